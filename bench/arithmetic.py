@@ -64,53 +64,61 @@ def differs_from_default(setting: Setting) -> bool:
 
 def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     """Returns what a recipe ends with under a setting, run in a folder of its own."""
-    variables = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **setting.variables}
-    began, codes = time.monotonic(), {}
+    env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **setting.variables}
+    started_at, codes = time.monotonic(), {}
     for stage in STAGES:
         print(f"bench     {setting.name}: {stage}", file=sys.stderr, flush=True)
-        asked = [sys.executable, "-m", stage, recipe, "--hardware", "cpu", *setting.changes]
-        codes[stage] = subprocess.run(asked, cwd=ROOT, env=variables, check=False).returncode
+        argv = [sys.executable, "-m", stage, recipe, "--hardware", "cpu", *setting.changes]
+        codes[stage] = subprocess.run(argv, cwd=ROOT, env=env, check=False).returncode
         if codes[stage]:
             break
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "setting": setting.name,
         "variables": dict(setting.variables),
         "changes": list(setting.changes),
         "exit_codes": codes,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - started_at, 1),
     }
     latest = runs / Path(recipe).stem / "latest"
     if (latest / "manifest.json").exists():
         metrics = atomic_files.read_json(latest / "manifest.json")["stages"]["train"]["metrics"]
-        found["validation"] = {
+        result["validation"] = {
             name: value for name, value in metrics["validation"]["tuned"].items() if _is_number(value)
         }
-        found["adapter_sha256"] = atomic_files.sha256(latest / "adapter" / "adapter_model.safetensors")[:16]
+        result["adapter_sha256"] = atomic_files.sha256(latest / "adapter" / "adapter_model.safetensors")[:16]
     if (latest / "scores.json").exists():
         scores = atomic_files.read_json(latest / "scores.json")
-        found["served"] = scores["systems"]["tuned"]["parity"]
-        found["verdict"] = scores["verdict"]["choice"]
-        found["test"] = {
-            one["title"]: {"n": one["n"]} | {name: metric["value"] for name, metric in one["metrics"].items()}
-            for one in scores["systems"].values()
+        result["served"] = scores["systems"]["tuned"]["parity"]
+        result["verdict"] = scores["verdict"]["choice"]
+        result["test"] = {
+            system["title"]: {"n": system["n"]} | {name: metric["value"] for name, metric in system["metrics"].items()}
+            for system in scores["systems"].values()
         }
-    return found
+    return result
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def table_row(one: Mapping[str, Any]) -> str:
+def table_row(result: Mapping[str, Any]) -> str:
     """Returns a line of the table."""
-    name = next(iter(one.get("validation", {})), None)
-    validation = wording.format_percent(one["validation"][name]) if name else "-"
-    served = one.get("served")
+    name = next(iter(result.get("validation", {})), None)
+    validation = wording.format_percent(result["validation"][name]) if name else "-"
+    served = result.get("served")
     equal = f"{served['agreement']:.1%} of {served['n']}" if served and served["agreement"] is not None else "-"
-    tuned = next((f"{told[name]:.1%}" for told in one.get("test", {}).values() if name in told), "-")
-    code = max(one["exit_codes"].values())
-    shown = [one["setting"], str(code), validation, equal, tuned, one.get("verdict", "-"), f"{one['seconds']:.0f} s"]
-    return f"| {' | '.join(shown)} |"
+    tuned = next((f"{metrics[name]:.1%}" for metrics in result.get("test", {}).values() if name in metrics), "-")
+    code = max(result["exit_codes"].values())
+    cells = [
+        result["setting"],
+        str(code),
+        validation,
+        equal,
+        tuned,
+        result.get("verdict", "-"),
+        f"{result['seconds']:.0f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
@@ -120,29 +128,33 @@ def main() -> int:
     parser.add_argument("--recipe", default="classifier")
     parser.add_argument("--only", default="", help="settings whose name begins so")
     arguments = parser.parse_args()
-    chosen = [one for one in SETTINGS if one.name.startswith(arguments.only) and differs_from_default(one)]
-    before = atomic_files.read_json(RESULTS) if RESULTS.exists() else {"runs": []}
+    settings = [
+        candidate
+        for candidate in SETTINGS
+        if candidate.name.startswith(arguments.only) and differs_from_default(candidate)
+    ]
+    previous = atomic_files.read_json(RESULTS) if RESULTS.exists() else {"runs": []}
     measured = []
-    for setting in chosen:
+    for setting in settings:
         with tempfile.TemporaryDirectory(prefix="insource-arithmetic-") as folder:
             measured.append(measure(arguments.recipe, setting, Path(folder)) | {"recipe": arguments.recipe})
-        kept = [one for one in before["runs"] if (one["recipe"], one["setting"]) not in _measured_keys(measured)]
+        kept_runs = [run for run in previous["runs"] if (run["recipe"], run["setting"]) not in _measured_keys(measured)]
         result = {
             "command": "python -m bench.arithmetic",
             "machine": cpu_name(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "versions": environment.read_package_versions(),
-            "runs": [*kept, *measured],
+            "runs": [*kept_runs, *measured],
         }
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print("| setting | exit | validation | served = trained | tuned, test | verdict | time |")
     print("|---|---|---|---|---|---|---|")
     print(*map(table_row, measured), sep="\n")
-    return int(any(max(one["exit_codes"].values()) for one in measured))
+    return int(any(max(run["exit_codes"].values()) for run in measured))
 
 
 def _measured_keys(measured: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    return {(one["recipe"], one["setting"]) for one in measured}
+    return {(run["recipe"], run["setting"]) for run in measured}
 
 
 if __name__ == "__main__":

@@ -46,63 +46,63 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of clients that were killed
     rows = []
-    for faults in FAULT_RATES:
+    for fault_rate in FAULT_RATES:
         with tempfile.TemporaryDirectory() as name:
-            found = run_with_kills(
-                arguments.kills, faults, N_ROWS, CAP_USD, Path(name) / "provider.jsonl", arguments.seed
+            result = run_with_kills(
+                arguments.kills, fault_rate, N_ROWS, CAP_USD, Path(name) / "provider.jsonl", arguments.seed
             )
-        rows.append(found)
-        told = " | ".join(f"{found[key]:,}" for key in ("kills", "requests", "sent_usd", "known_usd", "cap_usd"))
-        print(f"| one in ten fails: {faults > 0} | {told} | {found['over_cap']} |", flush=True)
-    about = {
+        rows.append(result)
+        cells = " | ".join(f"{result[key]:,}" for key in ("kills", "requests", "sent_usd", "known_usd", "cap_usd"))
+        print(f"| one in ten fails: {fault_rate > 0} | {cells} | {result['over_cap']} |", flush=True)
+    metadata = {
         "command": "make bench BENCH=budget",
         "hardware": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
     }
-    atomic_files.write_json(arguments.results, [row | about for row in rows])
+    atomic_files.write_json(arguments.results, [row | metadata for row in rows])
     return cli.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else cli.OK
 
 
-def run_with_kills(kills: int, faults: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
+def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
     """Returns what came of so many kills: what was sent, what is known of it, how often one of both was exceeded."""
-    provider = Provider(faults=faults, delay_seconds=0.0 if faults else 0.05)
-    chance, by, over, with_money = random.Random(seed), Counter[str](), Counter[str](), 0
+    provider = Provider(faults=fault_rate, delay_seconds=0.0 if fault_rate else 0.05)
+    rng, signal_counts, violations, n_killed_while_asking = random.Random(seed), Counter[str](), Counter[str](), 0
     with run_provider(provider) as address:
 
         def sent_usd() -> float:
             """What it takes: for all that it gets, or where it refuses some, for all that it worked out."""
-            return Price().of(provider.charged if faults else [count_tokens(body) for _, _, body in provider.seen])
+            return Price().of(provider.charged if fault_rate else [count_tokens(body) for _, _, body in provider.seen])
 
         def known_usd() -> float:
             return collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, make_requests(rows), path)
 
-        words = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
+        argv = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
         for _ in range(kills):
-            seen, until = len(provider.seen), chance.randint(1, 40)
-            process = subprocess.Popen(words, cwd=machine.ROOT, stderr=subprocess.DEVNULL)
-            while len(provider.seen) < seen + until and process.poll() is None:
+            n_seen, n_more = len(provider.seen), rng.randint(1, 40)
+            process = subprocess.Popen(argv, cwd=machine.ROOT, stderr=subprocess.DEVNULL)
+            while len(provider.seen) < n_seen + n_more and process.poll() is None:
                 time.sleep(0.002)
-            with_money += process.poll() is None
-            number = chance.choice((signal.SIGKILL, signal.SIGINT))
-            process.send_signal(number)
+            n_killed_while_asking += process.poll() is None
+            signal_number = rng.choice((signal.SIGKILL, signal.SIGINT))
+            process.send_signal(signal_number)
             process.wait()
-            by[number.name] += 1
-            over["cap"] += sent_usd() > cap_usd
-            over["known"] += sent_usd() > known_usd() + ROUNDING_TOLERANCE_USD
-        found = collect(address, path, make_requests(rows), budget=Budget(cap_usd, known_usd()))
+            signal_counts[signal_number.name] += 1
+            violations["cap"] += sent_usd() > cap_usd
+            violations["known"] += sent_usd() > known_usd() + ROUNDING_TOLERANCE_USD
+        collected = collect(address, path, make_requests(rows), budget=Budget(cap_usd, known_usd()))
         return {
-            "faults": faults,
+            "faults": fault_rate,
             "kills": kills,
-            "signals": dict(by),
-            "killed_while_asking": with_money,
+            "signals": dict(signal_counts),
+            "killed_while_asking": n_killed_while_asking,
             "requests": len(provider.seen),
             "met": dict(provider.met),
-            "complete": found.complete,
+            "complete": collected.complete,
             "sent_usd": round(sent_usd(), 6),
             "known_usd": round(known_usd(), 6),
             "cap_usd": cap_usd,
-            "over_cap": over["cap"] + (sent_usd() > cap_usd),
-            "over_known": over["known"],
+            "over_cap": violations["cap"] + (sent_usd() > cap_usd),
+            "over_known": violations["known"],
         }
 
 

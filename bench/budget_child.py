@@ -10,9 +10,9 @@ from tests.helpers.api_requests import IDENTITY, collect, make_endpoint, make_re
 
 def main(address: str, journal: str, rows: str, cap_usd: str) -> None:
     """Asks what has no answer yet, within the budget."""
-    path, asked = Path(journal), make_requests(int(rows))
-    spent = collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, asked, path)
-    collect(address, path, asked, budget=Budget(float(cap_usd), spent))
+    path, requests = Path(journal), make_requests(int(rows))
+    spent_usd = collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, requests, path)
+    collect(address, path, requests, budget=Budget(float(cap_usd), spent_usd))
 
 
 if __name__ == "__main__":

@@ -71,25 +71,30 @@ def main() -> None:
     parser.add_argument("list", type=Path)
     parser.add_argument("--page", type=Path, default=DOCS, help="a page with the marks between which the table goes")
     arguments = parser.parse_args()
-    found = []
+    results = []
     for line in arguments.list.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
-            found.append(check_line(line.split("\t"), arguments.list.parent))
-            print(f"{found[-1].model:36} {found[-1].taken:24} {found[-1].stop:20} {found[-1].why[:100]}", flush=True)
+            results.append(check_line(line.split("\t"), arguments.list.parent))
+            print(
+                f"{results[-1].model:36} {results[-1].taken:24} {results[-1].stop:20} {results[-1].why[:100]}",
+                flush=True,
+            )
     page = arguments.page.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN_MARK)
+    head, _, rest = page.partition(BEGIN_MARK)
     atomic_files.write_text(
-        arguments.page, before + BEGIN_MARK + results_table(found) + END_MARK + rest.partition(END_MARK)[2]
+        arguments.page, head + BEGIN_MARK + results_table(results) + END_MARK + rest.partition(END_MARK)[2]
     )
 
 
-def check_line(columns: list[str], beside: Path) -> TemplateResult:
+def check_line(columns: list[str], list_dir: Path) -> TemplateResult:
     """Returns what becomes of one line of the list."""
-    name, base, *about = columns
+    name, base, *token_columns = columns
     with tempfile.TemporaryDirectory() as folder:
-        if (beside / base).is_file():
+        if (list_dir / base).is_file():
             base = str(
-                write_base(Path(folder) / re.sub(r"[^\w.-]+", "-", name), (beside / base).read_text("utf-8"), *about)
+                write_base(
+                    Path(folder) / re.sub(r"[^\w.-]+", "-", name), (list_dir / base).read_text("utf-8"), *token_columns
+                )
             )
         try:
             rendering = chat_template.load_rendering(Model(base=base))
@@ -120,8 +125,8 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
             if examples[0] != examples[1]:
                 return TemplateResult(name, MISHANDLED, why="the prompt changes from day to day")
             rows = [
-                TokenizedRow(answer, one.prompt_ids, (one.completion_ids,))
-                for answer, one in zip(ANSWERS, examples[0], strict=True)
+                TokenizedRow(answer, example.prompt_ids, (example.completion_ids,))
+                for answer, example in zip(ANSWERS, examples[0], strict=True)
             ]
             targets = [{"target": answer} for answer in ANSWERS]
             decodability.check_answers_decodable(task, spec, targets, rows, tokenizer, len(tokenizer))
@@ -139,28 +144,32 @@ def iter_two_dates() -> Iterator[None]:
         def now(cls, tz: Any = None) -> "Later":
             return cls(2031, 7, 9)
 
-    before: Any = clock.datetime
+    original: Any = clock.datetime
     try:
         yield
         clock.datetime = Later
         yield
     finally:
-        clock.datetime = before
+        clock.datetime = original
 
 
-def write_base(folder: Path, template: str, bos: str = "", eos: str = "", stops: str = "", more: str = "") -> Path:
+def write_base(
+    folder: Path, template: str, bos: str = "", eos: str = "", stops: str = "", extra_tokens: str = ""
+) -> Path:
     """Returns a base without weights: the pocket model's tokenizer with a template and the tokens that it needs."""
     from transformers import AddedToken
 
     tokenizer = base_tokenizer.load_auto_tokenizer(str(POCKET), Model(base=str(POCKET)))
-    named = [*SPECIAL_TOKEN.findall(template), bos, eos, *stops.split(), *more.split()]
-    tokens = [one for one in dict.fromkeys(named) if one]
-    tokenizer.add_tokens([AddedToken(one, special=not ORDINARY_TAG.fullmatch(one), normalized=False) for one in tokens])
+    candidates = [*SPECIAL_TOKEN.findall(template), bos, eos, *stops.split(), *extra_tokens.split()]
+    tokens = [token for token in dict.fromkeys(candidates) if token]
+    tokenizer.add_tokens(
+        [AddedToken(token, special=not ORDINARY_TAG.fullmatch(token), normalized=False) for token in tokens]
+    )
     # One token in the vocabularies of Qwen and Llama 3.
     tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = bos or None, eos, template
     tokenizer.save_pretrained(folder)
-    ids = [tokenizer.convert_tokens_to_ids(one) for one in stops.split()]
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in stops.split()]
     (folder / base_tokenizer.GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
     return folder
 
@@ -170,22 +179,25 @@ def shorten_error(error: str, base: str, name: str) -> str:
     return error.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
 
 
-def results_table(found: list[TemplateResult]) -> str:
+def results_table(results: list[TemplateResult]) -> str:
     """Returns the table of docs/models.md."""
     counts = {
-        kind: sum(one.taken == kind for one in found)
-        for kind in (TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED)
+        outcome: sum(result.taken == outcome for result in results)
+        for outcome in (TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED)
     }
-    lines = [f"{len(found)} templates: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + ".\n"]
+    lines = [
+        f"{len(results)} templates: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + ".\n"
+    ]
     lines += ["| model | taken | pinned | stop | an open prompt ends in | why |", "|---|---|---|---|---|---|"]
-    for one in found:
-        code = (
+    for result in results:
+        cells = (
             f"`{table_cell(text)}`" if text else ""
-            for text in (one.stop, repr(one.generation_prompt)[1:-1] if one.generation_prompt else "")
+            for text in (result.stop, repr(result.generation_prompt)[1:-1] if result.generation_prompt else "")
         )
-        stop, generation_prompt = code
+        stop, generation_prompt = cells
         lines.append(
-            f"| {one.model} | {one.taken} | {one.pinned} | {stop} | {generation_prompt} | {table_cell(one.why)} |"
+            f"| {result.model} | {result.taken} | {result.pinned} | {stop} | {generation_prompt} | "
+            f"{table_cell(result.why)} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -50,53 +50,55 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(prog="python -m bench.coverage", description="Simulate the coverage of intervals.")
-    made.add_argument("--sets", type=int, default=1000, help="test sets for each n, with and without clusters")
-    made.add_argument("--quick", action="store_true", help="100 sets and 500 resamples, and nothing written")
-    made.add_argument(
+    parser = argparse.ArgumentParser(prog="python -m bench.coverage", description="Simulate the coverage of intervals.")
+    parser.add_argument("--sets", type=int, default=1000, help="test sets for each n, with and without clusters")
+    parser.add_argument("--quick", action="store_true", help="100 sets and 500 resamples, and nothing written")
+    parser.add_argument(
         "--only", choices=[metric.name for metric in METRICS], help="this metric; the file keeps the other"
     )
-    made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
-    asked = made.parse_args()
-    if asked.write_docs:
+    parser.add_argument(
+        "--write-docs", action="store_true", help="put the last results into docs/statistics.md and end"
+    )
+    arguments = parser.parse_args()
+    if arguments.write_docs:
         docs_tables.write_tables(DOCS, "coverage", RESULTS, results_tables)
         return cli.OK
-    sets, resamples = (100, 500) if asked.quick else (asked.sets, intervals.RESAMPLES)
-    about = {
-        "command": f"python -m bench.coverage {'--quick' if asked.quick else f'--sets {sets}'}"
-        + (f" --only {asked.only}" if asked.only else ""),
+    sets, resamples = (100, 500) if arguments.quick else (arguments.sets, intervals.RESAMPLES)
+    metadata = {
+        "command": f"python -m bench.coverage {'--quick' if arguments.quick else f'--sets {sets}'}"
+        + (f" --only {arguments.only}" if arguments.only else ""),
         "resamples": resamples,
         "hardware": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
     }
-    metrics = [metric for metric in METRICS if asked.only in (None, metric.name)]
+    metrics = [metric for metric in METRICS if arguments.only in (None, metric.name)]
     results: list[Row] = []
     for clustered in (False, True):
         for n in ROWS:
-            began = time.monotonic()
-            results += [{**row, **about} for row in simulate(n, clustered, sets, resamples, metrics=metrics)]
-            told = f"{n} rows{' in clusters' if clustered else ''}: {time.monotonic() - began:.0f} s"
-            print(told, file=sys.stderr, flush=True)
-    if asked.only and not asked.quick:
+            started_at = time.monotonic()
+            results += [{**row, **metadata} for row in simulate(n, clustered, sets, resamples, metrics=metrics)]
+            message = f"{n} rows{' in clusters' if clustered else ''}: {time.monotonic() - started_at:.0f} s"
+            print(message, file=sys.stderr, flush=True)
+    if arguments.only and not arguments.quick:
         results = merge_results(atomic_files.read_json(RESULTS), results)
     print(results_tables(results))
     broken = [row for row in results if not meets_promise(row)]
     for row in broken:
         print(f"not as promised: {row['figure']}, {row['n']} rows, {row['clusters'] or 'no'} clusters", file=sys.stderr)
-    if not asked.quick:
+    if not arguments.quick:
         RESULTS.parent.mkdir(exist_ok=True)
         atomic_files.write_json(RESULTS, results)
-    return cli.FAILED if broken and not asked.quick else cli.OK
+    return cli.FAILED if broken and not arguments.quick else cli.OK
 
 
-def merge_results(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+def merge_results(previous: Sequence[Row], current: Sequence[Row]) -> list[Row]:
     """Returns the rows of an earlier file, in their order, each replaced where it was measured again."""
 
     def key(row: Row) -> tuple[Any, ...]:
         return row["figure"], row["truth"] < 0, row["n"], row["clusters"]
 
-    again = {key(row): row for row in now}
-    return [again.get(key(row), row) for row in before]
+    current_by_key = {key(row): row for row in current}
+    return [current_by_key.get(key(row), row) for row in previous]
 
 
 def simulate(
@@ -110,35 +112,41 @@ def simulate(
     """Returns a row for each figure of so many test sets: the metrics, and their differences where there is none and
     where it is just the margin."""
     loss = {metric.name: accuracy_loss_for(metric, MARGIN) for metric in METRICS}
-    single: dict[str, list[Interval]] = {}
-    double: dict[tuple[str, float], list[PairedDifference]] = {}
+    single_intervals: dict[str, list[Interval]] = {}
+    differences: dict[tuple[str, float], list[PairedDifference]] = {}
     for number in range(sets):
         rng = np.random.default_rng([seed, n, clustered, number])
-        found = draw_test_set(n, clustered, [0.0, *loss.values()], rng)
+        test_set = draw_test_set(n, clustered, [0.0, *loss.values()], rng)
         for metric in metrics:
-            how: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
-            one = metric.tally(found.wanted, found.system)
-            single.setdefault(metric.name, []).append(intervals.compute_interval(one, found.clusters, **how))
-            for truth, lost in ((0.0, 0.0), (-MARGIN, loss[metric.name])):
-                other = metric.tally(found.wanted, found.others[lost])
-                seen = paired.compute_paired_difference(other, one, found.clusters, permutations=PERMUTATIONS, **how)
-                double.setdefault((metric.name, truth), []).append(seen)
-    same: Row = {"n": n, "clusters": n // CLUSTER_ROWS if clustered else None, "sets": sets}
+            options: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
+            tuned_stats = metric.tally(test_set.wanted, test_set.system)
+            single_intervals.setdefault(metric.name, []).append(
+                intervals.compute_interval(tuned_stats, test_set.clusters, **options)
+            )
+            for truth, accuracy_loss in ((0.0, 0.0), (-MARGIN, loss[metric.name])):
+                baseline_stats = metric.tally(test_set.wanted, test_set.others[accuracy_loss])
+                difference = paired.compute_paired_difference(
+                    baseline_stats, tuned_stats, test_set.clusters, permutations=PERMUTATIONS, **options
+                )
+                differences.setdefault((metric.name, truth), []).append(difference)
+    common: Row = {"n": n, "clusters": n // CLUSTER_ROWS if clustered else None, "sets": sets}
     rows: list[Row] = []
     for metric in metrics:
         truth = metric.truth(LABEL_ACCURACIES)
-        rows.append({"figure": metric.name, "method": single[metric.name][0].method, **same})
-        rows[-1].update(measure_coverage(truth, single[metric.name]))
+        rows.append({"figure": metric.name, "method": single_intervals[metric.name][0].method, **common})
+        rows[-1].update(measure_coverage(truth, single_intervals[metric.name]))
         for truth in (0.0, -MARGIN):
-            of = double[metric.name, truth]
-            rows.append({"figure": f"{metric.name} difference", "method": of[0].test, **same})
-            rows[-1].update(measure_coverage(truth, of), **measure_false_verdicts(truth, of))
+            metric_differences = differences[metric.name, truth]
+            rows.append({"figure": f"{metric.name} difference", "method": metric_differences[0].test, **common})
+            rows[-1].update(
+                measure_coverage(truth, metric_differences), **measure_false_verdicts(truth, metric_differences)
+            )
     return rows
 
 
-def measure_coverage(truth: float, found: Sequence[Interval | PairedDifference]) -> Row:
+def measure_coverage(truth: float, estimates: Sequence[Interval | PairedDifference]) -> Row:
     """Returns how often intervals hold the truth, and on which side it lies where they do not."""
-    low, high = np.array([(one.low, one.high) for one in found]).T
+    low, high = np.array([(estimate.low, estimate.high) for estimate in estimates]).T
     below, above = float(np.mean(truth < low - ATOL)), float(np.mean(truth > high + ATOL))
     return {
         "truth": truth,
@@ -149,13 +157,16 @@ def measure_coverage(truth: float, found: Sequence[Interval | PairedDifference])
     }
 
 
-def measure_false_verdicts(truth: float, found: Sequence[PairedDifference]) -> Row:
+def measure_false_verdicts(truth: float, differences: Sequence[PairedDifference]) -> Row:
     """Returns how often something is said that is false where the true difference is none, or just the margin."""
-    said = [paired.classify_difference(one, MARGIN) for one in found]
+    verdicts = [paired.classify_difference(difference, MARGIN) for difference in differences]
     if truth < 0:
-        return {"false_non_inferiority": (said.count("superior") + said.count("non-inferior")) / len(said)}
-    rejected = sum(one.p_value < ALPHA for one in found)
-    return {"false_superiority": said.count("superior") / len(said), "false_rejection": rejected / len(said)}
+        return {"false_non_inferiority": (verdicts.count("superior") + verdicts.count("non-inferior")) / len(verdicts)}
+    rejected = sum(difference.p_value < ALPHA for difference in differences)
+    return {
+        "false_superiority": verdicts.count("superior") / len(verdicts),
+        "false_rejection": rejected / len(verdicts),
+    }
 
 
 def meets_promise(row: Mapping[str, Any]) -> bool:
@@ -163,9 +174,9 @@ def meets_promise(row: Mapping[str, Any]) -> bool:
     more where the test is exact), and no more verdicts are false than alpha and the simulation's own error allow."""
     promised = row["n"] >= MIN_PROMISED_ROWS and row["figure"] != "macro-F1"
     # The interval that agrees with an exact test is too wide by as much as the test is discrete.
-    most = 1.0 if row["method"] == EXACT_MCNEMAR else MAX_COVERAGE
+    max_coverage = 1.0 if row["method"] == EXACT_MCNEMAR else MAX_COVERAGE
     allowed = ALPHA + simulation_error(row["sets"])
-    return (MIN_COVERAGE <= row["coverage"] <= most or not promised) and all(
+    return (MIN_COVERAGE <= row["coverage"] <= max_coverage or not promised) and all(
         row.get(name, 0) <= allowed for name in FALSE_VERDICT_LABELS
     )
 
@@ -177,25 +188,25 @@ def simulation_error(sets: int) -> float:
 
 def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the results as two Markdown tables."""
-    first = results[0]
+    first_row = results[0]
     lines = [
-        f"{first['sets']:,} sets each, {first['resamples']:,} resamples.",
+        f"{first_row['sets']:,} sets each, {first_row['resamples']:,} resamples.",
         *[f"Measured {date} by `{command}`." for date, command in dict.fromkeys(_measured_by(row) for row in results)],
         f"In bold: outside {MIN_COVERAGE:.0%} to {MAX_COVERAGE:.0%}. The simulation's own error is "
-        f"{simulation_error(first['sets']):.1%} (two",
+        f"{simulation_error(first_row['sets']):.1%} (two",
         "standard errors).",
         "",
         "| figure | truth | rows | clusters | holds the truth | truth below | truth above | mean width |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
-        held = (
+        coverage = (
             f"{row['coverage']:.1%}"
             if MIN_COVERAGE <= row["coverage"] <= MAX_COVERAGE
             else f"**{row['coverage']:.1%}**"
         )
         lines.append(
-            f"| {row['figure']} | {row['truth']:.3f} | {row['n']:,} | {row['clusters'] or '-'} | {held} | "
+            f"| {row['figure']} | {row['truth']:.3f} | {row['n']:,} | {row['clusters'] or '-'} | {coverage} | "
             f"{row['truth_below']:.1%} | {row['truth_above']:.1%} | {row['mean_width']:.3f} |"
         )
     lines += [
@@ -209,10 +220,10 @@ def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
     for row in results:
         key = (row["figure"], row["n"], row["clusters"])
         rates.setdefault(key, {}).update({name: row[name] for name in FALSE_VERDICT_LABELS if name in row})
-    for (figure, n, clusters), found in rates.items():
-        if found:
-            told = " | ".join(f"{found[name]:.1%}" for name in FALSE_VERDICT_LABELS)
-            lines.append(f"| {figure} | {n:,} | {clusters or '-'} | {told} |")
+    for (figure, n, clusters), row_rates in rates.items():
+        if row_rates:
+            cells = " | ".join(f"{row_rates[name]:.1%}" for name in FALSE_VERDICT_LABELS)
+            lines.append(f"| {figure} | {n:,} | {clusters or '-'} | {cells} |")
     return "\n".join(lines)
 
 

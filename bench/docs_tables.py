@@ -13,9 +13,11 @@ def write_tables(docs: Path, name: str, results: Path, tables: Callable[[Any], s
     missing."""
     if not results.exists():
         raise StageError(f"there is no bench/results/{results.name}; run python -m bench.{name} first")
-    opened, closed = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, begin, rest = docs.read_text(encoding="utf-8").partition(opened)
-    _, end, after = rest.partition(closed)
+    begin_mark, end_mark = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, begin, rest = docs.read_text(encoding="utf-8").partition(begin_mark)
+    _, end, tail = rest.partition(end_mark)
     if not begin or not end:
-        raise StageError(f"docs/{docs.name} has no place for the tables; write {opened} and {closed} where they belong")
-    atomic_files.write_text(docs, f"{before}{opened}\n{tables(atomic_files.read_json(results))}\n{closed}{after}")
+        raise StageError(
+            f"docs/{docs.name} has no place for the tables; write {begin_mark} and {end_mark} where they belong"
+        )
+    atomic_files.write_text(docs, f"{head}{begin_mark}\n{tables(atomic_files.read_json(results))}\n{end_mark}{tail}")

@@ -35,29 +35,29 @@ EVENT_LINES = re.compile(
 )
 
 
-def run_stages(checkout: Path, recipe: str, runs: Path, more: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the seconds of each stage and the timeline of one run from train to verdict, with `more` variables in its
-    environment. Raises RuntimeError where a stage fails."""
-    variables = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **more}
-    began = time.monotonic()
+def run_stages(checkout: Path, recipe: str, runs: Path, extra_env: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the seconds of each stage and the timeline of one run from train to verdict, with `extra_env` variables
+    in its environment. Raises RuntimeError where a stage fails."""
+    env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **extra_env}
+    started_at = time.monotonic()
     stages: dict[str, float] = {}
     timeline: list[Any] = []
     for stage in STAGES:
-        at = time.monotonic()
-        asked = [sys.executable, "-m", stage, recipe, "--hardware", "cpu"]
+        stage_started_at = time.monotonic()
+        argv = [sys.executable, "-m", stage, recipe, "--hardware", "cpu"]
         process = subprocess.Popen(
-            asked, cwd=checkout, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            argv, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert process.stdout is not None
-        last: list[str] = []
+        recent_lines: list[str] = []
         for line in process.stdout:
-            last = [*last[-20:], line]
+            recent_lines = [*recent_lines[-20:], line]
             if EVENT_LINES.match(line) and not _continues_line(timeline, line):
-                timeline.append([round(time.monotonic() - began, 1), line.rstrip()[:110]])
+                timeline.append([round(time.monotonic() - started_at, 1), line.rstrip()[:110]])
         if process.wait():
-            raise RuntimeError(f"{stage} in {checkout} ended with {process.returncode}:\n{''.join(last)}")
-        stages[stage] = round(time.monotonic() - at, 1)
-    return {"seconds": round(time.monotonic() - began, 1), "stages": stages, "timeline": timeline}
+            raise RuntimeError(f"{stage} in {checkout} ended with {process.returncode}:\n{''.join(recent_lines)}")
+        stages[stage] = round(time.monotonic() - stage_started_at, 1)
+    return {"seconds": round(time.monotonic() - started_at, 1), "stages": stages, "timeline": timeline}
 
 
 def _continues_line(timeline: Sequence[Any], line: str) -> bool:
@@ -71,9 +71,9 @@ def medians_table(builds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str
     """Returns medians of each build, a line each."""
     lines = ["| build | " + " | ".join(STAGES) + " | all |", "|" + "---|" * (len(STAGES) + 2)]
     for name, measured in builds.items():
-        stages = [f"{statistics.median(one['stages'][stage] for one in measured):.0f} s" for stage in STAGES]
+        stages = [f"{statistics.median(run['stages'][stage] for run in measured):.0f} s" for stage in STAGES]
         lines.append(
-            f"| {name} | {' | '.join(stages)} | {statistics.median(one['seconds'] for one in measured):.0f} s |"
+            f"| {name} | {' | '.join(stages)} | {statistics.median(run['seconds'] for run in measured):.0f} s |"
         )
     return lines
 
@@ -93,22 +93,24 @@ def main() -> int:
     parser.add_argument("--recipe", default="classifier")
     arguments = parser.parse_args()
     checkouts = {"before": arguments.before.resolve(), "now": ROOT}
-    more = {"before": dict(one.split("=", 1) for one in arguments.before_with), "now": {}}
+    extra_env = {"before": dict(assignment.split("=", 1) for assignment in arguments.before_with), "now": {}}
     builds: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(arguments.runs):
         for name, checkout in checkouts.items():
             print(f"bench     {name}, run {number + 1} of {arguments.runs}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="insource-end-to-end-") as folder:
-                builds[name].append(run_stages(checkout, arguments.recipe, Path(folder), more[name]))
+                builds[name].append(run_stages(checkout, arguments.recipe, Path(folder), extra_env[name]))
             _write_results(builds, checkouts, arguments)
     print(*medians_table(builds), sep="\n")
     for name, measured in builds.items():
-        print(f"\n{name}:", *(f"{at:7.1f} s  {line}" for at, line in measured[-1]["timeline"]), sep="\n")
+        print(f"\n{name}:", *(f"{seconds:7.1f} s  {line}" for seconds, line in measured[-1]["timeline"]), sep="\n")
     return 0
 
 
 def _write_results(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arguments: argparse.Namespace) -> None:
-    medians = {name: statistics.median(one["seconds"] for one in told) for name, told in builds.items() if told}
+    medians = {
+        name: statistics.median(run["seconds"] for run in measured) for name, measured in builds.items() if measured
+    }
     result = {
         "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}"
         + (f" --before-with {' '.join(arguments.before_with)}" if arguments.before_with else ""),
@@ -124,8 +126,8 @@ def _write_results(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arg
 
 
 def _git_commit(checkout: Path) -> str:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
+    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def build_meta_model(name: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, shape = BASES[name]
+    model_type, shape = BASES[name]
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), dtype=torch.bfloat16).eval()
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.bfloat16).eval()
 
 
 def add_lora(name: str) -> Any:
@@ -68,8 +68,8 @@ def count_nf4_weights(model: Any) -> int:
     import torch
 
     head = model.get_output_embeddings()
-    layers = (one for one in model.modules() if isinstance(one, torch.nn.Linear) and one is not head)
-    return sum(one.weight.numel() for one in layers if not one.weight.requires_grad)
+    layers = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head)
+    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
 def nf4_bytes(model: Any) -> int:
@@ -88,10 +88,16 @@ def table_row(name: str) -> str:
         usable = decoding_memory.usable_bytes(gib * 2**30)
         # As train/model/dequantize.py does while it validates: weights are held dequantized where they take at most
         # 40%.
-        plain = count_nf4_weights(model) * 2
-        held = weights + train.adapter + (plain if plain <= dequantized_memory_fraction() * gib * 2**30 else 0)
-        found = [_concurrent_rows(model, decoded, usable - held) for decoded in (LABEL_DECODING, DOCUMENT_DECODING)]
-        cells.append(f"{found[0]}, {found[1]}" if training <= usable and min(found) else "no")
+        dequantized_bytes = count_nf4_weights(model) * 2
+        held_bytes = (
+            weights
+            + train.adapter
+            + (dequantized_bytes if dequantized_bytes <= dequantized_memory_fraction() * gib * 2**30 else 0)
+        )
+        row_counts = [
+            _concurrent_rows(model, decoded, usable - held_bytes) for decoded in (LABEL_DECODING, DOCUMENT_DECODING)
+        ]
+        cells.append(f"{row_counts[0]}, {row_counts[1]}" if training <= usable and min(row_counts) else "no")
     return f"| {name} | {' | '.join(cells)} |"
 
 
@@ -102,12 +108,14 @@ def dequantized_memory_fraction() -> float:
     return dequantize.MAX_MEMORY_FRACTION
 
 
-def _concurrent_rows(model: Any, decoded: DecodingWorkload, free: int) -> int:
+def _concurrent_rows(model: Any, decoded: DecodingWorkload, free_bytes: int) -> int:
     """How many rows are decoded at once, 0 where not even one fits."""
     from train.evaluate.shared_cache import GPU_LIMITS
 
-    rows, peak = decoding_memory.estimate_decoding_peak(model.config.get_text_config(), decoded, 2, GPU_LIMITS, free)
-    return rows if peak <= free else 0
+    rows, peak = decoding_memory.estimate_decoding_peak(
+        model.config.get_text_config(), decoded, 2, GPU_LIMITS, free_bytes
+    )
+    return rows if peak <= free_bytes else 0
 
 
 def memory_table() -> str:
@@ -120,8 +128,8 @@ def memory_table() -> str:
 def write_table(page: Path) -> None:
     """Writes the table into a page, between its marks. Raises ValueError where they are missing."""
     text = page.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN_MARK)], text[text.index(END_MARK) :]
-    atomic_files.write_text(page, f"{before}{BEGIN_MARK}\n{memory_table()}\n{after}")
+    head, tail = text[: text.index(BEGIN_MARK)], text[text.index(END_MARK) :]
+    atomic_files.write_text(page, f"{head}{BEGIN_MARK}\n{memory_table()}\n{tail}")
 
 
 if __name__ == "__main__":

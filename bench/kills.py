@@ -55,12 +55,14 @@ def write_recipe(folder: Path, rows: int = 200) -> Path:
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["message", "queue", "customer"])
-        writer.writerows((one.message, one.queue, one.customer_id) for one in generate_tickets(rows, seed=5))
+        writer.writerows(
+            (ticket.message, ticket.queue, ticket.customer_id) for ticket in generate_tickets(rows, seed=5)
+        )
     (folder / "small.yaml").write_text(RECIPE, encoding="utf-8")
     return folder / "small.yaml"
 
 
-def start_training(recipe: Path, runs: Path, *settings: str, **given: Any) -> subprocess.Popen[str]:
+def start_training(recipe: Path, runs: Path, *settings: str, **kwargs: Any) -> subprocess.Popen[str]:
     """Returns the command as a user gives it, begun in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "train", str(recipe), *settings],
@@ -70,7 +72,7 @@ def start_training(recipe: Path, runs: Path, *settings: str, **given: Any) -> su
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **given,
+        **kwargs,
     )
 
 
@@ -83,12 +85,12 @@ def run_training(recipe: Path, runs: Path) -> str:
     return printed
 
 
-def kill_when(process: subprocess.Popen[str], now: Callable[[], object]) -> bool:
-    """Kills all processes of a command the moment that `now` is true; returns False where it had ended well before.
+def kill_when(process: subprocess.Popen[str], is_due: Callable[[], object]) -> bool:
+    """Kills all processes of a command the moment that `is_due` is true; returns False where it had ended well before.
 
     Raises RuntimeError where it had failed.
     """
-    while not now():
+    while not is_due():
         if process.poll() is not None:
             printed, _ = process.communicate()
             if process.returncode:
@@ -128,11 +130,11 @@ def describe_stage(runs: Path) -> str:
     if run is None:
         return "no run yet"
     rows = metrics.read_rows(run / "metrics.jsonl")
-    told = [f"logged update {rows[-1]['step']}"] if rows else ["logged nothing"]
-    told += [f"{path.name} being written" for path in (run / "checkpoints").glob(".writing/*")]
+    parts = [f"logged update {rows[-1]['step']}"] if rows else ["logged nothing"]
+    parts += [f"{path.name} being written" for path in (run / "checkpoints").glob(".writing/*")]
     if list(run.glob(".adapter.*")):
-        told.append("the adapter being written")
-    return ", ".join(told)
+        parts.append("the adapter being written")
+    return ", ".join(parts)
 
 
 def newest_checkpoint(runs: Path) -> str | None:
@@ -148,50 +150,52 @@ def has_training_begun(runs: Path) -> bool:
 
 def measure_durations(recipe: Path, runs: Path) -> tuple[float, float]:
     """Returns how long a run takes until it trains, and from there to its end."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     process = start_training(recipe, runs)
     while not has_training_begun(runs):
         time.sleep(0.01)
-    trains = time.monotonic()
+    training_started_at = time.monotonic()
     process.communicate()
-    return trains - began, time.monotonic() - trains
+    return training_started_at - started_at, time.monotonic() - training_started_at
 
 
-def run_one_kill(recipe: Path, prepared: Path, after_seconds: float, of: str) -> dict[str, Any]:
+def run_one_kill(recipe: Path, prepared: Path, after_seconds: float, reference_point: str) -> dict[str, Any]:
     """Returns how a run ended that was killed so long after its start, or after training began, and called again."""
     with tempfile.TemporaryDirectory() as name:
         runs = Path(name) / "runs"
         shutil.copytree(prepared, runs / recipe.stem / ".data")
-        since = time.monotonic() if of == AT_START else None
+        started_at = time.monotonic() if reference_point == AT_START else None
 
-        def now() -> bool:
-            nonlocal since
-            if since is None and has_training_begun(runs):
-                since = time.monotonic()
-            return since is not None and time.monotonic() - since > after_seconds
+        def is_due() -> bool:
+            nonlocal started_at
+            if started_at is None and has_training_begun(runs):
+                started_at = time.monotonic()
+            return started_at is not None and time.monotonic() - started_at > after_seconds
 
-        killed = kill_when(start_training(recipe, runs), now)
-        stage, newest = describe_stage(runs) if killed else "ended", newest_checkpoint(runs)
+        killed = kill_when(start_training(recipe, runs), is_due)
+        stage, checkpoint = describe_stage(runs) if killed else "ended", newest_checkpoint(runs)
         run_training(recipe, runs)
         run = find_run(runs)
         assert run is not None
         return {
             "killed_after_seconds": round(after_seconds, 2),
-            "after": of,
+            "after": reference_point,
             "stage": stage,
-            "went_on_from": newest,
+            "went_on_from": checkpoint,
             **run_hashes(run),
         }
 
 
-def results_table(results: list[dict[str, Any]], whole: Mapping[str, Any]) -> list[str]:
+def results_table(results: list[dict[str, Any]], expected: Mapping[str, Any]) -> list[str]:
     """Returns the kills as lines of a Markdown table."""
     lines = ["| killed | when it had | went on from | adapter | metrics.jsonl |", "|---" * 5 + "|"]
-    for one in results:
-        same = ["same" if one[key] == whole[key] else "DIFFERENT" for key in ("adapter_sha256", "metrics_sha256")]
-        went = one["went_on_from"] or "the beginning"
-        killed = f"{one['killed_after_seconds']:.2f} s after {one['after']}"
-        lines.append(f"| {killed} | {one['stage']} | {went} | {same[0]} | {same[1]} |")
+    for result in results:
+        matches = [
+            "same" if result[key] == expected[key] else "DIFFERENT" for key in ("adapter_sha256", "metrics_sha256")
+        ]
+        resumed_from = result["went_on_from"] or "the beginning"
+        killed = f"{result['killed_after_seconds']:.2f} s after {result['after']}"
+        lines.append(f"| {killed} | {result['stage']} | {resumed_from} | {matches[0]} | {matches[1]} |")
     return lines
 
 
@@ -199,30 +203,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kills", description="Kill training at random moments.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    drawn = random.Random(asked.seed)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         recipe, runs = write_recipe(Path(name)), Path(name) / "whole"
         run_training(recipe, runs)
         run = find_run(runs)
         assert run is not None
-        whole, prepared = run_hashes(run), runs / recipe.stem / ".data"
+        expected, prepared = run_hashes(run), runs / recipe.stem / ".data"
         # How long a run takes whose data is prepared.
         shutil.rmtree(run)
         to_training, to_end = measure_durations(recipe, runs)
         results: list[dict[str, Any]] = []
-        for number in range(asked.kills):
-            of, most = (AT_START, to_training) if number % 4 == 3 else (IN_TRAINING, to_end)
-            results.append(run_one_kill(recipe, prepared, drawn.uniform(0, most), of))
-            print(results_table(results, whole)[-1], file=sys.stderr, flush=True)
-    same = sum(all(one[key] == whole[key] for key in whole) for one in results)
+        for number in range(arguments.kills):
+            reference_point, max_seconds = (AT_START, to_training) if number % 4 == 3 else (IN_TRAINING, to_end)
+            results.append(run_one_kill(recipe, prepared, rng.uniform(0, max_seconds), reference_point))
+            print(results_table(results, expected)[-1], file=sys.stderr, flush=True)
+    n_identical = sum(all(result[key] == expected[key] for key in expected) for result in results)
     row = {
         "shape": "pocket model, NF4, LoRA with dropout, 12 updates of 4 rows, a checkpoint each 2",
         "system": "insource",
-        "command": f"python -m bench.kills --kills {asked.kills} --seed {asked.seed}",
+        "command": f"python -m bench.kills --kills {arguments.kills} --seed {arguments.seed}",
         "kills": len(results),
-        "identical": same,
-        "undisturbed": whole,
+        "identical": n_identical,
+        "undisturbed": expected,
         "undisturbed_seconds": round(to_training + to_end, 1),
         "raw": results,
         "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
@@ -231,9 +235,9 @@ def main() -> int:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
-    print("\n".join(results_table(results, whole)))
-    print(f"{same} of {len(results)} ended in the same bytes")
-    return 0 if same == len(results) else 1
+    print("\n".join(results_table(results, expected)))
+    print(f"{n_identical} of {len(results)} ended in the same bytes")
+    return 0 if n_identical == len(results) else 1
 
 
 if __name__ == "__main__":

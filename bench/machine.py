@@ -25,10 +25,10 @@ PEER_TIMEOUT_SECONDS = 3 * 3600
 
 def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
     """Returns what a process left in result.json. Raises StageError with the last line it said where it failed."""
-    asked = [str(python), "-m", module, str(spec.save())]
+    argv = [str(python), "-m", module, str(spec.save())]
     try:
-        answer = subprocess.run(
-            asked,
+        process = subprocess.run(
+            argv,
             cwd=ROOT,
             env={**os.environ, **OFFLINE_ENV},
             capture_output=True,
@@ -39,10 +39,10 @@ def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise StageError(f"{module} was not done after {PEER_TIMEOUT_SECONDS} s") from None
     path = Path(spec.folder) / RESULT_FILE
-    if answer.returncode or not path.exists():
-        (Path(spec.folder) / "stderr.txt").write_text(answer.stdout + answer.stderr, encoding="utf-8")
-        said = answer.stderr.strip().splitlines() or ["nothing said"]
-        raise StageError(f"{module} ended with {answer.returncode}: {said[-1].strip()[:300]}")
+    if process.returncode or not path.exists():
+        (Path(spec.folder) / "stderr.txt").write_text(process.stdout + process.stderr, encoding="utf-8")
+        stderr_lines = process.stderr.strip().splitlines() or ["nothing said"]
+        raise StageError(f"{module} ended with {process.returncode}: {stderr_lines[-1].strip()[:300]}")
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
@@ -64,14 +64,14 @@ def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
 
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     size, device = (8192, "cuda") if on_gpu else (1536, "cpu")
-    one = torch.ones(size, size, dtype=dtype, device=device)
-    spent = []
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         # Reading one number waits for the device.
-        (one @ one)[0, 0].item()
-        spent.append(time.perf_counter() - began)
-    return 2 * size**3 / min(spent)
+        (matrix @ matrix)[0, 0].item()
+        seconds.append(time.perf_counter() - started_at)
+    return 2 * size**3 / min(seconds)
 
 
 def utc_date() -> str:

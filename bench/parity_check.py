@@ -50,25 +50,29 @@ UpperBound = Callable[[int, int, int], float]
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(prog="python -m bench.parity_check", description="Error rates of the parity check.")
-    made.add_argument(
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.parity_check", description="Error rates of the parity check."
+    )
+    parser.add_argument(
         "--sets", type=int, default=1000, help="simulated sets of rows for each n, kind of change and drop"
     )
-    made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
-    arguments = made.parse_args()
+    parser.add_argument(
+        "--write-docs", action="store_true", help="put the last results into docs/statistics.md and end"
+    )
+    arguments = parser.parse_args()
     if arguments.write_docs:
         docs_tables.write_tables(DOCS, "parity_check", RESULTS, results_tables)
         return cli.OK
-    about = {
+    metadata = {
         "command": f"python -m bench.parity_check --sets {arguments.sets}",
         "hardware": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
     }
     results: list[Row] = []
     for n in ROWS:
-        began = time.monotonic()
-        results += [{**row, **about} for row in [*compute_rates(n), *simulate(n, arguments.sets)]]
-        print(f"{n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        started_at = time.monotonic()
+        results += [{**row, **metadata} for row in [*compute_rates(n), *simulate(n, arguments.sets)]]
+        print(f"{n} rows: {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_files.write_json(RESULTS, results)
     print(results_tables(results))
@@ -80,38 +84,38 @@ def main() -> int:
 
 def compute_rates(n: int) -> Iterator[Row]:
     """Yields the rates of "worse" of scores 0 and 1: one row for each discordant share and true drop."""
-    most_won = _max_won_rows(n)
-    least = {name: min_lost_rows(upper, n, most_won) for name, upper in METHODS.items()}
+    max_won = _max_won_rows(n)
+    min_lost = {name: min_lost_rows(upper, n, max_won) for name, upper in METHODS.items()}
     for discordant in DISCORDANT_RATES:
         for drop in DROPS:
             if drop <= discordant:
-                rates = {name: rejection_rate(counts, n, discordant, drop) for name, counts in least.items()}
+                rates = {name: rejection_rate(counts, n, discordant, drop) for name, counts in min_lost.items()}
                 yield {"scores": "0 or 1", "n": n, "discordant": discordant, "drop": drop, "sets": None, "worse": rates}
 
 
-def min_lost_rows(upper: UpperBound, n: int, most_won: int, score_drop: float = SCORE_DROP) -> list[int]:
-    """Returns for 0, 1, ... `most_won` won rows how many rows must be lost until the check says "worse"."""
-    found: list[int] = []
-    for won in range(most_won + 1):
-        below, least = found[-1] - 1 if found else 0, n - won + 1
-        while least - below > 1:
-            lost = min((below + least) // 2, below + 16)
+def min_lost_rows(upper: UpperBound, n: int, max_won: int, score_drop: float = SCORE_DROP) -> list[int]:
+    """Returns for 0, 1, ... `max_won` won rows how many rows must be lost until the check says "worse"."""
+    minimums: list[int] = []
+    for won in range(max_won + 1):
+        low, high = minimums[-1] - 1 if minimums else 0, n - won + 1
+        while high - low > 1:
+            lost = min((low + high) // 2, low + 16)
             if upper(lost, won, n) < -score_drop:
-                least = lost
+                high = lost
             else:
-                below = lost
-        found.append(least)
-    return found
+                low = lost
+        minimums.append(high)
+    return minimums
 
 
-def rejection_rate(least: Sequence[int], n: int, discordant: float, drop: float) -> float:
+def rejection_rate(min_lost: Sequence[int], n: int, discordant: float, drop: float) -> float:
     """Returns how probable it is that rows are lost as often as least[won] says, won and lost being multinomial."""
     from scipy.stats import binom
 
     lost, won = (discordant + drop) / 2, (discordant - drop) / 2
-    counts = np.arange(len(least))
-    enough = binom.sf(np.asarray(least) - 1, n - counts, lost / (1 - won))
-    return float(binom.pmf(counts, n, won) @ enough)
+    counts = np.arange(len(min_lost))
+    tail_probability = binom.sf(np.asarray(min_lost) - 1, n - counts, lost / (1 - won))
+    return float(binom.pmf(counts, n, won) @ tail_probability)
 
 
 def simulate(n: int, sets: int, seed: int = 1) -> Iterator[Row]:
@@ -148,25 +152,27 @@ def meets_promise(row: Mapping[str, Any]) -> bool:
 
 def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the results as two Markdown tables, what is above the allowed rate in bold."""
-    first = results[0]
-    lines = [f"{first['hardware']}, {first['date']}, `{first['command']}`. In bold: above the allowed rate."]
+    first_row = results[0]
+    lines = [
+        f"{first_row['hardware']}, {first_row['date']}, `{first_row['command']}`. In bold: above the allowed rate."
+    ]
     for exact in (True, False):
         rows = [row for row in results if (row["sets"] is None) == exact]
-        heads = ["n", "discordant" if exact else "scores", "true drop", "allowed", *rows[0]["worse"]]
-        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        headers = ["n", "discordant" if exact else "scores", "true drop", "allowed", *rows[0]["worse"]]
+        lines += ["", f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
         for row in rows:
             allowed = ALLOWED_RATES.get(row["drop"])
-            which = f"{row['discordant']:.0%}" if exact else row["scores"]
-            told = [f"{row['n']}", which, f"{row['drop']:.0%}", "-" if allowed is None else f"{allowed:.1%}"]
-            told += [_table_cell(share, allowed, row["sets"]) for share in row["worse"].values()]
-            lines.append(f"| {' | '.join(told)} |")
+            group = f"{row['discordant']:.0%}" if exact else row["scores"]
+            cells = [f"{row['n']}", group, f"{row['drop']:.0%}", "-" if allowed is None else f"{allowed:.1%}"]
+            cells += [_table_cell(rate, allowed, row["sets"]) for rate in row["worse"].values()]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _table_cell(share: float, allowed: float | None, sets: int | None) -> str:
+def _table_cell(rate: float, allowed: float | None, sets: int | None) -> str:
     error = 3 * sqrt(allowed * (1 - allowed) / sets) if allowed and sets else 0.0
-    told = f"{share:.1%}" if share >= 0.0005 or share == 0 else f"{share:.2%}"
-    return f"**{told}**" if allowed is not None and share > allowed + error else told
+    text = f"{rate:.1%}" if rate >= 0.0005 or rate == 0 else f"{rate:.2%}"
+    return f"**{text}**" if allowed is not None and rate > allowed + error else text
 
 
 def _max_won_rows(n: int) -> int:

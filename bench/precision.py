@@ -50,20 +50,22 @@ CASES = (
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(prog="python -m bench.precision", description="Training in float32 and in bfloat16.")
-    made.add_argument("--banking77", type=Path, required=True, help="the folder of its train.csv")
-    made.add_argument("--runs", type=int, default=3, help="of each, of which the median counts")
-    asked = made.parse_args()
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.precision", description="Training in float32 and in bfloat16."
+    )
+    parser.add_argument("--banking77", type=Path, required=True, help="the folder of its train.csv")
+    parser.add_argument("--runs", type=int, default=3, help="of each, of which the median counts")
+    arguments = parser.parse_args()
     if not hardware.cpu_has_bfloat16():
         raise StageError("this processor does not multiply bfloat16 itself (AVX512_BF16 or AMX): training is float32")
     peaks = {precision: machine.measure_matmul_flops(False, precision) for precision in PRECISIONS}
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            cases.append(measure(case, Path(folder) / f"{case.base}-{case.batch_size}", asked, peaks))
+            cases.append(measure(case, Path(folder) / f"{case.base}-{case.batch_size}", arguments, peaks))
             print(table_row(cases[-1]), file=sys.stderr, flush=True)
             result = {
-                "command": f"python -m bench.precision --banking77 FOLDER --runs {asked.runs}",
+                "command": f"python -m bench.precision --banking77 FOLDER --runs {arguments.runs}",
                 "machine": machine.describe_hardware(on_gpu=False),
                 "date": machine.utc_date(),
                 "versions": environment.read_package_versions(),
@@ -76,16 +78,16 @@ def main() -> int:
     return cli.OK
 
 
-def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
+def measure(case: Case, folder: Path, arguments: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
     """Returns examples a second, share of the peak and losses of a case in both precisions."""
     recipe = load("classifier", [f"model.base={case.base}", "model.quantization=none"], "cpu").recipe
     tokenizer = chat_template.load_tokenizer(recipe.model)
-    data = load_workload(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, asked.banking77)
+    data = load_workload(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, arguments.banking77)
     folder.mkdir()
     fixtures.save_rows(folder / "rows.jsonl", data.examples)
     linear_parameters = save_initial_adapter(recipe.model.base, folder / ADAPTER_DIR)
     results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in PRECISIONS}
-    for number in range(asked.runs):
+    for number in range(arguments.runs):
         for precision in PRECISIONS:
             spec = PeerSpec(
                 system="insource",
@@ -100,12 +102,12 @@ def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[
                 bfloat16=precision == "bfloat16",
             )
             results[precision].append(machine.run_peer(Path(sys.executable), "bench.peers.insource_sft", spec))
-    found = {
+    summary = {
         precision: summarize_runs(runs, data, linear_parameters, peaks[precision])
         for precision, runs in results.items()
     }
-    times = found["bfloat16"]["examples_per_second"] / found["float32"]["examples_per_second"]
-    return {"base": case.base, "shape": case.shape, "batch_size": case.batch_size, "times": round(times, 2), **found}
+    times = summary["bfloat16"]["examples_per_second"] / summary["float32"]["examples_per_second"]
+    return {"base": case.base, "shape": case.shape, "batch_size": case.batch_size, "times": round(times, 2), **summary}
 
 
 def save_initial_adapter(base: str, adapter: Path) -> int:
@@ -124,15 +126,15 @@ def summarize_runs(
     runs: Sequence[Mapping[str, Any]], data: Workload, linear_parameters: int, peak: float
 ) -> dict[str, Any]:
     """Returns the medians of the runs in one precision."""
-    flops = [4 * linear_parameters * sum(one["computed_tokens"][1:]) / sum(one["raw_seconds"][1:]) for one in runs]
+    flops = [4 * linear_parameters * sum(run["computed_tokens"][1:]) / sum(run["raw_seconds"][1:]) for run in runs]
     return {
         "examples_per_second": round(
-            statistics.median(table.examples_per_second(one, data.row_tokens) for one in runs), 3
+            statistics.median(table.examples_per_second(run, data.row_tokens) for run in runs), 3
         ),
         "matmul_share": round(statistics.median(flops) / peak, 3),
-        "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in runs),
+        "peak_memory_bytes": statistics.median(run["peak_memory_bytes"] for run in runs),
         "losses": runs[0]["losses"],
-        "raw_seconds": [one["raw_seconds"] for one in runs],
+        "raw_seconds": [run["raw_seconds"] for run in runs],
     }
 
 
@@ -140,9 +142,9 @@ def table_row(case: Mapping[str, Any]) -> str:
     """Returns a line of the table."""
     rates = [case[precision]["examples_per_second"] for precision in PRECISIONS]
     losses = ", ".join(f"{case[precision]['losses'][-1]:.4f}" for precision in PRECISIONS)
-    shown = [case["base"], str(case["batch_size"]), f"{rates[0]:.2f} examples/s", f"{rates[1]:.2f}"]
-    shown += [f"{case['times']:.2f}", f"{case['bfloat16']['matmul_share']:.0%}", losses]
-    return f"| {' | '.join(shown)} |"
+    cells = [case["base"], str(case["batch_size"]), f"{rates[0]:.2f} examples/s", f"{rates[1]:.2f}"]
+    cells += [f"{case['times']:.2f}", f"{case['bfloat16']['matmul_share']:.0%}", losses]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -33,25 +33,27 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m bench.routing", description="How often the router misses its target."
     )
-    made.add_argument("--draws", type=int, default=1000, help="sets of calibration rows for each n and population")
-    made.add_argument("--only", choices=("simulation", "data"), help="this part; the file keeps the other")
-    found = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
-    made.add_argument("--banking77", type=Path, default=found, help="the folder of its train.csv (or $BANKING77)")
-    made.add_argument("--run", type=Path, action="append", default=[], help="a run folder with a routing.json")
-    made.add_argument("--write-docs", action="store_true", help="put the last results into docs/routing.md and end")
-    asked = made.parse_args()
-    if asked.write_docs:
+    parser.add_argument("--draws", type=int, default=1000, help="sets of calibration rows for each n and population")
+    parser.add_argument("--only", choices=("simulation", "data"), help="this part; the file keeps the other")
+    banking77_dir = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
+    parser.add_argument(
+        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
+    )
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a run folder with a routing.json")
+    parser.add_argument("--write-docs", action="store_true", help="put the last results into docs/routing.md and end")
+    arguments = parser.parse_args()
+    if arguments.write_docs:
         docs_tables.write_tables(DOCS, "routing", RESULTS, results_tables)
         return cli.OK
     results: dict[str, list[Row]] = atomic_files.read_json(RESULTS) if RESULTS.exists() else {}
-    if asked.only != "data":
-        results["simulation"] = simulate(asked.draws)
-    if asked.only != "simulation":
-        about = {"hardware": machine.describe_hardware(on_gpu=False), "date": machine.utc_date()}
-        results["data"] = [{**row, **about} for row in router_data.measure_all(asked.banking77, asked.run)]
+    if arguments.only != "data":
+        results["simulation"] = simulate(arguments.draws)
+    if arguments.only != "simulation":
+        metadata = {"hardware": machine.describe_hardware(on_gpu=False), "date": machine.utc_date()}
+        results["data"] = [{**row, **metadata} for row in router_data.measure_all(arguments.banking77, arguments.run)]
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_files.write_json(RESULTS, results)
     print(results_tables(results))
@@ -63,40 +65,40 @@ def main() -> int:
 
 def simulate(draws: int) -> list[Row]:
     """Returns a row for each population and number of calibration rows."""
-    about = {
+    metadata = {
         "command": f"python -m bench.routing --only simulation --draws {draws}",
         "hardware": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
     }
-    found = []
+    results = []
     for population in POPULATIONS:
         for n in ROWS:
-            began = time.monotonic()
+            started_at = time.monotonic()
             # The exact test of differences takes longer.
-            times = draws if population.other is None else draws // 5
-            found.append(
-                {"rows": population.name, "n": n, "draws": times, "methods": measure_rates(population, n, times)}
+            n_draws = draws if population.other is None else draws // 5
+            results.append(
+                {"rows": population.name, "n": n, "draws": n_draws, "methods": measure_rates(population, n, n_draws)}
             )
-            found[-1] |= about
-            print(f"{population.name}, {n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return found
+            results[-1] |= metadata
+            print(f"{population.name}, {n} rows: {time.monotonic() - started_at:.0f} s", file=sys.stderr, flush=True)
+    return results
 
 
 def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str, Row]:
     """Returns for each method how often it misses the target, how often it has a threshold at all, and which share of
     the rows it keeps in truth, nothing where it has none."""
     names = list(METHODS) if population.other is None else PAIRED_METHODS
-    found = {name: np.zeros(3) for name in names}
+    totals = {name: np.zeros(3) for name in names}
     for number in range(draws):
         rng = np.random.default_rng([seed, n, POPULATIONS.index(population), number])
         draw = draw_calibration(population, n, rng)
         for name in names:
             threshold = METHODS[name](draw)
             if threshold is not None:
-                share, missed = population.truth(threshold)
-                found[name] += (missed, 1, share)
+                kept_fraction, missed = population.truth(threshold)
+                totals[name] += (missed, 1, kept_fraction)
     keys = ("missed", "threshold", "kept")
-    return {name: dict(zip(keys, (counts / draws).tolist(), strict=True)) for name, counts in found.items()}
+    return {name: dict(zip(keys, (counts / draws).tolist(), strict=True)) for name, counts in totals.items()}
 
 
 def meets_promise(row: Mapping[str, Any]) -> bool:
@@ -115,16 +117,20 @@ def results_tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if rows := results.get("simulation"):
         lines.append(f"{rows[0]['hardware']}, {rows[0]['date']}, `{rows[0]['command']}`.")
         for draws in dict.fromkeys(row["draws"] for row in rows):
-            mine = [row for row in rows if row["draws"] == draws]
+            draw_rows = [row for row in rows if row["draws"] == draws]
             lines += [
                 "",
                 f"{draws:,} draws each. In bold: missed in more than {allowed_miss_rate(draws):.1%} of the draws "
                 "(5% and two",
             ]
             lines += ["standard errors of the simulation).", ""]
-            heads = ["rows", "n", *(f"{name}: {what}" for name in mine[0]["methods"] for what in ("missed", "kept"))]
-            lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            lines += [_table_row(row, allowed_miss_rate(draws)) for row in mine]
+            headers = [
+                "rows",
+                "n",
+                *(f"{name}: {figure}" for name in draw_rows[0]["methods"] for figure in ("missed", "kept")),
+            ]
+            lines += [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
+            lines += [_table_row(row, allowed_miss_rate(draws)) for row in draw_rows]
     if rows := results.get("data"):
         command_line = "python -m bench.routing --only data --banking77 FOLDER --run RUN"
         lines += ["", f"{rows[0]['hardware']}, {rows[0]['date']}, `{command_line}`.", ""]
@@ -132,12 +138,12 @@ def results_tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def _table_row(row: Mapping[str, Any], most: float) -> str:
-    told = [row["rows"], f"{row['n']:,}"]
-    for one in row["methods"].values():
-        missed = f"{one['missed']:.1%}"
-        told += [f"**{missed}**" if one["missed"] > most else missed, f"{one['kept']:.1%}"]
-    return f"| {' | '.join(told)} |"
+def _table_row(row: Mapping[str, Any], max_rate: float) -> str:
+    cells = [row["rows"], f"{row['n']:,}"]
+    for rates in row["methods"].values():
+        missed = f"{rates['missed']:.1%}"
+        cells += [f"**{missed}**" if rates["missed"] > max_rate else missed, f"{rates['kept']:.1%}"]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

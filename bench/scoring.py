@@ -39,27 +39,27 @@ def main() -> int:
     results = [measure(arguments.rows, arguments.labels, clusters) for clusters in (False, True)]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_json(arguments.results, results)
-    for one in results:
+    for result in results:
         print(
-            f"{one['rows']:,} rows, {one['systems']} systems, {one['labels']} labels, "
-            f"{'clusters of 4' if one['clusters'] else 'no clusters'}: {one['seconds']:.1f} s, "
-            f"{one['peak_memory_bytes'] / 2**30:.2f} GiB"
+            f"{result['rows']:,} rows, {result['systems']} systems, {result['labels']} labels, "
+            f"{'clusters of 4' if result['clusters'] else 'no clusters'}: {result['seconds']:.1f} s, "
+            f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
         )
     return 0
 
 
 def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     """Returns how long everything that scores.json says of quality took."""
-    material, gathered = make_predictions(rows, labels, clusters)
-    began = time.perf_counter()
-    every = [system_scores.score_system(one, material, None) for one in gathered]
-    told = [system_scores.system_json(one, material, PRIMARY, fitted=False) for one in every]
-    compared = comparisons.paired_differences(every, PRIMARY)
-    comparisons.agreement(every)
-    comparisons.confusion(every, material)
-    comparisons.disagreements(every[0], every[1], material)
-    seconds = time.perf_counter() - began
-    assert len(told) == len(ACCURACIES) and compared
+    material, responses = make_predictions(rows, labels, clusters)
+    started_at = time.perf_counter()
+    scores = [system_scores.score_system(response, material, None) for response in responses]
+    payloads = [system_scores.system_json(score, material, PRIMARY, calibrated=False) for score in scores]
+    compared = comparisons.paired_differences(scores, PRIMARY)
+    comparisons.agreement(scores)
+    comparisons.confusion(scores, material)
+    comparisons.disagreements(scores[0], scores[1], material)
+    seconds = time.perf_counter() - started_at
+    assert len(payloads) == len(ACCURACIES) and compared
     return {
         "rows": rows,
         "systems": len(ACCURACIES),
@@ -79,23 +79,25 @@ def make_predictions(rows: int, labels: int, clusters: bool) -> tuple[EvalDatase
     names = [f"label_{number}" for number in range(labels)]
     test: list[dict[str, Any]] = [
         {
-            "id": f"T{at:06d}",
-            "input": {"text": f"message {at}"},
+            "id": f"T{index:06d}",
+            "input": {"text": f"message {index}"},
             "target": rng.choice(names),
-            "group": f"G{at // 4}" if clusters else None,
+            "group": f"G{index // 4}" if clusters else None,
             "slices": {"channel": rng.choice(("chat", "email", "phone"))},
         }
-        for at in range(rows)
+        for index in range(rows)
     ]
     spec = classification.Spec("Choose one of these labels.", dict.fromkeys(names, ""))
-    gathered = []
-    for name, share in ACCURACIES.items():
+    responses = []
+    for name, accuracy in ACCURACIES.items():
         answers = [
-            SystemAnswer(row["id"], row["target"] if rng.random() < share else rng.choice(names), latency_seconds=0.1)
+            SystemAnswer(
+                row["id"], row["target"] if rng.random() < accuracy else rng.choice(names), latency_seconds=0.1
+            )
             for row in test
         ]
-        gathered.append(SystemResponses(System(name, "tuned" if name == "tuned" else "closed", name), answers))
-    return EvalDataset(classification, spec, {"task": {"kind": "classification"}}, [], [], test), gathered
+        responses.append(SystemResponses(System(name, "tuned" if name == "tuned" else "closed", name), answers))
+    return EvalDataset(classification, spec, {"task": {"kind": "classification"}}, [], [], test), responses
 
 
 if __name__ == "__main__":

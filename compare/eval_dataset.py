@@ -45,9 +45,9 @@ class EvalDataset:
         """Returns how many groups the test rows are of; a row without a group is one of its own."""
         if self.clusters is None:
             return None
-        counted = Counter(self.clusters)
-        alone = counted.pop(None, 0)
-        return len(counted) + alone
+        sizes = Counter(self.clusters)
+        n_ungrouped = sizes.pop(None, 0)
+        return len(sizes) + n_ungrouped
 
 
 def cluster_ids(rows: Rows) -> list[str | None] | None:
@@ -56,51 +56,52 @@ def cluster_ids(rows: Rows) -> list[str | None] | None:
     return groups if any(group is not None for group in groups) else None
 
 
-def sample_rows(rows: Rows, most: int) -> Rows:
+def sample_rows(rows: Rows, max_rows: int) -> Rows:
     """Returns so many of the rows, in their order: those whose ids have the smallest hashes, which is a random choice
     that is the same for all systems and for every repetition."""
-    if len(rows) <= most:
+    if len(rows) <= max_rows:
         return rows
-    chosen = {
-        row["id"] for row in sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())[:most]
+    chosen_ids = {
+        row["id"] for row in sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())[:max_rows]
     }
-    return [row for row in rows if row["id"] in chosen]
+    return [row for row in rows if row["id"] in chosen_ids]
 
 
-def hash_test_set(here: Run) -> str:
+def hash_test_set(run: Run) -> str:
     """Returns the hash of the run's test set, read as bytes alone. Raises StageError where it is not as data
     preparation wrote it."""
-    path = here.folder / "data" / "test.jsonl"
-    found = atomic_files.sha256(path)
-    if found != atomic_files.read_json(path.with_name("data.json"))["sha256"][path.name]:
+    path = run.folder / "data" / "test.jsonl"
+    sha256 = atomic_files.sha256(path)
+    if sha256 != atomic_files.read_json(path.with_name("data.json"))["sha256"][path.name]:
         raise StageError(f"{path} is not as `make data` wrote it; prepare the data anew")
-    return found
+    return sha256
 
 
-def load_test_dataset(here: Run) -> EvalDataset:
+def load_test_dataset(run: Run) -> EvalDataset:
     """Returns what a run is compared on; opens the test set. Raises StageError where another split has a test row."""
-    prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")
-    module, spec = load_task_spec(prompt["task"])
-    data = here.folder / "data"
+    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
+    task, spec = load_task_spec(prompt["task"])
+    data = run.folder / "data"
     rows = {name: _read_rows(data / f"{name}.jsonl") for name in (*OTHER_SPLITS, "test")}
     if not rows["test"]:
         raise StageError(f"{data / 'test.jsonl'} has no rows: nothing can be compared; give data.split.test a share")
     keys = {duplicate_key(row["input"]["text"]) for row in rows["test"]}
     for name in OTHER_SPLITS:
-        if same := [row["id"] for row in rows[name] if duplicate_key(row["input"]["text"]) in keys]:
+        if duplicates := [row["id"] for row in rows[name] if duplicate_key(row["input"]["text"]) in keys]:
             raise StageError(
-                f"{len(same)} rows of {name} say the same as a test row, first {same[0]}: a score would flatter; "
+                f"{len(duplicates)} rows of {name} say the same as a test row, first {duplicates[0]}: a score "
+                "would flatter; "
                 "prepare the data anew (`make data`)"
             )
-    return EvalDataset(module, spec, prompt, rows["train"], rows["calibration"], rows["test"])
+    return EvalDataset(task, spec, prompt, rows["train"], rows["calibration"], rows["test"])
 
 
-def load_validation_dataset(here: Run) -> EvalDataset:
+def load_validation_dataset(run: Run) -> EvalDataset:
     """Returns the same with validation rows in the place of test rows: what can be told before the test is opened."""
-    prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")
-    module, spec = load_task_spec(prompt["task"])
-    rows = {name: _read_rows(here.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    return EvalDataset(module, spec, prompt, rows["train"], [], rows["validation"])
+    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
+    task, spec = load_task_spec(prompt["task"])
+    rows = {name: _read_rows(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
+    return EvalDataset(task, spec, prompt, rows["train"], [], rows["validation"])
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

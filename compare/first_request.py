@@ -46,94 +46,109 @@ class FirstResponse:
             return f"refused   {self.system.name}: {self.why_not}"
         if self.answer.error:
             return f"asked     {self.system.name}: takes requests, and refuses this train row for what it says"
-        told = f"asked     {self.system.name}: answers, model {self.answer.model_id}"
+        message = f"asked     {self.system.name}: answers, model {self.answer.model_id}"
         if self.answer.input_tokens is not None:
-            told += f", {self.answer.input_tokens:,} tokens read, {self.answer.output_tokens or 0:,} written"
+            message += f", {self.answer.input_tokens:,} tokens read, {self.answer.output_tokens or 0:,} written"
         if self.system.baseline and (day := models.announced_shutdown(self.system.baseline)):
-            told += f"; it is shut down on {day}"
+            message += f"; it is shut down on {day}"
         if self.answer.finish_reason == "length":
-            told += "; CUT by the output limit: raise max_output_tokens, or lower effort"
-        return told + (f"; without {', '.join(self.system.left_out)}, which it refuses" if self.system.left_out else "")
+            message += "; CUT by the output limit: raise max_output_tokens, or lower effort"
+        return message + (
+            f"; without {', '.join(self.system.left_out)}, which it refuses" if self.system.left_out else ""
+        )
 
 
 def send_first_requests(
-    place: ComparisonContext, running: Sequence[System]
+    context: ComparisonContext, systems: Sequence[System]
 ) -> tuple[list[System], list[SkippedSystem]]:
     """Returns the systems to ask, and those that gave no answer to their first request. Raises RecipeError where a
     price is unknown, or a model family does not take what the recipe sets."""
-    closed = [one for one in running if one.kind == "closed"]
-    api_models.lookup_prices(closed)
-    budget = Budget(place.recipe.compare.budget_usd)
-    found = {one.name: send_first_request(place, one, budget) for one in closed}
-    for first in found.values():
-        print(first.line(), file=sys.stderr, flush=True)
+    api_systems = [system for system in systems if system.kind == "closed"]
+    api_models.lookup_prices(api_systems)
+    budget = Budget(context.recipe.compare.budget_usd)
+    responses = {system.name: send_first_request(context, system, budget) for system in api_systems}
+    for response in responses.values():
+        print(response.line(), file=sys.stderr, flush=True)
     refused = [
         SkippedSystem(
-            one.system.name, one.system.title, f"INCOMPLETE: its first request: {one.why_not}", incomplete=True
+            response.system.name,
+            response.system.title,
+            f"INCOMPLETE: its first request: {response.why_not}",
+            incomplete=True,
         )
-        for one in found.values()
-        if one.why_not
+        for response in responses.values()
+        if response.why_not
     ]
-    names = {one.name for one in refused}
-    asked = [found[one.name].system if one.name in found else one for one in running]
-    return [one for one in asked if one.name not in names], refused
+    refused_names = {system.name for system in refused}
+    askable = [responses[system.name].system if system.name in responses else system for system in systems]
+    return [system for system in askable if system.name not in refused_names], refused
 
 
-def send_first_request(place: ComparisonContext, system: System, budget: Budget) -> FirstResponse:
+def send_first_request(context: ComparisonContext, system: System, budget: Budget) -> FirstResponse:
     """Returns what a closed system answers to one train row, asked again without a parameter that it refuses."""
-    place.answers.mkdir(exist_ok=True)
+    context.answers.mkdir(exist_ok=True)
     price = pricing.lookup_price(system.baseline) if system.baseline else None
     while True:
-        asking = api_models.build_first_request(place, system)
-        question, optional = asking.questions[0], API_MODULES[asking.backend.wire].OPTIONAL_PARAMETERS
-        answer = collection.find_last_response(asking.backend, asking.identity, question, asking.journal)
-        if answer is None or not api_errors.find_rejected_parameter(answer.error or "", optional):
-            found = asking.collect(budget if price else None, price)
-            answer = found.answers.get((question.id, question.repeat))
+        system_requests = api_models.build_first_request(context, system)
+        request, optional_parameters = (
+            system_requests.questions[0],
+            API_MODULES[system_requests.backend.wire].OPTIONAL_PARAMETERS,
+        )
+        answer = collection.find_last_response(
+            system_requests.backend, system_requests.identity, request, system_requests.journal
+        )
+        if answer is None or not api_errors.find_rejected_parameter(answer.error or "", optional_parameters):
+            collected = system_requests.collect(budget if price else None, price)
+            answer = collected.answers.get((request.id, request.repeat))
             if answer is None:
-                return FirstResponse(system, None, found.why_incomplete or "not asked")
-        refused = api_errors.find_rejected_parameter(answer.error or "", optional)
-        if refused is None or refused in system.left_out:
+                return FirstResponse(system, None, collected.why_incomplete or "not asked")
+        rejected = api_errors.find_rejected_parameter(answer.error or "", optional_parameters)
+        if rejected is None or rejected in system.left_out:
             # What is final lies in the row: too long, or filtered. The next row may be neither.
             return FirstResponse(system, answer, None if answer.final else answer.error)
-        print(f"left out  {refused}, which {system.name} refuses: {answer.error}", file=sys.stderr, flush=True)
-        system = replace(system, left_out=(*system.left_out, refused))
+        print(f"left out  {rejected}, which {system.name} refuses: {answer.error}", file=sys.stderr, flush=True)
+        system = replace(system, left_out=(*system.left_out, rejected))
 
 
-def request_body_json(place: ComparisonContext, system: System) -> str:
+def request_body_json(context: ComparisonContext, system: System) -> str:
     """Returns the first request as it would be sent, as JSON."""
-    asking = api_models.build_first_request(place, system)
-    sent = API_MODULES[asking.backend.wire].build_body(asking.backend, asking.questions[0].request)
-    return json.dumps(sent, ensure_ascii=False, indent=1)
+    system_requests = api_models.build_first_request(context, system)
+    body = API_MODULES[system_requests.backend.wire].build_body(
+        system_requests.backend, system_requests.questions[0].request
+    )
+    return json.dumps(body, ensure_ascii=False, indent=1)
 
 
-def validation_context(here: Run, name: str, recipe: Recipe) -> ComparisonContext:
+def validation_context(trained_run: Run, name: str, recipe: Recipe) -> ComparisonContext:
     """Returns the comparison without its test rows: train and validation alone are read."""
-    return ComparisonContext(here, name, recipe, eval_dataset.load_validation_dataset(here))
+    return ComparisonContext(trained_run, name, recipe, eval_dataset.load_validation_dataset(trained_run))
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Asks each closed baseline of a recipe once. Returns 0 where each of them answered, 3 where one did not."""
     from compare.stage import merge_recipe_settings
 
-    loaded, here = run.load_recipe_and_run(arguments)
-    return check_baselines(loaded.name, here, merge_recipe_settings(loaded, here))
+    loaded, trained_run = run.load_recipe_and_run(arguments)
+    return check_baselines(loaded.name, trained_run, merge_recipe_settings(loaded, trained_run))
 
 
-def check_baselines(name: str, here: Run, recipe: Recipe) -> int:
+def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
     """Asks each closed baseline once. Returns 0 where each of them answered, 3 where one did not."""
-    chosen = catalog.api_systems(recipe)
-    if not chosen:
+    systems = catalog.api_systems(recipe)
+    if not systems:
         print(f"{name} has no closed baseline")
         return cli.OK
-    missing = catalog.skipped_systems(chosen, recipe)
-    left_out = {one.name for one in missing}
-    for one in missing:
-        print(f"not run   {one.title}: {one.why}")
-    place, running = validation_context(here, name, recipe), [one for one in chosen if one.name not in left_out]
-    preflight.check(place, running)
-    _, refused = send_first_requests(place, running)
-    return cli.GATE_FAILED if refused or missing else cli.OK
+    skipped = catalog.skipped_systems(systems, recipe)
+    skipped_names = {system.name for system in skipped}
+    for system in skipped:
+        print(f"not run   {system.title}: {system.why}")
+    context, runnable = (
+        validation_context(trained_run, name, recipe),
+        [system for system in systems if system.name not in skipped_names],
+    )
+    preflight.check(context, runnable)
+    _, refused = send_first_requests(context, runnable)
+    return cli.GATE_FAILED if refused or skipped else cli.OK
 
 
 def _command() -> int:

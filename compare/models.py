@@ -52,21 +52,21 @@ class KnownModel:
 
     def cells(self) -> list[str]:
         """Returns the row of the table."""
-        one = self.price
-        if one is None:
-            figures = ["not listed", "", "", "", ""]
+        price = self.price
+        if price is None:
+            price_cells = ["not listed", "", "", "", ""]
         else:
-            batch = (one.batch_input_usd_per_million, one.batch_output_usd_per_million)
-            figures = [
-                _format_usd(one.input_usd_per_million),
-                _format_usd(one.output_usd_per_million),
-                _format_usd(one.cached_input_usd_per_million),
+            batch = (price.batch_input_usd_per_million, price.batch_output_usd_per_million)
+            price_cells = [
+                _format_usd(price.input_usd_per_million),
+                _format_usd(price.output_usd_per_million),
+                _format_usd(price.cached_input_usd_per_million),
                 " / ".join(map(_format_usd, batch)) if None not in batch else "-",
-                _long_prompt_prices(one),
+                _long_prompt_prices(price),
             ]
         return [
             f"{self.provider}:{self.name}",
-            *figures,
+            *price_cells,
             self.shutdown or ("-" if self.in_sdk else "not told"),
             ", ".join(self.named_in),
         ]
@@ -75,17 +75,19 @@ class KnownModel:
 def list_models(today: str) -> list[KnownModel]:
     """Returns every model that the SDKs or genai-prices name and that is not shut down by `today` (ISO 8601), with its
     price. Of those that genai-prices alone names, models that do not write text are left out."""
-    days, named = {**_openai_shutdown_dates(), **_anthropic_shutdown_dates()}, _recipes_by_model()
-    found = []
+    shutdown_dates, recipes_by_model = {**_openai_shutdown_dates(), **_anthropic_shutdown_dates()}, _recipes_by_model()
+    models = []
     for provider, names in (("openai", [*_openai_names()]), ("anthropic", [*_anthropic_names()])):
-        sure = dict.fromkeys([*names, *(model for one, model in named if one == provider)])
-        for name in dict.fromkeys([*sure, *_listed_names(provider)]):
-            if days.get(name, "9999") > today:
+        known_names = dict.fromkeys(
+            [*names, *(model for named_provider, model in recipes_by_model if named_provider == provider)]
+        )
+        for name in dict.fromkeys([*known_names, *_listed_names(provider)]):
+            if shutdown_dates.get(name, "9999") > today:
                 price = pricing.price_from_list(name, {"provider_id": provider})
-                if price or name in sure:
-                    used = named.get((provider, name), ())
-                    found.append(KnownModel(provider, name, price, days.get(name), used, name in names))
-    return found
+                if price or name in known_names:
+                    recipes = recipes_by_model.get((provider, name), ())
+                    models.append(KnownModel(provider, name, price, shutdown_dates.get(name), recipes, name in names))
+    return models
 
 
 def announced_shutdown(baseline: Baseline) -> str | None:
@@ -100,7 +102,7 @@ def announced_shutdown(baseline: Baseline) -> str | None:
 def dated_names(provider: str, name: str) -> list[str]:
     """Returns the names with a day in them that the SDK has for a model, [] where its provider does not date it."""
     names = _openai_names() if provider == "openai" else _anthropic_names()
-    return [one for one in names if re.fullmatch(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}", one)]
+    return [dated for dated in names if re.fullmatch(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}", dated)]
 
 
 def main() -> None:
@@ -110,13 +112,13 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    asked = sys.argv[1:]
+    words = sys.argv[1:]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in COLUMNS:
         table.add_column(heading, overflow="fold", no_wrap=heading not in COLUMNS[-1:])
-    for one in list_models(f"{datetime.now(UTC):%Y-%m-%d}"):
-        if not asked or any(word in f"{one.provider}:{one.name}" for word in asked):
-            table.add_row(*one.cells())
+    for model in list_models(f"{datetime.now(UTC):%Y-%m-%d}"):
+        if not words or any(word in f"{model.provider}:{model.name}" for word in words):
+            table.add_row(*model.cells())
     # Into a file or a pipe as wide as the table is.
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
     sources = ", ".join(f"{package} {version(package)}" for package in ("genai-prices", "openai", "anthropic"))
@@ -140,13 +142,13 @@ def _format_usd(value: float | None) -> str:
 
 def _recipes_by_model() -> Mapping[tuple[str, str], list[str]]:
     """Which recipes of the project name which model."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_model: dict[tuple[str, str], list[str]] = {}
     for path in sorted(RECIPES.glob("*.yaml")):
-        for one in load(path.stem, (), "cpu").recipe.compare.baselines:
-            recipes = found.setdefault((one.provider, one.model or ""), [])
+        for baseline in load(path.stem, (), "cpu").recipe.compare.baselines:
+            recipes = by_model.setdefault((baseline.provider, baseline.model or ""), [])
             if path.stem not in recipes:
                 recipes.append(path.stem)
-    return found
+    return by_model
 
 
 def _openai_names() -> Iterable[str]:
@@ -158,14 +160,16 @@ def _openai_names() -> Iterable[str]:
 def _anthropic_names() -> Iterable[str]:
     from anthropic.types import Model
 
-    return [str(name) for one in get_args(Model) for name in get_args(one)]
+    return [str(name) for member in get_args(Model) for name in get_args(member)]
 
 
 def _listed_names(provider: str) -> Iterable[str]:
     from genai_prices.data_snapshot import get_snapshot
 
-    chosen = next(one for one in get_snapshot().providers if one.id == provider)
-    return [model.id for model in chosen.models if not model.deprecated and not _NON_TEXT_MODELS.search(model.id)]
+    provider_data = next(entry for entry in get_snapshot().providers if entry.id == provider)
+    return [
+        model.id for model in provider_data.models if not model.deprecated and not _NON_TEXT_MODELS.search(model.id)
+    ]
 
 
 @cache
@@ -181,8 +185,8 @@ def _openai_shutdown_dates() -> dict[str, str]:
 def _anthropic_shutdown_dates() -> dict[str, str]:
     from anthropic.resources.messages.messages import DEPRECATED_MODELS
 
-    told = {name: re.sub(r"(\d)(st|nd|rd|th)", r"\1", day) for name, day in DEPRECATED_MODELS.items()}
-    return {name: f"{datetime.strptime(day, _ANTHROPIC_DATE_FORMAT):%Y-%m-%d}" for name, day in told.items()}
+    dates = {name: re.sub(r"(\d)(st|nd|rd|th)", r"\1", day) for name, day in DEPRECATED_MODELS.items()}
+    return {name: f"{datetime.strptime(day, _ANTHROPIC_DATE_FORMAT):%Y-%m-%d}" for name, day in dates.items()}
 
 
 if __name__ == "__main__":

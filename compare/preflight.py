@@ -22,54 +22,58 @@ from insource.config.errors import RecipeError
 Check = Callable[[ComparisonContext, Sequence[System]], Iterator[str]]
 
 
-def check(place: ComparisonContext, running: Sequence[System]) -> None:
+def check(context: ComparisonContext, systems: Sequence[System]) -> None:
     """Raises RecipeError with everything that would end the comparison of these systems later on."""
-    if mistakes := [told for one in CHECKS for told in one(place, running)]:
-        raise RecipeError("\n".join(mistakes))
+    if problems := [message for run_check in CHECKS for message in run_check(context, systems)]:
+        raise RecipeError("\n".join(problems))
 
 
-def unknown_prices(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
+def unknown_prices(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
     """Yields the closed models whose price is unknown."""
-    yield from pricing.find_unknown_prices([one.baseline for one in running if one.kind == "closed" and one.baseline])
+    yield from pricing.find_unknown_prices(
+        [system.baseline for system in systems if system.kind == "closed" and system.baseline]
+    )
 
 
-def unnamed_keys(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
+def unnamed_keys(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
     """Yields the baselines at another host than their provider's whose key the recipe does not name."""
-    for one in running:
-        if one.baseline and (key := one.baseline.unnamed_key):
+    for system in systems:
+        if system.baseline and (key := system.baseline.unnamed_key):
             yield (
-                f"compare.baselines: {one.name}: {key} is not sent to {one.baseline.base_url}, which is no https "
+                f"compare.baselines: {system.name}: {key} is not sent to {system.baseline.base_url}, which is no https "
                 "address of its provider; name the environment variable with the key for that host: api_key_env: ... "
                 "(any variable that is set, where the host wants no key)"
             )
 
 
-def unusable_files(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
+def unusable_files(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
     """Yields why a file of answers cannot be used, as far as that shows without the test rows."""
-    for one in running:
-        if one.kind == "file" and one.baseline:
+    for system in systems:
+        if system.kind == "file" and system.baseline:
             try:
-                answer_file.read_answer_file(one.baseline, answer_file.rules_from_recipe(place.recipe))
+                answer_file.read_answer_file(system.baseline, answer_file.rules_from_recipe(context.recipe))
             except RecipeError as error:
                 yield str(error)
 
 
-def unusable_settings(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
+def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
     """Yields why a closed model cannot be asked as the recipe says: parameters that its family does not take, more
     labels than its endpoint takes, credentials or a library of a cloud that are not there."""
-    for one in running:
-        if one.kind != "closed" or one.baseline is None:
+    for system in systems:
+        if system.kind != "closed" or system.baseline is None:
             continue
         try:
-            backend = api_models.build_endpoint(one.baseline, place.material, one.left_out)
+            backend = api_models.build_endpoint(system.baseline, context.material, system.left_out)
             # Examples change nothing of this, and to look for them takes a while.
-            plain = replace(prompt_selection.prompt_candidates(one)[0], shots=0)
-            (request,) = row_requests.build_requests(plain, place.material, place.material.train[:1])
+            plain = replace(prompt_selection.prompt_candidates(system)[0], shots=0)
+            (request,) = row_requests.build_requests(plain, context.material, context.material.train[:1])
             API_MODULES[backend.wire].build_body(backend, request)
             asyncio.run(_open_client(backend))
         except RecipeError as error:
-            told = str(error)
-            yield told if told.startswith("compare.baselines: ") else f"compare.baselines: {one.name}: {told}"
+            message = str(error)
+            yield (
+                message if message.startswith("compare.baselines: ") else f"compare.baselines: {system.name}: {message}"
+            )
 
 
 async def _open_client(backend: Backend) -> None:

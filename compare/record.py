@@ -39,21 +39,21 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     """Returns the exit code. Raises RecipeError where nobody can be asked, StageError where not all rows were."""
     loaded = load(recipe, overrides, hardware)
     system = select_system(loaded.recipe, name)
-    if missing := catalog.skipped_systems([system], loaded.recipe):
-        raise RecipeError(f"{system.title} cannot be asked: {missing[0].why}")
+    if skipped := catalog.skipped_systems([system], loaded.recipe):
+        raise RecipeError(f"{system.title} cannot be asked: {skipped[0].why}")
     parent = run.runs_folder(runs)
     data = _prepare_data(recipe, overrides, hardware, runs)
     loaded = folder_ownership.claim_folder(loaded, parent)
-    place = build_context(parent / loaded.name, loaded, data)
-    preflight.check(place, [system])
-    asked, refused = first_request.send_first_requests(place, [system])
+    context = build_context(parent / loaded.name, loaded, data)
+    preflight.check(context, [system])
+    systems, refused = first_request.send_first_requests(context, [system])
     if refused:
         raise StageError(f"{refused[0].title} {refused[0].why}")
     sha256 = atomic_files.sha256(data / "test.jsonl")
     preregistration.register_recording(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
-    found = api_models.collect_from_apis(place, asked)[system.name]
+    responses = api_models.collect_from_apis(context, systems)[system.name]
     path = loaded.path.with_name(f"{loaded.path.stem}.{slug(system.name)}.jsonl")
-    return write_answers(found, path)
+    return write_answers(responses, path)
 
 
 def select_system(recipe: Recipe, name: str | None) -> System:
@@ -61,38 +61,41 @@ def select_system(recipe: Recipe, name: str | None) -> System:
 
     Raises RecipeError where its answers cannot be recorded, naming those that can.
     """
-    closed = catalog.api_systems(recipe)
-    names = [one.name for one in closed if one.baseline and not one.baseline.decides]
-    wanted = name or (recipe.compare.primary.baseline if recipe.compare.primary else None)
-    there = f"there are {', '.join(names)}" if names else "there is none"
-    system = next((one for one in closed if one.name == wanted), None)
+    api_systems = catalog.api_systems(recipe)
+    names = [candidate.name for candidate in api_systems if candidate.baseline and not candidate.baseline.decides]
+    selected_name = name or (recipe.compare.primary.baseline if recipe.compare.primary else None)
+    available = f"there are {', '.join(names)}" if names else "there is none"
+    system = next((candidate for candidate in api_systems if candidate.name == selected_name), None)
     if system is None or system.baseline is None:
-        raise RecipeError(f"SYSTEM: {wanted} is no API model of compare.baselines; {there}")
+        raise RecipeError(f"SYSTEM: {selected_name} is no API model of compare.baselines; {available}")
     if system.baseline.decides:
         raise RecipeError(
-            f"SYSTEM: {wanted} gives probabilities of labels, which a file of answers has no place for; {there}"
+            f"SYSTEM: {selected_name} gives probabilities of labels, which a file of answers has no place for; "
+            f"{available}"
         )
     if isinstance(system.baseline.instruction, list):
-        raise RecipeError(f"compare.baselines: {wanted}: several instructions are tried in a comparison; keep one")
+        raise RecipeError(
+            f"compare.baselines: {selected_name}: several instructions are tried in a comparison; keep one"
+        )
     return system
 
 
 def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonContext:
     """Returns a comparison of the prepared data without a trained model, and without the targets of the test rows."""
-    told = atomic_files.read_json(data / "data.json")
+    metadata = atomic_files.read_json(data / "data.json")
     task = TASKS[loaded.recipe.task.variant]
-    labels = {label: one["description"] for label, one in told["labels"].items()}
-    may_be_empty = bool(told["labels_per_row"] and told["labels_per_row"]["may_be_empty"])
+    labels = {label: entry["description"] for label, entry in metadata["labels"].items()}
+    may_be_empty = bool(metadata["labels_per_row"] and metadata["labels_per_row"]["may_be_empty"])
     spec = task.make_spec(loaded.recipe.task, labels, may_be_empty)
     # As training will write it into prompt.json, so that a comparison finds these answers again.
     prompt = {
         "grammar": None,
         "output_schema": task.output_schema(spec),
-        "max_answer_tokens": told["tokens"]["served"]["for_the_answer"],
+        "max_answer_tokens": metadata["tokens"]["served"]["for_the_answer"],
     }
     train = list(atomic_files.read_jsonl(data / "train.jsonl"))
-    mine = EvalDataset(task, spec, prompt, train, [], read_inputs(data / "test.jsonl"))
-    return ComparisonContext(Run(folder / PLACEHOLDER_RUN), loaded.name, loaded.recipe, mine)
+    dataset = EvalDataset(task, spec, prompt, train, [], read_inputs(data / "test.jsonl"))
+    return ComparisonContext(Run(folder / PLACEHOLDER_RUN), loaded.name, loaded.recipe, dataset)
 
 
 def read_inputs(path: Path) -> Rows:
@@ -103,26 +106,31 @@ def read_inputs(path: Path) -> Rows:
     return rows
 
 
-def write_answers(found: SystemResponses, path: Path) -> int:
+def write_answers(responses: SystemResponses, path: Path) -> int:
     """Writes the answers, and says how the recipe takes them. Raises StageError where rows were not asked: what was
     paid for is kept."""
-    if not found.complete:
-        raise StageError(f"{found.system.title}: {found.why_incomplete}; nothing is lost: again asks for the rest")
-    lines = [json.dumps(_answer_json(one), ensure_ascii=False) + "\n" for one in found.test]
+    if not responses.complete:
+        raise StageError(
+            f"{responses.system.title}: {responses.why_incomplete}; nothing is lost: again asks for the rest"
+        )
+    lines = [json.dumps(_answer_json(answer), ensure_ascii=False) + "\n" for answer in responses.test]
     atomic_files.write_text(path, "".join(lines))
-    spent = f", ${found.spent_usd:.4f}" if found.spent_usd is not None else ""
-    print(f"recorded  {found.system.title}: {len(lines):,} test rows{spent}", file=sys.stderr)
-    if found.shutdown_date:
-        print(f"          its provider shuts it down on {found.shutdown_date}", file=sys.stderr)
-    price = found.price
-    paid = (
+    cost_text = f", ${responses.spent_usd:.4f}" if responses.spent_usd is not None else ""
+    print(f"recorded  {responses.system.title}: {len(lines):,} test rows{cost_text}", file=sys.stderr)
+    if responses.shutdown_date:
+        print(f"          its provider shuts it down on {responses.shutdown_date}", file=sys.stderr)
+    price = responses.price
+    price_text = (
         f", price: {{input_usd_per_million: {price.input_usd_per_million:g}, "
         f"output_usd_per_million: {price.output_usd_per_million:g}}}"
         if price
         else ""
     )
     print("          when it is gone, this takes its place in compare.baselines:", file=sys.stderr)
-    print(f'          - {{provider: file, path: "{path.name}", name: "{found.system.name}"{paid}}}', file=sys.stderr)
+    print(
+        f'          - {{provider: file, path: "{path.name}", name: "{responses.system.name}"{price_text}}}',
+        file=sys.stderr,
+    )
     print(path)
     return cli.OK
 
@@ -130,33 +138,33 @@ def write_answers(found: SystemResponses, path: Path) -> int:
 def _answer_json(answer: SystemAnswer) -> dict[str, object]:
     """An answer as `provider: file` reads it; a refusal, or a row that the provider would not answer, has none."""
     refused = answer.output is None or answer.finish_reason == "refusal"
-    told: dict[str, object] = {"id": answer.id, "output": None if refused else answer.output}
-    figures = {name: getattr(answer, name) for name in NUMERIC_FIELDS}
+    payload: dict[str, object] = {"id": answer.id, "output": None if refused else answer.output}
+    numbers = {name: getattr(answer, name) for name in NUMERIC_FIELDS}
     if answer.model_id:
-        told["model_id"] = answer.model_id
-    return told | {name: value for name, value in figures.items() if value is not None}
+        payload["model_id"] = answer.model_id
+    return payload | {name: value for name, value in numbers.items() if value is not None}
 
 
 def _prepare_data(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None) -> Path:
     """Runs the data stage as a process of its own: stages meet on disk. Exits as it exits where it fails."""
-    asked = [sys.executable, "-m", "data_prep", recipe, *overrides, "--no-heading"]
-    asked += ["--hardware", hardware] if hardware else []
-    asked += ["--runs", runs] if runs else []
-    answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False)
-    if answer.returncode:
-        sys.exit(answer.returncode)
-    return Path(answer.stdout.strip())
+    argv = [sys.executable, "-m", "data_prep", recipe, *overrides, "--no-heading"]
+    argv += ["--hardware", hardware] if hardware else []
+    argv += ["--runs", runs] if runs else []
+    completed = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if completed.returncode:
+        sys.exit(completed.returncode)
+    return Path(completed.stdout.strip())
 
 
 def _command() -> int:
     parser = cli.build_parser("compare.record", "Keep the answers of an API model to the test rows, while it lives.")
     parser.add_argument("--system", help="its name in compare.baselines (default: the planned baseline)")
-    given = parser.parse_intermixed_args()
-    if given.dry_run:
-        system = select_system(load(given.recipe, given.set, given.hardware).recipe, given.system)
+    arguments = parser.parse_intermixed_args()
+    if arguments.dry_run:
+        system = select_system(load(arguments.recipe, arguments.set, arguments.hardware).recipe, arguments.system)
         print(f"would ask {system.title} the test rows, and keep its answers")
         return cli.OK
-    return main(given.recipe, given.set, given.hardware, given.runs, given.system)
+    return main(arguments.recipe, arguments.set, arguments.hardware, arguments.runs, arguments.system)
 
 
 if __name__ == "__main__":

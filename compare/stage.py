@@ -35,42 +35,50 @@ SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
-    loaded, here = run.load_recipe_and_run(arguments)
-    recipe = merge_recipe_settings(loaded, here)
-    chosen = catalog.list_systems(recipe, here)
-    missing = catalog.skipped_systems(chosen, recipe)
-    check_plan(recipe, chosen)
-    left_out = {one.name for one in missing}
-    running = [one for one in chosen if one.name not in left_out]
-    for line in header_lines(loaded, here, running, missing):
+    loaded, trained_run = run.load_recipe_and_run(arguments)
+    recipe = merge_recipe_settings(loaded, trained_run)
+    systems = catalog.list_systems(recipe, trained_run)
+    skipped = catalog.skipped_systems(systems, recipe)
+    check_plan(recipe, systems)
+    skipped_names = {system.name for system in skipped}
+    runnable = [system for system in systems if system.name not in skipped_names]
+    for line in header_lines(loaded, trained_run, runnable, skipped):
         print(line, file=sys.stderr)
-    preflight.check(first_request.validation_context(here, loaded.name, recipe), running)
+    preflight.check(first_request.validation_context(trained_run, loaded.name, recipe), runnable)
     if arguments.dry_run:
-        print(*console.cost_estimate_lines(here, recipe, running), sep="\n")
+        print(*console.cost_estimate_lines(trained_run, recipe, runnable), sep="\n")
         return cli.OK
-    with run.lock_run(here):
-        inputs = input_hashes(here, recipe, running)
-        before = here.stage("compare")
-        if not arguments.fresh and before.get("state") == "done" and before["inputs"] == inputs and _is_complete(here):
-            print(f"compare   unchanged: run {here.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
-            print(*console.summary_lines(here, atomic_files.read_json(here.folder / "scores.json")), sep="\n")
+    with run.lock_run(trained_run):
+        inputs = input_hashes(trained_run, recipe, runnable)
+        previous = trained_run.stage("compare")
+        if (
+            not arguments.fresh
+            and previous.get("state") == "done"
+            and previous["inputs"] == inputs
+            and _is_complete(trained_run)
+        ):
+            print(f"compare   unchanged: run {trained_run.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
+            print(
+                *console.summary_lines(trained_run, atomic_files.read_json(trained_run.folder / "scores.json")),
+                sep="\n",
+            )
             return cli.OK
-        run.start_stage(here, "compare", inputs)
-        with run.record_stage(here, "compare"):
-            scores = run_comparison(here, loaded.name, recipe, running, missing)
-        return finish(here, recipe, scores)
+        run.start_stage(trained_run, "compare", inputs)
+        with run.record_stage(trained_run, "compare"):
+            scores = run_comparison(trained_run, loaded.name, recipe, runnable, skipped)
+        return finish(trained_run, recipe, scores)
 
 
-def merge_recipe_settings(loaded: LoadedRecipe, here: Run) -> Recipe:
+def merge_recipe_settings(loaded: LoadedRecipe, trained_run: Run) -> Recipe:
     """Returns the recipe of the run with what the recipe says now of serving, comparing and deciding."""
-    return here.recipe().model_copy(update={name: getattr(loaded.recipe, name) for name in SECTIONS})
+    return trained_run.recipe().model_copy(update={name: getattr(loaded.recipe, name) for name in SECTIONS})
 
 
-def check_plan(recipe: Recipe, chosen: Sequence[System]) -> None:
+def check_plan(recipe: Recipe, systems: Sequence[System]) -> None:
     """Raises RecipeError where the planned comparison names a system that there is not."""
     if (primary := recipe.compare.primary) is None:
         return
-    names = [one.name for one in chosen]
+    names = [system.name for system in systems]
     for key in ("system", "baseline"):
         if (name := getattr(primary, key)) not in names:
             raise RecipeError(f"compare.primary.{key}: given {name!r}, there are {', '.join(names)}")
@@ -79,88 +87,104 @@ def check_plan(recipe: Recipe, chosen: Sequence[System]) -> None:
 def check_planned_served(recipe: Recipe, failed: Sequence[SkippedSystem]) -> None:
     """Raises StageError where a system of the plan could not be served."""
     primary = recipe.compare.primary
-    for one in failed:
-        if primary and one.name in (primary.system, primary.baseline):
-            raise StageError(f"compare.primary: {one.title} {one.why}")
+    for skipped in failed:
+        if primary and skipped.name in (primary.system, primary.baseline):
+            raise StageError(f"compare.primary: {skipped.title} {skipped.why}")
 
 
 def header_lines(
-    loaded: LoadedRecipe, here: Run, running: Sequence[System], missing: Sequence[SkippedSystem]
+    loaded: LoadedRecipe, trained_run: Run, systems: Sequence[System], skipped: Sequence[SkippedSystem]
 ) -> list[str]:
     """Returns the first lines printed: what is compared, and what is not run and why."""
-    told = [f"compare   {loaded.name}, run {here.id}: {', '.join(one.name for one in running)}"]
-    return told + [f"not run   {one.title}: {one.why}" for one in missing]
+    lines = [f"compare   {loaded.name}, run {trained_run.id}: {', '.join(system.name for system in systems)}"]
+    return lines + [f"not run   {skipped_system.title}: {skipped_system.why}" for skipped_system in skipped]
 
 
-def input_hashes(here: Run, recipe: Recipe, running: Sequence[System]) -> dict[str, str]:
+def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) -> dict[str, str]:
     """Returns what a comparison depends on, hashed."""
-    found = {
-        "data/test.jsonl": eval_dataset.hash_test_set(here),
-        f"adapter/{atomic_files.CHECKSUMS}": _checksum(here, "adapter"),
+    hashes = {
+        "data/test.jsonl": eval_dataset.hash_test_set(trained_run),
+        f"adapter/{atomic_files.CHECKSUMS}": _checksum(trained_run, "adapter"),
     }
-    found |= {f"{one.which}/{atomic_files.CHECKSUMS}": _checksum(here, one.which) for one in running if one.which}
-    for one in running:
-        if one.baseline and one.baseline.path and Path(one.baseline.path).is_file():
-            found[f"answers of {one.name}"] = atomic_files.sha256(Path(one.baseline.path))
-    keys = recipe.model_dump(mode="json", include={"task", *SECTIONS})
-    found["recipe"] = atomic_files.digest([VERSION, keys, [one.name for one in running]])
-    return found
+    hashes |= {
+        f"{system.which}/{atomic_files.CHECKSUMS}": _checksum(trained_run, system.which)
+        for system in systems
+        if system.which
+    }
+    for system in systems:
+        if system.baseline and system.baseline.path and Path(system.baseline.path).is_file():
+            hashes[f"answers of {system.name}"] = atomic_files.sha256(Path(system.baseline.path))
+    settings = recipe.model_dump(mode="json", include={"task", *SECTIONS})
+    hashes["recipe"] = atomic_files.digest([VERSION, settings, [system.name for system in systems]])
+    return hashes
 
 
 def run_comparison(
-    here: Run, name: str, recipe: Recipe, running: Sequence[System], missing: Sequence[SkippedSystem]
+    trained_run: Run, name: str, recipe: Recipe, systems: Sequence[System], skipped: Sequence[SkippedSystem]
 ) -> dict[str, Any]:
     """Asks, scores and decides. Returns scores.json, which is written with everything else."""
-    running, refused = first_request.send_first_requests(first_request.validation_context(here, name, recipe), running)
-    for one in running:
-        for name in one.left_out:
-            run.record_fallback(here, "compare", f"{one.title}: asked without {name}, which its provider refuses")
-    sha256 = eval_dataset.hash_test_set(here)
-    opened = preregistration.register_and_open(here, recipe.compare.primary, sha256)
+    systems, refused = first_request.send_first_requests(
+        first_request.validation_context(trained_run, name, recipe), systems
+    )
+    for system in systems:
+        for parameter in system.left_out:
+            run.record_fallback(
+                trained_run, "compare", f"{system.title}: asked without {parameter}, which its provider refuses"
+            )
+    sha256 = eval_dataset.hash_test_set(trained_run)
+    access = preregistration.register_and_open(trained_run, recipe.compare.primary, sha256)
     print(
-        f"test      opened by plan {opened.plan_sha256}, opening {len(opened.openings)} of this test set",
+        f"test      opened by plan {access.plan_sha256}, opening {len(access.openings)} of this test set",
         file=sys.stderr,
     )
-    mine = eval_dataset.load_test_dataset(here)
-    place = ComparisonContext(here, name, recipe, mine)
-    gathered, failed = collect.collect_all(place, running)
+    dataset = eval_dataset.load_test_dataset(trained_run)
+    context = ComparisonContext(trained_run, name, recipe, dataset)
+    all_responses, failed = collect.collect_all(context, systems)
     check_planned_served(recipe, failed)
-    gathered, missing = completeness.exclude_unanswered(gathered, [*missing, *refused, *failed])
-    fitted = confidence.fit_tuned_scale(here, mine)
-    print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
-    every = [system_scores.score_system(one, mine, fitted) for one in gathered]
-    policy = assemble.fit_tuned_policy(every, mine, fitted, recipe)
-    on_a_scale = fitted is not None and fitted.platt is not None
-    scores = assemble.assemble_scores(here, recipe, mine, every, missing, opened, sha256, on_a_scale)
-    on_test = routing_evaluation.evaluate_policy(
-        policy, every[0], routing_evaluation.select_fallback(recipe, every), fitted, scores["cost"]
+    all_responses, skipped = completeness.exclude_unanswered(all_responses, [*skipped, *refused, *failed])
+    tuned_scale = confidence.fit_tuned_scale(trained_run, dataset)
+    print(f"scoring   {len(all_responses)} systems on {len(dataset.test):,} rows", file=sys.stderr, flush=True)
+    scored_systems = [system_scores.score_system(responses, dataset, tuned_scale) for responses in all_responses]
+    policy = assemble.fit_tuned_policy(scored_systems, dataset, tuned_scale, recipe)
+    is_calibrated = tuned_scale is not None and tuned_scale.platt is not None
+    scores = assemble.assemble_scores(
+        trained_run, recipe, dataset, scored_systems, skipped, access, sha256, is_calibrated
     )
-    held_against = answer_profile.build_profile(every[0].gathered, mine, fitted).json()
-    scores["routing"] = {**policy.json(), "test": on_test, answer_profile.ROUTING_KEY: held_against}
+    test_result = routing_evaluation.evaluate_policy(
+        policy,
+        scored_systems[0],
+        routing_evaluation.select_fallback(recipe, scored_systems),
+        tuned_scale,
+        scores["cost"],
+    )
+    profile = answer_profile.build_profile(scored_systems[0].gathered, dataset, tuned_scale).json()
+    scores["routing"] = {**policy.json(), "test": test_result, answer_profile.ROUTING_KEY: profile}
     scores["verdict"] = verdicts.decide(verdicts.VerdictInputs(recipe, scores, policy)).json()
-    assemble.write_comparison(here, mine, every, scores, recipe)
+    assemble.write_comparison(trained_run, dataset, scored_systems, scores, recipe)
     return scores
 
 
-def finish(here: Run, recipe: Recipe, scores: Mapping[str, Any]) -> int:
+def finish(trained_run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> int:
     """Records how the comparison ended and prints the summary. Returns the exit code."""
     choice = scores["verdict"]["choice"]
-    outputs = [here.folder / name for name in ("scores.json", "routing.json", "report.html", "report.md")]
+    outputs = [trained_run.folder / name for name in ("scores.json", "routing.json", "report.html", "report.md")]
     values = {
-        name: {metric: one["value"] for metric, one in system["metrics"].items()}
+        name: {metric: value["value"] for metric, value in system["metrics"].items()}
         for name, system in scores["systems"].items()
     }
-    told = scores["verdict"]["headline"]
-    run.end_stage(here, "compare", "done", told, outputs, passed=choice != "closed", verdict=choice, test=values)
-    print(*console.summary_lines(here, scores), sep="\n")
+    headline = scores["verdict"]["headline"]
+    run.end_stage(
+        trained_run, "compare", "done", headline, outputs, passed=choice != "closed", verdict=choice, test=values
+    )
+    print(*console.summary_lines(trained_run, scores), sep="\n")
     return cli.OK
 
 
-def _checksum(here: Run, which: str) -> str:
-    return atomic_files.sha256(here.folder / which / atomic_files.CHECKSUMS)
+def _checksum(trained_run: Run, variant: str) -> str:
+    return atomic_files.sha256(trained_run.folder / variant / atomic_files.CHECKSUMS)
 
 
-def _is_complete(here: Run) -> bool:
+def _is_complete(trained_run: Run) -> bool:
     """Whether a comparison is there that nothing was missing from."""
-    path = here.folder / "scores.json"
+    path = trained_run.folder / "scores.json"
     return path.exists() and not atomic_files.read_json(path)["integrity"]["incomplete"]

@@ -75,7 +75,7 @@ def main() -> int:
     variants = parse_variants(arguments.models.split(), arguments.variants)
     loaded = folder_ownership.resolve_name(check_variants(arguments, variants), parent)
     if arguments.dry_run:
-        print(*(f"would train  {one.name}" for one in variants), sep="\n")
+        print(*(f"would train  {planned.name}" for planned in variants), sep="\n")
         return cli.OK
     metric = deciding_metric(loaded)
     trained, failed = [], {}
@@ -95,13 +95,13 @@ def main() -> int:
                     "both a train.max_length and serve.max_model_len that hold every row"
                 )
     if not trained:
-        raise StageError(f"no variant was trained: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-    ranked = sorted(trained, key=lambda one: (-one.figures[metric], one.parameters))
-    board = [leaderboard_entry(one, ranked[0], metric) for one in ranked]
+        raise StageError(f"no variant was trained: {'; '.join(f'{name}: {reason}' for name, reason in failed.items())}")
+    ranked = sorted(trained, key=lambda candidate: (-candidate.figures[metric], candidate.parameters))
+    board = [leaderboard_entry(candidate, ranked[0], metric) for candidate in ranked]
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     best = ranked[0]
-    told = {"metric": metric, "winner": best.variant.name, "run": best.run.id, "variants": board, "failed": failed}
-    atomic_files.write_json(path, told)
+    summary = {"metric": metric, "winner": best.variant.name, "run": best.run.id, "variants": board, "failed": failed}
+    atomic_files.write_json(path, summary)
     run.set_latest(best.run)
     print(*leaderboard_lines(board, metric, failed), f"wrote     {os.path.relpath(path)}", sep="\n")
     return compare_best(arguments, best)
@@ -109,40 +109,41 @@ def main() -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
-    made = cli.build_parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
-    made.add_argument(
+    parser = cli.build_parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
+    parser.add_argument(
         "--models", default=os.environ.get("MODELS", ""), help='bases: "pocket smollm2" (default: $MODELS)'
     )
-    made.add_argument(
+    parser.add_argument(
         "--variants",
         default=os.environ.get("VARIANTS", ""),
         help='settings: "lora.r=8; lora.r=32 train.learning_rate=1e-3" (default: $VARIANTS)',
     )
     # make hands down an empty one where none is given.
-    given = os.environ.get("COMPARE") != "0"
-    made.add_argument(
+    compare_default = os.environ.get("COMPARE") != "0"
+    parser.add_argument(
         "--no-compare",
         dest="compare",
         action="store_false",
-        default=given,
+        default=compare_default,
         help="train and rank alone; the test set stays shut (COMPARE=0)",
     )
-    return made
+    return parser
 
 
-def parse_variants(models: Sequence[str], given: str) -> list[Variant]:
+def parse_variants(models: Sequence[str], variants_text: str) -> list[Variant]:
     """Returns every model with every group of settings. Raises RecipeError where that is no choice."""
-    groups = [tuple(one.split()) for one in given.split(";") if one.strip()] or [()]
+    groups = [tuple(group.split()) for group in variants_text.split(";") if group.strip()] or [()]
     bases: list[tuple[str, ...]] = [(f"model.base={model}",) for model in models] or [()]
     names = list(models) or [""]
     variants = [
         Variant(" ".join([name, *settings]).strip(), (*base, *settings))
         for (name, base), settings in product(zip(names, bases, strict=True), groups)
     ]
-    if len({one.name for one in variants}) < max(2, len(variants)):
+    if len({variant.name for variant in variants}) < max(2, len(variants)):
         raise RecipeError(
             "a sweep chooses among variants that differ, and "
-            f"MODELS={' '.join(models)!r} VARIANTS={given!r} names {len({one.name for one in variants})}; give "
+            f"MODELS={' '.join(models)!r} VARIANTS={variants_text!r} names "
+            f"{len({variant.name for variant in variants})}; give "
             'MODELS="pocket smollm2", or VARIANTS="lora.r=8; lora.r=32"'
         )
     return variants
@@ -154,11 +155,11 @@ def check_variants(arguments: argparse.Namespace, variants: Sequence[Variant]) -
     plain = load(arguments.recipe, arguments.set, arguments.hardware)
     for variant in variants:
         try:
-            one = load(arguments.recipe, [*arguments.set, *variant.settings], arguments.hardware)
+            changed = load(arguments.recipe, [*arguments.set, *variant.settings], arguments.hardware)
         except RecipeError as error:
             raise RecipeError(f"variant {variant.name}: {error}") from None
         for name, value in shared_settings(plain.recipe).items():
-            if shared_settings(one.recipe)[name] != value:
+            if shared_settings(changed.recipe)[name] != value:
                 raise RecipeError(
                     f"variant {variant.name} changes `{name}`: variants differ in model, lora, train and "
                     "accelerate, and are compared on the same rows; put it into SET, for all of them"
@@ -180,100 +181,107 @@ def deciding_metric(loaded: LoadedRecipe) -> str:
     return primary.metric if primary else METRICS[loaded.recipe.task.variant][0]
 
 
-def run_stage(stage: str, arguments: argparse.Namespace, *more: str) -> int:
+def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
     """Returns the exit code of a stage, run as a process of its own."""
-    asked = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *more]
-    asked += ["--hardware", arguments.hardware] if arguments.hardware else []
-    asked += ["--runs", arguments.runs] if arguments.runs else []
-    return subprocess.run(asked, check=False).returncode
+    argv = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *extra]
+    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
+    argv += ["--runs", arguments.runs] if arguments.runs else []
+    return subprocess.run(argv, check=False).returncode
 
 
-def evaluate_variant(variant: Variant, here: Run) -> TrainedVariant:
+def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
     """Returns what a trained run reached on validation."""
-    metrics = here.stage("train")["metrics"]
-    held = eval_dataset.load_validation_dataset(here)
+    metrics = trained_run.stage("train")["metrics"]
+    dataset = eval_dataset.load_validation_dataset(trained_run)
     rows: Sequence[Mapping[str, Any]] = []
-    tallies: Mapping[str, MetricStats] = {}
-    if held.module.OBJECTIVE != "prefer":
-        said = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(here.references)}
-        rows = [row for row in held.test if row["id"] in said]
-        parsed = [predictions.parse_answer(held, SystemAnswer(row["id"], said[row["id"]])) for row in rows]
-        targets = references.select_targets(held.module, held.spec, rows, parsed)
-        tallies = held.module.compute_metric_stats(held.spec, targets, parsed)
+    metric_stats: Mapping[str, MetricStats] = {}
+    if dataset.module.OBJECTIVE != "prefer":
+        answers = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(trained_run.references)}
+        rows = [row for row in dataset.test if row["id"] in answers]
+        parsed = [predictions.parse_answer(dataset, SystemAnswer(row["id"], answers[row["id"]])) for row in rows]
+        targets = references.select_targets(dataset.module, dataset.spec, rows, parsed)
+        metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
     return TrainedVariant(
         variant,
-        here,
-        held.module.main_metrics(metrics["validation"]["tuned"]),
-        tallies,
+        trained_run,
+        dataset.module.main_metrics(metrics["validation"]["tuned"]),
+        metric_stats,
         rows,
-        atomic_files.digest([[row["id"], row["input"]["text"]] for row in held.test]),
+        atomic_files.digest([[row["id"], row["input"]["text"]] for row in dataset.test]),
         metrics["seconds"],
         metrics.get("parameters", 0),
     )
 
 
-def leaderboard_entry(one: TrainedVariant, best: TrainedVariant, metric: str) -> dict[str, Any]:
+def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str) -> dict[str, Any]:
     """Returns what the board says of a variant, beside the best one.
 
     The interval and the paired difference are of the validation rows whose answers both runs keep (the first 500); the
     figure that decides is of all validation rows.
     """
-    told: dict[str, Any] = {
-        "variant": one.variant.name,
-        "settings": list(one.variant.settings),
-        "run": one.run.id,
-        "figures": dict(one.figures),
+    entry: dict[str, Any] = {
+        "variant": trained.variant.name,
+        "settings": list(trained.variant.settings),
+        "run": trained.run.id,
+        "figures": dict(trained.figures),
         "interval": None,
         "to_the_best": None,
-        "training_seconds": one.seconds,
-        "parameters": one.parameters,
+        "training_seconds": trained.seconds,
+        "parameters": trained.parameters,
     }
-    if metric not in one.tallies:
-        return told
-    found = intervals.compute_interval(one.tallies[metric], cluster_ids(one.rows))
-    told["interval"] = {"n": len(one.rows), "low": found.low, "high": found.high}
-    if one is not best and [row["id"] for row in one.rows] == [row["id"] for row in best.rows]:
-        apart = paired.compute_paired_difference(one.tallies[metric], best.tallies[metric], cluster_ids(one.rows))
-        told["to_the_best"] = {"n": apart.n, "delta": apart.delta, "low": apart.low, "high": apart.high}
-    return told
+    if metric not in trained.tallies:
+        return entry
+    interval = intervals.compute_interval(trained.tallies[metric], cluster_ids(trained.rows))
+    entry["interval"] = {"n": len(trained.rows), "low": interval.low, "high": interval.high}
+    if trained is not best and [row["id"] for row in trained.rows] == [row["id"] for row in best.rows]:
+        difference = paired.compute_paired_difference(
+            trained.tallies[metric], best.tallies[metric], cluster_ids(trained.rows)
+        )
+        entry["to_the_best"] = {
+            "n": difference.n,
+            "delta": difference.delta,
+            "low": difference.low,
+            "high": difference.high,
+        }
+    return entry
 
 
 def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, str]) -> list[str]:
     """Returns the leaderboard, best first, and what it does not say."""
     rows = [("variant", metric_label(metric), "95% interval", "to the best", "trained", "parameters")]
-    for one in board:
-        interval, apart = one["interval"], one["to_the_best"]
+    for entry in board:
+        interval, delta = entry["interval"], entry["to_the_best"]
         difference = (
-            f"{100 * apart['delta']:+.1f} ({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})" if apart else ""
+            f"{100 * delta['delta']:+.1f} ({100 * delta['low']:+.1f} to {100 * delta['high']:+.1f})" if delta else ""
         )
         rows.append(
             (
-                one["variant"],
-                f"{one['figures'][metric]:.1%}",
+                entry["variant"],
+                f"{entry['figures'][metric]:.1%}",
                 f"{interval['low']:.1%} to {interval['high']:.1%}" if interval else "",
-                "best" if one is board[0] else difference,
-                f"{one['training_seconds']:,.0f} s",
-                f"{one['parameters']:,}" if one["parameters"] else "",
+                "best" if entry is board[0] else difference,
+                f"{entry['training_seconds']:,.0f} s",
+                f"{entry['parameters']:,}" if entry["parameters"] else "",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    told = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    told += [f"not trained  {name}: {why}" for name, why in failed.items()]
-    close = [one["variant"] for one in board[1:] if one["to_the_best"] and one["to_the_best"]["high"] >= 0]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"not trained  {name}: {reason}" for name, reason in failed.items()]
+    close = [entry["variant"] for entry in board[1:] if entry["to_the_best"] and entry["to_the_best"]["high"] >= 0]
     if close:
-        told.append(f"not told apart from the best by {board[0]['interval']['n']:,} rows: {', '.join(close)}")
-    told.append(
+        lines.append(f"not told apart from the best by {board[0]['interval']['n']:,} rows: {', '.join(close)}")
+    lines.append(
         f"the best of {len(board)} on validation looks better there than it is; the test set says how good it is"
     )
-    return told
+    return lines
 
 
 def compare_best(arguments: argparse.Namespace, best: TrainedVariant) -> int:
     """Exports the best variant and compares it on the test set, which no other one has read. Returns the exit code."""
     if not arguments.compare:
         return cli.OK
-    more = ("--run", best.run.id, *best.variant.settings)
-    return run_stage("train.export", arguments, *more) or run_stage("compare", arguments, *more)
+    run_options = ("--run", best.run.id, *best.variant.settings)
+    return run_stage("train.export", arguments, *run_options) or run_stage("compare", arguments, *run_options)
 
 
 if __name__ == "__main__":

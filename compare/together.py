@@ -66,74 +66,75 @@ class SharingMeasurement:
 
     def lines(self, name: str) -> list[str]:
         """Returns what the console shows."""
-        again = f"asked again, a probability moves by at most {self.by_itself.most:.3f}"
-        same = f"{self.together.same_choices:,} of {self.rows:,} choices the same"
-        told = "yes       rows that share a request are answered as rows that are asked alone"
+        repeat_text = f"asked again, a probability moves by at most {self.by_itself.most:.3f}"
+        same_text = f"{self.together.same_choices:,} of {self.rows:,} choices the same"
+        conclusion = "yes       rows that share a request are answered as rows that are asked alone"
         if not self.may_share:
-            told = "no        rows that share a request are answered otherwise than rows that are asked alone"
+            conclusion = "no        rows that share a request are answered otherwise than rows that are asked alone"
         return [
-            f"alone     {name}: {self.rows:,} requests, {self.alone_tokens:,} tokens read; {again}",
-            f"together  1 request, {self.together_tokens:,} tokens read; {same}; a probability moves by at most "
+            f"alone     {name}: {self.rows:,} requests, {self.alone_tokens:,} tokens read; {repeat_text}",
+            f"together  1 request, {self.together_tokens:,} tokens read; {same_text}; a probability moves by at most "
             f"{self.together.most:.3f}",
-            told,
+            conclusion,
         ]
 
 
 def measure_sharing(backend: Backend, requests: Sequence[Request]) -> SharingMeasurement:
     """Returns how an endpoint answers rows alone and together. Raises StageError where one of them is not answered."""
-    first, again = (asyncio.run(_request_individually(backend, requests)) for _ in range(2))
+    individual, repeat = (asyncio.run(_request_individually(backend, requests)) for _ in range(2))
     shared, usage = asyncio.run(_request_together(backend, requests))
     return SharingMeasurement(
         rows=len(requests),
-        alone_tokens=sum(one.usage.input_tokens or 0 for one in first),
+        alone_tokens=sum(completion.usage.input_tokens or 0 for completion in individual),
         together_tokens=usage.input_tokens or 0,
-        by_itself=compare_answers(first, again),
-        together=compare_answers(first, shared),
+        by_itself=compare_answers(individual, repeat),
+        together=compare_answers(individual, shared),
     )
 
 
 def compare_answers(a: Sequence[Completion], b: Sequence[Completion]) -> AnswerDifference:
     """Returns how the answers to the same rows differ; a refusal has no probabilities, and is a choice."""
-    same = sum(one.output == other.output for one, other in zip(a, b, strict=True))
-    moved = [
-        abs(one.probabilities[label] - other.probabilities[label])
-        for one, other in zip(a, b, strict=True)
-        if one.probabilities and other.probabilities
-        for label in one.probabilities
+    same = sum(first.output == second.output for first, second in zip(a, b, strict=True))
+    shifts = [
+        abs(first.probabilities[label] - second.probabilities[label])
+        for first, second in zip(a, b, strict=True)
+        if first.probabilities and second.probabilities
+        for label in first.probabilities
     ]
-    return AnswerDifference(same, max(moved, default=0.0))
+    return AnswerDifference(same, max(shifts, default=0.0))
 
 
 def shared_request_body(backend: Backend, requests: Sequence[Request]) -> dict[str, Any]:
     """Returns one request with a question for each row."""
-    asked = []
+    questions = []
     for request in requests:
         (question,) = openai_decisions.build_body(backend, request)["questions"]
         parts = [question["instructions"], openai_decisions.require_choice_question(backend, request).text]
-        asked.append({**question, "instructions": [{"type": "input_text", "text": text} for text in parts]})
-    return {"model": backend.model, "input": "Each question brings a text of its own.", "questions": asked}
+        questions.append({**question, "instructions": [{"type": "input_text", "text": text} for text in parts]})
+    return {"model": backend.model, "input": "Each question brings a text of its own.", "questions": questions}
 
 
 async def _request_individually(backend: Backend, requests: Sequence[Request]) -> list[Completion]:
-    found: dict[str, Completion] = {}
+    completions: dict[str, Completion] = {}
     async for reply in stream_results(backend, requests):
         if reply.received is None:
             raise StageError(f"row {reply.id} was not answered: {reply.error}")
-        found[reply.id] = reply.received
-    return [found[request.id] for request in requests]
+        completions[reply.id] = reply.received
+    return [completions[request.id] for request in requests]
 
 
 async def _request_together(backend: Backend, requests: Sequence[Request]) -> tuple[list[Completion], Usage]:
     async with openai_decisions.make_client(backend) as client:
         call = client.decisions.create(**shared_request_body(backend, requests))
-        found = await call_sdk(backend, call, ATTEMPT_TIMEOUT_FACTOR * backend.timeout_seconds)
-    if isinstance(found, AttemptFailure):
-        raise StageError(f"{len(requests):,} rows in one request were not answered: {found.error}")
-    if len(found.answers) != len(requests):
-        raise StageError(f"{len(found.answers):,} answers to {len(requests):,} questions")
-    single = [found.model_copy(update={"answers": [one]}) for one in found.answers]
+        result = await call_sdk(backend, call, ATTEMPT_TIMEOUT_FACTOR * backend.timeout_seconds)
+    if isinstance(result, AttemptFailure):
+        raise StageError(f"{len(requests):,} rows in one request were not answered: {result.error}")
+    if len(result.answers) != len(requests):
+        raise StageError(f"{len(result.answers):,} answers to {len(requests):,} questions")
+    responses = [result.model_copy(update={"answers": [answer]}) for answer in result.answers]
     answers = [
-        openai_decisions.parse_completion(one, backend, request) for one, request in zip(single, requests, strict=True)
+        openai_decisions.parse_completion(response, backend, request)
+        for response, request in zip(responses, requests, strict=True)
     ]
     return answers, answers[0].usage
 
@@ -142,30 +143,36 @@ def main(arguments: argparse.Namespace) -> int:
     """Measures the decision endpoints of a recipe. Returns 0 where rows may share a request, 3 where they may not."""
     from compare.stage import merge_recipe_settings
 
-    loaded, here = run.load_recipe_and_run(arguments)
-    place = first_request.validation_context(here, loaded.name, merge_recipe_settings(loaded, here))
-    chosen = [one for one in catalog.api_systems(place.recipe) if one.baseline and one.baseline.api == "decisions"]
-    if missing := catalog.skipped_systems(chosen, place.recipe):
-        raise RecipeError("\n".join(f"{one.title} cannot be asked: {one.why}" for one in missing))
-    if not chosen:
+    loaded, trained_run = run.load_recipe_and_run(arguments)
+    context = first_request.validation_context(trained_run, loaded.name, merge_recipe_settings(loaded, trained_run))
+    systems = [
+        system
+        for system in catalog.api_systems(context.recipe)
+        if system.baseline and system.baseline.api == "decisions"
+    ]
+    if skipped := catalog.skipped_systems(systems, context.recipe):
+        raise RecipeError("\n".join(f"{system.title} cannot be asked: {system.why}" for system in skipped))
+    if not systems:
         raise RecipeError(f"{loaded.name} has no baseline with api: decisions")
-    preflight.check(place, chosen)
-    found = {one.name: _measure_system(place, one, arguments.rows) for one in chosen}
-    for name, one in found.items():
-        print(*one.lines(name), sep="\n")
-    return cli.OK if all(one.may_share for one in found.values()) else cli.GATE_FAILED
+    preflight.check(context, systems)
+    measurements = {system.name: _measure_system(context, system, arguments.rows) for system in systems}
+    for name, measurement in measurements.items():
+        print(*measurement.lines(name), sep="\n")
+    return cli.OK if all(measurement.may_share for measurement in measurements.values()) else cli.GATE_FAILED
 
 
-def _measure_system(place: ComparisonContext, system: System, rows: int) -> SharingMeasurement:
+def _measure_system(context: ComparisonContext, system: System, rows: int) -> SharingMeasurement:
     assert system.baseline is not None
-    backend = api_models.build_first_request(place, system).backend
-    requests = row_requests.build_requests(system, place.material, place.material.train[: min(rows, MAX_QUESTIONS)])
+    backend = api_models.build_first_request(context, system).backend
+    requests = row_requests.build_requests(system, context.material, context.material.train[: min(rows, MAX_QUESTIONS)])
     if (price := pricing.lookup_price(system.baseline)) is not None:
-        most = 3 * budgets.estimate_cost([RowRequest(one.id, 0, one) for one in requests], price).upper_usd
-        if most > place.recipe.compare.budget_usd:
+        max_usd = (
+            3 * budgets.estimate_cost([RowRequest(request.id, 0, request) for request in requests], price).upper_usd
+        )
+        if max_usd > context.recipe.compare.budget_usd:
             raise RecipeError(
-                f"{len(requests):,} rows asked three times may cost ${most:,.2f}, and compare.budget_usd is "
-                f"${place.recipe.compare.budget_usd:,.2f}; ask for fewer (--rows), or raise it"
+                f"{len(requests):,} rows asked three times may cost ${max_usd:,.2f}, and compare.budget_usd is "
+                f"${context.recipe.compare.budget_usd:,.2f}; ask for fewer (--rows), or raise it"
             )
     return measure_sharing(backend, requests)
 

@@ -31,9 +31,11 @@ def main() -> int:
     if not arguments.no_heading:
         print("\n".join(describe_precedence(loaded)), file=sys.stderr)
     recipe = gguf_model.ensure_model_folder(loaded.recipe, runs)
-    folder, made = prepare.main(recipe, runs / loaded.name, loaded.replaced)
+    folder, was_prepared = prepare.main(recipe, runs / loaded.name, loaded.replaced)
     print(
-        console.format_summary(atomic_files.read_json(folder / "data.json"), "prepared" if made else "unchanged"),
+        console.format_summary(
+            atomic_files.read_json(folder / "data.json"), "prepared" if was_prepared else "unchanged"
+        ),
         file=sys.stderr,
     )
     print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)

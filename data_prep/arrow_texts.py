@@ -22,16 +22,16 @@ class ArrowTexts:
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yields (number of its first row, batch) in the order of the rows."""
-        first = 0
-        for at in range(self._reader.num_record_batches):
-            yield first, self._reader.get_batch(at)
-            first = int(self._ends[at])
+        start = 0
+        for index in range(self._reader.num_record_batches):
+            yield start, self._reader.get_batch(index)
+            start = int(self._ends[index])
 
     def value(self, column: str, row: int) -> str:
         """Returns one text of one row."""
-        at = int(np.searchsorted(self._ends, row, side="right"))
-        if self._batch[0] != at:
-            self._batch = at, self._reader.get_batch(at)
+        index = int(np.searchsorted(self._ends, row, side="right"))
+        if self._batch[0] != index:
+            self._batch = index, self._reader.get_batch(index)
         batch = self._batch[1]
-        first = int(self._ends[at]) - batch.num_rows
-        return str(batch.column(column)[row - first].as_py())
+        start = int(self._ends[index]) - batch.num_rows
+        return str(batch.column(column)[row - start].as_py())

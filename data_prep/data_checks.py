@@ -42,16 +42,16 @@ def check_rejected(
     them cannot: the reasons, and the first places. `unmatched` tells of values in data.where that no row has."""
     rows_read = usable + len(rejected)
     if filtered and not rows_read:
-        told = [f"  {line}" for line in unmatched[:MAX_LABELS_SHOWN]] or ["  each value is there, but not in one row"]
-        raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *told]))
+        hints = [f"  {line}" for line in unmatched[:MAX_LABELS_SHOWN]] or ["  each value is there, but not in one row"]
+        raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *hints]))
     if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
     lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
-    more = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
+    remainder = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
     raise RecipeError(
         f"{len(rejected)} of {rows_read} rows cannot be used ({reasons}); data.max_rejected is "
-        f"{recipe.data.max_rejected:.2%}:\n" + "\n".join(lines + more)
+        f"{recipe.data.max_rejected:.2%}:\n" + "\n".join(lines + remainder)
     )
 
 
@@ -60,22 +60,25 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
 
     Raises RecipeError where no row has a value of any field: nothing could be learnt then.
     """
-    without = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in field_names(recipe)}
+    missing_counts = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in field_names(recipe)}
     for (_, path, state), rows in table.states.items():
-        if path in without and state in without[path]:
-            without[path][state] += rows
-    gone = [name for name, states in without.items() if states.total() == len(table)]
-    if gone and len(gone) == len(without) and len(table):
-        there = list(dict.fromkeys(column for one in sources for column in one["detected"].get("columns", ())))
-        told = (
+        if path in missing_counts and state in missing_counts[path]:
+            missing_counts[path][state] += rows
+    empty_fields = [name for name, states in missing_counts.items() if states.total() == len(table)]
+    if empty_fields and len(empty_fields) == len(missing_counts) and len(table):
+        available = list(
+            dict.fromkeys(column for source in sources for column in source["detected"].get("columns", ()))
+        )
+        column_hint = (
             "; the columns are "
-            f"{', '.join(there[:MAX_COLUMNS_SHOWN])}{', ...' if len(there) > MAX_COLUMNS_SHOWN else ''}"
+            f"{', '.join(available[:MAX_COLUMNS_SHOWN])}{', ...' if len(available) > MAX_COLUMNS_SHOWN else ''}"
         )
         raise RecipeError(
-            f"no row has a value of any field of task.json_schema ({', '.join(without)}): data.columns.target names a "
-            f"column of whole records, without it each field is a column of its name{told if there else ''}"
+            f"no row has a value of any field of task.json_schema ({', '.join(missing_counts)}): "
+            "data.columns.target names a "
+            f"column of whole records, without it each field is a column of its name{column_hint if available else ''}"
         )
-    return [f"field {name}: no row has a value of it{_suggest_column(name, sources, recipe)}" for name in gone]
+    return [f"field {name}: no row has a value of it{_suggest_column(name, sources, recipe)}" for name in empty_fields]
 
 
 def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
@@ -83,18 +86,18 @@ def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Re
     columns = recipe.data.columns
     if columns.target or columns.targets or columns.of_slots:
         return ""
-    there = [column for one in sources for column in one["detected"].get("columns", ())]
-    folded = {column.casefold().replace("_", " "): column for column in there}
-    near = get_close_matches(field.casefold().replace("_", " "), list(folded), 1)
-    return f"; did you mean the column {folded[near[0]]!r}?" if near and field not in there else ""
+    available = [column for source in sources for column in source["detected"].get("columns", ())]
+    folded = {column.casefold().replace("_", " "): column for column in available}
+    matches = get_close_matches(field.casefold().replace("_", " "), list(folded), 1)
+    return f"; did you mean the column {folded[matches[0]]!r}?" if matches and field not in available else ""
 
 
 def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
     """Raises RecipeError where all rows have one label: `labels` gives the label of each spelling."""
     if TASKS[recipe.task.variant].IS_MULTILABEL and len(table) and len(set(labels.values())) < 2:
-        there = ", ".join(map(display_label, sorted(set(labels.values())))) or "none"
+        names = ", ".join(map(display_label, sorted(set(labels.values())))) or "none"
         raise RecipeError(
-            f"data.columns.label: {len(table)} rows have fewer than two labels between them: {there}. "
+            f"data.columns.label: {len(table)} rows have fewer than two labels between them: {names}. "
             "Is this an export that was filtered?"
         )
     if len(set(labels.values())) == 1 and len(table):
@@ -112,36 +115,40 @@ def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequ
     Raises RecipeError where any other label cannot be learnt or judged, or where a split is empty. `rows` is how many
     were written and left (describe.rows), `replaced` tells what was changed of the recipe.
     """
-    mistakes, torn, gone = [], [], Counter[str]()
+    problems, conflicting, drop_reasons = [], [], Counter[str]()
     for label, counts in _count_by_label(prepared).items():
-        mistake, reasons = _find_label_problem(label, *counts)
+        problem, reasons = _find_label_problem(label, *counts)
         if (
-            mistake
+            problem
             and prepared.recipe.task.labels != "auto"
             and reasons.keys() <= {"conflict", "duplicate"}
             and reasons
         ):
             # The recipe says both that there is this label and that contradicting rows leave.
-            torn.append(f"label {mistake.strip()}")
+            conflicting.append(f"label {problem.strip()}")
             continue
-        mistakes += [mistake] if mistake else []
-        gone += reasons if mistake else Counter()
-    if mistakes:
-        some = f" (the first {MAX_LABELS_SHOWN} of {len(mistakes)})" if len(mistakes) > MAX_LABELS_SHOWN else ""
-        hints = [f"  {line}" for line in _make_hints(gone, prepared, replaced)]
-        merge = "  Merge such a label into another, leave its rows out, or add rows."
-        raise RecipeError("\n".join([f"labels with too few rows{some}:", *mistakes[:MAX_LABELS_SHOWN], *hints, merge]))
+        problems += [problem] if problem else []
+        drop_reasons += reasons if problem else Counter()
+    if problems:
+        count_note = f" (the first {MAX_LABELS_SHOWN} of {len(problems)})" if len(problems) > MAX_LABELS_SHOWN else ""
+        hints = [f"  {line}" for line in _make_hints(drop_reasons, prepared, replaced)]
+        advice = "  Merge such a label into another, leave its rows out, or add rows."
+        raise RecipeError(
+            "\n".join([f"labels with too few rows{count_note}:", *problems[:MAX_LABELS_SHOWN], *hints, advice])
+        )
     for name in ("train", "validation", "test"):
         if not rows["written"][name]:
             reasons = Counter(rows["dropped"]) + Counter(rows["rejected"])
-            why = f" ({_format_reasons(reasons)})" if reasons else ""
+            reason_note = f" ({_format_reasons(reasons)})" if reasons else ""
             keys = "".join(f"\n  {line}" for line in _make_hints(reasons, prepared, replaced))
-            raise RecipeError(f"no rows are left for {name}: {rows['read']} were read{why}; see data.split{keys}")
+            raise RecipeError(
+                f"no rows are left for {name}: {rows['read']} were read{reason_note}; see data.split{keys}"
+            )
     accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
     accounted += rows["filtered"]
     if accounted != rows["read"]:
         raise AssertionError(f"rows read {rows['read']} != written + rejected + dropped {accounted}")
-    return torn
+    return conflicting
 
 
 def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, int], Counter[str]]]:
@@ -149,33 +156,47 @@ def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, in
     if not prepared.descriptions:
         return {}
     sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
-    read = label_sets.count_rows_per_label(sets, targets)
-    written = {name: label_sets.count_rows_per_label(sets, targets[mine]) for name, mine in prepared.written.items()}
-    gone = {at: label_sets.count_rows_per_label(sets, targets[reason == at]) for at in np.unique(reason).tolist() if at}
-    found = {}
+    rows_read = label_sets.count_rows_per_label(sets, targets)
+    written_by_split = {
+        name: label_sets.count_rows_per_label(sets, targets[mask]) for name, mask in prepared.written.items()
+    }
+    dropped_by_code = {
+        code: label_sets.count_rows_per_label(sets, targets[reason == code])
+        for code in np.unique(reason).tolist()
+        if code
+    }
+    counts = {}
     for label in prepared.descriptions:
-        reasons = Counter({DROP_REASONS[at]: rows[label] for at, rows in gone.items()})
-        found[label] = (read[label], {name: rows[label] for name, rows in written.items()}, +reasons)
-    return found
+        reasons = Counter({DROP_REASONS[code]: rows[label] for code, rows in dropped_by_code.items()})
+        counts[label] = (rows_read[label], {name: rows[label] for name, rows in written_by_split.items()}, +reasons)
+    return counts
 
 
-def _find_label_problem(label: str, read: int, written: dict[str, int], gone: Counter[str]) -> tuple[str, Counter[str]]:
+def _find_label_problem(
+    label: str, n_read: int, written_counts: dict[str, int], drop_reasons: Counter[str]
+) -> tuple[str, Counter[str]]:
     """What is wrong with a label, if anything, and why its rows left."""
-    left = f" ({_format_reasons(gone)})" if gone else ""
-    if read == 0:
+    reason_note = f" ({_format_reasons(drop_reasons)})" if drop_reasons else ""
+    if n_read == 0:
         return (
             f"  {display_label(label)} does not occur: a label needs rows to learn from and rows to be judged by",
-            gone,
+            drop_reasons,
         )
-    if read == 1:
-        return f"  {display_label(label)} occurs once: a label needs rows to learn from and rows to be judged by", gone
-    if sum(written.values()) < 2:
-        return f"  {display_label(label)}: {read} rows, {sum(written.values())} left{left}", gone
-    if written["train"] == 0:
-        elsewhere = ", ".join(f"{name} {rows}" for name, rows in written.items() if rows)
-        why = left or f" ({elsewhere})"
-        return f"  {display_label(label)}: {read} rows, none left in train{why}: it cannot be learnt", gone
-    return "", gone
+    if n_read == 1:
+        return (
+            f"  {display_label(label)} occurs once: a label needs rows to learn from and rows to be judged by",
+            drop_reasons,
+        )
+    if sum(written_counts.values()) < 2:
+        return (
+            f"  {display_label(label)}: {n_read} rows, {sum(written_counts.values())} left{reason_note}",
+            drop_reasons,
+        )
+    if written_counts["train"] == 0:
+        elsewhere = ", ".join(f"{name} {rows}" for name, rows in written_counts.items() if rows)
+        detail = reason_note or f" ({elsewhere})"
+        return f"  {display_label(label)}: {n_read} rows, none left in train{detail}: it cannot be learnt", drop_reasons
+    return "", drop_reasons
 
 
 def _format_reasons(reasons: Counter[str]) -> str:
@@ -195,7 +216,7 @@ def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequenc
             key, value = RECIPE_KEYS[reason], _recipe_value(prepared.recipe, RECIPE_KEYS[reason])
         else:
             continue
-        set_by = "".join(f" ({told})" for told in replaced if told.startswith(f"{key}: "))
+        set_by = "".join(f" ({note})" for note in replaced if note.startswith(f"{key}: "))
         lines.append(f"{count} rows left as {reason}: {key} is {value}{set_by}")
     return lines[:MAX_HINTS]
 

@@ -22,14 +22,14 @@ class WorkerPool:
     processes: int
     executor: Executor | None = None
 
-    def map(self, function: Callable[[Chunk], Result], pieces: Iterable[Chunk]) -> Iterator[Result]:
+    def map(self, function: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> Iterator[Result]:
         """Yields function(piece) for each piece, in their order; memory holds a few pieces a process and no more."""
         if self.executor is None:
-            yield from map(function, pieces)
+            yield from map(function, chunks)
             return
         waiting: deque[Future[Result]] = deque()
-        for piece in pieces:
-            waiting.append(self.executor.submit(function, piece))
+        for chunk in chunks:
+            waiting.append(self.executor.submit(function, chunk))
             if len(waiting) > 2 * self.processes:
                 yield waiting.popleft().result()
         while waiting:

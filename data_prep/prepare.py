@@ -55,9 +55,9 @@ class StepTimer:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - began, 3)
+        self.seconds[name] = round(time.perf_counter() - started_at, 3)
         if self.seconds[name] >= LOG_STEP_SECONDS:
             print(f"data      {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
 
@@ -68,117 +68,135 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     `replaced` tells what hardware file and SET changed of the recipe, for messages about a key among them. Raises
     RecipeError where the source cannot be used: then nothing is left behind.
     """
-    found = sources.find_files(recipe.data.source)
-    hashes = [sources.sha256(file, recipe.data.source) for file in found]
+    files = sources.find_files(recipe.data.source)
+    hashes = [sources.sha256(file, recipe.data.source) for file in files]
     digest = digests.compute_data_digest(
-        recipe, [(file.split, file.name, sha) for file, sha in zip(found, hashes, strict=True)]
+        recipe, [(file.split, file.name, sha) for file, sha in zip(files, hashes, strict=True)]
     )
     folder = runs / ".data" / digest
     if (folder / "data.json").exists():
         return folder, False
-    started, steps = utc_timestamp(), StepTimer()
-    with atomic_files.atomic_folder(folder, keep=True) as aside:
-        work = aside / ".work"
-        with parallel.worker_pool(_choose_process_count(recipe, found)) as pool:
+    started_at, steps = utc_timestamp(), StepTimer()
+    with atomic_files.atomic_folder(folder, keep=True) as temp_folder:
+        work_folder = temp_folder / ".work"
+        with parallel.worker_pool(_choose_process_count(recipe, files)) as pool:
             with steps("read and clean"):
-                table, unusable, read_from, filtered, unmatched = _read_sources(found, hashes, recipe, work, pool)
+                table, rejected, source_info, filtered, unmatched = _read_sources(
+                    files, hashes, recipe, work_folder, pool
+                )
             _check_unique_ids(table)
-            without_values = data_checks.check_fields(table, read_from, recipe)
+            empty_field_notes = data_checks.check_fields(table, source_info, recipe)
             with steps("split"):
-                assigned = split.assign(table, recipe.data.split, {file.split for file in found})
+                assignment = split.assign(table, recipe.data.split, {file.split for file in files})
             with steps("deduplicate"):
                 labels = map_label_aliases(table, recipe)
-                left, straddling = (
+                drops, straddling = (
                     DropDecisions.none(len(table)),
-                    straddling_rows.find_straddling(table, assigned.splits, recipe.data.split),
+                    straddling_rows.find_straddling(table, assignment.splits, recipe.data.split),
                 )
-                labels, rare_labels = rare_label_policy.apply_rare_label_policy(table, labels, recipe, left)
+                labels, rare_labels = rare_label_policy.apply_rare_label_policy(table, labels, recipe, drops)
                 if recipe.data.split.straddling == "drop":
-                    straddling_rows.drop_straddling(straddling, left)
-                deduplicate(table, assigned.splits, recipe, pool, left)
+                    straddling_rows.drop_straddling(straddling, drops)
+                deduplicate(table, assignment.splits, recipe, pool, drops)
         data_checks.check_labels(labels, table, recipe)
-        about, sets = list_label_descriptions(labels, recipe), label_sets.build_label_sets(table, labels, recipe)
-        may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][left.stays])
+        descriptions, sets = list_label_descriptions(labels, recipe), label_sets.build_label_sets(table, labels, recipe)
+        may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.stays])
         with steps("count tokens"):
-            token_counts.count_tokens(table, recipe, about, left, may_be_empty)
-            room = token_counts.drop_too_long(table, assigned.splits, recipe, left)
+            token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
+            context_limit = token_counts.drop_too_long(table, assignment.splits, recipe, drops)
         prepared = statistics.PreparedData(
-            recipe, table, assigned, left, labels, about, unusable, room, filtered, sets, may_be_empty
+            recipe,
+            table,
+            assignment,
+            drops,
+            labels,
+            descriptions,
+            rejected,
+            context_limit,
+            filtered,
+            sets,
+            may_be_empty,
         )
-        counted = statistics.count_rows(prepared)
-        not_learnable = data_checks.check_learnable(prepared, counted, replaced)
+        row_counts = statistics.count_rows(prepared)
+        not_learnable = data_checks.check_learnable(prepared, row_counts, replaced)
         with steps("doubt labels"):
-            doubts = label_errors.find_task_label_issues(table, assigned.splits, labels, left, recipe)
+            issues = label_errors.find_task_label_issues(table, assignment.splits, labels, drops, recipe)
         with steps("write"):
-            respelt = TASKS[recipe.task.variant].make_label_mapper(labels, list(about)) if labels else None
-            slices = write.write_splits(aside, table, assigned.splits, left, recipe, respelt)
-            write.write_rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
-            label_errors.write_label_issues(aside / "suspects.csv", doubts.found, table, assigned.splits)
-        told = {
+            respell = TASKS[recipe.task.variant].make_label_mapper(labels, list(descriptions)) if labels else None
+            slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, respell)
+            write.write_rejected(temp_folder / "rejected.jsonl", rejected, table, assignment.splits, drops)
+            label_errors.write_label_issues(temp_folder / "suspects.csv", issues.found, table, assignment.splits)
+        report = {
             "schema_version": 2,
             "digest": digest,
-            "started": started,
+            "started": started_at,
             "processes": pool.processes,
             "seconds": steps.seconds,
-            "sources": read_from,
+            "sources": source_info,
             "left_out": sources.find_ignored_files(recipe.data.source),
-            "rows": counted,
+            "rows": row_counts,
             **statistics.compute_statistics(prepared),
             "where_unmatched": unmatched,
             "rare_labels": rare_labels,
-            "not_learnable": [*not_learnable, *without_values, *statistics.find_empty_label_columns(prepared)],
+            "not_learnable": [*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": statistics.describe_slices(prepared, slices),
-            "suspects": doubts.told(),
+            "suspects": issues.told(),
         }
-        told["sha256"] = {path.name: atomic_files.sha256(path) for path in sorted(aside.iterdir()) if path.is_file()}
-        html.write(aside / "data.html", told, prepared, doubts.found)
-        atomic_files.write_json(aside / "data.json", told)
-        shutil.rmtree(work)
+        report["sha256"] = {
+            path.name: atomic_files.sha256(path) for path in sorted(temp_folder.iterdir()) if path.is_file()
+        }
+        html.write(temp_folder / "data.html", report, prepared, issues.found)
+        atomic_files.write_json(temp_folder / "data.json", report)
+        shutil.rmtree(work_folder)
     return folder, True
 
 
-def _choose_process_count(recipe: Recipe, found: list[SourceFile]) -> int:
+def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
     if recipe.data.num_proc != "auto":
         return recipe.data.num_proc
-    paths = (path for file in found for path in file.documents or [file.path])
+    paths = (path for file in files for path in file.documents or [file.path])
     size = sum(path.stat().st_size for path in paths if path.is_file())
     return max(1, min(len(os.sched_getaffinity(0)), size // MIN_BYTES_PER_PROCESS))
 
 
 def _read_sources(
-    found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: parallel.WorkerPool
+    files: list[SourceFile], hashes: list[str], recipe: Recipe, work_folder: Path, pool: parallel.WorkerPool
 ) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
     """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, how many
     rows are not those that data.where asks for, and lines about values in it that no row has."""
-    unusable: list[Rejected] = []
-    filtered, where, columns = 0, RowFilter(recipe.data.where), set[str]()
-    told: list[dict[str, Any]] = []
-    with TableWriter(work, recipe) as writer:
-        for file, sha256 in zip(found, hashes, strict=True):
-            about, rows = read.read(file, recipe.data.source, columns_to_read(recipe, file.split))
-            counter = _CountingReader(rows, file, recipe, where)
-            given = -1 if file.split == "all" else SPLITS.index(file.split)
-            unusable += writer.add(given, counter, pool)
+    rejected: list[Rejected] = []
+    filtered, row_filter, columns = 0, RowFilter(recipe.data.where), set[str]()
+    source_info: list[dict[str, Any]] = []
+    with TableWriter(work_folder, recipe) as writer:
+        for file, sha256 in zip(files, hashes, strict=True):
+            info, rows = read.read(file, recipe.data.source, columns_to_read(recipe, file.split))
+            counter = _CountingReader(rows, file, recipe, row_filter)
+            given_split = -1 if file.split == "all" else SPLITS.index(file.split)
+            rejected += writer.add(given_split, counter, pool)
             if not counter.rows:
-                below = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
-                raise RecipeError(f"{file.name}: there are no rows{below}")
+                location = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
+                raise RecipeError(f"{file.name}: there are no rows{location}")
             filtered += counter.filtered
             columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            lacks = {"lacks": sorted(counter.lacks), "lacks_answers": sorted(counter.unanswered)}
-            counts = {"rows_read": counter.rows, "detected": about, **lacks}
-            told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
-            if about.get("encoding_guessed"):
-                guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
-                print(f"data      {guess}", file=sys.stderr)
-            if others := about.get("arrays_not_read"):
-                told_of = f"{file.name}: the rows are those of {about['array']!r}; not read: {', '.join(others[:10])}"
-                print(f"data      {told_of}", file=sys.stderr)
+            missing = {"lacks": sorted(counter.lacks), "lacks_answers": sorted(counter.unanswered)}
+            counts = {"rows_read": counter.rows, "detected": info, **missing}
+            source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
+            if info.get("encoding_guessed"):
+                encoding_note = (
+                    f"{file.name} is no UTF-8: read as {info['encoding']}; data.source.encoding says it for sure"
+                )
+                print(f"data      {encoding_note}", file=sys.stderr)
+            if unread_arrays := info.get("arrays_not_read"):
+                arrays_note = (
+                    f"{file.name}: the rows are those of {info['array']!r}; not read: {', '.join(unread_arrays[:10])}"
+                )
+                print(f"data      {arrays_note}", file=sys.stderr)
         table = writer.table()
-    check_answer_columns([one["lacks_answers"] for one in told], columns, recipe)
-    data_checks.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
-    return table, unusable, told, filtered, where.unmatched()
+    check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
+    data_checks.check_rejected(rejected, len(table), filtered, row_filter.unmatched(), recipe)
+    return table, rejected, source_info, filtered, row_filter.unmatched()
 
 
 class _CountingReader:
@@ -188,20 +206,20 @@ class _CountingReader:
     `unanswered` those of several answers, and `columns` those that the first rows have.
     """
 
-    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, where: RowFilter) -> None:
+    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
-        self._where, split = where, recipe.data.split
+        self._where, split = row_filter, recipe.data.split
         self.columns = set[str]()
         self.lacks = {column for column in (split.group, split.time) if column is not None}
         self.unanswered = {*recipe.data.columns.of_targets.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
-        filters, seen = bool(self._recipe.data.where), dict[str, Any]()
-        inside = [column for column in columns_to_read(self._recipe, "all") if "." in column]
+        is_filtered, seen = bool(self._recipe.data.where), dict[str, Any]()
+        nested_columns = [column for column in columns_to_read(self._recipe, "all") if "." in column]
         complete = False
         for row in self._source:
-            if inside and not row.problem:
-                row.values.update(dotted_paths.resolve_columns(row.values, inside))
+            if nested_columns and not row.problem:
+                row.values.update(dotted_paths.resolve_columns(row.values, nested_columns))
             if not complete and not row.problem:
                 seen |= row.values
                 complete = self._has_all(seen)
@@ -211,7 +229,7 @@ class _CountingReader:
                 self.lacks.difference_update(row.values)
             if self.unanswered:
                 self.unanswered.difference_update(row.values)
-            if filters and not row.problem and not self._where.takes(row.values):
+            if is_filtered and not row.problem and not self._where.takes(row.values):
                 self.filtered += 1
             else:
                 yield row
@@ -234,7 +252,7 @@ def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
     listed, fold = recipe.task.labels, recipe.data.normalize_labels
     if listed == "auto":
         return spelling.map_spellings(table.targets, fold)
-    return {written: spelling.find_label(written, listed, fold) or written for written in table.targets}
+    return {alias: spelling.find_label(alias, listed, fold) or alias for alias in table.targets}
 
 
 def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
@@ -248,11 +266,11 @@ def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str,
 def _check_unique_ids(table: Table) -> None:
     ids = table.columns["id"]
     order = np.argsort(ids, kind="stable")
-    twice = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
-    if len(twice):
-        row, other = int(order[twice[0] + 1]), int(order[twice[0]])
+    repeated = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+    if len(repeated):
+        row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
         raise RecipeError(
             f"{table.place(row)}: id {spelling.display_label(table.texts.value('id', row))} stands at "
-            f"{table.place(other)} "
+            f"{table.place(previous)} "
             "already; ids must differ, or leave data.columns.id out"
         )

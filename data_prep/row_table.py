@@ -104,13 +104,13 @@ class TableWriter:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def add(self, split: int, rows: Iterable[SourceRow], spread: WorkerPool) -> Iterator[Rejected]:
+    def add(self, split: int, rows: Iterable[SourceRow], pool: WorkerPool) -> Iterator[Rejected]:
         """Adds the rows of one file, of which `split` is the place in SPLITS, or -1 where it is for us to choose.
 
         Yields each row that cannot be used.
         """
-        pieces = limits.split_into_chunks(rows, BATCH_ROWS, lambda row: limits.estimate_bytes(row.values))
-        for batch in spread.map(partial(_process_batch, recipe=self.recipe), pieces):
+        chunks = limits.split_into_chunks(rows, BATCH_ROWS, lambda row: limits.estimate_bytes(row.values))
+        for batch in pool.map(partial(_process_batch, recipe=self.recipe), chunks):
             count = batch.texts.num_rows
             self._texts.write_batch(batch.texts)
             self._sizes.write(np.int64(count).tobytes())
@@ -120,45 +120,45 @@ class TableWriter:
                 self._numbers.setdefault(column, []).append(values)
             self.targets += batch.targets
             self.systems += batch.systems
-            of_split = "all" if split < 0 else SPLITS[split]
-            self.states.update({(of_split, *state): count for state, count in batch.states.items()})
+            split_name = "all" if split < 0 else SPLITS[split]
+            self.states.update({(split_name, *state): count for state, count in batch.states.items()})
             yield from batch.rejected
 
     def table(self) -> Table:
         """Returns the table, written to its end: nothing can be added any more."""
         self._opened.close()
-        columns = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
+        columns = {name: np.concatenate(arrays) for name, arrays in self._numbers.items()}
         return Table(self.folder, columns, self.targets, self.systems, self.states)
 
 
 def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
     """The work on a batch of rows, done in whichever process."""
-    task, found = TASKS[recipe.task.variant], [make_row(row, recipe) for row in rows]
-    kept = [one for one in found if isinstance(one, Row)]
-    keys = [duplicate_key(row.text) for row in kept]
+    task, results = TASKS[recipe.task.variant], [make_row(row, recipe) for row in rows]
+    usable = [result for result in results if isinstance(result, Row)]
+    keys = [duplicate_key(row.text) for row in usable]
     texts = {
-        "id": [row.id for row in kept],
-        "file": [row.file for row in kept],
-        "text": [row.text for row in kept],
-        "target": [row.target for row in kept],
-        "references": [json.dumps(row.references) if row.references else None for row in kept],
-        "group": [row.group for row in kept],
-        "slices": [_join_slice_values(row.slices) for row in kept],
+        "id": [row.id for row in usable],
+        "file": [row.file for row in usable],
+        "text": [row.text for row in usable],
+        "target": [row.target for row in usable],
+        "references": [json.dumps(row.references) if row.references else None for row in usable],
+        "group": [row.group for row in usable],
+        "slices": [_join_slice_values(row.slices) for row in usable],
         "key": keys,
     }
     bands, sketches = near.sketch(keys, recipe.data.deduplicate)
     return RowBatch(
         texts=pa.record_batch(texts, schema=TEXT_SCHEMA),
-        numbers=_compute_columns(kept, keys, recipe),
+        numbers=_compute_columns(usable, keys, recipe),
         bands=bands,
         sketches=sketches,
-        rejected=[one for one in found if isinstance(one, Rejected)],
-        targets=Counter(label for row in kept for label in task.target_labels(row.target))
+        rejected=[result for result in results if isinstance(result, Rejected)],
+        targets=Counter(label for row in usable for label in task.target_labels(row.target))
         if task.HAS_LABELS
         else Counter(),
-        systems=Counter(row.system for row in kept if row.system),
+        systems=Counter(row.system for row in usable if row.system),
         states=Counter(
-            chain.from_iterable((*row.states.items(), *((one, CUT_STATE) for one in row.cut)) for row in kept)
+            chain.from_iterable((*row.states.items(), *((name, CUT_STATE) for name in row.cut)) for row in usable)
         ),
     )
 
@@ -167,8 +167,8 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
     task = TASKS[recipe.task.variant]
-    same = {row.answers: _equality_key(row.answers, task, recipe) for row in rows}
-    targets = [same[row.answers] for row in rows]
+    equality_keys = {row.answers: _equality_key(row.answers, task, recipe) for row in rows}
+    targets = [equality_keys[row.answers] for row in rows]
     subjects = (task.conflict_key(key, target) for key, target in zip(keys, targets, strict=True))
     units = [_split_unit(row, key, recipe) for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
@@ -204,7 +204,7 @@ def _split_unit(row: Row, key: str, recipe: Recipe) -> str:
 
 def _equality_key(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
     """What equal targets share: of several right answers, all of them in any order."""
-    return "\x1e".join(sorted({task.equality_key(one, recipe) for one in answers}))
+    return "\x1e".join(sorted({task.equality_key(answer, recipe) for answer in answers}))
 
 
 def hash_target(target: str, recipe: Recipe) -> int:

@@ -39,70 +39,72 @@ class SplitAssignment:
     cut: str | None = None
 
 
-def assign(table: Table, split: Split, given: set[str]) -> SplitAssignment:
-    """Returns the split of every row; `given` names the splits that came as files of their own.
+def assign(table: Table, split: Split, given_splits: set[str]) -> SplitAssignment:
+    """Returns the split of every row; `given_splits` names the splits that came as files of their own.
 
     Raises RecipeError where `data.split.cut` is no time, or leaves nothing on one side.
     """
-    shares = {name: share for name in HELD_OUT_SPLITS if name not in given and (share := getattr(split, name))}
+    fractions = {
+        name: fraction for name in HELD_OUT_SPLITS if name not in given_splits and (fraction := getattr(split, name))
+    }
     # Rows of a source without splits, or of a given train file, are ours to spread.
-    ours = spread = np.isin(table.columns["given"], (-1, SPLITS.index("train")))
-    splits = np.where(ours, SPLITS.index("train"), table.columns["given"]).astype(np.int8)
+    assignable = hash_split = np.isin(table.columns["given"], (-1, SPLITS.index("train")))
+    splits = np.where(assignable, SPLITS.index("train"), table.columns["given"]).astype(np.int8)
     position = table.columns["position"].astype(np.float64) / 2.0**64
-    cut = None
-    if split.time is not None and "test" in shares:
-        newest, cut = _find_newest_rows(table.columns["time"], ours, split)
+    test_from = None
+    if split.time is not None and "test" in fractions:
+        newest, test_from = _find_newest_rows(table.columns["time"], assignable, split)
         splits[newest] = SPLITS.index("test")
-        spread = ours & ~newest
+        hash_split = assignable & ~newest
         # Their shares are shares of all rows, and test is meant to have its own. How many rows there are does not
         # enter: newer ones would move old ones from split to split.
         position = position * (1 - split.test)
     low = 0.0
-    for name, share in shares.items():
+    for name, fraction in fractions.items():
         if name == "test" and split.time is not None:
             continue
-        splits[spread & (position >= low) & (position < low + share)] = SPLITS.index(name)
-        low += share
-    return SplitAssignment(splits, ours, shares, cut)
+        splits[hash_split & (position >= low) & (position < low + fraction)] = SPLITS.index(name)
+        low += fraction
+    return SplitAssignment(splits, assignable, fractions, test_from)
 
 
-def _find_newest_rows(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
+def _find_newest_rows(times: Array, assignable: Array, split: Split) -> tuple[Array, str]:
     """Returns which rows are test by time, and the time from which on they are."""
     if split.cut is not None:
-        edge = parse_iso_seconds(split.cut)
-        if edge is None:
+        parsed = parse_iso_seconds(split.cut)
+        if parsed is None:
             raise RecipeError(
                 f"data.split.cut: {split.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
             )
-        seconds = edge
+        seconds = parsed
     else:
-        oldest_first = np.sort(times[ours])
+        oldest_first = np.sort(times[assignable])
         seconds = float(oldest_first[int(len(oldest_first) * (1 - split.test))])
-    newest = ours & (times >= seconds)
-    told = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    if not newest.any() or newest.sum() == ours.sum():
+    newest = assignable & (times >= seconds)
+    boundary = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if not newest.any() or newest.sum() == assignable.sum():
         side = "before" if newest.any() else "from"
-        raise RecipeError(f"data.split.time: no row is {side} {told}, where test begins; set data.split.cut")
-    return newest, told
+        raise RecipeError(f"data.split.time: no row is {side} {boundary}, where test begins; set data.split.cut")
+    return newest, boundary
 
 
-def compute_deviations(table: Table, assigned: SplitAssignment, sets: LabelSets) -> dict[str, dict[str, float]]:
+def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSets) -> dict[str, dict[str, float]]:
     """Returns for each split that is ours to make the share of rows asked for, the share it has, and how far the label
     farthest off is off.
 
     Before duplicates leave. `sets` are the labels of each target. Labels of fewer than ten rows are passed over: no
     share of them means anything.
     """
-    targets = table.columns["target"][assigned.ours]
+    targets = table.columns["target"][assignment.ours]
     totals = {label: rows for label, rows in label_sets.count_rows_per_label(sets, targets).items() if rows >= 10}
-    found = {}
-    for name, asked in assigned.shares.items():
-        mine = (assigned.splits == SPLITS.index(name))[assigned.ours]
-        counts = label_sets.count_rows_per_label(sets, targets[mine])
-        off = [abs(counts[label] / rows - asked) for label, rows in totals.items()]
-        found[name] = {
-            "asked": asked,
-            "share": float(mine.mean()),
-            "worst_label_deviation": max(off, default=0.0),
+    deviations = {}
+    for name, fraction in assignment.shares.items():
+        mask = (assignment.splits == SPLITS.index(name))[assignment.ours]
+        counts = label_sets.count_rows_per_label(sets, targets[mask])
+        offsets = [abs(counts[label] / rows - fraction) for label, rows in totals.items()]
+        deviations[name] = {
+            "asked": fraction,
+            "share": float(mask.mean()),
+            "worst_label_deviation": max(offsets, default=0.0),
         }
-    return found
+    return deviations

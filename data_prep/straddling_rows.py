@@ -17,33 +17,36 @@ HELD_OUT_SPLITS = ("test", "validation", "calibration")
 
 def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:
     """Returns {reason: (train rows, the row of a given split because of which each counts)}, empty ones left out."""
-    given = table.columns["given"]
-    train = np.flatnonzero((splits == TRAIN) & np.isin(given, (-1, TRAIN)))
-    return {reason: found for reason, found in _iterate_reasons(table, given, train, split) if len(found[0])}
+    given_splits = table.columns["given"]
+    train = np.flatnonzero((splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))
+    return {reason: pair for reason, pair in _iterate_reasons(table, given_splits, train, split) if len(pair[0])}
 
 
-def drop_straddling(found: dict[str, tuple[Array, Array]], left: DropDecisions) -> None:
+def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecisions) -> None:
     """Makes the train rows leave, each for the first reason that it has."""
-    for reason, (rows, others) in found.items():
-        stays = left.stays[rows]
-        left.drop(rows[stays], reason, others[stays])
+    for reason, (rows, reason_rows) in straddling.items():
+        kept = drops.stays[rows]
+        drops.drop(rows[kept], reason, reason_rows[kept])
 
 
 def _iterate_reasons(
-    table: Table, given: Array, train: Array, split: Split
+    table: Table, given_splits: Array, train: Array, split: Split
 ) -> Iterator[tuple[str, tuple[Array, Array]]]:
     if split.group is not None:
         # A row's position is the hash of its group, if it has one.
         groups, grouped = table.columns["position"], table.columns["grouped"]
         for name in HELD_OUT_SPLITS:
-            rows = np.flatnonzero((given == SPLITS.index(name)) & grouped)
+            rows = np.flatnonzero((given_splits == SPLITS.index(name)) & grouped)
             rows = rows[np.argsort(groups[rows], kind="stable")]
-            mine = train[grouped[train] & np.isin(groups[train], groups[rows])]
-            yield f"group_in_{name}", (mine, rows[np.searchsorted(groups[rows], groups[mine])] if len(rows) else mine)
+            train_rows = train[grouped[train] & np.isin(groups[train], groups[rows])]
+            yield (
+                f"group_in_{name}",
+                (train_rows, rows[np.searchsorted(groups[rows], groups[train_rows])] if len(rows) else train_rows),
+            )
     if split.time is not None:
         times = table.columns["time"]
-        rows = np.flatnonzero((given == TEST) & ~np.isnan(times))
+        rows = np.flatnonzero((given_splits == TEST) & ~np.isnan(times))
         if len(rows):
             oldest = rows[np.argmin(times[rows])]
-            mine = train[times[train] >= times[oldest]]
-            yield "not_before_test", (mine, np.full(len(mine), oldest))
+            train_rows = train[times[train] >= times[oldest]]
+            yield "not_before_test", (train_rows, np.full(len(train_rows), oldest))

@@ -42,7 +42,7 @@ class ContextLimit:
 
 
 def count_tokens(
-    table: Table, recipe: Recipe, labels: dict[str, str], left: DropDecisions, may_be_empty: bool = False
+    table: Table, recipe: Recipe, labels: dict[str, str], drops: DropDecisions, may_be_empty: bool = False
 ) -> Array:
     """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
 
@@ -53,73 +53,77 @@ def count_tokens(
     task = TASKS[recipe.task.variant]
     spec = task.make_spec(recipe.task, labels, may_be_empty)
     tokenizer = chat_template.load_tokenizer(recipe.model)
-    before, between, after = _template_segments(tokenizer, task.messages(spec, {"text": INPUT_MARKER}))
-    shared = sum(chat_template.count_tokens(tokenizer, [before, after]))
-    _check_shared_prompt(shared, recipe, labels)
+    prefix, between, suffix = _template_segments(tokenizer, task.messages(spec, {"text": INPUT_MARKER}))
+    shared_tokens = sum(chat_template.count_tokens(tokenizer, [prefix, suffix]))
+    _check_shared_prompt(shared_tokens, recipe, labels)
     limits = np.array([recipe.train.max_length, recipe.serve.max_model_len])
-    tokens, answered = table.columns["tokens"], table.columns["answer_tokens"]
-    for first, batch in table.texts.batches():
-        rows = np.flatnonzero(left.stays[first : first + batch.num_rows])
+    tokens, answer_tokens = table.columns["tokens"], table.columns["answer_tokens"]
+    for start, batch in table.texts.batches():
+        rows = np.flatnonzero(drops.stays[start : start + batch.num_rows])
         if not len(rows):
             continue
         texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
-        own = np.array(chat_template.count_tokens(tokenizer, [text + between for text in texts]), np.int32)
+        input_tokens = np.array(chat_template.count_tokens(tokenizer, [text + between for text in texts]), np.int32)
         answers = [task.training_answers(spec, task.parse_target(target)) for target in targets]
         # Labels are few and come again and again; other answers are as many as rows.
-        different = list(dict.fromkeys(chain.from_iterable(answers)))
-        counts = dict(zip(different, chat_template.count_tokens(tokenizer, different), strict=True))
-        answered[first + rows] = [max(counts[answer] for answer in mine) for mine in answers]
-        tokens[first + rows] = shared + own + answered[first + rows]
-        close = np.flatnonzero((np.abs(tokens[first + rows, None] - limits) <= BOUNDARY_TOKENS).any(axis=1))
-        for at in close:
-            conversation = task.messages(spec, {"text": texts[at]})
-            examples = chat_template.render_examples(tokenizer, [conversation] * len(answers[at]), answers[at])
-            tokens[first + rows[at]] = max(len(one.prompt_ids) + len(one.completion_ids) for one in examples)
+        unique_answers = list(dict.fromkeys(chain.from_iterable(answers)))
+        counts = dict(zip(unique_answers, chat_template.count_tokens(tokenizer, unique_answers), strict=True))
+        answer_tokens[start + rows] = [max(counts[answer] for answer in row_answers) for row_answers in answers]
+        tokens[start + rows] = shared_tokens + input_tokens + answer_tokens[start + rows]
+        borderline = np.flatnonzero((np.abs(tokens[start + rows, None] - limits) <= BOUNDARY_TOKENS).any(axis=1))
+        for index in borderline:
+            conversation = task.messages(spec, {"text": texts[index]})
+            examples = chat_template.render_examples(tokenizer, [conversation] * len(answers[index]), answers[index])
+            tokens[start + rows[index]] = max(
+                len(example.prompt_ids) + len(example.completion_ids) for example in examples
+            )
     return tokens
 
 
-def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: DropDecisions) -> ContextLimit:
+def drop_too_long(table: Table, splits: Array, recipe: Recipe, drops: DropDecisions) -> ContextLimit:
     """Makes train rows over max_length, or over what the base can look at, leave, or stops the stage; and rows of
     validation and calibration that no served model could be asked. Test rows stay, for they count. Returns what a
     served model can take.
 
     Raises RecipeError naming the longest train row where data.too_long is fail.
     """
-    context = _read_context_length(recipe.model)
-    _drop_from_train(table, splits, recipe, left, recipe.train.max_length, "too_long")
-    if context is not None:
-        _drop_from_train(table, splits, recipe, left, context, "too_long_for_base")
-    room = compute_context_limit(table, splits, recipe, left, context)
-    left.drop(~np.isin(splits, (TRAIN, TEST)) & left.stays & ~room.fits(table), "too_long_to_serve")
-    return room
+    context_length = _read_context_length(recipe.model)
+    _drop_from_train(table, splits, recipe, drops, recipe.train.max_length, "too_long")
+    if context_length is not None:
+        _drop_from_train(table, splits, recipe, drops, context_length, "too_long_for_base")
+    context_limit = compute_context_limit(table, splits, recipe, drops, context_length)
+    drops.drop(~np.isin(splits, (TRAIN, TEST)) & drops.stays & ~context_limit.fits(table), "too_long_to_serve")
+    return context_limit
 
 
-def _drop_from_train(table: Table, splits: Array, recipe: Recipe, left: DropDecisions, limit: int, reason: str) -> None:
-    rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
+def _drop_from_train(
+    table: Table, splits: Array, recipe: Recipe, drops: DropDecisions, limit: int, reason: str
+) -> None:
+    rows = np.flatnonzero((splits == TRAIN) & drops.stays & (table.columns["tokens"] > limit))
     if len(rows) and recipe.data.too_long == "fail":
         longest = int(rows[np.argmax(table.columns["tokens"][rows])])
-        key, what = (
+        key, advice = (
             ("train.max_length", "raise train.max_length")
             if reason == "too_long"
             else (BASE_LIMIT_NAME, "take a longer one")
         )
         raise RecipeError(
             f"{table.place(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
-            f"this one {table.columns['tokens'][longest]}; {what}, or set data.too_long: drop"
+            f"this one {table.columns['tokens'][longest]}; {advice}, or set data.too_long: drop"
         )
-    left.drop(rows, reason)
+    drops.drop(rows, reason)
 
 
 def compute_context_limit(
-    table: Table, splits: Array, recipe: Recipe, left: DropDecisions, context: int | None
+    table: Table, splits: Array, recipe: Recipe, drops: DropDecisions, context_length: int | None
 ) -> ContextLimit:
-    """Returns what a served model can take, with the limit of answers that training will set. `context` is how many
-    tokens the base can look at, None where that is not known."""
-    answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
+    """Returns what a served model can take, with the limit of answers that training will set. `context_length` is how
+    many tokens the base can look at, None where that is not known."""
+    answers = table.columns["answer_tokens"][(splits == TRAIN) & drops.stays]
     answer = chat_template.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
-    if context is not None and context < tokens:
-        tokens, key = context, BASE_LIMIT_NAME
+    if context_length is not None and context_length < tokens:
+        tokens, key = context_length, BASE_LIMIT_NAME
     return ContextLimit(tokens, answer, key)
 
 
@@ -131,20 +135,20 @@ def _read_context_length(model: Model) -> int | None:
         config, _ = PreTrainedConfig.get_config_dict(model.base, revision=model.revision)
     except OSError:
         return None
-    found = config.get("text_config", config).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    length = config.get("text_config", config).get("max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
-def _check_shared_prompt(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
+def _check_shared_prompt(shared_tokens: int, recipe: Recipe, labels: dict[str, str]) -> None:
     """Raises RecipeError where the part of the prompt that all rows share leaves no room for an input."""
-    holds = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
+    contents = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
     for key, limit in (
         ("train.max_length", recipe.train.max_length),
         ("serve.max_model_len", recipe.serve.max_model_len),
     ):
-        if shared >= limit:
+        if shared_tokens >= limit:
             raise RecipeError(
-                f"{key}: {limit} tokens, and the prompt has {shared} before any text stands in it ({holds}); "
+                f"{key}: {limit} tokens, and the prompt has {shared_tokens} before any text stands in it ({contents}); "
                 f"raise {key} above that, or shorten the prompt"
             )
 
@@ -152,7 +156,7 @@ def _check_shared_prompt(shared: int, recipe: Recipe, labels: dict[str, str]) ->
 def _template_segments(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
     """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    before, found, between = text.partition(INPUT_MARKER)
-    if not found:
+    prefix, marker, between = text.partition(INPUT_MARKER)
+    if not marker:
         raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
-    return before, between, tokenizer.eos_token
+    return prefix, between, tokenizer.eos_token

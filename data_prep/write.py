@@ -30,95 +30,102 @@ SliceCounts = dict[str, dict[str, Any]]
 
 
 def write_splits(
-    folder: Path, table: Table, splits: Array, left: DropDecisions, recipe: Recipe, respelt: Callable[[str], str] | None
+    folder: Path,
+    table: Table,
+    splits: Array,
+    drops: DropDecisions,
+    recipe: Recipe,
+    respell: Callable[[str], str] | None,
 ) -> SliceCounts:
     """Writes train.jsonl and its sisters. Returns {slice: {value: {split: rows}}} of what was written.
 
-    `respelt` gives a target in the spelling that its labels have (`respelling` of the task); None without labels.
+    `respell` gives a target in the spelling that its labels have (`respelling` of the task); None without labels.
     """
-    seen = _collect_train_values(table, splits, left, recipe)
-    counted: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
-    with ExitStack() as opened:
+    train_values = _collect_train_values(table, splits, drops, recipe)
+    slice_counts: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
+    with ExitStack() as stack:
         files = [
-            opened.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n"))
-            for name in SPLITS
+            stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n")) for name in SPLITS
         ]
-        for first, batch in table.texts.batches():
-            stays = left.stays[first : first + batch.num_rows]
-            for at, row in enumerate(batch.to_pylist()):
-                if not stays[at]:
+        for start, batch in table.texts.batches():
+            kept = drops.stays[start : start + batch.num_rows]
+            for index, row in enumerate(batch.to_pylist()):
+                if not kept[index]:
                     continue
-                split = int(splits[first + at])
-                written = _make_output_row(row, recipe, respelt)
+                split = int(splits[start + index])
+                output_row = _make_output_row(row, recipe, respell)
                 if recipe.data.slices:
-                    written["slices"] = _row_slices(row, seen, recipe)
-                    for name, value in written["slices"].items():
-                        counted[name].setdefault(slice_name(value), Counter())[SPLITS[split]] += 1
-                files[split].write(json.dumps(written, ensure_ascii=False) + "\n")
-    return {name: {value: dict(counts) for value, counts in sorted(one.items())} for name, one in counted.items()}
+                    output_row["slices"] = _row_slices(row, train_values, recipe)
+                    for name, value in output_row["slices"].items():
+                        slice_counts[name].setdefault(slice_name(value), Counter())[SPLITS[split]] += 1
+                files[split].write(json.dumps(output_row, ensure_ascii=False) + "\n")
+    return {
+        name: {value: dict(counts) for value, counts in sorted(by_value.items())}
+        for name, by_value in slice_counts.items()
+    }
 
 
-def write_rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Array, left: DropDecisions) -> None:
+def write_rejected(path: Path, rejected: Iterable[Rejected], table: Table, splits: Array, drops: DropDecisions) -> None:
     """Writes rejected.jsonl: rows that could not be used, then rows that had to leave, in the order of the source."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for one in unusable:
-            file.write(json.dumps(one.json(), ensure_ascii=False) + "\n")
-        for row in np.flatnonzero(~left.stays):
-            file.write(json.dumps(_make_dropped(int(row), table, splits, left).json(), ensure_ascii=False) + "\n")
+        for entry in rejected:
+            file.write(json.dumps(entry.json(), ensure_ascii=False) + "\n")
+        for row in np.flatnonzero(~drops.stays):
+            file.write(json.dumps(_make_dropped(int(row), table, splits, drops).json(), ensure_ascii=False) + "\n")
 
 
-def _make_dropped(row: int, table: Table, splits: Array, left: DropDecisions) -> Rejected:
-    reason, other = DROP_REASONS[left.reason[row]], int(left.other[row])
+def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -> Rejected:
+    reason, reason_row = DROP_REASONS[drops.reason[row]], int(drops.other[row])
     prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
-    who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
+    reference = f"{table.texts.value('id', reason_row)} in {SPLITS[splits[reason_row]]}" if reason_row >= 0 else ""
     detail = {
-        "conflict": f"says the same as {who}, with another answer",
-        "duplicate": f"says the same as {who}, with the same answer",
+        "conflict": f"says the same as {reference}, with another answer",
+        "duplicate": f"says the same as {reference}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
         "too_long_for_base": f"{table.columns['tokens'][row]} tokens, more than model.base can look at",
         "too_long_to_serve": f"{prompt} tokens, and with the longest answer more than a served model takes",
         "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
-        "not_before_test": f"not before {who}, the oldest test row with a time",
-    }.get(reason, f"says the same as {who}")
+        "not_before_test": f"not before {reference}, the oldest test row with a time",
+    }.get(reason, f"says the same as {reference}")
     if reason.startswith("group_in_"):
-        detail = f"of one group with {who}"
+        detail = f"of one group with {reference}"
     if reason.startswith("near_"):
-        detail = f"{left.similarity[row]:.2f} like {who}"
+        detail = f"{drops.similarity[row]:.2f} like {reference}"
     file, row_id = (table.texts.value(column, row) for column in ("file", "id"))
     return Rejected(file, int(table.columns["line"][row]), row_id, reason, detail, kind="dropped")
 
 
-def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] | None) -> dict[str, Any]:
-    text, task = respelt(row["target"]) if respelt else row["target"], TASKS[recipe.task.variant]
+def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respell: Callable[[str], str] | None) -> dict[str, Any]:
+    text, task = respell(row["target"]) if respell else row["target"], TASKS[recipe.task.variant]
     target = task.parse_target(text)
-    written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
+    output_row = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
     if row["references"] is not None:
-        written["references"] = [task.parse_target(one) for one in json.loads(row["references"])]
-    return written if text == row["target"] else {**written, "original_target": task.parse_target(row["target"])}
+        output_row["references"] = [task.parse_target(answer) for answer in json.loads(row["references"])]
+    return output_row if text == row["target"] else {**output_row, "original_target": task.parse_target(row["target"])}
 
 
-def _row_slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
-    own = dict(zip(recipe.data.slices, row["slices"].split("\n"), strict=True))
+def _row_slices(row: Mapping[str, Any], train_values: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
+    row_values = dict(zip(recipe.data.slices, row["slices"].split("\n"), strict=True))
     return {
-        name: _equality_key(name, value, recipe) not in seen[name] if name in seen else value
-        for name, value in own.items()
+        name: _equality_key(name, value, recipe) not in train_values[name] if name in train_values else value
+        for name, value in row_values.items()
     }
 
 
-def _collect_train_values(table: Table, splits: Array, left: DropDecisions, recipe: Recipe) -> dict[str, set[str]]:
+def _collect_train_values(table: Table, splits: Array, drops: DropDecisions, recipe: Recipe) -> dict[str, set[str]]:
     """Returns for each not_in_train slice the values that train has."""
     names = list(recipe.data.slices)
-    asked = [name for name, one in recipe.data.slices.items() if isinstance(one, NotInTrain)]
-    seen: dict[str, set[str]] = {name: set() for name in asked}
-    if not asked:
-        return seen
-    for first, batch in table.texts.batches():
-        mine = (left.stays & (splits == TRAIN))[first : first + batch.num_rows]
-        for lines in batch.column("slices").filter(mine).to_pylist():
-            own = dict(zip(names, lines.split("\n"), strict=True))
-            for name in asked:
-                seen[name].add(_equality_key(name, own[name], recipe))
-    return seen
+    unseen_slices = [name for name, spec in recipe.data.slices.items() if isinstance(spec, NotInTrain)]
+    train_values: dict[str, set[str]] = {name: set() for name in unseen_slices}
+    if not unseen_slices:
+        return train_values
+    for start, batch in table.texts.batches():
+        mask = (drops.stays & (splits == TRAIN))[start : start + batch.num_rows]
+        for lines in batch.column("slices").filter(mask).to_pylist():
+            row_values = dict(zip(names, lines.split("\n"), strict=True))
+            for name in unseen_slices:
+                train_values[name].add(_equality_key(name, row_values[name], recipe))
+    return train_values
 
 
 def _equality_key(name: str, value: str, recipe: Recipe) -> str:

@@ -95,13 +95,19 @@ def generate_documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str,
 
 def _make_supplier(number: int, rng: random.Random) -> Supplier:
     currency = rng.choices(list(CURRENCY_SYMBOLS), (5, 3, 2, 1))[0]
-    signs = ("{currency} {amount}", "{amount} {currency}", "{symbol}{amount}", "{symbol} {amount}", "{amount} {symbol}")
+    money_formats = (
+        "{currency} {amount}",
+        "{amount} {currency}",
+        "{symbol}{amount}",
+        "{symbol} {amount}",
+        "{amount} {symbol}",
+    )
     return Supplier(
         id=f"S{number:03d}",
         name=f"{say.STEMS[number % len(say.STEMS)]} {rng.choice(say.TRADES)}{rng.choice(say.COMPANY_SUFFIXES)}",
         layout=rng.choice(list(LAYOUTS)),
         currency=currency,
-        money=rng.choice(signs),
+        money=rng.choice(money_formats),
         date=rng.choice(DATE_FORMATS),
         amount=rng.choice(AMOUNT_FORMATS),
         number=rng.choice(NUMBER_FORMATS),
@@ -111,8 +117,8 @@ def _make_supplier(number: int, rng: random.Random) -> Supplier:
 def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page, Record]:
     """What a page of this supplier says, and what of it is asked for."""
     kind = rng.choices(("invoice", "order"), (0.6, 0.4))[0]
-    written = received - timedelta(days=rng.randint(0, 4))
-    due = written + timedelta(days=rng.choice((7, 10, 14, 21, 30, 45)))
+    issued = received - timedelta(days=rng.randint(0, 4))
+    due = issued + timedelta(days=rng.choice((7, 10, 14, 21, 30, 45)))
     items = [
         (rng.randint(1, 12), goods, rng.choice((0.5, 0.75, 0.9, 0.95, 0, 0)) + rng.randint(2, 60))
         for goods in rng.sample(say.GOODS, rng.choices((1, 2, 3), (0.5, 0.35, 0.15))[0])
@@ -120,27 +126,27 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
     net = sum(count * price for count, _, price in items)
     tax = round(net * 0.2, 2)
     number = _format_number(supplier, kind, rng) if rng.random() < 0.94 else None
-    dated = supplier.date.format(d=written) if rng.random() < 0.95 else None
+    date_text = supplier.date.format(d=issued) if rng.random() < 0.95 else None
     money = supplier.money if rng.random() < 0.9 else "{amount}"
-    priced = kind == "invoice" or rng.random() < 0.85
-    payable = supplier.date.format(d=due) if kind == "invoice" and rng.random() < 0.6 else None
+    has_price = kind == "invoice" or rng.random() < 0.85
+    due_text = supplier.date.format(d=due) if kind == "invoice" and rng.random() < 0.6 else None
     page = Page(
         kind=kind,
         supplier=supplier.name,
         buyer=rng.choice(say.BUYERS),
         number=number,
-        date=dated,
-        due=payable,
-        total=_format_money(supplier, money, net + tax) if priced else None,
+        date=date_text,
+        due=due_text,
+        total=_format_money(supplier, money, net + tax) if has_price else None,
         subtotal=_format_money(supplier, money, net),
         tax=_format_money(supplier, money, tax),
         items=tuple((count, goods, _format_amount(supplier, price)) for count, goods, price in items),
         other_number=str(rng.randint(10000, 99999)),
-        other_date=supplier.date.format(d=written + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
+        other_date=supplier.date.format(d=issued + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
     )
-    currency = supplier.currency if priced and money != "{amount}" else None
-    total = _format_amount(supplier, net + tax) if priced else None
-    return page, Record(kind, supplier.name, number, dated, currency, total, payable)
+    currency = supplier.currency if has_price and money != "{amount}" else None
+    total = _format_amount(supplier, net + tax) if has_price else None
+    return page, Record(kind, supplier.name, number, date_text, currency, total, due_text)
 
 
 def _format_number(supplier: Supplier, kind: str, rng: random.Random) -> str:
@@ -154,26 +160,33 @@ def _format_amount(supplier: Supplier, value: float) -> str:
 
 
 def _format_money(supplier: Supplier, money: str, value: float) -> str:
-    sign = CURRENCY_SYMBOLS[supplier.currency]
-    return money.format(amount=_format_amount(supplier, value), symbol=sign, currency=supplier.currency)
+    symbol = CURRENCY_SYMBOLS[supplier.currency]
+    return money.format(amount=_format_amount(supplier, value), symbol=symbol, currency=supplier.currency)
 
 
 def _add_scan_errors(text: str, page: Page, rng: random.Random) -> str:
     """One to three letters as a poor scan shows them, none of them in a value that is asked for."""
-    kept = [value for value in (page.supplier, page.number, page.date, page.due, page.total) if value]
+    protected_values = [value for value in (page.supplier, page.number, page.date, page.due, page.total) if value]
     for _ in range(rng.randint(1, 3)):
-        held = {at for value in kept for start in _find_starts(text, value) for at in range(start, start + len(value))}
-        if free := [at for at, one in enumerate(text) if one in SCAN_ERRORS and at not in held]:
-            at = rng.choice(free)
-            text = text[:at] + SCAN_ERRORS[text[at]] + text[at + 1 :]
+        protected = {
+            index
+            for value in protected_values
+            for start in _find_starts(text, value)
+            for index in range(start, start + len(value))
+        }
+        if candidates := [
+            index for index, character in enumerate(text) if character in SCAN_ERRORS and index not in protected
+        ]:
+            index = rng.choice(candidates)
+            text = text[:index] + SCAN_ERRORS[text[index]] + text[index + 1 :]
     return text
 
 
 def _find_starts(text: str, value: str) -> Iterator[int]:
-    at = text.find(value)
-    while at >= 0:
-        yield at
-        at = text.find(value, at + 1)
+    index = text.find(value)
+    while index >= 0:
+        yield index
+        index = text.find(value, index + 1)
 
 
 def main() -> None:

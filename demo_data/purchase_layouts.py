@@ -34,13 +34,13 @@ class Page:
 
 def _write_letter(page: Page, rng: random.Random) -> list[str]:
     """The sender on top, each fact on a line of its own, the sums at the end."""
-    place = f"{rng.choice(say.STREETS)} {rng.randint(1, 99)}, {rng.choice(say.TOWNS)}"
+    address = f"{rng.choice(say.STREETS)} {rng.randint(1, 99)}, {rng.choice(say.TOWNS)}"
     title = rng.choice(say.TITLES[page.kind])
-    ours = page.kind == "invoice"
-    lines = [page.supplier if ours else page.buyer, place, f"{title} {page.number}" if page.number else title]
+    is_invoice = page.kind == "invoice"
+    lines = [page.supplier if is_invoice else page.buyer, address, f"{title} {page.number}" if page.number else title]
     if page.date:
         lines.append(f"{rng.choice(say.DATE[page.kind])}: {page.date}")
-    lines.append(f"{rng.choice(say.BUYER)}: {page.buyer}" if ours else f"To: {page.supplier}")
+    lines.append(f"{rng.choice(say.BUYER)}: {page.buyer}" if is_invoice else f"To: {page.supplier}")
     if rng.random() < 0.3:
         lines.append(_distractor_line(page, rng))
     lines += _item_lines(page, rng) + _total_lines(page, rng)
@@ -72,10 +72,10 @@ def _write_columns(page: Page, rng: random.Random) -> list[str]:
         (rng.choice(say.DUE), page.due),
         (rng.choice(say.OTHER_NUMBERS), page.other_number),
     ]
-    there = [(label, value) for label, value in facts if value]
-    heads = [page.supplier, page.buyer] if page.kind == "invoice" else [page.buyer, f"Supplier {page.supplier}"]
-    lines = [rng.choice(say.TITLES[page.kind]).upper(), *heads]
-    lines += [" | ".join(label for label, _ in there), " | ".join(value for _, value in there)]
+    present = [(label, value) for label, value in facts if value]
+    parties = [page.supplier, page.buyer] if page.kind == "invoice" else [page.buyer, f"Supplier {page.supplier}"]
+    lines = [rng.choice(say.TITLES[page.kind]).upper(), *parties]
+    lines += [" | ".join(label for label, _ in present), " | ".join(value for _, value in present)]
     lines += [f"{goods} | {count} | {price}" for count, goods, price in page.items]
     return lines + _amount_lines(page, rng)
 
@@ -84,18 +84,18 @@ def _write_email(page: Page, rng: random.Random) -> list[str]:
     """A few sentences, signed by the one who sends them."""
     goods = " and ".join(f"{count} {name}" for count, name, _ in page.items[:2])
     number = f"{rng.choice((' ', ' no. ', ' number '))}{page.number}" if page.number else ""
-    when = f"{rng.choice((' of ', ' dated '))}{page.date}" if page.date else ""
-    ours = page.kind == "invoice"
-    lines = [rng.choice(say.GREETINGS) if ours else f"Dear {page.supplier} team,"]
-    lines.append(rng.choice(say.OPENINGS[page.kind]).format(number=number, date=when, goods=goods))
+    date_text = f"{rng.choice((' of ', ' dated '))}{page.date}" if page.date else ""
+    is_invoice = page.kind == "invoice"
+    lines = [rng.choice(say.GREETINGS) if is_invoice else f"Dear {page.supplier} team,"]
+    lines.append(rng.choice(say.OPENINGS[page.kind]).format(number=number, date=date_text, goods=goods))
     if page.total:
-        before = rng.choice(say.NET_FIRST).format(subtotal=page.subtotal) + " " if rng.random() < 0.35 else ""
+        net_text = rng.choice(say.NET_FIRST).format(subtotal=page.subtotal) + " " if rng.random() < 0.35 else ""
         terms = rng.choice(say.TERMS).format(due=page.due) if page.due else "."
-        lines.append(before + rng.choice(say.SUMS).format(total=page.total) + terms)
+        lines.append(net_text + rng.choice(say.SUMS).format(total=page.total) + terms)
     if rng.random() < 0.35:
         lines.append(rng.choice(say.ASIDES).format(other_date=page.other_date, other_number=page.other_number))
-    signed = [page.supplier] if ours else [page.buyer]
-    return [*lines, rng.choice(say.SIGN_OFFS), rng.choice(say.PEOPLE), *signed]
+    signature = [page.supplier] if is_invoice else [page.buyer]
+    return [*lines, rng.choice(say.SIGN_OFFS), rng.choice(say.PEOPLE), *signature]
 
 
 def _write_portal_notice(page: Page, rng: random.Random) -> list[str]:
@@ -122,8 +122,8 @@ LAYOUTS: dict[str, Callable[[Page, random.Random], list[str]]] = {
 
 
 def _item_lines(page: Page, rng: random.Random) -> list[str]:
-    form = rng.choice(("{count} x {goods} {price}", "{goods}, {count} at {price}", "{count} {goods} @ {price}"))
-    return [form.format(count=count, goods=goods, price=price) for count, goods, price in page.items]
+    template = rng.choice(("{count} x {goods} {price}", "{goods}, {count} at {price}", "{count} {goods} @ {price}"))
+    return [template.format(count=count, goods=goods, price=price) for count, goods, price in page.items]
 
 
 def _total_lines(page: Page, rng: random.Random) -> list[str]:

@@ -29,14 +29,16 @@ def generate_pairs(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str
         questions, facts = rng.choice(say.TOPICS)
         message = _write_message(rng.choice(questions).format(device=device), rng)
         rule = rng.choice(list(STYLE_BREAKS))
-        fact, other = rng.sample(facts, 2)
+        fact, other_fact = rng.sample(facts, 2)
         yield {
             "message_id": f"M{number:05d}",
             "broken_rule": rule,
             "message": message,
             "chosen": _join(*_write_friendly(fact, rng)).format(device=device),
             # Mostly in other words, so that what both have in common does not give the rule away.
-            "rejected": _join(*STYLE_BREAKS[rule](other if rng.random() < 0.7 else fact, rng)).format(device=device),
+            "rejected": _join(*STYLE_BREAKS[rule](other_fact if rng.random() < 0.7 else fact, rng)).format(
+                device=device
+            ),
         }
 
 
@@ -51,8 +53,12 @@ def _write_message(question: str, rng: random.Random) -> str:
 
 def _write_friendly(fact: str, rng: random.Random) -> list[str]:
     """The house style: a word of thanks before the answer, or an offer behind it, or both."""
-    before, behind = rng.choice(((True, False), (False, True), (True, True)))
-    return [*([rng.choice(say.OPENERS)] if before else []), fact, *([rng.choice(say.CLOSERS)] if behind else [])]
+    with_opener, with_closer = rng.choice(((True, False), (False, True), (True, True)))
+    return [
+        *([rng.choice(say.OPENERS)] if with_opener else []),
+        fact,
+        *([rng.choice(say.CLOSERS)] if with_closer else []),
+    ]
 
 
 def _write_promise(fact: str, rng: random.Random) -> list[str]:
@@ -92,8 +98,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    for one in generate_pairs(arguments.rows, arguments.seed):
-        print(json.dumps(one, ensure_ascii=False))
+    for pair in generate_pairs(arguments.rows, arguments.seed):
+        print(json.dumps(pair, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ class Case:
 
     def summary(self) -> str:
         """The line that an agent wants to read first."""
-        about = self.device.capitalize() + (f", order {self.order}" if self.order else "")
-        line = f"{about}: {self.problem[0]}. Wants {self.wish[0]}."
+        subject = self.device.capitalize() + (f", order {self.order}" if self.order else "")
+        line = f"{subject}: {self.problem[0]}. Wants {self.wish[0]}."
         line += f" Tried {self.tried[0]}." if self.tried else ""
         return line + (f" Urgent: {self.deadline[0]}." if self.deadline else "")
 
@@ -55,33 +55,33 @@ def generate_conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[
 
 
 def _make_case(rng: random.Random) -> Case:
-    device, other, another = rng.sample(say.DEVICES, 3)
+    device, other_device, third_device = rng.sample(say.DEVICES, 3)
     group = rng.choice(list(say.PROBLEMS))
     slots = {
         "device": device,
-        "other": other,
+        "other": other_device,
         "when": rng.choice(say.TIMES),
         "day": rng.choice(say.DAYS),
         "light": rng.choice(say.LIGHTS),
         "code": f"E{rng.randint(10, 99)}",
         "amount": f"{rng.randint(5, 240)} euros",
     }
-    problem, told = rng.choice(list(say.PROBLEMS[group].items()))
+    problem, phrases = rng.choice(list(say.PROBLEMS[group].items()))
     wish = rng.choice(say.WISHES_BY_PROBLEM[group])
-    given_up = rng.choice([one for one in say.WISHES_BY_PROBLEM[group] if one != wish])
-    wished = rng.choice(say.WISHES[wish])
+    abandoned_wish = rng.choice([candidate for candidate in say.WISHES_BY_PROBLEM[group] if candidate != wish])
+    wish_text = rng.choice(say.WISHES[wish])
     if rng.random() < 0.25:
-        wished = rng.choice(say.CHANGED_WISHES).format(other=given_up, wish=wished)
+        wish_text = rng.choice(say.CHANGED_WISHES).format(other=abandoned_wish, wish=wish_text)
     tried = rng.choice(list(say.ATTEMPTED_FIXES.items())) if group == "fault" and rng.random() < 0.6 else None
     deadline = rng.choice(list(say.DEADLINES.items())) if rng.random() < 0.3 else None
     return Case(
         device=device,
         order=_make_order_number(rng) if rng.random() < 0.8 else None,
-        problem=(problem.format(**slots), rng.choice(told).format(**slots)),
-        wish=(wish, wished),
+        problem=(problem.format(**slots), rng.choice(phrases).format(**slots)),
+        wish=(wish, wish_text),
         tried=tried and (tried[0], rng.choice(tried[1])),
         deadline=deadline and (deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
-        aside=rng.choice(say.ASIDES).format(other=another, order=_make_order_number(rng))
+        aside=rng.choice(say.ASIDES).format(other=third_device, order=_make_order_number(rng))
         if rng.random() < 0.5
         else None,
     )
@@ -93,25 +93,27 @@ def _make_order_number(rng: random.Random) -> str:
 
 def _write_chat(case: Case, rng: random.Random) -> str:
     """Turns of customer and agent: the agent asks for what has not been said yet."""
-    ordered = case.order and rng.choice(say.ORDERS).format(order=case.order)
+    order_text = case.order and rng.choice(say.ORDERS).format(order=case.order)
     lines = []
     if rng.random() < 0.5:
         lines = [f"Customer: {rng.choice(say.HELLOS)}", f"Agent: {rng.choice(say.WELCOMES)}"]
     early, late = (case.aside, None) if rng.random() < 0.6 else (None, case.aside)
     lines.append(f"Customer: {' '.join(_write_sentences(rng, case.problem[1], early))}")
     lines.append(f"Agent: {rng.choice(say.ORDER_QUESTIONS)}")
-    lines.append(f"Customer: {_capitalize(ordered or rng.choice(say.NO_ORDER))}.")
+    lines.append(f"Customer: {_capitalize(order_text or rng.choice(say.NO_ORDER))}.")
     lines.append(f"Agent: {rng.choice(say.WISH_QUESTIONS)}")
-    last = _write_sentences(rng, case.tried and case.tried[1], late, case.wish[1], case.deadline and case.deadline[1])
-    lines.append(f"Customer: {' '.join(last)}")
+    final_sentences = _write_sentences(
+        rng, case.tried and case.tried[1], late, case.wish[1], case.deadline and case.deadline[1]
+    )
+    lines.append(f"Customer: {' '.join(final_sentences)}")
     text = "\n".join(lines)
     return text.lower().replace("customer:", "Customer:").replace("agent:", "Agent:") if rng.random() < 0.2 else text
 
 
 def _write_email(case: Case, rng: random.Random) -> str:
     """One message that says everything, in an order of its own."""
-    ordered = case.order and rng.choice(say.ORDERS).format(order=case.order)
-    middle = [case.problem[1], ordered, case.aside, case.tried and case.tried[1]]
+    order_text = case.order and rng.choice(say.ORDERS).format(order=case.order)
+    middle = [case.problem[1], order_text, case.aside, case.tried and case.tried[1]]
     rng.shuffle(middle)
     body = _write_sentences(rng, *middle, case.wish[1], case.deadline and case.deadline[1])
     if rng.random() < 0.5:
@@ -136,8 +138,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    for one in generate_conversations(arguments.rows, arguments.seed):
-        print(json.dumps(one, ensure_ascii=False))
+    for conversation in generate_conversations(arguments.rows, arguments.seed):
+        print(json.dumps(conversation, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -126,23 +126,23 @@ def write_message(queue: str, channel: str, rng: random.Random) -> str:
 def _write_content(queue: str, rng: random.Random) -> str:
     """The request alone, or the request beside another matter that must not decide the queue."""
     core = _expand(rng.choice(QUEUES[queue].core), rng)
-    other = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
+    other_queue = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
     kind = rng.choices((None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2))[0]
     if kind is None:
         return core
     return rng.choice(kind).format(
         core=core,
-        other=_expand(rng.choice(other.resolved), rng),
-        topic=_expand(rng.choice(other.topic), rng),
-        second=_expand(rng.choice(other.core), rng),
+        other=_expand(rng.choice(other_queue.resolved), rng),
+        topic=_expand(rng.choice(other_queue.topic), rng),
+        second=_expand(rng.choice(other_queue.core), rng),
     )
 
 
 def _expand(pattern: str, rng: random.Random) -> str:
     """Resolves `[a|b]` from the inside out and `<slot>` until nothing is left to resolve."""
     while True:
-        pattern, choices = CHOICE.subn(lambda found: rng.choice(found[1].split("|")), pattern)
-        pattern, slots = SLOT.subn(lambda found: _fill_slot(found[1], rng), pattern)
+        pattern, choices = CHOICE.subn(lambda match: rng.choice(match[1].split("|")), pattern)
+        pattern, slots = SLOT.subn(lambda match: _fill_slot(match[1], rng), pattern)
         if not choices and not slots:
             return re.sub(r" +(?=[ ,.:!?])", "", pattern).strip()
 
@@ -153,36 +153,36 @@ def _fill_slot(name: str, rng: random.Random) -> str:
     if name == "phone":
         return f"+1 555 01{rng.randrange(100):02d}"
     if name == "email":
-        first = rng.choice(SIGNATURES).split()[0].strip(".").lower()
-        return f"{first}{rng.randrange(1000)}@example.{rng.choice(('com', 'org', 'net'))}"
+        first_name = rng.choice(SIGNATURES).split()[0].strip(".").lower()
+        return f"{first_name}{rng.randrange(1000)}@example.{rng.choice(('com', 'org', 'net'))}"
     return rng.choice(SLOTS[name])
 
 
 def _add_typos(text: str, rng: random.Random) -> str:
     """One to three slips of the finger: a letter swapped, dropped, doubled or hit beside its key."""
     for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(text) - 1)
-        if not (text[at].isalpha() and text[at + 1].isalpha()):
+        index = rng.randrange(len(text) - 1)
+        if not (text[index].isalpha() and text[index + 1].isalpha()):
             continue
         slip = rng.choice(("swap", "drop", "double", "beside"))
         if slip == "swap":
-            text = text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+            text = text[:index] + text[index + 1] + text[index] + text[index + 2 :]
         elif slip == "drop":
-            text = text[:at] + text[at + 1 :]
+            text = text[:index] + text[index + 1 :]
         elif slip == "double":
-            text = text[:at] + text[at] + text[at:]
+            text = text[:index] + text[index] + text[index:]
         else:
-            text = text[:at] + KEYBOARD_NEIGHBORS.get(text[at].lower(), text[at]) + text[at + 1 :]
+            text = text[:index] + KEYBOARD_NEIGHBORS.get(text[index].lower(), text[index]) + text[index + 1 :]
     return text
 
 
 def _punctuate(text: str, rng: random.Random) -> str:
     """Sentences get a capital and questions a question mark, as often as people bother to."""
     sentences = re.split(r"(?<=[.!]) ", text)
-    for at, sentence in enumerate(sentences):
+    for index, sentence in enumerate(sentences):
         stop = "?" if QUESTION.match(sentence) else rng.choice((".", ".", ".", "!", ""))
         if rng.random() < 0.8 and sentence[-1] not in "!?)":
-            sentences[at] = _capitalize(sentence.rstrip(".") + stop)
+            sentences[index] = _capitalize(sentence.rstrip(".") + stop)
     return " ".join(sentences)
 
 

@@ -23,46 +23,51 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)
-    deployed, runs = registry.registry_root(arguments.registry), run.runs_folder(arguments.runs)
+    root, runs = registry.registry_root(arguments.registry), run.runs_folder(arguments.runs)
     if arguments.rollback:
-        return roll_back(deployed / folder_ownership.resolve_name(loaded, deployed).name, arguments)
-    here = run.find(runs / folder_ownership.resolve_name(loaded, runs).name, arguments.run)
-    name = folder_ownership.resolve_name if arguments.dry_run else folder_ownership.claim_folder
-    return promote(deployed / name(loaded, deployed).name, here, arguments)
+        return roll_back(root / folder_ownership.resolve_name(loaded, root).name, arguments)
+    training_run = run.find(runs / folder_ownership.resolve_name(loaded, runs).name, arguments.run)
+    resolve_folder = folder_ownership.resolve_name if arguments.dry_run else folder_ownership.claim_folder
+    return promote(root / resolve_folder(loaded, root).name, training_run, arguments)
 
 
-def promote(place: Path, here: Run, arguments: argparse.Namespace) -> int:
+def promote(registry_dir: Path, training_run: Run, arguments: argparse.Namespace) -> int:
     """Deploys the adapter of a run, if its gates say yes or are forced. Returns the exit code."""
-    recipe, before = here.recipe(), registry.current_version(place)
-    closed = gates.find_failures(here, recipe)
-    for told in closed:
-        print(f"gate      {told}", file=sys.stderr)
-    if closed and not arguments.force:
+    recipe, previous = training_run.recipe(), registry.current_version(registry_dir)
+    failures = gates.find_failures(training_run, recipe)
+    for failure in failures:
+        print(f"gate      {failure}", file=sys.stderr)
+    if failures and not arguments.force:
         print("gate      not deployed; FORCE=1 deploys all the same, and is recorded", file=sys.stderr)
         return cli.GATE_FAILED
     if arguments.dry_run:
-        print(f"{before} -> {registry.compute_version(here.folder / 'adapter')} (run {here.id})")
+        print(f"{previous} -> {registry.compute_version(training_run.folder / 'adapter')} (run {training_run.id})")
         return cli.OK
-    routed = routing.record_routing(place, here)
-    if routed["why_none"]:
-        print(f"routing   the gateway keeps every request local: {routed['why_none']}", file=sys.stderr)
-    version = registry.promote(place, here, closed, routed)
-    run.start_stage(here, "deploy", {})
-    run.end_stage(here, "deploy", "done", "forced" if closed else "done", version=version, overridden=closed)
-    wandb_logging.set_production_alias(here, recipe)
-    was = f", {before} before" if before and before != version else ""
-    print(f"deployed  {place.name}: version {version} of run {here.id}{was}; a running gateway changes over by itself")
+    routing_record = routing.record_routing(registry_dir, training_run)
+    if routing_record["why_none"]:
+        print(f"routing   the gateway keeps every request local: {routing_record['why_none']}", file=sys.stderr)
+    version = registry.promote(registry_dir, training_run, failures, routing_record)
+    run.start_stage(training_run, "deploy", {})
+    run.end_stage(
+        training_run, "deploy", "done", "forced" if failures else "done", version=version, overridden=failures
+    )
+    wandb_logging.set_production_alias(training_run, recipe)
+    note = f", {previous} before" if previous and previous != version else ""
+    print(
+        f"deployed  {registry_dir.name}: version {version} of run {training_run.id}{note}; a running gateway "
+        "changes over by itself"
+    )
     return cli.OK
 
 
-def roll_back(place: Path, arguments: argparse.Namespace) -> int:
+def roll_back(registry_dir: Path, arguments: argparse.Namespace) -> int:
     """Deploys an earlier version again. Returns the exit code."""
     if arguments.dry_run:
-        here = registry.current_version(place)
-        print(f"{here} -> {arguments.to or (here and registry.previous_version(place, here))}")
+        current = registry.current_version(registry_dir)
+        print(f"{current} -> {arguments.to or (current and registry.previous_version(registry_dir, current))}")
         return cli.OK
-    old, new = registry.roll_back(place, arguments.to)
-    print(f"deployed  {place.name}: version {new} again, {old} before; a running gateway changes over by itself")
+    old, new = registry.roll_back(registry_dir, arguments.to)
+    print(f"deployed  {registry_dir.name}: version {new} again, {old} before; a running gateway changes over by itself")
     return cli.OK
 
 

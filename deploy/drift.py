@@ -65,130 +65,161 @@ def main() -> int:
         raise RecipeError(f"--days: given {arguments.days!r}, allowed: 1 to 3660")
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)
-    folder = registry.registry_root(arguments.registry)
-    place = folder / folder_ownership.resolve_name(loaded, folder).name
-    if (version := registry.current_version(place)) is None:
-        raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={arguments.recipe}` deploys")
-    routed = routing.load_routing(place, registry.read_history(place), version)
-    return report_drift(place, version, routed, int(arguments.days))
+    root = registry.registry_root(arguments.registry)
+    registry_dir = root / folder_ownership.resolve_name(loaded, root).name
+    if (version := registry.current_version(registry_dir)) is None:
+        raise RecipeError(f"nothing is deployed below {registry_dir}; `make deploy RECIPE={arguments.recipe}` deploys")
+    deployed_routing = routing.load_routing(registry_dir, registry.read_history(registry_dir), version)
+    return report_drift(registry_dir, version, deployed_routing, int(arguments.days))
 
 
-def report_drift(place: Path, version: str, routed: Routing, days: int) -> int:
+def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, days: int) -> int:
     """Prints what was found of a deployed version. Returns the exit code. Raises StageError where there is nothing to
     hold its traffic against."""
-    deployment = atomic_files.digest([version, routed.file])
+    deployment_id = atomic_files.digest([version, deployed_routing.file])
     since = datetime.now(UTC) - timedelta(days=days)
-    seen = traffic_profiles.read_profile(place, deployment, f"{since:%Y-%m-%d}")
-    told, mirrored = feedback.read_feedback(place, deployment, since), mirror.read_mirrored(place, deployment)
-    if routed.profile is None and not mirrored:
+    traffic = traffic_profiles.read_profile(registry_dir, deployment_id, f"{since:%Y-%m-%d}")
+    feedback_lines, mirrored = (
+        feedback.read_feedback(registry_dir, deployment_id, since),
+        mirror.read_mirrored(registry_dir, deployment_id),
+    )
+    if deployed_routing.profile is None and not mirrored:
         raise StageError(
-            f"{version} below {place} has no profile of its calibration rows to hold traffic against: "
-            f"`make compare RECIPE={place.name}`, then `make deploy RECIPE={place.name}`"
+            f"{version} below {registry_dir} has no profile of its calibration rows to hold traffic against: "
+            f"`make compare RECIPE={registry_dir.name}`, then `make deploy RECIPE={registry_dir.name}`"
         )
-    policy = routing_policy.read_policy(place / routing.FOLDER / routed.file) if routed.file else None
-    before = routed.profile or AnswerProfile()
-    beside = f", beside {before.rows:,} calibration rows" if before.rows else ""
-    print(f"drift     {place.name}@{version}: {seen.profile.rows:,} answers of the last {days} days{beside}")
-    found = compare_traffic(before, seen) if before.rows else []
+    policy = (
+        routing_policy.read_policy(registry_dir / routing.FOLDER / deployed_routing.file)
+        if deployed_routing.file
+        else None
+    )
+    calibration = deployed_routing.profile or AnswerProfile()
+    note = f", beside {calibration.rows:,} calibration rows" if calibration.rows else ""
+    print(f"drift     {registry_dir.name}@{version}: {traffic.profile.rows:,} answers of the last {days} days{note}")
+    findings = compare_traffic(calibration, traffic) if calibration.rows else []
     if policy is not None:
-        found.append(compare_feedback(policy, told, mirrored))
-    for line in [*format_routes(seen), *format_other_feedback(told), *format_mirror(told, mirrored, since)]:
+        findings.append(compare_feedback(policy, feedback_lines, mirrored))
+    for line in [
+        *format_routes(traffic),
+        *format_other_feedback(feedback_lines),
+        *format_mirror(feedback_lines, mirrored, since),
+    ]:
         print(line)
-    return conclude(policy, found, routed.why_none)
+    return conclude(policy, findings, deployed_routing.why_none)
 
 
-def compare_traffic(before: AnswerProfile, seen: TrafficProfile) -> list[Finding]:
+def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list[Finding]:
     """Returns what became of confidences and labels."""
-    if why := seen.untold:
-        return [Finding("traffic", why, None)]
-    now, found = seen.profile, []
-    if before.confidences and now.confidences:
-        test = drift.ks_test(before.confidences, now.confidences)
-        told = f"the distributions differ by {test.distance:.3f} at most; median {_median(before.confidences):.3f} "
-        found.append(Finding("confidence", f"{told}before, {_median(now.confidences):.3f} now", test.p_value))
-    if before.answers and seen.others:
-        told = f"{seen.others:,} answers have sets of labels beyond the {MAX_LABEL_SETS:,} that are counted one by one"
-        found.append(Finding("labels", told, None))
-    elif before.answers and now.answers:
-        test = drift.chi_square_test(before.answers, now.answers)
-        name, was, share = drift.find_largest_change(before.answers, now.answers)
-        told = f"{test.distance:.1%} of the answers would have to change; {name}: {was:.1%} before, {share:.1%} now"
-        found.append(Finding("labels", told, test.p_value))
-    return found or [Finding("traffic", "no answer tells a confidence, and the task has no labels", None)]
+    if reason := traffic.untold:
+        return [Finding("traffic", reason, None)]
+    current, findings = traffic.profile, []
+    if calibration.confidences and current.confidences:
+        test = drift.ks_test(calibration.confidences, current.confidences)
+        message = (
+            f"the distributions differ by {test.distance:.3f} at most; median {_median(calibration.confidences):.3f} "
+        )
+        findings.append(Finding("confidence", f"{message}before, {_median(current.confidences):.3f} now", test.p_value))
+    if calibration.answers and traffic.others:
+        message = (
+            f"{traffic.others:,} answers have sets of labels beyond the {MAX_LABEL_SETS:,} that are counted one by one"
+        )
+        findings.append(Finding("labels", message, None))
+    elif calibration.answers and current.answers:
+        test = drift.chi_square_test(calibration.answers, current.answers)
+        name, previous_fraction, fraction = drift.find_largest_change(calibration.answers, current.answers)
+        message = (
+            f"{test.distance:.1%} of the answers would have to change; {name}: {previous_fraction:.1%} "
+            f"before, {fraction:.1%} now"
+        )
+        findings.append(Finding("labels", message, test.p_value))
+    return findings or [Finding("traffic", "no answer tells a confidence, and the task has no labels", None)]
 
 
-def compare_feedback(policy: RoutingPolicy, told: Lines, mirrored: Mapping[str, Line]) -> Finding:
+def compare_feedback(policy: RoutingPolicy, feedback_lines: Lines, mirrored: Mapping[str, Line]) -> Finding:
     """Returns what right answers tell of those that the threshold kept, or would keep of those that were mirrored."""
     if policy.threshold is None:
         return Finding("feedback", f"there is no threshold: {policy.why_none}", None)
-    right = [bool(line["right"]) for line in told if line["kept"]]
-    for line, mine in _join_mirrored(told, mirrored):
-        if mine["confidence"] is not None and mine["confidence"] >= policy.threshold:
-            right.append(mine["digest"] == line["right_digest"])
-    if not right:
+    correct = [bool(line["right"]) for line in feedback_lines if line["kept"]]
+    for line, mirrored_line in _join_mirrored(feedback_lines, mirrored):
+        if mirrored_line["confidence"] is not None and mirrored_line["confidence"] >= policy.threshold:
+            correct.append(mirrored_line["digest"] == line["right_digest"])
+    if not correct:
         return Finding("feedback", "of no answer that the threshold kept the right one is known", None)
-    share = _format_fraction(right, "kept answers")
+    fraction = _format_fraction(correct, "kept answers")
     if policy.target_accuracy is None:
         return Finding(
-            "feedback", f"{share}; the target compares with {policy.not_worse_than}, so nothing is tested", None
+            "feedback", f"{fraction}; the target compares with {policy.not_worse_than}, so nothing is tested", None
         )
-    p_value = drift.binomial_p_value(sum(right), len(right), policy.target_accuracy)
-    return Finding("feedback", f"{share}; promised: {policy.target}", p_value)
+    p_value = drift.binomial_p_value(sum(correct), len(correct), policy.target_accuracy)
+    return Finding("feedback", f"{fraction}; promised: {policy.target}", p_value)
 
 
-def format_other_feedback(told: Lines) -> list[str]:
+def format_other_feedback(feedback_lines: Lines) -> list[str]:
     """Returns lines on right answers of answers that nothing was promised of."""
-    found = []
-    for name, local in (("other local answers", True), ("answers of the API model", False)):
-        if right := [bool(line["right"]) for line in told if line["local"] is local and not line["kept"]]:
-            found.append(f"feedback  {_format_fraction(right, name)}")
-    return found
+    lines = []
+    for name, is_local in (("other local answers", True), ("answers of the API model", False)):
+        if correct := [
+            bool(line["right"]) for line in feedback_lines if line["local"] is is_local and not line["kept"]
+        ]:
+            lines.append(f"feedback  {_format_fraction(correct, name)}")
+    return lines
 
 
-def format_mirror(told: Lines, mirrored: Mapping[str, Line], since: datetime) -> list[str]:
+def format_mirror(feedback_lines: Lines, mirrored: Mapping[str, Line], since: datetime) -> list[str]:
     """Returns lines on what the deployed model answered aside: how often as the API model from then on, and how often
     right, by the feedback that came."""
-    found = []
-    if agreed := [bool(one["agreed"]) for one in mirrored.values() if datetime.fromisoformat(one["at"]) >= since]:
-        found.append(f"mirror    {_format_fraction(agreed, 'mirrored answers', 'the same')}")
-    if both := _join_mirrored(told, mirrored):
-        own = [mine["digest"] == line["right_digest"] for line, mine in both]
-        theirs = [bool(line["right"]) for line, _ in both]
-        between = paired.compute_paired_difference(
-            mean_metric(list(map(float, own))), mean_metric(list(map(float, theirs)))
+    lines = []
+    if agreed := [
+        bool(record["agreed"]) for record in mirrored.values() if datetime.fromisoformat(record["at"]) >= since
+    ]:
+        lines.append(f"mirror    {_format_fraction(agreed, 'mirrored answers', 'the same')}")
+    if pairs := _join_mirrored(feedback_lines, mirrored):
+        local_correct = [mirrored_line["digest"] == line["right_digest"] for line, mirrored_line in pairs]
+        api_correct = [bool(line["right"]) for line, _ in pairs]
+        difference = paired.compute_paired_difference(
+            mean_metric(list(map(float, local_correct))), mean_metric(list(map(float, api_correct)))
         )
-        found.append(f"mirror    {_format_fraction(own, 'of them')}; {_format_fraction(theirs, 'of the API model')}")
-        told_in_points = (100 * one for one in (between.delta, between.low, between.high))
-        found.append("mirror    difference {:+.1f} points ({:+.1f} to {:+.1f})".format(*told_in_points))
-    return found
+        lines.append(
+            f"mirror    {_format_fraction(local_correct, 'of them')}; "
+            f"{_format_fraction(api_correct, 'of the API model')}"
+        )
+        points = (100 * value for value in (difference.delta, difference.low, difference.high))
+        lines.append("mirror    difference {:+.1f} points ({:+.1f} to {:+.1f})".format(*points))
+    return lines
 
 
-def _join_mirrored(told: Lines, mirrored: Mapping[str, Line]) -> list[tuple[Line, Line]]:
+def _join_mirrored(feedback_lines: Lines, mirrored: Mapping[str, Line]) -> list[tuple[Line, Line]]:
     """Feedback on answers that the deployed model was asked for too, with what it said."""
-    return [(line, mirrored[line["answer"]]) for line in told if line["answer"] in mirrored]
+    return [(line, mirrored[line["answer"]]) for line in feedback_lines if line["answer"] in mirrored]
 
 
-def format_routes(seen: TrafficProfile) -> list[str]:
+def format_routes(traffic: TrafficProfile) -> list[str]:
     """Returns a line on who answered, and why."""
-    total = seen.reasons.total()
-    shares = ", ".join(f"{name} {n / total:.1%}" for name, n in seen.reasons.most_common())
+    total = traffic.reasons.total()
+    shares = ", ".join(f"{name} {n / total:.1%}" for name, n in traffic.reasons.most_common())
     return [f"routes    {shares}"] if total else []
 
 
-def conclude(policy: RoutingPolicy | None, found: Sequence[Finding], why_none: str | None) -> int:
+def conclude(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
     """Prints each finding and what follows. Returns the exit code. `why_none`: why there is no threshold."""
-    tested = [one for one in found if one.p_value is not None]
-    adjusted = dict(zip((one.what for one in tested), paired.holm([one.p_value or 0.0 for one in tested]), strict=True))
-    lost = [one.what for one in tested if adjusted[one.what] < ALPHA]
+    tested = [finding for finding in findings if finding.p_value is not None]
+    adjusted = dict(
+        zip(
+            (finding.what for finding in tested),
+            paired.holm([finding.p_value or 0.0 for finding in tested]),
+            strict=True,
+        )
+    )
+    lost = [finding.what for finding in tested if adjusted[finding.what] < ALPHA]
     guaranteed = policy is not None and policy.threshold is not None
-    failed = "LOST" if guaranteed else "changed"
-    for one in found:
-        word = "untested" if one.p_value is None else failed if one.what in lost else "holds"
-        p_value = "" if one.p_value is None else f" (p {one.p_value:.2g})"
-        print(f"{word:9} {one.what}: {one.told}{p_value}")
+    failure_word = "LOST" if guaranteed else "changed"
+    for finding in findings:
+        word = "untested" if finding.p_value is None else failure_word if finding.what in lost else "holds"
+        p_value = "" if finding.p_value is None else f" (p {finding.p_value:.2g})"
+        print(f"{word:9} {finding.what}: {finding.told}{p_value}")
     if policy is None or not guaranteed:
-        unlike = f"; traffic is not like the calibration rows: {', '.join(lost)}" if lost else ""
-        print(f"verdict   there is no guarantee to lose: {why_none}{unlike}")
+        note = f"; traffic is not like the calibration rows: {', '.join(lost)}" if lost else ""
+        print(f"verdict   there is no guarantee to lose: {why_none}{note}")
     elif lost:
         print(
             f"verdict   the guarantee has lost its ground: {', '.join(lost)}. Label rows of this traffic and put them "
@@ -202,17 +233,17 @@ def conclude(policy: RoutingPolicy | None, found: Sequence[Finding], why_none: s
     return cli.OK
 
 
-def _format_fraction(right: Sequence[bool], what: str, right_is: str = "right") -> str:
-    share, n = sum(right) / len(right), len(right)
-    low, high = wilson(share, n, 0.05)
-    return f"{sum(right):,} of {n:,} {what} {right_is}, {share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+def _format_fraction(correct: Sequence[bool], subject: str, predicate: str = "right") -> str:
+    fraction, n = sum(correct) / len(correct), len(correct)
+    low, high = wilson(fraction, n, 0.05)
+    return f"{sum(correct):,} of {n:,} {subject} {predicate}, {fraction:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _median(counts: Mapping[int, int]) -> float:
-    half, passed = sum(counts.values()) / 2, 0
+    half, cumulative = sum(counts.values()) / 2, 0
     for value in sorted(counts):
-        passed += counts[value]
-        if passed >= half:
+        cumulative += counts[value]
+        if cumulative >= half:
             return value / 1000
     return 0.0
 

@@ -10,23 +10,25 @@ from insource.tracking.run import Run
 
 def find_failures(run: Run, recipe: Recipe) -> list[str]:
     """Returns why the adapter of a run may not be deployed, each with what to do; nothing where it may."""
-    again = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
+    rerun_hint = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
     if run.stage("train").get("state") != "done" or not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         return [f"run {run.id} is not trained to its end; `make train RECIPE={run.recipe_name}` goes on"]
-    if why := recipe.lora.unservable:
-        return [f"lora.{why}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
-    parity, found = run.stage("parity"), []
+    if reason := recipe.lora.unservable:
+        return [f"lora.{reason}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
+    parity, failures = run.stage("parity"), []
     sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
     if not parity:
-        found.append(f"parity was not measured, so nothing tells whether vLLM answers what was trained; {again}")
+        failures.append(
+            f"parity was not measured, so nothing tells whether vLLM answers what was trained; {rerun_hint}"
+        )
     elif parity["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
-        found.append(f"parity was measured on another adapter than this one; {again}")
-    elif told := _adapter_failure(parity):
-        found.append(f"parity of the adapter failed: {told}")
+        failures.append(f"parity was measured on another adapter than this one; {rerun_hint}")
+    elif failure := _adapter_failure(parity):
+        failures.append(f"parity of the adapter failed: {failure}")
     compare = run.stage("compare")
     if compare and not compare["metrics"].get("passed", False):
-        found.append(f"the comparison's gate says no: {compare['exit_reason']}")
-    return found
+        failures.append(f"the comparison's gate says no: {compare['exit_reason']}")
+    return failures
 
 
 def _adapter_failure(parity: Mapping[str, Any]) -> str | None:

@@ -32,9 +32,9 @@ from insource.tracking.run import REFERENCES_FILE, Run, utc_timestamp
 CURRENT = "current"
 
 
-def registry_root(given: str | None) -> Path:
+def registry_root(folder: str | None) -> Path:
     """Returns where deployed versions are kept: what is given, else REGISTRY, else `registry` in the current folder."""
-    return Path(given or os.environ.get("REGISTRY") or "registry").absolute()
+    return Path(folder or os.environ.get("REGISTRY") or "registry").absolute()
 
 
 def compute_version(adapter: Path) -> str:
@@ -42,31 +42,33 @@ def compute_version(adapter: Path) -> str:
     return atomic_files.sha256(adapter / atomic_files.CHECKSUMS)[:16]
 
 
-def current_version(place: Path) -> str | None:
+def current_version(registry_dir: Path) -> str | None:
     """Returns the version that is deployed below registry/<name>, None where there is none."""
     try:
-        return (place / CURRENT).readlink().name
+        return (registry_dir / CURRENT).readlink().name
     except OSError:
         return None
 
 
-def deployed_at(place: Path) -> int:
+def deployed_at(registry_dir: Path) -> int:
     """Returns when the current version became so, in nanoseconds since 1970; 0 where there is none."""
     try:
-        return (place / CURRENT).lstat().st_mtime_ns
+        return (registry_dir / CURRENT).lstat().st_mtime_ns
     except OSError:
         return 0
 
 
-def read_history(place: Path) -> list[dict[str, Any]]:
+def read_history(registry_dir: Path) -> list[dict[str, Any]]:
     """Returns what was deployed and rolled back, oldest first. A line that a full disk or a kill has torn is left out:
     what it tells of was not made current."""
-    path = place / "history.jsonl"
+    path = registry_dir / "history.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [one for line in lines if isinstance(one := _parse_line(line), dict) and {"action", "to"} <= one.keys()]
+    return [
+        entry for line in lines if isinstance(entry := _parse_line(line), dict) and {"action", "to"} <= entry.keys()
+    ]
 
 
-def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
+def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
     """Makes the adapter of a run the current version. Returns the version.
 
     `overridden` are the gates that said no and were forced, `routing` what the gateway routes by (deploy/routing.py).
@@ -75,28 +77,28 @@ def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, 
     if not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
     version = compute_version(run.folder / "adapter")
-    with lock_model(place):
-        target = place / "versions" / version
+    with lock_model(registry_dir):
+        target = registry_dir / "versions" / version
         if not is_complete(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_files.atomic_folder(target) as aside:
-                shutil.copytree(run.folder / "adapter", aside / "adapter")
-                shutil.copyfile(run.folder / "recipe.yaml", aside / "recipe.yaml")
+            with atomic_files.atomic_folder(target) as temp_path:
+                shutil.copytree(run.folder / "adapter", temp_path / "adapter")
+                shutil.copyfile(run.folder / "recipe.yaml", temp_path / "recipe.yaml")
                 if run.references.parent == run.folder:
-                    shutil.copyfile(run.references, aside / REFERENCES_FILE)
-                base = copy_base(place, run)
-                about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": utc_timestamp(), "base": base}
-                atomic_files.write_json(aside / "version.json", about)
-                if told := atomic_files.find_changes(aside / "adapter"):
-                    raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
-                Run(aside).check_references(atomic_files.read_json(aside / "adapter" / "prompt.json"))
+                    shutil.copyfile(run.references, temp_path / REFERENCES_FILE)
+                base = copy_base(registry_dir, run)
+                metadata = {"run_id": run.id, "recipe": run.recipe_name, "promoted": utc_timestamp(), "base": base}
+                atomic_files.write_json(temp_path / "version.json", metadata)
+                if problems := atomic_files.find_changes(temp_path / "adapter"):
+                    raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(problems)}")
+                Run(temp_path).check_references(atomic_files.read_json(temp_path / "adapter" / "prompt.json"))
         line: dict[str, Any] = {"action": "deploy", "run_id": run.id, "forced": bool(overridden)}
         line |= {"overridden": overridden} | ({"routing": dict(routing)} if routing else {})
-        set_current(place, version, line)
+        set_current(registry_dir, version, line)
     return version
 
 
-def copy_base(place: Path, run: Run) -> dict[str, Any] | None:
+def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
     """Returns the record of the base that a run was trained on, copied beside the versions; None for a published base.
 
     Raises StageError where it is not there as a whole.
@@ -104,51 +106,64 @@ def copy_base(place: Path, run: Run) -> dict[str, Any] | None:
     record = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     if record is None:
         return None
-    target = place.parent / base_store.BASES_FOLDER / record["digest"]
+    target = registry_dir.parent / base_store.BASES_FOLDER / record["digest"]
     if not (target / atomic_files.CHECKSUMS).is_file():
         source = base_store.find(run.folder, record["digest"])
-        told = atomic_files.find_changes(source) if source else ["it is not there"]
-        if source is None or told:
+        problems = atomic_files.find_changes(source) if source else ["it is not there"]
+        if source is None or problems:
             raise StageError(
                 f"the base that run {run.id} was trained on, {base_store.store_path(run.folder) / record['digest']}, "
                 "is not as "
-                f"training wrote it: {'; '.join(told)}; `make export RECIPE={run.recipe_name}` writes it again"
+                f"training wrote it: {'; '.join(problems)}; `make export RECIPE={run.recipe_name}` writes it again"
             )
         base_store.copy_base(source, target)
     return dict(record)
 
 
-def roll_back(place: Path, to: str | None) -> tuple[str, str]:
-    """Makes an earlier version current: `to`, by default the one that was current before this one. Returns (old, new).
+def roll_back(registry_dir: Path, requested: str | None) -> tuple[str, str]:
+    """Makes an earlier version current: `requested`, by default the one that was current before this one. Returns (old,
+    new).
 
     Raises RecipeError where there is none.
     """
-    with lock_model(place):
-        here = current_version(place)
-        if here is None:
-            raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={place.name}` deploys")
-        wanted = to or previous_version(place, here)
-        if wanted is None:
-            raise RecipeError(f"{here} is the only version that was ever deployed below {place}")
-        if wanted not in {line["to"] for line in read_history(place)} or not is_complete(place / "versions" / wanted):
-            there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if is_complete(path)))
-            raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there or 'none'}")
-        about = atomic_files.read_json(place / "versions" / wanted / "version.json")
-        set_current(place, wanted, {"action": "rollback", "run_id": about["run_id"], "forced": False, "overridden": []})
-    return here, wanted
+    with lock_model(registry_dir):
+        current = current_version(registry_dir)
+        if current is None:
+            raise RecipeError(
+                f"nothing is deployed below {registry_dir}; `make deploy RECIPE={registry_dir.name}` deploys"
+            )
+        version = requested or previous_version(registry_dir, current)
+        if version is None:
+            raise RecipeError(f"{current} is the only version that was ever deployed below {registry_dir}")
+        if version not in {line["to"] for line in read_history(registry_dir)} or not is_complete(
+            registry_dir / "versions" / version
+        ):
+            available = ", ".join(
+                sorted(path.name for path in (registry_dir / "versions").iterdir() if is_complete(path))
+            )
+            raise RecipeError(
+                f"there is no whole version {version} below {registry_dir}; there are {available or 'none'}"
+            )
+        metadata = atomic_files.read_json(registry_dir / "versions" / version / "version.json")
+        set_current(
+            registry_dir,
+            version,
+            {"action": "rollback", "run_id": metadata["run_id"], "forced": False, "overridden": []},
+        )
+    return current, version
 
 
-def previous_version(place: Path, version: str) -> str | None:
+def previous_version(registry_dir: Path, version: str) -> str | None:
     """Returns the version that was current before `version` became so: a second rollback goes further back."""
     order: list[str] = []
-    for line in read_history(place):
+    for line in read_history(registry_dir):
         # What was rolled back from is not a version to go back to.
         if line["action"] == "rollback" and line["to"] in order:
             order = order[: _last_index(order, line["to"]) + 1]
         elif not order or order[-1] != line["to"]:
             order.append(line["to"])
     earlier = order[: _last_index(order, version)] if version in order else order
-    return next((one for one in reversed(earlier) if one != version), None)
+    return next((candidate for candidate in reversed(earlier) if candidate != version), None)
 
 
 def _last_index(order: list[str], version: str) -> int:
@@ -158,14 +173,14 @@ def _last_index(order: list[str], version: str) -> int:
 
 def is_complete(version: Path) -> bool:
     """Returns whether a version is there as it was deployed: all files unchanged, and their sums too."""
-    adapter, place = version / "adapter", version.parent.parent
+    adapter, registry_dir = version / "adapter", version.parent.parent
     if not (version / "version.json").is_file() or not (adapter / atomic_files.CHECKSUMS).is_file():
         return False
-    told = [line for line in read_history(place) if line["to"] == version.name]
-    if not told or compute_version(adapter) != version.name or atomic_files.find_changes(adapter):
+    entries = [line for line in read_history(registry_dir) if line["to"] == version.name]
+    if not entries or compute_version(adapter) != version.name or atomic_files.find_changes(adapter):
         return False
     # Lines of older versions of insource have no hashes.
-    expected: dict[str, str] = told[-1].get("sha256", {})
+    expected: dict[str, str] = entries[-1].get("sha256", {})
     return expected.items() <= compute_hashes(version).items()
 
 
@@ -176,44 +191,44 @@ def compute_hashes(version: Path) -> dict[str, str]:
     return {name: atomic_files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
-def set_current(place: Path, version: str, about: Mapping[str, Any]) -> None:
+def set_current(registry_dir: Path, version: str, details: Mapping[str, Any]) -> None:
     """Records the change, and makes `version` current in one step. Raises StageError where the disk is full."""
-    line = {"at": utc_timestamp(), "from": current_version(place), "to": version, **about}
-    line["sha256"] = compute_hashes(place / "versions" / version)
+    line = {"at": utc_timestamp(), "from": current_version(registry_dir), "to": version, **details}
+    line["sha256"] = compute_hashes(registry_dir / "versions" / version)
     # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
-    with (place / "history.jsonl").open("ab+", buffering=0) as file:
+    with (registry_dir / "history.jsonl").open("ab+", buffering=0) as file:
         _append_line(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
         os.fsync(file.fileno())
-    aside = place / f".{CURRENT}.{secrets.token_hex(4)}"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(Path("versions") / version)
-    aside.replace(place / CURRENT)
+    temp_path = registry_dir / f".{CURRENT}.{secrets.token_hex(4)}"
+    temp_path.unlink(missing_ok=True)
+    temp_path.symlink_to(Path("versions") / version)
+    temp_path.replace(registry_dir / CURRENT)
 
 
 @contextmanager
-def lock_model(place: Path) -> Iterator[None]:
+def lock_model(registry_dir: Path) -> Iterator[None]:
     """Holds registry/<name> for this process. Raises StageError where another one does."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / ".lock").open("w", encoding="utf-8") as file:
+    registry_dir.mkdir(parents=True, exist_ok=True)
+    with (registry_dir / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(f"{place} is being changed by another process; wait for it") from None
+            raise StageError(f"{registry_dir} is being changed by another process; wait for it") from None
         yield
 
 
 def _append_line(file: BinaryIO, line: bytes) -> None:
     """Appends a line behind the last whole one. Raises StageError where the disk is full; nothing of it stays then."""
     file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
+    end = file.read().rfind(b"\n") + 1
     try:
-        file.truncate(whole)
-        left = memoryview(line)
-        while left:
-            left = left[file.write(left) :]
+        file.truncate(end)
+        remaining = memoryview(line)
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
     except OSError as error:
         with suppress(OSError):
-            file.truncate(whole)
+            file.truncate(end)
         raise StageError(f"{file.name} cannot be written, and nothing was deployed: {error.strerror}") from None
 
 

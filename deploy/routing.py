@@ -44,43 +44,43 @@ class Routing:
     profile: AnswerProfile | None = None
     """Of the answers to the calibration rows; None: routing.json is of before, or there is none."""
 
-    def keeps(self, asked: Route) -> bool:
+    def keeps(self, route: Route) -> bool:
         """Returns whether the threshold, if there is one, is of the target that a recipe names now."""
-        now = (asked.target_accuracy, asked.not_worse_than, asked.margin, asked.confidence)
-        return self.target is None or self.target == now
+        current = (route.target_accuracy, route.not_worse_than, route.margin, route.confidence)
+        return self.target is None or self.target == current
 
 
-def record_routing(place: Path, run: Run) -> dict[str, Any]:
+def record_routing(registry_dir: Path, run: Run) -> dict[str, Any]:
     """Returns what the history records of a run, after copying its routing.json below registry/<name>."""
     path = run.folder / "adapter" / "prompt.json"
     prompt = atomic_files.read_json(path) if path.is_file() else {}
     if "task" not in prompt or not (run.folder / "data" / "validation.jsonl").is_file():
-        why = f"run {run.id} has no prompt.json or no validation rows"
-        return {"file": None, "scale": None, "why_none": why}
+        reason = f"run {run.id} has no prompt.json or no validation rows"
+        return {"file": None, "scale": None, "why_none": reason}
     module, spec = load_task_spec(prompt["task"])
     scale = confidence.fit_tuned_scale(run, EvalDataset(module, spec, prompt, [], [], []))
-    told = {"scale": scale.json() if scale else None}
+    record = {"scale": scale.json() if scale else None}
     source = run.folder / "routing.json"
-    if (other := _find_mismatch(run)) is not None:
-        return {"file": None, **told, "why_none": other}
+    if (mismatch := _find_mismatch(run)) is not None:
+        return {"file": None, **record, "why_none": mismatch}
     policy = routing_policy.read_policy(source)
-    copied = place / FOLDER / f"{atomic_files.sha256(source)[:16]}.json"
-    copied.parent.mkdir(parents=True, exist_ok=True)
-    aside = copied.with_suffix(".aside")
-    shutil.copyfile(source, aside)
-    aside.replace(copied)
-    return {"file": copied.name, "scale": policy.score or told["scale"], "why_none": policy.why_none}
+    target = registry_dir / FOLDER / f"{atomic_files.sha256(source)[:16]}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp_path = target.with_suffix(".aside")
+    shutil.copyfile(source, temp_path)
+    temp_path.replace(target)
+    return {"file": target.name, "scale": policy.score or record["scale"], "why_none": policy.why_none}
 
 
-def load_routing(place: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
+def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
     """Returns what the last deployment of a version recorded. Raises StageError where its file is another now."""
-    told = [line["routing"] for line in history if line["to"] == version and line.get("routing")]
-    if not told:
+    records = [line["routing"] for line in history if line["to"] == version and line.get("routing")]
+    if not records:
         return Routing()
-    scale, name = _parse_scale(told[-1]["scale"]), told[-1]["file"]
+    scale, name = _parse_scale(records[-1]["scale"]), records[-1]["file"]
     if name is None:
-        return Routing(scale, None, told[-1]["why_none"])
-    path = place / FOLDER / name
+        return Routing(scale, None, records[-1]["why_none"])
+    path = registry_dir / FOLDER / name
     if not path.is_file() or atomic_files.sha256(path)[:16] != path.stem:
         raise StageError(f"{path} is not as it was deployed; deploy the run again")
     policy = routing_policy.read_policy(path)
@@ -90,17 +90,17 @@ def load_routing(place: Path, history: Sequence[Mapping[str, Any]], version: str
 
 def _read_profile(path: Path) -> AnswerProfile | None:
     """Returns the profile that routing.json has of the calibration rows, None where it has none of a row."""
-    told = atomic_files.read_json(path).get(answer_profile.ROUTING_KEY)
-    found = answer_profile.profile_from_json(told) if told else None
-    return found if found and found.rows else None
+    payload = atomic_files.read_json(path).get(answer_profile.ROUTING_KEY)
+    profile = answer_profile.profile_from_json(payload) if payload else None
+    return profile if profile and profile.rows else None
 
 
-def _parse_scale(told: Mapping[str, Any] | None) -> Scale | None:
+def _parse_scale(payload: Mapping[str, Any] | None) -> Scale | None:
     """Returns the scale of what routing.json says of it; the rows that it was fitted on are not deployed."""
-    if told is None:
+    if payload is None:
         return None
-    platt = None if told["slope"] is None else Platt(float(told["slope"]), float(told["intercept"]))
-    return Scale(platt, told["of"], (), ())
+    platt = None if payload["slope"] is None else Platt(float(payload["slope"]), float(payload["intercept"]))
+    return Scale(platt, payload["of"], (), ())
 
 
 def _find_mismatch(run: Run) -> str | None:
@@ -111,10 +111,10 @@ def _find_mismatch(run: Run) -> str | None:
     sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
     if compare["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
-    form = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
-    if form not in ("adapter", "merged"):
-        told = form or "a form that it does not name"
-        return f"the comparison was of {told}, and adapters are deployed; compare with serve.model=adapter"
+    variant = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
+    if variant not in ("adapter", "merged"):
+        description = variant or "a form that it does not name"
+        return f"the comparison was of {description}, and adapters are deployed; compare with serve.model=adapter"
     try:
         routing_policy.read_policy(run.folder / "routing.json")
     except StageError as error:

@@ -94,16 +94,16 @@ def _index_dialogue(dialogue: dict[str, Any], sgd: SgdCorpus) -> None:
 
 def generate_packs(sgd: SgdCorpus, rng: random.Random, mix: "Mapping[TaskGenerator, float]") -> Iterator[Pack]:
     """Yields packs without end: conversations, and tasks of five kinds, in the proportions of `mix`."""
-    makers, weights = zip(*mix.items(), strict=True)
+    generators, weights = zip(*mix.items(), strict=True)
     while True:
-        yield rng.choices(makers, weights)[0](sgd, rng)
+        yield rng.choices(generators, weights)[0](sgd, rng)
 
 
 def make_conversation(sgd: SgdCorpus, rng: random.Random) -> Pack:
     turns = rng.choice(sgd.dialogues)["turns"]
-    first = 2 * rng.randrange(max(1, len(turns) // 2))
+    start = 2 * rng.randrange(max(1, len(turns) // 2))
     text = "".join(
-        f"{USER if turn['speaker'] == 'user' else ASSISTANT}\n{turn['text']}{END}\n" for turn in turns[first:]
+        f"{USER if turn['speaker'] == 'user' else ASSISTANT}\n{turn['text']}{END}\n" for turn in turns[start:]
     )
     return Pack("", (PackPart(BEGIN, text),))
 
@@ -122,29 +122,32 @@ def make_slots(sgd: SgdCorpus, rng: random.Random) -> Pack:
 
 def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Which of the listed values stands in the text: reading and looking up, whatever the values mean."""
-    drawn: dict[str, str] = {}
-    while len(drawn) < rng.randint(4, 12):
+    texts_by_value: dict[str, str] = {}
+    while len(texts_by_value) < rng.randint(4, 12):
         text, values = rng.choice(sgd.filled)
         value = rng.choice(list(values.values()))
-        if not any(value.lower() in other.lower() for other in drawn.values()):
-            drawn[value] = text
-    names = list(drawn)
+        if not any(value.lower() in chosen_value_text.lower() for chosen_value_text in texts_by_value.values()):
+            texts_by_value[value] = text
+    names = list(texts_by_value)
     rng.shuffle(names)
     opening = _choice_prompt("which of these the text mentions", [f"- {name}" for name in names], rng)
     return Pack(
         opening,
-        tuple(PackPart(_add_noise(text, rng) + ANSWER_PREFIX, f"{name}{END}\n") for name, text in drawn.items()),
+        tuple(
+            PackPart(_add_noise(text, rng) + ANSWER_PREFIX, f"{name}{END}\n") for name, text in texts_by_value.items()
+        ),
     )
 
 
 def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Fill the listed fields from the text as JSON, null for what it does not say."""
     examples = [rng.choice(sgd.filled) for _ in range(rng.randint(3, 10))]
-    asked = sorted({name for _, values in examples for name in values})
-    rng.shuffle(asked)
-    asked = asked[: rng.randint(2, 8)]
+    fields = sorted({name for _, values in examples for name in values})
+    rng.shuffle(fields)
+    fields = fields[: rng.randint(2, 8)]
     lines = [
-        f"- {name}: {rng.choice(sgd.descriptions[name])}" if name in sgd.descriptions else f"- {name}" for name in asked
+        f"- {name}: {rng.choice(sgd.descriptions[name])}" if name in sgd.descriptions else f"- {name}"
+        for name in fields
     ]
     command = rng.choice(("Fill these fields from the text.", "Extract the fields as JSON.", "Return one JSON object."))
     opening = f"{BEGIN}{USER}\n{command}\n\nFields:\n" + "\n".join(lines) + "\n\nInput:\n"
@@ -153,7 +156,7 @@ def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
         tuple(
             PackPart(
                 text + ANSWER_PREFIX,
-                json.dumps({name: values.get(name) for name in asked}, ensure_ascii=False) + f"{END}\n",
+                json.dumps({name: values.get(name) for name in fields}, ensure_ascii=False) + f"{END}\n",
             )
             for text, values in examples
         ),
@@ -183,24 +186,24 @@ TASK_MIX: dict[TaskGenerator, float] = {
 def _make_choice(question: str, examples: dict[str, list[str]], sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Choose one label of a random list, under random names, with or without descriptions, in random order."""
     usable = sorted(name for name, texts in examples.items() if len(texts) >= 50)
-    chosen = rng.sample(usable, min(len(usable), rng.randint(3, 16)))
-    described = rng.random() < 0.7
-    style = rng.choice(LABEL_STYLES) if described else rng.choice(LABEL_STYLES[:-1])
-    names = {label: style(label, rng) for label in chosen}
-    if len(set(names.values())) < len(chosen):
-        names = {label: label for label in chosen}
+    labels = rng.sample(usable, min(len(usable), rng.randint(3, 16)))
+    with_descriptions = rng.random() < 0.7
+    style = rng.choice(LABEL_STYLES) if with_descriptions else rng.choice(LABEL_STYLES[:-1])
+    names = {label: style(label, rng) for label in labels}
+    if len(set(names.values())) < len(labels):
+        names = {label: label for label in labels}
     lines = [
         f"- {names[label]}: {rng.choice(sgd.descriptions[label])}"
-        if described and label in sgd.descriptions
+        if with_descriptions and label in sgd.descriptions
         else f"- {names[label]}"
-        for label in chosen
+        for label in labels
     ]
-    drawn = rng.choices(chosen, k=rng.randint(8, 24))
+    sampled_labels = rng.choices(labels, k=rng.randint(8, 24))
     return Pack(
         _choice_prompt(question, lines, rng),
         tuple(
             PackPart(_add_noise(rng.choice(examples[label]), rng) + ANSWER_PREFIX, f"{names[label]}{END}\n")
-            for label in drawn
+            for label in sampled_labels
         ),
     )
 
@@ -236,11 +239,13 @@ LABEL_STYLES: tuple[Callable[[str, random.Random], str], ...] = (
 
 
 def _choice_prompt(question: str, lines: list[str], rng: random.Random) -> str:
-    asked = rng.choice((f"Say {question}.", f"Decide {question}.", f"Find out {question}.", f"Tell {question}."))
+    instruction = rng.choice((f"Say {question}.", f"Decide {question}.", f"Find out {question}.", f"Tell {question}."))
     heading = rng.choice(("Labels:", "Labels:", "Options:", "Choose one:", "Classes:"))
-    order = rng.choice(("", "Answer with one of them.", "Answer with exactly one label.", "Reply with the name only."))
+    answer_format = rng.choice(
+        ("", "Answer with one of them.", "Answer with exactly one label.", "Reply with the name only.")
+    )
     marker = rng.choice(("Input:", "Input:", "Text:", "Message:"))
-    body = "\n\n".join(part for part in (asked, heading + "\n" + "\n".join(lines), order) if part)
+    body = "\n\n".join(part for part in (instruction, heading + "\n" + "\n".join(lines), answer_format) if part)
     return f"{BEGIN}{USER}\n{body}\n\n{marker}\n"
 
 
@@ -249,8 +254,8 @@ def _add_noise(text: str, rng: random.Random) -> str:
     if rng.random() < 0.25:
         text = text.lower()
     if rng.random() < 0.15 and len(text) > 3:
-        at = rng.randrange(len(text) - 1)
-        text = text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+        index = rng.randrange(len(text) - 1)
+        text = text[:index] + text[index + 1] + text[index] + text[index + 2 :]
     return text
 
 

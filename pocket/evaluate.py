@@ -34,18 +34,18 @@ def main() -> None:
     sgd = corpus.load_corpus(arguments.sgd)
     for name, make_pack in TASK_GENERATORS.items():
         rng = random.Random(f"evaluate/{name}")
-        drawn = [make_pack(sgd, rng) for _ in range(arguments.packs)]
-        asked = [(pack.opening + part.read, part.answer) for pack in drawn for part in pack.parts[:6]]
-        right = sum(is_answer_greedy(model, tokenizer, read, answer) for read, answer in asked)
-        print(f"| {name} | {right / len(asked):.0%} of {len(asked)} |", flush=True)
+        packs = [make_pack(sgd, rng) for _ in range(arguments.packs)]
+        examples = [(pack.opening + part.read, part.answer) for pack in packs for part in pack.parts[:6]]
+        n_correct = sum(is_answer_greedy(model, tokenizer, prompt, answer) for prompt, answer in examples)
+        print(f"| {name} | {n_correct / len(examples):.0%} of {len(examples)} |", flush=True)
 
 
-def is_answer_greedy(model: torch.nn.Module, tokenizer: AutoTokenizer, read: str, answer: str) -> bool:
+def is_answer_greedy(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str, answer: str) -> bool:
     """Returns whether every token of the answer is the likeliest one after what stands before it."""
-    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (read, answer))
+    prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
     with torch.inference_mode():
-        logits = model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
-    return bool(logits.argmax(-1).tolist() == after)
+        logits = model(torch.tensor([prompt_ids + answer_ids])).logits[0, len(prompt_ids) - 1 : -1]
+    return bool(logits.argmax(-1).tolist() == answer_ids)
 
 
 if __name__ == "__main__":

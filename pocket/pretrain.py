@@ -99,7 +99,7 @@ def generate_rows(
     A token sees the earlier tokens of its own branch and of its group's opening (branch 0).
     """
 
-    def fresh() -> dict[str, list[float]]:
+    def new_row() -> dict[str, list[float]]:
         return {"ids": [], "positions": [], "group": [], "branch": [], "weight": []}
 
     def add(row: dict[str, list[float]], ids: list[int], start: int, group: int, branch: int, weight: float) -> None:
@@ -111,27 +111,27 @@ def generate_rows(
 
     encode = tokenizer._tokenizer.encode_batch_fast
     mix, answer_weight = curriculum_stage(step)
-    row, group = fresh(), 1
+    row, group = new_row(), 1
     for pack in corpus.generate_packs(sgd, random.Random(f"{SEED}/{step}"), mix):
         texts = [pack.opening, *(text for part in pack.parts for text in (part.read, part.answer))]
         opening, *branches = [encoded.ids for encoded in encode(texts, add_special_tokens=False)]
         if len(row["ids"]) + len(opening) + 80 > ROW_TOKENS:
             yield _to_tensors(row)
-            row, group = fresh(), 1
+            row, group = new_row(), 1
         if len(opening) + 80 > ROW_TOKENS:
             continue
         add(row, opening, 0, group, 0, OPENING_WEIGHT)
-        for branch, (read, answer) in enumerate(zip(branches[::2], branches[1::2], strict=True), start=1):
-            room = ROW_TOKENS - len(row["ids"])
-            if opening and len(read) + len(answer) > room:
+        for branch, (prompt_ids, answer_ids) in enumerate(zip(branches[::2], branches[1::2], strict=True), start=1):
+            available_tokens = ROW_TOKENS - len(row["ids"])
+            if opening and len(prompt_ids) + len(answer_ids) > available_tokens:
                 break
             # The first token of a branch is predicted by no one: what stands before it in the row is another branch.
-            add(row, read[:1], len(opening), group, branch, 0.0)
-            add(row, read[1:], len(opening) + 1, group, branch, PROMPT_WEIGHT)
+            add(row, prompt_ids[:1], len(opening), group, branch, 0.0)
+            add(row, prompt_ids[1:], len(opening) + 1, group, branch, PROMPT_WEIGHT)
             add(
                 row,
-                answer[: room - len(read)],
-                len(opening) + len(read),
+                answer_ids[: available_tokens - len(prompt_ids)],
+                len(opening) + len(prompt_ids),
                 group,
                 branch,
                 answer_weight if opening else PROMPT_WEIGHT,
@@ -147,17 +147,17 @@ def _to_tensors(row: dict[str, list[float]]) -> dict[str, torch.Tensor]:
 def weighted_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Returns the weighted mean loss of a batch of rows ([rows, ROW_TOKENS] each)."""
     group, branch = batch["group"], batch["branch"]
-    same = group[:, :, None] == group[:, None, :]
-    visible = same & ((branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0))
+    same_group = group[:, :, None] == group[:, None, :]
+    visible = same_group & ((branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0))
     mask = (visible & torch.ones(ROW_TOKENS, ROW_TOKENS, dtype=torch.bool).tril())[:, None]
     hidden = model.model(
         input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=mask, use_cache=False
     ).last_hidden_state
     weight = batch["weight"][:, 1:].flatten()
-    kept = weight > 0
-    logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[kept])
-    losses = torch.nn.functional.cross_entropy(logits, batch["ids"][:, 1:].flatten()[kept], reduction="none")
-    mean: torch.Tensor = (losses * weight[kept]).sum() / weight.sum()
+    is_weighted = weight > 0
+    logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[is_weighted])
+    losses = torch.nn.functional.cross_entropy(logits, batch["ids"][:, 1:].flatten()[is_weighted], reduction="none")
+    mean: torch.Tensor = (losses * weight[is_weighted]).sum() / weight.sum()
     return mean
 
 
@@ -212,11 +212,11 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
     )
     work.mkdir(parents=True, exist_ok=True)
     start = _load_checkpoint(work, model, optimizers)
-    began = time.time()
+    started_at = time.time()
     for step in range(start, steps):
         source = generate_rows(sgd, tokenizer, step)
-        drawn = [next(source) for _ in range(ROWS_PER_STEP)]
-        batch = {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
+        rows = [next(source) for _ in range(ROWS_PER_STEP)]
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         loss = weighted_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -226,8 +226,8 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
             optimizer.step()
             optimizer.zero_grad()
         if step % 10 == 0:
-            done = {"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - began, 1)}
-            print(json.dumps(done), flush=True)
+            record = {"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - started_at, 1)}
+            print(json.dumps(record), flush=True)
         if (step + 1) % 100 == 0:
             state = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             torch.save(state, work / "new.pt")
@@ -237,10 +237,10 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
 
 
 def _load_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]) -> int:
-    found = sorted(work.glob("step-*.pt"))
-    if not found:
+    paths = sorted(work.glob("step-*.pt"))
+    if not paths:
         return 0
-    state = torch.load(found[-1], weights_only=True)
+    state = torch.load(paths[-1], weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

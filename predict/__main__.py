@@ -8,8 +8,8 @@ from insource.config import cli
 ENGINES = ("vllm", "gateway")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Returns the exit code; `words` are those of the command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code; `argv` are those of the command line."""
     parser = cli.build_parser("predict", "Answer every row of a file, a folder or a pattern with the trained model.")
     cli.add_run_option(parser)
     parser.add_argument("--input", default=_env_value("INPUT"), help="a file, a folder or a pattern (default: $INPUT)")
@@ -20,13 +20,13 @@ def main(words: Sequence[str] | None = None) -> int:
         help=f"{' or '.join(ENGINES)} (default: $ENGINE, else vllm, or gateway where there is a base URL)",
     )
     parser.add_argument("--base-url", default=_env_value("BASE_URL"), help="of a gateway, or of a server that runs")
-    for name, about in (
+    for name, help_text in (
         ("probabilities", "write the probability of every label"),
         ("fresh", "ask again what was answered"),
         ("force", "replace an output file of another origin"),
     ):
-        parser.add_argument(f"--{name}", action="store_true", default=_env_flag(name.upper()), help=about)
-    arguments = parser.parse_intermixed_args(words)
+        parser.add_argument(f"--{name}", action="store_true", default=_env_flag(name.upper()), help=help_text)
+    arguments = parser.parse_intermixed_args(argv)
     from predict import stage
 
     return stage.main(arguments)

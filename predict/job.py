@@ -40,28 +40,28 @@ class Job:
     files: list[SourceFile]
     survey: InputSurvey
 
-    def served(self, form: str) -> ServedModel:
+    def served(self, variant: str) -> ServedModel:
         """Returns what answers in a form of the run."""
-        return ServedModel(self.name, self.here, self.recipe, form)
+        return ServedModel(self.name, self.here, self.recipe, variant)
 
-    def task(self, form: str, routing: Routing | None = None) -> Task:
+    def task(self, variant: str, routing: Routing | None = None) -> Task:
         """Returns the task of the run, with scale and threshold of a form. Raises RecipeError where the run does not
         state it."""
         version = registry.compute_version(self.here.folder / "adapter")
-        found = task.build_task(self.served("adapter"), version, self.recipe, routing or Routing())
-        if found is None:
+        run_task = task.build_task(self.served("adapter"), version, self.recipe, routing or Routing())
+        if run_task is None:
             raise RecipeError(f"run {self.here.id} was trained by an earlier version, and its prompt.json has no task")
         if routing is None:
-            return self.task(form, threshold.load_run_routing(self.here, found.material, form, self.recipe))
-        return found
+            return self.task(variant, threshold.load_run_routing(self.here, run_task.material, variant, self.recipe))
+        return run_task
 
-    def labels(self, asked: Task) -> list[str]:
+    def labels(self, task: Task) -> list[str]:
         """Returns the labels whose probabilities are asked for. Raises RecipeError where there are none to ask for."""
         if not self.probabilities:
             return []
-        if asked.recipe.task.variant != "classification":
-            raise RecipeError(f"PROBABILITIES: {self.name} chooses no label: it is of kind {asked.recipe.task.variant}")
-        labels = list(asked.material.spec.labels)
+        if task.recipe.task.variant != "classification":
+            raise RecipeError(f"PROBABILITIES: {self.name} chooses no label: it is of kind {task.recipe.task.variant}")
+        labels = list(task.material.spec.labels)
         if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
             raise RecipeError(
                 f"PROBABILITIES: a gateway gives those of {decisions.CHOICES_RANGE[1]} labels, and there are "
@@ -71,13 +71,13 @@ class Job:
         return labels
 
 
-def merge_recipes(trained: Recipe, now: Recipe) -> Recipe:
+def merge_recipes(trained: Recipe, current: Recipe) -> Recipe:
     """Returns the recipe of a run with what the recipe says now of reading rows, serving and routing. What the run
     redacts is redacted, and data may leave where both say so."""
-    data = trained.data.model_copy(update={"source": now.data.source, "columns": now.data.columns})
-    both = trained.privacy.data_may_leave and now.privacy.data_may_leave
-    privacy = now.privacy.model_copy(update={"data_may_leave": both, "redact": trained.privacy.redact})
-    sections = {name: getattr(now, name) for name in task.GATEWAY_SECTIONS}
+    data = trained.data.model_copy(update={"source": current.data.source, "columns": current.data.columns})
+    data_may_leave = trained.privacy.data_may_leave and current.privacy.data_may_leave
+    privacy = current.privacy.model_copy(update={"data_may_leave": data_may_leave, "redact": trained.privacy.redact})
+    sections = {name: getattr(current, name) for name in task.GATEWAY_SECTIONS}
     return trained.model_copy(update={**sections, "data": data, "privacy": privacy})
 
 
@@ -90,5 +90,5 @@ def read_output_info(path: Path) -> dict[str, Any]:
     """Returns how an output was made; {} where it is not there, or is not as it was written."""
     if not path.is_file() or not info_path(path).is_file():
         return {}
-    found: dict[str, Any] = atomic_files.read_json(info_path(path))
-    return found if found.get("output_sha256") == atomic_files.sha256(path) else {}
+    info: dict[str, Any] = atomic_files.read_json(info_path(path))
+    return info if info.get("output_sha256") == atomic_files.sha256(path) else {}

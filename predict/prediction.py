@@ -32,7 +32,7 @@ class Prediction:
     """False: the engine failed, and the row is not known to be the cause; it is asked again by the next call."""
 
 
-PREDICTION_COLUMNS = tuple(one.name for one in fields(Prediction) if one.name != "final")
+PREDICTION_COLUMNS = tuple(column.name for column in fields(Prediction) if column.name != "final")
 """Columns of the output, behind those of the input."""
 
 

@@ -50,17 +50,17 @@ def main(arguments: argparse.Namespace) -> int:
 
 def build_job(arguments: argparse.Namespace) -> Job:
     """Returns what a call is to predict, once its input was looked through. Raises RecipeError and StageError."""
-    given, path = _parse_paths(arguments)
+    pattern, path = _parse_paths(arguments)
     engine = _parse_engine(arguments)
-    loaded, here = run.load_recipe_and_run(arguments)
-    recipe = merge_recipes(here.recipe(), loaded.recipe)
+    loaded, trained_run = run.load_recipe_and_run(arguments)
+    recipe = merge_recipes(trained_run.recipe(), loaded.recipe)
     base_url = _parse_base_url(engine, arguments.base_url, recipe)
-    source = inputs.make_source(recipe, given)
-    found = inputs.find_input_files(source, given)
-    inputs.check_output(path, given, found)
-    survey = inputs.survey_input(found, source, recipe, output.output_format(path) == "parquet")
+    source = inputs.make_source(recipe, pattern)
+    files = inputs.find_input_files(source, pattern)
+    inputs.check_output(path, pattern, files)
+    survey = inputs.survey_input(files, source, recipe, output.output_format(path) == "parquet")
     return Job(
-        here=here,
+        here=trained_run,
         name=loaded.name,
         recipe=recipe,
         output=path,
@@ -71,7 +71,7 @@ def build_job(arguments: argparse.Namespace) -> Job:
         force=arguments.force,
         about=read_output_info(path),
         source=source,
-        files=found,
+        files=files,
         survey=survey,
     )
 
@@ -79,17 +79,17 @@ def build_job(arguments: argparse.Namespace) -> Job:
 def _predict_with_vllm(job: Job) -> None:
     """Starts the server of the run's form, the next form where serve.model leaves a choice and one cannot be served."""
     serve = job.recipe.serve
-    forms = launch_plan.rank_variants(job.here, job.here.recipe(), serve)
-    if job.about and any(_finish_if_written(job, job.served(form)) for form in forms):
+    variants = launch_plan.rank_variants(job.here, job.here.recipe(), serve)
+    if job.about and any(_finish_if_written(job, job.served(variant)) for variant in variants):
         return
-    for at, form in enumerate(forms):
-        served = job.served(form)
+    for index, variant in enumerate(variants):
+        served = job.served(variant)
         try:
             _predict_with_variant(job, served)
         except _CannotServeError as error:
-            if serve.model != "auto" or form == forms[-1] or not server.may_fall_back(served, serve, error.why):
+            if serve.model != "auto" or variant == variants[-1] or not server.may_fall_back(served, serve, error.why):
                 raise error.why from None
-            server.fall_back(served, forms[at + 1], error.why)
+            server.fall_back(served, variants[index + 1], error.why)
         else:
             return
 
@@ -97,9 +97,9 @@ def _predict_with_vllm(job: Job) -> None:
 class _CannotServeError(Exception):
     """A form of the run cannot be served."""
 
-    def __init__(self, why: Exception) -> None:
-        super().__init__(str(why))
-        self.why = why
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.why = reason
 
 
 def plan_execution(job: Job, served: ServedModel) -> JobExecution:
@@ -108,43 +108,43 @@ def plan_execution(job: Job, served: ServedModel) -> JobExecution:
         planned = launch_plan.plan_launch([served], job.recipe.serve)
     except RecipeError as error:
         raise _CannotServeError(error) from None
-    form = served.which
-    who = ["vllm", *local_vllm.identify_engine(served, planned)]
-    return JobExecution(job, job.task(form), who, f"vLLM with {form} of run {job.here.id}")
+    variant = served.which
+    engine_identity = ["vllm", *local_vllm.identify_engine(served, planned)]
+    return JobExecution(job, job.task(variant), engine_identity, f"vLLM with {variant} of run {job.here.id}")
 
 
 def _finish_if_written(job: Job, served: ServedModel) -> bool:
     """Returns whether the output is there by a form of the run, and says so. A form that another one was taken in the
     place of is not started to find that out."""
     try:
-        work = plan_execution(job, served)
+        execution = plan_execution(job, served)
     except _CannotServeError:
         return False
-    if not work.is_written():
+    if not execution.is_written():
         return False
-    with work.held():
-        work.conclude()
+    with execution.held():
+        execution.conclude()
     return True
 
 
 def _predict_with_variant(job: Job, served: ServedModel) -> None:
     """Predicts by one form of the run. Raises _NotServedError where that cannot be served."""
-    work = plan_execution(job, served)
-    with work.held():
-        if not work.is_asked():
+    execution = plan_execution(job, served)
+    with execution.held():
+        if not execution.is_asked():
             with ExitStack() as stack:
                 try:
-                    log = work.state.folder / "vllm.log"
-                    vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log))
+                    log_path = execution.state.folder / "vllm.log"
+                    vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log_path))
                 except (RecipeError, StageError) as error:
                     raise _CannotServeError(error) from None
-                _ask_local_server(work, vllm)
-        work.conclude()
+                _ask_local_server(execution, vllm)
+        execution.conclude()
 
 
-def _ask_local_server(work: JobExecution, vllm: VllmProcess) -> None:
+def _ask_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
     try:
-        asyncio.run(_ask_vllm(work, f"http://{vllm.address.host}:{vllm.address.port}"))
+        asyncio.run(_ask_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
     except StageError as error:
         if vllm.alive():
             raise
@@ -154,42 +154,44 @@ def _ask_local_server(work: JobExecution, vllm: VllmProcess) -> None:
 async def _predict_with_server(job: Job, base_url: str) -> None:
     """Asks a vLLM server that runs, once it is held to the run: it may have been started for another one."""
     origin, adapter = clients.server_origin(base_url), job.served("adapter")
-    async with clients.open_session(origin, job.recipe.compare.concurrency) as asking:
-        cards = server_check.find_model_cards(await clients.get_json(asking, "/v1/models"), job.name)
-        found = await server_check.verify_server(asking, adapter, cards, job.recipe.serve)
-    who = ["server", registry.compute_version(adapter.folder), found.form, found.cards]
-    form = found.form or "a form that it does not name"
-    asked = job.task(found.form or "adapter", found.routing)
-    work = JobExecution(job, asked, who, f"a server that runs, with {form} of run {job.here.id}")
-    with work.held():
-        if not work.is_asked():
-            await _ask_vllm(work, origin)
-        work.conclude()
+    async with clients.open_session(origin, job.recipe.compare.concurrency) as session:
+        cards = server_check.find_model_cards(await clients.get_json(session, "/v1/models"), job.name)
+        verified = await server_check.verify_server(session, adapter, cards, job.recipe.serve)
+    engine_identity = ["server", registry.compute_version(adapter.folder), verified.form, verified.cards]
+    variant_name = verified.form or "a form that it does not name"
+    task = job.task(verified.form or "adapter", verified.routing)
+    execution = JobExecution(
+        job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.here.id}"
+    )
+    with execution.held():
+        if not execution.is_asked():
+            await _ask_vllm(execution, origin)
+        execution.conclude()
 
 
-async def _ask_vllm(work: JobExecution, origin: str) -> None:
-    concurrency = work.job.recipe.compare.concurrency
-    async with clients.open_session(origin, concurrency) as asking:
-        known = {name: getattr(work.task, name) for name in work.task.__dataclass_fields__}
-        server = clients.VllmClient(clients.ServedTask(**known), asking, work.labels, concurrency)
-        await work.ask(server.ask)
+async def _ask_vllm(execution: JobExecution, origin: str) -> None:
+    concurrency = execution.job.recipe.compare.concurrency
+    async with clients.open_session(origin, concurrency) as session:
+        task_fields = {name: getattr(execution.task, name) for name in execution.task.__dataclass_fields__}
+        client = clients.VllmClient(clients.ServedTask(**task_fields), session, execution.labels, concurrency)
+        await execution.ask(client.ask)
 
 
 async def _predict_with_gateway(job: Job) -> None:
     """Asks a gateway for what it has deployed, which may be another run than the newest."""
     assert job.base_url is not None
-    async with clients.open_session(clients.server_origin(job.base_url), job.recipe.compare.concurrency) as asking:
-        version = await clients.fetch_deployed_version(asking, job.name)
-        asked = job.task("adapter")
-        if version != asked.version:
-            why = f"the gateway answers with version {version}, and run {job.here.id} is {asked.version}"
-            asked = replace(asked, routing=Routing(None, None, why))
-        work = JobExecution(job, asked, ["gateway", version], f"version {version} of a gateway")
-        with work.held():
-            if not work.is_asked():
-                server = clients.GatewayClient(asked, asking, work.labels, version)
-                await work.ask(server.ask)
-            work.conclude()
+    async with clients.open_session(clients.server_origin(job.base_url), job.recipe.compare.concurrency) as session:
+        version = await clients.fetch_deployed_version(session, job.name)
+        task = job.task("adapter")
+        if version != task.version:
+            reason = f"the gateway answers with version {version}, and run {job.here.id} is {task.version}"
+            task = replace(task, routing=Routing(None, None, reason))
+        execution = JobExecution(job, task, ["gateway", version], f"version {version} of a gateway")
+        with execution.held():
+            if not execution.is_asked():
+                client = clients.GatewayClient(task, session, execution.labels, version)
+                await execution.ask(client.ask)
+            execution.conclude()
 
 
 def _parse_paths(arguments: argparse.Namespace) -> tuple[str, Path]:
@@ -206,15 +208,15 @@ def _parse_paths(arguments: argparse.Namespace) -> tuple[str, Path]:
 
 
 def _parse_engine(arguments: argparse.Namespace) -> str:
-    chosen = arguments.engine or ("gateway" if arguments.base_url else "vllm")
-    if chosen not in ENGINES:
-        raise RecipeError(f"ENGINE: given {chosen!r}, allowed: {' or '.join(ENGINES)}")
-    return str(chosen)
+    engine = arguments.engine or ("gateway" if arguments.base_url else "vllm")
+    if engine not in ENGINES:
+        raise RecipeError(f"ENGINE: given {engine!r}, allowed: {' or '.join(ENGINES)}")
+    return str(engine)
 
 
-def _parse_base_url(engine: str, given: str | None, recipe: Recipe) -> str | None:
-    if given is None and engine == "vllm":
+def _parse_base_url(engine: str, requested: str | None, recipe: Recipe) -> str | None:
+    if requested is None and engine == "vllm":
         return None
-    base_url = given or f"http://{recipe.serve.host}:{recipe.serve.port}"
+    base_url = requested or f"http://{recipe.serve.host}:{recipe.serve.port}"
     clients.check_server_allowed(recipe, base_url)
     return base_url

@@ -15,42 +15,46 @@ EQUIVALENT_VARIANTS = ("adapter", "merged")
 COMPARE_HINT = "`make compare` makes one"
 
 
-def load_run_routing(here: Run, material: EvalDataset, form: str, recipe: Recipe) -> Routing:
+def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Recipe) -> Routing:
     """Returns scale and threshold of a run's form (adapter, merged, quantized/<scheme>); the threshold is None, with
     the reason, where routing.json is of another adapter, other weights, another base or another target."""
-    why = _no_threshold_reason(here, form, recipe.serve.base)
-    if why is not None:
+    reason = _no_threshold_reason(run, variant, recipe.serve.base)
+    if reason is not None:
         # The scale is the run's own also without a comparison: training left its reference answers.
-        validated = (here.folder / "data" / "validation.jsonl").is_file()
-        return Routing(confidence.fit_tuned_scale(here, material) if validated else None, None, why)
+        has_validation = (run.folder / "data" / "validation.jsonl").is_file()
+        return Routing(confidence.fit_tuned_scale(run, material) if has_validation else None, None, reason)
     try:
-        policy = routing_policy.read_policy(here.folder / "routing.json")
+        policy = routing_policy.read_policy(run.folder / "routing.json")
     except StageError as error:
         return Routing(None, None, str(error))
     scale = scale_from_json(policy.score) if policy.score else None
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    found = Routing(scale, policy.threshold, policy.why_none, target)
-    if found.threshold is not None and not found.keeps(recipe.route):
+    routing = Routing(scale, policy.threshold, policy.why_none, target)
+    if routing.threshold is not None and not routing.keeps(recipe.route):
         return Routing(scale, None, "routing.json keeps another target than `route` names now; compare again", target)
-    return found
+    return routing
 
 
-def _no_threshold_reason(here: Run, form: str, base: str) -> str | None:
-    compared = here.stage("compare")
-    if compared.get("state") != "done" or not (here.folder / "routing.json").is_file():
-        return f"run {here.id} was not compared; {COMPARE_HINT}"
-    if compared["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != atomic_files.sha256(
-        here.folder / "adapter" / atomic_files.CHECKSUMS
+def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
+    compare_stage = run.stage("compare")
+    if compare_stage.get("state") != "done" or not (run.folder / "routing.json").is_file():
+        return f"run {run.id} was not compared; {COMPARE_HINT}"
+    if compare_stage["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != atomic_files.sha256(
+        run.folder / "adapter" / atomic_files.CHECKSUMS
     ):
         return f"the comparison was of another adapter; {COMPARE_HINT}"
-    scores = atomic_files.read_json(here.folder / "scores.json")
-    of = scores["systems"]["tuned"].get("form")
-    if of != form and not (of in EQUIVALENT_VARIANTS and form in EQUIVALENT_VARIANTS):
-        return f"the comparison was of {of}, and {form} answers; compare with serve.model={form}"
+    scores = atomic_files.read_json(run.folder / "scores.json")
+    compared_variant = scores["systems"]["tuned"].get("form")
+    if compared_variant != variant and not (compared_variant in EQUIVALENT_VARIANTS and variant in EQUIVALENT_VARIANTS):
+        return f"the comparison was of {compared_variant}, and {variant} answers; compare with serve.model={variant}"
     # Without a base that training changed, the trained base is the published one.
-    if base_store.get_trained_record(atomic_files.read_json(here.folder / "adapter" / "prompt.json")):
-        asked = scores.get("base", {}).get("served_as")
-        if asked != base:
-            was = f"on the base {asked}" if asked else "by an earlier version, which did not say on which base"
-            return f"the comparison was {was}, and serve.base is {base}; {COMPARE_HINT}"
+    if base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json")):
+        served_base = scores.get("base", {}).get("served_as")
+        if served_base != base:
+            base_note = (
+                f"on the base {served_base}"
+                if served_base
+                else "by an earlier version, which did not say on which base"
+            )
+            return f"the comparison was {base_note}, and serve.base is {base}; {COMPARE_HINT}"
     return None

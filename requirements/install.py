@@ -47,32 +47,32 @@ def main() -> None:
     from insource.config import hardware
 
     # HARDWARE as the recipes have it, else what they take by themselves here.
-    asked = os.environ.get("HARDWARE") or hardware.detect()[0]
-    family = "cpu" if hardware.uses_cpu(asked) else "gpu"
+    hardware_name = os.environ.get("HARDWARE") or hardware.detect()[0]
+    family = "cpu" if hardware.uses_cpu(hardware_name) else "gpu"
     locks = ["torch.txt", "cpu.txt"] if family == "cpu" else ["gpu.txt"]
     sha256 = hashlib.sha256(b"".join((REQUIREMENTS_DIR / lock).read_bytes() for lock in locks)).hexdigest()
-    wanted = {"python": sys.version.split()[0], "locks": list(locks), "sha256": sha256}
-    if read_stamp(VENV_LINK) == wanted:
+    expected = {"python": sys.version.split()[0], "locks": list(locks), "sha256": sha256}
+    if read_stamp(VENV_LINK) == expected:
         return
     folder = REQUIREMENTS_DIR.parent / f".venv-{family}"
-    if family == "gpu" and read_stamp(folder) != wanted:
+    if family == "gpu" and read_stamp(folder) != expected:
         if missing := hardware.compiler_problem():
             sys.exit(f"error: {missing}")
-        if old := hardware.driver_problem():
-            log(f"warning   {old}")
+        if problem := hardware.driver_problem():
+            log(f"warning   {problem}")
     with locked(folder) as lock:
         # Another set-up may have installed it meanwhile.
-        if read_stamp(folder) == wanted:
+        if read_stamp(folder) == expected:
             set_link(folder)
             log(f"setup     .venv is {folder.name}, which is installed")
             return
         log(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
-        began = time.monotonic()
+        started_at = time.monotonic()
         create_environment(folder, hardware.COMPILER_INSTALL_COMMAND)
         install_locks(folder, family, locks, lock)
-        write_stamp(folder, wanted)
+        write_stamp(folder, expected)
         set_link(folder)
-        log(f"setup     done in {time.monotonic() - began:.0f} s")
+        log(f"setup     done in {time.monotonic() - started_at:.0f} s")
 
 
 def read_stamp(folder: Path) -> dict[str, Any] | None:
@@ -83,8 +83,8 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_stamp(folder: Path, says: dict[str, Any]) -> None:
-    (folder / STAMP_FILE).write_text(json.dumps(says), encoding="utf-8")
+def write_stamp(folder: Path, content: dict[str, Any]) -> None:
+    (folder / STAMP_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
 def is_managed(path: Path) -> bool:
@@ -110,8 +110,8 @@ def create_environment(folder: Path, packages: str) -> None:
     """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
     is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
     with locked(VENV_LINK):
-        holds = [] if VENV_LINK.is_symlink() else (read_stamp(VENV_LINK) or {}).get("locks", [])
-        if f"{folder.name.removeprefix('.venv-')}.txt" in holds and not os.path.lexists(folder):
+        installed_locks = [] if VENV_LINK.is_symlink() else (read_stamp(VENV_LINK) or {}).get("locks", [])
+        if f"{folder.name.removeprefix('.venv-')}.txt" in installed_locks and not os.path.lexists(folder):
             VENV_LINK.rename(folder)
     if os.path.lexists(folder) and not is_managed(folder):
         move_aside(folder)
@@ -141,11 +141,11 @@ def is_usable(python: Path) -> bool:
 
 def clear_environment(folder: Path) -> None:
     """Removes what an environment of ours holds but for its stamp, by which it stays ours if this is interrupted."""
-    for one in folder.iterdir():
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one)
-        elif one.name != STAMP_FILE:
-            one.unlink()
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != STAMP_FILE:
+            path.unlink()
 
 
 def remove_environment(path: Path) -> None:
@@ -159,20 +159,20 @@ def remove_environment(path: Path) -> None:
 
 def move_aside(path: Path) -> None:
     """Renames what insource did not make to `<name>.before`, or the next name that is free."""
-    number, aside = 1, path.with_name(f"{path.name}.before")
-    while os.path.lexists(aside):
+    number, new_path = 1, path.with_name(f"{path.name}.before")
+    while os.path.lexists(new_path):
         number += 1
-        aside = path.with_name(f"{path.name}.before.{number}")
+        new_path = path.with_name(f"{path.name}.before.{number}")
     try:
-        path.rename(aside)
+        path.rename(new_path)
     except OSError as error:
-        sys.exit(f"error: {path.name} is not insource's and cannot be renamed to {aside.name}: {error.strerror}")
-    log(f"setup     {path.name} was not made by insource: renamed to {aside.name}")
+        sys.exit(f"error: {path.name} is not insource's and cannot be renamed to {new_path.name}: {error.strerror}")
+    log(f"setup     {path.name} was not made by insource: renamed to {new_path.name}")
 
 
 def set_link(folder: Path) -> None:
     """Has `.venv` name an environment beside it, whatever has that name now."""
-    aside = VENV_LINK.with_name(f".venv.{os.getpid()}")
+    temp_link = VENV_LINK.with_name(f".venv.{os.getpid()}")
     with locked(VENV_LINK):
         if os.path.lexists(VENV_LINK) and not is_managed(VENV_LINK):
             move_aside(VENV_LINK)
@@ -180,10 +180,10 @@ def set_link(folder: Path) -> None:
             log("setup     removing .venv, which an earlier insource made for another lock")
             remove_environment(VENV_LINK)
         try:
-            aside.symlink_to(folder.name)
-            aside.replace(VENV_LINK)
+            temp_link.symlink_to(folder.name)
+            temp_link.replace(VENV_LINK)
         finally:
-            aside.unlink(missing_ok=True)
+            temp_link.unlink(missing_ok=True)
 
 
 def install_locks(folder: Path, family: str, locks: list[str], lock: int) -> None:
@@ -208,22 +208,22 @@ def read_pins(lock: str) -> list[str]:
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def pip_install(python: Path, builds: list[str], wanted: list[str], lock: int) -> None:
+def pip_install(python: Path, builds: list[str], pins: list[str], lock: int) -> None:
     """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported.
     The pips hold the lock too, so that the next set-up waits for those that outlive this one."""
-    asked = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
-    parts = min(MAX_PIP_PROCESSES, len(os.sched_getaffinity(0)))
+    argv = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
+    n_parts = min(MAX_PIP_PROCESSES, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
-        pips = [subprocess.Popen([*asked, build], pass_fds=[lock]) for build in builds]
-        for number in range(parts):
+        processes = [subprocess.Popen([*argv, build], pass_fds=[lock]) for build in builds]
+        for number in range(n_parts):
             part = Path(folder) / f"{number}.txt"
-            part.write_text("\n".join(wanted[number::parts]) + "\n", encoding="utf-8")
-            pips.append(subprocess.Popen([*asked, "-r", str(part)], pass_fds=[lock]))
+            part.write_text("\n".join(pins[number::n_parts]) + "\n", encoding="utf-8")
+            processes.append(subprocess.Popen([*argv, "-r", str(part)], pass_fds=[lock]))
         try:
-            ended = [pip.wait() for pip in pips]
+            exit_codes = [process.wait() for process in processes]
         except KeyboardInterrupt:  # which the terminal has told them too
-            ended = [pip.wait() or 1 for pip in pips]
-    if any(ended):
+            exit_codes = [process.wait() or 1 for process in processes]
+    if any(exit_codes):
         sys.exit("error: pip could not install the lock, as it says above; `make setup` goes on from here")
 
 
@@ -234,7 +234,7 @@ def find_torch_cpu_build(python: Path) -> str | None:
     """
     lock = (REQUIREMENTS_DIR / "torch.txt").read_text(encoding="utf-8")
     pin = next(line for line in lock.splitlines() if line.startswith("torch==")).split(" ")[0]
-    asked = [
+    argv = [
         python,
         "-m",
         "pip",
@@ -247,14 +247,14 @@ def find_torch_cpu_build(python: Path) -> str | None:
         "-",
         pin,
     ]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        sys.exit(f"error: pip cannot find {pin}:\n{answer.stderr}")
-    (found,) = json.loads(answer.stdout)["install"]
-    sha256 = found["download_info"]["archive_info"]["hashes"]["sha256"]
-    if "+cpu" not in found["metadata"]["version"] or f"sha256:{sha256}" not in lock:
+    completed = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        sys.exit(f"error: pip cannot find {pin}:\n{completed.stderr}")
+    (package,) = json.loads(completed.stdout)["install"]
+    sha256 = package["download_info"]["archive_info"]["hashes"]["sha256"]
+    if "+cpu" not in package["metadata"]["version"] or f"sha256:{sha256}" not in lock:
         return None
-    return f"torch @ {found['download_info']['url']}#sha256={sha256}"
+    return f"torch @ {package['download_info']['url']}#sha256={sha256}"
 
 
 def log(line: str) -> None:

@@ -20,20 +20,20 @@ TORCH_CPU_BUILD = {"cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb08
 
 def resolve(*sources: str) -> list[str]:
     """Returns one pinned requirement with its hashes for each package that the sources, words of uv's, need."""
-    asked = ["uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
-    asked += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
-    text = subprocess.run(asked, cwd=REQUIREMENTS_DIR.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
+    argv = ["uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
+    argv += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
+    text = subprocess.run(argv, cwd=REQUIREMENTS_DIR.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
     return re.split(r"\n(?=\S)", text.strip())
 
 
-def resolve_project(extra: str, *more: str) -> list[str]:
+def resolve_project(extra: str, *arguments: str) -> list[str]:
     """Returns the pins of what pyproject.toml and the extra need."""
-    return resolve("pyproject.toml", "--extra", extra, "--extra", "dev", *more)
+    return resolve("pyproject.toml", "--extra", extra, "--extra", "dev", *arguments)
 
 
-def write_lock(name: str, about: str, pins: list[str], source: str = "pyproject.toml") -> None:
+def write_lock(name: str, comment: str, pins: list[str], source: str = "pyproject.toml") -> None:
     (REQUIREMENTS_DIR / name).write_text(
-        f"# {about}\n# Made by `make lock` from {source}.\n" + "\n".join(pins) + "\n", encoding="utf-8"
+        f"# {comment}\n# Made by `make lock` from {source}.\n" + "\n".join(pins) + "\n", encoding="utf-8"
     )
     print(f"{name}: {len(pins)} packages", file=sys.stderr)
 
@@ -42,12 +42,12 @@ def main() -> None:
     pins = resolve_project("cpu", "--override", "requirements/overrides-cpu.txt")
     hashes = "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in TORCH_CPU_BUILD.values())
     pins = [pin + hashes if pin.startswith("torch==") else pin for pin in pins]
-    apart = [pin for pin in pins if CUDA_PACKAGES.match(pin) or pin.startswith("torch==")]
+    torch_pins = [pin for pin in pins if CUDA_PACKAGES.match(pin) or pin.startswith("torch==")]
     write_lock(
-        "cpu.txt", "For a machine without a GPU; torch.txt comes first.", [pin for pin in pins if pin not in apart]
+        "cpu.txt", "For a machine without a GPU; torch.txt comes first.", [pin for pin in pins if pin not in torch_pins]
     )
     write_lock(
-        "torch.txt", "torch for a machine without a GPU.", [pin for pin in apart if not CUDA_PACKAGES.match(pin)]
+        "torch.txt", "torch for a machine without a GPU.", [pin for pin in torch_pins if not CUDA_PACKAGES.match(pin)]
     )
     write_lock(
         "cuda.txt",

@@ -25,31 +25,31 @@ _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LORA_LAYER_PATTERN = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight$")
 
 
-def check_adapter(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> list[str]:
-    """Returns what stands against serving an adapter, each with what to do; `base`: the folder of the base that it is
-    served on, None where that comes from the hub; `hashes`: what the files of that base were in training."""
-    found = list(_check_folder(folder, "adapter_model.safetensors", _RETRAIN_HINT))
-    if found:
-        return found
-    found += _check_prompt(folder)
+def check_adapter(folder: Path, base_folder: Path | None, hashes: Mapping[str, str]) -> list[str]:
+    """Returns what stands against serving an adapter, each with what to do; `base_folder`: the folder of the base that
+    it is served on, None where that comes from the hub; `hashes`: what the files of that base were in training."""
+    problems = list(_check_folder(folder, "adapter_model.safetensors", _RETRAIN_HINT))
+    if problems:
+        return problems
+    problems += _check_prompt(folder)
     config = atomic_files.read_json(folder / "adapter_config.json")
-    found += _check_config(config)
-    found += _check_base(folder, base, hashes)
-    return found
+    problems += _check_config(config)
+    problems += _check_base(folder, base_folder, hashes)
+    return problems
 
 
 def check_model(folder: Path) -> list[str]:
     """Returns what stands against serving a whole model (merged, quantized), each with what to do."""
-    found = list(_check_folder(folder, "config.json", _EXPORT_HINT))
-    if not found and not any(folder.glob("*.safetensors")):
-        found.append(f"{folder} has no weights (*.safetensors); {_EXPORT_HINT}")
-    return found or list(_check_prompt(folder))
+    problems = list(_check_folder(folder, "config.json", _EXPORT_HINT))
+    if not problems and not any(folder.glob("*.safetensors")):
+        problems.append(f"{folder} has no weights (*.safetensors); {_EXPORT_HINT}")
+    return problems or list(_check_prompt(folder))
 
 
 def max_lora_rank(folders: Mapping[str, Path]) -> int:
     """Returns the smallest max_lora_rank of vLLM that takes all of these adapters."""
     largest = max(adapter_rank(atomic_files.read_json(folder / "adapter_config.json")) for folder in folders.values())
-    return next(one for one in VLLM_RANKS if one >= largest)
+    return next(rank for rank in VLLM_RANKS if rank >= largest)
 
 
 def adapter_rank(config: Mapping[str, Any]) -> int:
@@ -57,34 +57,34 @@ def adapter_rank(config: Mapping[str, Any]) -> int:
     return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
-def _check_folder(folder: Path, needed: str, again: str) -> Iterator[str]:
+def _check_folder(folder: Path, required: str, hint: str) -> Iterator[str]:
     """Problems of any folder of weights: missing, pickled, cut short, changed since it was written."""
     if not folder.is_dir():
-        yield f"there is no {folder}; {again}"
+        yield f"there is no {folder}; {hint}"
         return
-    for path in sorted(one for pattern in _PICKLE_PATTERNS for one in folder.glob(pattern)):
+    for path in sorted(pickle for pattern in _PICKLE_PATTERNS for pickle in folder.glob(pattern)):
         yield (
             f"{path.name} in {folder} is a pickle, which runs code when it is loaded: only safetensors are served; "
-            f"remove it, and {again}"
+            f"remove it, and {hint}"
         )
-    if not (folder / needed).is_file():
-        yield f"{needed} is missing in {folder}; {again}"
-    cut = [(path, told) for path in sorted(folder.glob("*.safetensors")) if (told := find_truncation(path))]
-    for path, told in cut:
-        yield f"{path.name} in {folder} {told}; {again}"
+    if not (folder / required).is_file():
+        yield f"{required} is missing in {folder}; {hint}"
+    truncated = [(path, problem) for path in sorted(folder.glob("*.safetensors")) if (problem := find_truncation(path))]
+    for path, problem in truncated:
+        yield f"{path.name} in {folder} {problem}; {hint}"
     if not (folder / atomic_files.CHECKSUMS).is_file():
-        yield f"{atomic_files.CHECKSUMS} is missing in {folder}, so nothing tells whether it is whole; {again}"
+        yield f"{atomic_files.CHECKSUMS} is missing in {folder}, so nothing tells whether it is whole; {hint}"
         return
-    known = {path.name for path, _ in cut}
-    for told in atomic_files.find_changes(folder):
-        name = told.partition(" ")[0]
-        if name == "chat_template.jinja" and told.endswith("was changed"):
+    reported = {path.name for path, _ in truncated}
+    for problem in atomic_files.find_changes(folder):
+        name = problem.partition(" ")[0]
+        if name == "chat_template.jinja" and problem.endswith("was changed"):
             yield (
                 f"chat_template.jinja in {folder} was changed after training: the model would be asked otherwise than "
-                f"it was taught; put the trained one back ({again})"
+                f"it was taught; put the trained one back ({hint})"
             )
-        elif name not in known:
-            yield f"{told} in {folder} since it was written; {again}"
+        elif name not in reported:
+            yield f"{problem} in {folder} since it was written; {hint}"
 
 
 def find_truncation(path: Path) -> str | None:
@@ -100,7 +100,9 @@ def find_truncation(path: Path) -> str | None:
             return f"is no safetensors file: {size:,} bytes, and a header that does not fit"
         try:
             header = json.loads(file.read(length))
-            end = max((one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"), default=0)
+            end = max(
+                (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             return "is no safetensors file: its header cannot be read"
     if size - 8 - length != end:
@@ -108,37 +110,37 @@ def find_truncation(path: Path) -> str | None:
     return None
 
 
-def weight_bytes(folder: Path, bytes_a_number: int) -> int:
+def weight_bytes(folder: Path, bytes_per_number: int) -> int:
     """Returns the memory that the weights of a folder take once loaded: floating-point tensors in numbers of so many
     bytes, quantized ones as they are stored."""
-    found = 0
+    total_bytes = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        for name, one in header.items():
+        for name, tensor in header.items():
             if name != "__metadata__":
-                start, end = one["data_offsets"]
-                stored = _FLOAT_BYTES.get(one["dtype"])
-                found += (end - start) * bytes_a_number // stored if stored else end - start
-    return found
+                start, end = tensor["data_offsets"]
+                dtype_bytes = _FLOAT_BYTES.get(tensor["dtype"])
+                total_bytes += (end - start) * bytes_per_number // dtype_bytes if dtype_bytes else end - start
+    return total_bytes
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Returns {tensor: shape} of all safetensors files in a folder, from their headers alone."""
-    found: dict[str, list[int]] = {}
+    shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        found |= {name: one["shape"] for name, one in header.items() if name != "__metadata__"}
-    return found
+        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    return shapes
 
 
 def _check_prompt(folder: Path) -> Iterator[str]:
     """Problems of what the model is asked with: the template must be the one that it was trained with."""
-    told, template = atomic_files.read_json(folder / "prompt.json"), folder / "chat_template.jinja"
+    prompt, template = atomic_files.read_json(folder / "prompt.json"), folder / "chat_template.jinja"
     if not template.is_file():
         yield f"chat_template.jinja is missing in {folder}; {_RETRAIN_HINT}"
-    elif hashlib.sha256(template.read_bytes()).hexdigest() != told["chat_template_sha256"]:
+    elif hashlib.sha256(template.read_bytes()).hexdigest() != prompt["chat_template_sha256"]:
         yield (
             f"chat_template.jinja in {folder} is not the template of the training (prompt.json has its hash): the "
             f"model would be asked otherwise than it was taught; put the trained one back ({_RETRAIN_HINT})"
@@ -152,38 +154,39 @@ def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
             f"adapter_config.json: rank {largest}, and vLLM serves at most {VLLM_MAX_RANK}; set lora.r to at most "
             f"{VLLM_MAX_RANK} and train, or serve it merged (SET=serve.model=merged)"
         )
-    merged = "serve it merged (SET=serve.model=merged)"
+    merged_hint = "serve it merged (SET=serve.model=merged)"
     if config.get("use_dora"):
-        yield f"adapter_config.json: use_dora, which vLLM serves only merged; {merged}"
+        yield f"adapter_config.json: use_dora, which vLLM serves only merged; {merged_hint}"
     if config.get("bias", "none") != "none":
-        yield f"adapter_config.json: bias {config['bias']!r}, which vLLM does not serve; {merged}"
+        yield f"adapter_config.json: bias {config['bias']!r}, which vLLM does not serve; {merged_hint}"
     if config.get("modules_to_save"):
-        yield f"adapter_config.json: modules_to_save, which vLLM does not serve; {merged}"
+        yield f"adapter_config.json: modules_to_save, which vLLM does not serve; {merged_hint}"
 
 
-def _check_base(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
+def _check_base(folder: Path, base_folder: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
     """Problems of a base that is not the one that the adapter was trained on."""
-    if base is None:
+    if base_folder is None:
         return
-    there = digests.hash_base_files(base)
-    other = sorted(name for name in hashes if there.get(name) != hashes[name])
-    shape = next(_shape_mismatches(tensor_shapes(folder), tensor_shapes(base)), None)
+    base_hashes = digests.hash_base_files(base_folder)
+    changed = sorted(name for name in hashes if base_hashes.get(name) != hashes[name])
+    shape = next(_shape_mismatches(tensor_shapes(folder), tensor_shapes(base_folder)), None)
     if shape:
         name = atomic_files.read_json(folder / "prompt.json").get("base", {}).get("name")
-        yield f"the base {base} is not the one of this adapter ({name}): {shape}; set model.base to that one"
-    elif other:
+        yield f"the base {base_folder} is not the one of this adapter ({name}): {shape}; set model.base to that one"
+    elif changed:
         yield (
-            f"the base {base} is not as it was in training: {', '.join(other)} differ; the adapter belongs to those "
+            f"the base {base_folder} is not as it was in training: {', '.join(changed)} differ; the adapter "
+            "belongs to those "
             "weights; put them back, or train again"
         )
 
 
-def _shape_mismatches(adapter: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> Iterator[str]:
+def _shape_mismatches(adapter_shapes: Mapping[str, list[int]], base_shapes: Mapping[str, list[int]]) -> Iterator[str]:
     """Layers of an adapter whose shape the base does not have. Bases whose files name their layers otherwise than
     transformers does are judged by nothing."""
-    for name, shape in adapter.items():
+    for name, shape in adapter_shapes.items():
         match = _LORA_LAYER_PATTERN.match(name)
-        weight = base.get(f"{match['layer']}.weight") if match else None
+        weight = base_shapes.get(f"{match['layer']}.weight") if match else None
         if not match or weight is None:
             continue
         if match["part"] == "A" and shape[1] != weight[1]:

@@ -44,8 +44,8 @@ KILL_AFTER_SECONDS = 10.0
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
     runs = run.runs_folder(arguments.runs)
-    given = load(arguments.recipe, arguments.set, arguments.hardware)
-    loaded = folder_ownership.resolve_name(given, runs)
+    unresolved = load(arguments.recipe, arguments.set, arguments.hardware)
+    loaded = folder_ownership.resolve_name(unresolved, runs)
     for line in header_lines(loaded):
         print(line, file=sys.stderr)
     if arguments.dry_run:
@@ -53,15 +53,15 @@ def main(arguments: argparse.Namespace) -> int:
         return cli.OK
     _check_gpus(loaded.recipe)
     smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
-    loaded = folder_ownership.claim_folder(given, runs)
+    loaded = folder_ownership.claim_folder(unresolved, runs)
     loaded = replace(loaded, recipe=gguf_model.ensure_model_folder(loaded.recipe, runs))
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = runs / loaded.name
-    if (machine := loaded.recipe.accelerate.machine_rank) > 0:
-        return _join_as_node(machine, parent, loaded.recipe)
-    several = loaded.recipe.accelerate.num_machines > 1
-    with rendezvous.publish_launch(parent, loaded.recipe) if several else nullcontext() as announcement:
+    if (node_rank := loaded.recipe.accelerate.machine_rank) > 0:
+        return _join_as_node(node_rank, parent, loaded.recipe)
+    is_multi_node = loaded.recipe.accelerate.num_machines > 1
+    with rendezvous.publish_launch(parent, loaded.recipe) if is_multi_node else nullcontext() as announcement:
         return _start_or_resume(arguments, loaded, parent, announcement)
 
 
@@ -71,16 +71,18 @@ def _start_or_resume(
     """Finds or makes the run and has it trained; of several machines, machine 0 does this, and announces it."""
     data = _prepare_data(arguments)
     digest = digests.compute_training_digest(rendezvous.without_node_settings(loaded.recipe), data.name)
-    known = [] if arguments.fresh else run.find_by_digest(parent, digest)
-    if done := [
-        one for one in known if one.stage("train").get("state") == "done" and (one.folder / "adapter").is_dir()
+    existing = [] if arguments.fresh else run.find_by_digest(parent, digest)
+    if finished := [
+        candidate
+        for candidate in existing
+        if candidate.stage("train").get("state") == "done" and (candidate.folder / "adapter").is_dir()
     ]:
-        print(f"train     unchanged: run {done[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
+        print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
         if announcement:
-            announcement.nothing(f"run {done[0].id} did this")
-        return _finish(done[0])
-    if known:
-        current = known[0]
+            announcement.nothing(f"run {finished[0].id} did this")
+        return _finish(finished[0])
+    if existing:
+        current = existing[0]
         print(f"train     going on with the unfinished run {current.id}", file=sys.stderr)
     else:
         current = run.create(
@@ -95,8 +97,8 @@ def _start_or_resume(
 
 def header_lines(loaded: LoadedRecipe) -> list[str]:
     """Returns the first lines printed: on what, with which model, and what is not as the recipe says."""
-    first, *replaced = describe_precedence(loaded)
-    lines = [first]
+    precedence_line, *replaced = describe_precedence(loaded)
+    lines = [precedence_line]
     if loaded.recipe.model.base == str(POCKET):
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
@@ -108,15 +110,15 @@ def header_lines(loaded: LoadedRecipe) -> list[str]:
     lines += replaced
     accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
     if accelerate.num_processes > 1:
-        how = {"MULTI_CPU": "CPU", "MULTI_GPU": "DDP, a GPU each", "FSDP": "FSDP, a GPU each"}
-        machines_told = f" on {accelerate.num_machines} machines" if accelerate.num_machines > 1 else ""
-        lines.append(f"processes {accelerate.num_processes}{machines_told}: {how[accelerate.distributed_type]}")
+        strategies = {"MULTI_CPU": "CPU", "MULTI_GPU": "DDP, a GPU each", "FSDP": "FSDP, a GPU each"}
+        machines_note = f" on {accelerate.num_machines} machines" if accelerate.num_machines > 1 else ""
+        lines.append(f"processes {accelerate.num_processes}{machines_note}: {strategies[accelerate.distributed_type]}")
     elif not accelerate.use_cpu and (idle := hardware.count_gpus() - 1) > 0:
         lines.append(
             f"processes 1 on one GPU; {idle} more {'is' if idle == 1 else 'are'} idle: HARDWARE=multi-gpu takes all"
         )
-    if (why := loaded.recipe.lora.unservable) and serve.model == "merged":
-        lines.append(f"serving   merged into the base: lora.{why}")
+    if (reason := loaded.recipe.lora.unservable) and serve.model == "merged":
+        lines.append(f"serving   merged into the base: lora.{reason}")
     return lines
 
 
@@ -125,41 +127,41 @@ def _check_gpus(recipe: Recipe) -> None:
     accelerate = recipe.accelerate
     if accelerate.distributed_type not in ("MULTI_GPU", "FSDP"):
         return
-    here, wanted = hardware.count_gpus(), accelerate.num_processes // accelerate.num_machines
-    if here == 0:
+    available, required = hardware.count_gpus(), accelerate.num_processes // accelerate.num_machines
+    if available == 0:
         raise RecipeError(
             f"accelerate.distributed_type: {accelerate.distributed_type} needs GPUs, and this machine shows none; "
             "take HARDWARE=cpu"
         )
-    if here < wanted:
+    if available < required:
         raise RecipeError(
-            f"accelerate.num_processes: {wanted} processes on this machine, which shows {here} GPUs; "
+            f"accelerate.num_processes: {required} processes on this machine, which shows {available} GPUs; "
             "take num_processes: auto, or fewer"
         )
 
 
-def _join_as_node(machine: int, parent: Path, recipe: Recipe) -> int:
+def _join_as_node(node_rank: int, parent: Path, recipe: Recipe) -> int:
     """Does this machine's part of the run that machine 0 launches."""
-    print(f"machine   {machine}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
+    print(f"machine   {node_rank}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
     current = rendezvous.wait_for_run(parent, recipe)
     if current is None:
         return cli.OK
-    print(f"machine   {machine}: joins run {current.id}", file=sys.stderr)
+    print(f"machine   {node_rank}: joins run {current.id}", file=sys.stderr)
     _launch_training(current, recipe)
-    print(f"machine   {machine}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
+    print(f"machine   {node_rank}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
     return cli.OK
 
 
 def _prepare_data(arguments: argparse.Namespace) -> Path:
     """Runs the data stage as a process of its own: stages meet on disk. Exits as it exits where it fails."""
-    asked = [sys.executable, "-m", "data_prep", arguments.recipe, *arguments.set]
-    asked += ["--hardware", arguments.hardware] if arguments.hardware else []
-    asked += ["--runs", arguments.runs] if arguments.runs else []
-    asked += ["--no-heading"]
-    answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False)
-    if answer.returncode:
-        sys.exit(answer.returncode)
-    return Path(answer.stdout.strip())
+    argv = [sys.executable, "-m", "data_prep", arguments.recipe, *arguments.set]
+    argv += ["--hardware", arguments.hardware] if arguments.hardware else []
+    argv += ["--runs", arguments.runs] if arguments.runs else []
+    argv += ["--no-heading"]
+    result = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        sys.exit(result.returncode)
+    return Path(result.stdout.strip())
 
 
 def _record_data(current: Run, data: Path) -> None:
@@ -172,12 +174,12 @@ def _record_data(current: Run, data: Path) -> None:
 def _launch_training(current: Run, recipe: Recipe) -> None:
     """Has the run trained. Exits with the code that the worker recorded where it fails, and with 130 where it was asked
     to stop."""
-    accelerate, before = recipe.accelerate, current.stage("train")
+    accelerate, previous = recipe.accelerate, current.stage("train")
     threads = max(1, len(os.sched_getaffinity(0)) * accelerate.num_machines // accelerate.num_processes)
-    asked = _worker_command(current.folder, recipe, threads)
-    code, stopped = _run_worker(asked, _worker_environment(recipe, threads))
+    command = _worker_command(current.folder, recipe, threads)
+    code, stopped = _run_worker(command, _worker_environment(recipe, threads))
     stage = current.stage("train")
-    if code and stage != before and stage.get("state") == "failed":
+    if code and stage != previous and stage.get("state") == "failed":
         sys.exit(stage["metrics"].get("exit_code", cli.FAILED))
     # Of a machine's processes only the very first one records, and exits with, the code 130.
     if code == cli.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
@@ -192,53 +194,64 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
 def _worker_command(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     """Returns the command that trains a run on this machine."""
     accelerate = recipe.accelerate
-    here, worker = accelerate.num_processes // accelerate.num_machines, ["-m", "train.worker", str(folder)]
+    local_processes, worker = accelerate.num_processes // accelerate.num_machines, ["-m", "train.worker", str(folder)]
     if accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
         return [sys.executable, *worker]
-    ranks = [sys.executable, "-m", "train.distributed.launcher"]
+    launcher = [sys.executable, "-m", "train.distributed.launcher"]
     if accelerate.use_cpu:
-        meeting = ["--standalone"]
+        rendezvous_args = ["--standalone"]
         if accelerate.num_machines > 1:
-            meeting = [f"--nnodes={accelerate.num_machines}", f"--node-rank={accelerate.machine_rank}"]
-            meeting += [f"--rdzv-backend={accelerate.rdzv_backend}", f"--rdzv-id={folder.name}"]
-            meeting += [f"--rdzv-endpoint={accelerate.main_process_ip}:{accelerate.main_process_port}"]
-        return [*ranks, "torch.distributed.run", f"--nproc-per-node={here}", *meeting, *worker]
-    number = f"-{accelerate.machine_rank}" if accelerate.num_machines > 1 else ""
-    config = folder / f"accelerate{number}.yaml"
+            rendezvous_args = [f"--nnodes={accelerate.num_machines}", f"--node-rank={accelerate.machine_rank}"]
+            rendezvous_args += [f"--rdzv-backend={accelerate.rdzv_backend}", f"--rdzv-id={folder.name}"]
+            rendezvous_args += [f"--rdzv-endpoint={accelerate.main_process_ip}:{accelerate.main_process_port}"]
+        return [*launcher, "torch.distributed.run", f"--nproc-per-node={local_processes}", *rendezvous_args, *worker]
+    suffix = f"-{accelerate.machine_rank}" if accelerate.num_machines > 1 else ""
+    config = folder / f"accelerate{suffix}.yaml"
     settings = {"compute_environment": "LOCAL_MACHINE", **accelerate.model_dump(mode="json", exclude_none=True)}
     atomic_files.write_json(config, settings)  # JSON is YAML
-    asked = ["--config_file", str(config), "--num_cpu_threads_per_process", str(threads)]
+    launch_args = ["--config_file", str(config), "--num_cpu_threads_per_process", str(threads)]
     # Any free port will do where nobody else has to know it.
-    asked += [] if accelerate.main_process_port else ["--main_process_port", "0"]
-    return [*ranks, "accelerate.commands.launch", *asked, *worker]
+    launch_args += [] if accelerate.main_process_port else ["--main_process_port", "0"]
+    return [*launcher, "accelerate.commands.launch", *launch_args, *worker]
 
 
-def _run_worker(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
+def _run_worker(command: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
     """Runs a program to its end. Returns its exit code, and whether a signal asked to stop.
 
     SIGTERM, Ctrl-C and the end of the terminal are passed on, once each: the program has a session of its own, which a
     terminal does not reach. The session is killed where it outlives a second signal by LAST_SECONDS.
     """
-    times: list[float] = []
-    process = subprocess.Popen(asked, env=settings, cwd=ROOT, start_new_session=True)
+    signal_times: list[float] = []
+    process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        times.append(time.monotonic())
+    def forward_signal(number: int, _: FrameType | None) -> None:
+        signal_times.append(time.monotonic())
         process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     # nohup has SIGHUP ignored, and means it.
-    numbers = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    numbers = [
+        signal_number
+        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signal_number) != signal.SIG_IGN
+    ]
+    previous_handlers = {number: signal.signal(number, forward_signal) for number in numbers}
     try:
         while True:
             try:
-                return process.wait(timeout=0.5), bool(times)
+                return process.wait(timeout=0.5), bool(signal_times)
             except subprocess.TimeoutExpired:
-                again = next((at for at in times if at > times[0] + DUPLICATE_SIGNAL_SECONDS), None)
-                if again is not None and time.monotonic() > again + KILL_AFTER_SECONDS:
+                second_signal_at = next(
+                    (
+                        received_at
+                        for received_at in signal_times
+                        if received_at > signal_times[0] + DUPLICATE_SIGNAL_SECONDS
+                    ),
+                    None,
+                )
+                if second_signal_at is not None and time.monotonic() > second_signal_at + KILL_AFTER_SECONDS:
                     os.killpg(process.pid, signal.SIGKILL)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -254,40 +267,40 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     defaults |= {} if accelerate.use_cpu else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     # On a CPU training itself sees to it (train/device/precision.py).
     mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
-    told = {"ACCELERATE_MIXED_PRECISION": mixed_precision, PARENT_PID_ENV: str(os.getpid())}
+    overrides = {"ACCELERATE_MIXED_PRECISION": mixed_precision, PARENT_PID_ENV: str(os.getpid())}
     if accelerate.use_cpu:
-        told["ACCELERATE_USE_CPU"] = "true"
+        overrides["ACCELERATE_USE_CPU"] = "true"
     elif accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
         # Trainer would take every GPU that it sees, by nn.DataParallel.
-        told["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        overrides["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     # A folder as base needs no hub, and a machine without one would wait for time-outs.
     if Path(recipe.model.base).is_dir():
-        told["HF_HUB_OFFLINE"] = "1"
+        overrides["HF_HUB_OFFLINE"] = "1"
     # A caller that has W&B running hands its own service down, which may be gone before this run is.
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return {**defaults, **inherited, **told}
+    return {**defaults, **inherited, **overrides}
 
 
-def _finish(done: Run) -> int:
-    run.set_latest(done)
-    for line in summary_lines(done):
+def _finish(finished_run: Run) -> int:
+    run.set_latest(finished_run)
+    for line in summary_lines(finished_run):
         print(line)
     return cli.OK
 
 
-def summary_lines(done: Run) -> list[str]:
+def summary_lines(finished_run: Run) -> list[str]:
     """Returns what a finished training says of itself: the two scores and where the adapter is."""
-    task = TASKS[done.recipe().task.variant]
-    scores: dict[str, Any] = done.stage("train")["metrics"]["validation"]
+    task = TASKS[finished_run.recipe().task.variant]
+    scores: dict[str, Any] = finished_run.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices that a row is in or not, such as the vendors that train has never seen.
-    inside = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
+    scores_by_slice = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
     return [
-        f"adapter   {os.path.relpath(done.folder / 'adapter')}",
+        f"adapter   {os.path.relpath(finished_run.folder / 'adapter')}",
         f"tuned     {format_metrics(task.main_metrics(tuned))}  ({tuned['n']} validation rows)",
         *(
-            f"          {format_metrics(task.main_metrics(one))}  ({one['n']} of them: {name})"
-            for name, one in inside.items()
+            f"          {format_metrics(task.main_metrics(slice_scores))}  ({slice_scores['n']} of them: {name})"
+            for name, slice_scores in scores_by_slice.items()
         ),
         f"untuned   {format_metrics(task.main_metrics(base))}  (the same base before training)",
     ]

@@ -42,13 +42,13 @@ from train.packing.packing_plan import TokenizedRow
 from train.report import learning_curve, preflight, run_header
 
 
-def main(recipe: Recipe, run: Run, wish: StopRequest) -> None:
+def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     """Trains the adapter of a run and leaves it, its scores and its record in the run folder.
 
     Raises RecipeError, StageError, and KeyboardInterrupt where it was asked to stop; `test.jsonl` and
     `calibration.jsonl` are never opened.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
     if world.is_main_process():
         runs.start_stage(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
@@ -58,73 +58,103 @@ def main(recipe: Recipe, run: Run, wish: StopRequest) -> None:
     spec = task.make_spec(recipe.task, read_labels(run), allows_empty_labels(run))
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
-    told = fallback_logger(run)
+    log_fallback = fallback_logger(run)
 
     rendering = chat_template.load_rendering(recipe.model)
     tokenizer = rendering.tokenizer
     log(*rendering.lines())
     if rendering.differs:
-        told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
+        log_fallback(
+            f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop"
+        )
     for note in gguf_model.read_notes(recipe.model.base):
-        told(note)
+        log_fallback(note)
     rows = dataset.tokenize_rows(task, spec, tokenizer, train_rows)
     config = base.load_config(recipe.model)
     preflight.check_training_rows(rows, tokenizer, recipe, config)
     decodability.check_answers_decodable(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
-    model, kept = dequantize.load_training_base(recipe, base_store.store_path(run.folder), told)
-    plan = dataset.plan_packing(recipe, rows, model.config, told)
+    model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
+    plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
 
     prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
-    decoded = GenerationEvaluator(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), told)
-    asked: GenerationEvaluator | PreferenceEvaluator = decoded
+    generation_evaluator = GenerationEvaluator(
+        task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), log_fallback
+    )
+    evaluator: GenerationEvaluator | PreferenceEvaluator = generation_evaluator
     if task.OBJECTIVE == "prefer":
         pairs = dataset.tokenize_rows(task, spec, tokenizer, validation_rows)
-        asked = PreferenceEvaluator(
+        evaluator = PreferenceEvaluator(
             task, spec, validation_rows, pairs, packing_plan.plan_for_rows(plan, pairs, BATCH_ROWS), tokenizer
         )
         with precision.training_autocast(recipe):
-            reference = PreferenceEvaluator(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
-        rows = [replace(row, reference=one) for row, one in zip(rows, reference, strict=True)]
-    untuned: list[Any] = asked.ask(model, "untuned")
+            reference_log_probs = PreferenceEvaluator(task, spec, train_rows, rows, plan, tokenizer).ask(
+                model, "reference"
+            )
+        rows = [replace(row, reference=log_probs) for row, log_probs in zip(rows, reference_log_probs, strict=True)]
+    base_outputs: list[Any] = evaluator.ask(model, "untuned")
 
     model = base.add_adapter(model, recipe.lora, recipe.train.seed)
-    taught = dataset.build_training_set(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
-    weights = gguf_model.describe_weight_loss(recipe.model.base, recipe.model.quantization, kept)
-    told_facts = build_header_info(recipe, run, model, taught, decoded, weights)
-    log(*run_header.header_lines(told_facts), *preflight.sample_lines(rows[0], tokenizer))
+    training_set = dataset.build_training_set(
+        recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE
+    )
+    weight_note = gguf_model.describe_weight_loss(recipe.model.base, recipe.model.quantization, base_folder)
+    header_info = build_header_info(recipe, run, model, training_set, generation_evaluator, weight_note)
+    log(*run_header.header_lines(header_info), *preflight.sample_lines(rows[0], tokenizer))
     wandb_run = init_wandb(run, recipe)
-    trained = train_adapter(
-        recipe, run, model, tokenizer, taught, make_validation_metrics(asked, untuned, model), told, wish, wandb_run
+    train_result = train_adapter(
+        recipe,
+        run,
+        model,
+        tokenizer,
+        training_set,
+        make_validation_metrics(evaluator, base_outputs, model),
+        log_fallback,
+        stop_request,
+        wandb_run,
     )
     out_of_memory.release_memory()
 
-    tuned: list[Any] = asked.ask(model, "tuned")
-    probed = decoded.first(reference_answers.REFERENCE_ROWS)
-    answers = probed.ask(model, "probes") if asked is not decoded else tuned[: len(probed.rows)]
-    state = fsdp.gather_adapter(model)  # of all processes together, before the others leave
+    tuned_outputs: list[Any] = evaluator.ask(model, "tuned")
+    reference_set = generation_evaluator.first(reference_answers.REFERENCE_ROWS)
+    answers = (
+        reference_set.ask(model, "probes")
+        if evaluator is not generation_evaluator
+        else tuned_outputs[: len(reference_set.rows)]
+    )
+    adapter_state = fsdp.gather_adapter(model)  # of all processes together, before the others leave
     if not world.is_main_process():
         return
-    scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
+    scores = {
+        "tuned": evaluator.score(tuned_outputs, base_outputs),
+        "base": evaluator.score(base_outputs, base_outputs),
+    }
     with disk_full.raise_on_full_disk(run.folder / "adapter"):
         commit = getattr(model.config, "_commit_hash", None)
-        trained_base = base_store.read_record(kept, kept.name) if kept else None
-        prompt = adapter.build_prompt_spec(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
-        folder = adapter.write_adapter_folder(run, recipe, model, tokenizer, prompt, scores, probed, answers, state)
-        picture = run.folder / "learning_curve.png"
-        learning_curve.draw(
-            run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step")
+        trained_base = base_store.read_record(base_folder, base_folder.name) if base_folder else None
+        prompt = adapter.build_prompt_spec(
+            recipe, rendering, spec, generation_evaluator.max_answer_tokens, commit, trained_base
         )
-    wandb_logging.log_image(wandb_run, picture)
-    if asked is decoded:
-        log_predictions(wandb_run, recipe, decoded, tuned)
+        folder = adapter.write_adapter_folder(
+            run, recipe, model, tokenizer, prompt, scores, reference_set, answers, adapter_state
+        )
+        curve_path = run.folder / "learning_curve.png"
+        learning_curve.draw(
+            run.folder / "metrics.jsonl", curve_path, f"{run.recipe_name}  {run.id}", train_result.get("best_step")
+        )
+    wandb_logging.log_image(wandb_run, curve_path)
+    if evaluator is generation_evaluator:
+        log_predictions(wandb_run, recipe, generation_evaluator, tuned_outputs)
     wandb_logging.finish_run(
         wandb_run, run, wandb_headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
-    spent: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
-    spent |= {"parameters": told_facts.parameters, "trainable_parameters": told_facts.trainable}
-    spent |= {"weights": weights} if weights else {}
+    usage: dict[str, Any] = {
+        "seconds": round(time.monotonic() - started_at, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    usage |= {"parameters": header_info.parameters, "trainable_parameters": header_info.trainable}
+    usage |= {"weights": weight_note} if weight_note else {}
     outputs = [*sorted(folder.iterdir()), run.references]
-    runs.end_stage(run, "train", "done", "done", outputs, validation=scores, **trained, **spent)
+    runs.end_stage(run, "train", "done", "done", outputs, validation=scores, **train_result, **usage)
 
 
 def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -140,13 +170,13 @@ def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str,
 def read_labels(run: Run) -> dict[str, str]:
     """Returns the labels with their descriptions, in prompt order, as data preparation found or checked them."""
     labels = atomic_files.read_json(run.folder / "data" / "data.json")["labels"]
-    return {label: one["description"] for label, one in labels.items()}
+    return {label: entry["description"] for label, entry in labels.items()}
 
 
 def allows_empty_labels(run: Run) -> bool:
     """Returns whether rows of several labels may have none: the prepared data have such rows."""
-    told = atomic_files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
-    return bool(told and told["may_be_empty"])
+    labels_per_row = atomic_files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
+    return bool(labels_per_row and labels_per_row["may_be_empty"])
 
 
 def max_answer_tokens(rows: Sequence[TokenizedRow]) -> int:
@@ -156,17 +186,17 @@ def max_answer_tokens(rows: Sequence[TokenizedRow]) -> int:
 
 def fallback_logger(run: Run) -> Callable[[str], None]:
     """Returns what says aloud, and records, that something is done otherwise than the recipe asks; the same once."""
-    known: set[str] = set()
+    logged: set[str] = set()
 
-    def tell(told: str) -> None:
-        if told in known:
+    def log_fallback(message: str) -> None:
+        if message in logged:
             return
-        known.add(told)
-        log(f"fallback  {told}")
+        logged.add(message)
+        log(f"fallback  {message}")
         if world.is_main_process():
-            runs.record_fallback(run, "train", told)
+            runs.record_fallback(run, "train", message)
 
-    return tell
+    return log_fallback
 
 
 def init_wandb(run: Run, recipe: Recipe) -> Any:
@@ -177,24 +207,29 @@ def init_wandb(run: Run, recipe: Recipe) -> Any:
 
 
 def build_header_info(
-    recipe: Recipe, run: Run, model: Any, lesson: TrainingSet, decoded: GenerationEvaluator, weights: str | None
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    training_set: TrainingSet,
+    evaluator: GenerationEvaluator,
+    weight_note: str | None,
 ) -> run_header.HeaderInfo:
-    """Returns what the header tells of this training; `weights` is what was lost of them before it."""
-    train, tokens = recipe.train, packing_plan.compute_packing_stats(lesson.shares)
-    trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    """Returns what the header tells of this training; `weight_note` is what was lost of them before it."""
+    train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.shares)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
-    saved = checkpoints.list_checkpoints(run.folder / "checkpoints")
+    saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
     memory = run_header.estimate_memory(
         model,
-        pack_tokens=tokens.longest_pack,
-        answer_tokens=tokens.longest_pack_answers,
-        mask_pairs=tokens.longest_pack_pairs,
+        pack_tokens=stats.longest_pack,
+        answer_tokens=stats.longest_pack_answers,
+        mask_pairs=stats.longest_pack_pairs,
         checkpointing=train.gradient_checkpointing,
         optim=train.optim,
         compute_bytes=2 if precision.compute_dtype(recipe) == "bfloat16" else 4,
         autocast=precision.uses_cpu_bfloat16(recipe),
         shards=world.world_size() if recipe.accelerate.distributed_type == "FSDP" else 1,
-        decoded=build_decoding_workload(recipe, model, decoded),
+        workload=build_decoding_workload(recipe, model, evaluator),
         device=None
         if recipe.accelerate.use_cpu
         else decoding_memory.usable_bytes(dequantize.device_memory_bytes(model.device)),
@@ -206,80 +241,78 @@ def build_header_info(
         multiplied=precision.compute_dtype(recipe),
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
-        train_rows=len(lesson.rows),
-        validation_rows=len(decoded.rows),
-        longest_row_tokens=max(row.longest for row in lesson.rows),
+        train_rows=len(training_set.rows),
+        validation_rows=len(evaluator.rows),
+        longest_row_tokens=max(row.longest for row in training_set.rows),
         batch_size=train.batch_size,
         processes=world.world_size(),
-        packing=lesson.plan.kind,
-        tokens_an_update=tokens.computed,
-        separate_tokens_an_update=tokens.separate,
-        packs_an_update=tokens.packs,
-        updates=len(lesson.updates),
-        epochs=len(lesson.updates) / sampler.updates_per_epoch(len(lesson.rows), train.batch_size),
-        weights=weights,
+        packing=training_set.plan.kind,
+        tokens_an_update=stats.computed,
+        separate_tokens_an_update=stats.separate,
+        packs_an_update=stats.packs,
+        updates=len(training_set.updates),
+        epochs=len(training_set.updates) / sampler.updates_per_epoch(len(training_set.rows), train.batch_size),
+        weights=weight_note,
         rejected=data["rejected"],
         dropped=data["dropped"],
         weighting=class_balance_note(recipe),
         memory=memory,
-        updates_done=checkpoints.step(saved[-1]) if saved else 0,
+        updates_done=checkpoints.step(saved_checkpoints[-1]) if saved_checkpoints else 0,
         examples_per_second=metrics.read_last_value(run.folder / "metrics.jsonl", "examples_per_second"),
     )
 
 
 def build_decoding_workload(
-    recipe: Recipe, model: Any, decoded: GenerationEvaluator
+    recipe: Recipe, model: Any, evaluator: GenerationEvaluator
 ) -> decoding_memory.DecodingWorkload:
     """Returns how validation rows are decoded, for the estimate of memory."""
-    prefix = chat_template.shared_prefix_length(decoded.prompts)
-    longest = max(map(len, decoded.prompts)) - prefix + decoded.max_answer_tokens
-    spread = recipe.accelerate.distributed_type == "FSDP"
-    rows = -(-len(decoded.prompts) // world.world_size())
+    prefix = chat_template.shared_prefix_length(evaluator.prompts)
+    longest = max(map(len, evaluator.prompts)) - prefix + evaluator.max_answer_tokens
+    is_sharded = recipe.accelerate.distributed_type == "FSDP"
+    rows = -(-len(evaluator.prompts) // world.world_size())
     return decoding_memory.DecodingWorkload(
-        rows, prefix, longest, 0 if spread else dequantize.dequantized_layer_bytes(model)
+        rows, prefix, longest, 0 if is_sharded else dequantize.dequantized_layer_bytes(model)
     )
 
 
 def class_balance_note(recipe: Recipe) -> str | None:
     """Returns how classes are made to count otherwise than as often as they occur, or None."""
-    told = ["classes are drawn equally often"] if recipe.train.balanced_sampling else []
+    notes = ["classes are drawn equally often"] if recipe.train.balanced_sampling else []
     if recipe.train.class_weight == "balanced":
-        told.append("classes weigh the same in the loss")
+        notes.append("classes weigh the same in the loss")
     elif recipe.train.class_weight:
-        told.append("classes weigh in the loss as train.class_weight says")
-    return ", ".join(told) or None
+        notes.append("classes weigh in the loss as train.class_weight says")
+    return ", ".join(notes) or None
 
 
 def log_predictions(
-    wandb_run: Any, recipe: Recipe, decoded: GenerationEvaluator, answers: Sequence[DecodedAnswer]
+    wandb_run: Any, recipe: Recipe, evaluator: GenerationEvaluator, answers: Sequence[DecodedAnswer]
 ) -> None:
     """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
-    parsed = decoded.parsed(answers)
-    targets = decoded.targets(parsed)
+    parsed = evaluator.parsed(answers)
+    targets = evaluator.targets(parsed)
     rows = [
         {
             "id": row["id"],
             "input": row["input"]["text"],
             "target": target,
             "answer": answer.text,
-            "right": one.problem is None and one.value == target,
+            "right": parsed_answer.problem is None and parsed_answer.value == target,
             "log_probability": answer.log_probability,
         }
-        for row, answer, one, target in zip(decoded.rows, answers, parsed, targets, strict=True)
+        for row, answer, parsed_answer, target in zip(evaluator.rows, answers, parsed, targets, strict=True)
     ]
     wandb_logging.log_predictions(wandb_run, recipe, rows)
     if recipe.task.variant == "classification":
-        given = [None if one.problem else one.value for one in parsed]
-        wandb_logging.log_confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
+        predicted = [None if parsed_answer.problem else parsed_answer.value for parsed_answer in parsed]
+        wandb_logging.log_confusion(wandb_run, recipe, [row["target"] for row in evaluator.rows], predicted)
 
 
 def wandb_headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand beside a run's name in W&B."""
     names = {"tuned": "validation/", "base": "validation/untuned_"}
     return {
-        before + name: value
-        for which, before in names.items()
-        for name, value in task.main_metrics(scores[which]).items()
+        prefix + name: value for key, prefix in names.items() for name, value in task.main_metrics(scores[key]).items()
     }
 
 
@@ -296,32 +329,35 @@ def run_worker() -> int:
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
 
-    def ended(state: runs.StageState, reason: str, code: int) -> None:
+    def record_end(state: runs.StageState, reason: str, code: int) -> None:
         # On a full disk the manifest keeps its old state, and the message tells.
         with suppress(OSError):
             if world.is_main_process():
                 runs.end_stage(run, "train", state, reason, exit_code=code)
 
-    def left(signal_name: str) -> None:
-        ended("interrupted", f"{signal_name}, twice", cli.INTERRUPTED)
+    def on_forced_exit(signal_name: str) -> None:
+        record_end("interrupted", f"{signal_name}, twice", cli.INTERRUPTED)
 
-    with runs.lock_run(run) if world.is_main_process() else nullcontext(), signals.handle_signals(left) as wish:
+    with (
+        runs.lock_run(run) if world.is_main_process() else nullcontext(),
+        signals.handle_signals(on_forced_exit) as stop_request,
+    ):
         try:
             with disk_full.raise_on_full_disk(run.folder):
-                main(run.recipe(), run, wish)
+                main(run.recipe(), run, stop_request)
         except (RecipeError, StageError) as error:
             code = cli.USAGE_ERROR if isinstance(error, RecipeError) else cli.FAILED
-            ended("failed", str(error), code)
+            record_end("failed", str(error), code)
             raise
-        except KeyboardInterrupt as signal_name:
-            ended("interrupted", str(signal_name) or "Ctrl-C", cli.INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            record_end("interrupted", str(interrupt) or "Ctrl-C", cli.INTERRUPTED)
             # Of several processes the first one's exit tells; another's would have it ended while it saves.
             return cli.INTERRUPTED if world.is_main_process() else cli.OK
         except Exception as error:
             if out_of_memory.is_out_of_memory(error):
-                ended("failed", out_of_memory.describe_out_of_memory(error), cli.FAILED)
+                record_end("failed", out_of_memory.describe_out_of_memory(error), cli.FAILED)
                 raise StageError(out_of_memory.describe_out_of_memory(error)) from error
-            ended("failed", f"{type(error).__name__}: {error}", cli.FAILED)
+            record_end("failed", f"{type(error).__name__}: {error}", cli.FAILED)
             raise
     return cli.OK
 

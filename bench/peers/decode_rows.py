@@ -34,21 +34,21 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32, attn_implementation="sdpa")
     model.to(device).eval()
-    found = {}
+    results = {}
     for case in spec["cases"]:
-        asked = {"grammar": case["grammar"], "max_new_tokens": case["max_new_tokens"]}
-        decode(model, tokenizer, case["prompts"][:WARM_UP_ROWS], **asked)
+        settings = {"grammar": case["grammar"], "max_new_tokens": case["max_new_tokens"]}
+        decode(model, tokenizer, case["prompts"][:WARM_UP_ROWS], **settings)
         reset_peak_memory()
-        began = time.perf_counter()
-        answers = decode(model, tokenizer, case["prompts"], **asked)
-        seconds = time.perf_counter() - began
-        found[case["name"]] = {
+        started_at = time.perf_counter()
+        answers = decode(model, tokenizer, case["prompts"], **settings)
+        seconds = time.perf_counter() - started_at
+        results[case["name"]] = {
             "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(),
-            "answers": [one.token_ids for one in answers],
-            "margins": [one.margin for one in answers],
+            "answers": [answer.token_ids for answer in answers],
+            "margins": [answer.margin for answer in answers],
         }
-    Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(found), encoding="utf-8")
+    Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 def reset_peak_memory() -> None:

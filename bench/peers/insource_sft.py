@@ -28,26 +28,29 @@ def main(spec: PeerSpec) -> None:
     model, tokenizer = base.load_base_model(recipe), chat_template.load_tokenizer(recipe.model)
     model = base.cast_adapter_to_float32(PeftModel.from_pretrained(model, spec.adapter, is_trainable=True))
     rows = [
-        packing_plan.TokenizedRow(str(at), prompt, (answer,)) for at, (prompt, answer) in enumerate(spec.examples())
+        packing_plan.TokenizedRow(str(index), prompt, (answer,))
+        for index, (prompt, answer) in enumerate(spec.examples())
     ]
-    updates = [list(range(first, first + spec.batch_size)) for first in range(0, len(rows), spec.batch_size)]
-    told = dataset.TrainingSet(rows, dataset.plan_packing(recipe, rows, model.config, print), updates, "imitate")
+    updates = [list(range(start, start + spec.batch_size)) for start in range(0, len(rows), spec.batch_size)]
+    training_set = dataset.TrainingSet(
+        rows, dataset.plan_packing(recipe, rows, model.config, print), updates, "imitate"
+    )
     run = Run(Path(spec.folder) / "run")
     run.folder.mkdir(parents=True)
-    watch = TrainingProbe()
-    watch.on(model)
-    fit.train_adapter(recipe, run, model, tokenizer, told, dict, print, StopRequest(), None)
+    probe = TrainingProbe()
+    probe.on(model)
+    fit.train_adapter(recipe, run, model, tokenizer, training_set, dict, print, StopRequest(), None)
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    tokens = packing_plan.compute_packing_stats(told.shares)
+    tokens = packing_plan.compute_packing_stats(training_set.shares)
     model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.finish(
         {
             "version": f"insource {insource_version()}, {package_versions('transformers', 'peft', 'torch')}",
-            "losses": [one["loss"] for one in map(json.loads, lines) if "loss" in one],
+            "losses": [record["loss"] for record in map(json.loads, lines) if "loss" in record],
             "token_ratio": tokens.separate / tokens.computed,
             "packs_an_update": tokens.packs,
             "longest_pack": tokens.longest_pack,
-            **watch.report(),
+            **probe.report(),
         }
     )
 
@@ -79,8 +82,8 @@ def build_recipe(spec: PeerSpec) -> Recipe:
     if spec.on_gpu:
         keys["train.optim"] = "adamw_torch"
         keys["train.gradient_checkpointing"] = False
-    given = [f"{name}={value}" for name, value in keys.items()]
-    return load("classifier", given, "gpu" if spec.on_gpu else "cpu").recipe
+    overrides = [f"{name}={value}" for name, value in keys.items()]
+    return load("classifier", overrides, "gpu" if spec.on_gpu else "cpu").recipe
 
 
 if __name__ == "__main__":

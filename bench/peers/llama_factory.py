@@ -25,11 +25,11 @@ def main(spec: PeerSpec) -> None:
 
     folder = Path(spec.folder)
     Dataset.from_list(build_features(spec.examples())).save_to_disk(str(folder / "tokenized"))
-    watch = TrainingProbe()
+    probe = TrainingProbe()
 
     class Begin(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            watch.on(given["model"])
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            probe.on(kwargs["model"])
 
     run_exp(build_settings(spec, folder), [Begin()])
     state = TrainerState.load_from_json(str(folder / ADAPTER_DIR / "trainer_state.json"))
@@ -38,7 +38,7 @@ def main(spec: PeerSpec) -> None:
         {
             "version": package_versions("llamafactory", "transformers", "trl", "peft", "torch"),
             "losses": losses,
-            **watch.report(),
+            **probe.report(),
         }
     )
 
@@ -46,9 +46,9 @@ def main(spec: PeerSpec) -> None:
 def stub_torchaudio() -> None:
     """Leaves an empty module in place of torchaudio, which is imported for models that hear and not used for text."""
     if find_spec("torchaudio") is None:
-        made = ModuleType("torchaudio")
-        made.__spec__ = ModuleSpec("torchaudio", None)
-        sys.modules["torchaudio"] = made
+        module = ModuleType("torchaudio")
+        module.__spec__ = ModuleSpec("torchaudio", None)
+        sys.modules["torchaudio"] = module
 
 
 def build_settings(spec: PeerSpec, folder: Path) -> dict[str, Any]:

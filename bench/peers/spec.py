@@ -53,7 +53,7 @@ class PeerSpec:
     def examples(self) -> list[tuple[list[int], list[int]]]:
         """Returns the prompt and the answer of each row."""
         with Path(self.rows).open(encoding="utf-8") as lines:
-            return [(one["prompt_ids"], one["completion_ids"]) for one in map(json.loads, lines)]
+            return [(row["prompt_ids"], row["completion_ids"]) for row in map(json.loads, lines)]
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Leaves result.json."""

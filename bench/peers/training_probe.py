@@ -36,7 +36,7 @@ class TrainingProbe:
         """Reads what this model is given from now on."""
         self._hooks.append(model.register_forward_pre_hook(self._forward, with_kwargs=True))
 
-    def _forward(self, _module: Any, _given: Any, inputs: Mapping[str, Any]) -> None:
+    def _forward(self, _module: Any, _args: Any, inputs: Mapping[str, Any]) -> None:
         ids = inputs["input_ids"]
         self._computed += ids.numel()
         self._seen += split_rows(
@@ -52,14 +52,14 @@ class TrainingProbe:
     @property
     def seconds(self) -> list[float]:
         """Seconds from the end of one update to the end of the next; the first holds all that is done once."""
-        return [later - sooner for sooner, later in zip(self.ended, self.ended[1:], strict=False)]
+        return [current - previous for previous, current in zip(self.ended, self.ended[1:], strict=False)]
 
     def report(self) -> dict[str, Any]:
         """Returns what result.json has of every system."""
         return {
-            "raw_seconds": [round(one, 4) for one in self.seconds],
-            "update_rows": [len(one) for one in self.updates],
-            "update_tokens": [sum(map(len, one)) for one in self.updates],
+            "raw_seconds": [round(seconds, 4) for seconds in self.seconds],
+            "update_rows": [len(update) for update in self.updates],
+            "update_tokens": [sum(map(len, update)) for update in self.updates],
             "computed_tokens": self.computed_tokens,
             "token_ids_sha256": json_sha256(sorted(row for rows in self.updates for row in rows)),
             "updates_sha256": json_sha256(sorted(rows) for rows in self.updates),
@@ -76,11 +76,13 @@ def split_rows(
     ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None, mask: Sequence[Sequence[int]] | None
 ) -> Iterator[TokenIds]:
     """Yields the rows that stand in a batch: [B, T] ids, and positions or a padding mask where there are any."""
-    for at, line in enumerate(ids):
+    for index, line in enumerate(ids):
         if positions is None or mask is not None:
-            yield tuple(token for token, seen in zip(line, mask[at] if mask else [1] * len(line), strict=True) if seen)
+            yield tuple(
+                token for token, is_real in zip(line, mask[index] if mask else [1] * len(line), strict=True) if is_real
+            )
         else:
-            yield from _position_paths(line, positions[at])
+            yield from _position_paths(line, positions[index])
 
 
 def _position_paths(ids: Sequence[int], positions: Sequence[int]) -> Iterator[TokenIds]:

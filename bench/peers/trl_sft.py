@@ -18,15 +18,20 @@ def main(spec: PeerSpec) -> None:
     model, tokenizer = load_adapted(spec)
     version = package_versions("trl", "transformers", "peft", "torch")
     if spec.candidates:
-        tried = {str(one): measure_seconds_per_token(spec, model, tokenizer, one) for one in spec.candidates}
-        spec.finish({"version": version, "seconds_a_token": {name: cost for name, cost in tried.items() if cost}})
+        seconds_per_token = {
+            str(candidate): measure_seconds_per_token(spec, model, tokenizer, candidate)
+            for candidate in spec.candidates
+        }
+        spec.finish(
+            {"version": version, "seconds_a_token": {name: cost for name, cost in seconds_per_token.items() if cost}}
+        )
         return
-    watch = TrainingProbe()
+    probe = TrainingProbe()
     trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, spec.pack_tokens)
-    watch.on(trainer.model)
+    probe.on(trainer.model)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    result = {"version": version, "losses": losses, **watch.report()}
+    result = {"version": version, "losses": losses, **probe.report()}
     trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.finish(result)
 
@@ -59,14 +64,14 @@ def build_trainer(
     examples: list[Any],
     micro_batch: int,
     pack_tokens: int,
-    whole: bool = True,
+    accumulate: bool = True,
 ) -> Any:
-    """Returns the trainer; without `whole`, every forward pass is an update of its own."""
+    """Returns the trainer; without `accumulate`, every forward pass is an update of its own."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
     rows = Dataset.from_list(
-        [{name: one[name] for name in ("input_ids", "labels")} for one in build_features(examples)]
+        [{name: row[name] for name in ("input_ids", "labels")} for row in build_features(examples)]
     )
     packing = spec.system == "trl_bfd"
     packs_an_update = spec.batch_size // micro_batch
@@ -75,7 +80,7 @@ def build_trainer(
     settings = SFTConfig(
         output_dir=str(Path(spec.folder) / "trainer"),
         per_device_train_batch_size=1 if packing else micro_batch,
-        gradient_accumulation_steps=packs_an_update if whole else 1,
+        gradient_accumulation_steps=packs_an_update if accumulate else 1,
         packing=packing,
         packing_strategy="bfd",
         max_length=pack_tokens if packing else None,
@@ -108,17 +113,17 @@ def measure_seconds_per_token(spec: PeerSpec, model: Any, tokenizer: Any, candid
     examples = spec.examples()
     if not packing:
         examples = examples[: 2 * candidate]
-    trainer = build_trainer(spec, model, tokenizer, examples, 1 if packing else candidate, candidate, whole=False)
+    trainer = build_trainer(spec, model, tokenizer, examples, 1 if packing else candidate, candidate, accumulate=False)
     trainer.args.max_steps = 2
-    watch = TrainingProbe()
-    watch.on(trainer.model)
+    probe = TrainingProbe()
+    probe.on(trainer.model)
     try:
         trainer.train()
     except torch.OutOfMemoryError:
         return None
     finally:
-        watch.off()
-    return watch.seconds[-1] / sum(map(len, watch.updates[-1]))
+        probe.off()
+    return probe.seconds[-1] / sum(map(len, probe.updates[-1]))
 
 
 if __name__ == "__main__":

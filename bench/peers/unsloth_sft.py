@@ -18,14 +18,14 @@ def main(spec: PeerSpec) -> None:
     """Trains, and leaves result.json."""
     model, tokenizer = load_adapted(spec)
     trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, 0)
-    watch = TrainingProbe()
-    watch.on(trainer.model)
+    probe = TrainingProbe()
+    probe.on(trainer.model)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result = {
         "version": package_versions("unsloth", "trl", "transformers", "peft", "torch"),
         "losses": losses,
-        **watch.report(),
+        **probe.report(),
     }
     trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.finish(result)
@@ -35,9 +35,9 @@ def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
     """Returns Unsloth's own model with an adapter of the same shape, its weights those that everybody starts from."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    longest = max(len(prompt) + len(answer) for prompt, answer in spec.examples())
+    max_tokens = max(len(prompt) + len(answer) for prompt, answer in spec.examples())
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        spec.model, max_seq_length=longest, load_in_4bit=spec.quantization == "nf4"
+        spec.model, max_seq_length=max_tokens, load_in_4bit=spec.quantization == "nf4"
     )
     model = unsloth.FastLanguageModel.get_peft_model(
         model, r=16, lora_alpha=32, lora_dropout=0, target_modules=TARGET_MODULES, use_gradient_checkpointing=False

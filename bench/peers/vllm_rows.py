@@ -22,11 +22,11 @@ def main() -> None:
     from serve.vllm.server_process import SMALL_CPU_CORES, UNIPROC_EXECUTOR
 
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    told: dict[str, Any] = {}
+    engine_options: dict[str, Any] = {}
     if not torch.cuda.is_available():
-        told = {"kv_cache_memory_bytes": KV_CACHE_BYTES, "block_size": 32}
+        engine_options = {"kv_cache_memory_bytes": KV_CACHE_BYTES, "block_size": 32}
         if len(os.sched_getaffinity(0)) <= SMALL_CPU_CORES:
-            told["distributed_executor_backend"] = UNIPROC_EXECUTOR
+            engine_options["distributed_executor_backend"] = UNIPROC_EXECUTOR
     vllm = LLM(
         model=spec["model"],
         dtype="float32",
@@ -34,22 +34,22 @@ def main() -> None:
         enforce_eager=True,
         enable_prefix_caching=True,
         structured_outputs_config={"backend": "xgrammar"},
-        **told,
+        **engine_options,
     )
-    found = {}
+    results = {}
     for case in spec["cases"]:
         constraint = StructuredOutputsParams(grammar=case["grammar"])
         greedy = SamplingParams(temperature=0.0, max_tokens=case["max_new_tokens"], structured_outputs=constraint)
         rows: list[Any] = [{"prompt_token_ids": ids} for ids in case["prompts"]]
         vllm.generate(rows[:WARM_UP_ROWS], greedy, use_tqdm=False)
         vllm.reset_prefix_cache()
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         answers = vllm.generate(rows, greedy, use_tqdm=False)
-        found[case["name"]] = {
-            "seconds": time.perf_counter() - began,
-            "answers": [list(one.outputs[0].token_ids) for one in answers],
+        results[case["name"]] = {
+            "seconds": time.perf_counter() - started_at,
+            "answers": [list(answer.outputs[0].token_ids) for answer in answers],
         }
-    Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(found), encoding="utf-8")
+    Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,25 +50,25 @@ class SimulatedTestSet:
     """What another system says that is worse by a loss."""
 
 
-def true_accuracy(right: Array) -> float:
+def true_accuracy(accuracies: Array) -> float:
     """Returns the share of rows that are right."""
-    return float(LABEL_FREQUENCIES @ right)
+    return float(LABEL_FREQUENCIES @ accuracies)
 
 
-def true_macro_f1(right: Array) -> float:
-    """Returns the mean of the labels' F1 where a share `right` of each is."""
-    hit = LABEL_FREQUENCIES * right
-    said = hit + (LABEL_FREQUENCIES * (1 - right)) @ CONFUSION
-    return float(np.mean(2 * hit / (said + LABEL_FREQUENCIES)))
+def true_macro_f1(accuracies: Array) -> float:
+    """Returns the mean of the labels' F1 where a share `accuracies` of each is."""
+    correct = LABEL_FREQUENCIES * accuracies
+    answer_frequencies = correct + (LABEL_FREQUENCIES * (1 - accuracies)) @ CONFUSION
+    return float(np.mean(2 * correct / (answer_frequencies + LABEL_FREQUENCIES)))
 
 
 METRICS = (
     SimulatedMetric(
-        "accuracy", lambda wanted, said: metric_stats.mean_metric((wanted == said).tolist()), true_accuracy
+        "accuracy", lambda targets, answers: metric_stats.mean_metric((targets == answers).tolist()), true_accuracy
     ),
     SimulatedMetric(
         "macro-F1",
-        lambda wanted, said: metric_stats.macro_f1_metric(wanted.tolist(), said.tolist(), N_LABELS),
+        lambda targets, answers: metric_stats.macro_f1_metric(targets.tolist(), answers.tolist(), N_LABELS),
         true_macro_f1,
     ),
 )
@@ -86,10 +86,10 @@ def draw_test_set(n: int, clustered: bool, losses: Sequence[float], rng: np.rand
     """Returns a test set of n rows. The other system, worse by each loss in turn, makes the same mistakes and more."""
     cluster = np.arange(n) // CLUSTER_ROWS if clustered else np.arange(n)
     units = int(cluster[-1]) + 1
-    wanted = rng.choice(N_LABELS, n, p=LABEL_FREQUENCIES)
+    targets = rng.choice(N_LABELS, n, p=LABEL_FREQUENCIES)
     if clustered:
-        together = rng.random(n) < SAME_LABEL_RATE
-        wanted[together] = rng.choice(N_LABELS, units, p=LABEL_FREQUENCIES)[cluster[together]]
+        shares_label = rng.random(n) < SAME_LABEL_RATE
+        targets[shares_label] = rng.choice(N_LABELS, units, p=LABEL_FREQUENCIES)[cluster[shares_label]]
 
     def difficulty(part: float, of_cluster: float) -> Array:
         of_cluster *= clustered
@@ -97,17 +97,22 @@ def draw_test_set(n: int, clustered: bool, losses: Sequence[float], rng: np.rand
         return np.asarray(np.sqrt(part - of_cluster) * rng.standard_normal(n) + shared)
 
     def mistakes() -> LabelArray:
-        found = (rng.random(n)[:, None] > np.cumsum(CONFUSION, axis=1)[wanted]).sum(axis=1)
-        return np.asarray(np.minimum(found, N_LABELS - 1), dtype=np.int64)
+        labels = (rng.random(n)[:, None] > np.cumsum(CONFUSION, axis=1)[targets]).sum(axis=1)
+        return np.asarray(np.minimum(labels, N_LABELS - 1), dtype=np.int64)
 
-    both = difficulty(SHARED_DIFFICULTY, CLUSTER_DIFFICULTY)
-    one, other = (both + difficulty(1 - SHARED_DIFFICULTY, SYSTEM_CLUSTER_DIFFICULTY) for _ in range(2))
-    slip, other_slip = mistakes(), mistakes()
+    shared_difficulty = difficulty(SHARED_DIFFICULTY, CLUSTER_DIFFICULTY)
+    tuned_difficulty, baseline_difficulty = (
+        shared_difficulty + difficulty(1 - SHARED_DIFFICULTY, SYSTEM_CLUSTER_DIFFICULTY) for _ in range(2)
+    )
+    tuned_mistakes, baseline_mistakes = mistakes(), mistakes()
     return SimulatedTestSet(
-        wanted,
+        targets,
         [str(number) for number in cluster] if clustered else None,
-        np.where(one < _difficulty_threshold(0.0)[wanted], wanted, slip),
-        {loss: np.where(other < _difficulty_threshold(loss)[wanted], wanted, other_slip) for loss in losses},
+        np.where(tuned_difficulty < _difficulty_threshold(0.0)[targets], targets, tuned_mistakes),
+        {
+            loss: np.where(baseline_difficulty < _difficulty_threshold(loss)[targets], targets, baseline_mistakes)
+            for loss in losses
+        },
     )
 
 

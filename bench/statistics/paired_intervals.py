@@ -25,10 +25,10 @@ def bca_mean(differences: Array, rng: np.random.Generator, resamples: int = RESA
 
 def sign_flip_p_value(differences: Array, drop: float, flips: int, rng: np.random.Generator) -> float:
     """Returns the one-sided p-value of "the mean is at least -drop", of flipping the signs of differences around it."""
-    away = differences + drop
-    units = group_units(np.column_stack([away, np.ones_like(away)]))
-    sums = away.sum() - 2 * permute(units, lambda summed: summed[:, 0], flips, rng)
-    return (1 + int(np.sum(sums <= away.sum() + 1e-12))) / (1 + flips)
+    shifted = differences + drop
+    units = group_units(np.column_stack([shifted, np.ones_like(shifted)]))
+    sums = shifted.sum() - 2 * permute(units, lambda summed: summed[:, 0], flips, rng)
+    return (1 + int(np.sum(sums <= shifted.sum() + 1e-12))) / (1 + flips)
 
 
 def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, float]:
@@ -37,16 +37,18 @@ def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, 
     correction: rows that are taken from the distance, for continuity.
     """
 
-    def low(one: int, other: int) -> float:
+    def low(n_first: int, n_second: int) -> float:
         from scipy.optimize import brentq
 
         def score(delta: float) -> float:
-            b = (2 * n - one + other) * delta - one - other
-            share = (sqrt(b * b + 8 * n * other * delta * (1 - delta)) - b) / (4 * n) if delta < 1 else 0.0
-            spread = sqrt(max(n * (2 * max(share, 0.0) + delta * (1 - delta)), 1e-300))
-            return (one - other - n * delta - correction) / spread - Z
+            b = (2 * n - n_first + n_second) * delta - n_first - n_second
+            probability = (sqrt(b * b + 8 * n * n_second * delta * (1 - delta)) - b) / (4 * n) if delta < 1 else 0.0
+            scale = sqrt(max(n * (2 * max(probability, 0.0) + delta * (1 - delta)), 1e-300))
+            return (n_first - n_second - n * delta - correction) / scale - Z
 
-        return float(brentq(score, -1 + 1e-9, (one - other) / n, xtol=1e-10)) if one - other > -n else -1.0
+        return (
+            float(brentq(score, -1 + 1e-9, (n_first - n_second) / n, xtol=1e-10)) if n_first - n_second > -n else -1.0
+        )
 
     return low(lost, won), -low(won, lost)
 
@@ -54,9 +56,9 @@ def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, 
 def bonett_price(lost: int, won: int, n: int) -> tuple[float, float]:
     """Returns Wald's interval of the drop with one row more for each (Bonett and Price 2012, J. Educational and
     Behavioral Statistics 37, 479-488)."""
-    one, other = (lost + 1) / (n + 2), (won + 1) / (n + 2)
-    reach = Z * sqrt((one + other - (one - other) ** 2) / (n + 2))
-    return one - other - reach, one - other + reach
+    lost_rate, won_rate = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    half_width = Z * sqrt((lost_rate + won_rate - (lost_rate - won_rate) ** 2) / (n + 2))
+    return lost_rate - won_rate - half_width, lost_rate - won_rate + half_width
 
 
 def fay_lumbard(lost: int, won: int, n: int) -> float:
@@ -66,12 +68,12 @@ def fay_lumbard(lost: int, won: int, n: int) -> float:
 
     if lost == 0:
         return -1.0
-    middles, both = (np.arange(1000) + 0.5) / 1000, lost + won
-    weights = [betaincinv(both, n - both + 1, middles)]
-    weights += [betaincinv(both + 1, n - both, middles) if both < n else np.ones(1)]
+    middles, n_discordant = (np.arange(1000) + 0.5) / 1000, lost + won
+    weights = [betaincinv(n_discordant, n - n_discordant + 1, middles)]
+    weights += [betaincinv(n_discordant + 1, n - n_discordant, middles) if n_discordant < n else np.ones(1)]
 
     def below(drop: float) -> float:
-        parts = [np.mean(betainc(lost, won + 1, np.clip((1 + drop / one) / 2, 0, 1))) for one in weights]
+        parts = [np.mean(betainc(lost, won + 1, np.clip((1 + drop / weight) / 2, 0, 1))) for weight in weights]
         return float(max(parts)) - ALPHA / 2
 
     return float(brentq(below, -1, 1))

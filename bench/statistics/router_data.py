@@ -34,13 +34,13 @@ RESPLITS = 1000
 
 def measure_all(banking77: Path, runs: Sequence[Path]) -> list[Row]:
     """Returns a row for each data set and each run; one that is not here is left out, and a line says so."""
-    found = [measure_linear_model("demo tickets", "classifier", [])]
+    results = [measure_linear_model("demo tickets", "classifier", [])]
     if (banking77 / "train.csv").is_file():
         sources = [f"data.source.{name}={banking77 / name}.csv" for name in ("train", "test")]
-        found.append(measure_linear_model("Banking77", "banking77", sources))
+        results.append(measure_linear_model("Banking77", "banking77", sources))
     else:
         print(f"Banking77 is not at {banking77}: --banking77 FOLDER, or BANKING77=FOLDER", file=sys.stderr)
-    return found + [read_run(folder) for folder in runs]
+    return results + [read_run(folder) for folder in runs]
 
 
 def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplits: int = RESPLITS) -> Row:
@@ -53,112 +53,121 @@ def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplit
             for split in ("train", "validation", "calibration", "test")
         }
     train = splits.pop("train")
-    asked = [row for rows in splits.values() for row in rows]
-    guesses = linear_baseline.predict_answers(train, asked, [row["target"] for row in train], labelled=True)
-    right = [float(one.output == row["target"]) for one, row in zip(guesses, asked, strict=True)]
-    likely = [one.log_probability or 0.0 for one in guesses]
+    held_out_rows = [row for rows in splits.values() for row in rows]
+    predictions = linear_baseline.predict_answers(train, held_out_rows, [row["target"] for row in train], labelled=True)
+    correct = [
+        float(prediction.output == row["target"]) for prediction, row in zip(predictions, held_out_rows, strict=True)
+    ]
+    log_probabilities = [prediction.log_probability or 0.0 for prediction in predictions]
     n = len(splits["validation"])
-    platt = calibration.fit_platt(likely[:n], [bool(one) for one in right[:n]])
+    platt = calibration.fit_platt(log_probabilities[:n], [bool(value) for value in correct[:n]])
     assert platt is not None, "the linear model has some validation rows right, and some wrong"
-    confidences = [platt.confidence(one) for one in likely]
-    scale = Scale(platt, "answer", confidences[:n], right[:n])
+    confidences = [platt.confidence(log_probability) for log_probability in log_probabilities]
+    scale = Scale(platt, "answer", confidences[:n], correct[:n])
     rest = routing_policy.CalibrationAnswers(
-        [row["id"] for row in asked[n:]], confidences[n:], right[n:], cluster_ids(asked[n:])
+        [row["id"] for row in held_out_rows[n:]], confidences[n:], correct[n:], cluster_ids(held_out_rows[n:])
     )
-    wanted, first = loaded.route, len(splits["calibration"])
-    every = np.arange(len(rest.ids))
-    found = routing_policy.fit_policy(scale, select_rows(rest, every[:first]), wanted)
-    missed = list(iter_resplits(scale, rest, first, wanted, resplits))
+    route, n_calibration = loaded.route, len(splits["calibration"])
+    indices = np.arange(len(rest.ids))
+    policy = routing_policy.fit_policy(scale, select_rows(rest, indices[:n_calibration]), route)
+    missed = list(iter_resplits(scale, rest, n_calibration, route, resplits))
     return {
-        **promised_figures(name, LINEAR_MODEL_NAME, found.json()),
-        **realized_figures(found.threshold, select_rows(rest, every[first:])),
+        **promised_figures(name, LINEAR_MODEL_NAME, policy.json()),
+        **realized_figures(policy.threshold, select_rows(rest, indices[n_calibration:])),
         "resplits": resplits,
         "missed": sum(missed) / resplits,
     }
 
 
 def iter_resplits(
-    scale: Scale, rows: routing_policy.CalibrationAnswers, n: int, wanted: Route, times: int, seed: int = 1
+    scale: Scale, rows: routing_policy.CalibrationAnswers, n: int, route: Route, resplits: int, seed: int = 1
 ) -> Iterator[bool]:
     """Yields whether the rows that are not drawn for calibration miss the target, for each draw of whole groups of
     about n rows."""
     groups = rows.groups or [None] * len(rows.ids)
-    numbers = np.unique([f"row {at}" if one is None else f"group {one}" for at, one in enumerate(groups)],
+    numbers = np.unique([f"row {index}" if group is None else f"group {group}" for index, group in enumerate(groups)],
                         return_inverse=True)[1]  # fmt: skip
-    sizes, right = np.bincount(numbers), np.asarray(rows.right)
+    sizes, correct = np.bincount(numbers), np.asarray(rows.right)
     confidences = routing_policy.confidence_array(rows.confidences)
-    for number in range(times):
+    for number in range(resplits):
         order = np.random.default_rng([seed, number]).permutation(len(sizes))
         chosen = order[: int(np.searchsorted(np.cumsum(sizes[order]), n)) + 1]
-        drawn = np.isin(numbers, chosen)
-        found = routing_policy.fit_policy(scale, select_rows(rows, np.flatnonzero(drawn)), wanted)
-        stays = ~drawn & (confidences >= found.threshold) if found.threshold is not None else ~drawn & False
-        yield bool(stays.any() and right[stays].mean() <= (wanted.target_accuracy or 0.0))
+        is_calibration = np.isin(numbers, chosen)
+        policy = routing_policy.fit_policy(scale, select_rows(rows, np.flatnonzero(is_calibration)), route)
+        is_kept = (
+            ~is_calibration & (confidences >= policy.threshold)
+            if policy.threshold is not None
+            else ~is_calibration & False
+        )
+        yield bool(is_kept.any() and correct[is_kept].mean() <= (route.target_accuracy or 0.0))
 
 
-def select_rows(rows: routing_policy.CalibrationAnswers, at: Any) -> routing_policy.CalibrationAnswers:
+def select_rows(rows: routing_policy.CalibrationAnswers, indices: Any) -> routing_policy.CalibrationAnswers:
     """Returns the rows of these numbers."""
-    groups = None if rows.groups is None else [rows.groups[one] for one in at]
+    groups = None if rows.groups is None else [rows.groups[index] for index in indices]
     return routing_policy.CalibrationAnswers(
-        [rows.ids[one] for one in at], [rows.confidences[one] for one in at], [rows.right[one] for one in at], groups
+        [rows.ids[index] for index in indices],
+        [rows.confidences[index] for index in indices],
+        [rows.right[index] for index in indices],
+        groups,
     )
 
 
 def read_run(folder: Path) -> Row:
     """Returns what the routing.json of a finished run says."""
-    told, scores = atomic_files.read_json(folder / "routing.json"), atomic_files.read_json(folder / "scores.json")
-    test = told["test"] or {}
-    kept, right = test.get("kept") or {}, test.get("right_of_kept") or {}
-    seen = {"test_rows": test.get("rows"), "kept": kept.get("value"), "right": right.get("value")}
-    name = f"{scores['recipe']}, by {told['score']['of'] if told['score'] else 'no confidence'}"
+    routing, scores = atomic_files.read_json(folder / "routing.json"), atomic_files.read_json(folder / "scores.json")
+    test = routing["test"] or {}
+    kept_figure, accuracy = test.get("kept") or {}, test.get("right_of_kept") or {}
+    figures = {"test_rows": test.get("rows"), "kept": kept_figure.get("value"), "right": accuracy.get("value")}
+    name = f"{scores['recipe']}, by {routing['score']['of'] if routing['score'] else 'no confidence'}"
     model = f"{scores['systems']['tuned']['title']} of {scores['base']['name']}"
-    ends = {"ci_low": right.get("ci_low"), "ci_high": right.get("ci_high")}
-    return {**promised_figures(name, model, told), **seen, **ends, "resplits": None, "missed": None}
+    bounds = {"ci_low": accuracy.get("ci_low"), "ci_high": accuracy.get("ci_high")}
+    return {**promised_figures(name, model, routing), **figures, **bounds, "resplits": None, "missed": None}
 
 
-def promised_figures(name: str, model: str, told: Mapping[str, Any]) -> Row:
+def promised_figures(name: str, model: str, routing: Mapping[str, Any]) -> Row:
     """Returns what a routing.json promises."""
     keys = ("target_accuracy", "confidence", "calibration_rows", "left_out_rows", "threshold", "coverage", "accuracy")
-    more = {key: told[key] for key in (*keys, "why_none", "rows_needed")}
-    sequence = told["sequence"] or {}
-    return {"data": name, "model": model, "validation_rows": dict(sequence).get("validation_rows"), **more}
+    extra = {key: routing[key] for key in (*keys, "why_none", "rows_needed")}
+    sequence = routing["sequence"] or {}
+    return {"data": name, "model": model, "validation_rows": dict(sequence).get("validation_rows"), **extra}
 
 
 def realized_figures(threshold: float | None, test: routing_policy.CalibrationAnswers) -> Row:
     """Returns what a threshold keeps of test rows, and how much of it is right, with its interval."""
-    nothing = {"kept": None, "right": None, "ci_low": None, "ci_high": None}
-    stays = routing_policy.confidence_array(test.confidences) >= (threshold or 0.0)
-    if threshold is None or not stays.any():
-        return {"test_rows": len(test.ids), **nothing}
-    mine = select_rows(test, np.flatnonzero(stays))
-    found = intervals.compute_interval(mean_metric(mine.right), mine.groups)
+    no_figures = {"kept": None, "right": None, "ci_low": None, "ci_high": None}
+    is_kept = routing_policy.confidence_array(test.confidences) >= (threshold or 0.0)
+    if threshold is None or not is_kept.any():
+        return {"test_rows": len(test.ids), **no_figures}
+    kept_rows = select_rows(test, np.flatnonzero(is_kept))
+    interval = intervals.compute_interval(mean_metric(kept_rows.right), kept_rows.groups)
     return {
         "test_rows": len(test.ids),
-        "kept": float(stays.mean()),
-        "right": found.value,
-        "ci_low": found.low,
-        "ci_high": found.high,
+        "kept": float(is_kept.mean()),
+        "right": interval.value,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
     }
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the lines of a Markdown table."""
-    heads = ["data", "model", "promised right", "calibration rows", "kept", "right", "test rows", "kept", "right"]
-    lines = [f"| {' | '.join([*heads, f'missed in {RESPLITS:,} resplits'])} |", "|---" * (len(heads) + 1) + "|"]
+    headers = ["data", "model", "promised right", "calibration rows", "kept", "right", "test rows", "kept", "right"]
+    lines = [f"| {' | '.join([*headers, f'missed in {RESPLITS:,} resplits'])} |", "|---" * (len(headers) + 1) + "|"]
     for row in rows:
-        wanted = f"more than {row['target_accuracy']:.1%}" if row["target_accuracy"] else "as the baseline"
-        told = [row["data"], row["model"], wanted, f"{row['calibration_rows']:,}"]
-        told += [
+        promised = f"more than {row['target_accuracy']:.1%}" if row["target_accuracy"] else "as the baseline"
+        cells = [row["data"], row["model"], promised, f"{row['calibration_rows']:,}"]
+        cells += [
             _format_fraction(row["coverage"]),
             _format_fraction(row["accuracy"]),
             f"{row['test_rows'] or 0:,}",
             _format_fraction(row["kept"]),
         ]
-        ends = "" if row["right"] is None else f" ({100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f})"
-        told += [_format_fraction(row["right"]) + ends, _format_fraction(row["missed"])]
-        lines.append(f"| {' | '.join(told)} |")
-    without = [row for row in rows if row["why_none"]]
-    return lines + [line for row in without for line in ("", f"{row['data']}, no threshold: {row['why_none']}.")]
+        bounds = "" if row["right"] is None else f" ({100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f})"
+        cells += [_format_fraction(row["right"]) + bounds, _format_fraction(row["missed"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    unrouted_rows = [row for row in rows if row["why_none"]]
+    return lines + [line for row in unrouted_rows for line in ("", f"{row['data']}, no threshold: {row['why_none']}.")]
 
 
 def _format_fraction(value: float | None) -> str:

@@ -40,19 +40,19 @@ class Population:
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Returns confidences, right answers and what the claim is about, of n rows."""
-        at = rng.integers(0, len(self.confidences), n)
-        right = (rng.random(n) < self.right[at]).astype(np.float64)
-        scores = right if self.other is None else right - (rng.random(n) < self.other)
-        return self.confidences[at], right, scores
+        indices = rng.integers(0, len(self.confidences), n)
+        correct = (rng.random(n) < self.right[indices]).astype(np.float64)
+        scores = correct if self.other is None else correct - (rng.random(n) < self.other)
+        return self.confidences[indices], correct, scores
 
     def truth(self, threshold: float) -> tuple[float, bool]:
         """Returns which share of the rows a threshold keeps in truth, and whether these miss the target."""
-        stays = self.confidences >= threshold
-        if not stays.any():
+        is_kept = self.confidences >= threshold
+        if not is_kept.any():
             return 0.0, False
-        mean = float(self.right[stays].mean())
+        mean = float(self.right[is_kept].mean())
         missed = mean <= TARGET + 1e-9 if self.other is None else mean - self.other <= -MARGIN + 1e-9
-        return float(stays.mean()), bool(missed)
+        return float(is_kept.mean()), bool(missed)
 
 
 def _expand_levels(values: Mapping[float, int]) -> Array:
@@ -94,18 +94,18 @@ class CalibrationDraw:
 
 def draw_calibration(population: Population, n: int, rng: np.random.Generator) -> CalibrationDraw:
     """Returns n calibration rows, and as many validation rows up to VALIDATION_ROWS."""
-    validation, right, _ = population.draw(min(n, VALIDATION_ROWS), rng)
+    validation, correct, _ = population.draw(min(n, VALIDATION_ROWS), rng)
     confidences, _, scores = population.draw(n, rng)
-    return CalibrationDraw(population.claim, validation, right, confidences, scores)
+    return CalibrationDraw(population.claim, validation, correct, confidences, scores)
 
 
 def insource_threshold(draw: CalibrationDraw) -> float | None:
     """Returns the threshold as compare/decision/routing_policy.py chooses it."""
     thresholds = learn_then_test.build_thresholds(draw.validation.tolist())
     n = len(draw.confidences)
-    first = learn_then_test.find_start(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
-    found = learn_then_test.run_fixed_sequence(draw.claim, thresholds[first:], draw.confidences, draw.scores, ALPHA)
-    return None if found.chosen is None else found.thresholds[found.chosen]
+    start = learn_then_test.find_start(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
+    result = learn_then_test.run_fixed_sequence(draw.claim, thresholds[start:], draw.confidences, draw.scores, ALPHA)
+    return None if result.chosen is None else result.thresholds[result.chosen]
 
 
 class MapieMeanAbove(MeanAbove):
@@ -123,10 +123,10 @@ def previous_threshold(draw: CalibrationDraw) -> float | None:
     """Returns the threshold as the build before chose it, written anew without MAPIE: quantiles of the calibration
     rows' own confidences are tested from strict to loose."""
     n = len(draw.confidences)
-    least = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
-    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - least, 0, PREVIOUS_STEPS)))[::-1].tolist()
-    found = learn_then_test.run_fixed_sequence(MapieMeanAbove(TARGET), steps, draw.confidences, draw.scores, ALPHA)
-    return None if found.chosen is None else float(steps[found.chosen])
+    min_fraction = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
+    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - min_fraction, 0, PREVIOUS_STEPS)))[::-1].tolist()
+    result = learn_then_test.run_fixed_sequence(MapieMeanAbove(TARGET), steps, draw.confidences, draw.scores, ALPHA)
+    return None if result.chosen is None else float(steps[result.chosen])
 
 
 def untested_threshold(draw: CalibrationDraw) -> float | None:
@@ -135,8 +135,8 @@ def untested_threshold(draw: CalibrationDraw) -> float | None:
     thresholds = np.unique(draw.confidences)
     means = np.cumsum(draw.scores[order])[learn_then_test.count_kept(draw.confidences, thresholds.tolist()) - 1]
     means /= learn_then_test.count_kept(draw.confidences, thresholds.tolist())
-    keeps = means >= (TARGET if isinstance(draw.claim, MeanAbove) else -MARGIN)
-    return float(thresholds[keeps].min()) if keeps.any() else None
+    meets_target = means >= (TARGET if isinstance(draw.claim, MeanAbove) else -MARGIN)
+    return float(thresholds[meets_target].min()) if meets_target.any() else None
 
 
 METHODS: Mapping[str, Callable[[CalibrationDraw], float | None]] = {

@@ -22,18 +22,20 @@ def draw_differences(kind: str, n: int, drop: float, rng: np.random.Generator) -
     many small changes             30% of rows, normal with a standard deviation of 0.15
     many small losses, rare gains  half of all rows lose a little, 0.4% gain 1. Raises ValueError for another kind.
     """
-    drawn, before = rng.random(n), rng.beta(*TRAINED_SCORE_BETA, n)
+    uniform, previous_scores = rng.random(n), rng.beta(*TRAINED_SCORE_BETA, n)
     lost = drop / (TRAINED_SCORE_BETA[0] / sum(TRAINED_SCORE_BETA))
     if kind == "lost entirely":
-        return np.where(drawn < lost, -before, 0.0)
+        return np.where(uniform < lost, -previous_scores, 0.0)
     if kind == "lost and won":
-        return np.where(drawn < WIN_RATE + lost, -before, np.where(drawn < 2 * WIN_RATE + lost, before, 0.0))
+        return np.where(
+            uniform < WIN_RATE + lost, -previous_scores, np.where(uniform < 2 * WIN_RATE + lost, previous_scores, 0.0)
+        )
     if kind == "many small changes":
-        return np.where(drawn < CHANGE_RATE, np.clip(rng.normal(-drop / CHANGE_RATE, CHANGE_STD, n), -1, 1), 0.0)
+        return np.where(uniform < CHANGE_RATE, np.clip(rng.normal(-drop / CHANGE_RATE, CHANGE_STD, n), -1, 1), 0.0)
     if kind == "many small losses, rare gains":
         return np.where(
-            drawn < RARE_GAIN_RATE,
+            uniform < RARE_GAIN_RATE,
             1.0,
-            np.where(drawn < RARE_GAIN_RATE + SMALL_LOSS_RATE, -(drop + RARE_GAIN_RATE) / SMALL_LOSS_RATE, 0.0),
+            np.where(uniform < RARE_GAIN_RATE + SMALL_LOSS_RATE, -(drop + RARE_GAIN_RATE) / SMALL_LOSS_RATE, 0.0),
         )
     raise ValueError(f"there is no kind of change {kind!r}; give one of {', '.join(CHANGE_KINDS)}")

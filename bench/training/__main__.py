@@ -37,8 +37,8 @@ QUALITY_UPDATES, QUICK_UPDATES = 50, 8
 
 
 def main() -> int:
-    asked = build_parser().parse_args()
-    cases = select_cases(asked)
+    arguments = build_parser().parse_args()
+    cases = select_cases(arguments)
     import torch
     from transformers import AutoTokenizer
 
@@ -46,28 +46,31 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder, tokenizer = Path(name), AutoTokenizer.from_pretrained(POCKET)
-        timed = asked.model or ("tiny" if asked.quick else "4B" if on_gpu else "27M")
-        learnt = "tiny" if asked.quick else "small"
-        models = {one: fixtures.save_model(one, tokenizer, folder / one, on_gpu) for one in {timed, learnt}}
-        for which, about in models.items():
-            log(f"model     {which}: {about.about}")
+        timed_model = arguments.model or ("tiny" if arguments.quick else "4B" if on_gpu else "27M")
+        quality_model = "tiny" if arguments.quick else "small"
+        models = {
+            model_name: fixtures.save_model(model_name, tokenizer, folder / model_name, on_gpu)
+            for model_name in {timed_model, quality_model}
+        }
+        for saved_name, saved_model in models.items():
+            log(f"model     {saved_name}: {saved_model.about}")
         bench = BenchConfig(
             folder=folder,
             tokenizer=tokenizer,
             models=models,
-            model=timed,
-            quality_model=learnt,
-            repeats=0 if asked.quick else 3,
-            updates=QUICK_UPDATES if asked.quick else QUALITY_UPDATES,
+            model=timed_model,
+            quality_model=quality_model,
+            repeats=0 if arguments.quick else 3,
+            updates=QUICK_UPDATES if arguments.quick else QUALITY_UPDATES,
             on_gpu=on_gpu,
             matmul_flops=machine.measure_matmul_flops(on_gpu, cases[0].precision),
         )
         for case in cases:
-            began = time.monotonic()
-            results += measure_case(bench, case, asked.banking77, results)
-            log(f"done      {time.monotonic() - began:.0f} s")
+            started_at = time.monotonic()
+            results += measure_case(bench, case, arguments.banking77, results)
+            log(f"done      {time.monotonic() - started_at:.0f} s")
             # After every case, so that what was measured stays when the rest is interrupted.
-            if path := asked.results or (None if asked.quick else RESULTS):
+            if path := arguments.results or (None if arguments.quick else RESULTS):
                 write_results(path, results)
     table.print_tables(results)
     return cli.OK
@@ -75,35 +78,39 @@ def main() -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
-    here = Path(__file__).parents[2]
-    found = Path(os.environ.get("BANKING77") or here / "recipes" / "data" / "banking77")
-    made.add_argument("--banking77", type=Path, default=found, help="the folder of its train.csv (or $BANKING77)")
-    made.add_argument("--only", action="append", metavar="SHAPE", help="banking77, labels_150, ...; may be repeated")
-    made.add_argument("--systems", nargs="+", choices=MODULES, help="leave out the others")
-    made.add_argument("--repeats", type=int, help="runs of each system, of which the median counts (3)")
-    made.add_argument("--model", choices=fixtures.MODEL_CONFIGS, help="what is timed (27M; 4B on a GPU)")
-    made.add_argument("--precision", choices=["float32", "bfloat16"], help="bfloat16 where it is multiplied natively")
-    made.add_argument("--full", action="store_true", help="time peers at every batch size (hours on a CPU)")
-    made.add_argument("--quick", action="store_true", help="a tiny model and few updates, to see that it runs")
-    made.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --quick: nowhere)")
-    return made
+    parser = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
+    root = Path(__file__).parents[2]
+    banking77_dir = Path(os.environ.get("BANKING77") or root / "recipes" / "data" / "banking77")
+    parser.add_argument(
+        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
+    )
+    parser.add_argument("--only", action="append", metavar="SHAPE", help="banking77, labels_150, ...; may be repeated")
+    parser.add_argument("--systems", nargs="+", choices=MODULES, help="leave out the others")
+    parser.add_argument("--repeats", type=int, help="runs of each system, of which the median counts (3)")
+    parser.add_argument("--model", choices=fixtures.MODEL_CONFIGS, help="what is timed (27M; 4B on a GPU)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="bfloat16 where it is multiplied natively")
+    parser.add_argument("--full", action="store_true", help="time peers at every batch size (hours on a CPU)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few updates, to see that it runs")
+    parser.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --quick: nowhere)")
+    return parser
 
 
 def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Writes what was measured; what the file says of other cases stays."""
-    old = atomic_files.read_json(path) if path.exists() else []
-    every = [one for one in old if not any(table.is_same_case(one, new) for new in results)] + list(results)
+    previous = atomic_files.read_json(path) if path.exists() else []
+    merged = [result for result in previous if not any(table.is_same_case(result, new) for new in results)] + list(
+        results
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_json(path, sorted(every, key=table.case_sort_key))
+    atomic_files.write_json(path, sorted(merged, key=table.case_sort_key))
 
 
 def measure_case(
-    bench: BenchConfig, case: Case, banking77: Path, before: Sequence[dict[str, Any]]
+    bench: BenchConfig, case: Case, banking77: Path, previous: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Returns the result of every system on a case; what did not run is there too, and says why.
 
-    `before` is what was measured already, where a carried rate is found.
+    `previous` is what was measured already, where a carried rate is found.
     """
     log(f"case      {case.shape}, batch {case.batch_size}, {case.quantization}")
     speed_rows = case.batch_size * (1 + case.timed_updates)
@@ -113,15 +120,16 @@ def measure_case(
     except RecipeError as error:
         log(f"not run   {error}")
         return [table.skipped_result(case, system, str(error).partition(";")[0]) for system in case.systems]
-    like = replace(case, batch_size=16)
-    kept = [
-        table.carried_result(case, one)
-        for one in before
-        if table.is_same_case(one, table.skipped_result(like, "", "")) and one["system"] in case.carried
+    reference_case = replace(case, batch_size=16)
+    carried_results = [
+        table.carried_result(case, measured)
+        for measured in previous
+        if table.is_same_case(measured, table.skipped_result(reference_case, "", ""))
+        and measured["system"] in case.carried
     ]
-    runs = CaseRunner(bench, case, data)
-    runs.all([one for one in case.systems if one not in {other["system"] for other in kept}])
-    return table.compare_systems([*kept, *runs.rows()], case.systems)
+    runner = CaseRunner(bench, case, data)
+    runner.all([name for name in case.systems if name not in {carried["system"] for carried in carried_results}])
+    return table.compare_systems([*carried_results, *runner.rows()], case.systems)
 
 
 if __name__ == "__main__":

@@ -70,21 +70,25 @@ CASES = (
 QUICK = (Case("classifier"),)
 
 
-def select_cases(asked: argparse.Namespace) -> list[Case]:
+def select_cases(arguments: argparse.Namespace) -> list[Case]:
     """Returns the cases that were asked for. Raises RecipeError for a shape that there is none of."""
     names = dict.fromkeys(case.shape for case in CASES)
-    if unknown := [one for one in asked.only or () if one not in names]:
+    if unknown := [name for name in arguments.only or () if name not in names]:
         raise RecipeError(f"--only {unknown[0]}: there is no such shape; there are {', '.join(names)}")
     cases = list(CASES)
-    if asked.only:
-        cases = [case for case in cases if case.shape in asked.only]
-    if asked.quick:
-        cases = [replace(case, quality=True) for case in cases if case.batch_size == 16] if asked.only else [*QUICK]
-    if asked.systems:
-        kept = [tuple(one for one in case.systems if one in asked.systems) for case in cases]
-        cases = [replace(case, systems=systems) for case, systems in zip(cases, kept, strict=True) if systems]
-    precision = asked.precision or ("bfloat16" if hardware.count_gpus() or hardware.cpu_has_bfloat16() else "float32")
+    if arguments.only:
+        cases = [case for case in cases if case.shape in arguments.only]
+    if arguments.quick:
+        cases = [replace(case, quality=True) for case in cases if case.batch_size == 16] if arguments.only else [*QUICK]
+    if arguments.systems:
+        systems_by_case = [tuple(system for system in case.systems if system in arguments.systems) for case in cases]
+        cases = [
+            replace(case, systems=systems) for case, systems in zip(cases, systems_by_case, strict=True) if systems
+        ]
+    precision = arguments.precision or (
+        "bfloat16" if hardware.count_gpus() or hardware.cpu_has_bfloat16() else "float32"
+    )
     cases = [replace(case, precision=precision) for case in cases]
-    if asked.repeats:
-        cases = [replace(case, repeats=asked.repeats) for case in cases]
-    return [replace(case, carried=()) for case in cases] if asked.full else cases
+    if arguments.repeats:
+        cases = [replace(case, repeats=arguments.repeats) for case in cases]
+    return [replace(case, carried=()) for case in cases] if arguments.full else cases

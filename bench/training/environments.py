@@ -30,5 +30,5 @@ ENVIRONMENTS = {
 
 def peer_python(name: str, on_gpu: bool) -> Path:
     """Returns the Python of a peer's environment. Raises StageError where it cannot be made."""
-    wanted = ENVIRONMENTS[name]
-    return venvs.ensure_venv(PEERS_DIR / name, wanted.requirements, () if on_gpu else wanted.without_on_cpu)
+    environment = ENVIRONMENTS[name]
+    return venvs.ensure_venv(PEERS_DIR / name, environment.requirements, () if on_gpu else environment.without_on_cpu)

@@ -61,11 +61,11 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> SavedMo
     tokenizer.save_pretrained(folder)
     parameters, linear_parameters = model.num_parameters(), count_linear_parameters(model)
     save_adapter(model, str(folder), folder / ADAPTER_DIR)
-    about = (
+    description = (
         f"Qwen3, random weights, {parameters / 1e6:.1f}M parameters ({config.num_hidden_layers} layers of "
         f"{config.hidden_size}, vocabulary {config.vocab_size}), LoRA r={LORA_RANK} on all linear layers"
     )
-    return SavedModel(about, linear_parameters)
+    return SavedModel(description, linear_parameters)
 
 
 def count_linear_parameters(model: Any) -> int:
@@ -88,7 +88,8 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
 def save_rows(path: Path, examples: Sequence[Example]) -> None:
     """Leaves the rows as a JSONL file of {"prompt_ids", "completion_ids"}."""
     lines = (
-        json.dumps({"prompt_ids": one.prompt_ids, "completion_ids": one.completion_ids}) + "\n" for one in examples
+        json.dumps({"prompt_ids": example.prompt_ids, "completion_ids": example.completion_ids}) + "\n"
+        for example in examples
     )
     path.write_text("".join(lines), encoding="utf-8")
 
@@ -118,17 +119,17 @@ def evaluate_adapters(
         quantization_config=nf4 if quantization == "nf4" else None,
         device_map={"": device},
     )
-    found = {}
+    losses = {}
     for name, folder in adapters.items():
         adapted = PeftModel.from_pretrained(base, str(folder)).eval()
         total, count = 0.0, 0
         with torch.inference_mode():
-            for one in held_out:
-                ids = torch.tensor([one.prompt_ids + one.completion_ids], device=device)
-                asked = len(one.completion_ids)
-                logits = adapted(input_ids=ids, logits_to_keep=asked + 1).logits[0, :-1].float()
-                total += torch.nn.functional.cross_entropy(logits, ids[0, -asked:], reduction="sum").item()
-                count += asked
-        found[name] = total / count
+            for example in held_out:
+                ids = torch.tensor([example.prompt_ids + example.completion_ids], device=device)
+                n_answer_tokens = len(example.completion_ids)
+                logits = adapted(input_ids=ids, logits_to_keep=n_answer_tokens + 1).logits[0, :-1].float()
+                total += torch.nn.functional.cross_entropy(logits, ids[0, -n_answer_tokens:], reduction="sum").item()
+                count += n_answer_tokens
+        losses[name] = total / count
         base = adapted.unload()
-    return found
+    return losses

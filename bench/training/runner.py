@@ -74,14 +74,14 @@ class CaseRunner:
 
     def rows(self) -> list[Result]:
         """Returns a row of results/training.json for every system."""
-        found = [table.skipped_result(self.case, system, why) for system, why in self.failed.items()]
-        return found + [self._row(system) for system in self.timed if system not in self.failed]
+        results = [table.skipped_result(self.case, system, reason) for system, reason in self.failed.items()]
+        return results + [self._row(system) for system in self.timed if system not in self.failed]
 
-    def _attempt(self, system: str, what: Callable[[str], None]) -> None:
+    def _attempt(self, system: str, step: Callable[[str], None]) -> None:
         if system in self.failed:
             return
         try:
-            what(system)
+            step(system)
         except StageError as error:
             self.failed[system] = str(error)
             log(f"not run   {system}: {error}")
@@ -90,23 +90,27 @@ class CaseRunner:
         """Makes the environment and tries what the system is fastest with. Raises StageError where it cannot run."""
         if system == "unsloth" and not self.bench.on_gpu:
             raise StageError("Unsloth needs a GPU")
-        own = system in environments.ENVIRONMENTS
-        self.pythons[system] = environments.peer_python(system, self.bench.on_gpu) if own else Path(sys.executable)
-        known = self.bench.tried.get((self.case.shape, self.case.quantization, system))
-        if known:
-            self.tried[system] = known
+        has_environment = system in environments.ENVIRONMENTS
+        self.pythons[system] = (
+            environments.peer_python(system, self.bench.on_gpu) if has_environment else Path(sys.executable)
+        )
+        cached = self.bench.tried.get((self.case.shape, self.case.quantization, system))
+        if cached:
+            self.tried[system] = cached
         elif self.bench.repeats and (candidates := self._candidates(system)):
             self.tried[system] = self._call(self._spec(system, "speed", "try", candidates))["seconds_a_token"]
             self.bench.tried[self.case.shape, self.case.quantization, system] = self.tried[system]
 
     def _candidates(self, system: str) -> tuple[int, ...]:
         """Returns what is worth trying: rows of a forward pass, or tokens of a sequence."""
-        longest = self._longest
+        max_tokens = self._longest
         if system == "trl":
-            most = self.case.batch_size if self.bench.on_gpu else min(self.case.batch_size, MAX_CPU_TOKENS // longest)
-            return tuple(rows for rows in (1, 4, 16) if rows <= most)
+            max_rows = (
+                self.case.batch_size if self.bench.on_gpu else min(self.case.batch_size, MAX_CPU_TOKENS // max_tokens)
+            )
+            return tuple(rows for rows in (1, 4, 16) if rows <= max_rows)
         if system == "trl_bfd":
-            return tuple(sorted({longest, max(longest, 1024), max(longest, 2048)}))
+            return tuple(sorted({max_tokens, max(max_tokens, 1024), max(max_tokens, 2048)}))
         return ()
 
     @property
@@ -126,11 +130,11 @@ class CaseRunner:
 
     def _judge(self) -> None:
         model = self.bench.folder / self.bench.quality_model
-        adapters = {one: self.folder / one / "quality" / ADAPTER_DIR for one in self.learnt}
-        judged = fixtures.evaluate_adapters(
+        adapters = {name: self.folder / name / "quality" / ADAPTER_DIR for name in self.learnt}
+        losses = fixtures.evaluate_adapters(
             model, adapters, self.data.held_out, self.case.quantization, self.bench.on_gpu
         )
-        for system, loss in judged.items():
+        for system, loss in losses.items():
             self.learnt[system]["validation_loss"] = loss
 
     def _call(self, spec: PeerSpec) -> Result:
@@ -157,9 +161,9 @@ class CaseRunner:
             candidates=candidates,
         )
 
-    def _fastest(self, system: str, untried: int) -> int:
-        tried = self.tried.get(system)
-        return int(min(tried, key=lambda one: tried[one])) if tried else untried
+    def _fastest(self, system: str, default: int) -> int:
+        costs = self.tried.get(system)
+        return int(min(costs, key=lambda candidate: costs[candidate])) if costs else default
 
     def _matmul_share(self, result: Result) -> float:
         """Returns the share of the machine's matrix products that training reached, by 2 operations a weight and token
@@ -169,7 +173,7 @@ class CaseRunner:
         return float(flops / self.bench.matmul_flops)
 
     def _row(self, system: str) -> Result:
-        runs, learnt = self.timed[system], self.learnt.get(system, {})
+        runs, quality = self.timed[system], self.learnt.get(system, {})
         spec = self._spec(system, "speed", "0")
         return {
             "shape": self.case.shape,
@@ -187,20 +191,20 @@ class CaseRunner:
             "token_ids_sha256": runs[0]["token_ids_sha256"],
             "updates_sha256": runs[0]["updates_sha256"],
             "examples_per_second": statistics.median(
-                table.examples_per_second(one, self.data.row_tokens) for one in runs
+                table.examples_per_second(run, self.data.row_tokens) for run in runs
             ),
-            "raw_seconds": [one["raw_seconds"] for one in runs],
+            "raw_seconds": [run["raw_seconds"] for run in runs],
             "update_rows": runs[0]["update_rows"],
             "computed_tokens": runs[0]["computed_tokens"],
-            "matmul_share": statistics.median(self._matmul_share(one) for one in runs),
-            "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in runs),
+            "matmul_share": statistics.median(self._matmul_share(run) for run in runs),
+            "peak_memory_bytes": statistics.median(run["peak_memory_bytes"] for run in runs),
             **{name: runs[0][name] for name in ("token_ratio", "packs_an_update", "longest_pack") if name in runs[0]},
-            "quality_model": self.bench.models[self.bench.quality_model].about if learnt else None,
-            "quality_token_ids_sha256": learnt.get("token_ids_sha256"),
-            "quality_updates_sha256": learnt.get("updates_sha256"),
-            "losses": learnt.get("losses"),
-            "final_loss": learnt["losses"][-1] if learnt else None,
-            "validation_loss": learnt.get("validation_loss"),
+            "quality_model": self.bench.models[self.bench.quality_model].about if quality else None,
+            "quality_token_ids_sha256": quality.get("token_ids_sha256"),
+            "quality_updates_sha256": quality.get("updates_sha256"),
+            "losses": quality.get("losses"),
+            "final_loss": quality["losses"][-1] if quality else None,
+            "validation_loss": quality.get("validation_loss"),
             "hardware": machine.describe_hardware(self.bench.on_gpu),
             "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
             "date": machine.utc_date(),

@@ -35,15 +35,15 @@ def examples_per_second(result: Mapping[str, Any], row_tokens: float) -> float:
     return float(sum(result["update_tokens"][1:]) / row_tokens / sum(result["raw_seconds"][1:]))
 
 
-def skipped_result(case: Case, system: str, why: str) -> Result:
+def skipped_result(case: Case, system: str, reason: str) -> Result:
     """Returns the row of a system that did not run."""
-    return {**_case_key(case), "system": system, "not_run": why}
+    return {**_case_key(case), "system": system, "not_run": reason}
 
 
-def carried_result(case: Case, at_16: Result) -> Result:
+def carried_result(case: Case, reference: Result) -> Result:
     """Returns the row of a peer whose forward passes are those of a batch of 16, more of them an update."""
-    kept = {name: at_16[name] for name in ("not_run",) if name in at_16}
-    if not kept:
+    fields = {name: reference[name] for name in ("not_run",) if name in reference}
+    if not fields:
         names = (
             "version",
             "command",
@@ -54,8 +54,8 @@ def carried_result(case: Case, at_16: Result) -> Result:
             "hardware",
             "date",
         )
-        kept = {name: at_16[name] for name in names} | {"carried_from_batch_size": at_16["batch_size"]}
-    return {**_case_key(case), "system": at_16["system"], **kept}
+        fields = {name: reference[name] for name in names} | {"carried_from_batch_size": reference["batch_size"]}
+    return {**_case_key(case), "system": reference["system"], **fields}
 
 
 def _case_key(case: Case) -> Result:
@@ -68,53 +68,64 @@ def compare_systems(results: Sequence[Result], systems: Sequence[str]) -> list[R
     `ratio_reached` is the share of the packs' token ratio that became speed, where rows share something at all;
     `loss_from_trl` the largest distance of the two loss curves, where both had the same rows in every update.
     """
-    ran = {one["system"]: one for one in results if "not_run" not in one}
-    trl, bfd = ran.get("trl"), ran.get("trl_bfd")
-    found = []
-    for one in sorted(results, key=lambda one: systems.index(one["system"])):
-        if "not_run" in one or trl is None:
-            found.append(one)
+    completed = {result["system"]: result for result in results if "not_run" not in result}
+    trl, bfd = completed.get("trl"), completed.get("trl_bfd")
+    compared = []
+    for result in sorted(results, key=lambda result: systems.index(result["system"])):
+        if "not_run" in result or trl is None:
+            compared.append(result)
             continue
-        times = one["examples_per_second"] / trl["examples_per_second"]
-        more: Result = {"times_trl": times}
+        speedup = result["examples_per_second"] / trl["examples_per_second"]
+        extra: Result = {"times_trl": speedup}
         if bfd is not None:
-            more["times_trl_bfd"] = one["examples_per_second"] / bfd["examples_per_second"]
-        if (ratio := one.get("token_ratio", 0.0)) > MIN_COST_RATIO:
-            more["ratio_reached"] = times / ratio
-        if one.get("losses") and trl.get("losses") and one["quality_updates_sha256"] == trl["quality_updates_sha256"]:
-            more["loss_from_trl"] = max(abs(a - b) for a, b in zip(one["losses"], trl["losses"], strict=True))
-        found.append({**one, **more})
-    return found
+            extra["times_trl_bfd"] = result["examples_per_second"] / bfd["examples_per_second"]
+        if (ratio := result.get("token_ratio", 0.0)) > MIN_COST_RATIO:
+            extra["ratio_reached"] = speedup / ratio
+        if (
+            result.get("losses")
+            and trl.get("losses")
+            and result["quality_updates_sha256"] == trl["quality_updates_sha256"]
+        ):
+            extra["loss_from_trl"] = max(abs(a - b) for a, b in zip(result["losses"], trl["losses"], strict=True))
+        compared.append({**result, **extra})
+    return compared
 
 
 def print_tables(results: Sequence[Result]) -> None:
     """Prints the tables: side by side, and how cost grows with the number of labels."""
     # What goes to a file keeps its columns.
     console = Console(width=None if Console().is_terminal else 160)
-    ran = [one for one in results if "not_run" not in one]
-    for quantization in dict.fromkeys(one["quantization"] for one in results):
-        wide = [
-            one for one in results if one["quantization"] == quantization and not one["shape"].startswith("labels_")
+    completed = [result for result in results if "not_run" not in result]
+    for quantization in dict.fromkeys(result["quantization"] for result in results):
+        shown_results = [
+            result
+            for result in results
+            if result["quantization"] == quantization and not result["shape"].startswith("labels_")
         ]
-        if wide:
-            console.print(_print_side_by_side(wide, quantization))
-            for system, why in dict.fromkeys((one["system"], one["not_run"]) for one in wide if "not_run" in one):
+        if shown_results:
+            console.print(_print_side_by_side(shown_results, quantization))
+            for system, reason in dict.fromkeys(
+                (result["system"], result["not_run"]) for result in shown_results if "not_run" in result
+            ):
                 console.print(
-                    f"  {SYSTEM_NAMES[system]} did not run: {why}\n", style="dim", markup=False, highlight=False
+                    f"  {SYSTEM_NAMES[system]} did not run: {reason}\n", style="dim", markup=False, highlight=False
                 )
-    if labels := [one for one in ran if one["shape"].startswith("labels_") and one["system"] == "insource"]:
-        console.print(_print_by_labels(labels, ran))
-    for one in ran[:1]:
+    if labels := [
+        result for result in completed if result["shape"].startswith("labels_") and result["system"] == "insource"
+    ]:
+        console.print(_print_by_labels(labels, completed))
+    for result in completed[:1]:
         console.print(
-            f"{one['hardware']}, model {one['model']}, {one['date']}; medians of runs, the first update left out"
+            f"{result['hardware']}, model {result['model']}, {result['date']}; medians of runs, the first update "
+            "left out"
         )
 
 
 def _print_side_by_side(results: Sequence[Result], quantization: str) -> Table:
     title = "Training" + (f", {quantization} base" if quantization != "none" else "")
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("shape, batch", "system"):
-        made.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True)
     for name in (
         "examples/s",
         "x TRL",
@@ -126,37 +137,37 @@ def _print_side_by_side(results: Sequence[Result], quantization: str) -> Table:
         "token ratio",
         "reached",
     ):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.caption = CARRIED_NOTE if any("carried_from_batch_size" in one for one in results) else None
-    last = ("", 0)
-    for one in results:
-        here = (one["shape"], one["batch_size"])
-        if here != last and last[0]:
-            made.add_section()
-        label = f"{one['shape']}, {one['batch_size']}" if here != last else ""
-        last = here
-        name = SYSTEM_NAMES[one["system"]]
-        if "not_run" in one:
-            made.add_row(label, f"[dim]{name}[/dim]", "[dim]not run[/dim]")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.caption = CARRIED_NOTE if any("carried_from_batch_size" in result for result in results) else None
+    previous_group = ("", 0)
+    for result in results:
+        group = (result["shape"], result["batch_size"])
+        if group != previous_group and previous_group[0]:
+            table.add_section()
+        label = f"{result['shape']}, {result['batch_size']}" if group != previous_group else ""
+        previous_group = group
+        name = SYSTEM_NAMES[result["system"]]
+        if "not_run" in result:
+            table.add_row(label, f"[dim]{name}[/dim]", "[dim]not run[/dim]")
             continue
-        made.add_row(
+        table.add_row(
             label,
-            f"[bold]{name}[/bold]" if one["system"] == "insource" else name,
-            f"{one['examples_per_second']:.2f}{'*' if 'carried_from_batch_size' in one else ''}",
-            format_number(one.get("times_trl"), ".2f"),
-            format_number(one.get("times_trl_bfd"), ".2f"),
-            f"{one['peak_memory_bytes'] / 2**30:.2f} GiB",
-            format_number(one.get("final_loss"), ".4f"),
-            format_number(one.get("loss_from_trl"), ".0e"),
-            format_number(one.get("validation_loss"), ".4f"),
-            format_number(one.get("token_ratio"), ".2f"),
-            format_number(one.get("ratio_reached"), ".0%"),
+            f"[bold]{name}[/bold]" if result["system"] == "insource" else name,
+            f"{result['examples_per_second']:.2f}{'*' if 'carried_from_batch_size' in result else ''}",
+            format_number(result.get("times_trl"), ".2f"),
+            format_number(result.get("times_trl_bfd"), ".2f"),
+            f"{result['peak_memory_bytes'] / 2**30:.2f} GiB",
+            format_number(result.get("final_loss"), ".4f"),
+            format_number(result.get("loss_from_trl"), ".0e"),
+            format_number(result.get("validation_loss"), ".4f"),
+            format_number(result.get("token_ratio"), ".2f"),
+            format_number(result.get("ratio_reached"), ".0%"),
         )
-    return made
+    return table
 
 
-def _print_by_labels(ours: Sequence[Result], ran: Sequence[Result]) -> Table:
-    made = Table(title="Cost by number of labels (synthetic names)", box=box.SIMPLE_HEAD, title_justify="left")
+def _print_by_labels(results: Sequence[Result], completed: Sequence[Result]) -> Table:
+    table = Table(title="Cost by number of labels (synthetic names)", box=box.SIMPLE_HEAD, title_justify="left")
     for name in (
         "labels",
         "prefix",
@@ -167,35 +178,38 @@ def _print_by_labels(ours: Sequence[Result], ran: Sequence[Result]) -> Table:
         "token ratio",
         "reached",
     ):
-        made.add_column(name, justify="right", no_wrap=True)
-    for one in ours:
-        trl = next((other for other in ran if is_same_case(one, other) and other["system"] == "trl"), None)
-        mark = "*" if trl and "carried_from_batch_size" in trl else ""
-        made.add_row(
-            one["shape"].removeprefix("labels_"),
-            str(one["prefix_tokens"]),
-            str(one["batch_size"]),
-            f"{one['examples_per_second']:.2f}",
-            f"{trl['examples_per_second']:.2f}{mark}" if trl else "",
-            format_number(one.get("times_trl"), ".2f"),
-            format_number(one.get("token_ratio"), ".2f"),
-            format_number(one.get("ratio_reached"), ".0%"),
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        trl = next(
+            (candidate for candidate in completed if is_same_case(result, candidate) and candidate["system"] == "trl"),
+            None,
         )
-    made.caption = CARRIED_NOTE
-    return made
+        mark = "*" if trl and "carried_from_batch_size" in trl else ""
+        table.add_row(
+            result["shape"].removeprefix("labels_"),
+            str(result["prefix_tokens"]),
+            str(result["batch_size"]),
+            f"{result['examples_per_second']:.2f}",
+            f"{trl['examples_per_second']:.2f}{mark}" if trl else "",
+            format_number(result.get("times_trl"), ".2f"),
+            format_number(result.get("token_ratio"), ".2f"),
+            format_number(result.get("ratio_reached"), ".0%"),
+        )
+    table.caption = CARRIED_NOTE
+    return table
 
 
-def is_same_case(one: Result, other: Result) -> bool:
+def is_same_case(first: Result, second: Result) -> bool:
     """Returns whether two results are of one case."""
-    return case_sort_key(one) == case_sort_key(other)
+    return case_sort_key(first) == case_sort_key(second)
 
 
-def case_sort_key(one: Result) -> tuple[str, int]:
+def case_sort_key(result: Result) -> tuple[str, int]:
     """Returns which of the cases a result is of, in which precision (results before 2026-11-29 are float32)."""
     cases = [tuple(getattr(case, name) for name in CASE_KEY) for case in CASES]
-    return one.get("precision", "float32"), cases.index(tuple(one[name] for name in CASE_KEY))
+    return result.get("precision", "float32"), cases.index(tuple(result[name] for name in CASE_KEY))
 
 
-def format_number(value: float | None, written: str) -> str:
+def format_number(value: float | None, format_spec: str) -> str:
     """Returns the number as it is shown, empty where there is none."""
-    return "" if value is None else format(value, written)
+    return "" if value is None else format(value, format_spec)

@@ -52,7 +52,7 @@ class Workload:
     @property
     def prefix_tokens(self) -> int:
         """How many tokens all prompts open with."""
-        return chat_template.shared_prefix_length([one.prompt_ids for one in self.examples])
+        return chat_template.shared_prefix_length([example.prompt_ids for example in self.examples])
 
     @property
     def row_tokens(self) -> float:
@@ -85,7 +85,7 @@ def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, s
             f"there is no Banking77 at {path}; say where its train.csv lies: --banking77 FOLDER, or BANKING77=FOLDER"
         )
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [(one["text"].strip(), one["category"].replace("_", " ")) for one in csv.DictReader(file)]
+        rows = [(row["text"].strip(), row["category"].replace("_", " ")) for row in csv.DictReader(file)]
     labels = dict.fromkeys(sorted({label for _, label in rows}), "")
     return classification.Spec("Name the intent of the bank customer's question.", labels), rows
 
@@ -93,7 +93,7 @@ def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, s
 def demo_ticket_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns the demo's messages with its twelve queues before each, as `make train RECIPE=classifier` has them."""
     return _classification_examples(
-        tokenizer, demo_classifier_task(), [(one.message, one.queue) for one in generate_tickets(count, SEED)]
+        tokenizer, demo_classifier_task(), [(ticket.message, ticket.queue) for ticket in generate_tickets(count, SEED)]
     )
 
 
@@ -121,13 +121,13 @@ def demo_extractor_task() -> extraction.Spec:
 
 def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns one to six messages in a row and the queue of the last, without instruction or template."""
-    drawn = random.Random(SEED)
+    rng = random.Random(SEED)
     source = list(generate_tickets(6 * count, SEED))
     examples = []
     for _number in range(count):
-        said = [source.pop() for _ in range(drawn.randint(1, 6))]
-        text = "\n".join(one.message for one in said)
-        ids = tokenizer([f"{text}\n", said[-1].queue], add_special_tokens=False)["input_ids"]
+        tickets = [source.pop() for _ in range(rng.randint(1, 6))]
+        text = "\n".join(ticket.message for ticket in tickets)
+        ids = tokenizer([f"{text}\n", tickets[-1].queue], add_special_tokens=False)["input_ids"]
         examples.append(Example(ids[0], [*ids[1], tokenizer.eos_token_id]))
     return examples
 
@@ -135,15 +135,15 @@ def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
 def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]]:
     """Returns what makes rows with this many synthetic labels before each message."""
 
-    def made(tokenizer: Any, count: int, _: Path) -> list[Example]:
-        drawn = random.Random(SEED)
-        names = [f"{subject} {matter}" for subject in LABEL_SUBJECTS for matter in LABEL_ISSUES]
-        chosen = drawn.sample(names, labels)
-        rows = [(one.message, drawn.choice(chosen)) for one in generate_tickets(count, SEED)]
-        spec = classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(chosen, ""))
+    def make_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
+        rng = random.Random(SEED)
+        names = [f"{subject} {issue}" for subject in LABEL_SUBJECTS for issue in LABEL_ISSUES]
+        chosen_names = rng.sample(names, labels)
+        rows = [(ticket.message, rng.choice(chosen_names)) for ticket in generate_tickets(count, SEED)]
+        spec = classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(chosen_names, ""))
         return _classification_examples(tokenizer, spec, rows)
 
-    return made
+    return make_examples
 
 
 WORKLOADS: dict[str, Callable[[Any, int, Path], list[Example]]] = {

@@ -30,98 +30,108 @@ POCKET_MODEL = "pocket/model"
 
 
 def fit_system_policy(
-    one: SystemResponses,
-    mine: EvalDataset,
-    fitted: Scale | None,
+    responses: SystemResponses,
+    dataset: EvalDataset,
+    tuned_scale: Scale | None,
     target: Route,
     baseline: SystemResponses | None = None,
 ) -> RoutingPolicy:
     """Returns from which confidence on a system may answer alone, by the calibration rows. `baseline`: the system that
     the target names, None where it was not run."""
-    rows = mine.calibration if one.calibration else []
-    right = confidence.row_correctness(predictions.score_answers(mine, rows, one.calibration), mine)
-    told = confidence.compute_confidences(one, fitted, one.calibration)
-    scale = fitted if one.system.on_tuned_scale else one.scale
-    theirs, missing = None, None
-    if baseline is not None and len(baseline.calibration) == len(mine.calibration) and baseline.complete:
-        theirs = confidence.row_correctness(
-            predictions.score_answers(mine, mine.calibration, baseline.calibration), mine
+    rows = dataset.calibration if responses.calibration else []
+    correct = confidence.row_correctness(predictions.score_answers(dataset, rows, responses.calibration), dataset)
+    confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration)
+    scale = tuned_scale if responses.system.on_tuned_scale else responses.scale
+    baseline_correct, missing_reason = None, None
+    if baseline is not None and len(baseline.calibration) == len(dataset.calibration) and baseline.complete:
+        baseline_correct = confidence.row_correctness(
+            predictions.score_answers(dataset, dataset.calibration, baseline.calibration), dataset
         )
     elif baseline is not None:
-        missing = baseline.why_not_calibration or baseline.why_incomplete
+        missing_reason = baseline.why_not_calibration or baseline.why_incomplete
     ids = [row["id"] for row in rows]
-    answers = routing_policy.CalibrationAnswers(ids, told, right, cluster_ids(rows), theirs if rows else None)
-    return routing_policy.fit_policy(scale, answers, target, missing)
+    answers = routing_policy.CalibrationAnswers(
+        ids, confidences, correct, cluster_ids(rows), baseline_correct if rows else None
+    )
+    return routing_policy.fit_policy(scale, answers, target, missing_reason)
 
 
 def fit_tuned_policy(
-    every: Sequence[SystemScores], mine: EvalDataset, fitted: Scale | None, recipe: Recipe
+    scored_systems: Sequence[SystemScores], dataset: EvalDataset, tuned_scale: Scale | None, recipe: Recipe
 ) -> RoutingPolicy:
     """Returns the policy of the tuned model, the first of these systems."""
-    tuned, *others = (one.gathered for one in every)
-    named = next((one for one in others if one.system.name == recipe.route.not_worse_than), None)
-    return fit_system_policy(tuned, mine, fitted, recipe.route, named)
+    tuned, *others = (scored.gathered for scored in scored_systems)
+    baseline = next((responses for responses in others if responses.system.name == recipe.route.not_worse_than), None)
+    return fit_system_policy(tuned, dataset, tuned_scale, recipe.route, baseline)
 
 
 def assemble_scores(
-    here: Run,
+    trained_run: Run,
     recipe: Recipe,
-    mine: EvalDataset,
-    every: Sequence[SystemScores],
-    missing: Sequence[SkippedSystem],
-    opened: TestSetAccess,
+    dataset: EvalDataset,
+    scored_systems: Sequence[SystemScores],
+    skipped: Sequence[SkippedSystem],
+    access: TestSetAccess,
     sha256: str,
-    fitted: bool,
+    calibrated: bool,
 ) -> dict[str, Any]:
     """Returns scores.json without routing and verdict."""
     primary = recipe.compare.primary
-    found = {one.name: system_scores.system_json(one, mine, primary, fitted) for one in every}
-    for one in every[1:]:
+    systems = {
+        scored.name: system_scores.system_json(scored, dataset, primary, calibrated) for scored in scored_systems
+    }
+    for scored in scored_systems[1:]:
         # What an endpoint that decides could keep by itself, by the same rule as the tuned model.
-        alone = one.gathered.scale is not None and recipe.route.target_accuracy is not None
-        found[one.name]["routing"] = fit_system_policy(one.gathered, mine, None, recipe.route).json() if alone else None
-    incomplete = [f"{name}: {one['why_incomplete']}" for name, one in found.items() if not one["complete"]]
-    incomplete += [f"{one.name}: {one.why}" for one in missing if one.incomplete]
+        is_routable = scored.gathered.scale is not None and recipe.route.target_accuracy is not None
+        systems[scored.name]["routing"] = (
+            fit_system_policy(scored.gathered, dataset, None, recipe.route).json() if is_routable else None
+        )
+    incomplete = [f"{name}: {system['why_incomplete']}" for name, system in systems.items() if not system["complete"]]
+    incomplete += [
+        f"{skipped_system.name}: {skipped_system.why}" for skipped_system in skipped if skipped_system.incomplete
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
-        "run_id": here.id,
-        "recipe": here.recipe_name,
+        "run_id": trained_run.id,
+        "recipe": trained_run.recipe_name,
         "created": run.utc_timestamp(),
         "task": {
             "kind": describe_task_kind(recipe),
             "instruction": recipe.task.instruction,
-            "parts": mine.module.BREAKDOWN_NAME,
-            "metrics": list(every[0].tallies),
-            "n_train": len(mine.train),
-            "n_test": len(mine.test),
-            "clusters": mine.n_clusters,
+            "parts": dataset.module.BREAKDOWN_NAME,
+            "metrics": list(scored_systems[0].tallies),
+            "n_train": len(dataset.train),
+            "n_test": len(dataset.test),
+            "clusters": dataset.n_clusters,
         },
         "base": {
-            "name": str(mine.prompt["base"]["name"]),
-            "pocket": used_pocket_model(mine),
+            "name": str(dataset.prompt["base"]["name"]),
+            "pocket": used_pocket_model(dataset),
             "quantization": recipe.model.quantization,
             "served_as": recipe.serve.base,
         },
         "hardware": environment.describe_machine(recipe),
-        "training_seconds": training_seconds(here),
-        "plan": preregistration_json(primary, opened),
-        "systems": found,
-        "not_run": [asdict(one) for one in missing],
-        "comparisons": comparisons.paired_differences(every, primary),
-        "agreement": comparisons.agreement(every),
-        "confusion": comparisons.confusion(every, mine),
-        "cost": compare_costs(here, recipe, mine, every).json(),
+        "training_seconds": training_seconds(trained_run),
+        "plan": preregistration_json(primary, access),
+        "systems": systems,
+        "not_run": [asdict(skipped_system) for skipped_system in skipped],
+        "comparisons": comparisons.paired_differences(scored_systems, primary),
+        "agreement": comparisons.agreement(scored_systems),
+        "confusion": comparisons.confusion(scored_systems, dataset),
+        "cost": compare_costs(trained_run, recipe, dataset, scored_systems).json(),
         "integrity": {
             "test_sha256": sha256,
-            "plan_sha256": opened.plan_sha256,
-            "openings": [{key: one[key] for key in ("opened", "run", "plan_sha256")} for one in opened.openings],
+            "plan_sha256": access.plan_sha256,
+            "openings": [
+                {key: opening[key] for key in ("opened", "run", "plan_sha256")} for opening in access.openings
+            ],
             # material.of ends the comparison over the first one.
             "leaked_rows": 0,
-            "cache_hits": sum(one["reused"] for one in found.values()),
-            "retries": sum(one["retries"] for one in found.values()),
+            "cache_hits": sum(system["reused"] for system in systems.values()),
+            "retries": sum(system["retries"] for system in systems.values()),
             "versions": environment.read_package_versions(),
             "git_commit": environment.describe_environment(recipe)["git_commit"],
-            "fallbacks": [note for one in every for note in one.gathered.notes],
+            "fallbacks": [note for scored in scored_systems for note in scored.gathered.notes],
             "incomplete": incomplete,
         },
     }
@@ -132,70 +142,83 @@ def describe_task_kind(recipe: Recipe) -> str:
     return recipe.task.kind + (" with several labels a row" if recipe.task.labels_per_row == "many" else "")
 
 
-def preregistration_json(primary: Primary | None, opened: TestSetAccess) -> dict[str, Any] | None:
+def preregistration_json(primary: Primary | None, access: TestSetAccess) -> dict[str, Any] | None:
     """Returns what scores.json says of the plan."""
     if primary is None:
         return None
-    why = opened.why_not_confirmatory
-    told = {"sha256": opened.plan_sha256, "written": opened.written, "confirmatory": why is None, "why_not": why}
-    return {**primary.model_dump(mode="json"), **told}
+    reason = access.why_not_confirmatory
+    registration = {
+        "sha256": access.plan_sha256,
+        "written": access.written,
+        "confirmatory": reason is None,
+        "why_not": reason,
+    }
+    return {**primary.model_dump(mode="json"), **registration}
 
 
 def compare_costs(
-    here: Run, recipe: Recipe, mine: EvalDataset, every: Sequence[SystemScores]
+    trained_run: Run, recipe: Recipe, dataset: EvalDataset, scored_systems: Sequence[SystemScores]
 ) -> ownership.CostComparison:
     """Returns the comparison of costs: owning the tuned model as it is served, against every closed one."""
-    tuned, on_gpu = every[0], not recipe.accelerate.use_cpu
-    tokens, rate = system_scores.tokens_per_request(tuned.gathered), tuned.gathered.rate
-    why = None
-    if used_pocket_model(mine) and not recipe.cost.cpu_usd_per_hour:
-        why = "the pocket model stood in for the recipe's own, whose throughput was not measured"
+    tuned, on_gpu = scored_systems[0], not recipe.accelerate.use_cpu
+    tokens, throughput = system_scores.tokens_per_request(tuned.gathered), tuned.gathered.rate
+    reason = None
+    if used_pocket_model(dataset) and not recipe.cost.cpu_usd_per_hour:
+        reason = "the pocket model stood in for the recipe's own, whose throughput was not measured"
     owned = ownership.SelfHostedMeasurement(
-        requests_per_second=float(rate["requests_per_second"]) if rate and not why else None,
+        requests_per_second=float(throughput["requests_per_second"]) if throughput and not reason else None,
         hardware=environment.describe_machine(recipe),
         on_gpu=on_gpu,
-        training_seconds=training_seconds(here),
+        training_seconds=training_seconds(trained_run),
         tokens_per_request=tokens,
-        why_not=why or (None if rate else "too few requests were asked at once to measure its throughput"),
+        why_not=reason or (None if throughput else "too few requests were asked at once to measure its throughput"),
         right=sum(tuned.right) / len(tuned.right),
     )
-    closed = [system_scores.request_cost(one) for one in every if _is_paid(one.gathered)]
-    return ownership.CostComparison(recipe.cost, owned, closed)
+    api_costs = [system_scores.request_cost(scored) for scored in scored_systems if _is_paid(scored.gathered)]
+    return ownership.CostComparison(recipe.cost, owned, api_costs)
 
 
-def _is_paid(one: SystemResponses) -> bool:
+def _is_paid(responses: SystemResponses) -> bool:
     """Whether somebody is paid for its answers, whether or not the price is known here; a stand-in has one only if the
     recipe says so."""
-    return one.system.kind == "file" or (one.system.kind == "closed" and bool(one.price or not one.system.stand_in))
+    return responses.system.kind == "file" or (
+        responses.system.kind == "closed" and bool(responses.price or not responses.system.stand_in)
+    )
 
 
-def used_pocket_model(mine: EvalDataset) -> bool:
+def used_pocket_model(dataset: EvalDataset) -> bool:
     """Returns whether the pocket model stood in for the recipe's own."""
-    return bool(mine.prompt["base"]["name"] == POCKET_MODEL)
+    return bool(dataset.prompt["base"]["name"] == POCKET_MODEL)
 
 
-def training_seconds(here: Run) -> float:
+def training_seconds(trained_run: Run) -> float:
     """Returns how long the run was trained, as its manifest tells."""
-    stage = here.stage("train")
+    stage = trained_run.stage("train")
     if not stage.get("started") or not stage.get("ended"):
         return 0.0
     return (datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])).total_seconds()
 
 
 def write_comparison(
-    here: Run, mine: EvalDataset, every: Sequence[SystemScores], scores: Mapping[str, Any], recipe: Recipe
+    trained_run: Run,
+    dataset: EvalDataset,
+    scored_systems: Sequence[SystemScores],
+    scores: Mapping[str, Any],
+    recipe: Recipe,
 ) -> None:
     """Writes predictions, routing policy, scores and report."""
-    folder = here.folder / "predictions"
-    for one in every:
-        predictions.write_predictions(folder, one.name, "test", one.found, one.confidences)
-        if again := one.gathered.again:
-            found = predictions.score_answers(mine, mine.test[: len(again)], again)
-            predictions.write_predictions(folder, one.name, "test", found, [None] * len(again), repeat=1)
-    atomic_files.write_json(here.folder / "routing.json", scores["routing"])
-    atomic_files.write_json(here.folder / "scores.json", scores)
-    by_name = {one.name: one for one in every}
-    own, other = wording.primary_pair(scores)
-    told = comparisons.disagreements(by_name[own], by_name[other], mine) if own and other else []
-    html_page.write_report(here.folder, scores, told)
-    wandb_comparison.log_comparison(here, recipe, scores, told)
+    folder = trained_run.folder / "predictions"
+    for scored in scored_systems:
+        predictions.write_predictions(folder, scored.name, "test", scored.found, scored.confidences)
+        if repeats := scored.gathered.again:
+            repeat_predictions = predictions.score_answers(dataset, dataset.test[: len(repeats)], repeats)
+            predictions.write_predictions(
+                folder, scored.name, "test", repeat_predictions, [None] * len(repeats), repeat=1
+            )
+    atomic_files.write_json(trained_run.folder / "routing.json", scores["routing"])
+    atomic_files.write_json(trained_run.folder / "scores.json", scores)
+    by_name = {scored.name: scored for scored in scored_systems}
+    tuned, baseline = wording.primary_pair(scores)
+    disagreements = comparisons.disagreements(by_name[tuned], by_name[baseline], dataset) if tuned and baseline else []
+    html_page.write_report(trained_run.folder, scores, disagreements)
+    wandb_comparison.log_comparison(trained_run, recipe, scores, disagreements)

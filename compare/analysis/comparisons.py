@@ -18,116 +18,118 @@ from insource.stats import paired
 EXPLORATORY_MARGIN = 0.02
 
 
-def paired_differences(every: Sequence[SystemScores], primary: Primary | None) -> list[dict[str, Any]]:
+def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary | None) -> list[dict[str, Any]]:
     """Returns the paired differences: the planned one, and of the tuned model to every other system by every metric,
     their p-values adjusted for their number (Holm)."""
-    by_name = {one.name: one for one in every}
-    found = []
+    by_name = {scored.name: scored for scored in scored_systems}
+    results = []
     if primary and primary.system in by_name and primary.baseline in by_name:
-        found.append(_compare_pair(by_name[primary.system], by_name[primary.baseline], primary.metric, primary))
-    tuned, others = every[0], every[1:]
+        results.append(_compare_pair(by_name[primary.system], by_name[primary.baseline], primary.metric, primary))
+    tuned, others = scored_systems[0], scored_systems[1:]
     explored = [
-        _compare_pair(tuned, other, metric, None, primary)
-        for other in others
+        _compare_pair(tuned, scored, metric, None, primary)
+        for scored in others
         for metric in tuned.tallies
-        if metric in other.tallies
-        and (primary is None or (tuned.name, other.name, metric) != (primary.system, primary.baseline, primary.metric))
+        if metric in scored.tallies
+        and (primary is None or (tuned.name, scored.name, metric) != (primary.system, primary.baseline, primary.metric))
     ]
-    adjusted = paired.holm([one["p_value"] for one in explored])
-    return found + [{**one, "p_adjusted": p} for one, p in zip(explored, adjusted, strict=True)]
+    adjusted = paired.holm([comparison["p_value"] for comparison in explored])
+    return results + [{**comparison, "p_adjusted": p} for comparison, p in zip(explored, adjusted, strict=True)]
 
 
-def agreement(every: Sequence[SystemScores]) -> dict[str, float]:
+def agreement(scored_systems: Sequence[SystemScores]) -> dict[str, float]:
     """Returns the share of rows, of those that both were asked, that the tuned model and another system read alike."""
-    tuned = every[0]
+    tuned = scored_systems[0]
     return {
-        f"{tuned.name} | {other.name}": fraction_true(
+        f"{tuned.name} | {scored.name}": fraction_true(
             a.value == b.value and a.problem is None and b.problem is None
-            for at, there in shared_positions(tuned, other)
-            for a, b in [(tuned.parsed[at], other.parsed[there])]
+            for index, other_index in shared_positions(tuned, scored)
+            for a, b in [(tuned.parsed[index], scored.parsed[other_index])]
         )
-        for other in every[1:]
+        for scored in scored_systems[1:]
     }
 
 
-def confusion(every: Sequence[SystemScores], material: EvalDataset) -> dict[str, Any]:
+def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> dict[str, Any]:
     """Returns which label was taken for which, a matrix a system, rows being targets; {} for tasks without labels, and
     of several labels a row: which of them stands for which is not known."""
-    if not material.module.HAS_LABELS or material.module.IS_MULTILABEL:
+    if not dataset.module.HAS_LABELS or dataset.module.IS_MULTILABEL:
         return {}
-    targets = [row["target"] for row in material.test]
-    labels = list(dict.fromkeys([*material.spec.labels, *targets]))
-    at = {label: number for number, label in enumerate(labels)}
-    found = {}
-    for one in every:
+    targets = [row["target"] for row in dataset.test]
+    labels = list(dict.fromkeys([*dataset.spec.labels, *targets]))
+    label_index = {label: index for index, label in enumerate(labels)}
+    matrices = {}
+    for scored in scored_systems:
         counts = [[0] * (len(labels) + 1) for _ in labels]
-        for row, parsed in zip(one.counted_rows, one.parsed, strict=True):
-            counts[at[row["target"]]][len(labels) if parsed.problem else at[parsed.value]] += 1
-        found[one.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
-    return found
+        for row, parsed in zip(scored.counted_rows, scored.parsed, strict=True):
+            counts[label_index[row["target"]]][len(labels) if parsed.problem else label_index[parsed.value]] += 1
+        matrices[scored.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
+    return matrices
 
 
-def disagreements(a: SystemScores, b: SystemScores, material: EvalDataset, most: int = 500) -> list[dict[str, Any]]:
+def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_rows: int = 500) -> list[dict[str, Any]]:
     """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
-    found = []
+    entries = []
     for position_a, position_b in shared_positions(a, b):
-        at, there = a.counted[position_a], b.counted[position_b]
-        row, first, second = a.rows[at], a.found.parsed[at], b.found.parsed[there]
+        index_a, index_b = a.counted[position_a], b.counted[position_b]
+        row, first, second = a.rows[index_a], a.found.parsed[index_a], b.found.parsed[index_b]
         if first.problem is None and second.problem is None and first.value == second.value:
             continue
-        found.append(
+        entries.append(
             {
                 "id": row["id"],
                 "input": row["input"]["text"],
-                "target": material.module.answer_text(material.spec, row["target"]),
-                "answers": {one.name: _display_answer(one, where) for one, where in ((a, at), (b, there))},
-                "right": {one.name: bool(one.right[where]) for one, where in ((a, at), (b, there))},
-                "confidence": a.confidences[at],
+                "target": dataset.module.answer_text(dataset.spec, row["target"]),
+                "answers": {
+                    scored.name: _display_answer(scored, index) for scored, index in ((a, index_a), (b, index_b))
+                },
+                "right": {scored.name: bool(scored.right[index]) for scored, index in ((a, index_a), (b, index_b))},
+                "confidence": a.confidences[index_a],
             }
         )
-    found.sort(key=lambda one: (sum(one["right"].values()) != 1, one["right"][a.name]))
-    return found[:most]
+    entries.sort(key=lambda entry: (sum(entry["right"].values()) != 1, entry["right"][a.name]))
+    return entries[:max_rows]
 
 
 def shared_positions(a: SystemScores, b: SystemScores) -> list[tuple[int, int]]:
     """Returns the positions, among the rows of a and of b that count, of the rows that both have, in their order."""
-    there = {b.rows[at]["id"]: position for position, at in enumerate(b.counted)}
-    ids = [a.rows[at]["id"] for at in a.counted]
-    return [(position, there[row]) for position, row in enumerate(ids) if row in there]
+    positions_b = {b.rows[index]["id"]: position for position, index in enumerate(b.counted)}
+    ids = [a.rows[index]["id"] for index in a.counted]
+    return [(position, positions_b[row_id]) for position, row_id in enumerate(ids) if row_id in positions_b]
 
 
-def _display_answer(one: SystemScores, at: int) -> str:
-    answer = one.found.answers[at]
+def _display_answer(scored: SystemScores, index: int) -> str:
+    answer = scored.found.answers[index]
     return answer.output if answer.output is not None else f"(no answer: {answer.error or 'unknown'})"
 
 
 def _compare_pair(
-    a: SystemScores, b: SystemScores, metric: str, primary: Primary | None, like: Primary | None = None
+    a: SystemScores, b: SystemScores, metric: str, primary: Primary | None, reference: Primary | None = None
 ) -> dict[str, Any]:
-    asked = primary or like
-    alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
+    settings = primary or reference
+    alpha, margin = (settings.alpha, settings.margin) if settings else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
     positions = shared_positions(a, b)
-    clusters = cluster_ids([a.counted_rows[at] for at, _ in positions])
-    first = a.tallies[metric].at([at for at, _ in positions])
-    second = b.tallies[metric].at([there for _, there in positions])
-    found = paired.compute_paired_difference(first, second, clusters, alpha=alpha)
-    judged = paired.classify_difference(found, margin)
+    clusters = cluster_ids([a.counted_rows[index] for index, _ in positions])
+    first = a.tallies[metric].at([index for index, _ in positions])
+    second = b.tallies[metric].at([index for _, index in positions])
+    difference = paired.compute_paired_difference(first, second, clusters, alpha=alpha)
+    conclusion = paired.classify_difference(difference, margin)
     return {
         "a": a.name,
         "b": b.name,
         "metric": metric,
-        "delta": found.delta,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "p_value": found.p_value,
-        "p_adjusted": found.p_value,
-        "test": found.test,
+        "delta": difference.delta,
+        "ci_low": difference.low,
+        "ci_high": difference.high,
+        "p_value": difference.p_value,
+        "p_adjusted": difference.p_value,
+        "test": difference.test,
         "alpha": alpha,
         "margin": margin,
-        "n": found.n,
-        "discordant": found.discordant,
-        "mde": found.mde,
+        "n": difference.n,
+        "discordant": difference.discordant,
+        "mde": difference.mde,
         "family": "primary" if primary else "exploratory",
-        "judged": judged,
-        "rows_to_decide": paired.estimate_required_rows(found, margin) if judged == "undecided" else None,
+        "judged": conclusion,
+        "rows_to_decide": paired.estimate_required_rows(difference, margin) if conclusion == "undecided" else None,
     }

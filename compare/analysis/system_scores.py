@@ -49,190 +49,214 @@ class SystemScores:
     @cached_property
     def counted_rows(self) -> Rows:
         """Returns the rows that count."""
-        return [self.rows[at] for at in self.counted]
+        return [self.rows[index] for index in self.counted]
 
     @cached_property
     def parsed(self) -> list[ParsedAnswer]:
         """Returns the answers to the rows that count, as the task reads them."""
-        return [self.found.parsed[at] for at in self.counted]
+        return [self.found.parsed[index] for index in self.counted]
 
     @property
     def name(self) -> str:
         return self.gathered.system.name
 
 
-def score_system(one: SystemResponses, material: EvalDataset, fitted: Scale | None) -> SystemScores:
+def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> SystemScores:
     """Returns a system's answers to the test rows, scored."""
-    asked = {answer.id for answer in one.test}
-    rows = [row for row in material.test if row["id"] in asked]
-    found = predictions.score_answers(material, rows, one.test)
-    counted = [at for at, answer in enumerate(one.test) if not answer.not_asked]
-    parsed = [found.parsed[at] for at in counted]
-    targets = references.select_targets(material.module, material.spec, [rows[at] for at in counted], parsed)
-    tallies = material.module.compute_metric_stats(material.spec, targets, parsed)
-    told = confidence.compute_confidences(one, fitted, one.test)
-    return SystemScores(one, rows, found, tallies, told, confidence.row_correctness(found, material), counted)
+    asked_ids = {answer.id for answer in responses.test}
+    rows = [row for row in dataset.test if row["id"] in asked_ids]
+    scored = predictions.score_answers(dataset, rows, responses.test)
+    counted_positions = [index for index, answer in enumerate(responses.test) if not answer.not_asked]
+    parsed = [scored.parsed[index] for index in counted_positions]
+    targets = references.select_targets(
+        dataset.module, dataset.spec, [rows[index] for index in counted_positions], parsed
+    )
+    metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
+    confidences = confidence.compute_confidences(responses, tuned_scale, responses.test)
+    return SystemScores(
+        responses,
+        rows,
+        scored,
+        metric_stats,
+        confidences,
+        confidence.row_correctness(scored, dataset),
+        counted_positions,
+    )
 
 
-def system_json(one: SystemScores, material: EvalDataset, primary: Primary | None, fitted: bool) -> dict[str, Any]:
+def system_json(
+    scored: SystemScores, dataset: EvalDataset, primary: Primary | None, calibrated: bool
+) -> dict[str, Any]:
     """Returns what scores.json says of a system."""
-    got, system, clusters = one.gathered, one.gathered.system, cluster_ids(one.counted_rows)
+    responses, system, clusters = scored.gathered, scored.gathered.system, cluster_ids(scored.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = references.select_targets(material.module, material.spec, one.counted_rows, one.parsed)
-    score = material.module.score(material.spec, targets, one.parsed)
-    problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
-    on_a_scale = fitted if system.on_tuned_scale else got.scale is not None and got.scale.platt is not None
+    targets = references.select_targets(dataset.module, dataset.spec, scored.counted_rows, scored.parsed)
+    score = dataset.module.score(dataset.spec, targets, scored.parsed)
+    problems = Counter(parsed.problem for parsed in scored.parsed if parsed.problem)
+    is_calibrated = (
+        calibrated if system.on_tuned_scale else responses.scale is not None and responses.scale.platt is not None
+    )
     return {
         "kind": system.kind,
         "title": system.title,
         "form": system.which,
         "stand_in": system.stand_in,
-        "model_ids": sorted({answer.model_id for answer in got.test if answer.model_id}),
+        "model_ids": sorted({answer.model_id for answer in responses.test if answer.model_id}),
         "shots": system.shots,
         "role": _role(system.name, primary),
-        "n": len(got.test),
-        "answered": sum(answer.output is not None for answer in got.test),
-        "rows": completeness.count_outcomes(got.test, one.found.parsed),
-        "complete": got.complete,
-        "why_incomplete": got.why_incomplete,
-        "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
-        "metrics": {name: _interval(tally, clusters, alpha) for name, tally in one.tallies.items()},
-        "slices": _slices(one, material, alpha),
+        "n": len(responses.test),
+        "answered": sum(answer.output is not None for answer in responses.test),
+        "rows": completeness.count_outcomes(responses.test, scored.found.parsed),
+        "complete": responses.complete,
+        "why_incomplete": responses.why_incomplete,
+        "n_train": len(dataset.train) if system.kind in ("tuned", "linear", "nearest") else None,
+        "metrics": {name: _interval(stats, clusters, alpha) for name, stats in scored.tallies.items()},
+        "slices": _slices(scored, dataset, alpha),
         "per_part": score.get("per_class")
         or score.get("per_field", {}) | _label_whole_entries(score.get("per_item", {})),
-        "validity": _validity(one),
+        "validity": _validity(scored),
         "invalid": dict(problems.most_common()),
-        "errors": dict(Counter(_error_class(answer.error) for answer in got.test if answer.error).most_common()),
-        "calibration": confidence.reliability(one.confidences, one.right, on_a_scale),
-        "latency": _latency(got),
-        "throughput": dict(got.rate) if got.rate else None,
-        "parity": dict(got.parity) if got.parity else None,
-        "tokens": _tokens(got),
-        "retries": got.retries,
-        "reused": got.reused,
-        "price": got.price.json() if got.price else None,
-        "cost_usd": got.spent_usd,
-        **_cost_fields(one),
-        "repeats": _repeats(one, material),
-        "shutdown_date": got.shutdown_date,
+        "errors": dict(Counter(_error_class(answer.error) for answer in responses.test if answer.error).most_common()),
+        "calibration": confidence.reliability(scored.confidences, scored.right, is_calibrated),
+        "latency": _latency(responses),
+        "throughput": dict(responses.rate) if responses.rate else None,
+        "parity": dict(responses.parity) if responses.parity else None,
+        "tokens": _tokens(responses),
+        "retries": responses.retries,
+        "reused": responses.reused,
+        "price": responses.price.json() if responses.price else None,
+        "cost_usd": responses.spent_usd,
+        **_cost_fields(scored),
+        "repeats": _repeats(scored, dataset),
+        "shutdown_date": responses.shutdown_date,
     }
 
 
-def _interval(tally: MetricStats, clusters: Any, alpha: float) -> dict[str, Any]:
-    found = intervals.compute_interval(tally, clusters, alpha=alpha)
-    return {"value": found.value, "ci_low": found.low, "ci_high": found.high, "method": found.method}
+def _interval(stats: MetricStats, clusters: Any, alpha: float) -> dict[str, Any]:
+    interval = intervals.compute_interval(stats, clusters, alpha=alpha)
+    return {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high, "method": interval.method}
 
 
-def _slices(one: SystemScores, material: EvalDataset, alpha: float) -> dict[str, dict[str, Any]]:
-    parts: dict[str, dict[str, list[int]]] = {}
-    rows, every = one.counted_rows, one.parsed
-    for at, row in enumerate(rows):
+def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[str, dict[str, Any]]:
+    by_slice: dict[str, dict[str, list[int]]] = {}
+    rows, all_parsed = scored.counted_rows, scored.parsed
+    for index, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(slice_name(value), []).append(at)
+            by_slice.setdefault(name, {}).setdefault(slice_name(value), []).append(index)
     clusters = cluster_ids(rows)
 
-    def of(mine: list[int]) -> dict[str, Any]:
-        parsed = [every[at] for at in mine]
-        targets = references.select_targets(material.module, material.spec, [rows[at] for at in mine], parsed)
-        tallies = material.module.compute_metric_stats(material.spec, targets, parsed)
-        groups = [clusters[at] for at in mine] if clusters else None
+    def score_slice(positions: list[int]) -> dict[str, Any]:
+        parsed = [all_parsed[index] for index in positions]
+        targets = references.select_targets(dataset.module, dataset.spec, [rows[index] for index in positions], parsed)
+        metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
+        groups = [clusters[index] for index in positions] if clusters else None
         return {
-            "n": len(mine),
-            "metrics": {name: _interval(tally, groups, alpha) for name, tally in tallies.items()},
+            "n": len(positions),
+            "metrics": {name: _interval(stats, groups, alpha) for name, stats in metric_stats.items()},
         }
 
     return {
-        name: {value: of(mine) for value, mine in sorted(values.items()) if len(mine) >= MIN_SLICE_ROWS}
-        for name, values in parts.items()
+        name: {
+            value: score_slice(positions)
+            for value, positions in sorted(values.items())
+            if len(positions) >= MIN_SLICE_ROWS
+        }
+        for name, values in by_slice.items()
     }
 
 
 def _label_whole_entries(items: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}, whole entries": one for name, one in items.items()}
+    return {f"{name}, whole entries": entry for name, entry in items.items()}
 
 
-def _validity(one: SystemScores) -> dict[str, float]:
-    came = [predictions.validity_flags(parsed.problem) for parsed in one.parsed]
-    parse, schema, label = (fraction_true(stage[at] for stage in came) for at in range(3))
+def _validity(scored: SystemScores) -> dict[str, float]:
+    flags = [predictions.validity_flags(parsed.problem) for parsed in scored.parsed]
+    parse, schema, label = (fraction_true(stage[index] for stage in flags) for index in range(3))
     return {
         "parse": parse,
         "schema": schema,
         "label": label,
-        "right": fraction_true(one.right[at] for at in one.counted),
+        "right": fraction_true(scored.right[index] for index in scored.counted),
     }
 
 
-def _latency(got: SystemResponses) -> dict[str, Any] | None:
+def _latency(responses: SystemResponses) -> dict[str, Any] | None:
     """Of answers that a server computed now; one from its cache of whole answers would have no latency at all."""
     import numpy as np
 
-    told = [answer.latency_seconds for answer in got.test if answer.latency_seconds is not None and not answer.error]
-    if not told:
+    latencies = [
+        answer.latency_seconds for answer in responses.test if answer.latency_seconds is not None and not answer.error
+    ]
+    if not latencies:
         return None
-    figures = {f"p{p}_seconds": float(np.percentile(told, p)) for p in LATENCY_PERCENTILES}
-    return {"n": len(told), **figures, "concurrency": got.concurrency}
+    percentiles = {f"p{p}_seconds": float(np.percentile(latencies, p)) for p in LATENCY_PERCENTILES}
+    return {"n": len(latencies), **percentiles, "concurrency": responses.concurrency}
 
 
-def _tokens(got: SystemResponses) -> dict[str, int | None]:
-    found: dict[str, int | None] = {}
+def _tokens(responses: SystemResponses) -> dict[str, int | None]:
+    totals: dict[str, int | None] = {}
     for name in ("input", "output", "reasoning", "cached"):
-        told = [value for answer in got.test if (value := getattr(answer, f"{name}_tokens")) is not None]
-        found[name] = sum(told) if told else None
-    return found
+        counts = [value for answer in responses.test if (value := getattr(answer, f"{name}_tokens")) is not None]
+        totals[name] = sum(counts) if counts else None
+    return totals
 
 
-def token_usages(got: SystemResponses) -> list[Usage]:
+def token_usages(responses: SystemResponses) -> list[Usage]:
     """Returns what the provider counted for each test row that it answered."""
     return [
-        Usage(one.input_tokens, one.output_tokens, one.reasoning_tokens, one.cached_tokens)
-        for one in got.test
-        if one.output is not None
+        Usage(answer.input_tokens, answer.output_tokens, answer.reasoning_tokens, answer.cached_tokens)
+        for answer in responses.test
+        if answer.output is not None
     ]
 
 
-def request_cost(one: SystemScores) -> ownership.ApiCost:
+def request_cost(scored: SystemScores) -> ownership.ApiCost:
     """Returns what a request to a system costs that is paid by the request."""
-    told = reported_costs_usd(one.gathered)
-    if told is not None:
-        return ownership.compute_reported_cost(one.name, told)
-    return ownership.compute_api_cost(one.name, one.gathered.price, token_usages(one.gathered))
+    reported_usd = reported_costs_usd(scored.gathered)
+    if reported_usd is not None:
+        return ownership.compute_reported_cost(scored.name, reported_usd)
+    return ownership.compute_api_cost(scored.name, scored.gathered.price, token_usages(scored.gathered))
 
 
-def reported_costs_usd(got: SystemResponses) -> list[float] | None:
+def reported_costs_usd(responses: SystemResponses) -> list[float] | None:
     """Returns what the requests of a file of answers cost as its lines tell it (cost_usd); None where a price and
     tokens tell it, and of every other system."""
-    counted = any(one.input_tokens is not None and one.output_tokens is not None for one in token_usages(got))
-    if got.system.kind != "file" or (got.price is not None and counted):
+    has_usage = any(
+        usage.input_tokens is not None and usage.output_tokens is not None for usage in token_usages(responses)
+    )
+    if responses.system.kind != "file" or (responses.price is not None and has_usage):
         return None
-    return [answer.cost_usd for answer in got.test if answer.cost_usd is not None]
+    return [answer.cost_usd for answer in responses.test if answer.cost_usd is not None]
 
 
-def tokens_per_request(got: SystemResponses) -> float:
+def tokens_per_request(responses: SystemResponses) -> float:
     """Returns the mean of tokens read and written, 0 where nothing counted them."""
-    told = [(one.input_tokens or 0) + (one.output_tokens or 0) for one in token_usages(got)]
-    return sum(told) / len(told) if told else 0.0
+    totals = [(usage.input_tokens or 0) + (usage.output_tokens or 0) for usage in token_usages(responses)]
+    return sum(totals) / len(totals) if totals else 0.0
 
 
-def _cost_fields(one: SystemScores) -> dict[str, float | None]:
+def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
     """USD a thousand requests, and a thousand right answers, at the list price or as answers tell it; in batches."""
-    found = request_cost(one)
-    each, batch = found.usd_per_request, found.usd_per_request_batch
-    right = fraction_true(one.right[at] for at in one.counted)
+    cost = request_cost(scored)
+    usd_per_request, batch = cost.usd_per_request, cost.usd_per_request_batch
+    correct_fraction = fraction_true(scored.right[index] for index in scored.counted)
     return {
-        "cost_usd_per_1k": None if each is None else 1000 * each,
-        "cost_usd_per_1k_right": 1000 * each / right if each is not None and right else None,
+        "cost_usd_per_1k": None if usd_per_request is None else 1000 * usd_per_request,
+        "cost_usd_per_1k_right": 1000 * usd_per_request / correct_fraction
+        if usd_per_request is not None and correct_fraction
+        else None,
         "cost_usd_per_1k_batch": None if batch is None else 1000 * batch,
     }
 
 
-def _repeats(one: SystemScores, material: EvalDataset) -> dict[str, Any] | None:
+def _repeats(scored: SystemScores, dataset: EvalDataset) -> dict[str, Any] | None:
     """How many answers are the same when the same rows are asked again."""
-    again = [answer for answer in one.gathered.again if not answer.not_asked]
-    if not again:
+    repeats = [answer for answer in scored.gathered.again if not answer.not_asked]
+    if not repeats:
         return None
-    first = {row["id"]: parsed for row, parsed in zip(one.rows, one.found.parsed, strict=True)}
-    read = [(first[answer.id], predictions.parse_answer(material, answer)) for answer in again]
-    return {"rows": len(read), "same": fraction_true(a.value == b.value and a.problem == b.problem for a, b in read)}
+    first_answers = {row["id"]: parsed for row, parsed in zip(scored.rows, scored.found.parsed, strict=True)}
+    pairs = [(first_answers[answer.id], predictions.parse_answer(dataset, answer)) for answer in repeats]
+    return {"rows": len(pairs), "same": fraction_true(a.value == b.value and a.problem == b.problem for a, b in pairs)}
 
 
 def _role(name: str, primary: Primary | None) -> str:
@@ -249,5 +273,5 @@ def _error_class(error: str | None) -> str:
 
 def fraction_true(values: Any) -> float:
     """Returns the share of values that are true, 0 of none."""
-    told = [bool(value) for value in values]
-    return sum(told) / len(told) if told else 0.0
+    flags = [bool(value) for value in values]
+    return sum(flags) / len(flags) if flags else 0.0

@@ -50,12 +50,12 @@ class BreakEven:
 
     def json(self, tokens_per_request: float) -> dict[str, Any]:
         """Returns the same with tokens beside requests."""
-        first, for_good = self.first_requests, self.for_good_requests
+        first_requests, permanent_requests = self.first_requests, self.for_good_requests
         return {
-            "first_requests": first,
-            "first_tokens": None if first is None else round(first * tokens_per_request),
-            "for_good_requests": for_good,
-            "for_good_tokens": None if for_good is None else round(for_good * tokens_per_request),
+            "first_requests": first_requests,
+            "first_tokens": None if first_requests is None else round(first_requests * tokens_per_request),
+            "for_good_requests": permanent_requests,
+            "for_good_tokens": None if permanent_requests is None else round(permanent_requests * tokens_per_request),
             "never": self.never,
             "why": self.why,
         }
@@ -88,22 +88,25 @@ def break_even_points(
     machines = floor(fixed_usd / gain) + 1
     while floor((machines * machine_usd + fixed_usd) / usd_per_request) + 1 > machines * capacity:
         machines += 1
-    first = floor((machines * machine_usd + fixed_usd) / usd_per_request) + 1
-    before = floor((fixed_usd + (capacity - 1) * usd_per_request) / gain)
-    for_good = min(floor((before * machine_usd + fixed_usd) / usd_per_request), before * capacity) + 1
-    return first, max(first, for_good)
+    first_requests = floor((machines * machine_usd + fixed_usd) / usd_per_request) + 1
+    full_machines = floor((fixed_usd + (capacity - 1) * usd_per_request) / gain)
+    permanent_requests = (
+        min(floor((full_machines * machine_usd + fixed_usd) / usd_per_request), full_machines * capacity) + 1
+    )
+    return first_requests, max(first_requests, permanent_requests)
 
 
-def break_even(stairs: StepCost, usd_per_request: float) -> BreakEven:
+def break_even(step_cost: StepCost, usd_per_request: float) -> BreakEven:
     """Returns from which monthly volume owning is cheaper than closed calls at that price, or why it never is."""
-    found = break_even_points(stairs.machine_usd, stairs.capacity, stairs.fixed_usd, usd_per_request)
-    if found is not None:
-        return BreakEven(*found)
-    replaced = stairs.capacity * usd_per_request
-    why = (
-        f"a full machine costs ${stairs.machine_usd:,.2f} a month, and the {stairs.capacity:,} closed calls that it "
+    points = break_even_points(step_cost.machine_usd, step_cost.capacity, step_cost.fixed_usd, usd_per_request)
+    if points is not None:
+        return BreakEven(*points)
+    replaced = step_cost.capacity * usd_per_request
+    reason = (
+        f"a full machine costs ${step_cost.machine_usd:,.2f} a month, and the {step_cost.capacity:,} closed calls "
+        "that it "
         f"replaces cost ${replaced:,.2f}"
     )
-    if replaced > stairs.machine_usd:
-        why += f": too little is left to pay for engineer and training (${stairs.fixed_usd:,.2f})"
-    return BreakEven(never=True, why=why)
+    if replaced > step_cost.machine_usd:
+        reason += f": too little is left to pay for engineer and training (${step_cost.fixed_usd:,.2f})"
+    return BreakEven(never=True, why=reason)

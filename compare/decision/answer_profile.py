@@ -48,33 +48,31 @@ class AnswerProfile:
 
     def json(self) -> dict[str, Any]:
         """Returns it as it stands in files."""
-        confidences = {str(at): self.confidences[at] for at in sorted(self.confidences)}
+        confidences = {str(bucket): self.confidences[bucket] for bucket in sorted(self.confidences)}
         return {"rows": self.rows, "confidences": confidences, "answers": dict(sorted(self.answers.items()))}
 
 
-def profile_from_json(told: Mapping[str, Any]) -> AnswerProfile:
+def profile_from_json(payload: Mapping[str, Any]) -> AnswerProfile:
     """Returns the profile of a file. Raises KeyError, TypeError or ValueError where it is none."""
-    confidences = Counter({int(at): int(n) for at, n in told["confidences"].items()})
+    confidences = Counter({int(bucket): int(n) for bucket, n in payload["confidences"].items()})
     return AnswerProfile(
-        int(told["rows"]), confidences, Counter({str(one): int(n) for one, n in told["answers"].items()})
+        int(payload["rows"]), confidences, Counter({str(answer): int(n) for answer, n in payload["answers"].items()})
     )
 
 
-def build_profile(one: SystemResponses, material: EvalDataset, fitted: Scale | None) -> AnswerProfile:
+def build_profile(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> AnswerProfile:
     """Returns the profile of a system's answers to the calibration rows, of each group one: those that a threshold is
     tested on."""
-    found = AnswerProfile()
-    if not one.calibration:
-        return found
-    parsed = [predictions.parse_answer(material, answer) for answer in one.calibration]
-    told = confidence.compute_confidences(one, fitted, one.calibration)
-    chosen = set(
-        routing_policy.pick_one_per_group(
-            [row["id"] for row in material.calibration], cluster_ids(material.calibration)
-        )
+    profile = AnswerProfile()
+    if not responses.calibration:
+        return profile
+    parsed = [predictions.parse_answer(dataset, answer) for answer in responses.calibration]
+    confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration)
+    counted = set(
+        routing_policy.pick_one_per_group([row["id"] for row in dataset.calibration], cluster_ids(dataset.calibration))
     )
-    for at, (answer, sure) in enumerate(zip(parsed, told, strict=True)):
-        if at in chosen and answer.problem is None:
-            labelled = material.module.HAS_LABELS
-            found.add(sure, str(material.module.answer_text(material.spec, answer.value)) if labelled else None)
-    return found
+    for index, (answer, certainty) in enumerate(zip(parsed, confidences, strict=True)):
+        if index in counted and answer.problem is None:
+            has_labels = dataset.module.HAS_LABELS
+            profile.add(certainty, str(dataset.module.answer_text(dataset.spec, answer.value)) if has_labels else None)
+    return profile

@@ -33,119 +33,129 @@ MAX_PROMPT_CHANGES = 8
 HIGH_ENGINEERING_FACTOR, LOW_ENGINEERING_FACTOR = 2.0, 0.5
 
 
-def answer_questions(facts: VerdictInputs, decides: bool) -> list[Reason]:
+def answer_questions(inputs: VerdictInputs, decides: bool) -> list[Reason]:
     """Returns the answers to the five questions, in their order. `decides`: whether the planned baseline was really
     asked; a stand-in's answers speak for nobody."""
-    found = [
-        _privacy(facts),
-        _cost(facts),
-        _structured_output(facts, decides),
-        _engineering(facts),
-        _prompt_changes(facts),
+    reasons = [
+        _privacy(inputs),
+        _cost(inputs),
+        _structured_output(inputs, decides),
+        _engineering(inputs),
+        _prompt_changes(inputs),
     ]
-    return [replace(one, question=QUESTION_TEXTS[one.about]) for one in found]
+    return [replace(reason, question=QUESTION_TEXTS[reason.about]) for reason in reasons]
 
 
-def _privacy(facts: VerdictInputs) -> Reason:
-    if facts.recipe.privacy.data_may_leave:
+def _privacy(inputs: VerdictInputs) -> Reason:
+    if inputs.recipe.privacy.data_may_leave:
         return _make_reason(PRIVACY, "The data may leave this machine (privacy.data_may_leave).", "neutral", "yes")
     return _make_reason(PRIVACY, "The data may not leave: no provider was asked, and none can be chosen.", "open", "no")
 
 
-def _cost(facts: VerdictInputs) -> Reason:
+def _cost(inputs: VerdictInputs) -> Reason:
     """The recipe's volume against the break-even with the planned baseline."""
-    cost = facts.scores["cost"]
+    cost = inputs.scores["cost"]
     if not cost["owned"]["measured"]:
-        why = cost["owned"]["why_not"]
-        return _make_reason(COST, f"What owning costs was not measured: {why}.", "neutral", "not measured")
-    name = _priced_baseline(facts)
+        reason = cost["owned"]["why_not"]
+        return _make_reason(COST, f"What owning costs was not measured: {reason}.", "neutral", "not measured")
+    name = _priced_baseline(inputs)
     if name is None:
         return _make_reason(
             COST, "No closed model with a price was run, so there is no break-even.", "neutral", "no price"
         )
-    point, volume = cost["systems"][name]["break_even"], cost["inputs"]["monthly_requests"]
-    if point["never"]:
-        return _make_reason(COST, f"Owning never breaks even against {name}: {point['why']}.", "closed", "never")
-    if point["first_requests"] is None:
-        return _make_reason(COST, f"Break-even against {name} is {point['why']}.", "neutral", "withheld")
-    row = _monthly_row(facts, name)
-    says = (
+    break_even, volume = cost["systems"][name]["break_even"], cost["inputs"]["monthly_requests"]
+    if break_even["never"]:
+        return _make_reason(COST, f"Owning never breaks even against {name}: {break_even['why']}.", "closed", "never")
+    if break_even["first_requests"] is None:
+        return _make_reason(COST, f"Break-even against {name} is {break_even['why']}.", "neutral", "withheld")
+    row = _monthly_row(inputs, name)
+    text = (
         f"At {volume:,} requests a month owning costs ${row['owned_usd']:,.0f}, engineer included, and {name} "
-        f"${row['closed_usd']:,.0f}; break-even is at {point['first_requests']:,} requests."
+        f"${row['closed_usd']:,.0f}; break-even is at {break_even['first_requests']:,} requests."
     )
     cheaper = row["owned_usd"] < row["closed_usd"]
-    return _make_reason(COST, says, "open" if cheaper else "closed", f"{point['first_requests']:,}")
+    return _make_reason(COST, text, "open" if cheaper else "closed", f"{break_even['first_requests']:,}")
 
 
-def _structured_output(facts: VerdictInputs, decides: bool) -> Reason:
-    needed, valid = facts.recipe.decide.structured_output, facts.tuned["validity"]["label"]
-    says = f"{valid:.2%} of the tuned model's answers fit what may be answered (structured output: {needed})."
-    primary = facts.primary
-    other = facts.scores["systems"].get(primary["b"]) if primary is not None else None
-    if other is None:
-        return _make_reason(STRUCTURE, says, "neutral", f"{valid:.2%}")
-    theirs = other["validity"]["label"]
-    says += f" {other['title']}: {theirs:.2%}."
-    figure = f"{valid:.2%} against {theirs:.2%}"
+def _structured_output(inputs: VerdictInputs, decides: bool) -> Reason:
+    requirement, tuned_valid = inputs.recipe.decide.structured_output, inputs.tuned["validity"]["label"]
+    text = (
+        f"{tuned_valid:.2%} of the tuned model's answers fit what may be answered (structured output: {requirement})."
+    )
+    primary = inputs.primary
+    baseline = inputs.scores["systems"].get(primary["b"]) if primary is not None else None
+    if baseline is None:
+        return _make_reason(STRUCTURE, text, "neutral", f"{tuned_valid:.2%}")
+    baseline_valid = baseline["validity"]["label"]
+    text += f" {baseline['title']}: {baseline_valid:.2%}."
+    value = f"{tuned_valid:.2%} against {baseline_valid:.2%}"
     return _make_reason(
-        STRUCTURE, says, _structured_output_vote(needed, valid, theirs) if decides else "neutral", figure
+        STRUCTURE,
+        text,
+        _structured_output_vote(requirement, tuned_valid, baseline_valid) if decides else "neutral",
+        value,
     )
 
 
-def _structured_output_vote(needed: str, valid: float, theirs: float) -> Vote:
+def _structured_output_vote(requirement: str, tuned_valid: float, baseline_valid: float) -> Vote:
     """For whom the shares of answers speak that have the form: who alone has enough of them, or clearly more."""
-    if needed == "required" and (valid >= REQUIRED_FRACTION) != (theirs >= REQUIRED_FRACTION):
-        return "open" if valid > theirs else "closed"
-    if needed == "useful" and abs(valid - theirs) >= USEFUL_DIFFERENCE:
-        return "open" if valid > theirs else "closed"
+    if requirement == "required" and (tuned_valid >= REQUIRED_FRACTION) != (baseline_valid >= REQUIRED_FRACTION):
+        return "open" if tuned_valid > baseline_valid else "closed"
+    if requirement == "useful" and abs(tuned_valid - baseline_valid) >= USEFUL_DIFFERENCE:
+        return "open" if tuned_valid > baseline_valid else "closed"
     return "neutral"
 
 
-def _engineering(facts: VerdictInputs) -> Reason:
+def _engineering(inputs: VerdictInputs) -> Reason:
     """Whether the answer to the question of cost holds whatever share of an engineer it takes."""
-    cost, name = facts.recipe.cost, _priced_baseline(facts)
+    cost, name = inputs.recipe.cost, _priced_baseline(inputs)
     usd = cost.engineer_usd_per_month * cost.engineer_share
-    figure, says = f"${usd:,.0f}", f"Running it takes {cost.engineer_share:.0%} of an engineer, ${usd:,.0f} a month"
-    if not facts.recipe.decide.operations_owner:
+    value, text = f"${usd:,.0f}", f"Running it takes {cost.engineer_share:.0%} of an engineer, ${usd:,.0f} a month"
+    if not inputs.recipe.decide.operations_owner:
         return _make_reason(
-            ENGINEERING, f"{says}; nobody would look after it (decide.operations_owner).", "closed", figure
+            ENGINEERING, f"{text}; nobody would look after it (decide.operations_owner).", "closed", value
         )
-    if not facts.scores["cost"]["owned"]["measured"] or name is None:
-        return _make_reason(ENGINEERING, f"{says}; whether it pays is not known.", "neutral", figure)
-    row = _monthly_row(facts, name)
-    rest, closed = row["owned_usd"] - usd, row["closed_usd"]
-    if usd and closed is not None and closed > rest + HIGH_ENGINEERING_FACTOR * usd:
-        return _make_reason(ENGINEERING, f"{says}; owning would be cheaper with twice as much too.", "open", figure)
-    if usd and closed is not None and closed < rest + LOW_ENGINEERING_FACTOR * usd:
-        return _make_reason(ENGINEERING, f"{says}; owning would be dearer with half as much too.", "closed", figure)
-    return _make_reason(ENGINEERING, f"{says}; whether owning is cheaper depends on it.", "neutral", figure)
+    if not inputs.scores["cost"]["owned"]["measured"] or name is None:
+        return _make_reason(ENGINEERING, f"{text}; whether it pays is not known.", "neutral", value)
+    row = _monthly_row(inputs, name)
+    other_usd, api_usd = row["owned_usd"] - usd, row["closed_usd"]
+    if usd and api_usd is not None and api_usd > other_usd + HIGH_ENGINEERING_FACTOR * usd:
+        return _make_reason(ENGINEERING, f"{text}; owning would be cheaper with twice as much too.", "open", value)
+    if usd and api_usd is not None and api_usd < other_usd + LOW_ENGINEERING_FACTOR * usd:
+        return _make_reason(ENGINEERING, f"{text}; owning would be dearer with half as much too.", "closed", value)
+    return _make_reason(ENGINEERING, f"{text}; whether owning is cheaper depends on it.", "neutral", value)
 
 
-def _prompt_changes(facts: VerdictInputs) -> Reason:
-    times, seconds = facts.recipe.decide.prompt_changes_per_month, facts.scores["training_seconds"]
-    spent = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-    often = "never" if not times else "once a month" if times == 1 else f"{times:g} times a month"
-    says = f"The prompt changes {often}; each change is a training of {spent} on this hardware and a new comparison."
-    voice: Vote = "open" if not times else "closed" if times > MAX_PROMPT_CHANGES else "neutral"
-    return _make_reason(PROMPTS, says, voice, f"{times:g} a month")
+def _prompt_changes(inputs: VerdictInputs) -> Reason:
+    changes, seconds = inputs.recipe.decide.prompt_changes_per_month, inputs.scores["training_seconds"]
+    duration = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+    frequency = "never" if not changes else "once a month" if changes == 1 else f"{changes:g} times a month"
+    text = (
+        f"The prompt changes {frequency}; each change is a training of {duration} on this hardware and a new "
+        "comparison."
+    )
+    vote: Vote = "open" if not changes else "closed" if changes > MAX_PROMPT_CHANGES else "neutral"
+    return _make_reason(PROMPTS, text, vote, f"{changes:g} a month")
 
 
-def _make_reason(about: str, says: str, voice: Vote, figure: str) -> Reason:
-    return Reason(about, says, voice, figure)
+def _make_reason(topic: str, text: str, vote: Vote, value: str) -> Reason:
+    return Reason(topic, text, vote, value)
 
 
-def _priced_baseline(facts: VerdictInputs) -> str | None:
+def _priced_baseline(inputs: VerdictInputs) -> str | None:
     """Returns the closed system whose cost counts: the planned baseline, or without a plan the first that has a price;
     None where it was not run, has none, or only stands in."""
-    plan, systems = facts.scores["plan"], facts.scores["systems"]
-    known = [name for name in facts.scores["cost"]["systems"] if name in systems and not systems[name]["stand_in"]]
+    plan, systems = inputs.scores["plan"], inputs.scores["systems"]
+    candidates = [
+        name for name in inputs.scores["cost"]["systems"] if name in systems and not systems[name]["stand_in"]
+    ]
     if plan:
-        return plan["baseline"] if plan["baseline"] in known else None
-    priced = [name for name in known if facts.scores["cost"]["systems"][name]["usd_per_request"] is not None]
+        return plan["baseline"] if plan["baseline"] in candidates else None
+    priced = [name for name in candidates if inputs.scores["cost"]["systems"][name]["usd_per_request"] is not None]
     return next(iter(priced), None)
 
 
-def _monthly_row(facts: VerdictInputs, name: str) -> Mapping[str, Any]:
+def _monthly_row(inputs: VerdictInputs, name: str) -> Mapping[str, Any]:
     """Returns both costs at the recipe's volume."""
-    found: list[Mapping[str, Any]] = facts.scores["cost"]["systems"][name]["monthly"]
-    return next(line for line in found if line["of_recipe"])
+    rows: list[Mapping[str, Any]] = inputs.scores["cost"]["systems"][name]["monthly"]
+    return next(row for row in rows if row["of_recipe"])

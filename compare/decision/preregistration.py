@@ -39,7 +39,7 @@ class TestSetAccess:
     """Of this test set by any run of the recipe, this one included, the oldest first."""
 
 
-def register_and_open(here: Run, primary: Primary | None, test_sha256: str) -> TestSetAccess:
+def register_and_open(trained_run: Run, primary: Primary | None, test_sha256: str) -> TestSetAccess:
     """Writes the opening into the ledger, flushed to disk, before anything of the test set is read.
 
     The same plan of the same run again is the same opening: nothing is written. Raises StageError where the ledger
@@ -47,20 +47,25 @@ def register_and_open(here: Run, primary: Primary | None, test_sha256: str) -> T
     """
     plan = None if primary is None else primary.model_dump(mode="json")
     sha256 = atomic_files.digest(plan)
-    path = here.folder.parent / "ledger.jsonl"
+    path = trained_run.folder.parent / "ledger.jsonl"
     with path.open("a+", encoding="utf-8") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         ledger.seek(0)
         lines = _parse_ledger(ledger.readlines(), path)
-        known = [one for one in lines if one["test_sha256"] == test_sha256 and "opened" in one]
-        if not any(one["run"] == here.id and one["plan_sha256"] == sha256 for one in known):
-            opening = {"opened": run.utc_timestamp(), "run": here.id, "test_sha256": test_sha256, "plan_sha256": sha256}
+        openings = [entry for entry in lines if entry["test_sha256"] == test_sha256 and "opened" in entry]
+        if not any(entry["run"] == trained_run.id and entry["plan_sha256"] == sha256 for entry in openings):
+            opening = {
+                "opened": run.utc_timestamp(),
+                "run": trained_run.id,
+                "test_sha256": test_sha256,
+                "plan_sha256": sha256,
+            }
             ledger.write(json.dumps({**opening, "plan": plan}, ensure_ascii=False) + "\n")
             ledger.flush()
             os.fsync(ledger.fileno())
-            known.append({**opening, "plan": plan})
-    first = next(one for one in known if one["run"] == here.id)
-    return TestSetAccess(sha256, first["opened"], _exploratory_reason(plan, sha256, first), known)
+            openings.append({**opening, "plan": plan})
+    first_opening = next(entry for entry in openings if entry["run"] == trained_run.id)
+    return TestSetAccess(sha256, first_opening["opened"], _exploratory_reason(plan, sha256, first_opening), openings)
 
 
 def register_recording(folder: Path, primary: Primary | None, test_sha256: str, system: str) -> None:
@@ -68,36 +73,40 @@ def register_recording(folder: Path, primary: Primary | None, test_sha256: str, 
     before they are asked for; once for each system, test set and plan. Raises StageError where the ledger cannot be
     read."""
     plan = None if primary is None else primary.model_dump(mode="json")
-    told = {"system": system, "test_sha256": test_sha256, "plan_sha256": atomic_files.digest(plan)}
+    recording = {"system": system, "test_sha256": test_sha256, "plan_sha256": atomic_files.digest(plan)}
     path = folder / "ledger.jsonl"
     with path.open("a+", encoding="utf-8") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         ledger.seek(0)
         lines = _parse_ledger(ledger.readlines(), path)
-        if not any("recorded" in one and told.items() <= one.items() for one in lines):
-            ledger.write(json.dumps({"recorded": run.utc_timestamp(), **told, "plan": plan}, ensure_ascii=False) + "\n")
+        if not any("recorded" in entry and recording.items() <= entry.items() for entry in lines):
+            ledger.write(
+                json.dumps({"recorded": run.utc_timestamp(), **recording, "plan": plan}, ensure_ascii=False) + "\n"
+            )
             ledger.flush()
             os.fsync(ledger.fileno())
 
 
-def _exploratory_reason(plan: Mapping[str, Any] | None, sha256: str, first: Mapping[str, Any]) -> str | None:
+def _exploratory_reason(plan: Mapping[str, Any] | None, sha256: str, first_opening: Mapping[str, Any]) -> str | None:
     if plan is None:
         return "the recipe names no primary comparison (compare.primary)"
-    if first["plan_sha256"] == sha256:
+    if first_opening["plan_sha256"] == sha256:
         return None
-    before = first["plan"] or {}
-    told = ", ".join(f"{name} was {before.get(name)!r}" for name, value in plan.items() if before.get(name) != value)
-    return f"the plan was changed after the test set was opened on {first['opened']}: {told}"
+    previous = first_opening["plan"] or {}
+    changes = ", ".join(
+        f"{name} was {previous.get(name)!r}" for name, value in plan.items() if previous.get(name) != value
+    )
+    return f"the plan was changed after the test set was opened on {first_opening['opened']}: {changes}"
 
 
 def _parse_ledger(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            entries.append(json.loads(line))
         except ValueError:
             raise StageError(
                 f"{path}:{number}: this line of the ledger cannot be read: {line[:60]!r}. It says who opened the test "
                 "set; mend the line or remove it knowingly"
             ) from None
-    return found
+    return entries

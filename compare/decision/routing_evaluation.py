@@ -32,75 +32,91 @@ Json = dict[str, Any]
 MAX_CURVE_POINTS = 40
 
 
-def select_fallback(recipe: Recipe, every: Sequence[SystemScores]) -> SystemScores | None:
+def select_fallback(recipe: Recipe, scored_systems: Sequence[SystemScores]) -> SystemScores | None:
     """Returns the system that would answer the rest: the first that has answered everything; None where none has."""
-    able = {one.name: one for one in every if one.gathered.system.kind in ("closed", "file") and one.gathered.complete}
-    return next((able[name] for name in (*catalog.fallback_names(recipe), *able) if name in able), None)
+    candidates = {
+        scored.name: scored
+        for scored in scored_systems
+        if scored.gathered.system.kind in ("closed", "file") and scored.gathered.complete
+    }
+    return next(
+        (candidates[name] for name in (*catalog.fallback_names(recipe), *candidates) if name in candidates), None
+    )
 
 
 def evaluate_policy(
-    policy: RoutingPolicy, own: SystemScores, other: SystemScores | None, scale: Scale | None, costs: Mapping[str, Any]
+    policy: RoutingPolicy,
+    tuned: SystemScores,
+    fallback: SystemScores | None,
+    scale: Scale | None,
+    costs: Mapping[str, Any],
 ) -> Json | None:
     """Returns what the policy does on the test rows that both systems answered; None where the owned model tells no
     confidence. `costs`: those of scores.json."""
-    if scale is None or all(one is None for one in own.confidences):
+    if scale is None or all(value is None for value in tuned.confidences):
         return None
-    rows, confidences, right = own.rows, confidence_array(own.confidences), np.asarray(own.right)
-    theirs = (
-        np.asarray(other.right) if other and [row["id"] for row in other.rows] == [row["id"] for row in rows] else None
+    rows, confidences, correct = tuned.rows, confidence_array(tuned.confidences), np.asarray(tuned.right)
+    fallback_correct = (
+        np.asarray(fallback.right)
+        if fallback and [row["id"] for row in fallback.rows] == [row["id"] for row in rows]
+        else None
     )
-    found: Json = {"rows": len(rows), "kept": None, "right_of_kept": None, "difference_of_kept": None}
-    found["baseline"] = other.name if other and theirs is not None else None
+    result: Json = {"rows": len(rows), "kept": None, "right_of_kept": None, "difference_of_kept": None}
+    result["baseline"] = fallback.name if fallback and fallback_correct is not None else None
     groups = cluster_ids(rows)
     if policy.threshold is not None:
-        stays = confidences >= policy.threshold
-        found["kept"] = _interval(stays, groups)
-        if stays.any():
-            mine = [groups[at] for at in np.flatnonzero(stays)] if groups else None
-            found["right_of_kept"] = _interval(right[stays], mine)
-            if other and theirs is not None and other.name == policy.not_worse_than:
-                found["difference_of_kept"] = _difference(right[stays], theirs[stays], mine)
-    found["ways"] = compare_strategies(
-        policy, own, other if theirs is not None else None, confidences, owned_usd_per_1k(costs)
+        is_kept = confidences >= policy.threshold
+        result["kept"] = _interval(is_kept, groups)
+        if is_kept.any():
+            kept_groups = [groups[index] for index in np.flatnonzero(is_kept)] if groups else None
+            result["right_of_kept"] = _interval(correct[is_kept], kept_groups)
+            if fallback and fallback_correct is not None and fallback.name == policy.not_worse_than:
+                result["difference_of_kept"] = _difference(correct[is_kept], fallback_correct[is_kept], kept_groups)
+    result["ways"] = compare_strategies(
+        policy, tuned, fallback if fallback_correct is not None else None, confidences, owned_usd_per_1k(costs)
     )
     thresholds = learn_then_test.build_thresholds(scale.confidences, MAX_CURVE_POINTS)
-    found["curve"] = [curve_point(one, confidences, right, theirs) for one in thresholds]
-    return found
+    result["curve"] = [curve_point(threshold, confidences, correct, fallback_correct) for threshold in thresholds]
+    return result
 
 
 def compare_strategies(
-    policy: RoutingPolicy, own: SystemScores, other: SystemScores | None, confidences: Any, owned_usd: float | None
+    policy: RoutingPolicy, tuned: SystemScores, fallback: SystemScores | None, confidences: Any, owned_usd: float | None
 ) -> Json:
     """Returns for each way to answer: the share that the owned model answers alone, the share that is right, and USD a
     thousand requests."""
-    groups, right = cluster_ids(own.rows), np.asarray(own.right)
-    found: Json = {"owned": {"local": 1.0, "right": _interval(right, groups), "usd_per_1k": owned_usd}}
-    if other is None:
-        return found
-    theirs, closed_usd = np.asarray(other.right), _api_usd_per_1k(other)
-    found["closed"] = {"local": 0.0, "right": _interval(theirs, groups), "usd_per_1k": closed_usd}
+    groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.right)
+    strategies: Json = {"owned": {"local": 1.0, "right": _interval(correct, groups), "usd_per_1k": owned_usd}}
+    if fallback is None:
+        return strategies
+    fallback_correct, api_usd = np.asarray(fallback.right), _api_usd_per_1k(fallback)
+    strategies["closed"] = {"local": 0.0, "right": _interval(fallback_correct, groups), "usd_per_1k": api_usd}
     if policy.threshold is None:
-        return found
-    stays = confidences >= policy.threshold
-    share = float(stays.mean())
-    chosen = _interval(np.where(stays, right, theirs), groups)
+        return strategies
+    is_kept = confidences >= policy.threshold
+    kept_fraction = float(is_kept.mean())
+    routed = _interval(np.where(is_kept, correct, fallback_correct), groups)
     # Of a random share what is right is known without drawing it.
-    at_random = share * float(right.mean()) + (1 - share) * float(theirs.mean())
-    rest = _api_usd_per_1k(other, np.flatnonzero(~stays))
-    found["routed"] = {"local": share, "right": chosen, "usd_per_1k": _routed_usd(owned_usd, rest, 1 - share)}
-    alike = {"local": share, "right": {"value": at_random, "ci_low": None, "ci_high": None}}
-    found["random"] = {**alike, "usd_per_1k": _routed_usd(owned_usd, closed_usd, 1 - share)}
-    return found
+    random_correct = kept_fraction * float(correct.mean()) + (1 - kept_fraction) * float(fallback_correct.mean())
+    rest_usd = _api_usd_per_1k(fallback, np.flatnonzero(~is_kept))
+    strategies["routed"] = {
+        "local": kept_fraction,
+        "right": routed,
+        "usd_per_1k": _routed_usd(owned_usd, rest_usd, 1 - kept_fraction),
+    }
+    random_fields = {"local": kept_fraction, "right": {"value": random_correct, "ci_low": None, "ci_high": None}}
+    strategies["random"] = {**random_fields, "usd_per_1k": _routed_usd(owned_usd, api_usd, 1 - kept_fraction)}
+    return strategies
 
 
-def curve_point(threshold: float, confidences: Any, right: Any, theirs: Any) -> Json:
+def curve_point(threshold: float, confidences: Any, correct: Any, fallback_correct: Any) -> Json:
     """Returns a point of the curve: what a threshold keeps, how much of it is right, and of the whole."""
-    stays = confidences >= threshold
+    is_kept = confidences >= threshold
     return {
         "threshold": threshold,
-        "kept": float(stays.mean()),
-        "right_of_kept": float(right[stays].mean()) if stays.any() else None,
-        "right": None if theirs is None else float(np.where(stays, right, theirs).mean()),
+        "kept": float(is_kept.mean()),
+        "right_of_kept": float(correct[is_kept].mean()) if is_kept.any() else None,
+        "right": None if fallback_correct is None else float(np.where(is_kept, correct, fallback_correct).mean()),
     }
 
 
@@ -110,25 +126,27 @@ def owned_usd_per_1k(costs: Mapping[str, Any]) -> float | None:
     return 1000 * float(owned["usd_per_month"]) / int(owned["requests"]) if owned["measured"] else None
 
 
-def _api_usd_per_1k(other: SystemScores, rows: Any = None) -> float | None:
+def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None:
     """What a thousand of these rows cost there, by default of all."""
-    answers = other.gathered.test if rows is None else [other.gathered.test[at] for at in rows]
-    each = system_scores.request_cost(replace(other, gathered=replace(other.gathered, test=answers))).usd_per_request
-    return None if each is None else 1000 * each
+    answers = fallback.gathered.test if indices is None else [fallback.gathered.test[index] for index in indices]
+    usd_per_request = system_scores.request_cost(
+        replace(fallback, gathered=replace(fallback.gathered, test=answers))
+    ).usd_per_request
+    return None if usd_per_request is None else 1000 * usd_per_request
 
 
-def _routed_usd(owned_usd: float | None, closed_usd: float | None, share: float) -> float | None:
-    if owned_usd is None or (closed_usd is None and share > 0):
+def _routed_usd(owned_usd: float | None, api_usd: float | None, fraction: float) -> float | None:
+    if owned_usd is None or (api_usd is None and fraction > 0):
         return None
-    return owned_usd + share * (closed_usd or 0.0)
+    return owned_usd + fraction * (api_usd or 0.0)
 
 
 def _interval(values: Any, groups: Sequence[str | None] | None) -> Json:
-    found = intervals.compute_interval(mean_metric([float(one) for one in values]), groups)
-    return {"value": found.value, "ci_low": found.low, "ci_high": found.high}
+    interval = intervals.compute_interval(mean_metric([float(value) for value in values]), groups)
+    return {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
 
 
-def _difference(right: Any, theirs: Any, groups: Sequence[str | None] | None) -> Json:
-    a, b = (mean_metric([float(one) for one in values]) for values in (right, theirs))
-    found = paired.compute_paired_difference(a, b, groups)
-    return {"value": found.delta, "ci_low": found.low, "ci_high": found.high}
+def _difference(correct: Any, fallback_correct: Any, groups: Sequence[str | None] | None) -> Json:
+    a, b = (mean_metric([float(value) for value in values]) for values in (correct, fallback_correct))
+    difference = paired.compute_paired_difference(a, b, groups)
+    return {"value": difference.delta, "ci_low": difference.low, "ci_high": difference.high}

@@ -51,24 +51,26 @@ class CalibrationAnswers:
         no p-value would hold."""
         if self.groups is None:
             return self
-        chosen = pick_one_per_group(self.ids, self.groups)
+        indices = pick_one_per_group(self.ids, self.groups)
 
-        def of(values: Sequence[Any]) -> list[Any]:
-            return [values[at] for at in chosen]
+        def select(values: Sequence[Any]) -> list[Any]:
+            return [values[index] for index in indices]
 
-        other = None if self.baseline_right is None else of(self.baseline_right)
-        return CalibrationAnswers(of(self.ids), of(self.confidences), of(self.right), of(self.groups), other)
+        baseline_correct = None if self.baseline_right is None else select(self.baseline_right)
+        return CalibrationAnswers(
+            select(self.ids), select(self.confidences), select(self.right), select(self.groups), baseline_correct
+        )
 
 
 def pick_one_per_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
     """Returns the positions of one row of each group, see `Rows.one_a_group`; of all rows where there are no groups."""
     if groups is None:
         return list(range(len(ids)))
-    first: dict[object, int] = {}
-    for at in sorted(range(len(ids)), key=lambda at: hashlib.sha256(ids[at].encode()).digest()):
-        group = groups[at]
-        first.setdefault(at if group is None else (group,), at)
-    return sorted(first.values())
+    chosen: dict[object, int] = {}
+    for index in sorted(range(len(ids)), key=lambda index: hashlib.sha256(ids[index].encode()).digest()):
+        group = groups[index]
+        chosen.setdefault(index if group is None else (group,), index)
+    return sorted(chosen.values())
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ class RoutingPolicy:
                 f"more than {self.target_accuracy:.1%} of the answers that the owned model gives alone (confidence of "
                 f"at least {self.threshold:.4f}) are right"
             )
-        each = ", each group counting once," if self.left_out_rows else ""
+        group_note = ", each group counting once," if self.left_out_rows else ""
         return (
-            f"With {self.confidence:.0%} confidence{each} {promise}. It holds on average over requests that come from "
+            f"With {self.confidence:.0%} confidence{group_note} {promise}. It holds on average over requests that "
+            "come from "
             "where the calibration rows come from (exchangeable with them), by labels like theirs, with the same "
             "weights, prompt, constraint and scale. It says nothing of a single request, of one label or slice, of "
             "answers of the closed model, or of traffic that has changed. The confidence is over the draw of the "
@@ -150,14 +153,14 @@ class RoutingPolicy:
 
 
 def fit_policy(
-    scale: Scale | None, calibration: CalibrationAnswers, route: Route, missing: str | None = None
+    scale: Scale | None, calibration: CalibrationAnswers, route: Route, missing_reason: str | None = None
 ) -> RoutingPolicy:
     """Returns the loosest threshold that keeps the target of `route` with its confidence.
 
-    `missing`: why the answers of the baseline that the target needs are not there.
+    `missing_reason`: why the answers of the baseline that the target needs are not there.
     """
     rows, claim, alpha = calibration.one_a_group(), build_claim(route), 1 - route.confidence
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "target_accuracy": route.target_accuracy,
         "not_worse_than": route.not_worse_than,
         "margin": route.margin,
@@ -168,35 +171,35 @@ def fit_policy(
     }
     if not rows.ids:
         return RoutingPolicy(
-            threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **told
+            threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **settings
         )
     if route.not_worse_than is not None and rows.baseline_right is None:
-        why = f"{route.not_worse_than} has not answered the calibration rows ({missing or 'it was not run'})"
-        return RoutingPolicy(threshold=None, why_none=why, **told)
+        reason = f"{route.not_worse_than} has not answered the calibration rows ({missing_reason or 'it was not run'})"
+        return RoutingPolicy(threshold=None, why_none=reason, **settings)
     if scale is None or not scale.confidences:
-        why = "thresholds are those of validation rows, and no answer to one tells a probability"
-        return RoutingPolicy(threshold=None, why_none=why, **told)
-    if all(one is None for one in rows.confidences):
-        return RoutingPolicy(threshold=None, why_none="no answer to a calibration row tells a probability", **told)
+        reason = "thresholds are those of validation rows, and no answer to one tells a probability"
+        return RoutingPolicy(threshold=None, why_none=reason, **settings)
+    if all(value is None for value in rows.confidences):
+        return RoutingPolicy(threshold=None, why_none="no answer to a calibration row tells a probability", **settings)
     confidences, scores = confidence_array(rows.confidences), claim_scores(rows)
     thresholds = learn_then_test.build_thresholds(scale.confidences)
-    validation, right = np.asarray(scale.confidences), np.asarray(scale.right, dtype=np.float64)
-    first = learn_then_test.find_start(claim, thresholds, validation, right, len(rows.ids), alpha)
-    found = learn_then_test.run_fixed_sequence(claim, thresholds[first:], confidences, scores, alpha)
-    told["sequence"] = TestedThresholds(len(validation), len(thresholds), thresholds[first], len(found.p_values))
-    if found.chosen is None:
-        needed = estimate_rows_needed(claim, thresholds, scale, confidences, scores, alpha)
-        why = no_threshold_reason(claim, rows, confidences, route, needed)
-        return RoutingPolicy(threshold=None, why_none=why, rows_needed=needed, **told)
-    threshold = found.thresholds[found.chosen]
-    kept = confidences >= threshold
+    validation, correct = np.asarray(scale.confidences), np.asarray(scale.right, dtype=np.float64)
+    start = learn_then_test.find_start(claim, thresholds, validation, correct, len(rows.ids), alpha)
+    result = learn_then_test.run_fixed_sequence(claim, thresholds[start:], confidences, scores, alpha)
+    settings["sequence"] = TestedThresholds(len(validation), len(thresholds), thresholds[start], len(result.p_values))
+    if result.chosen is None:
+        rows_needed = estimate_rows_needed(claim, thresholds, scale, confidences, scores, alpha)
+        reason = no_threshold_reason(claim, rows, confidences, route, rows_needed)
+        return RoutingPolicy(threshold=None, why_none=reason, rows_needed=rows_needed, **settings)
+    threshold = result.thresholds[result.chosen]
+    is_kept = confidences >= threshold
     return RoutingPolicy(
         threshold=threshold,
-        coverage=float(kept.mean()),
-        accuracy=float(np.asarray(rows.right)[kept].mean()),
-        difference=float(scores[kept].mean()) if route.not_worse_than is not None else None,
-        p_value=found.p_values[found.chosen],
-        **told,
+        coverage=float(is_kept.mean()),
+        accuracy=float(np.asarray(rows.right)[is_kept].mean()),
+        difference=float(scores[is_kept].mean()) if route.not_worse_than is not None else None,
+        p_value=result.p_values[result.chosen],
+        **settings,
     )
 
 
@@ -210,13 +213,13 @@ def build_claim(route: Route) -> Claim:
 
 def confidence_array(confidences: Sequence[float | None]) -> Array:
     """Returns confidences as an array, UNKNOWN where there is none."""
-    return np.array([UNKNOWN_CONFIDENCE if one is None else one for one in confidences], dtype=np.float64)
+    return np.array([UNKNOWN_CONFIDENCE if value is None else value for value in confidences], dtype=np.float64)
 
 
 def claim_scores(rows: CalibrationAnswers) -> Array:
     """Returns what the claim is about: whether each row is right, or right minus the baseline's."""
-    right = np.asarray(rows.right, dtype=np.float64)
-    return right if rows.baseline_right is None else right - np.asarray(rows.baseline_right, dtype=np.float64)
+    correct = np.asarray(rows.right, dtype=np.float64)
+    return correct if rows.baseline_right is None else correct - np.asarray(rows.baseline_right, dtype=np.float64)
 
 
 def estimate_rows_needed(
@@ -226,47 +229,52 @@ def estimate_rows_needed(
     Validation rows help to tell where the baseline's answers to them are not needed."""
     if isinstance(claim, MeanAbove):
         confidences = np.append(confidences, scale.confidences)
-        told = np.append(scores, scale.right)
+        all_scores = np.append(scores, scale.right)
     elif len(confidences) < learn_then_test.MIN_KEPT_ROWS:
         return claim.least_rows(alpha)
     else:
-        told = scores
-    needed = learn_then_test.estimate_required_rows(claim, thresholds, confidences, told, alpha)
-    return None if needed is None else max(needed, len(scores) + 1)
+        all_scores = scores
+    required_rows = learn_then_test.estimate_required_rows(claim, thresholds, confidences, all_scores, alpha)
+    return None if required_rows is None else max(required_rows, len(scores) + 1)
 
 
 def no_threshold_reason(
-    claim: Claim, rows: CalibrationAnswers, confidences: Array, route: Route, needed: int | None
+    claim: Claim, rows: CalibrationAnswers, confidences: Array, route: Route, rows_needed: int | None
 ) -> str:
     """Returns why no threshold passed, and how many calibration rows would do."""
-    n, least = len(rows.ids), claim.least_rows(1 - route.confidence)
-    surest = np.argsort(-confidences, kind="stable")[: max(1, n // 10)]
-    right = f"of the tenth that the model is surest of {np.asarray(rows.right)[surest].mean():.1%} are right"
+    n, min_rows = len(rows.ids), claim.least_rows(1 - route.confidence)
+    surest_rows = np.argsort(-confidences, kind="stable")[: max(1, n // 10)]
+    accuracy_text = (
+        f"of the tenth that the model is surest of {np.asarray(rows.right)[surest_rows].mean():.1%} are right"
+    )
     if rows.baseline_right is not None:
-        right += f", {np.asarray(rows.baseline_right)[surest].mean():.1%} of the baseline's"
-    does = "no threshold can be shown to keep the target"
-    if n < least:
-        does += f" on fewer than {least:,} rows, not even where all are right"
-    if needed is None:
-        more = "even a million rows would probably show none if answers are as good as these"
-        return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"
-    more = f"about {needed:,} calibration rows would probably show one"
-    return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"
+        accuracy_text += f", {np.asarray(rows.baseline_right)[surest_rows].mean():.1%} of the baseline's"
+    conclusion = "no threshold can be shown to keep the target"
+    if n < min_rows:
+        conclusion += f" on fewer than {min_rows:,} rows, not even where all are right"
+    if rows_needed is None:
+        outlook = "even a million rows would probably show none if answers are as good as these"
+        return (
+            f"{conclusion}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {accuracy_text}; "
+            f"{outlook}"
+        )
+    outlook = f"about {rows_needed:,} calibration rows would probably show one"
+    return f"{conclusion}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {accuracy_text}; {outlook}"
 
 
 def read_policy(path: Path) -> RoutingPolicy:
     """Returns the policy of a routing.json. Raises StageError where there is none, or one of another version: what came
     before version 2 took thresholds from the calibration rows themselves, and its guarantee does not hold."""
-    again = "compare again (`make compare RECIPE=...`)"
+    hint = "compare again (`make compare RECIPE=...`)"
     if not path.is_file():
-        raise StageError(f"there is no {path}; {again}")
-    told = atomic_files.read_json(path)
-    version = told.get("schema_version", 1) if isinstance(told, dict) else None
+        raise StageError(f"there is no {path}; {hint}")
+    payload = atomic_files.read_json(path)
+    version = payload.get("schema_version", 1) if isinstance(payload, dict) else None
     if version != SCHEMA_VERSION:
-        raise StageError(f"{path} has schema_version {version}, this insource reads {SCHEMA_VERSION}; {again}")
-    names = {one.name for one in fields(RoutingPolicy)}
-    sequence = told.get("sequence")
+        raise StageError(f"{path} has schema_version {version}, this insource reads {SCHEMA_VERSION}; {hint}")
+    names = {policy_field.name for policy_field in fields(RoutingPolicy)}
+    sequence = payload.get("sequence")
     return RoutingPolicy(
-        **{name: value for name, value in told.items() if name in names}
+        **{name: value for name, value in payload.items() if name in names}
         | {"sequence": TestedThresholds(**sequence) if sequence else None}
     )

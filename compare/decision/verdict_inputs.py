@@ -22,8 +22,8 @@ class Reason:
 
     def json(self) -> dict[str, Any]:
         """Returns what scores.json says of the reason."""
-        told = {"about": self.about, "says": self.says, "for": self.speaks_for, "figure": self.figure}
-        return {**told, "question": self.question}
+        payload = {"about": self.about, "says": self.says, "for": self.speaks_for, "figure": self.figure}
+        return {**payload, "question": self.question}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class VerdictInputs:
     @property
     def primary(self) -> Mapping[str, Any] | None:
         """Returns the planned comparison, None where one of its sides was not run."""
-        return next((one for one in self.scores["comparisons"] if one["family"] == "primary"), None)
+        return next(
+            (comparison for comparison in self.scores["comparisons"] if comparison["family"] == "primary"), None
+        )
 
     @property
     def metric(self) -> str:

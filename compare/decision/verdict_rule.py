@@ -44,46 +44,46 @@ class RuleInputs:
     """Of each of QUESTIONS."""
 
 
-def apply_rule(of: RuleInputs) -> tuple[Choice, str]:
+def apply_rule(inputs: RuleInputs) -> tuple[Choice, str]:
     """Returns the choice and, in a few words, what decided it."""
-    if not of.tuned_complete:
+    if not inputs.tuned_complete:
         return "inconclusive", "the tuned model was not asked every row"
-    if of.voices[PRIVACY] == "open":
+    if inputs.voices[PRIVACY] == "open":
         return "open", "the data may not leave, so a closed model is no choice"
-    if of.quality is None:
+    if inputs.quality is None:
         return "inconclusive", "no closed model was compared by the plan"
-    if not of.owner:
+    if not inputs.owner:
         return "closed", "nobody would look after a model of one's own"
-    if of.quality == "worse":
-        if of.routable:
+    if inputs.quality == "worse":
+        if inputs.routable:
             return "hybrid", "it is worse than the baseline, but keeps the target on part of the traffic"
         return "closed", "it is worse than the baseline by more than the margin"
-    if of.quality == "undecided":
-        if of.routable:
+    if inputs.quality == "undecided":
+        if inputs.routable:
             return (
                 "hybrid",
                 "the rows do not show that it is as good overall, but it keeps the target on part of the traffic",
             )
         return "inconclusive", "the rows do not show whether it is as good"
-    return _choose_by_questions(of, "it is better" if of.quality == "superior" else "it is as good")
+    return _choose_by_questions(inputs, "it is better" if inputs.quality == "superior" else "it is as good")
 
 
-def _choose_by_questions(of: RuleInputs, quality: str) -> tuple[Choice, str]:
+def _choose_by_questions(inputs: RuleInputs, quality: str) -> tuple[Choice, str]:
     """The choice between two models of which the owned one is as good."""
-    structure, cost = of.voices[STRUCTURE], of.voices[COST]
-    if of.form_required and structure == "open":
+    structure, cost = inputs.voices[STRUCTURE], inputs.voices[COST]
+    if inputs.form_required and structure == "open":
         return "open", f"{quality}, and its answers alone have the form that is required"
-    if of.form_required and structure == "closed":
+    if inputs.form_required and structure == "closed":
         return "closed", f"{quality}, but the closed model's answers alone have the form that is required"
     if cost == "neutral":
         return "inconclusive", f"{quality}, but what one of the two costs was not measured"
-    counted = Counter(of.voices[one] for one in COUNTED_QUESTIONS)
+    votes = Counter(inputs.voices[question] for question in COUNTED_QUESTIONS)
     # As many for as against: the cost decides.
     choice: Literal["open", "closed"] = cost
-    if counted["open"] != counted["closed"]:
-        choice = "open" if counted["open"] > counted["closed"] else "closed"
+    if votes["open"] != votes["closed"]:
+        choice = "open" if votes["open"] > votes["closed"] else "closed"
     if choice == cost:
         return choice, f"{quality}, " + {"open": "and cheaper", "closed": "but dearer"}[cost] + " at this volume"
     price, side = ("dearer", "for") if choice == "open" else ("cheaper", "against")
-    others = f"{counted[choice]} of the other questions speak {side} owning"
+    others = f"{votes[choice]} of the other questions speak {side} owning"
     return choice, f"{quality} and {price} at this volume, but {others}"

@@ -34,12 +34,16 @@ class Axis:
 
     def at(self, value: float) -> float:
         """Returns where a value lies, in percent; what is outside lies at the end."""
-        low, high, here = (log10(max(one, 1e-12)) if self.log else one for one in (self.low, self.high, value))
-        return round(min(max(100 * (here - low) / (high - low), 0.0), 100.0), 2)
+        low, high, scaled = (
+            log10(max(number, 1e-12)) if self.log else number for number in (self.low, self.high, value)
+        )
+        return round(min(max(100 * (scaled - low) / (high - low), 0.0), 100.0), 2)
 
-    def ticks(self, most: int = 6) -> list[View]:
+    def ticks(self, max_ticks: int = 6) -> list[View]:
         """Returns round values and where they lie, {"at", "x", "y"}: x from the left, y from the top."""
-        values = _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
+        values = (
+            _log_ticks(self.low, self.high, max_ticks) if self.log else _linear_ticks(self.low, self.high, max_ticks)
+        )
         return [{"at": value, "x": self.at(value), "y": round(100 - self.at(value), 2)} for value in values]
 
     def interval(self, value: float, low: float, high: float) -> View:
@@ -50,8 +54,8 @@ class Axis:
 
 def fraction_axis(values: Iterable[float]) -> Axis:
     """Returns an axis for shares that begins and ends at round values, with all of them on it."""
-    found = list(values) or [0.0, 1.0]
-    low, high = min(found), max(found)
+    numbers = list(values) or [0.0, 1.0]
+    low, high = min(numbers), max(numbers)
     step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if high - low <= 5 * step or step == 0.2)
     low, high = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
     return Axis(round(low, 6), round(high, 6)) if high > low else Axis(max(low - step, 0.0), min(low + step, 1.0))
@@ -62,19 +66,23 @@ def difference_axis(comparisons: Sequence[Mapping[str, Any]]) -> Axis:
 
     One far away, as an untuned base may be, would leave no room to see the others by.
     """
-    margins = [one["margin"] for one in comparisons if one["margin"] is not None]
-    far = OUTLIER_FACTOR * max([one["ci_high"] - one["ci_low"] for one in comparisons] + margins, default=0.01)
-    ends = [0.0, *margins, *(-margin for margin in margins)]
-    ends += [max(min(one[end], far), -far) for one in comparisons for end in ("ci_low", "ci_high")]
-    room = 0.06 * (max(ends) - min(ends)) or 0.01
-    return Axis(min(ends) - room, max(ends) + room)
+    margins = [comparison["margin"] for comparison in comparisons if comparison["margin"] is not None]
+    limit = OUTLIER_FACTOR * max(
+        [comparison["ci_high"] - comparison["ci_low"] for comparison in comparisons] + margins, default=0.01
+    )
+    bounds = [0.0, *margins, *(-margin for margin in margins)]
+    bounds += [
+        max(min(comparison[bound], limit), -limit) for comparison in comparisons for bound in ("ci_low", "ci_high")
+    ]
+    padding = 0.06 * (max(bounds) - min(bounds)) or 0.01
+    return Axis(min(bounds) - padding, max(bounds) + padding)
 
 
 def log_axis(values: Iterable[float]) -> Axis:
     """Returns a logarithmic axis for amounts above 0, from a round value to a round value."""
-    found = [value for value in values if value > 0] or [1.0]
-    low = max(takewhile(lambda one: one <= min(found) * (1 + 1e-9), _round_values(min(found))))
-    high = next(one for one in _round_values(min(found)) if one >= max(found) * (1 - 1e-9))
+    amounts = [value for value in values if value > 0] or [1.0]
+    low = max(takewhile(lambda tick: tick <= min(amounts) * (1 + 1e-9), _round_values(min(amounts))))
+    high = next(tick for tick in _round_values(min(amounts)) if tick >= max(amounts) * (1 - 1e-9))
     return Axis(low, high if high > low else 10 * low, log=True)
 
 
@@ -99,25 +107,31 @@ def quality_cost_plot(points: Sequence[Mapping[str, Any]], size: tuple[int, int]
     Systems without a cost stand in a lane of their own, in which left and right mean nothing. One that is far worse
     than the best lies below the picture ("below"), so that the others can be told apart.
     """
-    if not any(one["cost"] for one in points):
+    if not any(point["cost"] for point in points):
         return None
-    lanes, start = _side_columns(points, 0.16 if named else 0.24)
-    costs = log_axis(one["cost"] for one in points if one["cost"])
-    best = max(points, key=lambda one: float(one["value"]))
-    floor_ = best["value"] - max(FAR_BELOW_BEST, OUTLIER_FACTOR * (best["high"] - best["low"]))
-    quality = fraction_axis(one[end] for one in points if one["value"] >= floor_ for end in ("low", "high"))
+    columns, start = _side_columns(points, 0.16 if named else 0.24)
+    cost_axis = log_axis(point["cost"] for point in points if point["cost"])
+    best = max(points, key=lambda point: float(point["value"]))
+    min_quality = best["value"] - max(FAR_BELOW_BEST, OUTLIER_FACTOR * (best["high"] - best["low"]))
+    quality_axis = fraction_axis(
+        point[bound] for point in points if point["value"] >= min_quality for bound in ("low", "high")
+    )
     width = 100 - start
-    shown = []
-    for one in points:
-        lane = next((lane for lane in lanes if one["key"] in lane["keys"]), None)
-        x = lane["places"][lane["keys"].index(one["key"])] if lane else start + costs.at(one["cost"]) * width / 100
-        place = {"x": round(x, 2), "y": 100 - quality.at(one["value"])}
-        whisker = {"top": 100 - quality.at(one["high"]), "bottom": 100 - quality.at(one["low"])}
-        at = {name: round(value, 2) for name, value in {**place, **whisker}.items()}
-        shown.append({**one, **at, "below": one["value"] < floor_})
-    _place_labels(shown, size, named)
-    across = [{**tick, "x": round(start + tick["x"] * width / 100, 2)} for tick in costs.ticks(6 if named else 4)]
-    return {"points": shown, "lanes": lanes, "start": start, "x_ticks": across, "y_ticks": quality.ticks()}
+    placed = []
+    for point in points:
+        column = next((column for column in columns if point["key"] in column["keys"]), None)
+        x = (
+            column["places"][column["keys"].index(point["key"])]
+            if column
+            else start + cost_axis.at(point["cost"]) * width / 100
+        )
+        location = {"x": round(x, 2), "y": 100 - quality_axis.at(point["value"])}
+        whisker = {"top": 100 - quality_axis.at(point["high"]), "bottom": 100 - quality_axis.at(point["low"])}
+        coordinates = {name: round(value, 2) for name, value in {**location, **whisker}.items()}
+        placed.append({**point, **coordinates, "below": point["value"] < min_quality})
+    _place_labels(placed, size, named)
+    x_ticks = [{**tick, "x": round(start + tick["x"] * width / 100, 2)} for tick in cost_axis.ticks(6 if named else 4)]
+    return {"points": placed, "lanes": columns, "start": start, "x_ticks": x_ticks, "y_ticks": quality_axis.ticks()}
 
 
 def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
@@ -125,14 +139,14 @@ def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
     axis = Axis(0, 1)
     return [
         {
-            "x": axis.at(one["confidence"]),
-            "y": round(100 - axis.at(one["accuracy"]), 2),
-            "top": round(100 - axis.at(one["ci_high"]), 2),
-            "bottom": round(100 - axis.at(one["ci_low"]), 2),
-            "n": one["n"],
+            "x": axis.at(bucket["confidence"]),
+            "y": round(100 - axis.at(bucket["accuracy"]), 2),
+            "top": round(100 - axis.at(bucket["ci_high"]), 2),
+            "bottom": round(100 - axis.at(bucket["ci_low"]), 2),
+            "n": bucket["n"],
         }
-        for one in calibration["bins"]
-        if one["n"]
+        for bucket in calibration["bins"]
+        if bucket["n"]
     ]
 
 
@@ -146,30 +160,32 @@ def confusion_paths(counts: Sequence[Sequence[int]]) -> list[View]:
         for x, count in enumerate(row):
             if count:
                 paths.setdefault((x == y, shade_level(count, sum(row))), []).append(f"M{x} {y}h1v1h-1z")
-    return [{"right": right, "level": level, "path": "".join(cells)} for (right, level), cells in sorted(paths.items())]
+    return [
+        {"right": correct, "level": level, "path": "".join(cells)} for (correct, level), cells in sorted(paths.items())
+    ]
 
 
-def shade_level(count: int, whole: int) -> int:
+def shade_level(count: int, total: int) -> int:
     """Returns how dark a cell is, from 0 for nothing to HEAT_LEVELS for all."""
-    return min(ceil(HEAT_LEVELS * (count / whole) ** 0.5), HEAT_LEVELS) if whole else 0
+    return min(ceil(HEAT_LEVELS * (count / total) ** 0.5), HEAT_LEVELS) if total else 0
 
 
-def _side_columns(points: Sequence[Mapping[str, Any]], share: float) -> tuple[list[View], float]:
+def _side_columns(points: Sequence[Mapping[str, Any]], fraction: float) -> tuple[list[View], float]:
     """Returns the lanes of systems that have no place on the axis of costs, and where the axis begins, in percent."""
-    free = [one for one in points if one["cost"] == 0]
-    unknown = [one for one in points if one["cost"] is None]
-    lanes: list[View] = []
+    free = [point for point in points if point["cost"] == 0]
+    unknown = [point for point in points if point["cost"] is None]
+    columns: list[View] = []
     start = 0.0
-    for words, members in (("costs nothing", free), ("no cost measured", unknown)):
+    for label, members in (("costs nothing", free), ("no cost measured", unknown)):
         if members:
-            width = min(100 * share + 2.5 * (len(members) - 1), 32.0)
+            width = min(100 * fraction + 2.5 * (len(members) - 1), 32.0)
             # Neighbours in quality stand apart, so that their intervals do not cover each other.
-            ordered = sorted(members, key=lambda one: -one["value"])
-            places = [start + width * (at + 0.7) / (len(ordered) + 0.4) for at in range(len(ordered))]
-            keys = [one["key"] for one in ordered]
-            lanes.append({"words": words, "x": start, "width": width, "keys": keys, "places": places})
+            ordered = sorted(members, key=lambda point: -point["value"])
+            positions = [start + width * (index + 0.7) / (len(ordered) + 0.4) for index in range(len(ordered))]
+            keys = [point["key"] for point in ordered]
+            columns.append({"words": label, "x": start, "width": width, "keys": keys, "places": positions})
             start += width + 2
-    return lanes, start
+    return columns, start
 
 
 Box = tuple[float, float, float, float]
@@ -187,24 +203,24 @@ def _place_labels(points: Sequence[View], size: tuple[int, int], named: bool) ->
     """Gives every point {"label", "dx", "dy", "anchor", "crowded"}: its title where there is room for it, else its key;
     crowded where there is room for neither."""
     width, height = size
-    where = [(one["x"] * width / 100, one["y"] * height / 100) for one in points]
-    taken: list[Box] = [(x - DOT_PX, y - DOT_PX, x + DOT_PX, y + DOT_PX) for x, y in where]
+    positions = [(point["x"] * width / 100, point["y"] * height / 100) for point in points]
+    taken: list[Box] = [(x - DOT_PX, y - DOT_PX, x + DOT_PX, y + DOT_PX) for x, y in positions]
     taken += [
-        (x - 2, one["top"] * height / 100, x + 2, one["bottom"] * height / 100)
-        for one, (x, _) in zip(points, where, strict=True)
+        (x - 2, point["top"] * height / 100, x + 2, point["bottom"] * height / 100)
+        for point, (x, _) in zip(points, positions, strict=True)
     ]
-    for one, (x, y) in zip(points, where, strict=True):
-        words = one["title"] + (f", {one['value']:.0%}" if one["below"] else "")
-        cut = words if len(words) <= MAX_LABEL_CHARACTERS else words[: MAX_LABEL_CHARACTERS - 1] + "…"
-        for text, (dx, dy, anchor) in product(([cut] if named else []) + [str(one["key"])], LABEL_POSITIONS):
+    for point, (x, y) in zip(points, positions, strict=True):
+        title = point["title"] + (f", {point['value']:.0%}" if point["below"] else "")
+        truncated = title if len(title) <= MAX_LABEL_CHARACTERS else title[: MAX_LABEL_CHARACTERS - 1] + "…"
+        for text, (dx, dy, anchor) in product(([truncated] if named else []) + [str(point["key"])], LABEL_POSITIONS):
             box = _label_box(text, x + dx, y + dy, anchor)
-            free = not any(_overlap(box, other) for other in taken)
-            if free and box[0] >= -4 and box[2] <= width + 4 and box[1] >= -12 and box[3] <= height + 4:
+            is_free = not any(_overlap(box, occupied) for occupied in taken)
+            if is_free and box[0] >= -4 and box[2] <= width + 4 and box[1] >= -12 and box[3] <= height + 4:
                 taken.append(box)
-                one |= {"label": text, "dx": dx, "dy": dy, "anchor": anchor, "crowded": False}
+                point |= {"label": text, "dx": dx, "dy": dy, "anchor": anchor, "crowded": False}
                 break
         else:
-            one |= {"label": str(one["key"]), "dx": 10, "dy": 4, "anchor": "start", "crowded": True}
+            point |= {"label": str(point["key"]), "dx": 10, "dy": 4, "anchor": "start", "crowded": True}
 
 
 def _label_box(text: str, x: float, y: float, anchor: str) -> Box:
@@ -213,8 +229,8 @@ def _label_box(text: str, x: float, y: float, anchor: str) -> Box:
     return left, y - LINE_PX * 0.75, left + length, y + LINE_PX * 0.25
 
 
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _round_values(start: float) -> Iterator[float]:
@@ -225,19 +241,21 @@ def _round_values(start: float) -> Iterator[float]:
         power += 1
 
 
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
+def _log_ticks(low: float, high: float, max_ticks: int) -> list[float]:
     values = [
-        one for one in takewhile(lambda one: one <= high * (1 + 1e-9), _round_values(low)) if one >= low * (1 - 1e-9)
+        value
+        for value in takewhile(lambda value: value <= high * (1 + 1e-9), _round_values(low))
+        if value >= low * (1 - 1e-9)
     ]
-    tens = [one for one in values if abs(log10(one) - round(log10(one))) < 1e-9]
-    if len(values) <= most:
+    tens = [value for value in values if abs(log10(value) - round(log10(value))) < 1e-9]
+    if len(values) <= max_ticks:
         return values
     if len(tens) <= 1:
-        return values[:: ceil(len(values) / most)]
-    return tens[:: ceil(len(tens) / most)]
+        return values[:: ceil(len(values) / max_ticks)]
+    return tens[:: ceil(len(tens) / max_ticks)]
 
 
-def _linear_ticks(low: float, high: float, most: int) -> list[float]:
+def _linear_ticks(low: float, high: float, max_ticks: int) -> list[float]:
     steps = (digit * 10.0**power for power in range(-6, 12) for digit in (1, 2, 5))
-    step = next(step for step in steps if (high - low) / step < most)
-    return [round(at * step, 9) for at in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+    step = next(step for step in steps if (high - low) / step < max_ticks)
+    return [round(index * step, 9) for index in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]

@@ -19,59 +19,66 @@ from insource.tracking.run import Run
 MAX_LINES = 10
 
 
-def summary_lines(here: Run, scores: Mapping[str, Any]) -> list[str]:
+def summary_lines(run: Run, scores: Mapping[str, Any]) -> list[str]:
     """Returns the ten lines that a comparison ends with."""
     metric = scores["plan"]["metric"] if scores["plan"] else scores["task"]["metrics"][0]
-    best_first = sorted(scores["systems"].values(), key=lambda one: -one["metrics"][metric]["value"])
-    first = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
-    if linear := wording.linear_baseline_note(scores):
-        first.append(f"linear    {linear.says}")
-    first.append(f"questions {wording.format_votes(scores)}")
-    last = []
-    if told := scores["systems"]["tuned"]["latency"]:
-        figures = f"p50 {told['p50_seconds']:.2f} s, p95 {told['p95_seconds']:.2f} s"
-        last.append(f"latency   {figures} of the tuned model, {told['concurrency']} requests at a time")
-    if told := routing_section.build_routing_section(scores):
-        last.append(f"routing   {routing_section.policy_summary(told['policy'])}")
+    best_first = sorted(scores["systems"].values(), key=lambda system: -system["metrics"][metric]["value"])
+    header = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
+    if note := wording.linear_baseline_note(scores):
+        header.append(f"linear    {note.says}")
+    header.append(f"questions {wording.format_votes(scores)}")
+    footer = []
+    if section := scores["systems"]["tuned"]["latency"]:
+        percentiles = f"p50 {section['p50_seconds']:.2f} s, p95 {section['p95_seconds']:.2f} s"
+        footer.append(f"latency   {percentiles} of the tuned model, {section['concurrency']} requests at a time")
+    if section := routing_section.build_routing_section(scores):
+        footer.append(f"routing   {routing_section.policy_summary(section['policy'])}")
     if scores["not_run"]:
-        last.append(f"not run   {', '.join(one['name'] for one in scores['not_run'])}")
-    last.append(f"report    {os.path.relpath(here.folder / 'report.html')}")
-    room = MAX_LINES - len(first) - len(last)
-    return [*first, *(_system_line(one, metric) for one in best_first[:room]), *last]
+        footer.append(f"not run   {', '.join(skipped['name'] for skipped in scores['not_run'])}")
+    footer.append(f"report    {os.path.relpath(run.folder / 'report.html')}")
+    available_lines = MAX_LINES - len(header) - len(footer)
+    return [*header, *(_system_line(system, metric) for system in best_first[:available_lines]), *footer]
 
 
-def _system_line(one: Mapping[str, Any], metric: str) -> str:
-    value = one["metrics"][metric]
-    told = f"{metric_label(metric)} {value['value']:.1%} ({value['ci_low']:.1%} to {value['ci_high']:.1%})"
-    return f"          {told}  {one['title']}{'' if one['complete'] else '  INCOMPLETE'}"
+def _system_line(system: Mapping[str, Any], metric: str) -> str:
+    value = system["metrics"][metric]
+    score_text = f"{metric_label(metric)} {value['value']:.1%} ({value['ci_low']:.1%} to {value['ci_high']:.1%})"
+    return f"          {score_text}  {system['title']}{'' if system['complete'] else '  INCOMPLETE'}"
 
 
-def cost_estimate_lines(here: Run, recipe: Recipe, running: Sequence[System]) -> list[str]:
+def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> list[str]:
     """Returns what each closed system would be asked and would cost, by validation rows: the test stays shut."""
-    data = atomic_files.read_json(here.folder / "data" / "data.json")
+    data = atomic_files.read_json(run.folder / "data" / "data.json")
     rows = int(data["rows"]["written"]["test"])
-    place = first_request.validation_context(here, here.recipe_name, recipe)
-    mine = place.material
-    lines = [f"would ask {rows:,} test rows of {', '.join(one.name for one in running)}"]
-    for one in running:
-        if one.baseline is None or one.kind != "closed":
+    context = first_request.validation_context(run, run.recipe_name, recipe)
+    dataset = context.material
+    lines = [f"would ask {rows:,} test rows of {', '.join(system.name for system in systems)}"]
+    for system in systems:
+        if system.baseline is None or system.kind != "closed":
             continue
         lines += [
-            f"body      {one.name}, its first request (a train row):",
-            first_request.request_body_json(place, one),
+            f"body      {system.name}, its first request (a train row):",
+            first_request.request_body_json(context, system),
         ]
-        price = pricing.lookup_price(one.baseline)
+        price = pricing.lookup_price(system.baseline)
         if price is None:
-            lines.append(f"cost      {one.name}: not known")
+            lines.append(f"cost      {system.name}: not known")
             continue
-        first, *more = prompt_selection.prompt_candidates(one)
-        asked = [RowRequest(request.id, 0, request) for request in row_requests.build_requests(first, mine, mine.test)]
-        reckoned = estimate_cost(asked, price, one.baseline.mode == "batch")
-        to_choose = min(len(asked), recipe.compare.choose_rows) * (1 + len(more)) if more else 0
-        for_a_scale = recipe.compare.calibrate_rows + int(data["rows"]["written"].get("calibration", 0))
-        to_route = int(data["rows"]["written"].get("calibration", 0)) if one.name == recipe.route.not_worse_than else 0
-        more_rows = to_choose + (for_a_scale if one.baseline.decides else to_route)
-        times = (rows + min(rows, recipe.compare.repeat_rows) + more_rows) / max(1, len(asked))
-        told = f"about ${reckoned.expected_usd * times:,.2f}, at most ${reckoned.upper_usd * times:,.2f}"
-        lines.append(f"cost      {one.name}: {told}")
+        candidate, *other_candidates = prompt_selection.prompt_candidates(system)
+        requests = [
+            RowRequest(request.id, 0, request)
+            for request in row_requests.build_requests(candidate, dataset, dataset.test)
+        ]
+        estimate = estimate_cost(requests, price, system.baseline.mode == "batch")
+        selection_rows = (
+            min(len(requests), recipe.compare.choose_rows) * (1 + len(other_candidates)) if other_candidates else 0
+        )
+        scale_rows = recipe.compare.calibrate_rows + int(data["rows"]["written"].get("calibration", 0))
+        routing_rows = (
+            int(data["rows"]["written"].get("calibration", 0)) if system.name == recipe.route.not_worse_than else 0
+        )
+        extra_rows = selection_rows + (scale_rows if system.baseline.decides else routing_rows)
+        factor = (rows + min(rows, recipe.compare.repeat_rows) + extra_rows) / max(1, len(requests))
+        cost_text = f"about ${estimate.expected_usd * factor:,.2f}, at most ${estimate.upper_usd * factor:,.2f}"
+        lines.append(f"cost      {system.name}: {cost_text}")
     return [*lines, f"budget    ${recipe.compare.budget_usd:,.2f} (compare.budget_usd)"]

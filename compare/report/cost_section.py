@@ -39,108 +39,112 @@ def step_cost_from_inputs(inputs: Mapping[str, Any]) -> StepCost:
 
 def break_even_text(inputs: Mapping[str, Any], title: str, usd_per_request: float) -> dict[str, str]:
     """Returns the sentences about one closed system: from when on owning pays, and what it is at the volume given."""
-    stairs, volume = step_cost_from_inputs(inputs), inputs["monthly_requests"]
-    found = break_even_points(stairs.machine_usd, stairs.capacity, stairs.fixed_usd, usd_per_request)
-    if found is None:
-        figure = "Owning never pays."
-        more = (
-            f"A full machine costs {wording.format_usd(stairs.machine_usd)} a month, and the {stairs.capacity:,} "
+    step_cost, volume = step_cost_from_inputs(inputs), inputs["monthly_requests"]
+    points = break_even_points(step_cost.machine_usd, step_cost.capacity, step_cost.fixed_usd, usd_per_request)
+    if points is None:
+        headline = "Owning never pays."
+        detail = (
+            f"A full machine costs {wording.format_usd(step_cost.machine_usd)} a month, and the {step_cost.capacity:,} "
             "requests "
             "that "
-            f"it can answer cost {wording.format_usd(stairs.capacity * usd_per_request)} there."
+            f"it can answer cost {wording.format_usd(step_cost.capacity * usd_per_request)} there."
         )
     else:
-        figure = f"Owning pays from {wording.format_count(found[0], 'request')} a month."
-        more = f"That is {wording.format_compact(found[0] * inputs['tokens_per_request'])} tokens."
-        if found[1] > found[0]:
-            more += f" Each further machine costs more at first; for good it pays from {found[1]:,}."
-    if stairs.capacity < 1:
-        return {"figure": figure, "more": "At this utilization a machine answers no request.", "here": ""}
-    own, theirs = stairs.usd(volume), volume * usd_per_request
-    here = (
-        f"At {wording.format_count(volume, 'request')} a month: owned {wording.format_usd(own)} with "
-        f"{wording.format_count(stairs.machines(volume), 'machine')}, {title} {wording.format_usd(theirs)}."
+        headline = f"Owning pays from {wording.format_count(points[0], 'request')} a month."
+        detail = f"That is {wording.format_compact(points[0] * inputs['tokens_per_request'])} tokens."
+        if points[1] > points[0]:
+            detail += f" Each further machine costs more at first; for good it pays from {points[1]:,}."
+    if step_cost.capacity < 1:
+        return {"figure": headline, "more": "At this utilization a machine answers no request.", "here": ""}
+    owned_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
+    at_volume = (
+        f"At {wording.format_count(volume, 'request')} a month: owned {wording.format_usd(owned_usd)} with "
+        f"{wording.format_count(step_cost.machines(volume), 'machine')}, {title} {wording.format_usd(api_usd)}."
     )
-    return {"figure": figure, "more": more, "here": here}
+    return {"figure": headline, "more": detail, "here": at_volume}
 
 
-def cost_polylines(inputs: Mapping[str, Any], usd_per_request: float, across: Axis, upwards: Axis) -> dict[str, str]:
+def cost_polylines(inputs: Mapping[str, Any], usd_per_request: float, x_axis: Axis, y_axis: Axis) -> dict[str, str]:
     """Returns both costs by the month over the volume as polylines on a square of 100 by 100, which they may leave."""
-    stairs = step_cost_from_inputs(inputs)
-    step = (log10(across.high) - log10(across.low)) / CURVE_SAMPLES
-    volumes = {round(across.low * 10 ** (step * at)) for at in range(CURVE_SAMPLES + 1)}
-    volumes |= {stairs.capacity * k + more for k in range(1, DRAWN_STEPS + 1) for more in (0, 1)}
-    shown = sorted(one for one in volumes if max(across.low, 1) <= one <= across.high)
-    own = [(one, stairs.usd(one)) for one in shown] if stairs.capacity else []
+    step_cost = step_cost_from_inputs(inputs)
+    step = (log10(x_axis.high) - log10(x_axis.low)) / CURVE_SAMPLES
+    volumes = {round(x_axis.low * 10 ** (step * index)) for index in range(CURVE_SAMPLES + 1)}
+    volumes |= {step_cost.capacity * k + extra for k in range(1, DRAWN_STEPS + 1) for extra in (0, 1)}
+    visible_volumes = sorted(volume for volume in volumes if max(x_axis.low, 1) <= volume <= x_axis.high)
+    owned_points = [(volume, step_cost.usd(volume)) for volume in visible_volumes] if step_cost.capacity else []
     return {
-        "own": _polyline(own, across, upwards),
-        "other": _polyline([(v, v * usd_per_request) for v in shown], across, upwards),
+        "own": _polyline(owned_points, x_axis, y_axis),
+        "other": _polyline([(v, v * usd_per_request) for v in visible_volumes], x_axis, y_axis),
     }
 
 
 def build_cost_section(scores: Scores) -> View:
     """Returns the section of costs. Without a measured throughput, or a closed price, it has no picture."""
-    told, named = scores["cost"], wording.display_names(scores)
-    systems = [{"name": name, "title": named.get(name, name), **one} for name, one in told["systems"].items()]
-    other = wording.primary_pair(scores)[1]
+    costs, titles = scores["cost"], wording.display_names(scores)
+    systems = [{"name": name, "title": titles.get(name, name), **system} for name, system in costs["systems"].items()]
+    baseline = wording.primary_pair(scores)[1]
     # The plan's baseline is shown first, where its price is known.
-    systems.sort(key=lambda one: (one["usd_per_request"] is None, one["name"] != other))
-    priced = [one for one in systems if one["usd_per_request"] is not None]
-    measured = told["owned"]["measured"]
-    listed = [one for one in scores["systems"].values() if one["price"]]
+    systems.sort(key=lambda system: (system["usd_per_request"] is None, system["name"] != baseline))
+    priced = [system for system in systems if system["usd_per_request"] is not None]
+    measured = costs["owned"]["measured"]
+    listed = [system for system in scores["systems"].values() if system["price"]]
     return {
-        "owned": told["owned"],
-        "inputs": told["inputs"],
+        "owned": costs["owned"],
+        "inputs": costs["inputs"],
         "systems": systems,
         "monthly": _monthly_rows(systems),
-        "sensitivity": [one for one in systems if one["sensitivity"]],
-        "prices": [{"title": wording.display_name(one), **one["price"]} for one in listed],
-        "picture": _cost_chart(told, priced) if measured and priced else None,
+        "sensitivity": [system for system in systems if system["sensitivity"]],
+        "prices": [{"title": wording.display_name(system), **system["price"]} for system in listed],
+        "picture": _cost_chart(costs, priced) if measured and priced else None,
     }
 
 
-def _cost_chart(told: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -> View:
+def _cost_chart(costs: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -> View:
     """Returns the curve and what the sliders start from."""
-    inputs, first = told["inputs"], priced[0]
-    stairs = step_cost_from_inputs(inputs)
-    far = max(1e8, 10 * inputs["monthly_requests"], *(10 * (_permanent_requests(one) or 0) for one in priced))
-    across = Axis(min(1e3, _decade_below(inputs["monthly_requests"])), min(_decade_above(far), MAX_REQUESTS), log=True)
-    least = _decade_below(stairs.usd(1) / 30)
-    most = max(stairs.usd(int(across.high)), *(across.high * one["usd_per_request"] for one in priced))
-    upwards = Axis(least, max(_decade_above(most), 10 * least), log=True)
+    inputs, first_system = costs["inputs"], priced[0]
+    step_cost = step_cost_from_inputs(inputs)
+    max_volume = max(
+        1e8, 10 * inputs["monthly_requests"], *(10 * (_permanent_requests(system) or 0) for system in priced)
+    )
+    x_axis = Axis(
+        min(1e3, _decade_below(inputs["monthly_requests"])), min(_decade_above(max_volume), MAX_REQUESTS), log=True
+    )
+    min_usd = _decade_below(step_cost.usd(1) / 30)
+    max_usd = max(step_cost.usd(int(x_axis.high)), *(x_axis.high * system["usd_per_request"] for system in priced))
+    y_axis = Axis(min_usd, max(_decade_above(max_usd), 10 * min_usd), log=True)
     return {
-        "said": break_even_text(inputs, first["title"], first["usd_per_request"]),
-        "curves": cost_polylines(inputs, first["usd_per_request"], across, upwards),
-        "x_ticks": across.ticks(7),
-        "y_ticks": upwards.ticks(6),
-        "volume": across.at(inputs["monthly_requests"]),
-        "sliders": [_slider(name, about, inputs, across) for name, about in SLIDERS],
-        "choices": [one["title"] for one in priced],
+        "said": break_even_text(inputs, first_system["title"], first_system["usd_per_request"]),
+        "curves": cost_polylines(inputs, first_system["usd_per_request"], x_axis, y_axis),
+        "x_ticks": x_axis.ticks(7),
+        "y_ticks": y_axis.ticks(6),
+        "volume": x_axis.at(inputs["monthly_requests"]),
+        "sliders": [_slider(name, label, inputs, x_axis) for name, label in SLIDERS],
+        "choices": [system["title"] for system in priced],
         "for_script": {
             "inputs": inputs,
-            "axes": {"x": [across.low, across.high], "y": [upwards.low, upwards.high]},
+            "axes": {"x": [x_axis.low, x_axis.high], "y": [y_axis.low, y_axis.high]},
             "samples": CURVE_SAMPLES,
             "steps": DRAWN_STEPS,
-            "systems": [{"title": one["title"], "usd_per_request": one["usd_per_request"]} for one in priced],
+            "systems": [{"title": system["title"], "usd_per_request": system["usd_per_request"]} for system in priced],
         },
     }
 
 
-def _slider(name: str, about: str, inputs: Mapping[str, Any], across: Axis) -> View:
+def _slider(name: str, label: str, inputs: Mapping[str, Any], x_axis: Axis) -> View:
     """Returns the ends of a slider. That of the volume moves its power of ten."""
     value = inputs[name]
-    ends = {"gpu_usd_per_hour": (0.0, max(10.0, 4 * value)), "utilization": (0.01, 1.0), "engineer_share": (0.0, 1.0)}
-    low, high = ends.get(name, (log10(across.low), log10(across.high)))
-    shown = {"monthly_requests": f"{value:,}", "gpu_usd_per_hour": f"${value:.2f}"}
-    about = f"{inputs['machine']}, USD an hour" if name == "gpu_usd_per_hour" else about
-    at = log10(value) if name == "monthly_requests" else value
+    bounds = {"gpu_usd_per_hour": (0.0, max(10.0, 4 * value)), "utilization": (0.01, 1.0), "engineer_share": (0.0, 1.0)}
+    low, high = bounds.get(name, (log10(x_axis.low), log10(x_axis.high)))
+    display = {"monthly_requests": f"{value:,}", "gpu_usd_per_hour": f"${value:.2f}"}
+    label = f"{inputs['machine']}, USD an hour" if name == "gpu_usd_per_hour" else label
+    position = log10(value) if name == "monthly_requests" else value
     return {
         "name": name,
-        "about": about,
+        "about": label,
         "low": low,
         "high": high,
-        "at": at,
-        "shown": shown.get(name, wording.format_axis_percent(value)),
+        "at": position,
+        "shown": display.get(name, wording.format_axis_percent(value)),
     }
 
 
@@ -149,18 +153,18 @@ def _monthly_rows(systems: Sequence[Mapping[str, Any]]) -> list[View]:
     if not systems:
         return []
     return [
-        {**row, "closed": [{"title": one["title"], **one["monthly"][at]} for one in systems]}
-        for at, row in enumerate(systems[0]["monthly"])
+        {**row, "closed": [{"title": system["title"], **system["monthly"][index]} for system in systems]}
+        for index, row in enumerate(systems[0]["monthly"])
     ]
 
 
-def _permanent_requests(one: Mapping[str, Any]) -> int | None:
-    found: int | None = one["break_even"]["for_good_requests"]
-    return found
+def _permanent_requests(system: Mapping[str, Any]) -> int | None:
+    requests: int | None = system["break_even"]["for_good_requests"]
+    return requests
 
 
-def _polyline(points: Sequence[tuple[float, float]], across: Axis, upwards: Axis) -> str:
-    return " ".join(f"{_position(x, across):.2f},{100 - _position(y, upwards):.2f}" for x, y in points)
+def _polyline(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    return " ".join(f"{_position(x, x_axis):.2f},{100 - _position(y, y_axis):.2f}" for x, y in points)
 
 
 def _position(value: float, axis: Axis) -> float:

@@ -29,10 +29,10 @@ CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9,
 
 def write_report(folder: Path, scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Returns the two files that it writes into a folder."""
-    found = {HTML_FILE: render_html(scores, disagreements), MARKDOWN_FILE: markdown_page.render_markdown(scores)}
-    for name, text in found.items():
+    pages = {HTML_FILE: render_html(scores, disagreements), MARKDOWN_FILE: markdown_page.render_markdown(scores)}
+    for name, text in pages.items():
         atomic_files.write_text(folder / name, text)
-    return [folder / name for name in found]
+    return [folder / name for name in pages]
 
 
 def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> str:
@@ -40,18 +40,20 @@ def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> s
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    here = FileSystemLoader(TEMPLATES)
-    pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= _template_filters()
-    shown = _template_context(scores, disagreements)
-    page = pages.get_template("report.html.jinja").render(
-        **shown,
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= _template_filters()
+    context = _template_context(scores, disagreements)
+    page = environment.get_template("report.html.jinja").render(
+        **context,
         scores=scores,
-        sections=[(id_, title) for id_, title, there in _page_sections(shown) if there],
+        sections=[(id_, title) for id_, title, present in _page_sections(context) if present],
         css=css,
         script=script,
         policy=content_security_policy(css, script),
-        told=script_json({"parts": shown["parts"], "cost": (shown["cost"]["picture"] or {}).get("for_script")}),
+        told=script_json({"parts": context["parts"], "cost": (context["cost"]["picture"] or {}).get("for_script")}),
     )
     # A model may answer with half a character, which is no text, or with NUL, which is none in HTML.
     return page.encode("utf-8", errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -59,10 +61,10 @@ def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> s
 
 def content_security_policy(css: str, script: str) -> str:
     """Returns the Content-Security-Policy under which these two run, and nothing else does or loads."""
-    style, run = (b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
-    allowed = {"style-src": f"'sha256-{style}'", "script-src": f"'sha256-{run}'"}
+    style_hash, script_hash = (b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
+    allowed = {"style-src": f"'sha256-{style_hash}'", "script-src": f"'sha256-{script_hash}'"}
     rules = {"default-src": "'none'", **allowed, "base-uri": "'none'", "form-action": "'none'"}
-    return "; ".join(f"{what} {which}" for what, which in rules.items())
+    return "; ".join(f"{directive} {sources}" for directive, sources in rules.items())
 
 
 def script_json(value: Any) -> str:
@@ -82,7 +84,7 @@ def show_control_characters(text: str) -> str:
 
 
 def _template_filters() -> dict[str, Any]:
-    plain = (
+    functions = (
         wording.format_count,
         wording.format_percent,
         wording.format_range,
@@ -101,7 +103,7 @@ def _template_filters() -> dict[str, Any]:
         show_control_characters,
     )
     return {
-        **{one.__name__: one for one in plain},
+        **{function.__name__: function for function in functions},
         "number": "{:,}".format,
         "metric": wording.metric_name,
         "sentence": lambda text: text[:1].upper() + text[1:],
@@ -138,22 +140,22 @@ def _template_context(scores: Scores, disagreements: Sequence[Mapping[str, Any]]
     }
 
 
-def _page_sections(shown: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+def _page_sections(context: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     """Returns (id, name, whether it is there) of the page's sections in their order."""
-    word = "Fields" if shown["parts"] and shown["parts"]["word"] == "field" else "Labels"
+    word = "Fields" if context["parts"] and context["parts"]["word"] == "field" else "Labels"
     return [
         ("reasons", "Reasons", True),
         ("quality", "Quality", True),
-        ("differences", "Differences", bool(shown["differences"])),
+        ("differences", "Differences", bool(context["differences"])),
         ("cost", "Cost", True),
-        ("routing", "Routing", shown["routing"] is not None),
-        ("validity", "Validity", bool(shown["validity"]["rows"])),
-        ("parts", word, shown["parts"] is not None),
-        ("confusion", "Confusion", bool(shown["confusion"])),
-        ("calibration", "Calibration", bool(shown["calibration"])),
-        ("slices", "Slices", bool(shown["slices"])),
-        ("latency", "Latency", shown["latency"] is not None),
-        ("disagreements", "Disagreements", shown["disagreements"] is not None),
+        ("routing", "Routing", context["routing"] is not None),
+        ("validity", "Validity", bool(context["validity"]["rows"])),
+        ("parts", word, context["parts"] is not None),
+        ("confusion", "Confusion", bool(context["confusion"])),
+        ("calibration", "Calibration", bool(context["calibration"])),
+        ("slices", "Slices", bool(context["slices"])),
+        ("latency", "Latency", context["latency"] is not None),
+        ("disagreements", "Disagreements", context["disagreements"] is not None),
         ("systems", "Systems", True),
         ("integrity", "Integrity", True),
     ]

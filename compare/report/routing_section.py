@@ -35,20 +35,20 @@ def policy_text(policy: Mapping[str, Any]) -> str:
     """Returns what the calibration rows show."""
     if policy["threshold"] is None:
         return f"No part of the traffic can be given to the owned model alone: {policy['why_none']}."
-    told = f"From a confidence of {policy['threshold']:.4f} on the owned model may answer alone: "
-    told += (
+    text = f"From a confidence of {policy['threshold']:.4f} on the owned model may answer alone: "
+    text += (
         f"{wording.format_percent(policy['coverage'])} of "
         f"{wording.format_count(policy['calibration_rows'], 'calibration row')}, "
     )
-    return told + f"{wording.format_percent(policy['accuracy'])} of these right, target {target_text(policy)}."
+    return text + f"{wording.format_percent(policy['accuracy'])} of these right, target {target_text(policy)}."
 
 
 def policy_summary(policy: Mapping[str, Any]) -> str:
     """Returns the same for a line of the console."""
     if policy["threshold"] is None:
-        needed = policy["rows_needed"]
-        more = f"about {needed:,} calibration rows would show one" if needed else "see the report"
-        return f"no threshold keeps the target ({target_text(policy)}); {more}"
+        rows_needed = policy["rows_needed"]
+        hint = f"about {rows_needed:,} calibration rows would show one" if rows_needed else "see the report"
+        return f"no threshold keeps the target ({target_text(policy)}); {hint}"
     return (
         f"keeps {wording.format_percent(policy['coverage'])} from confidence {policy['threshold']:.4f} on, "
         f"{target_text(policy)}"
@@ -57,11 +57,11 @@ def policy_summary(policy: Mapping[str, Any]) -> str:
 
 def target_text(policy: Mapping[str, Any]) -> str:
     """Returns the target with its confidence: more than 95.0% right, with 95% confidence."""
-    sure = f"with {wording.format_axis_percent(policy['confidence'])} confidence"
+    confidence_text = f"with {wording.format_axis_percent(policy['confidence'])} confidence"
     if policy["not_worse_than"] is not None:
         margin = wording.format_points(policy["margin"])
-        return f"less than {margin} points less often right than {policy['not_worse_than']}, {sure}"
-    return f"more than {wording.format_percent(policy['target_accuracy'])} right, {sure}"
+        return f"less than {margin} points less often right than {policy['not_worse_than']}, {confidence_text}"
+    return f"more than {wording.format_percent(policy['target_accuracy'])} right, {confidence_text}"
 
 
 def test_result_text(scores: Scores) -> str | None:
@@ -70,19 +70,22 @@ def test_result_text(scores: Scores) -> str | None:
     test = policy["test"]
     if not test or not test["kept"]:
         return None
-    kept, right = test["kept"], test["right_of_kept"]
-    told = f"On the {wording.format_count(test['rows'], 'test row')} it keeps {wording.format_percent(kept['value'])}"
-    if right is None:
-        return told + "."
-    told += (
-        f"; {wording.format_percent(right['value'])} of these are right "
-        f"({wording.format_range(right['ci_low'], right['ci_high'])})"
+    kept_fraction, correct_fraction = test["kept"], test["right_of_kept"]
+    text = (
+        f"On the {wording.format_count(test['rows'], 'test row')} it keeps "
+        f"{wording.format_percent(kept_fraction['value'])}"
+    )
+    if correct_fraction is None:
+        return text + "."
+    text += (
+        f"; {wording.format_percent(correct_fraction['value'])} of these are right "
+        f"({wording.format_range(correct_fraction['ci_low'], correct_fraction['ci_high'])})"
     )
     if difference := test["difference_of_kept"]:
-        ends = wording.format_delta_range(difference["ci_low"], difference["ci_high"])
+        bounds = wording.format_delta_range(difference["ci_low"], difference["ci_high"])
         name = wording.display_names(scores)[test["baseline"]]
-        told += f", {wording.format_delta(difference['value'])} points ({ends}) beside {name}"
-    return told + "."
+        text += f", {wording.format_delta(difference['value'])} points ({bounds}) beside {name}"
+    return text + "."
 
 
 def strategy_rows(scores: Scores) -> list[View]:
@@ -90,12 +93,12 @@ def strategy_rows(scores: Scores) -> list[View]:
     test = scores["routing"]["test"]
     if not test:
         return []
-    other = wording.display_names(scores).get(test["baseline"] or "", "")
+    baseline_title = wording.display_names(scores).get(test["baseline"] or "", "")
     titles = {
         "owned": "all by the owned model",
-        "routed": f"routed, the rest by {other}",
-        "random": f"the same share at random, the rest by {other}",
-        "closed": f"all by {other}",
+        "routed": f"routed, the rest by {baseline_title}",
+        "random": f"the same share at random, the rest by {baseline_title}",
+        "closed": f"all by {baseline_title}",
     }
     return [{"title": title, **test["ways"][name]} for name, title in titles.items() if name in test["ways"]]
 
@@ -103,25 +106,31 @@ def strategy_rows(scores: Scores) -> list[View]:
 def threshold_chart(policy: Mapping[str, Any]) -> View:
     """Returns the curve: to the right what a threshold keeps, upwards how much of that, and of the whole, is right."""
     test = policy["test"]
-    curve, ways_, least = test["curve"], test["ways"], MIN_KEPT_ROWS / test["rows"]
-    kept = [(one["kept"], one["right_of_kept"]) for one in curve if one["kept"] >= least]
-    whole = [(one["kept"], one["right"]) for one in curve if one["right"] is not None]
-    aim = policy["target_accuracy"]
-    at_random = [(0.0, ways_["closed"]["right"]["value"]), (1.0, ways_["owned"]["right"]["value"])] if whole else []
-    ends = [value for _, value in kept + whole + at_random] + ([aim] if aim is not None else [])
-    across, upwards = Axis(0, 1), charts.fraction_axis(ends)
+    curve, strategies, min_fraction = test["curve"], test["ways"], MIN_KEPT_ROWS / test["rows"]
+    kept_points = [(point["kept"], point["right_of_kept"]) for point in curve if point["kept"] >= min_fraction]
+    overall_points = [(point["kept"], point["right"]) for point in curve if point["right"] is not None]
+    target = policy["target_accuracy"]
+    random_points = (
+        [(0.0, strategies["closed"]["right"]["value"]), (1.0, strategies["owned"]["right"]["value"])]
+        if overall_points
+        else []
+    )
+    values = [value for _, value in kept_points + overall_points + random_points] + (
+        [target] if target is not None else []
+    )
+    x_axis, y_axis = Axis(0, 1), charts.fraction_axis(values)
     chosen = test["kept"]
     return {
-        "kept": _polyline(kept, across, upwards),
-        "whole": _polyline(whole, across, upwards),
-        "random": _polyline(at_random, across, upwards),
-        "target": None if aim is None else round(100 - upwards.at(aim), 2),
-        "chosen": across.at(chosen["value"]) if chosen else None,
-        "x_ticks": across.ticks(6),
-        "y_ticks": upwards.ticks(6),
-        "points": kept,
+        "kept": _polyline(kept_points, x_axis, y_axis),
+        "whole": _polyline(overall_points, x_axis, y_axis),
+        "random": _polyline(random_points, x_axis, y_axis),
+        "target": None if target is None else round(100 - y_axis.at(target), 2),
+        "chosen": x_axis.at(chosen["value"]) if chosen else None,
+        "x_ticks": x_axis.ticks(6),
+        "y_ticks": y_axis.ticks(6),
+        "points": kept_points,
     }
 
 
-def _polyline(points: Sequence[tuple[float, float]], across: Axis, upwards: Axis) -> str:
-    return " ".join(f"{across.at(x):.2f},{100 - upwards.at(y):.2f}" for x, y in sorted(points))
+def _polyline(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    return " ".join(f"{x_axis.at(x):.2f},{100 - y_axis.at(y):.2f}" for x, y in sorted(points))

@@ -34,24 +34,26 @@ def css_class(system: Mapping[str, Any]) -> str:
 def quality(scores: Scores) -> View:
     """Returns every system with its metrics and costs, the best first and those that are not whole last."""
     metric = wording.deciding_metric(scores)
-    others = [name for name in scores["task"]["metrics"] if name != metric]
-    found = {name: one for name, one in scores["systems"].items() if metric in one["metrics"]}
-    order = sorted(found, key=lambda name: (not found[name]["complete"], -found[name]["metrics"][metric]["value"]))
-    figures = [found[name]["metrics"][metric] for name in order]
-    axis = charts.fraction_axis(end for one in figures for end in (one["ci_low"], one["ci_high"]))
+    other_metrics = [name for name in scores["task"]["metrics"] if name != metric]
+    systems = {name: system for name, system in scores["systems"].items() if metric in system["metrics"]}
+    order = sorted(
+        systems, key=lambda name: (not systems[name]["complete"], -systems[name]["metrics"][metric]["value"])
+    )
+    values = [systems[name]["metrics"][metric] for name in order]
+    axis = charts.fraction_axis(bound for value in values for bound in (value["ci_low"], value["ci_high"]))
     rows = [
         {
             "rank": rank,
             "name": name,
-            "title": wording.display_name(found[name]),
-            "class": css_class(found[name]),
+            "title": wording.display_name(systems[name]),
+            "class": css_class(systems[name]),
             "chief": name in wording.primary_pair(scores),
-            "system": found[name],
-            "figure": figure,
-            "fig": axis.interval(figure["value"], figure["ci_low"], figure["ci_high"]),
-            "others": [found[name]["metrics"].get(other) for other in others],
+            "system": systems[name],
+            "figure": value,
+            "fig": axis.interval(value["value"], value["ci_low"], value["ci_high"]),
+            "others": [systems[name]["metrics"].get(other_metric) for other_metric in other_metrics],
         }
-        for rank, (name, figure) in enumerate(zip(order, figures, strict=True), 1)
+        for rank, (name, value) in enumerate(zip(order, values, strict=True), 1)
     ]
     points = [
         {
@@ -69,47 +71,47 @@ def quality(scores: Scores) -> View:
         "wide": charts.quality_cost_plot(points, DESKTOP, named=True),
         "phone": charts.quality_cost_plot(points, PHONE, named=False),
     }
-    return {"metric": metric, "others": others, "rows": rows, "ticks": axis.ticks(4), "pictures": pictures}
+    return {"metric": metric, "others": other_metrics, "rows": rows, "ticks": axis.ticks(4), "pictures": pictures}
 
 
 def differences(scores: Scores) -> list[View]:
     """Returns the paired differences by metric, the one that decides first, each group on one axis."""
-    deciding, named = wording.deciding_metric(scores), wording.display_names(scores)
-    metrics = list(dict.fromkeys(one["metric"] for one in scores["comparisons"]))
-    found = []
-    for metric in sorted(metrics, key=lambda one: one != deciding):
-        of = [one for one in scores["comparisons"] if one["metric"] == metric]
-        of.sort(key=lambda one: one["family"] != "primary")
-        axis = charts.difference_axis(of)
+    deciding, titles = wording.deciding_metric(scores), wording.display_names(scores)
+    metrics = list(dict.fromkeys(comparison["metric"] for comparison in scores["comparisons"]))
+    groups = []
+    for metric in sorted(metrics, key=lambda name: name != deciding):
+        group = [comparison for comparison in scores["comparisons"] if comparison["metric"] == metric]
+        group.sort(key=lambda comparison: comparison["family"] != "primary")
+        axis = charts.difference_axis(group)
         rows = [
             {
-                "one": one,
-                "a": named[one["a"]],
-                "b": named[one["b"]],
-                "class": css_class(scores["systems"][one["b"]]),
-                "chief": one["family"] == "primary",
-                "fig": charts.forest_row(one, axis),
+                "one": comparison,
+                "a": titles[comparison["a"]],
+                "b": titles[comparison["b"]],
+                "class": css_class(scores["systems"][comparison["b"]]),
+                "chief": comparison["family"] == "primary",
+                "fig": charts.forest_row(comparison, axis),
             }
-            for one in of
+            for comparison in group
         ]
         margins = [row["fig"]["margin"] for row in rows if row["fig"]["margin"] is not None]
-        found.append({"metric": metric, "rows": rows, "ticks": axis.ticks(5), "margins": margins})
-    return found
+        groups.append({"metric": metric, "rows": rows, "ticks": axis.ticks(5), "margins": margins})
+    return groups
 
 
 def validity(scores: Scores) -> View:
     """Returns how far the answers of each system get, and what was wrong with those that get nowhere."""
-    systems = [(wording.display_name(one), one) for one in scores["systems"].values()]
+    systems = [(wording.display_name(system), system) for system in scores["systems"].values()]
     rows = [
-        {"title": title, "stages": [(stage, one["validity"][stage]) for stage in wording.STAGE_LABELS]}
-        for title, one in systems
-        if one["validity"]
+        {"title": title, "stages": [(stage, system["validity"][stage]) for stage in wording.STAGE_LABELS]}
+        for title, system in systems
+        if system["validity"]
     ]
     problems = [
-        {"title": title, "what": what.replace("_", " "), "count": count, "of": one["n"], "kind": kind}
-        for title, one in systems
-        for kind, counted in (("answer", one["invalid"]), ("call", one["errors"]))
-        for what, count in sorted(counted.items(), key=lambda item: -item[1])
+        {"title": title, "what": problem.replace("_", " "), "count": count, "of": system["n"], "kind": kind}
+        for title, system in systems
+        for kind, counts in (("answer", system["invalid"]), ("call", system["errors"]))
+        for problem, count in sorted(counts.items(), key=lambda item: -item[1])
         if count
     ]
     return {"rows": rows, "problems": problems}
@@ -117,43 +119,57 @@ def validity(scores: Scores) -> View:
 
 def breakdown(scores: Scores) -> View | None:
     """Returns precision, recall and F1 of each label or field and system; None where no system has any."""
-    systems = {name: one for name, one in scores["systems"].items() if one["per_part"]}
+    systems = {name: system for name, system in scores["systems"].items() if system["per_part"]}
     if not systems:
         return None
-    order = list(dict.fromkeys(part for one in systems.values() for part in one["per_part"]))
+    parts = list(dict.fromkeys(part for system in systems.values() for part in system["per_part"]))
     keys = list(systems)
-    own, other = wording.primary_pair(scores)
-    first = keys.index(own) if own in keys else 0
-    second = keys.index(other) if other in keys else min(1, len(keys) - 1)
-    figures = [[_breakdown_values(one["per_part"].get(part)) for one in systems.values()] for part in order]
+    tuned, baseline = wording.primary_pair(scores)
+    first_index = keys.index(tuned) if tuned in keys else 0
+    second_index = keys.index(baseline) if baseline in keys else min(1, len(keys) - 1)
+    values = [[_breakdown_values(system["per_part"].get(part)) for system in systems.values()] for part in parts]
     rows = [
-        {"name": part, "n": max(one[3] for one in of if one), "first": of[first], "second": of[second]}
-        for part, of in zip(order, figures, strict=True)
+        {
+            "name": part,
+            "n": max(entry[3] for entry in part_values if entry),
+            "first": part_values[first_index],
+            "second": part_values[second_index],
+        }
+        for part, part_values in zip(parts, values, strict=True)
     ]
-    named = [wording.display_name(one) for one in systems.values()]
+    titles = [wording.display_name(system) for system in systems.values()]
     word = "field" if scores["task"]["parts"] == "fields" else "label"
-    return {"word": word, "rows": rows, "systems": named, "first": first, "second": second, "figures": figures}
+    return {
+        "word": word,
+        "rows": rows,
+        "systems": titles,
+        "first": first_index,
+        "second": second_index,
+        "figures": values,
+    }
 
 
 def confusion(scores: Scores) -> list[View]:
     """Returns who takes what for what, system by system, the pair that the comparison is about first."""
-    own, other = wording.primary_pair(scores)
-    names = sorted(scores["confusion"], key=lambda name: (name != own, name != other))
-    counted = {name: _confused_pairs(scores["confusion"][name]) for name in names}
-    found = []
+    tuned, baseline = wording.primary_pair(scores)
+    names = sorted(scores["confusion"], key=lambda name: (name != tuned, name != baseline))
+    confused_pairs = {name: _confused_pairs(scores["confusion"][name]) for name in names}
+    views = []
     for name in names:
         labels, counts = _drop_invalid_row(scores["confusion"][name])
         columns = len(counts[0]) if counts else 0
-        against = next((one for one in (own, other) if one != name and one in counted), None)
+        other_name = next(
+            (candidate for candidate in (tuned, baseline) if candidate != name and candidate in confused_pairs), None
+        )
         pairs = [
             {
-                "wanted": wanted,
-                "given": given,
+                "wanted": target,
+                "given": predicted,
                 "count": count,
-                "of": of,
-                "also": None if against is None else counted[against].get((wanted, given), (0, 0))[0],
+                "of": total,
+                "also": None if other_name is None else confused_pairs[other_name].get((target, predicted), (0, 0))[0],
             }
-            for (wanted, given), (count, of) in islice(counted[name].items(), MAX_PAIRS)
+            for (target, predicted), (count, total) in islice(confused_pairs[name].items(), MAX_PAIRS)
         ]
         cells = [
             [
@@ -162,45 +178,45 @@ def confusion(scores: Scores) -> list[View]:
             ]
             for y, row in enumerate(counts)
         ]
-        found.append(
+        views.append(
             {
                 "title": wording.display_names(scores)[name],
-                "against": None if against is None else wording.display_names(scores)[against],
+                "against": None if other_name is None else wording.display_names(scores)[other_name],
                 "wanted": labels[: len(counts)],
                 "given": labels[:columns],
                 "cells": cells if columns <= MAX_TABLE_LABELS else None,
                 "paths": charts.confusion_paths(counts) if MAX_TABLE_LABELS < columns <= MAX_DRAWN_LABELS else None,
                 "size": (columns, len(counts)),
                 "pairs": pairs,
-                "wrong": sum(count for count, _ in counted[name].values()),
+                "wrong": sum(count for count, _ in confused_pairs[name].values()),
             }
         )
-    return found
+    return views
 
 
 def calibration(scores: Scores) -> list[View]:
     """Returns the reliability of each system that says how sure it is."""
     return [
-        {"title": wording.display_name(one), "class": css_class(one), "told": one["calibration"]}
-        | {"bins": charts.reliability_bins(one["calibration"])}
-        for one in scores["systems"].values()
-        if one["calibration"]
+        {"title": wording.display_name(system), "class": css_class(system), "told": system["calibration"]}
+        | {"bins": charts.reliability_bins(system["calibration"])}
+        for system in scores["systems"].values()
+        if system["calibration"]
     ]
 
 
 def latency(scores: Scores) -> View | None:
     """Returns the latencies on one logarithmic axis; None where none was measured."""
-    measured = [one for one in scores["systems"].values() if one["latency"]]
+    measured = [system for system in scores["systems"].values() if system["latency"]]
     if not measured:
         return None
-    ends = [one["latency"][name] for one in measured for name in ("p50_seconds", "p95_seconds", "p99_seconds")]
-    axis = charts.log_axis(ends)
+    values = [system["latency"][name] for system in measured for name in ("p50_seconds", "p95_seconds", "p99_seconds")]
+    axis = charts.log_axis(values)
     rows = [
-        {"title": wording.display_name(one), "class": css_class(one), "system": one}
-        | {name: axis.at(one["latency"][f"{name}_seconds"]) for name in ("p50", "p95", "p99")}
-        for one in sorted(measured, key=lambda one: float(one["latency"]["p50_seconds"]))
+        {"title": wording.display_name(system), "class": css_class(system), "system": system}
+        | {name: axis.at(system["latency"][f"{name}_seconds"]) for name in ("p50", "p95", "p99")}
+        for system in sorted(measured, key=lambda system: float(system["latency"]["p50_seconds"]))
     ]
-    chief = next(
+    primary_row = next(
         (
             row
             for row in rows
@@ -208,99 +224,112 @@ def latency(scores: Scores) -> View | None:
         ),
         rows[0],
     )
-    return {"rows": rows, "chief": chief, "ticks": axis.ticks(4)}
+    return {"rows": rows, "chief": primary_row, "ticks": axis.ticks(4)}
 
 
 def slices(scores: Scores) -> list[View]:
     """Returns the metric that decides on every slice, for the pair and a few others."""
     metric = wording.deciding_metric(scores)
-    chief = [name for name in wording.primary_pair(scores) if name]
-    names = [*chief, *(name for name in scores["systems"] if name not in chief)]
+    primary_names = [name for name in wording.primary_pair(scores) if name]
+    names = [*primary_names, *(name for name in scores["systems"] if name not in primary_names)]
     names = [name for name in dict.fromkeys(names) if scores["systems"][name]["slices"]][:MAX_SYSTEMS]
     systems = [scores["systems"][name] for name in names]
-    found = []
-    for kind in dict.fromkeys(kind for one in systems for kind in one["slices"]):
-        values = dict.fromkeys(value for one in systems for value in one["slices"].get(kind, {}))
-        of = {value: [one["slices"].get(kind, {}).get(value) for one in systems] for value in values}
-        figures = {value: [one["metrics"].get(metric) if one else None for one in told] for value, told in of.items()}
-        ends = [one[end] for told in figures.values() for one in told if one for end in ("ci_low", "ci_high")]
-        axis = charts.fraction_axis(ends)
+    views = []
+    for kind in dict.fromkeys(kind for system in systems for kind in system["slices"]):
+        values = dict.fromkeys(value for system in systems for value in system["slices"].get(kind, {}))
+        slices_by_value = {value: [system["slices"].get(kind, {}).get(value) for system in systems] for value in values}
+        metrics_by_value = {
+            value: [entry["metrics"].get(metric) if entry else None for entry in system_slices]
+            for value, system_slices in slices_by_value.items()
+        }
+        bounds = [
+            entry[bound]
+            for entries in metrics_by_value.values()
+            for entry in entries
+            if entry
+            for bound in ("ci_low", "ci_high")
+        ]
+        axis = charts.fraction_axis(bounds)
         rows = [
             {
                 "value": value,
-                "n": max(one["n"] for one in of[value] if one),
-                "cells": [_interval_cell(one, axis) for one in told],
+                "n": max(entry["n"] for entry in slices_by_value[value] if entry),
+                "cells": [_interval_cell(entry, axis) for entry in entries],
             }
-            for value, told in figures.items()
+            for value, entries in metrics_by_value.items()
         ]
-        found.append({"name": kind, "rows": rows, "ticks": axis.ticks(4)})
-    marks = [{"title": wording.display_name(one), "class": css_class(one)} for one in systems]
-    return [{**one, "systems": marks, "left_out": len(scores["systems"]) - len(marks)} for one in found]
+        views.append({"name": kind, "rows": rows, "ticks": axis.ticks(4)})
+    marks = [{"title": wording.display_name(system), "class": css_class(system)} for system in systems]
+    return [{**view, "systems": marks, "left_out": len(scores["systems"]) - len(marks)} for view in views]
 
 
 def disagreements(scores: Scores, rows: Sequence[Mapping[str, Any]]) -> View | None:
     """Returns the rows in which two systems differ, by which of the two is right; None where there are none."""
     if not rows:
         return None
-    chief = [name for name in wording.primary_pair(scores) if name in rows[0]["answers"]]
-    a, b = [*chief, *(name for name in rows[0]["answers"] if name not in chief)][:2]
-    shown = []
-    for one in rows:
-        right = one["right"][a], one["right"][b]
-        who = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}[right]
+    primary_names = [name for name in wording.primary_pair(scores) if name in rows[0]["answers"]]
+    a, b = [*primary_names, *(name for name in rows[0]["answers"] if name not in primary_names)][:2]
+    display_rows = []
+    for row in rows:
+        correct = row["right"][a], row["right"][b]
+        outcome = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}[
+            correct
+        ]
         texts = {
-            "input": one["input"],
-            "target": one["target"],
-            "first": one["answers"][a],
-            "second": one["answers"][b],
+            "input": row["input"],
+            "target": row["target"],
+            "first": row["answers"][a],
+            "second": row["answers"][b],
         }
-        cut = {name: _truncate(text) for name, text in texts.items()}
-        shown.append({"id": one["id"], "who": who, "right": right, "confidence": one["confidence"], **cut})
-    named = wording.display_names(scores)
+        truncated = {name: _truncate(text) for name, text in texts.items()}
+        display_rows.append(
+            {"id": row["id"], "who": outcome, "right": correct, "confidence": row["confidence"], **truncated}
+        )
+    titles = wording.display_names(scores)
     agreement = scores["agreement"].get(f"{a} | {b}", scores["agreement"].get(f"{b} | {a}"))
-    counts = Counter(one["who"] for one in shown)
-    return {"a": named[a], "b": named[b], "rows": shown, "counts": counts, "agreement": agreement}
+    counts = Counter(entry["who"] for entry in display_rows)
+    return {"a": titles[a], "b": titles[b], "rows": display_rows, "counts": counts, "agreement": agreement}
 
 
 def agreement(scores: Scores) -> list[View]:
     """Returns how often two systems give the same answer, most often first."""
-    named = wording.display_names(scores)
-    found = []
-    for both, share in sorted(scores["agreement"].items(), key=lambda item: -item[1]):
-        a, _, b = both.partition(" | ")
-        found.append({"a": named.get(a, a), "b": named.get(b, b), "share": share})
-    return found
+    titles = wording.display_names(scores)
+    pairs = []
+    for pair, fraction in sorted(scores["agreement"].items(), key=lambda item: -item[1]):
+        a, _, b = pair.partition(" | ")
+        pairs.append({"a": titles.get(a, a), "b": titles.get(b, b), "share": fraction})
+    return pairs
 
 
-def _breakdown_values(told: Mapping[str, Any] | None) -> list[Any] | None:
-    return None if told is None else [told["precision"], told["recall"], told["f1"], told["n"]]
+def _breakdown_values(entry: Mapping[str, Any] | None) -> list[Any] | None:
+    return None if entry is None else [entry["precision"], entry["recall"], entry["f1"], entry["n"]]
 
 
-def _interval_cell(figure: Mapping[str, Any] | None, axis: charts.Axis) -> View | None:
-    if figure is None:
+def _interval_cell(value: Mapping[str, Any] | None, axis: charts.Axis) -> View | None:
+    if value is None:
         return None
-    return {"told": figure, "fig": axis.interval(figure["value"], figure["ci_low"], figure["ci_high"])}
+    return {"told": value, "fig": axis.interval(value["value"], value["ci_low"], value["ci_high"])}
 
 
 def _truncate(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARACTERS else f"{text[:MAX_TEXT_CHARACTERS]} … ({len(text):,} characters)"
 
 
-def _drop_invalid_row(told: Mapping[str, Any]) -> tuple[list[str], list[list[int]]]:
+def _drop_invalid_row(matrix: Mapping[str, Any]) -> tuple[list[str], list[list[int]]]:
     """Returns the labels and the counts without the row of what no row can want: no valid answer."""
-    labels, counts = list(told["labels"]), [list(row) for row in told["counts"]]
+    labels, counts = list(matrix["labels"]), [list(row) for row in matrix["counts"]]
     if len(counts) == len(labels) and labels and labels[-1] == NO_VALID_ANSWER:
         counts = counts[:-1]
     return labels, counts
 
 
-def _confused_pairs(told: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
+def _confused_pairs(matrix: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
     """Returns {(wanted, given): (rows, rows of the wanted label)} of what was confused, most often first."""
-    labels, counts = _drop_invalid_row(told)
-    found = {
+    labels, counts = _drop_invalid_row(matrix)
+    pairs = {
         (labels[y], labels[x]): (count, sum(row))
         for y, row in enumerate(counts)
         for x, count in enumerate(row)
         if count and x != y
     }
-    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+    return dict(sorted(pairs.items(), key=lambda item: -item[1][0]))

@@ -33,14 +33,14 @@ STAGE_LABELS = {"parse": "readable", "schema": "in the schema", "label": "allowe
 """What an answer must get through, each stage a share of all rows."""
 
 
-def format_count(count: int, one: str, several: str = "") -> str:
+def format_count(count: int, singular: str, plural: str = "") -> str:
     """Returns "1 row", "13,083 rows"."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def format_percent(share: float) -> str:
+def format_percent(fraction: float) -> str:
     """Returns 12.3%. What is not nothing is never 0.0%, and what is not all is never 100.0%."""
-    value = 100 * share
+    value = 100 * fraction
     if 0 < value < 0.05:
         return "<0.1%"
     return ">99.9%" if 99.95 <= value < 100 else f"{value:.1f}%"
@@ -84,9 +84,9 @@ def format_compact(value: float) -> str:
     return f"{floor(value + 0.5)}"
 
 
-def format_axis_percent(share: float) -> str:
+def format_axis_percent(fraction: float) -> str:
     """Returns a share as an axis has it: 90%, 92.5%."""
-    return f"{round(100 * share, 3):g}%"
+    return f"{round(100 * fraction, 3):g}%"
 
 
 def format_seconds(value: float) -> str:
@@ -118,27 +118,27 @@ def metric_name(metric: str) -> str:
 
 def count_answered(system: Mapping[str, Any]) -> int:
     """Returns how many rows have an answer that can be scored: those that `ends` lists are the others."""
-    told = system.get("rows") or {}
-    return int(told.get("answered", system["answered"]))
+    counts = system.get("rows") or {}
+    return int(counts.get("answered", system["answered"]))
 
 
 def format_outcomes(system: Mapping[str, Any]) -> str:
     """Returns what became of the rows that are no plain answers: 3 refused, 12 cut; "" where there are none."""
-    told = system.get("rows") or {}
-    shown = ("refused", "malformed", "cut", "failed", "not_asked")
-    return ", ".join(f"{told[kind]:,} {kind.replace('_', ' ')}" for kind in shown if told.get(kind))
+    counts = system.get("rows") or {}
+    kinds = ("refused", "malformed", "cut", "failed", "not_asked")
+    return ", ".join(f"{counts[kind]:,} {kind.replace('_', ' ')}" for kind in kinds if counts.get(kind))
 
 
 def display_name(system: Mapping[str, Any]) -> str:
     """Returns what a system is called in every table; a stand-in is always called one."""
-    given: str = system["title"]
-    return given if not system["stand_in"] or "stand-in" in given.lower() else f"{given} (stand-in)"
+    title: str = system["title"]
+    return title if not system["stand_in"] or "stand-in" in title.lower() else f"{title} (stand-in)"
 
 
 def display_names(scores: Scores) -> dict[str, str]:
     """Returns what each system is called, by its name, those that did not run too."""
-    return {one["name"]: one["title"] for one in scores["not_run"]} | {
-        name: display_name(one) for name, one in scores["systems"].items()
+    return {skipped["name"]: skipped["title"] for skipped in scores["not_run"]} | {
+        name: display_name(system) for name, system in scores["systems"].items()
     }
 
 
@@ -154,36 +154,36 @@ def primary_pair(scores: Scores) -> tuple[str | None, str | None]:
     None where there is no such system.
     """
     systems, plan = scores["systems"], scores["plan"]
-    own = plan["system"] if plan and plan["system"] in systems else None
-    own = own or next((name for name, one in systems.items() if one["kind"] == "tuned"), None)
+    tuned = plan["system"] if plan and plan["system"] in systems else None
+    tuned = tuned or next((name for name, system in systems.items() if system["kind"] == "tuned"), None)
     if plan and plan["baseline"] in systems:
-        return own, plan["baseline"]
-    others = [name for name, one in systems.items() if one["kind"] != "tuned"]
+        return tuned, plan["baseline"]
+    others = [name for name, system in systems.items() if system["kind"] != "tuned"]
     ranks = ("closed", "file", "linear", "nearest", "base")
-    return own, min(others, key=lambda name: ranks.index(systems[name]["kind"]), default=None)
+    return tuned, min(others, key=lambda name: ranks.index(systems[name]["kind"]), default=None)
 
 
 def parity_text(scores: Scores) -> str:
     """Returns how what was served answered the validation rows, beside the weights that were trained."""
-    told = scores["systems"].get(TUNED, {}).get("parity")
-    if told is None:
+    parity = scores["systems"].get(TUNED, {}).get("parity")
+    if parity is None:
         return "not checked in this comparison"
-    if told["agreement"] is not None:
+    if parity["agreement"] is not None:
         return (
-            f"{format_percent(told['agreement'])} of {format_count(told['n'], 'validation row')} answered as "
+            f"{format_percent(parity['agreement'])} of {format_count(parity['n'], 'validation row')} answered as "
             "the trained weights do"
         )
-    between_told = f"{told['difference']:+.1%} ({told['ci_low']:+.1%} to {told['ci_high']:+.1%})"
+    difference_text = f"{parity['difference']:+.1%} ({parity['ci_low']:+.1%} to {parity['ci_high']:+.1%})"
     return (
-        f"other weights than were trained: {metric_label(told['metric'])} {format_percent(told['served'])} against "
-        f"{format_percent(told['trained'])} of {format_count(told['n'], 'validation row')}, {between_told}"
+        f"other weights than were trained: {metric_label(parity['metric'])} {format_percent(parity['served'])} against "
+        f"{format_percent(parity['trained'])} of {format_count(parity['n'], 'validation row')}, {difference_text}"
     )
 
 
 def deciding_value(scores: Scores, name: str | None) -> float | None:
     """Returns a system's value in the metric that decides, None where it has none."""
-    measured = scores["systems"][name]["metrics"].get(deciding_metric(scores)) if name else None
-    return None if measured is None else float(measured["value"])
+    metric = scores["systems"][name]["metrics"].get(deciding_metric(scores)) if name else None
+    return None if metric is None else float(metric["value"])
 
 
 @dataclass(frozen=True)
@@ -200,66 +200,70 @@ def linear_baseline_note(scores: Scores) -> BaselineNote | None:
 
     None also where the headline says it already.
     """
-    own = primary_pair(scores)[0]
-    value = deciding_value(scores, own)
+    tuned = primary_pair(scores)[0]
+    value = deciding_value(scores, tuned)
     if value is None or "linear" in scores["verdict"]["headline"].lower():
         return None
-    linear = [name for name, one in scores["systems"].items() if one["kind"] == "linear"]
-    as_good = {name: of for name in linear if (of := deciding_value(scores, name)) is not None and of >= value}
+    linear_names = [name for name, system in scores["systems"].items() if system["kind"] == "linear"]
+    as_good = {
+        name: score for name in linear_names if (score := deciding_value(scores, name)) is not None and score >= value
+    }
     if not as_good:
         return None
-    for at, reason in enumerate(scores["verdict"]["reasons"]):
+    for index, reason in enumerate(scores["verdict"]["reasons"]):
         if reason["about"] == "linear":
-            return BaselineNote(reason["says"], at)
+            return BaselineNote(reason["says"], index)
     best = max(as_good, key=lambda name: as_good[name])
-    named = display_names(scores)
+    titles = display_names(scores)
     return BaselineNote(
-        f"A linear model does as well: {named[best]} reaches {format_percent(as_good[best])} "
-        f"{metric_name(deciding_metric(scores))}, {named[str(own)]} {format_percent(value)}.",
+        f"A linear model does as well: {titles[best]} reaches {format_percent(as_good[best])} "
+        f"{metric_name(deciding_metric(scores))}, {titles[str(tuned)]} {format_percent(value)}.",
         None,
     )
 
 
 def supporting_reasons(scores: Scores) -> list[Mapping[str, Any]]:
     """Returns the verdict's reasons, but for the one that stands under the headline and for the five questions."""
-    first = linear_baseline_note(scores)
-    every = enumerate(scores["verdict"]["reasons"])
-    return [one for at, one in every if not one.get("question") and (not first or at != first.reason)]
+    note = linear_baseline_note(scores)
+    numbered = enumerate(scores["verdict"]["reasons"])
+    return [reason for index, reason in numbered if not reason.get("question") and (not note or index != note.reason)]
 
 
 def question_reasons(scores: Scores) -> list[Mapping[str, Any]]:
     """Returns the verdict's answers to the five questions; none of a scores.json that was written before they were."""
-    return [one for one in scores["verdict"]["reasons"] if one.get("question")]
+    return [reason for reason in scores["verdict"]["reasons"] if reason.get("question")]
 
 
 def format_votes(scores: Scores) -> str:
     """Returns for whom the five questions speak: 1 open (cost), 1 closed (prompt changes), 3 neutral."""
-    asked = question_reasons(scores)
-    told = []
-    for voice in ("open", "closed", "neutral"):
-        about = [one["about"] for one in asked if one["for"] == voice]
-        named = f" ({', '.join(about)})" if about and voice != "neutral" else ""
-        told.append(f"{len(about)} {voice}{named}")
-    return ", ".join(told)
+    reasons = question_reasons(scores)
+    parts = []
+    for vote in ("open", "closed", "neutral"):
+        topics = [reason["about"] for reason in reasons if reason["for"] == vote]
+        topics_text = f" ({', '.join(topics)})" if topics and vote != "neutral" else ""
+        parts.append(f"{len(topics)} {vote}{topics_text}")
+    return ", ".join(parts)
 
 
 def primary_comparison(scores: Scores) -> Mapping[str, Any] | None:
     """Returns the one comparison that was planned, None where there was no plan or it could not be made."""
-    found: list[Mapping[str, Any]] = [one for one in scores["comparisons"] if one["family"] == "primary"]
-    return found[0] if found else None
+    planned: list[Mapping[str, Any]] = [
+        comparison for comparison in scores["comparisons"] if comparison["family"] == "primary"
+    ]
+    return planned[0] if planned else None
 
 
 def incomplete_notes(scores: Scores) -> list[str]:
     """Returns one line for each thing that is not whole: systems that stopped, and what the run itself names."""
-    named = display_names(scores)
+    titles = display_names(scores)
     stopped = {
-        name: f"{named[name]}: {count_answered(one):,} of {one['n']:,} rows answered"
-        + (f"; {one['why_incomplete']}" if one["why_incomplete"] else "")
-        for name, one in scores["systems"].items()
-        if not one["complete"]
+        name: f"{titles[name]}: {count_answered(system):,} of {system['n']:,} rows answered"
+        + (f"; {system['why_incomplete']}" if system["why_incomplete"] else "")
+        for name, system in scores["systems"].items()
+        if not system["complete"]
     }
-    told = [line for line in scores["integrity"]["incomplete"] if not any(_refers_to(line, name) for name in stopped)]
-    return [*stopped.values(), *told]
+    notes = [line for line in scores["integrity"]["incomplete"] if not any(_refers_to(line, name) for name in stopped)]
+    return [*stopped.values(), *notes]
 
 
 def _refers_to(line: str, name: str) -> bool:

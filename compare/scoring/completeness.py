@@ -27,59 +27,65 @@ MIN_ANSWERED_FRACTION = 0.99
 
 def count_outcomes(answers: Sequence[SystemAnswer], parsed: Sequence[ParsedAnswer]) -> dict[str, int]:
     """Returns how many rows came to what end."""
-    counted = Counter(_outcome(answer, one.problem) for answer, one in zip(answers, parsed, strict=True))
-    return {kind: counted[kind] for kind in OUTCOMES}
+    counts = Counter(
+        _outcome(answer, parsed_answer.problem) for answer, parsed_answer in zip(answers, parsed, strict=True)
+    )
+    return {kind: counts[kind] for kind in OUTCOMES}
 
 
 def exclude_unanswered(
-    gathered: Sequence[SystemResponses], missing: Sequence[SkippedSystem]
+    all_responses: Sequence[SystemResponses], skipped: Sequence[SkippedSystem]
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
     """Returns the systems that answered some row, and those that did not run, with the others among them: a figure of
     a system that was never really asked would be no figure of it."""
-    asked = [one for one in gathered if one.system.kind == "tuned" or not _was_never_asked(one)]
-    names = {one.system.name for one in asked}
-    refused = [
-        SkippedSystem(one.system.name, one.system.title, f"INCOMPLETE: {one.why_incomplete}", incomplete=True)
-        for one in gathered
-        if one.system.name not in names
+    answered = [
+        responses for responses in all_responses if responses.system.kind == "tuned" or not _was_never_asked(responses)
     ]
-    return asked, [*missing, *refused]
+    answered_names = {responses.system.name for responses in answered}
+    unanswered = [
+        SkippedSystem(
+            responses.system.name, responses.system.title, f"INCOMPLETE: {responses.why_incomplete}", incomplete=True
+        )
+        for responses in all_responses
+        if responses.system.name not in answered_names
+    ]
+    return answered, [*skipped, *unanswered]
 
 
 def is_sufficient(system: Mapping[str, Any]) -> bool:
     """Returns whether a verdict can rest on a system of scores.json."""
-    told = system.get("rows")
-    return bool(system["complete"]) and (told is None or answered_fraction(told) >= MIN_ANSWERED_FRACTION)
+    counts = system.get("rows")
+    return bool(system["complete"]) and (counts is None or answered_fraction(counts) >= MIN_ANSWERED_FRACTION)
 
 
-def answered_fraction(told: Mapping[str, int]) -> float:
+def answered_fraction(counts: Mapping[str, int]) -> float:
     """Returns the share of rows that the model itself said something to."""
-    return sum(told[kind] for kind in MODEL_OUTCOMES) / max(1, sum(told.values()))
+    return sum(counts[kind] for kind in MODEL_OUTCOMES) / max(1, sum(counts.values()))
 
 
 def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None:
     """Returns why the verdict cannot rest on the planned baseline, None where it can, or was never to be asked."""
     if name is None:
         return None
-    for one in scores["not_run"]:
-        if one["name"] == name and one.get("incomplete"):
-            return f"{one['title']} is {one['why']}"
+    for skipped in scores["not_run"]:
+        if skipped["name"] == name and skipped.get("incomplete"):
+            return f"{skipped['title']} is {skipped['why']}"
     system = scores["systems"].get(name)
     if system is None or is_sufficient(system):
         return None
     if not system["complete"]:
         return f"{system['title']} is INCOMPLETE: {system['why_incomplete']}"
-    told = system["rows"]
-    lost = ", ".join(f"{told[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if told[kind])
+    counts = system["rows"]
+    lost_text = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
     return (
-        f"{system['title']} really answered {answered_fraction(told):.1%} of the rows ({lost}), and a verdict "
+        f"{system['title']} really answered {answered_fraction(counts):.1%} of the rows ({lost_text}), and a verdict "
         "rests on at least "
         f"{MIN_ANSWERED_FRACTION:.0%}"
     )
 
 
-def _was_never_asked(one: SystemResponses) -> bool:
-    return bool(one.test) and all(answer.not_asked for answer in one.test)
+def _was_never_asked(responses: SystemResponses) -> bool:
+    return bool(responses.test) and all(answer.not_asked for answer in responses.test)
 
 
 def _outcome(answer: SystemAnswer, problem: str | None) -> str:

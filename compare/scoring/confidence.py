@@ -49,77 +49,91 @@ class Scale:
         return {"of": self.part, "slope": slope, "intercept": intercept}
 
 
-def scale_from_json(told: Mapping[str, Any]) -> Scale:
+def scale_from_json(payload: Mapping[str, Any]) -> Scale:
     """Returns the scale of `score` in routing.json, by which answers have the confidence that was compared; it has no
     validation rows."""
-    platt = None if told["slope"] is None else Platt(float(told["slope"]), float(told["intercept"]))
-    return Scale(platt, told["of"])
+    platt = None if payload["slope"] is None else Platt(float(payload["slope"]), float(payload["intercept"]))
+    return Scale(platt, payload["of"])
 
 
-def fit_tuned_scale(here: Run, material: EvalDataset) -> Scale | None:
+def fit_tuned_scale(run: Run, dataset: EvalDataset) -> Scale | None:
     """Returns the scale of the tuned model, None where there are no references of validation rows."""
-    path = here.references
-    if material.module.OBJECTIVE == "prefer" or not path.exists():
+    path = run.references
+    if dataset.module.OBJECTIVE == "prefer" or not path.exists():
         return None
-    rows = {row["id"]: row for row in atomic_files.read_jsonl(here.folder / "data" / "validation.jsonl")}
-    told = [one for one in atomic_files.read_jsonl(path) if one["id"] in rows]
+    rows = {row["id"]: row for row in atomic_files.read_jsonl(run.folder / "data" / "validation.jsonl")}
+    records = [record for record in atomic_files.read_jsonl(path) if record["id"] in rows]
     answers = [
         SystemAnswer(
-            one["id"],
-            one["answer"],
-            log_probability=one["log_probability"],
-            field_log_probability=one.get("field_log_probability"),
+            record["id"],
+            record["answer"],
+            log_probability=record["log_probability"],
+            field_log_probability=record.get("field_log_probability"),
         )
-        for one in told
+        for record in records
     ]
-    return fit_scale(material, [rows[one.id] for one in answers], answers)
+    return fit_scale(dataset, [rows[answer.id] for answer in answers], answers)
 
 
-def fit_scale(material: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Scale | None:
+def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Scale | None:
     """Returns the scale of a system by its answers to validation rows, None where they tell no probability."""
-    told = [(row, one) for row, one in zip(rows, answers, strict=True) if one.log_probability is not None]
-    if not told:
+    answered = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.log_probability is not None]
+    if not answered:
         return None
-    known = [one for _, one in told]
-    found = predictions.score_answers(material, [row for row, _ in told], known)
+    known_answers = [answer for _, answer in answered]
+    scored = predictions.score_answers(dataset, [row for row, _ in answered], known_answers)
     # References that were written before fields were told apart have the path alone.
-    by_field = any(one.field_log_probability is not None for one in known)
+    by_field = any(answer.field_log_probability is not None for answer in known_answers)
     part: ScoredPart = (
-        "least certain field" if by_field and material.prompt["task"]["kind"] == "extraction" else "answer"
+        "least certain field" if by_field and dataset.prompt["task"]["kind"] == "extraction" else "answer"
     )
-    likely, right = [_log_probability(one, part) or 0.0 for one in known], row_correctness(found, material)
-    platt = calibration.fit_platt(likely, [bool(value) for value in right])
-    return Scale(platt, part, [_to_confidence(platt, one) for one in likely], right)
+    log_probabilities, correct = (
+        [_log_probability(answer, part) or 0.0 for answer in known_answers],
+        row_correctness(scored, dataset),
+    )
+    platt = calibration.fit_platt(log_probabilities, [bool(value) for value in correct])
+    return Scale(
+        platt, part, [_to_confidence(platt, log_probability) for log_probability in log_probabilities], correct
+    )
 
 
 def compute_confidences(
-    one: "SystemResponses", fitted: Scale | None, answers: Sequence[SystemAnswer]
+    responses: "SystemResponses", tuned_scale: Scale | None, answers: Sequence[SystemAnswer]
 ) -> list[float | None]:
     """Returns the confidence of each answer, None where nothing tells it."""
-    return [_answer_confidence(answer, fitted if one.system.on_tuned_scale else one.scale) for answer in answers]
+    return [
+        _answer_confidence(answer, tuned_scale if responses.system.on_tuned_scale else responses.scale)
+        for answer in answers
+    ]
 
 
-def row_correctness(found: predictions.Predictions, material: EvalDataset) -> list[float]:
+def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> list[float]:
     """Returns for each row whether it is right: 1 or 0, by the first metric of the task that says so."""
-    kind = material.prompt["task"]["kind"]
-    whole = {"generation": "exact_match"}
-    return list(found.metrics[whole.get(kind, ROW_METRICS[kind])])
+    kind = dataset.prompt["task"]["kind"]
+    whole_metrics = {"generation": "exact_match"}
+    return list(scored.metrics[whole_metrics.get(kind, ROW_METRICS[kind])])
 
 
-def reliability(confidences: Sequence[float | None], right: Sequence[float], fitted: bool) -> dict[str, Any] | None:
+def reliability(
+    confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool
+) -> dict[str, Any] | None:
     """Returns how far the confidences can be believed, None where too few are told."""
-    told = [(c, bool(r)) for c, r in zip(confidences, right, strict=True) if c is not None]
-    if len(told) < 2:
+    pairs = [(c, bool(r)) for c, r in zip(confidences, correct, strict=True) if c is not None]
+    if len(pairs) < 2:
         return None
-    found: Mapping[str, Any] = calibration.reliability([c for c, _ in told], [r for _, r in told])
-    return {**found, "fitted_on": "validation" if fitted else SELF_REPORTED}
+    result: Mapping[str, Any] = calibration.reliability([c for c, _ in pairs], [r for _, r in pairs])
+    return {**result, "fitted_on": "validation" if calibrated else SELF_REPORTED}
 
 
-def _answer_confidence(answer: SystemAnswer, fitted: Scale | None) -> float | None:
+def _answer_confidence(answer: SystemAnswer, scale: Scale | None) -> float | None:
     if answer.confidence is not None:
         return answer.confidence
-    likely = _log_probability(answer, fitted.part if fitted else "answer")
-    return None if likely is None or answer.output is None else _to_confidence(fitted.platt if fitted else None, likely)
+    log_probability = _log_probability(answer, scale.part if scale else "answer")
+    return (
+        None
+        if log_probability is None or answer.output is None
+        else _to_confidence(scale.platt if scale else None, log_probability)
+    )
 
 
 def _log_probability(answer: SystemAnswer, part: ScoredPart) -> float | None:

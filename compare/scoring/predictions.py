@@ -69,27 +69,27 @@ class Predictions:
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Of each row, for metrics that one row has."""
 
-    def problem(self, at: int) -> str | None:
+    def problem(self, index: int) -> str | None:
         """Returns why an answer counts as wrong whatever it says, None where it can be scored."""
-        return self.parsed[at].problem
+        return self.parsed[index].problem
 
 
-def score_answers(material: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Predictions:
+def score_answers(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Predictions:
     """Returns the answers as the task reads and scores them."""
     import numpy as np
 
-    parsed = [parse_answer(material, one) for one in answers]
-    targets = references.select_targets(material.module, material.spec, rows, parsed)
-    tallies = material.module.compute_metric_stats(material.spec, targets, parsed)
+    parsed = [parse_answer(dataset, answer) for answer in answers]
+    targets = references.select_targets(dataset.module, dataset.spec, rows, parsed)
+    metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
     metrics = {
-        name: [float(value) for value in one.value(one.rows)]
-        for name, one in tallies.items()
-        if isinstance(one.rows, np.ndarray)
+        name: [float(value) for value in stats.value(stats.rows)]
+        for name, stats in metric_stats.items()
+        if isinstance(stats.rows, np.ndarray)
     }
     return Predictions(answers, parsed, metrics)
 
 
-def parse_answer(material: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
+def parse_answer(dataset: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
     """Returns an answer as the task reads it; one that was cut off, refused or never came has a problem."""
     if answer.output is None:
         return ParsedAnswer(None, NO_ANSWER)
@@ -99,9 +99,9 @@ def parse_answer(material: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
         return ParsedAnswer(None, "refusal")
     if not answer.output.strip():
         return ParsedAnswer(None, "empty")
-    if material.module.OBJECTIVE == "prefer":
+    if dataset.module.OBJECTIVE == "prefer":
         return ParsedAnswer(json.loads(answer.output))
-    parsed: ParsedAnswer = material.module.parse(material.spec, answer.output)
+    parsed: ParsedAnswer = dataset.module.parse(dataset.spec, answer.output)
     return parsed
 
 
@@ -115,29 +115,34 @@ def validity_flags(problem: str | None) -> tuple[bool, bool, bool]:
 
 
 def write_predictions(
-    folder: Path, system: str, split: str, found: Predictions, confidences: Sequence[float | None], repeat: int = 0
+    folder: Path,
+    system: str,
+    split: str,
+    predictions: Predictions,
+    confidences: Sequence[float | None],
+    repeat: int = 0,
 ) -> Path:
     """Writes the predictions of a system to a split, whole. Returns the file."""
     lines = []
-    for at, (answer, parsed) in enumerate(zip(found.answers, found.parsed, strict=True)):
+    for index, (answer, parsed) in enumerate(zip(predictions.answers, predictions.parsed, strict=True)):
         parse_ok, schema_ok, label_ok = validity_flags(parsed.problem)
-        told = asdict(answer)
+        payload = asdict(answer)
         for name in ("log_probability", "field_log_probability", "finish_reason", "may_pass"):
-            del told[name]
-        line = {
+            del payload[name]
+        record = {
             "id": answer.id,
             "system": system,
             "split": split,
             "repeat": repeat,
-            **told,
+            **payload,
             "parsed": parsed.value,
             "parse_ok": parse_ok,
             "schema_ok": schema_ok,
             "label_ok": label_ok,
-            "scores": {name: values[at] for name, values in found.metrics.items()},
-            "confidence": confidences[at],
+            "scores": {name: values[index] for name, values in predictions.metrics.items()},
+            "confidence": confidences[index],
         }
-        lines.append(json.dumps(line, ensure_ascii=False))
+        lines.append(json.dumps(record, ensure_ascii=False))
     path = folder / f"{slug(system)}{'' if split == 'test' else '.' + split}{f'.{repeat}' if repeat else ''}.jsonl"
     path.parent.mkdir(exist_ok=True)
     atomic_files.write_text(path, "\n".join(lines) + "\n")

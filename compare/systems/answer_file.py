@@ -96,50 +96,55 @@ def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
     path = Path(baseline.path)
     if not path.is_file():
         raise RecipeError(f"compare.baselines: there is no file {path}")
-    given = answer_file_rows.read_answer_rows(path, baseline.encoding, NUMERIC_FIELDS)
-    found: dict[str, FileAnswer] = {}
+    answer_rows = answer_file_rows.read_answer_rows(path, baseline.encoding, NUMERIC_FIELDS)
+    by_id: dict[str, FileAnswer] = {}
     reformatted = 0
-    for row in given.rows:
-        row_id, one = _parse_row(row, rules)
-        if (read := _apply_formats(one.output, given.has_objects, rules)) is not one.output:
-            one, reformatted = replace(one, output=read), reformatted + isinstance(read, dict)
-        if (other := found.get(row_id)) is not None:
+    for row in answer_rows.rows:
+        row_id, answer = _parse_row(row, rules)
+        if (formatted := _apply_formats(answer.output, answer_rows.has_objects, rules)) is not answer.output:
+            answer, reformatted = replace(answer, output=formatted), reformatted + isinstance(formatted, dict)
+        if (previous := by_id.get(row_id)) is not None:
             raise RecipeError(
-                f"{row.where}: id {row_id!r} stands in {given.unit} {other.number} already; a row has one answer: keep "
+                f"{row.where}: id {row_id!r} stands in {answer_rows.unit} {previous.number} already; a row has one "
+                "answer: keep "
                 "one of them"
             )
-        found[row_id] = one
-    return AnswerFile(path, found, given.guessed_encoding, reformatted)
+        by_id[row_id] = answer
+    return AnswerFile(path, by_id, answer_rows.guessed_encoding, reformatted)
 
 
 def match_rows(
-    file: AnswerFile, name: str, material: EvalDataset, rules: ReadingRules
+    file: AnswerFile, name: str, dataset: EvalDataset, rules: ReadingRules
 ) -> tuple[list[SystemAnswer], str | None, list[str]]:
     """Returns an answer for each test row, why they are not complete (None where they are), and notes on how they were
     read. Raises RecipeError where no id is that of a test row."""
-    spelt = material.module.make_answer_reader(material.spec, rules.normalize_labels, rules.label_separator)
-    found, respelt = [], 0
-    for row in material.test:
-        line = file.by_id.get(row["id"])
-        output = None if line is None else "" if line.output is None else spelt(line.output)
-        if line is not None and isinstance(line.output, str):
-            respelt += output != line.output and output != line.output.strip()
-        found.append(_to_system_answer(row["id"], line, output, name, rules))
-    there = sum(row["id"] in file.by_id for row in material.test)
-    told = f"{file.path.name} answers {there:,} of {len(found):,} test rows"
-    others = f", and has {len(file.by_id) - there:,} ids that are none of them"
-    if not there:
+    normalize = dataset.module.make_answer_reader(dataset.spec, rules.normalize_labels, rules.label_separator)
+    answers, n_respelt = [], 0
+    for row in dataset.test:
+        file_answer = file.by_id.get(row["id"])
+        output = None if file_answer is None else "" if file_answer.output is None else normalize(file_answer.output)
+        if file_answer is not None and isinstance(file_answer.output, str):
+            n_respelt += output != file_answer.output and output != file_answer.output.strip()
+        answers.append(_to_system_answer(row["id"], file_answer, output, name, rules))
+    n_answered = sum(row["id"] in file.by_id for row in dataset.test)
+    coverage = f"{file.path.name} answers {n_answered:,} of {len(answers):,} test rows"
+    extra_ids = f", and has {len(file.by_id) - n_answered:,} ids that are none of them"
+    if not n_answered:
         raise RecipeError(
-            f"{file.path} answers none of the {len(found):,} test rows: its ids must be those of data/test.jsonl"
+            f"{file.path} answers none of the {len(answers):,} test rows: its ids must be those of data/test.jsonl"
         )
     notes = []
     if file.guessed_encoding:
         notes.append(f"{name}: {file.path.name} is not UTF-8: read as {file.guessed_encoding}; set encoding to be sure")
     if file.reformatted:
         notes.append(f"{name}: numbers or dates of {file.reformatted:,} answers are read as data.formats says")
-    if respelt:
-        notes.append(f"{name}: {respelt:,} answers in another spelling of a label, read as data preparation reads it")
-    return found, None if there == len(found) else told + (others if len(file.by_id) > there else ""), notes
+    if n_respelt:
+        notes.append(f"{name}: {n_respelt:,} answers in another spelling of a label, read as data preparation reads it")
+    return (
+        answers,
+        None if n_answered == len(answers) else coverage + (extra_ids if len(file.by_id) > n_answered else ""),
+        notes,
+    )
 
 
 def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
@@ -153,57 +158,59 @@ def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
     if not isinstance(record, dict):
         return output
     try:
-        found = read_record(record, schema, formats)
+        parsed = read_record(record, schema, formats)
     except UnusableRowError:
         return to_text(output)
-    return output if found == record else found
+    return output if parsed == record else parsed
 
 
 def _to_system_answer(
-    row: str, line: FileAnswer | None, output: str | None, name: str, rules: ReadingRules
+    row_id: str, file_answer: FileAnswer | None, output: str | None, name: str, rules: ReadingRules
 ) -> SystemAnswer:
-    if line is None or output is None:
-        return SystemAnswer(row, None, model_id=name, error="not in the file")
+    if file_answer is None or output is None:
+        return SystemAnswer(row_id, None, model_id=name, error="not in the file")
     if rules.redact:
         output = redaction.redact(output, rules.redact).text
-    reason = "refusal" if line.output is None else "stop"
-    return SystemAnswer(row, output, finish_reason=reason, model_id=line.model_id or name, **line.figures)
+    reason = "refusal" if file_answer.output is None else "stop"
+    return SystemAnswer(
+        row_id, output, finish_reason=reason, model_id=file_answer.model_id or name, **file_answer.figures
+    )
 
 
 def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
     """Returns the id and the answer of one row."""
     row_id = _parse_id(row.where, row.values["id"], rules)
-    told, model = f"{row.where}: id {row_id!r}", row.values.get("model_id")
+    location, model = f"{row.where}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
-        raise RecipeError(f"{told}: model_id is {model!r}; give text, or leave it out")
-    figures = {name: _parse_number(told, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}
-    known = {name: one for name, one in figures.items() if one is not None}
-    return row_id, FileAnswer(row.number, row.values["output"], model, known)
+        raise RecipeError(f"{location}: model_id is {model!r}; give text, or leave it out")
+    numbers = {name: _parse_number(location, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}
+    reported = {name: value for name, value in numbers.items() if value is not None}
+    return row_id, FileAnswer(row.number, row.values["output"], model, reported)
 
 
-def _parse_id(where: str, given: Any, rules: ReadingRules) -> str:
+def _parse_id(location: str, value: Any, rules: ReadingRules) -> str:
     """Returns an id as data preparation writes it: a number as text, personal data in it as pseudonyms."""
-    usable = isinstance(given, str | int | float) and not isinstance(given, bool)
-    row_id = to_text(given).strip() if usable else ""
-    if not row_id or (isinstance(given, float) and not math.isfinite(given)):
-        raise RecipeError(f"{where}: id is {given!r}; give the id of a test row, text or a number")
+    usable = isinstance(value, str | int | float) and not isinstance(value, bool)
+    row_id = to_text(value).strip() if usable else ""
+    if not row_id or (isinstance(value, float) and not math.isfinite(value)):
+        raise RecipeError(f"{location}: id is {value!r}; give the id of a test row, text or a number")
     return redaction.pseudonymize(row_id, rules.redact)
 
 
-def _parse_number(where: str, name: str, given: Any) -> int | float | None:
+def _parse_number(location: str, name: str, value: Any) -> int | float | None:
     """Returns a figure, None where the file says that it is not known (null)."""
-    if given is None:
+    if value is None:
         return None
-    needs, most, whole = "a number of at least 0", MAX_NUMBER, name in TOKEN_FIELDS
-    if whole:
-        needs = "a whole number of at least 0"
+    requirement, max_value, is_integer = "a number of at least 0", MAX_NUMBER, name in TOKEN_FIELDS
+    if is_integer:
+        requirement = "a whole number of at least 0"
     elif name in FRACTION_FIELDS:
-        needs, most = "a number from 0 to 1", 1.0
-    number = isinstance(given, int | float) and not isinstance(given, bool)
+        requirement, max_value = "a number from 0 to 1", 1.0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # NaN is in no range.
-    if not number or not 0 <= given <= most or (whole and given != int(given)):
-        shown = repr(given) if number else to_text(given)
+    if not is_number or not 0 <= value <= max_value or (is_integer and value != int(value)):
+        display = repr(value) if is_number else to_text(value)
         raise RecipeError(
-            f"{where}: {name} is {shown[:MAX_SHOWN_CHARACTERS]}; give {needs}, or null where it is not known"
+            f"{location}: {name} is {display[:MAX_SHOWN_CHARACTERS]}; give {requirement}, or null where it is not known"
         )
-    return int(given) if whole else float(given)
+    return int(value) if is_integer else float(value)

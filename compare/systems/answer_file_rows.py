@@ -56,26 +56,31 @@ class AnswerRows:
     """Whether the format can hold a record as an object; a table holds it as its JSON."""
 
 
-def read_answer_rows(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
-    """Returns the rows of a file. `figures`: the columns that hold numbers. Raises RecipeError naming file and line of
-    what cannot be read, at once or while rows are taken."""
+def read_answer_rows(path: Path, encoding: str, numeric_columns: Collection[str]) -> AnswerRows:
+    """Returns the rows of a file. `numeric_columns`: the columns that hold numbers. Raises RecipeError naming file and
+    line of what cannot be read, at once or while rows are taken."""
     kind, compression = detect_kind(path) or ("jsonl", None)
     file = SourceFile("answers", path, str(path), kind, compression)
     unit = "row" if kind in ROW_FORMATS else "line"
     try:
         if kind in ("parquet", "xlsx"):
-            _, rows = data_files.read(file, Source(path=str(path)), [*REQUIRED_COLUMNS, *figures])
+            _, rows = data_files.read(file, Source(path=str(path)), [*REQUIRED_COLUMNS, *numeric_columns])
             return AnswerRows(_check_rows(file, rows), unit, None)
         text = detect_encoding(file, encoding, ENCODING_KEY, row_is=None if kind == "json" else "line")
-        guessed = text.encoding if text.guessed else None
+        guessed_encoding = text.encoding if text.guessed else None
         if kind in ("jsonl", "txt"):
-            return AnswerRows(_parse_objects(file, text), unit, guessed)
-        _, rows = data_files.TEXT_READERS[kind](file, text, Source(path=str(path)), [*REQUIRED_COLUMNS, *figures])
+            return AnswerRows(_parse_objects(file, text), unit, guessed_encoding)
+        _, rows = data_files.TEXT_READERS[kind](
+            file, text, Source(path=str(path)), [*REQUIRED_COLUMNS, *numeric_columns]
+        )
     except RecipeError as error:
         raise _rephrase_error(error) from None
-    found = _check_rows(file, rows)
+    answer_rows = _check_rows(file, rows)
     return AnswerRows(
-        _parse_numbers(found, figures) if kind in TABLE_FORMATS else found, unit, guessed, kind not in TABLE_FORMATS
+        _parse_numbers(answer_rows, numeric_columns) if kind in TABLE_FORMATS else answer_rows,
+        unit,
+        guessed_encoding,
+        kind not in TABLE_FORMATS,
     )
 
 
@@ -83,25 +88,27 @@ def _check_rows(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerR
     """Yields the rows of a reader of data files. Raises RecipeError for the first that cannot be used."""
     try:
         for row in rows:
-            where = f"{file.path}:{row.line}"
+            location = f"{file.path}:{row.line}"
             if row.problem is not None:
-                null = "; write null where a figure is not known" if "which is not JSON" in row.problem else ""
-                raise RecipeError(f"{where}: {row.problem}{null}")
-            if missing := [name for name in REQUIRED_COLUMNS if name not in row.values]:
-                raise RecipeError(f"{where}: needs id and output, and has no {missing[0]}: {', '.join(row.values)}")
-            yield AnswerRow(row.line, where, row.values)
+                hint = "; write null where a figure is not known" if "which is not JSON" in row.problem else ""
+                raise RecipeError(f"{location}: {row.problem}{hint}")
+            if missing_columns := [name for name in REQUIRED_COLUMNS if name not in row.values]:
+                raise RecipeError(
+                    f"{location}: needs id and output, and has no {missing_columns[0]}: {', '.join(row.values)}"
+                )
+            yield AnswerRow(row.line, location, row.values)
     except RecipeError as error:
         raise _rephrase_error(error) from None
 
 
-def _parse_numbers(rows: Iterator[AnswerRow], figures: Collection[str]) -> Iterator[AnswerRow]:
+def _parse_numbers(rows: Iterator[AnswerRow], numeric_columns: Collection[str]) -> Iterator[AnswerRow]:
     """Yields rows whose figures are numbers; an empty cell says that a figure is not known."""
     for row in rows:
-        told = {name: _parse_number(row.values[name]) for name in figures if name in row.values}
+        parsed = {name: _parse_number(row.values[name]) for name in numeric_columns if name in row.values}
         # What is no text of a model is not known either.
         if not row.values.get("model_id", "x"):
-            told["model_id"] = None
-        yield replace(row, values={**row.values, **told})
+            parsed["model_id"] = None
+        yield replace(row, values={**row.values, **parsed})
 
 
 def _parse_number(text: str) -> int | float | str | None:
@@ -123,23 +130,23 @@ def _parse_objects(file: SourceFile, text: TextDecoding) -> Iterator[AnswerRow]:
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(read_lines(file, text, newline), 1):
         if line.strip():
-            where = f"{file.path}:{number}"
-            yield AnswerRow(number, where, _parse_object(where, line))
+            location = f"{file.path}:{number}"
+            yield AnswerRow(number, location, _parse_object(location, line))
 
 
-def _parse_object(where: str, line: str) -> Mapping[str, Any]:
-    needs = f'{where}: needs a JSON object with "id" and "output", given {line.strip()[:MAX_SHOWN_CHARACTERS]}'
+def _parse_object(location: str, line: str) -> Mapping[str, Any]:
+    requirement = f'{location}: needs a JSON object with "id" and "output", given {line.strip()[:MAX_SHOWN_CHARACTERS]}'
     try:
         row = json.loads(line, object_pairs_hook=_unique_keys)
     except _DuplicateKeyError as error:
-        raise RecipeError(f"{where}: key {error.args[0]!r} stands there twice; keep one of them") from None
+        raise RecipeError(f"{location}: key {error.args[0]!r} stands there twice; keep one of them") from None
     except (ValueError, RecursionError):
-        raise RecipeError(needs) from None
+        raise RecipeError(requirement) from None
     if not isinstance(row, dict) or any(name not in row for name in REQUIRED_COLUMNS):
-        raise RecipeError(needs)
+        raise RecipeError(requirement)
     if has_lone_surrogate(json.dumps([row["id"], row["output"]], ensure_ascii=False)):
         raise RecipeError(
-            f"{where}: id {row['id']!r}: output holds half of a surrogate pair, which is no character; replace it"
+            f"{location}: id {row['id']!r}: output holds half of a surrogate pair, which is no character; replace it"
         )
     return row
 
@@ -153,9 +160,9 @@ class _DuplicateKeyError(Exception):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in record:
             raise _DuplicateKeyError(name)
-        found[name] = value
-    return found
+        record[name] = value
+    return record

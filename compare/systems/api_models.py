@@ -35,134 +35,166 @@ from insource.tracking import run
 CLOUD_PROVIDERS = ("azure", "bedrock", "vertex")
 
 
-def collect_from_apis(place: ComparisonContext, systems: Sequence[System]) -> dict[str, SystemResponses]:
+def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> dict[str, SystemResponses]:
     """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
     of earlier invocations that still count is a part of it. Raises RecipeError, before anybody is asked, where a price
     is unknown."""
-    with_price = lookup_prices(systems)
-    spent = sum(known.known_usd() for one, price in with_price if price for known in _all_requests(place, one))
-    budget = Budget(place.recipe.compare.budget_usd, spent)
-    found: dict[str, SystemResponses] = {}
-    chosen: dict[str, prompt_selection.SelectedPrompt] = {}
-    for system, price in with_price:
-        mine = budget if price else None
-        chosen[system.name] = choice = prompt_selection.select_prompt(
-            place, system, partial(_build_requests, place), mine, price
+    priced_systems = lookup_prices(systems)
+    spent_usd = sum(
+        requests.known_usd()
+        for candidate, price in priced_systems
+        if price
+        for requests in _all_requests(context, candidate)
+    )
+    budget = Budget(context.recipe.compare.budget_usd, spent_usd)
+    responses: dict[str, SystemResponses] = {}
+    selected: dict[str, prompt_selection.SelectedPrompt] = {}
+    for system, price in priced_systems:
+        system_budget = budget if price else None
+        selected[system.name] = selection = prompt_selection.select_prompt(
+            context, system, partial(_build_requests, context), system_budget, price
         )
-        one = build_test_requests(place, choice.system)
-        before = one.known_usd()
-        answers = one.collect(mine, price)
-        usd = choice.spent_usd + before + answers.spent_usd if price else None
-        ends = _shutdown_date(one, answers)
-        left_out = [f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out]
-        own = (
+        test_requests = build_test_requests(context, selection.system)
+        cached_usd = test_requests.known_usd()
+        collected = test_requests.collect(system_budget, price)
+        usd = selection.spent_usd + cached_usd + collected.spent_usd if price else None
+        shutdown_date = _shutdown_date(test_requests, collected)
+        omission_notes = [
+            f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out
+        ]
+        message_notes = (
             [f"{system.title}: asked with its own messages, not the task's prompt"]
             if _baseline(system).messages
             else []
         )
-        more = {"price": price, "shutdown_date": ends, "notes": [*choice.notes, *own, *left_out]}
-        found[system.name] = to_responses(
-            one, answers, place, spent_usd=usd, scale=_fit_scale(place, system, answers), **more
+        fields = {
+            "price": price,
+            "shutdown_date": shutdown_date,
+            "notes": [*selection.notes, *message_notes, *omission_notes],
+        }
+        responses[system.name] = to_responses(
+            test_requests, collected, context, spent_usd=usd, scale=_fit_scale(context, system, collected), **fields
         )
     # Last, so that a budget which ends here takes nothing from the comparison.
-    for system, price in with_price:
-        asking = build_routing_requests(place, chosen[system.name].system)
-        if asking is not None:
-            found[system.name] = _add_calibration_answers(found[system.name], asking, budget if price else None, price)
-    return found
+    for system, price in priced_systems:
+        routing_requests = build_routing_requests(context, selected[system.name].system)
+        if routing_requests is not None:
+            responses[system.name] = _add_calibration_answers(
+                responses[system.name], routing_requests, budget if price else None, price
+            )
+    return responses
 
 
 def _add_calibration_answers(
-    got: SystemResponses, asking: SystemRequests, budget: Budget | None, price: TokenPrice | None
+    responses: SystemResponses, system_requests: SystemRequests, budget: Budget | None, price: TokenPrice | None
 ) -> SystemResponses:
     """Returns what a system answered with its answers to the calibration rows, if all of them were asked."""
-    before = asking.known_usd()
-    answers = asking.collect(budget, price)
-    usd = (got.spent_usd or 0.0) + before + answers.spent_usd if price else None
-    if not answers.complete:
-        return replace(got, spent_usd=usd, why_not_calibration=answers.why_incomplete)
-    return replace(got, spent_usd=usd, calibration=[to_system_answer(answers, one.id) for one in asking.questions])
+    cached_usd = system_requests.known_usd()
+    collected = system_requests.collect(budget, price)
+    usd = (responses.spent_usd or 0.0) + cached_usd + collected.spent_usd if price else None
+    if not collected.complete:
+        return replace(responses, spent_usd=usd, why_not_calibration=collected.why_incomplete)
+    return replace(
+        responses,
+        spent_usd=usd,
+        calibration=[to_system_answer(collected, request.id) for request in system_requests.questions],
+    )
 
 
-def build_routing_requests(place: ComparisonContext, system: System) -> SystemRequests | None:
+def build_routing_requests(context: ComparisonContext, system: System) -> SystemRequests | None:
     """Returns the calibration rows that a system is asked for `route.not_worse_than` alone; None of another system,
     and of one that decides, which is asked them in any case."""
-    if system.name != place.recipe.route.not_worse_than or _baseline(system).decides:
+    if system.name != context.recipe.route.not_worse_than or _baseline(system).decides:
         return None
-    return _build_requests(place, system, place.material, place.material.calibration)
+    return _build_requests(context, system, context.material, context.material.calibration)
 
 
 def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | None]]:
     """Returns systems with their price, None for a stand-in on this machine. Raises RecipeError where a provider's
     price is unknown."""
-    if mistakes := pricing.find_unknown_prices(_baseline(one) for one in systems):
-        raise RecipeError("\n".join(mistakes))
-    return [(one, pricing.lookup_price(_baseline(one))) for one in systems]
+    if problems := pricing.find_unknown_prices(_baseline(system) for system in systems):
+        raise RecipeError("\n".join(problems))
+    return [(system, pricing.lookup_price(_baseline(system))) for system in systems]
 
 
-def _all_requests(place: ComparisonContext, system: System) -> list[SystemRequests]:
+def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequests]:
     """Everything that a provider may be asked, or was by an earlier invocation: with any of its instructions."""
-    tests = [build_test_requests(place, one) for one in prompt_selection.prompt_candidates(system)]
-    bought = [
-        one for variant in prompt_selection.prompt_candidates(system) if (one := build_routing_requests(place, variant))
+    test_requests = [
+        build_test_requests(context, candidate) for candidate in prompt_selection.prompt_candidates(system)
+    ]
+    routing_requests = [
+        requests
+        for candidate in prompt_selection.prompt_candidates(system)
+        if (requests := build_routing_requests(context, candidate))
     ]
     return [
-        build_first_request(place, system),
-        *tests,
-        *bought,
-        *prompt_selection.trial_requests(place, system, partial(_build_requests, place)),
+        build_first_request(context, system),
+        *test_requests,
+        *routing_requests,
+        *prompt_selection.trial_requests(context, system, partial(_build_requests, context)),
     ]
 
 
-def _shutdown_date(asking: SystemRequests, found: CollectResult) -> str | None:
+def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) -> str | None:
     """Returns when the provider will shut the model down: as it says now, or as it said when it was last asked; else as
     its SDK announces it."""
-    said = {"shutdown_date": fetch_shutdown_date(asking.backend), "asked": run.utc_timestamp()} if found.asked else None
-    known = load_or_store(asking.journal.with_suffix(".model.json"), [asking.identity, asking.backend.model], said)
-    told: str | None = known["shutdown_date"] if known else None
-    return told or models.announced_shutdown(_baseline(asking.system))
+    fresh = (
+        {"shutdown_date": fetch_shutdown_date(system_requests.backend), "asked": run.utc_timestamp()}
+        if collected.asked
+        else None
+    )
+    cached = load_or_store(
+        system_requests.journal.with_suffix(".model.json"),
+        [system_requests.identity, system_requests.backend.model],
+        fresh,
+    )
+    announced: str | None = cached["shutdown_date"] if cached else None
+    return announced or models.announced_shutdown(_baseline(system_requests.system))
 
 
-def build_first_request(place: ComparisonContext, system: System) -> SystemRequests:
+def build_first_request(context: ComparisonContext, system: System) -> SystemRequests:
     """Returns the first request to a provider: one train row, live whatever the mode is."""
-    one = prompt_selection.prompt_candidates(system)[0]
-    live = replace(one, baseline=_baseline(one).model_copy(update={"mode": "live"}))
-    asking = _build_requests(place, live, place.material, place.material.train[:1])
-    return replace(asking, journal=asking.journal.with_suffix(".first.jsonl"))
+    candidate = prompt_selection.prompt_candidates(system)[0]
+    live = replace(candidate, baseline=_baseline(candidate).model_copy(update={"mode": "live"}))
+    system_requests = _build_requests(context, live, context.material, context.material.train[:1])
+    return replace(system_requests, journal=system_requests.journal.with_suffix(".first.jsonl"))
 
 
-def build_test_requests(place: ComparisonContext, system: System) -> SystemRequests:
+def build_test_requests(context: ComparisonContext, system: System) -> SystemRequests:
     """Returns everything that a provider is asked: the test rows, and the first of them a second time; one that decides
     also the validation rows that its scale is fitted on, and the calibration rows."""
-    once = _build_requests(place, system, place.material, place.material.test)
-    again = [RowRequest(one.id, 1, one.request) for one in once.questions[: place.recipe.compare.repeat_rows]]
-    known: list[RowRequest] = []
+    test_requests = _build_requests(context, system, context.material, context.material.test)
+    repeats = [
+        RowRequest(request.id, 1, request.request)
+        for request in test_requests.questions[: context.recipe.compare.repeat_rows]
+    ]
+    decision_requests: list[RowRequest] = []
     if _baseline(system).decides:
-        rows = [*_scale_rows(place), *place.material.calibration]
-        known = list(_build_requests(place, system, place.material, rows).questions)
-    return replace(once, questions=[*once.questions, *again, *known])
+        rows = [*_scale_rows(context), *context.material.calibration]
+        decision_requests = list(_build_requests(context, system, context.material, rows).questions)
+    return replace(test_requests, questions=[*test_requests.questions, *repeats, *decision_requests])
 
 
-def _scale_rows(place: ComparisonContext) -> Rows:
+def _scale_rows(context: ComparisonContext) -> Rows:
     """The validation rows that an endpoint that decides is asked, so that its probabilities can be put on a scale."""
-    return load_validation_dataset(place.here).test[: place.recipe.compare.calibrate_rows]
+    return load_validation_dataset(context.here).test[: context.recipe.compare.calibrate_rows]
 
 
-def _fit_scale(place: ComparisonContext, system: System, found: CollectResult) -> Scale | None:
+def _fit_scale(context: ComparisonContext, system: System, collected: CollectResult) -> Scale | None:
     if not _baseline(system).decides:
         return None
-    rows = _scale_rows(place)
-    return confidence.fit_scale(place.material, rows, [to_system_answer(found, row["id"]) for row in rows])
+    rows = _scale_rows(context)
+    return confidence.fit_scale(context.material, rows, [to_system_answer(collected, row["id"]) for row in rows])
 
 
-def _build_requests(place: ComparisonContext, system: System, material: EvalDataset, rows: Rows) -> SystemRequests:
+def _build_requests(context: ComparisonContext, system: System, dataset: EvalDataset, rows: Rows) -> SystemRequests:
     baseline = _baseline(system)
-    every = [RowRequest(one.id, 0, one) for one in row_requests.build_requests(system, material, rows)]
+    requests = [RowRequest(request.id, 0, request) for request in row_requests.build_requests(system, dataset, rows)]
     identity = [baseline.provider, baseline.base_url]
     backend = replace(
-        build_endpoint(baseline, material, system.left_out), direct=not place.recipe.privacy.data_may_leave
+        build_endpoint(baseline, dataset, system.left_out), direct=not context.recipe.privacy.data_may_leave
     )
-    return SystemRequests(system, backend, identity, every, place.journal(system))
+    return SystemRequests(system, backend, identity, requests, context.journal(system))
 
 
 def _baseline(system: System) -> Baseline:
@@ -170,10 +202,10 @@ def _baseline(system: System) -> Baseline:
     return system.baseline
 
 
-def build_endpoint(baseline: Baseline, material: EvalDataset, left_out: tuple[str, ...] = ()) -> Backend:
+def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters: tuple[str, ...] = ()) -> Backend:
     """Returns how a baseline of the recipe is asked, without the parameters that its provider refused. Raises
     RecipeError where its model family does not take what the recipe sets."""
-    schema, wire = material.prompt["output_schema"], row_requests.lookup_api_format(baseline)
+    schema, wire = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
     family = model_families.find_family(wire, baseline.model or "")
     _check_model_family(baseline, family)
     return Backend(
@@ -187,7 +219,7 @@ def build_endpoint(baseline: Baseline, material: EvalDataset, left_out: tuple[st
         temperature=baseline.temperature,
         effort=baseline.effort,
         closed=True,
-        left_out=left_out,
+        left_out=omitted_parameters,
         timeout_seconds=baseline.timeout_seconds,
         retries=baseline.retries,
         concurrency=baseline.concurrency,
@@ -195,37 +227,44 @@ def build_endpoint(baseline: Baseline, material: EvalDataset, left_out: tuple[st
 
 
 def _check_model_family(baseline: Baseline, family: Family) -> None:
-    where = f"compare.baselines: {baseline.called}"
+    location = f"compare.baselines: {baseline.called}"
     if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
         allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
-        raise RecipeError(f"{where}: effort: given {baseline.effort}, {allowed} ({family.source})")
+        raise RecipeError(f"{location}: effort: given {baseline.effort}, {allowed} ({family.source})")
     if baseline.temperature is not None and not family.takes_temperature(baseline.effort):
-        may = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
+        condition = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
         raise RecipeError(
-            f"{where}: temperature: given {baseline.temperature:g}, but {family.name} takes none{may} "
+            f"{location}: temperature: given {baseline.temperature:g}, but {family.name} takes none{condition} "
             f"({family.source}); leave it out"
         )
     if baseline.mode == "batch" and not family.batch:
         raise RecipeError(
-            f"{where}: mode: given batch, and it is not known that {baseline.model} is served in batches "
+            f"{location}: mode: given batch, and it is not known that {baseline.model} is served in batches "
             "(insource/backends/wire/model_families.py does not have it); set mode: live"
         )
 
 
-def load_answer_file(place: ComparisonContext, system: System, rules: ReadingRules = DEFAULT_RULES) -> SystemResponses:
+def load_answer_file(
+    context: ComparisonContext, system: System, rules: ReadingRules = DEFAULT_RULES
+) -> SystemResponses:
     """Returns the answers in a file that the user has. Raises RecipeError naming the line that cannot be used."""
     baseline = _baseline(system)
     file = answer_file.read_answer_file(baseline, rules)
-    found, why, notes = answer_file.match_rows(file, system.name, place.material, rules)
-    got = SystemResponses(
-        system, found, complete=why is None, why_incomplete=why, price=pricing.lookup_price(baseline), notes=notes
+    answers, reason, notes = answer_file.match_rows(file, system.name, context.material, rules)
+    responses = SystemResponses(
+        system,
+        answers,
+        complete=reason is None,
+        why_incomplete=reason,
+        price=pricing.lookup_price(baseline),
+        notes=notes,
     )
-    if system.name != place.recipe.route.not_worse_than:
-        return got
-    calibration = place.material.calibration
-    missing = sum(row["id"] not in file.by_id for row in calibration)
-    if missing or not calibration:
-        told = f"{file.path.name} has no answer to {missing:,} of the {len(calibration):,} calibration rows"
-        return replace(got, why_not_calibration=told)
-    other = replace(place.material, test=calibration)
-    return replace(got, calibration=answer_file.match_rows(file, system.name, other, rules)[0])
+    if system.name != context.recipe.route.not_worse_than:
+        return responses
+    calibration = context.material.calibration
+    n_missing = sum(row["id"] not in file.by_id for row in calibration)
+    if n_missing or not calibration:
+        message = f"{file.path.name} has no answer to {n_missing:,} of the {len(calibration):,} calibration rows"
+        return replace(responses, why_not_calibration=message)
+    calibration_dataset = replace(context.material, test=calibration)
+    return replace(responses, calibration=answer_file.match_rows(file, system.name, calibration_dataset, rules)[0])

@@ -58,55 +58,56 @@ class SkippedSystem:
     """Whether it was tried, and refused: the next comparison tries it again."""
 
 
-def list_systems(recipe: Recipe, here: Run) -> list[System]:
+def list_systems(recipe: Recipe, run: Run) -> list[System]:
     """Returns the systems of a comparison, the tuned model first. Raises RecipeError where the form that is served was
     not exported, or the recipe names a form that is not there."""
-    tuned = _tuned_systems(recipe, here)
-    found = [*tuned, System(UNTUNED_BASE, "base", "untuned base")]
+    tuned = _tuned_systems(recipe, run)
+    systems = [*tuned, System(UNTUNED_BASE, "base", "untuned base")]
     if recipe.task.kind == "preference":
-        return found
+        return systems
     if recipe.compare.tuned_shots:
-        found.insert(1, with_examples(tuned[0], recipe.compare.tuned_shots))
+        systems.insert(1, with_examples(tuned[0], recipe.compare.tuned_shots))
     if shots := recipe.compare.base_shots:
-        found.append(
+        systems.append(
             System(f"{UNTUNED_BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots)
         )
     if recipe.task.kind == "classification":
         model = f"{'one-vs-rest ' if recipe.task.variant == 'multilabel' else ''}logistic regression"
-        found.append(System(LINEAR, "linear", f"TF-IDF + {model}"))
+        systems.append(System(LINEAR, "linear", f"TF-IDF + {model}"))
         if recipe.compare.encoder:
-            found.append(System(ENCODER, "linear", f"sentence encoder + {model}"))
+            systems.append(System(ENCODER, "linear", f"sentence encoder + {model}"))
     else:
-        found.append(System(LINEAR, "nearest", "answer of the most similar train row"))
-    return found + [_api_system(one) for one in recipe.compare.baselines]
+        systems.append(System(LINEAR, "nearest", "answer of the most similar train row"))
+    return systems + [_api_system(baseline) for baseline in recipe.compare.baselines]
 
 
 def api_systems(recipe: Recipe) -> list[System]:
     """Returns the closed models of a comparison, whether they can be asked here or not."""
-    return [one for one in map(_api_system, recipe.compare.baselines) if one.kind == "closed"]
+    return [system for system in map(_api_system, recipe.compare.baselines) if system.kind == "closed"]
 
 
 def fallback_names(recipe: Recipe) -> list[str]:
     """Returns the names of what answers below the threshold, the first that can: what the recipe names for the gateway,
     what its target names, the plan's baseline, the closed models as they stand."""
     route, primary = recipe.route, recipe.compare.primary
-    named = [route.baseline, route.not_worse_than, primary.baseline if primary else None]
-    return [*dict.fromkeys([*(one for one in named if one), *(one.name for one in api_systems(recipe))])]
+    names = [route.baseline, route.not_worse_than, primary.baseline if primary else None]
+    return [*dict.fromkeys([*(name for name in names if name), *(system.name for system in api_systems(recipe))])]
 
 
-def _tuned_systems(recipe: Recipe, here: Run) -> list[System]:
-    there, forms = launch_plan.available_variants(here, recipe), recipe.compare.forms
-    which, *_ = launch_plan.rank_variants(here, recipe, recipe.serve)
-    asked = there if forms == "all" else [] if forms == "served" else list(forms)
-    if missing := [form for form in asked if form not in there]:
+def _tuned_systems(recipe: Recipe, run: Run) -> list[System]:
+    available, requested = launch_plan.available_variants(run, recipe), recipe.compare.forms
+    served, *_ = launch_plan.rank_variants(run, recipe, recipe.serve)
+    variants = available if requested == "all" else [] if requested == "served" else list(requested)
+    if unavailable := [variant for variant in variants if variant not in available]:
         raise RecipeError(
-            f"run {here.id} has no {missing[0]}, which is to be compared; it has {', '.join(there) or 'nothing'}. "
-            f"`make export RECIPE={here.recipe_name}` writes merged and quantized models"
+            f"run {run.id} has no {unavailable[0]}, which is to be compared; it has "
+            f"{', '.join(available) or 'nothing'}. "
+            f"`make export RECIPE={run.recipe_name}` writes merged and quantized models"
         )
-    others = [form for form in asked if form != which] if recipe.task.kind != "preference" else []
+    others = [variant for variant in variants if variant != served] if recipe.task.kind != "preference" else []
     return [
-        System(TUNED, "tuned", _variant_title(which), which),
-        *(System(_short_variant(form), "tuned", _variant_title(form), form) for form in others),
+        System(TUNED, "tuned", _variant_title(served), served),
+        *(System(_short_variant(variant), "tuned", _variant_title(variant), variant) for variant in others),
     ]
 
 
@@ -115,17 +116,23 @@ def with_examples(tuned: System, shots: int) -> System:
     return replace(tuned, name=f"{TUNED}:{shots}-shot", title=f"{tuned.title}, {shots} similar examples", shots=shots)
 
 
-def replace_tuned(systems: Sequence[System], which: str) -> list[System]:
+def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
     """Returns the systems with another form as the tuned model, in the place of one that cannot be served."""
-    tuned = System(TUNED, "tuned", _variant_title(which), which)
-    others = [one for one in systems if one.name not in (TUNED, _short_variant(which))]
-    return [tuned, *(with_examples(tuned, one.shots) if one.kind == "tuned" and one.shots else one for one in others)]
+    tuned = System(TUNED, "tuned", _variant_title(variant), variant)
+    others = [system for system in systems if system.name not in (TUNED, _short_variant(variant))]
+    return [
+        tuned,
+        *(
+            with_examples(tuned, system.shots) if system.kind == "tuned" and system.shots else system
+            for system in others
+        ),
+    ]
 
 
-def mark_failed(system: System, why: str) -> SkippedSystem:
+def mark_failed(system: System, reason: str) -> SkippedSystem:
     """Returns what is reported of a form of the tuned model, or of its base, that could not be served."""
     return SkippedSystem(
-        _short_variant(system.which) if system.which else system.name, system.title, f"could not be served: {why}"
+        _short_variant(system.which) if system.which else system.name, system.title, f"could not be served: {reason}"
     )
 
 
@@ -137,12 +144,12 @@ def is_exploratory(system: System, recipe: Recipe) -> bool:
     return system.kind in ("tuned", "base") and system.name != TUNED and system.name not in planned
 
 
-def _short_variant(which: str) -> str:
-    return which.removeprefix("quantized/")
+def _short_variant(variant: str) -> str:
+    return variant.removeprefix("quantized/")
 
 
-def _variant_title(which: str) -> str:
-    return f"tuned ({_short_variant(which)})"
+def _variant_title(variant: str) -> str:
+    return f"tuned ({_short_variant(variant)})"
 
 
 def _api_system(baseline: Baseline) -> System:
@@ -156,16 +163,18 @@ def _api_system(baseline: Baseline) -> System:
 
 def skipped_systems(systems: Sequence[System], recipe: Recipe) -> list[SkippedSystem]:
     """Returns the closed systems that cannot be asked here: data may not leave to them, or there is no key."""
-    found = []
-    for one in systems:
-        if one.baseline is None or one.baseline.provider == "file":
+    skipped = []
+    for system in systems:
+        if system.baseline is None or system.baseline.provider == "file":
             continue
-        if not _data_may_be_sent(one.baseline, recipe):
-            why = "privacy.data_may_leave is false, and its host is neither this machine nor in privacy.trusted_hosts"
-            found.append(SkippedSystem(one.name, one.title, why))
-        elif one.baseline.key_env and not os.environ.get(one.baseline.key_env):
-            found.append(SkippedSystem(one.name, one.title, f"no key: {one.baseline.key_env} is not set"))
-    return found
+        if not _data_may_be_sent(system.baseline, recipe):
+            reason = (
+                "privacy.data_may_leave is false, and its host is neither this machine nor in privacy.trusted_hosts"
+            )
+            skipped.append(SkippedSystem(system.name, system.title, reason))
+        elif system.baseline.key_env and not os.environ.get(system.baseline.key_env):
+            skipped.append(SkippedSystem(system.name, system.title, f"no key: {system.baseline.key_env} is not set"))
+    return skipped
 
 
 def _data_may_be_sent(baseline: Baseline, recipe: Recipe) -> bool:

@@ -19,7 +19,7 @@ from insource.tracking import run
 
 
 def collect_all(
-    place: ComparisonContext, systems: Sequence[System]
+    context: ComparisonContext, systems: Sequence[System]
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
     """Returns what each system answered, in their order, and what could not be served.
 
@@ -27,86 +27,93 @@ def collect_all(
     next form takes its place. Raises StageError where nothing that the recipe would serve can be, or where it is
     something else than was trained: providers come last, so that nobody was paid by then.
     """
-    if place.material.module.OBJECTIVE == "prefer":
-        return preference_pairs.collect_preferences(place, systems), []
-    place.answers.mkdir(exist_ok=True)
-    found: dict[str, SystemResponses] = {}
-    with vllm_servers.open_servers() as ours:
-        local_vllm.start_servers_ahead(place, group_by_server(systems), ours)
-        for one in systems:
-            if one.kind in ("linear", "nearest"):
-                found[one.name] = fit_baseline(place, one)
-            elif one.kind == "file":
-                found[one.name] = api_models.load_answer_file(place, one, answer_file.rules_from_recipe(place.recipe))
-        served, failed = collect_served(place, systems, ours)
-    found |= {one.system.name: one for one in served}
-    found |= api_models.collect_from_apis(place, [one for one in systems if one.kind == "closed"])
-    last = [one.name for one in systems if one.name in found]
-    return [found[name] for name in last], failed
+    if context.material.module.OBJECTIVE == "prefer":
+        return preference_pairs.collect_preferences(context, systems), []
+    context.answers.mkdir(exist_ok=True)
+    responses: dict[str, SystemResponses] = {}
+    with vllm_servers.open_servers() as servers:
+        local_vllm.start_servers_ahead(context, group_by_server(systems), servers)
+        for system in systems:
+            if system.kind in ("linear", "nearest"):
+                responses[system.name] = fit_baseline(context, system)
+            elif system.kind == "file":
+                responses[system.name] = api_models.load_answer_file(
+                    context, system, answer_file.rules_from_recipe(context.recipe)
+                )
+        served, failed = collect_served(context, systems, servers)
+    responses |= {result.system.name: result for result in served}
+    responses |= api_models.collect_from_apis(context, [system for system in systems if system.kind == "closed"])
+    names = [system.name for system in systems if system.name in responses]
+    return [responses[name] for name in names], failed
 
 
 def collect_served(
-    place: ComparisonContext, systems: Sequence[System], ours: VllmServers
+    context: ComparisonContext, systems: Sequence[System], servers: VllmServers
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
     """Returns what the systems answered that vLLM has to serve, the tuned model first, and what could not be served."""
-    found: dict[str, SystemResponses] = {}
+    responses: dict[str, SystemResponses] = {}
     failed: list[SkippedSystem] = []
-    todo = group_by_server(systems)
-    asked = {one.name: local_vllm.build_eval_requests(place, one) for together in todo for one in together}
-    while todo:
-        together = todo.pop(0)
+    pending_groups = group_by_server(systems)
+    requests = {
+        system.name: local_vllm.build_eval_requests(context, system) for group in pending_groups for system in group
+    }
+    while pending_groups:
+        current_group = pending_groups.pop(0)
         try:
-            found |= local_vllm.collect_from_vllm(place, together, asked, ours)
+            responses |= local_vllm.collect_from_vllm(context, current_group, requests, servers)
         except (RecipeError, StageError) as error:
-            first, *others = together
-            forms = [one for group in todo for one in group if one.kind == "tuned"]
-            following = next((one for one in forms if local_vllm.may_fall_back(place, one, error)), None)
-            if first.name == TUNED and (place.recipe.serve.model != "auto" or following is None):
+            failing, *others = current_group
+            variants = [system for group in pending_groups for system in group if system.kind == "tuned"]
+            fallback = next((system for system in variants if local_vllm.may_fall_back(context, system, error)), None)
+            if failing.name == TUNED and (context.recipe.serve.model != "auto" or fallback is None):
                 raise
-            failed.append(report_failed_system(place, first, error, following))
-            rest = [one for group in [others, *todo] for one in group]
-            if first.name == TUNED and following and following.which:
-                todo = group_by_server(replace_tuned(rest, following.which))
+            failed.append(report_failed_system(context, failing, error, fallback))
+            remaining = [system for group in [others, *pending_groups] for system in group]
+            if failing.name == TUNED and fallback and fallback.which:
+                pending_groups = group_by_server(replace_tuned(remaining, fallback.which))
             else:
-                todo = group_by_server([one for one in rest if one.kind in ("tuned", "base")])
-    return list(found.values()), failed
+                pending_groups = group_by_server([system for system in remaining if system.kind in ("tuned", "base")])
+    return list(responses.values()), failed
 
 
 def report_failed_system(
-    place: ComparisonContext, system: System, error: Exception, following: System | None
+    context: ComparisonContext, system: System, error: Exception, fallback: System | None
 ) -> SkippedSystem:
     """Returns what is reported of a system that could not be served; says and records it."""
-    told = f"{system.title} could not be served: {error}"
-    if system.name == TUNED and following:
-        told += f"; {following.title} is compared in its place"
-    print(f"fallback  {told}", file=sys.stderr, flush=True)
-    run.record_fallback(place.here, "compare", told)
+    message = f"{system.title} could not be served: {error}"
+    if system.name == TUNED and fallback:
+        message += f"; {fallback.title} is compared in its place"
+    print(f"fallback  {message}", file=sys.stderr, flush=True)
+    run.record_fallback(context.here, "compare", message)
     return failed_to_serve(system, str(error))
 
 
 def group_by_server(systems: Sequence[System]) -> list[list[System]]:
     """Returns the systems that vLLM has to serve, those together that one process serves: the base goes with an adapter
     that it bears, each other form has a process of its own, and a form with examples goes with the form."""
-    tuned, base = ([one for one in systems if one.kind == kind] for kind in ("tuned", "base"))
-    forms = {which: [one for one in tuned if one.which == which] for which in dict.fromkeys(one.which for one in tuned)}
-    found = [[*together, *base] if which == "adapter" else together for which, together in forms.items()]
-    return [*found, base] if base and "adapter" not in forms else found
+    tuned, base = ([system for system in systems if system.kind == kind] for kind in ("tuned", "base"))
+    by_variant = {
+        variant: [system for system in tuned if system.which == variant]
+        for variant in dict.fromkeys(system.which for system in tuned)
+    }
+    groups = [[*group, *base] if variant == "adapter" else group for variant, group in by_variant.items()]
+    return [*groups, base] if base and "adapter" not in by_variant else groups
 
 
-def fit_baseline(place: ComparisonContext, system: System) -> SystemResponses:
+def fit_baseline(context: ComparisonContext, system: System) -> SystemResponses:
     """Returns what a linear model says, trained here on the rows that training had."""
-    material, encoder = place.material, place.recipe.compare.encoder
-    print(f"fitting   {system.title} on {len(material.train):,} rows", file=sys.stderr, flush=True)
-    module, of_system = material.module, encoder if system.name == ENCODER else None
-    if module.IS_MULTILABEL:
-        labels, empty = list(material.spec.labels), material.spec.may_be_empty
-        guesses = linear_baseline.predict_label_sets(material.train, material.test, labels, empty, of_system)
-    elif of_system is not None:
-        guesses = linear_baseline.predict_with_encoder(material.train, material.test, material.answers, of_system)
+    dataset, encoder = context.material, context.recipe.compare.encoder
+    print(f"fitting   {system.title} on {len(dataset.train):,} rows", file=sys.stderr, flush=True)
+    task, used_encoder = dataset.module, encoder if system.name == ENCODER else None
+    if task.IS_MULTILABEL:
+        labels, may_be_empty = list(dataset.spec.labels), dataset.spec.may_be_empty
+        predicted = linear_baseline.predict_label_sets(dataset.train, dataset.test, labels, may_be_empty, used_encoder)
+    elif used_encoder is not None:
+        predicted = linear_baseline.predict_with_encoder(dataset.train, dataset.test, dataset.answers, used_encoder)
     else:
-        guesses = linear_baseline.predict_answers(material.train, material.test, material.answers, module.HAS_LABELS)
-    found = [
-        SystemAnswer(row["id"], one.output, model_id=system.name, log_probability=one.log_probability)
-        for row, one in zip(material.test, guesses, strict=True)
+        predicted = linear_baseline.predict_answers(dataset.train, dataset.test, dataset.answers, task.HAS_LABELS)
+    answers = [
+        SystemAnswer(row["id"], prediction.output, model_id=system.name, log_probability=prediction.log_probability)
+        for row, prediction in zip(dataset.test, predicted, strict=True)
     ]
-    return SystemResponses(system, found)
+    return SystemResponses(system, answers)

@@ -27,26 +27,26 @@ class Prediction:
     """Of the label, natural logarithm; None where an answer was copied."""
 
 
-def predict_answers(train: Rows, asked: Rows, answers: Sequence[str], labelled: bool) -> list[Prediction]:
+def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: bool) -> list[Prediction]:
     """Returns the guess for each row asked. `answers` are the train rows' answers as text, `labelled` whether they are
     labels to be learnt or texts to be copied."""
     if not labelled:
-        return _predict_nearest(train, asked, answers)
-    known, unknown = _features(train, asked)
-    return _fit_predict(known, answers, unknown)
+        return _predict_nearest(train, rows, answers)
+    train_features, features = _features(train, rows)
+    return _fit_predict(train_features, answers, features)
 
 
-def predict_with_encoder(train: Rows, asked: Rows, answers: Sequence[str], encoder: str) -> list[Prediction]:
+def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encoder: str) -> list[Prediction]:
     """Returns the guesses of a linear model on a sentence encoder's features (mean of its last layer, normalised).
 
     Raises StageError where the encoder cannot be loaded.
     """
-    known, unknown = _features(train, asked, encoder)
-    return _fit_predict(known, answers, unknown)
+    train_features, features = _features(train, rows, encoder)
+    return _fit_predict(train_features, answers, features)
 
 
 def predict_label_sets(
-    train: Rows, asked: Rows, labels: Sequence[str], may_be_empty: bool, encoder: str | None = None
+    train: Rows, rows: Rows, labels: Sequence[str], may_be_empty: bool, encoder: str | None = None
 ) -> list[Prediction]:
     """Returns the set of labels guessed for each row asked, as canonical JSON: those with a probability above a half.
 
@@ -55,70 +55,74 @@ def predict_label_sets(
     """
     import numpy as np
 
-    known, unknown = _features(train, asked, encoder)
-    had = np.array([[label in row["target"] for label in labels] for row in train])
-    likely = np.column_stack([_label_probability(known, column, unknown) for column in had.T])
-    chosen = likely > 0.5
+    train_features, features = _features(train, rows, encoder)
+    has_label = np.array([[label in row["target"] for label in labels] for row in train])
+    probabilities = np.column_stack([_label_probability(train_features, column, features) for column in has_label.T])
+    selected = probabilities > 0.5
     if not may_be_empty:
-        chosen[np.arange(len(chosen)), likely.argmax(axis=1)] |= ~chosen.any(axis=1)
-    logs = np.log(np.clip(np.where(chosen, likely, 1 - likely), 1e-12, 1)).sum(axis=1)
+        selected[np.arange(len(selected)), probabilities.argmax(axis=1)] |= ~selected.any(axis=1)
+    log_probabilities = np.log(np.clip(np.where(selected, probabilities, 1 - probabilities), 1e-12, 1)).sum(axis=1)
     return [
-        Prediction(canonical_json([label for label, one in zip(labels, row, strict=True) if one]), float(log))
-        for row, log in zip(chosen, logs, strict=True)
+        Prediction(
+            canonical_json([label for label, is_selected in zip(labels, row, strict=True) if is_selected]),
+            float(log_probability),
+        )
+        for row, log_probability in zip(selected, log_probabilities, strict=True)
     ]
 
 
-def _label_probability(known: Any, had: Any, unknown: Any) -> Any:
-    """The probability of one label for each row asked; `had`: which train rows have it."""
+def _label_probability(train_features: Any, has_label: Any, features: Any) -> Any:
+    """The probability of one label for each row asked; `has_label`: which train rows have it."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    if had.all() or not had.any():
-        return np.full(unknown.shape[0], float(had[0]))
-    return LogisticRegression(C=10.0, max_iter=1000).fit(known, had).predict_proba(unknown)[:, 1]
+    if has_label.all() or not has_label.any():
+        return np.full(features.shape[0], float(has_label[0]))
+    return LogisticRegression(C=10.0, max_iter=1000).fit(train_features, has_label).predict_proba(features)[:, 1]
 
 
-def nearest_rows(train: Rows, asked: Rows, most: int) -> list[list[int]]:
+def nearest_rows(train: Rows, rows: Rows, max_rows: int) -> list[list[int]]:
     """Returns for each row asked the numbers of the train rows most like it, the most similar last: what stands next
     to the question weighs most."""
     import numpy as np
 
-    if not most or not train:
-        return [[] for _ in asked]
-    features = _make_vectorizer()
-    known = features.fit_transform(_texts(train))
-    found: list[list[int]] = []
-    for first in range(0, len(asked), 1024):
-        similar = (features.transform(_texts(asked[first : first + 1024])) @ known.T).toarray()
-        order = np.argsort(-similar, axis=1, kind="stable")[:, :most]
-        found += [[int(at) for at in reversed(row)] for row in order]
-    return found
+    if not max_rows or not train:
+        return [[] for _ in rows]
+    vectorizer = _make_vectorizer()
+    train_features = vectorizer.fit_transform(_texts(train))
+    nearest: list[list[int]] = []
+    for start in range(0, len(rows), 1024):
+        similar = (vectorizer.transform(_texts(rows[start : start + 1024])) @ train_features.T).toarray()
+        order = np.argsort(-similar, axis=1, kind="stable")[:, :max_rows]
+        nearest += [[int(index) for index in reversed(row)] for row in order]
+    return nearest
 
 
-def _features(train: Rows, asked: Rows, encoder: str | None = None) -> tuple[Any, Any]:
+def _features(train: Rows, rows: Rows, encoder: str | None = None) -> tuple[Any, Any]:
     """The features of train rows and of rows asked: TF-IDF, or those of an encoder."""
     if encoder is not None:
-        found = _embed([*_texts(train), *_texts(asked)], encoder)
-        return found[: len(train)], found[len(train) :]
-    features = _make_vectorizer()
-    return features.fit_transform(_texts(train)), features.transform(_texts(asked))
+        embeddings = _embed([*_texts(train), *_texts(rows)], encoder)
+        return embeddings[: len(train)], embeddings[len(train) :]
+    vectorizer = _make_vectorizer()
+    return vectorizer.fit_transform(_texts(train)), vectorizer.transform(_texts(rows))
 
 
-def _fit_predict(known: Any, answers: Sequence[str], asked: Any) -> list[Prediction]:
+def _fit_predict(train_features: Any, answers: Sequence[str], features: Any) -> list[Prediction]:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(answers)) < 2:
-        return [Prediction(answers[0], 0.0)] * asked.shape[0]
+        return [Prediction(answers[0], 0.0)] * features.shape[0]
     model = LogisticRegression(C=10.0, max_iter=1000)
-    model.fit(known, answers)
-    logs = model.predict_log_proba(asked)
+    model.fit(train_features, answers)
+    log_probabilities = model.predict_log_proba(features)
     return [
-        Prediction(str(model.classes_[at]), float(row[at])) for row, at in zip(logs, logs.argmax(axis=1), strict=True)
+        Prediction(str(model.classes_[index]), float(row[index]))
+        for row, index in zip(log_probabilities, log_probabilities.argmax(axis=1), strict=True)
     ]
 
 
-def _predict_nearest(train: Rows, asked: Rows, answers: Sequence[str]) -> list[Prediction]:
-    return [Prediction(answers[found[-1]], None) for found in nearest_rows(train, asked, 1)]
+def _predict_nearest(train: Rows, rows: Rows, answers: Sequence[str]) -> list[Prediction]:
+    return [Prediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
 
 
 def _make_vectorizer() -> Any:
@@ -141,13 +145,13 @@ def _embed(texts: Sequence[str], encoder: str) -> Any:
         raise StageError(f"compare.encoder: {encoder} cannot be loaded: {str(error).splitlines()[0]}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    found = []
+    chunks = []
     with torch.inference_mode():
-        for first in range(0, len(texts), 64):
-            read = tokenizer(list(texts[first : first + 64]), padding=True, truncation=True, return_tensors="pt")
-            layer, mask = model(**read).last_hidden_state, read["attention_mask"].unsqueeze(-1)
-            found.append(torch.nn.functional.normalize((layer * mask).sum(1) / mask.sum(1), dim=1))
-    return torch.cat(found).float().numpy()
+        for start in range(0, len(texts), 64):
+            encoded = tokenizer(list(texts[start : start + 64]), padding=True, truncation=True, return_tensors="pt")
+            layer, mask = model(**encoded).last_hidden_state, encoded["attention_mask"].unsqueeze(-1)
+            chunks.append(torch.nn.functional.normalize((layer * mask).sum(1) / mask.sum(1), dim=1))
+    return torch.cat(chunks).float().numpy()
 
 
 def _texts(rows: Rows) -> list[str]:

@@ -26,66 +26,71 @@ from serve.vllm.server_process import Address, LaunchPlan
 LogLikelihoods = list[dict[str, float]]
 
 
-def collect_preferences(place: ComparisonContext, systems: Sequence[System]) -> list[SystemResponses]:
+def collect_preferences(context: ComparisonContext, systems: Sequence[System]) -> list[SystemResponses]:
     """Returns how the tuned model and its base judge the pairs of the test set. Raises StageError where a server
     fails, and RecipeError where vLLM cannot tell it here."""
-    if place.recipe.accelerate.use_cpu and systems[0].which == "adapter":
+    if context.recipe.accelerate.use_cpu and systems[0].which == "adapter":
         raise RecipeError(
             "serve.model: on a CPU vLLM (0.32) cannot tell how probable a text is to an adapter; compare it merged: "
             "SET=serve.model=merged, after `make export`"
         )
-    pairs = _pairs(place)
-    with vllm_servers.open_servers() as ours:
-        found = {one.name: _score_pairs(place, one, pairs, ours) for one in systems}
-    reference = next(found[one.name] for one in systems if one.kind == "base")
+    pairs = _pairs(context)
+    with vllm_servers.open_servers() as servers:
+        likelihoods = {system.name: _score_pairs(context, system, pairs, servers) for system in systems}
+    reference = next(likelihoods[system.name] for system in systems if system.kind == "base")
     tokens = [{f"{side}_tokens": len(pair[side].completion_ids) for side in PAIR_KEYS} for pair in pairs]
-    return [SystemResponses(one, _answers(place.material, found[one.name], reference, tokens)) for one in systems]
+    return [
+        SystemResponses(system, _answers(context.material, likelihoods[system.name], reference, tokens))
+        for system in systems
+    ]
 
 
-def _pairs(place: ComparisonContext) -> list[dict[str, Example]]:
+def _pairs(context: ComparisonContext) -> list[dict[str, Example]]:
     from transformers import AutoTokenizer
 
-    material, tokenizer = place.material, AutoTokenizer.from_pretrained(place.here.folder / "adapter")
-    talks = [material.module.messages(material.spec, row["input"]) for row in material.test]
+    dataset, tokenizer = context.material, AutoTokenizer.from_pretrained(context.here.folder / "adapter")
+    conversations = [dataset.module.messages(dataset.spec, row["input"]) for row in dataset.test]
     sides = {
-        side: chat_template.render_examples(tokenizer, talks, [row["target"][side] for row in material.test])
+        side: chat_template.render_examples(tokenizer, conversations, [row["target"][side] for row in dataset.test])
         for side in PAIR_KEYS
     }
-    return [{side: sides[side][at] for side in PAIR_KEYS} for at in range(len(talks))]
+    return [{side: sides[side][index] for side in PAIR_KEYS} for index in range(len(conversations))]
 
 
 def _score_pairs(
-    place: ComparisonContext, system: System, pairs: Sequence[dict[str, Example]], ours: VllmServers
+    context: ComparisonContext, system: System, pairs: Sequence[dict[str, Example]], servers: VllmServers
 ) -> LogLikelihoods:
-    with local_vllm.serve_system(place, system, ours) as (asked, address):
-        return asyncio.run(_sequence_log_likelihoods(asked, address, pairs, place.recipe.compare.concurrency))
+    with local_vllm.serve_system(context, system, servers) as (plan, address):
+        return asyncio.run(_sequence_log_likelihoods(plan, address, pairs, context.recipe.compare.concurrency))
 
 
 async def _sequence_log_likelihoods(
-    asked: LaunchPlan, address: Address, pairs: Sequence[dict[str, Example]], at_once: int
+    plan: LaunchPlan, address: Address, pairs: Sequence[dict[str, Example]], concurrency: int
 ) -> LogLikelihoods:
-    name = next(iter(asked.adapters), asked.name)
-    async with client.open_session(address, at_once=at_once) as asking:
+    name = next(iter(plan.adapters), plan.name)
+    async with client.open_session(address, max_connections=concurrency) as session:
 
-        async def one(example: Example) -> float:
+        async def score_example(example: Example) -> float:
             ids = [*example.prompt_ids, *example.completion_ids]
             body = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-            async with asking.post("/v1/completions", json=body) as answer:
-                if answer.status != 200:
-                    raise StageError(f"/v1/completions answers {answer.status}: {(await answer.text())[:300]}")
-                told = (await answer.json())["choices"][0]["prompt_logprobs"]
-            last = zip(example.completion_ids, told[len(example.prompt_ids) :], strict=True)
-            return sum(float(step[str(token)]["logprob"]) for token, step in last)
+            async with session.post("/v1/completions", json=body) as response:
+                if response.status != 200:
+                    raise StageError(f"/v1/completions answers {response.status}: {(await response.text())[:300]}")
+                log_probabilities = (await response.json())["choices"][0]["prompt_logprobs"]
+            steps = zip(example.completion_ids, log_probabilities[len(example.prompt_ids) :], strict=True)
+            return sum(float(step[str(token)]["logprob"]) for token, step in steps)
 
-        every = await asyncio.gather(*(one(pair[side]) for pair in pairs for side in PAIR_KEYS))
-    return [dict(zip(PAIR_KEYS, every[at : at + 2], strict=True)) for at in range(0, len(every), 2)]
+        likelihoods = await asyncio.gather(*(score_example(pair[side]) for pair in pairs for side in PAIR_KEYS))
+    return [
+        dict(zip(PAIR_KEYS, likelihoods[index : index + 2], strict=True)) for index in range(0, len(likelihoods), 2)
+    ]
 
 
 def _answers(
-    material: EvalDataset, found: LogLikelihoods, reference: LogLikelihoods, tokens: Sequence[dict[str, int]]
+    dataset: EvalDataset, likelihoods: LogLikelihoods, reference: LogLikelihoods, tokens: Sequence[dict[str, int]]
 ) -> list[SystemAnswer]:
     answers = []
-    for row, own, base, lengths in zip(material.test, found, reference, tokens, strict=True):
-        told: dict[str, Any] = {**own, **{f"reference_{side}": base[side] for side in PAIR_KEYS}, **lengths}
-        answers.append(SystemAnswer(row["id"], json.dumps(told)))
+    for row, tuned, untuned, lengths in zip(dataset.test, likelihoods, reference, tokens, strict=True):
+        payload: dict[str, Any] = {**tuned, **{f"reference_{side}": untuned[side] for side in PAIR_KEYS}, **lengths}
+        answers.append(SystemAnswer(row["id"], json.dumps(payload)))
     return answers

@@ -34,49 +34,55 @@ class SelectedPrompt:
 def prompt_candidates(system: System) -> list[System]:
     """Returns a system once for each of its instructions."""
     assert system.baseline is not None
-    given = system.baseline.instruction
+    instructions = system.baseline.instruction
     return [
-        dataclasses.replace(system, baseline=system.baseline.model_copy(update={"instruction": one}))
-        for one in (given if isinstance(given, list) else [given])
+        dataclasses.replace(system, baseline=system.baseline.model_copy(update={"instruction": instruction}))
+        for instruction in (instructions if isinstance(instructions, list) else [instructions])
     ]
 
 
-def trial_requests(place: ComparisonContext, system: System, asked: RequestBuilder) -> list[SystemRequests]:
+def trial_requests(context: ComparisonContext, system: System, request_builder: RequestBuilder) -> list[SystemRequests]:
     """Returns what is asked to choose: nothing where there is one instruction, or none."""
     candidates = prompt_candidates(system)
     if len(candidates) == 1:
         return []
-    mine = _selection_dataset(place)
-    return [asked(one, mine, mine.test) for one in candidates]
+    dataset = _selection_dataset(context)
+    return [request_builder(candidate, dataset, dataset.test) for candidate in candidates]
 
 
 def select_prompt(
-    place: ComparisonContext, system: System, asked: RequestBuilder, budget: Budget | None, price: TokenPrice | None
+    context: ComparisonContext,
+    system: System,
+    request_builder: RequestBuilder,
+    budget: Budget | None,
+    price: TokenPrice | None,
 ) -> SelectedPrompt:
     """Returns a system with the instruction that is best by the metric that decides; the first of those that are."""
-    candidates, asking = prompt_candidates(system), trial_requests(place, system, asked)
-    if not asking:
+    candidates, trials = prompt_candidates(system), trial_requests(context, system, request_builder)
+    if not trials:
         return SelectedPrompt(candidates[0])
-    compare = place.recipe.compare
-    metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.variant][0]
-    mine = _selection_dataset(place)
+    settings = context.recipe.compare
+    metric = settings.primary.metric if settings.primary else METRICS[context.recipe.task.variant][0]
+    dataset = _selection_dataset(context)
     usd, values = 0.0, list[float]()
-    for one in asking:
-        before = one.known_usd()
-        found = one.collect(budget, price)
-        usd += before + found.spent_usd
-        if not found.complete:
-            told = f"{system.title}: its first instruction was taken: choosing among them was not ended"
-            return SelectedPrompt(candidates[0], [f"{told} ({found.why_incomplete})"], usd)
-        parsed = [predictions.parse_answer(mine, to_system_answer(found, row["id"])) for row in mine.test]
-        targets = references.select_targets(mine.module, mine.spec, mine.test, parsed)
-        values.append(mine.module.score(mine.spec, targets, parsed)[metric])
-    best = values.index(max(values))
-    told = f"{system.title}: instruction {best + 1} of {len(values)}, chosen on {len(mine.test)} validation rows"
-    figures = ", ".join(f"{value:.1%}" for value in values)
-    return SelectedPrompt(candidates[best], [f"{told} ({metric_label(metric)} {figures})"], usd)
+    for trial in trials:
+        cached_usd = trial.known_usd()
+        collected = trial.collect(budget, price)
+        usd += cached_usd + collected.spent_usd
+        if not collected.complete:
+            message = f"{system.title}: its first instruction was taken: choosing among them was not ended"
+            return SelectedPrompt(candidates[0], [f"{message} ({collected.why_incomplete})"], usd)
+        parsed = [predictions.parse_answer(dataset, to_system_answer(collected, row["id"])) for row in dataset.test]
+        targets = references.select_targets(dataset.module, dataset.spec, dataset.test, parsed)
+        values.append(dataset.module.score(dataset.spec, targets, parsed)[metric])
+    best_index = values.index(max(values))
+    message = (
+        f"{system.title}: instruction {best_index + 1} of {len(values)}, chosen on {len(dataset.test)} validation rows"
+    )
+    values_text = ", ".join(f"{value:.1%}" for value in values)
+    return SelectedPrompt(candidates[best_index], [f"{message} ({metric_label(metric)} {values_text})"], usd)
 
 
-def _selection_dataset(place: ComparisonContext) -> EvalDataset:
-    mine = eval_dataset.load_validation_dataset(place.here)
-    return dataclasses.replace(mine, test=mine.test[: place.recipe.compare.choose_rows])
+def _selection_dataset(context: ComparisonContext) -> EvalDataset:
+    dataset = eval_dataset.load_validation_dataset(context.here)
+    return dataclasses.replace(dataset, test=dataset.test[: context.recipe.compare.choose_rows])

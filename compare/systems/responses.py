@@ -73,8 +73,8 @@ class ComparisonContext:
 
     def journal(self, system: System) -> Path:
         """Returns the file of a system's answers; tuned weights are the run's, and have a file a run."""
-        part = f"{self.here.id}." if system.kind == "tuned" else ""
-        return self.answers / f"{part}{predictions.slug(system.name)}.jsonl"
+        prefix = f"{self.here.id}." if system.kind == "tuned" else ""
+        return self.answers / f"{prefix}{predictions.slug(system.name)}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class SystemRequests:
     def collect(self, budget: Budget | None = None, price: TokenPrice | None = None) -> CollectResult:
         """Returns the answers, with progress: those that are known, and the others once they were asked for."""
         system = self.system
-        with progress_bar.show_progress("answered", len(self.questions), shown=self.missing() > 0) as advance:
+        with progress_bar.show_progress("answered", len(self.questions), visible=self.missing() > 0) as advance:
             done = 0
 
             def on_answer(answer: CachedResponse) -> None:
@@ -115,66 +115,67 @@ class SystemRequests:
                 budget=budget,
                 price=price,
                 mode=system.baseline.mode if system.baseline else "live",
-                on_answer=on_answer,
-                say=lambda told: print(f"batch     {system.name}: {told}", file=sys.stderr, flush=True),
+                on_response=on_answer,
+                log=lambda message: print(f"batch     {system.name}: {message}", file=sys.stderr, flush=True),
             )
 
 
-def load_or_store(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Returns what is fresh, once it is on disk, or else what was on disk `of` the same; None where nothing was."""
-    which = atomic_files.digest(of)
+def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Returns what is fresh, once it is on disk, or else what was on disk `identity` the same; None where nothing
+    was."""
+    digest = atomic_files.digest(identity)
     if fresh is not None:
-        atomic_files.write_json(path, {"of": which, **fresh})
+        atomic_files.write_json(path, {"of": digest, **fresh})
     if not path.exists():
         return None
-    known: dict[str, Any] = atomic_files.read_json(path)
-    return known if known["of"] == which else None
+    cached: dict[str, Any] = atomic_files.read_json(path)
+    return cached if cached["of"] == digest else None
 
 
 def to_responses(
-    asking: SystemRequests, found: CollectResult, place: ComparisonContext, **more: Any
+    system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext, **fields: Any
 ) -> SystemResponses:
     """Returns what was collected as the answers to the test rows that were asked, to the calibration rows, and to rows
-    asked again; `more` is whatever else is known of the system."""
-    asked = {(one.id, one.repeat) for one in asking.questions}
-    test, calibration = place.material.test, place.material.calibration
+    asked again; `fields` is whatever else is known of the system."""
+    requested = {(request.id, request.repeat) for request in system_requests.questions}
+    test, calibration = context.material.test, context.material.calibration
     return SystemResponses(
-        asking.system,
-        test=[to_system_answer(found, row["id"]) for row in test if (row["id"], 0) in asked],
-        calibration=[to_system_answer(found, row["id"]) for row in calibration if (row["id"], 0) in asked],
-        again=[to_system_answer(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
-        complete=found.complete,
-        why_incomplete=found.why_incomplete,
-        reused=found.reused,
-        retries=found.retries,
-        concurrency=asking.backend.concurrency,
-        **more,
+        system_requests.system,
+        test=[to_system_answer(collected, row["id"]) for row in test if (row["id"], 0) in requested],
+        calibration=[to_system_answer(collected, row["id"]) for row in calibration if (row["id"], 0) in requested],
+        again=[to_system_answer(collected, row["id"], 1) for row in test if (row["id"], 1) in requested],
+        complete=collected.complete,
+        why_incomplete=collected.why_incomplete,
+        reused=collected.reused,
+        retries=collected.retries,
+        concurrency=system_requests.backend.concurrency,
+        **fields,
     )
 
 
-def to_system_answer(found: CollectResult, row: str, repeat: int = 0) -> SystemAnswer:
+def to_system_answer(collected: CollectResult, row_id: str, repeat: int = 0) -> SystemAnswer:
     """Returns what was answered to a row."""
-    one = found.answers.get((row, repeat))
-    if one is None:
-        return SystemAnswer(row, None, error="not asked", not_asked=True)
+    response = collected.answers.get((row_id, repeat))
+    if response is None:
+        return SystemAnswer(row_id, None, error="not asked", not_asked=True)
     return SystemAnswer(
-        id=row,
-        output=one.output,
-        finish_reason=one.finish_reason or "stop",
-        model_id=one.model_id or "",
-        log_probability=one.log_probability,
-        field_log_probability=one.field_log_probability,
-        request_sha256=one.request_sha256,
-        input_tokens=one.input_tokens,
-        output_tokens=one.output_tokens,
-        reasoning_tokens=one.reasoning_tokens,
-        cached_tokens=one.cached_tokens,
-        latency_seconds=one.latency_seconds,
-        attempt_latencies_seconds=one.attempt_latencies_seconds,
-        reused=one.reused,
-        cost_usd=one.usd,
-        error=one.error,
-        may_pass=not one.final,
-        probabilities=one.probabilities,
-        not_asked=one.refused,
+        id=row_id,
+        output=response.output,
+        finish_reason=response.finish_reason or "stop",
+        model_id=response.model_id or "",
+        log_probability=response.log_probability,
+        field_log_probability=response.field_log_probability,
+        request_sha256=response.request_sha256,
+        input_tokens=response.input_tokens,
+        output_tokens=response.output_tokens,
+        reasoning_tokens=response.reasoning_tokens,
+        cached_tokens=response.cached_tokens,
+        latency_seconds=response.latency_seconds,
+        attempt_latencies_seconds=response.attempt_latencies_seconds,
+        reused=response.reused,
+        cost_usd=response.usd,
+        error=response.error,
+        may_pass=not response.final,
+        probabilities=response.probabilities,
+        not_asked=response.refused,
     )

@@ -25,19 +25,24 @@ API_FORMATS: Mapping[str, ApiFormat] = {
 }
 
 
-def build_requests(system: System, material: EvalDataset, rows: Rows) -> list[Request]:
+def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Request]:
     """Returns the request for each row."""
-    baseline, prompt = system.baseline, material.prompt
+    baseline, prompt = system.baseline, dataset.prompt
     if baseline is not None and baseline.decides:
-        return [_decision_request(baseline, material, row) for row in rows]
-    constraint, most = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
-    room = 0
+        return [_decision_request(baseline, dataset, row) for row in rows]
+    constraint, max_tokens = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
+    reserved_tokens = 0
     if baseline is not None:
-        room = 0 if baseline.max_output_tokens else thinking_tokens(baseline)
-        most = baseline.max_output_tokens or max(MIN_OUTPUT_TOKENS, OUTPUT_TOKEN_FACTOR * most) + room
+        reserved_tokens = 0 if baseline.max_output_tokens else thinking_tokens(baseline)
+        max_tokens = (
+            baseline.max_output_tokens or max(MIN_OUTPUT_TOKENS, OUTPUT_TOKEN_FACTOR * max_tokens) + reserved_tokens
+        )
         constraint = dataclasses.replace(constraint, grammar=None)
-    asked = build_conversations(system, material, rows)
-    return [Request(row["id"], one, most, constraint, room) for row, one in zip(rows, asked, strict=True)]
+    conversations = build_conversations(system, dataset, rows)
+    return [
+        Request(row["id"], messages, max_tokens, constraint, reserved_tokens)
+        for row, messages in zip(rows, conversations, strict=True)
+    ]
 
 
 def thinking_tokens(baseline: Baseline) -> int:
@@ -54,48 +59,57 @@ def lookup_api_format(baseline: Baseline) -> ApiFormat:
     return API_FORMATS[baseline.provider] if baseline.api == "chat" else baseline.api
 
 
-def _decision_request(baseline: Baseline, material: EvalDataset, row: Mapping[str, Any]) -> Request:
+def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str, Any]) -> Request:
     """The row as a question with the labels as its answers: nothing is written, so no token of output is set aside."""
-    labels = tuple(material.spec.labels.items())
-    instruction = baseline.instruction or material.spec.instruction
+    labels = tuple(dataset.spec.labels.items())
+    instruction = baseline.instruction or dataset.spec.instruction
     assert isinstance(instruction, str), "instructions.py has not chosen among several yet"
     return Request(row["id"], (), 0, choices=ChoiceQuestion(instruction, labels, row["input"]["text"]))
 
 
-def build_conversations(system: System, material: EvalDataset, rows: Rows) -> list[list[dict[str, str]]]:
+def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> list[list[dict[str, str]]]:
     """Returns the messages for each row, up to the answer."""
-    spec, baseline = material.spec, system.baseline
+    spec, baseline = dataset.spec, system.baseline
     if baseline is not None and baseline.messages:
         return [baseline.asked(row["input"]["text"]) for row in rows]
     if baseline is not None and baseline.instruction:
         assert isinstance(baseline.instruction, str), "instructions.py has not chosen among several yet"
         spec = dataclasses.replace(spec, instruction=baseline.instruction)
-    examples = linear_baseline.nearest_rows(material.train, rows, system.shots)
+    examples = linear_baseline.nearest_rows(dataset.train, rows, system.shots)
     return [
-        few_shot.messages(material.module, spec, [material.train[at] for at in chosen], row["input"])
-        for chosen, row in zip(examples, rows, strict=True)
+        few_shot.messages(dataset.module, spec, [dataset.train[index] for index in indices], row["input"])
+        for indices, row in zip(examples, rows, strict=True)
     ]
 
 
 def drop_examples_to_fit(
-    asked: Sequence[Request], tokenizer: Any, recipe: Recipe, longest_answer: int
+    requests: Sequence[Request], tokenizer: Any, recipe: Recipe, max_answer_tokens: int
 ) -> tuple[list[Request], int]:
     """Returns the requests with as many examples left out, the least similar first, as `serve.max_model_len` asks for,
     and how many requests lost some."""
-    room = recipe.serve.max_model_len - longest_answer
-    found = list(asked)
-    todo = list(range(len(found)))
-    while todo:
-        lengths = [len(ids) for ids in chat_template.prompt_ids(tokenizer, [list(found[at].messages) for at in todo])]  # type: ignore[arg-type]
-        todo = [at for at, length in zip(todo, lengths, strict=True) if length > room and len(found[at].messages) > 1]
-        for at in todo:
-            found[at] = dataclasses.replace(found[at], messages=_drop_first_example(found[at].messages))
-    cut = sum(len(a.messages) < len(b.messages) for a, b in zip(found, asked, strict=True))
-    return found, cut
+    available_tokens = recipe.serve.max_model_len - max_answer_tokens
+    shortened = list(requests)
+    pending = list(range(len(shortened)))
+    while pending:
+        lengths = [
+            len(ids)
+            for ids in chat_template.prompt_ids(tokenizer, [list(shortened[index].messages) for index in pending])
+        ]  # type: ignore[arg-type]
+        pending = [
+            index
+            for index, length in zip(pending, lengths, strict=True)
+            if length > available_tokens and len(shortened[index].messages) > 1
+        ]
+        for index in pending:
+            shortened[index] = dataclasses.replace(
+                shortened[index], messages=_drop_first_example(shortened[index].messages)
+            )
+    n_shortened = sum(len(a.messages) < len(b.messages) for a, b in zip(shortened, requests, strict=True))
+    return shortened, n_shortened
 
 
 def _drop_first_example(messages: Any) -> list[dict[str, str]]:
     """A conversation without its first example: the task's prompt moves to the next turn."""
-    before, _, _ = messages[0]["content"].rpartition(few_shot.INPUT_HEADER)
-    first = {**messages[2], "content": before + messages[2]["content"]}
+    preamble, _, _ = messages[0]["content"].rpartition(few_shot.INPUT_HEADER)
+    first = {**messages[2], "content": preamble + messages[2]["content"]}
     return [first, *messages[3:]]

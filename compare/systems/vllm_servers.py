@@ -26,41 +26,47 @@ class VllmServers:
         self._full = False
         self._waited = False
 
-    def start(self, form: str, vllm: VllmProcess) -> None:
+    def start(self, variant: str, vllm: VllmProcess) -> None:
         """Starts the server of a form ahead where it fits into memory beside those that were started before; behind the
         first one that does not, none starts ahead."""
-        needed = launch_plan.required_memory_bytes(vllm.plan)
-        others = [launch_plan.required_memory_bytes(one.plan) for one in self._ahead.values()]
+        required_bytes = launch_plan.required_memory_bytes(vllm.plan)
+        other_bytes = [launch_plan.required_memory_bytes(process.plan) for process in self._ahead.values()]
         # What the others need is not all taken yet.
-        free = environment.available_memory_bytes() - sum((one or 0) + PROCESS_OVERHEAD_BYTES for one in others)
-        known = needed is not None and None not in others
-        if self._full or (others and not known) or (needed is not None and needed + PROCESS_OVERHEAD_BYTES > free):
+        free = environment.available_memory_bytes() - sum(
+            (required or 0) + PROCESS_OVERHEAD_BYTES for required in other_bytes
+        )
+        all_known = required_bytes is not None and None not in other_bytes
+        if (
+            self._full
+            or (other_bytes and not all_known)
+            or (required_bytes is not None and required_bytes + PROCESS_OVERHEAD_BYTES > free)
+        ):
             self._full = True
             return
         server.start_vllm(vllm)
-        self._ahead[form] = vllm
+        self._ahead[variant] = vllm
 
     @contextmanager
-    def take(self, form: str, vllm: VllmProcess) -> Iterator[VllmProcess]:
+    def take(self, variant: str, vllm: VllmProcess) -> Iterator[VllmProcess]:
         """Yields the server of a form, up, and stops it at the end: the given one where none that was started ahead is
         up, and then alone, since it may have failed beside others. Raises RecipeError where memory does not suffice,
         and StageError where the server ends while it starts."""
         self._wait()
-        ahead = self._ahead.pop(form, None)
-        if ahead is None or not ahead.alive():
-            if ahead:
-                ahead.stop()
+        process = self._ahead.pop(variant, None)
+        if process is None or not process.alive():
+            if process:
+                process.stop()
             self.stop()
             if problem := launch_plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
                 raise RecipeError(problem)
             server.start_vllm(vllm)
-            self._ahead[form] = vllm
+            self._ahead[variant] = vllm
             server.wait_until_ready(vllm)
-            ahead = self._ahead.pop(form)
+            process = self._ahead.pop(variant)
         try:
-            yield ahead
+            yield process
         finally:
-            ahead.stop()
+            process.stop()
 
     def stop(self) -> None:
         """Stops all servers that were started and not taken."""
@@ -70,17 +76,17 @@ class VllmServers:
     def _wait(self) -> None:
         """Waits, the first time, for all that were started ahead: those that come up stay."""
         started, self._waited = () if self._waited else tuple(self._ahead.items()), True
-        for form, vllm in started:
+        for variant, vllm in started:
             try:
                 server.wait_until_ready(vllm)
             except StageError as error:
                 print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
-                self._ahead.pop(form).stop()
+                self._ahead.pop(variant).stop()
 
 
 @contextmanager
 def open_servers() -> Iterator[VllmServers]:
     """Yields the servers of a comparison, and stops all of them however the block ends."""
-    engines = VllmServers()
-    with server.stop_on_exit(engines):
-        yield engines
+    servers = VllmServers()
+    with server.stop_on_exit(servers):
+        yield servers

@@ -66,30 +66,30 @@ class DropDecisions:
     def stays(self) -> Array:
         return np.equal(self.reason, 0)
 
-    def drop(self, rows: Array, reason: str, other: Array | int = -1) -> None:
+    def drop(self, rows: Array, reason: str, reason_row: Array | int = -1) -> None:
         self.reason[rows] = DROP_REASONS.index(reason)
-        self.other[rows] = other
+        self.other[rows] = reason_row
 
 
-def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: WorkerPool, left: DropDecisions) -> None:
-    """Adds to `left` the rows that leave. Raises RecipeError on a conflict where data.conflicts is fail."""
-    _drop_cross_split(table, splits, left)
-    _resolve_conflicts(table, splits, left, recipe.data)
-    _drop_within_split(table, splits, left)
-    found = near.find_near_duplicates(
+def deduplicate(table: Table, splits: Array, recipe: Recipe, pool: WorkerPool, drops: DropDecisions) -> None:
+    """Adds to `drops` the rows that leave. Raises RecipeError on a conflict where data.conflicts is fail."""
+    _drop_cross_split(table, splits, drops)
+    _resolve_conflicts(table, splits, drops, recipe.data)
+    _drop_within_split(table, splits, drops)
+    near_duplicates = near.find_near_duplicates(
         table.folder,
         splits,
         table.columns["target"],
         table.columns["order"],
-        left.stays,
+        drops.stays,
         recipe.data.deduplicate,
-        spread,
+        pool,
     )
-    for one in found:
-        split = SPLITS[splits[one.other]]
+    for duplicate in near_duplicates:
+        split = SPLITS[splits[duplicate.other]]
         reason = "near_duplicate" if split == "train" else f"near_{split}"
-        left.drop(np.array([one.row]), reason, one.other)
-        left.similarity[one.row] = one.similarity
+        drops.drop(np.array([duplicate.row]), reason, duplicate.other)
+        drops.similarity[duplicate.row] = duplicate.similarity
 
 
 def count_leaks(table: Table, splits: Array) -> dict[str, int]:
@@ -106,63 +106,63 @@ def count_leaks(table: Table, splits: Array) -> dict[str, int]:
     }
 
 
-def _drop_cross_split(table: Table, splits: Array, left: DropDecisions) -> None:
+def _drop_cross_split(table: Table, splits: Array, drops: DropDecisions) -> None:
     keys = table.columns["key"]
-    for at, name in enumerate(SPLIT_PRECEDENCE[:-1]):
-        below = np.isin(splits, [SPLITS.index(one) for one in SPLIT_PRECEDENCE[at + 1 :]])
+    for rank, name in enumerate(SPLIT_PRECEDENCE[:-1]):
+        lower = np.isin(splits, [SPLITS.index(split_name) for split_name in SPLIT_PRECEDENCE[rank + 1 :]])
         # A test row whose label is left out is not asked.
-        rows = np.flatnonzero((splits == SPLITS.index(name)) & left.stays)
+        rows = np.flatnonzero((splits == SPLITS.index(name)) & drops.stays)
         if not len(rows):
             continue
         rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]
-        leaving = np.flatnonzero(below & left.stays & np.isin(keys, keys[rows]))
-        left.drop(leaving, f"in_{name}", rows[np.searchsorted(keys[rows], keys[leaving])])
+        leaving = np.flatnonzero(lower & drops.stays & np.isin(keys, keys[rows]))
+        drops.drop(leaving, f"in_{name}", rows[np.searchsorted(keys[rows], keys[leaving])])
 
 
-def _resolve_conflicts(table: Table, splits: Array, left: DropDecisions, data: Data) -> None:
+def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: Data) -> None:
     """Resolves train rows of one subject and several targets: what may bear one target alone is the task's to say."""
-    rows = np.flatnonzero((splits == TRAIN) & left.stays)
+    rows = np.flatnonzero((splits == TRAIN) & drops.stays)
     _, text = np.unique(table.columns["subject"][rows], return_inverse=True)
     _, pair = np.unique(np.stack([text, table.columns["target"][rows]]), axis=1, return_inverse=True)
     pair = pair.reshape(-1)
     labels_of_text = np.bincount(text[np.unique(pair, return_index=True)[1]])
-    torn = labels_of_text[text] > 1
-    if not torn.any():
+    conflicting = labels_of_text[text] > 1
+    if not conflicting.any():
         return
     if data.conflicts == "fail":
-        same = rows[text == text[torn][0]]
-        bear = sorted({display_label(table.texts.value("target", int(row))) for row in same})[:5]
-        places = [table.place(int(row)) for row in same[:3]]
+        same_text = rows[text == text[conflicting][0]]
+        answers = sorted({display_label(table.texts.value("target", int(row))) for row in same_text})[:5]
+        locations = [table.place(int(row)) for row in same_text[:3]]
         raise RecipeError(
-            f"{', '.join(places)}: {len(np.unique(text[torn]))} texts bear several answers, this one "
-            f"{', '.join(bear)}; correct the rows, or set data.conflicts to drop or majority"
+            f"{', '.join(locations)}: {len(np.unique(text[conflicting]))} texts bear several answers, this one "
+            f"{', '.join(answers)}; correct the rows, or set data.conflicts to drop or majority"
         )
-    leaving = torn
+    leaving = conflicting
     if data.conflicts == "majority":
         votes = np.bincount(pair)
-        most = np.zeros(len(labels_of_text), np.int64)
-        np.maximum.at(most, text, votes[pair])
-        firsts = np.unique(pair, return_index=True)[1]
-        winners = np.bincount(text[firsts], weights=(votes[pair[firsts]] == most[text[firsts]]))
-        leaving = torn & ~((votes[pair] == most[text]) & (winners[text] == 1))
-    rows, text = rows[torn], text[torn]
+        max_votes = np.zeros(len(labels_of_text), np.int64)
+        np.maximum.at(max_votes, text, votes[pair])
+        pair_rows = np.unique(pair, return_index=True)[1]
+        winners = np.bincount(text[pair_rows], weights=(votes[pair[pair_rows]] == max_votes[text[pair_rows]]))
+        leaving = conflicting & ~((votes[pair] == max_votes[text]) & (winners[text] == 1))
+    rows, text = rows[conflicting], text[conflicting]
     # Each conflict names a row that says the same with another answer.
     by_text = np.lexsort((table.columns["target"][rows], text))
-    first = rows[by_text[np.searchsorted(text[by_text], text)]]
-    last = rows[by_text[np.searchsorted(text[by_text], text, side="right") - 1]]
-    other = np.where(table.columns["target"][first] == table.columns["target"][rows], last, first)
-    gone = leaving[torn]
-    left.drop(rows[gone], "conflict", other[gone])
+    lowest = rows[by_text[np.searchsorted(text[by_text], text)]]
+    highest = rows[by_text[np.searchsorted(text[by_text], text, side="right") - 1]]
+    reason_rows = np.where(table.columns["target"][lowest] == table.columns["target"][rows], highest, lowest)
+    dropped = leaving[conflicting]
+    drops.drop(rows[dropped], "conflict", reason_rows[dropped])
 
 
-def _drop_within_split(table: Table, splits: Array, left: DropDecisions) -> None:
+def _drop_within_split(table: Table, splits: Array, drops: DropDecisions) -> None:
     """Keeps the first, in the order of what they say, of rows with one key and one label in one split."""
-    rows = np.flatnonzero((splits != TEST) & left.stays)
+    rows = np.flatnonzero((splits != TEST) & drops.stays)
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
     rows = rows[np.lexsort((table.columns["order"][rows], *columns))]
     if not len(rows):
         return
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
-    new = np.r_[True, np.any([column[1:] != column[:-1] for column in columns], axis=0)]
-    first = rows[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
-    left.drop(rows[~new], "duplicate", first[~new])
+    is_new = np.r_[True, np.any([column[1:] != column[:-1] for column in columns], axis=0)]
+    first_rows = rows[np.maximum.accumulate(np.where(is_new, np.arange(len(rows)), 0))]
+    drops.drop(rows[~is_new], "duplicate", first_rows[~is_new])

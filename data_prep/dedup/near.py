@@ -69,21 +69,21 @@ def shingles(key: str, kind: str) -> set[str]:
     """
     unit, n = kind[:-1], int(kind[-1])
     if unit == "word":
-        found = split_words(key)
-        return {" ".join(found[at : at + n]) for at in range(len(found) - n + 1)} or {key}
+        words = split_words(key)
+        return {" ".join(words[start : start + n]) for start in range(len(words) - n + 1)} or {key}
     if key.isascii():
-        return {key[at : at + n] for at in range(len(key) - n + 1)} or {key}
+        return {key[start : start + n] for start in range(len(key) - n + 1)} or {key}
     shingled: set[str] = set()
     for run, dense in split_runs(key):
         length = max(2, n // 2) if dense else n
-        shingled |= {run[at : at + length] for at in range(len(run) - length + 1)} or {run}
+        shingled |= {run[start : start + length] for start in range(len(run) - length + 1)} or {run}
     return shingled or {key}
 
 
-def jaccard(one: set[str], other: set[str]) -> float:
+def jaccard(left: set[str], right: set[str]) -> float:
     """Returns the share of their shingles that two sets have in common."""
-    common = len(one & other)
-    return common / (len(one) + len(other) - common)
+    common = len(left & right)
+    return common / (len(left) + len(right) - common)
 
 
 def sketch(keys: list[str], settings: Deduplicate) -> tuple[Array, Array]:
@@ -123,35 +123,35 @@ class SketchFiles:
 
 
 def find_near_duplicates(
-    folder: Path, splits: Array, targets: Array, order: Array, alive: Array, settings: Deduplicate, spread: WorkerPool
+    folder: Path, splits: Array, targets: Array, order: Array, kept: Array, settings: Deduplicate, pool: WorkerPool
 ) -> Iterator[NearDuplicate]:
     """Yields the train rows that are to leave, at most once each.
 
     `splits` are places in SPLITS, `targets` hashes, `order` ranks the rows by what they say, and of two near train rows
-    the one of the lower rank stays; `alive` (bool) is changed in place. Band by band, and within a band bucket by
+    the one of the lower rank stays; `kept` (bool) is changed in place. Band by band, and within a band bucket by
     bucket, so that the result is the same for any number of processes.
     """
     if settings.near == 1:
         return
     for band in range(choose_bands(settings.near)[0]):
-        hashed = np.fromfile(_band_path(folder, band), np.uint64)
-        rows = np.flatnonzero(alive)
+        band_hashes = np.fromfile(_band_path(folder, band), np.uint64)
+        rows = np.flatnonzero(kept)
         # Held-out rows first: they stay, and what is near them goes.
-        rows = rows[np.lexsort((order[rows], splits[rows] == TRAIN, hashed[rows]))]
-        work = partial(_resolve_chunk, folder=folder, settings=settings)
-        for found in spread.map(work, _make_chunks(rows, hashed, splits, targets)):
-            for one in found:
-                alive[one.row] = False
-                yield one
+        rows = rows[np.lexsort((order[rows], splits[rows] == TRAIN, band_hashes[rows]))]
+        resolve = partial(_resolve_chunk, folder=folder, settings=settings)
+        for duplicates in pool.map(resolve, _make_chunks(rows, band_hashes, splits, targets)):
+            for duplicate in duplicates:
+                kept[duplicate.row] = False
+                yield duplicate
 
 
 def _make_chunks(
-    rows: Array, hashed: Array, splits: Array, targets: Array
+    rows: Array, band_hashes: Array, splits: Array, targets: Array
 ) -> Iterator[list[tuple[Array, Array, Array]]]:
     """Yields lists of buckets, CHUNK_ROWS rows or a bucket more: of each (rows, whether in train, target hashes)."""
     if not len(rows):
         return
-    starts = np.flatnonzero(np.r_[True, hashed[rows[1:]] != hashed[rows[:-1]]])
+    starts = np.flatnonzero(np.r_[True, band_hashes[rows[1:]] != band_hashes[rows[:-1]]])
     ends = np.r_[starts[1:], len(rows)]
     chunk: list[tuple[Array, Array, Array]] = []
     size = 0
@@ -170,10 +170,10 @@ def _make_chunks(
 
 
 def _resolve_chunk(chunk: list[tuple[Array, Array, Array]], folder: Path, settings: Deduplicate) -> list[NearDuplicate]:
-    found: list[NearDuplicate] = []
+    duplicates: list[NearDuplicate] = []
     for rows, in_train, targets in chunk:
-        found += _resolve_bucket(rows, in_train, targets, folder, settings)
-    return found
+        duplicates += _resolve_bucket(rows, in_train, targets, folder, settings)
+    return duplicates
 
 
 def _resolve_bucket(
@@ -183,28 +183,32 @@ def _resolve_bucket(
     texts, sketches = _open_files(folder)
     threshold = settings.near
     # A sketch tells most pairs apart that share a band by chance, before their texts are fetched.
-    least = threshold - SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
-    mine = sketches[rows]
+    min_overlap = threshold - SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
+    bucket_sketches = sketches[rows]
     sets: dict[int, set[str]] = {}
 
-    def shingles_of(at: int) -> set[str]:
-        if at not in sets:
-            sets[at] = shingles(texts.value("key", int(rows[at])), settings.shingle)
-        return sets[at]
+    def shingles_of(index: int) -> set[str]:
+        if index not in sets:
+            sets[index] = shingles(texts.value("key", int(rows[index])), settings.shingle)
+        return sets[index]
 
-    stays = ~in_train
-    found = []
-    for at in np.flatnonzero(in_train):
-        before = np.flatnonzero(stays[:at] & (~in_train[:at] | (targets[:at] == targets[at])))
-        likely = before[(mine[before] == mine[at]).mean(axis=1) >= least] if len(before) else before
-        for other in likely:
-            similarity = jaccard(shingles_of(at), shingles_of(other))
+    kept = ~in_train
+    duplicates = []
+    for index in np.flatnonzero(in_train):
+        earlier = np.flatnonzero(kept[:index] & (~in_train[:index] | (targets[:index] == targets[index])))
+        candidates = (
+            earlier[(bucket_sketches[earlier] == bucket_sketches[index]).mean(axis=1) >= min_overlap]
+            if len(earlier)
+            else earlier
+        )
+        for candidate in candidates:
+            similarity = jaccard(shingles_of(index), shingles_of(candidate))
             if similarity >= threshold:
-                found.append(NearDuplicate(int(rows[at]), int(rows[other]), similarity))
+                duplicates.append(NearDuplicate(int(rows[index]), int(rows[candidate]), similarity))
                 break
         else:
-            stays[at] = True
-    return found
+            kept[index] = True
+    return duplicates
 
 
 @lru_cache(maxsize=2)

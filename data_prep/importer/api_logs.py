@@ -56,18 +56,18 @@ def _make_call(request: Any, response: Any) -> ApiCall:
 def _request_messages(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The messages of a request, its system prompt first."""
     system = request.get("system", request.get("instructions"))
-    found = [{"role": "system", "content": system}] if system else []
-    given = request.get("messages", request.get("input"))
-    if isinstance(given, str):
-        return [*found, {"role": "user", "content": given}]
-    if not isinstance(given, list):
+    messages = [{"role": "system", "content": system}] if system else []
+    raw_messages = request.get("messages", request.get("input"))
+    if isinstance(raw_messages, str):
+        return [*messages, {"role": "user", "content": raw_messages}]
+    if not isinstance(raw_messages, list):
         raise UnusableRowError("bad_request", "the request has neither messages nor input")
-    for one in given:
-        if isinstance(one, dict) and "role" not in one:
+    for message in raw_messages:
+        if isinstance(message, dict) and "role" not in message:
             raise UnusableRowError(
-                "tool_call", f"the request holds a {to_text(one.get('type', 'message without role'))}"
+                "tool_call", f"the request holds a {to_text(message.get('type', 'message without role'))}"
             )
-    return found + given
+    return messages + raw_messages
 
 
 def _response_message(response: Mapping[str, Any]) -> dict[str, Any]:

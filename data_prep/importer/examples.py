@@ -51,31 +51,41 @@ def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
 
     OpenAI trains on every answer whose `weight` is not 0, so a conversation of three answers is three examples.
     """
-    given = values.get("messages")
+    raw_messages = values.get("messages")
     try:
-        messages = parse_messages(given, "messages")
+        messages = parse_messages(raw_messages, "messages")
     except UnusableRowError as error:
         yield error
         return
-    weights = [one.get("weight", 1) for one in given] if isinstance(given, list) else [1] * len(messages)
+    weights = (
+        [message.get("weight", 1) for message in raw_messages]
+        if isinstance(raw_messages, list)
+        else [1] * len(messages)
+    )
     if messages[-1]["role"] != "assistant":
-        told = "the conversation does not end in an answer of the assistant"
-        yield UnusableRowError("no_answer", f"{told} (reinforcement fine-tuning has no answers to learn)")
+        problem = "the conversation does not end in an answer of the assistant"
+        yield UnusableRowError("no_answer", f"{problem} (reinforcement fine-tuning has no answers to learn)")
         return
-    answers = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
-    learnt = [at for at in answers if weights[at] not in (0, "0")]
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    learnt = [index for index in answers if weights[index] not in (0, "0")]
     if not learnt:
         yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
-    more = {"plain": learnt == [len(messages) - 1], "expanded": len(learnt) > 1, "one_system": _has_one_system(given)}
-    for at in learnt:
-        yield _make_example(messages[: at + 1], **more)
+    flags = {
+        "plain": learnt == [len(messages) - 1],
+        "expanded": len(learnt) > 1,
+        "one_system": _has_one_system(raw_messages),
+    }
+    for index in learnt:
+        yield _make_example(messages[: index + 1], **flags)
 
 
 def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
     """Yields the pair of a line of the DPO format."""
     try:
-        given = values.get("input")
-        prompt = parse_messages(given.get("messages") if isinstance(given, dict) else given, "input.messages")
+        raw_input = values.get("input")
+        prompt = parse_messages(
+            raw_input.get("messages") if isinstance(raw_input, dict) else raw_input, "input.messages"
+        )
         sides = [parse_messages(values.get(name), name) for name in ("preferred_output", "non_preferred_output")]
         if any(len(side) > 1 for side in sides):
             raise UnusableRowError("bad_pair", "an output of several messages (calls of tools); one answer is needed")
@@ -88,8 +98,8 @@ def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
     except UnusableRowError as error:
         yield error
         return
-    plain = isinstance(given, dict)
-    yield Example(system, text, chosen, rejected, turns=_count_turns(prompt), plain=plain)
+    is_plain = isinstance(raw_input, dict)
+    yield Example(system, text, chosen, rejected, turns=_count_turns(prompt), plain=is_plain)
 
 
 def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | UnusableRowError]]) -> ExampleReader:
@@ -97,8 +107,8 @@ def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | Unusab
 
     def read(values: Values) -> Iterator[Example | UnusableRowError]:
         try:
-            for one in calls(values):
-                yield one if isinstance(one, UnusableRowError) else _example_from_call(one)
+            for call in calls(values):
+                yield call if isinstance(call, UnusableRowError) else _example_from_call(call)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
 
@@ -117,9 +127,9 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
 
     Raises RecipeError where it is none of those that are imported.
     """
-    for keys, title, read in FORMATS:
+    for keys, title, reader in FORMATS:
         if all(key in values for key in keys):
-            return title, read
+            return title, reader
     if "prompt" in values and "completion" in values:
         raise RecipeError(
             f"{name}: prompt and completion: no conversations. A recipe reads them as they are: copy "
@@ -132,12 +142,16 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
     )
 
 
-def _has_one_system(given: Any) -> bool:
-    systems = [one for one in given if one.get("role") in ("system", "developer")] if isinstance(given, list) else []
-    return len(systems) == 1 and systems == given[:1] and isinstance(systems[0].get("content"), str)
+def _has_one_system(messages: Any) -> bool:
+    systems = (
+        [message for message in messages if message.get("role") in ("system", "developer")]
+        if isinstance(messages, list)
+        else []
+    )
+    return len(systems) == 1 and systems == messages[:1] and isinstance(systems[0].get("content"), str)
 
 
-def _make_example(messages: Sequence[Mapping[str, str]], **more: Any) -> Example | UnusableRowError:
+def _make_example(messages: Sequence[Mapping[str, str]], **fields: Any) -> Example | UnusableRowError:
     try:
         answer = clean(read_answer(messages[-1]))
         system, text = split_prompt(messages[:-1])
@@ -147,11 +161,11 @@ def _make_example(messages: Sequence[Mapping[str, str]], **more: Any) -> Example
             raise UnusableRowError("no_text", "the text is empty")
     except UnusableRowError as error:
         return error
-    return Example(system, text, answer, turns=_count_turns(messages[:-1]), **more)
+    return Example(system, text, answer, turns=_count_turns(messages[:-1]), **fields)
 
 
 def _count_turns(messages: Sequence[Mapping[str, str]]) -> int:
-    return sum(one["role"] not in ("system", "developer") for one in messages)
+    return sum(message["role"] not in ("system", "developer") for message in messages)
 
 
 # The keys that tell a format, what it is called, and what reads it; the first that fits counts.

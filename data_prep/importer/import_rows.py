@@ -73,8 +73,8 @@ def read_source_rows(path: Path) -> Iterator[SourceRow]:
     source = Source(path=str(path), max_row_mib=LOG_ROW_MIB)
     try:
         for file in sources.find_files(source):
-            _, found = read.read(file, source, ROW_KEYS)
-            yield from found
+            _, rows = read.read(file, source, ROW_KEYS)
+            yield from rows
     except RecipeError as error:
         # There is no recipe yet whose key could be raised.
         raise RecipeError(str(error).partition(f", or set {limits.ROW_LIMIT_KEY}")[0]) from None
@@ -91,65 +91,70 @@ def read_examples(path: Path) -> Iterator[tuple[SourceRow, str, Example | Unusab
             yield row, "", UnusableRowError("unreadable", row.problem)
             continue
         title, reader = formats.get(row.file) or formats.setdefault(row.file, detect_format(row.file, row.values))
-        for one in reader(row.values):
-            yield row, title, one
+        for example in reader(row.values):
+            yield row, title, example
 
 
 def survey_files(paths: list[Path]) -> Survey:
     """Returns what is in the files. Raises RecipeError where they are in no format, or in several."""
-    found = Survey()
+    survey = Survey()
     for path in paths:
-        last = None
-        for row, title, one in read_examples(path):
-            found.read += last != (last := (row.file, row.line))
-            if title and found.format not in ("", title):
-                raise RecipeError(f"{row.file} is {title}, and the other file is {found.format}: import one format")
-            found.format = title or found.format
-            if isinstance(one, UnusableRowError):
+        previous = None
+        for row, title, example in read_examples(path):
+            survey.read += previous != (previous := (row.file, row.line))
+            if title and survey.format not in ("", title):
+                raise RecipeError(f"{row.file} is {title}, and the other file is {survey.format}: import one format")
+            survey.format = title or survey.format
+            if isinstance(example, UnusableRowError):
                 # Data preparation learns every last answer.
-                found.plain &= one.reason != "weight_0"
-                if one.reason != "other_span":
-                    found.problem(f"{row.file}:{row.line}", one.reason, one.detail)
+                survey.plain &= example.reason != "weight_0"
+                if example.reason != "other_span":
+                    survey.problem(f"{row.file}:{row.line}", example.reason, example.detail)
             else:
-                found.add(one)
-    return found
+                survey.add(example)
+    return survey
 
 
 def check_rows(
-    path: Path, recipe: Recipe, chosen: RecipeSource, survey: Survey, outcome: ImportCounts, to: "ConvertedFile | None"
+    path: Path,
+    recipe: Recipe,
+    recipe_source: RecipeSource,
+    survey: Survey,
+    outcome: ImportCounts,
+    converted: "ConvertedFile | None",
 ) -> None:
     """Counts what becomes of each row of a file, and writes the usable ones where they are to be converted."""
-    numbers = Counter[tuple[str, int]]()
-    for row, _, one in read_examples(path):
-        where = f"{row.file}:{row.line}"
-        if isinstance(one, UnusableRowError):
-            outcome.meant += one.reason != "other_span"
+    examples_per_line = Counter[tuple[str, int]]()
+    for row, _, example in read_examples(path):
+        location = f"{row.file}:{row.line}"
+        if isinstance(example, UnusableRowError):
+            outcome.meant += example.reason != "other_span"
             continue
-        if one.system != chosen.system and (chosen.where or to):
+        if example.system != recipe_source.system and (recipe_source.where or converted):
             outcome.other_system += 1
             continue
         outcome.meant += 1
         values = dict(row.values)
-        if to:
-            inside = chosen.preamble.within(one.text)
-            if inside is None:
+        if converted:
+            text = recipe_source.preamble.within(example.text)
+            if text is None:
                 outcome.other_preamble += 1
-                survey.problem(where, "other_preamble", "the text does not begin and end as nearly all others do")
+                survey.problem(location, "other_preamble", "the text does not begin and end as nearly all others do")
                 continue
-            numbers[row.file, row.line] += 1
-            values = _make_values(one, inside, where, numbers[row.file, row.line], chosen.group)
-        made = data_row.make_row(
+            examples_per_line[row.file, row.line] += 1
+            values = _make_values(example, text, location, examples_per_line[row.file, row.line], recipe_source.group)
+        result = data_row.make_row(
             SourceRow(row.file, row.line, values | _resolve_dotted_columns(values, recipe)), recipe
         )
-        if isinstance(made, data_row.Rejected):
-            survey.problem(where, made.reason, made.detail)
+        if isinstance(result, data_row.Rejected):
+            survey.problem(location, result.reason, result.detail)
             continue
         outcome.usable += 1
-        outcome.personal.update(made.found)
-        if to:
-            to.write(made, recipe, chosen.group)
+        outcome.personal.update(result.found)
+        if converted:
+            converted.write(result, recipe, recipe_source.group)
             if len(outcome.keys) < COMPARED_ROWS:
-                outcome.keys.append(f"{duplicate_key(made.text)}\x1f{made.target}")
+                outcome.keys.append(f"{duplicate_key(result.text)}\x1f{result.target}")
 
 
 def count_near_duplicates(outcome: ImportCounts) -> None:
@@ -158,18 +163,21 @@ def count_near_duplicates(outcome: ImportCounts) -> None:
     outcome.duplicates = len(outcome.keys) - len(keys)
     settings = Deduplicate()
     texts = [key.partition("\x1f") for key in keys]
-    first: dict[tuple[int, int, str], int] = {}
-    for at, (text, _, answer) in enumerate(texts):
-        if at % SKETCHED_ROWS == 0:
-            bands, _ = near.sketch([one for one, _, _ in texts[at : at + SKETCHED_ROWS]], settings)
-        places = [(band, int(hashed), answer) for band, hashed in enumerate(bands[at % SKETCHED_ROWS])]
-        mine = near.shingles(text, settings.shingle)
-        others = {first[place] for place in places if place in first}
-        if any(near.jaccard(mine, near.shingles(texts[one][0], settings.shingle)) >= settings.near for one in others):
+    first_seen: dict[tuple[int, int, str], int] = {}
+    for index, (text, _, answer) in enumerate(texts):
+        if index % SKETCHED_ROWS == 0:
+            bands, _ = near.sketch([key_text for key_text, _, _ in texts[index : index + SKETCHED_ROWS]], settings)
+        buckets = [(band, int(hashed), answer) for band, hashed in enumerate(bands[index % SKETCHED_ROWS])]
+        shingle_set = near.shingles(text, settings.shingle)
+        candidates = {first_seen[bucket] for bucket in buckets if bucket in first_seen}
+        if any(
+            near.jaccard(shingle_set, near.shingles(texts[number][0], settings.shingle)) >= settings.near
+            for number in candidates
+        ):
             outcome.near += 1
             continue
-        for place in places:
-            first.setdefault(place, at)
+        for bucket in buckets:
+            first_seen.setdefault(bucket, index)
 
 
 class ConvertedFile:
@@ -185,9 +193,11 @@ class ConvertedFile:
     def write(self, row: data_row.Row, recipe: Recipe, group: str | None) -> None:
         """Writes a row, as data preparation cleaned and redacted it."""
         target = TASKS[recipe.task.variant].parse_target(row.target)
-        told = target if recipe.task.kind == "preference" else {"answer": target}
-        of = {group: row.group} if group else {}
-        self._file.write(json.dumps({"id": row.id, **of, "text": row.text, **told}, ensure_ascii=False) + "\n")
+        answer_fields = target if recipe.task.kind == "preference" else {"answer": target}
+        group_fields = {group: row.group} if group else {}
+        self._file.write(
+            json.dumps({"id": row.id, **group_fields, "text": row.text, **answer_fields}, ensure_ascii=False) + "\n"
+        )
         self.rows += 1
 
     def keep(self) -> None:
@@ -200,17 +210,23 @@ class ConvertedFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._opened.close()
         if not self._nowhere:
             self._aside.unlink(missing_ok=True)
 
 
-def _make_values(one: Example, text: str, where: str, number: int, group: str | None) -> dict[str, Any]:
+def _make_values(example: Example, text: str, location: str, number: int, group: str | None) -> dict[str, Any]:
     """A row of a converted file before it is cleaned."""
-    row_id = where if number == 1 else f"{where}#{number}"
-    answers = {"answer": one.answer} if one.rejected is None else {"chosen": one.answer, "rejected": one.rejected}
-    return {"id": row_id, "text": text, **answers} | ({group: where} if group else {})
+    row_id = location if number == 1 else f"{location}#{number}"
+    answers = (
+        {"answer": example.answer}
+        if example.rejected is None
+        else {"chosen": example.answer, "rejected": example.rejected}
+    )
+    return {"id": row_id, "text": text, **answers} | ({group: location} if group else {})
 
 
 def _resolve_dotted_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
             raise UnusableRowError("other_span", "the span is no call of a model")
         hint = "was OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT set?"
         raise UnusableRowError("no_content", f"the span has no {INPUT_KEY} and {OUTPUT_KEY}: {hint}")
-    messages = [_make_message(one) for one in _parse_list(attributes[INPUT_KEY], INPUT_KEY)]
+    messages = [_make_message(message) for message in _parse_list(attributes[INPUT_KEY], INPUT_KEY)]
     if system := attributes.get(SYSTEM_KEY):
         messages.insert(0, {"role": "system", "content": _join_text_parts(_parse_list(system, SYSTEM_KEY))})
     outputs = _parse_list(attributes[OUTPUT_KEY], OUTPUT_KEY)
@@ -61,10 +61,10 @@ def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
     return ApiCall(model, [*messages, {**_make_message(outputs[0]), "role": "assistant"}])
 
 
-def _make_message(one: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(one, dict) or not isinstance(one.get("role"), str):
-        raise UnusableRowError("bad_messages", f"a message of a span has no role: {to_text(one)[:60]}")
-    return {"role": one["role"], "content": _join_text_parts(one.get("parts") or [])}
+def _make_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UnusableRowError("bad_messages", f"a message of a span has no role: {to_text(message)[:60]}")
+    return {"role": message["role"], "content": _join_text_parts(message.get("parts") or [])}
 
 
 def _join_text_parts(parts: Any) -> str:
@@ -83,28 +83,33 @@ def _join_text_parts(parts: Any) -> str:
 
 
 def _parse_list(value: Any, name: str) -> list[Any]:
-    found = parse_json_text(value)
-    if not isinstance(found, list):
+    parsed = parse_json_text(value)
+    if not isinstance(parsed, list):
         raise UnusableRowError("bad_messages", f"{name} is no list: {to_text(value)[:60]}")
-    return found
+    return parsed
 
 
 def _collect_attributes(span: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a span and of its events."""
-    found: dict[str, Any] = {}
-    for one in [*(span.get("events") or []), span]:
-        given = one.get("attributes") or {}
-        if isinstance(given, dict):
-            found |= given
+    attributes: dict[str, Any] = {}
+    for record in [*(span.get("events") or []), span]:
+        raw_attributes = record.get("attributes") or {}
+        if isinstance(raw_attributes, dict):
+            attributes |= raw_attributes
         else:
-            found |= {pair["key"]: _decode_value(pair.get("value") or {}) for pair in given if "key" in pair}
-    return found
+            attributes |= {
+                pair["key"]: _decode_value(pair.get("value") or {}) for pair in raw_attributes if "key" in pair
+            }
+    return attributes
 
 
-def _decode_value(given: Mapping[str, Any]) -> Any:
+def _decode_value(typed_value: Mapping[str, Any]) -> Any:
     """A value of OTLP's JSON: {"stringValue": "x"}, {"arrayValue": {"values": [...]}}, {"kvlistValue": {...}}."""
-    if "arrayValue" in given:
-        return [_decode_value(one) for one in given["arrayValue"].get("values") or []]
-    if "kvlistValue" in given:
-        return {one["key"]: _decode_value(one.get("value") or {}) for one in given["kvlistValue"].get("values") or []}
-    return next(iter(given.values()), None)
+    if "arrayValue" in typed_value:
+        return [_decode_value(item) for item in typed_value["arrayValue"].get("values") or []]
+    if "kvlistValue" in typed_value:
+        return {
+            pair["key"]: _decode_value(pair.get("value") or {})
+            for pair in typed_value["kvlistValue"].get("values") or []
+        }
+    return next(iter(typed_value.values()), None)

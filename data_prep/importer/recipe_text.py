@@ -83,11 +83,11 @@ class IncumbentModel:
 def make_instruction(task: InferredTask, sources: RecipeSource) -> str:
     """Returns the instruction: the system message, with what all texts have in common; else one of ours."""
     parts = [sources.system.strip(), sources.preamble.before.strip(), sources.preamble.after.strip()]
-    found = "\n".join(part for part in parts if part)
+    instruction = "\n".join(part for part in parts if part)
     return (
-        found
-        if len(found) >= MIN_INSTRUCTION_CHARACTERS
-        else " ".join(part for part in (found, DEFAULT_INSTRUCTIONS[task.variant]) if part)
+        instruction
+        if len(instruction) >= MIN_INSTRUCTION_CHARACTERS
+        else " ".join(part for part in (instruction, DEFAULT_INSTRUCTIONS[task.variant]) if part)
     )
 
 
@@ -101,20 +101,22 @@ def render_recipe(
 ) -> str:
     """Returns the recipe; `folder` is where it will lie, `head` its first comments."""
     lines = [f"# yaml-language-server: $schema={_relative_path(SCHEMA, folder)}"]
-    for one in head:
-        lines += textwrap.wrap(one, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    for comment in head:
+        lines += textwrap.wrap(
+            comment, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+        )
     lines += [*_task_lines(task, sources), *_data_lines(folder, task, sources)]
     rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
     limit = choose_row_tokens(answers.longest_row + len(make_instruction(task, sources)))
-    longer = f", max_length: {limit}" if limit > ROW_TOKEN_LIMITS[0] else ""
-    longer += f", pack_tokens: {limit}" if limit > PACK_TOKENS else ""
+    limit_settings = f", max_length: {limit}" if limit > ROW_TOKEN_LIMITS[0] else ""
+    limit_settings += f", pack_tokens: {limit}" if limit > PACK_TOKENS else ""
     if sources.redact:
         lines.append(f"privacy: {{redact: [{', '.join(sources.redact)}]}}    # replaced in the converted file already")
     lines += [
         "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md: what else can be tuned",
         "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}",
-        "train: "
-        f"{{num_train_epochs: {DEFAULT_EPOCHS[task.kind]}, {rate}, batch_size: 16, packing: shared_prefix{longer}}}",
+        f"train: {{num_train_epochs: {DEFAULT_EPOCHS[task.kind]}, {rate}, batch_size: 16, "
+        f"packing: shared_prefix{limit_settings}}}",
         *_compare_lines(task, sources, model, answers.longest),
     ]
     if limit > ROW_TOKEN_LIMITS[0]:
@@ -126,26 +128,29 @@ def render_recipe(
 
 def choose_row_tokens(longest_row: int) -> int:
     """Returns the limit for rows of which the longest has so many characters."""
-    wanted = longest_row / CHARACTERS_PER_TOKEN
-    return next((limit for limit in ROW_TOKEN_LIMITS if limit >= wanted), ROW_TOKEN_LIMITS[-1])
+    needed = longest_row / CHARACTERS_PER_TOKEN
+    return next((limit for limit in ROW_TOKEN_LIMITS if limit >= needed), ROW_TOKEN_LIMITS[-1])
 
 
 def choose_answer_tokens(longest_answer: int) -> int:
     """Returns the output limit for a model whose longest answer has so many characters."""
-    wanted = max(MIN_ANSWER_TOKENS, TOKENS_PER_CHARACTER * longest_answer)
-    return -(-wanted // 64) * 64
+    needed = max(MIN_ANSWER_TOKENS, TOKENS_PER_CHARACTER * longest_answer)
+    return -(-needed // 64) * 64
 
 
 def _task_lines(task: InferredTask, sources: RecipeSource) -> list[str]:
     instruction = make_instruction(task, sources)
-    told = "the system message" if sources.system.strip() else "no system message: say what the model is to do"
-    told += ", and what every text has in common" if sources.preamble else ""
+    origin = "the system message" if sources.system.strip() else "no system message: say what the model is to do"
+    origin += ", and what every text has in common" if sources.preamble else ""
     if "\n" in instruction and _fits_block_scalar(instruction):
-        written = ["  instruction: |-    # " + told, *(f"    {line}".rstrip() for line in instruction.split("\n"))]
+        instruction_lines = [
+            "  instruction: |-    # " + origin,
+            *(f"    {line}".rstrip() for line in instruction.split("\n")),
+        ]
     else:
-        written = [f"  # {told}", f"  instruction: {_quote(instruction)}"]
-    why = "".join(one if one.isprintable() else " " for one in task.why)
-    lines = ["task:", f"  kind: {task.kind}    # {why}", *written]
+        instruction_lines = [f"  # {origin}", f"  instruction: {_quote(instruction)}"]
+    reason = "".join(character if character.isprintable() else " " for character in task.why)
+    lines = ["task:", f"  kind: {task.kind}    # {reason}", *instruction_lines]
     if task.many:
         lines.append("  labels_per_row: many")
     if task.kind == "classification":
@@ -159,7 +164,9 @@ def _task_lines(task: InferredTask, sources: RecipeSource) -> list[str]:
     if task.json_schema:
         lines += ["  json_schema:    # from the answers, with headroom; say in a description what a name does not"]
         lines += ["    type: object", "    properties:"]
-        lines += [f"      {_quote(name)}: {_flow_style(one)}" for name, one in task.json_schema["properties"].items()]
+        lines += [
+            f"      {_quote(name)}: {_flow_style(schema)}" for name, schema in task.json_schema["properties"].items()
+        ]
         if required := task.json_schema.get("required"):
             lines.append(
                 f"    required: {_flow_style(required)}    # the others may be "
@@ -208,9 +215,9 @@ def _compare_lines(
     decides = task.kind == "classification" and not task.many and task.found_labels <= 255
     luna = f"openai:gpt-6-luna{':decisions' if decides else ''}"
     lines = ["compare:"]
-    planned = model.called if model else luna
+    baseline = model.called if model else luna
     lines.append(
-        f"  primary: {{system: tuned, baseline: {_quote(planned)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
+        f"  primary: {{system: tuned, baseline: {_quote(baseline)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
     )
     lines.append("  baselines:")
     if model:
@@ -220,7 +227,7 @@ def _compare_lines(
             "    - {provider: openai, api: decisions, model: gpt-6-luna,    # chooses among the labels",
             '       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: "2026-10-10"}}',
         ]
-    if model is None or planned != "openai:gpt-6-luna":
+    if model is None or baseline != "openai:gpt-6-luna":
         lines.append("    - {provider: openai, model: gpt-6-luna}")
     return [*lines, "  budget_usd: 5    # the most that all of them may cost"]
 
@@ -233,7 +240,7 @@ def _incumbent_lines(sources: RecipeSource, model: IncumbentModel, longest_answe
     if model.base_url:
         lines.append(f"      base_url: {_quote(model.base_url)}")
     lines += ["      messages:    # what it is asked, with the text of the row in the place of {input}"]
-    lines += [f"        - {_flow_style(one)}" for one in (*system, user)]
+    lines += [f"        - {_flow_style(message)}" for message in (*system, user)]
     lines.append("      structured_output: false")
     family = model_families.find_family("anthropic" if model.provider == "anthropic" else "openai", model.name)
     # A model that thinks needs room for that, which the comparison knows.
@@ -255,28 +262,34 @@ def _relative_path(path: Path, folder: Path) -> str:
 def _fits_block_scalar(value: str) -> bool:
     """Whether a text can stand in a block of YAML as it is."""
     lines = value.split("\n")
-    plain = all(line.isprintable() and line == line.rstrip() for line in lines)
-    return plain and bool(lines[0]) and not lines[0].startswith(" ")
+    is_plain = all(line.isprintable() and line == line.rstrip() for line in lines)
+    return is_plain and bool(lines[0]) and not lines[0].startswith(" ")
 
 
 def _quote(value: str) -> str:
     """A text as YAML: plain where that is plain to see, else in double quotes, as JSON has them."""
-    plain = value and all(one.isalnum() or one in "_" for one in value) and value.isascii() and not value[0].isdigit()
-    if plain and value.lower() not in YAML_RESERVED_WORDS:
+    is_plain = (
+        value
+        and all(character.isalnum() or character in "_" for character in value)
+        and value.isascii()
+        and not value[0].isdigit()
+    )
+    if is_plain and value.lower() not in YAML_RESERVED_WORDS:
         return value
     # YAML takes JSON's texts, and of what cannot be printed the escapes alone.
     return "".join(
-        one if one.isprintable() else _escape_character(one) for one in json.dumps(value, ensure_ascii=False)
+        character if character.isprintable() else _escape_character(character)
+        for character in json.dumps(value, ensure_ascii=False)
     )
 
 
-def _escape_character(sign: str) -> str:
-    return f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"
+def _escape_character(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _flow_style(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_quote(name)}: {_flow_style(one)}" for name, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_quote(name)}: {_flow_style(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow_style, value)) + "]"
     return _quote(value) if isinstance(value, str) else json.dumps(value)

@@ -64,96 +64,101 @@ class Shape:
         elif kind == "array":
             self.longest = max(self.longest, len(value))
             self.items = self.items or Shape()
-            for one in value:
-                self.items.add(one)
+            for item in value:
+                self.items.add(item)
         elif kind == "object":
-            for name, one in value.items():
+            for name, item in value.items():
                 if name in self.fields or len(self.fields) < MAX_KEYS:
-                    self.fields.setdefault(name, Shape()).add(one)
+                    self.fields.setdefault(name, Shape()).add(item)
 
 
 def infer_schema(shape: Shape) -> dict[str, Any]:
     """Returns the schema of the objects in a shape. Raises NoShapeError where they have none that a recipe may say."""
     _check_fields(shape, "the objects")
-    found = {"type": "object", **_infer_object(shape, "")}
+    schema = {"type": "object", **_infer_object(shape, "")}
     try:
-        json_schema_subset.check_schema(found)
+        json_schema_subset.check_schema(schema)
     except ValueError as error:
         raise NoShapeError(str(error)) from None
-    return found
+    return schema
 
 
 def omits_absent_fields(shape: Shape) -> bool:
     """Returns whether answers leave out what a document does not give, where others have null, and more than by a slip:
     under `absent: omit` both are read, under null a field that is left out is a wrong answer."""
     objects = shape.kinds["object"]
-    return any(objects - one.rows > MAX_OMITTED_FRACTION * objects for one in shape.fields.values())
+    return any(objects - field.rows > MAX_OMITTED_FRACTION * objects for field in shape.fields.values())
 
 
-def _infer_object(shape: Shape, at: str) -> dict[str, Any]:
+def _infer_object(shape: Shape, path: str) -> dict[str, Any]:
     objects = shape.kinds["object"]
-    properties = {name: _infer_field(one, f"{at}{name}") for name, one in shape.fields.items()}
-    required = [name for name, one in shape.fields.items() if one.rows == objects and not one.kinds["null"]]
+    properties = {name: _infer_field(field, f"{path}{name}") for name, field in shape.fields.items()}
+    required = [name for name, field in shape.fields.items() if field.rows == objects and not field.kinds["null"]]
     return {"properties": properties} | ({"required": required} if required else {})
 
 
-def _infer_field(shape: Shape, at: str) -> dict[str, Any]:
+def _infer_field(shape: Shape, path: str) -> dict[str, Any]:
     if shape.kinds["null"] == shape.rows:
         return dict(EMPTY_FIELD_SCHEMA)
-    kind = _find_main_type(shape, at)
+    kind = _find_main_type(shape, path)
     if kind == "string":
         if choices := _infer_choices(shape):
             return {"enum": choices}
         return {"type": "string", "maxLength": _round_up_length(shape.longest)}
     if kind == "object":
-        _check_fields(shape, at)
-        return {"type": "object", **_infer_object(shape, f"{at}.")}
+        _check_fields(shape, path)
+        return {"type": "object", **_infer_object(shape, f"{path}.")}
     if kind == "array":
-        items = _infer_field(shape.items, at) if shape.items and shape.items.rows else dict(EMPTY_FIELD_SCHEMA)
+        items = _infer_field(shape.items, path) if shape.items and shape.items.rows else dict(EMPTY_FIELD_SCHEMA)
         return {"type": "array", "maxItems": max(1, math.ceil(shape.longest * HEADROOM)), "items": items}
     return {"type": kind}
 
 
-def _find_main_type(shape: Shape, at: str) -> str:
+def _find_main_type(shape: Shape, path: str) -> str:
     """The type that all values have but for slips. Raises NoShapeError where there is none."""
     kinds = Counter({kind: rows for kind, rows in shape.kinds.items() if kind != "null"})
     if kinds["integer"] and kinds["number"]:
         kinds["number"] += kinds.pop("integer")
     (kind, rows), total = kinds.most_common(1)[0], kinds.total()
     if rows < (1 - MAX_OTHER_TYPE_FRACTION) * total:
-        told = ", ".join(f"{name} in {count:,}" for name, count in kinds.most_common())
-        raise NoShapeError(f"field {at} has several types: {told}")
+        listing = ", ".join(f"{name} in {count:,}" for name, count in kinds.most_common())
+        raise NoShapeError(f"field {path} has several types: {listing}")
     return kind
 
 
 def _infer_choices(shape: Shape) -> list[str]:
-    found = shape.choices
-    if not found or shape.rows < MEAN_ROWS_PER_CHOICE * len(found) or len(found) < 2:
+    choices = shape.choices
+    if not choices or shape.rows < MEAN_ROWS_PER_CHOICE * len(choices) or len(choices) < 2:
         return []
     # Personal data is replaced in rows, so that a list of it would fit none of them.
-    plain = all(
-        len(one) <= MAX_CHOICE_CHARACTERS and one == one.strip() and not _has_digit(one) and not redaction.find_pii(one)
-        for one in found
+    is_eligible = all(
+        len(choice) <= MAX_CHOICE_CHARACTERS
+        and choice == choice.strip()
+        and not _has_digit(choice)
+        and not redaction.find_pii(choice)
+        for choice in choices
     )
-    return sorted(found) if plain and min(found.values()) >= MIN_ROWS_PER_CHOICE else []
+    return sorted(choices) if is_eligible and min(choices.values()) >= MIN_ROWS_PER_CHOICE else []
 
 
-def _check_fields(shape: Shape, at: str) -> None:
+def _check_fields(shape: Shape, location: str) -> None:
     names, objects = len(shape.fields), shape.kinds["object"]
     if not names:
-        raise NoShapeError(f"{at} have no fields")
-    share = sum(one.rows for one in shape.fields.values()) / (names * objects)
-    if names > MAX_FIELDS or share < MIN_FIELD_FRACTION:
-        raise NoShapeError(f"{at} have {names:,} different keys, of which one object has {share:.0%}: no one shape")
+        raise NoShapeError(f"{location} have no fields")
+    fraction = sum(field.rows for field in shape.fields.values()) / (names * objects)
+    if names > MAX_FIELDS or fraction < MIN_FIELD_FRACTION:
+        raise NoShapeError(
+            f"{location} have {names:,} different keys, of which one object has {fraction:.0%}: no one shape"
+        )
 
 
 def _round_up_length(longest: int) -> int:
-    wanted = math.ceil(longest * HEADROOM)
-    return next((length for length in LENGTH_STEPS if length >= wanted), math.ceil(wanted / 1000) * 1000)
+    needed = math.ceil(longest * HEADROOM)
+    return next((length for length in LENGTH_STEPS if length >= needed), math.ceil(needed / 1000) * 1000)
 
 
 def _has_digit(text: str) -> bool:
-    return any(one.isdigit() for one in text)
+    return any(character.isdigit() for character in text)
 
 
 def _json_type(value: Any) -> str:

@@ -42,55 +42,73 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.source:
         raise RecipeError("FROM: give the file of the fine-tune, or of the log: make import FROM=train.jsonl")
     train, test = _absolute_path(arguments.source), _absolute_path(arguments.test) if arguments.test else None
-    to = _choose_recipe_path(train, arguments.to)
+    recipe_path = _choose_recipe_path(train, arguments.to)
     paths = [train] if test is None else [train, test]
     survey = import_rows.survey_files(paths)
     _check_usable(survey, survey.examples, survey.examples + survey.problems.total())
     system = _choose_system(survey, arguments.system)
     task = task_inference.infer_task(survey.answers[system], survey.preferences)
-    chosen = _choose_source(train, test, to, survey, system, task)
-    model = _choose_model(arguments, survey, chosen)
+    source = _choose_source(train, test, recipe_path, survey, system, task)
+    model = _choose_model(arguments, survey, source)
     answers = survey.answers[system]
-    draft = recipe_text.render_recipe(to.parent, [], task, chosen, model, answers)
+    draft = recipe_text.render_recipe(recipe_path.parent, [], task, source, model, answers)
     recipe = _parse_recipe(draft)
     outcome = ImportCounts()
-    converted = [chosen.train, chosen.test] if chosen.train != train else []
-    dry = arguments.dry_run
-    if not dry:
-        _check_no_overwrite([to, *(one for one in converted if one)], arguments.force)
-        to.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as opened:
-        writers = [opened.enter_context(ConvertedFile(Path(os.devnull) if dry else one)) for one in converted if one]
-        for at, path in enumerate(paths):
-            import_rows.check_rows(path, recipe, chosen, survey, outcome, writers[at] if writers else None)
+    converted = [source.train, source.test] if source.train != train else []
+    dry_run = arguments.dry_run
+    if not dry_run:
+        _check_no_overwrite([recipe_path, *(target_path for target_path in converted if target_path)], arguments.force)
+        recipe_path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(ConvertedFile(Path(os.devnull) if dry_run else target_path))
+            for target_path in converted
+            if target_path
+        ]
+        for index, path in enumerate(paths):
+            import_rows.check_rows(path, recipe, source, survey, outcome, writers[index] if writers else None)
         import_rows.count_near_duplicates(outcome)
         _check_usable(survey, outcome.usable, outcome.meant)
-        unusable = 0.0 if writers else outcome.unusable_share
-        final = replace(chosen, unusable_share=unusable)
-        told = _format_report(survey, task, final, outcome, model, [one for one in converted if one], dry)
-        text = recipe_text.render_recipe(
-            to.parent, _format_header(survey, outcome, final, model, train), task, final, model, answers
+        unusable_fraction = 0.0 if writers else outcome.unusable_share
+        final_source = replace(source, unusable_share=unusable_fraction)
+        report = _format_report(
+            survey,
+            task,
+            final_source,
+            outcome,
+            model,
+            [target_path for target_path in converted if target_path],
+            dry_run,
         )
-        if dry:
-            print(*told, sep="\n", file=sys.stderr)
+        text = recipe_text.render_recipe(
+            recipe_path.parent,
+            _format_header(survey, outcome, final_source, model, train),
+            task,
+            final_source,
+            model,
+            answers,
+        )
+        if dry_run:
+            print(*report, sep="\n", file=sys.stderr)
             print(text, end="")
             return cli.OK
         try:
             for writer in writers:
                 writer.keep()
-            atomic_files.write_text(to, text)
+            atomic_files.write_text(recipe_path, text)
         except OSError:
             for writer in writers:
                 writer.path.unlink(missing_ok=True)
             raise
-    load(str(to), (), "gpu")
-    print(*told, sep="\n", file=sys.stderr)
+    load(str(recipe_path), (), "gpu")
+    print(*report, sep="\n", file=sys.stderr)
     print(
-        f"next      make data RECIPE={_display_path(to)}    then look at data.html, and at the recipe", file=sys.stderr
+        f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe",
+        file=sys.stderr,
     )
     if model and model.taught and task.kind != "preference":
-        print(f"          make record RECIPE={_display_path(to)}    while {model.name} lives", file=sys.stderr)
-    print(to)
+        print(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives", file=sys.stderr)
+    print(recipe_path)
     return cli.OK
 
 
@@ -99,20 +117,20 @@ def _parse_recipe(draft: str) -> Recipe:
     try:
         return Recipe.model_validate(YAML(typ="safe").load(draft))
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-        raise RecipeError(f"no recipe can be made of these rows: {told}") from None
+        message = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:3])
+        raise RecipeError(f"no recipe can be made of these rows: {message}") from None
 
 
-def _absolute_path(given: str) -> Path:
-    return Path(given).expanduser().absolute()
+def _absolute_path(path: str) -> Path:
+    return Path(path).expanduser().absolute()
 
 
-def _choose_recipe_path(train: Path, given: str | None) -> Path:
+def _choose_recipe_path(train: Path, raw_path: str | None) -> Path:
     """Where the recipe goes: as asked, else into recipes/ by the name of the file."""
-    if given:
-        path = _absolute_path(given)
+    if raw_path:
+        path = _absolute_path(raw_path)
         if path.suffix not in (".yaml", ".yml"):
-            raise RecipeError(f"TO: given {given}; a recipe is a .yaml file, such as recipes/tickets.yaml")
+            raise RecipeError(f"TO: given {raw_path}; a recipe is a .yaml file, such as recipes/tickets.yaml")
         return path
     name = train.name.split(".")[0].strip("*?[]-_ ") or "imported"
     return RECIPES / f"{name}.yaml"
@@ -120,22 +138,22 @@ def _choose_recipe_path(train: Path, given: str | None) -> Path:
 
 def _check_no_overwrite(paths: Sequence[Path], forced: bool) -> None:
     """Raises RecipeError where a file would be written over that nobody asked to replace."""
-    if not forced and (there := [one for one in paths if one.exists()]):
+    if not forced and (existing := [path for path in paths if path.exists()]):
         raise RecipeError(
-            f"{_display_path(there[0])} is there already, and may hold your changes; give another name with "
+            f"{_display_path(existing[0])} is there already, and may hold your changes; give another name with "
             "TO=recipes/NAME.yaml, or replace it with FORCE=1"
         )
 
 
-def _check_usable(survey: Survey, usable: int, read: int) -> None:
-    if usable >= MIN_ROWS and usable >= MIN_USABLE_FRACTION * read:
+def _check_usable(survey: Survey, usable: int, n_read: int) -> None:
+    if usable >= MIN_ROWS and usable >= MIN_USABLE_FRACTION * n_read:
         return
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common()) or "none were read"
-    shown = "\n".join(f"  {line}" for line in survey.shown)
+    problem_lines = "\n".join(f"  {line}" for line in survey.shown)
     raise RecipeError(
-        f"{usable:,} of {read:,} rows can be used ({reasons}); a recipe needs at least {MIN_ROWS}, and most of the "
-        f"rows:\n{shown}"
-        if shown
+        f"{usable:,} of {n_read:,} rows can be used ({reasons}); a recipe needs at least {MIN_ROWS}, and most of the "
+        f"rows:\n{problem_lines}"
+        if problem_lines
         else f"{usable:,} rows can be used; a recipe needs at least {MIN_ROWS}"
     )
 
@@ -147,55 +165,55 @@ def _choose_system(survey: Survey, number: int | None) -> str:
         if not 1 <= number <= len(frequent):
             raise RecipeError(f"SYSTEM: given {number}; there are {len(frequent):,} system messages")
         return frequent[number - 1][0]
-    system, rows_of_it = frequent[0]
-    if rows_of_it >= MIN_SYSTEM_FRACTION * survey.examples:
+    system, n_rows = frequent[0]
+    if n_rows >= MIN_SYSTEM_FRACTION * survey.examples:
         return system
-    shown = [
-        f"  SYSTEM={at}  {count:,} rows  {_abbreviate(one) or '(no system message)'}"
-        for at, (one, count) in enumerate(frequent[:MAX_SYSTEMS_SHOWN], start=1)
+    lines = [
+        f"  SYSTEM={rank}  {count:,} rows  {_abbreviate(message) or '(no system message)'}"
+        for rank, (message, count) in enumerate(frequent[:MAX_SYSTEMS_SHOWN], start=1)
     ]
-    more = [f"  and {len(frequent) - MAX_SYSTEMS_SHOWN:,} more"] if len(frequent) > MAX_SYSTEMS_SHOWN else []
-    many = f"{'more than ' if survey.uncounted else ''}{len(frequent):,}"
+    remainder = [f"  and {len(frequent) - MAX_SYSTEMS_SHOWN:,} more"] if len(frequent) > MAX_SYSTEMS_SHOWN else []
+    count_text = f"{'more than ' if survey.uncounted else ''}{len(frequent):,}"
     raise RecipeError(
-        f"{survey.examples:,} rows have {many} different system messages, and a recipe has one instruction: "
+        f"{survey.examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
         "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
-        + "\n".join(shown + more)
+        + "\n".join(lines + remainder)
     )
 
 
 def _choose_source(
-    train: Path, test: Path | None, to: Path, survey: Survey, system: str, task: InferredTask
+    train: Path, test: Path | None, recipe_path: Path, survey: Survey, system: str, task: InferredTask
 ) -> RecipeSource:
     """What the recipe reads: the file as it is, wherever data preparation reads the same from it."""
-    log = survey.format in LOG_FORMATS
-    mixed = len(survey.systems) > 1
+    is_log = survey.format in LOG_FORMATS
+    has_several_systems = len(survey.systems) > 1
     preamble = find_preamble(survey.sample[system])
     if INPUT_PLACEHOLDER in preamble.before + preamble.after:
         preamble = Preamble()  # {input} could not be told from the place of the text
-    in_place = survey.plain and not log and not preamble
-    if mixed and (task.kind == "preference" or not survey.one_system or not system.strip()):
+    in_place = survey.plain and not is_log and not preamble
+    if has_several_systems and (task.kind == "preference" or not survey.one_system or not system.strip()):
         in_place = False
-    found = RecipeSource(train, test, {}, system, preamble, mixed and in_place, None, 0.0, ())
+    source = RecipeSource(train, test, {}, system, preamble, has_several_systems and in_place, None, 0.0, ())
     if in_place:
         pair = {"text": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"}
-        return replace(found, columns=pair if task.kind == "preference" else {"messages": "messages"})
+        return replace(source, columns=pair if task.kind == "preference" else {"messages": "messages"})
     answer = {"label": "answer"} if task.kind == "classification" else {"target": "answer"}
     columns = {"id": "id", "text": "text", **({} if task.kind == "preference" else answer)}
-    name = to.stem
+    name = recipe_path.stem
     return replace(
-        found,
-        train=to.with_name(f"{name}.train.jsonl" if test else f"{name}.rows.jsonl"),
-        test=to.with_name(f"{name}.test.jsonl") if test else None,
+        source,
+        train=recipe_path.with_name(f"{name}.train.jsonl" if test else f"{name}.rows.jsonl"),
+        test=recipe_path.with_name(f"{name}.test.jsonl") if test else None,
         columns=columns,
         group="conversation" if survey.expanded else None,
-        redact=redaction.PII_KINDS if log else (),
+        redact=redaction.PII_KINDS if is_log else (),
     )
 
 
-def _choose_model(arguments: argparse.Namespace, survey: Survey, chosen: RecipeSource) -> IncumbentModel | None:
+def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeSource) -> IncumbentModel | None:
     if arguments.model:
-        why = "asked as it was taught; `make record` keeps its answers while it lives"
-        return IncumbentModel(arguments.model, arguments.base_url, why, taught=survey.format not in LOG_FORMATS)
+        reason = "asked as it was taught; `make record` keeps its answers while it lives"
+        return IncumbentModel(arguments.model, arguments.base_url, reason, taught=survey.format not in LOG_FORMATS)
     if arguments.base_url:
         raise RecipeError(
             "BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address"
@@ -207,29 +225,29 @@ def _choose_model(arguments: argparse.Namespace, survey: Survey, chosen: RecipeS
 
 
 def _format_header(
-    survey: Survey, outcome: ImportCounts, chosen: RecipeSource, model: IncumbentModel | None, train: Path
+    survey: Survey, outcome: ImportCounts, source: RecipeSource, model: IncumbentModel | None, train: Path
 ) -> list[str]:
     """The first comments of the recipe."""
     head = [
         f"Made from {train.name} ({survey.format}, {outcome.meant:,} rows) by `make import`: read it, and change it."
     ]
     if survey.format in LOG_FORMATS:
-        who = survey.models.most_common(1)
-        by = f" of {who[0][0]}" if who else ""
+        top_models = survey.models.most_common(1)
+        author = f" of {top_models[0][0]}" if top_models else ""
         head.append(
-            f"The targets are answers{by} that nobody checked: a score against them says how often a model repeats "
+            f"The targets are answers{author} that nobody checked: a score against them says how often a model repeats "
             "them, and not how often it is right."
         )
-    if not chosen.redact and outcome.personal:
+    if not source.redact and outcome.personal:
         kinds = ", ".join(sorted(outcome.personal))
         counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.personal.items()))
         head.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
-    if model and model.taught and chosen.test is None:
+    if model and model.taught and source.test is None:
         head.append(
             f"{model.name} was taught with these rows, so that a test split of them flatters it. Rows that it never "
             "saw would judge it: make import TEST=..."
         )
-    if model and chosen.preamble:
+    if model and source.preamble:
         head.append("What every text begins or ends with was cut off it, and stands in the instruction.")
     return head
 
@@ -237,11 +255,11 @@ def _format_header(
 def _format_report(
     survey: Survey,
     task: InferredTask,
-    chosen: RecipeSource,
+    source: RecipeSource,
     outcome: ImportCounts,
     model: IncumbentModel | None,
     converted: Sequence[Path],
-    dry: bool,
+    dry_run: bool,
 ) -> list[str]:
     """What is printed: what was read, what it is and why, what does not fit, what was written or would be."""
     lines = [f"read      {survey.read:,} lines: {survey.format}", f"task      {task.kind}: {task.why}"]
@@ -250,44 +268,44 @@ def _format_report(
         lines.append(f"unusable  {counts}; {outcome.usable:,} of {outcome.meant:,} rows can be used")
         lines += [f"          {line}" for line in survey.shown]
     if outcome.other_system:
-        others = len(survey.systems) - 1
-        lines.append(f"left out  {outcome.other_system:,} rows with {others:,} other system messages")
+        n_other_systems = len(survey.systems) - 1
+        lines.append(f"left out  {outcome.other_system:,} rows with {n_other_systems:,} other system messages")
     elif len(survey.systems) > 1:
         lines.append(f"note      {len(survey.systems):,} system messages; the recipe has the most frequent one")
     if task.rare:
         lines.append(f"left out  {task.rare:,} answers of fewer than {task.least_rows} rows, which are no labels")
     if survey.several_turns:
-        told = "several turns: their text bears the role of each, for the tuned model and for others"
-        lines.append(f"note      {survey.several_turns:,} rows have {told}")
+        turns_note = "several turns: their text bears the role of each, for the tuned model and for others"
+        lines.append(f"note      {survey.several_turns:,} rows have {turns_note}")
     if outcome.personal:
         counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcome.personal.items()))
         lines.append(
-            f"personal  {counts} rows" + (", replaced by placeholders" if chosen.redact else "; see the recipe")
+            f"personal  {counts} rows" + (", replaced by placeholders" if source.redact else "; see the recipe")
         )
     if outcome.duplicates or outcome.near:
-        among = (
+        scope = (
             f", of the first {import_rows.COMPARED_ROWS:,}" if len(outcome.keys) == import_rows.COMPARED_ROWS else ""
         )
-        said = f"{outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
-        lines.append(f"same      {said}{among}")
+        similar_note = f"{outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
+        lines.append(f"same      {similar_note}{scope}")
     if len(survey.models) > 1:
         lines.append(
             f"note      answers of {', '.join(f'{name} ({count:,})' for name, count in survey.models.most_common())}"
         )
     if model and task.kind == "preference":
         lines.append(f"note      {model.name} is no baseline: an API tells no probability of a given answer")
-    if model and model.taught and chosen.test is None and task.kind != "preference":
+    if model and model.taught and source.test is None and task.kind != "preference":
         lines.append(f"note      {model.name} was taught with these rows: give rows that it never saw as TEST=...")
     for path in converted:
-        wrote = "would write" if dry else "wrote    "
-        lines.append(f"{wrote} {_display_path(path)}: the rows, converted: {_conversion_reason(survey, chosen)}")
+        verb = "would write" if dry_run else "wrote    "
+        lines.append(f"{verb} {_display_path(path)}: the rows, converted: {_conversion_reason(survey, source)}")
     return lines
 
 
-def _conversion_reason(survey: Survey, chosen: RecipeSource) -> str:
+def _conversion_reason(survey: Survey, source: RecipeSource) -> str:
     if survey.format in LOG_FORMATS:
         return "a log is no table of rows; personal data are replaced"
-    if chosen.preamble:
+    if source.preamble:
         return "all texts have a beginning or an end in common"
     if survey.expanded:
         return "each answer of a conversation that is learnt is a row of its own"

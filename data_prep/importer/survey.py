@@ -56,8 +56,8 @@ class AnswerStatistics:
                 self.objects += 1
                 self.shape.add(value)
             elif len(self.listed) <= MAX_ANSWERS:
-                self.lists += all(isinstance(one, str) for one in value)
-                self.listed.update(one for one in value if isinstance(one, str))
+                self.lists += all(isinstance(item, str) for item in value)
+                self.listed.update(item for item in value if isinstance(item, str))
         elif len(answer) <= MAX_LABEL_CHARACTERS and "\n" not in answer:
             key = label_key(clean_label(answer))
             if key not in self.short and len(self.short) >= MAX_ANSWERS:
@@ -98,12 +98,12 @@ class Survey:
     """By system message."""
     preferences: int = 0
 
-    def problem(self, where: str, reason: str, detail: str) -> None:
+    def problem(self, location: str, reason: str, detail: str) -> None:
         """Counts a row that cannot be used."""
         self.problems[reason] += 1
-        detail = "".join(one if one.isprintable() else " " for one in detail)
+        detail = "".join(character if character.isprintable() else " " for character in detail)
         if self.reasons_shown[reason] < 2 and len(self.shown) < MAX_PROBLEMS_SHOWN:
-            self.shown.append(f"{where}  {reason}: {detail}")
+            self.shown.append(f"{location}  {reason}: {detail}")
             self.reasons_shown[reason] += 1
 
     def add(self, example: Example) -> None:
@@ -142,33 +142,33 @@ class Preamble:
         """Returns what varies in a text, None where it does not begin and end so."""
         if not (text.startswith(self.before) and text.endswith(self.after)):
             return None
-        inside = text[len(self.before) : len(text) - len(self.after)]
-        return inside if len(text) >= len(self.before) + len(self.after) and inside.strip() else None
+        middle = text[len(self.before) : len(text) - len(self.after)]
+        return middle if len(text) >= len(self.before) + len(self.after) and middle.strip() else None
 
 
 def find_preamble(texts: list[str]) -> Preamble:
     """Returns what nearly all texts begin and end with, up to the end of a line or of a heading."""
     if len(texts) < 10:
         return Preamble()
-    before = _longest_common_prefix(texts)
-    ends = [before.rfind(mark) + len(mark) for mark in ("\n", ": ") if mark in before]
-    before = before[: max(ends, default=0)]
-    rest = [text.removeprefix(before) for text in texts]
-    after = _longest_common_prefix([text[::-1] for text in rest])[::-1]
-    after = after[after.find("\n") :] if "\n" in after else ""
+    prefix = _longest_common_prefix(texts)
+    cut_points = [prefix.rfind(mark) + len(mark) for mark in ("\n", ": ") if mark in prefix]
+    prefix = prefix[: max(cut_points, default=0)]
+    rest = [text.removeprefix(prefix) for text in texts]
+    suffix = _longest_common_prefix([text[::-1] for text in rest])[::-1]
+    suffix = suffix[suffix.find("\n") :] if "\n" in suffix else ""
     return Preamble(
-        before if len(before.strip()) >= MIN_PREAMBLE_CHARACTERS else "",
-        after if len(after.strip()) >= MIN_PREAMBLE_CHARACTERS else "",
+        prefix if len(prefix.strip()) >= MIN_PREAMBLE_CHARACTERS else "",
+        suffix if len(suffix.strip()) >= MIN_PREAMBLE_CHARACTERS else "",
     )
 
 
 def _longest_common_prefix(texts: list[str]) -> str:
     """The longest beginning that SHARE of the texts have."""
-    least = math.ceil(MIN_PREAMBLE_FRACTION * len(texts))
+    min_count = math.ceil(MIN_PREAMBLE_FRACTION * len(texts))
     low, high = 0, max(map(len, texts))
     while low < high:
         middle = (low + high + 1) // 2
-        if _most_common_prefix(texts, middle)[1] >= least:
+        if _most_common_prefix(texts, middle)[1] >= min_count:
             low = middle
         else:
             high = middle - 1
@@ -177,13 +177,13 @@ def _longest_common_prefix(texts: list[str]) -> str:
 
 def _most_common_prefix(texts: list[str], length: int) -> tuple[str, int]:
     """What most texts begin with, so long, and how many they are."""
-    found = Counter(text[:length] for text in texts if len(text) >= length).most_common(1)
-    return found[0] if found else ("", 0)
+    top = Counter(text[:length] for text in texts if len(text) >= length).most_common(1)
+    return top[0] if top else ("", 0)
 
 
 def _parse_json(text: str) -> Any:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict | list) else None
+    return parsed if isinstance(parsed, dict | list) else None

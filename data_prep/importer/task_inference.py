@@ -55,29 +55,29 @@ def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
     """Returns the task. Raises RecipeError where there is nothing to learn: all answers are the same."""
     if preferences:
         return InferredTask("preference", f"{preferences:,} pairs of a preferred and another answer")
-    why_not = ""
+    extraction_note = ""
     if answers.objects >= MIN_FITTING_FRACTION * answers.rows:
         try:
-            made = schema_inference.infer_schema(answers.shape)
+            schema = schema_inference.infer_schema(answers.shape)
         except schema_inference.NoShapeError as error:
-            why_not = f"; they are JSON objects, but no recipe can say their schema: {error}"
+            extraction_note = f"; they are JSON objects, but no recipe can say their schema: {error}"
         else:
-            told = f"{answers.objects:,} of {answers.rows:,} answers are JSON objects of one shape"
+            reason = f"{answers.objects:,} of {answers.rows:,} answers are JSON objects of one shape"
             return InferredTask(
-                "extraction", told, json_schema=made, leaves_out=schema_inference.omits_absent_fields(answers.shape)
+                "extraction", reason, json_schema=schema, leaves_out=schema_inference.omits_absent_fields(answers.shape)
             )
     if answers.lists >= MIN_FITTING_FRACTION * answers.rows and 2 <= len(answers.listed) <= MAX_LABELS:
-        told = f"{answers.lists:,} of {answers.rows:,} answers are JSON arrays of {len(answers.listed)} labels"
-        return InferredTask("classification", told, found_labels=len(answers.listed), many=True)
+        reason = f"{answers.lists:,} of {answers.rows:,} answers are JSON arrays of {len(answers.listed)} labels"
+        return InferredTask("classification", reason, found_labels=len(answers.listed), many=True)
     return _infer_classification(answers) or InferredTask(
-        "generation", f"{answers.rows:,} answers are texts of their own{why_not}"
+        "generation", f"{answers.rows:,} answers are texts of their own{extraction_note}"
     )
 
 
 def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
     """A classification, if so many of the answers are labels."""
-    least = MIN_ROWS_PER_LABEL if answers.rows >= SMALL_FILE_ROWS else MIN_ROWS_PER_LABEL_OF_SMALL_FILE
-    frequent = Counter({key: rows for key, rows in answers.short.items() if rows >= least})
+    min_rows = MIN_ROWS_PER_LABEL if answers.rows >= SMALL_FILE_ROWS else MIN_ROWS_PER_LABEL_OF_SMALL_FILE
+    frequent = Counter({key: rows for key, rows in answers.short.items() if rows >= min_rows})
     if len(answers.short) == 1 and answers.short.total() == answers.rows:
         (label,) = answers.spelt.values()
         raise RecipeError(f"all {answers.rows:,} answers are {label!r}: there is nothing to learn from them")
@@ -85,8 +85,8 @@ def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
     if len(frequent) < 2 or frequent.total() < MIN_FITTING_FRACTION * answers.rows or len(frequent) > MAX_LABELS:
         return None
     rare = len(answers.short) - len(frequent)
-    told = f"{frequent.total():,} of {answers.rows:,} answers are one of {len(frequent)} short texts"
+    reason = f"{frequent.total():,} of {answers.rows:,} answers are one of {len(frequent)} short texts"
     if len(frequent) <= MAX_LABELS_IN_RECIPE:
         labels = tuple(clean_label(answers.spelt[key]) for key, _ in frequent.most_common())
-        return InferredTask("classification", told, labels, len(frequent), rare, least)
-    return InferredTask("classification", told, (), len(frequent), rare, least)
+        return InferredTask("classification", reason, labels, len(frequent), rare, min_rows)
+    return InferredTask("classification", reason, (), len(frequent), rare, min_rows)

@@ -61,65 +61,69 @@ class LabelIssues:
 
 
 def find_task_label_issues(
-    table: Table, splits: Array, labels: dict[str, str], left: DropDecisions, recipe: Recipe
+    table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions, recipe: Recipe
 ) -> LabelIssues:
     """Returns the rows whose label is doubted, see `find`; none of tasks without labels, or of several a row."""
     if TASKS[recipe.task.variant].IS_MULTILABEL:
         return LabelIssues([], why_none="rows have several labels, and a doubt would be about one of them")
-    return find_label_issues(table, splits, labels, left) if labels else LabelIssues([])
+    return find_label_issues(table, splits, labels, drops) if labels else LabelIssues([])
 
 
-def find_label_issues(table: Table, splits: Array, labels: dict[str, str], left: DropDecisions) -> LabelIssues:
+def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions) -> LabelIssues:
     """Returns the rows whose label is doubted.
 
     `labels` gives for each spelling in the source the label it stands for. Of more than MOST_ROWS rows those with the
     lowest hash are looked at.
     """
-    rows = np.flatnonzero(left.stays & (splits != TEST))
+    rows = np.flatnonzero(drops.stays & (splits != TEST))
     if len(rows) > MAX_ROWS:
         rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MAX_ROWS]])
     names = sorted(set(labels.values()))
-    places = {name: at for at, name in enumerate(names)}
-    given = np.zeros(len(rows), np.int64)
-    features, at = [], 0
-    for first, batch in table.texts.batches():
-        mine = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + batch.num_rows)] - first
-        if not len(mine):
+    codes = {name: position for position, name in enumerate(names)}
+    label_codes = np.zeros(len(rows), np.int64)
+    features, position = [], 0
+    for start, batch in table.texts.batches():
+        batch_rows = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)] - start
+        if not len(batch_rows):
             continue
-        given[at : at + len(mine)] = [places[labels[one]] for one in batch.column("target").take(mine).to_pylist()]
-        features.append(_hash_features(batch.column("text").take(mine).to_pylist()))
-        at += len(mine)
+        label_codes[position : position + len(batch_rows)] = [
+            codes[labels[spelling]] for spelling in batch.column("target").take(batch_rows).to_pylist()
+        ]
+        features.append(_hash_features(batch.column("text").take(batch_rows).to_pylist()))
+        position += len(batch_rows)
     if len(rows) < 2 * FOLDS or len(names) < 2:
         return LabelIssues([], why_none=f"fewer than {2 * FOLDS} rows, or a single label")
-    confidence = _predict_out_of_fold(features, given, table.columns["key"][rows], len(names))
-    accuracy, recall, least = _score_against_chance(confidence, given)
-    if recall < least:
-        why = f"the linear model is no better than chance (mean recall {recall:.2f} of {len(names)} labels)"
-        return LabelIssues([], len(rows), accuracy, recall, why)
-    found = _find_confident_disagreements(confidence, given)
-    doubtful = sorted(found, key=lambda one: confidence[one[0], given[one[0]]] - confidence[one])
-    listed = [
+    confidence = _predict_out_of_fold(features, label_codes, table.columns["key"][rows], len(names))
+    accuracy, recall, min_recall = _score_against_chance(confidence, label_codes)
+    if recall < min_recall:
+        reason = f"the linear model is no better than chance (mean recall {recall:.2f} of {len(names)} labels)"
+        return LabelIssues([], len(rows), accuracy, recall, reason)
+    pairs = _find_confident_disagreements(confidence, label_codes)
+    ranked = sorted(pairs, key=lambda pair: confidence[pair[0], label_codes[pair[0]]] - confidence[pair])
+    issues = [
         LabelIssue(
-            int(rows[at]),
-            names[given[at]],
-            names[other],
-            float(confidence[at, other]),
-            float(confidence[at, given[at]]),
+            int(rows[position]),
+            names[label_codes[position]],
+            names[predicted],
+            float(confidence[position, predicted]),
+            float(confidence[position, label_codes[position]]),
         )
-        for at, other in doubtful
+        for position, predicted in ranked
     ]
-    return LabelIssues(listed, len(rows), accuracy, recall)
+    return LabelIssues(issues, len(rows), accuracy, recall)
 
 
-def write_label_issues(path: Path, found: list[LabelIssue], table: Table, splits: Array) -> None:
+def write_label_issues(path: Path, issues: list[LabelIssue], table: Table, splits: Array) -> None:
     """Writes suspects.csv, safe to open in a spreadsheet (OWASP: CSV injection)."""
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
-        for one in found:
-            texts = (table.texts.value("id", one.row), SPLITS[splits[one.row]], one.label, one.predicted)
-            figures = (f"{one.confidence:.3f}", f"{one.label_confidence:.3f}")
-            writer.writerow([*map(escape_formula, texts), *figures, escape_formula(table.texts.value("text", one.row))])
+        for issue in issues:
+            texts = (table.texts.value("id", issue.row), SPLITS[splits[issue.row]], issue.label, issue.predicted)
+            figures = (f"{issue.confidence:.3f}", f"{issue.label_confidence:.3f}")
+            writer.writerow(
+                [*map(escape_formula, texts), *figures, escape_formula(table.texts.value("text", issue.row))]
+            )
 
 
 def escape_formula(text: str) -> str:
@@ -134,19 +138,19 @@ def _hash_features(texts: list[str]) -> Any:
     return HashingVectorizer(analyzer=extract_terms, n_features=2**18, alternate_sign=False, norm=None).transform(texts)
 
 
-def _score_against_chance(confidence: Array, given: Array) -> tuple[float, float, float]:
+def _score_against_chance(confidence: Array, label_codes: Array) -> tuple[float, float, float]:
     """Returns accuracy, recall averaged over the labels that occur, and what that must reach: three standard errors
     above what guessing has (of random labels two are passed by one model in ten, as folds share their rows)."""
-    right = confidence.argmax(axis=1) == given
-    totals = np.bincount(given, minlength=confidence.shape[1])
+    correct = confidence.argmax(axis=1) == label_codes
+    totals = np.bincount(label_codes, minlength=confidence.shape[1])
     occurs = totals > 0
-    recalls = np.bincount(given, weights=right, minlength=confidence.shape[1])[occurs] / totals[occurs]
+    recalls = np.bincount(label_codes, weights=correct, minlength=confidence.shape[1])[occurs] / totals[occurs]
     chance = 1 / occurs.sum()
     error = np.sqrt((chance * (1 - chance) / totals[occurs]).sum()) / occurs.sum()
-    return float(right.mean()), float(recalls.mean()), float(chance + 3 * error)
+    return float(correct.mean()), float(recalls.mean()), float(chance + 3 * error)
 
 
-def _predict_out_of_fold(features: list[Any], given: Array, keys: Array, classes: int) -> Array:
+def _predict_out_of_fold(features: list[Any], label_codes: Array, keys: Array, classes: int) -> Array:
     """Returns [rows, classes]: the probability of each label from a model that saw neither the row nor its like."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -156,26 +160,32 @@ def _predict_out_of_fold(features: list[Any], given: Array, keys: Array, classes
     # A feature of a single row tells nothing of another, and most are: without them a model is small.
     counts = counts[:, np.flatnonzero(counts.getnnz(axis=0) > 1)]
     if not counts.shape[1]:
-        return np.zeros((len(given), classes))
+        return np.zeros((len(label_codes), classes))
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
     folds = (keys % np.uint64(FOLDS)).astype(np.int64)
-    confidence = np.zeros((len(given), classes))
+    confidence = np.zeros((len(label_codes), classes))
     for fold in range(FOLDS):
-        learnt, asked = folds != fold, folds == fold
-        known = np.unique(given[learnt])
-        if len(known) < 2 or not asked.any():
+        train_mask, test_mask = folds != fold, folds == fold
+        seen_codes = np.unique(label_codes[train_mask])
+        if len(seen_codes) < 2 or not test_mask.any():
             continue
         model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=5, tol=None, random_state=0)
-        model.fit(weighted[learnt], given[learnt])
-        confidence[np.ix_(np.flatnonzero(asked), known)] = model.predict_proba(weighted[asked])
+        model.fit(weighted[train_mask], label_codes[train_mask])
+        confidence[np.ix_(np.flatnonzero(test_mask), seen_codes)] = model.predict_proba(weighted[test_mask])
     return confidence
 
 
-def _find_confident_disagreements(confidence: Array, given: Array) -> list[tuple[int, int]]:
+def _find_confident_disagreements(confidence: Array, label_codes: Array) -> list[tuple[int, int]]:
     """Returns (row, other label) where the most probable label is another and as sure as rows of that label are."""
-    own = confidence[np.arange(len(given)), given]
-    totals = np.bincount(given, minlength=confidence.shape[1])
-    usual = np.bincount(given, weights=own, minlength=confidence.shape[1]) / np.maximum(totals, 1)
-    best = confidence.argmax(axis=1)
-    contradicts = (best != given) & (confidence[np.arange(len(given)), best] >= usual[best]) & (totals[best] > 0)
-    return [(int(row), int(best[row])) for row in np.flatnonzero(contradicts)]
+    own_confidence = confidence[np.arange(len(label_codes)), label_codes]
+    totals = np.bincount(label_codes, minlength=confidence.shape[1])
+    mean_confidence = np.bincount(label_codes, weights=own_confidence, minlength=confidence.shape[1]) / np.maximum(
+        totals, 1
+    )
+    predicted = confidence.argmax(axis=1)
+    contradicts = (
+        (predicted != label_codes)
+        & (confidence[np.arange(len(label_codes)), predicted] >= mean_confidence[predicted])
+        & (totals[predicted] > 0)
+    )
+    return [(int(row), int(predicted[row])) for row in np.flatnonzero(contradicts)]

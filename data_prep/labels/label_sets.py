@@ -25,31 +25,31 @@ def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) ->
     if not task.IS_MULTILABEL:
         return {hash_target(label, recipe): (label,) for label in set(labels.values())}
     hashes, rows = np.unique(table.columns["target"], return_index=True)
-    found = {}
-    for one, row in zip(hashes.tolist(), rows.tolist(), strict=True):
-        written = task.target_labels(table.texts.value("target", row))
-        found[one] = tuple(sorted({labels[label] for label in written if label in labels}))
-    return found
+    sets = {}
+    for target_hash, row in zip(hashes.tolist(), rows.tolist(), strict=True):
+        spellings = task.target_labels(table.texts.value("target", row))
+        sets[target_hash] = tuple(sorted({labels[label] for label in spellings if label in labels}))
+    return sets
 
 
 def count_rows_per_label(sets: LabelSets, targets: Array) -> Counter[str]:
     """Returns how many of the rows with these target hashes have each label."""
-    found = Counter[str]()
-    for one, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
-        for label in sets.get(one, ()):
-            found[label] += rows
-    return found
+    counts = Counter[str]()
+    for target_hash, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
+        for label in sets.get(target_hash, ()):
+            counts[label] += rows
+    return counts
 
 
 def count_set_sizes(sets: LabelSets, targets: Array) -> dict[str, int]:
     """Returns {how many labels: rows that have so many}, the fewest first."""
     counts = Counter[int]()
-    for one, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
-        counts[len(sets.get(one, ()))] += rows
+    for target_hash, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
+        counts[len(sets.get(target_hash, ()))] += rows
     return {str(size): rows for size, rows in sorted(counts.items())}
 
 
 def format_labels(sets: LabelSets, target: Any) -> str | None:
     """Returns the labels of a target as a person reads them, None for tasks without labels."""
-    found = sets.get(int(target))
-    return None if found is None else ", ".join(found) or "(no label)"
+    labels = sets.get(int(target))
+    return None if labels is None else ", ".join(labels) or "(no label)"

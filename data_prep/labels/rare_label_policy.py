@@ -21,7 +21,7 @@ MAX_LABELS_SHOWN = 10
 
 
 def apply_rare_label_policy(
-    table: Table, labels: dict[str, str], recipe: Recipe, left: DropDecisions
+    table: Table, labels: dict[str, str], recipe: Recipe, drops: DropDecisions
 ) -> tuple[dict[str, str], list[str]]:
     """Returns {spelling: label} with the rare ones settled, and a line that says what was done.
 
@@ -30,34 +30,34 @@ def apply_rare_label_policy(
     """
     settings = recipe.data.rare_labels
     counts = Counter[str]()
-    for written, rows in table.targets.items():
-        counts[labels[written]] += rows
+    for spelling, rows in table.targets.items():
+        counts[labels[spelling]] += rows
     rare = [label for label, rows in counts.items() if settings is not None and rows < settings.min_rows]
     if settings is None or not rare:
         return labels, []
     sets = label_sets.build_label_sets(table, labels, recipe)
-    targets, first, place = np.unique(table.columns["target"], return_index=True, return_inverse=True)
-    rarely = np.array([not {*rare}.isdisjoint(sets.get(one, ())) for one in targets.tolist()])
-    mine = rarely[place]
-    told = _format_message(rare, counts, settings, int(mine.sum()))
+    targets, first_rows, inverse = np.unique(table.columns["target"], return_index=True, return_inverse=True)
+    is_rare = np.array([not {*rare}.isdisjoint(sets.get(target_hash, ())) for target_hash in targets.tolist()])
+    mask = is_rare[inverse]
+    message = _format_message(rare, counts, settings, int(mask.sum()))
     if settings.do == "fail":
-        raise RecipeError(f"data.rare_labels: {told}")
+        raise RecipeError(f"data.rare_labels: {message}")
     if settings.do == "drop":
-        left.drop(mine, "rare_label")
-        return {written: label for written, label in labels.items() if label not in rare}, [f"{told}: left out"]
+        drops.drop(mask, "rare_label")
+        return {spelling: label for spelling, label in labels.items() if label not in rare}, [f"{message}: left out"]
     # A label of that name may be there already, however it is spelt.
-    common = [label for label in counts if label not in rare]
-    other = find_label(settings.other, common, recipe.data.normalize_labels) or clean_label(settings.other)
-    together = {written: other if label in rare else label for written, label in labels.items()}
-    respelt = TASKS[recipe.task.variant].make_label_mapper(together, sorted(set(together.values())))
-    for at in np.flatnonzero(rarely):
-        targets[at] = hash_target(respelt(table.texts.value("target", int(first[at]))), recipe)
-    table.columns["target"][mine] = targets[place][mine]
-    return together, [f"{told}: now {display_label(other)}"]
+    frequent = [label for label in counts if label not in rare]
+    replacement = find_label(settings.other, frequent, recipe.data.normalize_labels) or clean_label(settings.other)
+    merged = {spelling: replacement if label in rare else label for spelling, label in labels.items()}
+    respell = TASKS[recipe.task.variant].make_label_mapper(merged, sorted(set(merged.values())))
+    for index in np.flatnonzero(is_rare):
+        targets[index] = hash_target(respell(table.texts.value("target", int(first_rows[index]))), recipe)
+    table.columns["target"][mask] = targets[inverse][mask]
+    return merged, [f"{message}: now {display_label(replacement)}"]
 
 
 def _format_message(rare: list[str], counts: Counter[str], settings: RareLabels, rows: int) -> str:
-    named = sorted(rare, key=lambda label: (-counts[label], label))
-    first = ", ".join(f"{display_label(label)} {counts[label]}" for label in named[:MAX_LABELS_SHOWN])
-    more = f" and {len(named) - MAX_LABELS_SHOWN} more" if len(named) > MAX_LABELS_SHOWN else ""
-    return f"{len(rare)} labels of fewer than {settings.min_rows} rows, {rows} rows in all ({first}{more})"
+    ranked = sorted(rare, key=lambda label: (-counts[label], label))
+    listing = ", ".join(f"{display_label(label)} {counts[label]}" for label in ranked[:MAX_LABELS_SHOWN])
+    remainder = f" and {len(ranked) - MAX_LABELS_SHOWN} more" if len(ranked) > MAX_LABELS_SHOWN else ""
+    return f"{len(rare)} labels of fewer than {settings.min_rows} rows, {rows} rows in all ({listing}{remainder})"

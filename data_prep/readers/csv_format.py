@@ -43,68 +43,71 @@ def read(
     """
     content = read_lines(file, text, newline="")
     # Excel writes sep=; as a line of its own above the header, and takes it as an order.
-    first = next(content, "")
-    ordered = re.fullmatch(r'"?sep=(.)"?[\r\n]*', first, re.IGNORECASE)
-    content = content if ordered else chain([first], content)
+    first_line = next(content, "")
+    separator_match = re.fullmatch(r'"?sep=(.)"?[\r\n]*', first_line, re.IGNORECASE)
+    content = content if separator_match else chain([first_line], content)
     sample, content = _take_sample(content)
     if source.delimiter != "auto" and file.kind != "tsv":
         delimiter = source.delimiter
-    elif ordered:
-        delimiter = ordered[1]
+    elif separator_match:
+        delimiter = separator_match[1]
     else:
         delimiter = "\t" if file.kind == "tsv" else _detect_delimiter(sample, source, columns)
     if delimiter in ("\r", "\n", source.quote):
         raise RecipeError(f"data.source.delimiter: {delimiter!r} ends lines or quotes fields; give what stands between")
-    about: FileInfo = {"delimiter": delimiter} | ({"quotes": source.quote} if source.quotes is not True else {})
+    info: FileInfo = {"delimiter": delimiter} | ({"quotes": source.quote} if source.quotes is not True else {})
     if len(delimiter) > 1:
         content = (line.replace(source.delimiter, UNIT_SEPARATOR) for line in content)
         delimiter = UNIT_SEPARATOR
     if source.escape is not None:
-        about["escape"] = source.escape
+        info["escape"] = source.escape
         content = _double_literal_escapes(content, source.escape, {delimiter, source.quote or ""})
     csv.field_size_limit(text.limits.row)
-    fed = _LineFeed(file, content, text.limits)
-    rows = _number_rows(file, _make_reader(fed, delimiter, source, strict=True), fed, 1 if ordered else 0)
+    feed = _LineFeed(file, content, text.limits)
+    rows = _number_rows(file, _make_reader(feed, delimiter, source, strict=True), feed, 1 if separator_match else 0)
     # An escape sign may stand before tabs and line ends of a field's own.
-    joins = delimiter == "\t" and source.quote is not None and source.escape is None
+    may_join = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
-        opening = list(islice(rows, 1))
-        for line, fields in opening:
+        first_rows = list(islice(rows, 1))
+        for line, fields in first_rows:
             check_no_header(f"{file.name}:{line}", fields, source.header)
-        return about | {"columns": source.header}, _read_rows(
-            file, text, source, source.header, joins, chain(opening, rows)
+        return info | {"columns": source.header}, _read_rows(
+            file, text, source, source.header, may_join, chain(first_rows, rows)
         )
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
         raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")
-    named, unnamed = parse_header(f"{file.name}:{header_line}", header)
-    return about | {"columns": named} | unnamed, _read_rows(file, text, source, named, joins, rows)
+    names, unnamed = parse_header(f"{file.name}:{header_line}", header)
+    return info | {"columns": names} | unnamed, _read_rows(file, text, source, names, may_join, rows)
 
 
-def check_no_header(place: str, first: Sequence[str], names: Sequence[str]) -> None:
+def check_no_header(location: str, cells: Sequence[str], names: Sequence[str]) -> None:
     """Returns nothing where a first line is a row and no header. Raises RecipeError where it has, beside other short
     names, one of the `names` that the recipe gives in that very column."""
-    same = [one.strip().casefold() == name.casefold() for one, name in zip(first, names, strict=False)]
-    if any(same) and looks_like_names(first) and all(one.strip() for one in first):
+    matches = [cell.strip().casefold() == name.casefold() for cell, name in zip(cells, names, strict=False)]
+    if any(matches) and looks_like_names(cells) and all(cell.strip() for cell in cells):
         raise RecipeError(
-            f"{place}: the first line is a header itself ({', '.join(first)[:80]}), and data.source.header makes it a "
+            f"{location}: the first line is a header itself ({', '.join(cells)[:80]}), and data.source.header "
+            "makes it a "
             "row; leave data.source.header out, or the line"
         )
 
 
-def parse_header(place: str, header: Sequence[str]) -> tuple[list[str], FileInfo]:
+def parse_header(location: str, header: Sequence[str]) -> tuple[list[str], FileInfo]:
     """Returns the names of the columns that a header line gives, and which columns have none there.
 
     A column without a name is the index that pandas writes, or a delimiter too many. Raises RecipeError with the place
     of the header where two columns have one name.
     """
-    named = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
-    if len(set(named)) < len(named):
-        twice = ", ".join(repr(name[:40]) for name in sorted({name for name in named if named.count(name) > 1})[:5])
-        hint = f"; {NO_HEADER_HINT}" if not looks_like_names(named) else ""
-        raise RecipeError(f"{place}: column {twice} stands there twice; rename one{hint}")
+    names = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
+    if len(set(names)) < len(names):
+        duplicates = ", ".join(
+            repr(name[:40]) for name in sorted({name for name in names if names.count(name) > 1})[:5]
+        )
+        hint = f"; {NO_HEADER_HINT}" if not looks_like_names(names) else ""
+        raise RecipeError(f"{location}: column {duplicates} stands there twice; rename one{hint}")
     unnamed = [number for number, name in enumerate(header, start=1) if not name.strip()]
-    return named, {"unnamed_columns": unnamed} if unnamed else {}
+    return names, {"unnamed_columns": unnamed} if unnamed else {}
 
 
 def looks_like_names(header: Collection[str]) -> bool:
@@ -117,17 +120,17 @@ def _read_rows(
     text: TextDecoding,
     source: Source,
     header: list[str],
-    joins: bool,
+    may_join: bool,
     rows: Iterator[tuple[int, list[str]]],
 ) -> Iterator[SourceRow]:
-    nothing = None if source.escape is None else f"{source.escape}N"
+    null_marker = None if source.escape is None else f"{source.escape}N"
     rest_is_text = source.delimiter == " " and source.quote is None
     for line, fields in rows:
-        if joins and _swallows_rows(fields, len(header)):
+        if may_join and _swallows_rows(fields, len(header)):
             yield SourceRow(file.name, line, {}, SWALLOWED_ROWS_HINT)
             continue
-        if nothing in fields:
-            fields = ["" if one == nothing else one for one in fields]
+        if null_marker in fields:
+            fields = ["" if field == null_marker else field for field in fields]
         if rest_is_text and len(fields) > len(header):
             fields = [*fields[: len(header) - 1], " ".join(fields[len(header) - 1 :])]
         if len(fields) != len(header):
@@ -151,36 +154,36 @@ class _LineFeed:
         for line in self._lines:
             self.characters += len(line)
             if self.characters > self._limits.row:
-                what = "not CSV: a field or a row"
+                subject = "not CSV: a field or a row"
                 raise self._limits.row_refused(
-                    f"{self._file.name}:{self.line}", what, f"{UNCLOSED_QUOTE_HINT}; split the row"
+                    f"{self._file.name}:{self.line}", subject, f"{UNCLOSED_QUOTE_HINT}; split the row"
                 )
             yield line
 
 
 def _swallows_rows(fields: list[str], columns: int) -> bool:
     """Whether a field of tabs and line ends has as many tabs in each line as rows that an unclosed quote joined."""
-    for at, one in enumerate(fields):
-        if "\t" in one and "\n" in one:
-            first, *between, last = [line.count("\t") for line in one.split("\n")]
-            if first == columns - 1 - at and last == at and {*between} <= {columns - 1}:
+    for index, field in enumerate(fields):
+        if "\t" in field and "\n" in field:
+            first, *between, last = [line.count("\t") for line in field.split("\n")]
+            if first == columns - 1 - index and last == index and {*between} <= {columns - 1}:
                 return True
     return False
 
 
-def _double_literal_escapes(content: Iterator[str], sign: str, special: Collection[str]) -> Iterator[str]:
+def _double_literal_escapes(content: Iterator[str], escape: str, special: Collection[str]) -> Iterator[str]:
     """The lines with each escape sign doubled that stands before no sign of CSV: it is a character there, as in C:\\new
     and \\N."""
-    pair = re.compile(re.escape(sign) + r"([\s\S]?)")
-    kept = {sign, "\r", "\n", *special} - {""}
-    return (pair.sub(lambda found: found[0] if found[1] in kept else sign + found[0], line) for line in content)
+    pair = re.compile(re.escape(escape) + r"([\s\S]?)")
+    escapable = {escape, "\r", "\n", *special} - {""}
+    return (pair.sub(lambda match: match[0] if match[1] in escapable else escape + match[0], line) for line in content)
 
 
-def _number_rows(file: SourceFile, reader: Any, fed: _LineFeed, above: int) -> Iterator[tuple[int, list[str]]]:
+def _number_rows(file: SourceFile, reader: Any, feed: _LineFeed, skipped_lines: int) -> Iterator[tuple[int, list[str]]]:
     """Yields the rows that are not blank with the line where each starts."""
     while True:
-        line = fed.line = above + reader.line_num + 1
-        fed.characters = 0
+        line = feed.line = skipped_lines + reader.line_num + 1
+        feed.characters = 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
@@ -191,13 +194,13 @@ def _number_rows(file: SourceFile, reader: Any, fed: _LineFeed, above: int) -> I
             yield line, fields
 
 
-def _explain_csv_error(told: str) -> str:
+def _explain_csv_error(message: str) -> str:
     """What the csv module says, in words about the file."""
     hint = "or set data.source.quotes: false if a quote is a character like any other, or data.source.escape: '\\' "
     hint += "if that stands before it"
-    if "unexpected end" in told:
-        return f"a quote that opens in this row is never closed ({told}); close it, {hint}"
-    return f"a quoted field of this row goes on after its quote ({told}); double the quotes inside it, {hint}"
+    if "unexpected end" in message:
+        return f"a quote that opens in this row is never closed ({message}); close it, {hint}"
+    return f"a quoted field of this row goes on after its quote ({message}); double the quotes inside it, {hint}"
 
 
 def _make_reader(content: Any, delimiter: str, source: Source, strict: bool) -> Any:
@@ -230,4 +233,4 @@ def _detect_delimiter(sample: list[str], source: Source, columns: Collection[str
         agree = len(header) > 1 and all(len(row) == len(header) for row in rows[:-1])
         return len(set(columns) & set(header)), agree, len(header)
 
-    return max((one for one in DELIMITERS if one != source.quote), key=plausible)
+    return max((candidate for candidate in DELIMITERS if candidate != source.quote), key=plausible)

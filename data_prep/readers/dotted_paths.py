@@ -16,7 +16,7 @@ MISSING = object()
 
 def list_roots(column: str) -> list[str]:
     """Returns the columns of a file that a dotted name may begin with: order and order.customer of the example."""
-    return [column[:at] for at in _find_dots(column)]
+    return [column[:index] for index in _find_dots(column)]
 
 
 def resolve_columns(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
@@ -24,16 +24,16 @@ def resolve_columns(values: Mapping[str, Any], columns: Collection[str]) -> dict
 
     A path that ends early, at null, reaches null; one that names a key or an entry that is not there reaches nothing.
     """
-    found = {column: _resolve_column(values, column) for column in columns if column not in values}
-    return {column: value for column, value in found.items() if value is not MISSING}
+    resolved = {column: _resolve_column(values, column) for column in columns if column not in values}
+    return {column: value for column, value in resolved.items() if value is not MISSING}
 
 
 def list_paths(values: Mapping[str, Any]) -> Iterator[str]:
     """Yields the dotted names of what stands inside of the objects of a row, for messages."""
     for name, value in values.items():
-        inside = parse_json_text(value)
-        if isinstance(inside, dict):
-            yield from (f"{name}.{below}" for below in [*inside, *list_paths(inside)])
+        nested = parse_json_text(value)
+        if isinstance(nested, dict):
+            yield from (f"{name}.{nested_path}" for nested_path in [*nested, *list_paths(nested)])
 
 
 def parse_json_text(value: Any) -> Any:
@@ -52,9 +52,9 @@ def _resolve_column(values: Mapping[str, Any], path: str) -> Any:
     """What stands at the end of a path, by the longest name that begins it."""
     if path in values:
         return values[path]
-    for at in reversed(_find_dots(path)):
-        if path[:at] in values:
-            return resolve_path(parse_json_text(values[path[:at]]), path[at + 1 :])
+    for index in reversed(_find_dots(path)):
+        if path[:index] in values:
+            return resolve_path(parse_json_text(values[path[:index]]), path[index + 1 :])
     return MISSING
 
 
@@ -66,4 +66,4 @@ def resolve_path(value: Any, path: str) -> Any:
 
 
 def _find_dots(path: str) -> list[int]:
-    return [at for at, sign in enumerate(path) if sign == "." and 0 < at < len(path) - 1]
+    return [index for index, character in enumerate(path) if character == "." and 0 < index < len(path) - 1]

@@ -159,10 +159,10 @@ class Scan:
 
     def _measure_first(self, text: str) -> None:
         """Measures the line that a piece begins in, as far as it goes."""
-        ends = [at for at in (text.find("\n"), text.find("\r")) if at >= 0]
-        first = self._open_line + (min(ends) if ends else len(text))
-        self.longest_line = max(self.longest_line, (first, self.line))
-        self._open_line = len(text) - 1 - max(text.rfind("\n"), text.rfind("\r")) if ends else first
+        positions = [position for position in (text.find("\n"), text.find("\r")) if position >= 0]
+        first_length = self._open_line + (min(positions) if positions else len(text))
+        self.longest_line = max(self.longest_line, (first_length, self.line))
+        self._open_line = len(text) - 1 - max(text.rfind("\n"), text.rfind("\r")) if positions else first_length
 
 
 def open_bytes(file: SourceFile) -> IO[bytes]:
@@ -221,10 +221,10 @@ def detect_encoding(
         if file.path.stat().st_size == 0:
             raise RecipeError(f"{file.name}: the file is empty")
         head = _read_head(file)
-        for magic, what in FORMAT_SIGNATURES.items():
-            if head.lstrip().lower().startswith(magic.lower()):
+        for signature, format_name in FORMAT_SIGNATURES.items():
+            if head.lstrip().lower().startswith(signature.lower()):
                 raise RecipeError(
-                    f"{file.name}: this is {what}, whatever its name says; rename it, or export it as CSV"
+                    f"{file.name}: this is {format_name}, whatever its name says; rename it, or export it as CSV"
                 )
         mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
         if encoding == "auto":
@@ -240,8 +240,8 @@ def detect_encoding(
     bom = scan.marked or (bool(mark) and codec in ("utf-16", "utf-32"))
     if scan.characters == scan.marked:
         raise RecipeError(f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""))
-    shown = "cesu-8" if codec == "utf-8" and scan.halves else codec
-    return TextDecoding(shown, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
+    display_name = "cesu-8" if codec == "utf-8" and scan.halves else codec
+    return TextDecoding(display_name, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
 
 
 def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | None = None) -> Iterator[str]:
@@ -249,11 +249,11 @@ def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | 
 
     Raises RecipeError for a line of more than `limit` characters, by default those of a row.
     """
-    most = text.limits.row if limit is None else limit
+    max_characters = text.limits.row if limit is None else limit
     with as_recipe_errors(file.name), open_text(file, text, newline) as stream:
         number = 1
-        while line := stream.readline(most + 1):
-            if len(line) > most:
+        while line := stream.readline(max_characters + 1):
+            if len(line) > max_characters:
                 raise text.limits.row_refused(f"{file.name}:{number}", "a line")
             line = line.removeprefix("\ufeff") if number == 1 else line
             yield join_surrogates(line) if text.halves else line
@@ -294,10 +294,10 @@ def _check_codec(encoding: str, key: str) -> str:
 
 def _detect_by_zero_bytes(head: bytes) -> str:
     """The encoding of a text without a mark, if its first two characters are ASCII, as a header's are."""
-    first = bytes(byte and 1 for byte in head[:8])
-    if first in (b"\x01\0\0\0\x01\0\0\0", b"\0\0\0\x01\0\0\0\x01"):
-        return "utf-32-le" if first[0] else "utf-32-be"
-    return {b"\x01\0\x01\0": "utf-16-le", b"\0\x01\0\x01": "utf-16-be"}.get(first[:4], "utf-8")
+    pattern = bytes(byte and 1 for byte in head[:8])
+    if pattern in (b"\x01\0\0\0\x01\0\0\0", b"\0\0\0\x01\0\0\0\x01"):
+        return "utf-32-le" if pattern[0] else "utf-32-be"
+    return {b"\x01\0\x01\0": "utf-16-le", b"\0\x01\0\x01": "utf-16-be"}.get(pattern[:4], "utf-8")
 
 
 def read_blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
@@ -315,7 +315,7 @@ def read_blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
 
 
 def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limits, row_is: str | None) -> Scan:
-    scan, stored = Scan(), file.path.stat().st_size
+    scan, stored_bytes = Scan(), file.path.stat().st_size
     decoder = codecs.getincrementaldecoder(codec)(errors)
     try:
         for block in read_blocks(file, scan):
@@ -325,8 +325,8 @@ def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limi
                 raise limits.row_refused(f"{file.name}:{scan.longest_line[1]}", "a line")
             if row_is == "file" and scan.size_bytes > limits.row:
                 raise limits.row_refused(file.name, "a text")
-            if limits.packed_too_much(scan.size_bytes, stored, MAX_FILE_RATIO):
-                raise file_ratio_error(f"{file.name}:{scan.line}", limits, stored)
+            if limits.packed_too_much(scan.size_bytes, stored_bytes, MAX_FILE_RATIO):
+                raise file_ratio_error(f"{file.name}:{scan.line}", limits, stored_bytes)
         scan.add(decoder.decode(b"", True))
     except UnicodeDecodeError as error:
         with suppress(UnicodeError):  # idna replaces nothing; then the line is that of the block
@@ -338,76 +338,78 @@ def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limi
     return scan
 
 
-def _guess_encoding(file: SourceFile, broken: Scan, key: str, limits: Limits, row_is: str | None) -> TextDecoding:
+def _guess_encoding(file: SourceFile, failed_scan: Scan, key: str, limits: Limits, row_is: str | None) -> TextDecoding:
     """latin-1 or cp1252, if the text looks like it; any bytes at all could be read as these, hence the doubt."""
-    western = _detect_western(read_blocks(file, broken))
-    if western is None or western == "utf-8" or (broken.broken and broken.broken[1]):
-        if western == "utf-8" and _is_mostly_utf8(read_blocks(file, broken)):
-            why, what = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
+    western = _detect_western(read_blocks(file, failed_scan))
+    if western is None or western == "utf-8" or (failed_scan.broken and failed_scan.broken[1]):
+        if western == "utf-8" and _is_mostly_utf8(read_blocks(file, failed_scan)):
+            reason, advice = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
         else:
-            why = "not UTF-8, and not surely anything else"
-            what = (
+            reason = "not UTF-8, and not surely anything else"
+            advice = (
                 f"set {key}, such as "
-                f"{' or '.join(_find_fitting_codecs(file, broken) or ['cp1252', 'cp1251', 'cp1250'])}"
+                f"{' or '.join(_find_fitting_codecs(file, failed_scan) or ['cp1252', 'cp1251', 'cp1250'])}"
             )
-        raise _decoding_error(file, broken, why, what)
+        raise _decoding_error(file, failed_scan, reason, advice)
     scan = _scan_file(file, "cp1252", "strict", key, limits, row_is)
     return TextDecoding(western, "cp1252", "strict", guessed=True, bom=False, scan=scan, limits=limits)
 
 
-def _is_mostly_utf8(pieces: Iterator[bytes]) -> bool:
+def _is_mostly_utf8(blocks: Iterator[bytes]) -> bool:
     """Whether of the bytes above ASCII three in four are UTF-8; of GBK or Shift-JIS some are by chance."""
-    high = fitting = 0
-    for piece in pieces:
-        fitting += sum(map(len, UTF8_CHARACTER.findall(piece)))
-        high += len(piece.translate(None, bytes(range(128))))
-        if high > DETECTION_BYTES:
+    n_high = fitting = 0
+    for block in blocks:
+        fitting += sum(map(len, UTF8_CHARACTER.findall(block)))
+        n_high += len(block.translate(None, bytes(range(128))))
+        if n_high > DETECTION_BYTES:
             break
-    return fitting >= 0.75 * high
+    return fitting >= 0.75 * n_high
 
 
-def _find_fitting_codecs(file: SourceFile, broken: Scan) -> list[str]:
+def _find_fitting_codecs(file: SourceFile, failed_scan: Scan) -> list[str]:
     """The encodings that the first MiB fits, the one that reads most letters of its own first, and of those with two
     cases small ones. An alphabet of its own stands for most letters; a few above ASCII are accents."""
-    head = b"".join(islice(read_blocks(file, broken), 1))
+    head = b"".join(islice(read_blocks(file, failed_scan), 1))
     head = head[: head.rfind(b"\n") + 1] or head
     scores = {}
-    for codec, own in SCRIPT_LETTERS.items():
+    for codec, pattern in SCRIPT_LETTERS.items():
         with suppress(UnicodeDecodeError):
-            letters = [one for one in head.decode(codec) if one > "\x7f"]
-            fitting = [one for one in letters if own.match(one)]
+            letters = [character for character in head.decode(codec) if character > "\x7f"]
+            fitting = [character for character in letters if pattern.match(character)]
             accents = codec.startswith(("cp12", "koi8")) and len(letters) < sum(map(head.count, b"aeiou"))
             if len(fitting) >= 0.9 * len(letters) and not accents:
-                scores[codec] = sum(one == one.lower() for one in fitting) / max(len(letters), 1)
+                scores[codec] = sum(character == character.lower() for character in fitting) / max(len(letters), 1)
     return sorted(scores, key=lambda codec: -scores[codec])[:4]
 
 
-def _detect_western(pieces: Iterator[bytes]) -> str | None:
+def _detect_western(blocks: Iterator[bytes]) -> str | None:
     """Returns "latin-1" or "cp1252" where a text looks Western European, "utf-8" where some of it is, else None.
 
     Cyrillic, Greek or Chinese stand letter to letter above ASCII; Polish or MacRoman put signs inside words; Czech,
     Hungarian or Turkish need letters that no one language of the West has. All of these are refused, not misread.
     """
-    high: Counter[int] = Counter()
-    strange = 0
+    byte_counts: Counter[int] = Counter()
+    n_unlikely = 0
     tail = b""
-    for piece in pieces:
-        window, tail = tail + piece, piece[-3:]
+    for block in blocks:
+        window, tail = tail + block, block[-3:]
         if UTF8_CHARACTER.search(window):
             return "utf-8"
         if UNDEFINED_IN_CP1252.search(window):
             return None
-        if high.total() < DETECTION_BYTES:
-            high.update(piece.translate(None, bytes(range(128))))
-            strange += len(SYMBOL_IN_WORD.findall(window)) + len(UNLIKELY_PAIR.findall(window))
-    letters = Counter({char: high[byte] for byte in high if (char := bytes([byte]).decode("cp1252")) not in SYMBOLS})
+        if byte_counts.total() < DETECTION_BYTES:
+            byte_counts.update(block.translate(None, bytes(range(128))))
+            n_unlikely += len(SYMBOL_IN_WORD.findall(window)) + len(UNLIKELY_PAIR.findall(window))
+    letters = Counter(
+        {char: byte_counts[byte] for byte in byte_counts if (char := bytes([byte]).decode("cp1252")) not in SYMBOLS}
+    )
     fitting = max(sum(letters[char] for char in alphabet) for alphabet in ALPHABETS.values())
-    if strange > 0.05 * high.total() or fitting < 0.95 * letters.total():
+    if n_unlikely > 0.05 * byte_counts.total() or fitting < 0.95 * letters.total():
         return None
-    return "cp1252" if any(0x80 <= byte < 0xA0 for byte in high) else "latin-1"
+    return "cp1252" if any(0x80 <= byte < 0xA0 for byte in byte_counts) else "latin-1"
 
 
-def _decoding_error(file: SourceFile, scan: Scan, why: str, what: str) -> RecipeError:
+def _decoding_error(file: SourceFile, scan: Scan, reason: str, advice: str) -> RecipeError:
     byte, at_end = scan.broken or (0, False)
     end = ": the file ends inside a character" if at_end else ""
-    return RecipeError(f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {why}{end}; {what}")
+    return RecipeError(f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {reason}{end}; {advice}")

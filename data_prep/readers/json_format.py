@@ -58,9 +58,9 @@ def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterato
         try:
             values = _to_row_values(STRICT_JSON.decode(line), "\\u" in line or text.halves, header)
         except json.JSONDecodeError as error:
-            cut = "; the last line is cut off" if not line.endswith(newline) else ""
-            zeros = " (NUL bytes)" if "\0" in line else ""
-            yield SourceRow(file.name, number, {}, f"not JSON: {error.msg} at column {error.colno}{zeros}{cut}")
+            cut_hint = "; the last line is cut off" if not line.endswith(newline) else ""
+            nul_hint = " (NUL bytes)" if "\0" in line else ""
+            yield SourceRow(file.name, number, {}, f"not JSON: {error.msg} at column {error.colno}{nul_hint}{cut_hint}")
         except (ValueError, RecursionError) as error:
             yield SourceRow(file.name, number, {}, _error_message(error))
         else:
@@ -71,34 +71,36 @@ def _read_json(
     file: SourceFile, text: TextDecoding, columns: Collection[str], header: Header
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """An array of objects, or an object that holds one: only the text of the file is in memory, not its values."""
-    whole = read_json_text(file, text)
+    content = read_json_text(file, text)
     with _json_as_recipe_errors(file.name):
-        start = _skip_whitespace(whole, 0)
+        start = _skip_whitespace(content, 0)
         if file.array is not None:
             start = next(
-                at for key, at, *_ in _iterate_members(file.name, whole, start, text.limits) if key == file.array
+                offset
+                for key, offset, *_ in _iterate_members(file.name, content, start, text.limits)
+                if key == file.array
             )
-            return {"array": file.array}, _read_array(file, text, whole, start, header)
-        if whole[start : start + 1] == "{":
-            array = _find_array(file.name, whole, start, columns, header, text.limits)
+            return {"array": file.array}, _read_array(file, text, content, start, header)
+        if content[start : start + 1] == "{":
+            array = _find_array(file.name, content, start, columns, header, text.limits)
             if array is None:
-                return _read_layout(file.name, whole, columns, text.limits)
-            key, start, others = array
-            about: FileInfo = {"array": key} | ({"arrays_not_read": others} if others else {})
-            return about, _read_array(file, text, whole, start, header)
-        if whole[start : start + 1] == "[":
-            return {}, _read_array(file, text, whole, start, header)
+                return _read_layout(file.name, content, columns, text.limits)
+            key, start, unread = array
+            info: FileInfo = {"array": key} | ({"arrays_not_read": unread} if unread else {})
+            return info, _read_array(file, text, content, start, header)
+        if content[start : start + 1] == "[":
+            return {}, _read_array(file, text, content, start, header)
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
 
 
 def _read_layout(
-    name: str, whole: str, columns: Collection[str], limits: Limits
+    name: str, content: str, columns: Collection[str], limits: Limits
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """The rows of an object without an array of objects, all of them in memory."""
-    if (size := VALUE_BYTES * sum(map(whole.count, ",[{"))) > limits.unpacked:
+    if (size := VALUE_BYTES * sum(map(content.count, ",[{"))) > limits.unpacked:
         raise limits.unpacked_refused(name, "an object whose values take memory", CONVERT_TO_JSONL_HINT, size)
     try:
-        value = _to_row_values(STRICT_JSON.decode(whole), may_hold_halves=True)
+        value = _to_row_values(STRICT_JSON.decode(content), may_hold_surrogates=True)
     except json.JSONDecodeError:
         raise
     except ValueError as error:
@@ -107,41 +109,47 @@ def _read_layout(
     return {"layout": layout}, (SourceRow(name, number, row) for number, row in enumerate(rows, start=1))
 
 
-def _read_array(file: SourceFile, text: TextDecoding, whole: str, start: int, header: Header) -> Iterator[SourceRow]:
+def _read_array(file: SourceFile, text: TextDecoding, content: str, start: int, header: Header) -> Iterator[SourceRow]:
     with _json_as_recipe_errors(file.name):
         end = start + 1
-        for number, (value, after) in enumerate(
-            _iterate_elements(file.name, whole, start, _decode_element, text.limits), start=1
+        for number, (value, value_end) in enumerate(
+            _iterate_elements(file.name, content, start, _decode_element, text.limits), start=1
         ):
             try:
-                values = _to_row_values(value, text.halves or whole.find("\\u", end, after) >= 0, header)
+                values = _to_row_values(value, text.halves or content.find("\\u", end, value_end) >= 0, header)
             except ValueError as error:
                 yield SourceRow(file.name, number, {}, _error_message(error))
             else:
                 yield SourceRow(file.name, number, values)
-            end = after
-        if whole[_skip_whitespace(whole, 0)] == "[":
-            _check_end(whole, _skip_whitespace(whole, end) + 1)
+            end = value_end
+        if content[_skip_whitespace(content, 0)] == "[":
+            _check_end(content, _skip_whitespace(content, end) + 1)
 
 
 def _find_array(
-    name: str, text: str, at: int, columns: Collection[str], header: Header, limits: Limits
+    name: str, text: str, offset: int, columns: Collection[str], header: Header, limits: Limits
 ) -> tuple[str, int, list[str]] | None:
-    """The key of the array of rows in the object at `at`, where that array starts, and the keys of other arrays of
+    """The key of the array of rows in the object at `offset`, where that array starts, and the keys of other arrays of
     objects; None: it has none, or the object is a row itself, by the columns that it has: an invoice with its line
     items, a chat with its messages. Of several arrays the one whose objects have the columns is meant."""
-    members = [*_iterate_members(name, text, at, limits)]
+    members = [*_iterate_members(name, text, offset, limits)]
     rows = {dict} if header is None else {dict, list}
-    found = _match_columns([key for key, *_ in members], columns)
-    if any(found) and found >= max(
-        _match_columns(inside, columns) for inside in [set[str](), *(one[-1] for one in members)]
+    matches = _match_columns([key for key, *_ in members], columns)
+    if any(matches) and matches >= max(
+        _match_columns(keys, columns) for keys in [set[str](), *(member[-1] for member in members)]
     ):
         return None
-    arrays = [one for one in members if one[2] and rows & one[2]] or [one for one in members if one[2] == set()]
-    having = [_match_columns(inside, columns) for *_, inside in arrays]
-    best = [one for one, has in zip(arrays, having, strict=True) if any(has) and has == max(having)]
+    arrays = [member for member in members if member[2] and rows & member[2]] or [
+        member for member in members if member[2] == set()
+    ]
+    array_matches = [_match_columns(keys, columns) for *_, keys in arrays]
+    best = [
+        member
+        for member, matched in zip(arrays, array_matches, strict=True)
+        if any(matched) and matched == max(array_matches)
+    ]
     if len(best) == 1:
-        arrays = [best[0], *(one for one in arrays if one is not best[0])]
+        arrays = [best[0], *(member for member in arrays if member is not best[0])]
     elif len(arrays) > 1:
         names = ", ".join(repr(key[:40]) for key, *_ in arrays[:10])
         raise RecipeError(
@@ -153,51 +161,51 @@ def _find_array(
 def list_arrays(file: SourceFile, text: str, limits: Limits) -> list[str]:
     """Returns the keys of the arrays of objects or arrays that a JSON object holds, in its order; none of any other
     value. Raises JSONDecodeError, or RecursionError."""
-    at = _skip_whitespace(text, 0)
-    if text[at : at + 1] != "{":
+    offset = _skip_whitespace(text, 0)
+    if text[offset : offset + 1] != "{":
         return []
     return [
         key
-        for key, _, held, _ in _iterate_members(file.name, text, at, limits)
-        if held is not None and (not held or held & {dict, list})
+        for key, _, value_types, _ in _iterate_members(file.name, text, offset, limits)
+        if value_types is not None and (not value_types or value_types & {dict, list})
     ]
 
 
 def _iterate_members(
-    name: str, text: str, at: int, limits: Limits
+    name: str, text: str, offset: int, limits: Limits
 ) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
-    """Yields for each member of the object at `at` its key, where its value starts, the types of the values of an array
-    (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError, and RecipeError for a value
-    that is larger than a row may be."""
-    at = _skip_whitespace(text, at + 1)
-    while text[at : at + 1] != "}":
-        key, at = LENIENT_JSON.raw_decode(text, at)
-        colon = _skip_whitespace(text, at)
+    """Yields for each member of the object at `offset` its key, where its value starts, the types of the values of an
+    array (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError, and RecipeError for a
+    value that is larger than a row may be."""
+    offset = _skip_whitespace(text, offset + 1)
+    while text[offset : offset + 1] != "}":
+        key, offset = LENIENT_JSON.raw_decode(text, offset)
+        colon = _skip_whitespace(text, offset)
         if not isinstance(key, str) or text[colon : colon + 1] != ":":
             raise json.JSONDecodeError("Expecting a name and ':'", text, colon)
         start = end = _skip_whitespace(text, colon + 1)
-        held: set[type] | None = None
-        inside: set[str] = set()
+        value_types: set[type] | None = None
+        nested_keys: set[str] = set()
         if text[start : start + 1] == "[":
-            held, end = set(), start + 1
-            for value, after in _iterate_elements(name, text, start, LENIENT_JSON.raw_decode, limits):
-                held.add(type(value))
-                inside.update(value if isinstance(value, dict) else ())
-                end = after
+            value_types, end = set(), start + 1
+            for value, value_end in _iterate_elements(name, text, start, LENIENT_JSON.raw_decode, limits):
+                value_types.add(type(value))
+                nested_keys.update(value if isinstance(value, dict) else ())
+                end = value_end
             end = _skip_whitespace(text, end) + 1
         else:
             # A table by columns (df.to_json()) is no row: what its values take counts, as in _laid_out.
-            taken = VALUE_BYTES * sum(text.count(sign, start) for sign in ",[{")
-            if taken > limits.unpacked and not _ends_within(text, start, limits.row):
+            estimated_bytes = VALUE_BYTES * sum(text.count(character, start) for character in ",[{")
+            if estimated_bytes > limits.unpacked and not _ends_within(text, start, limits.row):
                 raise limits.row_refused(f"{name}:1", f"key {key[:40]!r}")
             end = LENIENT_JSON.raw_decode(text, start)[1]
-        yield key, start, held, inside
-        at = _skip_whitespace(text, end)
-        if text[at : at + 1] == ",":
-            at = _skip_whitespace(text, at + 1)
-        elif text[at : at + 1] != "}":
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    _check_end(text, at + 1)
+        yield key, start, value_types, nested_keys
+        offset = _skip_whitespace(text, end)
+        if text[offset : offset + 1] == ",":
+            offset = _skip_whitespace(text, offset + 1)
+        elif text[offset : offset + 1] != "}":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, offset)
+    _check_end(text, offset + 1)
 
 
 def _match_columns(keys: Collection[str], columns: Collection[str]) -> list[bool]:
@@ -206,60 +214,60 @@ def _match_columns(keys: Collection[str], columns: Collection[str]) -> list[bool
 
 
 def _iterate_elements(
-    name: str, text: str, at: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
+    name: str, text: str, offset: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
 ) -> Iterator[tuple[Any, int]]:
-    """Yields each value of the array at `at` with the place after it. Raises JSONDecodeError, and RecipeError for a
+    """Yields each value of the array at `offset` with the place after it. Raises JSONDecodeError, and RecipeError for a
     value that is larger than a row may be."""
-    at = _skip_whitespace(text, at + 1)
-    if text[at : at + 1] == "]":
+    offset = _skip_whitespace(text, offset + 1)
+    if text[offset : offset + 1] == "]":
         return
     for number in count(1):
-        if not _ends_within(text, at, limits.row):
+        if not _ends_within(text, offset, limits.row):
             raise limits.row_refused(f"{name}:{number}")
-        value, at = decode(text, at)
-        yield value, at
-        at = _skip_whitespace(text, at)
-        if text[at : at + 1] == "]":
+        value, offset = decode(text, offset)
+        yield value, offset
+        offset = _skip_whitespace(text, offset)
+        if text[offset : offset + 1] == "]":
             return
-        if text[at : at + 1] != ",":
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-        at = _skip_whitespace(text, at + 1)
+        if text[offset : offset + 1] != ",":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, offset)
+        offset = _skip_whitespace(text, offset + 1)
 
 
-def _ends_within(text: str, start: int, most: int) -> bool:
+def _ends_within(text: str, start: int, max_characters: int) -> bool:
     """Whether the value at `start` has at most so many characters: decoded, it may take thirty times as many bytes.
     What is no JSON is for the decoder to refuse."""
-    if len(text) - start <= most or text[start] not in '[{"':
+    if len(text) - start <= max_characters or text[start] not in '[{"':
         return True
-    at, depth = start, 0
-    while at - start <= most:
-        found = STRUCTURE_TOKEN.match(text, at)
-        if not found:
+    offset, depth = start, 0
+    while offset - start <= max_characters:
+        token = STRUCTURE_TOKEN.match(text, offset)
+        if not token:
             return True
-        at, depth = found.end(), depth + {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[1][0], 0)
+        offset, depth = token.end(), depth + {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[1][0], 0)
         if depth <= 0:
-            return at - start <= most
+            return offset - start <= max_characters
     return False
 
 
-def _decode_element(text: str, at: int) -> tuple[Any, int]:
+def _decode_element(text: str, offset: int) -> tuple[Any, int]:
     """A value, or the ValueError that says what is wrong with it, and the place after it."""
     try:
-        return STRICT_JSON.raw_decode(text, at)
+        return STRICT_JSON.raw_decode(text, offset)
     except json.JSONDecodeError:
         raise
     except ValueError as error:
-        return error, LENIENT_JSON.raw_decode(text, at)[1]
+        return error, LENIENT_JSON.raw_decode(text, offset)[1]
 
 
-def _check_end(text: str, at: int) -> None:
-    if _skip_whitespace(text, at) < len(text):
-        raise json.JSONDecodeError("Extra data", text, _skip_whitespace(text, at))
+def _check_end(text: str, offset: int) -> None:
+    if _skip_whitespace(text, offset) < len(text):
+        raise json.JSONDecodeError("Extra data", text, _skip_whitespace(text, offset))
 
 
-def _skip_whitespace(text: str, at: int) -> int:
-    found = WHITESPACE.match(text, at)
-    return found.end() if found else at
+def _skip_whitespace(text: str, offset: int) -> int:
+    match = WHITESPACE.match(text, offset)
+    return match.end() if match else offset
 
 
 @contextmanager
@@ -278,7 +286,7 @@ def _json_as_recipe_errors(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: JSON that is nested too deep; flatten it") from None
 
 
-def _to_row_values(value: Any, may_hold_halves: bool, header: Header = None) -> dict[str, Any]:
+def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None) -> dict[str, Any]:
     """The value as a row; an array by the names of `header`. Raises BadRowError, or the ValueError that stands in its
     place."""
     if isinstance(value, ValueError):
@@ -288,9 +296,9 @@ def _to_row_values(value: Any, may_hold_halves: bool, header: Header = None) -> 
             raise BadRowError(f"{len(value)} values where data.source.header has {len(header)} names")
         value = dict(zip(header, value, strict=True))
     if not isinstance(value, dict):
-        named = "; data.source.header names the values of arrays" if isinstance(value, list) else ""
-        raise BadRowError(f"a JSON {JSON_TYPE_NAMES[type(value)]} where an object belongs{named}")
-    if may_hold_halves and has_lone_surrogate(json.dumps(value, ensure_ascii=False)):
+        hint = "; data.source.header names the values of arrays" if isinstance(value, list) else ""
+        raise BadRowError(f"a JSON {JSON_TYPE_NAMES[type(value)]} where an object belongs{hint}")
+    if may_hold_surrogates and has_lone_surrogate(json.dumps(value, ensure_ascii=False)):
         raise BadRowError("half of a surrogate pair, which is no character")
     return value
 
@@ -305,8 +313,8 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError(f"key {twice[:40]!r} stands there twice")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise BadRowError(f"key {duplicate[:40]!r} stands there twice")
     return values
 
 

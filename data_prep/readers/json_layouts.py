@@ -22,23 +22,29 @@ def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) 
 
     Raises RecipeError saying what the object holds and what would do.
     """
-    there = [column for column in columns if column in value]
-    reached_into = any(column.startswith(f"{root}.") for root in there for column in columns)
-    if there and not reached_into and all(isinstance(value[column], dict) for column in there):
-        columnar = {key: dict(one) for key, one in value.items() if isinstance(one, dict)}
-        if len({tuple(columnar[column]) for column in there}) == 1:
-            ids = list(columnar[there[0]])
-            return "columns", [{key: one.get(at) for key, one in columnar.items()} for at in ids]
-    lists = [value[column] for column in there if isinstance(value[column], list)]
+    present = [column for column in columns if column in value]
+    is_nested = any(column.startswith(f"{root}.") for root in present for column in columns)
+    if present and not is_nested and all(isinstance(value[column], dict) for column in present):
+        columnar = {key: dict(entry) for key, entry in value.items() if isinstance(entry, dict)}
+        if len({tuple(columnar[column]) for column in present}) == 1:
+            ids = list(columnar[present[0]])
+            return "columns", [{key: entry.get(row_id) for key, entry in columnar.items()} for row_id in ids]
+    lists = [value[column] for column in present if isinstance(value[column], list)]
     # Objects alone are the messages or the line items of one row.
-    if there and len(lists) == len(there) and not all(isinstance(one, dict) for one in chain.from_iterable(lists)):
-        listed = {key: one for key, one in value.items() if isinstance(one, list)}
-        if len({len(one) for one in listed.values()}) == 1:
-            return "columns", [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]
-    if there:
+    if (
+        present
+        and len(lists) == len(present)
+        and not all(isinstance(entry, dict) for entry in chain.from_iterable(lists))
+    ):
+        list_columns = {key: entry for key, entry in value.items() if isinstance(entry, list)}
+        if len({len(entry) for entry in list_columns.values()}) == 1:
+            return "columns", [
+                dict(zip(list_columns, row, strict=True)) for row in zip(*list_columns.values(), strict=True)
+            ]
+    if present:
         return "one object", [dict(value)]
-    if value and all(isinstance(one, dict) for one in value.values()):
-        return "objects by id", [dict(one) for one in value.values()]
+    if value and all(isinstance(entry, dict) for entry in value.values()):
+        return "objects by id", [dict(entry) for entry in value.values()]
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(_matches_header(row, names) for row in data):
         return "columns and data", [dict(zip(map(str, names), row, strict=True)) for row in data]
@@ -57,8 +63,11 @@ def _matches_header(row: Any, names: list[Any]) -> bool:
 def _describe_contents(value: Mapping[str, Any]) -> str:
     """The first keys of an object and what they hold, in words."""
     kinds: dict[type, str] = {list: "an array", dict: "an object", str: "a text"}
-    told = [f"{key[:40]!r} ({_describe_nesting(one) or kinds.get(type(one), 'a value')})" for key, one in value.items()]
-    return ", ".join(told[:MAX_KEYS_SHOWN]) + (", ..." if len(told) > MAX_KEYS_SHOWN else "") if told else "nothing"
+    parts = [
+        f"{key[:40]!r} ({_describe_nesting(entry) or kinds.get(type(entry), 'a value')})"
+        for key, entry in value.items()
+    ]
+    return ", ".join(parts[:MAX_KEYS_SHOWN]) + (", ..." if len(parts) > MAX_KEYS_SHOWN else "") if parts else "nothing"
 
 
 def _describe_nesting(value: Any) -> str:

@@ -23,22 +23,22 @@ ARRAY_KEY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
 
 
 def expand_splits(
-    found: list[SourceFile], source: Source, split_named: Callable[[str], str | None]
+    candidates: list[SourceFile], source: Source, parse_split: Callable[[str], str | None]
 ) -> tuple[list[SourceFile], list[str]]:
     """Returns the files, those of JSON that hold several splits as one each, and the names of their arrays that are no
     split. A file that cannot be read stays as it is: its reader tells why."""
     files: list[SourceFile] = []
-    others: list[str] = []
-    for file in found:
-        looked = (file, source.encoding, limits.make_limits(source), split_named, _file_version(file))
-        arrays = _list_split_arrays(*looked) if file.kind == "json" else ()
-        splits = [one for one in arrays if split_named(one)]
-        if {"train", "test"} <= {split_named(one) for one in splits}:
-            files += [replace(file, name=f"{file.name}/{one}", array=one) for one in splits]
-            others += [f"{file.name}/{one}" for one in arrays if one not in splits]
+    unread: list[str] = []
+    for file in candidates:
+        arguments = (file, source.encoding, limits.make_limits(source), parse_split, _file_version(file))
+        arrays = _list_split_arrays(*arguments) if file.kind == "json" else ()
+        splits = [key for key in arrays if parse_split(key)]
+        if {"train", "test"} <= {parse_split(key) for key in splits}:
+            files += [replace(file, name=f"{file.name}/{key}", array=key) for key in splits]
+            unread += [f"{file.name}/{key}" for key in arrays if key not in splits]
         else:
             files.append(file)
-    return files, others
+    return files, unread
 
 
 def _file_version(file: SourceFile) -> tuple[int, int]:
@@ -48,14 +48,18 @@ def _file_version(file: SourceFile) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _list_split_arrays(
-    file: SourceFile, encoding: str, most: Limits, split_named: Callable[[str], str | None], version: tuple[int, int]
+    file: SourceFile,
+    encoding: str,
+    size_limits: Limits,
+    parse_split: Callable[[str], str | None],
+    version: tuple[int, int],
 ) -> tuple[str, ...]:
     """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
     with suppress(RecipeError, OSError, ValueError, RecursionError, *DECOMPRESSION_ERRORS):
         with open_bytes(file) as stream:
             # Names of splits are ASCII in any encoding, but for the zeros of UTF-16 and UTF-32.
             head = stream.read(HEAD_BYTES).replace(b"\0", b"").decode("ascii", "ignore").lstrip()
-        if head.startswith("{") and any(split_named(key) for key in ARRAY_KEY.findall(head)):
-            whole = json_format.read_json_text(file, detect_encoding(file, encoding, limits=most))
-            return tuple(json_format.list_arrays(file, whole, most))
+        if head.startswith("{") and any(parse_split(key) for key in ARRAY_KEY.findall(head)):
+            content = json_format.read_json_text(file, detect_encoding(file, encoding, limits=size_limits))
+            return tuple(json_format.list_arrays(file, content, size_limits))
     return ()

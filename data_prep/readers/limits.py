@@ -37,18 +37,18 @@ class Limits:
     unpacked: int
 
     def row_refused(
-        self, place: str, what: str = "a row", do: str = "split it", size: int | None = None
+        self, location: str, subject: str = "a row", advice: str = "split it", size: int | None = None
     ) -> RecipeError:
         """Returns the error of a row, or a part of one, that is too large; without `size`, its end was not read."""
-        return _limit_error(place, what, size, self.row, do, ROW_LIMIT_KEY)
+        return _limit_error(location, subject, size, self.row, advice, ROW_LIMIT_KEY)
 
-    def unpacked_refused(self, place: str, what: str, do: str, size: int | None = None) -> RecipeError:
+    def unpacked_refused(self, location: str, subject: str, advice: str, size: int | None = None) -> RecipeError:
         """Returns the error of what is too large as one piece."""
-        return _limit_error(place, what, size, self.unpacked, do, UNPACKED_LIMIT_KEY)
+        return _limit_error(location, subject, size, self.unpacked, advice, UNPACKED_LIMIT_KEY)
 
-    def packed_too_much(self, size: int, stored: int, times: int) -> bool:
-        """Returns whether `size` bytes out of `stored` ones are more than may be."""
-        return size > self.unpacked and size > times * stored
+    def packed_too_much(self, size: int, stored_bytes: int, max_ratio: int) -> bool:
+        """Returns whether `size` bytes out of `stored_bytes` ones are more than may be."""
+        return size > self.unpacked and size > max_ratio * stored_bytes
 
 
 def make_limits(source: Source) -> Limits:
@@ -61,26 +61,26 @@ DEFAULT_LIMITS = make_limits(Source(path="rows"))
 
 def estimate_bytes(value: Any) -> int:
     """Returns about how many bytes a value takes: the characters of its texts, and 8 for anything else in it."""
-    found, left = 0, [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str | bytes):
-            found += len(one)
-        elif isinstance(one, Mapping):
-            left += one.keys()
-            left += one.values()
-        elif isinstance(one, list | tuple):
-            left += one
-            found += 8
+    total, pending = 0, [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str | bytes):
+            total += len(item)
+        elif isinstance(item, Mapping):
+            pending += item.keys()
+            pending += item.values()
+        elif isinstance(item, list | tuple):
+            pending += item
+            total += 8
         else:
-            found += 8
-    return found
+            total += 8
+    return total
 
 
 def enforce_limits(rows: Iterable[SourceRow], file: SourceFile, limits: Limits) -> Iterator[SourceRow]:
     """Yields the rows of a file. Raises RecipeError for one that is too large, and where all rows so far are far larger
     than the file that they came from."""
-    stored = file.path.stat().st_size if file.path.is_file() else None
+    stored_bytes = file.path.stat().st_size if file.path.is_file() else None
     total = 0
     for row in rows:
         size = estimate_bytes(row.values)
@@ -88,38 +88,40 @@ def enforce_limits(rows: Iterable[SourceRow], file: SourceFile, limits: Limits) 
             column = max(row.values, key=lambda name: estimate_bytes(row.values[name]))
             raise limits.row_refused(f"{row.file}:{row.line}", f"a row, mostly column {column[:40]!r},", size=size)
         total += size + ROW_OVERHEAD_BYTES
-        if stored is not None and limits.packed_too_much(total, stored, MAX_FILE_RATIO):
-            raise file_ratio_error(f"{row.file}:{row.line}", limits, stored)
+        if stored_bytes is not None and limits.packed_too_much(total, stored_bytes, MAX_FILE_RATIO):
+            raise file_ratio_error(f"{row.file}:{row.line}", limits, stored_bytes)
         yield row
 
 
 def file_ratio_error(
-    place: str, limits: Limits, stored: int, rows: str = "rows", size: int | None = None
+    location: str, limits: Limits, stored_bytes: int, rows: str = "rows", size: int | None = None
 ) -> RecipeError:
     """Returns the error of a file whose rows are far larger than it is."""
-    what = f"{rows}, more than {MAX_FILE_RATIO:,} times a file of {stored:,} bytes,"
-    return limits.unpacked_refused(place, what, "check where it is from", size)
+    subject = f"{rows}, more than {MAX_FILE_RATIO:,} times a file of {stored_bytes:,} bytes,"
+    return limits.unpacked_refused(location, subject, "check where it is from", size)
 
 
-def split_into_chunks(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yields the items in lists of at most `most`, and of about PIECE_BYTES at most."""
-    piece: list[T] = []
+def split_into_chunks(items: Iterable[T], max_items: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yields the items in lists of at most `max_items`, and of about PIECE_BYTES at most."""
+    chunk: list[T] = []
     size = 0
-    for one in items:
-        piece.append(one)
-        size += size_of(one)
-        if len(piece) == most or size >= CHUNK_BYTES:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+    for item in items:
+        chunk.append(item)
+        size += size_of(item)
+        if len(chunk) == max_items or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
-def _limit_error(place: str, what: str, size: int | None, most: int, do: str, key: str) -> RecipeError:
-    told = f"{what} of more than {most / MIB:,.0f} MiB" if size is None else f"{what} of {_format_mib(size)} MiB"
-    wanted = 2 * most if size is None else size
-    than = "" if size is None else f", more than {most / MIB:,.0f}"
-    return RecipeError(f"{place}: {told}{than}; {do}, or set {key}: {math.ceil(wanted / MIB)}")
+def _limit_error(location: str, subject: str, size: int | None, limit: int, advice: str, key: str) -> RecipeError:
+    size_text = (
+        f"{subject} of more than {limit / MIB:,.0f} MiB" if size is None else f"{subject} of {_format_mib(size)} MiB"
+    )
+    suggested = 2 * limit if size is None else size
+    comparison = "" if size is None else f", more than {limit / MIB:,.0f}"
+    return RecipeError(f"{location}: {size_text}{comparison}; {advice}, or set {key}: {math.ceil(suggested / MIB)}")
 
 
 def _format_mib(size: int) -> str:

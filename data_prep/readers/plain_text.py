@@ -26,26 +26,26 @@ _SPLIT_NAME = "|".join(SPLIT_NAMES)
 _SPLIT_AFFIX = re.compile(rf"^(?:{_SPLIT_NAME})(?:$|[-_. ])|[-_. ](?:{_SPLIT_NAME})$", re.IGNORECASE)
 
 
-def select_files(key: str, given: str, found: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
+def select_files(key: str, path: str, files: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
     """Returns the files of a folder or a pattern that are data, and the names of those that are not: .txt files beside
     data of another kind are notes, unless the source's `sample_by` says what they hold.
 
     Documents come as one file a folder. Raises RecipeError where it is not plain whether a file is one text or many.
     """
-    texts = [file for file in found if file.kind == "txt"]
+    texts = [file for file in files if file.kind == "txt"]
     if source.sample_by == "document":
-        return _group_by_folder(found)
+        return _group_by_folder(files)
     if source.sample_by == "line" or not texts:
-        return found, []
-    if len(texts) < len(found):
-        return [file for file in found if file.kind != "txt"], [file.name for file in texts]
+        return files, []
+    if len(texts) < len(files):
+        return [file for file in files if file.kind != "txt"], [file.name for file in texts]
     if len(texts) > 1 and not source.tables_in_txt:
         raise RecipeError(
-            f"{key}: {given} holds {len(texts)} .txt files. data.source.sample_by: document reads each as one text, "
+            f"{key}: {path} holds {len(texts)} .txt files. data.source.sample_by: document reads each as one text, "
             "labelled by its folder's name; sample_by: line reads each line as a text, labelled by its file's name; "
             "where they are tables, set delimiter or header"
         )
-    return found, []
+    return files, []
 
 
 def read(
@@ -64,7 +64,7 @@ def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterat
     """Returns what was found out about a folder of documents, and a row for each of them; `about` fills as they are
     read."""
     encodings, label = Counter[str](), _label_from_path(folder.path)
-    about: FileInfo = {"kind": "documents", "encodings": encodings}
+    info: FileInfo = {"kind": "documents", "encodings": encodings}
 
     def rows() -> Iterator[SourceRow]:
         for path in folder.documents:
@@ -81,20 +81,20 @@ def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterat
                 continue
             encodings[text.encoding] += 1
             if text.guessed:
-                about.update(encoding=text.encoding, encoding_guessed=True)
+                info.update(encoding=text.encoding, encoding_guessed=True)
             yield _read_document(file, text, label)
 
-    return about, rows()
+    return info, rows()
 
 
-def _group_by_folder(found: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
+def _group_by_folder(candidates: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
     """The documents of each folder as one file. Those beside folders of documents, such as a README, are none."""
-    texts = [file for file in found if file.kind == "txt"]
-    above = {folder for file in texts for folder in file.path.parent.parents}
-    inside: dict[Path, list[SourceFile]] = {}
+    texts = [file for file in candidates if file.kind == "txt"]
+    ancestors = {folder for file in texts for folder in file.path.parent.parents}
+    by_folder: dict[Path, list[SourceFile]] = {}
     for file in texts:
-        if file.path.parent not in above:
-            inside.setdefault(file.path.parent, []).append(file)
+        if file.path.parent not in ancestors:
+            by_folder.setdefault(file.path.parent, []).append(file)
     folders = [
         SourceFile(
             files[0].split,
@@ -103,10 +103,10 @@ def _group_by_folder(found: list[SourceFile]) -> tuple[list[SourceFile], list[st
             "documents",
             documents=tuple(file.path for file in files),
         )
-        for folder, files in inside.items()
+        for folder, files in by_folder.items()
     ]
-    beside = [file.name for file in texts if file.path.parent in above]
-    return [file for file in found if file.kind != "txt"] + folders, beside
+    skipped = [file.name for file in texts if file.path.parent in ancestors]
+    return [file for file in candidates if file.kind != "txt"] + folders, skipped
 
 
 def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow]:
@@ -123,16 +123,16 @@ def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow
 
 
 def _read_document(file: SourceFile, text: TextDecoding, label: str) -> SourceRow:
-    whole = "".join(read_lines(file, text, newline=""))
-    if text.halves and has_lone_surrogate(whole):
+    content = "".join(read_lines(file, text, newline=""))
+    if text.halves and has_lone_surrogate(content):
         return SourceRow(file.name, 1, {}, LONE_SURROGATE_MESSAGE)
-    return SourceRow(file.name, 1, {"text": whole, "label": label, "file": file.name})
+    return SourceRow(file.name, 1, {"text": content, "label": label, "file": file.name})
 
 
-def _label_from_path(folder: Path, *inside: str) -> str:
+def _label_from_path(folder: Path, *file_names: str) -> str:
     """The label that a path tells: its last name that is more than the name of a split."""
     folders = [name for name in reversed(folder.absolute().parts) if name.lower() not in SPLIT_NAMES]
-    return next(label for label in (*(_SPLIT_AFFIX.sub("", name) for name in inside), *folders) if label)
+    return next(label for label in (*(_SPLIT_AFFIX.sub("", name) for name in file_names), *folders) if label)
 
 
 def _detect_compression(path: Path) -> str | None:

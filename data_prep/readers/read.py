@@ -28,8 +28,8 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
     than the recipe's limits, at once or, for what only shows further down, while the rows are read; StageError where
     the hub does not answer.
     """
-    about, rows = _read(file, source, columns)
-    return about, limits.enforce_limits(rows, file, limits.make_limits(source))
+    info, rows = _read(file, source, columns)
+    return info, limits.enforce_limits(rows, file, limits.make_limits(source))
 
 
 def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
@@ -39,9 +39,9 @@ def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[F
         check_fetched(file)
     if file.kind in TEXT_READERS:
         text = detect_encoding(file, source.encoding, limits=limits.make_limits(source), row_is=_row_unit(file, source))
-        about: FileInfo = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
-        more, rows = TEXT_READERS[file.kind](file, text, source, columns)
-        return about | text.about() | more, rows
+        info: FileInfo = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
+        format_info, rows = TEXT_READERS[file.kind](file, text, source, columns)
+        return info | text.about() | format_info, rows
     if file.kind == "xlsx":
         from data_prep.readers import workbook  # late: it imports openpyxl
 

@@ -67,8 +67,8 @@ def sha256(file: SourceFile, source: Source) -> str:
     try:
         if file.kind not in ("dataset", "documents"):
             return atomic_files.sha256(file.path)
-        every = [path for path in file.documents or _walk(file.path) if not path.is_dir()]
-        hashes = {path.relative_to(file.path).as_posix(): atomic_files.sha256(path) for path in every}
+        paths = [path for path in file.documents or _walk(file.path) if not path.is_dir()]
+        hashes = {path.relative_to(file.path).as_posix(): atomic_files.sha256(path) for path in paths}
     except OSError as error:
         raise RecipeError(
             f"{file.name}: the file cannot be read ({error.strerror}); give this user the right to"
@@ -85,51 +85,51 @@ def _resolve_source(source: Source) -> tuple[list[SourceFile], list[str]]:
             source.hub,
             [(name, Path(source.hub)) for name in columnar_format.list_hub_splits(source)],
         )
-    found: list[SourceFile] = []
-    every: list[SourceFile] = []
+    files: list[SourceFile] = []
+    all_files: list[SourceFile] = []
     skipped: list[str] = []
     for split, paths in source.given.items():
-        for number, given in enumerate(paths):
+        for number, path in enumerate(paths):
             key = "path" if source.path else f"paths[{number}]" if source.paths else split
-            here, beside = _resolve_path(f"data.source.{key}", split, given)
-            if len(here) > 1 or Path(given).is_dir():
-                here, notes = plain_text.select_files(f"data.source.{key}", given, here, source)
-                beside = sorted(beside + notes)
-            every += here
+            matched, unread = _resolve_path(f"data.source.{key}", split, path)
+            if len(matched) > 1 or Path(path).is_dir():
+                matched, notes = plain_text.select_files(f"data.source.{key}", path, matched, source)
+                unread = sorted(unread + notes)
+            all_files += matched
             if split == "all":
-                here, others = json_splits.expand_splits(here, source, parse_split_name)
-                beside = beside + others
-            found += _assign_named_splits(f"data.source.{key}", given, here) if source.path else here
-            skipped += beside
-    _check_unique(every)
-    return _disambiguate_names(found), skipped
+                matched, unread_arrays = json_splits.expand_splits(matched, source, parse_split_name)
+                unread = unread + unread_arrays
+            files += _assign_named_splits(f"data.source.{key}", path, matched) if source.path else matched
+            skipped += unread
+    _check_unique(all_files)
+    return _disambiguate_names(files), skipped
 
 
-def _resolve_path(key: str, split: str, given: str) -> tuple[list[SourceFile], list[str]]:
+def _resolve_path(key: str, split: str, raw_path: str) -> tuple[list[SourceFile], list[str]]:
     """The files behind one path of the recipe, and what beside them is not read."""
-    path = Path(given)
+    path = Path(raw_path)
     try:
         if path.is_dir():
             return _list_folder(key, split, path)
         if path.exists():
             return [_make_source_file(key, split, path, path.name)], []
-        if glob.has_magic(given):
-            return _list_glob(key, split, given)
+        if glob.has_magic(raw_path):
+            return _list_glob(key, split, raw_path)
     except OSError as error:
-        raise RecipeError(f"{key}: {given} cannot be looked into ({error.strerror})") from None
+        raise RecipeError(f"{key}: {raw_path} cannot be looked into ({error.strerror})") from None
     if path.is_symlink():
-        raise RecipeError(f"{key}: {given} is a link to {path.readlink()}, and there is nothing")
-    raise RecipeError(f"{key}: there is no file {given}")
+        raise RecipeError(f"{key}: {raw_path} is a link to {path.readlink()}, and there is nothing")
+    raise RecipeError(f"{key}: there is no file {raw_path}")
 
 
 def _make_source_file(key: str, split: str, path: Path, name: str) -> SourceFile:
     if not path.is_file():
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
-    known = detect_kind(path)
-    if known is None:
+    detected = detect_kind(path)
+    if detected is None:
         hint = "" if path.suffix else f". Name it for what it holds, such as {path.name}.tsv"
         raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN_SUFFIXES}{hint}")
-    return SourceFile(split, path, name, *known)
+    return SourceFile(split, path, name, *detected)
 
 
 def detect_kind(path: Path) -> tuple[str, str | None] | None:
@@ -148,50 +148,52 @@ def detect_kind(path: Path) -> tuple[str, str | None] | None:
 
 
 def _list_folder(key: str, split: str, folder: Path) -> tuple[list[SourceFile], list[str]]:
-    saved = _read_saved_splits(folder)
-    if saved is not None:
-        if not saved:
+    saved_splits = _read_saved_splits(folder)
+    if saved_splits is not None:
+        if not saved_splits:
             return [SourceFile(split, folder, folder.resolve().name, "dataset")], []
-        inside = [(name, folder / name) for name in saved]
+        split_paths = [(name, folder / name) for name in saved_splits]
         if key == "data.source.path":
-            return _make_split_files(key, folder.resolve().name, inside)
+            return _make_split_files(key, folder.resolve().name, split_paths)
         if split != "all":
-            raise RecipeError(f"{key}: {folder} is a data set of several splits; name one: {', '.join(saved)}")
-        return [SourceFile("all", path, f"{folder.resolve().name}/{name}", "dataset") for name, path in inside], []
-    every = [(path, path.relative_to(folder).as_posix()) for path in _walk(folder)]
-    for path in sorted({path.parent for path, _ in every}):
+            raise RecipeError(f"{key}: {folder} is a data set of several splits; name one: {', '.join(saved_splits)}")
+        return [SourceFile("all", path, f"{folder.resolve().name}/{name}", "dataset") for name, path in split_paths], []
+    entries = [(path, path.relative_to(folder).as_posix()) for path in _walk(folder)]
+    for path in sorted({path.parent for path, _ in entries}):
         if path != folder and _read_saved_splits(path) is not None:
             raise RecipeError(f"{key}: {path} is a data set that `datasets` saved: name it outright, not its folder")
-    return _partition_files(key, split, str(folder), every)
+    return _partition_files(key, split, str(folder), entries)
 
 
 def _list_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], list[str]]:
     # What stands before the first wildcard is the root: names of files begin below it.
     parts = Path(pattern).parts
-    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:first])
+    wildcard_index = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:wildcard_index])
     try:
-        matched = sorted(root.glob(str(Path(*parts[first:]))))
+        matched = sorted(root.glob(str(Path(*parts[wildcard_index:]))))
     except ValueError as error:
         raise RecipeError(f"{key}: {pattern} is no pattern of paths ({error})") from None
-    every = [(path, path.relative_to(root).as_posix()) for path in matched if not path.is_dir()]
+    entries = [(path, path.relative_to(root).as_posix()) for path in matched if not path.is_dir()]
     # A hidden folder is looked into where the pattern names it, and nowhere else.
-    unasked = [
-        one for one in every if any(_is_hidden(part) and part not in parts for part in Path(one[1]).parent.parts)
+    hidden = [
+        entry
+        for entry in entries
+        if any(_is_hidden(part) and part not in parts for part in Path(entry[1]).parent.parts)
     ]
-    found, skipped = _partition_files(key, split, pattern, [one for one in every if one not in unasked])
-    skipped += [name for _, name in unasked]
-    inside = {parent for file in found for parent in file.path.parents}
-    folders = [path for path in matched if path.is_dir() and path not in inside]
-    return found, skipped + [f"{path.relative_to(root).as_posix()}/" for path in folders if path != root]
+    files, skipped = _partition_files(key, split, pattern, [entry for entry in entries if entry not in hidden])
+    skipped += [name for _, name in hidden]
+    read_folders = {parent for file in files for parent in file.path.parents}
+    folders = [path for path in matched if path.is_dir() and path not in read_folders]
+    return files, skipped + [f"{path.relative_to(root).as_posix()}/" for path in folders if path != root]
 
 
 def _partition_files(
-    key: str, split: str, given: str, every: list[tuple[Path, str]]
+    key: str, split: str, raw_path: str, entries: list[tuple[Path, str]]
 ) -> tuple[list[SourceFile], list[str]]:
     """Splits the files of a folder into those to read and the rest; a dot opens names that are not meant as data."""
-    found, skipped = [], []
-    for path, name in every:
+    files, skipped = [], []
+    for path, name in entries:
         if path.is_dir():
             skipped.append(f"{name}/")
         elif detect_kind(path) is None or path.name.startswith((".", "~$")):  # ~$: Excel has the file open
@@ -199,22 +201,22 @@ def _partition_files(
         elif path.is_symlink() and not path.exists():
             raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")
         else:
-            found.append(_make_source_file(key, split, path, name))
-    if not found:
-        seen = f"; it holds {', '.join(skipped[:5])}" if skipped else ""
-        raise RecipeError(f"{key}: {given} holds no file that can be read{seen}. Known: {KNOWN_SUFFIXES}")
-    return found, skipped
+            files.append(_make_source_file(key, split, path, name))
+    if not files:
+        contents = f"; it holds {', '.join(skipped[:5])}" if skipped else ""
+        raise RecipeError(f"{key}: {raw_path} holds no file that can be read{contents}. Known: {KNOWN_SUFFIXES}")
+    return files, skipped
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def _walk(folder: Path, ancestors: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yields all that is not a folder, in order, through linked folders too, but in no circle; of hidden folders, which
     hold copies and logs, their own paths alone."""
-    above = (*above, folder.resolve())
+    ancestors = (*ancestors, folder.resolve())
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or _is_hidden(path.name):
             yield path
-        elif path.resolve() not in above:
-            yield from _walk(path, above)
+        elif path.resolve() not in ancestors:
+            yield from _walk(path, ancestors)
 
 
 def _is_hidden(name: str) -> bool:
@@ -223,42 +225,50 @@ def _is_hidden(name: str) -> bool:
 
 def _read_saved_splits(folder: Path) -> list[str] | None:
     """The splits of a folder that `datasets` saved: [] where it has none, None where it is another folder."""
-    described = folder / "dataset_dict.json"
-    if described.is_file():
+    index_path = folder / "dataset_dict.json"
+    if index_path.is_file():
         try:
-            return list(json.loads(described.read_text(encoding="utf-8"))["splits"])
+            return list(json.loads(index_path.read_text(encoding="utf-8"))["splits"])
         except (ValueError, KeyError, TypeError):
-            raise RecipeError(f"{described}: not as `datasets` writes it; save the data set anew") from None
+            raise RecipeError(f"{index_path}: not as `datasets` writes it; save the data set anew") from None
     return [] if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file() else None
 
 
-def _make_split_files(key: str, whole: str, splits: list[tuple[str, Path]]) -> tuple[list[SourceFile], list[str]]:
+def _make_split_files(
+    key: str, dataset_name: str, splits: list[tuple[str, Path]]
+) -> tuple[list[SourceFile], list[str]]:
     """One SourceFile a split: given splits where there is one named test, else all of them to be split by us."""
     kind = "hub" if key == "data.source.hub" else "dataset"
-    named = [(name, path, f"{whole}/{name}") for name, path in splits]
-    given = {SPLIT_NAMES.get(name) for name, _, _ in named}
-    if "test" not in given:
-        return [SourceFile("all", path, shown, kind) for _, path, shown in named], []
-    if "train" not in given:
-        raise RecipeError(f"{key}: {whole} has a split test and none named train; name the splits train and test")
-    known = [SourceFile(SPLIT_NAMES[name], path, shown, kind) for name, path, shown in named if SPLIT_NAMES.get(name)]
-    return known, [shown for name, _, shown in named if name not in SPLIT_NAMES]
+    entries = [(name, path, f"{dataset_name}/{name}") for name, path in splits]
+    split_names = {SPLIT_NAMES.get(name) for name, _, _ in entries}
+    if "test" not in split_names:
+        return [SourceFile("all", path, display_name, kind) for _, path, display_name in entries], []
+    if "train" not in split_names:
+        raise RecipeError(
+            f"{key}: {dataset_name} has a split test and none named train; name the splits train and test"
+        )
+    files = [
+        SourceFile(SPLIT_NAMES[name], path, display_name, kind)
+        for name, path, display_name in entries
+        if SPLIT_NAMES.get(name)
+    ]
+    return files, [display_name for name, _, display_name in entries if name not in SPLIT_NAMES]
 
 
-def _assign_named_splits(key: str, given: str, found: list[SourceFile]) -> list[SourceFile]:
+def _assign_named_splits(key: str, raw_path: str, files: list[SourceFile]) -> list[SourceFile]:
     """The files of a folder or a pattern as given splits, where their names say so: train.jsonl and test.jsonl.
 
     Raises RecipeError where some are named test, or train and held-out, and it is not plain what the others are.
     """
-    splits = [file.split if file.kind == "dataset" else _detect_split(file) for file in found]
-    if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(found) < 2:
-        return found
+    splits = [file.split if file.kind == "dataset" else _detect_split(file) for file in files]
+    if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(files) < 2:
+        return files
     if "train" in splits and not {None, "held out"} & {*splits}:
-        return [replace(file, split=split or "all") for file, split in zip(found, splits, strict=True)]
-    named = [f"{file.name} ({split or 'no split'})" for file, split in zip(found, splits, strict=True)]
+        return [replace(file, split=split or "all") for file, split in zip(files, splits, strict=True)]
+    descriptions = [f"{file.name} ({split or 'no split'})" for file, split in zip(files, splits, strict=True)]
     raise RecipeError(
-        f"{key}: {given} holds files of given splits, as it seems, and it is not plain what each of them is: "
-        f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}.\n"
+        f"{key}: {raw_path} holds files of given splits, as it seems, and it is not plain what each of them is: "
+        f"{', '.join(descriptions[:5])}{', ...' if len(descriptions) > 5 else ''}.\n"
         "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix all rows and split them anew, "
         "data.source: {paths: [...]}"
     )
@@ -279,29 +289,30 @@ def parse_split_name(name: str) -> str | None:
     path = Path(name.lower())
     words: list[str] = []
     for part in path.name.split("."):
-        found = [word for word in re.split(r"[^a-z]+", part) if word and word != "of"]
-        words += [*found[:1], *found[-1:]]
+        tokens = [word for word in re.split(r"[^a-z]+", part) if word and word != "of"]
+        words += [*tokens[:1], *tokens[-1:]]
     return next((SPLIT_WORDS[word] for word in (*words, *reversed(path.parent.parts)) if word in SPLIT_WORDS), None)
 
 
-def _check_unique(found: list[SourceFile]) -> None:
-    first: dict[Path, SourceFile] = {}
-    for file in found:
-        other = first.setdefault(file.path.resolve(), file)
-        if other is not file:
+def _check_unique(files: list[SourceFile]) -> None:
+    seen: dict[Path, SourceFile] = {}
+    for file in files:
+        previous = seen.setdefault(file.path.resolve(), file)
+        if previous is not file:
             raise RecipeError(
-                f"data.source: {file.path} and {other.path} are one {'folder' if file.documents else 'file'}; its rows "
+                f"data.source: {file.path} and {previous.path} are one {'folder' if file.documents else 'file'}; "
+                "its rows "
                 "would count twice. Name it once"
             )
 
 
-def _disambiguate_names(found: list[SourceFile]) -> list[SourceFile]:
+def _disambiguate_names(files: list[SourceFile]) -> list[SourceFile]:
     """Lengthens names that several files share by the folders above them: train/rows.csv, test/rows.csv."""
     parts = 1
-    while repeated := {name for name, count in Counter(file.name for file in found).items() if count > 1}:
+    while repeated := {name for name, count in Counter(file.name for file in files).items() if count > 1}:
         parts += 1
-        found = [
+        files = [
             replace(file, name=Path(*file.path.parts[-parts:]).as_posix()) if file.name in repeated else file
-            for file in found
+            for file in files
         ]
-    return found
+    return files

@@ -67,19 +67,19 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
             name, line, header = _choose_sheet(file, book, source, columns)
         except READ_ERRORS as error:
             raise _unreadable_error(file, error) from None
-    place = f"{file.name}:{line}"
+    location = f"{file.name}:{line}"
     if not header:
-        raise RecipeError(f"{place}: sheet {name!r} is empty")
+        raise RecipeError(f"{location}: sheet {name!r} is empty")
     if source.header and len(header) > len(source.header):
-        raise RecipeError(f"{place}: {len(header)} cells where data.source.header has {len(source.header)} names")
+        raise RecipeError(f"{location}: {len(header)} cells where data.source.header has {len(source.header)} names")
     if source.header:
-        check_no_header(place, header, source.header)
-    named, unnamed = (source.header, FileInfo()) if source.header else parse_header(place, header)
-    about: FileInfo = {"kind": file.kind, "sheet": name, "columns": named, **unnamed}
+        check_no_header(location, header, source.header)
+    names, unnamed = (source.header, FileInfo()) if source.header else parse_header(location, header)
+    info: FileInfo = {"kind": file.kind, "sheet": name, "columns": names, **unnamed}
     if len(book.worksheets) > 1:
-        about["sheets"] = book.sheetnames
+        info["sheets"] = book.sheetnames
     lines = _read_filled_rows(file, book[name], limits.make_limits(source))
-    return about, _read_rows(file, book, lines, 0 if source.header else line, named, {*columns})
+    return info, _read_rows(file, book, lines, 0 if source.header else line, names, {*columns})
 
 
 def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
@@ -89,58 +89,62 @@ def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collecti
         raise RecipeError(
             f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_format_sheet_names(sheets)}"
         )
-    chosen = [source.sheet] if source.sheet else [name for name in sheets if sheets[name].sheet_state == "visible"]
-    first = {name: next(_read_filled_rows(file, sheets[name], limits.make_limits(source)), (1, ())) for name in chosen}
-    found = {name: (line, [to_text(one) for one in _trim_row(row)]) for name, (line, row) in first.items()}
-    filled = [name for name, (_, header) in found.items() if header]
+    candidates = [source.sheet] if source.sheet else [name for name in sheets if sheets[name].sheet_state == "visible"]
+    first_rows = {
+        name: next(_read_filled_rows(file, sheets[name], limits.make_limits(source)), (1, ())) for name in candidates
+    }
+    headers = {name: (line, [to_text(cell) for cell in _trim_row(row)]) for name, (line, row) in first_rows.items()}
+    filled = [name for name, (_, header) in headers.items() if header]
     if len(filled) > 1 and not source.header:
-        most = max(len({*found[name][1]} & {*columns}) for name in filled)
-        filled = [name for name in filled if len({*found[name][1]} & {*columns}) == most]
+        max_matches = max(len({*headers[name][1]} & {*columns}) for name in filled)
+        filled = [name for name in filled if len({*headers[name][1]} & {*columns}) == max_matches]
     if len(filled) > 1:
         raise RecipeError(f"{file.name}: which sheet is meant? Set data.source.sheet; {_format_sheet_names(filled)}")
-    if not chosen:
-        seen = (
+    if not candidates:
+        problem = (
             f"no sheet of cells is visible; {_format_sheet_names(sheets)}"
             if sheets
             else "no sheet of cells can be read"
         )
-        raise RecipeError(f"{file.name}: {seen}; set data.source.sheet, or save it anew as .xlsx (not Strict Open XML)")
-    name = (filled or chosen)[0]
-    return name, *found[name]
+        raise RecipeError(
+            f"{file.name}: {problem}; set data.source.sheet, or save it anew as .xlsx (not Strict Open XML)"
+        )
+    name = (filled or candidates)[0]
+    return name, *headers[name]
 
 
 def _format_sheet_names(sheets: Collection[str]) -> str:
     return f"it has {', '.join(map(repr, list(sheets)[:10]))}{', ...' if len(sheets) > 10 else ''}"
 
 
-def _read_filled_rows(file: SourceFile, sheet: Any, most: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
+def _read_filled_rows(file: SourceFile, sheet: Any, size_limits: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yields the rows that are not empty, with their numbers. Raises RecipeError for one that is too large: many cells
     may share one text."""
     sheet.reset_dimensions()  # what a workbook says of its extent is often wrong, and rows beyond it would be lost
     for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
-        if (size := sum(len(one) for one in row if isinstance(one, str))) > most.row:
-            raise most.row_refused(f"{file.name}:{number}", size=size)
-        if any(one not in (None, "") for one in row):
+        if (size := sum(len(cell) for cell in row if isinstance(cell, str))) > size_limits.row:
+            raise size_limits.row_refused(f"{file.name}:{number}", size=size)
+        if any(cell not in (None, "") for cell in row):
             yield number, row
 
 
 def _trim_row(row: Sequence[Any]) -> Sequence[Any]:
-    end = next((at for at in range(len(row), 0, -1) if row[at - 1] not in (None, "")), 0)
-    return [_convert_cell(one) for one in row[:end]]
+    end = next((index for index in range(len(row), 0, -1) if row[index - 1] not in (None, "")), 0)
+    return [_convert_cell(cell) for cell in row[:end]]
 
 
 def _read_rows(
     file: SourceFile,
     book: Any,
     lines: Iterator[tuple[int, Sequence[Any]]],
-    above: int,
+    header_line: int,
     header: list[str],
     columns: Collection[str],
 ) -> Iterator[SourceRow]:
-    number = above
+    number = header_line
     try:
         for number, row in lines:
-            if number > above:
+            if number > header_line:
                 yield _make_source_row(file, number, row, header, columns)
     except READ_ERRORS as error:
         raise _unreadable_error(file, error, f":{number + 1}") from None
@@ -152,8 +156,8 @@ def _make_source_row(
     file: SourceFile, number: int, row: Sequence[Any], header: list[str], columns: Collection[str]
 ) -> SourceRow:
     values: dict[str, Any] = {}
-    for at, column in enumerate(header):
-        value = row[at] if at < len(row) else None
+    for index, column in enumerate(header):
+        value = row[index] if index < len(row) else None
         if value in CELL_ERRORS and column in columns:
             return SourceRow(file.name, number, {}, f"column {column!r} holds the error {value}; mend its formula")
         try:
@@ -167,7 +171,7 @@ def _convert_cell(value: Any) -> Any:
     """A cell as JSON has it: a number with the digits that Excel shows, a date without a time of day as a date."""
     if isinstance(value, str):
         text = (
-            join_surrogates(ESCAPED_CHARACTER.sub(lambda found: chr(int(found[1], 16)), value))
+            join_surrogates(ESCAPED_CHARACTER.sub(lambda match: chr(int(match[1], 16)), value))
             if "_x" in value
             else value
         )
@@ -182,7 +186,7 @@ def _convert_cell(value: Any) -> Any:
     return to_json_value(value)
 
 
-def _check_archive(file: SourceFile, most: limits.Limits) -> None:
+def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
     """Returns nothing where the parts of a workbook are XML without entities, and not more of it than can be held."""
     with file.path.open("rb") as stream:
         if stream.read(len(OLE_SIGNATURE)) == OLE_SIGNATURE:
@@ -193,12 +197,12 @@ def _check_archive(file: SourceFile, most: limits.Limits) -> None:
         with zipfile.ZipFile(file.path) as archive:
             parts = archive.infolist()
             # As they are declared: zipfile reads no byte more.
-            if (size := sum(part.file_size for part in parts)) > most.unpacked:
-                raise most.unpacked_refused(file.name, "an unpacked workbook", "export it as CSV", size)
+            if (size := sum(part.file_size for part in parts)) > size_limits.unpacked:
+                raise size_limits.unpacked_refused(file.name, "an unpacked workbook", "export it as CSV", size)
             for part in parts:
                 # Whatever a part is called, a workbook may name it as a sheet; a picture is no XML from its start.
-                named = part.filename.endswith((".xml", ".rels"))
-                with archive.open(part) as stream, suppress(*(() if named else (expat.ExpatError,))):
+                is_xml = part.filename.endswith((".xml", ".rels"))
+                with archive.open(part) as stream, suppress(*(() if is_xml else (expat.ExpatError,))):
                     _PartCounter(f"{file.name}: {part.filename}").read(stream)
     except READ_ERRORS as error:
         raise _unreadable_error(file, error) from None
@@ -226,11 +230,11 @@ class _PartCounter:
     def _begin(self, tag: str, attributes: dict[str, str]) -> None:
         self.elements += 1
         if tag.endswith("main row"):
-            before, self.row = self.row, int(attributes.get("r", self.row + 1))
+            previous_row, self.row = self.row, int(attributes.get("r", self.row + 1))
             self.elements, self.in_row = self.elements - self.in_row, 0
-            if not before < self.row <= MAX_ROWS:
+            if not previous_row < self.row <= MAX_ROWS:
                 raise RecipeError(
-                    f"{self.name}: row {self.row} follows row {before}, and rows go from 1 to {MAX_ROWS:,}; save "
+                    f"{self.name}: row {self.row} follows row {previous_row}, and rows go from 1 to {MAX_ROWS:,}; save "
                     "it anew"
                 )
         elif self.row:
@@ -241,6 +245,8 @@ class _PartCounter:
             raise RecipeError(f"{self.name} has more than {self.most:,} elements; export the sheet as CSV")
 
 
-def _unreadable_error(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
-    told = (str(error) or type(error).__name__).splitlines()[0]
-    return RecipeError(f"{file.name}{place}: not an Excel workbook, or a damaged one ({told[:120]}); save it anew")
+def _unreadable_error(file: SourceFile, error: Exception, location: str = "") -> RecipeError:
+    message = (str(error) or type(error).__name__).splitlines()[0]
+    return RecipeError(
+        f"{file.name}{location}: not an Excel workbook, or a damaged one ({message[:120]}); save it anew"
+    )

@@ -20,64 +20,79 @@ STRADDLING_MESSAGES = {
 def format_summary(report: dict[str, Any], state: str) -> str:
     """Returns what was read, written and left out, and what a person should look at, in a few lines."""
     rows = report["rows"]
-    written = ", ".join(f"{name} {count:,}" for name, count in rows["written"].items())
-    lines = [f"data      {state}: {rows['read']:,} rows read; {written}"]
+    split_counts = ", ".join(f"{name} {count:,}" for name, count in rows["written"].items())
+    lines = [f"data      {state}: {rows['read']:,} rows read; {split_counts}"]
     if rows["filtered"]:
         lines.append(f"          {rows['filtered']:,} rows are not those that data.where asks for")
-    left = {**rows["dropped"], **rows["rejected"]}
-    if left:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
-        lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
+    reason_counts = {**rows["dropped"], **rows["rejected"]}
+    if reason_counts:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in reason_counts.items())
+        lines.append(
+            f"          {sum(reason_counts.values()):,} left out ({reasons}): rejected.jsonl says which and why"
+        )
     lines += [f"          {line}" for line in format_notes(report)]
     lines += [*_labels_per_row_notes(report["labels_per_row"]), *format_merged_labels(report["labels"])]
-    doubted = _label_issue_notes(report["suspects"])
-    found = {kind: one["rows"] for kind, one in report["personal_data"].items() if one["rows"] and not one["redacted"]}
-    personal = [f"{kind} in {count:,} rows, not redacted" for kind, count in found.items()]
-    if doubted or personal:
-        lines.append(f"          {', '.join(doubted + personal)}")
+    issue_notes = _label_issue_notes(report["suspects"])
+    pii_counts = {
+        kind: entry["rows"]
+        for kind, entry in report["personal_data"].items()
+        if entry["rows"] and not entry["redacted"]
+    }
+    pii_notes = [f"{kind} in {count:,} rows, not redacted" for kind, count in pii_counts.items()]
+    if issue_notes or pii_notes:
+        lines.append(f"          {', '.join(issue_notes + pii_notes)}")
     return "\n".join(lines)
 
 
 def format_notes(report: Mapping[str, Any]) -> list[str]:
     """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
     limits rows left, what became of rare labels, which labels cannot be learnt."""
-    unmatched, cut = report.get("where_unmatched", [])[:MAX_LINES], _cut_field_notes(report["fields"])[:MAX_LINES]
-    rest = [*report["rare_labels"], *report["not_learnable"][:MAX_LINES]]
-    return [*_source_notes(report), *unmatched, *cut, *_limit_notes(report), *rest]
+    unmatched, cut_notes = report.get("where_unmatched", [])[:MAX_LINES], _cut_field_notes(report["fields"])[:MAX_LINES]
+    label_notes = [*report["rare_labels"], *report["not_learnable"][:MAX_LINES]]
+    return [*_source_notes(report), *unmatched, *cut_notes, *_limit_notes(report), *label_notes]
 
 
 def _cut_field_notes(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
     """Which fields have places that begin or end inside a word."""
-    rows = {name: sum(states.get("cut", 0) for states in of.values()) for name, of in fields.items()}
+    rows = {
+        name: sum(states.get("cut", 0) for states in states_by_split.values())
+        for name, states_by_split in fields.items()
+    }
     hint = "inside a word: are data.columns.slots.start and end right, and end_inclusive?"
     return [f"field {name}: in {count:,} rows its place begins or ends {hint}" for name, count in rows.items() if count]
 
 
 def _source_notes(report: Mapping[str, Any]) -> list[str]:
     """Which files are given splits, what was not read, and which of their groups and times straddle."""
-    lines, given = [], [one for one in report["sources"] if one["split"] != "all"]
-    if given:
-        named = ", ".join(f"{one['file']} is {one['split']}" for one in given[:MAX_LINES])
-        lines.append(f"given splits are kept: {named}{', ...' if len(given) > MAX_LINES else ''}")
-    elif len({parse_split_name(one["file"]) for one in report["sources"]} - {None}) > 1:
-        named = ", ".join(one["file"] for one in report["sources"][:MAX_LINES])
-        lines.append(f"{named}{', ...' if len(report['sources']) > MAX_LINES else ''} are mixed, and split anew")
-    if left := report["left_out"]:
-        more = f" and {len(left) - MAX_LINES} more" if len(left) > MAX_LINES else ""
-        lines.append(f"not read, as they are hidden or of no known kind or split: {', '.join(left[:MAX_LINES])}{more}")
-    lacking = [one for one in report["sources"] if one.get("lacks_answers")]
-    for one in lacking[:MAX_LINES]:
-        columns = " and ".join(map(repr, one["lacks_answers"]))
-        lines.append(f"{one['file']} has no column {columns}: its answers are the others")
-    for one in given:
-        if lacks := one["lacks"]:
-            columns = " and ".join(map(repr, lacks))
-            lines.append(f"{one['file']} has no column {columns}: whether train rows straddle it is not known")
-    if alone := report["split"].get("rows_without_group"):
-        lines.append(f"{alone:,} rows have no group (the column of data.split.group is empty): each is one of its own")
+    lines, given_sources = [], [source for source in report["sources"] if source["split"] != "all"]
+    if given_sources:
+        listing = ", ".join(f"{source['file']} is {source['split']}" for source in given_sources[:MAX_LINES])
+        lines.append(f"given splits are kept: {listing}{', ...' if len(given_sources) > MAX_LINES else ''}")
+    elif len({parse_split_name(source["file"]) for source in report["sources"]} - {None}) > 1:
+        listing = ", ".join(source["file"] for source in report["sources"][:MAX_LINES])
+        lines.append(f"{listing}{', ...' if len(report['sources']) > MAX_LINES else ''} are mixed, and split anew")
+    if ignored := report["left_out"]:
+        remainder = f" and {len(ignored) - MAX_LINES} more" if len(ignored) > MAX_LINES else ""
+        lines.append(
+            f"not read, as they are hidden or of no known kind or split: {', '.join(ignored[:MAX_LINES])}{remainder}"
+        )
+    without_answers = [source for source in report["sources"] if source.get("lacks_answers")]
+    for source in without_answers[:MAX_LINES]:
+        columns = " and ".join(map(repr, source["lacks_answers"]))
+        lines.append(f"{source['file']} has no column {columns}: its answers are the others")
+    for source in given_sources:
+        if missing := source["lacks"]:
+            columns = " and ".join(map(repr, missing))
+            lines.append(f"{source['file']} has no column {columns}: whether train rows straddle it is not known")
+    if n_ungrouped := report["split"].get("rows_without_group"):
+        lines.append(
+            f"{n_ungrouped:,} rows have no group (the column of data.split.group is empty): each is one of its own"
+        )
     for reason, rows in report["straddling"].items():
-        told = "left out" if reason in report["rows"]["dropped"] else "kept; data.split.straddling=drop leaves them out"
-        lines.append(f"{rows:,} train rows {STRADDLING_MESSAGES[reason]} ({told})")
+        outcome = (
+            "left out" if reason in report["rows"]["dropped"] else "kept; data.split.straddling=drop leaves them out"
+        )
+        lines.append(f"{rows:,} train rows {STRADDLING_MESSAGES[reason]} ({outcome})")
     return lines
 
 
@@ -105,34 +120,34 @@ def _labels_per_row_notes(labels_per_row: Mapping[str, Any] | None) -> list[str]
     if labels_per_row is None:
         return []
     rows = labels_per_row["rows"].items()
-    first = ", ".join(f"{size}: {count:,} rows" for size, count in list(rows)[:MAX_LINES])
-    return [f"          labels a row: {first}{', ...' if len(rows) > MAX_LINES else ''}; labels are not doubted"]
+    sizes = ", ".join(f"{size}: {count:,} rows" for size, count in list(rows)[:MAX_LINES])
+    return [f"          labels a row: {sizes}{', ...' if len(rows) > MAX_LINES else ''}; labels are not doubted"]
 
 
 def _label_issue_notes(suspects: Mapping[str, Any]) -> list[str]:
     """How many labels are doubted and how good the model is that doubts them; or why it is not asked."""
     if suspects["found"]:
-        right = f"by a linear model that is right in {suspects['accuracy']:.0%}"
-        return [f"{suspects['found']:,} labels doubted {right} (suspects.csv)"]
+        method = f"by a linear model that is right in {suspects['accuracy']:.0%}"
+        return [f"{suspects['found']:,} labels doubted {method} (suspects.csv)"]
     return [f"no labels doubted: {suspects['why_none']}"] if suspects["rows_looked_at"] and suspects["why_none"] else []
 
 
 def format_merged_labels(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Returns a line for each label that rows write in several ways: every spelling with its rows, the first MOST.
     White space alone is no other way where all rows have it."""
-    told = [
-        f"          label {display_label(label)} in {len(one['spellings'])} spellings: "
+    lines = [
+        f"          label {display_label(label)} in {len(entry['spellings'])} spellings: "
         + ", ".join(
-            f"{display_label(spelt)} {rows:,}"
-            for spelt, rows in sorted(one["spellings"].items(), key=_sort_key)[:MAX_LINES]
+            f"{display_label(spelling)} {rows:,}"
+            for spelling, rows in sorted(entry["spellings"].items(), key=_sort_key)[:MAX_LINES]
         )
-        for label, one in labels.items()
-        if "spellings" in one and [*map(clean, one["spellings"])] != [label]
+        for label, entry in labels.items()
+        if "spellings" in entry and [*map(clean, entry["spellings"])] != [label]
     ]
-    more = [f"          and {len(told) - MAX_LINES} more labels in several spellings: see data.json"]
+    remainder = [f"          and {len(lines) - MAX_LINES} more labels in several spellings: see data.json"]
     hint = ["          labels that differ in spelling alone are one; data.normalize_labels=false keeps them apart"]
-    return told[:MAX_LINES] + (more if len(told) > MAX_LINES else []) + (hint if told else [])
+    return lines[:MAX_LINES] + (remainder if len(lines) > MAX_LINES else []) + (hint if lines else [])
 
 
-def _sort_key(spelt: tuple[str, int]) -> tuple[int, str]:
-    return -spelt[1], spelt[0]
+def _sort_key(spelling_count: tuple[str, int]) -> tuple[int, str]:
+    return -spelling_count[1], spelling_count[0]

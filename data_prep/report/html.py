@@ -39,45 +39,47 @@ CONTROL_PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(
 View = dict[str, Any]
 
 
-def write(path: Path, told: Mapping[str, Any], prepared: PreparedData, doubtful: list[LabelIssue]) -> None:
-    """Writes the page. `told` is what data.json will hold, `doubtful` the suspects, most doubtful first."""
+def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues: list[LabelIssue]) -> None:
+    """Writes the page. `report` is what data.json will hold, `issues` the suspects, most doubtful first."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    here = FileSystemLoader(Path(__file__).parent)
-    pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"number": "{:,}".format}
-    pages.filters |= {one.__name__: one for one in (many, percent, breakable, excerpt)}
-    page = pages.get_template("report.html.jinja").render(
-        told=told,
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": "{:,}".format}
+    environment.filters |= {function.__name__: function for function in (many, percent, breakable, excerpt)}
+    page = environment.get_template("report.html.jinja").render(
+        told=report,
         name=source_name(prepared.recipe.data.source),
         recipe=prepared.recipe,
-        splits=[name for name in SPLITS if told["rows"]["written"][name]],
-        flow=make_row_flow(told["rows"]),
+        splits=[name for name in SPLITS if report["rows"]["written"][name]],
+        flow=make_row_flow(report["rows"]),
         rejected=prepared.unusable[:MAX_REJECTED_SHOWN],
         still_shared=count_remaining_leaks(prepared),
-        labels=make_split_bars(told["labels"]),
-        lengths=make_token_histogram(told["tokens"]),
+        labels=make_split_bars(report["labels"]),
+        lengths=make_token_histogram(report["tokens"]),
         pairs=make_pair_views(prepared),
-        suspects=[(one, make_row_view(one.row, prepared)) for one in doubtful[:MAX_LABEL_ISSUES_SHOWN]],
-        fields=make_field_bars(told, prepared),
-        notes=console.format_notes(told),
-        slices={name: make_split_bars(one["values"]) for name, one in told["slices"].items()},
+        suspects=[(issue, make_row_view(issue.row, prepared)) for issue in issues[:MAX_LABEL_ISSUES_SHOWN]],
+        fields=make_field_bars(report, prepared),
+        notes=console.format_notes(report),
+        slices={name: make_split_bars(entry["values"]) for name, entry in report["slices"].items()},
     )
     # A file name may hold bytes that are no text.
     path.write_text(page, encoding="utf-8", errors="replace")
 
 
-def many(count: int, one: str, several: str = "") -> str:
+def many(count: int, singular: str, plural: str = "") -> str:
     """Returns "1 row", "13,083 rows"."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def percent(part: float, whole: float = 1) -> str:
     """Returns 12.3%. What is not nothing is never 0.0%, and what is not all is never 100.0%."""
-    share = 100 * part / whole if whole else 0.0
-    if 0 < share < 0.05:
+    percentage = 100 * part / whole if whole else 0.0
+    if 0 < percentage < 0.05:
         return "<0.1%"
-    return ">99.9%" if 99.95 <= share < 100 else f"{share:.1f}%"
+    return ">99.9%" if 99.95 <= percentage < 100 else f"{percentage:.1f}%"
 
 
 def breakable(name: str) -> Markup:
@@ -89,52 +91,62 @@ def source_name(source: Source) -> str:
     """Returns what people call the source: the data set, the file, or the folder that the files share."""
     if source.hub is not None:
         return source.hub
-    given = [path for paths in source.given.values() for path in paths]
-    path = Path(given[0] if len(given) == 1 else commonpath([Path(one).absolute().parent for one in given]))
+    all_paths = [path for paths in source.given.values() for path in paths]
+    path = Path(
+        all_paths[0] if len(all_paths) == 1 else commonpath([Path(name).absolute().parent for name in all_paths])
+    )
     # What a wildcard stands for has no name; the folder above it has.
-    plain = next((one for one in (path, *path.parents) if not set("*?[") & set(one.name)), path)
-    return plain.name.split(".")[0] or "data"
+    literal_path = next(
+        (candidate for candidate in (path, *path.parents) if not set("*?[") & set(candidate.name)), path
+    )
+    return literal_path.name.split(".")[0] or "data"
 
 
 def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
     """Returns the parts laid end to end on a bar that is `whole` long, those that are empty left out."""
-    ends = np.cumsum([0, *parts.values()]) * 100 / max(whole, 1)
+    bounds = np.cumsum([0, *parts.values()]) * 100 / max(whole, 1)
     return [
         {"name": name, "rows": rows, "x": round(float(start), 3), "width": round(float(end - start), 3)}
-        for (name, rows), (start, end) in zip(parts.items(), pairwise(ends), strict=True)
+        for (name, rows), (start, end) in zip(parts.items(), pairwise(bounds), strict=True)
         if rows
     ]
 
 
 def make_row_flow(rows: Mapping[str, Any]) -> View:
     """Returns where the rows read went: the written ones by split, the others by reason, the most frequent first."""
-    gone = {**rows["dropped"], **rows["rejected"]}
-    gone |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
-    gone = dict(sorted(gone.items(), key=lambda item: -item[1]))
-    out, written = sum(gone.values()), sum(rows["written"].values())
+    losses = {**rows["dropped"], **rows["rejected"]}
+    losses |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
+    losses = dict(sorted(losses.items(), key=lambda item: -item[1]))
+    n_lost, n_written = sum(losses.values()), sum(rows["written"].values())
     return {
-        "written": written,
-        "out": out,
-        "whole": make_segments({**rows["written"], "out": out}, rows["read"]),
-        "reasons": make_segments(gone, out),
-        "from": round(100 * written / max(rows["read"], 1), 3),
+        "written": n_written,
+        "out": n_lost,
+        "whole": make_segments({**rows["written"], "out": n_lost}, rows["read"]),
+        "reasons": make_segments(losses, n_lost),
+        "from": round(100 * n_written / max(rows["read"], 1), 3),
     }
 
 
 def count_remaining_leaks(prepared: PreparedData) -> int:
     """Returns how many test rows say the same as a row of another split: counted anew, in what is written."""
-    keys, written = prepared.table.columns["key"], prepared.written
-    others = np.any([written[name] for name in SPLITS if name != "test"], axis=0)
-    return int(np.isin(keys[written["test"]], keys[others]).sum())
+    keys, kept_by_split = prepared.table.columns["key"], prepared.written
+    in_other_splits = np.any([kept_by_split[name] for name in SPLITS if name != "test"], axis=0)
+    return int(np.isin(keys[kept_by_split["test"]], keys[in_other_splits]).sum())
 
 
-def make_split_bars(counted: Mapping[str, Mapping[str, Any]]) -> list[View]:
+def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
     """Returns for each label or value its rows by split as a bar, the most frequent first, all on one scale."""
-    rows = {name: {split: one.get(split, 0) for split in SPLITS} for name, one in counted.items()}
-    longest = max((sum(one.values()) for one in rows.values()), default=0)
+    rows = {name: {split: entry.get(split, 0) for split in SPLITS} for name, entry in counts.items()}
+    longest = max((sum(by_split.values()) for by_split in rows.values()), default=0)
     return [
-        {"name": name, "rows": sum(one.values()), "of": one, "bar": make_segments(one, longest), "told": counted[name]}
-        for name, one in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
+        {
+            "name": name,
+            "rows": sum(by_split.values()),
+            "of": by_split,
+            "bar": make_segments(by_split, longest),
+            "told": counts[name],
+        }
+        for name, by_split in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
     ]
 
 
@@ -146,27 +158,27 @@ def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
     if "histogram" not in tokens:
         return None
     edges, limit = tokens["histogram"]["edges"], tokens["max_length"]
-    far = limit > edges[0] + AXIS_BREAK_FACTOR * (edges[-1] - edges[0])
+    axis_broken = limit > edges[0] + AXIS_BREAK_FACTOR * (edges[-1] - edges[0])
     low = min(edges[0], limit)
-    high = edges[-1] if far else max(edges[-1], limit + (limit - low) // 40 + 1)
-    scale = (88 if far else 100) / (high - low)
+    high = edges[-1] if axis_broken else max(edges[-1], limit + (limit - low) // 40 + 1)
+    scale = (88 if axis_broken else 100) / (high - low)
     counts = {name: tokens["histogram"][name] for name in SPLITS}
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     density = [total / (end - start) for total, (start, end) in zip(totals, pairwise(edges), strict=True)]
     tallest = int(np.argmax(density))
     columns = []
-    for at, (start, end) in enumerate(pairwise(edges)):
-        place = {"x": round((start - low) * scale, 3), "width": round((end - start) * scale, 3)}
+    for index, (start, end) in enumerate(pairwise(edges)):
+        geometry = {"x": round((start - low) * scale, 3), "width": round((end - start) * scale, 3)}
         top = 100.0
-        for name, of_bins in counts.items():
-            if height := 100 * of_bins[at] / (end - start) / density[tallest]:
+        for name, bin_counts in counts.items():
+            if height := 100 * bin_counts[index] / (end - start) / density[tallest]:
                 top -= height
-                columns.append({"name": name, **place, "y": round(top, 2), "height": round(height, 2)})
+                columns.append({"name": name, **geometry, "y": round(top, 2), "height": round(height, 2)})
     return {
         "columns": columns,
-        "far": far,
-        "limit": 96.0 if far else round((limit - low) * scale, 3),
-        "ticks": [{"x": round((at - low) * scale, 3), "at": at} for at in ticks(low, high)],
+        "far": axis_broken,
+        "limit": 96.0 if axis_broken else round((limit - low) * scale, 3),
+        "ticks": [{"x": round((tick - low) * scale, 3), "at": tick} for tick in ticks(low, high)],
         "tallest": {"rows": totals[tallest], "from": edges[tallest], "to": edges[tallest + 1] - 1},
         "shortest": edges[0],
     }
@@ -181,29 +193,29 @@ def ticks(low: int, high: int) -> list[int]:
 
 def make_pair_views(prepared: PreparedData) -> list[View]:
     """Returns for each reason that names two rows some pairs: the least alike, in which there is most to see."""
-    left, found = prepared.left, []
-    for at, reason in enumerate(DROP_REASONS):
-        rows = np.flatnonzero((left.reason == at) & (left.other >= 0))
+    drops, views = prepared.left, []
+    for code, reason in enumerate(DROP_REASONS):
+        rows = np.flatnonzero((drops.reason == code) & (drops.other >= 0))
         if not len(rows):
             continue
         clean = prepared.table.columns["clean"]
-        alike = np.where(clean[rows] == clean[left.other[rows]], 1.0, left.similarity[rows])
-        rows = rows[np.argsort(alike, kind="stable")]
+        similarity = np.where(clean[rows] == clean[drops.other[rows]], 1.0, drops.similarity[rows])
+        rows = rows[np.argsort(similarity, kind="stable")]
         # One example is enough of rows that leave for the same text.
-        rows = rows[np.sort(np.unique(prepared.table.columns["key"][left.other[rows]], return_index=True)[1])]
-        shown = [make_pair_view(int(row), prepared) for row in rows[:MAX_PAIRS_SHOWN]]
-        found.append({"reason": reason, "rows": int((left.reason == at).sum()), "shown": shown})
-    return found
+        rows = rows[np.sort(np.unique(prepared.table.columns["key"][drops.other[rows]], return_index=True)[1])]
+        pairs = [make_pair_view(int(row), prepared) for row in rows[:MAX_PAIRS_SHOWN]]
+        views.append({"reason": reason, "rows": int((drops.reason == code).sum()), "shown": pairs})
+    return views
 
 
 def make_pair_view(row: int, prepared: PreparedData) -> View:
     """Returns a row that leaves and the row because of which it does; similarity 0: they are the same by their key."""
-    other, targets = int(prepared.left.other[row]), prepared.table.columns["target"]
-    both = [make_row_view(one, prepared) for one in (row, other)]
-    for one, pieces in zip(both, diff_texts(*(one["text"] for one in both)), strict=True):
-        one["pieces"] = pieces
+    reason_row, targets = int(prepared.left.other[row]), prepared.table.columns["target"]
+    views = [make_row_view(number, prepared) for number in (row, reason_row)]
+    for view, pieces in zip(views, diff_texts(*(view["text"] for view in views)), strict=True):
+        view["pieces"] = pieces
     similarity = float(prepared.left.similarity[row])
-    return {"similarity": similarity, "same_target": bool(targets[row] == targets[other]), "rows": both}
+    return {"similarity": similarity, "same_target": bool(targets[row] == targets[reason_row]), "rows": views}
 
 
 def make_row_view(row: int, prepared: PreparedData) -> View:
@@ -218,32 +230,36 @@ def make_row_view(row: int, prepared: PreparedData) -> View:
     }
 
 
-def diff_texts(one: str, other: str) -> list[list[tuple[str, bool]]]:
+def diff_texts(left: str, right: str) -> list[list[tuple[str, bool]]]:
     """Returns both texts in pieces (text, whether the other lacks it), cut, from shortly before where they differ."""
-    same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    common_length = next((index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), 0)
     # From there where a word begins, if the difference would be cut off.
-    first = max(one.rfind(" ", 0, same - CONTEXT_CHARACTERS), 0) if same > MAX_EXCERPT_CHARACTERS // 2 else 0
-    a, b = (re.findall(r"\w+|\s+|[^\w\s]", excerpt(text, first)) for text in (one, other))
+    offset = (
+        max(left.rfind(" ", 0, common_length - CONTEXT_CHARACTERS), 0)
+        if common_length > MAX_EXCERPT_CHARACTERS // 2
+        else 0
+    )
+    a, b = (re.findall(r"\w+|\s+|[^\w\s]", excerpt(text, offset)) for text in (left, right))
     steps = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    of_one = [("".join(a[start:end]), step != "equal") for step, start, end, _, _ in steps]
-    of_other = [("".join(b[start:end]), step != "equal") for step, _, _, start, end in steps]
-    return [of_one, of_other]
+    left_pieces = [("".join(a[start:end]), step != "equal") for step, start, end, _, _ in steps]
+    right_pieces = [("".join(b[start:end]), step != "equal") for step, _, _, start, end in steps]
+    return [left_pieces, right_pieces]
 
 
-def excerpt(text: str, first: int = 0) -> str:
+def excerpt(text: str, start: int = 0) -> str:
     """Returns a piece of a text on one line, from a character on, up to where a word ends."""
-    last = first + MAX_EXCERPT_CHARACTERS
-    if last < len(text):
-        last = max(text.rfind(" ", first + MAX_EXCERPT_CHARACTERS // 2, last), text.rfind("\n", first, last), 0) or last
-    return ("…" if first else "") + text[first:last].translate(CONTROL_PICTURES) + (" …" if last < len(text) else "")
+    end = start + MAX_EXCERPT_CHARACTERS
+    if end < len(text):
+        end = max(text.rfind(" ", start + MAX_EXCERPT_CHARACTERS // 2, end), text.rfind("\n", start, end), 0) or end
+    return ("…" if start else "") + text[start:end].translate(CONTROL_PICTURES) + (" …" if end < len(text) else "")
 
 
-def make_field_bars(told: Mapping[str, Any], prepared: PreparedData) -> list[View]:
+def make_field_bars(report: Mapping[str, Any], prepared: PreparedData) -> list[View]:
     """Returns for each field of a record and each given split where its values stand, as a bar of its own."""
-    found = []
+    bars = []
     for name, split in product(field_paths(prepared.recipe), ("all", *SPLITS)):
-        if counted := told["fields"].get(name, {}).get(split):
-            states = {state: counted.get(state, 0) for state in FIELD_STATES}
+        if counts := report["fields"].get(name, {}).get(split):
+            states = {state: counts.get(state, 0) for state in FIELD_STATES}
             rows = sum(states.values())
-            found.append({"name": name, "split": split, "rows": rows, "of": states, "bar": make_segments(states, rows)})
-    return found
+            bars.append({"name": name, "split": split, "rows": rows, "of": states, "bar": make_segments(states, rows)})
+    return bars

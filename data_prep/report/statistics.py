@@ -50,7 +50,7 @@ class PreparedData:
     @property
     def written(self) -> dict[str, Array]:
         """Returns for each split which rows are written (bool)."""
-        return {name: self.left.stays & (self.assigned.splits == at) for at, name in enumerate(SPLITS)}
+        return {name: self.left.stays & (self.assigned.splits == index) for index, name in enumerate(SPLITS)}
 
 
 def count_rows(prepared: PreparedData) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def count_rows(prepared: PreparedData) -> dict[str, Any]:
     return {
         "read": len(prepared.table) + len(prepared.unusable) + prepared.filtered,
         "filtered": prepared.filtered,
-        "written": {name: int(mine.sum()) for name, mine in prepared.written.items()},
+        "written": {name: int(mask.sum()) for name, mask in prepared.written.items()},
         "rejected": dict(Counter(row.reason for row in prepared.unusable)),
         "dropped": dict(sorted(dropped.items())),
     }
@@ -97,39 +97,43 @@ def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
     if not prepared.descriptions:
         return {}
     targets = prepared.table.columns["target"]
-    written = {
-        name: label_sets.count_rows_per_label(prepared.label_sets, targets[mine])
-        for name, mine in prepared.written.items()
+    counts_by_split = {
+        name: label_sets.count_rows_per_label(prepared.label_sets, targets[mask])
+        for name, mask in prepared.written.items()
     }
-    found: dict[str, dict[str, Any]] = {}
-    for label, about in prepared.descriptions.items():
-        found[label] = {"description": about, **{name: written[name][label] for name in SPLITS}}
-        spelt = {one: count for one, count in prepared.table.targets.items() if prepared.spellings.get(one) == label}
-        if set(spelt) - {label}:
-            found[label]["spellings"] = spelt
-    return found
+    entries: dict[str, dict[str, Any]] = {}
+    for label, description in prepared.descriptions.items():
+        entries[label] = {"description": description, **{name: counts_by_split[name][label] for name in SPLITS}}
+        spellings = {
+            spelling: count
+            for spelling, count in prepared.table.targets.items()
+            if prepared.spellings.get(spelling) == label
+        }
+        if set(spellings) - {label}:
+            entries[label]["spellings"] = spellings
+    return entries
 
 
 def find_empty_label_columns(prepared: PreparedData) -> list[str]:
     """Returns a line for each column of one label that marks no row: it is no label then."""
-    named = prepared.recipe.data.columns.label_columns or []
-    return [f"column {name!r} marks no row: it is no label" for name in named if name not in prepared.table.targets]
+    columns = prepared.recipe.data.columns.label_columns or []
+    return [f"column {name!r} marks no row: it is no label" for name in columns if name not in prepared.table.targets]
 
 
 def count_labels_per_row(prepared: PreparedData) -> dict[str, Any] | None:
     """Returns {"may_be_empty", "rows": {how many labels: rows written}}; None for tasks of one label a row, or none."""
     if not TASKS[prepared.recipe.task.variant].IS_MULTILABEL:
         return None
-    written = prepared.table.columns["target"][prepared.left.stays]
-    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.count_set_sizes(prepared.label_sets, written)}
+    targets = prepared.table.columns["target"][prepared.left.stays]
+    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.count_set_sizes(prepared.label_sets, targets)}
 
 
 def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
     """Returns {field: {split as given: {state: rows}}} of records, before duplicates leave; {} for other tasks."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     for (split_name, name, state), count in sorted(table.states.items()):
-        found.setdefault(name, {}).setdefault(split_name, {})[state] = count
-    return found
+        counts.setdefault(name, {}).setdefault(split_name, {})[state] = count
+    return counts
 
 
 def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
@@ -137,31 +141,31 @@ def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
     task = TASKS[prepared.recipe.task.variant]
     if not task.IS_FREE_TEXT:
         return {}
-    found: dict[str, list[float]] = {}
-    for first, batch in prepared.table.texts.batches():
-        stays = prepared.left.stays[first : first + batch.num_rows]
-        for row in batch.select(["text", "target"]).filter(stays).to_pylist():
+    trait_values: dict[str, list[float]] = {}
+    for start, batch in prepared.table.texts.batches():
+        kept = prepared.left.stays[start : start + batch.num_rows]
+        for row in batch.select(["text", "target"]).filter(kept).to_pylist():
             for trait, value in task.describe_answer(row["text"], task.parse_target(row["target"])).items():
-                found.setdefault(trait, []).append(value)
+                trait_values.setdefault(trait, []).append(value)
     return {
         trait: {"mean": round(float(np.mean(values)), 4), "median": round(float(np.median(values)), 4)}
-        for trait, values in found.items()
+        for trait, values in trait_values.items()
     }
 
 
 def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
     """Returns the lengths of the rows in tokens: a histogram a split, and how many are over max_length."""
     limit, lengths = prepared.recipe.train.max_length, prepared.table.columns["tokens"]
-    counted = lengths[lengths >= 0]
-    if not len(counted):
+    known_lengths = lengths[lengths >= 0]
+    if not len(known_lengths):
         return {"max_length": limit}
     fits = prepared.room.fits(prepared.table)
-    edges = np.unique(np.linspace(counted.min(), counted.max() + 1, HISTOGRAM_BINS + 1).astype(int))
+    edges = np.unique(np.linspace(known_lengths.min(), known_lengths.max() + 1, HISTOGRAM_BINS + 1).astype(int))
     return {
         "max_length": limit,
-        "longest": int(counted.max()),
-        "median": int(np.median(counted)),
-        "over_max_length": {name: int((lengths[mine] > limit).sum()) for name, mine in prepared.written.items()},
+        "longest": int(known_lengths.max()),
+        "median": int(np.median(known_lengths)),
+        "over_max_length": {name: int((lengths[mask] > limit).sum()) for name, mask in prepared.written.items()},
         "served": {
             "tokens": prepared.room.tokens,
             "limit": prepared.room.key,
@@ -171,58 +175,62 @@ def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
         },
         "histogram": {
             "edges": edges.tolist(),
-            **{name: np.histogram(lengths[mine], edges)[0].tolist() for name, mine in prepared.written.items()},
+            **{name: np.histogram(lengths[mask], edges)[0].tolist() for name, mask in prepared.written.items()},
         },
     }
 
 
 def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
     """Returns {kind: {"rows", "redacted", "at": where the first of them stand}}: counts and places, never values."""
-    flags, found = prepared.table.columns["found"], {}
+    flags, summary = prepared.table.columns["found"], {}
     for bit, kind in enumerate(redaction.PII_KINDS):
         rows = np.flatnonzero(flags >> bit & 1)
-        found[kind] = {
+        summary[kind] = {
             "rows": len(rows),
             "redacted": kind in prepared.recipe.privacy.redact,
             "at": [prepared.table.place(int(row)) for row in rows[:MAX_LOCATIONS]],
         }
-    return found
+    return summary
 
 
-def describe_slices(prepared: PreparedData, counted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def describe_slices(prepared: PreparedData, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Returns {slice: {"of", "values": {value: {split: rows}}}}.
 
     Of a not_in_train slice also how many test rows bear a value of the source's own train rows, compared as it is
     written: fewer of them are in train once validation and calibration are taken out of it.
     """
-    found: dict[str, Any] = {}
+    slices: dict[str, Any] = {}
     columns = slice_columns(prepared.recipe)
-    for at, (name, one) in enumerate(prepared.recipe.data.slices.items()):
-        found[name] = {"of": columns[name], "values": counted[name]}
-        if isinstance(one, NotInTrain) and (prepared.table.columns["given"] == TEST).any():
-            found[name]["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, at)
-    return found
+    for index, (name, spec) in enumerate(prepared.recipe.data.slices.items()):
+        slices[name] = {"of": columns[name], "values": counts[name]}
+        if isinstance(spec, NotInTrain) and (prepared.table.columns["given"] == TEST).any():
+            slices[name]["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, index)
+    return slices
 
 
 def _count_known_to_given_train(table: Table, slice_number: int) -> int:
-    given, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
-    for first, batch in table.texts.batches():
-        own = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
-        for place, counter in values.items():
-            counter.update(value for value, at in zip(own, given[first : first + len(own)], strict=True) if at == place)
+    given_splits, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
+    for start, batch in table.texts.batches():
+        batch_values = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
+        for split_index, counter in values.items():
+            counter.update(
+                value
+                for value, row_split in zip(batch_values, given_splits[start : start + len(batch_values)], strict=True)
+                if row_split == split_index
+            )
     return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
 
 
 def _count_rows_without_group(prepared: PreparedData) -> int:
     """How many of the rows that are ours to spread have an empty cell where the recipe looks for their group."""
-    alone = prepared.assigned.ours & ~prepared.table.columns["grouped"]
-    return int(alone.sum()) if prepared.recipe.data.split.group else 0
+    ungrouped = prepared.assigned.ours & ~prepared.table.columns["grouped"]
+    return int(ungrouped.sum()) if prepared.recipe.data.split.group else 0
 
 
 def _describe_split_method(prepared: PreparedData) -> str:
-    given, asked = prepared.table.columns["given"], prepared.recipe.data.split
-    unit = f"group {asked.group}" if asked.group else "what the row says"
-    ours = f"keyed hash of {unit}, seed {asked.seed}"
-    if asked.time is not None:
-        ours = f"time {asked.time} (test), {ours}"
-    return ours if (given == -1).all() else f"given files, {ours} for the rest"
+    given_splits, settings = prepared.table.columns["given"], prepared.recipe.data.split
+    unit = f"group {settings.group}" if settings.group else "what the row says"
+    method = f"keyed hash of {unit}, seed {settings.seed}"
+    if settings.time is not None:
+        method = f"time {settings.time} (test), {method}"
+    return method if (given_splits == -1).all() else f"given files, {method} for the rest"

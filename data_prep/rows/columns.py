@@ -44,8 +44,8 @@ def input_columns(recipe: Recipe) -> dict[str, str]:
     columns = recipe.data.columns
     if columns.messages is not None:
         return {"data.columns.messages": columns.messages}
-    several = len(columns.texts) > 1
-    return {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
+    numbered = len(columns.texts) > 1
+    return {f"data.columns.text{f'[{index}]' if numbered else ''}": name for index, name in enumerate(columns.texts)}
 
 
 def check_input_columns(file: str, values: Mapping[str, Any], recipe: Recipe) -> None:
@@ -68,8 +68,8 @@ def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -
     """Returns {recipe key: column} of what a file of this split must have and has not. Of several columns of answers
     one will do: test files have more of them than train files."""
     needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
-    spared = answers if any(column in present for column in answers.values()) else {}
-    return {key: column for key, column in needed.items() if column not in present and key not in spared}
+    optional = answers if any(column in present for column in answers.values()) else {}
+    return {key: column for key, column in needed.items() if column not in present and key not in optional}
 
 
 def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
@@ -77,20 +77,26 @@ def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Reci
     _check_missing(file, find_missing_columns(split, values, recipe), values, recipe)
 
 
-def _check_missing(file: str, lacks: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
+def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
     missing, present = [], list(values)
-    for key, column in lacks.items():
-        near = get_close_matches(column, [*present, *(dotted_paths.list_paths(values) if "." in column else ())], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        if key == "data.columns.target" and (several := [one for one in present if _is_numbered(one, column)]):
-            hint = f"; data.columns.targets: [{', '.join([column, *several])}] takes whichever are there"
+    for key, column in missing_columns.items():
+        matches = get_close_matches(column, [*present, *(dotted_paths.list_paths(values) if "." in column else ())], 1)
+        hint = f"; did you mean {matches[0]!r}?" if matches else ""
+        if key == "data.columns.target" and (
+            numbered := [candidate for candidate in present if _is_numbered(candidate, column)]
+        ):
+            hint = f"; data.columns.targets: [{', '.join([column, *numbered])}] takes whichever are there"
         missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
-        shown = [name if len(name) <= MAX_NAME_CHARACTERS else f"{name[:MAX_NAME_CHARACTERS]}..." for name in present]
-        more = f" and {len(shown) - MAX_COLUMNS_SHOWN} more" if len(shown) > MAX_COLUMNS_SHOWN else ""
-        unnamed = [f"  and {len(missing) - MAX_MISSING_SHOWN} more"] if len(missing) > MAX_MISSING_SHOWN else []
-        lines = [f"{file} lacks columns that the recipe names:", *missing[:MAX_MISSING_SHOWN], *unnamed]
-        lines.append(f"  It has: {', '.join(shown[:MAX_COLUMNS_SHOWN])}{more}")
+        display_names = [
+            name if len(name) <= MAX_NAME_CHARACTERS else f"{name[:MAX_NAME_CHARACTERS]}..." for name in present
+        ]
+        remainder = (
+            f" and {len(display_names) - MAX_COLUMNS_SHOWN} more" if len(display_names) > MAX_COLUMNS_SHOWN else ""
+        )
+        overflow = [f"  and {len(missing) - MAX_MISSING_SHOWN} more"] if len(missing) > MAX_MISSING_SHOWN else []
+        lines = [f"{file} lacks columns that the recipe names:", *missing[:MAX_MISSING_SHOWN], *overflow]
+        lines.append(f"  It has: {', '.join(display_names[:MAX_COLUMNS_SHOWN])}{remainder}")
         if Path(file).suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet") and not looks_like_names(
             present
         ):
@@ -98,13 +104,17 @@ def _check_missing(file: str, lacks: Mapping[str, str], values: Mapping[str, Any
         raise RecipeError("\n".join(lines))
 
 
-def check_answer_columns(lacks: Collection[Collection[str]], present: Collection[str], recipe: Recipe) -> None:
-    """Raises RecipeError for a column of answers that no file has; `lacks` are those that each file lacks."""
+def check_answer_columns(
+    missing_by_file: Collection[Collection[str]], present: Collection[str], recipe: Recipe
+) -> None:
+    """Raises RecipeError for a column of answers that no file has; `missing_by_file` are those that each file lacks."""
     for key, column in recipe.data.columns.of_targets.items():
-        if present and all(column in one for one in lacks):
-            near = get_close_matches(column, list(present), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
-            raise RecipeError(f"{key}: there is no column {column!r}{hint} (of {len(lacks)} files none has it)")
+        if present and all(column in missing for missing in missing_by_file):
+            matches = get_close_matches(column, list(present), 1)
+            hint = f"; did you mean {matches[0]!r}?" if matches else "; leave it out"
+            raise RecipeError(
+                f"{key}: there is no column {column!r}{hint} (of {len(missing_by_file)} files none has it)"
+            )
 
 
 def _is_numbered(name: str, column: str) -> bool:
@@ -114,7 +124,7 @@ def _is_numbered(name: str, column: str) -> bool:
 
 def slice_columns(recipe: Recipe) -> dict[str, str]:
     """Returns the column, or the field of the record, behind each slice of the recipe."""
-    return {name: one.by if isinstance(one, By) else one.not_in_train for name, one in recipe.data.slices.items()}
+    return {name: spec.by if isinstance(spec, By) else spec.not_in_train for name, spec in recipe.data.slices.items()}
 
 
 def field_names(recipe: Recipe) -> list[str]:
@@ -127,5 +137,5 @@ def field_paths(recipe: Recipe) -> list[str]:
     """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
     lists of objects, where they are not there, and the paths of the values in them."""
     values = json_schema_subset.list_paths(recipe.task.json_schema) if recipe.task.json_schema else []
-    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in field_names(recipe)]
-    return list(dict.fromkeys(chain.from_iterable(found)))
+    paths = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in field_names(recipe)]
+    return list(dict.fromkeys(chain.from_iterable(paths)))

@@ -100,10 +100,10 @@ def make_row(source: SourceRow, recipe: Recipe) -> Row | Rejected:
             raise UnusableRowError("no_id", f"column {columns.id!r} is empty")
         check_characters("id", row_id)
         return _make_valid_row(source, row_id, recipe)
-    except UnusableRowError as why:
-        detail = redaction.redact(why.detail, kinds).text if kinds else why.detail
+    except UnusableRowError as error:
+        detail = redaction.redact(error.detail, kinds).text if kinds else error.detail
         return Rejected(
-            source.file, source.line, _escape_surrogates(row_id) or None, why.reason, _escape_surrogates(detail)
+            source.file, source.line, _escape_surrogates(row_id) or None, error.reason, _escape_surrogates(detail)
         )
 
 
@@ -114,39 +114,47 @@ def _escape_surrogates(text: str) -> str:
 
 def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, TASKS[recipe.task.variant]
-    given, cut = _extract_source_record(values, recipe)
-    raw, written = given.text, given.target
+    record, cut_fields = _extract_source_record(values, recipe)
+    raw, source_target = record.text, record.target
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
-        read, *more = (read_record(parse_record(one), schema, formats) for one in (written, *given.others))
-        given = replace(given, target=read, others=more)
+        parsed, *other_parsed = (
+            read_record(parse_record(answer), schema, formats) for answer in (source_target, *record.others)
+        )
+        record = replace(record, target=parsed, others=other_parsed)
     prepared = inputs.prepare_input(raw, kinds)
-    check_characters("system prompt", given.system)
-    check_characters("answer", [given.target, *given.others])
-    text, hidden, found = prepared.text, prepared.hidden, set(prepared.found)
-    raw = text if kinds and found else raw
-    hide = _make_redactor(text, hidden, kinds, found) if task.IS_FREE_TEXT else partial(_apply_redactions, hidden)
-    own = _slice_values(values, given.target, recipe, hidden)
-    target, *others = dict.fromkeys(task.normalize_target(one, recipe, hide) for one in (given.target, *given.others))
+    check_characters("system prompt", record.system)
+    check_characters("answer", [record.target, *record.others])
+    text, redactions, pii_kinds = prepared.text, prepared.hidden, set(prepared.found)
+    raw = text if kinds and pii_kinds else raw
+    redact = (
+        _make_redactor(text, redactions, kinds, pii_kinds)
+        if task.IS_FREE_TEXT
+        else partial(_apply_redactions, redactions)
+    )
+    slice_values = _slice_values(values, record.target, recipe, redactions)
+    target, *other_targets = dict.fromkeys(
+        task.normalize_target(answer, recipe, redact) for answer in (record.target, *record.others)
+    )
     # What stood there as JSON is read now, its escapes with it.
-    check_characters("answer", [task.parse_target(one) for one in (target, *others)])
+    check_characters("answer", [task.parse_target(answer) for answer in (target, *other_targets)])
     group = to_text(values.get(split.group)).strip() or None if split.group else None
     check_characters("group", group)
-    for name, value in own.items():
+    for name, value in slice_values.items():
         check_characters(f"slice {name}", value)
     return Row(
         id=row_id,
         text=text,
         target=target,
-        references=tuple(others),
+        references=tuple(other_targets),
         group=group if group is None else redaction.pseudonymize(group, kinds),
-        slices={name: redaction.pseudonymize(own.get(name, ""), kinds) for name in recipe.data.slices},
+        slices={name: redaction.pseudonymize(slice_values.get(name, ""), kinds) for name in recipe.data.slices},
         time=_parse_row_time(values, recipe),
-        found=frozenset(found),
-        system=given.system,
+        found=frozenset(pii_kinds),
+        system=record.system,
         raw=raw,
-        states=_locate_fields(parse_record(written), json.loads(target), text) if field_names(recipe) else {},
-        cut=cut,
+        states=_locate_fields(parse_record(source_target), json.loads(target), text) if field_names(recipe) else {},
+        cut=cut_fields,
         file=source.file,
         line=source.line,
     )
@@ -156,8 +164,8 @@ def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[S
     """What a source row gives, and which fields of slots it cuts out of words."""
     messages = recipe.data.columns.messages
     if recipe.data.columns.of_slots:
-        found = slots.extract(values, recipe)
-        return found.given, found.cut
+        slot_record = slots.extract(values, recipe)
+        return slot_record.given, slot_record.cut
     if messages is not None:
         return parse_conversation(values.get(messages), messages), frozenset()
     return TASKS[recipe.task.variant].read_source_row(values, recipe), frozenset()
@@ -171,28 +179,28 @@ def _parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
 
 
 def _make_redactor(
-    text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]
+    text: str, redactions: Mapping[str, str], kinds: Collection[str], pii_kinds: set[str]
 ) -> Callable[[str], str]:
-    """Returns what replaces personal data in a free-text answer, and adds the kinds that it meets to `found`.
+    """Returns what replaces personal data in a free-text answer, and adds the kinds that it meets to `pii_kinds`.
 
     What stands in the text too gets the placeholder that it has there, anything else one that is not in use.
     """
-    values, taken = dict(hidden), PLACEHOLDER.findall(text)
+    values, placeholders = dict(redactions), PLACEHOLDER.findall(text)
 
-    def hide(answer: str) -> str:
-        found.update(one.kind for one in redaction.find_pii(answer))
+    def redact(answer: str) -> str:
+        pii_kinds.update(match.kind for match in redaction.find_pii(answer))
         if not kinds:
             return answer
         # Numbers go on above those that stand before.
-        before = " ".join([*taken, *values]) + "\n"
-        redacted = redaction.redact(before + redaction.redact_values(values, answer), kinds)
+        context = " ".join([*placeholders, *values]) + "\n"
+        redacted = redaction.redact(context + redaction.redact_values(values, answer), kinds)
         values.update(redacted.values)
-        return redacted.text.removeprefix(before)
+        return redacted.text.removeprefix(context)
 
-    return hide
+    return redact
 
 
-def _locate_fields(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
+def _locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
     """Where the value of each field stands: a value that is not in the text cannot be copied from it.
 
     A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
@@ -201,48 +209,58 @@ def _locate_fields(given: Mapping[str, Any], record: Mapping[str, Any], text: st
     unwrapped = " ".join(text.split())
     states: dict[str, str] = {}
     for field, value in record.items():
-        places: dict[str, list[str]] = {}
-        for path, spellings in _iterate_spellings(field, value, given.get(field)):
-            places.setdefault(path, []).append(_locate_value(spellings, text, unwrapped))
-        if not places:
-            states[field] = "absent" if given.get(field) is None else "empty"
-        states |= {path: max(found, key=VALUE_LOCATIONS.index) for path, found in places.items()}
+        locations: dict[str, list[str]] = {}
+        for path, spellings in _iterate_spellings(field, value, source_record.get(field)):
+            locations.setdefault(path, []).append(_locate_value(spellings, text, unwrapped))
+        if not locations:
+            states[field] = "absent" if source_record.get(field) is None else "empty"
+        states |= {path: max(path_locations, key=VALUE_LOCATIONS.index) for path, path_locations in locations.items()}
     return states
 
 
-def _iterate_spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
+def _iterate_spellings(path: str, value: Any, source_value: Any) -> Iterator[tuple[str, set[str]]]:
     """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
     if isinstance(value, dict | list):
-        given = dotted_paths.parse_json_text(given)
+        source_value = dotted_paths.parse_json_text(source_value)
     if isinstance(value, dict):
-        for name, inside in value.items():
+        for name, item in value.items():
             yield from _iterate_spellings(
-                f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None
+                f"{path}.{name}", item, source_value.get(name) if isinstance(source_value, dict) else None
             )
     elif isinstance(value, list):
-        as_given = given if isinstance(given, list) and len(given) == len(value) else value
-        for inside, one in zip(value, as_given, strict=True):
-            yield from _iterate_spellings(path, inside, one)
+        source_items = source_value if isinstance(source_value, list) and len(source_value) == len(value) else value
+        for item, source_item in zip(value, source_items, strict=True):
+            yield from _iterate_spellings(path, item, source_item)
     elif value is not None:
-        yield path, {str(value), *([] if given is None or isinstance(given, list | dict) else [str(given)])}
+        yield (
+            path,
+            {
+                str(value),
+                *([] if source_value is None or isinstance(source_value, list | dict) else [str(source_value)]),
+            },
+        )
 
 
 def _locate_value(spellings: set[str], text: str, unwrapped: str) -> str:
-    if any(one in text for one in spellings):
+    if any(spelling in text for spelling in spellings):
         return "verbatim"
-    return "rewrapped" if any(" ".join(one.split()) in unwrapped for one in spellings) else "elsewhere"
+    return "rewrapped" if any(" ".join(spelling.split()) in unwrapped for spelling in spellings) else "elsewhere"
 
 
-def _apply_redactions(hidden: Mapping[str, str], text: str) -> str:
+def _apply_redactions(redactions: Mapping[str, str], text: str) -> str:
     """What was redacted in the input is redacted here alike, for it cannot be copied from there any more."""
-    return redaction.redact_values(hidden, text) if hidden else text
+    return redaction.redact_values(redactions, text) if redactions else text
 
 
-def _slice_values(values: Mapping[str, Any], target: Any, recipe: Recipe, hidden: Mapping[str, str]) -> dict[str, str]:
+def _slice_values(
+    values: Mapping[str, Any], target: Any, recipe: Recipe, redactions: Mapping[str, str]
+) -> dict[str, str]:
     """Returns {slice: this row's value}, from the record where the slice names a field of it."""
     fields = set(field_names(recipe))
     record = parse_record(target) if fields else {}
     return {
-        name: _apply_redactions(hidden, to_text(record.get(column) if column in fields else values.get(column))).strip()
+        name: _apply_redactions(
+            redactions, to_text(record.get(column) if column in fields else values.get(column))
+        ).strip()
         for name, column in slice_columns(recipe).items()
     }

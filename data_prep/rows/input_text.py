@@ -19,12 +19,12 @@ def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
     """Returns the input of a row as it stands there: neither cleaned nor redacted. Of a chat that ends in an answer of
     the assistant, that answer is left out. Raises UnusableRowError where the row has none that can be read."""
     columns = recipe.data.columns
-    if inside := [column for column in [*columns.texts, columns.messages] if column and "." in column]:
-        values = {**values, **dotted_paths.resolve_columns(values, inside)}
+    if nested_columns := [column for column in [*columns.texts, columns.messages] if column and "." in column]:
+        values = {**values, **dotted_paths.resolve_columns(values, nested_columns)}
     if columns.messages is not None:
         messages = parse_messages(values.get(columns.messages), columns.messages)
-        answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
-        return split_prompt(messages[:-1] if answered else messages)[1]
+        has_answer = len(messages) > 1 and messages[-1]["role"] == "assistant"
+        return split_prompt(messages[:-1] if has_answer else messages)[1]
     if columns.of_slots:
         return slots.extract_text(values, recipe)
     if recipe.task.variant == "preference":

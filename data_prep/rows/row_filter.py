@@ -27,72 +27,74 @@ class RowFilter:
     """The rows that a recipe asks for; which of the values that it names no row has, is known at the end."""
 
     def __init__(self, where: Mapping[str, Any]) -> None:
-        self._where = {column: _as_list(asked) for column, asked in where.items()}
-        self._unmatched = {column: list(asked) for column, asked in self._where.items()}
+        self._where = {column: _as_list(expected) for column, expected in where.items()}
+        self._unmatched = {column: list(expected) for column, expected in self._where.items()}
         self._there: dict[str, Counter[str]] = {column: Counter() for column in where}
 
     def takes(self, values: Mapping[str, Any]) -> bool:
         """Returns whether a source row has one of the values asked for in every column named."""
-        taken = True
-        for column, asked in self._where.items():
-            value, there = values.get(column), self._there[column]
-            found = next((one for one in asked if matches_value(value, one)), MISSING)
-            if found is MISSING:
-                taken = False
-            elif found in self._unmatched[column]:
-                self._unmatched[column] = [one for one in self._unmatched[column] if not matches_value(value, one)]
+        accepted = True
+        for column, expected in self._where.items():
+            value, counts = values.get(column), self._there[column]
+            match = next((candidate for candidate in expected if matches_value(value, candidate)), MISSING)
+            if match is MISSING:
+                accepted = False
+            elif match in self._unmatched[column]:
+                self._unmatched[column] = [
+                    candidate for candidate in self._unmatched[column] if not matches_value(value, candidate)
+                ]
             text = to_text(value).strip()
-            if text in there or len(there) < MAX_VALUES_KEPT:
-                there[text] += 1
-        return taken
+            if text in counts or len(counts) < MAX_VALUES_KEPT:
+                counts[text] += 1
+        return accepted
 
     def unmatched(self) -> list[str]:
         """Returns a line for each value asked for that no row has, with the nearest that is there."""
         return [
-            f"data.where.{column}: no row has {_format_value(one)}{self._hint(column, one)}"
+            f"data.where.{column}: no row has {_format_value(value)}{self._hint(column, value)}"
             for column, values in self._unmatched.items()
-            for one in values
+            for value in values
         ]
 
-    def _hint(self, column: str, asked: Any) -> str:
-        there = self._there[column]
-        if near := get_close_matches(to_text(asked), [one for one in there if one], 1):
-            return f"; did you mean {display_label(near[0])}?"
-        named = ", ".join(
-            f"{_format_value(value or None)} {rows:,}" for value, rows in there.most_common(MAX_VALUES_SHOWN)
+    def _hint(self, column: str, expected: Any) -> str:
+        counts = self._there[column]
+        if matches := get_close_matches(to_text(expected), [text for text in counts if text], 1):
+            return f"; did you mean {display_label(matches[0])}?"
+        listing = ", ".join(
+            f"{_format_value(value or None)} {rows:,}" for value, rows in counts.most_common(MAX_VALUES_SHOWN)
         )
-        return f"; there are {named}" + (", ..." if len(there) > MAX_VALUES_SHOWN else "") if named else ""
+        return f"; there are {listing}" + (", ..." if len(counts) > MAX_VALUES_SHOWN else "") if listing else ""
 
 
 MISSING = object()
 
 
-def matches_value(value: Any, asked: Any) -> bool:
+def matches_value(value: Any, expected: Any) -> bool:
     """Returns whether the value of a row is the one that the recipe asks for."""
-    if asked is None:
+    if expected is None:
         return value is None or (isinstance(value, str) and not value.strip())
-    given = to_text(value).strip()
-    if isinstance(asked, bool):
-        return BOOLEAN_WORDS.get(given.casefold()) is asked
-    if isinstance(asked, int | float):
-        return _parse_number(given) == asked
-    wanted = asked.strip()
-    if given == wanted or (is_number(value) and _parse_number(wanted) == value):
+    actual = to_text(value).strip()
+    if isinstance(expected, bool):
+        return BOOLEAN_WORDS.get(actual.casefold()) is expected
+    if isinstance(expected, int | float):
+        return _parse_number(actual) == expected
+    expected_text = expected.strip()
+    if actual == expected_text or (is_number(value) and _parse_number(expected_text) == value):
         return True
     if isinstance(value, bool):
-        return BOOLEAN_WORDS.get(wanted.casefold()) is value
+        return BOOLEAN_WORDS.get(expected_text.casefold()) is value
     return (
-        bool(_DAY.fullmatch(wanted) and _DAY.fullmatch(given))
-        and parse_iso_seconds(wanted) == parse_iso_seconds(given) is not None
+        bool(_DAY.fullmatch(expected_text) and _DAY.fullmatch(actual))
+        and parse_iso_seconds(expected_text) == parse_iso_seconds(actual) is not None
     )
 
 
-def _as_list(asked: Any) -> Sequence[Any]:
-    return asked if isinstance(asked, list) else [asked]
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def _format_value(asked: Any) -> str:
-    return "an empty cell" if asked is None else display_label(to_text(asked))
+def _format_value(value: Any) -> str:
+    return "an empty cell" if value is None else display_label(to_text(value))
 
 
 def _parse_number(text: str) -> float | None:

@@ -29,25 +29,27 @@ _DIGIT_DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%
 _EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (1e20, 1e9))
 
 
-def parse_epoch_seconds(text: str, column: str, form: str | None = None) -> float:
-    """Returns seconds since 1970; a time without a zone is UTC. `form` is a strptime format, in which a time is written
-    that is not in ISO 8601. Raises UnusableRowError saying what stands there."""
+def parse_epoch_seconds(text: str, column: str, time_format: str | None = None) -> float:
+    """Returns seconds since 1970; a time without a zone is UTC. `time_format` is a strptime format, in which a time is
+    written that is not in ISO 8601. Raises UnusableRowError saying what stands there."""
     text = text.strip()
     if not text:
         raise UnusableRowError("no_time", f"column {column!r} is empty")
-    if form is not None:
-        time = parse_time(text, form)
+    if time_format is not None:
+        time = parse_time(text, time_format)
         if time is None:
-            raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time of the format {form}")
+            raise UnusableRowError(
+                "bad_time", f"column {column!r}: {text[:40]!r} is no time of the format {time_format}"
+            )
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    found = _parse_digit_date(text)
-    if found is None:
-        found = _parse_number(text)
-    if found is None:
-        found = _parse_iso(text)
-    if found is None or not _MIN_SECONDS <= found < _END_SECONDS:
+    seconds = _parse_digit_date(text)
+    if seconds is None:
+        seconds = _parse_number(text)
+    if seconds is None:
+        seconds = _parse_iso(text)
+    if seconds is None or not _MIN_SECONDS <= seconds < _END_SECONDS:
         raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time; known: {KNOWN_FORMATS}")
-    return found
+    return seconds
 
 
 def parse_iso_seconds(text: str) -> float | None:
@@ -78,7 +80,7 @@ def _parse_number(text: str) -> float | None:
 
 def _parse_iso(text: str) -> float | None:
     try:
-        found = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text))
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        parsed = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text))
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -26,10 +26,10 @@ def read_record(record: Mapping[str, Any], json_schema: Mapping[str, Any], forma
     return _parse_object(record, json_schema["properties"], formats, "")
 
 
-def parse_time(text: str, form: str) -> datetime | None:
+def parse_time(text: str, time_format: str) -> datetime | None:
     """Returns the time that a text of this strptime format tells, or one of ISO 8601; None where it is neither."""
     try:
-        return datetime.strptime(text, form)
+        return datetime.strptime(text, time_format)
     except ValueError:
         pass
     try:
@@ -38,15 +38,17 @@ def parse_time(text: str, form: str) -> datetime | None:
         return None
 
 
-def _parse_object(record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, above: str) -> dict[str, Any]:
-    found, currencies = dict(record), dict[str, str]()
+def _parse_object(
+    record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, prefix: str
+) -> dict[str, Any]:
+    parsed, currencies = dict(record), dict[str, str]()
     for name, value in record.items():
         if name in fields:
-            found[name], written = _parse_value(value, fields[name], formats, f"{above}{name}")
-            currency = formats.amounts.get(f"{above}{name}")
-            if currency is not None and written:
-                currencies.setdefault(currency, written)
-    return found | {name: written for name, written in currencies.items() if _is_empty(found.get(name))}
+            parsed[name], currency_text = _parse_value(value, fields[name], formats, f"{prefix}{name}")
+            currency = formats.amounts.get(f"{prefix}{name}")
+            if currency is not None and currency_text:
+                currencies.setdefault(currency, currency_text)
+    return parsed | {name: currency_text for name, currency_text in currencies.items() if _is_empty(parsed.get(name))}
 
 
 def _is_empty(value: Any) -> bool:
@@ -60,7 +62,7 @@ def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: s
     if isinstance(value, dict) and "properties" in field.get("items", {}) and (rows := columns_to_rows(value)):
         value = rows
     if isinstance(value, list):
-        return [_parse_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
+        return [_parse_value(item, field.get("items", {}), formats, path)[0] for item in value], ""
     if isinstance(value, dict) and "properties" in field:
         return _parse_object(value, field["properties"], formats, f"{path}."), ""
     if not isinstance(value, str) or not value.strip():
@@ -73,28 +75,32 @@ def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: s
 
 
 def _parse_number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[int | float, str]:
-    read = parse_amount(text, decimal)
-    if read is not None and (with_currency or not read[1]):
-        return read
+    amount = parse_amount(text, decimal)
+    if amount is not None and (with_currency or not amount[1]):
+        return amount
     number = parse_number(text, decimal)
     if number is not None:
         return number, ""
-    told = f"field {path}: {text.strip()[:40]!r}"
-    if read is not None:
-        told += f" names a currency or a unit, {read[1]!r}; data.formats.amounts says what becomes of it"
+    message = f"field {path}: {text.strip()[:40]!r}"
+    if amount is not None:
+        message += f" names a currency or a unit, {amount[1]!r}; data.formats.amounts says what becomes of it"
     else:
-        told += f" is no number with {decimal!r} before its decimals (data.formats.decimal)"
-    raise UnusableRowError("bad_record", told)
+        message += f" is no number with {decimal!r} before its decimals (data.formats.decimal)"
+    raise UnusableRowError("bad_record", message)
 
 
-def _parse_date(text: str, form: str, path: str) -> str:
-    found = parse_time(text, form)
-    if found is None:
-        raise UnusableRowError("bad_record", f"field {path}: {text[:40]!r} is no date of the format {form}")
-    midnight = (found.hour, found.minute, found.second) == (0, 0, 0)
-    return f"{found:%Y-%m-%d}" if midnight and not any(code in form for code in TIME_DIRECTIVES) else found.isoformat()
+def _parse_date(text: str, date_format: str, path: str) -> str:
+    parsed = parse_time(text, date_format)
+    if parsed is None:
+        raise UnusableRowError("bad_record", f"field {path}: {text[:40]!r} is no date of the format {date_format}")
+    midnight = (parsed.hour, parsed.minute, parsed.second) == (0, 0, 0)
+    return (
+        f"{parsed:%Y-%m-%d}"
+        if midnight and not any(code in date_format for code in TIME_DIRECTIVES)
+        else parsed.isoformat()
+    )
 
 
 def _field_types(field: Mapping[str, Any]) -> list[str]:
-    given = field.get("type", [])
-    return [given] if isinstance(given, str) else list(given)
+    types = field.get("type", [])
+    return [types] if isinstance(types, str) else list(types)

@@ -63,35 +63,35 @@ class AnswerIds:
         """Returns what equal answers share, and what tells nobody without the key which they are."""
         return hmac.digest(self._key, b"answer\0" + answer.encode("utf-8", "surrogatepass"), hashlib.sha256)[:8].hex()
 
-    def seal(self, one: AnswerRecord) -> tuple[str, str]:
+    def seal(self, record: AnswerRecord) -> tuple[str, str]:
         """Returns the id of an answer that is given now, and its name."""
         name = secrets.token_hex(8)
-        sure = -1 if one.confidence is None else round(1000 * one.confidence)
-        flags = _LOCAL * one.local + _KEPT * one.kept + _MIRRORED * one.mirrored + _RECORDED * one.recorded
-        told = (bytes.fromhex(part) for part in (name, one.deployment, one.digest))
-        packed = _LAYOUT.pack(_FORMAT_VERSION, *told, int(time.time()) // _DAY_SECONDS, sure, flags)
+        thousandths = -1 if record.confidence is None else round(1000 * record.confidence)
+        flags = _LOCAL * record.local + _KEPT * record.kept + _MIRRORED * record.mirrored + _RECORDED * record.recorded
+        fields = (bytes.fromhex(part) for part in (name, record.deployment, record.digest))
+        packed = _LAYOUT.pack(_FORMAT_VERSION, *fields, int(time.time()) // _DAY_SECONDS, thousandths, flags)
         return base64.urlsafe_b64encode(packed + self._signature(packed)).decode().rstrip("="), name
 
-    def open(self, given: str) -> AnswerRecord | None:
+    def open(self, answer_id: str) -> AnswerRecord | None:
         """Returns what an id tells, None where it is none of these."""
         try:
-            raw = base64.b64decode(given + "=" * (-len(given) % 4), altchars=b"-_", validate=True)
+            raw = base64.b64decode(answer_id + "=" * (-len(answer_id) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
             return None
         packed, signature = raw[: _LAYOUT.size], raw[_LAYOUT.size :]
         if len(packed) < _LAYOUT.size or not hmac.compare_digest(signature, self._signature(packed)):
             return None
-        form, name, deployment, digest, day, sure, flags = _LAYOUT.unpack(packed)
-        if form != _FORMAT_VERSION:
+        format_version, name, deployment_id, digest, day, thousandths, flags = _LAYOUT.unpack(packed)
+        if format_version != _FORMAT_VERSION:
             return None
         return AnswerRecord(
-            deployment.hex(),
+            deployment_id.hex(),
             digest.hex(),
             local=bool(flags & _LOCAL),
             kept=bool(flags & _KEPT),
             mirrored=bool(flags & _MIRRORED),
             recorded=bool(flags & _RECORDED),
-            confidence=None if sure < 0 else sure / 1000,
+            confidence=None if thousandths < 0 else thousandths / 1000,
             day=day,
             name=name.hex(),
         )
@@ -100,11 +100,11 @@ class AnswerIds:
         return hmac.digest(self._key, b"id\0" + packed, hashlib.sha256)[:_SIGNATURE_BYTES]
 
 
-def load_answer_ids(place: Path) -> AnswerIds:
+def load_answer_ids(registry_dir: Path) -> AnswerIds:
     """Returns the ids of registry/<name>, whose key is made where there is none, for this user alone whatever
     INSOURCE_UMASK lets others read: with it, equal answers are told from digests. Raises StageError where it cannot be
     written."""
-    with shared_jsonl.open_locked(place / KEY_FILE, _DESCRIPTION) as file:
+    with shared_jsonl.open_locked(registry_dir / KEY_FILE, _DESCRIPTION) as file:
         try:
             shared_jsonl.restrict_to_owner(file)
             file.seek(0)

@@ -56,57 +56,57 @@ class Escalation:
         self._failures, self._silent_until = 0, 0.0
         self._asking: set[asyncio.Task[ScoredAnswer | str]] = set()
 
-    async def ask(self, given: Input) -> ScoredAnswer | str:
+    async def ask(self, task_input: Input) -> ScoredAnswer | str:
         """Returns a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
 
         A client that is gone meanwhile ends nothing: what was asked is paid for, and its price has to be known.
         """
         if time.monotonic() < self._silent_until:
             return FAILED
-        row = {"id": secrets.token_hex(8), "input": {"text": given.text}}
+        row = {"id": secrets.token_hex(8), "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(self.system, self.task.material, [row])
-        asking = asyncio.create_task(self._in_time(request))
-        self._asking.add(asking)
-        asking.add_done_callback(self._ended)
-        found: ScoredAnswer | str
+        pending = asyncio.create_task(self._in_time(request))
+        self._asking.add(pending)
+        pending.add_done_callback(self._ended)
+        result: ScoredAnswer | str
         try:
-            found = await asyncio.shield(asking)
+            result = await asyncio.shield(pending)
         except TimeoutError:
-            found = FAILED
+            result = FAILED
         except StageError:
             return OVER_BUDGET  # what is spent cannot be written down
-        if found == FAILED:
+        if result == FAILED:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
                 self._silent_until = time.monotonic() + PAUSE_SECONDS
         else:
             self._failures = 0
-        return found
+        return result
 
     async def close(self) -> None:
         """Closes its connections, and ends what is still asked."""
-        for asking in self._asking:
-            asking.cancel()
-        for line in self._lines:
-            await line.close()
+        for pending in self._asking:
+            pending.cancel()
+        for client in self._lines:
+            await client.close()
 
-    def _ended(self, asking: asyncio.Task[ScoredAnswer | str]) -> None:
-        self._asking.discard(asking)
-        if not asking.cancelled():
-            asking.exception()  # nobody may wait for it any more
+    def _ended(self, pending: asyncio.Task[ScoredAnswer | str]) -> None:
+        self._asking.discard(pending)
+        if not pending.cancelled():
+            pending.exception()  # nobody may wait for it any more
 
     async def _in_time(self, request: Request) -> ScoredAnswer | str:
         async with asyncio.timeout(self.task.recipe.route.api_seconds):
             return await self._asked(request)
 
     async def _asked(self, request: Request) -> ScoredAnswer | str:
-        found = await self._judged(request)
-        if isinstance(found, str):
-            return found
-        problem = found.parsed.problem
+        result = await self._judged(request)
+        if isinstance(result, str):
+            return result
+        problem = result.parsed.problem
         if problem in _PROBLEM_MESSAGES and request.choices is None:
-            found = await self._judged(_build_repair_request(request, found.answer.output or "", problem))
-        return INVALID if isinstance(found, ScoredAnswer) and found.parsed.problem is not None else found
+            result = await self._judged(_build_repair_request(request, result.answer.output or "", problem))
+        return INVALID if isinstance(result, ScoredAnswer) and result.parsed.problem is not None else result
 
     async def _judged(self, request: Request) -> ScoredAnswer | str:
         reply = await self._reply(request)
@@ -121,43 +121,43 @@ class Escalation:
     async def _reply(self, request: Request) -> RequestResult:
         """Returns the reply, asked again without a parameter that the provider refuses by name."""
         while True:
-            line = self._lines[-1]
-            reply = await line.reply(request)
-            optional = API_MODULES[line.backend.wire].OPTIONAL_PARAMETERS
-            refused = api_errors.find_rejected_parameter(reply.error or "", optional)
-            if refused is None or refused in line.backend.left_out:
+            client = self._lines[-1]
+            reply = await client.reply(request)
+            optional = API_MODULES[client.backend.wire].OPTIONAL_PARAMETERS
+            rejected = api_errors.find_rejected_parameter(reply.error or "", optional)
+            if rejected is None or rejected in client.backend.left_out:
                 return reply
-            if line is self._lines[-1]:
-                backend = replace(line.backend, left_out=(*line.backend.left_out, refused))
+            if client is self._lines[-1]:
+                backend = replace(client.backend, left_out=(*client.backend.left_out, rejected))
                 self._lines.append(BackendClient(backend, self._purse))
 
 
-def build_escalation(task: Task, place: Path) -> Escalation | NoEscalation:
+def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalation:
     """Returns the API model that a task's requests may be escalated to, or why there is none. Raises RecipeError where
     its model family does not take what the recipe sets.
 
-    `place`: registry/<name>, where what is spent is written down.
+    `registry_dir`: registry/<name>, where what is spent is written down.
     """
     recipe, name = task.recipe, choose_baseline(task)
     if not recipe.privacy.data_may_leave:
         return NoEscalation("data_may_not_leave", "privacy.data_may_leave is false")
-    chosen = [one for one in catalog.api_systems(recipe) if one.name == name]
-    if not chosen or chosen[0].baseline is None:
+    systems = [candidate for candidate in catalog.api_systems(recipe) if candidate.name == name]
+    if not systems or systems[0].baseline is None:
         return NoEscalation("no_api_model", "the recipe names no API model (route.baseline)")
-    system, baseline = chosen[0], chosen[0].baseline
-    if told := _find_unsupported(system, baseline):
-        return NoEscalation("no_api_model", f"{name} {told}; name another one (route.baseline)")
+    system, baseline = systems[0], systems[0].baseline
+    if problem := _find_unsupported(system, baseline):
+        return NoEscalation("no_api_model", f"{name} {problem}; name another one (route.baseline)")
     if missing := catalog.skipped_systems([system], recipe):
         return NoEscalation("no_api_model", missing[0].why)
     if unknown := pricing.find_unknown_prices([baseline]):
         return NoEscalation("no_api_model", unknown[0])
-    if not recipe.route.mirror and (told := _find_threshold_problem(task)):
-        return NoEscalation("no_threshold", told)
+    if not recipe.route.mirror and (problem := _find_threshold_problem(task)):
+        return NoEscalation("no_threshold", problem)
     ledger = None
     if pricing.lookup_price(baseline) is not None:
         if not recipe.route.usd_per_month:
             return NoEscalation("no_budget", "route.usd_per_month is 0")
-        ledger = Ledger(place / "spend", recipe.route.usd_per_month)
+        ledger = Ledger(registry_dir / "spend", recipe.route.usd_per_month)
     seconds = min(baseline.timeout_seconds, recipe.route.api_seconds)
     backend = replace(
         api_models.build_endpoint(baseline, task.material),
@@ -170,9 +170,9 @@ def build_escalation(task: Task, place: Path) -> Escalation | NoEscalation:
 def choose_baseline(task: Task) -> str | None:
     """Returns the name of the baseline that answers below the threshold: the one that the recipe names for that, or as
     its target, else that of the plan, else the first."""
-    named = task.recipe.route.baseline or task.recipe.route.not_worse_than
-    closed = {one.name for one in catalog.api_systems(task.recipe)}
-    return named or next((name for name in catalog.fallback_names(task.recipe) if name in closed), None)
+    configured = task.recipe.route.baseline or task.recipe.route.not_worse_than
+    api_names = {system.name for system in catalog.api_systems(task.recipe)}
+    return configured or next((name for name in catalog.fallback_names(task.recipe) if name in api_names), None)
 
 
 def _find_threshold_problem(task: Task) -> str | None:
@@ -194,6 +194,6 @@ def _find_unsupported(system: System, baseline: Baseline) -> str | None:
 
 
 def _build_repair_request(request: Request, output: str, problem: str) -> Request:
-    told = f"This is no answer of the task: {_PROBLEM_MESSAGES[problem]}. Answer again, with the answer alone."
-    more = [{"role": "assistant", "content": output}, {"role": "user", "content": told}]
-    return replace(request, id=f"{request.id}-again", messages=[*request.messages, *more])
+    message = f"This is no answer of the task: {_PROBLEM_MESSAGES[problem]}. Answer again, with the answer alone."
+    extra = [{"role": "assistant", "content": output}, {"role": "user", "content": message}]
+    return replace(request, id=f"{request.id}-again", messages=[*request.messages, *extra])

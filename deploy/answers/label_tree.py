@@ -30,12 +30,19 @@ class LabelTree:
     choices: Mapping[TokenIds, Sequence[int]]
     """Where labels part: the tokens before, and those that may come next."""
 
-    def probabilities(self, told: Mapping[TokenIds, Mapping[int, float]]) -> dict[str, float]:
-        """Returns the probability of each label; `told` has the log-probabilities of the tokens at each choice."""
-        shares = {at: _softmax([told[at][token] for token in tokens]) for at, tokens in self.choices.items()}
-        steps = {at: dict(zip(self.choices[at], share, strict=True)) for at, share in shares.items()}
+    def probabilities(self, log_probabilities: Mapping[TokenIds, Mapping[int, float]]) -> dict[str, float]:
+        """Returns the probability of each label; `log_probabilities` has the log-probabilities of the tokens at each
+        choice."""
+        distributions = {
+            prefix: _softmax([log_probabilities[prefix][token] for token in tokens])
+            for prefix, tokens in self.choices.items()
+        }
+        steps = {
+            prefix: dict(zip(self.choices[prefix], distribution, strict=True))
+            for prefix, distribution in distributions.items()
+        }
         return {
-            label: math.prod(steps[path[:at]][path[at]] for at in range(len(path)) if path[:at] in steps)
+            label: math.prod(steps[path[:index]][path[index]] for index in range(len(path)) if path[:index] in steps)
             for label, path in self.paths.items()
         }
 
@@ -44,11 +51,11 @@ def build_tree(paths: Mapping[str, TokenIds]) -> LabelTree:
     """Returns the tree of labels. Raises ValueError where two of them have the same tokens."""
     if len(set(paths.values())) < len(paths):
         raise ValueError("two labels have the same tokens")
-    following: dict[TokenIds, dict[int, None]] = {}
+    next_tokens: dict[TokenIds, dict[int, None]] = {}
     for path in paths.values():
-        for at, token in enumerate(path):
-            following.setdefault(path[:at], {})[token] = None
-    return LabelTree(paths, {at: list(tokens) for at, tokens in following.items() if len(tokens) > 1})
+        for index, token in enumerate(path):
+            next_tokens.setdefault(path[:index], {})[token] = None
+    return LabelTree(paths, {prefix: list(tokens) for prefix, tokens in next_tokens.items() if len(tokens) > 1})
 
 
 class TaskTokens:
@@ -73,7 +80,7 @@ class TaskTokens:
         conversation = self._module.messages(self._spec, {"text": "x"})
         examples = chat_template.render_examples(tokenizer, [conversation] * len(labels), labels)
         return tokenizer, build_tree(
-            {label: tuple(one.completion_ids) for label, one in zip(labels, examples, strict=True)}
+            {label: tuple(example.completion_ids) for label, example in zip(labels, examples, strict=True)}
         )
 
 
@@ -81,5 +88,5 @@ def _softmax(log_probabilities: Sequence[float]) -> list[float]:
     highest = max(log_probabilities)
     if highest == -math.inf:
         return [1 / len(log_probabilities)] * len(log_probabilities)
-    weights = [math.exp(one - highest) for one in log_probabilities]
-    return [one / sum(weights) for one in weights]
+    weights = [math.exp(value - highest) for value in log_probabilities]
+    return [weight / sum(weights) for weight in weights]

@@ -51,58 +51,60 @@ class EngineRequestError(RequestError):
     """vLLM has refused a request. The gateway's client reads of it what is true of its own request; `engine_status` is
     the status that vLLM answered with."""
 
-    def __init__(self, engine_status: int, said: Any) -> None:
-        told, self.engine_status = extract_message(said), engine_status
+    def __init__(self, engine_status: int, payload: Any) -> None:
+        message, self.engine_status = extract_message(payload), engine_status
         if engine_status in RETRYABLE_STATUSES:
-            super().__init__(503, "overloaded_error", f"the model is busy: {told}", retry_seconds=5)
+            super().__init__(503, "overloaded_error", f"the model is busy: {message}", retry_seconds=5)
         elif engine_status in MISCONFIGURED_STATUSES:
-            super().__init__(502, "api_error", f"the model's server answers {engine_status}: {told}")
+            super().__init__(502, "api_error", f"the model's server answers {engine_status}: {message}")
         else:
-            super().__init__(400, "invalid_request_error", f"the model refuses the input: {told}")
+            super().__init__(400, "invalid_request_error", f"the model refuses the input: {message}")
 
 
-async def query_model(engine: EngineConnection, task: Task, given: Input, most_tokens: int | None) -> ScoredAnswer:
+async def query_model(engine: EngineConnection, task: Task, task_input: Input, max_tokens: int | None) -> ScoredAnswer:
     """Returns what the deployed version answers. An answer that does not fit the task's schema is asked for again once,
     where something can be changed: under the grammar, or with more tokens. Raises RefusedError."""
-    request, backend = task.request(given, most_tokens), task.backend()
-    own = await _query(engine, task, backend, request)
-    if own.parsed.problem is None:
-        return own
-    again = task.backend(constrained=True)
-    longer = RETRY_TOKENS_FACTOR * request.max_tokens if own.parsed.problem == TRUNCATED else request.max_tokens
-    more = replace(request, max_tokens=min(longer, most_tokens or longer))
-    if (again, more) == (backend, request):
-        return own
+    request, backend = task.request(task_input, max_tokens), task.backend()
+    answer = await _query(engine, task, backend, request)
+    if answer.parsed.problem is None:
+        return answer
+    retry_backend = task.backend(constrained=True)
+    retry_tokens = (
+        RETRY_TOKENS_FACTOR * request.max_tokens if answer.parsed.problem == TRUNCATED else request.max_tokens
+    )
+    retry_request = replace(request, max_tokens=min(retry_tokens, max_tokens or retry_tokens))
+    if (retry_backend, retry_request) == (backend, request):
+        return answer
     try:
-        second = await _query(engine, task, again, more)
+        retry_answer = await _query(engine, task, retry_backend, retry_request)
     except RequestError as error:
         if error.status != 400:  # more tokens than the model has room for
             raise
-        return own
+        return answer
     # The comparison asks once: of second answers no scale and no threshold is known.
-    return replace(second, confidence=None, again=True) if second.parsed.problem is None else own
+    return replace(retry_answer, confidence=None, again=True) if retry_answer.parsed.problem is None else answer
 
 
 async def _query(engine: EngineConnection, task: Task, backend: Backend, request: Request) -> ScoredAnswer:
-    received = await _send(engine, backend, request)
-    answer = to_answer(received)
+    completion = await _send(engine, backend, request)
+    answer = to_answer(completion)
     parsed = task.read(answer)
     return ScoredAnswer(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
 
 
-def to_answer(received: Completion) -> SystemAnswer:
+def to_answer(completion: Completion) -> SystemAnswer:
     """Returns what was received as the comparison reads it."""
-    likely = received.log_probability
+    log_probability = completion.log_probability
     return SystemAnswer(
         id="input",
-        output=received.output,
-        finish_reason=received.finish_reason or "stop",
-        model_id=received.model_id,
-        log_probability=likely if likely is None or math.isfinite(likely) else None,
-        field_log_probability=received.field_log_probability,
-        input_tokens=received.usage.input_tokens,
-        output_tokens=received.usage.output_tokens,
-        probabilities=received.probabilities,
+        output=completion.output,
+        finish_reason=completion.finish_reason or "stop",
+        model_id=completion.model_id,
+        log_probability=log_probability if log_probability is None or math.isfinite(log_probability) else None,
+        field_log_probability=completion.field_log_probability,
+        input_tokens=completion.usage.input_tokens,
+        output_tokens=completion.usage.output_tokens,
+        probabilities=completion.probabilities,
     )
 
 
@@ -110,25 +112,27 @@ async def _send(engine: EngineConnection, backend: Backend, request: Request) ->
     from openai.types.chat import ChatCompletion
 
     try:
-        async with engine.session.post("/v1/chat/completions", json=openai_chat.build_body(backend, request)) as found:
-            said: Any = await found.json(content_type=None)
+        async with engine.session.post(
+            "/v1/chat/completions", json=openai_chat.build_body(backend, request)
+        ) as response:
+            payload: Any = await response.json(content_type=None)
     except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
         raise RequestError(
             503, "overloaded_error", f"the model broke off: {type(error).__name__}", retry_seconds=5
         ) from None
-    if found.status >= 500:
+    if response.status >= 500:
         raise RequestError(503, "overloaded_error", "the model fails", retry_seconds=5)
     engine.heard()
-    if found.status != 200:
-        raise EngineRequestError(found.status, said)
+    if response.status != 200:
+        raise EngineRequestError(response.status, payload)
     try:
-        return openai_chat.parse_completion(ChatCompletion.construct(**said), backend, request)
+        return openai_chat.parse_completion(ChatCompletion.construct(**payload), backend, request)
     except (ValueError, AttributeError, TypeError) as error:
         raise RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
 
 
-def extract_message(said: Any) -> str:
+def extract_message(payload: Any) -> str:
     """Returns what vLLM says of an error."""
-    told = said.get("error", said) if isinstance(said, dict) else said
-    told = told.get("message", told) if isinstance(told, dict) else told
-    return str(told)[:_MAX_MESSAGE_CHARACTERS]
+    message = payload.get("error", payload) if isinstance(payload, dict) else payload
+    message = message.get("message", message) if isinstance(message, dict) else message
+    return str(message)[:_MAX_MESSAGE_CHARACTERS]

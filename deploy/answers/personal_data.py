@@ -43,7 +43,9 @@ _UNESCAPE_PASSES = 2
 
 def find_kinds(text: str) -> frozenset[str]:
     """Returns the kinds of personal data that any reading of a text holds."""
-    return frozenset(one.kind for reading in dict.fromkeys(iter_readings(text)) for one in redaction.find_pii(reading))
+    return frozenset(
+        match.kind for reading in dict.fromkeys(iter_readings(text)) for match in redaction.find_pii(reading)
+    )
 
 
 def iter_readings(text: str) -> Iterator[str]:
@@ -51,18 +53,18 @@ def iter_readings(text: str) -> Iterator[str]:
     yield text
     plain = unicodedata.normalize("NFKC", _JOINERS.sub("", INVISIBLE.sub("", text)))
     yield plain
-    meant = plain.replace("\u3002", ".")
+    normalized = plain.replace("\u3002", ".")
     for _ in range(_UNESCAPE_PASSES):
-        meant = html.unescape(unquote(meant)) if "%" in meant or "&" in meant else meant
-    meant = re.sub(r"\s+", " ", meant)
-    yield meant
-    yield _GROUPED_IN_FOURS.sub(" ", meant)
-    if _AT.search(meant):
-        yield _DOT.sub(".", _AT.sub("@", meant))
+        normalized = html.unescape(unquote(normalized)) if "%" in normalized or "&" in normalized else normalized
+    normalized = re.sub(r"\s+", " ", normalized)
+    yield normalized
+    yield _GROUPED_IN_FOURS.sub(" ", normalized)
+    if _AT.search(normalized):
+        yield _DOT.sub(".", _AT.sub("@", normalized))
     digits = (
-        _NUMBER_WORD.sub(_parse_digit, meant)
-        if len(_NUMBER_WORD.findall(meant)) > _MAX_ORDINARY_NUMBER_WORDS
-        else meant
+        _NUMBER_WORD.sub(_parse_digit, normalized)
+        if len(_NUMBER_WORD.findall(normalized)) > _MAX_ORDINARY_NUMBER_WORDS
+        else normalized
     )
     yield "\n".join(_join_digits(re.findall(r"\d+", run)) for run in _SEPARATED_DIGITS.findall(digits))
 
@@ -73,6 +75,6 @@ def _join_digits(groups: list[str]) -> str:
     return "\n".join("".join(groups[start:end]) for start in range(_MAX_TRIMMED_GROUPS + 1) for end in ends)
 
 
-def _parse_digit(found: re.Match[str]) -> str:
-    word = found[0].lower()
+def _parse_digit(match: re.Match[str]) -> str:
+    word = match[0].lower()
     return "0" if word == "oh" else str(_DIGIT_WORDS.index(word))

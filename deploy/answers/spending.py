@@ -49,9 +49,9 @@ class Ledger:
             shared_jsonl.append_line(file, {"attempt": attempt, "usd": usd}, _DESCRIPTION)
         return path, attempt
 
-    def settle(self, at: tuple[Path, str], spent_usd: float) -> None:
+    def settle(self, reservation: tuple[Path, str], spent_usd: float) -> None:
         """Writes down what an attempt did cost. Raises StageError where that fails: it counts in full then."""
-        path, attempt = at
+        path, attempt = reservation
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
             shared_jsonl.append_line(file, {"attempt": attempt, "spent_usd": spent_usd}, _DESCRIPTION, flush=False)
 
@@ -71,8 +71,8 @@ class Ledger:
         self._read += sum(len(line) + 1 for line in lines)
         for line in lines:
             try:
-                told = json.loads(line)
-                attempt, usd = told["attempt"], float(told["spent_usd"] if "spent_usd" in told else told["usd"])
+                record = json.loads(line)
+                attempt, usd = record["attempt"], float(record["spent_usd"] if "spent_usd" in record else record["usd"])
             except (ValueError, TypeError, KeyError):
                 continue  # torn, so that it was not sent
             self._sum += usd - self._costs.get(attempt, 0.0)
@@ -94,26 +94,26 @@ class MonthlyBudget:
 
     async def reserve(self, request: Request) -> bool:
         """Returns whether an attempt may be made, which is on disk then. Raises StageError where it cannot be."""
-        most = self._price.most_usd(self._reckoning.most_tokens(request), request.max_tokens)
-        if (at := await run_in_thread(self._ledger.reserve, most)) is None:
+        max_usd = self._price.most_usd(self._reckoning.most_tokens(request), request.max_tokens)
+        if (reservation := await run_in_thread(self._ledger.reserve, max_usd)) is None:
             return False
-        self._reserved[request.id] = at, most
+        self._reserved[request.id] = reservation, max_usd
         return True
 
-    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
+    def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
         """Has what an attempt brought written down."""
-        at, most = self._reserved.pop(request.id)
-        spent = most if unsure else 0.0
-        if received is not None:
-            usage = received.usage
-            known = usage.input_tokens is not None and usage.output_tokens is not None
-            spent = self._price.usd(usage) if known else most
-        task = asyncio.get_running_loop().create_task(self._settled(at, spent))
+        reservation, max_usd = self._reserved.pop(request.id)
+        spent_usd = max_usd if possibly_charged else 0.0
+        if completion is not None:
+            usage = completion.usage
+            is_known = usage.input_tokens is not None and usage.output_tokens is not None
+            spent_usd = self._price.usd(usage) if is_known else max_usd
+        task = asyncio.get_running_loop().create_task(self._settled(reservation, spent_usd))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
-    async def _settled(self, at: tuple[Path, str], spent_usd: float) -> None:
+    async def _settled(self, reservation: tuple[Path, str], spent_usd: float) -> None:
         try:
-            await run_in_thread(self._ledger.settle, at, spent_usd)
+            await run_in_thread(self._ledger.settle, reservation, spent_usd)
         except StageError:
             return  # it counts in full

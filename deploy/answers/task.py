@@ -82,19 +82,21 @@ class Task:
 
     def prepared(self, text: str) -> Input:
         """Returns an input as preparation writes it. Raises RefusedError where preparation would reject it."""
-        most = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
-        if len(text) > most:
-            raise invalid_request(f"the input has {len(text):,} characters, and the model reads at most {most:,}")
+        max_characters = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
+        if len(text) > max_characters:
+            raise invalid_request(
+                f"the input has {len(text):,} characters, and the model reads at most {max_characters:,}"
+            )
         try:
             return inputs.prepare_input(text, self.recipe.privacy.redact)
         except UnusableRowError as error:
             raise invalid_request(f"the input cannot be used: {error.detail}") from None
 
-    def request(self, given: Input, most_tokens: int | None = None) -> Request:
-        """Returns the request for an input, as the comparison asks it; `most_tokens`: a limit on the answer."""
-        row = {"id": "input", "input": {"text": given.text}}
+    def request(self, task_input: Input, max_tokens: int | None = None) -> Request:
+        """Returns the request for an input, as the comparison asks it; `max_tokens`: a limit on the answer."""
+        row = {"id": "input", "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.material, [row])
-        return replace(request, max_tokens=min(request.max_tokens, most_tokens or request.max_tokens))
+        return replace(request, max_tokens=min(request.max_tokens, max_tokens or request.max_tokens))
 
     def backend(self, constrained: bool | None = None) -> Backend:
         """Returns how vLLM is asked; `constrained`: under the grammar, whatever the recipe asks for."""
@@ -115,8 +117,8 @@ class Task:
 
     def told_confidence(self, answer: SystemAnswer) -> float | None:
         """Returns how sure an API model says it is, None where it does not say."""
-        other = System("api", "closed", "api")
-        return confidence.compute_confidences(SystemResponses(other, [answer]), None, [answer])[0]
+        system = System("api", "closed", "api")
+        return confidence.compute_confidences(SystemResponses(system, [answer]), None, [answer])[0]
 
     def identity(self, value: Any) -> str:
         """Returns what equal answers share, by the rule that scores them."""
@@ -130,7 +132,7 @@ class Task:
         return value if isinstance(value, str) else str(self.material.module.answer_text(self.material.spec, value))
 
 
-def build_task(served: ServedModel, version: str, started_with: Recipe | None, routing: Routing) -> Task | None:
+def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None, routing: Routing) -> Task | None:
     """Returns the task of a version, None for one whose prompt.json does not state it."""
     # What the first request would import, while others wait.
     from openai.types.chat import ChatCompletion  # noqa: F401
@@ -140,14 +142,14 @@ def build_task(served: ServedModel, version: str, started_with: Recipe | None, r
         return None
     module, spec = load_task_spec(prompt["task"])
     recipe = served.recipe
-    if started_with is not None:
-        now = {name: getattr(started_with, name) for name in GATEWAY_SECTIONS}
-        both = recipe.privacy.data_may_leave and started_with.privacy.data_may_leave
-        privacy = recipe.privacy.model_copy(update={"data_may_leave": both})
-        recipe = recipe.model_copy(update={**now, "privacy": privacy})
-    head = "\n".join(one["content"] for one in module.messages(spec, {"text": ""})).strip()
+    if gateway_recipe is not None:
+        sections = {name: getattr(gateway_recipe, name) for name in GATEWAY_SECTIONS}
+        may_leave = recipe.privacy.data_may_leave and gateway_recipe.privacy.data_may_leave
+        privacy = recipe.privacy.model_copy(update={"data_may_leave": may_leave})
+        recipe = recipe.model_copy(update={**sections, "privacy": privacy})
+    prompt_head = "\n".join(message["content"] for message in module.messages(spec, {"text": ""})).strip()
     return Task(
-        served.name, version, served.folder, recipe, EvalDataset(module, spec, prompt, [], [], []), head, routing
+        served.name, version, served.folder, recipe, EvalDataset(module, spec, prompt, [], [], []), prompt_head, routing
     )
 
 

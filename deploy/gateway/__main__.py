@@ -54,16 +54,22 @@ class Gateway:
 
     def __init__(
         self,
-        places: Sequence[Path],
+        registry_dirs: Sequence[Path],
         vllm: VllmProcess,
-        door: proxy.ProxyState,
-        parity: float,
+        proxy_state: proxy.ProxyState,
+        min_agreement: float,
         hang_seconds: float = 60.0,
         recipes: Mapping[str, Recipe] = MappingProxyType({}),
     ) -> None:
-        self.places, self.vllm, self.door, self.parity, self.hang_seconds = places, vllm, door, parity, hang_seconds
-        self.deployments = Deployments(door, recipes)
-        self.loaded: dict[str, set[str]] = {place.name: set() for place in places}
+        self.places, self.vllm, self.door, self.parity, self.hang_seconds = (
+            registry_dirs,
+            vllm,
+            proxy_state,
+            min_agreement,
+            hang_seconds,
+        )
+        self.deployments = Deployments(proxy_state, recipes)
+        self.loaded: dict[str, set[str]] = {registry_dir.name: set() for registry_dir in registry_dirs}
         self.refused: set[tuple[str, str]] = set()
         self._deployed_at: dict[str, int] = {}
         self._announced = False
@@ -74,60 +80,63 @@ class Gateway:
 
     async def change_over(self) -> None:
         """Makes every model answer with the version that its registry folder says, one after the other."""
-        for place in self.places:
-            while wanted := await run_in_thread(self.wanted, place):
-                began = time.monotonic()
+        for registry_dir in self.places:
+            while version := await run_in_thread(self.wanted, registry_dir):
+                started_at = time.monotonic()
                 try:
-                    agreement = await self.load(place, wanted)
-                    deployed = await self.deployments.load(place, wanted)
+                    agreement = await self.load(registry_dir, version)
+                    deployment = await self.deployments.load(registry_dir, version)
                 except EngineUnresponsiveError as error:
                     # No fault of the version: it is loaded when vLLM answers again.
-                    self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {error}")
+                    self.say_once(f"vllm      broke off while {registry_dir.name}@{version} was loaded: {error}")
                     return
                 except (StageError, RecipeError) as error:
-                    self.refuse(place, wanted, error)
+                    self.refuse(registry_dir, version, error)
                     continue
-                told = "again    " if self.door.versions.get(place.name) == wanted else "current  "
-                self.deployments.put(place, wanted, deployed)
-                seconds = time.monotonic() - began
+                label = "again    " if self.door.versions.get(registry_dir.name) == version else "current  "
+                self.deployments.put(registry_dir, version, deployment)
+                seconds = time.monotonic() - started_at
                 log_line(
-                    f"{told} {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s"
+                    f"{label} {registry_dir.name}@{version}: {agreement:.1%} of its reference answers, after "
+                    f"{seconds:.1f} s"
                 )
-            await self.deployments.refresh(place)
+            await self.deployments.refresh(registry_dir)
 
-    def wanted(self, place: Path) -> str | None:
+    def wanted(self, registry_dir: Path) -> str | None:
         """Returns the version that is to be loaded next, None where the one that answers is right: after a restart of
         vLLM the one that answered, then the current version, or where that was refused and nothing answers, the one
         that was deployed before it."""
-        answering, current = self.door.versions.get(place.name), registry.current_version(place)
-        if (deployed := registry.deployed_at(place)) != self._deployed_at.get(place.name):
+        answering, current = self.door.versions.get(registry_dir.name), registry.current_version(registry_dir)
+        if (deployed_at := registry.deployed_at(registry_dir)) != self._deployed_at.get(registry_dir.name):
             # What was refused is looked at again where it is deployed again.
-            self._deployed_at[place.name] = deployed
-            self.refused.discard((place.name, str(current)))
-        refused = {version for name, version in self.refused if name == place.name}
-        if answering and answering not in self.loaded[place.name]:
+            self._deployed_at[registry_dir.name] = deployed_at
+            self.refused.discard((registry_dir.name, str(current)))
+        rejected = {version for name, version in self.refused if name == registry_dir.name}
+        if answering and answering not in self.loaded[registry_dir.name]:
             return answering
         if answering:
-            return current if current not in {None, answering, *refused} else None
-        return next(iter_candidates(place, refused), None)
+            return current if current not in {None, answering, *rejected} else None
+        return next(iter_candidates(registry_dir, rejected), None)
 
-    def refuse(self, place: Path, version: str, error: Exception) -> None:
+    def refuse(self, registry_dir: Path, version: str, error: Exception) -> None:
         """Sets a version aside, and says so once."""
-        self.refused.add((place.name, version))
-        if self.door.versions.get(place.name) == version:
-            self.deployments.remove(place.name)  # it answered until vLLM was started again
-        stays = self.door.versions.get(place.name)
-        log_line(f"refused   {place.name}@{version}: {error}; {f'{stays} goes on' if stays else 'nothing answers'}")
+        self.refused.add((registry_dir.name, version))
+        if self.door.versions.get(registry_dir.name) == version:
+            self.deployments.remove(registry_dir.name)  # it answered until vLLM was started again
+        active = self.door.versions.get(registry_dir.name)
+        log_line(
+            f"refused   {registry_dir.name}@{version}: {error}; {f'{active} goes on' if active else 'nothing answers'}"
+        )
 
-    async def load(self, place: Path, version: str) -> float:
+    async def load(self, registry_dir: Path, version: str) -> float:
         """Loads a version beside the others. Returns the share of its reference answers that vLLM gives.
 
         Raises RecipeError where it cannot be served, StageError where vLLM does not load it or answers otherwise, and
         BrokeOffError where vLLM answers nothing any more.
         """
-        served = await run_in_thread(load_version, place, version)
-        if told := await run_in_thread(find_incompatibility, self.vllm.plan, served):
-            raise RecipeError(told)
+        served = await run_in_thread(load_version, registry_dir, version)
+        if problem := await run_in_thread(find_incompatibility, self.vllm.plan, served):
+            raise RecipeError(problem)
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_FACTOR * self.hang_seconds):
                 agreement = await self._loaded(served, version)
@@ -138,39 +147,39 @@ class Gateway:
             if not await self.answers():
                 raise EngineUnresponsiveError(str(error)) from None
             raise
-        floor = (
+        min_agreement = (
             self.parity
             if launch_plan.has_trained_weights(served, self.vllm.plan.serve)
             else reference_check.MIN_AGREEMENT_OTHER_WEIGHTS
         )
-        if agreement < floor:
+        if agreement < min_agreement:
             raise StageError(
-                f"vLLM gives {agreement:.1%} of its reference answers, and at least {floor:.1%} are due "
+                f"vLLM gives {agreement:.1%} of its reference answers, and at least {min_agreement:.1%} are due "
                 "(serve.parity.same_weights)"
             )
         return agreement
 
     async def _loaded(self, served: ServedModel, version: str) -> float:
         name = f"{served.name}@{version}"
-        async with client.open_session(self.vllm.address) as asking:
+        async with client.open_session(self.vllm.address) as session:
             if version not in self.loaded[served.name]:
-                await client.load_adapter(asking, name, str(served.folder))
+                await client.load_adapter(session, name, str(served.folder))
                 self.loaded[served.name].add(version)
-            if told := await run_in_thread(reference_check.find_prompt_mismatch, served, name, self.vllm.address):
-                raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {told}")
+            if mismatch := await run_in_thread(reference_check.find_prompt_mismatch, served, name, self.vllm.address):
+                raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {mismatch}")
             rounding = launch_plan.rounding_tolerance(served, self.vllm.plan.serve)
             return await run_in_thread(_measure_agreement, served, name, self.vllm.address, rounding)
 
     async def tidy(self) -> None:
         """Takes out versions that answer no more, once nothing is on its way to them."""
         await self.deployments.tidy()
-        async with client.open_session(self.vllm.address, read_seconds=self.hang_seconds) as asking:
+        async with client.open_session(self.vllm.address, read_seconds=self.hang_seconds) as session:
             for name, versions in self.loaded.items():
                 for version in versions - {self.door.versions.get(name)}:
                     if self.door.on_their_way[f"{name}@{version}"]:
                         continue
                     try:
-                        await client.unload_adapter(asking, f"{name}@{version}")
+                        await client.unload_adapter(session, f"{name}@{version}")
                     except (ClientError, TimeoutError):
                         return
                     except StageError as error:
@@ -191,17 +200,21 @@ class Gateway:
             elif not self._announced and not self._said:
                 raise StageError("no deployed version can be served")
             await self.tidy()
-            if told := await run_in_thread(self.door.keys.refresh):
-                log_line(f"keys      {told}")
+            if message := await run_in_thread(self.door.keys.refresh):
+                log_line(f"keys      {message}")
             await asyncio.sleep(POLL_SECONDS)
 
     def _not_loaded(self) -> list[str]:
         """Names of models whose version vLLM does not have."""
-        return [name for name, of in self.door.versions.items() if name in self.loaded and of not in self.loaded[name]]
+        return [
+            name
+            for name, version in self.door.versions.items()
+            if name in self.loaded and version not in self.loaded[name]
+        ]
 
     def open(self) -> None:
         """Lets requests pass to vLLM."""
-        self.door.engine = client.open_session(self.vllm.address, at_once=self.door.limits.requests)
+        self.door.engine = client.open_session(self.vllm.address, max_connections=self.door.limits.requests)
         self.door.answers, self._silent_since, self._said = True, None, ""
         self.door.heard()
 
@@ -211,24 +224,24 @@ class Gateway:
         if not await run_in_thread(self.vllm.alive):
             return f"died, {await run_in_thread(self.vllm.why)}"
         # A child that ends as it should is there for a moment until it is asked for; twice is no moment.
-        before, self._ended_workers = (
+        previous, self._ended_workers = (
             self._ended_workers,
             await run_in_thread(server_process.find_dead_children, self.vllm.pid),
         )
-        if before & self._ended_workers:
+        if previous & self._ended_workers:
             return f"died, a process that it started has ended, {await run_in_thread(self.vllm.why)}"
-        silent = self._silence()
-        self.door.answers = silent < self.hang_seconds / 2
-        if silent >= self.hang_seconds:
-            return f"hangs: it was asked and has sent nothing for {silent:.0f} s (serve.hang_seconds)"
+        silent_seconds = self._silence()
+        self.door.answers = silent_seconds < self.hang_seconds / 2
+        if silent_seconds >= self.hang_seconds:
+            return f"hangs: it was asked and has sent nothing for {silent_seconds:.0f} s (serve.hang_seconds)"
         return None
 
     def _silence(self) -> float:
         """Seconds since vLLM was asked without sending anything."""
-        now, heard = time.monotonic(), self.door.heard_at
-        if self._silent_since is not None and heard >= self._silent_since:
+        now, last_data_at = time.monotonic(), self.door.heard_at
+        if self._silent_since is not None and last_data_at >= self._silent_since:
             self._silent_since = None
-        if now - heard > PROBE_SECONDS and (self._probe is None or self._probe.done()):
+        if now - last_data_at > PROBE_SECONDS and (self._probe is None or self._probe.done()):
             self._silent_since = self._silent_since or now
             self._probe = asyncio.create_task(self.answers())
         return now - self._silent_since if self._silent_since else 0.0
@@ -236,40 +249,40 @@ class Gateway:
     async def answers(self) -> bool:
         """Returns whether vLLM gives a token within hang_seconds. Its wire answers `GET /health` although nothing
         computes any more behind it."""
-        there = self.door.versions.keys() - self._not_loaded()
-        names = [f"{name}@{self.door.versions[name]}" for name in there] or [self.vllm.plan.name]
+        available = self.door.versions.keys() - self._not_loaded()
+        names = [f"{name}@{self.door.versions[name]}" for name in available] or [self.vllm.plan.name]
         body = {"model": names[0], "prompt": "a", "max_tokens": 1}
         try:
             async with (
                 asyncio.timeout(self.hang_seconds),
-                client.open_session(self.vllm.address) as asking,
-                asking.post("/v1/completions", json=body) as answer,
+                client.open_session(self.vllm.address) as session,
+                session.post("/v1/completions", json=body) as response,
             ):
-                await answer.read()
+                await response.read()
         except (ClientError, TimeoutError):
             return False
-        if answer.status < 500:
+        if response.status < 500:
             self.door.heard()
-        return answer.status < 500
+        return response.status < 500
 
-    async def revive(self, why: str) -> None:
+    async def revive(self, reason: str) -> None:
         """Starts vLLM again. Raises StageError where it does not come up."""
-        log_line(f"vllm      {why}")
+        log_line(f"vllm      {reason}")
         await self.close()
         await run_in_thread(self.vllm.stop)
         await self.up()
 
     async def close(self) -> None:
         """Lets nothing pass to vLLM; requests that are with it break off."""
-        asking, self.door.engine = self.door.engine, None
+        session, self.door.engine = self.door.engine, None
         if self._probe:
             self._probe.cancel()
-        if asking:
-            await asking.close()
+        if session:
+            await session.close()
 
     async def up(self) -> None:
         """Starts vLLM, which `follow` loads and opens. Raises StageError where it does not come up."""
-        self.loaded, self._ended_workers = {place.name: set() for place in self.places}, set()
+        self.loaded, self._ended_workers = {registry_dir.name: set() for registry_dir in self.places}, set()
         self.vllm.start()  # in this thread, the main one: the process ends with the thread that started it
         seconds = await run_in_thread(self.vllm.wait_ready)
         log_line(f"vllm      up after {seconds:.0f} s")
@@ -299,28 +312,33 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
-    folder = registry.registry_root(arguments.registry)
-    loaded = [folder_ownership.resolve_name(load(name, overrides, arguments.hardware), folder) for name in names]
+    root = registry.registry_root(arguments.registry)
+    loaded = [folder_ownership.resolve_name(load(name, overrides, arguments.hardware), root) for name in names]
     print("\n".join(describe_precedence(loaded[0])), file=sys.stderr)
-    places = [folder / one.name for one in loaded]
+    registry_dirs = [root / loaded_recipe.name for loaded_recipe in loaded]
     serve = loaded[0].recipe.serve
     address = Address(serve.host, serve.port)
-    asked = plan_backend(places, serve)
+    plan = plan_backend(registry_dirs, serve)
     if arguments.dry_run:
-        print(server.shell_command(asked, Address(socket=Path("vllm.sock")), with_key=False))
+        print(server.shell_command(plan, Address(socket=Path("vllm.sock")), with_key=False))
         return cli.OK
-    valid = keys.load_keys(address, serve.loopback_without_key)
-    door = proxy.ProxyState(valid, serve.limits, tuple(place.name for place in places), Monitor(folder))
+    client_keys = keys.load_keys(address, serve.loopback_without_key)
+    proxy_state = proxy.ProxyState(
+        client_keys, serve.limits, tuple(registry_dir.name for registry_dir in registry_dirs), Monitor(root)
+    )
     server_process.check_port_free(serve.host, serve.port)
-    with tempfile.TemporaryDirectory(prefix="insource-") as private:  # readable by this user alone
+    with tempfile.TemporaryDirectory(prefix="insource-") as private_dir:  # readable by this user alone
         vllm = VllmProcess(
-            asked, Address(socket=Path(private) / "vllm.sock"), folder / "vllm.log", stop_seconds=STOP_SECONDS
+            plan, Address(socket=Path(private_dir) / "vllm.sock"), root / "vllm.log", stop_seconds=STOP_SECONDS
         )
-        recipes = {place.name: one.recipe for place, one in zip(places, loaded, strict=True)}
-        gateway = Gateway(places, vllm, door, serve.parity.same_weights, serve.hang_seconds, recipes)
+        recipes = {
+            registry_dir.name: loaded_recipe.recipe
+            for registry_dir, loaded_recipe in zip(registry_dirs, loaded, strict=True)
+        }
+        gateway = Gateway(registry_dirs, vllm, proxy_state, serve.parity.same_weights, serve.hang_seconds, recipes)
         try:
-            with http_server.open_access_log(folder / "access.jsonl") as access:
-                asyncio.run(serve_forever(gateway, address, access))
+            with http_server.open_access_log(root / "access.jsonl") as access_log:
+                asyncio.run(serve_forever(gateway, address, access_log))
         finally:
             vllm.stop()
     return cli.INTERRUPTED

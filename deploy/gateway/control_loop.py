@@ -21,35 +21,35 @@ DRAIN_SECONDS = 4.0
 """For answers that are under way at the end; with what aiohttp and vLLM take, less than 10 in all."""
 
 
-async def serve_forever(gateway: "Gateway", address: Address, access: Logger | None = None) -> None:
+async def serve_forever(gateway: "Gateway", address: Address, access_log: Logger | None = None) -> None:
     """Serves until it is told to stop. Raises StageError where vLLM does not come up, or fails too often."""
-    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in http_server.list_stop_signals():
-        loop.add_signal_handler(number, stopped.set)
-    runner = http_server.build_runner(gateway.door, access)
+        loop.add_signal_handler(number, stop_event.set)
+    runner = http_server.build_runner(gateway.door, access_log)
     await runner.setup()
     assert runner.server is not None
     listener = await http_server.listen(runner.server, address)
-    watching, writing = (
+    control_task, monitor_task = (
         asyncio.create_task(run_control_loop(gateway, address)),
         asyncio.create_task(gateway.door.watch.run()),
     )
-    stopping = asyncio.create_task(stopped.wait())
+    stop_task = asyncio.create_task(stop_event.wait())
     try:
-        await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            watching.result()
+        await asyncio.wait({control_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        if control_task.done():
+            control_task.result()
         log_line("stop      answering what is on its way, then stopping vLLM")
     finally:
         listener.close()
         gateway.door.stopping = True
-        stopping.cancel()
-        watching.cancel()
-        await asyncio.gather(watching, stopping, return_exceptions=True)
+        stop_task.cancel()
+        control_task.cancel()
+        await asyncio.gather(control_task, stop_task, return_exceptions=True)
         await _wait_for_drain(gateway.door)
         await gateway.close()
         await gateway.door.watch.close()
-        await writing
+        await monitor_task
         await gateway.deployments.close()
         # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
         await asyncio.gather(run_in_thread(gateway.vllm.stop), runner.cleanup())
@@ -60,42 +60,43 @@ async def run_control_loop(gateway: "Gateway", address: Address) -> None:
     come up at first, or fails too often."""
     await gateway.up()
     failures: list[float] = []
-    following = asyncio.create_task(gateway.follow(address))
+    follow_task = asyncio.create_task(gateway.follow(address))
     try:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if following.done():
-                following.result()
-            if why := await gateway.failure():
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
-                await _restart_engine(gateway, failures, why)
-                following = asyncio.create_task(gateway.follow(address))
+            if follow_task.done():
+                follow_task.result()
+            if reason := await gateway.failure():
+                follow_task.cancel()
+                await asyncio.gather(follow_task, return_exceptions=True)
+                await _restart_engine(gateway, failures, reason)
+                follow_task = asyncio.create_task(gateway.follow(address))
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        follow_task.cancel()
+        await asyncio.gather(follow_task, return_exceptions=True)
 
 
-async def _restart_engine(gateway: "Gateway", failures: list[float], why: str) -> None:
+async def _restart_engine(gateway: "Gateway", failures: list[float], reason: str) -> None:
     """Starts vLLM again until it comes up. Raises StageError where it has failed too often; a start that fails counts
     as a failure, since the memory of the one before may not be free yet."""
     while True:
         now = time.monotonic()
-        failures[:] = [at for at in failures if at > now - server.RESTART_WINDOW_SECONDS] + [now]
+        failures[:] = [failed_at for failed_at in failures if failed_at > now - server.RESTART_WINDOW_SECONDS] + [now]
         if len(failures) > server.MAX_RESTARTS:
             raise StageError(
-                f"vLLM has failed {len(failures)} times within {server.RESTART_WINDOW_SECONDS / 60:.0f} minutes: {why}"
+                f"vLLM has failed {len(failures)} times within {server.RESTART_WINDOW_SECONDS / 60:.0f} minutes: "
+                f"{reason}"
             )
         try:
-            await gateway.revive(why)
+            await gateway.revive(reason)
             return
         except StageError as error:
-            why = f"did not start again: {error}"
+            reason = f"did not start again: {error}"
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _wait_for_drain(door: proxy.ProxyState) -> None:
+async def _wait_for_drain(proxy_state: proxy.ProxyState) -> None:
     """Waits until nothing is on its way through the door, for DRAIN_SECONDS at most."""
     end = time.monotonic() + DRAIN_SECONDS
-    while door.of_key.total() and time.monotonic() < end:
+    while proxy_state.of_key.total() and time.monotonic() < end:
         await asyncio.sleep(0.05)

@@ -23,48 +23,56 @@ RETIRED_CLIENT_SECONDS = 300.0
 class Deployments:
     """What the door knows of the deployed tasks."""
 
-    def __init__(self, door: ProxyState, recipes: Mapping[str, Recipe]) -> None:
+    def __init__(self, proxy_state: ProxyState, recipes: Mapping[str, Recipe]) -> None:
         """`recipes`: by their names, as the gateway was started with them."""
-        self.door, self.recipes = door, recipes
+        self.door, self.recipes = proxy_state, recipes
         self._read_at: dict[str, int] = {}
         self._retired: list[tuple[float, Escalation]] = []
 
-    async def load(self, place: Path, version: str) -> Deployment | None:
+    async def load(self, registry_dir: Path, version: str) -> Deployment | None:
         """Returns the task of a version, None where its prompt.json does not state it. Raises RecipeError or StageError
         where it cannot be read."""
         return await run_in_thread(
-            load_deployment, place, version, self.recipes.get(place.name), registry.deployed_at(place)
+            load_deployment,
+            registry_dir,
+            version,
+            self.recipes.get(registry_dir.name),
+            registry.deployed_at(registry_dir),
         )
 
-    def put(self, place: Path, version: str, deployed: Deployment | None) -> None:
+    def put(self, registry_dir: Path, version: str, deployment: Deployment | None) -> None:
         """Has new requests answered by a version, in one step."""
-        name, before = place.name, self.door.tasks.pop(place.name, None)
+        name, previous = registry_dir.name, self.door.tasks.pop(registry_dir.name, None)
         self.door.versions[name] = version
-        if deployed is not None:
-            self.door.tasks[name] = deployed
-            self._read_at[name] = deployed.deployed_at
-            self.door.watch.traffic.keep(place, deployed.task.recipe.serve.record.days)
-            log_line(f"routing   {name}: {_describe_routing(deployed)}")
-        self._retire(before)
+        if deployment is not None:
+            self.door.tasks[name] = deployment
+            self._read_at[name] = deployment.deployed_at
+            self.door.watch.traffic.keep(registry_dir, deployment.task.recipe.serve.record.days)
+            log_line(f"routing   {name}: {_describe_routing(deployment)}")
+        self._retire(previous)
 
-    def _retire(self, before: Deployment | None) -> None:
-        if before is not None and isinstance(before.escalation, Escalation):
-            self._retired.append((time.monotonic(), before.escalation))
+    def _retire(self, previous: Deployment | None) -> None:
+        if previous is not None and isinstance(previous.escalation, Escalation):
+            self._retired.append((time.monotonic(), previous.escalation))
 
     def remove(self, name: str) -> None:
         """Has a model answer no more."""
         del self.door.versions[name]
         self._retire(self.door.tasks.pop(name, None))
 
-    async def refresh(self, place: Path) -> None:
+    async def refresh(self, registry_dir: Path) -> None:
         """Reads the task of the version that answers again where it was deployed again: its threshold may be new."""
-        name = place.name
-        answering, at = self.door.versions.get(name), registry.deployed_at(place)
-        if name not in self.door.tasks or at == self._read_at[name] or answering != registry.current_version(place):
+        name = registry_dir.name
+        answering, deployed_at = self.door.versions.get(name), registry.deployed_at(registry_dir)
+        if (
+            name not in self.door.tasks
+            or deployed_at == self._read_at[name]
+            or answering != registry.current_version(registry_dir)
+        ):
             return
-        self._read_at[name] = at
+        self._read_at[name] = deployed_at
         try:
-            self.put(place, str(answering), await self.load(place, str(answering)))
+            self.put(registry_dir, str(answering), await self.load(registry_dir, str(answering)))
         except (RecipeError, StageError) as error:
             log_line(f"routing   {name} goes on as before: {error}")
 
@@ -75,38 +83,43 @@ class Deployments:
 
     async def close(self) -> None:
         """Closes every API client."""
-        asked = [one.escalation for one in self.door.tasks.values()]
-        for one in [*asked, *(one for _, one in self._retired)]:
-            if isinstance(one, Escalation):
-                await one.close()
+        clients = [deployment.escalation for deployment in self.door.tasks.values()]
+        for client in [*clients, *(client for _, client in self._retired)]:
+            if isinstance(client, Escalation):
+                await client.close()
 
 
-def load_deployment(place: Path, version: str, started_with: Recipe | None, deployed_at: int) -> Deployment | None:
+def load_deployment(
+    registry_dir: Path, version: str, gateway_recipe: Recipe | None, deployed_at: int
+) -> Deployment | None:
     """Returns the task of a version below registry/<name>, see `Deployments.load`."""
-    served = versions.load_version(place, version)
+    served = versions.load_version(registry_dir, version)
     try:
-        routed = routing.load_routing(place, registry.read_history(place), version)
-        found = task.build_task(served, version, started_with, routed)
+        deployed_routing = routing.load_routing(registry_dir, registry.read_history(registry_dir), version)
+        loaded_task = task.build_task(served, version, gateway_recipe, deployed_routing)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecipeError(
-            f"the task of version {version} below {place} cannot be read: {type(error).__name__}: {str(error)[:300]}"
+            f"the task of version {version} below {registry_dir} cannot be read: {type(error).__name__}: "
+            f"{str(error)[:300]}"
         ) from None
-    if found is None:
+    if loaded_task is None:
         return None
-    traffic_record.check_recordable(found.recipe)
-    ids = answer_ids.load_answer_ids(place)
+    traffic_record.check_recordable(loaded_task.recipe)
+    ids = answer_ids.load_answer_ids(registry_dir)
     try:
-        return Deployment(found, escalation.build_escalation(found, place), place, ids, deployed_at)
+        return Deployment(
+            loaded_task, escalation.build_escalation(loaded_task, registry_dir), registry_dir, ids, deployed_at
+        )
     except RecipeError as error:
-        return Deployment(found, NoEscalation("no_api_model", str(error)), place, ids, deployed_at)
+        return Deployment(loaded_task, NoEscalation("no_api_model", str(error)), registry_dir, ids, deployed_at)
 
 
-def _describe_routing(deployed: Deployment) -> str:
-    one, route = deployed.escalation, deployed.task.recipe.route
-    if isinstance(one, NoEscalation):
-        return f"every request stays local: {one.words}"
+def _describe_routing(deployment: Deployment) -> str:
+    api_model, route = deployment.escalation, deployment.task.recipe.route
+    if isinstance(api_model, NoEscalation):
+        return f"every request stays local: {api_model.words}"
     if route.mirror:
-        money = f", for at most {route.usd_per_month:g} USD a month" if one.priced else ""
-        return f"before the switch: {one.name} answers{money}; {route.mirror:.1%} are also answered here, aside"
-    money = f", at most {route.usd_per_month:g} USD a month" if one.priced else ""
-    return f"below a confidence of {deployed.task.routing.threshold:.4f} {one.name} answers{money}"
+        limit = f", for at most {route.usd_per_month:g} USD a month" if api_model.priced else ""
+        return f"before the switch: {api_model.name} answers{limit}; {route.mirror:.1%} are also answered here, aside"
+    limit = f", at most {route.usd_per_month:g} USD a month" if api_model.priced else ""
+    return f"below a confidence of {deployment.task.routing.threshold:.4f} {api_model.name} answers{limit}"

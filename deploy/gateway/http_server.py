@@ -38,9 +38,9 @@ _OVERLOADED_RESPONSE = (
 def raise_open_file_limit() -> int:
     """Raises the limit of open files to the hard one. Returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most
+    limit = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 def compute_connection_limits(descriptors: int) -> tuple[int, int]:
@@ -52,20 +52,20 @@ def compute_connection_limits(descriptors: int) -> tuple[int, int]:
 
 def list_stop_signals() -> list[signal.Signals]:
     """Returns the signals that end the gateway; what was ignored when it was started stays ignored (nohup)."""
-    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return [one for one in asked if signal.getsignal(one) != signal.SIG_IGN]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def build_runner(door: proxy.ProxyState, access: logging.Logger | None) -> web.AppRunner:
+def build_runner(proxy_state: proxy.ProxyState, access_log: logging.Logger | None) -> web.AppRunner:
     """Returns the door as aiohttp runs it, before it listens anywhere."""
-    quiet = logging.getLogger("insource.gateway")
-    quiet.addFilter(_is_server_error)
+    error_logger = logging.getLogger("insource.gateway")
+    error_logger.addFilter(_is_server_error)
     return web.AppRunner(
-        proxy.build_application(door),
+        proxy.build_application(proxy_state),
         handler_cancellation=True,
-        access_log=access,
+        access_log=access_log,
         access_log_class=AccessLog,
-        logger=quiet,
+        logger=error_logger,
         auto_decompress=False,
         keepalive_timeout=HEADER_SECONDS,
         lingering_time=_LINGER_SECONDS,
@@ -75,10 +75,10 @@ def build_runner(door: proxy.ProxyState, access: logging.Logger | None) -> web.A
 
 async def listen(server: web.Server, address: Address) -> asyncio.Server:
     """Returns a socket that listens at an address and answers with `server`, as far as there is room."""
-    most, backlog = compute_connection_limits(raise_open_file_limit())
+    max_connections, backlog = compute_connection_limits(raise_open_file_limit())
 
     def accept() -> asyncio.Protocol:
-        return server() if len(server.connections) < most else _RejectedConnection()
+        return server() if len(server.connections) < max_connections else _RejectedConnection()
 
     loop = asyncio.get_running_loop()
     return await loop.create_server(accept, address.host, address.port, backlog=backlog)
@@ -88,20 +88,20 @@ class AccessLog(AbstractAccessLogger):
     """The access log: who asked for what, and how it was answered; nothing of what was said."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        told = request.get(proxy.ACCESS_RECORD, proxy.AccessRecord())
+        record = request.get(proxy.ACCESS_RECORD, proxy.AccessRecord())
         line = {
             "at": utc_timestamp(),
             "from": request.remote,
-            "key": told.key,
+            "key": record.key,
             "method": request.method,
             "path": proxy.normalize_path(request.path),
-            "model": told.model,
+            "model": record.model,
             "status": response.status,
             "bytes_in": request.content_length,
             "bytes_out": response.body_length,
             "seconds": round(time, 3),
         }
-        line |= {"answered": dict(told.answered)} if told.answered else {}
+        line |= {"answered": dict(record.answered)} if record.answered else {}
         self.logger.info(json.dumps(line))
 
 

@@ -49,21 +49,21 @@ class Keys:
         if not self.required:
             return ANONYMOUS
         scheme, _, bearer = headers.get("Authorization", "").partition(" ")
-        given = _hash(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
-        found = None
-        for name, known in {**self._default, **self._named}.items():
-            if hmac.compare_digest(given, known):
-                found = name
-        return found
+        key_hash = _hash(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
+        client = None
+        for name, valid_hash in {**self._default, **self._named}.items():
+            if hmac.compare_digest(key_hash, valid_hash):
+                client = name
+        return client
 
     def refresh(self) -> str | None:
         """Reads the file again where it has changed. Returns what to tell of it, None where it has not.
 
         Where it cannot be read any more, the keys of before stay valid.
         """
-        if self._file is None or (now := _file_state(self._file)) == self._seen:
+        if self._file is None or (state := _file_state(self._file)) == self._seen:
             return None
-        self._seen = now
+        self._seen = state
         try:
             self._named = read_keys(self._file)
         except RecipeError as error:
@@ -74,9 +74,9 @@ class Keys:
 def load_keys(address: Address, loopback_is_enough: bool) -> Keys:
     """Returns the keys that the environment names. Raises RecipeError where there is none and one is needed."""
     file = os.environ.get(KEYS_FILE) or None
-    found = Keys(os.environ.get(API_KEY_VARIABLE) or None, Path(file) if file else None)
-    if found.required or (address.local and loopback_is_enough):
-        return found
+    keys = Keys(os.environ.get(API_KEY_VARIABLE) or None, Path(file) if file else None)
+    if keys.required or (address.local and loopback_is_enough):
+        return keys
     if not address.local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
@@ -98,21 +98,21 @@ def read_keys(file: Path) -> dict[str, bytes]:
         raise RecipeError(f"{KEYS_FILE}: {file} cannot be read: {error}") from None
     if mode & stat.S_IWOTH:
         raise RecipeError(f"{KEYS_FILE}: everybody on this machine may write {file}: chmod o-w {file}")
-    found: dict[str, bytes] = {}
+    hashes: dict[str, bytes] = {}
     for number, line in enumerate(lines, 1):
-        told = _COMMENT_PATTERN.sub("", line).strip()
-        if not told:
+        entry = _COMMENT_PATTERN.sub("", line).strip()
+        if not entry:
             continue
-        match = _LINE_PATTERN.fullmatch(told)
+        match = _LINE_PATTERN.fullmatch(entry)
         if not match or len(match[2]) < MIN_KEY_CHARACTERS:
-            wrong = f"a key has at least {MIN_KEY_CHARACTERS} characters" if match else "a line is a name and a key"
-            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: {wrong}")
-        if match[1] in found or match[1] in (DEFAULT_CLIENT, ANONYMOUS):
+            problem = f"a key has at least {MIN_KEY_CHARACTERS} characters" if match else "a line is a name and a key"
+            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: {problem}")
+        if match[1] in hashes or match[1] in (DEFAULT_CLIENT, ANONYMOUS):
             raise RecipeError(f"{KEYS_FILE}: {file}:{number}: the name {match[1]} is taken")
-        found[match[1]] = _hash(match[2])
-    if not found:
+        hashes[match[1]] = _hash(match[2])
+    if not hashes:
         raise RecipeError(f"{KEYS_FILE}: {file} has no key; a line is a name and a key")
-    return found
+    return hashes
 
 
 def _hash(key: str) -> bytes:
@@ -125,7 +125,7 @@ def _file_state(file: Path | None) -> tuple[int, int, int] | None:
     if file is None:
         return None
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -47,14 +47,14 @@ class ProxyState:
         self,
         api_key: str | Keys | None,
         limits: Limits | None = None,
-        deployed: tuple[str, ...] = (),
-        watch: Monitor | None = None,
+        deployed_models: tuple[str, ...] = (),
+        monitor: Monitor | None = None,
     ) -> None:
         self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
         self.limits = limits or Limits()
-        self.watch = watch or Monitor()
+        self.watch = monitor or Monitor()
         self.watch.mirror.under_way = self.under_way
-        self.deployed = deployed
+        self.deployed = deployed_models
         """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}
         """{model: version} that new requests go to."""
@@ -78,21 +78,21 @@ class ProxyState:
         return self.engine is not None and self.answers and not self.stopping
 
     @contextmanager
-    def counted(self, owner: str) -> Iterator[None]:
+    def counted(self, client: str) -> Iterator[None]:
         """Counts a request of a client while it is on its way. Raises RefusedError where there are too many."""
         limits = self.limits
-        for there, most, whose in (
-            (self.of_key[owner], limits.requests_per_key, "of this key "),
+        for count, limit, scope in (
+            (self.of_key[client], limits.requests_per_key, "of this key "),
             (self.of_key.total(), limits.requests, ""),
         ):
-            if there >= most:
-                told = f"{there} requests {whose}are on their way, and no more are taken at once"
-                raise RequestError(429, "rate_limit_error", told, 2)
-        self.of_key[owner] += 1
+            if count >= limit:
+                message = f"{count} requests {scope}are on their way, and no more are taken at once"
+                raise RequestError(429, "rate_limit_error", message, 2)
+        self.of_key[client] += 1
         try:
             yield
         finally:
-            self.of_key[owner] -= 1
+            self.of_key[client] -= 1
 
     def check_open(self) -> ClientSession:
         """Returns the session with vLLM. Raises RefusedError while requests are not passed on."""
@@ -106,9 +106,9 @@ class ProxyState:
             return model.removesuffix(chat_request.RAW_SUFFIX), True
         return model, False
 
-    def task_of(self, of: forwarding.ModelNames) -> Deployment | None:
+    def task_of(self, names: forwarding.ModelNames) -> Deployment | None:
         """Returns the task of a version, None where it states none."""
-        return self.tasks.get(of.model)
+        return self.tasks.get(names.model)
 
     def version_of(self, model: object) -> str:
         """Returns the version that answers for a model. Raises RefusedError where there is none."""
@@ -116,18 +116,18 @@ class ProxyState:
         if version is None and model in self.deployed:
             raise RequestError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
         if version is None:
-            there = ", ".join(sorted(self.versions)) or "none yet"
-            raise RequestError(404, "not_found_error", f"there is no model {model!r}; there are: {there}")
+            available = ", ".join(sorted(self.versions)) or "none yet"
+            raise RequestError(404, "not_found_error", f"there is no model {model!r}; there are: {available}")
         return version
 
     @contextmanager
-    def under_way(self, inside: str) -> Iterator[None]:
+    def under_way(self, internal_name: str) -> Iterator[None]:
         """Counts a request to a version while it is on its way: it is not taken out of vLLM meanwhile."""
-        self.on_their_way[inside] += 1
+        self.on_their_way[internal_name] += 1
         try:
             yield
         finally:
-            self.on_their_way[inside] -= 1
+            self.on_their_way[internal_name] -= 1
 
     def heard(self) -> None:
         """Notes that vLLM sent something."""
@@ -147,7 +147,7 @@ class AccessRecord:
 ACCESS_RECORD = web.RequestKey("told", AccessRecord)
 
 
-def build_application(door: ProxyState) -> web.Application:
+def build_application(proxy_state: ProxyState) -> web.Application:
     """Returns the door as an aiohttp application."""
 
     @web.middleware
@@ -155,109 +155,117 @@ def build_application(door: ProxyState) -> web.Application:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         request[ACCESS_RECORD] = AccessRecord()
-        began, status = time.monotonic(), "500"
+        started_at, status = time.monotonic(), "500"
         try:
-            answer = await answered(request, handler)
-            status = str(answer.status)
-            return answer
+            response = await respond(request, handler)
+            status = str(response.status)
+            return response
         except (asyncio.CancelledError, ConnectionError):
             status = metrics.DISCONNECTED
             raise
         finally:
-            door.watch.metrics.requested(normalize_path(request.path), status, time.monotonic() - began)
+            proxy_state.watch.metrics.requested(normalize_path(request.path), status, time.monotonic() - started_at)
 
-    async def answered(
+    async def respond(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
             headers = request.headers
-            if told := cross_origin_problem(headers.get("Host", ""), headers.get("Origin"), door.keys.required):
-                raise RequestError(403, "permission_error", told)
+            if problem := cross_origin_problem(
+                headers.get("Host", ""), headers.get("Origin"), proxy_state.keys.required
+            ):
+                raise RequestError(403, "permission_error", problem)
             return await handler(request)
         except RequestError as error:
-            return _error_response(error, close=door.stopping)
+            return _error_response(error, close=proxy_state.stopping)
 
-    async def ask(request: web.Request) -> web.StreamResponse:
-        return await _answer_model_request(door, request)
+    async def answer_model(request: web.Request) -> web.StreamResponse:
+        return await _answer_model_request(proxy_state, request)
 
-    async def task(request: web.Request) -> web.StreamResponse:
-        return await _answer_task_request(door, request)
+    async def answer_task(request: web.Request) -> web.StreamResponse:
+        return await _answer_task_request(proxy_state, request)
 
-    async def decide(request: web.Request) -> web.StreamResponse:
-        return await _answer_decision_request(door, request)
+    async def answer_decision(request: web.Request) -> web.StreamResponse:
+        return await _answer_decision_request(proxy_state, request)
 
-    async def corrected(request: web.Request) -> web.StreamResponse:
-        async with _accept_body(door, request, of_model=False) as sent:
-            return await forwarding.send_json(request, await feedback.record_feedback(sent, door.tasks, door.watch), {})
+    async def receive_feedback(request: web.Request) -> web.StreamResponse:
+        async with _accept_body(proxy_state, request, requires_engine=False) as body:
+            return await forwarding.send_json(
+                request, await feedback.record_feedback(body, proxy_state.tasks, proxy_state.watch), {}
+            )
 
-    async def models(request: web.Request) -> web.StreamResponse:
-        _require_client(door, request)
-        raw = [f"{name}{chat_request.RAW_SUFFIX}" for name in door.tasks]
-        listed = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted([*door.versions, *raw])]
-        return web.json_response({"object": "list", "data": listed})
+    async def list_models(request: web.Request) -> web.StreamResponse:
+        _require_client(proxy_state, request)
+        raw = [f"{name}{chat_request.RAW_SUFFIX}" for name in proxy_state.tasks]
+        entries = [
+            {"id": name, "object": "model", "owned_by": "insource"} for name in sorted([*proxy_state.versions, *raw])
+        ]
+        return web.json_response({"object": "list", "data": entries})
 
-    async def measured(request: web.Request) -> web.StreamResponse:
-        _require_client(door, request)
-        door.watch.metrics.now(door.ready, door.of_key.total(), door.versions)
-        door.watch.drifted(door.tasks)
-        said = await run_in_thread(door.watch.exposition, dict(door.tasks))
-        return web.Response(body=said, headers={"Content-Type": metrics.CONTENT_TYPE})
+    async def expose_metrics(request: web.Request) -> web.StreamResponse:
+        _require_client(proxy_state, request)
+        proxy_state.watch.metrics.now(proxy_state.ready, proxy_state.of_key.total(), proxy_state.versions)
+        proxy_state.watch.drifted(proxy_state.tasks)
+        text = await run_in_thread(proxy_state.watch.exposition, dict(proxy_state.tasks))
+        return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def alive(request: web.Request) -> web.StreamResponse:
+    async def report_alive(request: web.Request) -> web.StreamResponse:
         return web.json_response({"alive": True})
 
-    async def ready(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"ready": door.ready}, status=200 if door.ready else 503)
+    async def report_ready(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"ready": proxy_state.ready}, status=200 if proxy_state.ready else 503)
 
-    async def nothing(request: web.Request) -> web.StreamResponse:
+    async def not_found(request: web.Request) -> web.StreamResponse:
         raise RequestError(404, "not_found_error", f"there is no {request.method} {request.path} here")
 
-    app = web.Application(client_max_size=door.limits.body_kib * 2**10, middlewares=[guard])
+    app = web.Application(client_max_size=proxy_state.limits.body_kib * 2**10, middlewares=[guard])
     for path in FORWARDED_PATHS:
-        app.router.add_post(path, ask)
-    app.router.add_post(f"{tasks_path.PREFIX}{{name}}", task)
-    app.router.add_post(decisions.PATH, decide)
-    app.router.add_post(feedback.PATH, corrected)
-    app.router.add_get("/v1/models", models)
-    app.router.add_get("/metrics", measured)
-    app.router.add_get("/healthz", alive)
+        app.router.add_post(path, answer_model)
+    app.router.add_post(f"{tasks_path.PREFIX}{{name}}", answer_task)
+    app.router.add_post(decisions.PATH, answer_decision)
+    app.router.add_post(feedback.PATH, receive_feedback)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_get("/metrics", expose_metrics)
+    app.router.add_get("/healthz", report_alive)
     for path in ("/readyz", "/health"):
-        app.router.add_get(path, ready)
-    app.router.add_route("*", "/{anything:.*}", nothing)
+        app.router.add_get(path, report_ready)
+    app.router.add_route("*", "/{anything:.*}", not_found)
     return app
 
 
 @asynccontextmanager
-async def _accept_body(door: ProxyState, request: web.Request, of_model: bool = True) -> AsyncIterator[bytes]:
+async def _accept_body(
+    proxy_state: ProxyState, request: web.Request, requires_engine: bool = True
+) -> AsyncIterator[bytes]:
     """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not;
-    `of_model`: whether that is so while vLLM is started."""
-    owner = _require_client(door, request)
+    `requires_engine`: whether that is so while vLLM is started."""
+    client = _require_client(proxy_state, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
-    with door.counted(owner):
-        if of_model:
-            door.check_open()
-        yield await _read_body(door, request)
+    with proxy_state.counted(client):
+        if requires_engine:
+            proxy_state.check_open()
+        yield await _read_body(proxy_state, request)
 
 
-async def _answer_model_request(door: ProxyState, request: web.Request) -> web.StreamResponse:
+async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -> web.StreamResponse:
     """Returns the answer to one request, vLLM's or a task's. Raises RefusedError where there is none."""
-    async with _accept_body(door, request) as sent:
-        told, of, raw = _resolve_model(door, request, sent)
-        engine, deployed, watch = door.check_open(), door.task_of(of), door.watch
-        with door.under_way(of.inside):
+    async with _accept_body(proxy_state, request) as body:
+        fields, names, raw = _resolve_model(proxy_state, request, body)
+        engine, deployment, monitor = proxy_state.check_open(), proxy_state.task_of(names), proxy_state.watch
+        with proxy_state.under_way(names.inside):
             try:
                 answer = None
-                if deployed is not None and chat_tasks.accepts_tasks(deployed, request.path, raw):
-                    asking, counts = EngineConnection(engine, door.heard), request[ACCESS_RECORD].answered
+                if deployment is not None and chat_tasks.accepts_tasks(deployment, request.path, raw):
+                    connection, counts = EngineConnection(engine, proxy_state.heard), request[ACCESS_RECORD].answered
                     answer = await chat_tasks.answer_chat(
-                        asking, deployed, request, sent, of, door.limits, counts, watch
+                        connection, deployment, request, body, names, proxy_state.limits, counts, monitor
                     )
                 if answer is None:
                     answer = await forwarding.forward(
-                        engine, request, _rewrite_body(told, of, door.limits), of, door.heard
+                        engine, request, _rewrite_body(fields, names, proxy_state.limits), names, proxy_state.heard
                     )
-                watch.metrics.used(of.model, LOCAL, *answer.get(forwarding.USED_TOKENS, (0, 0)))
+                monitor.metrics.used(names.model, LOCAL, *answer.get(forwarding.USED_TOKENS, (0, 0)))
                 return answer
             except forwarding.ConnectionLostError as error:
                 raise RequestError(503, "overloaded_error", str(error), 5) from None
@@ -272,67 +280,71 @@ def normalize_path(path: str) -> str:
     return path if path in (*FORWARDED_PATHS, *GATEWAY_PATHS) else "other"
 
 
-def _rewrite_body(told: model_names.Fields, of: forwarding.ModelNames, limits: Limits) -> bytes:
+def _rewrite_body(fields: model_names.Fields, names: forwarding.ModelNames, limits: Limits) -> bytes:
     """Returns the body that vLLM gets in the place of a client's. Raises RefusedError for more than may be."""
     try:
-        return model_names.replace_values(told, model=of.inside, **_apply_limits(told, limits))
+        return model_names.replace_values(fields, model=names.inside, **_apply_limits(fields, limits))
     except ValueError:
         raise invalid_request("the body is no JSON object") from None
 
 
-async def _answer_decision_request(door: ProxyState, request: web.Request) -> web.StreamResponse:
+async def _answer_decision_request(proxy_state: ProxyState, request: web.Request) -> web.StreamResponse:
     """Returns the decision on an input of a task. Raises RefusedError where there is none."""
-    async with _accept_body(door, request) as sent:
-        _, of, _ = _resolve_model(door, request, sent)
-        if (deployed := door.task_of(of)) is None:
-            raise RequestError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
-        with door.under_way(of.inside):
-            engine = EngineConnection(door.check_open(), door.heard)
-            said = await decisions.answer_questions(sent, deployed, engine, of.outside, door.limits, door.watch)
-            return await forwarding.send_json(request, said, {VERSION_HEADER: of.version})
+    async with _accept_body(proxy_state, request) as body:
+        _, names, _ = _resolve_model(proxy_state, request, body)
+        if (deployment := proxy_state.task_of(names)) is None:
+            raise RequestError(404, "not_found_error", f"the prompt.json of {names.inside} does not state its task")
+        with proxy_state.under_way(names.inside):
+            engine = EngineConnection(proxy_state.check_open(), proxy_state.heard)
+            payload = await decisions.answer_questions(
+                body, deployment, engine, names.outside, proxy_state.limits, proxy_state.watch
+            )
+            return await forwarding.send_json(request, payload, {VERSION_HEADER: names.version})
 
 
 def _resolve_model(
-    door: ProxyState, request: web.Request, sent: bytes
+    proxy_state: ProxyState, request: web.Request, body: bytes
 ) -> tuple[model_names.Fields, forwarding.ModelNames, bool]:
     """Returns a body's fields, the model that it asks, and whether it is to pass as it is. Raises RefusedError."""
     try:
-        told = model_names.parse_fields(sent)
-        model = model_names.read_value(told, "model")
+        fields = model_names.parse_fields(body)
+        model = model_names.read_value(fields, "model")
     except ValueError:
         raise invalid_request("the body is no JSON object") from None
-    name, raw = door.named(model)
-    version = door.version_of(name)
+    name, raw = proxy_state.named(model)
+    version = proxy_state.version_of(name)
     request[ACCESS_RECORD].model = f"{name}@{version}"
-    return told, forwarding.ModelNames(f"{name}@{version}", str(model), version), raw
+    return fields, forwarding.ModelNames(f"{name}@{version}", str(model), version), raw
 
 
-async def _answer_task_request(door: ProxyState, request: web.Request) -> web.StreamResponse:
+async def _answer_task_request(proxy_state: ProxyState, request: web.Request) -> web.StreamResponse:
     """Returns the answer to inputs of a task. Raises RefusedError where there is none."""
-    async with _accept_body(door, request) as sent:
+    async with _accept_body(proxy_state, request) as body:
         name = request.match_info["name"]
-        version = door.version_of(name)
-        if (deployed := door.tasks.get(name)) is None:
+        version = proxy_state.version_of(name)
+        if (deployment := proxy_state.tasks.get(name)) is None:
             raise RequestError(404, "not_found_error", f"the prompt.json of {name}@{version} does not state its task")
-        request[ACCESS_RECORD].model = deployed.task.inside
-        with door.under_way(deployed.task.inside):
+        request[ACCESS_RECORD].model = deployment.task.inside
+        with proxy_state.under_way(deployment.task.inside):
             private = chat_request.has_private_header(request.headers)
-            engine = EngineConnection(door.check_open(), door.heard)
-            said, outcomes = await tasks_path.answer_inputs(sent, deployed, engine, private, door.limits, door.watch)
-            request[ACCESS_RECORD].answered.update(one.label for one in outcomes)
-            return await forwarding.send_json(request, said, {VERSION_HEADER: version})
+            engine = EngineConnection(proxy_state.check_open(), proxy_state.heard)
+            payload, outcomes = await tasks_path.answer_inputs(
+                body, deployment, engine, private, proxy_state.limits, proxy_state.watch
+            )
+            request[ACCESS_RECORD].answered.update(outcome.label for outcome in outcomes)
+            return await forwarding.send_json(request, payload, {VERSION_HEADER: version})
 
 
-def _require_client(door: ProxyState, request: web.Request) -> str:
+def _require_client(proxy_state: ProxyState, request: web.Request) -> str:
     """Returns the client that asks. Raises RefusedError where it has no valid key."""
-    owner = door.keys.owner(request.headers)
-    if owner is None:
+    client = proxy_state.keys.owner(request.headers)
+    if client is None:
         raise RequestError(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
-    request[ACCESS_RECORD].key = owner
-    return owner
+    request[ACCESS_RECORD].key = client
+    return client
 
 
-async def _read_body(door: ProxyState, request: web.Request) -> bytes:
+async def _read_body(proxy_state: ProxyState, request: web.Request) -> bytes:
     """Returns the body of a request. Raises RefusedError where it is too large, too slow, breaks off or is no UTF-8."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -342,35 +354,37 @@ async def _read_body(door: ProxyState, request: web.Request) -> bytes:
     except UnicodeDecodeError as error:
         raise RequestError(400, "invalid_request_error", f"the body is no UTF-8 at byte {error.start}") from None
     except web.HTTPRequestEntityTooLarge:
-        told = f"a request may have {door.limits.body_kib:,} KiB (serve.limits.body_kib)"
-        raise RequestError(413, "request_too_large", told) from None
+        message = f"a request may have {proxy_state.limits.body_kib:,} KiB (serve.limits.body_kib)"
+        raise RequestError(413, "request_too_large", message) from None
     except TimeoutError:
         raise RequestError(408, "invalid_request_error", f"the body took over {BODY_SECONDS:.0f} s") from None
     except web.RequestPayloadError as error:
         raise RequestError(400, "invalid_request_error", f"the body cannot be read: {error}") from None
 
 
-def _apply_limits(told: model_names.Fields, limits: Limits) -> dict[str, int]:
+def _apply_limits(fields: model_names.Fields, limits: Limits) -> dict[str, int]:
     """Returns what the limits put into a request: its tokens, where it names none. Raises RefusedError for more than
     they allow, ValueError for what is no JSON."""
-    number = model_names.count_prompts(told) * max(1.0, model_names.read_number(told, "n") or 1.0)
-    if number > limits.sequences:
-        what = f"{number:.0f} answers were asked for at once, and {limits.sequences} may be (serve.limits.sequences)"
-        raise RequestError(413, "request_too_large", what)
+    n_answers = model_names.count_prompts(fields) * max(1.0, model_names.read_number(fields, "n") or 1.0)
+    if n_answers > limits.sequences:
+        message = (
+            f"{n_answers:.0f} answers were asked for at once, and {limits.sequences} may be (serve.limits.sequences)"
+        )
+        raise RequestError(413, "request_too_large", message)
     if limits.answer_tokens is None:
         return {}
-    asked = {key: model_names.read_number(told, key) for key in ("max_tokens", "max_completion_tokens")}
-    for key, tokens in asked.items():
+    requested = {key: model_names.read_number(fields, key) for key in ("max_tokens", "max_completion_tokens")}
+    for key, tokens in requested.items():
         if tokens is not None and tokens > limits.answer_tokens:
-            what = f"{key} is {tokens:.0f}, and {limits.answer_tokens} may be (serve.limits.answer_tokens)"
-            raise RequestError(413, "request_too_large", what)
-    return {} if any(tokens is not None for tokens in asked.values()) else {"max_tokens": limits.answer_tokens}
+            message = f"{key} is {tokens:.0f}, and {limits.answer_tokens} may be (serve.limits.answer_tokens)"
+            raise RequestError(413, "request_too_large", message)
+    return {} if any(tokens is not None for tokens in requested.values()) else {"max_tokens": limits.answer_tokens}
 
 
 def _error_response(error: RequestError, close: bool) -> web.StreamResponse:
     """An error as both SDKs read it."""
     headers = {"Retry-After": str(error.retry_seconds)} if error.retry_seconds else None
-    answer = web.json_response({"type": "error", "error": error.json()}, status=error.status, headers=headers)
+    response = web.json_response({"type": "error", "error": error.json()}, status=error.status, headers=headers)
     if close:
-        answer.force_close()
-    return answer
+        response.force_close()
+    return response

@@ -19,42 +19,42 @@ MIN_LORA_RANK = 64
 """Later versions may have larger ranks than the first one; a larger one than this asks for a restart."""
 
 
-def iter_candidates(place: Path, refused: Collection[str] = ()) -> Iterator[str]:
+def iter_candidates(registry_dir: Path, rejected: Collection[str] = ()) -> Iterator[str]:
     """Yields the versions that may answer: the current one, then those that were deployed before it, but for those
     that were refused."""
-    version, seen = registry.current_version(place), set[str]()
+    version, seen = registry.current_version(registry_dir), set[str]()
     while version is not None and version not in seen:
         seen.add(version)
-        if version not in refused:
+        if version not in rejected:
             yield version
-        version = registry.previous_version(place, version)
+        version = registry.previous_version(registry_dir, version)
 
 
-def plan_backend(places: Sequence[Path], serve: Serve) -> server_process.LaunchPlan:
+def plan_backend(registry_dirs: Sequence[Path], serve: Serve) -> server_process.LaunchPlan:
     """Returns the plan of the vLLM behind the door. Raises RecipeError where nothing of what is deployed can be
     served; of a model whose current version cannot, an earlier one is taken, which the gateway tells."""
-    found = launch_plan.plan_launch([_find_servable(place, serve) for place in places], serve)
-    rank = max(MIN_LORA_RANK, found.max_lora_rank)
+    plan = launch_plan.plan_launch([_find_servable(registry_dir, serve) for registry_dir in registry_dirs], serve)
+    rank = max(MIN_LORA_RANK, plan.max_lora_rank)
     # At a change the old and the new version of a model are there together.
-    return replace(found, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(places))
+    return replace(plan, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(registry_dirs))
 
 
-def load_version(place: Path, version: str) -> ServedModel:
+def load_version(registry_dir: Path, version: str) -> ServedModel:
     """Returns a deployed version as what is served. Raises RecipeError where it is not whole, or not to be read."""
-    there = Run(place / "versions" / version)
+    run = Run(registry_dir / "versions" / version)
     try:
-        if not registry.is_complete(there.folder):
-            raise RecipeError(f"version {version} below {place} is not whole")
-        return ServedModel(place.name, there, there.recipe(), "adapter")
+        if not registry.is_complete(run.folder):
+            raise RecipeError(f"version {version} below {registry_dir} is not whole")
+        return ServedModel(registry_dir.name, run, run.recipe(), "adapter")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:
-        raise RecipeError(f"version {version} below {place} cannot be read: {_format_error(error)}") from None
+        raise RecipeError(f"version {version} below {registry_dir} cannot be read: {_format_error(error)}") from None
 
 
 def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel) -> str | None:
     """Returns why a version cannot be loaded into the vLLM that runs, None where it can."""
     try:
-        if told := launch_plan.adapter_problems(served, running.serve):
-            return "; ".join(told)
+        if problems := launch_plan.adapter_problems(served, running.serve):
+            return "; ".join(problems)
         model, _ = launch_plan.locate_base(served, running.serve)
         rank = artifact_checks.max_lora_rank({served.name: served.folder})
         template = running.chat_template and atomic_files.sha256(running.chat_template)
@@ -72,18 +72,19 @@ def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel
     return None
 
 
-def _find_servable(place: Path, serve: Serve) -> ServedModel:
+def _find_servable(registry_dir: Path, serve: Serve) -> ServedModel:
     """The newest version of a model that can be read and served."""
-    told: list[str] = []
-    for version in iter_candidates(place):
+    problems: list[str] = []
+    for version in iter_candidates(registry_dir):
         try:
-            served = load_version(place, version)
+            served = load_version(registry_dir, version)
             launch_plan.plan_launch([served], serve)
             return served
         except RecipeError as error:
-            told.append(str(error))
+            problems.append(str(error))
     raise RecipeError(
-        "; ".join(told) or f"nothing is deployed below {place}; `make deploy RECIPE={place.name}` deploys"
+        "; ".join(problems)
+        or f"nothing is deployed below {registry_dir}; `make deploy RECIPE={registry_dir.name}` deploys"
     )
 
 

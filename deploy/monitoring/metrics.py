@@ -41,12 +41,14 @@ class Metrics:
             registry=self.registry,
             buckets=SECONDS_BUCKETS,
         )
-        told = "Inputs of tasks by who answered them and why."
-        self._answers = self._counter("answers", told, "model", "answered_by", "reason", "degraded")
-        told = "Answers that were checked against the task's schema, by what was found."
-        self._checked = self._counter("checked_answers", told, "model", "by", "result")
-        told = "Tokens read and written, of requests whose answer the gateway reads (streams of vLLM: not counted)."
-        self._tokens = self._counter("tokens", told, "model", "by", "kind")
+        description = "Inputs of tasks by who answered them and why."
+        self._answers = self._counter("answers", description, "model", "answered_by", "reason", "degraded")
+        description = "Answers that were checked against the task's schema, by what was found."
+        self._checked = self._counter("checked_answers", description, "model", "by", "result")
+        description = (
+            "Tokens read and written, of requests whose answer the gateway reads (streams of vLLM: not counted)."
+        )
+        self._tokens = self._counter("tokens", description, "model", "by", "kind")
         self._confidence = Histogram(
             "insource_confidence",
             "Confidence of the deployed model's valid answers, whoever answered in the end.",
@@ -55,17 +57,17 @@ class Metrics:
             buckets=CONFIDENCE_BUCKETS,
         )
         self._labels = self._counter("labels", "Labels that the deployed model answered.", "model", "label")
-        told = "How far the deployed model's answers today are from those to the calibration rows, from 0 to 1."
-        self._drift = self._gauge("drift", told, "model", "version", "of")
-        told = "Right answers that came by POST /v1/feedback."
-        self._feedback = self._counter("feedback", told, "model", "by", "right")
-        told = "API answers that the deployed model was asked for too (route.mirror), by whether both agree."
-        self._mirrored = self._counter("mirrored", told, "model", "result")
+        description = "How far the deployed model's answers today are from those to the calibration rows, from 0 to 1."
+        self._drift = self._gauge("drift", description, "model", "version", "of")
+        description = "Right answers that came by POST /v1/feedback."
+        self._feedback = self._counter("feedback", description, "model", "by", "right")
+        description = "API answers that the deployed model was asked for too (route.mirror), by whether both agree."
+        self._mirrored = self._counter("mirrored", description, "model", "result")
         self._ready = self._gauge("ready", "1 while requests are passed on.")
         self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
         self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
-        told = "USD that API calls of this month cost or may have cost, of all gateways that share the registry."
-        self._spent = self._gauge("api_month_usd", told, "model")
+        description = "USD that API calls of this month cost or may have cost, of all gateways that share the registry."
+        self._spent = self._gauge("api_month_usd", description, "model")
         self._limit = self._gauge("api_month_limit_usd", "route.usd_per_month.", "model")
 
     def requested(self, path: str, status: str, seconds: float) -> None:
@@ -81,9 +83,9 @@ class Metrics:
         """Counts an answer that was read by the task's schema."""
         self._checked.labels(model, by, problem or VALID).inc()
 
-    def used(self, model: str, by: str, read: int | None, written: int | None) -> None:
+    def used(self, model: str, by: str, input_tokens: int | None, output_tokens: int | None) -> None:
         """Counts tokens."""
-        for kind, tokens in (("input", read), ("output", written)):
+        for kind, tokens in (("input", input_tokens), ("output", output_tokens)):
             if tokens:
                 self._tokens.labels(model, by, kind).inc(tokens)
 
@@ -102,9 +104,9 @@ class Metrics:
         """Counts an input that the deployed model was to answer too."""
         self._mirrored.labels(model, result).inc()
 
-    def fed_back(self, model: str, by: str, right: bool) -> None:
+    def fed_back(self, model: str, by: str, is_right: bool) -> None:
         """Counts a right answer that came later."""
-        self._feedback.labels(model, by, str(right).lower()).inc()
+        self._feedback.labels(model, by, str(is_right).lower()).inc()
 
     def now(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
         """Sets what is true at this moment."""
@@ -125,18 +127,18 @@ class Metrics:
         """Sets a gauge of these label values and of no others. A thread that writes the text meanwhile misses none."""
         for labels, value in values.items():
             gauge.labels(*labels).set(value)
-        for gone in self._shown.get(gauge, set()) - set(values):
-            gauge.remove(*gone)
+        for stale in self._shown.get(gauge, set()) - set(values):
+            gauge.remove(*stale)
         self._shown[gauge] = set(values)
 
-    def _counter(self, name: str, told: str, *labels: str) -> Counter:
-        return Counter(f"insource_{name}", told, labels, registry=self.registry)
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(f"insource_{name}", description, labels, registry=self.registry)
 
-    def _gauge(self, name: str, told: str, *labels: str) -> Gauge:
-        return Gauge(f"insource_{name}", told, labels, registry=self.registry)
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(f"insource_{name}", description, labels, registry=self.registry)
 
 
 def filter_labels(value: Any, labels: Mapping[str, str] | None) -> list[str]:
     """Returns the labels of an answer, none where its task has no labels."""
-    found = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    return [one for one in found if labels and one in labels]
+    values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return [label for label in values if labels and label in labels]

@@ -43,13 +43,13 @@ _DESCRIPTION = "what was mirrored"
 class Mirror:
     """Inputs that are answered once more."""
 
-    def __init__(self, metrics: Metrics, judged: Callable[[Task, str, ScoredAnswer], None]) -> None:
-        """`judged` notes an answer of the deployed model."""
-        self._metrics, self._judged = metrics, judged
+    def __init__(self, metrics: Metrics, record_parsed: Callable[[Task, str, ScoredAnswer], None]) -> None:
+        """`record_parsed` notes an answer of the deployed model."""
+        self._metrics, self._judged = metrics, record_parsed
         self._asking: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
         self._told = False
-        self.under_way: Callable[[str], AbstractContextManager[None]] = lambda inside: nullcontext()
+        self.under_way: Callable[[str], AbstractContextManager[None]] = lambda internal_name: nullcontext()
         """Counts what is asked of a version, which is not taken out of vLLM meanwhile."""
 
     def chosen(self, task: Task) -> bool:
@@ -64,19 +64,19 @@ class Mirror:
     def start(
         self,
         engine: EngineConnection,
-        deployed: "Deployment",
-        given: Input,
+        deployment: "Deployment",
+        task_input: Input,
         name: str,
         digest: str,
-        most_tokens: int | None,
+        max_tokens: int | None,
     ) -> None:
         """Has an input answered once more. `name`, `digest`: of the answer that was given."""
-        counted = ExitStack()
-        counted.enter_context(self.under_way(deployed.task.inside))
-        asking = asyncio.create_task(self._mirrored(engine, deployed, given, name, digest, most_tokens))
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
-        asking.add_done_callback(lambda _: counted.close())
+        in_flight = ExitStack()
+        in_flight.enter_context(self.under_way(deployment.task.inside))
+        pending = asyncio.create_task(self._mirrored(engine, deployment, task_input, name, digest, max_tokens))
+        self._asking.add(pending)
+        pending.add_done_callback(self._asking.discard)
+        pending.add_done_callback(lambda _: in_flight.close())
 
     async def settled(self) -> None:
         """Waits until nothing is asked any more."""
@@ -85,50 +85,55 @@ class Mirror:
 
     async def close(self) -> None:
         """Ends what is still asked."""
-        for asking in self._asking:
-            asking.cancel()
+        for pending in self._asking:
+            pending.cancel()
         await self.settled()
 
     async def _mirrored(
         self,
         engine: EngineConnection,
-        deployed: "Deployment",
-        given: Input,
+        deployment: "Deployment",
+        task_input: Input,
         name: str,
         digest: str,
-        most_tokens: int | None,
+        max_tokens: int | None,
     ) -> None:
-        task = deployed.task
+        task = deployment.task
         async with self._room:
             try:
-                own = await local_model.query_model(engine, task, given, most_tokens)
+                local_answer = await local_model.query_model(engine, task, task_input, max_tokens)
             except RequestError:
                 self._metrics.mirrored(task.name, FAILED)
                 return
-        self._judged(task, LOCAL, own)
-        valid = own.parsed.problem is None
-        mine = deployed.ids.digest(task.identity(own.parsed.value)) if valid else None
-        self._metrics.mirrored(task.name, AGREED if mine == digest else DIFFERED if valid else INVALID)
-        told = {"answer": name, "deployment": task.deployment, "confidence": own.confidence, "digest": mine}
+        self._judged(task, LOCAL, local_answer)
+        is_valid = local_answer.parsed.problem is None
+        local_digest = deployment.ids.digest(task.identity(local_answer.parsed.value)) if is_valid else None
+        self._metrics.mirrored(task.name, AGREED if local_digest == digest else DIFFERED if is_valid else INVALID)
+        line = {
+            "answer": name,
+            "deployment": task.deployment,
+            "confidence": local_answer.confidence,
+            "digest": local_digest,
+        }
         try:
-            await run_in_thread(_write_line, deployed.place, told | {"agreed": mine == digest})
+            await run_in_thread(_write_line, deployment.place, line | {"agreed": local_digest == digest})
         except StageError as error:
             if not self._told:
                 log_line(f"mirror    {error}")
             self._told = True
 
 
-def read_mirrored(place: Path, deployment: str) -> dict[str, Mapping[str, Any]]:
+def read_mirrored(registry_dir: Path, deployment_id: str) -> dict[str, Mapping[str, Any]]:
     """Returns what was mirrored below registry/<name> of a deployment, by the names of the answers."""
-    return {line["answer"]: line for line in _read_folder(place) if line["deployment"] == deployment}
+    return {line["answer"]: line for line in _read_folder(registry_dir) if line["deployment"] == deployment_id}
 
 
-def _read_folder(place: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted((place / FOLDER).glob("*.jsonl")):
+def _read_folder(registry_dir: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted((registry_dir / FOLDER).glob("*.jsonl")):
         yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)
 
 
-def _write_line(place: Path, told: Mapping[str, Any]) -> None:
-    at = utc_timestamp()
-    with shared_jsonl.open_locked(place / FOLDER / f"{at[:7]}.jsonl", _DESCRIPTION) as file:
-        shared_jsonl.append_line(file, {"at": at, **told}, _DESCRIPTION, flush=False)
+def _write_line(registry_dir: Path, fields: Mapping[str, Any]) -> None:
+    recorded_at = utc_timestamp()
+    with shared_jsonl.open_locked(registry_dir / FOLDER / f"{recorded_at[:7]}.jsonl", _DESCRIPTION) as file:
+        shared_jsonl.append_line(file, {"at": recorded_at, **fields}, _DESCRIPTION, flush=False)

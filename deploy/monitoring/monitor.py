@@ -42,58 +42,58 @@ class Monitor:
         self.mirror = Mirror(self.metrics, self.judged)
         self._ended, self._writing, self._told = asyncio.Event(), asyncio.Lock(), False
 
-    def judged(self, task: Task, by: str, judged: ScoredAnswer, sample: bool = True) -> None:
+    def judged(self, task: Task, by: str, scored: ScoredAnswer, sample: bool = True) -> None:
         """Notes an answer that was read by the task's schema, whether or not it is given.
 
         `sample`: whether `make drift` looks at it. While a share is mirrored, that is the sample, and other answers of
         the deployed model would bias it; what stays here then is counted as unread.
         """
-        self.metrics.checked(task.name, by, judged.parsed.problem)
-        self.metrics.used(task.name, by, judged.answer.input_tokens, judged.answer.output_tokens)
-        if by == LOCAL and judged.parsed.problem is None:
-            value = judged.parsed.value
-            self.metrics.said(task.name, judged.confidence, filter_labels(value, task.labels))
-            if sample and not judged.again:  # the comparison asks once: calibration rows have no second answers
+        self.metrics.checked(task.name, by, scored.parsed.problem)
+        self.metrics.used(task.name, by, scored.answer.input_tokens, scored.answer.output_tokens)
+        if by == LOCAL and scored.parsed.problem is None:
+            value = scored.parsed.value
+            self.metrics.said(task.name, scored.confidence, filter_labels(value, task.labels))
+            if sample and not scored.again:  # the comparison asks once: calibration rows have no second answers
                 answer = task.text(value) if task.labels else None
-                self.observed.of(task).add(judged.confidence, answer, len(task.labels or ()))
+                self.observed.of(task).add(scored.confidence, answer, len(task.labels or ()))
 
-    def failed(self, task: Task, by: str, why: str) -> None:
+    def failed(self, task: Task, by: str, reason: str) -> None:
         """Notes an API model that gave no valid answer."""
-        self.metrics.checked(task.name, by, why)
+        self.metrics.checked(task.name, by, reason)
 
     def answered(self, task: Task, outcome: "Outcome") -> None:
         """Notes what became of an input."""
         self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
-        seen = self.observed.of(task)
-        seen.reasons[outcome.label] += 1
+        profile = self.observed.of(task)
+        profile.reasons[outcome.label] += 1
         if task.recipe.route.mirror and outcome.answered_by == LOCAL and not outcome.degraded:
-            seen.unread += 1
+            profile.unread += 1
 
     def passed(self, task: Task, reason: str) -> None:
         """Notes a chat whose answer passes from vLLM to the client unread."""
         self.metrics.answered(task.name, LOCAL, reason)
-        seen = self.observed.of(task)
-        seen.reasons[f"{LOCAL}/{reason}"] += 1
-        seen.unread += 1
+        profile = self.observed.of(task)
+        profile.reasons[f"{LOCAL}/{reason}"] += 1
+        profile.unread += 1
 
     def refused(self, task: Task, status: int) -> None:
         """Notes an input that has an error for an answer."""
         self.metrics.answered(task.name, NOBODY, f"error_{status}")
 
-    def record(self, deployed: "Deployment", given: Input, outcome: "Outcome", name: str) -> None:
+    def record(self, deployment: "Deployment", task_input: Input, outcome: "Outcome", name: str) -> None:
         """Has an answered input written into the record of traffic. `name`: of the answer's id."""
-        one = traffic_record.RecordedAnswer(
-            deployed.task,
-            deployed.place,
+        recorded = traffic_record.RecordedAnswer(
+            deployment.task,
+            deployment.place,
             name,
-            given.text,
+            task_input.text,
             outcome.value,
             outcome.answered_by,
             outcome.reason,
             outcome.confidence,
             utc_timestamp(),
         )
-        self.traffic.add(one)
+        self.traffic.add(recorded)
 
     async def run(self) -> None:
         """Writes what is due until `close` is called."""
@@ -102,13 +102,13 @@ class Monitor:
                 await asyncio.wait_for(self._ended.wait(), WRITE_INTERVAL_SECONDS)
             await self.write()
 
-    async def write(self, at_once: bool = False) -> None:
-        """Writes what is due, or `at_once` all that there is, behind what is being written. What fails is said once and
-        tried again the next time."""
+    async def write(self, write_all: bool = False) -> None:
+        """Writes what is due, or `write_all` all that there is, behind what is being written. What fails is said once
+        and tried again the next time."""
         async with self._writing:
-            for what in (self.traffic.write, partial(self.observed.write, at_once)):
+            for action in (self.traffic.write, partial(self.observed.write, write_all)):
                 try:
-                    await what()
+                    await action()
                 except Exception as error:  # noqa: BLE001 (whatever it is, requests are answered and the rest is written)
                     if not self._told:
                         log_line(f"watch     not written: {type(error).__name__}: {error}")
@@ -118,31 +118,33 @@ class Monitor:
         """Ends what is asked aside and `run`, and writes what is not written yet."""
         await self.mirror.close()
         self._ended.set()
-        await self.write(at_once=True)
+        await self.write(write_all=True)
 
-    def fed_back(self, task: Task, answered: AnswerRecord, right: bool) -> None:
+    def fed_back(self, task: Task, record: AnswerRecord, is_right: bool) -> None:
         """Notes a right answer that came later."""
-        self.metrics.fed_back(task.name, LOCAL if answered.local else "api", right)
+        self.metrics.fed_back(task.name, LOCAL if record.local else "api", is_right)
 
     def drifted(self, tasks: "Mapping[str, Deployment]") -> None:
         """Sets how far the answers that this process saw today are from those to the calibration rows, where there are
         enough of them to say so."""
-        found: dict[tuple[str, str, str], float] = {}
-        for name, one in tasks.items():
-            before, seen = one.task.routing.profile, self.observed.today(one.task)
-            if before is None or seen.untold:
+        distances: dict[tuple[str, str, str], float] = {}
+        for name, deployment in tasks.items():
+            calibration, traffic = deployment.task.routing.profile, self.observed.today(deployment.task)
+            if calibration is None or traffic.untold:
                 continue
-            now, version = seen.profile, one.task.version
-            if before.confidences and now.confidences:
-                found[name, version, "confidence"] = drift.ks_statistic(before.confidences, now.confidences)
-            if before.answers and now.answers and not seen.others:
-                found[name, version, "labels"] = drift.total_variation(before.answers, now.answers)
-        self.metrics.drifted(found)
+            current, version = traffic.profile, deployment.task.version
+            if calibration.confidences and current.confidences:
+                distances[name, version, "confidence"] = drift.ks_statistic(
+                    calibration.confidences, current.confidences
+                )
+            if calibration.answers and current.answers and not traffic.others:
+                distances[name, version, "labels"] = drift.total_variation(calibration.answers, current.answers)
+        self.metrics.drifted(distances)
 
     def exposition(self, tasks: "Mapping[str, Deployment]") -> bytes:
         """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""
-        for name, one in tasks.items():
-            if isinstance(one.escalation, Escalation) and (ledger := one.escalation.ledger):
+        for name, deployment in tasks.items():
+            if isinstance(deployment.escalation, Escalation) and (ledger := deployment.escalation.ledger):
                 try:
                     self.metrics.spent(name, ledger.spent_usd(), ledger.limit_usd)
                 except StageError:

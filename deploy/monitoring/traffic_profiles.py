@@ -63,9 +63,10 @@ class TrafficProfile:
     @property
     def untold(self) -> str | None:
         """Returns why `profile` tells nothing of traffic, None where it does."""
-        if (share := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
+        if (fraction := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
             return (
-                f"{share:.1%} of the inputs stay here and their answers are not looked at (chats that pass from vLLM; "
+                f"{fraction:.1%} of the inputs stay here and their answers are not looked at (chats that pass from "
+                "vLLM; "
                 f"all of them with route.mirror): the others are not like the calibration rows, which have all kinds"
             )
         if self.profile.rows < MIN_ANSWERS:
@@ -83,14 +84,14 @@ class TrafficProfile:
     def json(self) -> dict[str, Any]:
         """Returns it as it stands in the files."""
         reasons = dict(sorted(self.reasons.items()))
-        told = {"version": self.version, **self.profile.json(), "reasons": reasons}
-        return told | {"unread": self.unread, "others": self.others}
+        payload = {"version": self.version, **self.profile.json(), "reasons": reasons}
+        return payload | {"unread": self.unread, "others": self.others}
 
     def copy(self) -> "TrafficProfile":
         """Returns the same for a thread, which counts that go on do not change."""
-        found = TrafficProfile(self.version)
-        found.update(self)
-        return found
+        copied = TrafficProfile(self.version)
+        copied.update(self)
+        return copied
 
 
 class TrafficProfiles:
@@ -107,26 +108,26 @@ class TrafficProfiles:
 
     def of(self, task: Task) -> TrafficProfile:
         """Returns what is seen of a version today, to be added to."""
-        at = _today_key(task)
-        self._changed.add(at)
-        day = self._days.setdefault(at, {})
+        key = _today_key(task)
+        self._changed.add(key)
+        day = self._days.setdefault(key, {})
         return day.setdefault(task.deployment, TrafficProfile(task.version))
 
     def today(self, task: Task) -> TrafficProfile:
         """Returns what this process has seen of a version today."""
         return self._days.get(_today_key(task), {}).get(task.deployment) or TrafficProfile(task.version)
 
-    async def write(self, now: bool = False) -> None:
-        """Writes what has changed, once a minute or `now`. Says once where the disk does not take it."""
+    async def write(self, write_all: bool = False) -> None:
+        """Writes what has changed, once a minute or `write_all`. Says once where the disk does not take it."""
         if self._registry is None or not self._changed:
             return
-        if not now and time.monotonic() - self._written_at < WRITE_INTERVAL_SECONDS:
+        if not write_all and time.monotonic() - self._written_at < WRITE_INTERVAL_SECONDS:
             return
         self._written_at, changed = time.monotonic(), sorted(self._changed)
         self._changed.clear()
         copies = {
             self._registry / name / FOLDER / f"{day}.{self._process}.json": {
-                deployment: seen.copy() for deployment, seen in self._days[name, day].items()
+                deployment_id: profile.copy() for deployment_id, profile in self._days[name, day].items()
             }
             for name, day in changed
         }
@@ -139,31 +140,37 @@ class TrafficProfiles:
             self._told = True
             return
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        for at in [at for at in self._days if at[1] < today and at not in self._changed]:
-            del self._days[at]
+        for key in [key for key in self._days if key[1] < today and key not in self._changed]:
+            del self._days[key]
 
 
 def _today_key(task: Task) -> tuple[str, str]:
     return task.name, f"{datetime.now(UTC):%Y-%m-%d}"
 
 
-def read_profile(place: Path, deployment: str, since: str) -> TrafficProfile:
+def read_profile(registry_dir: Path, deployment_id: str, since: str) -> TrafficProfile:
     """Returns what all processes saw below registry/<name> of a deployment, from a day (YYYY-MM-DD) on."""
-    found = TrafficProfile()
-    for path in sorted((place / FOLDER).glob("*.json")):
+    total = TrafficProfile()
+    for path in sorted((registry_dir / FOLDER).glob("*.json")):
         if path.name[: len(since)] < since:
             continue
-        told: Mapping[str, Any] = atomic_files.read_json(path).get(deployment) or {}
-        if "unread" in told:  # files of before do not say what is missing in them
-            found.update(
+        record: Mapping[str, Any] = atomic_files.read_json(path).get(deployment_id) or {}
+        if "unread" in record:  # files of before do not say what is missing in them
+            total.update(
                 TrafficProfile(
-                    told["version"], profile_from_json(told), Counter(told["reasons"]), told["unread"], told["others"]
+                    record["version"],
+                    profile_from_json(record),
+                    Counter(record["reasons"]),
+                    record["unread"],
+                    record["others"],
                 )
             )
-    return found
+    return total
 
 
 def _write_files(copies: Mapping[Path, Mapping[str, TrafficProfile]]) -> None:
     for path, day in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write_text(path, json.dumps({deployment: seen.json() for deployment, seen in day.items()}) + "\n")
+        atomic_files.write_text(
+            path, json.dumps({deployment_id: profile.json() for deployment_id, profile in day.items()}) + "\n"
+        )

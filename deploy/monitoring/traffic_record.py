@@ -68,21 +68,21 @@ class TrafficRecord:
         self._cleaned = ""
         self._told = False
 
-    def keep(self, place: Path, days: int) -> None:
+    def keep(self, registry_dir: Path, days: int) -> None:
         """Has files below registry/<name> removed with the next `write` that are older than `days`, and every day
         from then on, whether or not anything is recorded."""
-        if self._days.get(place) != days:
-            self._days[place], self._cleaned = days, ""
+        if self._days.get(registry_dir) != days:
+            self._days[registry_dir], self._cleaned = days, ""
 
     def chosen(self, task: Task, private: bool) -> bool:
         """Returns whether an input is to be recorded, which chance decides."""
-        share = task.recipe.serve.record.share
-        return bool(share) and not private and random.random() < share and len(self._waiting) < MAX_WAITING_ROWS
+        fraction = task.recipe.serve.record.share
+        return bool(fraction) and not private and random.random() < fraction and len(self._waiting) < MAX_WAITING_ROWS
 
-    def add(self, one: RecordedAnswer) -> None:
+    def add(self, recorded: RecordedAnswer) -> None:
         """Has an answer recorded with the next `write`."""
-        self.keep(one.place, one.task.recipe.serve.record.days)
-        self._waiting.append(one)
+        self.keep(recorded.place, recorded.task.recipe.serve.record.days)
+        self._waiting.append(recorded)
 
     async def write(self) -> None:
         """Writes what waits, and removes what is too old. Says once where that fails, whatever the reason: rows are
@@ -95,34 +95,34 @@ class TrafficRecord:
             waiting, self._waiting = list(self._waiting), deque()
             await self._tried(_write_rows, waiting)
 
-    async def _tried(self, what: Callable[..., None], *given: object) -> None:
+    async def _tried(self, action: Callable[..., None], *args: object) -> None:
         try:
-            await run_in_thread(what, *given)
+            await run_in_thread(action, *args)
         except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
             if not self._told:
-                named = (
+                prefix = (
                     ""
                     if isinstance(error, StageError)
                     else f"{_DESCRIPTION} cannot be written: {type(error).__name__}: "
                 )
-                log_line(f"record    {named}{error}")
+                log_line(f"record    {prefix}{error}")
             self._told = True
 
 
 def _write_rows(waiting: list[RecordedAnswer]) -> None:
-    for place in dict.fromkeys(one.place for one in waiting):
-        mine = [one for one in waiting if one.place == place]
-        for day in dict.fromkeys(one.time[:10] for one in mine):
-            rows = [row for one in mine if one.time[:10] == day and (row := build_row(one)) is not None]
-            _append_rows(place / FOLDER / f"{day}.jsonl", rows)
+    for registry_dir in dict.fromkeys(recorded.place for recorded in waiting):
+        group = [recorded for recorded in waiting if recorded.place == registry_dir]
+        for day in dict.fromkeys(recorded.time[:10] for recorded in group):
+            rows = [row for recorded in group if recorded.time[:10] == day and (row := build_row(recorded)) is not None]
+            _append_rows(registry_dir / FOLDER / f"{day}.jsonl", rows)
 
 
 def _remove_old_files(days: Mapping[Path, int]) -> None:
     """Removes files that are older than so many days. Raises StageError where one of them cannot be removed."""
     failed = []
-    for place, kept in days.items():
-        oldest = f"{datetime.now(UTC) - timedelta(days=kept):%Y-%m-%d}"
-        for path in (place / FOLDER).glob("*.jsonl"):
+    for registry_dir, retention in days.items():
+        oldest = f"{datetime.now(UTC) - timedelta(days=retention):%Y-%m-%d}"
+        for path in (registry_dir / FOLDER).glob("*.jsonl"):
             if path.stem < oldest:
                 try:
                     path.unlink(missing_ok=True)
@@ -135,28 +135,30 @@ def _remove_old_files(days: Mapping[Path, int]) -> None:
 def check_recordable(recipe: Recipe) -> None:
     """Raises RecipeError where inputs are to be recorded and rows would not be read as the recipe's: they cannot have
     its form, or a column of it would hold something else there."""
-    if not (share := recipe.serve.record.share):
+    if not (fraction := recipe.serve.record.share):
         return
     columns, where = recipe.data.columns, recipe.data.where
-    forms = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.of_slots
-    written = {
+    unsupported = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.of_slots
+    recorded_columns = {
         *_RECORD_COLUMNS,
         *(column for key, column in _recipe_columns(recipe).items() if not key.startswith("data.where.")),
     }
-    lists = [name for name, one in where.items() if isinstance(one, list) and name not in written]
-    forms |= {f"data.where.{name}": "a list" for name in lists}
-    for key, given in forms.items():
+    lists = [name for name, condition in where.items() if isinstance(condition, list) and name not in recorded_columns]
+    unsupported |= {f"data.where.{name}": "a list" for name in lists}
+    for key, setting in unsupported.items():
         raise RecipeError(
-            f"{key}: given {given!r}, and with serve.record.share {share:g} answers would have to be written in that "
+            f"{key}: given {setting!r}, and with serve.record.share {fraction:g} answers would have to be written "
+            "in that "
             "form, which the record cannot; record nothing (serve.record.share: 0)"
         )
     names, times = id_column(recipe), time_column(recipe)
-    taken = [(key, column, {*_RECORD_COLUMNS, names, times}) for key, column in _recipe_columns(recipe).items()]
-    taken += [("data.columns.id", names, {*_RECORD_COLUMNS, times}), ("data.split.time", times, {*_RECORD_COLUMNS})]
-    for key, column, own in taken:
-        if column in own and not key.startswith(("data.where.", "data.slices.")):
+    reserved = [(key, column, {*_RECORD_COLUMNS, names, times}) for key, column in _recipe_columns(recipe).items()]
+    reserved += [("data.columns.id", names, {*_RECORD_COLUMNS, times}), ("data.split.time", times, {*_RECORD_COLUMNS})]
+    for key, column, reserved_columns in reserved:
+        if column in reserved_columns and not key.startswith(("data.where.", "data.slices.")):
             raise RecipeError(
-                f"{key}: given {column!r}, and with serve.record.share {share:g} the record has a column of its own of "
+                f"{key}: given {column!r}, and with serve.record.share {fraction:g} the record has a column of its "
+                "own of "
                 "that name; rename it, or record nothing (serve.record.share: 0)"
             )
 
@@ -174,27 +176,27 @@ def _has_record_column(recipe: Recipe) -> bool:
     return bool(columns.target or columns.targets or columns.of_slots)
 
 
-def build_row(one: RecordedAnswer) -> dict[str, Any] | None:
+def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
     """Returns an answer as a row of the recipe's columns, None where input or answer hold personal data that is not
     replaced, or half a character."""
-    redacted = redaction.redact(one.text, redaction.PII_KINDS)
+    redacted = redaction.redact(recorded.text, redaction.PII_KINDS)
 
     def hide(text: str) -> str:
         return redaction.redact(redaction.redact_values(redacted.values, text), redaction.PII_KINDS).text
 
-    value = one.value if one.task.labels else map_texts(one.value, hide)
-    both = build_input_and_answer(one.task, redacted.text, value)
-    if not _is_recordable(both):
+    value = recorded.value if recorded.task.labels else map_texts(recorded.value, hide)
+    cells = build_input_and_answer(recorded.task, redacted.text, value)
+    if not _is_recordable(cells):
         return None
     return {
-        **_fill_missing_columns(one.task.recipe, one.id),
-        id_column(one.task.recipe): one.id,
-        **both,
-        "labelled_by": one.labelled_by,
-        "confidence": one.confidence,
-        "reason": one.reason,
-        "version": one.task.version,
-        **_build_time_cell(one.task.recipe, one.time),
+        **_fill_missing_columns(recorded.task.recipe, recorded.id),
+        id_column(recorded.task.recipe): recorded.id,
+        **cells,
+        "labelled_by": recorded.labelled_by,
+        "confidence": recorded.confidence,
+        "reason": recorded.reason,
+        "version": recorded.task.version,
+        **_build_time_cell(recorded.task.recipe, recorded.time),
     }
 
 
@@ -209,26 +211,26 @@ def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, Any]:
 def _build_time_cell(recipe: Recipe, time: str) -> dict[str, str]:
     """Returns a time in the recipe's column of times, in its format."""
     column = time_column(recipe)
-    form = recipe.data.formats.dates.get(column) if recipe.data.split.time else None
-    return {column: datetime.fromisoformat(time).strftime(form) if form else time}
+    date_format = recipe.data.formats.dates.get(column) if recipe.data.split.time else None
+    return {column: datetime.fromisoformat(time).strftime(date_format) if date_format else time}
 
 
-def _is_recordable(both: Mapping[str, Any]) -> bool:
+def _is_recordable(cells: Mapping[str, Any]) -> bool:
     """Whether input and answer hold no personal data, numbers included, and can be written as UTF-8."""
-    texts = [json.dumps(both, ensure_ascii=False), *_iter_texts(both)]
+    texts = [json.dumps(cells, ensure_ascii=False), *_iter_texts(cells)]
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
         return False
-    return not any(personal_data.find_kinds(one) for one in texts)
+    return not any(personal_data.find_kinds(text) for text in texts)
 
 
 def _iter_texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _iter_texts(one)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _iter_texts(item)
 
 
 def id_column(recipe: Recipe) -> str:
@@ -247,8 +249,8 @@ def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
     recipe = task.recipe
     columns, kind = recipe.data.columns, recipe.task.variant
     if columns.messages is not None:
-        said = task.text(value)
-        return {columns.messages: [{"role": "user", "content": text}, {"role": "assistant", "content": said}]}
+        answer = task.text(value)
+        return {columns.messages: [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
     row: dict[str, Any] = dict.fromkeys(columns.texts, "")
     row[columns.texts[0]] = text
     if columns.label_columns is not None:
@@ -265,33 +267,38 @@ def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
 def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
     """Returns an answer with `hide` applied to each text in it."""
     if isinstance(value, Mapping):
-        return {name: map_texts(one, hide) for name, one in value.items()}
+        return {name: map_texts(item, hide) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [map_texts(one, hide) for one in value]
+        return [map_texts(item, hide) for item in value]
     return hide(value) if isinstance(value, str) else value
 
 
-def correct_rows(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None:
+def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mapping[str, Any]) -> None:
     """Has recorded inputs bear the right answers, in the place of the rows that they had. Left as it is: what was not
     recorded, or under other columns than the task has now, and where the answer holds personal data: the input has
     numbered placeholders in its place, and which is which is not known any more. For a thread. Raises StageError where
     it cannot be written.
 
-    `right`: {name of an answer's id (deploy/answers/answer_ids.py): the right answer}, of answers that were given that
-    `day`.
+    `right_answers`: {name of an answer's id (deploy/answers/answer_ids.py): the right answer}, of answers that were
+    given that `day`.
     """
-    path = place / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
+    path = registry_dir / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
     if not path.is_file():
         return
     with shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-        found = _find_rows(path, id_column(task.recipe), right)
-        new = {
-            name: row for name, rows in found.items() if (row := _correct_row(task, name, rows[-1].row, right[name]))
+        recorded_rows = _find_rows(path, id_column(task.recipe), right_answers)
+        corrected = {
+            name: row
+            for name, rows in recorded_rows.items()
+            if (row := _correct_row(task, name, rows[-1].row, right_answers[name]))
         }
-        for name, row in new.items():
-            shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(new)[-1])
+        for name, row in corrected.items():
+            shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(corrected)[-1])
         # Who was killed between the two has left rows before the last one.
-        _blank_rows(path, [one for name, rows in found.items() for one in (rows if name in new else rows[:-1])])
+        _blank_rows(
+            path,
+            [located for name, rows in recorded_rows.items() for located in (rows if name in corrected else rows[:-1])],
+        )
 
 
 @dataclass(frozen=True)
@@ -303,41 +310,41 @@ class _LocatedRow:
     size: int
 
 
-def _find_rows(path: Path, named: str, names: Collection[str]) -> dict[str, list[_LocatedRow]]:
+def _find_rows(path: Path, id_name: str, names: Collection[str]) -> dict[str, list[_LocatedRow]]:
     """Returns the rows of each of the answers that is recorded, in their order."""
-    found: dict[str, list[_LocatedRow]] = {}
+    located: dict[str, list[_LocatedRow]] = {}
     start = 0
     with path.open("rb") as lines:
         for line in lines:
             with suppress(ValueError):
                 row = json.loads(line)
-                name = str(row.get(named)).partition("-")[0] if isinstance(row, dict) else ""
+                name = str(row.get(id_name)).partition("-")[0] if isinstance(row, dict) else ""
                 if name in names:
-                    found.setdefault(name, []).append(_LocatedRow(row, start, len(line.rstrip(b"\n"))))
+                    located.setdefault(name, []).append(_LocatedRow(row, start, len(line.rstrip(b"\n"))))
             start += len(line)
-    return found
+    return located
 
 
 def _correct_row(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
     """Returns the row with the right answer, None where the row stays."""
     try:
-        right = build_input_and_answer(task, read_input_text(task, row), value)
+        cells = build_input_and_answer(task, read_input_text(task, row), value)
     except (KeyError, IndexError, TypeError):
         return None
-    if right.keys() - row.keys() or not _is_recordable(right):
+    if cells.keys() - row.keys() or not _is_recordable(cells):
         return None
-    if row.get("labelled_by") == FEEDBACK and row.items() >= right.items():
+    if row.get("labelled_by") == FEEDBACK and row.items() >= cells.items():
         return None
-    told = {id_column(task.recipe): f"{name}-{FEEDBACK}-{secrets.token_hex(4)}", "labelled_by": FEEDBACK}
-    return {**row, **right, **told, "confidence": None, **_build_time_cell(task.recipe, utc_timestamp())}
+    changes = {id_column(task.recipe): f"{name}-{FEEDBACK}-{secrets.token_hex(4)}", "labelled_by": FEEDBACK}
+    return {**row, **cells, **changes, "confidence": None, **_build_time_cell(task.recipe, utc_timestamp())}
 
 
-def _blank_rows(path: Path, lines: Sequence[_LocatedRow]) -> None:
+def _blank_rows(path: Path, rows: Sequence[_LocatedRow]) -> None:
     """Has blanks in the place of rows. Raises StageError where they cannot be written."""
     try:
         with path.open("r+b", buffering=0) as file:
-            for one in lines:
-                os.pwrite(file.fileno(), b" " * one.size, one.start)
+            for row in rows:
+                os.pwrite(file.fileno(), b" " * row.size, row.start)
     except OSError as error:
         raise StageError(f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
 
@@ -345,8 +352,8 @@ def _blank_rows(path: Path, lines: Sequence[_LocatedRow]) -> None:
 def read_input_text(task: Task, row: Mapping[str, Any]) -> str:
     """Returns the input of a recorded row."""
     columns = task.recipe.data.columns
-    found = row[columns.messages][0]["content"] if columns.messages else row[columns.texts[0]]
-    return str(found)
+    text = row[columns.messages][0]["content"] if columns.messages else row[columns.texts[0]]
+    return str(text)
 
 
 def _append_rows(path: Path, rows: list[dict[str, Any]]) -> None:

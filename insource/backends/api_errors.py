@@ -42,20 +42,20 @@ class ApiError:
         return self.code in _INPUT_ERROR_CODES or _INPUT_ERROR_PATTERN.search(self.message) is not None
 
 
-def parse_api_error(body: object, otherwise: str = "") -> ApiError:
+def parse_api_error(body: object, default_message: str = "") -> ApiError:
     """Returns the refusal in the body of an answer: {"error": {...}} or that error itself; else the words given."""
-    found: Any = body
-    while isinstance(found, Mapping) and isinstance(found.get("error"), Mapping):
-        found = found["error"]
-    if not isinstance(found, Mapping) or not isinstance(found.get("message"), str):
-        return ApiError(otherwise or str(body))
-    code = found.get("code") or found.get("type") or ""
-    return ApiError(found["message"], str(code), str(found.get("param") or ""))
+    error: Any = body
+    while isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):
+        error = error["error"]
+    if not isinstance(error, Mapping) or not isinstance(error.get("message"), str):
+        return ApiError(default_message or str(body))
+    code = error.get("code") or error.get("type") or ""
+    return ApiError(error["message"], str(code), str(error.get("param") or ""))
 
 
-def is_configuration_error(status: int, refusal: ApiError) -> bool:
+def is_configuration_error(status: int, error: ApiError) -> bool:
     """Returns whether a row was refused for how it was asked, and not for what it says."""
-    return status in CONFIGURATION_STATUS and not refusal.about_the_row
+    return status in CONFIGURATION_STATUS and not error.about_the_row
 
 
 def find_rejected_parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:
@@ -63,10 +63,10 @@ def find_rejected_parameter(error: str, optional: Mapping[str, Collection[str]])
     names that a provider gives it."""
     if not error.startswith("HTTP 400"):
         return None
-    found = [
+    matches = [
         (match.start(), -len(name), parameter)
         for parameter, names in optional.items()
         for name in names
         if (match := re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", error))
     ]
-    return min(found)[2] if found else None
+    return min(matches)[2] if matches else None

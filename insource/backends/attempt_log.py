@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from insource.backends.budgets import SystemBudget
 
 
-def attempt_log_path(journal: Path) -> Path:
+def attempt_log_path(cache_path: Path) -> Path:
     """Returns the file of the attempts whose answers go to a journal."""
-    return journal.with_suffix(".attempts.jsonl")
+    return cache_path.with_suffix(".attempts.jsonl")
 
 
-def read_unsettled_usd(journal: Path) -> dict[str, float]:
+def read_unsettled_usd(cache_path: Path) -> dict[str, float]:
     """Returns {key: the most that attempts can have cost of which no answer is known}."""
-    path = attempt_log_path(journal)
-    found: dict[tuple[str, str], float] = {}
+    path = attempt_log_path(cache_path)
+    usd_by_attempt: dict[tuple[str, str], float] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
-            told = json.loads(line)
-            of, usd = (told["key"], told["process"]), told["usd"]
+            record = json.loads(line)
+            attempt, usd = (record["key"], record["process"]), record["usd"]
         except (ValueError, TypeError, KeyError):
             continue  # torn, so that it was not sent
         if usd is None:
-            found.pop(of, None)
+            usd_by_attempt.pop(attempt, None)
         else:
-            found[of] = found.get(of, 0.0) + usd
-    by_key: dict[str, float] = {}
-    for (key, _), usd in found.items():
-        by_key[key] = by_key.get(key, 0.0) + usd
-    return by_key
+            usd_by_attempt[attempt] = usd_by_attempt.get(attempt, 0.0) + usd
+    usd_by_key: dict[str, float] = {}
+    for (key, _), usd in usd_by_attempt.items():
+        usd_by_key[key] = usd_by_key.get(key, 0.0) + usd
+    return usd_by_key
 
 
 class AttemptLog:
     """A purse that writes down every attempt before it is made."""
 
-    def __init__(self, purse: "SystemBudget", journal: Path) -> None:
-        self._purse, self._journal = purse, journal
+    def __init__(self, limiter: "SystemBudget", cache_path: Path) -> None:
+        self._purse, self._journal = limiter, cache_path
         self._process = secrets.token_hex(4)
         self._lock = asyncio.Lock()
         self._lines: list[str] = []
@@ -64,13 +64,13 @@ class AttemptLog:
         try:
             await self._write(self._line(request.id, self._purse.most_usd(request)))
         except BaseException:
-            self._purse.settle(request, None, unsure=False)
+            self._purse.settle(request, None, possibly_charged=False)
             raise
         return True
 
-    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
+    def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
         """Passes on what an attempt brought; it is known when its answer is in the journal (`answered`)."""
-        self._purse.settle(request, received, unsure)
+        self._purse.settle(request, completion, possibly_charged)
 
     def answered(self, keys: Iterable[str]) -> None:
         """Writes down that answers are in the journal. One that is lost counts twice, and is never sent twice."""
@@ -88,9 +88,9 @@ class AttemptLog:
         number = self._begun
         async with self._lock:
             if self._written < number:
-                lines, self._lines, begun = self._lines, [], self._begun
+                lines, self._lines, n_queued = self._lines, [], self._begun
                 await asyncio.to_thread(self._append, lines, flush=True)
-                self._written = begun
+                self._written = n_queued
 
     def _line(self, key: str, usd: float | None) -> str:
         return json.dumps({"key": key, "process": self._process, "usd": usd}) + "\n"
@@ -100,9 +100,9 @@ class AttemptLog:
         try:
             with path.open("ab", buffering=0) as file:
                 # First the end of a line that a process was killed at.
-                left = memoryview(b"\n" + "".join(lines).encode())
-                while left:
-                    left = left[file.write(left) :]
+                remaining = memoryview(b"\n" + "".join(lines).encode())
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
                 if flush:
                     os.fsync(file.fileno())
         except OSError as error:

@@ -40,68 +40,73 @@ class BatchState:
 
 
 async def create_batch(
-    client: Any, backend: Backend, name: str, began: datetime, requests: Sequence[Request]
+    client: Any, backend: Backend, name: str, started_at: datetime, requests: Sequence[Request]
 ) -> str | AttemptFailure:
-    """Returns the id of a new batch. `began`: before this was called. Where a failure leaves open whether there is a
-    batch now, the one that is found is returned, and none made a second time. A failure with `again` leaves that open
+    """Returns the id of a new batch. `started_at`: before this was called. Where a failure leaves open whether there is
+    a batch now, the one that is found is returned, and none made a second time. A failure with `again` leaves that open
     to the end."""
-    wire, ids = BATCH_MODULES[backend.wire], [request.id for request in requests]
+    api, ids = BATCH_MODULES[backend.wire], [request.id for request in requests]
     for failures in range(backend.retries + 1):
-        made: str | AttemptFailure = await call_sdk(backend, wire.create(client, backend, name, requests), None)
-        if not isinstance(made, AttemptFailure) or not made.again:
+        result: str | AttemptFailure = await call_sdk(backend, api.create(client, backend, name, requests), None)
+        if not isinstance(result, AttemptFailure) or not result.again:
             break
-        await asyncio.sleep(made.wait_seconds or backoff_seconds(failures + 1))
-        there = await find_batch(client, backend, name, began, ids)
-        if isinstance(there, AttemptFailure):
-            return made
-        if there is not None:
-            return there
-    return made
+        await asyncio.sleep(result.wait_seconds or backoff_seconds(failures + 1))
+        existing = await find_batch(client, backend, name, started_at, ids)
+        if isinstance(existing, AttemptFailure):
+            return result
+        if existing is not None:
+            return existing
+    return result
 
 
 async def find_batch(
-    client: Any, backend: Backend, name: str, began: datetime, ids: Sequence[str], strangers: Collection[str] = ()
+    client: Any,
+    backend: Backend,
+    name: str,
+    started_at: datetime,
+    ids: Sequence[str],
+    foreign_batch_ids: Collection[str] = (),
 ) -> str | AttemptFailure | None:
-    """Returns the id of the batch of that name, None where the provider has none. `ids`: of its requests. `strangers`:
-    batches that are known to be others."""
-    wire = BATCH_MODULES[backend.wire]
-    return await _retry_idempotent(backend, lambda: wire.find(client, name, began, ids, strangers))
+    """Returns the id of the batch of that name, None where the provider has none. `ids`: of its requests.
+    `foreign_batch_ids`: batches that are known to be others."""
+    api = BATCH_MODULES[backend.wire]
+    return await _retry_idempotent(backend, lambda: api.find(client, name, started_at, ids, foreign_batch_ids))
 
 
 async def wait_for_batch(
-    client: Any, backend: Backend, batch_id: str, poll_seconds: float, say: Callable[[str], None]
+    client: Any, backend: Backend, batch_id: str, poll_seconds: float, log: Callable[[str], None]
 ) -> BatchState | AttemptFailure:
-    """Returns how a batch ended, once it has; looks at it in waits that grow. `say` gets how far it is."""
-    wire, wait, lost = BATCH_MODULES[backend.wire], poll_seconds, 0
+    """Returns how a batch ended, once it has; looks at it in waits that grow. `log` gets how far it is."""
+    api, wait, n_failed = BATCH_MODULES[backend.wire], poll_seconds, 0
     while True:
-        seen: Any = await _retry_idempotent(backend, lambda: wire.poll(client, batch_id))
-        if isinstance(seen, AttemptFailure):
-            lost += 1
-            if not seen.again or lost == MAX_FAILED_POLLS:
-                return seen
-        elif seen[0] != "running":
-            return BatchState(*seen)
+        polled: Any = await _retry_idempotent(backend, lambda: api.poll(client, batch_id))
+        if isinstance(polled, AttemptFailure):
+            n_failed += 1
+            if not polled.again or n_failed == MAX_FAILED_POLLS:
+                return polled
+        elif polled[0] != "running":
+            return BatchState(*polled)
         else:
-            lost = 0
-            say(f"batch {batch_id}: {seen[1]}, looked at again in {wait:.0f} s")
+            n_failed = 0
+            log(f"batch {batch_id}: {polled[1]}, looked at again in {wait:.0f} s")
         await asyncio.sleep(wait)
         wait = min(wait * POLL_BACKOFF, poll_seconds * MAX_POLL_FACTOR)
 
 
 async def fetch_results(
-    client: Any, backend: Backend, batch_id: str, asked: Request
+    client: Any, backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure] | AttemptFailure:
-    """Returns what became of each request of a batch that ended, by custom id. `asked`: a request with the constraint
+    """Returns what became of each request of a batch that ended, by custom id. `request`: a request with the constraint
     that all of them have."""
-    wire = BATCH_MODULES[backend.wire]
-    return await _retry_idempotent(backend, lambda: wire.fetch_results(client, backend, batch_id, asked))
+    api = BATCH_MODULES[backend.wire]
+    return await _retry_idempotent(backend, lambda: api.fetch_results(client, backend, batch_id, request))
 
 
 async def _retry_idempotent(backend: Backend, call: Callable[[], Awaitable[T]]) -> T | AttemptFailure:
     """Returns what a call brought that may be repeated as often as one likes."""
     for failures in range(backend.retries + 1):
-        brought = await call_sdk(backend, call(), None)
-        if not isinstance(brought, AttemptFailure) or not brought.again or failures == backend.retries:
+        result = await call_sdk(backend, call(), None)
+        if not isinstance(result, AttemptFailure) or not result.again or failures == backend.retries:
             break
-        await asyncio.sleep(brought.wait_seconds or backoff_seconds(failures + 1))
-    return brought
+        await asyncio.sleep(result.wait_seconds or backoff_seconds(failures + 1))
+    return result

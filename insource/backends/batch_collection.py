@@ -58,49 +58,53 @@ class _StopError(Exception):
     """Why no more is asked."""
 
 
-async def collect_batches(a_round: CollectSession, poll_seconds: float, say: Callable[[str], None]) -> str | None:
+async def collect_batches(session: CollectSession, poll_seconds: float, log: Callable[[str], None]) -> str | None:
     """Asks all that is waiting, after the batch that an earlier process began. Returns why it stopped before, or what
     is left for another time; None where all is answered. A budget that allows no more leaves the purse empty."""
-    path, backend = batch_file_path(a_round.journal.path), a_round.backend
+    path, backend = batch_file_path(session.journal.path), session.backend
     pending = _read_pending(path, backend)
-    if pending is None and not a_round.waiting:
+    if pending is None and not session.waiting:
         return None
-    tried: set[str] = set()
-    lost = 0
+    attempted_keys: set[str] = set()
+    n_failed = 0
     async with API_MODULES[backend.wire].make_client(backend) as client:
         try:
             while True:
                 if pending is not None:
-                    pending = await _resume_batch(client, a_round, pending)
+                    pending = await _resume_batch(client, session, pending)
                 if pending is None:
-                    requests = _choose_requests(a_round, tried)
+                    requests = _choose_requests(session, attempted_keys)
                     if not requests:
                         break
-                    pending = await _submit_batch(client, a_round, requests)
-                outcomes, stop = await _await_results(client, backend, pending, poll_seconds, say)
+                    pending = await _submit_batch(client, session, requests)
+                outcomes, stop_reason = await _await_results(client, backend, pending, poll_seconds, log)
                 if outcomes and not outcomes.keys() & pending.keys.keys():
-                    pending = _discard_foreign_id(a_round, pending)
+                    pending = _discard_foreign_id(session, pending)
                     continue
                 if outcomes is None:
-                    _release_budget(a_round, pending.keys)
+                    _release_budget(session, pending.keys)
                 else:
-                    lost += _store_results(a_round, pending, outcomes)
+                    n_failed += _store_results(session, pending, outcomes)
                 path.unlink()
-                if stop:
-                    return stop
-                tried |= pending.keys.keys()
+                if stop_reason:
+                    return stop_reason
+                attempted_keys |= pending.keys.keys()
                 pending = None
-        except _StopError as why:
-            return str(why)
-    return f"{lost:,} requests brought no answer in their batch; the next run asks for them again" if lost else None
+        except _StopError as error:
+            return str(error)
+    return (
+        f"{n_failed:,} requests brought no answer in their batch; the next run asks for them again"
+        if n_failed
+        else None
+    )
 
 
 def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
     if not path.exists():
         return None
     try:
-        told = atomic_files.read_json(path)
-        pending = PendingBatch(**{**told, "strangers": tuple(told["strangers"])})
+        payload = atomic_files.read_json(path)
+        pending = PendingBatch(**{**payload, "strangers": tuple(payload["strangers"])})
     except (ValueError, TypeError, KeyError) as error:
         raise StageError(f"{path} does not say which batch was begun: {error}") from None
     if (pending.wire, pending.base_url) != (backend.wire, backend.base_url):
@@ -116,51 +120,51 @@ def _write_pending(path: Path, pending: PendingBatch) -> None:
     atomic_files.write_json(path, asdict(pending))
 
 
-async def _resume_batch(client: Any, a_round: CollectSession, pending: PendingBatch) -> PendingBatch | None:
+async def _resume_batch(client: Any, session: CollectSession, pending: PendingBatch) -> PendingBatch | None:
     """Returns the batch that an earlier process began, with its id; None where it never came to be."""
-    path = batch_file_path(a_round.journal.path)
+    path = batch_file_path(session.journal.path)
     if pending.id is None:
         ids = list(pending.keys)
-        there = await batch_client.find_batch(
-            client, a_round.backend, pending.name, pending.began_at(), ids, strangers=pending.strangers
+        batch_id = await batch_client.find_batch(
+            client, session.backend, pending.name, pending.began_at(), ids, foreign_batch_ids=pending.strangers
         )
-        if isinstance(there, AttemptFailure):
-            raise _StopError(f"nobody knows whether a batch was made on {pending.began}: {there.error}")
-        if there is None:
+        if isinstance(batch_id, AttemptFailure):
+            raise _StopError(f"nobody knows whether a batch was made on {pending.began}: {batch_id.error}")
+        if batch_id is None:
             path.unlink()
             return None
-        pending = replace(pending, id=there)
+        pending = replace(pending, id=batch_id)
         _write_pending(path, pending)
-    if a_round.purse:
-        for key in pending.keys.keys() & a_round.waiting.keys():
-            a_round.purse.set_aside(_build_request(a_round, key), anyway=True)
+    if session.purse:
+        for key in pending.keys.keys() & session.waiting.keys():
+            session.purse.set_aside(_build_request(session, key), force=True)
     return pending
 
 
-def _choose_requests(a_round: CollectSession, tried: set[str]) -> list[Request]:
+def _choose_requests(session: CollectSession, attempted_keys: set[str]) -> list[Request]:
     """Returns the requests of the next batch, for which the most that they can cost is set aside; none where all were
     tried, or where the budget allows so few that they are not worth waiting for."""
-    purse, chosen, size = a_round.purse, list[Request](), 0
-    for key in a_round.waiting:
-        request = _build_request(a_round, key)
-        if key in tried or (chosen and request.constraint.json_schema != chosen[0].constraint.json_schema):
+    system_budget, chosen, size = session.purse, list[Request](), 0
+    for key in session.waiting:
+        request = _build_request(session, key)
+        if key in attempted_keys or (chosen and request.constraint.json_schema != chosen[0].constraint.json_schema):
             continue
         size += count_input_bytes(request)
         if len(chosen) == batch_client.MAX_BATCH_REQUESTS or (chosen and size > batch_client.MAX_BATCH_BYTES):
             break
-        if purse and not purse.set_aside(request):
+        if system_budget and not system_budget.set_aside(request):
             if len(chosen) < MIN_BATCH_SIZE:
-                _release_budget(a_round, [one.id for one in chosen])
-                purse.empty = True
+                _release_budget(session, [item.id for item in chosen])
+                system_budget.empty = True
                 return []
             break
         chosen.append(request)
     return chosen
 
 
-async def _submit_batch(client: Any, a_round: CollectSession, requests: Sequence[Request]) -> PendingBatch:
+async def _submit_batch(client: Any, session: CollectSession, requests: Sequence[Request]) -> PendingBatch:
     """Returns the batch that was made of requests, whose id is on disk."""
-    path, backend = batch_file_path(a_round.journal.path), a_round.backend
+    path, backend = batch_file_path(session.journal.path), session.backend
     pending = PendingBatch(
         name=f"insource-{uuid.uuid4().hex}",
         id=None,
@@ -170,123 +174,123 @@ async def _submit_batch(client: Any, a_round: CollectSession, requests: Sequence
         structured=backend.structured,
         json_schema=requests[0].constraint.json_schema,
         strangers=(),
-        keys={request.id: _describe_request(a_round, request) for request in requests},
+        keys={request.id: _describe_request(session, request) for request in requests},
     )
     _write_pending(path, pending)
-    made = await batch_client.create_batch(client, backend, pending.name, pending.began_at(), requests)
-    if isinstance(made, AttemptFailure):
-        if not made.again:
+    batch_id = await batch_client.create_batch(client, backend, pending.name, pending.began_at(), requests)
+    if isinstance(batch_id, AttemptFailure):
+        if not batch_id.again:
             path.unlink()
-            _release_budget(a_round, pending.keys)
-        raise _StopError(f"no batch could be made: {made.error}")
-    pending = replace(pending, id=made)
+            _release_budget(session, pending.keys)
+        raise _StopError(f"no batch could be made: {batch_id.error}")
+    pending = replace(pending, id=batch_id)
     _write_pending(path, pending)
     return pending
 
 
 async def _await_results(
-    client: Any, backend: Backend, pending: PendingBatch, poll_seconds: float, say: Callable[[str], None]
+    client: Any, backend: Backend, pending: PendingBatch, poll_seconds: float, log: Callable[[str], None]
 ) -> tuple[dict[str, Completion | AttemptFailure] | None, str | None]:
     """Returns what became of the requests of a batch, once it ended, and why nothing is to be asked after it; None
     where none of them was asked."""
     assert pending.id is not None
-    state = await batch_client.wait_for_batch(client, backend, pending.id, poll_seconds, say)
+    state = await batch_client.wait_for_batch(client, backend, pending.id, poll_seconds, log)
     if isinstance(state, AttemptFailure):
         raise _StopError(
             f"batch {pending.id} cannot be looked at: {state.error}; the next run tries again, and asks anew if "
             "<journal>.batch.json is removed"
         )
-    ends = {"failed": "failed", "cancelled": "was cancelled"}
-    stop = f"batch {pending.id} {ends[state.state]}: {state.told}" if state.state in ends else None
+    stop_states = {"failed": "failed", "cancelled": "was cancelled"}
+    stop_reason = f"batch {pending.id} {stop_states[state.state]}: {state.told}" if state.state in stop_states else None
     if state.state == "failed":
-        return None, stop
-    asked = Request("", (), 0, Constraint(None, pending.json_schema))
+        return None, stop_reason
+    request = Request("", (), 0, Constraint(None, pending.json_schema))
     outcomes = await batch_client.fetch_results(
-        client, replace(backend, structured=pending.structured), pending.id, asked
+        client, replace(backend, structured=pending.structured), pending.id, request
     )
     if isinstance(outcomes, AttemptFailure):
         raise _StopError(
             f"the results of batch {pending.id} cannot be read: {outcomes.error}; the next run tries again"
         )
-    return outcomes, stop
+    return outcomes, stop_reason
 
 
 def _store_results(
-    a_round: CollectSession, pending: PendingBatch, outcomes: Mapping[str, Completion | AttemptFailure]
+    session: CollectSession, pending: PendingBatch, outcomes: Mapping[str, Completion | AttemptFailure]
 ) -> int:
     """Writes what a batch brought into the journal. Returns how many requests are to be asked again another time."""
-    rows, lost = [], 0
-    for key, about in pending.keys.items():
-        known = a_round.journal.rows.get(key)
-        if known is not None and known.final:
+    responses, n_failed = [], 0
+    for key, metadata in pending.keys.items():
+        cached = session.journal.rows.get(key)
+        if cached is not None and cached.final:
             # The process was killed between the journal and the end of the file that names the batch.
             continue
         outcome = outcomes.get(key, MISSING_FROM_BATCH)
-        received, failed = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
-        usd, unsure_usd = _settle_cost(a_round, key, received)
-        again = failed is not None and (failed.another_day or failed.refused)
-        lost += again
-        rows.append(
+        completion, failure = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
+        usd, possibly_charged_usd = _settle_cost(session, key, completion)
+        retry_later = failure is not None and (failure.another_day or failure.refused)
+        n_failed += retry_later
+        responses.append(
             make_cached_response(
                 key,
-                about["id"],
-                about["repeat"],
-                about["request_sha256"],
-                received,
-                asked=pending.began,
-                error=failed.error if failed else None,
-                final=not again,
+                metadata["id"],
+                metadata["repeat"],
+                metadata["request_sha256"],
+                completion,
+                requested_at=pending.began,
+                error=failure.error if failure else None,
+                final=not retry_later,
                 usd=usd,
-                unsure_usd=unsure_usd,
+                unsure_usd=possibly_charged_usd,
                 batch=True,
-                refused=failed is not None and failed.refused,
+                refused=failure is not None and failure.refused,
             )
         )
-    a_round.journal.append(rows)
-    for row in rows:
-        a_round.tell(row)
-    return lost
+    session.journal.append(responses)
+    for response in responses:
+        session.tell(response)
+    return n_failed
 
 
-def _settle_cost(a_round: CollectSession, key: str, received: Completion | None) -> tuple[float | None, float]:
+def _settle_cost(session: CollectSession, key: str, completion: Completion | None) -> tuple[float | None, float]:
     """Returns what an answer cost, and what it may have cost, and takes both off the budget. Nobody is paid for what a
     batch did not answer."""
-    purse = a_round.purse
-    if purse is None:
+    system_budget = session.purse
+    if system_budget is None:
         return None, 0.0
-    usd = purse.usd(received) if received else None
-    if key not in a_round.waiting:
+    usd = system_budget.usd(completion) if completion else None
+    if key not in session.waiting:
         # The question was changed after the batch was begun. Its answer is paid for, and may be asked for again.
-        purse.pay(usd or 0.0)
+        system_budget.pay(usd or 0.0)
         return usd, 0.0
-    purse.settle(_build_request(a_round, key), received, unsure=False)
-    return usd, purse.unsure_usd.pop(key, 0.0)
+    system_budget.settle(_build_request(session, key), completion, possibly_charged=False)
+    return usd, system_budget.unsure_usd.pop(key, 0.0)
 
 
-def _discard_foreign_id(a_round: CollectSession, pending: PendingBatch) -> PendingBatch:
+def _discard_foreign_id(session: CollectSession, pending: PendingBatch) -> PendingBatch:
     """Returns the batch without the id that turned out to be another's."""
     assert pending.id is not None
-    _release_budget(a_round, pending.keys)
+    _release_budget(session, pending.keys)
     pending = replace(pending, id=None, strangers=(*pending.strangers, pending.id))
-    _write_pending(batch_file_path(a_round.journal.path), pending)
+    _write_pending(batch_file_path(session.journal.path), pending)
     return pending
 
 
-def _release_budget(a_round: CollectSession, keys: Iterable[str]) -> None:
-    if a_round.purse:
+def _release_budget(session: CollectSession, keys: Iterable[str]) -> None:
+    if session.purse:
         for key in keys:
-            if key in a_round.waiting:
-                a_round.purse.settle(_build_request(a_round, key), None, unsure=False)
+            if key in session.waiting:
+                session.purse.settle(_build_request(session, key), None, possibly_charged=False)
 
 
-def _build_request(a_round: CollectSession, key: str) -> Request:
-    return replace(a_round.waiting[key][0].request, id=key)
+def _build_request(session: CollectSession, key: str) -> Request:
+    return replace(session.waiting[key][0].request, id=key)
 
 
-def _describe_request(a_round: CollectSession, request: Request) -> dict[str, Any]:
-    question = a_round.waiting[request.id][0]
+def _describe_request(session: CollectSession, request: Request) -> dict[str, Any]:
+    question = session.waiting[request.id][0]
     return {
         "id": question.id,
         "repeat": question.repeat,
-        "request_sha256": hash_request(a_round.backend, request),
+        "request_sha256": hash_request(session.backend, request),
     }

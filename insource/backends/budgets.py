@@ -59,9 +59,9 @@ class Budget:
         self.spent_usd = spent_usd
         self._set_aside = 0.0
 
-    def take(self, usd: float, anyway: bool = False) -> bool:
-        """Returns whether so much is left, and sets it aside; `anyway`: also where it is not left."""
-        if usd > self.left_usd and not anyway:
+    def take(self, usd: float, force: bool = False) -> bool:
+        """Returns whether so much is left, and sets it aside; `force`: also where it is not left."""
+        if usd > self.left_usd and not force:
             return False
         self._set_aside += usd
         return True
@@ -86,10 +86,12 @@ class TokenEstimator:
 
     def most_tokens(self, request: Request) -> int:
         """Returns a number of input tokens that the request will not exceed."""
-        told = SAFETY_FACTOR * self._densest
-        density = told if self._seen >= MIN_OBSERVATIONS else max(1.0, told)
-        added = TEMPLATE_OVERHEAD_TOKENS + (SCHEMA_OVERHEAD_TOKENS if request.constraint.json_schema is not None else 0)
-        return math.ceil(density * count_input_bytes(request)) + added
+        observed = SAFETY_FACTOR * self._densest
+        density = observed if self._seen >= MIN_OBSERVATIONS else max(1.0, observed)
+        overhead_tokens = TEMPLATE_OVERHEAD_TOKENS + (
+            SCHEMA_OVERHEAD_TOKENS if request.constraint.json_schema is not None else 0
+        )
+        return math.ceil(density * count_input_bytes(request)) + overhead_tokens
 
     def learn(self, request: Request, usage: Usage) -> None:
         """Takes what an answer told of its input."""
@@ -128,36 +130,36 @@ class SystemBudget:
                 await self._settled.wait()
         return False
 
-    def set_aside(self, request: Request, anyway: bool = False) -> bool:
-        """Returns whether the most that a request can cost is left, and sets it aside; `anyway`: also where it is not
+    def set_aside(self, request: Request, force: bool = False) -> bool:
+        """Returns whether the most that a request can cost is left, and sets it aside; `force`: also where it is not
         left, because it was sent before."""
-        most = self.most_usd(request)
-        if self._budget is not None and not self._budget.take(most, anyway):
+        max_usd = self.most_usd(request)
+        if self._budget is not None and not self._budget.take(max_usd, force):
             return False
-        self._set_aside[request.id] = most
+        self._set_aside[request.id] = max_usd
         return True
 
-    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
+    def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
         """Replaces what was set aside for an attempt by what it cost."""
-        most, spent = self._set_aside.pop(request.id), 0.0
-        if received is not None:
-            self._reckoning.learn(request, received.usage)
-            known = self.usd(received)
-            spent, unsure = (most, True) if known is None else (known, False)
-        elif unsure:
-            spent = most
-        if unsure:
-            self.unsure_usd[request.id] = self.unsure_usd.get(request.id, 0.0) + most
-        self.spent_usd += spent
+        max_usd, spent_usd = self._set_aside.pop(request.id), 0.0
+        if completion is not None:
+            self._reckoning.learn(request, completion.usage)
+            usd = self.usd(completion)
+            spent_usd, possibly_charged = (max_usd, True) if usd is None else (usd, False)
+        elif possibly_charged:
+            spent_usd = max_usd
+        if possibly_charged:
+            self.unsure_usd[request.id] = self.unsure_usd.get(request.id, 0.0) + max_usd
+        self.spent_usd += spent_usd
         if self._budget is not None:
-            self._budget.give_back(most, spent)
+            self._budget.give_back(max_usd, spent_usd)
         self._settled.set()
 
-    def usd(self, received: Completion) -> float | None:
+    def usd(self, completion: Completion) -> float | None:
         """Returns what an answer cost, None where its tokens are not told."""
-        if received.usage.input_tokens is None or received.usage.output_tokens is None:
+        if completion.usage.input_tokens is None or completion.usage.output_tokens is None:
             return None
-        return self._price.usd(received.usage, batch=self._batch)
+        return self._price.usd(completion.usage, batch=self._batch)
 
     def most_usd(self, request: Request) -> float:
         """Returns the most that an attempt can cost."""
@@ -173,25 +175,25 @@ class SystemBudget:
 
 def estimate_cost(questions: Iterable[RowRequest], price: Pricing, batch: bool = False) -> Estimate:
     """Returns what questions may cost that have no answer yet (`answers.missing`)."""
-    reckoning, requests, upper, expected = TokenEstimator(), 0, 0.0, 0.0
+    estimator, n_requests, upper_usd, expected_usd = TokenEstimator(), 0, 0.0, 0.0
     for question in questions:
         request = question.request
-        usual = Usage(
+        expected_usage = Usage(
             input_tokens=round(count_input_bytes(request) / BYTES_PER_TOKEN) + TEMPLATE_OVERHEAD_TOKENS,
             output_tokens=round(
                 (request.max_tokens - request.thinking_tokens) * EXPECTED_OUTPUT_FRACTION
                 + request.thinking_tokens * EXPECTED_THINKING_FRACTION
             ),
         )
-        requests += 1
-        upper += price.most_usd(reckoning.most_tokens(request), request.max_tokens, batch=batch)
-        expected += price.usd(usual, batch=batch)
-    return Estimate(requests, upper, expected)
+        n_requests += 1
+        upper_usd += price.most_usd(estimator.most_tokens(request), request.max_tokens, batch=batch)
+        expected_usd += price.usd(expected_usage, batch=batch)
+    return Estimate(n_requests, upper_usd, expected_usd)
 
 
 def count_input_bytes(request: Request) -> int:
     """Returns the length of what the provider reads of a request, as JSON: a little longer than the text in it."""
-    sent: Any = [[dict(message) for message in request.messages], request.constraint.json_schema]
+    payload: Any = [[dict(message) for message in request.messages], request.constraint.json_schema]
     if request.choices is not None:
-        sent = asdict(request.choices)
-    return len(json.dumps(sent, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        payload = asdict(request.choices)
+    return len(json.dumps(payload, ensure_ascii=False).encode("utf-8", "surrogatepass"))

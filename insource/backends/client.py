@@ -78,12 +78,12 @@ class _ClientState:
 class BackendClient:
     """A backend that is asked one request at a time, as they come. What it says of its pace holds for all of them."""
 
-    def __init__(self, backend: Backend, purse: SpendLimiter | None = None) -> None:
+    def __init__(self, backend: Backend, limiter: SpendLimiter | None = None) -> None:
         """Raises RecipeError where the environment lacks what its SDK needs."""
-        wire, pace = API_MODULES[backend.wire], RateLimiter(backend.concurrency, backend.longest_wait_seconds)
+        api, rate_limiter = API_MODULES[backend.wire], RateLimiter(backend.concurrency, backend.longest_wait_seconds)
         self.backend = backend
-        self._client = wire.make_client(backend, pace.heard)
-        self._asking = _ClientState(wire, self._client, backend, pace, purse)
+        self._client = api.make_client(backend, rate_limiter.heard)
+        self._asking = _ClientState(api, self._client, backend, rate_limiter, limiter)
 
     async def reply(self, request: Request) -> RequestResult:
         """Returns the reply to a request. Raises what the purse raises."""
@@ -95,25 +95,25 @@ class BackendClient:
 
 
 async def stream_results(
-    backend: Backend, requests: Iterable[Request], purse: SpendLimiter | None = None
+    backend: Backend, requests: Iterable[Request], limiter: SpendLimiter | None = None
 ) -> AsyncGenerator[RequestResult, None]:
     """Yields the reply to each request as it comes, in any order. Raises nothing for a request that fails: its reply
-    says so. Requests are taken one by one, as there is room. `purse` is asked before every attempt."""
-    wire = API_MODULES[backend.wire]
-    waiting = iter(requests)
-    pace = RateLimiter(backend.concurrency, backend.longest_wait_seconds)
-    async with wire.make_client(backend, pace.heard) as client:
-        asking = _ClientState(wire, client, backend, pace, purse)
+    says so. Requests are taken one by one, as there is room. `limiter` is asked before every attempt."""
+    api = API_MODULES[backend.wire]
+    pending = iter(requests)
+    rate_limiter = RateLimiter(backend.concurrency, backend.longest_wait_seconds)
+    async with api.make_client(backend, rate_limiter.heard) as client:
+        state = _ClientState(api, client, backend, rate_limiter, limiter)
 
-        def more(room: int) -> set[asyncio.Task[RequestResult]]:
-            chosen = [request for _, request in zip(range(room), waiting, strict=False)]
-            return {asyncio.create_task(_complete_with_retries(asking, request)) for request in chosen}
+        def start_tasks(n_free: int) -> set[asyncio.Task[RequestResult]]:
+            batch = [request for _, request in zip(range(n_free), pending, strict=False)]
+            return {asyncio.create_task(_complete_with_retries(state, request)) for request in batch}
 
-        running = more(backend.concurrency)
+        running = start_tasks(backend.concurrency)
         try:
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                running |= more(backend.concurrency - len(running))
+                running |= start_tasks(backend.concurrency - len(running))
                 for task in done:
                     yield task.result()
         finally:
@@ -123,19 +123,19 @@ async def stream_results(
 
 
 def complete_all(
-    backend: Backend, requests: Sequence[Request], on_reply: Callable[[RequestResult], None] = lambda reply: None
+    backend: Backend, requests: Sequence[Request], on_result: Callable[[RequestResult], None] = lambda result: None
 ) -> list[RequestResult]:
-    """Returns the reply to each request, in their order; `on_reply` gets each as soon as it is there."""
+    """Returns the reply to each request, in their order; `on_result` gets each as soon as it is there."""
 
-    async def every() -> dict[str, RequestResult]:
-        found = {}
-        async for reply in stream_results(backend, requests):
-            on_reply(reply)
-            found[reply.id] = reply
-        return found
+    async def gather_results() -> dict[str, RequestResult]:
+        results = {}
+        async for result in stream_results(backend, requests):
+            on_result(result)
+            results[result.id] = result
+        return results
 
-    found = asyncio.run(every())
-    return [found[request.id] for request in requests]
+    results = asyncio.run(gather_results())
+    return [results[request.id] for request in requests]
 
 
 def fetch_shutdown_date(backend: Backend) -> str | None:
@@ -143,84 +143,86 @@ def fetch_shutdown_date(backend: Backend) -> str | None:
     say, or does not answer. A cloud, which has dates of its own, is not asked."""
     if backend.cloud:
         return None
-    wire = API_MODULES[backend.wire]
+    api = API_MODULES[backend.wire]
 
-    async def asked() -> str | AttemptFailure | None:
-        async with wire.make_client(backend) as client:
-            return await call_sdk(backend, wire.fetch_shutdown_date(client, backend), backend.timeout_seconds)
+    async def fetch() -> str | AttemptFailure | None:
+        async with api.make_client(backend) as client:
+            return await call_sdk(backend, api.fetch_shutdown_date(client, backend), backend.timeout_seconds)
 
-    found = asyncio.run(asked())
-    return found if isinstance(found, str) else None
+    date = asyncio.run(fetch())
+    return date if isinstance(date, str) else None
 
 
 def hash_request(backend: Backend, request: Request) -> str:
     """Returns the digest of what is sent and to where: equal for requests that are equal to the byte."""
-    where = [backend.wire, backend.cloud or backend.base_url]
-    return atomic_files.digest([*where, API_MODULES[backend.wire].build_body(backend, request)])
+    endpoint = [backend.wire, backend.cloud or backend.base_url]
+    return atomic_files.digest([*endpoint, API_MODULES[backend.wire].build_body(backend, request)])
 
 
-async def _complete_with_retries(asking: _ClientState, request: Request) -> RequestResult:
-    backend, pace, purse = asking.backend, asking.pace, asking.purse
-    found: Completion | AttemptFailure = NOT_SENT
+async def _complete_with_retries(state: _ClientState, request: Request) -> RequestResult:
+    backend, rate_limiter, limiter = state.backend, state.pace, state.purse
+    outcome: Completion | AttemptFailure = NOT_SENT
     latencies: list[float] = []
-    began = time.monotonic()
+    started_at = time.monotonic()
     while True:
-        if held := await pace.enter():
-            found = _make_long_wait_failure(backend, found, held)
+        if blocked_seconds := await rate_limiter.enter():
+            outcome = _make_long_wait_failure(backend, outcome, blocked_seconds)
             break
         try:
-            if purse and not await purse.reserve(request):
+            if limiter and not await limiter.reserve(request):
                 break
-            started = time.monotonic()
-            found = await _attempt(asking, request)
+            attempt_started_at = time.monotonic()
+            outcome = await _attempt(state, request)
         finally:
-            pace.leave()
+            rate_limiter.leave()
         # Until its first attempt a request waited for others, and not for its answer.
-        began = began if latencies else started
-        latencies.append(time.monotonic() - started)
-        if isinstance(found, Completion) or not found.again or len(latencies) > backend.retries:
+        started_at = started_at if latencies else attempt_started_at
+        latencies.append(time.monotonic() - attempt_started_at)
+        if isinstance(outcome, Completion) or not outcome.again or len(latencies) > backend.retries:
             break
-        wait = found.wait_seconds
-        if wait is None:
-            wait = min(backoff_seconds(len(latencies)), backend.longest_wait_seconds)
-        if wait > backend.longest_wait_seconds:
-            found = _make_long_wait_failure(backend, found, wait)
+        wait_seconds = outcome.wait_seconds
+        if wait_seconds is None:
+            wait_seconds = min(backoff_seconds(len(latencies)), backend.longest_wait_seconds)
+        if wait_seconds > backend.longest_wait_seconds:
+            outcome = _make_long_wait_failure(backend, outcome, wait_seconds)
             break
-        await asyncio.sleep(wait)
-    sha256, spent = hash_request(backend, request), time.monotonic() - began if latencies else 0.0
-    if isinstance(found, Completion):
-        return RequestResult(request.id, sha256, found, None, spent, tuple(latencies))
+        await asyncio.sleep(wait_seconds)
+    sha256, elapsed_seconds = hash_request(backend, request), time.monotonic() - started_at if latencies else 0.0
+    if isinstance(outcome, Completion):
+        return RequestResult(request.id, sha256, outcome, None, elapsed_seconds, tuple(latencies))
     return RequestResult(
-        request.id, sha256, None, found.error, spent, tuple(latencies), found.another_day, found.refused
+        request.id, sha256, None, outcome.error, elapsed_seconds, tuple(latencies), outcome.another_day, outcome.refused
     )
 
 
-def _make_long_wait_failure(backend: Backend, found: Completion | AttemptFailure, wait: float) -> AttemptFailure:
-    told = found.error if isinstance(found, AttemptFailure) else ""
-    told += f" (asks to wait {wait:.0f} s, at most {backend.longest_wait_seconds:.0f} s are given)"
-    return AttemptFailure(told, again=False, another_day=True)
+def _make_long_wait_failure(
+    backend: Backend, outcome: Completion | AttemptFailure, wait_seconds: float
+) -> AttemptFailure:
+    message = outcome.error if isinstance(outcome, AttemptFailure) else ""
+    message += f" (asks to wait {wait_seconds:.0f} s, at most {backend.longest_wait_seconds:.0f} s are given)"
+    return AttemptFailure(message, again=False, another_day=True)
 
 
-async def _attempt(asking: _ClientState, request: Request) -> Completion | AttemptFailure:
+async def _attempt(state: _ClientState, request: Request) -> Completion | AttemptFailure:
     """Returns what one attempt brought, and tells pace and purse of it."""
-    started, backend, purse = time.monotonic(), asking.backend, asking.purse
+    started_at, backend, limiter = time.monotonic(), state.backend, state.purse
     try:
-        call = asking.wire.send(asking.client, backend, request)
-        found: Completion | AttemptFailure = await call_sdk(
+        call = state.wire.send(state.client, backend, request)
+        outcome: Completion | AttemptFailure = await call_sdk(
             backend, call, ATTEMPT_TIMEOUT_FACTOR * backend.timeout_seconds
         )
     except BaseException:
-        if purse:
-            purse.settle(request, None, unsure=True)
+        if limiter:
+            limiter.settle(request, None, possibly_charged=True)
         raise
-    if isinstance(found, Completion):
-        asking.pace.faster()
-    elif found.busy:
-        asking.pace.slower(started)
-    if purse:
-        received = found if isinstance(found, Completion) else None
-        purse.settle(request, received, unsure=isinstance(found, AttemptFailure) and found.unsure)
-    return found
+    if isinstance(outcome, Completion):
+        state.pace.faster()
+    elif outcome.busy:
+        state.pace.slower(started_at)
+    if limiter:
+        completion = outcome if isinstance(outcome, Completion) else None
+        limiter.settle(request, completion, possibly_charged=isinstance(outcome, AttemptFailure) and outcome.unsure)
+    return outcome
 
 
 async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float | None) -> T | AttemptFailure:
@@ -236,12 +238,12 @@ async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float |
         async with asyncio.timeout(within_seconds):
             return await call
     except (TimeoutError, openai.APITimeoutError, anthropic.APITimeoutError) as error:
-        told = f"no answer within {backend.timeout_seconds:g} s"
-        return AttemptFailure(told, again=True, another_day=True, unsure=_may_have_been_sent(error))
+        message = f"no answer within {backend.timeout_seconds:g} s"
+        return AttemptFailure(message, again=True, another_day=True, unsure=_may_have_been_sent(error))
     except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
         cause = error.__cause__ or error
-        told = f"no connection: {cause!s:.{_MAX_MESSAGE_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
-        return AttemptFailure(told, again=True, another_day=True, unsure=_may_have_been_sent(error))
+        message = f"no connection: {cause!s:.{_MAX_MESSAGE_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
+        return AttemptFailure(message, again=True, another_day=True, unsure=_may_have_been_sent(error))
     except (openai.APIStatusError, anthropic.APIStatusError) as error:
         return failure_from_status(
             error.status_code, api_errors.parse_api_error(error.body, error.message), error.response.headers
@@ -253,8 +255,8 @@ async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float |
 def failure_from_malformed_response(error: Exception) -> AttemptFailure:
     """Returns what it means that an answer is none. The SDKs build answers without checking: it shows when it is
     read."""
-    told = f"the answer cannot be read: {error}"[:_MAX_MESSAGE_CHARACTERS]
-    return AttemptFailure(told, again=True, another_day=True, unsure=True)
+    message = f"the answer cannot be read: {error}"[:_MAX_MESSAGE_CHARACTERS]
+    return AttemptFailure(message, again=True, another_day=True, unsure=True)
 
 
 def _may_have_been_sent(error: Exception) -> bool:
@@ -262,22 +264,22 @@ def _may_have_been_sent(error: Exception) -> bool:
     return type(error.__cause__).__name__ not in _NOT_SENT_ERRORS
 
 
-def failure_from_status(status: int, refusal: ApiError, headers: Mapping[str, str] | None = None) -> AttemptFailure:
+def failure_from_status(status: int, error: ApiError, headers: Mapping[str, str] | None = None) -> AttemptFailure:
     """Returns what an HTTP error means for the request."""
-    again, how_asked = status in RETRY_STATUS or status >= 500, api_errors.is_configuration_error(status, refusal)
-    named = f" ({refusal.param})" if refusal.param and refusal.param not in refusal.message else ""
+    retry_now, misconfigured = status in RETRY_STATUS or status >= 500, api_errors.is_configuration_error(status, error)
+    suffix = f" ({error.param})" if error.param and error.param not in error.message else ""
     return AttemptFailure(
-        error=f"HTTP {status}: {refusal.message}"[:_MAX_MESSAGE_CHARACTERS] + named,
-        again=again,
-        another_day=again or how_asked,
+        error=f"HTTP {status}: {error.message}"[:_MAX_MESSAGE_CHARACTERS] + suffix,
+        again=retry_now,
+        another_day=retry_now or misconfigured,
         wait_seconds=retry_after_seconds(headers or {}),
         busy=status in RATE_LIMIT_STATUS,
-        refused=how_asked,
+        refused=misconfigured,
     )
 
 
 def backoff_seconds(failures: int) -> float:
     """Returns how long to wait after so many failures in succession: doubles with each, and differs from caller to
     caller, so that they do not all come back at once."""
-    longest: float = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (failures - 1))
-    return longest * random.uniform(0.5, 1.0)
+    max_seconds: float = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (failures - 1))
+    return max_seconds * random.uniform(0.5, 1.0)

@@ -72,10 +72,10 @@ class CollectSession:
     answers: dict[tuple[str, int], CachedResponse]
     on_answer: Callable[[CachedResponse], None]
 
-    def tell(self, row: CachedResponse) -> None:
+    def tell(self, response: CachedResponse) -> None:
         """Takes a row that is in the journal as the answer to the questions that it answers."""
-        for number, question in enumerate(self.waiting.get(row.key, ())):
-            answered = replace(row, id=question.id, reused=row.reused or number > 0)
+        for index, question in enumerate(self.waiting.get(response.key, ())):
+            answered = replace(response, id=question.id, reused=response.reused or index > 0)
             self.answers[question.id, question.repeat] = answered
             self.on_answer(answered)
 
@@ -84,19 +84,19 @@ def collect(
     backend: Backend,
     identity: Any,
     questions: Sequence[RowRequest],
-    journal: Path,
+    cache_path: Path,
     *,
     budget: Budget | None,
     price: Pricing | None,
     mode: Literal["live", "batch"] = "live",
-    on_answer: Callable[[CachedResponse], None] = lambda answered: None,
+    on_response: Callable[[CachedResponse], None] = lambda answered: None,
     poll_seconds: float = POLL_SECONDS,
-    say: Callable[[str], None] = lambda told: None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> CollectResult:
     """Returns the answers to all questions, as far as the budget goes.
 
-    `identity`: any JSON that says who answers, wherever it listens. `on_answer` gets every answer once it is on disk,
-    those used again first. `poll_seconds`: the first wait for a batch, `say` is told how far that is. Raises
+    `identity`: any JSON that says who answers, wherever it listens. `on_response` gets every answer once it is on disk,
+    those used again first. `poll_seconds`: the first wait for a batch, `log` is told how far that is. Raises
     RecipeError where a budget cannot be kept because there is no price, or where a batch is on its way that mode live
     would pay for again, and what `journal.opened` raises.
     """
@@ -105,165 +105,175 @@ def collect(
             f"nobody knows what {backend.model} costs, so compare.budget_usd cannot be kept; give the baseline a "
             "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         )
-    with journals.open_cache(journal) as opened:
-        known, waiting = _split_cached(backend, identity, questions, opened.rows)
-        purse = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
-        a_round = CollectSession(backend, opened, waiting, purse, {}, on_answer)
-        for question, row in known:
-            a_round.answers[question.id, question.repeat] = told = replace(row, id=question.id, reused=True)
-            on_answer(told)
-        began, retries, why = time.monotonic(), 0, None
+    with journals.open_cache(cache_path) as cache:
+        cached_responses, pending = _split_cached(backend, identity, questions, cache.rows)
+        system_budget = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
+        session = CollectSession(backend, cache, pending, system_budget, {}, on_response)
+        for question, cached_response in cached_responses:
+            session.answers[question.id, question.repeat] = reused_response = replace(
+                cached_response, id=question.id, reused=True
+            )
+            on_response(reused_response)
+        started_at, retries, reason = time.monotonic(), 0, None
         if mode == "batch":
             from insource.backends import batch_collection
 
             # Also where nothing is waiting: a batch that was paid for brings its answers into the journal.
-            why = asyncio.run(batch_collection.collect_batches(a_round, poll_seconds, say))
-        elif waiting:
-            _refuse_if_batch_pending(journal)
-            retries, why = asyncio.run(_collect_live(a_round))
-        wall_seconds = time.monotonic() - began
-    if purse is not None and purse.empty and budget is not None:
-        why = f"the next call could exceed budget_usd {budget.limit_usd:g}"
-    if refused := [one for one in a_round.answers.values() if one.refused]:
-        why = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
-    reused = sum(one.reused for one in a_round.answers.values())
+            reason = asyncio.run(batch_collection.collect_batches(session, poll_seconds, log))
+        elif pending:
+            _refuse_if_batch_pending(cache_path)
+            retries, reason = asyncio.run(_collect_live(session))
+        wall_seconds = time.monotonic() - started_at
+    if system_budget is not None and system_budget.empty and budget is not None:
+        reason = f"the next call could exceed budget_usd {budget.limit_usd:g}"
+    if refused := [response for response in session.answers.values() if response.refused]:
+        reason = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
+    reused = sum(response.reused for response in session.answers.values())
     return CollectResult(
-        answers=a_round.answers,
-        complete=why is None,
-        why_incomplete=why and f"asked {len(a_round.answers):,} of {len(questions):,}: {why}",
-        asked=len(a_round.answers) - reused,
+        answers=session.answers,
+        complete=reason is None,
+        why_incomplete=reason and f"asked {len(session.answers):,} of {len(questions):,}: {reason}",
+        asked=len(session.answers) - reused,
         reused=reused,
         retries=retries,
-        spent_usd=purse.spent_usd if purse else 0.0,
+        spent_usd=system_budget.spent_usd if system_budget else 0.0,
         wall_seconds=wall_seconds,
     )
 
 
 def list_pending_requests(
-    backend: Backend, identity: Any, questions: Sequence[RowRequest], journal: Path
+    backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path
 ) -> list[RowRequest]:
     """Returns the questions that `collect` would ask, those with the same request once."""
-    rows = {row.key: row for row in journals.read_responses(journal)}
-    return [same[0] for same in _split_cached(backend, identity, questions, rows)[1].values()]
+    responses = {response.key: response for response in journals.read_responses(cache_path)}
+    return [group[0] for group in _split_cached(backend, identity, questions, responses)[1].values()]
 
 
-def count_pending_requests(backend: Backend, identity: Any, questions: Sequence[RowRequest], journal: Path) -> int:
+def count_pending_requests(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> int:
     """Returns how many questions `collect` would ask."""
-    return len(list_pending_requests(backend, identity, questions, journal))
+    return len(list_pending_requests(backend, identity, questions, cache_path))
 
 
-def find_last_response(backend: Backend, identity: Any, question: RowRequest, journal: Path) -> CachedResponse | None:
+def find_last_response(
+    backend: Backend, identity: Any, question: RowRequest, cache_path: Path
+) -> CachedResponse | None:
     """Returns what became of a question when it was last asked, an error that may pass included; None where it was
     never asked."""
     key = compute_cache_key(identity, API_MODULES[backend.wire].build_body(backend, question.request), question.repeat)
-    return {row.key: row for row in journals.read_responses(journal)}.get(key)
+    return {response.key: response for response in journals.read_responses(cache_path)}.get(key)
 
 
-def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[RowRequest], journal: Path) -> float:
+def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> float:
     """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
-    body = API_MODULES[backend.wire].build_body
-    keys = {compute_cache_key(identity, body(backend, one.request), one.repeat) for one in questions}
+    build_body = API_MODULES[backend.wire].build_body
+    keys = {
+        compute_cache_key(identity, build_body(backend, question.request), question.repeat) for question in questions
+    }
     # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
-    return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read_responses(journal) if row.key in keys)
+    return sum(
+        (response.usd or 0.0) + response.unsure_usd
+        for response in journals.read_responses(cache_path)
+        if response.key in keys
+    )
 
 
 def _split_cached(
-    backend: Backend, identity: Any, questions: Sequence[RowRequest], rows: Mapping[str, CachedResponse]
+    backend: Backend, identity: Any, questions: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
 ) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
     """Returns the questions whose answer is known, with it, and the others by key."""
-    body = API_MODULES[backend.wire].build_body
-    known, waiting = [], dict[str, list[RowRequest]]()
+    build_body = API_MODULES[backend.wire].build_body
+    cached, pending = [], dict[str, list[RowRequest]]()
     for question in questions:
-        key = compute_cache_key(identity, body(backend, question.request), question.repeat)
-        row = rows.get(key)
-        if row is not None and row.final:
-            known.append((question, row))
+        key = compute_cache_key(identity, build_body(backend, question.request), question.repeat)
+        response = responses.get(key)
+        if response is not None and response.final:
+            cached.append((question, response))
         else:
-            waiting.setdefault(key, []).append(question)
-    return known, waiting
+            pending.setdefault(key, []).append(question)
+    return cached, pending
 
 
-def _refuse_if_batch_pending(journal: Path) -> None:
+def _refuse_if_batch_pending(cache_path: Path) -> None:
     """Raises RecipeError where a batch was begun whose answers would be paid for twice."""
-    if (file := journals.batch_file_path(journal)).exists():
+    if (file := journals.batch_file_path(cache_path)).exists():
         raise RecipeError(
             f"{file} names a batch that was begun and will be paid for; compare once more with mode: batch to get its "
             "answers, or give it up by removing the file"
         )
 
 
-async def _collect_live(a_round: CollectSession) -> tuple[int, str | None]:
+async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
     """Returns how many attempts were repeated, and why asking stopped before its end, if it did."""
-    stopped: list[str] = []
-    retries, in_a_row, purse = 0, 0, a_round.purse
+    stop_reasons: list[str] = []
+    retries, consecutive_failures, system_budget = 0, 0, session.purse
 
     def requests() -> Iterator[Request]:
-        for key, questions in a_round.waiting.items():
-            if stopped or (purse is not None and purse.empty):
+        for key, questions in session.waiting.items():
+            if stop_reasons or (system_budget is not None and system_budget.empty):
                 return
             yield replace(questions[0].request, id=key)
 
-    rows: asyncio.Queue[CachedResponse | None] = asyncio.Queue()
-    attempts = AttemptLog(purse, a_round.journal.path) if purse is not None else None
-    written = asyncio.create_task(_write_responses(a_round, rows, attempts))
+    queue: asyncio.Queue[CachedResponse | None] = asyncio.Queue()
+    attempt_log = AttemptLog(system_budget, session.journal.path) if system_budget is not None else None
+    writer = asyncio.create_task(_write_responses(session, queue, attempt_log))
     try:
-        async with aclosing(stream_results(a_round.backend, requests(), attempts)) as coming:
-            async for reply in coming:
-                if written.done():
+        async with aclosing(stream_results(session.backend, requests(), attempt_log)) as results:
+            async for result in results:
+                if writer.done():
                     break
-                if not reply.attempt_latencies_seconds:
+                if not result.attempt_latencies_seconds:
                     # Not asked: no money, or the provider wants to be left alone for too long.
-                    stopped.append(reply.error or "")
+                    stop_reasons.append(result.error or "")
                     continue
-                retries += len(reply.attempt_latencies_seconds) - 1
-                in_a_row = in_a_row + 1 if reply.again or reply.refused else 0
-                if in_a_row == MAX_CONSECUTIVE_FAILURES:
-                    stopped.append(
-                        f"{MAX_CONSECUTIVE_FAILURES} requests in succession brought no answer, the last: {reply.error}"
+                retries += len(result.attempt_latencies_seconds) - 1
+                consecutive_failures = consecutive_failures + 1 if result.again or result.refused else 0
+                if consecutive_failures == MAX_CONSECUTIVE_FAILURES:
+                    stop_reasons.append(
+                        f"{MAX_CONSECUTIVE_FAILURES} requests in succession brought no answer, the last: {result.error}"
                     )
-                rows.put_nowait(_make_response(a_round, reply))
+                queue.put_nowait(_make_response(session, result))
     finally:
-        rows.put_nowait(None)
-        await written
-        if attempts:
-            attempts.close()
-    return retries, stopped[0] if stopped else None
+        queue.put_nowait(None)
+        await writer
+        if attempt_log:
+            attempt_log.close()
+    return retries, stop_reasons[0] if stop_reasons else None
 
 
 async def _write_responses(
-    a_round: CollectSession, rows: asyncio.Queue[CachedResponse | None], attempts: AttemptLog | None
+    session: CollectSession, queue: asyncio.Queue[CachedResponse | None], attempt_log: AttemptLog | None
 ) -> None:
     """Writes what comes, all that is there at once: one flush to disk takes as long as many answers, and must neither
     hold up the others nor show in their latencies."""
-    last = False
-    while not last:
-        together = [await rows.get()]
-        while not rows.empty():
-            together.append(rows.get_nowait())
-        last = None in together
-        found = [row for row in together if row is not None]
-        if found:
-            await asyncio.to_thread(a_round.journal.append, found)
-            if attempts:
-                await asyncio.to_thread(attempts.answered, [row.key for row in found])
-        for row in found:
-            a_round.tell(row)
+    finished = False
+    while not finished:
+        chunk = [await queue.get()]
+        while not queue.empty():
+            chunk.append(queue.get_nowait())
+        finished = None in chunk
+        responses = [response for response in chunk if response is not None]
+        if responses:
+            await asyncio.to_thread(session.journal.append, responses)
+            if attempt_log:
+                await asyncio.to_thread(attempt_log.answered, [response.key for response in responses])
+        for response in responses:
+            session.tell(response)
 
 
-def _make_response(a_round: CollectSession, reply: RequestResult) -> CachedResponse:
-    purse, received, question = a_round.purse, reply.received, a_round.waiting[reply.id][0]
+def _make_response(session: CollectSession, result: RequestResult) -> CachedResponse:
+    system_budget, completion, question = session.purse, result.received, session.waiting[result.id][0]
     return journals.make_cached_response(
-        reply.id,
+        result.id,
         question.id,
         question.repeat,
-        reply.request_sha256,
-        received,
-        asked=utc_timestamp(),
-        error=reply.error,
-        final=not (reply.again or reply.refused),
-        refused=reply.refused,
-        usd=purse.usd(received) if purse and received else None,
-        unsure_usd=purse.unsure_usd.pop(reply.id, 0.0) if purse else 0.0,
-        latency_seconds=reply.latency_seconds,
-        attempt_latencies_seconds=reply.attempt_latencies_seconds,
+        result.request_sha256,
+        completion,
+        requested_at=utc_timestamp(),
+        error=result.error,
+        final=not (result.again or result.refused),
+        refused=result.refused,
+        usd=system_budget.usd(completion) if system_budget and completion else None,
+        unsure_usd=system_budget.unsure_usd.pop(result.id, 0.0) if system_budget else 0.0,
+        latency_seconds=result.latency_seconds,
+        attempt_latencies_seconds=result.attempt_latencies_seconds,
     )

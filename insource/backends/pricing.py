@@ -66,19 +66,23 @@ class TokenPrice:
     def usd(self, usage: Usage, batch: bool = False) -> float:
         """Returns what a request cost. What the provider did not count costs nothing here: who guards a budget takes
         `most_usd` where tokens are None."""
-        asked, written = usage.input_tokens or 0, usage.output_tokens or 0
-        cached = min(usage.cached_tokens or 0, asked)
-        price = self.at(asked)
+        input_tokens, output_tokens = usage.input_tokens or 0, usage.output_tokens or 0
+        cached_tokens = min(usage.cached_tokens or 0, input_tokens)
+        price = self.at(input_tokens)
         rates = price.rates(batch)
-        tokens = (asked - cached) * rates.input + cached * rates.cached_input + written * rates.output
-        return tokens + price.usd_per_request
+        tokens_usd = (
+            (input_tokens - cached_tokens) * rates.input
+            + cached_tokens * rates.cached_input
+            + output_tokens * rates.output
+        )
+        return tokens_usd + price.usd_per_request
 
     def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
         """Returns the most that a request can cost: nothing read from the cache, all of it written there."""
         price = self.at(input_tokens)
         rates = price.rates(batch)
-        asked = input_tokens * rates.input * price.cache_write_factor
-        return asked + max_output_tokens * rates.output + price.usd_per_request
+        input_usd = input_tokens * rates.input * price.cache_write_factor
+        return input_usd + max_output_tokens * rates.output + price.usd_per_request
 
     def at(self, input_tokens: int) -> "TokenPrice":
         """Returns the price of prompts of that length: a long one costs more in every token, not only the last."""
@@ -89,12 +93,16 @@ class TokenPrice:
     def rates(self, batch: bool = False) -> TokenRates:
         """Returns what a token costs. In a batch without a batch price: the list price; from a cache without a price
         of its own: as any other input."""
-        read, cached = self.input_usd_per_million, self.cached_input_usd_per_million
-        written = self.output_usd_per_million
+        input_price, cached_price = self.input_usd_per_million, self.cached_input_usd_per_million
+        output_price = self.output_usd_per_million
         if batch and self.batch_input_usd_per_million is not None and self.batch_output_usd_per_million is not None:
-            read, cached = self.batch_input_usd_per_million, self.batch_cached_input_usd_per_million
-            written = self.batch_output_usd_per_million
-        return TokenRates(read / MILLION, (read if cached is None else cached) / MILLION, written / MILLION)
+            input_price, cached_price = self.batch_input_usd_per_million, self.batch_cached_input_usd_per_million
+            output_price = self.batch_output_usd_per_million
+        return TokenRates(
+            input_price / MILLION,
+            (input_price if cached_price is None else cached_price) / MILLION,
+            output_price / MILLION,
+        )
 
     def json(self) -> dict[str, Any]:
         """Returns what scores.json says of the price."""
@@ -110,9 +118,10 @@ class TokenPrice:
         }
 
 
-def lookup_price(baseline: Baseline, at: datetime | None = None) -> TokenPrice | None:
+def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPrice | None:
     """Returns what a closed model costs; None where nobody knows: a model or an address that the list does not have, a
-    stand-in on this machine or answers from a file, unless the recipe gives a price. `at`: the day, today by default.
+    stand-in on this machine or answers from a file, unless the recipe gives a price. `moment`: the day, today by
+    default.
 
     genai-prices 0.2.3 lists what a model's chat completions cost, and OpenAI's decisions nowhere: they need a price.
     """
@@ -121,115 +130,130 @@ def lookup_price(baseline: Baseline, at: datetime | None = None) -> TokenPrice |
     if baseline.model is None or baseline.loopback or baseline.api == "decisions":
         return None
     if baseline.base_url is not None and baseline.provider != "azure":
-        where = {"provider_api_url": baseline.base_url}
-        return price_from_list(baseline.model, where, at, writes=not baseline.decides)
-    return price_from_list(baseline.model, {"provider_id": GENAI_PRICES_PROVIDER[baseline.provider]}, at)
+        provider_args = {"provider_api_url": baseline.base_url}
+        return price_from_list(baseline.model, provider_args, moment, has_output=not baseline.decides)
+    return price_from_list(baseline.model, {"provider_id": GENAI_PRICES_PROVIDER[baseline.provider]}, moment)
 
 
 def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
     """Returns a message for each closed model whose price is unknown, so that compare.budget_usd could not be kept. A
     stand-in on this machine needs no price."""
     return [
-        f"compare.baselines: the price of {one.called} is unknown, so compare.budget_usd could not be kept; give it "
+        f"compare.baselines: the price of {baseline.called} is unknown, so compare.budget_usd could not be kept; "
+        "give it "
         "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
-        for one in baselines
-        if not one.loopback and lookup_price(one) is None
+        for baseline in baselines
+        if not baseline.loopback and lookup_price(baseline) is None
     ]
 
 
 def price_from_recipe(price: Price) -> TokenPrice:
     """Returns the price that a recipe gives. A batch saves the same share of everything."""
-    left, cached = 1 - price.batch_discount, price.cached_input_usd_per_million
-    batch = price.batch_discount > 0
+    batch_factor, cached_price = 1 - price.batch_discount, price.cached_input_usd_per_million
+    has_batch_price = price.batch_discount > 0
     return TokenPrice(
         input_usd_per_million=price.input_usd_per_million,
         output_usd_per_million=price.output_usd_per_million,
-        cached_input_usd_per_million=cached,
-        batch_input_usd_per_million=left * price.input_usd_per_million if batch else None,
-        batch_output_usd_per_million=left * price.output_usd_per_million if batch else None,
-        batch_cached_input_usd_per_million=left * cached if batch and cached is not None else None,
+        cached_input_usd_per_million=cached_price,
+        batch_input_usd_per_million=batch_factor * price.input_usd_per_million if has_batch_price else None,
+        batch_output_usd_per_million=batch_factor * price.output_usd_per_million if has_batch_price else None,
+        batch_cached_input_usd_per_million=batch_factor * cached_price
+        if has_batch_price and cached_price is not None
+        else None,
         source="recipe",
         date=price.date,
     )
 
 
 def price_from_list(
-    model: str, where: Mapping[str, str], at: datetime | None = None, writes: bool = True
+    model: str, provider_args: Mapping[str, str], moment: datetime | None = None, has_output: bool = True
 ) -> TokenPrice | None:
     """Returns the price as genai-prices lists it, None where it does not. Where it changes with the time of day: that
-    of the dearest hour, because a budget must hold at any. `writes`: whether the model writes; one that decides is
+    of the dearest hour, because a budget must hold at any. `has_output`: whether the model writes; one that decides is
     listed without a price of output, which it has none of."""
-    from genai_prices import Usage as Asked
+    from genai_prices import Usage as GenaiUsage
     from genai_prices import calc_price
 
-    now = (at or datetime.now(UTC)).astimezone(UTC)
+    now = (moment or datetime.now(UTC)).astimezone(UTC)
     try:
-        found = calc_price(Asked(input_tokens=1, output_tokens=1), model, genai_request_timestamp=now, **where)
+        calculation = calc_price(
+            GenaiUsage(input_tokens=1, output_tokens=1), model, genai_request_timestamp=now, **provider_args
+        )
     except LookupError:
         return None
-    if found.model_price.input_mtok is None or (writes and found.model_price.output_mtok is None):
+    if calculation.model_price.input_mtok is None or (has_output and calculation.model_price.output_mtok is None):
         return None
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    day = {_build_price(found, midnight + timedelta(minutes=minutes)) for minutes in range(0, 24 * 60, 30)}
-    dearest = max(day, key=lambda one: one.input_usd_per_million + one.output_usd_per_million)
-    note = f"{found.provider.id}/{found.model.id} on {now:%Y-%m-%d}"
-    if found.model_price.output_mtok is None:
+    day_prices = {_build_price(calculation, midnight + timedelta(minutes=minutes)) for minutes in range(0, 24 * 60, 30)}
+    highest = max(day_prices, key=lambda price: price.input_usd_per_million + price.output_usd_per_million)
+    note = f"{calculation.provider.id}/{calculation.model.id} on {now:%Y-%m-%d}"
+    if calculation.model_price.output_mtok is None:
         note += "; no price of output is listed"
-    if len(day) > 1:
+    if len(day_prices) > 1:
         note += "; at the dearest time of the day"
-    if dearest.beyond is not None:
-        longer = dearest.beyond
+    if highest.beyond is not None:
+        next_tier = highest.beyond
         note += (
-            f"; prompts up to {dearest.longest_input_tokens:,} tokens, longer ones {longer.input_usd_per_million:g} in "
-            f"and {longer.output_usd_per_million:g} out"
+            f"; prompts up to {highest.longest_input_tokens:,} tokens, longer ones "
+            f"{next_tier.input_usd_per_million:g} in "
+            f"and {next_tier.output_usd_per_million:g} out"
         )
-    return replace(dearest, note=note)
+    return replace(highest, note=note)
 
 
-def _build_price(found: Any, moment: datetime) -> TokenPrice:
+def _build_price(calculation: Any, moment: datetime) -> TokenPrice:
     """Returns the price of the shortest prompts, with those of longer ones behind it."""
     from genai_prices.types import TieredPrices
 
-    prices = [one for one in vars(found.model.get_prices(moment)).values() if isinstance(one, TieredPrices)]
-    return _build_tiers(found, moment, sorted({0, *(tier.start for one in prices for tier in one.tiers)}))
+    prices = [
+        tiered for tiered in vars(calculation.model.get_prices(moment)).values() if isinstance(tiered, TieredPrices)
+    ]
+    return _build_tiers(calculation, moment, sorted({0, *(tier.start for tiered in prices for tier in tiered.tiers)}))
 
 
-def _build_tiers(found: Any, moment: datetime, starts: Sequence[int]) -> TokenPrice:
+def _build_tiers(calculation: Any, moment: datetime, starts: Sequence[int]) -> TokenPrice:
     start, *later = starts
-    beyond = _build_tiers(found, moment, later) if later else None
-    return _build_tier(found, moment, start + 1, later[0] if later else None, beyond)
+    next_tier = _build_tiers(calculation, moment, later) if later else None
+    return _build_tier(calculation, moment, start + 1, later[0] if later else None, next_tier)
 
 
-def _build_tier(found: Any, moment: datetime, tokens: int, end: int | None, beyond: TokenPrice | None) -> TokenPrice:
+def _build_tier(
+    calculation: Any, moment: datetime, prompt_tokens: int, end: int | None, next_tier: TokenPrice | None
+) -> TokenPrice:
     """Returns the price of prompts of so many tokens. What is asked for is a request of just that length, because the
     list charges a whole request by the length of its prompt: a million tokens would have the price of long ones."""
-    from genai_prices import Usage as Asked
+    from genai_prices import Usage as GenaiUsage
 
-    def asked(context: Mapping[str, str] | None, **usage: int) -> Any:
-        if found.model_price.output_mtok is None:
+    def calculate(context: Mapping[str, str] | None, **usage: int) -> Any:
+        if calculation.model_price.output_mtok is None:
             usage.pop("output_tokens", None)
-        request = Asked(input_tokens=tokens, **usage)
-        return found.model.calc_price(request, found.provider, genai_request_timestamp=moment, price_context=context)
+        request = GenaiUsage(input_tokens=prompt_tokens, **usage)
+        return calculation.model.calc_price(
+            request, calculation.provider, genai_request_timestamp=moment, price_context=context
+        )
 
-    def million(price: Any) -> float:
-        return float(price * MILLION / tokens)
+    def per_million(price: Any) -> float:
+        return float(price * MILLION / prompt_tokens)
 
-    plain, batch = asked(None, output_tokens=1), asked(BATCH_CONTEXT, output_tokens=1)
-    cached, written = asked(None, cache_read_tokens=tokens), asked(None, cache_write_tokens=tokens)
+    plain, batch = calculate(None, output_tokens=1), calculate(BATCH_CONTEXT, output_tokens=1)
+    cache_read, cache_write = (
+        calculate(None, cache_read_tokens=prompt_tokens),
+        calculate(None, cache_write_tokens=prompt_tokens),
+    )
     # A model that the provider does not serve in batches is listed with the same price.
     has_cache, has_batch = plain.model_price.cache_read_mtok is not None, batch.model_price != plain.model_price
-    cached_in_batch = asked(BATCH_CONTEXT, cache_read_tokens=tokens) if has_cache and has_batch else None
+    batch_cache_read = calculate(BATCH_CONTEXT, cache_read_tokens=prompt_tokens) if has_cache and has_batch else None
     return TokenPrice(
-        input_usd_per_million=million(plain.input_price),
+        input_usd_per_million=per_million(plain.input_price),
         output_usd_per_million=float(plain.output_price * MILLION),
-        cached_input_usd_per_million=million(cached.input_price) if has_cache else None,
-        batch_input_usd_per_million=million(batch.input_price) if has_batch else None,
+        cached_input_usd_per_million=per_million(cache_read.input_price) if has_cache else None,
+        batch_input_usd_per_million=per_million(batch.input_price) if has_batch else None,
         batch_output_usd_per_million=float(batch.output_price * MILLION) if has_batch else None,
-        batch_cached_input_usd_per_million=million(cached_in_batch.input_price) if cached_in_batch else None,
-        cache_write_factor=max(1.0, float(written.input_price / plain.input_price)) if plain.input_price else 1.0,
+        batch_cached_input_usd_per_million=per_million(batch_cache_read.input_price) if batch_cache_read else None,
+        cache_write_factor=max(1.0, float(cache_write.input_price / plain.input_price)) if plain.input_price else 1.0,
         usd_per_request=float(plain.total_price - plain.input_price - plain.output_price),
         source=f"genai-prices {version('genai-prices')}",
         date=None,
         longest_input_tokens=end,
-        beyond=beyond,
+        beyond=next_tier,
     )

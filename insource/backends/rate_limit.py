@@ -20,10 +20,10 @@ from email.utils import parsedate_to_datetime
 RATE_LIMIT_STATUS = (429, 503, 529)
 # (how much is left, when it is as much as ever again)
 LIMIT_HEADERS = [
-    *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
+    *((f"x-ratelimit-remaining-{resource}", f"x-ratelimit-reset-{resource}") for resource in ("requests", "tokens")),
     *(
-        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
-        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+        (f"anthropic-ratelimit-{resource}-remaining", f"anthropic-ratelimit-{resource}-reset")
+        for resource in ("requests", "tokens", "input-tokens", "output-tokens")
     ),
 ]
 # As Go writes durations, and OpenAI in its headers: 1s, 6m0s, 120ms, 1h2m3.5s.
@@ -36,10 +36,10 @@ _MIN_TIMESTAMP = 1e8
 class RateLimiter:
     """Who may ask a backend, and when: one for all requests to it, in one event loop."""
 
-    def __init__(self, most_at_once: int, longest_wait_seconds: float) -> None:
-        self.most_at_once = most_at_once
-        self.longest_wait_seconds = longest_wait_seconds
-        self.at_once = float(most_at_once)
+    def __init__(self, max_concurrency: int, max_wait_seconds: float) -> None:
+        self.most_at_once = max_concurrency
+        self.longest_wait_seconds = max_wait_seconds
+        self.at_once = float(max_concurrency)
         """Attempts that may be on their way now."""
         self._on_their_way = 0
         self._held_until = 0.0
@@ -50,11 +50,11 @@ class RateLimiter:
         """Returns 0 once an attempt may start, which then has to `leave`; or else for how many seconds the backend
         wants to be left alone, where that is more than one is willing to wait."""
         while True:
-            held = self._held_until - time.monotonic()
-            if held > self.longest_wait_seconds:
-                return held
-            if held > 0:
-                await asyncio.sleep(held)
+            wait_seconds = self._held_until - time.monotonic()
+            if wait_seconds > self.longest_wait_seconds:
+                return wait_seconds
+            if wait_seconds > 0:
+                await asyncio.sleep(wait_seconds)
             elif self._on_their_way < int(self.at_once):
                 self._on_their_way += 1
                 return 0.0
@@ -69,17 +69,17 @@ class RateLimiter:
 
     def heard(self, status: int, headers: Mapping[str, str]) -> None:
         """Takes the status and the headers of an answer, whatever request it is to."""
-        asked = retry_after_seconds(headers) if status in RATE_LIMIT_STATUS else None
-        if asked is None:
+        wait_seconds = retry_after_seconds(headers) if status in RATE_LIMIT_STATUS else None
+        if wait_seconds is None:
             # A used-up limit is a hint and no refusal: what it says is waited for as long as one is willing to.
-            asked = min(seconds_until_available(headers), self.longest_wait_seconds)
-        if asked > 0:
-            self._held_until = max(self._held_until, time.monotonic() + asked)
+            wait_seconds = min(seconds_until_available(headers), self.longest_wait_seconds)
+        if wait_seconds > 0:
+            self._held_until = max(self._held_until, time.monotonic() + wait_seconds)
 
-    def slower(self, started: float) -> None:
+    def slower(self, started_at: float) -> None:
         """Takes a refusal. Attempts that had started before the last halving were too many by the old number: one
-        burst of refusals halves once. `started`: when the attempt did, by time.monotonic()."""
-        if started > self._slowed_at:
+        burst of refusals halves once. `started_at`: when the attempt did, by time.monotonic()."""
+        if started_at > self._slowed_at:
             self.at_once, self._slowed_at = max(1.0, self.at_once / 2), time.monotonic()
 
     def faster(self) -> None:
@@ -113,16 +113,16 @@ def seconds_until_available(headers: Mapping[str, str]) -> float:
     return max(waits)
 
 
-def parse_reset_seconds(told: str, date: str | None = None) -> float:
+def parse_reset_seconds(value: str, date: str | None = None) -> float:
     """Returns in how many seconds a limit is reset: told as a duration (6m0s), in seconds, or as a point in time.
     `date`: the time by the server's own clock, from which points in time are counted. Raises ValueError for others."""
-    steps = _DURATION_PART.findall(told)
-    if steps and "".join(number + unit for number, unit in steps) == told:
-        return sum(float(number) * UNIT_SECONDS[unit] for number, unit in steps)
+    parts = _DURATION_PART.findall(value)
+    if parts and "".join(number + unit for number, unit in parts) == value:
+        return sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
     try:
-        seconds = float(told)
+        seconds = float(value)
     except ValueError:
-        seconds = datetime.fromisoformat(told).timestamp()
+        seconds = datetime.fromisoformat(value).timestamp()
     return max(0.0, seconds - _parse_server_time(date) if seconds > _MIN_TIMESTAMP else seconds)
 
 

@@ -80,23 +80,23 @@ class CachedResponse:
 class ResponseCache:
     """An open journal: its lines by key, the last of each, and where to append."""
 
-    def __init__(self, path: Path, file: BinaryIO, rows: dict[str, CachedResponse]) -> None:
+    def __init__(self, path: Path, file: BinaryIO, responses: dict[str, CachedResponse]) -> None:
         self.path = path
-        self.rows: Mapping[str, CachedResponse] = rows
+        self.rows: Mapping[str, CachedResponse] = responses
         self._file = file
-        self._rows = rows
+        self._rows = responses
 
-    def append(self, rows: Sequence[CachedResponse]) -> None:
+    def append(self, responses: Sequence[CachedResponse]) -> None:
         """Writes lines and flushes them to disk. Raises StageError where they cannot be written."""
-        lines = "".join(to_json_line(row) for row in rows)
+        lines = "".join(to_json_line(response) for response in responses)
         try:
-            left = memoryview(lines.encode("utf-8", "surrogatepass"))
-            while left:
-                left = left[self._file.write(left) :]
+            remaining = memoryview(lines.encode("utf-8", "surrogatepass"))
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
-        self._rows.update((row.key, row) for row in rows)
+        self._rows.update((response.key, response) for response in responses)
 
 
 @contextmanager
@@ -114,27 +114,27 @@ def open_cache(path: Path) -> Iterator[ResponseCache]:
             raise StageError(f"{path} is being written by another process; wait for it, or end it") from None
         file.seek(0)
         data = file.read()
-        rows, whole = _parse_lines(data, path)
-        if whole < len(data):
-            print(f"{path}: cut off a torn last line of {len(data) - whole} bytes", file=sys.stderr)
-            file.truncate(whole)
-        elif whole > len(data):
+        responses, complete_bytes = _parse_lines(data, path)
+        if complete_bytes < len(data):
+            print(f"{path}: cut off a torn last line of {len(data) - complete_bytes} bytes", file=sys.stderr)
+            file.truncate(complete_bytes)
+        elif complete_bytes > len(data):
             # All of it was written but the end of the line.
             file.write(b"\n")
-        yield ResponseCache(path, file, {row.key: row for row in rows})
+        yield ResponseCache(path, file, {response.key: response for response in responses})
 
 
 def read_responses(path: Path) -> list[CachedResponse]:
     """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file. What attempts
     can have cost whose answer is not known stands in `unsure_usd`, of a line without an answer where there is none."""
-    rows = _parse_lines(path.read_bytes(), path)[0] if path.is_file() else []
-    last = {row.key: at for at, row in enumerate(rows)}
+    responses = _parse_lines(path.read_bytes(), path)[0] if path.is_file() else []
+    last_index = {response.key: index for index, response in enumerate(responses)}
     for key, usd in attempt_log.read_unsettled_usd(path).items():
-        if (at := last.get(key)) is not None:
-            rows[at] = replace(rows[at], unsure_usd=rows[at].unsure_usd + usd)
+        if (index := last_index.get(key)) is not None:
+            responses[index] = replace(responses[index], unsure_usd=responses[index].unsure_usd + usd)
         else:
-            rows.append(_make_unanswered_response(key, usd))
-    return rows
+            responses.append(_make_unanswered_response(key, usd))
+    return responses
 
 
 def batch_file_path(path: Path) -> Path:
@@ -145,14 +145,14 @@ def batch_file_path(path: Path) -> Path:
 
 def sum_cost_usd(path: Path) -> float:
     """Returns what all lines of a journal cost, or may have cost."""
-    return sum((row.usd or 0.0) + row.unsure_usd for row in read_responses(path))
+    return sum((response.usd or 0.0) + response.unsure_usd for response in read_responses(path))
 
 
 def compute_cache_key(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
     """Returns the hash by which an answer is found again: 64 hex digits, also the custom id in a batch. `identity`: any
     JSON that says who answers."""
-    told = json.dumps([identity, body, repeat], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+    payload = json.dumps([identity, body, repeat], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def make_cached_response(
@@ -160,9 +160,9 @@ def make_cached_response(
     row_id: str,
     repeat: int,
     request_sha256: str,
-    received: Completion | None,
+    completion: Completion | None,
     *,
-    asked: str,
+    requested_at: str,
     error: str | None = None,
     final: bool = True,
     usd: float | None = None,
@@ -173,16 +173,16 @@ def make_cached_response(
     attempt_latencies_seconds: tuple[float, ...] = (),
 ) -> CachedResponse:
     """Returns the line of the journal for what became of a question about a row."""
-    usage = received.usage if received else Usage()
+    usage = completion.usage if completion else Usage()
     return CachedResponse(
         key=key,
         id=row_id,
         repeat=repeat,
         request_sha256=request_sha256,
-        output=received.output if received else None,
-        model_id=received.model_id if received else None,
-        finish_reason=received.finish_reason if received else None,
-        log_probability=received.log_probability if received else None,
+        output=completion.output if completion else None,
+        model_id=completion.model_id if completion else None,
+        finish_reason=completion.finish_reason if completion else None,
+        log_probability=completion.log_probability if completion else None,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         reasoning_tokens=usage.reasoning_tokens,
@@ -194,23 +194,23 @@ def make_cached_response(
         usd=usd,
         unsure_usd=unsure_usd,
         batch=batch,
-        asked=asked,
+        asked=requested_at,
         refused=refused,
-        probabilities=received.probabilities if received else None,
-        field_log_probability=received.field_log_probability if received else None,
+        probabilities=completion.probabilities if completion else None,
+        field_log_probability=completion.field_log_probability if completion else None,
     )
 
 
-def to_json_line(row: CachedResponse) -> str:
+def to_json_line(response: CachedResponse) -> str:
     """Returns an answer as its line."""
-    told = {name: value for name, value in asdict(row).items() if name != "reused"}
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    payload = {name: value for name, value in asdict(response).items() if name != "reused"}
+    return json.dumps(payload, ensure_ascii=False) + "\n"
 
 
 def _make_unanswered_response(key: str, usd: float) -> CachedResponse:
     """A question that was sent, and of which nothing is known."""
     error = "the process that asked ended before an answer was written down"
-    return make_cached_response(key, key, 0, "", None, asked="", error=error, final=False, unsure_usd=usd)
+    return make_cached_response(key, key, 0, "", None, requested_at="", error=error, final=False, unsure_usd=usd)
 
 
 def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
@@ -218,10 +218,10 @@ def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    rows, whole = [], 0
+    responses, complete_bytes = [], 0
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(_parse_response(json.loads(line)))
+            responses.append(_parse_response(json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):
                 break
@@ -230,14 +230,14 @@ def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
                 "process that was killed; something else changed the file. Remove the line, and its question is asked "
                 "again"
             ) from None
-        whole += len(line) + 1
-    return rows, whole
+        complete_bytes += len(line) + 1
+    return responses, complete_bytes
 
 
-def _parse_response(told: Any) -> CachedResponse:
+def _parse_response(payload: Any) -> CachedResponse:
     """Raises TypeError where it is no row."""
-    if not isinstance(told, dict) or not {"key", "id", "repeat", "final"} <= told.keys():
+    if not isinstance(payload, dict) or not {"key", "id", "repeat", "final"} <= payload.keys():
         raise TypeError("it lacks what an answer has")
-    known = {one.name for one in fields(CachedResponse)}
-    row = {name: value for name, value in told.items() if name in known}
-    return CachedResponse(**{**row, "attempt_latencies_seconds": tuple(row.get("attempt_latencies_seconds", ()))})
+    field_names = {field.name for field in fields(CachedResponse)}
+    values = {name: value for name, value in payload.items() if name in field_names}
+    return CachedResponse(**{**values, "attempt_latencies_seconds": tuple(values.get("attempt_latencies_seconds", ()))})

@@ -60,11 +60,11 @@ class Backend:
         """Returns what the SDK's HTTP client is told: a redirect is not followed, since it could lead to a host that
         the data may not reach. Nor does a request go through a proxy that the environment names to a server on this
         machine, over plain http, where the proxy would read prompt and key, and where the data may not leave."""
-        plain = (self.base_url or "").startswith("http://")
-        direct = self.direct or plain or is_loopback(parse_host(self.base_url))
-        told = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not direct}
+        is_http = (self.base_url or "").startswith("http://")
+        bypass_proxy = self.direct or is_http or is_loopback(parse_host(self.base_url))
+        options = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not bypass_proxy}
         # Anthropic's client (2.12) mounts the proxies of the environment by itself, whatever trust_env says.
-        return told | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if direct else {})
+        return options | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if bypass_proxy else {})
 
 
 @dataclass(frozen=True)
@@ -156,5 +156,6 @@ class SpendLimiter(Protocol):
     async def reserve(self, request: Request) -> bool:
         """Returns whether the attempt may be made; the most that it can cost is then set aside."""
 
-    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
-        """Takes what an attempt brought. `unsure`: it brought nothing, and may have been paid for all the same."""
+    def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
+        """Takes what an attempt brought. `possibly_charged`: it brought nothing, and may have been paid for all the
+        same."""

@@ -29,9 +29,9 @@ PROJECTOR_PREFIX = "mmproj"
 
 def cache_dir() -> Path:
     """Returns where fetched bases are kept: INSOURCE_CACHE, else `insource` in the user's cache folder."""
-    given = os.environ.get("INSOURCE_CACHE")
-    if given:
-        return Path(given).absolute()
+    configured = os.environ.get("INSOURCE_CACHE")
+    if configured:
+        return Path(configured).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "insource"
 
 
@@ -74,13 +74,13 @@ def find_gguf_weights(folder: Path) -> list[Path]:
 
 def _find_single_gguf(folder: Path) -> Path | None:
     """Returns the one GGUF file that a folder has its weights in, None where it has them otherwise or not at all."""
-    found = find_gguf_weights(folder)
-    if len(found) > 1:
+    ggufs = find_gguf_weights(folder)
+    if len(ggufs) > 1:
         raise RecipeError(
-            f"model.base: {folder} has several GGUF files ({', '.join(path.name for path in found[:5])}); name one of "
-            f"them: model.base={found[0]}"
+            f"model.base: {folder} has several GGUF files ({', '.join(path.name for path in ggufs[:5])}); name one of "
+            f"them: model.base={ggufs[0]}"
         )
-    return _check_gguf(found[0]) if found else None
+    return _check_gguf(ggufs[0]) if ggufs else None
 
 
 def _check_gguf(path: Path) -> Path:

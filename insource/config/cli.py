@@ -33,36 +33,36 @@ OS_ERROR_HINTS = {
 OK, FAILED, USAGE_ERROR, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def build_parser(stage: str, about: str) -> argparse.ArgumentParser:
+def build_parser(stage: str, description: str) -> argparse.ArgumentParser:
     """Returns the parser with what all stages take; a stage adds its own options."""
-    made = argparse.ArgumentParser(prog=f"python -m {stage}", description=about)
-    made.add_argument("recipe", help="a name in recipes/, or the path of a recipe file")
-    made.add_argument(
+    parser = argparse.ArgumentParser(prog=f"python -m {stage}", description=description)
+    parser.add_argument("recipe", help="a name in recipes/, or the path of a recipe file")
+    parser.add_argument(
         "set", nargs="*", metavar="key=value", help="replace a recipe key, such as train.learning_rate=1e-4"
     )
-    made.add_argument(
+    parser.add_argument(
         "--hardware",
         default=os.environ.get("HARDWARE") or None,
         help="a name in recipes/hardware/ (default: what is there)",
     )
-    made.add_argument("--runs", help="the folder of the runs (default: $RUNS, else ./runs)")
-    made.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    return made
+    parser.add_argument("--runs", help="the folder of the runs (default: $RUNS, else ./runs)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    return parser
 
 
-def add_run_option(made: argparse.ArgumentParser) -> None:
+def add_run_option(parser: argparse.ArgumentParser) -> None:
     """Adds what stages take that go on with a trained run."""
-    made.add_argument(
+    parser.add_argument(
         "--run", default=os.environ.get("RUN") or None, help="a run id (default: $RUN, else the newest trained run)"
     )
 
 
 def describe_os_error(error: OSError) -> str:
     """Returns what the operating system refused, for which file, and what would help."""
-    what = error.strerror or str(error) or type(error).__name__
-    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    prefix = f"{error.filename}: " if error.filename else ""
     hint = OS_ERROR_HINTS.get(error.errno or 0)
-    return f"{where}{what}" + (f"; {hint}" if hint else "")
+    return f"{prefix}{reason}" + (f"; {hint}" if hint else "")
 
 
 def run_cli(stage: Callable[[], int]) -> NoReturn:
@@ -94,11 +94,11 @@ def run_cli(stage: Callable[[], int]) -> NoReturn:
 
 
 def _read_umask() -> int:
-    given = os.environ.get("INSOURCE_UMASK") or "077"
+    value = os.environ.get("INSOURCE_UMASK") or "077"
     try:
-        return int(given, 8) & 0o777
+        return int(value, 8) & 0o777
     except ValueError:
-        raise RecipeError(f"INSOURCE_UMASK: given {given!r}, allowed: octal digits, such as 077 or 027") from None
+        raise RecipeError(f"INSOURCE_UMASK: given {value!r}, allowed: octal digits, such as 077 or 027") from None
 
 
 def _discard_stdout() -> None:

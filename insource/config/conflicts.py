@@ -37,25 +37,25 @@ ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel
 def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Returns (key, what would do) for all of them."""
     checks = (_check_task, _check_formats, _check_plan, _check_route, _check_hardware, _check_adapter)
-    return [clash for check in checks for clash in check(recipe)]
+    return [conflict for check in checks for conflict in check(recipe)]
 
 
 def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
     """Returns the sections that leave something to other sections, with that filled in."""
     train, serve = recipe.train, recipe.serve
     changes: dict[str, Any] = {}
-    found: dict[str, Any] = {}
+    train_changes: dict[str, Any] = {}
     if train.keeps_best:
         metric = train.metric_for_best_model or METRICS[recipe.task.variant][0]
-        found |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
+        train_changes |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
     if train.eval_strategy == "steps" and train.eval_steps is None:
-        found["eval_steps"] = train.save_steps
-    if found:
-        changes["train"] = train.model_copy(update=found)
+        train_changes["eval_steps"] = train.save_steps
+    if train_changes:
+        changes["train"] = train.model_copy(update=train_changes)
     primary = recipe.compare.primary
     if primary is not None and "metric" not in primary.model_fields_set:
-        planned = primary.model_copy(update={"metric": METRICS[recipe.task.variant][0]})
-        changes["compare"] = recipe.compare.model_copy(update={"primary": planned})
+        resolved = primary.model_copy(update={"metric": METRICS[recipe.task.variant][0]})
+        changes["compare"] = recipe.compare.model_copy(update={"primary": resolved})
     if recipe.lora.unservable and serve.model == "auto":
         changes["serve"] = serve.model_copy(update={"model": "merged"})
     return changes
@@ -69,25 +69,25 @@ def _check_task(recipe: "Recipe") -> Mistakes:
             "settles labels that are found in the rows: kind classification, task.labels: auto",
         )
     if recipe.data.columns.label_separator is not None and task.variant != "multilabel":
-        told = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
-        yield ("data", "columns", "label_separator"), told
+        message = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
+        yield ("data", "columns", "label_separator"), message
     columns = recipe.data.columns
     if columns.label_columns is not None:
-        of_labels = ("data", "columns", "label_columns")
+        label_columns_key = ("data", "columns", "label_columns")
         if task.variant != "multilabel":
             yield (
-                of_labels,
+                label_columns_key,
                 "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out",
             )
         elif columns.label_separator is not None:
-            yield of_labels, "and data.columns.label_separator both say how labels are given; keep one"
+            yield label_columns_key, "and data.columns.label_separator both say how labels are given; keep one"
         elif len({*columns.label_columns}) < len(columns.label_columns):
-            yield of_labels, "names a column twice; name each once"
+            yield label_columns_key, "names a column twice; name each once"
     if columns.targets is not None and task.kind not in ("extraction", "generation"):
         yield ("data", "columns", "targets"), f"holds several answers of a row, and kind is {task.kind}; leave it out"
     elif columns.targets is not None and (columns.target is not None or columns.messages is not None):
-        other = "target" if columns.target is not None else "messages"
-        yield ("data", "columns", "targets"), f"and data.columns.{other} both name the answer; keep one"
+        conflicting = "target" if columns.target is not None else "messages"
+        yield ("data", "columns", "targets"), f"and data.columns.{conflicting} both name the answer; keep one"
     yield from _check_slots(recipe)
     if task.variant == "multilabel":
         for key in ("class_weight", "balanced_sampling"):
@@ -105,20 +105,20 @@ def _check_task(recipe: "Recipe") -> Mistakes:
         yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
     metrics = METRICS[task.variant]
     if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
-        told = f"given {train.metric_for_best_model!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
-        yield ("train", "metric_for_best_model"), told
+        message = f"given {train.metric_for_best_model!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
+        yield ("train", "metric_for_best_model"), message
 
 
 def _check_slots(recipe: "Recipe") -> Mistakes:
     columns = recipe.data.columns
-    given = [name for name in ("slots", "tags") if getattr(columns, name) is not None]
-    others = [name for name in ("target", "targets", "messages") if getattr(columns, name) is not None]
-    for name in given[:1]:
+    present = [name for name in ("slots", "tags") if getattr(columns, name) is not None]
+    answer_keys = [name for name in ("target", "targets", "messages") if getattr(columns, name) is not None]
+    for name in present[:1]:
         key = ("data", "columns", name)
         if recipe.task.kind != "extraction":
             yield key, f"holds the fields of a record, and kind is {recipe.task.kind}; leave it out"
-        if rest := given[1:] + others:
-            yield key, f"and data.columns.{rest[0]} both hold the record; keep one"
+        if other_keys := present[1:] + answer_keys:
+            yield key, f"and data.columns.{other_keys[0]} both hold the record; keep one"
         if len(columns.texts) > 1:
             yield key, f"tells places in one text, and data.columns.text names {len(columns.texts)} columns; name one"
 
@@ -148,35 +148,38 @@ def _list_fields(fields: dict[str, str]) -> str:
 def _check_plan(recipe: "Recipe") -> Mistakes:
     primary, metrics = recipe.compare.primary, METRICS[recipe.task.variant]
     if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
-        told = f"given {primary.metric!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
-        yield ("compare", "primary", "metric"), told
-    named, names = recipe.route.not_worse_than, [one.called for one in recipe.compare.baselines]
-    if named is not None and named not in names:
-        told = f"given {named!r}, allowed: a baseline of compare.baselines ({', '.join(names) or 'there is none'})"
-        yield ("route", "not_worse_than"), told
-    if named is not None and recipe.task.kind == "preference":
+        message = f"given {primary.metric!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
+        yield ("compare", "primary", "metric"), message
+    not_worse_than, names = recipe.route.not_worse_than, [system.called for system in recipe.compare.baselines]
+    if not_worse_than is not None and not_worse_than not in names:
+        message = (
+            f"given {not_worse_than!r}, allowed: a baseline of compare.baselines "
+            f"({', '.join(names) or 'there is none'})"
+        )
+        yield ("route", "not_worse_than"), message
+    if not_worse_than is not None and recipe.task.kind == "preference":
         yield ("route", "not_worse_than"), "closed models are not asked for preferences; leave it out"
-    for at, baseline in enumerate(recipe.compare.baselines):
+    for index, baseline in enumerate(recipe.compare.baselines):
         if baseline.decides and recipe.task.variant != "classification":
-            told = (
+            message = (
                 f"given {baseline.api}, which chooses one of the labels, and this is {_describe_kind(recipe)}; set chat"
             )
-            yield ("compare", "baselines", str(at), "api"), told
-        if wrong := _address_problem(baseline, recipe.privacy.data_may_leave):
-            yield ("compare", "baselines", str(at), "base_url"), wrong
+            yield ("compare", "baselines", str(index), "api"), message
+        if problem := _address_problem(baseline, recipe.privacy.data_may_leave):
+            yield ("compare", "baselines", str(index), "base_url"), problem
 
 
 def _check_route(recipe: "Recipe") -> Mistakes:
     name = recipe.route.baseline
     if name is None:
         return
-    there = [one.called for one in recipe.compare.baselines if one.provider != "file"]
-    if name not in there:
-        yield ("route", "baseline"), f"given {name!r}, there are {', '.join(there) or 'no API models'}"
-    for one in recipe.compare.baselines:
-        if one.called == name and one.shots:
+    available = [baseline.called for baseline in recipe.compare.baselines if baseline.provider != "file"]
+    if name not in available:
+        yield ("route", "baseline"), f"given {name!r}, there are {', '.join(available) or 'no API models'}"
+    for baseline in recipe.compare.baselines:
+        if baseline.called == name and baseline.shots:
             yield ("route", "baseline"), f"{name} is asked with examples of train (shots), which are not deployed"
-        if one.called == name and isinstance(one.instruction, list):
+        if baseline.called == name and isinstance(baseline.instruction, list):
             yield ("route", "baseline"), f"{name} has several instructions; give it the one that was chosen"
 
 
@@ -191,30 +194,30 @@ def _address_problem(baseline: "Baseline", data_may_leave: bool) -> str | None:
 
 
 def _describe_kind(recipe: "Recipe") -> str:
-    several = " with several labels a row" if recipe.task.variant == "multilabel" else ""
-    return f"kind {recipe.task.kind}{several}"
+    suffix = " with several labels a row" if recipe.task.variant == "multilabel" else ""
+    return f"kind {recipe.task.kind}{suffix}"
 
 
 def _check_hardware(recipe: "Recipe") -> Mistakes:
     train, accelerate = recipe.train, recipe.accelerate
     if train.batch_size < accelerate.num_processes:
-        told = f"{train.batch_size} examples cannot be dealt to {accelerate.num_processes} processes"
-        yield ("train", "batch_size"), f"{told}; set at least {accelerate.num_processes}"
+        message = f"{train.batch_size} examples cannot be dealt to {accelerate.num_processes} processes"
+        yield ("train", "batch_size"), f"{message}; set at least {accelerate.num_processes}"
     if accelerate.use_cpu and train.optim.startswith("paged_"):
-        plain = (
+        unpaged = (
             train.optim.removeprefix("paged_")
             .replace("adamw_32bit", "adamw_torch")
             .replace("ademamix_32bit", "ademamix")
         )
-        yield ("train", "optim"), f"{train.optim} pages between GPU and main memory; on a CPU set {plain}"
+        yield ("train", "optim"), f"{train.optim} pages between GPU and main memory; on a CPU set {unpaged}"
     if accelerate.distributed_type == "FSDP":
         if uses_bitsandbytes(train.optim):
             yield ("train", "optim"), f"{train.optim} of bitsandbytes takes no sharded tensors; set adamw_torch"
         if recipe.model.quantization == "int8":
             yield ("model", "quantization"), "int8 weights cannot be sharded; set nf4 or none"
         if recipe.lora.takes_from_base:
-            told = f"{recipe.lora.init_lora_weights} rewrites the base, which FSDP loads in parts"
-            yield ("lora", "init_lora_weights"), f"{told}; set true, or HARDWARE=multi-gpu"
+            message = f"{recipe.lora.init_lora_weights} rewrites the base, which FSDP loads in parts"
+            yield ("lora", "init_lora_weights"), f"{message}; set true, or HARDWARE=multi-gpu"
 
 
 def _check_adapter(recipe: "Recipe") -> Mistakes:
@@ -225,8 +228,8 @@ def _check_adapter(recipe: "Recipe") -> Mistakes:
     if lora.init_lora_weights == "mica" and quantization != "none":
         yield key, "mica reads weights that are not quantized; set model.quantization: none"
     if lora.takes_from_base and quantization != "none" and recipe.task.kind == "preference":
-        told = f"with {lora.init_lora_weights} on {quantization} weights training would not begin at its reference"
-        yield key, f"{told}, the base; set true, or model.quantization: none"
+        message = f"with {lora.init_lora_weights} on {quantization} weights training would not begin at its reference"
+        yield key, f"{message}, the base; set true, or model.quantization: none"
     if lora.use_dora and quantization == "int8":
         yield ("lora", "use_dora"), "PEFT trains DoRA on no int8 weights; set model.quantization: nf4 or none"
     if lora.unservable and recipe.serve.model == "adapter":

@@ -39,15 +39,15 @@ TYPE_LABELS = {
 
 def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
     """Returns (key, what is wrong) for each wrong key, the branches of a union told as one mistake."""
-    found: dict[KeyPath, list[Any]] = {}
-    clashes: list[tuple[KeyPath, str]] = []
+    by_key: dict[KeyPath, list[Any]] = {}
+    conflicts: list[tuple[KeyPath, str]] = []
     for mistake in error.errors(include_url=False):
         key, raised = _recipe_key(mistake, values), mistake.get("ctx", {}).get("error")
         if isinstance(raised, ConflictError):
-            clashes += [((*key, *below), told) for below, told in raised.mistakes]
+            conflicts += [((*key, *subkey), message) for subkey, message in raised.mistakes]
         else:
-            found.setdefault(key, []).append(mistake)
-    return [(key, _format_error(key, mistakes)) for key, mistakes in found.items()] + clashes
+            by_key.setdefault(key, []).append(mistake)
+    return [(key, _format_error(key, mistakes)) for key, mistakes in by_key.items()] + conflicts
 
 
 def _recipe_key(mistake: Any, values: Any) -> KeyPath:
@@ -72,9 +72,9 @@ def _format_error(key: KeyPath, mistakes: list[Any]) -> str:
         return _describe_unknown_key(key)
     if kinds == {"missing"}:
         return MISSING
-    if own := [mistake for mistake in mistakes if mistake["type"] == "value_error"]:
-        return str(own[0]["ctx"]["error"])
-    given = mistakes[0]["input"]
+    if value_errors := [mistake for mistake in mistakes if mistake["type"] == "value_error"]:
+        return str(value_errors[0]["ctx"]["error"])
+    value = mistakes[0]["input"]
     kinds_allowed = dict.fromkeys(_describe_allowed(mistake) for mistake in mistakes)
     if "a number" in kinds_allowed:
         kinds_allowed.pop("a whole number", None)
@@ -85,16 +85,16 @@ def _format_error(key: KeyPath, mistakes: list[Any]) -> str:
         for mistake, text in zip(mistakes, map(_describe_allowed, mistakes), strict=True)
         if mistake["type"] in BOUNDS
     ]
-    near = ""
-    if isinstance(given, str):
+    suggestion = ""
+    if isinstance(value, str):
         names = [name for mistake in mistakes for name in _list_literals(mistake)]
-        match = get_close_matches(given, names, 1)
-        near = f"; did you mean {match[0]}?" if match else ""
-    shown = (
-        repr(given) if not isinstance(given, dict | list) else f"a {'mapping' if isinstance(given, dict) else 'list'}"
+        match = get_close_matches(value, names, 1)
+        suggestion = f"; did you mean {match[0]}?" if match else ""
+    display = (
+        repr(value) if not isinstance(value, dict | list) else f"a {'mapping' if isinstance(value, dict) else 'list'}"
     )
     reason = " (vLLM serves no larger rank)" if key[:2] in (("lora", "r"), ("lora", "rank_pattern")) and bounds else ""
-    return f"given {shown}, allowed: {' or '.join(bounds or allowed)}{reason}{near}"
+    return f"given {display}, allowed: {' or '.join(bounds or allowed)}{reason}{suggestion}"
 
 
 def _describe_allowed(mistake: Any) -> str:
@@ -122,12 +122,12 @@ def _describe_unknown_key(key: KeyPath) -> str:
     if reason := UNSUPPORTED_KEYS.get(str(key[0]), {}).get(str(key[-1])) if len(key) == 2 else None:
         return f"not taken: {reason}"
     allowed = _list_keys(key[:-1])
-    near = get_close_matches(str(key[-1]), allowed, 1)
-    if near:
-        return f"unknown key; did you mean {near[0]}?"
-    elsewhere = [dotted for dotted in _list_dotted_keys(Recipe) if dotted.split(".")[-1] == key[-1]]
-    if elsewhere:
-        return f"unknown key here; it belongs at {' or '.join(elsewhere)}"
+    matches = get_close_matches(str(key[-1]), allowed, 1)
+    if matches:
+        return f"unknown key; did you mean {matches[0]}?"
+    locations = [dotted for dotted in _list_dotted_keys(Recipe) if dotted.split(".")[-1] == key[-1]]
+    if locations:
+        return f"unknown key here; it belongs at {' or '.join(locations)}"
     return f"unknown key; allowed here: {', '.join(allowed)}"
 
 
@@ -136,20 +136,20 @@ def _list_keys(key: KeyPath) -> list[str]:
     sections: list[type[BaseModel]] = [Recipe]
     for part in key:
         fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
-        sections = [found for annotation in fields for found in _find_sections(annotation)] or sections
+        sections = [nested for annotation in fields for nested in _find_sections(annotation)] or sections
     return sorted({name for section in sections for name in section.model_fields})
 
 
 def _find_sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for argument in get_args(annotation) for found in _find_sections(argument)]
+    return [section for argument in get_args(annotation) for section in _find_sections(argument)]
 
 
-def _list_dotted_keys(section: type[BaseModel], above: str = "") -> list[str]:
+def _list_dotted_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for name, field in section.model_fields.items():
-        names.append(above + name)
-        for below in _find_sections(field.annotation):
-            names += _list_dotted_keys(below, f"{above}{name}.")
+        names.append(prefix + name)
+        for nested in _find_sections(field.annotation):
+            names += _list_dotted_keys(nested, f"{prefix}{name}.")
     return names

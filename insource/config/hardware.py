@@ -34,19 +34,23 @@ def list_gpus() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    asked = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    argv = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
         return []
-    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []
 
 
 def count_gpus() -> int:
     """Returns how many GPUs a process may use here: all that there are, or those that CUDA_VISIBLE_DEVICES names."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = len([one for one in visible.split(",") if one.strip() not in ("", "-1")]) if visible is not None else None
-    return len(list_gpus()) if named is None else min(named, len(list_gpus()))
+    n_visible = (
+        len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+        if visible is not None
+        else None
+    )
+    return len(list_gpus()) if n_visible is None else min(n_visible, len(list_gpus()))
 
 
 def read_cpu_flags() -> set[str]:
@@ -61,8 +65,8 @@ def cpu_has_bfloat16() -> bool:
     """
     if os.environ.get("ATEN_CPU_CAPABILITY", "avx512").lower() in ATEN_WITHOUT_BFLOAT16:
         return False
-    asked = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
-    if asked.upper() in ONEDNN_WITHOUT_BFLOAT16:
+    max_isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    if max_isa.upper() in ONEDNN_WITHOUT_BFLOAT16:
         return False
     return bool({"avx512_bf16", "amx_bf16"} & read_cpu_flags())
 
@@ -70,19 +74,19 @@ def cpu_has_bfloat16() -> bool:
 def read_driver_version() -> str | None:
     """Returns the version of NVIDIA's driver, None where nvidia-smi does not tell it."""
     try:
-        answer = subprocess.run(_DRIVER_QUERY, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(_DRIVER_QUERY, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return next(iter(answer.stdout.split()), None) if answer.returncode == 0 else None
+    return next(iter(result.stdout.split()), None) if result.returncode == 0 else None
 
 
 def driver_problem() -> str | None:
     """Returns what stands against the driver here, None where it is new enough or nobody can tell."""
-    found = read_driver_version()
-    if found is None or not found[0].isdigit() or int(found.partition(".")[0]) >= MIN_DRIVER_VERSION:
+    version = read_driver_version()
+    if version is None or not version[0].isdigit() or int(version.partition(".")[0]) >= MIN_DRIVER_VERSION:
         return None
     return (
-        f"NVIDIA's driver is {found}, and the locked PyTorch (CUDA 13) needs {MIN_DRIVER_VERSION} or newer: update it"
+        f"NVIDIA's driver is {version}, and the locked PyTorch (CUDA 13) needs {MIN_DRIVER_VERSION} or newer: update it"
     )
 
 
@@ -111,15 +115,17 @@ def uses_cpu(name: str) -> bool:
 def select_for_base(name: str, reason: str, base: object) -> tuple[str, str]:
     """Returns the hardware file and why it is the one, where this base is asked for: another one than is named where
     the base has settings of its own."""
-    other = next((file for (machine, known), file in BASE_HARDWARE.items() if (machine, known) == (name, base)), None)
-    return (other, f"{name}, with the settings of model.base {base}") if other else (name, reason)
+    override = next(
+        (file for (machine, base_name), file in BASE_HARDWARE.items() if (machine, base_name) == (name, base)), None
+    )
+    return (override, f"{name}, with the settings of model.base {base}") if override else (name, reason)
 
 
 def detect() -> tuple[str, str]:
     """Returns the hardware file for this machine and why it is the one."""
-    found = list_gpus()
-    if not found:
+    gpus = list_gpus()
+    if not gpus:
         return "cpu", "this machine shows no GPU"
-    if len(found) == 1:
-        return "gpu", f"this machine has one GPU ({found[0]})"
-    return "multi-gpu", f"this machine has {len(found)} GPUs ({found[0]}, ...)"
+    if len(gpus) == 1:
+        return "gpu", f"this machine has one GPU ({gpus[0]})"
+    return "multi-gpu", f"this machine has {len(gpus)} GPUs ({gpus[0]}, ...)"

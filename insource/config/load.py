@@ -75,34 +75,45 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     what this machine has. Raises RecipeError naming every mistake of all layers at once.
     """
     path = find_recipe(name_or_path)
-    tree = read_layer(path)
+    recipe_layer = read_layer(path)
     reason = "asked for" if hardware_name else ""
     if not hardware_name:
         hardware_name, reason = hardware.detect()
-    asked = _parse_overrides(overrides)
-    hardware_name, reason = hardware.select_for_base(hardware_name, reason, _get_base(asked) or _get_base(tree))
-    machine = read_layer(_find_hardware_file(hardware_name))
-    _apply_named_overrides(machine, "bases", _get_base(asked) or _get_base(machine))
-    _apply_named_overrides(machine, "kinds", _get_value(tree, "task", "kind"))
+    override_layer = _parse_overrides(overrides)
+    hardware_name, reason = hardware.select_for_base(
+        hardware_name, reason, _get_base(override_layer) or _get_base(recipe_layer)
+    )
+    hardware_layer = read_layer(_find_hardware_file(hardware_name))
+    _apply_named_overrides(hardware_layer, "bases", _get_base(override_layer) or _get_base(hardware_layer))
+    _apply_named_overrides(hardware_layer, "kinds", _get_value(recipe_layer, "task", "kind"))
     # What the hardware file replaces is checked too: a recipe is right or wrong on every machine alike.
-    alone = deepcopy(tree)
-    _merge_layer(alone, asked)
+    without_hardware = deepcopy(recipe_layer)
+    _merge_layer(without_hardware, override_layer)
     # But for `accelerate`: what SET says there, it says to the hardware file.
-    mistakes = {key: told for key, told in _find_mistakes(alone) if told != MISSING and key[:1] != ("accelerate",)}
-    replaced = _merge_layer(tree, machine) + _merge_layer(tree, asked)
-    mistakes = dict(_find_mistakes(tree)) | mistakes
+    mistakes = {
+        key: message
+        for key, message in _find_mistakes(without_hardware)
+        if message != MISSING and key[:1] != ("accelerate",)
+    }
+    overridden = _merge_layer(recipe_layer, hardware_layer) + _merge_layer(recipe_layer, override_layer)
+    mistakes = dict(_find_mistakes(recipe_layer)) | mistakes
     if mistakes:
-        raise RecipeError(_format_mistakes(path, mistakes, tree.places | alone.places))
-    recipe = Recipe.model_validate(tree.values)
+        raise RecipeError(_format_mistakes(path, mistakes, recipe_layer.places | without_hardware.places))
+    recipe = Recipe.model_validate(recipe_layer.values)
     return LoadedRecipe(
-        _resolve_paths(recipe, tree.places, path), make_recipe_name(path), path, hardware_name, reason, tuple(replaced)
+        _resolve_paths(recipe, recipe_layer.places, path),
+        make_recipe_name(path),
+        path,
+        hardware_name,
+        reason,
+        tuple(overridden),
     )
 
 
 def describe_precedence(loaded: LoadedRecipe) -> list[str]:
     """Returns the first lines of a stage: on which hardware, and each value of the recipe that is not in force."""
-    first = f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"
-    return [first, *(f"          {told}" for told in loaded.replaced)]
+    header = f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"
+    return [header, *(f"          {line}" for line in loaded.replaced)]
 
 
 def make_recipe_name(path: Path) -> str:
@@ -116,16 +127,16 @@ def make_recipe_name(path: Path) -> str:
 
 def find_recipe(name_or_path: str) -> Path:
     """Returns the recipe's file. Raises RecipeError with the nearest name there is."""
-    given = Path(name_or_path)
-    if given.suffix in (".yaml", ".yml") or len(given.parts) > 1:
-        if given.is_file():
-            return given.resolve()
+    recipe_path = Path(name_or_path)
+    if recipe_path.suffix in (".yaml", ".yml") or len(recipe_path.parts) > 1:
+        if recipe_path.is_file():
+            return recipe_path.resolve()
         raise RecipeError(f"{name_or_path}: there is no such recipe file")
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if name_or_path in names:
         return RECIPES / f"{name_or_path}.yaml"
-    near = get_close_matches(name_or_path, names, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    matches = get_close_matches(name_or_path, names, 1)
+    hint = f" Did you mean {matches[0]}?" if matches else ""
     raise RecipeError(
         f"There is no recipe {name_or_path!r}.{hint}\n"
         f"  recipes/ has: {', '.join(names)}; the path of any other YAML file will do as well."
@@ -134,31 +145,31 @@ def find_recipe(name_or_path: str) -> Path:
 
 def read_layer(path: Path) -> ConfigLayer:
     """Returns the values of a YAML file with their lines. Raises RecipeError where it is not a YAML mapping."""
-    shown = _display_path(path)
+    display_path = _display_path(path)
     try:
         document = YAML().load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{shown}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise RecipeError(f"{display_path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = (error.problem or "not YAML").splitlines()[0]
-        raise RecipeError(f"{shown}{line}: {problem}") from None
+        raise RecipeError(f"{display_path}{line}: {problem}") from None
     except (YAMLError, ValueError) as error:  # ValueError: a date that no calendar has, such as 2026-13-01
-        raise RecipeError(f"{shown}: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{display_path}: {str(error).splitlines()[0]}") from None
     if not isinstance(document, CommentedMap):
         raise RecipeError(
-            f"{shown}: a recipe is a mapping with task, data and model; this is {_describe_type(document)}"
+            f"{display_path}: a recipe is a mapping with task, data and model; this is {_describe_type(document)}"
         )
-    places = {key: SourceLocation(shown, line, path.parent) for key, line in _iterate_lines(document)}
-    return ConfigLayer(_to_plain(document), places)
+    locations = {key: SourceLocation(display_path, line, path.parent) for key, line in _iterate_lines(document)}
+    return ConfigLayer(_to_plain(document), locations)
 
 
-def _find_mistakes(tree: ConfigLayer) -> list[tuple[KeyPath, str]]:
+def _find_mistakes(layer: ConfigLayer) -> list[tuple[KeyPath, str]]:
     try:
-        Recipe.model_validate(tree.values)
+        Recipe.model_validate(layer.values)
     except ValidationError as error:
-        return describe_errors(error, tree.values)
+        return describe_errors(error, layer.values)
     return []
 
 
@@ -166,13 +177,13 @@ def _find_hardware_file(name: str) -> Path:
     names = hardware.list_names()
     if name in names:
         return hardware.HARDWARE_DIR / f"{name}.yaml"
-    near = get_close_matches(name, names, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    matches = get_close_matches(name, names, 1)
+    hint = f" Did you mean {matches[0]}?" if matches else ""
     raise RecipeError(f"There is no hardware {name!r}.{hint}\n  recipes/hardware/ has: {', '.join(names)}")
 
 
 def _parse_overrides(overrides: Sequence[str]) -> ConfigLayer:
-    tree = ConfigLayer({}, {})
+    layer = ConfigLayer({}, {})
     for override in overrides:
         dotted, equals, text = override.partition("=")
         key = tuple(dotted.split("."))
@@ -182,106 +193,108 @@ def _parse_overrides(overrides: Sequence[str]) -> ConfigLayer:
             value = _to_plain(YAML().load(text))
         except (YAMLError, ValueError):
             raise RecipeError(f"SET {override}: {text!r} is not a YAML value; put quotes around text") from None
-        _merge_layer(tree, ConfigLayer(_nest(key, value), {key: SourceLocation(f"SET {dotted}", None, Path.cwd())}))
-    return tree
+        _merge_layer(layer, ConfigLayer(_nest(key, value), {key: SourceLocation(f"SET {dotted}", None, Path.cwd())}))
+    return layer
 
 
-def _merge_layer(tree: ConfigLayer, layer: ConfigLayer) -> list[str]:
+def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
     """Lays a layer over the tree in place: mappings merge, all else is replaced. Returns what it replaced, told."""
-    replaced = []
+    overridden = []
     for key, value in _flatten(layer.values):
-        below = tree.values
-        for at, part in enumerate(key[:-1]):
-            if not isinstance(below.get(part), dict):
-                below[part] = {}
-                tree.places.setdefault(key[: at + 1], _get_location(key, layer))
-            below = below[part]
-        if key[-1] in below and below[key[-1]] != value:
-            replaced.append(
+        section = target.values
+        for index, part in enumerate(key[:-1]):
+            if not isinstance(section.get(part), dict):
+                section[part] = {}
+                target.places.setdefault(key[: index + 1], _get_location(key, layer))
+            section = section[part]
+        if key[-1] in section and section[key[-1]] != value:
+            overridden.append(
                 f"{'.'.join(key)}: {_abbreviate(value)} by {_get_location(key, layer).file}, not "
-                f"{_abbreviate(below[key[-1]])}"
+                f"{_abbreviate(section[key[-1]])}"
             )
-        below[key[-1]] = value
-    tree.places.update(layer.places)
-    return replaced
+        section[key[-1]] = value
+    target.places.update(layer.places)
+    return overridden
 
 
-def _apply_named_overrides(machine: ConfigLayer, section: str, name: Any) -> None:
+def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: Any) -> None:
     """Lays what a section of a hardware file (`bases`, `kinds`) says of a name over the rest of the file, in place."""
-    named = machine.values.pop(section, {})
-    if isinstance(name, str) and name in named:
-        places = {key[2:]: place for key, place in machine.places.items() if key[:2] == (section, name)}
-        _merge_layer(machine, ConfigLayer(named[name], places))
+    overrides_by_name = hardware_layer.values.pop(section, {})
+    if isinstance(name, str) and name in overrides_by_name:
+        locations = {key[2:]: location for key, location in hardware_layer.places.items() if key[:2] == (section, name)}
+        _merge_layer(hardware_layer, ConfigLayer(overrides_by_name[name], locations))
 
 
-def _get_base(tree: ConfigLayer) -> Any:
-    return _get_value(tree, "model", "base")
+def _get_base(layer: ConfigLayer) -> Any:
+    return _get_value(layer, "model", "base")
 
 
-def _get_value(tree: ConfigLayer, section: str, key: str) -> Any:
+def _get_value(layer: ConfigLayer, section: str, key: str) -> Any:
     """Returns what a layer says of a key, None where it does not."""
-    found = tree.values.get(section)
-    return found.get(key) if isinstance(found, dict) else None
+    values = layer.values.get(section)
+    return values.get(key) if isinstance(values, dict) else None
 
 
 def _get_location(key: KeyPath, layer: ConfigLayer) -> SourceLocation:
     """Where a value of a layer was written: a layer has no value without a place."""
-    place = _find_location(key, layer.places)
-    assert place is not None
-    return place
+    location = _find_location(key, layer.places)
+    assert location is not None
+    return location
 
 
-def _resolve_paths(recipe: Recipe, places: dict[KeyPath, SourceLocation], path: Path) -> Recipe:
+def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], path: Path) -> Recipe:
     """Makes paths absolute: those of a file start at its folder, those of SET at the current one."""
 
-    def below(text: str, *key: str) -> Path:
-        place = _find_location(key, places)
-        return (place.folder if place else path.parent) / Path(text).expanduser()
+    def to_path(text: str, *key: str) -> Path:
+        location = _find_location(key, locations)
+        return (location.folder if location else path.parent) / Path(text).expanduser()
 
     def absolute(text: str, *key: str) -> str:
-        return str(below(text, *key).resolve())
+        return str(to_path(text, *key).resolve())
 
     source = recipe.data.source
-    found: dict[str, Any] = {
+    source_changes: dict[str, Any] = {
         name: absolute(value, "data", "source", name)
         for name in SOURCE_KEYS
         if (value := getattr(source, name)) is not None
     }
     if source.paths is not None:
-        found["paths"] = [absolute(value, "data", "source", "paths") for value in source.paths]
+        source_changes["paths"] = [absolute(value, "data", "source", "paths") for value in source.paths]
     try:
-        base = base_models.resolve_base(recipe.model.base, below(recipe.model.base, "model", "base"))
+        base = base_models.resolve_base(recipe.model.base, to_path(recipe.model.base, "model", "base"))
     except RecipeError as error:
-        raise RecipeError(f"{_find_location(('model', 'base'), places)}: {error}") from None
+        raise RecipeError(f"{_find_location(('model', 'base'), locations)}: {error}") from None
     baselines = [
-        one if one.path is None else one.model_copy(update={"path": absolute(one.path, "compare", "baselines")})
-        for one in recipe.compare.baselines
+        baseline
+        if baseline.path is None
+        else baseline.model_copy(update={"path": absolute(baseline.path, "compare", "baselines")})
+        for baseline in recipe.compare.baselines
     ]
     return recipe.model_copy(
         update={
-            "data": recipe.data.model_copy(update={"source": source.model_copy(update=found)}),
+            "data": recipe.data.model_copy(update={"source": source.model_copy(update=source_changes)}),
             "model": recipe.model.model_copy(update={"base": base}),
             "compare": recipe.compare.model_copy(update={"baselines": baselines}),
         }
     )
 
 
-def _format_mistakes(path: Path, mistakes: dict[KeyPath, str], places: dict[KeyPath, SourceLocation]) -> str:
-    told = [
-        (_find_location(key, places) or SourceLocation(_display_path(path), None, path.parent), key, text)
+def _format_mistakes(path: Path, mistakes: dict[KeyPath, str], locations: dict[KeyPath, SourceLocation]) -> str:
+    located = [
+        (_find_location(key, locations) or SourceLocation(_display_path(path), None, path.parent), key, text)
         for key, text in mistakes.items()
     ]
-    told.sort(key=lambda one: (one[0].file, one[0].line or 0))
-    lines = [f"  {place}  {'.'.join(map(str, key))}: {text}" for place, key, text in told]
+    located.sort(key=lambda entry: (entry[0].file, entry[0].line or 0))
+    lines = [f"  {location}  {'.'.join(map(str, key))}: {text}" for location, key, text in located]
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
     return f"{_display_path(path)} has {count}:\n" + "\n".join(lines)
 
 
-def _find_location(key: Sequence[str | int], places: dict[KeyPath, SourceLocation]) -> SourceLocation | None:
+def _find_location(key: Sequence[str | int], locations: dict[KeyPath, SourceLocation]) -> SourceLocation | None:
     """The place of a key, or of the nearest thing around it that was written down."""
     for length in range(len(key), 0, -1):
-        if place := places.get(tuple(key[:length])):
-            return place
+        if location := locations.get(tuple(key[:length])):
+            return location
     return None
 
 
@@ -293,9 +306,9 @@ def _iterate_lines(node: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]
             yield (*key, name), (node.lc.key(name)[0] if name in (node.lc.data or {}) else node.lc.line) + 1
             yield from _iterate_lines(value, (*key, name))
     elif isinstance(node, CommentedSeq):
-        for at, value in enumerate(node):
-            yield (*key, at), node.lc.item(at)[0] + 1
-            yield from _iterate_lines(value, (*key, at))
+        for index, value in enumerate(node):
+            yield (*key, index), node.lc.item(index)[0] + 1
+            yield from _iterate_lines(value, (*key, index))
 
 
 def _flatten(values: dict[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -44,8 +44,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> Self:
         # The recipe of a run was checked when the run was made, by the rules of then.
-        if not (info.context or {}).get("of_run") and (found := conflicts.find_conflicts(self)):
-            raise ConflictError(found)
+        if not (info.context or {}).get("of_run") and (mistakes := conflicts.find_conflicts(self)):
+            raise ConflictError(mistakes)
         changes = conflicts.fill_derived_values(self)
         return self.model_copy(update=changes) if changes else self
 

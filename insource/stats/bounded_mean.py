@@ -42,12 +42,12 @@ def mean_interval(
         raise ValueError("an interval of bounded differences needs at least one, all from -1 to 1")
     values, counts = np.unique(differences, return_counts=True)
     low, high = np.empty(draws), np.empty(draws)
-    for some in iter_chunks(draws, len(values)):
+    for chunk in iter_chunks(draws, len(values)):
         # Gamma variables divided by their sum are Dirichlet weights; equal differences share one.
-        weights = rng.standard_gamma(counts, size=(some.stop - some.start, len(values)))
-        extra = rng.standard_exponential(some.stop - some.start)
+        weights = rng.standard_gamma(counts, size=(chunk.stop - chunk.start, len(values)))
+        extra = rng.standard_exponential(chunk.stop - chunk.start)
         weighted, total = weights @ values, weights.sum(axis=1) + extra
-        low[some], high[some] = (weighted - extra) / total, (weighted + extra) / total
+        low[chunk], high[chunk] = (weighted - extra) / total, (weighted + extra) / total
     return float(np.quantile(low, alpha / 2)), float(np.quantile(high, 1 - alpha / 2))
 
 
@@ -60,13 +60,13 @@ def _proportion_low(only_a: int, only_b: int, n: int, tail: float) -> float:
     from scipy.special import betainc, betaincinv
 
     discordant = only_a + only_b
-    middles = (np.arange(NODES) + 0.5) / NODES
-    both = betaincinv(discordant + 1, n - discordant, middles) if discordant < n else np.ones(1)
+    midpoints = (np.arange(NODES) + 0.5) / NODES
+    both = betaincinv(discordant + 1, n - discordant, midpoints) if discordant < n else np.ones(1)
     if only_a == 0:
         return -float(betaincinv(discordant + 1, n - discordant, 1 - tail)) if discordant < n else -1.0
 
-    def below(difference: float) -> float:
+    def excess_probability(difference: float) -> float:
         part = np.clip((1 + difference / both) / 2, 0, 1)
         return float(np.mean(betainc(only_a, only_b + 1, part))) - tail
 
-    return float(brentq(below, -1, 1, xtol=1e-9))
+    return float(brentq(excess_probability, -1, 1, xtol=1e-9))

@@ -32,8 +32,8 @@ class Platt:
 
 def logit(log_probability: float) -> float:
     """Returns log(p / (1 - p)) of a natural logarithm of p, at most as far out as NEAREST."""
-    held = min(max(log_probability, log(CLIP_EPSILON)), -CLIP_EPSILON)
-    return held - log(-expm1(held))
+    clipped = min(max(log_probability, log(CLIP_EPSILON)), -CLIP_EPSILON)
+    return clipped - log(-expm1(clipped))
 
 
 def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Platt | None:
@@ -44,11 +44,11 @@ def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Plat
     """
     if len(log_probabilities) != len(right):
         raise ValueError(f"{len(log_probabilities)} log-probabilities are given for {len(right)} answers")
-    if len({bool(one) for one in right}) < 2:
+    if len({bool(value) for value in right}) < 2:
         return None
     from sklearn.linear_model import LogisticRegression
 
-    logits = np.array([[logit(one)] for one in log_probabilities])
+    logits = np.array([[logit(log_probability)] for log_probability in log_probabilities])
     model = LogisticRegression(max_iter=1000).fit(logits, np.asarray(right, dtype=bool))
     return Platt(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
@@ -62,25 +62,25 @@ def reliability(confidences: Sequence[float], right: Sequence[bool], bins: int =
     """
     if not len(right) or len(confidences) != len(right):
         raise ValueError(f"{len(confidences)} confidences are given for {len(right)} answers; give one for each")
-    told = np.asarray(confidences, dtype=np.float64)
-    order = np.argsort(told, kind="stable")
-    told, hit = told[order], np.asarray(right, dtype=np.float64)[order]
-    starts = np.searchsorted(told, told[np.arange(bins) * len(told) // bins], side="left")
-    parts = np.split(np.arange(len(told)), np.unique(starts)[1:])
-    found = []
-    for part in parts:
-        accuracy = float(hit[part].mean())
-        low, high = wilson(accuracy, len(part), ALPHA)
-        found.append(
+    ordered = np.asarray(confidences, dtype=np.float64)
+    order = np.argsort(ordered, kind="stable")
+    ordered, correct = ordered[order], np.asarray(right, dtype=np.float64)[order]
+    starts = np.searchsorted(ordered, ordered[np.arange(bins) * len(ordered) // bins], side="left")
+    groups = np.split(np.arange(len(ordered)), np.unique(starts)[1:])
+    bin_stats = []
+    for indices in groups:
+        accuracy = float(correct[indices].mean())
+        low, high = wilson(accuracy, len(indices), ALPHA)
+        bin_stats.append(
             {
-                "low": float(told[part[0]]),
-                "high": float(told[part[-1]]),
-                "n": len(part),
-                "confidence": float(told[part].mean()),
+                "low": float(ordered[indices[0]]),
+                "high": float(ordered[indices[-1]]),
+                "n": len(indices),
+                "confidence": float(ordered[indices].mean()),
                 "accuracy": accuracy,
                 "ci_low": low,
                 "ci_high": high,
             }
         )
-    off = sum(one["n"] * abs(one["accuracy"] - one["confidence"]) for one in found)
-    return {"n": len(told), "ece": float(off) / len(told), "bins": found}
+    weighted_gap = sum(stats["n"] * abs(stats["accuracy"] - stats["confidence"]) for stats in bin_stats)
+    return {"n": len(ordered), "ece": float(weighted_gap) / len(ordered), "bins": bin_stats}

@@ -30,57 +30,69 @@ class TwoSampleResult:
     p_value: float
 
 
-def ks_statistic(before: Mapping[int, int], now: Mapping[int, int]) -> float:
+def ks_statistic(reference: Mapping[int, int], current: Mapping[int, int]) -> float:
     """Returns the largest difference of two cumulative distributions, each given as {value: how often}; 0 where one of
     them is empty."""
-    total_before, total_now = sum(before.values()), sum(now.values())
-    if not total_before or not total_now:
+    total_reference, total_current = sum(reference.values()), sum(current.values())
+    if not total_reference or not total_current:
         return 0.0
-    difference, most = 0.0, 0.0
-    for value in sorted({*before, *now}):
-        difference += before.get(value, 0) / total_before - now.get(value, 0) / total_now
-        most = max(most, abs(difference))
-    return most
+    difference, largest = 0.0, 0.0
+    for value in sorted({*reference, *current}):
+        difference += reference.get(value, 0) / total_reference - current.get(value, 0) / total_current
+        largest = max(largest, abs(difference))
+    return largest
 
 
-def ks_test(before: Mapping[int, int], now: Mapping[int, int]) -> TwoSampleResult:
+def ks_test(reference: Mapping[int, int], current: Mapping[int, int]) -> TwoSampleResult:
     """Returns the two-sample test of Kolmogorov and Smirnov on values given as {value: how often}; equal values make it
     conservative. Raises ValueError where a sample is empty."""
     from scipy.stats import ks_2samp
 
-    first, second = (np.repeat(sorted(one), [one[value] for value in sorted(one)]) for one in (before, now))
-    if not len(first) or not len(second):
+    reference_values, current_values = (
+        np.repeat(sorted(counts), [counts[value] for value in sorted(counts)]) for counts in (reference, current)
+    )
+    if not len(reference_values) or not len(current_values):
         raise ValueError("a sample is empty")
-    found = ks_2samp(first, second, method="exact" if max(len(first), len(second)) <= MAX_EXACT_SAMPLE else "asymp")
-    return TwoSampleResult(float(found.statistic), float(found.pvalue))
+    result = ks_2samp(
+        reference_values,
+        current_values,
+        method="exact" if max(len(reference_values), len(current_values)) <= MAX_EXACT_SAMPLE else "asymp",
+    )
+    return TwoSampleResult(float(result.statistic), float(result.pvalue))
 
 
-def total_variation(before: Mapping[str, int], now: Mapping[str, int]) -> float:
+def total_variation(reference: Mapping[str, int], current: Mapping[str, int]) -> float:
     """Returns the share of one mix that would have to change for it to be the other; 0 where one of them is empty."""
-    total_before, total_now = sum(before.values()), sum(now.values())
-    if not total_before or not total_now:
+    total_reference, total_current = sum(reference.values()), sum(current.values())
+    if not total_reference or not total_current:
         return 0.0
-    return sum(abs(before.get(one, 0) / total_before - now.get(one, 0) / total_now) for one in {*before, *now}) / 2
+    return (
+        sum(
+            abs(reference.get(category, 0) / total_reference - current.get(category, 0) / total_current)
+            for category in {*reference, *current}
+        )
+        / 2
+    )
 
 
-def chi_square_test(before: Mapping[str, int], now: Mapping[str, int]) -> TwoSampleResult:
+def chi_square_test(reference: Mapping[str, int], current: Mapping[str, int]) -> TwoSampleResult:
     """Returns Pearson's chi-square test of two mixes, given as {category: how often}. Categories that are expected
     fewer than 5 times in one of them are put together. Raises ValueError where a sample is empty."""
     from scipy.stats import chi2_contingency
 
-    names = sorted({*before, *now})
-    table = np.array([[one.get(name, 0) for name in names] for one in (before, now)], dtype=np.int64)
+    names = sorted({*reference, *current})
+    table = np.array([[counts.get(name, 0) for name in names] for counts in (reference, current)], dtype=np.int64)
     sizes, total = table.sum(axis=1), table.sum()
     if not sizes.all():
         raise ValueError("a sample is empty")
     rare = table.sum(axis=0) * sizes.min() / total < MIN_EXPECTED_COUNT
-    kept = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)]) if rare.any() else table
+    merged = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)]) if rare.any() else table
     # Together they may still be few: then they join the most frequent one.
-    if rare.any() and kept.shape[1] > 1 and kept[:, -1].sum() * sizes.min() / total < MIN_EXPECTED_COUNT:
-        kept[:, np.argmax(kept[:, :-1].sum(axis=0))] += kept[:, -1]
-        kept = kept[:, :-1]
-    p_value = float(chi2_contingency(kept, correction=False).pvalue) if kept.shape[1] > 1 else 1.0
-    return TwoSampleResult(total_variation(before, now), p_value)
+    if rare.any() and merged.shape[1] > 1 and merged[:, -1].sum() * sizes.min() / total < MIN_EXPECTED_COUNT:
+        merged[:, np.argmax(merged[:, :-1].sum(axis=0))] += merged[:, -1]
+        merged = merged[:, :-1]
+    p_value = float(chi2_contingency(merged, correction=False).pvalue) if merged.shape[1] > 1 else 1.0
+    return TwoSampleResult(total_variation(reference, current), p_value)
 
 
 def binomial_p_value(right: int, n: int, promised: float) -> float:
@@ -91,11 +103,14 @@ def binomial_p_value(right: int, n: int, promised: float) -> float:
     return float(binom.cdf(right, n, promised)) if n else 1.0
 
 
-def find_largest_change(before: Mapping[str, int], now: Mapping[str, int]) -> tuple[str, float, float]:
+def find_largest_change(reference: Mapping[str, int], current: Mapping[str, int]) -> tuple[str, float, float]:
     """Returns the category whose share changed most, with its two shares. Raises ValueError where a sample is empty."""
-    total_before, total_now = sum(before.values()), sum(now.values())
-    if not total_before or not total_now:
+    total_reference, total_current = sum(reference.values()), sum(current.values())
+    if not total_reference or not total_current:
         raise ValueError("a sample is empty")
-    shares = {one: (before.get(one, 0) / total_before, now.get(one, 0) / total_now) for one in sorted({*before, *now})}
-    name = max(shares, key=lambda one: abs(shares[one][1] - shares[one][0]))
+    shares = {
+        category: (reference.get(category, 0) / total_reference, current.get(category, 0) / total_current)
+        for category in sorted({*reference, *current})
+    }
+    name = max(shares, key=lambda category: abs(shares[category][1] - shares[category][0]))
     return name, *shares[name]

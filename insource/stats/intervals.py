@@ -31,7 +31,7 @@ class Interval:
 
 
 def compute_interval(
-    tally: MetricStats,
+    stats: MetricStats,
     clusters: Sequence[str | None] | None = None,
     *,
     alpha: float = ALPHA,
@@ -44,20 +44,22 @@ def compute_interval(
     nothing to draw: a share gets Wilson's interval of as many rows as there are clusters ("Wilson by cluster"), any
     other figure is both ends. Raises ValueError where there is no row, or not a cluster for each.
     """
-    if not tally.n:
+    if not stats.n:
         raise ValueError("a figure of no rows has no interval; leave it out")
-    value, numbers, share = tally.figure(), index_clusters(clusters, tally.n), tally.proportion
-    if share and numbers is None:
-        return Interval(value, *wilson(value, tally.n, alpha), "Wilson")
-    units = group_units(tally.rows, numbers)
-    if share and value in (0, 1):
+    value, cluster_indices, is_proportion = stats.figure(), index_clusters(clusters, stats.n), stats.proportion
+    if is_proportion and cluster_indices is None:
+        return Interval(value, *wilson(value, stats.n, alpha), "Wilson")
+    units = group_units(stats.rows, cluster_indices)
+    if is_proportion and value in (0, 1):
         return Interval(value, *wilson(value, units.n, alpha), "Wilson by cluster")
-    method = "BCa bootstrap" if numbers is None else "BCa bootstrap by cluster"
+    method = "BCa bootstrap" if cluster_indices is None else "BCa bootstrap by cluster"
     if len(units.counts) == 1:
         return Interval(value, value, value, method)
-    resampled = bootstrap(units, tally.value, resamples, np.random.default_rng(seed))
-    left_out = jackknife(units, tally.value)
-    return Interval(value, *bca(value, resampled, left_out, units.counts, expanded_quantile(alpha, units.n)), method)
+    resampled = bootstrap(units, stats.value, resamples, np.random.default_rng(seed))
+    jackknife_values = jackknife(units, stats.value)
+    return Interval(
+        value, *bca(value, resampled, jackknife_values, units.counts, expanded_quantile(alpha, units.n)), method
+    )
 
 
 def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
@@ -79,7 +81,9 @@ def expanded_quantile(alpha: float, units: int) -> float:
     return float(-stdtrit(units - 1, alpha / 2)) * sqrt(units / (units - 1))
 
 
-def bca(value: float, resampled: Array, left_out: Array, counts: Counts, quantile: float) -> tuple[float, float]:
+def bca(
+    value: float, resampled: Array, jackknife_values: Array, counts: Counts, quantile: float
+) -> tuple[float, float]:
     """Returns the ends of the bias-corrected and accelerated interval (Efron 1987), `quantile` being the normal one.
 
     left_out: the figure without one unit of each cell, counts: the units of each cell. Resamples that equal the value
@@ -87,23 +91,23 @@ def bca(value: float, resampled: Array, left_out: Array, counts: Counts, quantil
     """
     from scipy.special import ndtr, ndtri
 
-    same = ATOL * max(1.0, abs(value))
-    if np.ptp(resampled) <= same:
+    tolerance = ATOL * max(1.0, abs(value))
+    if np.ptp(resampled) <= tolerance:
         return value, value
-    below = np.mean(resampled < value - same) + np.mean(np.abs(resampled - value) <= same) / 2
-    bias = ndtri(np.clip(below, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
+    fraction_below = np.mean(resampled < value - tolerance) + np.mean(np.abs(resampled - value) <= tolerance) / 2
+    bias = ndtri(np.clip(fraction_below, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
     z = bias + np.array([-quantile, quantile])
     # Past the pole of a very skewed figure the end is the farthest resample.
-    room = np.maximum(1 - acceleration(left_out, counts) * z, 1e-9)
-    low, high = np.quantile(resampled, ndtr(bias + z / room))
+    denominator = np.maximum(1 - acceleration(jackknife_values, counts) * z, 1e-9)
+    low, high = np.quantile(resampled, ndtr(bias + z / denominator))
     return min(float(low), value), max(float(high), value)
 
 
-def acceleration(left_out: Array, counts: Counts) -> float:
+def acceleration(jackknife_values: Array, counts: Counts) -> float:
     """Returns how much the standard error changes with the figure: a sixth of the jackknife's skewness."""
     n = counts.sum()
-    away = (counts @ left_out) / n - left_out
-    squares = float(counts @ away**2)
+    deviations = (counts @ jackknife_values) / n - jackknife_values
+    squares = float(counts @ deviations**2)
     if squares <= n * ATOL**2:
         return 0.0
-    return float(counts @ away**3) / (6 * float(squares**1.5))
+    return float(counts @ deviations**3) / (6 * float(squares**1.5))

@@ -113,8 +113,8 @@ class NonInferior:
     def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         from scipy.special import ndtr, ndtri
 
-        found = ndtr(ndtri(alpha) + np.sqrt(rows) * (mean + self.margin) / deviation)
-        return np.where(rows < self.least_rows(alpha), 0.0, found)
+        probability = ndtr(ndtri(alpha) + np.sqrt(rows) * (mean + self.margin) / deviation)
+        return np.where(rows < self.least_rows(alpha), 0.0, probability)
 
     def least_rows(self, alpha: float) -> int:
         return ceil(log(alpha) / log(1 - self.margin) - 1e-9)
@@ -137,14 +137,14 @@ class FixedSequenceResult:
         return passed - 1 if passed else None
 
 
-def build_thresholds(confidences: Sequence[float], most: int = MAX_THRESHOLDS) -> list[float]:
+def build_thresholds(confidences: Sequence[float], max_thresholds: int = MAX_THRESHOLDS) -> list[float]:
     """Returns thresholds from strict to loose: confidences of (validation) rows, in equal steps of rows, and last 0,
     which keeps everything. Equal ones are one threshold."""
-    known = np.asarray(confidences, dtype=np.float64)
-    if not len(known):
+    values = np.asarray(confidences, dtype=np.float64)
+    if not len(values):
         return [0.0]
-    steps = np.quantile(known, np.linspace(0, 1, most - 1), method="inverted_cdf")
-    return [float(one) for one in np.unique(np.append(steps, 0.0))[::-1]]
+    steps = np.quantile(values, np.linspace(0, 1, max_thresholds - 1), method="inverted_cdf")
+    return [float(threshold) for threshold in np.unique(np.append(steps, 0.0))[::-1]]
 
 
 def count_kept(confidences: Array, thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
@@ -166,8 +166,8 @@ def find_start(
     # With one row for and one against, so that the strictest rows do not look surer than they are.
     mean, deviation = claim.expected((hits[counts] + 1) / (counts + 2))
     expected_rows = rows * counts / max(1, len(confidences))
-    chance = claim.chance(mean, deviation, expected_rows, alpha)
-    return int(np.argmax(chance if chance.max() > 0 else expected_rows))
+    power = claim.chance(mean, deviation, expected_rows, alpha)
+    return int(np.argmax(power if power.max() > 0 else expected_rows))
 
 
 def run_fixed_sequence(
@@ -229,13 +229,13 @@ def difference_p_value(won: int, lost: int, n: int, margin: float) -> float:
     if not n:
         return 1.0
     differing = won + lost
-    most = 1.0 if differing == n else float(betaincinv(differing + 1, n - differing, 1 - BETA))
-    if most <= margin:
+    max_share = 1.0 if differing == n else float(betaincinv(differing + 1, n - differing, 1 - BETA))
+    if max_share <= margin:
         return BETA
-    shares = np.linspace(margin, most, NUISANCE_GRID_SIZE)[:, None]
+    shares = np.linspace(margin, max_share, NUISANCE_GRID_SIZE)[:, None]
     # Counts of differing rows that practically never occur are left out, and added as if they spoke against it.
-    low, high = int(binom.ppf(BETA * 1e-6, n, margin)), int(binom.isf(BETA * 1e-6, n, most))
+    low, high = int(binom.ppf(BETA * 1e-6, n, margin)), int(binom.isf(BETA * 1e-6, n, max_share))
     counts = np.arange(low, high + 1)[None, :]
-    least_won = np.ceil((counts + won - lost) / 2)
-    chance = binom.pmf(counts, n, shares) * binom.sf(least_won - 1, counts, (shares - margin) / (2 * shares))
-    return float(min(1.0, chance.sum(axis=1).max() + BETA * (1 + 2e-6)))
+    min_won = np.ceil((counts + won - lost) / 2)
+    probabilities = binom.pmf(counts, n, shares) * binom.sf(min_won - 1, counts, (shares - margin) / (2 * shares))
+    return float(min(1.0, probabilities.sum(axis=1).max() + BETA * (1 + 2e-6)))

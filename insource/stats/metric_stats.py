@@ -38,9 +38,9 @@ class MetricStats:
         """Returns whether the metric is a share: the mean of rows that are right (1) or wrong (0)."""
         return self.value is mean and not np.any(self.rows[:, 0] % 1) and float(np.max(self.rows, initial=0)) <= 1
 
-    def at(self, rows: Sequence[int]) -> "MetricStats":
+    def at(self, indices: Sequence[int]) -> "MetricStats":
         """Returns the same metric of some of the rows, by their numbers."""
-        return replace(self, rows=self.rows[np.asarray(rows, dtype=np.int64)])
+        return replace(self, rows=self.rows[np.asarray(indices, dtype=np.int64)])
 
     def figure(self) -> float:
         """Returns the metric of all rows."""
@@ -49,60 +49,64 @@ class MetricStats:
 
 def mean_metric(scores: Sequence[float]) -> MetricStats:
     """Returns the mean of one score a row; right and wrong are 1 and 0."""
-    found = np.asarray(scores, dtype=np.float64)
-    return MetricStats(np.column_stack([found, np.ones_like(found)]), mean)
+    values = np.asarray(scores, dtype=np.float64)
+    return MetricStats(np.column_stack([values, np.ones_like(values)]), mean)
 
 
-def micro_f1_metric(right: Sequence[float], said: Sequence[float], wanted: Sequence[float]) -> MetricStats:
+def micro_f1_metric(right: Sequence[float], predicted: Sequence[float], expected: Sequence[float]) -> MetricStats:
     """Returns F1 over all that was said and wanted in all rows together (micro)."""
-    return MetricStats(np.column_stack([right, said, wanted]).astype(np.float64), micro_f1)
+    return MetricStats(np.column_stack([right, predicted, expected]).astype(np.float64), micro_f1)
 
 
-def macro_f1_metric(targets: Sequence[int], given: Sequence[int], labels: int) -> MetricStats:
-    """Returns macro-F1 over the labels that occur. Labels are numbers below `labels`; -1 is an answer that is none."""
+def macro_f1_metric(targets: Sequence[int], predictions: Sequence[int], n_labels: int) -> MetricStats:
+    """Returns macro-F1 over the labels that occur. Labels are numbers below `n_labels`; -1 is an answer that is
+    none."""
     from scipy.sparse import csr_array
 
-    wanted, said = np.asarray(targets), np.asarray(given)
-    rows = np.arange(len(wanted))
-    hit, some = wanted == said, said >= 0
-    at = np.concatenate([rows[hit], rows[some], rows])
-    column = np.concatenate([wanted[hit], labels + said[some], 2 * labels + wanted])
-    counts = csr_array((np.ones(len(at)), (at, column)), shape=(len(wanted), 3 * labels))
+    expected, predicted = np.asarray(targets), np.asarray(predictions)
+    rows = np.arange(len(expected))
+    correct, has_label = expected == predicted, predicted >= 0
+    row_indices = np.concatenate([rows[correct], rows[has_label], rows])
+    column_indices = np.concatenate([expected[correct], n_labels + predicted[has_label], 2 * n_labels + expected])
+    counts = csr_array((np.ones(len(row_indices)), (row_indices, column_indices)), shape=(len(expected), 3 * n_labels))
     return MetricStats(counts, macro_f1)
 
 
 def multilabel_macro_f1_metric(
-    targets: Sequence[AbstractSet[int]], given: Sequence[AbstractSet[int]], labels: int
+    targets: Sequence[AbstractSet[int]], predictions: Sequence[AbstractSet[int]], n_labels: int
 ) -> MetricStats:
-    """Returns macro-F1 over the labels that occur, where a row has a set of them. Labels are numbers below `labels`."""
+    """Returns macro-F1 over the labels that occur, where a row has a set of them. Labels are numbers below
+    `n_labels`."""
     from scipy.sparse import csr_array
 
-    right = [wanted & said for wanted, said in zip(targets, given, strict=True)]
+    right = [expected & predicted for expected, predicted in zip(targets, predictions, strict=True)]
     cells = [
-        (row, part * labels + label)
-        for part, sets in enumerate((right, given, targets))
-        for row, one in enumerate(sets)
-        for label in one
+        (row, part * n_labels + label)
+        for part, sets in enumerate((right, predictions, targets))
+        for row, row_labels in enumerate(sets)
+        for label in row_labels
     ]
-    at = np.array(cells, dtype=np.int64).reshape(-1, 2)
-    counts = csr_array((np.ones(len(at)), (at[:, 0], at[:, 1])), shape=(len(targets), 3 * labels))
+    positions = np.array(cells, dtype=np.int64).reshape(-1, 2)
+    counts = csr_array(
+        (np.ones(len(positions)), (positions[:, 0], positions[:, 1])), shape=(len(targets), 3 * n_labels)
+    )
     return MetricStats(counts, macro_f1)
 
 
-def precision_recall(right: int, said: int, wanted: int) -> dict[str, float]:
+def precision_recall(right: int, predicted: int, expected: int) -> dict[str, float]:
     """Returns {"precision", "recall", "f1", "n"} of what was said, wanted (n) and both; 0 where there is no figure."""
     return {
-        "precision": right / said if said else 0.0,
-        "recall": right / wanted if wanted else 0.0,
-        "f1": 2 * right / (said + wanted) if said + wanted else 0.0,
-        "n": wanted,
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / expected if expected else 0.0,
+        "f1": 2 * right / (predicted + expected) if predicted + expected else 0.0,
+        "n": expected,
     }
 
 
 def mean(sums: Array) -> Array:
     """Returns scores summed over rows: the mean."""
-    found: Array = sums[:, 0] / sums[:, 1]
-    return found
+    values: Array = sums[:, 0] / sums[:, 1]
+    return values
 
 
 def micro_f1(sums: Array) -> Array:
@@ -113,9 +117,9 @@ def micro_f1(sums: Array) -> Array:
 
 def macro_f1(sums: Array) -> Array:
     """Returns the mean over labels of 2 right / (said + wanted), labels left out that neither side has."""
-    right, said, wanted = np.split(sums, 3, axis=1)
-    both = said + wanted
+    right, predicted, expected = np.split(sums, 3, axis=1)
+    both = predicted + expected
     occurs = both > 0
     f1 = np.where(occurs, 2 * right / np.maximum(both, 1e-12), 0.0)
-    found: Array = f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
-    return found
+    mean_f1: Array = f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
+    return mean_f1

@@ -81,7 +81,7 @@ def compute_paired_difference(
         raise ValueError(f"tallies of {a.rows.shape} and {b.rows.shape} are not one metric of the same rows")
     if a.figure() < b.figure():
         # One order for both, so that both draw the same resamples.
-        other = compute_paired_difference(
+        swapped = compute_paired_difference(
             b,
             a,
             clusters,
@@ -91,16 +91,16 @@ def compute_paired_difference(
             seed=seed,
             distribution_free=distribution_free,
         )
-        return replace(other, delta=-other.delta, low=0.0 - other.high, high=0.0 - other.low)
-    numbers, shares = index_clusters(clusters, a.n), a.proportion and b.proportion
-    if shares and numbers is None:
+        return replace(swapped, delta=-swapped.delta, low=0.0 - swapped.high, high=0.0 - swapped.low)
+    cluster_indices, are_proportions = index_clusters(clusters, a.n), a.proportion and b.proportion
+    if are_proportions and cluster_indices is None:
         return _compare_proportions(a, b, alpha)
-    found = _compare_by_resampling(a, b, numbers, alpha, resamples, permutations, seed)
-    if distribution_free and numbers is None and a.value is mean:
+    difference = _compare_by_resampling(a, b, cluster_indices, alpha, resamples, permutations, seed)
+    if distribution_free and cluster_indices is None and a.value is mean:
         rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
         low, high = mean_interval(a.rows[:, 0] - b.rows[:, 0], alpha, rng)
-        found = replace(found, low=min(low, found.delta), high=max(high, found.delta))
-    return replace(found, discordant=sum(_count_discordant(a, b))) if shares else found
+        difference = replace(difference, low=min(low, difference.delta), high=max(high, difference.delta))
+    return replace(difference, discordant=sum(_count_discordant(a, b))) if are_proportions else difference
 
 
 def classify_difference(difference: PairedDifference, margin: float) -> Conclusion:
@@ -163,25 +163,31 @@ def _compare_proportions(a: MetricStats, b: MetricStats, alpha: float) -> Paired
 
 
 def _compare_by_resampling(
-    a: MetricStats, b: MetricStats, numbers: Counts | None, alpha: float, resamples: int, permutations: int, seed: int
+    a: MetricStats,
+    b: MetricStats,
+    cluster_indices: Counts | None,
+    alpha: float,
+    resamples: int,
+    permutations: int,
+    seed: int,
 ) -> PairedDifference:
     columns, delta = a.rows.shape[1], a.figure() - b.figure()
 
     def difference(sums: Array) -> Array:
         return a.value(sums[:, :columns]) - a.value(sums[:, columns:])
 
-    pairs = group_units(hstack_rows(a.rows, b.rows), numbers)
-    draws, tosses = (np.random.default_rng(one) for one in np.random.SeedSequence(seed).spawn(2))
-    changes = _swap_deltas(pairs, columns)
-    if changes.n == 0 or pairs.n == 1:
+    pairs = group_units(hstack_rows(a.rows, b.rows), cluster_indices)
+    bootstrap_rng, permutation_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    swap_deltas = _swap_deltas(pairs, columns)
+    if swap_deltas.n == 0 or pairs.n == 1:
         # No draw can differ from these rows, which is no proof that rows to come cannot: as of shares.
         (low, high), error = proportion_interval(0, 0, pairs.n, alpha), _bonett_price_error(0, 0, pairs.n)
         low, high = max(min(-1.0, delta), delta + low), min(max(1.0, delta), delta + high)
     else:
-        resampled = bootstrap(pairs, difference, resamples, draws)
+        resampled = bootstrap(pairs, difference, resamples, bootstrap_rng)
         low, high = bca(delta, resampled, jackknife(pairs, difference), pairs.counts, expanded_quantile(alpha, pairs.n))
         error = float(np.std(resampled)) * sqrt(pairs.n / (pairs.n - 1))
-    p_value = _permutation_p_value(changes, pairs.total, difference, permutations, tosses)
+    p_value = _permutation_p_value(swap_deltas, pairs.total, difference, permutations, permutation_rng)
     if p_value > alpha:
         # Resamples of a few units that differ, all to one side, hardly ever reach 0; the exact test knows how few.
         low, high = min(low, 0.0), max(high, 0.0)
@@ -191,35 +197,35 @@ def _compare_by_resampling(
         low=low,
         high=high,
         p_value=p_value,
-        test="paired permutation" if numbers is None else "paired permutation by cluster",
+        test="paired permutation" if cluster_indices is None else "paired permutation by cluster",
         alpha=alpha,
         discordant=None,
         spread=sqrt(a.n) * error,
         mde=_detectable_z(alpha, POWER) * error,
-        clusters=None if numbers is None else pairs.n,
+        clusters=None if cluster_indices is None else pairs.n,
     )
 
 
 def _swap_deltas(pairs: ResamplingUnits, columns: int) -> ResamplingUnits:
     """Returns what a unit adds to the sums of both where a and b change places in it, for units that differ."""
-    to_a = pairs.sums[:, columns:] - pairs.sums[:, :columns]
-    differ = np.flatnonzero(find_nonzero_rows(to_a))
-    return ResamplingUnits(hstack_rows(to_a[differ], -to_a[differ]), pairs.counts[differ])
+    deltas = pairs.sums[:, columns:] - pairs.sums[:, :columns]
+    differ = np.flatnonzero(find_nonzero_rows(deltas))
+    return ResamplingUnits(hstack_rows(deltas[differ], -deltas[differ]), pairs.counts[differ])
 
 
 def _permutation_p_value(
-    changes: ResamplingUnits,
+    swap_deltas: ResamplingUnits,
     total: Array,
     difference: Callable[[Array], Array],
     permutations: int,
     rng: np.random.Generator,
 ) -> float:
     """Returns the share of permutations with a difference as large as that seen, which counts as one of them."""
-    if changes.n == 0:
+    if swap_deltas.n == 0:
         return 1.0
-    seen = abs(float(difference(total[None, :])[0]))
-    found = permute(changes, lambda sums: difference(total + sums), permutations, rng)
-    return (1 + int(np.sum(np.abs(found) >= seen - ATOL))) / (1 + permutations)
+    observed = abs(float(difference(total[None, :])[0]))
+    permuted = permute(swap_deltas, lambda sums: difference(total + sums), permutations, rng)
+    return (1 + int(np.sum(np.abs(permuted) >= observed - ATOL))) / (1 + permutations)
 
 
 def _count_discordant(a: MetricStats, b: MetricStats) -> tuple[int, int]:

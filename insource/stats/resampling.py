@@ -62,72 +62,75 @@ def index_clusters(clusters: Sequence[str | None] | None, n: int) -> Counts | No
         return None
     if len(clusters) != n:
         raise ValueError(f"{len(clusters)} clusters are given for {n} rows; give one, or None, for each")
-    found: dict[int | str, int] = {}
-    numbers = [found.setdefault(at if name is None else name, len(found)) for at, name in enumerate(clusters)]
-    return np.array(numbers, dtype=np.int64) if len(found) < n else None
+    index_by_cluster: dict[int | str, int] = {}
+    indices = [
+        index_by_cluster.setdefault(row if name is None else name, len(index_by_cluster))
+        for row, name in enumerate(clusters)
+    ]
+    return np.array(indices, dtype=np.int64) if len(index_by_cluster) < n else None
 
 
-def group_units(rows: Any, numbers: Counts | None = None) -> ResamplingUnits:
+def group_units(rows: Any, cluster_indices: Counts | None = None) -> ResamplingUnits:
     """Returns the units of rows (n, k): the rows, or their clusters, numbered from 0.
 
     Cells are in an order of their own, so that the order of the rows means nothing.
     """
-    if numbers is not None:
-        rows = _sum_by_cluster(rows, numbers)
+    if cluster_indices is not None:
+        rows = _sum_by_cluster(rows, cluster_indices)
     keys = _row_keys(rows)
-    times = Counter(keys)
-    last = dict(zip(keys, range(len(keys)), strict=True))
-    cells = sorted(times)
+    counts = Counter(keys)
+    row_by_key = dict(zip(keys, range(len(keys)), strict=True))
+    cells = sorted(counts)
     return ResamplingUnits(
-        rows[[last[cell] for cell in cells]], np.array([times[cell] for cell in cells], dtype=np.int64)
+        rows[[row_by_key[cell] for cell in cells]], np.array([counts[cell] for cell in cells], dtype=np.int64)
     )
 
 
 def bootstrap(units: ResamplingUnits, value: SumsToValue, resamples: int, rng: np.random.Generator) -> Array:
     """Returns the figure of each resample, (resamples,): as many units as there are, drawn with replacement."""
     cells, n = len(units.counts), units.n
-    found = np.empty(resamples)
+    values = np.empty(resamples)
     # Where each unit is drawn by itself: the cell of each.
-    of_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
-    for some in iter_chunks(resamples, max(units.sums.shape[1], cells if of_unit is None else n)):
-        draws = some.stop - some.start
-        if of_unit is None:
-            times = rng.multinomial(n, units.counts / n, size=draws).astype(np.float64)
+    cell_by_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
+    for chunk in iter_chunks(resamples, max(units.sums.shape[1], cells if cell_by_unit is None else n)):
+        n_draws = chunk.stop - chunk.start
+        if cell_by_unit is None:
+            weights = rng.multinomial(n, units.counts / n, size=n_draws).astype(np.float64)
         else:
-            drawn = of_unit[rng.integers(0, n, size=(draws, n))]
-            drawn += cells * np.arange(draws)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=draws * cells).reshape(draws, cells).astype(np.float64)
-        found[some] = value(times @ units.sums)
-    return found
+            sampled = cell_by_unit[rng.integers(0, n, size=(n_draws, n))]
+            sampled += cells * np.arange(n_draws)[:, None]
+            weights = np.bincount(sampled.ravel(), minlength=n_draws * cells).reshape(n_draws, cells).astype(np.float64)
+        values[chunk] = value(weights @ units.sums)
+    return values
 
 
-def permute(changes: ResamplingUnits, value: SumsToValue, permutations: int, rng: np.random.Generator) -> Array:
+def permute(units: ResamplingUnits, value: SumsToValue, permutations: int, rng: np.random.Generator) -> Array:
     """Returns the figure of each permutation, (permutations,): each unit counts or not, by the toss of a coin.
 
     `value` is given the sums of the units that count.
     """
-    cells, n = len(changes.counts), changes.n
-    found = np.empty(permutations)
-    first = np.cumsum(changes.counts) - changes.counts
-    for some in iter_chunks(permutations, max(changes.sums.shape[1], cells if changes.by_cell else n)):
-        draws = some.stop - some.start
-        if changes.by_cell:
-            times = rng.binomial(changes.counts, 0.5, size=(draws, cells)).astype(np.float64)
+    cells, n = len(units.counts), units.n
+    values = np.empty(permutations)
+    starts = np.cumsum(units.counts) - units.counts
+    for chunk in iter_chunks(permutations, max(units.sums.shape[1], cells if units.by_cell else n)):
+        n_draws = chunk.stop - chunk.start
+        if units.by_cell:
+            weights = rng.binomial(units.counts, 0.5, size=(n_draws, cells)).astype(np.float64)
         else:
-            tossed = rng.integers(0, 256, size=(draws, -(-n // 8)), dtype=np.uint8)
-            times = np.unpackbits(tossed, axis=1, count=n).astype(np.float64)
+            coin_bits = rng.integers(0, 256, size=(n_draws, -(-n // 8)), dtype=np.uint8)
+            weights = np.unpackbits(coin_bits, axis=1, count=n).astype(np.float64)
             if cells < n:
-                times = np.add.reduceat(times, first, axis=1)
-        found[some] = value(times @ changes.sums)
-    return found
+                weights = np.add.reduceat(weights, starts, axis=1)
+        values[chunk] = value(weights @ units.sums)
+    return values
 
 
 def jackknife(units: ResamplingUnits, value: SumsToValue) -> Array:
     """Returns the figure without one unit of each cell, (m,). There must be two units at least."""
-    total, found = units.total, np.empty(len(units.counts))
-    for some in iter_chunks(len(units.counts), units.sums.shape[1]):
-        found[some] = value(total - _to_dense(units.sums[some]))
-    return found
+    total, values = units.total, np.empty(len(units.counts))
+    for chunk in iter_chunks(len(units.counts), units.sums.shape[1]):
+        values[chunk] = value(total - _to_dense(units.sums[chunk]))
+    return values
 
 
 def hstack_rows(a: Any, b: Any) -> Any:
@@ -144,12 +147,15 @@ def find_nonzero_rows(sums: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(abs(sums).sum(axis=1)).ravel() > 0
 
 
-def _sum_by_cluster(rows: Any, numbers: Counts) -> Any:
+def _sum_by_cluster(rows: Any, cluster_indices: Counts) -> Any:
     from scipy.sparse import csr_array
 
-    at = np.arange(len(numbers))
-    chosen = csr_array((np.ones(len(at)), (numbers, at)), shape=(int(numbers.max()) + 1, len(at)))
-    return chosen @ rows
+    row_indices = np.arange(len(cluster_indices))
+    membership = csr_array(
+        (np.ones(len(row_indices)), (cluster_indices, row_indices)),
+        shape=(int(cluster_indices.max()) + 1, len(row_indices)),
+    )
+    return membership @ rows
 
 
 def _row_keys(rows: Any) -> list[bytes]:
@@ -158,8 +164,8 @@ def _row_keys(rows: Any) -> list[bytes]:
     if not _is_sparse(rows):
         # Adding 0 makes 0 of -0.
         plain = np.ascontiguousarray(rows, dtype=np.float64) + 0.0
-        found: list[bytes] = plain.view(np.dtype((np.void, plain.itemsize * plain.shape[1]))).ravel().tolist()
-        return found
+        keys: list[bytes] = plain.view(np.dtype((np.void, plain.itemsize * plain.shape[1]))).ravel().tolist()
+        return keys
     plain = rows.tocsr(copy=True)
     plain.sum_duplicates()
     plain.eliminate_zeros()
@@ -167,11 +173,11 @@ def _row_keys(rows: Any) -> list[bytes]:
     return [columns[8 * a : 8 * b] + counts[8 * a : 8 * b] for a, b in pairwise(plain.indptr.tolist())]
 
 
-def iter_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Yields slices of `rows` rows of which each has at most MOST numbers, or one row."""
+def iter_chunks(n_rows: int, width: int) -> Iterator[slice]:
+    """Yields slices of `n_rows` rows of which each has at most MOST numbers, or one row."""
     step = max(1, MAX_CHUNK_VALUES // max(width, 1))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
 
 
 def _is_sparse(rows: Any) -> bool:

@@ -17,15 +17,15 @@ CHECKSUMS = "SHA256SUMS"
 
 def write_text(path: Path, text: str) -> None:
     """Writes the file aside, flushes it to disk and renames it into place."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temp_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
+        with temp_path.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temp_path.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,18 +65,20 @@ def write_checksums(folder: Path) -> None:
 def read_checksums(folder: Path) -> dict[str, str]:
     """Returns what SHA256SUMS says: {file: hash}."""
     lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    return {name: found for found, _, name in (line.partition("  ") for line in lines)}
+    return {name: file_hash for file_hash, _, name in (line.partition("  ") for line in lines)}
 
 
 def find_changes(folder: Path) -> list[str]:
     """Returns one line for each file that is not as SHA256SUMS says: missing, changed, or not named there."""
-    told = read_checksums(folder)
-    there = {
+    recorded = read_checksums(folder)
+    files = {
         str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS
     }
-    found = [f"{name} is missing" for name in told if name not in there]
-    found += [f"{name} is not in {CHECKSUMS}" for name in sorted(there.keys() - told.keys())]
-    return found + [f"{name} was changed" for name in told if name in there and sha256(there[name]) != told[name]]
+    changes = [f"{name} is missing" for name in recorded if name not in files]
+    changes += [f"{name} is not in {CHECKSUMS}" for name in sorted(files.keys() - recorded.keys())]
+    return changes + [
+        f"{name} was changed" for name in recorded if name in files and sha256(files[name]) != recorded[name]
+    ]
 
 
 @contextmanager
@@ -88,23 +90,23 @@ def atomic_folder(path: Path, keep: bool = False) -> Iterator[Path]:
     file beside it, and in two containers that share a disk a process id says nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):
-        _remove_if_abandoned(left)
-    with _locked_temporary_folder(path) as aside:
-        yield aside
-        for file in aside.rglob("*"):
+    for stale_path in path.parent.glob(f".{path.name}.*"):
+        _remove_if_abandoned(stale_path)
+    with _locked_temporary_folder(path) as temp_folder:
+        yield temp_folder
+        for file in temp_folder.rglob("*"):
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         if not (keep and path.exists()):
             if path.exists():
                 shutil.rmtree(path)
-            _rename_into_place(aside, path, keep)
+            _rename_into_place(temp_folder, path, keep)
 
 
-def _rename_into_place(aside: Path, path: Path, keep: bool) -> None:
+def _rename_into_place(temp_folder: Path, path: Path, keep: bool) -> None:
     try:
-        aside.rename(path)
+        temp_folder.rename(path)
     except OSError as error:
         # Another process came first, between the look and the step.
         if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -116,36 +118,36 @@ def _locked_temporary_folder(path: Path) -> Iterator[Path]:
     """Makes a folder beside `path`, under a name of its own, while holding a lock on the file of that name and .lock;
     both are gone afterwards. A file, because NFS has no exclusive lock for what is not open for writing."""
     while True:
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        lock = aside.with_name(f"{aside.name}.lock")
-        with lock.open("w", encoding="utf-8") as held:
+        temp_folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        lock_path = temp_folder.with_name(f"{temp_folder.name}.lock")
+        with lock_path.open("w", encoding="utf-8") as lock_file:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX)
+                fcntl.flock(lock_file, fcntl.LOCK_EX)
             except OSError:  # a file system without locks
-                lock.unlink(missing_ok=True)
+                lock_path.unlink(missing_ok=True)
                 raise
             # Before the lock was held, another process may have taken the file for one that was left.
-            if not _is_same_file(held, lock):
+            if not _is_same_file(lock_file, lock_path):
                 continue
             try:
-                aside.mkdir()
-                yield aside
+                temp_folder.mkdir()
+                yield temp_folder
                 return
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
-                lock.unlink(missing_ok=True)
+                shutil.rmtree(temp_folder, ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
 
 
-def _remove_if_abandoned(left: Path) -> None:
+def _remove_if_abandoned(path: Path) -> None:
     """Removes a folder that no process works at, or the lock file of one."""
-    if left.suffix == ".lock":
-        with suppress(FileNotFoundError, BlockingIOError), left.open("r+", encoding="utf-8") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same_file(held, left):
-                shutil.rmtree(left.with_suffix(""), ignore_errors=True)
-                left.unlink(missing_ok=True)
-    elif left.is_dir() and not left.with_name(f"{left.name}.lock").exists():
-        shutil.rmtree(left, ignore_errors=True)
+    if path.suffix == ".lock":
+        with suppress(FileNotFoundError, BlockingIOError), path.open("r+", encoding="utf-8") as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(lock_file, path):
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                path.unlink(missing_ok=True)
+    elif path.is_dir() and not path.with_name(f"{path.name}.lock").exists():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_same_file(opened: IO[str], path: Path) -> bool:

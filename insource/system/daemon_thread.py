@@ -14,22 +14,22 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-async def run_in_thread(function: Callable[..., _T], *given: object) -> _T:
+async def run_in_thread(function: Callable[..., _T], *args: object) -> _T:
     """Returns what a function returns that runs in a thread of its own. Raises what it raises."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[_T] = loop.create_future()
 
     def work() -> None:
         try:
-            found = function(*given)
+            result = function(*args)
         except Exception as error:  # noqa: BLE001 (it is raised where the work is awaited)
             hand_over(partial(outcome.set_exception, error))
         else:
-            hand_over(partial(outcome.set_result, found))
+            hand_over(partial(outcome.set_result, result))
 
-    def hand_over(put: Callable[[], object]) -> None:
+    def hand_over(set_outcome: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(lambda: None if outcome.done() else put())
+            loop.call_soon_threadsafe(lambda: None if outcome.done() else set_outcome())
 
     threading.Thread(target=work, daemon=True).start()
     return await outcome

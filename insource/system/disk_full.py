@@ -29,11 +29,11 @@ def raise_on_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        why = disk_full_reason(error)
-        if why is None:
+        reason = disk_full_reason(error)
+        if reason is None:
             raise
         raise StageError(
-            f"{os.path.relpath(path)} could not be written, the disk is full: {why}.\n"
+            f"{os.path.relpath(path)} could not be written, the disk is full: {reason}.\n"
             f"  {free_bytes(path):,} bytes are free there without what was begun, which is removed; "
             "what was written before is untouched.\n"
             "  Free some space, then run the same command: it goes on where it can."
@@ -47,9 +47,9 @@ def disk_full_reason(error: Exception) -> str | None:
     """
     if isinstance(error, OSError):
         return error.strerror if error.errno in FULL_ERRNOS else None
-    said = re.search(r"os error (\d+)", str(error))
-    if said and int(said[1]) in FULL_ERRNOS:
-        return os.strerror(int(said[1]))
+    match = re.search(r"os error (\d+)", str(error))
+    if match and int(match[1]) in FULL_ERRNOS:
+        return os.strerror(int(match[1]))
     if isinstance(error, RuntimeError) and any(name in str(error) for name in TORCH_WRITE_ERRORS):
         return "PyTorch's file writer failed"
     return None

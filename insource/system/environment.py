@@ -42,13 +42,13 @@ def describe_environment(recipe: Recipe) -> dict[str, Any]:
 
 def read_package_versions() -> dict[str, str]:
     """Returns the versions of the packages that decide a result, those that are installed."""
-    found = {}
+    versions = {}
     for name in RECORDED_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def cpu_name() -> str:
@@ -95,14 +95,14 @@ def available_memory_bytes() -> int:
     return memory_bytes()
 
 
-def _run_git(*words: str) -> str | None:
+def _run_git(*args: str) -> str | None:
     """What git says of this project; None where it is no checkout or git is missing."""
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     try:
-        answer = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=20)
+        completed = subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return completed.stdout.strip()
 
 
 def _hash_text(text: str | None) -> str | None:

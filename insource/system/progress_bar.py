@@ -28,13 +28,13 @@ _outer_bar: ContextVar["Progress | _LogProgress | None"] = ContextVar("outer bar
 
 
 @contextmanager
-def show_progress(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[ProgressUpdate]:
+def show_progress(what: str, total: int, done: int = 0, visible: bool = True) -> Iterator[ProgressUpdate]:
     """Yields `advance(completed, note)`: a bar with its ETA on a terminal, now and then a line where there is none.
 
-    `done` of `total` were done before, by a run that this one goes on with. Nothing is said where it is not `shown`.
+    `done` of `total` were done before, by a run that this one goes on with. Nothing is said where it is not `visible`.
     """
     console, outer = Console(stderr=True), _outer_bar.get()
-    if not shown:
+    if not visible:
         yield lambda completed, note="": None
     elif isinstance(outer, Progress):
         task = outer.add_task(what, total=total, completed=done, note="")
@@ -43,7 +43,7 @@ def show_progress(what: str, total: int, done: int = 0, shown: bool = True) -> I
         finally:
             outer.remove_task(task)
     elif not console.is_terminal:
-        lines = _LogProgress(what, total, done, within=outer is not None)
+        lines = _LogProgress(what, total, done, nested=outer is not None)
         with _nest_in(lines):
             yield lines.advance
     else:
@@ -57,8 +57,8 @@ def show_progress(what: str, total: int, done: int = 0, shown: bool = True) -> I
 
 
 @contextmanager
-def _nest_in(shown: "Progress | _LogProgress") -> Iterator[None]:
-    token = _outer_bar.set(shown)
+def _nest_in(bar: "Progress | _LogProgress") -> Iterator[None]:
+    token = _outer_bar.set(bar)
     try:
         yield
     finally:
@@ -68,8 +68,8 @@ def _nest_in(shown: "Progress | _LogProgress") -> Iterator[None]:
 class _LogProgress:
     """Progress for a log file. What runs `within` another bar tells no quarters: its result is told anyway."""
 
-    def __init__(self, what: str, total: int, done: int, within: bool) -> None:
-        self.what, self.total, self.within = what, max(1, total), within
+    def __init__(self, what: str, total: int, done: int, nested: bool) -> None:
+        self.what, self.total, self.within = what, max(1, total), nested
         self.quarter = 4 * done // self.total
         self.began = self.told = time.monotonic()
         self.first: tuple[int, float] | None = None
@@ -80,21 +80,26 @@ class _LogProgress:
         # The first unit is no measure: it warms up.
         self.first = self.first or (completed, now)
         units, seconds = completed - self.first[0], now - self.first[1]
-        left = seconds / units * (self.total - completed) if units else None
+        remaining_seconds = seconds / units * (self.total - completed) if units else None
         quarter = 4 * completed // self.total
-        if self._due(quarter, units + 1, now, left):
+        if self._due(quarter, units + 1, now, remaining_seconds):
             self.quarter, self.told = quarter, now
-            words = [f"{self.what:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.began)]
-            if left is not None and completed < self.total:
-                words[-1] += f" so far, about {format_duration(left)} left"
+            parts = [f"{self.what:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.began)]
+            if remaining_seconds is not None and completed < self.total:
+                parts[-1] += f" so far, about {format_duration(remaining_seconds)} left"
                 self.estimated = True
-            print("  ".join(filter(None, words)), file=sys.stderr, flush=True)
+            print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
-    def _due(self, quarter: int, units: int, now: float, left: float | None) -> bool:
-        early = units >= MIN_UNITS_FOR_ETA or now - self.began >= MIN_SECONDS_FOR_ETA
-        first = not self.estimated and early and left is not None and left >= MIN_SECONDS_LEFT
-        silent = now - self.told >= KEEPALIVE_SECONDS
-        return first or silent or (quarter > self.quarter and not self.within)
+    def _due(self, quarter: int, units: int, now: float, remaining_seconds: float | None) -> bool:
+        has_estimate = units >= MIN_UNITS_FOR_ETA or now - self.began >= MIN_SECONDS_FOR_ETA
+        is_first_estimate = (
+            not self.estimated
+            and has_estimate
+            and remaining_seconds is not None
+            and remaining_seconds >= MIN_SECONDS_LEFT
+        )
+        is_keepalive = now - self.told >= KEEPALIVE_SECONDS
+        return is_first_estimate or is_keepalive or (quarter > self.quarter and not self.within)
 
 
 def format_duration(seconds: float) -> str:

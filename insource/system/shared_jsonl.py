@@ -38,14 +38,14 @@ def restrict_to_owner(file: BinaryIO) -> None:
 def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = True) -> None:
     """Appends a line of JSON; `flush`: it is on the disk afterwards. Raises StageError where it cannot be written."""
     size = file.seek(0, os.SEEK_END)
-    torn = b""
+    separator = b""
     if size:
         file.seek(size - 1)
-        torn = b"" if file.read(1) == b"\n" else b"\n"
+        separator = b"" if file.read(1) == b"\n" else b"\n"
     try:
-        left = memoryview(torn + json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        while left:
-            left = left[file.write(left) :]
+        remaining = memoryview(separator + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
         if flush:
             os.fsync(file.fileno())
     except OSError as error:

@@ -36,9 +36,9 @@ def parse_messages(value: Any, column: str) -> Messages:
         except (ValueError, RecursionError):
             raise UnusableRowError("bad_messages", f"column {column!r} is text that is no JSON") from None
     if not isinstance(value, list) or not value:
-        what = "an empty list" if value == [] else f"given {to_text(value)[:40]}"
-        raise UnusableRowError("bad_messages", f"column {column!r}: a list of messages is needed, {what}")
-    return [_parse_message(one, f"column {column!r}, turn {turn}") for turn, one in enumerate(value, start=1)]
+        problem = "an empty list" if value == [] else f"given {to_text(value)[:40]}"
+        raise UnusableRowError("bad_messages", f"column {column!r}: a list of messages is needed, {problem}")
+    return [_parse_message(raw, f"column {column!r}, turn {turn}") for turn, raw in enumerate(value, start=1)]
 
 
 def parse_conversation(value: Any, column: str) -> SourceRecord:
@@ -65,16 +65,18 @@ def split_prompt(messages: Messages) -> tuple[str, str]:
     One user turn is its text; of several turns each bears its role, as in "user: ...\\nassistant: ...". Raises
     UnusableRowError where no user says anything.
     """
-    system = "\n".join(one["content"] for one in messages if one["role"] in ("system", "developer"))
-    turns = [one for one in messages if one["role"] not in ("system", "developer")]
-    if not any(one["role"] == "user" for one in turns):
+    system = "\n".join(message["content"] for message in messages if message["role"] in ("system", "developer"))
+    turns = [message for message in messages if message["role"] not in ("system", "developer")]
+    if not any(message["role"] == "user" for message in turns):
         raise UnusableRowError(
             "bad_messages", "the conversation has no user turn that an assistant turn answers at its end"
         )
     if len(turns) == 1:
         return system, turns[0]["content"]
-    said = ((one["role"], [part for part in (one["content"], one.get("call", "")) if part]) for one in turns)
-    return system, "\n".join(f"{role}: {' '.join(parts)}" for role, parts in said)
+    role_parts = (
+        (message["role"], [part for part in (message["content"], message.get("call", "")) if part]) for message in turns
+    )
+    return system, "\n".join(f"{role}: {' '.join(parts)}" for role, parts in role_parts)
 
 
 def parse_transcript(text: str) -> Messages:
@@ -84,41 +86,43 @@ def parse_transcript(text: str) -> Messages:
     if pieces[0].strip() or len(pieces) < 3:
         return []
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[name], "content": said} for name, said in zip(pieces[1::2], pieces[2::2], strict=True)]
+    return [{"role": roles[name], "content": content} for name, content in zip(pieces[1::2], pieces[2::2], strict=True)]
 
 
-def _parse_message(one: Any, at: str) -> dict[str, str]:
-    if not isinstance(one, dict):
+def _parse_message(raw: Any, location: str) -> dict[str, str]:
+    if not isinstance(raw, dict):
         raise UnusableRowError(
-            "bad_messages", f"{at}: given {to_text(one)[:40]}, allowed: an object of role and content"
+            "bad_messages", f"{location}: given {to_text(raw)[:40]}, allowed: an object of role and content"
         )
-    role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
+    role, content = raw.get("role", raw.get("from")), raw.get("content", raw.get("value"))
     if not isinstance(role, str) or not role:
-        keys = ", ".join(map(str, one))[:60]
-        raise UnusableRowError("bad_messages", f"{at}: no role; its keys are {keys or 'none'}, needed: role, content")
-    calls = one.get("tool_calls") or ([{"function": one["function_call"]}] if one.get("function_call") else [])
+        keys = ", ".join(map(str, raw))[:60]
+        raise UnusableRowError(
+            "bad_messages", f"{location}: no role; its keys are {keys or 'none'}, needed: role, content"
+        )
+    calls = raw.get("tool_calls") or ([{"function": raw["function_call"]}] if raw.get("function_call") else [])
     message = {"role": ROLE_ALIASES.get(role, role)}
     if calls or role == "function_call":
         message["call"] = " ".join(map(_format_tool_call, calls)) or to_text(content)
     if content is None and "call" not in message:
-        raise UnusableRowError("bad_messages", f"{at} ({role}): no content")
-    return {**message, "content": "" if role == "function_call" else _content_text(content, at)}
+        raise UnusableRowError("bad_messages", f"{location} ({role}): no content")
+    return {**message, "content": "" if role == "function_call" else _content_text(content, location)}
 
 
-def _content_text(content: Any, at: str) -> str:
+def _content_text(content: Any, location: str) -> str:
     """The text of a message's content: a text, or a list of parts that are texts."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
         raise UnusableRowError(
-            "bad_messages", f"{at}: content is {to_text(content)[:40]}, allowed: text, or a list of parts"
+            "bad_messages", f"{location}: content is {to_text(content)[:40]}, allowed: text, or a list of parts"
         )
     texts = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text") if isinstance(part, dict) else part
         if kind not in TEXT_PART_TYPES or not isinstance(text, str):
-            raise UnusableRowError("bad_messages", f"{at}: a part of type {kind}; only text can be learnt from")
+            raise UnusableRowError("bad_messages", f"{location}: a part of type {kind}; only text can be learnt from")
         texts.append(text)
     return "\n".join(texts)
 

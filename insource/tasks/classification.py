@@ -61,7 +61,7 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def label_lines(labels: Mapping[str, str]) -> list[str]:
     """Returns the lines that list the labels in a prompt."""
-    return [f"- {label}: {about}" if about else f"- {label}" for label, about in labels.items()]
+    return [f"- {label}: {description}" if description else f"- {label}" for label, description in labels.items()]
 
 
 def answer_text(spec: Spec, target: str) -> str:
@@ -86,9 +86,9 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     return SourceRecord("", read_input(values, columns), label)
 
 
-def normalize_target(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
+def normalize_target(target: str, recipe: Recipe, redact: Callable[[str], str]) -> str:
     """Returns the label as it was written, white space and all, so that what is merged can be shown; a label holds
-    nothing personal to `hide`.
+    nothing personal to `redact`.
 
     Raises UnusableRowError where it is empty, or not among those that the recipe lists.
     """
@@ -96,8 +96,8 @@ def normalize_target(target: str, recipe: Recipe, hide: Callable[[str], str]) ->
     if not spelling.clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
     if listed != "auto" and spelling.find_label(label, listed, recipe.data.normalize_labels) is None:
-        near = get_close_matches(label, list(listed), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        matches = get_close_matches(label, list(listed), 1)
+        hint = f"; did you mean {matches[0]!r}?" if matches else ""
         raise UnusableRowError("unknown_label", f"{spelling.display_label(label)} is not among task.labels{hint}")
     return label
 
@@ -121,11 +121,11 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
     """Returns what reads an answer that a person has as data preparation reads a label of the source: clean, and with
     `normalize_labels` in any spelling of a label. What is no label stays as it stands there."""
 
-    def one(value: Any) -> str:
+    def read_answer(value: Any) -> str:
         text = to_text(value)
         return spelling.find_label(text, spec.labels, normalize_labels) or text
 
-    return one
+    return read_answer
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
@@ -165,31 +165,31 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
 
     if not targets:
         raise ValueError("no rows to score")
-    given = ["" if one.problem is not None else one.value for one in answers]
-    occurs = set(targets) | set(given)
+    predicted = ["" if answer.problem is not None else answer.value for answer in answers]
+    occurs = set(targets) | set(predicted)
     occurring = [label for label in spec.labels if label in occurs]
-    columns = precision_recall_fscore_support(targets, given, labels=occurring, zero_division=0.0)
+    columns = precision_recall_fscore_support(targets, predicted, labels=occurring, zero_division=0.0)
     per_class = {
         label: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
         for label, p, r, f, n in zip(occurring, *columns, strict=True)
     }
     return {
         "n": len(targets),
-        **{name: one.figure() for name, one in compute_metric_stats(spec, targets, answers).items()},
-        "invalid": sum(one.problem is not None for one in answers),
+        **{name: metric.figure() for name, metric in compute_metric_stats(spec, targets, answers).items()},
+        "invalid": sum(answer.problem is not None for answer in answers),
         "per_class": per_class,
     }
 
 
 def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     """Returns accuracy and macro_f1 as sums over rows, of which any resample can be computed."""
-    numbers = {label: at for at, label in enumerate(dict.fromkeys([*spec.labels, *targets]))}
-    wanted = [numbers[target] for target in targets]
-    given = [-1 if one.problem is not None else numbers[one.value] for one in answers]
-    right = [float(a == b) for a, b in zip(wanted, given, strict=True)]
+    label_indices = {label: index for index, label in enumerate(dict.fromkeys([*spec.labels, *targets]))}
+    expected = [label_indices[target] for target in targets]
+    predicted = [-1 if answer.problem is not None else label_indices[answer.value] for answer in answers]
+    right = [float(a == b) for a, b in zip(expected, predicted, strict=True)]
     return {
         "accuracy": metric_stats.mean_metric(right),
-        "macro_f1": metric_stats.macro_f1_metric(wanted, given, len(numbers)),
+        "macro_f1": metric_stats.macro_f1_metric(expected, predicted, len(label_indices)),
     }
 
 
@@ -200,7 +200,7 @@ def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the labels with their F1, the worst first."""
-    return sorted(((name, one["f1"]) for name, one in score["per_class"].items()), key=lambda one: one[1])
+    return sorted(((name, entry["f1"]) for name, entry in score["per_class"].items()), key=lambda entry: entry[1])
 
 
 def _quote_label(label: str) -> str:

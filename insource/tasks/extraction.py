@@ -62,48 +62,50 @@ class Spec:
 
 def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
-    given: Any = task.json_schema
-    normalizers = {name: list(chosen) for name, chosen in task.normalizers.items()}
-    return Spec(task.instruction, {"type": "object", **json_fields.resolve_object(given)}, normalizers, task.absent)
+    json_schema: Any = task.json_schema
+    normalizers = {name: list(steps) for name, steps in task.normalizers.items()}
+    return Spec(
+        task.instruction, {"type": "object", **json_fields.resolve_object(json_schema)}, normalizers, task.absent
+    )
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: one user message, which every chat template can take."""
-    nothing = " Leave out what the document does not give." if spec.absent == "omit" else ""
-    which = "these keys" if spec.absent == "omit" else "exactly these keys"
+    omission_note = " Leave out what the document does not give." if spec.absent == "omit" else ""
+    key_phrase = "these keys" if spec.absent == "omit" else "exactly these keys"
     content = "\n\n".join(
         (
             spec.instruction,
             "Fields:\n" + "\n".join(json_fields.describe_fields(spec.fields, spec.absent)),
-            f"Answer with one JSON object that has {which}, in this order.{nothing}",
+            f"Answer with one JSON object that has {key_phrase}, in this order.{omission_note}",
             f"Input:\n{row_input['text']}",
         )
     )
     return [{"role": "user", "content": content}]
 
 
-def canonical_record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_record(task_or_spec: Task | Spec, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the canonical record: all fields in the schema's order, clean texts, null for what is empty or missing.
 
     Text becomes the field's type, as a table needs it. Raises ValueError naming the field and what is wrong with it.
     """
     spec = make_spec(task_or_spec, {}) if isinstance(task_or_spec, Task) else task_or_spec
-    if unknown := [name for name in given if name not in spec.fields]:
+    if unknown := [name for name in values if name not in spec.fields]:
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(spec.fields)}")
-    found = {name: canonicalize(field, given.get(name)) for name, field in spec.fields.items()}
+    record = {name: canonicalize(field, values.get(name)) for name, field in spec.fields.items()}
     for name, field in spec.fields.items():
         try:
             # A required text that is blank is as missing as one that is not there.
-            check_value(field, json_fields.blank_to_null(found[name]))
+            check_value(field, json_fields.blank_to_null(record[name]))
         except ValueError as error:
             raise ValueError(f"field {name}: {error}") from None
-    return found
+    return record
 
 
 def answer_text(spec: Spec, target: Mapping[str, Any]) -> str:
     """Returns the text that the model should answer for a canonical record."""
-    found = {name: target[name] for name in spec.fields}
-    return canonical_json(json_fields.drop_nulls(found) if spec.absent == "omit" else found)
+    record = {name: target[name] for name in spec.fields}
+    return canonical_json(json_fields.drop_nulls(record) if spec.absent == "omit" else record)
 
 
 def training_answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
@@ -124,12 +126,12 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     columns, schema = recipe.data.columns, recipe.task.json_schema
     text = read_input(values, columns)
     if columns.targets is not None:
-        target, *others = references.read_references(values, columns)
-        return SourceRecord("", text, target, others)
+        target, *other_targets = references.read_references(values, columns)
+        return SourceRecord("", text, target, other_targets)
     if columns.target is not None:
         return SourceRecord("", text, values.get(columns.target))
-    known: Any = (schema or {})["properties"]
-    return SourceRecord("", text, {field: values[field] for field in known if field in values})
+    properties: Any = (schema or {})["properties"]
+    return SourceRecord("", text, {field: values[field] for field in properties if field in values})
 
 
 def parse_record(target: Any) -> dict[str, Any]:
@@ -140,39 +142,39 @@ def parse_record(target: Any) -> dict[str, Any]:
         except ValueError:
             raise UnusableRowError("bad_record", "the record is text that is no JSON") from None
     if not isinstance(target, dict):
-        told = "empty" if not target else "no JSON object"
-        slots = "; data.columns.slots reads lists of slots" if isinstance(target, list) and target else ""
-        raise UnusableRowError("bad_record", f"the record is {told}{slots}")
+        problem = "empty" if not target else "no JSON object"
+        hint = "; data.columns.slots reads lists of slots" if isinstance(target, list) and target else ""
+        raise UnusableRowError("bad_record", f"the record is {problem}{hint}")
     return target
 
 
-def normalize_target(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
-    """Returns the canonical record as JSON, every field in it. What `hide` replaces in the input cannot be copied from
-    there.
+def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) -> str:
+    """Returns the canonical record as JSON, every field in it. What `redact` replaces in the input cannot be copied
+    from there.
 
     Raises UnusableRowError where the record does not fit the schema.
     """
     spec = make_spec(recipe.task, {})
     try:
-        found = canonical_record(
-            spec, {name: _redact_values(value, hide) for name, value in parse_record(target).items()}
+        record = canonical_record(
+            spec, {name: _redact_values(value, redact) for name, value in parse_record(target).items()}
         )
     except ValueError as error:
         raise UnusableRowError("bad_record", str(error)) from None
-    return canonical_json(found)
+    return canonical_json(record)
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has. A record that stands there as an object is read as data
     preparation reads one of the source; text, and an object that does not fit the schema, stays as it stands there."""
 
-    def one(value: Any) -> str:
+    def read_answer(value: Any) -> str:
         if isinstance(value, dict):
             with suppress(ValueError):
                 return answer_text(spec, canonical_record(spec, value))
         return to_text(value)
 
-    return one
+    return read_answer
 
 
 def parse_target(text: str) -> dict[str, Any]:
@@ -214,22 +216,22 @@ def parse(spec: Spec, output: str) -> ParsedAnswer:
     JSON may be spaced as it likes; a key that stands there twice, NaN, or text around the object is no JSON.
     """
     try:
-        found = json.loads(output, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
+        record = json.loads(output, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return ParsedAnswer(None, "not_json")
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         return ParsedAnswer(None, "wrong_schema")
     if spec.absent == "omit":
-        found = json_fields.fill_nulls(spec.json_schema, found)
+        record = json_fields.fill_nulls(spec.json_schema, record)
     try:
-        check_keys(spec.fields, found)
+        check_keys(spec.fields, record)
         for name, field in spec.fields.items():
-            check_value(field, found[name])
+            check_value(field, record[name])
     except UnknownKeyError:
         return ParsedAnswer(None, "invented_key")
     except ValueError:
         return ParsedAnswer(None, "wrong_schema")
-    return ParsedAnswer({name: canonicalize(field, found[name]) for name, field in spec.fields.items()})
+    return ParsedAnswer({name: canonicalize(field, record[name]) for name, field in spec.fields.items()})
 
 
 def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
@@ -247,14 +249,14 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
     if not targets:
         raise ValueError("no rows to score")
     rows = _count_rows(spec, targets, answers)
-    found = _stats_from_counts(rows, answers)
-    exact = round(found["exact_match"].figure() * len(targets))
-    problems = Counter(one.problem for one in answers if one.problem is not None)
+    metrics = _stats_from_counts(rows, answers)
+    n_exact = round(metrics["exact_match"].figure() * len(targets))
+    problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     return {
         "n": len(targets),
-        **{name: one.figure() for name, one in found.items()},
+        **{name: metric.figure() for name, metric in metrics.items()},
         "invalid": dict(sorted(problems.items())),
-        "wrong_value": len(targets) - exact - problems.total(),
+        "wrong_value": len(targets) - n_exact - problems.total(),
         "per_field": record_counts.summarize_counts(
             [row.values for row in rows], record_counts.list_value_paths(spec.fields)
         ),
@@ -268,8 +270,8 @@ def nearest_target(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: Par
     """Returns the record that an answer is nearest to: by exact match, then by the F1 of its values; the first of
     those that are."""
     counts = _count_rows(spec, targets, [answer] * len(targets))
-    f1 = [_stats_from_counts([one], [answer])["field_f1"].figure() for one in counts]
-    return max(zip(targets, counts, f1, strict=True), key=lambda one: (one[1].same, one[2]))[0]
+    f1 = [_stats_from_counts([row], [answer])["field_f1"].figure() for row in counts]
+    return max(zip(targets, counts, f1, strict=True), key=lambda candidate: (candidate[1].same, candidate[2]))[0]
 
 
 def compute_metric_stats(
@@ -282,19 +284,21 @@ def compute_metric_stats(
 def _count_rows(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]) -> list[Counts]:
     """What was wanted, said and right in each row; an answer with a problem says nothing."""
     return [
-        record_counts.count_record(spec.fields, target, {} if one.problem is not None else one.value, spec.normalizers)
-        for target, one in zip(targets, answers, strict=True)
+        record_counts.count_record(
+            spec.fields, target, {} if answer.problem is not None else answer.value, spec.normalizers
+        )
+        for target, answer in zip(targets, answers, strict=True)
     ]
 
 
 def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
-    valid = [float(one.problem is None) for one in answers]
-    right, said, wanted = (
-        [float(sum(count[of] for count in row.values.values())) for row in rows] for of in ("right", "said", "n")
+    valid = [float(answer.problem is None) for answer in answers]
+    right, predicted, expected = (
+        [float(sum(count[key] for count in row.values.values())) for row in rows] for key in ("right", "said", "n")
     )
     return {
         "exact_match": metric_stats.mean_metric([float(a.same and b) for a, b in zip(rows, valid, strict=True)]),
-        "field_f1": metric_stats.micro_f1_metric(right, said, wanted),
+        "field_f1": metric_stats.micro_f1_metric(right, predicted, expected),
         "schema_valid": metric_stats.mean_metric(valid),
     }
 
@@ -306,15 +310,15 @@ def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the fields with their F1, the worst first."""
-    return sorted(((name, one["f1"]) for name, one in score["per_field"].items()), key=lambda one: one[1])
+    return sorted(((name, entry["f1"]) for name, entry in score["per_field"].items()), key=lambda entry: entry[1])
 
 
-def _redact_values(value: Any, hide: Callable[[str], str]) -> Any:
+def _redact_values(value: Any, redact: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_redact_values(one, hide) for one in value]
+        return [_redact_values(entry, redact) for entry in value]
     if isinstance(value, dict):
-        return {name: _redact_values(one, hide) for name, one in value.items()}
-    return hide(value) if isinstance(value, str) else value
+        return {name: _redact_values(entry, redact) for name, entry in value.items()}
+    return redact(value) if isinstance(value, str) else value
 
 
 def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

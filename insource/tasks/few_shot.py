@@ -17,10 +17,10 @@ def messages(
 ) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: the task, the examples (data rows) as turns, the row. Without examples
     it is the task's own prompt."""
-    inputs = [*(one["input"] for one in examples), row_input]
-    asked = [
+    inputs = [*(example["input"] for example in examples), row_input]
+    questions = [
         module.messages(spec, inputs[0]),
-        *([{"role": "user", "content": f"{INPUT_HEADER}{one['text']}"}] for one in inputs[1:]),
+        *([{"role": "user", "content": f"{INPUT_HEADER}{turn_input['text']}"}] for turn_input in inputs[1:]),
     ]
-    answered = [[{"role": "assistant", "content": module.answer_text(spec, one["target"])}] for one in examples]
-    return [turn for question, answer in zip(asked, [*answered, []], strict=True) for turn in [*question, *answer]]
+    answers = [[{"role": "assistant", "content": module.answer_text(spec, example["target"])}] for example in examples]
+    return [turn for question, answer in zip(questions, [*answers, []], strict=True) for turn in [*question, *answer]]

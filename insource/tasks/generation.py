@@ -68,14 +68,14 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     """Returns the text and the answer of a source row, as they stand there."""
     columns = recipe.data.columns
     if columns.targets is not None:
-        target, *others = references.read_references(values, columns)
-        return SourceRecord("", read_input(values, columns), target, others)
+        target, *other_targets = references.read_references(values, columns)
+        return SourceRecord("", read_input(values, columns), target, other_targets)
     return SourceRecord("", read_input(values, columns), values.get(columns.target or "target"))
 
 
-def normalize_target(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
-    """Returns the answer, clean and without what `hide` replaces. Raises UnusableRowError where it is empty."""
-    return hide(clean_answer(target, "answer"))
+def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) -> str:
+    """Returns the answer, clean and without what `redact` replaces. Raises UnusableRowError where it is empty."""
+    return redact(clean_answer(target, "answer"))
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
@@ -100,8 +100,8 @@ def conflict_key(key: str, text: str) -> str:
 
 def describe_answer(text: str, target: str) -> dict[str, float]:
     """Returns what a person should know of an answer before anything is trained: data.html shows them over all rows."""
-    there, said = set(split_words(duplicate_key(text))), split_words(duplicate_key(target))
-    return {"characters": len(target), "words_from_text": _mean([float(word in there) for word in said])}
+    input_words, answer_words = set(split_words(duplicate_key(text))), split_words(duplicate_key(target))
+    return {"characters": len(target), "words_from_text": _mean([float(word in input_words) for word in answer_words])}
 
 
 def grammar(spec: Spec) -> None:
@@ -131,16 +131,16 @@ def score_rows(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswe
 
     chrf = CHRF()
     scores = []
-    for target, one in zip(targets, answers, strict=True):
-        if one.problem is not None:
+    for target, answer in zip(targets, answers, strict=True):
+        if answer.problem is not None:
             scores.append({"rouge_l": 0.0, "chrf": 0.0, "exact_match": 0.0})
             continue
-        rouge = rouge_score(one.value, target, rouge_keys="rougeL", normalizer=duplicate_key, tokenizer=split_words)
+        rouge = rouge_score(answer.value, target, rouge_keys="rougeL", normalizer=duplicate_key, tokenizer=split_words)
         scores.append(
             {
                 "rouge_l": float(rouge["rougeL_fmeasure"]),
-                "chrf": chrf.sentence_score(one.value, [target]).score / 100,
-                "exact_match": float(one.value == target),
+                "chrf": chrf.sentence_score(answer.value, [target]).score / 100,
+                "exact_match": float(answer.value == target),
             }
         )
     return scores
@@ -149,7 +149,9 @@ def score_rows(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswe
 def nearest_target(spec: Spec, targets: Sequence[str], answer: ParsedAnswer) -> str:
     """Returns the reference that an answer is nearest to: by ROUGE-L, then chrF; the first of those that are."""
     scores = score_rows(spec, targets, [answer] * len(targets))
-    return max(zip(targets, scores, strict=True), key=lambda one: (one[1]["rouge_l"], one[1]["chrf"]))[0]
+    return max(
+        zip(targets, scores, strict=True), key=lambda candidate: (candidate[1]["rouge_l"], candidate[1]["chrf"])
+    )[0]
 
 
 def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
@@ -164,14 +166,18 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
     if not targets:
         raise ValueError("no rows to score")
     scores = score_rows(spec, targets, answers)
-    ratios = [len(one.value) / len(of) for one, of in zip(answers, targets, strict=True) if one.problem is None]
-    problems = Counter(one.problem for one in answers if one.problem is not None)
+    ratios = [
+        len(answer.value) / len(target)
+        for answer, target in zip(answers, targets, strict=True)
+        if answer.problem is None
+    ]
+    problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     return {
         "n": len(targets),
-        **{name: _mean([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")},
+        **{name: _mean([row[name] for row in scores]) for name in ("rouge_l", "chrf", "exact_match")},
         "length_ratio": _mean(ratios),
         "invalid": dict(sorted(problems.items())),
-        "per_part": _score_by_length(targets, [one["rouge_l"] for one in scores]),
+        "per_part": _score_by_length(targets, [row["rouge_l"] for row in scores]),
     }
 
 
@@ -179,7 +185,7 @@ def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[P
     """Returns rouge_l, chrf and exact_match as sums over rows, of which any resample can be computed."""
     scores = score_rows(spec, targets, answers)
     return {
-        name: metric_stats.mean_metric([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")
+        name: metric_stats.mean_metric([row[name] for row in scores]) for name in ("rouge_l", "chrf", "exact_match")
     }
 
 
@@ -192,8 +198,8 @@ def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the groups of rows with their ROUGE-L, the worst first: by length, and the slices of the recipe."""
     parts = dict(score["per_part"])
     for name, values in score.get("slices", {}).items():
-        parts |= {f"{name} {value}": one for value, one in values.items()}
-    return sorted(((name, one["rouge_l"]) for name, one in parts.items()), key=lambda one: one[1])
+        parts |= {f"{name} {value}": entry for value, entry in values.items()}
+    return sorted(((name, entry["rouge_l"]) for name, entry in parts.items()), key=lambda entry: entry[1])
 
 
 def _score_by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -202,8 +208,8 @@ def _score_by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[s
     edges = sorted({lengths[len(lengths) * part // 3 - 1] for part in (1, 2, 3) if len(lengths) * part >= 3})
     parts, low = {}, 0
     for edge in edges:
-        mine = [value for target, value in zip(targets, rouge_l, strict=True) if low < len(target) <= edge]
-        parts[f"targets of {low + 1} to {edge} characters"] = {"rouge_l": _mean(mine), "n": len(mine)}
+        group_scores = [value for target, value in zip(targets, rouge_l, strict=True) if low < len(target) <= edge]
+        parts[f"targets of {low + 1} to {edge} characters"] = {"rouge_l": _mean(group_scores), "n": len(group_scores)}
         low = edge
     return parts
 

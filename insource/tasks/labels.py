@@ -19,50 +19,50 @@ def clean_label(label: str) -> str:
     return clean(INVISIBLE.sub("", label))
 
 
-def find_label(written: str, labels: Collection[str], fold: bool = True) -> str | None:
+def find_label(spelling: str, labels: Collection[str], fold: bool = True) -> str | None:
     """Returns the label that a spelling stands for: itself, or the one that differs from it in spelling alone.
 
     Spellings are folded by `label_key` if `fold`. None where no label fits, or several do.
     """
-    if written in labels:
-        return written
-    if (cleaned := clean_label(written)) in labels:
+    if spelling in labels:
+        return spelling
+    if (cleaned := clean_label(spelling)) in labels:
         return cleaned
-    same = _group_by_key(tuple(labels)).get(_cached_label_key(written), []) if fold else []
-    return same[0] if len(same) == 1 else None
+    matches = _group_by_key(tuple(labels)).get(_cached_label_key(spelling), []) if fold else []
+    return matches[0] if len(matches) == 1 else None
 
 
 @lru_cache(maxsize=64)
 def _group_by_key(labels: tuple[str, ...]) -> dict[str, list[str]]:
     """The labels of each key."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for label in labels:
-        found.setdefault(_cached_label_key(label), []).append(label)
-    return found
+        groups.setdefault(_cached_label_key(label), []).append(label)
+    return groups
 
 
-def label_identity(written: str, labels: Collection[str] | None, fold: bool) -> str:
+def label_identity(spelling: str, labels: Collection[str] | None, fold: bool) -> str:
     """Returns a text that spellings of one label share, and spellings of two labels never do.
 
     `labels` are those that the recipe lists, None where they are found in the rows.
     """
     if labels is None:
-        return _cached_label_key(written) if fold else clean_label(written)
-    return find_label(written, labels, fold) or written
+        return _cached_label_key(spelling) if fold else clean_label(spelling)
+    return find_label(spelling, labels, fold) or spelling
 
 
 def map_spellings(counts: Mapping[str, int], fold: bool) -> dict[str, str]:
     """Returns {spelling: its label} for spellings and how often each occurs: the most frequent one is the label."""
     by_label: dict[str, list[str]] = {}
-    for written, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        by_label.setdefault(label_identity(written, None, fold), []).append(written)
-    return {one: clean_label(same[0]) for same in by_label.values() for one in same}
+    for spelling, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        by_label.setdefault(label_identity(spelling, None, fold), []).append(spelling)
+    return {variant: clean_label(variants[0]) for variants in by_label.values() for variant in variants}
 
 
-def display_label(label: str, most: int = 60) -> str:
+def display_label(label: str, max_characters: int = 60) -> str:
     """Returns a label in quotes for a message: invisible characters as their codes, what is long cut."""
-    visible = INVISIBLE.sub(lambda found: f"<U+{ord(found[0]):04X}>", label)
-    return repr(visible if len(visible) <= most else visible[: most - 1] + "…")
+    visible = INVISIBLE.sub(lambda match: f"<U+{ord(match[0]):04X}>", label)
+    return repr(visible if len(visible) <= max_characters else visible[: max_characters - 1] + "…")
 
 
 def find_unclean(labels: Iterable[str]) -> list[str]:

@@ -52,12 +52,12 @@ def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False)
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: one user message, which every chat template can take."""
-    none = "[] if none applies" if spec.may_be_empty else "at least one"
+    empty_rule = "[] if none applies" if spec.may_be_empty else "at least one"
     content = "\n\n".join(
         (
             spec.instruction,
             "Labels:\n" + "\n".join(classification.label_lines(spec.labels)),
-            f"Answer with one JSON array of all labels that apply, in the order above; {none}.",
+            f"Answer with one JSON array of all labels that apply, in the order above; {empty_rule}.",
             f"Input:\n{row_input['text']}",
         )
     )
@@ -77,7 +77,7 @@ def training_answers(spec: Spec, target: Sequence[str]) -> list[str]:
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what the answer is read from."""
     if names := recipe.data.columns.label_columns:
-        return {f"data.columns.label_columns[{at}]": name for at, name in enumerate(names)}
+        return {f"data.columns.label_columns[{index}]": name for index, name in enumerate(names)}
     return classification.answer_columns(recipe)
 
 
@@ -89,33 +89,35 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
         return SourceRecord("", read_input(values, columns), values.get(columns.label))
     marks = {name: BOOLEAN_WORDS.get(to_text(values.get(name)).strip().casefold()) for name in columns.label_columns}
     if unclear := [name for name, mark in marks.items() if mark is None]:
-        told = f"column {unclear[0]!r} holds {to_text(values.get(unclear[0]))[:40] or 'nothing'}; 1 or 0 is needed"
-        raise UnusableRowError("bad_labels", told)
+        message = f"column {unclear[0]!r} holds {to_text(values.get(unclear[0]))[:40] or 'nothing'}; 1 or 0 is needed"
+        raise UnusableRowError("bad_labels", message)
     return SourceRecord("", read_input(values, columns), [name for name, mark in marks.items() if mark])
 
 
-def normalize_target(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
-    """Returns the labels as they were written, as a JSON array. Labels hold nothing personal to `hide`.
+def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) -> str:
+    """Returns the labels as they were written, as a JSON array. Labels hold nothing personal to `redact`.
 
     `target` is a list, a JSON array in a text, or a text of labels with `data.columns.label_separator` between them.
     Raises UnusableRowError where it is none of these, or a label is empty or not among those that the recipe lists.
     """
-    found = parse_label_list(target, recipe.data.columns.label_separator)
-    return canonical_json(list(dict.fromkeys(classification.normalize_target(one, recipe, hide) for one in found)))
+    labels = parse_label_list(target, recipe.data.columns.label_separator)
+    return canonical_json(
+        list(dict.fromkeys(classification.normalize_target(label, recipe, redact) for label in labels))
+    )
 
 
 def parse_label_list(target: Any, separator: str | None) -> list[str]:
     """Returns the labels that a source gives for a row, in its order. Raises UnusableRowError where it gives none."""
-    if (found := parse_list(target)) is not None:
-        if wrong := [one for one in found if one is None or isinstance(one, list | dict)]:
+    if (entries := parse_list(target)) is not None:
+        if invalid := [entry for entry in entries if entry is None or isinstance(entry, list | dict)]:
             raise UnusableRowError(
-                "bad_labels", f"a label is {to_text(wrong[0])[:40] or 'null'}, and a label is a text"
+                "bad_labels", f"a label is {to_text(invalid[0])[:40] or 'null'}, and a label is a text"
             )
-        return [to_text(one) for one in found]
+        return [to_text(entry) for entry in entries]
     if separator is None or not isinstance(target, str | int | float):
-        ways = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
-        raise UnusableRowError("bad_labels", f"the labels are {to_text(target)[:40] or 'missing'}; needed: {ways}")
-    return [one.strip() for one in to_text(target).split(separator) if spelling.clean_label(one)]
+        expected = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
+        raise UnusableRowError("bad_labels", f"the labels are {to_text(target)[:40] or 'missing'}; needed: {expected}")
+    return [entry.strip() for entry in to_text(target).split(separator) if spelling.clean_label(entry)]
 
 
 def parse_target(text: str) -> list[str]:
@@ -130,27 +132,27 @@ def target_labels(text: str) -> list[str]:
 
 def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
     """Returns what turns a target text into the canonical one: {label as written: its label}, each once, in order."""
-    place = {label: at for at, label in enumerate(order)}
+    positions = {label: index for index, label in enumerate(order)}
 
-    def one(text: str) -> str:
-        return canonical_json(sorted({spellings[written] for written in target_labels(text)}, key=place.__getitem__))
+    def map_labels(text: str) -> str:
+        return canonical_json(sorted({spellings[label] for label in target_labels(text)}, key=positions.__getitem__))
 
-    return one
+    return map_labels
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has as data preparation reads the labels of a row: a list, a JSON
     array, or labels with the separator between them. What is none of these stays as it is."""
 
-    def one(value: Any) -> str:
+    def read_answer(value: Any) -> str:
         try:
-            found = parse_label_list(value, separator)
+            entries = parse_label_list(value, separator)
         except UnusableRowError:
             return to_text(value)
-        labels = [spelling.find_label(label, spec.labels, normalize_labels) or label for label in found]
+        labels = [spelling.find_label(label, spec.labels, normalize_labels) or label for label in entries]
         return canonical_json(sorted(set(labels), key=[*spec.labels, *labels].index))
 
-    return one
+    return read_answer
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
@@ -168,21 +170,21 @@ def grammar(spec: Spec) -> str:
 
     from_i is a label from number i on, and what follows it; after_i is what may follow label i - 1.
     """
-    labels, last = [quote_literal(canonical_json(label)) for label in spec.labels], len(spec.labels) - 1
+    labels, last_index = [quote_literal(canonical_json(label)) for label in spec.labels], len(spec.labels) - 1
     empty = ' | "]"' if spec.may_be_empty else ""
     lines = [f'root ::= "[" (from_0{empty})']
-    for at, label in enumerate(labels):
-        later = f" | from_{at + 1}" if at < last else ""
-        lines.append(f"from_{at} ::= {label} after_{at + 1}{later}")
-        lines.append(f'after_{at + 1} ::= "]"' + (f' | ", " from_{at + 1}' if at < last else ""))
+    for index, label in enumerate(labels):
+        continuation = f" | from_{index + 1}" if index < last_index else ""
+        lines.append(f"from_{index} ::= {label} after_{index + 1}{continuation}")
+        lines.append(f'after_{index + 1} ::= "]"' + (f' | ", " from_{index + 1}' if index < last_index else ""))
     return "\n".join(lines)
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
     """Returns the output constraint as a JSON Schema, for backends that take one."""
     items = {"type": "string", "enum": list(spec.labels)}
-    least = {} if spec.may_be_empty else {"minItems": 1}
-    return {"type": "array", "items": items, **least, "maxItems": len(spec.labels), "uniqueItems": True}
+    min_items = {} if spec.may_be_empty else {"minItems": 1}
+    return {"type": "array", "items": items, **min_items, "maxItems": len(spec.labels), "uniqueItems": True}
 
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
@@ -191,18 +193,18 @@ def parse(spec: Spec, output: str) -> ParsedAnswer:
     Order and repetition say nothing of a set, so they are no mistake. Spellings are those that hold for the data.
     """
     try:
-        found = json.loads(output)
+        entries = json.loads(output)
     except (ValueError, RecursionError):
         return ParsedAnswer(None, "not_json")
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         return ParsedAnswer(None, "wrong_schema")
-    if not found and not spec.may_be_empty:
+    if not entries and not spec.may_be_empty:
         return ParsedAnswer(None, "wrong_schema")
-    named = {spelling.find_label(one.strip(), spec.labels, spec.normalize_labels) for one in found}
+    labels = {spelling.find_label(entry.strip(), spec.labels, spec.normalize_labels) for entry in entries}
     return (
         ParsedAnswer(None, "not_a_label")
-        if None in named
-        else ParsedAnswer([one for one in spec.labels if one in named])
+        if None in labels
+        else ParsedAnswer([label for label in spec.labels if label in labels])
     )
 
 
@@ -216,17 +218,19 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
     """
     if not targets:
         raise ValueError("no rows to score")
-    given = _predicted_labels(answers)
-    wanted, said = (Counter(label for row in rows for label in row) for rows in (targets, given))
-    right = Counter(label for row, of in zip(targets, given, strict=True) for label in {*row} & {*of})
+    predictions = _predicted_labels(answers)
+    expected, predicted = (Counter(label for row in rows for label in row) for rows in (targets, predictions))
+    right = Counter(
+        label for row, answer_labels in zip(targets, predictions, strict=True) for label in {*row} & {*answer_labels}
+    )
     return {
         "n": len(targets),
-        **{name: one.figure() for name, one in compute_metric_stats(spec, targets, answers).items()},
-        "invalid": dict(sorted(Counter(one.problem for one in answers if one.problem is not None).items())),
+        **{name: metric.figure() for name, metric in compute_metric_stats(spec, targets, answers).items()},
+        "invalid": dict(sorted(Counter(answer.problem for answer in answers if answer.problem is not None).items())),
         "per_class": {
-            label: metric_stats.precision_recall(right[label], said[label], wanted[label])
+            label: metric_stats.precision_recall(right[label], predicted[label], expected[label])
             for label in spec.labels
-            if wanted[label] or said[label]
+            if expected[label] or predicted[label]
         },
     }
 
@@ -235,14 +239,18 @@ def compute_metric_stats(
     spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[ParsedAnswer]
 ) -> dict[str, MetricStats]:
     """Returns micro_f1, macro_f1 and exact_match as sums over rows, of which any resample can be computed."""
-    numbers = {label: at for at, label in enumerate(spec.labels)}
-    given = _predicted_labels(answers)
-    wanted, said = ([{numbers[label] for label in row} for row in rows] for rows in (targets, given))
-    right = [len(a & b) for a, b in zip(wanted, said, strict=True)]
-    exact = [float(a == b and one.problem is None) for a, b, one in zip(wanted, said, answers, strict=True)]
+    label_indices = {label: index for index, label in enumerate(spec.labels)}
+    predictions = _predicted_labels(answers)
+    expected, predicted = ([{label_indices[label] for label in row} for row in rows] for rows in (targets, predictions))
+    right = [len(a & b) for a, b in zip(expected, predicted, strict=True)]
+    exact = [
+        float(a == b and answer.problem is None) for a, b, answer in zip(expected, predicted, answers, strict=True)
+    ]
     return {
-        "micro_f1": metric_stats.micro_f1_metric(right, [len(row) for row in said], [len(row) for row in wanted]),
-        "macro_f1": metric_stats.multilabel_macro_f1_metric(wanted, said, len(numbers)),
+        "micro_f1": metric_stats.micro_f1_metric(
+            right, [len(row) for row in predicted], [len(row) for row in expected]
+        ),
+        "macro_f1": metric_stats.multilabel_macro_f1_metric(expected, predicted, len(label_indices)),
         "exact_match": metric_stats.mean_metric(exact),
     }
 
@@ -259,4 +267,4 @@ def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _predicted_labels(answers: Sequence[ParsedAnswer]) -> list[Sequence[str]]:
     """The labels that each answer names; none where it has a problem."""
-    return [() if one.problem is not None else one.value for one in answers]
+    return [() if answer.problem is not None else answer.value for answer in answers]

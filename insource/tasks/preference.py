@@ -76,56 +76,61 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     sides: list[Any] = [values.get(name) for name in names]
     column = columns.text if isinstance(columns.text, str) else ""
     prompt = values.get(column)
-    inside = column in names
-    talks = _parse_sides(sides, names, inside)
-    if talks:
-        sides = [read_answer(talk[-1]) for talk in talks]
-        prompt = talks[0][:-1] or (None if inside else prompt)
+    prompt_inside = column in names
+    conversations = _parse_sides(sides, names, prompt_inside)
+    if conversations:
+        sides = [read_answer(conversation[-1]) for conversation in conversations]
+        prompt = conversations[0][:-1] or (None if prompt_inside else prompt)
     if isinstance(prompt, list):
-        turns = prompt if talks and talks[0][:-1] else parse_messages(prompt, column)
-        (system, text), last = split_prompt(turns), turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+        turns = prompt if conversations and conversations[0][:-1] else parse_messages(prompt, column)
+        (system, text), last_turn = (
+            split_prompt(turns),
+            turns[-1]["content"] if turns[-1]["role"] == "assistant" else "",
+        )
     else:
-        system, text, last = "", "" if inside else read_input(values, columns), ""
-    _check_prompt(text, last, sides)
+        system, text, last_turn = "", "" if prompt_inside else read_input(values, columns), ""
+    _check_prompt(text, last_turn, sides)
     return SourceRecord(system, text, dict(zip(PAIR_KEYS, sides, strict=True)))
 
 
-def _parse_sides(sides: Sequence[Any], names: Sequence[str], inside: bool) -> list[Messages]:
+def _parse_sides(sides: Sequence[Any], names: Sequence[str], prompt_inside: bool) -> list[Messages]:
     """Both sides as conversations that differ in their last answer alone; [] where they are answers by themselves."""
     if any(isinstance(side, list) for side in sides):
-        talks = [parse_messages(side, name) for side, name in zip(sides, names, strict=True)]
-    elif inside:
-        talks = [parse_transcript(side) if isinstance(side, str) else [] for side in sides]
-        if not all(talks):
-            told = "no conversation (a list of messages, or a text of turns '\\n\\nHuman: ...\\n\\nAssistant: ...')"
+        conversations = [parse_messages(side, name) for side, name in zip(sides, names, strict=True)]
+    elif prompt_inside:
+        conversations = [parse_transcript(side) if isinstance(side, str) else [] for side in sides]
+        if not all(conversations):
+            problem = "no conversation (a list of messages, or a text of turns '\\n\\nHuman: ...\\n\\nAssistant: ...')"
             raise UnusableRowError(
-                "bad_pair", f"data.columns.text: the prompt cannot be read from an answer that is {told}"
+                "bad_pair", f"data.columns.text: the prompt cannot be read from an answer that is {problem}"
             )
     else:
         return []
-    if any(talk[-1]["role"] != "assistant" for talk in talks):
+    if any(conversation[-1]["role"] != "assistant" for conversation in conversations):
         raise UnusableRowError("bad_pair", "a conversation does not end in an answer of the assistant")
-    if list(talks[0][:-1]) != list(talks[1][:-1]):
+    if list(conversations[0][:-1]) != list(conversations[1][:-1]):
         raise UnusableRowError("bad_pair", "the two conversations differ before their last answers")
-    return talks
+    return conversations
 
 
-def _check_prompt(text: str, last: str, sides: Sequence[Any]) -> None:
-    """Raises UnusableRowError where the prompt, or the `last` turn of the assistant in it, ends in one of its answers:
-    the model would be asked with the answer."""
-    for side in (one.strip() for one in sides if isinstance(one, str)):
-        if (side and side == last.strip()) or (len(side) >= LONG_ANSWER_CHARACTERS and text.rstrip().endswith(side)):
+def _check_prompt(text: str, last_turn: str, sides: Sequence[Any]) -> None:
+    """Raises UnusableRowError where the prompt, or the `last_turn` turn of the assistant in it, ends in one of its
+    answers: the model would be asked with the answer."""
+    for side in (answer.strip() for answer in sides if isinstance(answer, str)):
+        if (side and side == last_turn.strip()) or (
+            len(side) >= LONG_ANSWER_CHARACTERS and text.rstrip().endswith(side)
+        ):
             raise UnusableRowError(
                 "bad_pair", "the prompt ends in one of the answers; name a column of the prompt alone"
             )
 
 
-def normalize_target(target: Mapping[str, Any], recipe: Recipe, hide: Callable[[str], str]) -> str:
-    """Returns both answers as JSON, clean and without what `hide` replaces.
+def normalize_target(target: Mapping[str, Any], recipe: Recipe, redact: Callable[[str], str]) -> str:
+    """Returns both answers as JSON, clean and without what `redact` replaces.
 
     Raises UnusableRowError where one is empty or both are the same: nothing is preferred then.
     """
-    sides = {side: hide(clean_answer(target[side], f"{side} answer")) for side in PAIR_KEYS}
+    sides = {side: redact(clean_answer(target[side], f"{side} answer")) for side in PAIR_KEYS}
     if sides["chosen"] == sides["rejected"]:
         raise UnusableRowError("same_answers", "chosen and rejected are the same answer")
     return json.dumps(sides, ensure_ascii=False)
@@ -176,13 +181,15 @@ def score_rows(
     with a problem is 0 throughout.
     """
     scores = []
-    for one in answers:
-        if one.problem is not None:
+    for answer in answers:
+        if answer.problem is not None:
             scores.append(dict.fromkeys(("preference_accuracy", "reward_accuracy", "margin", "reward_margin"), 0.0))
             continue
-        of = one.value
-        margin = of["chosen"] / of["chosen_tokens"] - of["rejected"] / of["rejected_tokens"]
-        reward_margin = (of["chosen"] - of["reference_chosen"]) - (of["rejected"] - of["reference_rejected"])
+        values = answer.value
+        margin = values["chosen"] / values["chosen_tokens"] - values["rejected"] / values["rejected_tokens"]
+        reward_margin = (values["chosen"] - values["reference_chosen"]) - (
+            values["rejected"] - values["reference_rejected"]
+        )
         accuracies = {"preference_accuracy": float(margin > 0), "reward_accuracy": float(reward_margin > 0)}
         scores.append({**accuracies, "margin": margin, "reward_margin": reward_margin})
     return scores
@@ -204,15 +211,15 @@ def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Pa
     if not targets:
         raise ValueError("no rows to score")
     scores = score_rows(spec, targets, answers)
-    problems = Counter(one.problem for one in answers if one.problem is not None)
+    problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     figures = {"preference_accuracy": "preference_accuracy", "mean_margin": "margin"}
     if _differs_from_reference(answers):
         figures |= {"reward_accuracy": "reward_accuracy", "mean_reward_margin": "reward_margin"}
     return {
         "n": len(targets),
-        **{name: _mean([one[of] for one in scores]) for name, of in figures.items()},
+        **{name: _mean([row[key] for row in scores]) for name, key in figures.items()},
         "invalid": dict(sorted(problems.items())),
-        "per_part": _score_by_length(targets, [one["preference_accuracy"] for one in scores]),
+        "per_part": _score_by_length(targets, [row["preference_accuracy"] for row in scores]),
     }
 
 
@@ -223,7 +230,7 @@ def compute_metric_stats(
     the answers have a reward."""
     scores = score_rows(spec, targets, answers)
     names = ("preference_accuracy", "reward_accuracy") if _differs_from_reference(answers) else ("preference_accuracy",)
-    return {name: metric_stats.mean_metric([one[name] for one in scores]) for name in names}
+    return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in names}
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
@@ -235,24 +242,24 @@ def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the groups of rows with their preference accuracy, the worst first: by length, and the slices."""
     parts = dict(score["per_part"])
     for name, values in score.get("slices", {}).items():
-        parts |= {f"{name} {value}": one for value, one in values.items()}
-    return sorted(((name, one["preference_accuracy"]) for name, one in parts.items()), key=lambda one: one[1])
+        parts |= {f"{name} {value}": entry for value, entry in values.items()}
+    return sorted(((name, entry["preference_accuracy"]) for name, entry in parts.items()), key=lambda entry: entry[1])
 
 
 def _differs_from_reference(answers: Sequence[ParsedAnswer]) -> bool:
     """Whether any answer is more or less probable than its reference."""
-    values = [one.value for one in answers if one.problem is None]
-    return any(of[side] != of[f"reference_{side}"] for of in values for side in PAIR_KEYS)
+    values = [answer.value for answer in answers if answer.problem is None]
+    return any(value[side] != value[f"reference_{side}"] for value in values for side in PAIR_KEYS)
 
 
 def _score_by_length(targets: Sequence[Mapping[str, str]], right: Sequence[float]) -> dict[str, dict[str, float]]:
     """The share of right rows by which answer has more characters: who learns length alone fails in one of them."""
     parts: dict[str, list[float]] = {}
-    for target, one in zip(targets, right, strict=True):
+    for target, value in zip(targets, right, strict=True):
         longer = len(target["chosen"]) - len(target["rejected"])
         name = "chosen longer" if longer > 0 else "chosen shorter" if longer < 0 else "both as long"
-        parts.setdefault(name, []).append(one)
-    return {name: {"preference_accuracy": _mean(mine), "n": len(mine)} for name, mine in sorted(parts.items())}
+        parts.setdefault(name, []).append(value)
+    return {name: {"preference_accuracy": _mean(values), "n": len(values)} for name, values in sorted(parts.items())}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -20,10 +20,10 @@ def select_targets(
 ) -> list[Any]:
     """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
     return [
-        module.nearest_target(spec, [row["target"], *row["references"]], one)
+        module.nearest_target(spec, [row["target"], *row["references"]], answer)
         if row.get("references")
         else row["target"]
-        for row, one in zip(rows, answers, strict=True)
+        for row, answer in zip(rows, answers, strict=True)
     ]
 
 
@@ -34,12 +34,14 @@ def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
     """
     assert columns.targets is not None
     if isinstance(columns.targets, str):
-        found = _parse_list(values.get(columns.targets), columns.targets)
+        entries = _parse_list(values.get(columns.targets), columns.targets)
     else:
-        found = [values.get(name) for name in columns.targets]
-    if not (there := [one for one in found if one is not None and (not isinstance(one, str) or one.strip())]):
+        entries = [values.get(name) for name in columns.targets]
+    if not (
+        answers := [entry for entry in entries if entry is not None and (not isinstance(entry, str) or entry.strip())]
+    ):
         raise UnusableRowError("no_answer", "there is no answer in data.columns.targets")
-    return there
+    return answers
 
 
 def _parse_list(value: Any, column: str) -> list[Any]:
@@ -47,9 +49,9 @@ def _parse_list(value: Any, column: str) -> list[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            told = f"column {column!r} is text that is no JSON; a list of answers is needed, or its JSON"
-            raise UnusableRowError("bad_answer", told) from None
+            message = f"column {column!r} is text that is no JSON; a list of answers is needed, or its JSON"
+            raise UnusableRowError("bad_answer", message) from None
     if not isinstance(value, list):
-        shown = to_text(value)[:40] or "nothing"
-        raise UnusableRowError("bad_answer", f"column {column!r}: a list of answers is needed, given {shown}")
+        display = to_text(value)[:40] or "nothing"
+        raise UnusableRowError("bad_answer", f"column {column!r}: a list of answers is needed, given {display}")
     return value

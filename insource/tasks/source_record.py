@@ -46,10 +46,10 @@ def to_text(value: object) -> str:
 def read_text(value: object, column: str) -> str:
     """Returns the text of a column; a number is text too. Raises UnusableRowError over a list or an object."""
     if isinstance(value, list | dict):
-        chat = isinstance(value, list) and value and isinstance(value[0], dict)
+        is_chat = isinstance(value, list) and value and isinstance(value[0], dict)
         hint = (
             "data.columns.messages reads chats"
-            if chat
+            if is_chat
             else f"name a column that holds text{_nested_name_hint(value, column)}"
         )
         raise UnusableRowError(
@@ -67,11 +67,11 @@ def read_input(values: Mapping[str, Any], columns: Columns) -> str:
 def read_label(value: object, column: str) -> str:
     """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
     if parse_list(value) is not None:
-        several = "for several labels a row, set task.labels_per_row: many"
-        raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
+        hint = "for several labels a row, set task.labels_per_row: many"
+        raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {hint}")
     if isinstance(value, dict):
-        told = f"column {column!r} holds an object, and a label is a text"
-        raise UnusableRowError("bad_label", told + _nested_name_hint(value, column))
+        message = f"column {column!r} holds an object, and a label is a text"
+        raise UnusableRowError("bad_label", message + _nested_name_hint(value, column))
     return to_text(value)
 
 
@@ -82,15 +82,15 @@ def parse_list(value: object) -> list[Any] | None:
     """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value if isinstance(value, list) else None
-    for read in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval):
         try:
-            found = read(value.strip())
+            parsed = parse(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if read is ast.literal_eval and _lacks_commas(value.strip()):
-            told = f"{value.strip()[:40]} is not a list: commas are missing between its entries"
-            raise UnusableRowError("bad_list", told)
-        return found if isinstance(found, list) else None
+        if parse is ast.literal_eval and _lacks_commas(value.strip()):
+            message = f"{value.strip()[:40]} is not a list: commas are missing between its entries"
+            raise UnusableRowError("bad_list", message)
+        return parsed if isinstance(parsed, list) else None
     return None
 
 
@@ -98,20 +98,26 @@ def columns_to_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
     stores a list of objects; None where a value is none."""
     columns = list(value.values())
-    if not columns or not all(isinstance(one, list) for one in columns) or len({len(one) for one in columns}) > 1:
+    if (
+        not columns
+        or not all(isinstance(column, list) for column in columns)
+        or len({len(column) for column in columns}) > 1
+    ):
         return None
     return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _lacks_commas(text: str) -> bool:
     """Whether two texts stand side by side in an expression of Python."""
-    tokens = [one.type for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.type != tokenize.NL]
-    return any(one == other == tokenize.STRING for one, other in pairwise(tokens))
+    token_types = [
+        token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL
+    ]
+    return any(first == second == tokenize.STRING for first, second in pairwise(token_types))
 
 
 def _nested_name_hint(value: object, column: str) -> str:
     """How to name what an object holds, as a hint."""
-    names = [name for name, one in value.items() if isinstance(one, str | int)] if isinstance(value, dict) else []
+    names = [name for name, entry in value.items() if isinstance(entry, str | int)] if isinstance(value, dict) else []
     return f"; one inside of it has a name such as {column}.{names[-1]}"[:80] if names else ""
 
 
@@ -119,35 +125,35 @@ def _describe_type(value: object) -> str:
     return "a list" if isinstance(value, list) else "an object"
 
 
-def clean_answer(value: object, what: str) -> str:
+def clean_answer(value: object, subject: str) -> str:
     """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
     if value is not None and not isinstance(value, str):
         hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
-        raise UnusableRowError("bad_answer", f"the {what} is no text: {to_text(value)[:40]}{hint}")
-    check_characters(f"{what}", value or "")
+        raise UnusableRowError("bad_answer", f"the {subject} is no text: {to_text(value)[:40]}{hint}")
+    check_characters(f"{subject}", value or "")
     if not (text := clean(value or "")):
-        raise UnusableRowError("no_answer", f"the {what} is empty")
+        raise UnusableRowError("no_answer", f"the {subject} is empty")
     return text
 
 
-def check_characters(what: str, value: Any) -> None:
+def check_characters(subject: str, value: Any) -> None:
     """Returns nothing where a text, or each of those inside of a list or an object, can be stored. Raises
     UnusableRowError over NUL bytes and halves of characters."""
     pending = [value]
     while pending:
-        one = pending.pop()
-        if isinstance(one, dict):
-            pending += [*one, *one.values()]
-        elif isinstance(one, list):
-            pending += one
-        elif isinstance(one, str):
-            _check_text(what, one)
+        node = pending.pop()
+        if isinstance(node, dict):
+            pending += [*node, *node.values()]
+        elif isinstance(node, list):
+            pending += node
+        elif isinstance(node, str):
+            _check_text(subject, node)
 
 
-def _check_text(what: str, text: str) -> None:
+def _check_text(subject: str, text: str) -> None:
     if "\x00" in text:
-        raise UnusableRowError("nul_byte", f"the {what} holds a NUL byte")
+        raise UnusableRowError("nul_byte", f"the {subject} holds a NUL byte")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UnusableRowError("lone_surrogate", f"the {what} holds half a character ({error.reason})") from None
+        raise UnusableRowError("lone_surrogate", f"the {subject} holds half a character ({error.reason})") from None

@@ -113,12 +113,12 @@ def _fold(text: str) -> str:
     """The text in NFKC and without case, without what cannot be seen."""
     if text.isascii():
         return text.lower()
-    seen = _JOINERS.sub("", INVISIBLE.sub("", text))
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", seen)).casefold())
+    visible = _JOINERS.sub("", INVISIBLE.sub("", text))
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", visible)).casefold())
 
 
-def _protect_sign(found: re.Match[str]) -> str:
-    return _PROTECTED_SIGNS.get(found[0]) or _PROTECTED_SIGNS.get(found[0][-1], _PROTECTED_SIGNS["-"])
+def _protect_sign(match: re.Match[str]) -> str:
+    return _PROTECTED_SIGNS.get(match[0]) or _PROTECTED_SIGNS.get(match[0][-1], _PROTECTED_SIGNS["-"])
 
 
 class _KeptCharacters(dict[int, str]):
@@ -127,15 +127,15 @@ class _KeptCharacters(dict[int, str]):
     def __missing__(self, code: int) -> str:
         char, category = chr(code), unicodedata.category(chr(code))
         if category[0] in "LMN":
-            kept = char
+            replacement = char
         elif category in ("So", "Sm", "Sc") or char in "%\u2030" or 0x1F3FB <= code <= 0x1F3FF:
             # Frames of tables and marks of ownership say nothing.
-            kept = " " if 0x2500 <= code <= 0x259F or char in "|~¦©®\u2212\u2044\ufffd" else f" {char} "
+            replacement = " " if 0x2500 <= code <= 0x259F or char in "|~¦©®\u2212\u2044\ufffd" else f" {char} "
         else:
             # The letters of a flag, of England or of Scotland, are invisible.
-            kept = char if 0xE0020 <= code <= 0xE007F else " "
-        self[code] = kept
-        return kept
+            replacement = char if 0xE0020 <= code <= 0xE007F else " "
+        self[code] = replacement
+        return replacement
 
 
 _KEPT_CHARACTERS = _KeptCharacters({ord(_PROTECTED_SIGNS[sign]): f" {sign} " for sign in "-.#*/^"})

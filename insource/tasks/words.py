@@ -34,41 +34,41 @@ _SIGNS = frozenset("-+<>=$%#.*/^\u2639\u263a")
 def split_words(key: str) -> list[str]:
     """Returns the words of a duplicate key, each character of a script without spaces as one; signs of ASCII texts are
     none, unless there is nothing else."""
-    found = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
-    return [word for word in found if word not in _SIGNS] or found
+    words = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
+    return [word for word in words if word not in _SIGNS] or words
 
 
 def extract_terms(text: str) -> list[str]:
     """Returns what a linear model sees of a text: its words of two letters and more, and the pairs of them; of a text
     with combining marks, or without spaces, or without such words, all words of its duplicate key."""
     lowered = text.lower()
-    found = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
-    found = found or split_words(duplicate_key(text))
-    return found + [f"{one} {other}" for one, other in pairwise(found)]
+    words = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
+    words = words or split_words(duplicate_key(text))
+    return words + [f"{first} {second}" for first, second in pairwise(words)]
 
 
-def is_inside_word(text: str, at: int) -> bool:
+def is_inside_word(text: str, index: int) -> bool:
     """Returns whether two letters, or two digits, of a script with spaces stand before and behind a place in a text."""
-    if not 0 < at < len(text):
+    if not 0 < index < len(text):
         return False
-    pair = text[at - 1 : at + 1]
+    pair = text[index - 1 : index + 1]
     return (pair.isalpha() or pair.isdigit()) and not (_HAS_UNSPACED.search(pair) or _HAS_DENSE.search(pair))
 
 
 def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """Returns the text of tokens, with spaces between them but where a script has none, and where each stands in it."""
-    text, places = "", []
+    text, spans = "", []
     for token in tokens:
-        close = text[-1:] + token[:1]
-        text += "" if len(close) < 2 or len(_HAS_UNSPACED.findall(close)) == 2 else " "
-        places.append((len(text), len(text) + len(token)))
+        boundary = text[-1:] + token[:1]
+        text += "" if len(boundary) < 2 or len(_HAS_UNSPACED.findall(boundary)) == 2 else " "
+        spans.append((len(text), len(text) + len(token)))
         text += token
-    return text, places
+    return text, spans
 
 
 def split_runs(key: str) -> list[tuple[str, bool]]:
     """Returns the key in runs of one kind: (text, whether each of its characters says as much as several letters)."""
     if not _HAS_DENSE.search(key):
         return [(key, False)]
-    found = [(run.strip(), bool(_HAS_DENSE.match(run))) for run in _RUN.findall(key)]
-    return [one for one in found if one[0]]
+    runs = [(run.strip(), bool(_HAS_DENSE.match(run))) for run in _RUN.findall(key)]
+    return [entry for entry in runs if entry[0]]

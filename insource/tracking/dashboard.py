@@ -33,8 +33,8 @@ class Panel:
 def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
     """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
     metrics = METRICS[recipe.task.variant]
-    while_training = [Panel(metric_label(metric), [f"validation/{metric}"]) for metric in metrics]
-    compared = (TUNED, UNTUNED_BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, UNTUNED_BASE)
+    validation_panels = [Panel(metric_label(metric), [f"validation/{metric}"]) for metric in metrics]
+    systems = (TUNED, UNTUNED_BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, UNTUNED_BASE)
     return {
         "Training": [
             Panel("Loss", ["loss"]),
@@ -46,7 +46,7 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
             Panel("Tokens a second, computed and saved", ["tokens_per_second", "tokens_saved_per_second"]),
             Panel("Peak memory (bytes)", ["peak_memory_bytes"]),
         ],
-        **({"Validation while training": while_training} if recipe.train.eval_strategy != "no" else {}),
+        **({"Validation while training": validation_panels} if recipe.train.eval_strategy != "no" else {}),
         "Validation": [
             Panel(
                 f"Validation {metric_label(metric)}", [f"validation/{metric}", f"validation/untuned_{metric}"], "bars"
@@ -55,7 +55,7 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
             if metric != "reward_accuracy"
         ],
         "Comparison": [
-            Panel(f"Test {metric_label(metric)}", [f"test/{name}/{metric}" for name in compared], "bars")
+            Panel(f"Test {metric_label(metric)}", [f"test/{name}/{metric}" for name in systems], "bars")
             for metric in metrics
             if metric != "reward_accuracy"
         ],
@@ -67,7 +67,7 @@ def build_workspace(recipe: Recipe, name: str) -> Any:
     import wandb_workspaces.reports.v2 as parts
     import wandb_workspaces.workspaces as workspaces
 
-    def made(panel: Panel) -> Any:
+    def build_panel(panel: Panel) -> Any:
         if panel.kind == "bars":
             return parts.BarPlot(title=panel.title, metrics=list(panel.fields))
         return parts.LinePlot(title=panel.title, x="step", y=list(panel.fields))
@@ -78,7 +78,7 @@ def build_workspace(recipe: Recipe, name: str) -> Any:
         project=wandb.project,
         name=f"insource: {name}",
         sections=[
-            workspaces.Section(name=title, panels=[made(one) for one in panels], is_open=True)
+            workspaces.Section(name=title, panels=[build_panel(item) for item in panels], is_open=True)
             for title, panels in build_sections(recipe).items()
         ],
     )
@@ -93,13 +93,13 @@ def main() -> int:
     wandb = loaded.recipe.tracking.wandb
     if wandb.mode == "online" or (wandb.mode == "auto" and is_logged_in()):
         if not arguments.dry_run:
-            made = build_workspace(loaded.recipe, loaded.name)
-            made.save()
-            print(f"dashboard {made.url}")
+            workspace = build_workspace(loaded.recipe, loaded.name)
+            workspace.save()
+            print(f"dashboard {workspace.url}")
         return cli.OK
     path = runs / loaded.name / "dashboard.json"
-    why = "tracking.wandb.mode is " + wandb.mode if wandb.mode != "auto" else "this machine is not logged in to W&B"
-    print(f"W&B       {why}: the specification is written instead; `wandb login`, then again", file=sys.stderr)
+    reason = "tracking.wandb.mode is " + wandb.mode if wandb.mode != "auto" else "this machine is not logged in to W&B"
+    print(f"W&B       {reason}: the specification is written instead; `wandb login`, then again", file=sys.stderr)
     if not arguments.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
         specification = (

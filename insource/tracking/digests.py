@@ -36,7 +36,7 @@ def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]])
         base = {name: atomic_files.sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).exists()}
     base = [base, recipe.model.template.model_dump(mode="json"), recipe.model.stop]
     return atomic_files.digest(
-        [DATA_VERSION, keys, dialect, prompt, base, recipe.privacy.redact, [list(one) for one in sources]]
+        [DATA_VERSION, keys, dialect, prompt, base, recipe.privacy.redact, [list(source) for source in sources]]
     )
 
 

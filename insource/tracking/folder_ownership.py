@@ -33,21 +33,28 @@ NO_HARD_LINK_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 def resolve_name(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
     """Returns the recipe under the name that it has below `parent` (runs or registry): its own, or where that is
     another recipe's, its own with a hash of its path. Tells on stderr where they differ."""
-    first, *others = folders = [parent / loaded.name, *sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}"))]
+    default_folder, *suffixed_folders = folders = [
+        parent / loaded.name,
+        *sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}")),
+    ]
     path = str(loaded.path)
     for folder in folders:
         if (owner := _read_owner(folder)) is not None and owner[0] == path:
             return replace(loaded, name=folder.name)
-    if not first.is_symlink() and not first.exists() and (old := _find_former_folder(loaded, parent)) is not None:
-        _link_former_folder(first, old)
-    other = _find_other_owner(first, loaded)
-    if other is None:
+    if (
+        not default_folder.is_symlink()
+        and not default_folder.exists()
+        and (former := _find_former_folder(loaded, parent)) is not None
+    ):
+        _link_former_folder(default_folder, former)
+    other_owner = _find_other_owner(default_folder, loaded)
+    if other_owner is None:
         return loaded
-    for folder in others:
+    for folder in suffixed_folders:
         if _read_owner(folder) is not None and _find_other_owner(folder, loaded) is None:
             return replace(loaded, name=folder.name)
     name = _find_free_name(loaded, parent)
-    print(f"recipe    {name}: {first} belongs to {other}", file=sys.stderr)
+    print(f"recipe    {name}: {default_folder} belongs to {other_owner}", file=sys.stderr)
     return replace(loaded, name=name)
 
 
@@ -56,15 +63,15 @@ def claim_folder(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
 
     Raises RecipeError where nothing can be written there.
     """
-    mine = (str(loaded.path), atomic_files.sha256(loaded.path))
+    expected_owner = (str(loaded.path), atomic_files.sha256(loaded.path))
     while True:
-        found = resolve_name(loaded, parent)
-        folder = parent / found.name
+        resolved = resolve_name(loaded, parent)
+        folder = parent / resolved.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             owner = _read_owner(folder)
-            if owner == mine or _write_owner(folder, mine, first=owner is None):
-                return found
+            if owner == expected_owner or _write_owner(folder, expected_owner, is_first=owner is None):
+                return resolved
         except OSError as error:
             raise RecipeError(f"runs cannot be kept in {parent}: {cli.describe_os_error(error)}") from None
 
@@ -75,15 +82,15 @@ def _find_other_owner(folder: Path, loaded: LoadedRecipe) -> str | None:
     if owner is None:
         # Made before owners were written down: whose runs they are, their data tell.
         sources = list(_read_sources(folder)) if folder.is_dir() and loaded.path.parent != RECIPES else []
-        mine = loaded.recipe.data.source.model_dump(mode="json", exclude_none=True)
-        return "a recipe with other data" if sources and mine not in sources else None
+        recipe_source = loaded.recipe.data.source.model_dump(mode="json", exclude_none=True)
+        return "a recipe with other data" if sources and recipe_source not in sources else None
     path, sha256 = owner
     if path == str(loaded.path):
         return None
     if Path(path).is_file():
         return path
-    same = _has_same_data(folder, loaded)
-    if same or (same is None and sha256 in ("", atomic_files.sha256(loaded.path))):
+    same_data = _has_same_data(folder, loaded)
+    if same_data or (same_data is None and sha256 in ("", atomic_files.sha256(loaded.path))):
         return None
     return f"{path}, which is not there; if this recipe is that one, write its path into {folder / OWNER_FILE}"
 
@@ -92,61 +99,65 @@ def _has_same_data(folder: Path, loaded: LoadedRecipe) -> bool | None:
     """Whether data that were prepared here are those of the recipe; None where that cannot be told."""
     reports = (atomic_files.read_json(path) for path in folder.glob(".data/*/data.json"))
     # Plain files alone: what `datasets` saved has one hash for several.
-    plain = (report["sources"] for report in reports if all("bytes" in one for one in report["sources"]))
-    kept = [{one["sha256"] for one in sources} for sources in plain]
-    there = [path for paths in loaded.recipe.data.source.given.values() for one in paths for path in _list_files(one)]
-    if not kept or not there:
+    file_sources = (report["sources"] for report in reports if all("bytes" in source for source in report["sources"]))
+    prepared_hashes = [{source["sha256"] for source in sources} for sources in file_sources]
+    source_files = [
+        path for paths in loaded.recipe.data.source.given.values() for pattern in paths for path in _list_files(pattern)
+    ]
+    if not prepared_hashes or not source_files:
         return None
-    mine = {atomic_files.sha256(path) for path in there}
-    return any(one <= mine for one in kept)
+    recipe_hashes = {atomic_files.sha256(path) for path in source_files}
+    return any(hashes <= recipe_hashes for hashes in prepared_hashes)
 
 
-def _list_files(given: str) -> list[Path]:
+def _list_files(pattern: str) -> list[Path]:
     """The files behind a path of a recipe: itself, those of a folder, or those of a pattern."""
-    path = Path(given)
+    path = Path(pattern)
     paths: Iterable[Path] = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    every = (one.rglob("*") if one.is_dir() else [one] for one in paths)
-    return [one for several in every for one in several if one.is_file()]
+    groups = (match.rglob("*") if match.is_dir() else [match] for match in paths)
+    return [file for group in groups for file in group if file.is_file()]
 
 
 def _find_free_name(loaded: LoadedRecipe, parent: Path) -> str:
     """The recipe's name with six digits of a hash of its path, such that no other recipe has it."""
     digits = hashlib.sha256(str(loaded.path).encode()).hexdigest()
-    names = [f"{loaded.name}-{digits[at : at + 6]}" for at in range(0, len(digits) - 5, 6)]
+    names = [f"{loaded.name}-{digits[start : start + 6]}" for start in range(0, len(digits) - 5, 6)]
     return next((name for name in names if _read_owner(parent / name) is None), names[-1])
 
 
 def _find_former_folder(loaded: LoadedRecipe, parent: Path) -> Path | None:
     """The folder that holds this recipe's runs under another name: of before names were such that W&B and servers take
     them, or of the recipe's file before it was renamed: no file is there, and the recipe and its data are the same."""
-    old = parent / loaded.path.stem
-    if loaded.path.stem != loaded.name and old.is_dir() and _find_other_owner(old, loaded) is None:
-        return old
+    former = parent / loaded.path.stem
+    if loaded.path.stem != loaded.name and former.is_dir() and _find_other_owner(former, loaded) is None:
+        return former
     sha256 = atomic_files.sha256(loaded.path)
     for folder in sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink()):
         owner = _read_owner(folder)
         if owner is None or Path(owner[0]).exists():
             continue
-        same = _has_same_data(folder, loaded)
+        same_data = _has_same_data(folder, loaded)
         # A registry has no data; there it must be the same folder's.
-        if owner[1] == sha256 and (same or (same is None and Path(owner[0]).parent == loaded.path.parent)):
+        if owner[1] == sha256 and (same_data or (same_data is None and Path(owner[0]).parent == loaded.path.parent)):
             return folder
-        if not same:
+        if not same_data:
             continue
-        told = f"{folder} holds runs of the same data, of {owner[0]}, which is not there"
-        print(f"recipe    {told}; if this is that recipe: ln -s {folder.name} {parent / loaded.name}", file=sys.stderr)
+        message = f"{folder} holds runs of the same data, of {owner[0]}, which is not there"
+        print(
+            f"recipe    {message}; if this is that recipe: ln -s {folder.name} {parent / loaded.name}", file=sys.stderr
+        )
     return None
 
 
-def _link_former_folder(name: Path, old: Path) -> None:
+def _link_former_folder(link: Path, target: Path) -> None:
     """Makes the name lead to the folder of before, where it can be: nothing is moved that a process may write to."""
-    told = f"recipe    {old} holds this recipe's runs, under a name of before"
+    message = f"recipe    {target} holds this recipe's runs, under a name of before"
     try:
-        name.symlink_to(old.name)
+        link.symlink_to(target.name)
     except OSError as error:
-        print(f"{told}: rename it to {name.name} ({error.strerror})", file=sys.stderr)
+        print(f"{message}: rename it to {link.name} ({error.strerror})", file=sys.stderr)
     else:
-        print(f"{told}; {name.name} now leads there", file=sys.stderr)
+        print(f"{message}; {link.name} now leads there", file=sys.stderr)
 
 
 def _read_owner(folder: Path) -> tuple[str, str] | None:
@@ -158,23 +169,23 @@ def _read_owner(folder: Path) -> tuple[str, str] | None:
     return path, sha256
 
 
-def _write_owner(folder: Path, owner: tuple[str, str], first: bool) -> bool:
-    """Writes the owner. Returns whether it was this process that did, where it is the `first` owner."""
-    aside = folder / f"{OWNER_FILE}.{secrets.token_hex(4)}"
-    aside.write_text("\n".join(owner) + "\n", encoding="utf-8")
+def _write_owner(folder: Path, owner: tuple[str, str], is_first: bool) -> bool:
+    """Writes the owner. Returns whether it was this process that did, where it is the `is_first` owner."""
+    temp_path = folder / f"{OWNER_FILE}.{secrets.token_hex(4)}"
+    temp_path.write_text("\n".join(owner) + "\n", encoding="utf-8")
     try:
-        if first:
-            os.link(aside, folder / OWNER_FILE)
+        if is_first:
+            os.link(temp_path, folder / OWNER_FILE)
         else:
-            aside.replace(folder / OWNER_FILE)
+            temp_path.replace(folder / OWNER_FILE)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in NO_HARD_LINK_ERRORS:
             raise
-        aside.replace(folder / OWNER_FILE)  # a disk without hard links: the last of two at once has it
+        temp_path.replace(folder / OWNER_FILE)  # a disk without hard links: the last of two at once has it
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
     return True
 
 

@@ -20,24 +20,24 @@ from insource.system import atomic_files
 MetricRow = Mapping[str, float | int]
 
 
-def append(path: Path, figures: MetricRow) -> None:
+def append(path: Path, row: MetricRow) -> None:
     """Appends one line, flushed to disk. Raises ValueError on NaN and infinity."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(figures), allow_nan=False) + "\n")
+        file.write(json.dumps(dict(row), allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows, without a last one that a kill cut short; [] where there is no file."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                rows.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-    return found
+    return rows
 
 
 def read_last_value(path: Path, name: str) -> float | None:
@@ -48,5 +48,5 @@ def read_last_value(path: Path, name: str) -> float | None:
 def truncate_after(path: Path, step: int) -> None:
     """Drops what was logged after `step`, and a line that a kill cut short, before a resumed run logs it anew."""
     if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
-        atomic_files.write_text(path, "".join(kept))
+        lines = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
+        atomic_files.write_text(path, "".join(lines))

@@ -73,13 +73,13 @@ class Run:
     def references(self) -> Path:
         """Returns the file of the reference answers of a run, or of a deployed version: beside the adapter, which is
         what people share; in its folder, where an earlier version of insource trained it."""
-        beside = self.folder / REFERENCES_FILE
-        return beside if beside.exists() else self.folder / "adapter" / REFERENCES_FILE
+        path = self.folder / REFERENCES_FILE
+        return path if path.exists() else self.folder / "adapter" / REFERENCES_FILE
 
     def check_references(self, prompt: Mapping[str, Any]) -> None:
         """Returns nothing where the reference answers are those that a prompt.json tells of. Raises StageError."""
-        told = prompt.get("references")
-        if told and (not self.references.is_file() or atomic_files.sha256(self.references) != told["sha256"]):
+        record = prompt.get("references")
+        if record and (not self.references.is_file() or atomic_files.sha256(self.references) != record["sha256"]):
             raise StageError(
                 f"{self.folder / REFERENCES_FILE} is not as training wrote it; copy it again, or train again (FRESH=1)"
             )
@@ -104,31 +104,31 @@ class Run:
         try:
             return Recipe.model_validate(values, context={"of_run": True})
         except ValidationError as error:
-            keys = sorted({".".join(map(str, one["loc"])) or str(one["msg"]) for one in error.errors()})
+            keys = sorted({".".join(map(str, detail["loc"])) or str(detail["msg"]) for detail in error.errors()})
             raise RecipeError(
                 f"{self.folder / 'recipe.yaml'}: this version of insource does not read it ({', '.join(keys)}); a "
                 "newer one may have written it: update insource here"
             ) from None
 
 
-def runs_folder(given: str | None) -> Path:
+def runs_folder(folder: str | None) -> Path:
     """Returns where runs are kept: what is given, else RUNS, else `runs` in the current folder."""
-    return Path(given or os.environ.get("RUNS") or "runs").absolute()
+    return Path(folder or os.environ.get("RUNS") or "runs").absolute()
 
 
 def create(
-    parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, replaced: Sequence[str] = ()
+    parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, overrides: Sequence[str] = ()
 ) -> Run:
     """Makes the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
 
-    `replaced` tells what the hardware file and SET changed of the recipe as it is written.
+    `overrides` tells what the hardware file and SET changed of the recipe as it is written.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with atomic_files.atomic_folder(parent / name) as folder:
         atomic_files.write_text(folder / "recipe.yaml", to_yaml(recipe))
         atomic_files.write_json(folder / "env.json", environment)
         manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest}
-        manifest |= {"replaced": list(replaced), "stages": {}}
+        manifest |= {"replaced": list(overrides), "stages": {}}
         atomic_files.write_json(folder / "manifest.json", manifest)
         (folder / "data").symlink_to(os.path.relpath(data, folder))
     return Run(parent / name)
@@ -136,7 +136,9 @@ def create(
 
 def find_by_digest(parent: Path, digest: str) -> list[Run]:
     """Returns the runs of this digest below `runs/<recipe>`, newest first."""
-    folders = sorted((p.parent for p in parent.glob("*/manifest.json") if not p.parent.is_symlink()), reverse=True)
+    folders = sorted(
+        (path.parent for path in parent.glob("*/manifest.json") if not path.parent.is_symlink()), reverse=True
+    )
     return [run for run in map(Run, folders) if run.manifest["digest"] == digest]
 
 
@@ -152,8 +154,8 @@ def find(parent: Path, run_id: str | None) -> Run:
     if run_id is None:
         raise RecipeError(f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one")
     names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
-    there = f"there are {', '.join(names)}" if names else "there are none"
-    raise RecipeError(f"RUN={run_id}: no such run below {parent}; {there}")
+    available = f"there are {', '.join(names)}" if names else "there are none"
+    raise RecipeError(f"RUN={run_id}: no such run below {parent}; {available}")
 
 
 def load_recipe_and_run(arguments: argparse.Namespace) -> tuple[LoadedRecipe, Run]:
@@ -183,9 +185,9 @@ def start_stage(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
     )
 
 
-def record_fallback(run: Run, stage: str, told: str) -> None:
+def record_fallback(run: Run, stage: str, message: str) -> None:
     """Records that something was done otherwise than the recipe asks."""
-    _update_stage(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), told]})
+    _update_stage(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), message]})
 
 
 def end_stage(
@@ -212,9 +214,9 @@ def record_stage(run: Run, stage: str) -> Iterator[None]:
         state: StageState = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
             end_stage(run, stage, state, str(error) or type(error).__name__)
-        except OSError as unwritten:
-            told = f"{run.folder / 'manifest.json'} does not record that {stage} {state}: {unwritten.strerror}"
-            print(f"manifest  {told}", file=sys.stderr, flush=True)
+        except OSError as write_error:
+            message = f"{run.folder / 'manifest.json'} does not record that {stage} {state}: {write_error.strerror}"
+            print(f"manifest  {message}", file=sys.stderr, flush=True)
         raise
 
 
@@ -225,15 +227,15 @@ def lock_run(run: Run) -> Iterator[None]:
     Raises StageError where another process holds it.
     """
     with (run.folder / ".lock").open("w", encoding="utf-8") as file:
-        end_of_wait = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > end_of_wait:
-                    told = f"run {run.id} is being worked on by another process; wait for it, or end it"
-                    raise StageError(told) from None
+                if time.monotonic() > deadline:
+                    message = f"run {run.id} is being worked on by another process; wait for it, or end it"
+                    raise StageError(message) from None
                 time.sleep(0.05)
         _locked_folders.add(run.folder.resolve())
         try:
@@ -244,9 +246,9 @@ def lock_run(run: Run) -> Iterator[None]:
 
 def set_latest(run: Run) -> None:
     """Makes `runs/<recipe>/latest` name this run."""
-    aside = run.folder.parent / f".latest.{secrets.token_hex(4)}"
-    aside.symlink_to(run.id)
-    aside.replace(run.folder.parent / "latest")
+    temp_path = run.folder.parent / f".latest.{secrets.token_hex(4)}"
+    temp_path.symlink_to(run.id)
+    temp_path.replace(run.folder.parent / "latest")
 
 
 def to_yaml(recipe: Recipe) -> str:

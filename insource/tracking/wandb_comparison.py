@@ -32,8 +32,8 @@ def log_comparison(
     }
     if recipe.privacy.data_may_leave:
         tables["test/disagreements"] = build_disagreements_table(disagreements)
-    found = {name: wandb.Table(columns=rows[0], data=rows[1:]) for name, rows in tables.items() if len(rows) > 1}
-    wandb_run.log(found)
+    wandb_tables = {name: wandb.Table(columns=rows[0], data=rows[1:]) for name, rows in tables.items() if len(rows) > 1}
+    wandb_run.log(wandb_tables)
     wandb_run.summary.update(build_summary(scores))
     wandb_run.finish()
 
@@ -46,40 +46,40 @@ def build_config(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_summary(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the figures of the W&B summary, by the names that panels read."""
-    found: dict[str, Any] = {"test/verdict": scores["verdict"]["choice"]}
-    for name, one in scores["systems"].items():
-        found |= {f"test/{name}/{metric}": value["value"] for metric, value in one["metrics"].items()}
-        if one["cost_usd_per_1k"] is not None:
-            found[f"test/{name}/cost_usd_per_1k"] = one["cost_usd_per_1k"]
-        if one["latency"]:
-            found[f"test/{name}/p95_seconds"] = one["latency"]["p95_seconds"]
-        if one["throughput"]:
-            found[f"test/{name}/requests_per_second"] = one["throughput"]["requests_per_second"]
-    return found
+    summary: dict[str, Any] = {"test/verdict": scores["verdict"]["choice"]}
+    for name, system in scores["systems"].items():
+        summary |= {f"test/{name}/{metric}": value["value"] for metric, value in system["metrics"].items()}
+        if system["cost_usd_per_1k"] is not None:
+            summary[f"test/{name}/cost_usd_per_1k"] = system["cost_usd_per_1k"]
+        if system["latency"]:
+            summary[f"test/{name}/p95_seconds"] = system["latency"]["p95_seconds"]
+        if system["throughput"]:
+            summary[f"test/{name}/requests_per_second"] = system["throughput"]["requests_per_second"]
+    return summary
 
 
 def build_systems_table(scores: Mapping[str, Any]) -> list[list[Any]]:
     """Returns a table with a row for each system and metric, its heading first."""
     rows: list[list[Any]] = [["system", "stand-in", "complete", "metric", "value", "ci_low", "ci_high", "n"]]
-    for one in scores["systems"].values():
-        for metric, value in one["metrics"].items():
-            ends = [value["value"], value["ci_low"], value["ci_high"]]
-            rows.append([one["title"], one["stand_in"], one["complete"], metric, *ends, one["n"]])
+    for system in scores["systems"].values():
+        for metric, value in system["metrics"].items():
+            interval = [value["value"], value["ci_low"], value["ci_high"]]
+            rows.append([system["title"], system["stand_in"], system["complete"], metric, *interval, system["n"]])
     return rows
 
 
 def build_differences_table(scores: Mapping[str, Any]) -> list[list[Any]]:
     """Returns a table of the paired differences, its heading first."""
     names = ["family", "a", "b", "metric", "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "test", "judged", "n"]
-    return [names, *([one[name] for name in names] for one in scores["comparisons"])]
+    return [names, *([comparison[name] for name in names] for comparison in scores["comparisons"])]
 
 
 def build_monthly_cost_table(scores: Mapping[str, Any]) -> list[list[Any]]:
     """Returns a table of what a month costs, by volume, its heading first."""
     names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
     rows: list[list[Any]] = [["system", *names]]
-    for name, one in scores["cost"]["systems"].items():
-        rows += [[name, *(line[column] for column in names)] for line in one["monthly"]]
+    for name, cost in scores["cost"]["systems"].items():
+        rows += [[name, *(line[column] for column in names)] for line in cost["monthly"]]
     return rows
 
 
@@ -89,7 +89,7 @@ def build_disagreements_table(disagreements: Sequence[Mapping[str, Any]]) -> lis
         return [[]]
     names = list(disagreements[0]["answers"])
     rows: list[list[Any]] = [["id", "input", "target", *names, *(f"{name} right" for name in names)]]
-    for one in disagreements[:MAX_DISAGREEMENTS]:
-        answers = [one["answers"][name] for name in names] + [one["right"][name] for name in names]
-        rows.append([one["id"], one["input"], one["target"], *answers])
+    for disagreement in disagreements[:MAX_DISAGREEMENTS]:
+        answers = [disagreement["answers"][name] for name in names] + [disagreement["right"][name] for name in names]
+        rows.append([disagreement["id"], disagreement["input"], disagreement["target"], *answers])
     return rows

@@ -77,11 +77,13 @@ def init_run(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "
         mode = "online" if is_logged_in() else "offline"
     name = run.id if job == "train" else f"{run.id}-{job}"
     if mode == "online" and recipe.privacy.data_may_leave:
-        told = "rows of the data, with labels and answers, and the adapter"
-        print(f"W&B       {tracking.project} gets {told} (privacy.data_may_leave: true)", file=sys.stderr, flush=True)
+        contents = "rows of the data, with labels and answers, and the adapter"
+        print(
+            f"W&B       {tracking.project} gets {contents} (privacy.data_may_leave: true)", file=sys.stderr, flush=True
+        )
     if mode == "offline":
-        for left in (run.folder / "wandb").glob(f"offline-run-*-{name}"):
-            shutil.rmtree(left)
+        for stale_folder in (run.folder / "wandb").glob(f"offline-run-*-{name}"):
+            shutil.rmtree(stale_folder)
     wandb_run = wandb.init(
         project=tracking.project,
         entity=tracking.entity,
@@ -153,28 +155,28 @@ def log_predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, 
     wandb_run.log({"validation/predictions": table}, commit=False)
 
 
-def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], given: Sequence[str | None]) -> None:
+def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], predicted: Sequence[str | None]) -> None:
     """Sends which label was taken for which, unless data may not leave: a matrix, and the pairs with the most rows.
 
-    `given` are the predicted labels, None where an answer was none. A matrix of 77 labels shows where to look, pairs
-    say what is there.
+    `predicted` are the predicted labels, None where an answer was none. A matrix of 77 labels shows where to look,
+    pairs say what is there.
     """
     if wandb_run is None or not recipe.privacy.data_may_leave:
         return
     import wandb
 
-    answered = [NO_ANSWER if label is None else label for label in given]
-    pairs = Counter((t, a) for t, a in zip(targets, answered, strict=True) if t != a)
-    rows_of = Counter(targets)
+    answers = [NO_ANSWER if label is None else label for label in predicted]
+    pairs = Counter((t, a) for t, a in zip(targets, answers, strict=True) if t != a)
+    target_counts = Counter(targets)
     worst = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CONFUSIONS]
     table = wandb.Table(
         columns=["target", "answer", "rows", "share of the target's rows"],
-        data=[[t, a, count, round(count / rows_of[t], 4)] for (t, a), count in worst],
+        data=[[t, a, count, round(count / target_counts[t], 4)] for (t, a), count in worst],
     )
-    told, labels = _limit_labels(MAX_MATRIX_LABELS, targets, answered)
+    display_labels, labels = _limit_labels(MAX_MATRIX_LABELS, targets, answers)
     matrix = wandb.plot.confusion_matrix(
-        y_true=[labels.index(told[label]) for label in targets],
-        preds=[labels.index(told[label]) for label in answered],
+        y_true=[labels.index(display_labels[label]) for label in targets],
+        preds=[labels.index(display_labels[label]) for label in answers],
         class_names=labels,
         title="Validation: target by answer",
     )
@@ -190,8 +192,8 @@ def log_breakdown(wandb_run: Any, recipe: Recipe, what: str, figures: Mapping[st
         return
     import wandb
 
-    names = list(dict.fromkeys(name for one in figures.values() for name in one))
-    data = [[part, *(one.get(name) for name in names)] for part, one in figures.items()]
+    names = list(dict.fromkeys(name for values in figures.values() for name in values))
+    data = [[part, *(values.get(name) for name in names)] for part, values in figures.items()]
     table = wandb.Table(columns=[what.removeprefix("per_"), *names], data=data)
     wandb_run.log({f"validation/{what}": table}, commit=False)
 
@@ -230,14 +232,14 @@ def _table_cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
 
 
-def _limit_labels(most: int, targets: Sequence[str], answered: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _limit_labels(max_labels: int, targets: Sequence[str], answers: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Returns {label: label or OTHER_LABELS} and the labels left, those with the most mistakes, in alphabetic order."""
-    every = sorted({*targets, *answered})
-    if len(every) <= most:
-        return {label: label for label in every}, every
-    mistakes = Counter(label for pair in zip(targets, answered, strict=True) if pair[0] != pair[1] for label in pair)
-    kept = sorted(sorted(every, key=lambda label: (-mistakes[label], label))[: most - 1])
-    return {label: label if label in kept else OTHER_LABELS for label in every}, [*kept, OTHER_LABELS]
+    labels = sorted({*targets, *answers})
+    if len(labels) <= max_labels:
+        return {label: label for label in labels}, labels
+    mistakes = Counter(label for pair in zip(targets, answers, strict=True) if pair[0] != pair[1] for label in pair)
+    selected = sorted(sorted(labels, key=lambda label: (-mistakes[label], label))[: max_labels - 1])
+    return {label: label if label in selected else OTHER_LABELS for label in labels}, [*selected, OTHER_LABELS]
 
 
 def set_production_alias(run: Run, recipe: Recipe) -> None:
@@ -248,9 +250,9 @@ def set_production_alias(run: Run, recipe: Recipe) -> None:
         return
     import wandb
 
-    there = "/".join(part for part in (tracking.entity, tracking.project, run.id) if part)
+    run_path = "/".join(part for part in (tracking.entity, tracking.project, run.id) if part)
     try:
-        for artifact in wandb.Api().run(there).logged_artifacts():
+        for artifact in wandb.Api().run(run_path).logged_artifacts():
             if artifact.type == "model":
                 artifact.aliases.append("production")
                 artifact.save()

@@ -62,12 +62,12 @@ def check_server_allowed(recipe: Recipe, base_url: str) -> None:
     )
 
 
-def open_session(origin: str, at_once: int) -> ClientSession:
+def open_session(origin: str, max_concurrency: int) -> ClientSession:
     """Returns a session with a server, to be used as a context; the key is that of the environment."""
     key = os.environ.get(API_KEY_VARIABLE)
     return ClientSession(
         origin,
-        connector=TCPConnector(limit=at_once, keepalive_timeout=KEEPALIVE_SECONDS),
+        connector=TCPConnector(limit=max_concurrency, keepalive_timeout=KEEPALIVE_SECONDS),
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_TIMEOUT_SECONDS),
     )
@@ -81,27 +81,27 @@ def server_origin(base_url: str) -> str:
 class VllmClient:
     """vLLM, on the wire that the comparison uses: the same body, the same constraint, the same reading."""
 
-    def __init__(self, task: Task, asking: ClientSession, labels: Sequence[str], at_once: int) -> None:
-        """`labels`: those whose probabilities are asked for. `at_once`: requests for those of one row."""
-        self._task, self._labels, self._at_once = task, labels, at_once
-        self._session, self._engine = asking, EngineConnection(asking, lambda: None)
+    def __init__(self, task: Task, session: ClientSession, labels: Sequence[str], max_concurrency: int) -> None:
+        """`labels`: those whose probabilities are asked for. `max_concurrency`: requests for those of one row."""
+        self._task, self._labels, self._at_once = task, labels, max_concurrency
+        self._session, self._engine = session, EngineConnection(session, lambda: None)
 
     async def ask(self, row: InputRow) -> Prediction:
         """Returns the prediction of a row. Raises StageError where the server is gone."""
         # How long to wait is not vLLM's word here: deploy/answers/local_model.py says it for clients of the gateway.
-        return await _ask_with_retries(lambda: self._asked(row), self._session, heed=False)
+        return await _ask_with_retries(lambda: self._asked(row), self._session, use_retry_after=False)
 
     async def _asked(self, row: InputRow) -> Prediction:
         assert row.given is not None
-        found = await local_model.query_model(self._engine, self._task, row.given, None)
-        if found.parsed.problem is not None:
-            return Prediction(refused=f"invalid_answer: {found.parsed.problem}")
+        model_answer = await local_model.query_model(self._engine, self._task, row.given, None)
+        if model_answer.parsed.problem is not None:
+            return Prediction(refused=f"invalid_answer: {model_answer.parsed.problem}")
         threshold = self._task.routing.threshold
         return Prediction(
-            answer=found.parsed.value,
-            confidence=found.confidence,
+            answer=model_answer.parsed.value,
+            confidence=model_answer.confidence,
             answered_by=ANSWERED_LOCALLY,
-            abstain=is_below_threshold(found.confidence, threshold),
+            abstain=is_below_threshold(model_answer.confidence, threshold),
             probabilities=await self._probabilities(row.given.text),
         )
 
@@ -115,8 +115,8 @@ class VllmClient:
 class GatewayClient:
     """A gateway: one version of the task, which may have an API model answer below the threshold."""
 
-    def __init__(self, task: Task, asking: ClientSession, labels: Sequence[str], version: str) -> None:
-        self._task, self._session, self._labels, self._version = task, asking, labels, version
+    def __init__(self, task: Task, session: ClientSession, labels: Sequence[str], version: str) -> None:
+        self._task, self._session, self._labels, self._version = task, session, labels, version
 
     async def ask(self, row: InputRow) -> Prediction:
         """Returns the prediction of a row. Raises StageError where the gateway is gone, or has changed over."""
@@ -124,45 +124,49 @@ class GatewayClient:
 
     async def _asked(self, row: InputRow) -> Prediction:
         # As the file has it: the gateway redacts, and keeps here what has personal data in it.
-        said = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
+        payload = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
         return Prediction(
-            answer=said["answer"],
-            confidence=said["confidence"],
-            answered_by=said["answered_by"],
-            abstain=self._abstains(said),
+            answer=payload["answer"],
+            confidence=payload["confidence"],
+            answered_by=payload["answered_by"],
+            abstain=self._abstains(payload),
             probabilities=await self._probabilities(row.raw),
         )
 
-    def _abstains(self, said: Mapping[str, Any]) -> bool | None:
-        if said["answered_by"] != ANSWERED_LOCALLY or said["reason"] == CONFIDENT_REASON:
+    def _abstains(self, payload: Mapping[str, Any]) -> bool | None:
+        if payload["answered_by"] != ANSWERED_LOCALLY or payload["reason"] == CONFIDENT_REASON:
             return False
-        return True if said["degraded"] else is_below_threshold(said["local_confidence"], self._task.routing.threshold)
+        return (
+            True
+            if payload["degraded"]
+            else is_below_threshold(payload["local_confidence"], self._task.routing.threshold)
+        )
 
-    async def _probabilities(self, raw: str) -> Mapping[str, float] | None:
+    async def _probabilities(self, raw_input: str) -> Mapping[str, float] | None:
         if not self._labels:
             return None
         choices = [{"value": label} for label in self._labels]
         question = {"type": "choice", "instructions": "-", "choices": choices}
-        body = {"model": self._task.name, "input": raw, "questions": [question]}
-        said = await self._posted(decisions.PATH, body)
-        return {one["value"]: one["probability"] for one in said["answers"][0]["probabilities"]}
+        body = {"model": self._task.name, "input": raw_input, "questions": [question]}
+        payload = await self._posted(decisions.PATH, body)
+        return {entry["value"]: entry["probability"] for entry in payload["answers"][0]["probabilities"]}
 
     async def _posted(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        said, version = await _post_json(self._session, path, body)
+        payload, version = await _post_json(self._session, path, body)
         if version != self._version:
             raise StageError(
                 f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
                 "are asked of that one"
             )
-        return said
+        return payload
 
 
-async def fetch_deployed_version(asking: ClientSession, name: str) -> str:
+async def fetch_deployed_version(session: ClientSession, name: str) -> str:
     """Returns the version of a model that a gateway answers with, by asking for one token, which is not routed. Raises
     RecipeError or StageError where there is none."""
     for failures in range(1, MAX_ATTEMPTS + 1):
         try:
-            _, version = await _post_json(asking, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
+            _, version = await _post_json(session, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
         except RequestError as error:
             if error.status not in RETRY_STATUS or failures == MAX_ATTEMPTS:
                 raise StageError(f"the gateway does not answer: {error}") from None
@@ -180,7 +184,7 @@ def is_below_threshold(confidence: float | None, threshold: float | None) -> boo
 
 
 async def _ask_with_retries(
-    ask: Callable[[], Awaitable[Prediction]], asking: ClientSession, heed: bool = True
+    ask: Callable[[], Awaitable[Prediction]], session: ClientSession, use_retry_after: bool = True
 ) -> Prediction:
     """Asks up to TRIES times, and waits between as long as the server says, where that is to be heeded."""
     for failures in range(1, MAX_ATTEMPTS + 1):
@@ -192,12 +196,12 @@ async def _ask_with_retries(
                 return Prediction(refused=f"{_refusal_code(error)}: {error}")
             if status not in RETRY_STATUS:
                 raise StageError(f"the server answers {status} to a row: {error}") from None
-            last = error
+            last_error = error
             if failures < MAX_ATTEMPTS:
-                await asyncio.sleep((heed and error.retry_seconds) or backoff_seconds(failures))
-    if not await _is_healthy(asking):
-        raise StageError(f"nothing answers any more ({last}); what was answered is kept: call again to go on")
-    return Prediction(refused=f"{NO_ANSWER_CODE}: {last}", final=False)
+                await asyncio.sleep((use_retry_after and error.retry_seconds) or backoff_seconds(failures))
+    if not await _is_healthy(session):
+        raise StageError(f"nothing answers any more ({last_error}); what was answered is kept: call again to go on")
+    return Prediction(refused=f"{NO_ANSWER_CODE}: {last_error}", final=False)
 
 
 def _refusal_code(error: RequestError) -> str:
@@ -206,45 +210,50 @@ def _refusal_code(error: RequestError) -> str:
     return "invalid_answer" if wrong_answer else "refused_input"
 
 
-async def _is_healthy(asking: ClientSession) -> bool:
+async def _is_healthy(session: ClientSession) -> bool:
     try:
-        async with asking.get("/health", timeout=ClientTimeout(total=10)) as found:
-            return found.status == 200
+        async with session.get("/health", timeout=ClientTimeout(total=10)) as response:
+            return response.status == 200
     except (ClientError, TimeoutError):
         return False
 
 
-async def get_json(asking: ClientSession, path: str) -> dict[str, Any]:
+async def get_json(session: ClientSession, path: str) -> dict[str, Any]:
     """Returns what a server says at a path. Raises StageError where it does not answer, or does not take the key."""
     try:
-        async with asking.get(path) as found:
-            said = await found.json(content_type=None)
+        async with session.get(path) as response:
+            payload = await response.json(content_type=None)
     except (ClientError, TimeoutError, ValueError) as error:
         raise StageError(f"BASE_URL: the server does not answer: {error}") from None
-    _raise_for_access(found.status, said)
-    return said if isinstance(said, dict) else {}
+    _raise_for_access(response.status, payload)
+    return payload if isinstance(payload, dict) else {}
 
 
-async def _post_json(asking: ClientSession, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+async def _post_json(session: ClientSession, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Returns what a gateway says, and the version that it says it of. Raises RefusedError, or StageError where no row
     will be answered."""
     try:
-        async with asking.post(path, json=body) as found:
-            said = json.loads(await found.read())
+        async with session.post(path, json=body) as response:
+            payload = json.loads(await response.read())
     except (ClientError, TimeoutError, ValueError, RuntimeError) as error:
         raise RequestError(503, "overloaded_error", f"no answer: {type(error).__name__}") from None
-    if found.status == 200 and isinstance(said, dict):
-        return said, found.headers.get(VERSION_HEADER, "")
-    _raise_for_access(found.status, said)
-    wait = found.headers.get("Retry-After", "")
-    raise RequestError(found.status, "error", local_model.extract_message(said), int(wait) if wait.isdigit() else None)
+    if response.status == 200 and isinstance(payload, dict):
+        return payload, response.headers.get(VERSION_HEADER, "")
+    _raise_for_access(response.status, payload)
+    retry_after = response.headers.get("Retry-After", "")
+    raise RequestError(
+        response.status,
+        "error",
+        local_model.extract_message(payload),
+        int(retry_after) if retry_after.isdigit() else None,
+    )
 
 
-def _raise_for_access(status: int, said: Any) -> None:
+def _raise_for_access(status: int, payload: Any) -> None:
     if status in (401, 403):
         raise StageError(
-            f"the server takes no requests of this one: {local_model.extract_message(said)} ({API_KEY_VARIABLE} is "
+            f"the server takes no requests of this one: {local_model.extract_message(payload)} ({API_KEY_VARIABLE} is "
             "its key)"
         )
     if status == 404:
-        raise StageError(f"the server answers 404: {local_model.extract_message(said)}")
+        raise StageError(f"the server answers 404: {local_model.extract_message(payload)}")

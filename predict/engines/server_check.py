@@ -32,69 +32,73 @@ class VerifiedServer:
 
 
 async def verify_server(
-    asking: ClientSession, adapter: ServedModel, cards: list[ModelCard], serve: Serve
+    session: ClientSession, adapter: ServedModel, cards: list[ModelCard], serve: Serve
 ) -> VerifiedServer:
     """Returns what a server serves of a run; `adapter` is that run's, `cards` as `cards_of` has them.
 
     Raises RecipeError where it reads other prompts than the run was trained on, or answers otherwise; StageError where
     it does not answer.
     """
-    form = _served_variant(str(cards[0]["root"] or ""), adapter)
+    variant = _served_variant(str(cards[0]["root"] or ""), adapter)
     try:
-        if told := await _find_prompt_mismatch(asking, adapter):
-            raise RecipeError(_mismatch_message(adapter, told))
+        if mismatch := await _find_prompt_mismatch(session, adapter):
+            raise RecipeError(_mismatch_message(adapter, mismatch))
         if not adapter.run.references.is_file():
             return VerifiedServer(
-                form, cards, Routing(None, None, f"run {adapter.run.id} has no answers to hold a server to")
+                variant, cards, Routing(None, None, f"run {adapter.run.id} has no answers to hold a server to")
             )
-        told = await _find_answer_mismatch(asking, adapter, form, serve)
+        mismatch = await _find_answer_mismatch(session, adapter, variant, serve)
     except (ClientError, TimeoutError, ValueError) as error:
         raise StageError(f"BASE_URL: the server does not answer: {type(error).__name__}: {error}") from None
-    if told:
-        raise RecipeError(_mismatch_message(adapter, told))
-    why = f"the server does not say which form of run {adapter.run.id} it serves"
-    return VerifiedServer(form, cards, None if form else Routing(None, None, why))
+    if mismatch:
+        raise RecipeError(_mismatch_message(adapter, mismatch))
+    reason = f"the server does not say which form of run {adapter.run.id} it serves"
+    return VerifiedServer(variant, cards, None if variant else Routing(None, None, reason))
 
 
 def find_model_cards(models: Mapping[str, Any], name: str) -> list[ModelCard]:
     """Returns what /v1/models says of a model and of its base. Raises RecipeError where it has no such model."""
-    known = {str(one.get("id")): one for one in models.get("data", []) if isinstance(one, dict)}
-    if name not in known:
-        raise RecipeError(f"BASE_URL: there is no model {name}; there are {', '.join(known)}")
-    base = known.get(str(known[name].get("parent")))
-    every = [known[name], *([base] if base else [])]
-    return [{key: one.get(key) for key in ("id", "root", "parent", "max_model_len")} for one in every]
+    cards_by_id = {str(card.get("id")): card for card in models.get("data", []) if isinstance(card, dict)}
+    if name not in cards_by_id:
+        raise RecipeError(f"BASE_URL: there is no model {name}; there are {', '.join(cards_by_id)}")
+    base_card = cards_by_id.get(str(cards_by_id[name].get("parent")))
+    cards = [cards_by_id[name], *([base_card] if base_card else [])]
+    return [{key: card.get(key) for key in ("id", "root", "parent", "max_model_len")} for card in cards]
 
 
 def _served_variant(root: str, adapter: ServedModel) -> str | None:
     """A server names the folder that it has loaded: runs/<recipe>/<run id>/<form>."""
-    forms = {*launch_plan.available_variants(adapter.run, adapter.recipe), "adapter", "merged"}
-    inside = root.replace(os.sep, "/").rpartition(f"/{adapter.run.id}/")[2]
-    return inside if inside in forms and inside != root else None
+    variants = {*launch_plan.available_variants(adapter.run, adapter.recipe), "adapter", "merged"}
+    variant = root.replace(os.sep, "/").rpartition(f"/{adapter.run.id}/")[2]
+    return variant if variant in variants and variant != root else None
 
 
-async def _find_prompt_mismatch(asking: ClientSession, adapter: ServedModel) -> str | None:
+async def _find_prompt_mismatch(session: ClientSession, adapter: ServedModel) -> str | None:
     prompt = adapter.prompt
     if prompt.get("prompt_ids") is None:
         return None
-    async with asking.post("/tokenize", json={"model": adapter.name, "messages": prompt["messages"]}) as found:
-        said = await found.json(content_type=None)
-    if found.status != 200:
-        raise StageError(f"BASE_URL: /tokenize answers {found.status}: {local_model.extract_message(said)}")
-    return None if said["tokens"] == prompt["prompt_ids"] else "it reads other prompts than the run was trained on"
+    async with session.post("/tokenize", json={"model": adapter.name, "messages": prompt["messages"]}) as response:
+        payload = await response.json(content_type=None)
+    if response.status != 200:
+        raise StageError(f"BASE_URL: /tokenize answers {response.status}: {local_model.extract_message(payload)}")
+    return None if payload["tokens"] == prompt["prompt_ids"] else "it reads other prompts than the run was trained on"
 
 
 async def _find_answer_mismatch(
-    asking: ClientSession, adapter: ServedModel, form: str | None, serve: Serve
+    session: ClientSession, adapter: ServedModel, variant: str | None, serve: Serve
 ) -> str | None:
     references = reference_check.load_references(adapter.run.references)
-    answers = await reference_check.query_references(asking, references, adapter.prompt, adapter.name)
-    share = reference_check.compute_agreement(references, answers, launch_plan.rounding_tolerance(adapter, serve))
+    answers = await reference_check.query_references(session, references, adapter.prompt, adapter.name)
+    agreement = reference_check.compute_agreement(references, answers, launch_plan.rounding_tolerance(adapter, serve))
     may_differ = not launch_plan.has_trained_weights(adapter, serve) or "quantized" in (
-        form or _possible_variants(adapter)
+        variant or _possible_variants(adapter)
     )
-    needed = reference_check.MIN_AGREEMENT_OTHER_WEIGHTS if may_differ else serve.parity.same_weights
-    return f"it gives {share:.1%} of the reference answers, and {needed:.1%} are due" if share < needed else None
+    min_agreement = reference_check.MIN_AGREEMENT_OTHER_WEIGHTS if may_differ else serve.parity.same_weights
+    return (
+        f"it gives {agreement:.1%} of the reference answers, and {min_agreement:.1%} are due"
+        if agreement < min_agreement
+        else None
+    )
 
 
 def _possible_variants(adapter: ServedModel) -> str:
@@ -102,8 +106,9 @@ def _possible_variants(adapter: ServedModel) -> str:
     return " ".join(launch_plan.available_variants(adapter.run, adapter.recipe))
 
 
-def _mismatch_message(adapter: ServedModel, told: str) -> str:
+def _mismatch_message(adapter: ServedModel, mismatch: str) -> str:
     return (
-        f"BASE_URL: the server's {adapter.name} is not what run {adapter.run.id} trained: {told}. RUN=<id> names the "
+        f"BASE_URL: the server's {adapter.name} is not what run {adapter.run.id} trained: {mismatch}. RUN=<id> "
+        "names the "
         "run that it serves"
     )

@@ -23,10 +23,10 @@ SCHEMA_VERSION = 1
 class JobExecution:
     """A job with what answers: its folder, and the steps that all engines share."""
 
-    def __init__(self, job: Job, asked: Task, who: Sequence[Any], answers: str) -> None:
-        """`who` identifies what answers, `answers` names it for people."""
-        self.job, self.task, self.who, self.answers = job, asked, who, answers
-        self.labels = job.labels(asked)
+    def __init__(self, job: Job, task: Task, engine_identity: Sequence[Any], engine_name: str) -> None:
+        """`engine_identity` identifies what answers, `engine_name` names it for people."""
+        self.job, self.task, self.who, self.answers = job, task, engine_identity, engine_name
+        self.labels = job.labels(task)
         self.layout = self._layout()
         self.digest = atomic_files.digest(self._depends_on())
         folder = job.here.folder.parent / ".predict" / self.digest
@@ -42,14 +42,14 @@ class JobExecution:
 
     def is_written(self) -> bool:
         """Returns whether the output is there, by the same model, with the same rows and columns."""
-        anew = self.job.fresh or self.state.is_fresh()
-        return not anew and self.job.about.get("digest") == self.digest
+        must_rerun = self.job.fresh or self.state.is_fresh()
+        return not must_rerun and self.job.about.get("digest") == self.digest
 
     def is_asked(self) -> bool:
         """Returns whether nothing is left to be asked; says where the threshold and the engine are from."""
         if self.is_written():
             return True
-        routing, done = self.task.routing, self.state.counts().rows
+        routing, n_done = self.task.routing, self.state.counts().rows
         log_step("engine", f"{self.answers}; up to {self.job.recipe.compare.concurrency} requests at once")
         if routing.threshold is None:
             log_step("threshold", f"none, `abstain` is left empty: {routing.why_none}")
@@ -57,23 +57,23 @@ class JobExecution:
             log_step("threshold", f"abstains below a confidence of {routing.threshold:.4f} (routing.json)")
         if self.layout.names["answer"] != "answer":
             log_step("columns", f"INPUT has one of our names: ours begin with {output.COLUMN_PREFIX}")
-        if done:
-            log_step("resumed", f"{done:,} of {self.job.survey.rows:,} rows are on disk")
-        return done == self.job.survey.rows
+        if n_done:
+            log_step("resumed", f"{n_done:,} of {self.job.survey.rows:,} rows are on disk")
+        return n_done == self.job.survey.rows
 
-    async def ask(self, ask: PredictRow) -> None:
+    async def ask(self, predict_row: PredictRow) -> None:
         """Asks all rows that have no answer on disk, with progress."""
-        job, done = self.job, self.state.counts().rows
-        began, first = time.monotonic(), done
-        with progress_bar.show_progress("predicted", job.survey.rows, done) as advance:
+        job, n_done = self.job, self.state.counts().rows
+        started_at, n_resumed = time.monotonic(), n_done
+        with progress_bar.show_progress("predicted", job.survey.rows, n_done) as advance:
 
             def on_rows(rows: int) -> None:
-                nonlocal done
-                done += rows
-                advance(done, f"{(done - first) / max(time.monotonic() - began, 1e-3):,.1f} rows/s")
+                nonlocal n_done
+                n_done += rows
+                advance(n_done, f"{(n_done - n_resumed) / max(time.monotonic() - started_at, 1e-3):,.1f} rows/s")
 
-            found = inputs.iter_segments(job.files, job.source, self.task, job.recipe, self.state.is_done)
-            await Pipeline(ask, self.state, job.recipe.compare.concurrency, on_rows).run(found)
+            segments = inputs.iter_segments(job.files, job.source, self.task, job.recipe, self.state.is_done)
+            await Pipeline(predict_row, self.state, job.recipe.compare.concurrency, on_rows).run(segments)
 
     def conclude(self) -> None:
         """Writes the output and what is said about it, whole, and removes what it was made of."""
@@ -89,13 +89,13 @@ class JobExecution:
             )
         path = self.job.output
         output.join_parts(
-            self.state.parts(), self.layout, path, self.digest, lambda whole: self.state.will_write(path, whole)
+            self.state.parts(), self.layout, path, self.digest, lambda temp_path: self.state.will_write(path, temp_path)
         )
         atomic_files.write_json(info_path(self.job.output), self._summary(counts))
         self.state.remove()
-        refused, routed = counts.refused.total(), self.task.routing.threshold is not None
-        abstains = f", abstains in {counts.abstained:,} of them" if routed else ""
-        log_step("answered", f"{counts.rows - refused:,} of {counts.rows:,} rows{abstains}")
+        refused, has_threshold = counts.refused.total(), self.task.routing.threshold is not None
+        abstain_note = f", abstains in {counts.abstained:,} of them" if has_threshold else ""
+        log_step("answered", f"{counts.rows - refused:,} of {counts.rows:,} rows{abstain_note}")
         if refused:
             reasons = ", ".join(f"{code} {rows:,}" for code, rows in counts.refused.most_common())
             log_step("refused", f"{refused:,} rows: {reasons}")
@@ -103,16 +103,16 @@ class JobExecution:
     def _layout(self) -> Layout:
         material = self.task.material
         answer = column_types.answer_type(material.module, material.spec)
-        kind = output.output_format(self.job.output)
-        return output.make_layout(kind, self.job.survey.types, answer, self.labels)
+        file_format = output.output_format(self.job.output)
+        return output.make_layout(file_format, self.job.survey.types, answer, self.labels)
 
     def _depends_on(self) -> list[Any]:
         job, routing = self.job, self.task.routing
         recipe = job.recipe.model_dump(mode="json", include={"privacy": {"redact"}, "data": {"columns"}})
         scale = routing.scale.json() if routing.scale else None
         options = job.source.model_dump(mode="json", exclude={"paths"})
-        asked = [self.layout.kind, self.labels, job.recipe.serve.structured_output, routing.threshold, scale]
-        return [SCHEMA_VERSION, list(self.who), job.survey.files, recipe, options, asked]
+        settings = [self.layout.kind, self.labels, job.recipe.serve.structured_output, routing.threshold, scale]
+        return [SCHEMA_VERSION, list(self.who), job.survey.files, recipe, options, settings]
 
     def _summary(self, counts: RowCounts) -> dict[str, Any]:
         job, routing = self.job, self.task.routing
@@ -134,6 +134,6 @@ class JobExecution:
         }
 
 
-def log_step(what: str, words: str) -> None:
+def log_step(label: str, message: str) -> None:
     """Prints a line of progress."""
-    print(f"{what:<9} {words}", file=sys.stderr, flush=True)
+    print(f"{label:<9} {message}", file=sys.stderr, flush=True)

@@ -25,14 +25,14 @@ class Journal:
         self._file = path.open("ab+", buffering=0)
         self._file.seek(0)
         data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            print(f"{path}: cut off a torn last line of {len(data) - whole} bytes", file=sys.stderr)
-            self._file.truncate(whole)
-        self._length: int | None = whole
+        whole_length = data.rfind(b"\n") + 1
+        if whole_length < len(data):
+            print(f"{path}: cut off a torn last line of {len(data) - whole_length} bytes", file=sys.stderr)
+            self._file.truncate(whole_length)
+        self._length: int | None = whole_length
         """Bytes of whole lines; None once nothing more can be written behind them."""
         self.predictions: Mapping[str, Prediction] = dict(
-            self._read(number, line) for number, line in enumerate(data[:whole].splitlines(), start=1)
+            self._read(number, line) for number, line in enumerate(data[:whole_length].splitlines(), start=1)
         )
 
     def _read(self, number: int, line: bytes) -> tuple[str, Prediction]:
@@ -50,12 +50,12 @@ class Journal:
         written of them is cut off again, and nothing more is taken."""
         if self._length is None:
             raise StageError(f"{self.path}: answers cannot be written any more")
-        lines = [json.dumps(prediction.to_journal_line(*one), ensure_ascii=False) + "\n" for one in predictions]
+        lines = [json.dumps(prediction.to_journal_line(*entry), ensure_ascii=False) + "\n" for entry in predictions]
         data = "".join(lines).encode("utf-8", "surrogatepass")
-        left = memoryview(data)
+        remaining = memoryview(data)
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
             os.fsync(self._file.fileno())
             self._length += len(data)
         except OSError as error:

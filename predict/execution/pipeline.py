@@ -33,12 +33,14 @@ class OpenSegment:
     def __init__(self, segment: Segment, path: Path) -> None:
         self.segment, self.journal = segment, Journal(path)
         self.keys = [_input_key(row) for row in segment.rows]
-        known = self.journal.predictions
-        self.failed_before = {key for key, one in known.items() if (one.refused or "").startswith(NO_ANSWER_CODE)}
+        cached = self.journal.predictions
+        self.failed_before = {
+            key for key, prediction in cached.items() if (prediction.refused or "").startswith(NO_ANSWER_CODE)
+        }
         """Keys of rows that an earlier call got no answer to: asked once more, then refused."""
         self.failed: KeyedPredictions = []
         """Those that this call got none to, for the first time."""
-        self.predictions = {key: one for key, one in known.items() if key not in self.failed_before}
+        self.predictions = {key: prediction for key, prediction in cached.items() if key not in self.failed_before}
         rows: dict[str, list[InputRow]] = {}
         for key, row in zip(self.keys, segment.rows, strict=True):
             if row.given is not None and key not in self.predictions:
@@ -49,7 +51,7 @@ class OpenSegment:
     @property
     def to_ask(self) -> list[tuple[str, InputRow]]:
         """Returns a row of each key that is missing, in the order of their texts."""
-        return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda one: one[1].given.text)  # type: ignore[union-attr]
+        return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda item: item[1].given.text)  # type: ignore[union-attr]
 
     @property
     def n_known(self) -> int:
@@ -62,7 +64,7 @@ class OpenSegment:
 
     def keep(self, predictions: KeyedPredictions) -> None:
         """Writes predictions into the journal. Raises StageError."""
-        if final := [one for one in predictions if self.is_final(*one)]:
+        if final := [entry for entry in predictions if self.is_final(*entry)]:
             self.journal.append(final)
 
     def leave(self) -> None:
@@ -72,12 +74,12 @@ class OpenSegment:
 
     def finish(self, state: PredictionState) -> None:
         """Writes the segment's part of the output."""
-        found = [
+        predicted_rows = [
             (row.own, Prediction(refused=row.refused) if row.given is None else self.predictions[key])
             for key, row in zip(self.keys, self.segment.rows, strict=True)
         ]
         self.journal.close()
-        state.finish(self.segment.number, found)
+        state.finish(self.segment.number, predicted_rows)
 
 
 ArrivedPrediction = tuple[OpenSegment, str, Prediction]
@@ -87,10 +89,10 @@ class Pipeline:
     """One pass over the rows."""
 
     def __init__(
-        self, ask: PredictRow, state: PredictionState, concurrency: int, on_rows: Callable[[int], None]
+        self, predict_row: PredictRow, state: PredictionState, concurrency: int, on_rows: Callable[[int], None]
     ) -> None:
         """`on_rows` gets the number of rows that were just settled."""
-        self._ask, self._state, self._concurrency, self._on_rows = ask, state, concurrency, on_rows
+        self._ask, self._state, self._concurrency, self._on_rows = predict_row, state, concurrency, on_rows
         self._requests: asyncio.Queue[tuple[OpenSegment, str, InputRow] | None] = asyncio.Queue(2 * concurrency)
         self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAX_OPEN_SEGMENTS)
@@ -112,8 +114,8 @@ class Pipeline:
         except ExceptionGroup as errors:
             raise _first_error(errors) from None
         finally:
-            for opened in self._opened:
-                opened.journal.close()
+            for open_segment in self._opened:
+                open_segment.journal.close()
         if self._failed:
             raise StageError(
                 f"{self._failed:,} rows got no answer, however often they were asked, and nothing is written; what was "
@@ -131,69 +133,69 @@ class Pipeline:
                 self._room.release()
                 continue
             path = self._state.journal(segment.number)
-            opened = await asyncio.to_thread(OpenSegment, segment, path)
-            self._opened.add(opened)
-            self._on_rows(opened.n_known)
-            if not opened.missing:
-                group.create_task(self._finish(opened))
-            for key, row in opened.to_ask:
-                await self._requests.put((opened, key, row))
+            open_segment = await asyncio.to_thread(OpenSegment, segment, path)
+            self._opened.add(open_segment)
+            self._on_rows(open_segment.n_known)
+            if not open_segment.missing:
+                group.create_task(self._finish(open_segment))
+            for key, row in open_segment.to_ask:
+                await self._requests.put((open_segment, key, row))
 
     async def _work(self) -> None:
         while (request := await self._requests.get()) is not None:
-            opened, key, row = request
-            self._answers.put_nowait((opened, key, await self._ask(row)))
+            open_segment, key, row = request
+            self._answers.put_nowait((open_segment, key, await self._ask(row)))
 
     async def _write(self, group: asyncio.TaskGroup) -> None:
         """Writes what has come: a flush to disk takes as long as many answers, and must not hold up the requests. Where
         the pass breaks off, what has come by then is written all the same."""
-        last, left = False, dict[OpenSegment, KeyedPredictions]()
+        is_last, pending = False, dict[OpenSegment, KeyedPredictions]()
         try:
-            while not last:
-                together = [await self._answers.get(), *self._here()]
-                last = None in together
-                left = _group_by_segment(together)
-                for opened in [*left]:
-                    predictions = left.pop(opened)
-                    await _run_to_completion(opened.keep, predictions)
-                    self._settle(opened, predictions, group)
+            while not is_last:
+                batch = [await self._answers.get(), *self._here()]
+                is_last = None in batch
+                pending = _group_by_segment(batch)
+                for open_segment in [*pending]:
+                    predictions = pending.pop(open_segment)
+                    await _run_to_completion(open_segment.keep, predictions)
+                    self._settle(open_segment, predictions, group)
         finally:
-            for opened, predictions in [*left.items(), *_group_by_segment(self._here()).items()]:
-                opened.keep(predictions)
+            for open_segment, predictions in [*pending.items(), *_group_by_segment(self._here()).items()]:
+                open_segment.keep(predictions)
 
     def _here(self) -> list[ArrivedPrediction | None]:
         """Takes all answers that have come."""
         return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
 
-    def _settle(self, opened: OpenSegment, predictions: KeyedPredictions, group: asyncio.TaskGroup) -> None:
-        opened.predictions.update(predictions)
+    def _settle(self, open_segment: OpenSegment, predictions: KeyedPredictions, group: asyncio.TaskGroup) -> None:
+        open_segment.predictions.update(predictions)
         for key, prediction in predictions:
-            rows = len(opened.missing.pop(key))
-            self._on_rows(rows)
+            n_rows = len(open_segment.missing.pop(key))
+            self._on_rows(n_rows)
             if prediction.final:
                 self._silent, self._answered = 0, self._answered + 1
-            elif key not in opened.failed_before:
-                self._silent, self._failed = self._silent + 1, self._failed + rows
-                opened.failed.append((key, prediction))
+            elif key not in open_segment.failed_before:
+                self._silent, self._failed = self._silent + 1, self._failed + n_rows
+                open_segment.failed.append((key, prediction))
                 self._check_answers(prediction)
-        if not opened.missing:
-            group.create_task(self._finish(opened))
+        if not open_segment.missing:
+            group.create_task(self._finish(open_segment))
 
-    def _check_answers(self, last: Prediction) -> None:
+    def _check_answers(self, prediction: Prediction) -> None:
         if self._silent >= MAX_CONSECUTIVE_FAILURES:
             raise StageError(
                 f"{self._silent} rows in succession got no answer, though the server says that it is well "
-                f"({last.refused}); what was answered is kept: call again to go on"
+                f"({prediction.refused}); what was answered is kept: call again to go on"
             )
 
-    async def _finish(self, opened: OpenSegment) -> None:
-        if not opened.failed:
-            await asyncio.to_thread(opened.finish, self._state)
+    async def _finish(self, open_segment: OpenSegment) -> None:
+        if not open_segment.failed:
+            await asyncio.to_thread(open_segment.finish, self._state)
         elif self._answered:
-            await asyncio.to_thread(opened.leave)
+            await asyncio.to_thread(open_segment.leave)
         else:  # Nobody was answered: nothing is known of these rows.
-            opened.journal.close()
-        self._opened.discard(opened)
+            open_segment.journal.close()
+        self._opened.discard(open_segment)
         self._room.release()
 
 
@@ -205,20 +207,20 @@ def _input_key(row: InputRow) -> str:
 def _group_by_segment(
     answers: Iterable[ArrivedPrediction | None],
 ) -> dict[OpenSegment, KeyedPredictions]:
-    found: dict[OpenSegment, KeyedPredictions] = {}
+    groups: dict[OpenSegment, KeyedPredictions] = {}
     for answer in answers:
         if answer is not None:
-            found.setdefault(answer[0], []).append(answer[1:])
-    return found
+            groups.setdefault(answer[0], []).append(answer[1:])
+    return groups
 
 
-async def _run_to_completion(write: Callable[[KeyedPredictions], None], given: KeyedPredictions) -> None:
+async def _run_to_completion(write: Callable[[KeyedPredictions], None], predictions: KeyedPredictions) -> None:
     """Writes in a thread, and waits for its end also where the task is cancelled meanwhile."""
-    written = asyncio.ensure_future(asyncio.to_thread(write, given))
+    task = asyncio.ensure_future(asyncio.to_thread(write, predictions))
     try:
-        await asyncio.shield(written)
+        await asyncio.shield(task)
     except asyncio.CancelledError:
-        await written
+        await task
         raise
 
 

@@ -36,11 +36,11 @@ class RowCounts:
     """{code: rows}."""
     abstained: int = 0
 
-    def add(self, counted: Mapping[str, Any]) -> None:
+    def add(self, counts: Mapping[str, Any]) -> None:
         """Adds the counts of a segment."""
-        self.rows += counted["rows"]
-        self.refused.update(counted["refused"])
-        self.abstained += counted["abstained"]
+        self.rows += counts["rows"]
+        self.refused.update(counts["refused"])
+        self.abstained += counts["abstained"]
 
     def json(self) -> dict[str, Any]:
         """Returns the counts as a file of them has them."""
@@ -71,8 +71,8 @@ class PredictionState:
     def finish(self, number: int, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
         """Writes the rows of a segment with their predictions; its journal is not needed any more."""
         output.write_part(self.folder / f"{number:06d}.part", self.layout, rows)
-        refused = Counter(one.refused.partition(":")[0] for _, one in rows if one.refused)
-        counts = RowCounts(len(rows), refused, sum(one.abstain is True for _, one in rows))
+        refused = Counter(prediction.refused.partition(":")[0] for _, prediction in rows if prediction.refused)
+        counts = RowCounts(len(rows), refused, sum(prediction.abstain is True for _, prediction in rows))
         atomic_files.write_json(self._counts(number), counts.json())
         self.journal(number).unlink(missing_ok=True)
 
@@ -80,18 +80,18 @@ class PredictionState:
         """Yields the parts of the output in their order."""
         yield from sorted(self.folder.glob("[0-9]*.part"))
 
-    def will_write(self, path: Path, whole: Path) -> None:
+    def will_write(self, path: Path, temp_path: Path) -> None:
         """Keeps which file is about to become the output."""
         atomic_files.write_json(
-            self.folder / "output", {"path": str(path.resolve()), "sha256": atomic_files.sha256(whole)}
+            self.folder / "output", {"path": str(path.resolve()), "sha256": atomic_files.sha256(temp_path)}
         )
 
     def has_written(self, path: Path) -> bool:
         """Returns whether a file is the output of a call that was killed before it could say so beside it."""
         if not path.is_file() or not (self.folder / "output").is_file():
             return False
-        told = atomic_files.read_json(self.folder / "output")
-        return bool(told["path"] == str(path.resolve()) and told["sha256"] == atomic_files.sha256(path))
+        recorded = atomic_files.read_json(self.folder / "output")
+        return bool(recorded["path"] == str(path.resolve()) and recorded["sha256"] == atomic_files.sha256(path))
 
     def is_fresh(self) -> bool:
         """Returns whether all that is done was asked anew, by a call that did not come to its end."""

@@ -30,14 +30,14 @@ class ColumnTypes:
     def add(self, rows: Sequence[Mapping[str, Any]], with_types: bool = True) -> None:
         """Takes the columns of some rows."""
         for name in dict.fromkeys(name for row in rows for name in row):
-            before = self._types.setdefault(name, pa.null())
-            if with_types and before is not None:
-                self._types[name] = _merge_types(before, [row.get(name) for row in rows])
+            previous = self._types.setdefault(name, pa.null())
+            if with_types and previous is not None:
+                self._types[name] = _merge_types(previous, [row.get(name) for row in rows])
 
     def of(self, name: str) -> Any:
         """Returns the Arrow type of a column."""
-        found = self._types[name]
-        return pa.string() if found is None else _resolve_nulls(found)
+        arrow_type = self._types[name]
+        return pa.string() if arrow_type is None else _resolve_nulls(arrow_type)
 
     def value(self, name: str, value: Any) -> Any:
         """Returns a value as the column takes it: as JSON where the values have no type in common."""
@@ -46,53 +46,53 @@ class ColumnTypes:
         return value
 
 
-def _merge_types(before: Any, values: list[Any]) -> Any:
+def _merge_types(previous: Any, values: list[Any]) -> Any:
     """The type of values and of those before, None where there is none."""
     try:
-        schemas = [pa.schema([("value", kind)]) for kind in (before, pa.array(values).type)]
-        found = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        schemas = [pa.schema([("value", arrow_type)]) for arrow_type in (previous, pa.array(values).type)]
+        merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except ARROW_TYPE_ERRORS:
         return None
-    return found if 0 <= _count_fields(found) <= MAX_FIELDS else None
+    return merged if 0 <= _count_fields(merged) <= MAX_FIELDS else None
 
 
-def _count_fields(kind: Any) -> int:
+def _count_fields(arrow_type: Any) -> int:
     """How many values a type holds; negative where Parquet has no place for it: an object without a field."""
-    inside = [_count_fields(kind.field(number).type) for number in range(kind.num_fields)]
-    if pa.types.is_struct(kind) and not inside:
+    child_counts = [_count_fields(arrow_type.field(index).type) for index in range(arrow_type.num_fields)]
+    if pa.types.is_struct(arrow_type) and not child_counts:
         return -MAX_FIELDS * MAX_FIELDS
-    return sum(inside) if inside else 1
+    return sum(child_counts) if child_counts else 1
 
 
-def _resolve_nulls(kind: Any) -> Any:
+def _resolve_nulls(arrow_type: Any) -> Any:
     """The type with text in the place of what no value was seen of."""
-    if pa.types.is_null(kind):
+    if pa.types.is_null(arrow_type):
         return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_resolve_nulls(kind.value_type))
-    if pa.types.is_struct(kind):
-        fields = [kind.field(number) for number in range(kind.num_fields)]
+    if pa.types.is_list(arrow_type):
+        return pa.list_(_resolve_nulls(arrow_type.value_type))
+    if pa.types.is_struct(arrow_type):
+        fields = [arrow_type.field(index) for index in range(arrow_type.num_fields)]
         return pa.struct([(field.name, _resolve_nulls(field.type)) for field in fields])
-    return kind
+    return arrow_type
 
 
-def to_arrow_array(values: Sequence[Any], kind: Any) -> Any:
+def to_arrow_array(values: Sequence[Any], arrow_type: Any) -> Any:
     """Returns values as an Arrow array of a type that takes all of them."""
     try:
-        return pa.array(values, kind)
+        return pa.array(values, arrow_type)
     except pa.ArrowInvalid:  # a whole number that no double is equal to
-        return pa.array([_convert_to_floats(value, kind) for value in values], kind)
+        return pa.array([_convert_to_floats(value, arrow_type) for value in values], arrow_type)
 
 
-def _convert_to_floats(value: Any, kind: Any) -> Any:
+def _convert_to_floats(value: Any, arrow_type: Any) -> Any:
     if value is None:
         return None
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(arrow_type):
         return float(value)
-    if pa.types.is_list(kind):
-        return [_convert_to_floats(inside, kind.value_type) for inside in value]
-    if pa.types.is_struct(kind):
-        fields = [kind.field(number) for number in range(kind.num_fields)]
+    if pa.types.is_list(arrow_type):
+        return [_convert_to_floats(item, arrow_type.value_type) for item in value]
+    if pa.types.is_struct(arrow_type):
+        fields = [arrow_type.field(index) for index in range(arrow_type.num_fields)]
         return {field.name: _convert_to_floats(value.get(field.name), field.type) for field in fields}
     return value
 
@@ -106,10 +106,13 @@ def answer_type(module: Any, spec: Any) -> Any:
 
 
 def _field_type(field: Mapping[str, Any]) -> Any:
-    kinds = field.get("type", "string")
-    kind = next((one for one in ([kinds] if isinstance(kinds, str) else kinds) if one != "null"), "string")
-    if kind == "object":
-        return pa.struct([(name, _field_type(inside)) for name, inside in field["properties"].items()])
-    if kind == "array":
+    declared = field.get("type", "string")
+    json_type = next(
+        (candidate for candidate in ([declared] if isinstance(declared, str) else declared) if candidate != "null"),
+        "string",
+    )
+    if json_type == "object":
+        return pa.struct([(name, _field_type(child)) for name, child in field["properties"].items()])
+    if json_type == "array":
         return pa.list_(_field_type(field["items"]))
-    return {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}.get(kind, pa.string())
+    return {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}.get(json_type, pa.string())

@@ -66,13 +66,13 @@ class InputSurvey:
     """The columns of all files, in the order of their first appearance."""
 
 
-def make_source(recipe: Recipe, given: str) -> Source:
+def make_source(recipe: Recipe, pattern: str) -> Source:
     """Returns INPUT as a source that is read as the recipe's own is (encoding, delimiter, header, sheet, limits)."""
     options = recipe.data.source.model_dump(exclude=set(SOURCE_KEYS))
-    return Source.model_validate({**options, "paths": [given]})
+    return Source.model_validate({**options, "paths": [pattern]})
 
 
-def find_input_files(source: Source, given: str) -> list[SourceFile]:
+def find_input_files(source: Source, pattern: str) -> list[SourceFile]:
     """Returns the files that INPUT names. Raises RecipeError where nothing there can be read."""
     try:
         return sources.find_files(source)
@@ -80,56 +80,56 @@ def find_input_files(source: Source, given: str) -> list[SourceFile]:
         raise RecipeError(str(error).replace("data.source.paths[0]", "INPUT")) from None
 
 
-def check_output(output: Path, given: str, files: list[SourceFile]) -> None:
+def check_output(output: Path, pattern: str, files: list[SourceFile]) -> None:
     """Raises RecipeError where the output would be a part of the input: the next call would read it."""
-    folder = Path(given)
-    inside = folder.is_dir() and folder.resolve() in output.resolve().parents
-    inside = inside or (not folder.exists() and _would_match(output, given))
-    if inside or output.resolve() in {file.path.resolve() for file in files}:
-        raise RecipeError(f"OUTPUT: {output} is a part of INPUT={given}; write it into another folder")
+    folder = Path(pattern)
+    is_inside = folder.is_dir() and folder.resolve() in output.resolve().parents
+    is_inside = is_inside or (not folder.exists() and _would_match(output, pattern))
+    if is_inside or output.resolve() in {file.path.resolve() for file in files}:
+        raise RecipeError(f"OUTPUT: {output} is a part of INPUT={pattern}; write it into another folder")
 
 
 def _would_match(output: Path, pattern: str) -> bool:
     """Whether a pattern would name a file once it is there. Below `**` it may stand in any folder."""
     parts = Path(pattern).absolute().parts
-    first = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    below, root = output.absolute(), Path(*parts[:first])
-    name_fits = fnmatch.fnmatchcase(below.name, parts[-1]) or parts[-1] == "**"
-    if not name_fits or root.resolve() not in below.resolve().parents:
+    n_fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    path, root = output.absolute(), Path(*parts[:n_fixed])
+    name_fits = fnmatch.fnmatchcase(path.name, parts[-1]) or parts[-1] == "**"
+    if not name_fits or root.resolve() not in path.resolve().parents:
         return False
-    between = below.resolve().relative_to(root.resolve()).parts
+    relative_parts = path.resolve().relative_to(root.resolve()).parts
     return "**" in parts or (
-        len(between) == len(parts) - first and all(map(fnmatch.fnmatchcase, between, parts[first:]))
+        len(relative_parts) == len(parts) - n_fixed and all(map(fnmatch.fnmatchcase, relative_parts, parts[n_fixed:]))
     )
 
 
 def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_types: bool) -> InputSurvey:
     """Returns what the files hold; the types of columns are looked at where the output has types. Raises RecipeError
     where a file cannot be read, lacks a column of the input, or has no rows."""
-    types, told, total = ColumnTypes(), list[dict[str, Any]](), 0
+    types, file_infos, total = ColumnTypes(), list[dict[str, Any]](), 0
     for file in files:
         sha256 = sources.sha256(file, source)
-        rows, seen = 0, dict[str, Any]()
-        for piece in _iter_chunks(file, source, recipe):
-            for row in piece:
-                if not _has_input_columns(seen, recipe):
-                    seen |= _with_nested_columns(row.values, recipe)
+        rows, seen_columns = 0, dict[str, Any]()
+        for chunk in _iter_chunks(file, source, recipe):
+            for row in chunk:
+                if not _has_input_columns(seen_columns, recipe):
+                    seen_columns |= _with_nested_columns(row.values, recipe)
                     if rows >= TYPE_CHUNK_ROWS:
-                        check_input_columns(file.name, seen, recipe)
+                        check_input_columns(file.name, seen_columns, recipe)
                 rows += 1
-            types.add([output_columns(row.values, recipe) for row in piece], with_types)
+            types.add([output_columns(row.values, recipe) for row in chunk], with_types)
         if not rows:
             raise RecipeError(f"INPUT: {file.name}: there are no rows in it")
-        if seen:
-            check_input_columns(file.name, seen, recipe)
+        if seen_columns:
+            check_input_columns(file.name, seen_columns, recipe)
         total += rows
-        told.append({"file": file.name, "sha256": sha256, "rows": rows})
-    return InputSurvey(told, total, types)
+        file_infos.append({"file": file.name, "sha256": sha256, "rows": rows})
+    return InputSurvey(file_infos, total, types)
 
 
 def is_unchanged(survey: InputSurvey, files: list[SourceFile], source: Source) -> bool:
     """Returns whether the files are what they were when they were looked through."""
-    return [one["sha256"] for one in survey.files] == [sources.sha256(file, source) for file in files]
+    return [info["sha256"] for info in survey.files] == [sources.sha256(file, source) for file in files]
 
 
 def iter_segments(
@@ -138,23 +138,25 @@ def iter_segments(
     """Yields the rows of the files in segments, None in the place of one that is done: its rows are not prepared."""
     number = 0
     for file in files:
-        for piece in _iter_chunks(file, source, recipe):
-            yield None if is_done(number) else Segment(number, [make_row(row, task, recipe) for row in piece])
+        for chunk in _iter_chunks(file, source, recipe):
+            yield None if is_done(number) else Segment(number, [make_row(row, task, recipe) for row in chunk])
             number += 1
 
 
 def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
     """Returns a source row as it is asked, or why it cannot be."""
-    own = output_columns(source.values, recipe)
+    columns = output_columns(source.values, recipe)
     if source.problem:
-        return InputRow(own, refused=f"unreadable: {source.file}:{source.line}: {_redact_text(source.problem, recipe)}")
+        return InputRow(
+            columns, refused=f"unreadable: {source.file}:{source.line}: {_redact_text(source.problem, recipe)}"
+        )
     try:
-        raw = input_text.extract_input(source.values, recipe)
-        return InputRow(own, raw, task.prepared(raw))
+        raw_input = input_text.extract_input(source.values, recipe)
+        return InputRow(columns, raw_input, task.prepared(raw_input))
     except UnusableRowError as error:
-        return InputRow(own, refused=f"{error.reason}: {_redact_text(error.detail, recipe)}")
+        return InputRow(columns, refused=f"{error.reason}: {_redact_text(error.detail, recipe)}")
     except RequestError as error:
-        return InputRow(own, refused=f"unusable_input: {_redact_text(str(error), recipe)}")
+        return InputRow(columns, refused=f"unusable_input: {_redact_text(str(error), recipe)}")
 
 
 def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
@@ -164,9 +166,9 @@ def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, An
     kinds = recipe.privacy.redact
     if not kinds:
         return values
-    texts = {name.partition(".")[0] for name in input_columns(recipe).values()}
+    text_columns = {name.partition(".")[0] for name in input_columns(recipe).values()}
     return {
-        redaction.pseudonymize(name, kinds): _redact_value(value, kinds, name in texts)
+        redaction.pseudonymize(name, kinds): _redact_value(value, kinds, name in text_columns)
         for name, value in values.items()
     }
 
@@ -174,31 +176,29 @@ def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, An
 def _redact_value(value: Any, kinds: Collection[str], is_text: bool) -> Any:
     if isinstance(value, dict):
         return {
-            redaction.pseudonymize(name, kinds) if isinstance(name, str) else name: _redact_value(
-                inside, kinds, is_text
-            )
-            for name, inside in value.items()
+            redaction.pseudonymize(name, kinds) if isinstance(name, str) else name: _redact_value(item, kinds, is_text)
+            for name, item in value.items()
         }
     if isinstance(value, list):
-        return [_redact_value(inside, kinds, is_text) for inside in value]
+        return [_redact_value(item, kinds, is_text) for item in value]
     if value is None or isinstance(value, bool):
         return value
     text = to_text(value)
-    hidden = redaction.redact(text, kinds).text if is_text else redaction.pseudonymize(text, kinds)
-    return value if hidden == text else hidden
+    redacted = redaction.redact(text, kinds).text if is_text else redaction.pseudonymize(text, kinds)
+    return value if redacted == text else redacted
 
 
 def _redact_text(text: str, recipe: Recipe) -> str:
     kinds = recipe.privacy.redact
-    plain = redaction.redact(text, kinds).text if kinds else text
-    return plain.encode(errors="backslashreplace").decode()
+    redacted = redaction.redact(text, kinds).text if kinds else text
+    return redacted.encode(errors="backslashreplace").decode()
 
 
 def _iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[list[SourceRow]]:
     """The rows of a file in pieces of SEGMENT_ROWS, fewer where rows are large: the same at each reading."""
-    wanted = list(input_columns(recipe).values())
-    wanted = [*dict.fromkeys([*wanted, *(root for column in wanted for root in dotted_paths.list_roots(column))])]
-    _, rows = read.read(file, source, wanted)
+    columns = list(input_columns(recipe).values())
+    columns = [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
+    _, rows = read.read(file, source, columns)
     return limits.split_into_chunks(rows, SEGMENT_ROWS, lambda row: limits.estimate_bytes(row.values))
 
 
@@ -206,5 +206,5 @@ def _with_nested_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str,
     return {**values, **dotted_paths.resolve_columns(values, [*input_columns(recipe).values()])}
 
 
-def _has_input_columns(seen: Mapping[str, Any], recipe: Recipe) -> bool:
-    return all(column in seen for column in input_columns(recipe).values())
+def _has_input_columns(columns: Mapping[str, Any], recipe: Recipe) -> bool:
+    return all(column in columns for column in input_columns(recipe).values())

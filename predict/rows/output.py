@@ -56,51 +56,55 @@ def output_format(output: Path) -> str:
     return FORMATS[output.suffix.lower()]
 
 
-def make_layout(kind: str, own: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
+def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
     """Returns how rows with these columns are written. Raises RecipeError where names of columns clash even with
     PREFIX."""
     columns = [name for name in PREDICTION_COLUMNS if name != "probabilities" or labels]
-    prefix = COLUMN_PREFIX if set(columns) & set(own.names) else ""
+    prefix = COLUMN_PREFIX if set(columns) & set(input_types.names) else ""
     names = {name: f"{prefix}{name}" for name in columns}
-    if clash := sorted(set(names.values()) & set(own.names)):
+    if clash := sorted(set(names.values()) & set(input_types.names)):
         raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the output writes; rename them")
-    return Layout(kind, own, names, answer, labels)
+    return Layout(file_format, input_types, names, answer, labels)
 
 
 def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
     """Writes rows aside, flushes them to disk and renames the file into place."""
-    aside = path.with_name(f".{path.name}")
+    temp_path = path.with_name(f".{path.name}")
     if layout.kind == "parquet":
-        _write_parquet(aside, layout, rows)
+        _write_parquet(temp_path, layout, rows)
     else:
         text = "".join(_json_lines(layout, rows))
-        aside.write_text(text, encoding="utf-8", newline="")
-    _flush(aside)
-    aside.replace(path)
+        temp_path.write_text(text, encoding="utf-8", newline="")
+    _flush(temp_path)
+    temp_path.replace(path)
 
 
 def join_parts(
-    parts: Iterator[Path], layout: Layout, output: Path, digest: str, before: Callable[[Path], None] = lambda path: None
+    parts: Iterator[Path],
+    layout: Layout,
+    output: Path,
+    digest: str,
+    before_replace: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Writes all parts as one file, whole or not at all. `digest`: of the prediction; two that write the same output
-    write aside under two names. `before` gets the whole file just before it is renamed to `output`."""
+    write aside under two names. `before_replace` gets the whole file just before it is renamed to `output`."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".{output.name}.{digest[:12]}.partial")
+    temp_path = output.with_name(f".{output.name}.{digest[:12]}.partial")
     try:
         if layout.kind == "parquet":
-            _join_parquet(parts, layout, aside)
+            _join_parquet(parts, layout, temp_path)
         else:
-            with aside.open("wb") as file:
+            with temp_path.open("wb") as file:
                 if layout.kind == "csv":
                     file.write(_csv_text([layout.columns]).encode())
                 for part in parts:
-                    with part.open("rb") as opened:
-                        shutil.copyfileobj(opened, file, 2**20)
-        _flush(aside)
-        before(aside)
-        aside.replace(output)
+                    with part.open("rb") as part_file:
+                        shutil.copyfileobj(part_file, file, 2**20)
+        _flush(temp_path)
+        before_replace(temp_path)
+        temp_path.replace(output)
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -114,18 +118,18 @@ def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]
 
 def _json_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
     if layout.kind == "csv":
-        for own, prediction in rows:
-            values = {**own, **_prediction_values(layout, prediction)}
+        for columns, prediction in rows:
+            values = {**columns, **_prediction_values(layout, prediction)}
             yield _csv_text([[_csv_cell(values.get(name)) for name in layout.columns]])
         return
-    for own, prediction in rows:
-        yield json.dumps({**own, **_prediction_values(layout, prediction)}, ensure_ascii=False) + "\n"
+    for columns, prediction in rows:
+        yield json.dumps({**columns, **_prediction_values(layout, prediction)}, ensure_ascii=False) + "\n"
 
 
 def _csv_text(rows: Sequence[Sequence[str]]) -> str:
-    written = io.StringIO()
-    csv.writer(written, lineterminator="\r\n").writerows(rows)
-    return written.getvalue()
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\r\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def _csv_cell(value: Any) -> str:
@@ -141,13 +145,15 @@ def _arrow_schema(layout: Layout) -> Any:
         "abstain": pa.bool_(),
         "probabilities": pa.struct([(label, pa.float64()) for label in layout.labels]),
     }
-    own = [(name, layout.own.of(name)) for name in layout.own.names]
-    return pa.schema([*own, *((name, types.get(column, pa.string())) for column, name in layout.names.items())])
+    input_fields = [(name, layout.own.of(name)) for name in layout.own.names]
+    return pa.schema(
+        [*input_fields, *((name, types.get(column, pa.string())) for column, name in layout.names.items())]
+    )
 
 
 def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
     schema = _arrow_schema(layout)
-    values = {name: [layout.own.value(name, own.get(name)) for own, _ in rows] for name in layout.own.names}
+    values = {name: [layout.own.value(name, columns.get(name)) for columns, _ in rows] for name in layout.own.names}
     for column, name in layout.names.items():
         values[name] = [getattr(prediction, column) for _, prediction in rows]
     arrays = [column_types.to_arrow_array(values[field.name], field.type) for field in schema]
@@ -157,12 +163,14 @@ def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str,
 def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
     """Row groups of about ROW_GROUP_ROWS or ROW_GROUP_BYTES, whichever comes first: so much is in memory."""
     with pq.ParquetWriter(path, _arrow_schema(layout)) as writer:
-        waiting: list[Any] = []
+        tables: list[Any] = []
         for part in parts:
-            waiting.append(pq.read_table(part, schema=_arrow_schema(layout)))
-            rows, size = (sum(values) for values in zip(*((one.num_rows, one.nbytes) for one in waiting), strict=True))
-            if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
-                writer.write_table(pa.concat_tables(waiting))
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))
+            tables.append(pq.read_table(part, schema=_arrow_schema(layout)))
+            rows, n_bytes = (
+                sum(values) for values in zip(*((table.num_rows, table.nbytes) for table in tables), strict=True)
+            )
+            if rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(tables))
+                tables = []
+        if tables:
+            writer.write_table(pa.concat_tables(tables))

@@ -40,56 +40,67 @@ def main() -> int:
     )
     cli.add_run_option(parser)
     arguments = parser.parse_intermixed_args()
-    loaded, here = run.load_recipe_and_run(arguments)
-    serve, trained = loaded.recipe.serve, here.recipe()
-    wanted, *_ = launch_plan.rank_variants(here, trained, serve)
-    others = [which for which in launch_plan.available_variants(here, trained) if which != wanted]
-    forms = [ServedModel(loaded.name, here, trained, which) for which in [wanted, *others]]
-    print(f"parity    {loaded.name}: {', '.join(one.which for one in forms)} of run {here.id}", file=sys.stderr)
+    loaded, training_run = run.load_recipe_and_run(arguments)
+    serve, run_recipe = loaded.recipe.serve, training_run.recipe()
+    served_variant, *_ = launch_plan.rank_variants(training_run, run_recipe, serve)
+    other_variants = [
+        variant for variant in launch_plan.available_variants(training_run, run_recipe) if variant != served_variant
+    ]
+    served_models = [
+        ServedModel(loaded.name, training_run, run_recipe, variant) for variant in [served_variant, *other_variants]
+    ]
+    print(
+        f"parity    {loaded.name}: {', '.join(served.which for served in served_models)} of run {training_run.id}",
+        file=sys.stderr,
+    )
     if arguments.dry_run:
         return cli.OK
-    with run.lock_run(here):
-        return run_all(loaded.name, here, forms, wanted, serve)
+    with run.lock_run(training_run):
+        return run_all(loaded.name, training_run, served_models, served_variant, serve)
 
 
-def run_all(name: str, here: run.Run, forms: Sequence[ServedModel], wanted: str, serve: Serve) -> int:
+def run_all(
+    name: str, training_run: run.Run, served_models: Sequence[ServedModel], served_variant: str, serve: Serve
+) -> int:
     """Measures every form and writes what was found. Returns the exit code."""
     inputs = {
-        f"{one.which}/{atomic_files.CHECKSUMS}": atomic_files.sha256(one.folder / atomic_files.CHECKSUMS)
-        for one in forms
+        f"{served.which}/{atomic_files.CHECKSUMS}": atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
+        for served in served_models
     }
-    run.start_stage(here, "parity", inputs)
-    with run.record_stage(here, "parity"):
-        measured = [measure_variant(form, serve, whole=form.which == wanted) for form in forms]
-    founds = [one.found for one in measured]
-    failures = founds[0].failures(serve.parity)
+    run.start_stage(training_run, "parity", inputs)
+    with run.record_stage(training_run, "parity"):
+        parity_runs = [measure_variant(served, serve, full=served.which == served_variant) for served in served_models]
+    results = [parity_run.found for parity_run in parity_runs]
+    failures = results[0].failures(serve.parity)
     report = {
-        "served": wanted,
+        "served": served_variant,
         "passed": not failures,
         "failures": failures,
-        "start_seconds": {one.found.which: round(one.start_seconds, 1) for one in measured},
-        "repeated": [again for one in measured for again in one.repeated],
-        "forms": [asdict(found) | {"judged": found.other.judged(serve.parity.score_drop)} for found in founds],
+        "start_seconds": {parity_run.found.which: round(parity_run.start_seconds, 1) for parity_run in parity_runs},
+        "repeated": [variation for parity_run in parity_runs for variation in parity_run.repeated],
+        "forms": [asdict(result) | {"judged": result.other.judged(serve.parity.score_drop)} for result in results],
     }
-    atomic_files.write_json(here.folder / "parity.json", report)
-    text = report_text.parity_markdown(name, report, founds, serve.parity)
-    atomic_files.write_text(here.folder / "parity.md", text)
-    agreement = {one.which: one.same.agreement for one in founds if one.same}
-    figures: dict[str, Any] = {
-        "prompt_ids_equal": min(one.prompt_ids_equal for one in founds),
+    atomic_files.write_json(training_run.folder / "parity.json", report)
+    text = report_text.parity_markdown(name, report, results, serve.parity)
+    atomic_files.write_text(training_run.folder / "parity.md", text)
+    agreement = {result.which: result.same.agreement for result in results if result.same}
+    metrics: dict[str, Any] = {
+        "prompt_ids_equal": min(result.prompt_ids_equal for result in results),
         "label_agreement": agreement,
     }
-    outputs = [here.folder / "parity.json", here.folder / "parity.md"]
+    outputs = [training_run.folder / "parity.json", training_run.folder / "parity.md"]
     reason = "; ".join(failures) or "done"
-    figures["form_failures"] = {one.which: one.failures(serve.parity) for one in founds}
-    run.end_stage(here, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **figures)
+    metrics["form_failures"] = {result.which: result.failures(serve.parity) for result in results}
+    run.end_stage(
+        training_run, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **metrics
+    )
     print(text)
-    for told in failures:
-        print(f"gate      {wanted}: {told}", file=sys.stderr)
+    for failure in failures:
+        print(f"gate      {served_variant}: {failure}", file=sys.stderr)
     return cli.GATE_FAILED if failures else cli.OK
 
 
-def measure_variant(served: ServedModel, serve: Serve, whole: bool) -> ParityRun:
+def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
     """Returns what parity finds of one form, on a vLLM of its own at a free port of this machine.
 
     The whole is measured of the form that is served: answers under other constraints and none, and again at other
@@ -99,34 +110,37 @@ def measure_variant(served: ServedModel, serve: Serve, whole: bool) -> ParityRun
     vllm = VllmProcess(launch_plan.plan_launch([served], serve), address, log_path(served))
     with server.stop_on_exit(vllm):
         seconds = server.start_and_wait(vllm)
-        probed = check.load_probe(served, serve.parity.rows, serve)
-        ways = check.constraint_modes(probed, serve)
-        found = check.run_parity(probed, address, None, ways if whole else ways[:1])
+        probe = check.load_probe(served, serve.parity.rows, serve)
+        modes = check.constraint_modes(probe, serve)
+        result = check.run_parity(probe, address, None, modes if full else modes[:1])
         print(
-            f"parity    {served.which}: {report_text.console_lines(served.name, found)[0]}", file=sys.stderr, flush=True
+            f"parity    {served.which}: {report_text.console_lines(served.name, result)[0]}",
+            file=sys.stderr,
+            flush=True,
         )
-        again = measure_concurrency_variation(probed, address, ways[0]) if whole else []
-    return ParityRun(found, seconds, again)
+        variation = measure_concurrency_variation(probe, address, modes[0]) if full else []
+    return ParityRun(result, seconds, variation)
 
 
-def measure_concurrency_variation(probed: ParityProbe, address: Address, way: Any) -> list[dict[str, Any]]:
+def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: Any) -> list[dict[str, Any]]:
     """Returns in how many rows the answer is another than one at a time, asked again at each concurrency."""
-    probed = probed.first(check.SECONDARY_ROWS)
+    probe = probe.first(check.SECONDARY_ROWS)
     answers = {
-        at_once: [
-            one.output for one in check.query_rows(probed, check.build_backend(probed, address, None, way, at_once))
+        concurrency: [
+            completion.output
+            for completion in check.query_rows(probe, check.build_backend(probe, address, None, mode, concurrency))
         ]
-        for at_once in CONCURRENCIES
+        for concurrency in CONCURRENCIES
     }
-    alone = answers[CONCURRENCIES[0]]
+    sequential = answers[CONCURRENCIES[0]]
     return [
         {
-            "which": probed.served.which,
-            "concurrency": at_once,
-            "n": len(alone),
-            "differ": sum(a != b for a, b in zip(alone, answers[at_once], strict=True)),
+            "which": probe.served.which,
+            "concurrency": concurrency,
+            "n": len(sequential),
+            "differ": sum(a != b for a, b in zip(sequential, answers[concurrency], strict=True)),
         }
-        for at_once in CONCURRENCIES[1:]
+        for concurrency in CONCURRENCIES[1:]
     ]
 
 

@@ -51,9 +51,9 @@ class ParityProbe:
     rounding: float = 0.0
     """See `plan.rounding`."""
 
-    def first(self, rows: int) -> "ParityProbe":
+    def first(self, n_rows: int) -> "ParityProbe":
         """Returns the same with the first rows alone."""
-        return replace(self, rows=self.rows[:rows], trained=self.trained[:rows])
+        return replace(self, rows=self.rows[:n_rows], trained=self.trained[:n_rows])
 
     @property
     def metric(self) -> str:
@@ -133,22 +133,22 @@ class ParityResult:
     def mismatches(self, parity: Parity) -> list[str]:
         """Returns why this is something else than was trained: other prompt ids, or the same weights answering
         otherwise. Nothing can be said of the trained model by its answers then."""
-        found = []
+        problems = []
         if self.prompt_ids_equal < 1:
-            found.append(
+            problems.append(
                 f"the server reads other token ids than were trained on, in {1 - self.prompt_ids_equal:.1%} of "
                 f"{self.n} prompts, first in row {self.first_other_prompt}: its chat template or its tokenizer differs"
                 + (f", {self.first_difference}" if self.first_difference else "")
             )
         if self.same and self.same.agreement < parity.same_weights:
-            found.append(
+            problems.append(
                 f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
                 f"weights"
                 + (f" ({len(self.same.close)} more differ within rounding)" if self.same.close else "")
                 + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; "
                 f"{_format_first_mismatch(self.same.flips)}"
             )
-        return found
+        return problems
 
     def losses(self, parity: Parity) -> list[str]:
         """Returns what the score of other weights loses beyond the recipe's floor."""
@@ -162,19 +162,19 @@ class ParityResult:
         return []
 
 
-def load_probe(served: ServedModel, rows: int, serve: Serve) -> ParityProbe:
+def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
     """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
     served.run.check_references(served.prompt)
-    trained = _read_references(served.run.references, rows)
+    reference_answers = _read_references(served.run.references, n_rows)
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
-    if missing := [one["id"] for one in trained if one["id"] not in by_id]:
+    if missing := [reference["id"] for reference in reference_answers if reference["id"] not in by_id]:
         raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
-    rows_asked = [by_id[one["id"]] for one in trained]
+    reference_rows = [by_id[reference["id"]] for reference in reference_answers]
     return ParityProbe(
         served,
         served.prompt,
-        rows_asked,
-        trained,
+        reference_rows,
+        reference_answers,
         has_trained_weights(served, serve),
         rounding_tolerance(served, serve),
     )
@@ -182,46 +182,48 @@ def load_probe(served: ServedModel, rows: int, serve: Serve) -> ParityProbe:
 
 def constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
     """Returns how answers may be constrained, the way that decides first: as the recipe serves the task."""
-    found: list[StructuredOutput] = ["none"]
+    modes: list[StructuredOutput] = ["none"]
     if (probe.prompt["output_schema"] or {}).get("type") == "object":
-        found.insert(0, "json_schema")
+        modes.insert(0, "json_schema")
     if probe.prompt["grammar"]:
-        found.insert(0 if serve.structured_output else 1, "grammar")
-    return found
+        modes.insert(0 if serve.structured_output else 1, "grammar")
+    return modes
 
 
 def run_parity(
     probe: ParityProbe,
     address: Address,
     api_key: str | None,
-    ways: Sequence[StructuredOutput],
-    known: Sequence[Completion] | None = None,
+    modes: Sequence[StructuredOutput],
+    cached: Sequence[Completion] | None = None,
 ) -> ParityResult:
-    """Returns what parity found of a server. `ways` are how answers are constrained, the way that decides first;
-    `known` are its answers to the rows by that way, where it has given them already.
+    """Returns what parity found of a server. `modes` are how answers are constrained, the way that decides first;
+    `cached` are its answers to the rows by that way, where it has given them already.
 
     Raises StageError where a request was not answered.
     """
-    ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
-    other = [
-        (one["id"], one["prompt_ids"], found)
-        for one, found in zip(probe.trained, ids, strict=True)
-        if one["prompt_ids"] != found
+    prompt_ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
+    mismatches = [
+        (reference["id"], reference["prompt_ids"], actual)
+        for reference, actual in zip(probe.trained, prompt_ids, strict=True)
+        if reference["prompt_ids"] != actual
     ]
-    deciding = known if known is not None else query_rows(probe, build_backend(probe, address, api_key, ways[0]))
-    valid = {ways[0]: _compute_validity(probe, deciding)}
-    for way in ways[1:]:
-        aside = probe.first(SECONDARY_ROWS)
-        valid[way] = _compute_validity(aside, query_rows(aside, build_backend(aside, address, api_key, way)))
+    primary_replies = (
+        cached if cached is not None else query_rows(probe, build_backend(probe, address, api_key, modes[0]))
+    )
+    validity = {modes[0]: _compute_validity(probe, primary_replies)}
+    for mode in modes[1:]:
+        subset = probe.first(SECONDARY_ROWS)
+        validity[mode] = _compute_validity(subset, query_rows(subset, build_backend(subset, address, api_key, mode)))
     return ParityResult(
         which=probe.served.which,
-        n=len(ids),
-        prompt_ids_equal=1 - len(other) / len(ids),
-        first_other_prompt=other[0][0] if other else None,
-        first_difference=_describe_prompt_mismatch(probe, address, api_key, *other[0][1:]) if other else None,
-        same=_compare_answers(probe, deciding) if probe.same_weights else None,
-        other=_compute_score_difference(probe, deciding),
-        valid=valid,
+        n=len(prompt_ids),
+        prompt_ids_equal=1 - len(mismatches) / len(prompt_ids),
+        first_other_prompt=mismatches[0][0] if mismatches else None,
+        first_difference=_describe_prompt_mismatch(probe, address, api_key, *mismatches[0][1:]) if mismatches else None,
+        same=_compare_answers(probe, primary_replies) if probe.same_weights else None,
+        other=_compute_score_difference(probe, primary_replies),
+        valid=validity,
     )
 
 
@@ -247,12 +249,12 @@ def build_backend(
 
 def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
     """Returns the server's answer to each row. Raises StageError where one was not answered."""
-    found = complete_all(backend, build_requests(probe))
-    if failed := [one for one in found if one.received is None]:
+    results = complete_all(backend, build_requests(probe))
+    if failed := [result for result in results if result.received is None]:
         raise StageError(
-            f"{len(failed)} of {len(found)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
+            f"{len(failed)} of {len(results)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
         )
-    return [one.received for one in found if one.received]
+    return [result.received for result in results if result.received]
 
 
 def build_requests(probe: ParityProbe) -> list[Request]:
@@ -270,10 +272,10 @@ def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
     return [module.messages(spec, row["input"]) for row in probe.rows]
 
 
-def _read_references(path: Any, rows: int) -> list[dict[str, Any]]:
+def _read_references(path: Any, n_rows: int) -> list[dict[str, Any]]:
     if not path.is_file():
         raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
-    return list(atomic_files.read_jsonl(path))[:rows]
+    return list(atomic_files.read_jsonl(path))[:n_rows]
 
 
 def _compare_answers(probe: ParityProbe, answers: Sequence[Completion]) -> SameWeightsAgreement:
@@ -282,37 +284,44 @@ def _compare_answers(probe: ParityProbe, answers: Sequence[Completion]) -> SameW
         for expected, answer in zip(probe.trained, answers, strict=True)
         if expected["answer"] != answer.output
     ]
-    close = [one for one in differing if one.margin is not None and one.margin < probe.rounding]
+    close = [mismatch for mismatch in differing if mismatch.margin is not None and mismatch.margin < probe.rounding]
     # The margin is the smallest of an answer's tokens, and nearly every long answer has a small one.
     close = close if len(close) <= MAX_ROUNDING_FRACTION * len(answers) else []
-    flips = [one for one in differing if one not in close]
-    return SameWeightsAgreement(len(answers), 1 - len(flips) / len(answers), flips, close)
+    mismatches = [mismatch for mismatch in differing if mismatch not in close]
+    return SameWeightsAgreement(len(answers), 1 - len(mismatches) / len(answers), mismatches, close)
 
 
 def _parse_answers(probe: ParityProbe, answers: Sequence[Completion]) -> list[ParsedAnswer]:
-    return [probe.parsed(one.output, one.finish_reason == "stop") for one in answers]
+    return [probe.parsed(answer.output, answer.finish_reason == "stop") for answer in answers]
 
 
 def _compute_validity(probe: ParityProbe, answers: Sequence[Completion]) -> tuple[float, int]:
-    read = _parse_answers(probe, answers)
-    return sum(one.problem is None for one in read) / len(read), len(read)
+    parsed = _parse_answers(probe, answers)
+    return sum(answer.problem is None for answer in parsed) / len(parsed), len(parsed)
 
 
 def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion]) -> ScoreDifference:
-    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _parse_answers(probe, answers), strict=True)]
-    then = [probe.score(row, probe.parsed(one["answer"])) for row, one in zip(probe.rows, probe.trained, strict=True)]
-    served, trained = metric_stats.mean_metric(now), metric_stats.mean_metric(then)
+    served_scores = [
+        probe.score(row, parsed) for row, parsed in zip(probe.rows, _parse_answers(probe, answers), strict=True)
+    ]
+    trained_scores = [
+        probe.score(row, probe.parsed(reference["answer"]))
+        for row, reference in zip(probe.rows, probe.trained, strict=True)
+    ]
+    served, trained = metric_stats.mean_metric(served_scores), metric_stats.mean_metric(trained_scores)
     # Few rows change, often all to one side: no interval that assumes a distribution holds for them.
-    found = paired.compute_paired_difference(served, trained, alpha=ALPHA, distribution_free=True)
-    return ScoreDifference(probe.metric, served.figure(), trained.figure(), found)
+    difference = paired.compute_paired_difference(served, trained, alpha=ALPHA, distribution_free=True)
+    return ScoreDifference(probe.metric, served.figure(), trained.figure(), difference)
 
 
 def _describe_prompt_mismatch(
-    probe: ParityProbe, address: Address, api_key: str | None, trained: list[int], read: list[int]
+    probe: ParityProbe, address: Address, api_key: str | None, expected: list[int], actual: list[int]
 ) -> str | None:
-    return reference_check.describe_token_difference(probe.served, probe.served.name, address, api_key, trained, read)
+    return reference_check.describe_token_difference(
+        probe.served, probe.served.name, address, api_key, expected, actual
+    )
 
 
-def _format_first_mismatch(flips: Sequence[Mismatch]) -> str:
-    flip = flips[0]
-    return f"first row {flip.id}: {flip.answer!r} where transformers answers {flip.reference!r}"
+def _format_first_mismatch(mismatches: Sequence[Mismatch]) -> str:
+    mismatch = mismatches[0]
+    return f"first row {mismatch.id}: {mismatch.answer!r} where transformers answers {mismatch.reference!r}"

@@ -32,15 +32,19 @@ def measure_agreement(
     Raises StageError where it refuses to answer.
     """
     references = load_references(served.run.references)
-    found = asyncio.run(_query(references, served.prompt, name, address, api_key))
-    return compute_agreement(references, found, rounding)
+    answers = asyncio.run(_query(references, served.prompt, name, address, api_key))
+    return compute_agreement(references, answers, rounding)
 
 
-def compute_agreement(references: Sequence[Mapping[str, Any]], found: Sequence[str], rounding: float) -> float:
+def compute_agreement(references: Sequence[Mapping[str, Any]], answers: Sequence[str], rounding: float) -> float:
     """Returns the share of reference answers that were found; others of rows with a margin below `rounding` count as
     found, unless they are too many to be rounding."""
-    differing = [one for one, answer in zip(references, found, strict=True) if answer != one["answer"]]
-    close = [one for one in differing if one.get("margin") is not None and one["margin"] < rounding]
+    differing = [
+        reference for reference, answer in zip(references, answers, strict=True) if answer != reference["answer"]
+    ]
+    close = [
+        reference for reference in differing if reference.get("margin") is not None and reference["margin"] < rounding
+    ]
     excused = len(close) if len(close) <= MAX_ROUNDING_FRACTION * len(references) else 0
     return 1 - (len(differing) - excused) / len(references)
 
@@ -54,52 +58,60 @@ def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_k
     expected = served.prompt.get("prompt_ids")
     if expected is None:
         return None
-    (found,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt["messages"]]))
-    return describe_token_difference(served, name, address, api_key, expected, found)
+    (actual,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt["messages"]]))
+    return describe_token_difference(served, name, address, api_key, expected, actual)
 
 
 def describe_token_difference(
-    served: ServedModel, name: str, address: Address, api_key: str | None, trained: Sequence[int], read: Sequence[int]
+    served: ServedModel,
+    name: str,
+    address: Address,
+    api_key: str | None,
+    expected: Sequence[int],
+    actual: Sequence[int],
 ) -> str | None:
     """Returns the first place where two prompts differ, as text on both sides; None for equal ones."""
-    if list(trained) == list(read):
+    if list(expected) == list(actual):
         return None
     from insource.tasks.rendering import chat_template
 
-    shared = chat_template.shared_prefix_length([list(trained), list(read)])
-    around = slice(max(0, shared - CONTEXT_TOKENS), shared + CONTEXT_TOKENS)
+    shared_length = chat_template.shared_prefix_length([list(expected), list(actual)])
+    window = slice(max(0, shared_length - CONTEXT_TOKENS), shared_length + CONTEXT_TOKENS)
     tokenizer = chat_template.load_saved_tokenizer(str(served.folder))
-    theirs = asyncio.run(client.detokenize(address, api_key, name, read[around]))
+    server_text = asyncio.run(client.detokenize(address, api_key, name, actual[window]))
     return (
-        f"from token {shared + 1} of {len(trained)} on: trained on ...{tokenizer.decode(list(trained[around]))!r}, "
-        f"and the server reads ...{theirs!r}"
+        f"from token {shared_length + 1} of {len(expected)} on: trained on "
+        f"...{tokenizer.decode(list(expected[window]))!r}, "
+        f"and the server reads ...{server_text!r}"
     )
 
 
 def load_references(path: Path) -> list[dict[str, Any]]:
     """Returns the reference answers that a server is asked for."""
-    return [one for one, _ in zip(atomic_files.read_jsonl(path), range(REFERENCE_ROWS), strict=False)]
+    return [reference for reference, _ in zip(atomic_files.read_jsonl(path), range(REFERENCE_ROWS), strict=False)]
 
 
 async def _query(
     references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
 ) -> list[str]:
-    async with client.open_session(address, api_key) as asking:
-        return await query_references(asking, references, prompt, name)
+    async with client.open_session(address, api_key) as session:
+        return await query_references(session, references, prompt, name)
 
 
 async def query_references(
-    asking: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
+    session: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
 ) -> list[str]:
     """Returns what a server answers to the prompts of reference answers. Raises StageError where it refuses."""
-    return await asyncio.gather(*(_query_prompt(asking, one["prompt_ids"], prompt, name) for one in references))
+    return await asyncio.gather(
+        *(_query_prompt(session, reference["prompt_ids"], prompt, name) for reference in references)
+    )
 
 
-async def _query_prompt(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:
-    asked: dict[str, Any] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt["max_answer_tokens"]}
+async def _query_prompt(session: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:
+    body: dict[str, Any] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt["max_answer_tokens"]}
     if prompt["grammar"]:
-        asked["structured_outputs"] = {"grammar": prompt["grammar"]}
-    async with asking.post("/v1/completions", json=asked) as answer:
-        if answer.status != 200:
-            raise StageError(f"/v1/completions answers {answer.status}: {(await answer.text())[:300]}")
-        return str((await answer.json())["choices"][0]["text"])
+        body["structured_outputs"] = {"grammar": prompt["grammar"]}
+    async with session.post("/v1/completions", json=body) as response:
+        if response.status != 200:
+            raise StageError(f"/v1/completions answers {response.status}: {(await response.text())[:300]}")
+        return str((await response.json())["choices"][0]["text"])

@@ -12,43 +12,49 @@ from serve.parity.check import ParityResult, SameWeightsAgreement
 _MAX_MISMATCHES = 5
 
 
-def console_lines(name: str, found: ParityResult) -> list[str]:
+def console_lines(name: str, result: ParityResult) -> list[str]:
     """Returns what was found of one served model, for the terminal."""
-    other, seen = found.other, found.other.difference
-    told = [f"{name}: {found.prompt_ids_equal:.1%} of {found.n} prompts read as trained"]
-    if found.same:
-        told.append(f"{found.same.agreement:.1%} of answers as transformers gives them with these weights")
-        if found.same.close:
-            told.append(f"{len(found.same.close)} of {found.same.n} differ within rounding")
-    told.append(
-        f"{metric_label(other.metric)} {other.value:.1%}, trained weights {other.trained:.1%} "
-        f"(difference {seen.delta:+.1%}, 95% interval {seen.low:+.1%} to {seen.high:+.1%})"
+    score, difference = result.other, result.other.difference
+    parts = [f"{name}: {result.prompt_ids_equal:.1%} of {result.n} prompts read as trained"]
+    if result.same:
+        parts.append(f"{result.same.agreement:.1%} of answers as transformers gives them with these weights")
+        if result.same.close:
+            parts.append(f"{len(result.same.close)} of {result.same.n} differ within rounding")
+    parts.append(
+        f"{metric_label(score.metric)} {score.value:.1%}, trained weights {score.trained:.1%} "
+        f"(difference {difference.delta:+.1%}, 95% interval {difference.low:+.1%} to {difference.high:+.1%})"
     )
-    return ["; ".join(told)]
+    return ["; ".join(parts)]
 
 
-def parity_markdown(name: str, report: Mapping[str, Any], founds: Sequence[ParityResult], parity: Parity) -> str:
+def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[ParityResult], parity: Parity) -> str:
     """Returns parity.md: one row a served model, then what differs and how the answers vary."""
-    metric = metric_label(founds[0].other.metric)
+    metric = metric_label(results[0].other.metric)
     rows = [
-        f"| {one.which} | {one.prompt_ids_equal:.1%} | {_format_agreement(one.same)} | {one.other.value:.1%} | "
-        f"{_format_interval(one.other.difference)} | "
-        f"{one.other.judged(parity.score_drop)} | {report['start_seconds'][one.which]:.0f} s |"
-        for one in founds
+        f"| {result.which} | {result.prompt_ids_equal:.1%} | {_format_agreement(result.same)} | "
+        f"{result.other.value:.1%} | "
+        f"{_format_interval(result.other.difference)} | "
+        f"{result.other.judged(parity.score_drop)} | {report['start_seconds'][result.which]:.0f} s |"
+        for result in results
     ]
-    first = founds[0].other
-    ways = "\n".join(
-        f"| {one.which} | {way} | {share:.1%} of {n} |" for one in founds for way, (share, n) in one.valid.items()
+    score = results[0].other
+    validity_rows = "\n".join(
+        f"| {result.which} | {mode} | {fraction:.1%} of {n} |"
+        for result in results
+        for mode, (fraction, n) in result.valid.items()
     )
-    flips = "\n".join(line for one in founds if one.same for line in _format_mismatches(one.which, one.same))
-    repeated = "\n".join(
-        f"- {one['which']}, {one['concurrency']} at a time: {one['differ']} of {one['n']} answers differ from those "
+    mismatches = "\n".join(
+        line for result in results if result.same for line in _format_mismatches(result.which, result.same)
+    )
+    variations = "\n".join(
+        f"- {variation['which']}, {variation['concurrency']} at a time: {variation['differ']} of {variation['n']} "
+        "answers differ from those "
         "one at a time"
-        for one in report["repeated"]
+        for variation in report["repeated"]
     )
     return f"""# {name}: is what is served what was trained?
 
-{founds[0].n} validation rows. The weights that were trained: {metric} {first.trained:.1%}.
+{results[0].n} validation rows. The weights that were trained: {metric} {score.trained:.1%}.
 
 | served | prompt ids | same weights: equal answers | {metric} | against the trained weights (95%) | judged | start |
 |---|---|---|---|---|---|---|
@@ -59,18 +65,18 @@ Judged by the interval: *worse* where all of it is more than {parity.score_drop:
 
 | served | constraint | answers that the task can read |
 |---|---|---|
-{ways}
+{validity_rows}
 
 ## Answers that differ though the weights are the same
 
-{flips or "None."}
+{mismatches or "None."}
 
 Not among them, where 16 bits are computed in: rows in which the two closest tokens of transformers are nearer to each
 other than rounding. Neither answer is the wrong one there; they count as equal, and their number stands above.
 
 ## The same rows again
 
-{repeated or "Not asked again."}
+{variations or "Not asked again."}
 """
 
 
@@ -85,18 +91,18 @@ def _format_agreement(same: SameWeightsAgreement | None) -> str:
     return f"{same.agreement:.1%} of {same.n}{close}"
 
 
-def _format_mismatches(which: str, same: SameWeightsAgreement) -> list[str]:
-    told = [
-        f"- {which}, row {one.id}: {one.answer!r}, in transformers {one.reference!r}"
+def _format_mismatches(variant: str, same: SameWeightsAgreement) -> list[str]:
+    lines = [
+        f"- {variant}, row {mismatch.id}: {mismatch.answer!r}, in transformers {mismatch.reference!r}"
         + (
-            f", whose closest token was only {math.exp(one.margin):.3g} times as probable as the next"
-            if one.margin
+            f", whose closest token was only {math.exp(mismatch.margin):.3g} times as probable as the next"
+            if mismatch.margin
             else ""
         )
-        for one in same.flips[:_MAX_MISMATCHES]
+        for mismatch in same.flips[:_MAX_MISMATCHES]
     ]
     return (
-        [*told, f"- {which}: and {len(same.flips) - _MAX_MISMATCHES} more"]
+        [*lines, f"- {variant}: and {len(same.flips) - _MAX_MISMATCHES} more"]
         if len(same.flips) > _MAX_MISMATCHES
-        else told
+        else lines
     )

@@ -24,18 +24,21 @@ def client_url(address: Address) -> str:
     """Returns the address that a client on this machine connects to."""
     if address.socket:
         return "http://vllm"
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
-    host = everywhere.get(address.host, f"[{address.host}]" if ":" in address.host else address.host)
+    loopback_hosts = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+    host = loopback_hosts.get(address.host, f"[{address.host}]" if ":" in address.host else address.host)
     return f"http://{host}:{address.port}"
 
 
 def open_session(
-    address: Address, api_key: str | None = None, at_once: int = _DEFAULT_CONNECTIONS, read_seconds: float | None = None
+    address: Address,
+    api_key: str | None = None,
+    max_connections: int = _DEFAULT_CONNECTIONS,
+    read_seconds: float | None = None,
 ) -> "ClientSession":
     """Returns a session with a server, to be used as a context; `read_seconds`: how long it may send nothing."""
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
 
-    pool: Any = {"limit": at_once, "keepalive_timeout": _IDLE_SECONDS}
+    pool: Any = {"limit": max_connections, "keepalive_timeout": _IDLE_SECONDS}
     connector: Any = UnixConnector(str(address.socket), **pool) if address.socket else TCPConnector(**pool)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = ClientTimeout(total=None, sock_connect=10, sock_read=read_seconds)
@@ -46,36 +49,36 @@ async def fetch_prompt_ids(
     address: Address, api_key: str | None, model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
 ) -> list[list[int]]:
     """Returns the token ids that the server reads for each conversation. Raises StageError where it refuses."""
-    async with open_session(address, api_key) as asking:
+    async with open_session(address, api_key) as session:
 
-        async def one(messages: Sequence[Mapping[str, str]]) -> list[int]:
-            asked = {"model": model, "messages": list(messages)}
-            async with asking.post("/tokenize", json=asked) as answer:
-                if answer.status != 200:
-                    raise StageError(f"/tokenize answers {answer.status}: {(await answer.text())[:300]}")
-                return (await answer.json())["tokens"]  # type: ignore[no-any-return]
+        async def tokenize(messages: Sequence[Mapping[str, str]]) -> list[int]:
+            body = {"model": model, "messages": list(messages)}
+            async with session.post("/tokenize", json=body) as response:
+                if response.status != 200:
+                    raise StageError(f"/tokenize answers {response.status}: {(await response.text())[:300]}")
+                return (await response.json())["tokens"]  # type: ignore[no-any-return]
 
-        return await asyncio.gather(*map(one, conversations))
+        return await asyncio.gather(*map(tokenize, conversations))
 
 
 async def detokenize(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
     """Returns the text of token ids as the server's own tokenizer writes it. Raises StageError where it refuses."""
-    asked = {"model": model, "tokens": list(ids)}
-    async with open_session(address, api_key) as asking, asking.post("/detokenize", json=asked) as answer:
-        if answer.status != 200:
-            raise StageError(f"/detokenize answers {answer.status}: {(await answer.text())[:300]}")
-        return str((await answer.json())["prompt"])
+    body = {"model": model, "tokens": list(ids)}
+    async with open_session(address, api_key) as session, session.post("/detokenize", json=body) as response:
+        if response.status != 200:
+            raise StageError(f"/detokenize answers {response.status}: {(await response.text())[:300]}")
+        return str((await response.json())["prompt"])
 
 
-async def load_adapter(asking: "ClientSession", name: str, folder: str) -> None:
+async def load_adapter(session: "ClientSession", name: str, folder: str) -> None:
     """Loads an adapter into a running server under a name that it does not have yet. Raises StageError."""
-    async with asking.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as answer:
-        if answer.status != 200:
-            raise StageError(f"vLLM does not load {name} from {folder}: {(await answer.text())[:500]}")
+    async with session.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as response:
+        if response.status != 200:
+            raise StageError(f"vLLM does not load {name} from {folder}: {(await response.text())[:500]}")
 
 
-async def unload_adapter(asking: "ClientSession", name: str) -> None:
+async def unload_adapter(session: "ClientSession", name: str) -> None:
     """Takes an adapter out of a running server. Raises StageError."""
-    async with asking.post("/v1/unload_lora_adapter", json={"lora_name": name}) as answer:
-        if answer.status != 200:
-            raise StageError(f"vLLM does not unload {name}: {(await answer.text())[:500]}")
+    async with session.post("/v1/unload_lora_adapter", json={"lora_name": name}) as response:
+        if response.status != 200:
+            raise StageError(f"vLLM does not unload {name}: {(await response.text())[:500]}")

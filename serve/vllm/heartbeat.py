@@ -39,11 +39,11 @@ class Heartbeat:
         now = time.monotonic()
         self._silent += min(now - self._looked, _MAX_STEP_SECONDS)
         self._looked = now
-        counted = self._tokens()
-        if self._answered.is_set() or (counted is not None and counted != self._counted):
+        token_count = self._tokens()
+        if self._answered.is_set() or (token_count is not None and token_count != self._counted):
             self._silent = 0.0
             self._answered.clear()
-        self._counted = self._counted if counted is None else counted
+        self._counted = self._counted if token_count is None else token_count
         if self._silent >= PROBE_SECONDS and (self._probe is None or not self._probe.is_alive()):
             self._probe = threading.Thread(target=self._ask, daemon=True)
             self._probe.start()
@@ -63,19 +63,19 @@ class Heartbeat:
 
     def _tokens(self) -> float | None:
         """How many tokens were read and written since the server was started, None where it does not tell."""
-        status, told = self._asked("GET", "/metrics", METRICS_SECONDS)
-        return sum(map(float, _TOKEN_COUNTER.findall(told))) if status == HTTPStatus.OK else None
+        status, text = self._asked("GET", "/metrics", METRICS_SECONDS)
+        return sum(map(float, _TOKEN_COUNTER.findall(text))) if status == HTTPStatus.OK else None
 
     def _asked(
         self, method: str, path: str, seconds: float, body: str | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int | None, str]:
         """Status and text of an answer, None where there is none in time. No proxy stands before what is here."""
-        place = urlsplit(client.client_url(self._address))
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=seconds)
+        url = urlsplit(client.client_url(self._address))
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=seconds)
         try:
             connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
         except (OSError, http.client.HTTPException):
             return None, ""
         finally:

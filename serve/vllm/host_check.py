@@ -23,13 +23,13 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers 403."""
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
-        why = cross_origin_problem(headers.get(b"host", ""), headers.get(b"origin"), needs_key=False)
-        if scope["type"] == "lifespan" or why is None:
+        reason = cross_origin_problem(headers.get(b"host", ""), headers.get(b"origin"), needs_key=False)
+        if scope["type"] == "lifespan" or reason is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            said = {"type": "error", "error": {"type": "permission_error", "message": why, "code": 403}}
-            kind = [(b"content-type", b"application/json")]
-            await send({"type": "http.response.start", "status": 403, "headers": kind})
-            await send({"type": "http.response.body", "body": json.dumps(said).encode()})
+            body = {"type": "error", "error": {"type": "permission_error", "message": reason, "code": 403}}
+            response_headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 403, "headers": response_headers})
+            await send({"type": "http.response.body", "body": json.dumps(body).encode()})

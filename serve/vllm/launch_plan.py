@@ -58,9 +58,9 @@ class ServedModel:
 
 def available_variants(run: Run, recipe: Recipe) -> list[str]:
     """Returns the forms of a run that are on disk and can be served."""
-    found = [] if recipe.lora.unservable else ["adapter"]
-    found += ["merged"] if (run.folder / "merged").is_dir() else []
-    return found + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
+    variants = [] if recipe.lora.unservable else ["adapter"]
+    variants += ["merged"] if (run.folder / "merged").is_dir() else []
+    return variants + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
 
 
 def rank_variants(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) -> list[str]:
@@ -70,20 +70,22 @@ def rank_variants(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) 
     to 5 times as fast there. Adapter and merged model are the same weights; a quantized form is the last choice. Raises
     RecipeError where nothing of it is on disk.
     """
-    there = available_variants(run, recipe)
+    available = available_variants(run, recipe)
     if serve.model == "auto":
-        first = ["merged", "adapter"] if recipe.accelerate.use_cpu and not shared else ["adapter", "merged"]
-        wanted = [form for form in first if form in there] + [form for form in there if form not in first]
-        wanted = [form for form in wanted if form == "adapter"] if shared else wanted
+        preferred = ["merged", "adapter"] if recipe.accelerate.use_cpu and not shared else ["adapter", "merged"]
+        ranked = [variant for variant in preferred if variant in available] + [
+            variant for variant in available if variant not in preferred
+        ]
+        ranked = [variant for variant in ranked if variant == "adapter"] if shared else ranked
     else:
-        wanted = [form for form in there if form == serve.model]
-    if not wanted:
-        form = "adapter to share a server" if shared else serve.model.replace("auto", "form that can be served")
+        ranked = [variant for variant in available if variant == serve.model]
+    if not ranked:
+        variant = "adapter to share a server" if shared else serve.model.replace("auto", "form that can be served")
         raise RecipeError(
-            f"run {run.id} has no {form}; it has {', '.join(there) or 'none'}. "
+            f"run {run.id} has no {variant}; it has {', '.join(available) or 'none'}. "
             f"`make export RECIPE={run.recipe_name}` writes merged and quantized models"
         )
-    return wanted
+    return ranked
 
 
 def has_trained_weights(served: ServedModel, serve: Serve) -> bool:
@@ -113,15 +115,21 @@ def find_trained_base(served: ServedModel, serve: Serve) -> Mapping[str, Any] | 
 
 def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     """Returns what one process serves. Raises RecipeError naming everything that stands against it."""
-    adapters = [one for one in served if one.which == "adapter"]
+    adapters = [served_model for served_model in served if served_model.which == "adapter"]
     if len(adapters) < len(served) and len(served) > 1:
-        told = ", ".join(f"{one.name} ({one.which})" for one in served)
-        raise RecipeError(f"several recipes can share one server as adapters alone; asked for {told}")
-    problems = [problem for one in served for problem in _problems(one, serve)]
-    if not problems and len({locate_base(one, serve)[0] for one in served}) > 1:
-        told = ", ".join(f"{one.name}: {one.recipe.model.base}" for one in served)
-        problems.append(f"recipes that share a server share their base; {told}")
-    if not problems and len({(one.prompt["chat_template_sha256"], one.prompt.get("stop")) for one in served}) > 1:
+        details = ", ".join(f"{served_model.name} ({served_model.which})" for served_model in served)
+        raise RecipeError(f"several recipes can share one server as adapters alone; asked for {details}")
+    problems = [problem for served_model in served for problem in _problems(served_model, serve)]
+    if not problems and len({locate_base(served_model, serve)[0] for served_model in served}) > 1:
+        details = ", ".join(f"{served_model.name}: {served_model.recipe.model.base}" for served_model in served)
+        problems.append(f"recipes that share a server share their base; {details}")
+    if (
+        not problems
+        and len(
+            {(served_model.prompt["chat_template_sha256"], served_model.prompt.get("stop")) for served_model in served}
+        )
+        > 1
+    ):
         problems.append("recipes that share a server share chat template and stop token; these have different ones")
     if problems:
         raise RecipeError("this cannot be served:\n" + "\n".join(f"  {problem}" for problem in problems))
@@ -129,7 +137,7 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     if not adapters:
         template = first.folder / "chat_template.jinja"
         return LaunchPlan(str(first.folder), first.name, serve, use_cpu, chat_template=template)
-    folders = {one.name: one.folder for one in adapters}
+    folders = {served_model.name: served_model.folder for served_model in adapters}
     model, revision = locate_base(first, serve)
     return LaunchPlan(
         model=model,
@@ -162,16 +170,14 @@ def plan_base_launch(served: ServedModel, serve: Serve) -> LaunchPlan:
 def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
     """Returns the base of an adapter as vLLM loads it: a folder or a name on the hub, and the revision there. Raises
     RecipeError where the run was trained on a folder that is not there (another machine, an emptied cache)."""
-    if trained := find_trained_base(served, serve):
-        return str(base_store.store_path(served.run.folder) / trained["digest"]), None
+    if record := find_trained_base(served, serve):
+        return str(base_store.store_path(served.run.folder) / record["digest"]), None
     if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
-        fetch = " (`make train` fetches smollm2 anew)" if folder.name == base_models.smollm2_dir().name else ""
-        fetch = (
-            " (`make train` dequantizes the GGUF file again)"
-            if folder.parent.name == base_store.BASES_FOLDER
-            else fetch
+        hint = " (`make train` fetches smollm2 anew)" if folder.name == base_models.smollm2_dir().name else ""
+        hint = (
+            " (`make train` dequantizes the GGUF file again)" if folder.parent.name == base_store.BASES_FOLDER else hint
         )
-        raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{fetch}")
+        raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{hint}")
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 
 
@@ -179,46 +185,46 @@ def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
     """Returns what stands against serving an adapter, its base included, each with what to do."""
     if not (served.folder / "prompt.json").is_file():
         return artifact_checks.check_adapter(served.folder, None, {})
-    trained = find_trained_base(served, serve)
-    if trained is None:
+    record = find_trained_base(served, serve)
+    if record is None:
         return artifact_checks.check_adapter(
             served.folder, base_folder(served.recipe), served.prompt["base"].get("sha256") or {}
         )
-    path = base_store.find(served.run.folder, trained["digest"])
+    path = base_store.find(served.run.folder, record["digest"])
     if path is None:
         return [
-            f"there is no {base_store.store_path(served.run.folder) / trained['digest']}, the base that the adapter "
+            f"there is no {base_store.store_path(served.run.folder) / record['digest']}, the base that the adapter "
             "was trained "
             "on; `make export` writes it again, or take SET=serve.base=published"
         ]
-    return artifact_checks.check_adapter(served.folder, path, trained["sha256"])
+    return artifact_checks.check_adapter(served.folder, path, record["sha256"])
 
 
 def _problems(served: ServedModel, serve: Serve) -> list[str]:
     if served.which == "adapter":
-        return [f"{served.name}: {told}" for told in adapter_problems(served, serve)]
+        return [f"{served.name}: {problem}" for problem in adapter_problems(served, serve)]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
-    if told := _export_mismatch(served, serve):
-        return [f"{served.name}: {told}"]
+    if problem := _export_mismatch(served, serve):
+        return [f"{served.name}: {problem}"]
     if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
     if served.which == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
         return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
-    return [f"{served.name}: {told}" for told in artifact_checks.check_model(served.folder)]
+    return [f"{served.name}: {problem}" for problem in artifact_checks.check_model(served.folder)]
 
 
 def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
     """Why a merged or quantized model is not of this adapter on the base that is asked for, None where it is."""
     path = served.folder / "export.json"
-    made_of = atomic_files.read_json(path) if path.is_file() else {}
-    if made_of.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
+    export = atomic_files.read_json(path) if path.is_file() else {}
+    if export.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
         return f"{served.which} was made of another adapter than the run has now; `make export` makes it anew"
-    trained, made_on = find_trained_base(served, serve), made_of.get("base", "published")
-    if made_on == (trained["digest"] if trained else "published"):
+    record, export_base = find_trained_base(served, serve), export.get("base", "published")
+    if export_base == (record["digest"] if record else "published"):
         return None
-    shown = "the published base" if made_on == "published" else "the base as it was trained on"
-    return f"{served.which} was made of {shown}, and serve.base is {serve.base}; `make export` makes it anew"
+    display = "the published base" if export_base == "published" else "the base as it was trained on"
+    return f"{served.which} was made of {display}, and serve.base is {serve.base}; `make export` makes it anew"
 
 
 def base_name(prompt: Mapping[str, Any]) -> str:
@@ -227,9 +233,9 @@ def base_name(prompt: Mapping[str, Any]) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _unique_base_name(name: str, taken: Mapping[str, Path]) -> str:
+def _unique_base_name(name: str, adapters: Mapping[str, Path]) -> str:
     """Returns the base's name, with an end where an adapter has it: vLLM refuses to start with one name for both."""
-    while name in taken:
+    while name in adapters:
         name += "-base"
     return name
 
@@ -264,12 +270,13 @@ def required_memory_bytes(plan: LaunchPlan) -> int | None:
 
 def memory_problem(plan: LaunchPlan, available_bytes: int) -> str | None:
     """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
-    needed = required_memory_bytes(plan)
-    if needed is None or needed <= available_bytes:
+    required_bytes = required_memory_bytes(plan)
+    if required_bytes is None or required_bytes <= available_bytes:
         return None
     cache = int(plan.serve.cpu_cache_gib * 2**30)
     return (
-        f"not enough memory: weights ({(needed - cache) / 2**30:.1f} GiB in {plan.dtype}) and cache "
-        f"({plan.serve.cpu_cache_gib:g} GiB) need {needed / 2**30:.1f} GiB, and {available_bytes / 2**30:.1f} GiB are "
+        f"not enough memory: weights ({(required_bytes - cache) / 2**30:.1f} GiB in {plan.dtype}) and cache "
+        f"({plan.serve.cpu_cache_gib:g} GiB) need {required_bytes / 2**30:.1f} GiB, and "
+        f"{available_bytes / 2**30:.1f} GiB are "
         "free; take serve.model=quantized/int8, serve.dtype=bfloat16 or a smaller serve.cpu_cache_gib"
     )

@@ -91,59 +91,68 @@ class Address:
 
 def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> list[str]:
     """Returns the vLLM command, as it is run and as --dry-run prints it."""
-    where = ["--uds", str(address.socket)] if address.socket else ["--host", address.host, "--port", str(address.port)]
-    asked = [sys.executable, "-m", VLLM_MODULE, *where, "--model", plan.model, "--served-model-name", plan.name]
-    asked += ["--revision", plan.revision] if plan.revision else []
-    asked += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
-    asked += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
-    asked += ["--tokenizer", str(plan.tokenizer)] if plan.tokenizer else []
+    listen_options = (
+        ["--uds", str(address.socket)] if address.socket else ["--host", address.host, "--port", str(address.port)]
+    )
+    argv = [sys.executable, "-m", VLLM_MODULE, *listen_options, "--model", plan.model, "--served-model-name", plan.name]
+    argv += ["--revision", plan.revision] if plan.revision else []
+    argv += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
+    argv += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
+    argv += ["--tokenizer", str(plan.tokenizer)] if plan.tokenizer else []
     # By itself vLLM would take Mistral's own tokenizer where tekken.json lies there, and renderers of its own for some
     # models: neither reads the template.
-    asked += ["--tokenizer-mode", "hf"]
+    argv += ["--tokenizer-mode", "hf"]
     # vLLM stops at the tokenizer's EOS and at those of the generation config: with both from the training, at the
     # trained stop alone. Who asks for nothing else gets the greedy answer, whatever the base's config says.
-    stops = plan.tokenizer if plan.tokenizer and (plan.tokenizer / "generation_config.json").is_file() else "vllm"
-    asked += ["--generation-config", str(stops), "--override-generation-config", json.dumps({"temperature": 0.0})]
-    asked += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
+    generation_config = (
+        plan.tokenizer if plan.tokenizer and (plan.tokenizer / "generation_config.json").is_file() else "vllm"
+    )
+    argv += [
+        "--generation-config",
+        str(generation_config),
+        "--override-generation-config",
+        json.dumps({"temperature": 0.0}),
+    ]
+    argv += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
     # Log-probabilities among what the constraint allows: those of the path that was taken.
-    asked += ["--logprobs-mode", "processed_logprobs"]
+    argv += ["--logprobs-mode", "processed_logprobs"]
     if plan.use_cpu:
         # vLLM's own 128 tokens there: a prefix is cached in whole blocks, and what is left of it is computed each time.
-        asked += ["--kv-cache-memory-bytes", str(int(plan.serve.cpu_cache_gib * 2**30)), "--block-size", "32"]
+        argv += ["--kv-cache-memory-bytes", str(int(plan.serve.cpu_cache_gib * 2**30)), "--block-size", "32"]
         if len(os.sched_getaffinity(0)) <= SMALL_CPU_CORES:
             # One start of Python less, and all cores compute; vLLM's own way keeps one of them free.
-            asked += ["--distributed-executor-backend", UNIPROC_EXECUTOR]
+            argv += ["--distributed-executor-backend", UNIPROC_EXECUTOR]
     else:
-        asked += ["--gpu-memory-utilization", str(plan.serve.gpu_memory_utilization)]
+        argv += ["--gpu-memory-utilization", str(plan.serve.gpu_memory_utilization)]
     if plan.adapters or plan.runtime_adapters:
-        at_once = max(len(plan.adapters), plan.runtime_adapters)
-        asked += ["--enable-lora", "--max-lora-rank", str(plan.max_lora_rank), "--max-loras", str(at_once)]
+        max_loras = max(len(plan.adapters), plan.runtime_adapters)
+        argv += ["--enable-lora", "--max-lora-rank", str(plan.max_lora_rank), "--max-loras", str(max_loras)]
     if plan.adapters:
-        asked += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
+        argv += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
     # Tasks are text: no request has the server fetch what it names.
-    asked += ["--allowed-media-domains", UNREACHABLE_DOMAIN]
+    argv += ["--allowed-media-domains", UNREACHABLE_DOMAIN]
     if address.socket is None and not with_key:
-        asked += ["--middleware", HOST_CHECK]
-    asked += ["--enforce-eager"] if plan.serve.enforce_eager else []
-    asked += ["--enable-prefix-caching" if plan.prefix_caching else "--no-enable-prefix-caching"]
-    return [*asked, "--disable-uvicorn-access-log"]
+        argv += ["--middleware", HOST_CHECK]
+    argv += ["--enforce-eager"] if plan.serve.enforce_eager else []
+    argv += ["--enable-prefix-caching" if plan.prefix_caching else "--no-enable-prefix-caching"]
+    return [*argv, "--disable-uvicorn-access-log"]
 
 
 def vllm_environment(plan: LaunchPlan, api_key: str | None) -> dict[str, str]:
     """Returns the environment variables that the command needs, beside those of this process."""
-    told = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(plan.model).is_dir():
-        told["HF_HUB_OFFLINE"] = "1"
+        env["HF_HUB_OFFLINE"] = "1"
     if plan.use_cpu and plan.serve.enforce_eager:
         # vLLM 0.32 compiles its ranking of log-probabilities all the same: that needs a C++ compiler, seconds of the
         # first request, and fails under ATEN_CPU_CAPABILITY=default, for which torch 2.13 writes C++ that is none.
-        told["TORCH_COMPILE_DISABLE"] = "1"
+        env["TORCH_COMPILE_DISABLE"] = "1"
     if plan.runtime_adapters:
-        told["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if api_key:
         # Not on the command line, where every user of the machine could read it.
-        told["VLLM_API_KEY"] = api_key
-    return told
+        env["VLLM_API_KEY"] = api_key
+    return env
 
 
 class VllmProcess:
@@ -172,8 +181,8 @@ class VllmProcess:
             check_port_free(self.address.host, self.address.port)
         self._began = time.monotonic()
         with self.log.open("wb") as log:
-            asked = vllm_command(self.plan, self.address, self._api_key is not None)
-            self._process = _spawn(asked, vllm_environment(self.plan, self._api_key), log)
+            argv = vllm_command(self.plan, self.address, self._api_key is not None)
+            self._process = _spawn(argv, vllm_environment(self.plan, self._api_key), log)
 
     def wait_ready(self, on_progress: Callable[[float, str], None] = lambda seconds, line: None) -> float:
         """Returns after how many seconds the server was ready; `on_progress` gets seconds and the last line of its log.
@@ -205,8 +214,8 @@ class VllmProcess:
 
     def why(self) -> str:
         """Returns what the server said of its end, and where its log is."""
-        said = "\n".join(f"  {line}" for line in extract_errors(_read_tail(self.log)) or ["nothing"])
-        return f"and said:\n{said}\n  The whole log: {os.path.relpath(self.log)}{known_error_hint(said)}"
+        errors = "\n".join(f"  {line}" for line in extract_errors(_read_tail(self.log)) or ["nothing"])
+        return f"and said:\n{errors}\n  The whole log: {os.path.relpath(self.log)}{known_error_hint(errors)}"
 
     def stop(self) -> None:
         """Ends the server and every process that it started, killed after `stop_seconds`. Any thread may do so."""
@@ -226,10 +235,10 @@ class VllmProcess:
                 self.address.socket.unlink(missing_ok=True)
 
 
-def _spawn(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(argv: list[str], env: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        asked,
-        env={**os.environ, **told},
+        argv,
+        env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -241,7 +250,7 @@ def _spawn(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subproc
 def find_dead_children(pid: int) -> set[int]:
     """Returns the processes that the server started, that have ended and that it has not asked for: it may outlive its
     engine, and answer 500. One that ends as it should is there for a moment too."""
-    found = set()
+    pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             # pid (name) state parent ...; the name may hold anything.
@@ -249,58 +258,58 @@ def find_dead_children(pid: int) -> set[int]:
         except OSError:
             continue
         if parent == str(pid) and state == "Z":
-            found.add(int(stat.parent.name))
-    return found
+            pids.add(int(stat.parent.name))
+    return pids
 
 
 def check_port_free(host: str, port: int) -> None:
     """Raises RecipeError where something listens at the port already, or the host is none of this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
-            free = f"; {free_port(host)} is free: SET=serve.port={free_port(host)}" if error.errno == 98 else ""
-            raise RecipeError(f"serve: {host}:{port} cannot be listened at: {error.strerror}{free}") from None
+            hint = f"; {free_port(host)} is free: SET=serve.port={free_port(host)}" if error.errno == 98 else ""
+            raise RecipeError(f"serve: {host}:{port} cannot be listened at: {error.strerror}{hint}") from None
 
 
 def free_port(host: str = "127.0.0.1") -> int:
     """Returns a port that is free now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as tried:
-        tried.bind((host, 0))
-        return int(tried.getsockname()[1])
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
 
 
 def is_healthy(address: Address) -> bool:
     """Returns whether the server answers `GET /health` with 200."""
     if address.socket:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-            asking.settimeout(5)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
             try:
-                asking.connect(str(address.socket))
-                asking.sendall(b"GET /health HTTP/1.1\r\nHost: vllm\r\nConnection: close\r\n\r\n")
-                return b" 200 " in asking.recv(64)
+                connection.connect(str(address.socket))
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: vllm\r\nConnection: close\r\n\r\n")
+                return b" 200 " in connection.recv(64)
             except OSError:
                 return False
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address.host, address.host)  # noqa: S104
     try:
-        with urllib.request.urlopen(f"http://{host}:{address.port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"http://{host}:{address.port}/health", timeout=5) as response:
+            return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
 
 
 def last_line(log: Path) -> str:
     """Returns the last line of a log that says something."""
-    said = (_strip_log_prefix(line) for line in reversed(_read_tail(log, 4096).splitlines()))
-    return next((line for line in said if line), "")
+    lines = (_strip_log_prefix(line) for line in reversed(_read_tail(log, 4096).splitlines()))
+    return next((line for line in lines if line), "")
 
 
-def _read_tail(log: Path, most_bytes: int = 2**20) -> str:
+def _read_tail(log: Path, max_bytes: int = 2**20) -> str:
     """The end of a log, which may have grown for months."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - most_bytes))
+        file.seek(max(0, log.stat().st_size - max_bytes))
         return file.read().decode(errors="replace")
 
 
@@ -309,18 +318,18 @@ def extract_errors(log: str) -> list[str]:
     lines = [_strip_log_prefix(line) for line in log.splitlines()]
     # An error that is told on several lines, as pydantic does, has its reason on the second.
     errors = [
-        f"{line} {following}" if re.search(r"error for \w+$", line) else line
-        for line, following in zip_longest(lines, lines[1:], fillvalue="")
+        f"{line} {next_line}" if re.search(r"error for \w+$", line) else line
+        for line, next_line in zip_longest(lines, lines[1:], fillvalue="")
         if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
     ]
     # The first error is the cause, what follows it are its consequences in other processes.
-    kept = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_MAX_LOG_LINES:]
-    return [line[:500] for line in kept]
+    selected = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_MAX_LOG_LINES:]
+    return [line[:500] for line in selected]
 
 
-def known_error_hint(said: str) -> str:
+def known_error_hint(text: str) -> str:
     """Returns what would do about an error that is known, with a line break before it, else nothing."""
-    known = {
+    hints = {
         # Said before anything is loaded: others hold a part of the GPU, such as the screen.
         r"Free memory on device|less than desired GPU memory utilization|Decrease GPU memory": (
             "Something else holds a part of the GPU (nvidia-smi tells what): end that, or take a lower "
@@ -338,7 +347,7 @@ def known_error_hint(said: str) -> str:
         r"max_model_len|max_position_embeddings": "serve.max_model_len is more than this model can take.",
         r"PackageNotFoundError|No module named 'vllm'": "vLLM is not installed here: `make setup`.",
     }
-    return next((f"\n  {told}" for pattern, told in known.items() if re.search(pattern, said)), "")
+    return next((f"\n  {hint}" for pattern, hint in hints.items() if re.search(pattern, text)), "")
 
 
 def _strip_log_prefix(line: str) -> str:

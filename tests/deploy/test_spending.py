@@ -113,7 +113,7 @@ def test_texts_with_more_tokens_than_those_before_stay_within_the_cap(tmp_path: 
         """Asks all at once, each of which has so many tokens; returns how many were made."""
         made = [one for one in requests if await purse.reserve(one)]
         for one in made:
-            purse.settle(one, Completion("a", "m", Usage(tokens, 1), "stop"), unsure=False)
+            purse.settle(one, Completion("a", "m", Usage(tokens, 1), "stop"), possibly_charged=False)
         await asyncio.gather(*purse._writing)
         return len(made)
 

@@ -41,12 +41,14 @@ def test_the_header_tells_what_decoding_takes_and_what_does_not_fit() -> None:
     asked = {"pack_tokens": 8192, "answer_tokens": 512, "mask_pairs": 0, "checkpointing": True, "compute_bytes": 2}
     rows = decoding_memory.DecodingWorkload(64, 500, 1500)
     for gib, fits in ((24, True), (80, True), (8, False)):
-        found = run_header.estimate_memory(model, **asked, decoded=rows, device=decoding_memory.usable_bytes(gib * GIB))
+        found = run_header.estimate_memory(
+            model, **asked, workload=rows, device=decoding_memory.usable_bytes(gib * GIB)
+        )
         told = str(run_header._format_memory(found))
         assert found.fits == fits and ("more than there is" in told) != fits
         assert f"or decoding {found.rows} row" in told and "of the" in told
         assert found.rows == (64 if gib == 80 else found.rows)
-    small = run_header.estimate_memory(model, **asked, decoded=rows, device=decoding_memory.usable_bytes(24 * GIB))
+    small = run_header.estimate_memory(model, **asked, workload=rows, device=decoding_memory.usable_bytes(24 * GIB))
     assert small.rows < 64 and small.total <= decoding_memory.usable_bytes(24 * GIB)
 
 

@@ -84,7 +84,7 @@ def test_decoding_halves_its_batches_and_answers_the_same(said: str, tokenizer: 
     kind = torch.OutOfMemoryError if said.startswith("CUDA out") else RuntimeError
     with short_of(model, max(map(len, asked)), lambda: kind(said)):
         after = decode_answers(
-            model, tokenizer, asked, classification.grammar(SPEC), on_batch=done.append, announce=told.append
+            model, tokenizer, asked, classification.grammar(SPEC), on_batch=done.append, on_fallback=told.append
         )
     assert [one.token_ids for one in after] == [one.token_ids for one in before]
     assert told and all(one.endswith("from here on, the same answers") for one in told)

@@ -175,7 +175,7 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
         def training_step(self, *given: Any, **named: Any) -> Any:
             loss = super().training_step(*given, **named)
             self.recorder.count(8, 100, 700)
-            self.recorder.note({"rewards/accuracies": self.state.global_step % 2 * 8.0}, over=8)
+            self.recorder.note({"rewards/accuracies": self.state.global_step % 2 * 8.0}, count=8)
             return loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -121,7 +121,7 @@ def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_tol
     }[name]()
     model = model_of(config, "eager" if name == "bloom" else "sdpa")
     told: list[str] = []
-    found = decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), announce=told.append)
+    found = decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), on_fallback=told.append)
     assert len(told) == 1 and told[0].startswith(why)
     assert found == assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 

@@ -23,8 +23,8 @@ def check_gpu(recipe: Recipe) -> None:
                 torch.__version__, torch.version.cuda, hardware.read_driver_version(), hardware.list_gpus(), os.environ
             )
         )
-    if told := explain_old_gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability()):
-        raise RecipeError(told)
+    if message := explain_old_gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability()):
+        raise RecipeError(message)
 
 
 def explain_missing_gpu(
@@ -33,28 +33,31 @@ def explain_missing_gpu(
     """Returns why PyTorch finds no GPU, as far as that can be known, and what would do."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if cuda is None:
-        why = f"the installed PyTorch ({version}) is built for CPUs: `make setup HARDWARE=gpu` installs the other one"
+        reason = (
+            f"the installed PyTorch ({version}) is built for CPUs: `make setup HARDWARE=gpu` installs the other one"
+        )
     elif visible is not None and visible.strip() in ("", "-1"):
-        why = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one"
+        reason = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one"
     elif not gpus:
-        why = (
+        reason = (
             "nvidia-smi shows no GPU: install NVIDIA's driver, or start the container with its GPUs "
             "(docker run --gpus all)"
         )
     else:
-        why = (
+        reason = (
             f"the driver ({driver or 'of unknown version'}) does not serve PyTorch {version}, which is built for CUDA "
             f"{cuda}: update the driver (CUDA 13 needs {hardware.MIN_DRIVER_VERSION} or newer)"
         )
-    return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {why}. HARDWARE=cpu computes on the CPU"
+    return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {reason}. HARDWARE=cpu computes on the CPU"
 
 
 def explain_old_gpu(name: str, capability: tuple[int, int]) -> str | None:
     """Returns why a GPU is not trained on, None where it is."""
     if capability >= MIN_CAPABILITY:
         return None
-    shown = ".".join(map(str, capability))
+    display = ".".join(map(str, capability))
     return (
-        f"accelerate.use_cpu: false, and {name} has compute capability {shown}: bfloat16, in which insource trains and "
+        f"accelerate.use_cpu: false, and {name} has compute capability {display}: bfloat16, in which insource "
+        "trains and "
         "vLLM serves, needs 8.0 or newer (Ampere: A100, A10, RTX 30); take another GPU, or HARDWARE=cpu"
     )

@@ -29,14 +29,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in _MESSAGES)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def describe_out_of_memory(error: BaseException) -> str:
     """Returns what a person is told of an error of too little memory that nothing could be halved for."""
-    first = (str(error) or type(error).__name__).splitlines()[0]
+    first_line = (str(error) or type(error).__name__).splitlines()[0]
     return (
-        f"out of memory: {first}\n"
+        f"out of memory: {first_line}\n"
         "  What was written is kept, and the same command goes on from the last checkpoint. Take less: "
         "model.quantization=nf4, train.gradient_checkpointing=true,\n"
         "  a lower train.pack_tokens or train.max_length, or a smaller model.base."

@@ -24,23 +24,23 @@ def unshard(model: Any) -> Iterator[None]:
 
     All processes enter and leave it together. They held the base whole before it was spread, so it fits.
     """
-    units = _fsdp_modules(model)
-    if units:
+    modules = _fsdp_modules(model)
+    if modules:
         # As its first forward pass would do; a run that goes on behind its last update has none.
-        units[0]._get_fsdp_state()._lazy_init()
-    groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
-    before = {id(group): group.post_forward_mesh_info for group in groups}
-    for unit in units:
-        unit.unshard()
-        unit.set_reshard_after_forward(False, recurse=False)
+        modules[0]._get_fsdp_state()._lazy_init()
+    groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
+    previous = {id(group): group.post_forward_mesh_info for group in groups}
+    for module in modules:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
         for group in groups:
             # What the public setter would put there for layers, and None for the root and the head.
-            group.post_forward_mesh_info = before[id(group)]
-        for unit in units:
-            unit.reshard()
+            group.post_forward_mesh_info = previous[id(group)]
+        for module in modules:
+            module.reshard()
 
 
 def gather_adapter(model: Any) -> dict[str, Any] | None:
@@ -57,4 +57,4 @@ def gather_adapter(model: Any) -> dict[str, Any] | None:
 def _fsdp_modules(model: Any) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
-    return [one for one in model.modules() if isinstance(one, FSDPModule)]
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -28,8 +28,8 @@ def die_with_parent() -> None:
 
     Does nothing in a process that was not started by train/launch.py or by this module.
     """
-    if (launcher := os.environ.get(PARENT_PID_ENV)) is not None:
-        child_processes.set_parent_death_signal(int(launcher))
+    if (parent_pid := os.environ.get(PARENT_PID_ENV)) is not None:
+        child_processes.set_parent_death_signal(int(parent_pid))
 
 
 def main() -> int:

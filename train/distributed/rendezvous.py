@@ -36,8 +36,8 @@ _NODE_SETTINGS = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_
 
 def without_node_settings(recipe: Recipe) -> Recipe:
     """Returns the recipe as all machines of a training have it, and the next launch of it."""
-    plain = {name: Accelerate.model_fields[name].default for name in _NODE_SETTINGS}
-    return recipe.model_copy(update={"accelerate": recipe.accelerate.model_copy(update=plain)})
+    defaults = {name: Accelerate.model_fields[name].default for name in _NODE_SETTINGS}
+    return recipe.model_copy(update={"accelerate": recipe.accelerate.model_copy(update=defaults)})
 
 
 class Announcement:
@@ -54,22 +54,22 @@ class Announcement:
         self.run, self.state = run.id, RUNNING
         self.write()
 
-    def nothing(self, why: str) -> None:
+    def nothing(self, reason: str) -> None:
         """Tells that there is nothing to launch."""
-        self.state, self.reason = UNCHANGED, why
+        self.state, self.reason = UNCHANGED, reason
         self.write()
 
-    def ended(self, why: str) -> None:
+    def ended(self, reason: str) -> None:
         """Tells that the launch is over."""
         if self.state != UNCHANGED:
-            self.state, self.reason = OVER, why
+            self.state, self.reason = OVER, reason
         self.write()
 
     def write(self) -> None:
         with self._writing:
             self.beat += 1
-            told = {"run": self.run, "beat": self.beat, "state": self.state, "reason": self.reason}
-            atomic_files.write_json(self.path, {**told, "recipe": self.settings})
+            payload = {"run": self.run, "beat": self.beat, "state": self.state, "reason": self.reason}
+            atomic_files.write_json(self.path, {**payload, "recipe": self.settings})
 
 
 @contextmanager
@@ -80,34 +80,34 @@ def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
     changes for a left-over of an earlier launch.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    told, over = Announcement(parent / LAUNCH_FILE, _shared_settings(recipe)), threading.Event()
+    announcement, stop_event = Announcement(parent / LAUNCH_FILE, _shared_settings(recipe)), threading.Event()
 
-    def tell() -> None:
-        told.write()
-        while not over.wait(HEARTBEAT_SECONDS):
-            told.write()
+    def heartbeat() -> None:
+        announcement.write()
+        while not stop_event.wait(HEARTBEAT_SECONDS):
+            announcement.write()
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    heartbeat_thread = threading.Thread(target=heartbeat, daemon=True)
+    heartbeat_thread.start()
     try:
         try:
-            yield told
-            told.ended("done")
+            yield announcement
+            announcement.ended("done")
         except BaseException as error:
-            code = f"it ended with exit code {error.code}" if isinstance(error, SystemExit) else str(error)
-            told.ended(code or type(error).__name__)
+            reason = f"it ended with exit code {error.code}" if isinstance(error, SystemExit) else str(error)
+            announcement.ended(reason or type(error).__name__)
             if isinstance(error, KeyboardInterrupt):
-                over.set()
+                stop_event.set()
             raise
         finally:
-            if told.run is None and not over.is_set():
+            if announcement.run is None and not stop_event.is_set():
                 print(
                     f"machine   0: launches nothing, and tells the others for {LINGER_SECONDS:.0f} s", file=sys.stderr
                 )
-                over.wait(LINGER_SECONDS)
+                stop_event.wait(LINGER_SECONDS)
     finally:
-        over.set()
-        teller.join()
+        stop_event.set()
+        heartbeat_thread.join()
 
 
 def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
@@ -118,30 +118,30 @@ def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECOND
     time.
     """
     path, deadline = parent / LAUNCH_FILE, time.monotonic() + wait_seconds
-    first = before = _read_announcement(path)
+    initial = previous = _read_announcement(path)
     while time.monotonic() < deadline:
-        found = _read_announcement(path)
-        if found is not None and found != first:
-            if differing := _diff_settings(found["recipe"], _shared_settings(recipe)):
+        announcement = _read_announcement(path)
+        if announcement is not None and announcement != initial:
+            if differences := _diff_settings(announcement["recipe"], _shared_settings(recipe)):
                 raise StageError(
                     "machine 0 trains something else:\n  "
-                    + "\n  ".join(differing)
+                    + "\n  ".join(differences)
                     + "\n  Type the same command on every machine, but for accelerate.machine_rank."
                 )
-            if found["state"] == RUNNING:
-                return Run(parent / str(found["run"]))
-            if found["state"] == UNCHANGED:
-                print(f"machine   0: has nothing to launch, {found['reason']}", file=sys.stderr)
+            if announcement["state"] == RUNNING:
+                return Run(parent / str(announcement["run"]))
+            if announcement["state"] == UNCHANGED:
+                print(f"machine   0: has nothing to launch, {announcement['reason']}", file=sys.stderr)
                 return None
-            if found["state"] == OVER:
-                raise StageError(f"machine 0 launched no run below {parent}: {found['reason']}")
-            if found != before:  # it prepares data, however long that takes
+            if announcement["state"] == OVER:
+                raise StageError(f"machine 0 launched no run below {parent}: {announcement['reason']}")
+            if announcement != previous:  # it prepares data, however long that takes
                 deadline = time.monotonic() + wait_seconds
-        before = found
+        previous = announcement
         time.sleep(HEARTBEAT_SECONDS / 4)
-    last = f"; the last launch there, of run {first['run']}, is over" if first else ""
+    last_launch = f"; the last launch there, of run {initial['run']}, is over" if initial else ""
     raise StageError(
-        f"machine 0 launched no run below {parent} within {wait_seconds / 60:.0f} minutes{last}.\n"
+        f"machine 0 launched no run below {parent} within {wait_seconds / 60:.0f} minutes{last_launch}.\n"
         "  Start the same command there with accelerate.machine_rank=0; RUNS must be one folder on all machines."
     )
 
@@ -162,8 +162,10 @@ def _shared_settings(recipe: Recipe) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
 
 
-def _diff_settings(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    names = sorted({*there, *here})
+def _diff_settings(remote: dict[str, Any], local: dict[str, Any]) -> list[str]:
+    names = sorted({*remote, *local})
     return [
-        f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)
+        f"{name}: {remote.get(name)} there, {local.get(name)} here"
+        for name in names
+        if remote.get(name) != local.get(name)
     ]

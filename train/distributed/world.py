@@ -34,16 +34,16 @@ def shard(items: Sequence[Any]) -> list[Any]:
     return list(items[rank() :: world_size()])
 
 
-def gather_in_order(mine: Sequence[Any], total: int) -> list[Any]:
+def gather_in_order(items: Sequence[Any], total: int) -> list[Any]:
     """Returns what all processes made of their `dealt` items, in the order of all `total` items, in every process."""
     if world_size() == 1:
-        return list(mine)
+        return list(items)
     from accelerate.utils import gather_object
 
-    whole: list[Any] = [None] * total
-    for process, part in enumerate(gather_object([list(mine)])):
-        whole[process :: world_size()] = part
-    return whole
+    gathered: list[Any] = [None] * total
+    for process, process_items in enumerate(gather_object([list(items)])):
+        gathered[process :: world_size()] = process_items
+    return gathered
 
 
 def _state() -> Any:

@@ -51,11 +51,11 @@ def decode_answers(
     batch_rows: int = decoding_memory.MAX_BATCH_ROWS,
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] = lambda rows: None,
-    announce: Callable[[str], None] = lambda told: None,
+    on_fallback: Callable[[str], None] = lambda message: None,
 ) -> list[DecodedAnswer]:
     """Returns one answer for each prompt (token ids), in the order of the prompts.
 
-    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `announce` why
+    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `on_fallback` why
     rows share no prefix where the model cannot, and that fewer than `batch_rows` are decoded at once where memory does
     not suffice: on a GPU as many as it has room for, and half as many where that was too many. Changes no weight, and
     leaves the model in the mode that it found. Raises StageError where one row is too much.
@@ -69,32 +69,37 @@ def decode_answers(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for group in _group_prompts(model, tokenizer, prompts, announce):
-            todo = group.places
-            while todo:
-                places = todo[: _fit_batch(model, group, [len(prompts[at]) for at in todo], max_new_tokens, batch_rows)]
-                paths = [
-                    RowState(at, list(prompts[place][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
-                    for at, place in enumerate(places)
+        for group in _group_prompts(model, tokenizer, prompts, on_fallback):
+            pending = group.places
+            while pending:
+                batch = pending[
+                    : _fit_batch(model, group, [len(prompts[index]) for index in pending], max_new_tokens, batch_rows)
                 ]
-                if told := _try_decode(group, paths, constraint, tokenizer):
-                    batch_rows = _halve_batch(len(places), told, announce)
+                states = [
+                    RowState(index, list(prompts[prompt_index][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
+                    for index, prompt_index in enumerate(batch)
+                ]
+                if oom_message := _try_decode(group, states, constraint, tokenizer):
+                    batch_rows = _halve_batch(len(batch), oom_message, on_fallback)
                     continue
-                answers |= {place: _make_answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
-                todo = todo[len(places) :]
+                answers |= {
+                    prompt_index: _make_answer(tokenizer, state)
+                    for prompt_index, state in zip(batch, states, strict=True)
+                }
+                pending = pending[len(batch) :]
                 on_batch(len(answers))
     model.train(was_training)
-    return [answers[at] for at in range(len(prompts))]
+    return [answers[index] for index in range(len(prompts))]
 
 
 def compile_grammar(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
     """Returns an output constraint (EBNF) as xgrammar compiles it: it ends with the tokenizer's EOS."""
     import xgrammar
 
-    about = xgrammar.TokenizerInfo.from_huggingface(
+    tokenizer_info = xgrammar.TokenizerInfo.from_huggingface(
         tokenizer, vocab_size=vocabulary_size, stop_token_ids=[tokenizer.eos_token_id]
     )
-    return xgrammar.GrammarCompiler(about).compile_grammar(grammar)
+    return xgrammar.GrammarCompiler(tokenizer_info).compile_grammar(grammar)
 
 
 @dataclass(frozen=True)
@@ -110,19 +115,21 @@ class _PrefixGroup:
 
 def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
     """Returns how many of the rows that are left are decoded together."""
-    free = out_of_memory.free_bytes(model.device)
-    if free is None:
+    free_bytes = out_of_memory.free_bytes(model.device)
+    if free_bytes is None:
         return batch_rows
-    tokens = [one - group.prefix + max_new_tokens for one in lengths]
-    text = model.config.get_text_config()
+    tokens = [length - group.prefix + max_new_tokens for length in lengths]
+    text_config = model.config.get_text_config()
     # The group's prefix is in memory already; counted once more, it stands for what its pass had.
-    return decoding_memory.fit_batch_rows(text, group.prefix, tokens, model.dtype.itemsize, free, batch_rows)
+    return decoding_memory.fit_batch_rows(
+        text_config, group.prefix, tokens, model.dtype.itemsize, free_bytes, batch_rows
+    )
 
 
-def _try_decode(group: _PrefixGroup, paths: Sequence[RowState], constraint: Any, tokenizer: Any) -> str | None:
+def _try_decode(group: _PrefixGroup, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> str | None:
     """Decodes a batch; returns what was said where memory did not suffice, None where it did."""
     try:
-        greedy.decode_batch(group.cache(len(paths)), paths, constraint, tokenizer)
+        greedy.decode_batch(group.cache(len(states)), states, constraint, tokenizer)
     except RuntimeError as error:
         if not out_of_memory.is_out_of_memory(error):
             raise
@@ -130,33 +137,34 @@ def _try_decode(group: _PrefixGroup, paths: Sequence[RowState], constraint: Any,
     return None
 
 
-def _halve_batch(rows: int, told: str, announce: Callable[[str], None]) -> int:
+def _halve_batch(rows: int, oom_message: str, on_fallback: Callable[[str], None]) -> int:
     """Returns half as many rows, announced, once the batch that failed is freed. Raises StageError for one row."""
     if rows == 1:
         raise StageError(
-            f"decoding one row ran out of memory: {told}\n"
+            f"decoding one row ran out of memory: {oom_message}\n"
             "  Set train.max_length lower, which leaves out the longest rows, take model.quantization=nf4, or a "
             "smaller model.base."
         )
     out_of_memory.release_memory()
-    announce(f"out of memory with {rows} rows decoded at once: {rows // 2} from here on, the same answers")
+    on_fallback(f"out of memory with {rows} rows decoded at once: {rows // 2} from here on, the same answers")
     return rows // 2
 
 
 def _group_prompts(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], announce: Callable[[str], None]
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], on_fallback: Callable[[str], None]
 ) -> Iterator[_PrefixGroup]:
     """Yields prompts that open alike, with a cache that holds what they open with."""
     problem = _prefix_sharing_problem(model, prompts[0])
     if problem:
-        announce(problem)
-        order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+        on_fallback(problem)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         yield _PrefixGroup(order, 0, lambda rows: PaddedCache(model, rows, tokenizer.pad_token_id))
         return
     lengths, group_of = prefix_groups.group_by_prefix(prompts, max(2, len(prompts) // MIN_GROUP_ROWS))
     for group, length in enumerate(lengths):
         order = sorted(
-            (at for at in range(len(prompts)) if group_of[at] == group), key=lambda at: (len(prompts[at]), at)
+            (index for index in range(len(prompts)) if group_of[index] == group),
+            key=lambda index: (len(prompts[index]), index),
         )
         prefix = None
         if length:
@@ -177,12 +185,14 @@ def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
     return None
 
 
-def _make_answer(tokenizer: Any, path: RowState) -> DecodedAnswer:
-    text = decode_text(tokenizer, path.token_ids)
+def _make_answer(tokenizer: Any, state: RowState) -> DecodedAnswer:
+    text = decode_text(tokenizer, state.token_ids)
     # Sums over the tokens of a field need the text of each token; of what is no record, nobody asks.
-    tokens = [decode_text(tokenizer, [token]) for token in path.token_ids] if text.lstrip().startswith("{") else []
-    least = lowest_field_log_probability(tokens, path.log_probabilities) if tokens else None
-    return DecodedAnswer(text, path.token_ids, sum(path.log_probabilities), path.margin, path.ended, least)
+    tokens = [decode_text(tokenizer, [token]) for token in state.token_ids] if text.lstrip().startswith("{") else []
+    field_log_probability = lowest_field_log_probability(tokens, state.log_probabilities) if tokens else None
+    return DecodedAnswer(
+        text, state.token_ids, sum(state.log_probabilities), state.margin, state.ended, field_log_probability
+    )
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -32,7 +32,7 @@ def check_answers_decodable(
     server writes it behind the prompt. Raises RecipeError naming row, token and template, and where the tokenizer has
     tokens that the model lacks.
     """
-    largest = max(max(row.prompt_ids + [one for ids in row.completions for one in ids]) for row in rows)
+    largest = max(max(row.prompt_ids + [token for ids in row.completions for token in ids]) for row in rows)
     if largest >= vocabulary_size:
         raise RecipeError(
             f"model.base: the tokenizer of {tokenizer.name_or_path} writes token {largest} "
@@ -41,10 +41,10 @@ def check_answers_decodable(
         )
     grammar = task.grammar(spec)
     constraint = constrained_decoding.compile_grammar(tokenizer, vocabulary_size, grammar) if grammar else None
-    known: set[tuple[int, ...]] = set()
-    for one, row in zip(data, rows, strict=True):
-        for answer, ids in zip(task.training_answers(spec, one["target"]), row.completions, strict=True):
-            if tuple(ids) in known:
+    checked: set[tuple[int, ...]] = set()
+    for data_row, row in zip(data, rows, strict=True):
+        for answer, ids in zip(task.training_answers(spec, data_row["target"]), row.completions, strict=True):
+            if tuple(ids) in checked:
                 continue
             problem = (
                 _find_forbidden_token(constraint, tokenizer, ids)
@@ -58,7 +58,7 @@ def check_answers_decodable(
                     "model.template or model.stop, change the answer, or take another base."
                 )
             if constraint:
-                known.add(tuple(ids))
+                checked.add(tuple(ids))
 
 
 def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | None:
@@ -66,9 +66,9 @@ def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -
     import xgrammar
 
     matcher = xgrammar.GrammarMatcher(constraint)
-    for place, token in enumerate(ids, 1):
+    for position, token in enumerate(ids, 1):
         if matcher.is_terminated() or not matcher.accept_token(token):
-            return f"the output constraint forbids token {place} of it, {tokenizer.decode([token])!r}"
+            return f"the output constraint forbids token {position} of it, {tokenizer.decode([token])!r}"
     return None if matcher.is_terminated() else f"it does not end in the stop token {tokenizer.eos_token!r}"
 
 

@@ -68,68 +68,68 @@ class _PassInput:
     masks: list[Any]
 
 
-def decode_batch(rows: RowCache, paths: Sequence[RowState], constraint: Any, tokenizer: Any) -> None:
+def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> None:
     """Takes every path to its end, under a compiled constraint or None; the cache holds nothing of them yet."""
     import xgrammar
 
     if constraint is not None:
-        for path in paths:
-            path.matcher = xgrammar.GrammarMatcher(constraint)
+        for state in states:
+            state.matcher = xgrammar.GrammarMatcher(constraint)
     drafts: dict[str, list[int]] = {}
-    going = list(paths)
-    while going:
-        turns = [_prepare_pass(path, constraint, tokenizer, drafts, rows.ragged) for path in going]
-        turns = [turn for turn in turns if not turn.path.done]
-        if turns:
-            rows.keep([turn.path.row for turn in turns])
-            _run_pass(rows, turns, constraint)
-        going = [turn.path for turn in turns if not turn.path.done]
+    active = list(states)
+    while active:
+        pass_inputs = [_prepare_pass(state, constraint, tokenizer, drafts, cache.ragged) for state in active]
+        pass_inputs = [pass_input for pass_input in pass_inputs if not pass_input.path.done]
+        if pass_inputs:
+            cache.keep([pass_input.path.row for pass_input in pass_inputs])
+            _run_pass(cache, pass_inputs, constraint)
+        active = [pass_input.path for pass_input in pass_inputs if not pass_input.path.done]
 
 
 def _prepare_pass(
-    path: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], ragged: bool
+    state: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], ragged: bool
 ) -> _PassInput:
     """Takes the tokens that are certain, and returns what the path asks the model next."""
     if constraint is None:
-        return _PassInput(path, [], [None])
-    mask = _allowed_mask(path, constraint)
-    while (token := _single_token(mask)) is not None and (ragged or token == path.stop):
-        path.go(token, 0.0, -math.inf)
-        path.unread.append(token)
-        if path.done:
-            return _PassInput(path, [], [])
-        mask = _allowed_mask(path, constraint)
+        return _PassInput(state, [], [None])
+    mask = _allowed_mask(state, constraint)
+    while (token := _single_token(mask)) is not None and (ragged or token == state.stop):
+        state.go(token, 0.0, -math.inf)
+        state.unread.append(token)
+        if state.done:
+            return _PassInput(state, [], [])
+        mask = _allowed_mask(state, constraint)
     draft: list[int] = []
     masks = [mask]
-    for token in _draft_tokens(path, tokenizer, drafts) if ragged else []:
-        if len(path.token_ids) + len(draft) + 1 >= path.most or not path.matcher.accept_token(token):
+    for token in _draft_tokens(state, tokenizer, drafts) if ragged else []:
+        if len(state.token_ids) + len(draft) + 1 >= state.most or not state.matcher.accept_token(token):
             break
         draft.append(token)
-        masks.append(_allowed_mask(path, constraint))
-    path.matcher.rollback(len(draft))
-    if draft and _single_token(masks[-1]) == path.stop:
+        masks.append(_allowed_mask(state, constraint))
+    state.matcher.rollback(len(draft))
+    if draft and _single_token(masks[-1]) == state.stop:
         # Nothing is asked behind the last token.
         del draft[-1], masks[-1]
-    return _PassInput(path, draft, masks)
+    return _PassInput(state, draft, masks)
 
 
-def _draft_tokens(path: RowState, tokenizer: Any, known: dict[str, list[int]]) -> list[int]:
+def _draft_tokens(state: RowState, tokenizer: Any, drafts: dict[str, list[int]]) -> list[int]:
     """Returns tokens of the text that is certain to come next, as far as it is whole characters."""
     try:
-        text = path.matcher.find_jump_forward_string()
+        text = state.matcher.find_jump_forward_string()
     except UnicodeDecodeError:
         return []
-    if text not in known:
-        known[text] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    return known[text]
+    if text not in drafts:
+        drafts[text] = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return drafts[text]
 
 
-def _allowed_mask(path: RowState, constraint: Any) -> Any:
+def _allowed_mask(state: RowState, constraint: Any) -> Any:
     """Returns which tokens the constraint allows next, a bit each in words of 32."""
     import xgrammar
 
     mask = xgrammar.allocate_token_bitmask(1, constraint.tokenizer_info.vocab_size)
-    path.matcher.fill_next_token_bitmask(mask)
+    state.matcher.fill_next_token_bitmask(mask)
     return mask[0].numpy().view(np.uint32)
 
 
@@ -142,28 +142,36 @@ def _single_token(mask: Any) -> int | None:
     return 32 * int(words[0]) + word.bit_length() - 1 if word.bit_count() == 1 else None
 
 
-def _run_pass(rows: RowCache, turns: Sequence[_PassInput], constraint: Any) -> None:
+def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: Any) -> None:
     """Asks the model once, and takes a token of each path, or as many as its draft is right for."""
     import torch
 
-    masks = None if constraint is None else np.stack([mask for turn in turns for mask in turn.masks])
+    masks = None if constraint is None else np.stack([mask for pass_input in pass_inputs for mask in pass_input.masks])
     columns = None if masks is None else _allowed_columns(masks, constraint.tokenizer_info.vocab_size)
-    spans = [Span(turn.path.row, turn.path.read, turn.path.unread + turn.draft, len(turn.draft) + 1) for turn in turns]
-    indices = None if columns is None else torch.from_numpy(columns).to(rows.device)
-    logits = _mask_logits(rows.logits(spans, indices), masks, columns)
+    spans = [
+        Span(
+            pass_input.path.row,
+            pass_input.path.read,
+            pass_input.path.unread + pass_input.draft,
+            len(pass_input.draft) + 1,
+        )
+        for pass_input in pass_inputs
+    ]
+    indices = None if columns is None else torch.from_numpy(columns).to(cache.device)
+    logits = _mask_logits(cache.logits(spans, indices), masks, columns)
     best = torch.log_softmax(logits, dim=-1).topk(2)
     tokens = best.indices[:, 0] if indices is None else indices[best.indices[:, 0]]
-    found = iter(zip(tokens.tolist(), best.values.tolist(), strict=True))
-    for turn in turns:
-        mine = [next(found) for _ in range(len(turn.draft) + 1)]
-        path = turn.path
-        path.read += len(path.unread)
-        for at, (token, (gained, next_best)) in enumerate(mine):
-            path.go(token, gained, next_best)
-            path.unread = [token]
-            if path.done or turn.draft[at : at + 1] != [token]:
+    predictions = iter(zip(tokens.tolist(), best.values.tolist(), strict=True))
+    for pass_input in pass_inputs:
+        row_predictions = [next(predictions) for _ in range(len(pass_input.draft) + 1)]
+        state = pass_input.path
+        state.read += len(state.unread)
+        for index, (token, (log_probability, next_best)) in enumerate(row_predictions):
+            state.go(token, log_probability, next_best)
+            state.unread = [token]
+            if state.done or pass_input.draft[index : index + 1] != [token]:
                 break
-            path.read += 1
+            state.read += 1
 
 
 def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
@@ -171,8 +179,8 @@ def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
     union = np.bitwise_or.reduce(masks, axis=0)
     if np.bitwise_count(union).sum() > MAX_COLUMN_FRACTION * vocabulary_size:
         return None
-    found = np.unpackbits(union.view(np.uint8), bitorder="little")[:vocabulary_size].nonzero()[0]
-    return found if len(found) > 1 else None
+    columns = np.unpackbits(union.view(np.uint8), bitorder="little")[:vocabulary_size].nonzero()[0]
+    return columns if len(columns) > 1 else None
 
 
 def _mask_logits(logits: Any, masks: Any, columns: Any) -> Any:

@@ -27,21 +27,21 @@ def compute_log_likelihoods(
 
     was_training = model.training
     model.eval()
-    numbers = range(len(rows))
-    chunks = [numbers[first : first + BATCH_ROWS] for first in range(0, len(rows), BATCH_ROWS)]
-    shares = UpdateShards(rows, plan, world.shard(chunks), 1)
-    found: dict[str, tuple[float, ...]] = {}
+    indices = range(len(rows))
+    chunks = [indices[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
+    shards = UpdateShards(rows, plan, world.shard(chunks), 1)
+    log_likelihoods: dict[str, tuple[float, ...]] = {}
     with torch.inference_mode():
-        for at in range(len(shares)):
-            for pack in shares[at].packs:
+        for index in range(len(shards)):
+            for pack in shards[index].packs:
                 batch = collate.collate_pack(
                     pack, plan.kind, model.device, pad_token_id, preferred_implementation(model.device)
                 )
                 with pack_attention(model.config, batch):
-                    each, sequence, _ = log_probabilities(model, batch)
-                sums = each.new_zeros(2 * len(pack.rows)).index_add(0, sequence, each).view(-1, 2)
-                found |= {row.id: tuple(pair) for row, pair in zip(pack.rows, sums.tolist(), strict=True)}
-            on_batch(len(found))
+                    token_log_probs, sequence, _ = log_probabilities(model, batch)
+                sums = token_log_probs.new_zeros(2 * len(pack.rows)).index_add(0, sequence, token_log_probs).view(-1, 2)
+                log_likelihoods |= {row.id: tuple(pair) for row, pair in zip(pack.rows, sums.tolist(), strict=True)}
+            on_batch(len(log_likelihoods))
     model.train(was_training)
-    mine = [[found[rows[at].id] for at in chunk] for chunk in world.shard(chunks)]
-    return [pair for chunk in world.gather_in_order(mine, len(chunks)) for pair in chunk]
+    chunk_results = [[log_likelihoods[rows[index].id] for index in chunk] for chunk in world.shard(chunks)]
+    return [pair for chunk in world.gather_in_order(chunk_results, len(chunks)) for pair in chunk]

@@ -17,8 +17,8 @@ class PaddedCache:
 
     ragged = False
 
-    def __init__(self, model: Any, rows: int, pad: int) -> None:
-        self.model, self.device, self.pad = model, model.device, pad
+    def __init__(self, model: Any, rows: int, pad_token_id: int) -> None:
+        self.model, self.device, self.pad = model, model.device, pad_token_id
         self.cache: Any = None
         self.rows = list(range(rows))
         self.seen: Any = None
@@ -29,13 +29,17 @@ class PaddedCache:
         import torch
 
         device = self.device
-        given = {span.row: list(span.ids) for span in spans}
-        longest = max(map(len, given.values()))
-        lines = [given.get(row, [self.pad]) for row in self.rows]
-        gaps = [longest - len(line) for line in lines]
-        ids = torch.tensor([[self.pad] * gap + line for gap, line in zip(gaps, lines, strict=True)], device=device)
-        new = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
-        self.seen = new if self.seen is None else torch.cat([self.seen, new], dim=1)
+        ids_by_row = {span.row: list(span.ids) for span in spans}
+        longest = max(map(len, ids_by_row.values()))
+        lines = [ids_by_row.get(row, [self.pad]) for row in self.rows]
+        pad_lengths = [longest - len(line) for line in lines]
+        ids = torch.tensor(
+            [[self.pad] * pad_length + line for pad_length, line in zip(pad_lengths, lines, strict=True)], device=device
+        )
+        new_mask = torch.tensor(
+            [[0] * pad_length + [1] * (longest - pad_length) for pad_length in pad_lengths], device=device
+        )
+        self.seen = new_mask if self.seen is None else torch.cat([self.seen, new_mask], dim=1)
         positions = (self.seen.cumsum(dim=1) - 1).clamp(min=0)[:, -longest:]
         with restrict_logits(self.model, columns):
             output = self.model(
@@ -47,8 +51,8 @@ class PaddedCache:
                 logits_to_keep=1,
             )
         self.cache = output.past_key_values
-        going = torch.tensor([at for at, row in enumerate(self.rows) if row in given], device=device)
-        return output.logits[going, -1].float()
+        active = torch.tensor([index for index, row in enumerate(self.rows) if row in ids_by_row], device=device)
+        return output.logits[active, -1].float()
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Rows`; the cache is cut once a quarter of the rows has ended."""
@@ -56,8 +60,8 @@ class PaddedCache:
 
         if len(rows) > (1 - COMPACT_FRACTION) * len(self.rows) or self.cache is None:
             return
-        wanted = set(rows)
-        kept = torch.tensor([at for at, row in enumerate(self.rows) if row in wanted], device=self.device)
-        self.cache.batch_select_indices(kept)
-        self.seen = self.seen[kept]
-        self.rows = [row for row in self.rows if row in wanted]
+        remaining = set(rows)
+        indices = torch.tensor([index for index, row in enumerate(self.rows) if row in remaining], device=self.device)
+        self.cache.batch_select_indices(indices)
+        self.seen = self.seen[indices]
+        self.rows = [row for row in self.rows if row in remaining]

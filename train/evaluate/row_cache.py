@@ -57,20 +57,20 @@ def restrict_logits(model: Any, columns: Any) -> Iterator[None]:
     if columns is None or head is None:
         yield
         return
-    forward, replaced = head.forward, vars(head).get("forward")
-    plain = type(head) is torch.nn.Linear and replaced is None
+    forward, instance_forward = head.forward, vars(head).get("forward")
+    is_plain_linear = type(head) is torch.nn.Linear and instance_forward is None
 
-    def few(hidden: Any) -> Any:
-        if not plain:
+    def restricted_forward(hidden: Any) -> Any:
+        if not is_plain_linear:
             return forward(hidden)[..., columns]
         bias = None if head.bias is None else head.bias[columns]
         return torch.nn.functional.linear(hidden, head.weight[columns], bias)
 
-    head.forward = few
+    head.forward = restricted_forward
     try:
         yield
     finally:
-        if replaced is None:
+        if instance_forward is None:
             del head.forward
         else:
-            head.forward = replaced
+            head.forward = instance_forward

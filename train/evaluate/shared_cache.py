@@ -57,33 +57,35 @@ class SharedCache:
         import torch
 
         tokens = [
-            (self.lines[span.row], span.start + at, token, at >= len(span.ids) - span.wanted)
+            (self.lines[span.row], span.start + index, token, index >= len(span.ids) - span.wanted)
             for span in spans
-            for at, token in enumerate(span.ids)
+            for index, token in enumerate(span.ids)
         ]
-        most = self.limits.pass_tokens
-        found = [self._read(tokens[first : first + most], columns) for first in range(0, len(tokens), most)]
-        return torch.cat(found)
+        max_tokens = self.limits.pass_tokens
+        outputs = [
+            self._read(tokens[start : start + max_tokens], columns) for start in range(0, len(tokens), max_tokens)
+        ]
+        return torch.cat(outputs)
 
     def _read(self, tokens: Sequence[tuple[int, int, int, bool]], columns: Any) -> Any:
         import torch
 
         device = self.device
-        lines, slots, ids, wanted = (list(one) for one in zip(*tokens, strict=True))
+        lines, slots, ids, needs_logits = (list(column) for column in zip(*tokens, strict=True))
         self.tokens = max(self.tokens, 1 + max(slots))
         positions = [slot + self.prefix_tokens for slot in slots]
-        now = _Pass(self, lines, slots)
-        places = [at for at, yes in enumerate(wanted) if yes]
-        with _cache_attention(self.model.config, now), restrict_logits(self.model, columns):
+        current_pass = _Pass(self, lines, slots)
+        logit_indices = [index for index, needed in enumerate(needs_logits) if needed]
+        with _cache_attention(self.model.config, current_pass), restrict_logits(self.model, columns):
             output = self.model(
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(places, device=device) if places else 1,
+                logits_to_keep=torch.tensor(logit_indices, device=device) if logit_indices else 1,
             )
         if len(self.held) != self.model.config.get_text_config().num_hidden_layers:
             raise UnsupportedAttentionError
-        return output.logits[0, : len(places)].float()
+        return output.logits[0, : len(logit_indices)].float()
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Rows`; memory is freed once a quarter of the lines has ended."""
@@ -91,29 +93,32 @@ class SharedCache:
 
         if len(rows) > (1 - COMPACT_FRACTION) * len(self.lines):
             return
-        kept = torch.tensor([self.lines[row] for row in rows], device=self.device)
+        indices = torch.tensor([self.lines[row] for row in rows], device=self.device)
         for module, (keys, values) in self.held.items():  # one after the other, so that no two caches are held
-            self.held[module] = (keys[kept], values[kept])
+            self.held[module] = (keys[indices], values[indices])
         self.lines = {row: line for line, row in enumerate(rows)}
 
     def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:
         """Returns all keys and values [rows, heads, slots, width] of a module, these [heads, N, width] among them."""
-        held = self.held.get(module)
-        if held is None or held[0].shape[2] < self.tokens:
-            capacity = self.tokens if held is None else self.tokens + GROWTH_SLOTS
-            old = held or tuple(one.new_zeros(len(self.lines), one.shape[0], 0, one.shape[2]) for one in (key, value))
-            held = (_grow(old[0], capacity), _grow(old[1], capacity))
-            self.held[module] = held
-        for tensor, new in zip(held, (key, value), strict=True):
-            tensor[lines, :, slots] = new.transpose(0, 1)
-        return held
+        cached = self.held.get(module)
+        if cached is None or cached[0].shape[2] < self.tokens:
+            capacity = self.tokens if cached is None else self.tokens + GROWTH_SLOTS
+            previous = cached or tuple(
+                template.new_zeros(len(self.lines), template.shape[0], 0, template.shape[2])
+                for template in (key, value)
+            )
+            cached = (_grow(previous[0], capacity), _grow(previous[1], capacity))
+            self.held[module] = cached
+        for tensor, update in zip(cached, (key, value), strict=True):
+            tensor[lines, :, slots] = update.transpose(0, 1)
+        return cached
 
 
-def _grow(held: Any, capacity: int) -> Any:
+def _grow(tensor: Any, capacity: int) -> Any:
     import torch
 
     # Zeros: what is masked has no weight, and no weight times garbage can be NaN.
-    return torch.nn.functional.pad(held, (0, 0, 0, capacity - held.shape[2]))
+    return torch.nn.functional.pad(tensor, (0, 0, 0, capacity - tensor.shape[2]))
 
 
 @dataclass(frozen=True)
@@ -130,18 +135,19 @@ class _Chunk:
     seen: int
     """Slots that the last token sees."""
 
-    def hidden(self, prefix: int, first: Any) -> tuple[Any, Any]:
+    def hidden(self, prefix: int, first_visible: Any) -> tuple[Any, Any]:
         """Returns masks of what is not seen: of the prefix [lines, 1, width, P], None where all is, and of the lines
-        [lines, 1, width, seen]. `first` is the first position [lines, width] in the windows, None without windows."""
+        [lines, 1, width, seen]. `first_visible` is the first position [lines, width] in the windows, None without
+        windows."""
         import torch
 
         columns = torch.arange(self.seen, device=self.slots.device)
-        own = columns > self.slots[..., None]
-        if first is None:
-            return None, own[:, None]
-        own = own | (columns + prefix < first[..., None])
-        opening = torch.arange(prefix, device=self.slots.device) < first[..., None]
-        return opening[:, None], own[:, None]
+        row_mask = columns > self.slots[..., None]
+        if first_visible is None:
+            return None, row_mask[:, None]
+        row_mask = row_mask | (columns + prefix < first_visible[..., None])
+        prefix_mask = torch.arange(prefix, device=self.slots.device) < first_visible[..., None]
+        return prefix_mask[:, None], row_mask[:, None]
 
 
 @dataclass
@@ -159,46 +165,48 @@ class _Pass:
         device = self.cache.device
         self.line_index = torch.tensor(self.lines, device=device)
         self.slot_index = torch.tensor(self.slots, device=device)
-        self.chunks = [self._chunk(*group) for group in self._groups()]
+        self.chunks = [self._chunk(*bounds) for bounds in self._groups()]
 
     def _groups(self) -> Iterator[tuple[int, int]]:
         """Yields first and end of tokens that attend together: pieces of rows, a line at most once in a group."""
         heads = self.cache.model.config.get_text_config().num_attention_heads
         lines, slots = self.lines, self.slots
         starts = [0]
-        for at in range(1, len(lines)):
-            if lines[at] != lines[at - 1] or at - starts[-1] == CHUNK_TOKENS:
-                starts.append(at)
-        begin, width, seen = 0, 0, 0
-        for first, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-            wider, further = max(width, end - first), max(seen, 1 + slots[end - 1])
-            size = heads * (1 + lines[first] - lines[begin]) * wider * (self.cache.prefix_tokens + further)
-            again = first > begin and lines[first] == lines[first - 1]
-            if first > begin and (again or size > self.cache.limits.scores):
-                yield begin, first
-                begin, wider, further = first, end - first, 1 + slots[end - 1]
-            width, seen = wider, further
-        yield begin, len(lines)
+        for index in range(1, len(lines)):
+            if lines[index] != lines[index - 1] or index - starts[-1] == CHUNK_TOKENS:
+                starts.append(index)
+        group_start, width, visible = 0, 0, 0
+        for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+            new_width, new_visible = max(width, end - start), max(visible, 1 + slots[end - 1])
+            size = (
+                heads * (1 + lines[start] - lines[group_start]) * new_width * (self.cache.prefix_tokens + new_visible)
+            )
+            same_line = start > group_start and lines[start] == lines[start - 1]
+            if start > group_start and (same_line or size > self.cache.limits.scores):
+                yield group_start, start
+                group_start, new_width, new_visible = start, end - start, 1 + slots[end - 1]
+            width, visible = new_width, new_visible
+        yield group_start, len(lines)
 
-    def _chunk(self, begin: int, end: int) -> _Chunk:
+    def _chunk(self, start: int, end: int) -> _Chunk:
         import torch
 
         device = self.line_index.device
-        lines, slots = self.lines[begin:end], self.slots[begin:end]
+        lines, slots = self.lines[start:end], self.slots[start:end]
         offsets = [0]
-        for before, now in pairwise(lines):
-            offsets.append(offsets[-1] + 1 if before == now else 0)
+        for previous, current in pairwise(lines):
+            offsets.append(offsets[-1] + 1 if previous == current else 0)
         width, rows = 1 + max(offsets), 1 + lines[-1] - lines[0]
-        places = [(line - lines[0]) * width + offset for line, offset in zip(lines, offsets, strict=True)]
-        full = len(places) == rows * width
+        grid_indices = [(line - lines[0]) * width + offset for line, offset in zip(lines, offsets, strict=True)]
+        is_full = len(grid_indices) == rows * width
         grid = [0] * (rows * width)
-        for place, slot in zip(places, slots, strict=True):
-            grid[place] = slot
+        for grid_index, slot in zip(grid_indices, slots, strict=True):
+            grid[grid_index] = slot
         return _Chunk(
-            slice(begin, end),
+            slice(start, end),
             slice(lines[0], lines[-1] + 1),
             width,
-            None if full else torch.tensor(places, device=device),
+            None if is_full else torch.tensor(grid_indices, device=device),
             torch.tensor(grid, device=device).view(rows, width),
             1 + max(slots),
         )
@@ -211,7 +219,7 @@ class _Pass:
             window = None
         if window not in self.masks:
             self.masks[window] = [
-                one.hidden(prefix, window.first(one.slots + prefix) if window else None) for one in self.chunks
+                chunk.hidden(prefix, window.first(chunk.slots + prefix) if window else None) for chunk in self.chunks
             ]
         return self.masks[window]
 
@@ -223,48 +231,52 @@ class _Pass:
         import torch
 
         keys, values = self.cache.store(module, key[0], value[0], self.line_index, self.slot_index)
-        opening = None
+        prefix_kv = None
         if self.cache.prefix:
-            opening = tuple(one[0, :, : self.cache.prefix_tokens].float() for one in self.cache.prefix.held[module])
-        scaled = query[0].transpose(0, 1).float() * (scaling or query.shape[-1] ** -0.5)
-        found = []
-        for chunk, hidden in zip(self.chunks, self.hidden(module), strict=True):
-            asked = scaled[chunk.tokens]
+            prefix_kv = tuple(
+                tensor[0, :, : self.cache.prefix_tokens].float() for tensor in self.cache.prefix.held[module]
+            )
+        scaled_query = query[0].transpose(0, 1).float() * (scaling or query.shape[-1] ** -0.5)
+        outputs = []
+        for chunk, masks in zip(self.chunks, self.hidden(module), strict=True):
+            queries = scaled_query[chunk.tokens]
             if chunk.places is not None:
-                empty = asked.new_zeros(chunk.slots.numel(), *asked.shape[1:])
-                asked = empty.index_copy_(0, chunk.places, asked)
-            grid = asked.unflatten(1, (keys.shape[1], -1)).unflatten(0, chunk.slots.shape)
-            own = tuple(one[chunk.lines, :, : chunk.seen].float() for one in (keys, values))
-            seen = _attend_chunk(grid, own, opening, hidden)
-            found.append(seen if chunk.places is None else seen[chunk.places])
-        return torch.cat(found)[None].to(query.dtype)
+                empty = queries.new_zeros(chunk.slots.numel(), *queries.shape[1:])
+                queries = empty.index_copy_(0, chunk.places, queries)
+            grid = queries.unflatten(1, (keys.shape[1], -1)).unflatten(0, chunk.slots.shape)
+            row_kv = tuple(tensor[chunk.lines, :, : chunk.seen].float() for tensor in (keys, values))
+            attended = _attend_chunk(grid, row_kv, prefix_kv, masks)
+            outputs.append(attended if chunk.places is None else attended[chunk.places])
+        return torch.cat(outputs)[None].to(query.dtype)
 
 
-def _attend_chunk(grid: Any, own: tuple[Any, ...], opening: tuple[Any, ...] | None, hidden: tuple[Any, Any]) -> Any:
+def _attend_chunk(
+    grid: Any, row_kv: tuple[Any, ...], prefix_kv: tuple[Any, ...] | None, hidden_masks: tuple[Any, Any]
+) -> Any:
     """Returns the values that queries [lines, width, heads, groups, k] see, [lines x width, heads x groups, v].
 
-    `own` are keys and values [lines, heads, slots, k or v], `opening` those of the prefix [heads, P, k or v], `hidden`
-    masks of both that are True where nothing is seen.
+    `row_kv` are keys and values [lines, heads, slots, k or v], `prefix_kv` those of the prefix [heads, P, k or v],
+    `hidden_masks` masks of both that are True where nothing is seen.
     """
     import torch
 
     lines, width, heads, groups, _ = grid.shape
-    mine = grid.permute(0, 2, 3, 1, 4).reshape(lines, heads, groups * width, -1)
-    scores = (mine @ own[0].transpose(2, 3)).unflatten(2, (groups, width))
-    scores = scores.masked_fill_(hidden[1][:, None], -torch.inf).flatten(2, 3)
-    if opening is None:
-        seen = scores.softmax(-1) @ own[1]
+    row_queries = grid.permute(0, 2, 3, 1, 4).reshape(lines, heads, groups * width, -1)
+    scores = (row_queries @ row_kv[0].transpose(2, 3)).unflatten(2, (groups, width))
+    scores = scores.masked_fill_(hidden_masks[1][:, None], -torch.inf).flatten(2, 3)
+    if prefix_kv is None:
+        attended = scores.softmax(-1) @ row_kv[1]
     else:
         # Heads first: the rows are one long matrix of queries for each head of the prefix.
-        theirs = mine.transpose(0, 1).reshape(heads, lines * groups * width, -1)
-        first = (theirs @ opening[0].transpose(1, 2)).unflatten(1, (lines, groups, width))
-        if hidden[0] is not None:
-            first = first.masked_fill_(hidden[0][None], -torch.inf)
-        prefix = first.shape[-1]
-        weights = torch.cat([first.flatten(2, 3), scores.transpose(0, 1)], -1).softmax(-1)
-        seen = (weights[..., :prefix].flatten(1, 2) @ opening[1]).unflatten(1, (lines, -1)).transpose(0, 1)
-        seen = seen + weights[..., prefix:].transpose(0, 1) @ own[1]
-    return seen.unflatten(2, (groups, width)).permute(0, 3, 1, 2, 4).reshape(lines * width, heads * groups, -1)
+        prefix_queries = row_queries.transpose(0, 1).reshape(heads, lines * groups * width, -1)
+        prefix_scores = (prefix_queries @ prefix_kv[0].transpose(1, 2)).unflatten(1, (lines, groups, width))
+        if hidden_masks[0] is not None:
+            prefix_scores = prefix_scores.masked_fill_(hidden_masks[0][None], -torch.inf)
+        prefix_tokens = prefix_scores.shape[-1]
+        weights = torch.cat([prefix_scores.flatten(2, 3), scores.transpose(0, 1)], -1).softmax(-1)
+        attended = (weights[..., :prefix_tokens].flatten(1, 2) @ prefix_kv[1]).unflatten(1, (lines, -1)).transpose(0, 1)
+        attended = attended + weights[..., prefix_tokens:].transpose(0, 1) @ row_kv[1]
+    return attended.unflatten(2, (groups, width)).permute(0, 3, 1, 2, 4).reshape(lines * width, heads * groups, -1)
 
 
 _current_pass: _Pass | None = None
@@ -272,27 +284,27 @@ _current_pass: _Pass | None = None
 
 
 @contextmanager
-def _cache_attention(config: Any, now: _Pass) -> Iterator[None]:
+def _cache_attention(config: Any, current_pass: _Pass) -> Iterator[None]:
     """Has a model of this config attend to the cache of a pass inside of the block."""
     global _current_pass
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     # As attention alone: transformers builds no mask for what it knows none of.
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _attention_forward)
-    text = config.get_text_config()
-    before = text._attn_implementation, _current_pass
-    text._attn_implementation, _current_pass = ATTENTION_NAME, now
+    text_config = config.get_text_config()
+    previous = text_config._attn_implementation, _current_pass
+    text_config._attn_implementation, _current_pass = ATTENTION_NAME, current_pass
     try:
         yield
     finally:
-        text._attn_implementation, _current_pass = before
+        text_config._attn_implementation, _current_pass = previous
 
 
 def _attention_forward(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **given: Any
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **kwargs: Any
 ) -> tuple[Any, None]:
     if _current_pass is None:
         raise RuntimeError(f"{ATTENTION_NAME} attends to the cache of a pass, and there is none")
-    if given.get("position_bias") is not None:
+    if kwargs.get("position_bias") is not None:
         raise UnsupportedAttentionError
     return _current_pass.attend(module, query, key, value, scaling), None

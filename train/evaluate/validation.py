@@ -28,46 +28,47 @@ class GenerationEvaluator:
     prompts: Sequence[list[int]]
     tokenizer: Any
     max_answer_tokens: int
-    announce: Callable[[str], None] = lambda told: None
+    announce: Callable[[str], None] = lambda message: None
     """Is told what is computed more slowly than elsewhere, and why."""
 
     def first(self, rows: int) -> "GenerationEvaluator":
         """Returns the same with the first rows alone."""
         return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows])
 
-    def ask(self, model: Any, what: str) -> list[DecodedAnswer]:
-        """Returns the answer to each row, with progress named `what`."""
+    def ask(self, model: Any, label: str) -> list[DecodedAnswer]:
+        """Returns the answer to each row, with progress named `label`."""
         from train.loop.metrics_callback import show_progress
 
-        mine = world.shard(self.prompts)
+        prompts = world.shard(self.prompts)
         # Weights that FSDP spreads are gathered once; dequantized ones beside them would take the memory it is for.
-        spread = fsdp.is_sharded(model)
+        is_sharded = fsdp.is_sharded(model)
         with (
-            show_progress(what, len(mine)) as advance,
-            fsdp.unshard(model) if spread else dequantize.dequantize_layers(model, self.announce),
+            show_progress(label, len(prompts)) as advance,
+            fsdp.unshard(model) if is_sharded else dequantize.dequantize_layers(model, self.announce),
         ):
             answers = decode_answers(
                 model,
                 self.tokenizer,
-                mine,
+                prompts,
                 self.task.grammar(self.spec),
                 max_new_tokens=self.max_answer_tokens,
                 on_batch=advance,
-                announce=self.announce,
+                on_fallback=self.announce,
             )
         return world.gather_in_order(answers, len(self.prompts))
 
     def parsed(self, answers: Sequence[DecodedAnswer]) -> list[ParsedAnswer]:
         """Returns the answers as the task reads them; one that did not end has a problem, and counts as wrong."""
         return [
-            self.task.parse(self.spec, one.text) if one.complete else ParsedAnswer(None, TRUNCATED) for one in answers
+            self.task.parse(self.spec, answer.text) if answer.complete else ParsedAnswer(None, TRUNCATED)
+            for answer in answers
         ]
 
     def targets(self, parsed: Sequence[ParsedAnswer]) -> list[Any]:
         """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
         return references.select_targets(self.task, self.spec, self.rows, parsed)
 
-    def score(self, answers: Sequence[Any], untuned: Sequence[Any]) -> dict[str, Any]:
+    def score(self, answers: Sequence[Any], base_outputs: Sequence[Any]) -> dict[str, Any]:
         """Returns the task's score of the answers, see `scored`; what the untuned base answered is not needed."""
         return score_with_slices(self.task, self.spec, self.rows, self.parsed(answers))
 
@@ -83,29 +84,29 @@ class PreferenceEvaluator:
     plan: PackingPlan
     tokenizer: Any
 
-    def ask(self, model: Any, what: str) -> list[tuple[float, ...]]:
+    def ask(self, model: Any, label: str) -> list[tuple[float, ...]]:
         """Returns the log-probabilities of the chosen and the rejected answer of each row, with progress."""
         from train.loop.metrics_callback import show_progress
 
-        with show_progress(what, len(self.pairs)) as advance, fsdp.unshard(model):
+        with show_progress(label, len(self.pairs)) as advance, fsdp.unshard(model):
             return log_likelihood.compute_log_likelihoods(
                 model, self.pairs, self.plan, self.tokenizer.pad_token_id, on_batch=advance
             )
 
-    def score(self, found: Sequence[Any], untuned: Sequence[Any]) -> dict[str, Any]:
+    def score(self, outputs: Sequence[Any], base_outputs: Sequence[Any]) -> dict[str, Any]:
         """Returns the task's score, see `scored`; the untuned base is the reference that rewards are measured from."""
         parsed = [
             ParsedAnswer(
                 {
-                    "chosen": one[0],
-                    "rejected": one[1],
-                    "reference_chosen": base[0],
-                    "reference_rejected": base[1],
+                    "chosen": log_probs[0],
+                    "rejected": log_probs[1],
+                    "reference_chosen": base_log_probs[0],
+                    "reference_rejected": base_log_probs[1],
                     "chosen_tokens": len(row.completions[0]),
                     "rejected_tokens": len(row.completions[1]),
                 }
             )
-            for row, one, base in zip(self.pairs, found, untuned, strict=True)
+            for row, log_probs, base_log_probs in zip(self.pairs, outputs, base_outputs, strict=True)
         ]
         return score_with_slices(self.task, self.spec, self.rows, parsed)
 
@@ -115,26 +116,29 @@ def score_with_slices(
 ) -> dict[str, Any]:
     """Returns the task's score, under "slices" the headline of each part of the rows that the recipe tells apart."""
     targets = references.select_targets(task, spec, rows, parsed)
-    parts: dict[str, dict[str, list[int]]] = {}
-    for at, row in enumerate(rows):
+    indices_by_slice: dict[str, dict[str, list[int]]] = {}
+    for index, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(slice_name(value), []).append(at)
+            indices_by_slice.setdefault(name, {}).setdefault(slice_name(value), []).append(index)
 
-    def of(mine: list[int]) -> dict[str, Any]:
-        score = task.score(spec, [targets[at] for at in mine], [parsed[at] for at in mine])
-        return {"n": len(mine), **task.main_metrics(score)}
+    def score_slice(indices: list[int]) -> dict[str, Any]:
+        score = task.score(spec, [targets[index] for index in indices], [parsed[index] for index in indices])
+        return {"n": len(indices), **task.main_metrics(score)}
 
-    slices = {name: {value: of(mine) for value, mine in sorted(values.items())} for name, values in parts.items()}
+    slices = {
+        name: {value: score_slice(indices) for value, indices in sorted(values.items())}
+        for name, values in indices_by_slice.items()
+    }
     return {**task.score(spec, targets, parsed), "slices": slices}
 
 
 def make_validation_metrics(
-    asked: "GenerationEvaluator | PreferenceEvaluator", untuned: Sequence[Any], model: Any
+    evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[Any], model: Any
 ) -> Callable[[], dict[str, float]]:
     """Returns a function that scores the model as it is, for validation while it trains."""
 
-    def now() -> dict[str, float]:
-        score = asked.score(asked.ask(model, "validating"), untuned)
-        return {name: float(value) for name, value in asked.task.main_metrics(score).items()}
+    def compute_metrics() -> dict[str, float]:
+        score = evaluator.score(evaluator.ask(model, "validating"), base_outputs)
+        return {name: float(value) for name, value in evaluator.task.main_metrics(score).items()}
 
-    return now
+    return compute_metrics

@@ -29,34 +29,34 @@ def main() -> int:
     parser = cli.build_parser("train.export", "Merge the trained adapter into its base, and quantize the merged model.")
     cli.add_run_option(parser)
     arguments = parser.parse_intermixed_args()
-    loaded, here = run.load_recipe_and_run(arguments)
+    loaded, trained_run = run.load_recipe_and_run(arguments)
     # What was trained is the run's to say, what becomes of it the recipe's as it is now.
-    recipe = here.recipe().model_copy(update={"export": loaded.recipe.export, "serve": loaded.recipe.serve})
+    recipe = trained_run.recipe().model_copy(update={"export": loaded.recipe.export, "serve": loaded.recipe.serve})
     schemes = quantize.list_schemes(recipe)
     if schemes and not recipe.export.merge:
         raise RecipeError("export.merge: quantize takes the merged model; set merge: true, or quantize: none")
-    wanted = (["merged"] if recipe.export.merge else []) + [f"quantized/{scheme}" for scheme in schemes]
-    print(f"export    {loaded.name}: {', '.join(wanted) or 'nothing'} of run {here.id}", file=sys.stderr)
+    targets = (["merged"] if recipe.export.merge else []) + [f"quantized/{scheme}" for scheme in schemes]
+    print(f"export    {loaded.name}: {', '.join(targets) or 'nothing'} of run {trained_run.id}", file=sys.stderr)
     if arguments.dry_run:
         return cli.OK
-    check_adapter(here)
+    check_adapter(trained_run)
     # Progress bars of libraries say nothing of what is done here.
     os.environ.update({"TQDM_DISABLE": "1", **QUIET_ENV})
-    with run.lock_run(here):
-        return write_targets(here, recipe, schemes)
+    with run.lock_run(trained_run):
+        return write_targets(trained_run, recipe, schemes)
 
 
-def check_adapter(here: Run) -> None:
+def check_adapter(trained_run: Run) -> None:
     """Raises StageError where the adapter folder is not as training wrote it."""
-    folder = here.folder / "adapter"
-    told = (
+    folder = trained_run.folder / "adapter"
+    problems = (
         atomic_files.find_changes(folder)
         if (folder / atomic_files.CHECKSUMS).is_file()
         else [f"{atomic_files.CHECKSUMS} is missing"]
     )
-    if told:
+    if problems:
         raise StageError(
-            f"{folder} is not as training wrote it: {'; '.join(told)}. Copy it again, or train again (FRESH=1)"
+            f"{folder} is not as training wrote it: {'; '.join(problems)}. Copy it again, or train again (FRESH=1)"
         )
 
 
@@ -69,62 +69,75 @@ class ExportTarget:
     write: Callable[[], Path]
 
 
-def plan_targets(here: Run, recipe: Recipe, schemes: Sequence[str]) -> list[ExportTarget]:
+def plan_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> list[ExportTarget]:
     """Returns what is to be there in the end, in the order of writing."""
-    made_of = {
+    provenance = {
         "version": VERSION,
-        "adapter": atomic_files.sha256(here.folder / "adapter" / atomic_files.CHECKSUMS),
-        "base": merge.select_merge_base(here, recipe),
+        "adapter": atomic_files.sha256(trained_run.folder / "adapter" / atomic_files.CHECKSUMS),
+        "base": merge.select_merge_base(trained_run, recipe),
         "max_shard_size": recipe.export.max_shard_size,
     }
-    found = []
+    targets = []
     if recipe.export.merge:
-        found.append(ExportTarget(here.folder / "merged", made_of, partial(merge.write_merged, here, recipe, made_of)))
+        targets.append(
+            ExportTarget(
+                trained_run.folder / "merged", provenance, partial(merge.write_merged, trained_run, recipe, provenance)
+            )
+        )
     for scheme in schemes:
-        more = made_of | {"scheme": scheme, "calibration_rows": recipe.export.calibration_rows}
-        write = partial(quantize.write_quantized, here, recipe, scheme, more)
-        found.append(ExportTarget(here.folder / "quantized" / scheme, more, write))
-    return found
+        scheme_provenance = provenance | {"scheme": scheme, "calibration_rows": recipe.export.calibration_rows}
+        write = partial(quantize.write_quantized, trained_run, recipe, scheme, scheme_provenance)
+        targets.append(ExportTarget(trained_run.folder / "quantized" / scheme, scheme_provenance, write))
+    return targets
 
 
-def write_targets(here: Run, recipe: Recipe, schemes: Sequence[str]) -> int:
+def write_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> int:
     """Writes what is missing, each form whole, and prints what there is. Returns the exit code."""
-    every = plan_targets(here, recipe, schemes)
-    todo = [form for form in every if not is_up_to_date(form)]
-    for form in every:
-        if form not in todo:
-            print(f"export    unchanged: {os.path.relpath(form.folder)}", file=sys.stderr)
-    if todo or here.stage("export").get("state") != "done":
+    targets = plan_targets(trained_run, recipe, schemes)
+    pending = [target for target in targets if not is_up_to_date(target)]
+    for target in targets:
+        if target not in pending:
+            print(f"export    unchanged: {os.path.relpath(target.folder)}", file=sys.stderr)
+    if pending or trained_run.stage("export").get("state") != "done":
         run.start_stage(
-            here,
+            trained_run,
             "export",
             {
                 f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(
-                    here.folder / "adapter" / atomic_files.CHECKSUMS
+                    trained_run.folder / "adapter" / atomic_files.CHECKSUMS
                 )
             },
         )
-        with run.record_stage(here, "export"):
-            for form in todo:
-                began = time.monotonic()
-                form.write()
-                spent = time.monotonic() - began
-                print(f"export    {os.path.relpath(form.folder)} in {spent:.0f} s", file=sys.stderr, flush=True)
-        sizes = {str(form.folder.relative_to(here.folder)): weight_bytes(form.folder) for form in every}
+        with run.record_stage(trained_run, "export"):
+            for target in pending:
+                started_at = time.monotonic()
+                target.write()
+                elapsed_seconds = time.monotonic() - started_at
+                print(
+                    f"export    {os.path.relpath(target.folder)} in {elapsed_seconds:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        sizes = {str(target.folder.relative_to(trained_run.folder)): weight_bytes(target.folder) for target in targets}
         run.end_stage(
-            here, "export", "done", "done", [form.folder / atomic_files.CHECKSUMS for form in every], weight_bytes=sizes
+            trained_run,
+            "export",
+            "done",
+            "done",
+            [target.folder / atomic_files.CHECKSUMS for target in targets],
+            weight_bytes=sizes,
         )
-    for form in every:
-        print(f"{os.path.relpath(form.folder)}  {weight_bytes(form.folder) / 1e6:,.1f} MB")
+    for target in targets:
+        print(f"{os.path.relpath(target.folder)}  {weight_bytes(target.folder) / 1e6:,.1f} MB")
     return cli.OK
 
 
-def is_up_to_date(form: ExportTarget) -> bool:
+def is_up_to_date(target: ExportTarget) -> bool:
     """Returns whether a folder is whole, and made of what it would be made of now."""
-    if not (form.folder / "export.json").is_file() or not (form.folder / atomic_files.CHECKSUMS).is_file():
+    if not (target.folder / "export.json").is_file() or not (target.folder / atomic_files.CHECKSUMS).is_file():
         return False
-    return atomic_files.read_json(form.folder / "export.json") == form.made_of and not atomic_files.find_changes(
-        form.folder
+    return atomic_files.read_json(target.folder / "export.json") == target.made_of and not atomic_files.find_changes(
+        target.folder
     )
 
 

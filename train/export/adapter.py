@@ -42,28 +42,28 @@ def write_adapter_folder(
     tokenizer: Any,
     prompt: Mapping[str, Any],
     scores: Mapping[str, Any],
-    probed: GenerationEvaluator,
+    reference_set: GenerationEvaluator,
     answers: Sequence[DecodedAnswer],
     state: dict[str, Any] | None = None,
 ) -> Path:
     """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt and card; the reference answers
     lie beside it.
 
-    `answers` are those of the trained weights to the rows of `probed`; `state`: the trained tensors where the model
-    does not hold them whole (`sharded.adapter_tensors`).
+    `answers` are those of the trained weights to the rows of `reference_set`; `state`: the trained tensors where the
+    model does not hold them whole (`sharded.adapter_tensors`).
     """
-    told = reference_answers.write_references(
-        run.folder, reference_answers.build_reference_rows(probed.rows, probed.prompts, answers)
+    references = reference_answers.write_references(
+        run.folder, reference_answers.build_reference_rows(reference_set.rows, reference_set.prompts, answers)
     )
     with atomic_files.atomic_folder(run.folder / "adapter") as folder:
         _save_weights(model, recipe, folder, state)
         tokenizer.save_pretrained(folder)
         build_generation_config(tokenizer).save_pretrained(folder)
-        atomic_files.write_json(folder / "prompt.json", {**prompt, "references": told})
-        atomic_files.write_text(folder / "README.md", model_card(run, recipe, scores, told))
+        atomic_files.write_json(folder / "prompt.json", {**prompt, "references": references})
+        atomic_files.write_text(folder / "README.md", model_card(run, recipe, scores, references))
         # A pickle has no place in what is deployed.
-        for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
-            pickled.unlink()
+        for pickle_path in (*folder.glob("*.bin"), *folder.glob("*.pt")):
+            pickle_path.unlink()
         atomic_files.write_checksums(folder)
     return run.folder / "adapter"
 
@@ -96,17 +96,22 @@ def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any
 def base_display_name(recipe: Recipe) -> str:
     """Returns the base as others can find it: the hub name, the name of a GGUF file, or `pocket/model` or `smollm2` in
     this project."""
-    known = {str(POCKET): "pocket/model", str(base_models.smollm2_dir()): base_models.SMOLLM2}
+    local_names = {str(POCKET): "pocket/model", str(base_models.smollm2_dir()): base_models.SMOLLM2}
     gguf = gguf_model.read_gguf_info(recipe.model.base)
-    return known.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
+    return local_names.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
 
 
 def base_identity(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files; under
     "trained" the record of what quantization left of it (`bases.record`), None where it was trained on as published."""
     folder = Path(recipe.model.base)
-    found = digests.hash_base_files(folder) if folder.is_dir() else None
-    return {"name": base_display_name(recipe), "commit": None if found else commit, "sha256": found, "trained": trained}
+    hashes = digests.hash_base_files(folder) if folder.is_dir() else None
+    return {
+        "name": base_display_name(recipe),
+        "commit": None if hashes else commit,
+        "sha256": hashes,
+        "trained": trained,
+    }
 
 
 def build_prompt_spec(
@@ -137,15 +142,15 @@ def build_prompt_spec(
     }
 
 
-def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], told: Mapping[str, Any]) -> str:
-    """Returns the model card (README.md) of the adapter; `told` is what it says of the reference answers."""
+def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: Mapping[str, Any]) -> str:
+    """Returns the model card (README.md) of the adapter; `references` is what it says of the reference answers."""
     module = TASKS[recipe.task.variant]
     tuned, base = module.main_metrics(scores["tuned"]), module.main_metrics(scores["base"])
     rows = "\n".join(
         f"| {metric_label(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
         for name, value in tuned.items()
     )
-    worst = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.lowest_scoring(scores["tuned"])[:3])
+    weakest = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.lowest_scoring(scores["tuned"])[:3])
     dequantized = ", dequantized" if gguf_model.read_gguf_info(recipe.model.base) else ""
     pocket = (
         "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
@@ -168,7 +173,7 @@ A LoRA adapter trained by insource, run `{run.id}`.
 {rows}
 
 {evaluation_note(module)}, on rows that were not trained on.
-Weakest {module.BREAKDOWN_NAME} by {module.BREAKDOWN_METRIC}: {worst}.
+Weakest {module.BREAKDOWN_NAME} by {module.BREAKDOWN_METRIC}: {weakest}.
 The sealed test set was not opened.
 
 - Base: {base_display_name(recipe)}{dequantized}, quantization while training:
@@ -176,9 +181,9 @@ The sealed test set was not opened.
 - LoRA: {method_note(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving_note(run, recipe)}
-- Not in this folder, and not to be shared: `reference.jsonl`, {told["rows"]} validation rows as token ids, which
+- Not in this folder, and not to be shared: `reference.jsonl`, {references["rows"]} validation rows as token ids, which
   anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256
-  is `{told["sha256"]}`.
+  is `{references["sha256"]}`.
 """
 
 
@@ -191,20 +196,20 @@ def evaluation_note(module: ModuleType) -> str:
 
 def method_note(lora: Lora) -> str:
     """Returns how the adapter was trained, as the card tells it."""
-    told = [f"r={lora.r}", f"alpha={lora.lora_alpha}", str(lora.target_modules)]
-    told += ["rsLoRA"] if lora.use_rslora else []
-    told += ["DoRA"] if lora.use_dora else []
+    notes = [f"r={lora.r}", f"alpha={lora.lora_alpha}", str(lora.target_modules)]
+    notes += ["rsLoRA"] if lora.use_rslora else []
+    notes += ["DoRA"] if lora.use_dora else []
     if lora.init_lora_weights is not True:
-        told.append(f"begun by {lora.init_lora_weights}")
+        notes.append(f"begun by {lora.init_lora_weights}")
     if lora.takes_from_base:
-        told.append("written as the plain adapter of twice the rank that it equals on the base as published")
-    return ", ".join(told)
+        notes.append("written as the plain adapter of twice the rank that it equals on the base as published")
+    return ", ".join(notes)
 
 
 def serving_note(run: Run, recipe: Recipe) -> str:
     """Returns how the adapter is served, as the card tells it."""
-    if why := recipe.lora.unservable:
-        return f"merged into the base alone ({why})."
+    if reason := recipe.lora.unservable:
+        return f"merged into the base alone ({reason})."
     base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"

@@ -27,19 +27,19 @@ EXCLUDED_ON_CPU = ("torchvision", "torchaudio")
 
 def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, folder: Path) -> None:
     """Writes the merged model quantized by a preset into a folder. Raises StageError where llm-compressor fails."""
-    without = EXCLUDED_ON_CPU if recipe.accelerate.use_cpu else ()
-    python = venvs.ensure_venv_from_lock(ROOT / ".venvs" / "llmcompressor", LOCK, without)
-    with tempfile.TemporaryDirectory() as name:
-        rows = Path(name) / "rows.jsonl"
-        rows.write_text(
+    excluded = EXCLUDED_ON_CPU if recipe.accelerate.use_cpu else ()
+    python = venvs.ensure_venv_from_lock(ROOT / ".venvs" / "llmcompressor", LOCK, excluded)
+    with tempfile.TemporaryDirectory() as temp_dir:
+        rows_path = Path(temp_dir) / "rows.jsonl"
+        rows_path.write_text(
             "".join(json.dumps({"input_ids": ids}) + "\n" for ids in calibration_token_ids(run, recipe, merged))
         )
-        asked = [str(python), str(Path(__file__).with_name("gptq_program.py"))]
-        asked += [str(merged), str(rows), preset, str(group_size), str(folder)]
-        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        said = (answer.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise StageError(f"llm-compressor ended with {answer.returncode}: {said[:500]}")
+        command = [str(python), str(Path(__file__).with_name("gptq_program.py"))]
+        command += [str(merged), str(rows_path), preset, str(group_size), str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last_line = (result.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise StageError(f"llm-compressor ended with {result.returncode}: {last_line[:500]}")
     print(f"calibrate {len(sample_calibration_rows(run, recipe))} rows of train", file=sys.stderr)
 
 
@@ -51,7 +51,7 @@ def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[i
     conversations = [module.messages(spec, row["input"]) for row in rows]
     answers = [module.training_answers(spec, row["target"])[0] for row in rows]
     examples = chat_template.render_examples(tokenizer, conversations, answers)
-    return [one.prompt_ids + one.completion_ids for one in examples]
+    return [example.prompt_ids + example.completion_ids for example in examples]
 
 
 def sample_calibration_rows(run: Run, recipe: Recipe) -> list[dict[str, Any]]:

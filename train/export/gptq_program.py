@@ -12,12 +12,12 @@ from llmcompressor.modifiers.quantization import GPTQModifier
 from transformers import AutoModelForCausalLM
 
 
-def main(merged: str, rows: str, preset: str, group_size: str, folder: str) -> None:
+def main(merged: str, rows_path: str, preset: str, group_size: str, folder: str) -> None:
     """Quantizes the merged model by GPTQ (arXiv:2210.17323), its errors weighed by what the rows make of each layer."""
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
-    lines = Path(rows).read_text(encoding="utf-8").splitlines()
+    lines = Path(rows_path).read_text(encoding="utf-8").splitlines()
     ids = [json.loads(line)["input_ids"] for line in lines]
-    data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]})
+    data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row_ids) for row_ids in ids]})
     scheme = preset_name_to_scheme(preset, targets=["Linear"])
     if scheme.weights.group_size:
         scheme.weights.group_size = int(group_size)

@@ -32,16 +32,16 @@ from train.model import base, dequantize
 COMPANION_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
 
 
-def write_merged(run: Run, recipe: Recipe, made_of: Mapping[str, Any]) -> Path:
+def write_merged(run: Run, recipe: Recipe, provenance: Mapping[str, Any]) -> Path:
     """Returns the folder of the merged model, complete."""
     target = run.folder / "merged"
     # The tokenizer of the training, whatever has become of the base's.
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / "adapter"))
     with atomic_files.atomic_folder(target) as folder:
-        save_model(merge_adapter(run, recipe, made_of["base"]), folder, recipe, tokenizer)
+        save_model(merge_adapter(run, recipe, provenance["base"]), folder, recipe, tokenizer)
         # It holds itself by reference cycles, and quantizing loads what was merged anew.
         out_of_memory.release_memory()
-        write_companion_files(run, folder, made_of, model_card(run, recipe, made_of["base"]))
+        write_companion_files(run, folder, provenance, model_card(run, recipe, provenance["base"]))
         atomic_files.write_checksums(folder)
     return target
 
@@ -52,41 +52,42 @@ def select_merge_base(run: Run, recipe: Recipe) -> str:
     return str(trained["digest"]) if trained and recipe.serve.base == "trained" else "published"
 
 
-def merge_adapter(run: Run, recipe: Recipe, onto: str) -> Any:
+def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> Any:
     """Returns the base with the run's adapter merged into it, computed as training computes (float32 on a CPU).
 
     Raises StageError where the base that was trained on is gone and cannot be made again.
     """
-    chosen = recipe.with_model(quantization="none")
-    if onto != "published":
+    base_recipe = recipe.with_model(quantization="none")
+    if merge_base != "published":
         folder = dequantize.ensure_base(
-            recipe, base_store.store_path(run.folder), onto, partial(runs.record_fallback, run, "export")
+            recipe, base_store.store_path(run.folder), merge_base, partial(runs.record_fallback, run, "export")
         )
         if folder is None:
             raise StageError(
-                f"{base_store.store_path(run.folder) / onto}, the base that run {run.id} was trained on, is not there "
+                f"{base_store.store_path(run.folder) / merge_base}, the base that run {run.id} was trained on, is "
+                "not there "
                 "and cannot "
                 "be written again; train again (FRESH=1), or take SET=serve.base=published"
             )
-        chosen = recipe.with_model(base=str(folder), revision=None, quantization="none")
+        base_recipe = recipe.with_model(base=str(folder), revision=None, quantization="none")
     try:
-        return _merge_onto(chosen, run.folder / "adapter")
+        return _merge_onto(base_recipe, run.folder / "adapter")
     except RuntimeError as error:
         if recipe.accelerate.use_cpu or not out_of_memory.is_out_of_memory(error):
             raise
-        told = str(error).splitlines()[0]
+        message = str(error).splitlines()[0]
     # Outside of the except block, where the failed model would still be held.
     out_of_memory.release_memory()
-    told = f"merged in main memory, the GPU has too little: {told}"
-    print(f"fallback  {told}", file=sys.stderr, flush=True)
-    runs.record_fallback(run, "export", told)
-    return _merge_onto(chosen, run.folder / "adapter", in_main_memory=True)
+    message = f"merged in main memory, the GPU has too little: {message}"
+    print(f"fallback  {message}", file=sys.stderr, flush=True)
+    runs.record_fallback(run, "export", message)
+    return _merge_onto(base_recipe, run.folder / "adapter", in_main_memory=True)
 
 
-def _merge_onto(chosen: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
+def _merge_onto(base_recipe: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
     from peft import PeftModel
 
-    model = base.load_base_model(chosen, in_main_memory=in_main_memory)
+    model = base.load_base_model(base_recipe, in_main_memory=in_main_memory)
     # By itself PEFT reads an adapter to the GPU, wherever its base is.
     adapted = PeftModel.from_pretrained(
         model, adapter_folder, autocast_adapter_dtype=False, torch_device=str(model.device)
@@ -101,19 +102,19 @@ def save_model(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None
     model.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
 
 
-def write_companion_files(run: Run, folder: Path, made_of: Mapping[str, Any], text: str) -> None:
+def write_companion_files(run: Run, folder: Path, provenance: Mapping[str, Any], card: str) -> None:
     """Writes what stands beside weights: tokenizer, template and prompt of the training, card, what it is made of."""
     for name in COMPANION_FILES:
         if (path := run.folder / "adapter" / name).is_file():
             shutil.copyfile(path, folder / name)
-    atomic_files.write_text(folder / "README.md", text)
-    atomic_files.write_json(folder / "export.json", made_of)
+    atomic_files.write_text(folder / "README.md", card)
+    atomic_files.write_json(folder / "export.json", provenance)
 
 
-def model_card(run: Run, recipe: Recipe, onto: str) -> str:
+def model_card(run: Run, recipe: Recipe, merge_base: str) -> str:
     """Returns the model card (README.md) of the merged model."""
-    left = f"what {recipe.model.quantization} left of the base, which is what it was trained on"
-    base_told = "the base as it was published" if onto == "published" else left
+    trained_base_note = f"what {recipe.model.quantization} left of the base, which is what it was trained on"
+    base_note = "the base as it was published" if merge_base == "published" else trained_base_note
     return f"""---
 base_model: {adapter.base_display_name(recipe)}
 base_model_relation: merge
@@ -123,7 +124,7 @@ tags: [insource, {recipe.task.kind}]
 
 # {run.recipe_name}: {recipe.task.instruction}
 
-The adapter of insource's run `{run.id}` merged onto {base_told}. How it was trained and scored stands on the
+The adapter of insource's run `{run.id}` merged onto {base_note}. How it was trained and scored stands on the
 adapter's card; how this scores beside it, in the run's parity.md. Prompts: `prompt.json`, rendered by
 `chat_template.jinja` and nothing else.
 """

@@ -29,25 +29,26 @@ MIN_FP8_CAPABILITY = 8.9
 
 def list_schemes(recipe: Recipe) -> list[str]:
     """Returns the schemes that the recipe asks for. Raises RecipeError for one that the hardware here cannot serve."""
-    asked, capability = recipe.export.quantize, _compute_capability(recipe)
-    if asked == "none":
+    requested, capability = recipe.export.quantize, _compute_capability(recipe)
+    if requested == "none":
         return []
-    if asked == "auto":
+    if requested == "auto":
         return ["fp8" if capability is not None and capability >= MIN_FP8_CAPABILITY else "int8"]
-    if "fp8" in asked and (capability is None or capability < MIN_FP8_CAPABILITY):
-        here = "this machine serves on a CPU" if capability is None else f"this GPU has {capability}"
+    if "fp8" in requested and (capability is None or capability < MIN_FP8_CAPABILITY):
+        hardware_note = "this machine serves on a CPU" if capability is None else f"this GPU has {capability}"
         raise RecipeError(
-            f"export.quantize: fp8 needs a GPU of compute capability {MIN_FP8_CAPABILITY} or newer, and {here}; "
+            f"export.quantize: fp8 needs a GPU of compute capability {MIN_FP8_CAPABILITY} or newer, and "
+            f"{hardware_note}; "
             "take int8"
         )
-    if "w4a16" in asked and recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
+    if "w4a16" in requested and recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         raise RecipeError(
             "export.quantize: w4a16 needs a GPU or a CPU with AVX-512: vLLM has no kernel for it on this one; take int8"
         )
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(requested))
 
 
-def write_quantized(run: Run, recipe: Recipe, scheme: str, made_of: Mapping[str, Any]) -> Path:
+def write_quantized(run: Run, recipe: Recipe, scheme: str, provenance: Mapping[str, Any]) -> Path:
     """Returns the folder of the merged model quantized by a scheme, complete."""
     merged, target = run.folder / "merged", run.folder / "quantized" / scheme
     target.parent.mkdir(exist_ok=True)
@@ -56,7 +57,7 @@ def write_quantized(run: Run, recipe: Recipe, scheme: str, made_of: Mapping[str,
             gptq.quantize_gptq(run, recipe, merged, PRESETS[scheme], choose_group_size(_load_merged(merged)), folder)
         else:
             quantize_data_free(merged, PRESETS[scheme], folder, recipe.export.max_shard_size)
-        merge.write_companion_files(run, folder, made_of, model_card(run, recipe, scheme))
+        merge.write_companion_files(run, folder, provenance, model_card(run, recipe, scheme))
         atomic_files.write_checksums(folder)
     return target
 
@@ -102,8 +103,8 @@ def _set_scale(module: Any) -> None:
     from compressed_tensors.quantization.utils import calculate_qparams
 
     args, weight = module.quantization_scheme.weights, module.weight.float()
-    parts = weight.unflatten(1, (-1, args.group_size)) if args.group_size else weight.unsqueeze(1)
-    scale, zero_point = calculate_qparams(parts.amin(-1), parts.amax(-1), args)
+    groups = weight.unflatten(1, (-1, args.group_size)) if args.group_size else weight.unsqueeze(1)
+    scale, zero_point = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
     module.weight_scale.data.copy_(scale)
     if getattr(module, "weight_zero_point", None) is not None:
         module.weight_zero_point.data.copy_(zero_point)
@@ -112,7 +113,9 @@ def _set_scale(module: Any) -> None:
 def model_card(run: Run, recipe: Recipe, scheme: str) -> str:
     """Returns the model card (README.md) of a quantized model."""
     rows = recipe.export.calibration_rows
-    how = f"fitted on {rows} rows of train by llm-compressor" if rows else "from the weights alone (compressed-tensors)"
+    calibration_note = (
+        f"fitted on {rows} rows of train by llm-compressor" if rows else "from the weights alone (compressed-tensors)"
+    )
     return f"""---
 base_model: {adapter.base_display_name(recipe)}
 base_model_relation: quantized
@@ -122,7 +125,7 @@ tags: [insource, {recipe.task.kind}, {scheme}]
 
 # {run.recipe_name}, {scheme}
 
-The merged model of insource's run `{run.id}`, quantized to {PRESETS[scheme]}, the scales {how}. `lm_head` is not
+The merged model of insource's run `{run.id}`, quantized to {PRESETS[scheme]}, the scales {calibration_note}. `lm_head` is not
 quantized. How it scores beside the others: parity.md of the run.
 """
 
@@ -131,9 +134,9 @@ def _compute_capability(recipe: Recipe) -> float | None:
     """The compute capability of the GPU that serves here, None on a CPU."""
     if recipe.accelerate.use_cpu:
         return None
-    asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
-        return min(float(line) for line in said.split())
+        stdout = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return min(float(line) for line in stdout.split())
     except (OSError, subprocess.SubprocessError, ValueError):
         return None

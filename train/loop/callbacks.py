@@ -25,8 +25,8 @@ class SaveEvery(TrainerCallback):  # type: ignore[misc]
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
     """Saves and stops after the update in which a signal came, in all processes after the same one."""
 
-    def __init__(self, wish: StopRequest) -> None:
-        self.wish = wish
+    def __init__(self, stop_request: StopRequest) -> None:
+        self.wish = stop_request
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.wish.training = True
@@ -38,11 +38,11 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
             self.wish.signal_name = self.wish.signal_name or "SIGTERM"
 
 
-def any_process_stopping(here: bool, device: Any) -> bool:
+def any_process_stopping(stopping: bool, device: Any) -> bool:
     """Returns whether any process was asked to stop, the same in all of them."""
     if world.world_size() == 1:
-        return here
-    flag = torch.tensor(int(here), device=device)
+        return stopping
+    flag = torch.tensor(int(stopping), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
 
@@ -57,19 +57,19 @@ class RestoreTrainerState(TrainerCallback):  # type: ignore[misc]
         self,
         trainer: Any,
         checkpoint: Path,
-        carry: Callable[[dict[str, Any]], None],
-        announce: Callable[[str], None],
+        load_state: Callable[[dict[str, Any]], None],
+        on_fallback: Callable[[str], None],
     ) -> None:
-        self.trainer, self.checkpoint, self.carry, self.announce = trainer, checkpoint, carry, announce
+        self.trainer, self.checkpoint, self.carry, self.announce = trainer, checkpoint, load_state, on_fallback
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.carry(checkpoints.restore_trainer_sums(self.trainer, self.checkpoint))
         if state.best_global_step is None:
             return
         best = self.checkpoint.with_name(f"{checkpoints.PREFIX}{state.best_global_step}")
-        if wrong := checkpoints.find_corruption(best):
+        if problem := checkpoints.find_corruption(best):
             self.announce(
-                f"the best checkpoint so far, {best.name}, is damaged: {wrong}; the best of the next is taken"
+                f"the best checkpoint so far, {best.name}, is damaged: {problem}; the best of the next is taken"
             )
             state.best_global_step = state.best_metric = None
         checkpoints.set_best_checkpoint(state, self.checkpoint.parent)

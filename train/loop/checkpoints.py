@@ -48,18 +48,18 @@ def find_latest_valid(folder: Path) -> CheckpointScan:
     Damaged ones are renamed, so that they neither come up again nor stand in the way of their step's next checkpoint;
     what a killed process left half-written is removed. Only one process may call it, before any writes.
     """
-    for left in folder.glob(".*"):
-        shutil.rmtree(left, ignore_errors=True)
-    told: list[str] = []
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
-        wrong = find_corruption(path)
-        if wrong is None:
-            return CheckpointScan(path, tuple(told))
-        aside = path.with_name(DAMAGED_PREFIX + path.name)
-        _remove(aside)
-        path.rename(aside)
-        told.append(f"{path.name} is damaged: {wrong}; it is now called {aside.name} and not used")
-    return CheckpointScan(None, tuple(told))
+        problem = find_corruption(path)
+        if problem is None:
+            return CheckpointScan(path, tuple(damaged))
+        damaged_path = path.with_name(DAMAGED_PREFIX + path.name)
+        _remove(damaged_path)
+        path.rename(damaged_path)
+        damaged.append(f"{path.name} is damaged: {problem}; it is now called {damaged_path.name} and not used")
+    return CheckpointScan(None, tuple(damaged))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -75,13 +75,13 @@ def step(path: Path) -> int:
 def find_corruption(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint, None where every file is as it was written."""
     try:
-        written = atomic_files.read_json(path / CHECKSUM_FILE)["files"]
-        for name, was in written.items():
+        expected_files = atomic_files.read_json(path / CHECKSUM_FILE)["files"]
+        for name, expected in expected_files.items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if (size := (path / name).stat().st_size) < was["bytes"]:
-                return f"{name} is cut short, {size:,} of {was['bytes']:,} bytes"
-            if atomic_files.sha256(path / name) != was["sha256"]:
+            if (size := (path / name).stat().st_size) < expected["bytes"]:
+                return f"{name} is cut short, {size:,} of {expected['bytes']:,} bytes"
+            if atomic_files.sha256(path / name) != expected["sha256"]:
                 return f"{name} is not what was written, its hash differs"
     except FileNotFoundError:
         return f"{CHECKSUM_FILE} is missing"
@@ -92,41 +92,42 @@ def find_corruption(path: Path) -> str | None:
     return None
 
 
-def save(trainer: Any, write: Callable[[], None], carried: Mapping[str, Any]) -> None:
+def save(trainer: Any, write: Callable[[], None], extra_state: Mapping[str, Any]) -> None:
     """Has Trainer write a checkpoint aside (`write` is its own `_save_checkpoint`), then renames it into place.
 
-    Every process calls it; each writes its part, and the first one hashes, renames, and removes older ones. `carried`
-    is JSON that `carry_on` gives back. Raises StageError where the disk is full; the checkpoints before are untouched.
+    Every process calls it; each writes its part, and the first one hashes, renames, and removes older ones.
+    `extra_state` is JSON that `carry_on` gives back. Raises StageError where the disk is full; the checkpoints before
+    are untouched.
     """
     args, state = trainer.args, trainer.state
     folder = Path(args.output_dir)
-    final, aside = folder / f"{PREFIX}{state.global_step}", folder / ".writing"
+    target, temp_dir = folder / f"{PREFIX}{state.global_step}", folder / ".writing"
     if world.is_main_process():
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temp_dir, ignore_errors=True)
     world.barrier()
-    args.output_dir = str(aside)
+    args.output_dir = str(temp_dir)
     try:
-        with disk_full.raise_on_full_disk(final):
+        with disk_full.raise_on_full_disk(target):
             write()
-            written = aside / final.name
+            temp_checkpoint = temp_dir / target.name
             atomic_files.write_json(
-                written / _extra_state_name(), {"trainer": _trainer_sums(trainer), "ours": dict(carried)}
+                temp_checkpoint / _extra_state_name(), {"trainer": _trainer_sums(trainer), "ours": dict(extra_state)}
             )
             world.barrier()
             if world.is_main_process():
                 # By its name alone: the folder of runs may be moved, and this is where Trainer was pointed aside.
                 best = state.best_global_step
                 state.best_model_checkpoint = None if best is None else f"{PREFIX}{best}"
-                state.save_to_json(str(written / "trainer_state.json"))
-                write_checksums(written)
-                _remove(final)
-                written.rename(final)
+                state.save_to_json(str(temp_checkpoint / "trainer_state.json"))
+                write_checksums(temp_checkpoint)
+                _remove(target)
+                temp_checkpoint.rename(target)
                 _fsync(folder)
                 rotate(folder, state.best_global_step)
     finally:
         args.output_dir = str(folder)
         if world.is_main_process():
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temp_dir, ignore_errors=True)
     world.barrier()
     set_best_checkpoint(state, folder)
 
@@ -137,28 +138,28 @@ def write_checksums(path: Path) -> None:
     training_args.bin goes: a pickle that nothing reads, with paths of this machine.
     """
     (path / "training_args.bin").unlink(missing_ok=True)
-    written: dict[str, Any] = {}
+    checksums: dict[str, Any] = {}
     for file in sorted(path.rglob("*")):
         if file.is_file():
             _fsync(file)
-            written[file.relative_to(path).as_posix()] = {
+            checksums[file.relative_to(path).as_posix()] = {
                 "bytes": file.stat().st_size,
                 "sha256": atomic_files.sha256(file),
             }
-    about = {"schema_version": SCHEMA_VERSION, "step": step(path), "processes": world.world_size()}
+    record = {"schema_version": SCHEMA_VERSION, "step": step(path), "processes": world.world_size()}
     atomic_files.write_json(
-        path / CHECKSUM_FILE, {**about, "versions": {name: version(name) for name in PACKAGES}, "files": written}
+        path / CHECKSUM_FILE, {**record, "versions": {name: version(name) for name in PACKAGES}, "files": checksums}
     )
-    for inside in (path, *filter(Path.is_dir, path.rglob("*"))):
-        _fsync(inside)
+    for directory in (path, *filter(Path.is_dir, path.rglob("*"))):
+        _fsync(directory)
 
 
 def rotate(folder: Path, best_step: int | None) -> None:
     """Removes all checkpoints but the newest two and the best, and damaged ones that are older than these."""
     newest = list_checkpoints(folder)[-KEEP_LAST:]
-    kept = {path.name for path in newest} | {f"{PREFIX}{best_step}"}
+    kept_names = {path.name for path in newest} | {f"{PREFIX}{best_step}"}
     for path in (*list_checkpoints(folder), *folder.glob(f"{DAMAGED_PREFIX}{PREFIX}*")):
-        if path.name not in kept and step(path) < step(newest[0]):
+        if path.name not in kept_names and step(path) < step(newest[0]):
             _remove(path)
 
 
@@ -171,13 +172,13 @@ def set_best_checkpoint(state: Any, folder: Path) -> None:
 def restore_trainer_sums(trainer: Any, path: Path) -> dict[str, Any]:
     """Returns what `save` was given to carry, and gives Trainer its sums back: the next logged loss, and the mean over
     training, are as they would have been without the interruption."""
-    carried = atomic_files.read_json(path / _extra_state_name())
-    sums = carried["trainer"]
+    extra_state = atomic_files.read_json(path / _extra_state_name())
+    sums = extra_state["trainer"]
     trainer._tr_loss += sums["since_logged"]
     trainer._total_loss_scalar = sums["total"]
     trainer._globalstep_last_logged = sums["last_logged"]
     trainer._initial_global_step = 0
-    return carried["ours"]  # type: ignore[no-any-return]
+    return extra_state["ours"]  # type: ignore[no-any-return]
 
 
 def _extra_state_name() -> str:
@@ -195,15 +196,15 @@ def _trainer_sums(trainer: Any) -> dict[str, Any]:
 def _remove(path: Path) -> None:
     """Removes a checkpoint at once: a kill in the middle must not leave a part of it under its name."""
     if path.exists():
-        doomed = path.with_name(f".{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        trash_path = path.with_name(f".{path.name}")
+        shutil.rmtree(trash_path, ignore_errors=True)
+        path.rename(trash_path)
+        shutil.rmtree(trash_path, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)

@@ -39,63 +39,64 @@ def train_adapter(
     run: Run,
     model: Any,
     tokenizer: Any,
-    lesson: TrainingSet,
+    training_set: TrainingSet,
     evaluator: Callable[[], dict[str, float]],
-    announce: FallbackLogger,
-    wish: StopRequest,
+    on_fallback: FallbackLogger,
+    stop_request: StopRequest,
     wandb_run: Any,
 ) -> dict[str, Any]:
     """Trains the model in place; goes on from the last whole checkpoint of the run, if there is one.
 
-    `evaluator` returns the validation metrics of the model as it is; `announce` tells the person and the record; `wish`
-    is where signals say that training should stop. Returns final_loss, the mean over training, training_seconds, and
-    best_step where the best checkpoint was taken. Raises KeyboardInterrupt where it was stopped, after saving.
+    `evaluator` returns the validation metrics of the model as it is; `on_fallback` tells the person and the record;
+    `stop_request` is where signals say that training should stop. Returns final_loss, the mean over training,
+    training_seconds, and best_step where the best checkpoint was taken. Raises KeyboardInterrupt where it was stopped,
+    after saving.
     """
     from train.loop.callbacks import GracefulStop, RestoreTrainerState, SaveEvery
     from train.loop.metrics_callback import MetricsCallback, show_progress
 
     if recipe.accelerate.use_cpu:
         malloc.disable_malloc_trim()
-    folder, record = run.folder / "checkpoints", run.folder / "metrics.jsonl"
-    resume = _find_resume_checkpoint(run, announce)
-    done = checkpoints.step(resume) if resume else 0
+    folder, metrics_path = run.folder / "checkpoints", run.folder / "metrics.jsonl"
+    resume = _find_resume_checkpoint(run, on_fallback)
+    steps_done = checkpoints.step(resume) if resume else 0
     if world.is_main_process():
         if resume:
             print(f"resuming  from {resume.name}", file=sys.stderr, flush=True)
-        metrics.truncate_after(record, done)
-    began = time.monotonic()
-    with show_progress("training", len(lesson.updates), done) as advance:
+        metrics.truncate_after(metrics_path, steps_done)
+    started_at = time.monotonic()
+    with show_progress("training", len(training_set.updates), steps_done) as advance:
         recorder = MetricsCallback(
-            record, wandb_run, sampler.updates_per_epoch(len(lesson.rows), recipe.train.batch_size), advance
+            metrics_path, wandb_run, sampler.updates_per_epoch(len(training_set.rows), recipe.train.batch_size), advance
         )
-        trainer = build_trainer(recipe, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
-        trainer.add_callback(GracefulStop(wish))
+        trainer = build_trainer(recipe, str(folder), model, tokenizer, training_set, evaluator, on_fallback, recorder)
+        trainer.add_callback(GracefulStop(stop_request))
         trainer.add_callback(SaveEvery(recipe.train.save_steps))
         if resume:
-            trainer.add_callback(RestoreTrainerState(trainer, resume, recorder.carry, announce))
+            trainer.add_callback(RestoreTrainerState(trainer, resume, recorder.carry, on_fallback))
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    wish.heed()
+    stop_request.heed()
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     return {
         "final_loss": float(result.training_loss),
-        "training_seconds": round(time.monotonic() - began, 1),
+        "training_seconds": round(time.monotonic() - started_at, 1),
         **({"best_step": best} if best else {}),
     }
 
 
-def _find_resume_checkpoint(run: Run, announce: FallbackLogger) -> Any:
+def _find_resume_checkpoint(run: Run, on_fallback: FallbackLogger) -> Any:
     """Returns the checkpoint to go on from, the same in all processes, or None."""
     from accelerate.utils import broadcast_object_list
 
-    found: list[Any] = [None]
+    latest: list[Any] = [None]
     if world.is_main_process():
-        known = checkpoints.find_latest_valid(run.folder / "checkpoints")
-        for told in known.damaged:
-            announce(told)
-        found = [known.newest]
+        scan = checkpoints.find_latest_valid(run.folder / "checkpoints")
+        for problem in scan.damaged:
+            on_fallback(problem)
+        latest = [scan.newest]
     if world.world_size() > 1:
-        broadcast_object_list(found)
-    return found[0]
+        broadcast_object_list(latest)
+    return latest[0]
 
 
 def build_trainer(
@@ -103,9 +104,9 @@ def build_trainer(
     folder: str,
     model: Any,
     tokenizer: Any,
-    lesson: TrainingSet,
+    training_set: TrainingSet,
     evaluator: Callable[[], dict[str, float]],
-    announce: FallbackLogger,
+    on_fallback: FallbackLogger,
     recorder: Any,
 ) -> Any:
     """Returns the trainer, checkpoints below `folder`."""
@@ -118,37 +119,41 @@ def build_trainer(
     trainer = PackTrainer(
         model=model,
         args=build_training_arguments(
-            recipe, folder, sampler.updates_per_epoch(len(lesson.rows), recipe.train.batch_size)
+            recipe, folder, sampler.updates_per_epoch(len(training_set.rows), recipe.train.batch_size)
         ),
-        train_dataset=lesson.shares,
+        train_dataset=training_set.shares,
         # Trainer asks for one where it evaluates; the evaluator has its own rows.
-        eval_dataset=lesson.shares,
+        eval_dataset=training_set.shares,
         processing_class=tokenizer,
-        lesson=lesson,
+        training_set=training_set,
         beta=recipe.train.beta,
         evaluator=evaluator,
         recorder=recorder,
-        announce=announce,
-        computing=partial(precision.training_autocast, recipe),
+        on_fallback=on_fallback,
+        forward_context=partial(precision.training_autocast, recipe),
     )
     trainer.add_callback(recorder)
     if recipe.train.early_stopping_patience is not None:
         patience, threshold = recipe.train.early_stopping_patience, recipe.train.early_stopping_threshold
         trainer.add_callback(EarlyStoppingCallback(patience, threshold))
     handler = trainer.callback_handler
-    handler.callbacks = [one for one in handler.callbacks if type(one).__name__ not in CONSOLE_CALLBACKS]
+    handler.callbacks = [callback for callback in handler.callbacks if type(callback).__name__ not in CONSOLE_CALLBACKS]
     return trainer
 
 
-def build_training_arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
+def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int) -> Any:
     """Returns transformers' TrainingArguments, checkpoints below `folder`; an epoch has so many updates."""
     from transformers import TrainingArguments
 
     # Trainer knows one epoch, all updates; and where it keeps the best it saves where it evaluates (see SaveEvery).
-    every = an_epoch if recipe.train.eval_strategy == "epoch" else recipe.train.eval_steps or recipe.train.save_steps
+    interval = (
+        updates_per_epoch
+        if recipe.train.eval_strategy == "epoch"
+        else recipe.train.eval_steps or recipe.train.save_steps
+    )
     evaluates = recipe.train.eval_strategy != "no"
-    precision, on_cpu = recipe.accelerate.mixed_precision, recipe.accelerate.use_cpu
-    given = {
+    mixed_precision, on_cpu = recipe.accelerate.mixed_precision, recipe.accelerate.use_cpu
+    trainer_settings = {
         name: value for name, value in recipe.train.model_dump(exclude=NOT_FOR_TRAINER).items() if value is not None
     }
     return TrainingArguments(
@@ -159,8 +164,8 @@ def build_training_arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         # On a CPU accelerate would have validation compute in bfloat16, too; see precision.py.
-        bf16=precision == "bf16" and not on_cpu,
-        fp16=precision == "fp16",
+        bf16=mixed_precision == "bf16" and not on_cpu,
+        fp16=mixed_precision == "fp16",
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
         ddp_find_unused_parameters=False,
@@ -168,15 +173,15 @@ def build_training_arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
         report_to="none",
         disable_tqdm=True,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=every if evaluates else None,
+        eval_steps=interval if evaluates else None,
         save_strategy="steps",
         # Otherwise the patience of early stopping would begin anew with every resume.
         restore_callback_states_from_checkpoint=True,
-        save_steps=every if recipe.train.keeps_best else recipe.train.save_steps,
+        save_steps=interval if recipe.train.keeps_best else recipe.train.save_steps,
         load_best_model_at_end=recipe.train.keeps_best,
         greater_is_better=True if recipe.train.keeps_best else None,
         # Checkpoints are removed by `checkpoints.rotate`.
         save_total_limit=None,
         logging_nan_inf_filter=False,
-        **given,
+        **trainer_settings,
     )

@@ -21,19 +21,21 @@ def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
     targets, sequences = batch.labels[:, 1:], batch.sequences[:, 1:]
     columns = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
     logits = model(**batch.inputs, use_cache=False, logits_to_keep=columns).logits
-    learnt = targets[:, columns] != IGNORE_INDEX
-    logits, wanted = logits[learnt].float(), targets[:, columns][learnt]
-    found = -torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-    return found, sequences[:, columns][learnt], logits.detach().argmax(dim=-1) == wanted
+    mask = targets[:, columns] != IGNORE_INDEX
+    logits, answer_ids = logits[mask].float(), targets[:, columns][mask]
+    token_log_probs = -torch.nn.functional.cross_entropy(logits, answer_ids, reduction="none")
+    return token_log_probs, sequences[:, columns][mask], logits.detach().argmax(dim=-1) == answer_ids
 
 
 def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
     """Returns the cross-entropy summed over answer tokens, each times its row's weight, and figures for the log."""
     import torch
 
-    found, sequence, right = log_probabilities(model, batch)
-    weights = torch.tensor([row.weight for row in batch.rows], device=found.device, dtype=found.dtype)
-    return -(found * weights[sequence]).sum(), {"token_accuracy": (right.sum(), len(found))}
+    token_log_probs, sequence, correct = log_probabilities(model, batch)
+    weights = torch.tensor(
+        [row.weight for row in batch.rows], device=token_log_probs.device, dtype=token_log_probs.dtype
+    )
+    return -(token_log_probs * weights[sequence]).sum(), {"token_accuracy": (correct.sum(), len(token_log_probs))}
 
 
 def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
@@ -41,20 +43,24 @@ def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
     log, each summed over pairs too."""
     import torch
 
-    found, sequence, _ = log_probabilities(model, batch)
-    policy = found.new_zeros(2 * len(batch.rows)).index_add(0, sequence, found).view(-1, 2)
-    reference = torch.tensor([row.reference for row in batch.rows], device=found.device, dtype=found.dtype)
+    token_log_probs, sequence, _ = log_probabilities(model, batch)
+    policy = token_log_probs.new_zeros(2 * len(batch.rows)).index_add(0, sequence, token_log_probs).view(-1, 2)
+    reference = torch.tensor(
+        [row.reference for row in batch.rows], device=token_log_probs.device, dtype=token_log_probs.dtype
+    )
     rewards = beta * (policy - reference)
     margins = rewards[:, 0] - rewards[:, 1]
-    weights = torch.tensor([row.weight for row in batch.rows], device=found.device, dtype=found.dtype)
+    weights = torch.tensor(
+        [row.weight for row in batch.rows], device=token_log_probs.device, dtype=token_log_probs.dtype
+    )
     loss = -(torch.nn.functional.logsigmoid(margins) * weights).sum()
-    figures = {
+    metric_values = {
         "rewards/chosen": rewards[:, 0],
         "rewards/rejected": rewards[:, 1],
         "rewards/margins": margins,
         "rewards/accuracies": (margins > 0).float(),
     }
-    return loss, {name: (values.detach().sum(), len(batch.rows)) for name, values in figures.items()}
+    return loss, {name: (values.detach().sum(), len(batch.rows)) for name, values in metric_values.items()}
 
 
 OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, MetricSums]]] = {

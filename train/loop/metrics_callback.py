@@ -29,9 +29,9 @@ from train.distributed import world
 TRAINER_METRICS = ("loss", "learning_rate", "grad_norm")
 
 
-def show_progress(what: str, total: int, done: int = 0) -> AbstractContextManager[ProgressUpdate]:
+def show_progress(label: str, total: int, done: int = 0) -> AbstractContextManager[ProgressUpdate]:
     """Returns the bar of `tracking.bars`; of several processes the first one shows it."""
-    return progress_bar.show_progress(what, total, done, shown=world.is_main_process())
+    return progress_bar.show_progress(label, total, done, visible=world.is_main_process())
 
 
 def peak_memory_bytes() -> int:
@@ -79,8 +79,8 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     alone writes; rates are right if it counts for all of them.
     """
 
-    def __init__(self, path: Path, wandb_run: Any, updates_an_epoch: float, advance: ProgressUpdate) -> None:
-        self.path, self.wandb_run, self.updates_an_epoch, self.advance = path, wandb_run, updates_an_epoch, advance
+    def __init__(self, path: Path, wandb_run: Any, updates_per_epoch: float, advance: ProgressUpdate) -> None:
+        self.path, self.wandb_run, self.updates_an_epoch, self.advance = path, wandb_run, updates_per_epoch, advance
         self.interval = LoggingInterval()
         self.mark = time.monotonic()
         self.said = ""
@@ -91,28 +91,28 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self.interval.computed_tokens += computed_tokens
         self.interval.saved_tokens += saved_tokens
 
-    def note(self, sums: Mapping[str, Any], over: float = 1.0) -> None:
-        """Takes more figures of an update, each as its sum over `over` things (rows, tokens, updates).
+    def note(self, sums: Mapping[str, Any], count: float = 1.0) -> None:
+        """Takes more figures of an update, each as its sum over `count` things (rows, tokens, updates).
 
         The row gets their mean over the interval: `note({"rewards/accuracies": 5.0}, over=8)`. A sum may be a tensor,
         which is not read before the row is written. A loss that is noted replaces Trainer's.
         """
         for name, value in sums.items():
             self.interval.sums[name] = self.interval.sums.get(name, 0.0) + value
-            self.interval.over[name] = self.interval.over.get(name, 0.0) + over
+            self.interval.over[name] = self.interval.over.get(name, 0.0) + count
 
     def carried(self) -> dict[str, Any]:
         """Returns the interval as it stands, as JSON: what a checkpoint between two rows has to keep."""
         sums = {name: float(value) for name, value in self.interval.sums.items()}
         return {**asdict(self.interval), "sums": sums}
 
-    def carry(self, carried: Mapping[str, Any]) -> None:
+    def carry(self, state: Mapping[str, Any]) -> None:
         """Goes on with the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
-        self.interval = LoggingInterval(**carried)
+        self.interval = LoggingInterval(**state)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one row, the same to both."""
-        row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **figures}
+        row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **values}
         metrics.append(self.path, row)
         wandb_logging.log_row(self.wandb_run, row)
 
@@ -134,9 +134,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         interval, self.interval = self.interval, LoggingInterval()
         if not state.is_world_process_zero:
             return
-        figures = {name: float(logs[name]) for name in TRAINER_METRICS if name in logs} | interval.means()
-        self.log(state.global_step, {**figures, **interval.rates(), "peak_memory_bytes": peak_memory_bytes()})
-        self.said = f"loss {figures['loss']:.3f}"
+        values = {name: float(logs[name]) for name in TRAINER_METRICS if name in logs} | interval.means()
+        self.log(state.global_step, {**values, **interval.rates(), "peak_memory_bytes": peak_memory_bytes()})
+        self.said = f"loss {values['loss']:.3f}"
         if examples := interval.rates().get("examples_per_second"):
             self.said += f"  {examples:.3g} examples/s"
         self.advance(state.global_step, self.said)
@@ -149,13 +149,17 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         seconds, self.mark = now - self.mark, now
         if not metrics or not state.is_world_process_zero:
             return
-        found = {name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name != "epoch"}
-        found = {name: value for name, value in found.items() if not name.startswith(("runtime", "model_preparation"))}
-        seconds = found.pop("seconds", seconds)
-        row = {f"validation/{name}": value for name, value in found.items()} | {"validation/seconds": round(seconds, 2)}
+        values = {name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name != "epoch"}
+        values = {
+            name: value for name, value in values.items() if not name.startswith(("runtime", "model_preparation"))
+        }
+        seconds = values.pop("seconds", seconds)
+        row = {f"validation/{name}": value for name, value in values.items()} | {
+            "validation/seconds": round(seconds, 2)
+        }
         self.log(state.global_step, row)
-        shown = "  ".join(f"{metric_label(name)} {value:.3f}" for name, value in found.items())
-        line = f"validated {state.global_step:,}/{state.max_steps:,}  {shown}  {format_duration(seconds)}"
+        display = "  ".join(f"{metric_label(name)} {value:.3f}" for name, value in values.items())
+        line = f"validated {state.global_step:,}/{state.max_steps:,}  {display}  {format_duration(seconds)}"
         print(line, file=sys.stderr, flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

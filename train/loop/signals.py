@@ -37,33 +37,33 @@ class StopRequest:
 
 
 @contextmanager
-def handle_signals(ended: Callable[[str], None]) -> Iterator[StopRequest]:
+def handle_signals(on_forced_exit: Callable[[str], None]) -> Iterator[StopRequest]:
     """Yields the wish that signals write to; the handlers from before are put back afterwards.
 
-    The first signal raises KeyboardInterrupt where nothing is being trained. A later one calls `ended` with its name,
-    which records the end, and leaves with exit code 130 on the spot. Only the main thread may call this.
+    The first signal raises KeyboardInterrupt where nothing is being trained. A later one calls `on_forced_exit` with
+    its name, which records the end, and leaves with exit code 130 on the spot. Only the main thread may call this.
     """
-    wish = StopRequest()
+    stop_request = StopRequest()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
-        if wish.signal_name is None:
-            wish.signal_name, wish.asked_at = name, now
-            if not wish.training:
+        if stop_request.signal_name is None:
+            stop_request.signal_name, stop_request.asked_at = name, now
+            if not stop_request.training:
                 raise KeyboardInterrupt(name)
             # print would fail where the signal came in the middle of another print.
             os.write(2, f"{name}: finishing the running update, then saving; once more ends it at once\n".encode())
-        elif now - wish.asked_at > DUPLICATE_SIGNAL_SECONDS:
+        elif now - stop_request.asked_at > DUPLICATE_SIGNAL_SECONDS:
             try:
-                ended(name)
+                on_forced_exit(name)
             finally:
                 os._exit(cli.INTERRUPTED)
 
     # What was ignored at the start stays ignored: a job in the background has no Ctrl-C.
-    heeded = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-    before = {one: signal.signal(one, on_signal) for one in heeded}
+    handled_signals = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    previous_handlers = {signum: signal.signal(signum, on_signal) for signum in handled_signals}
     try:
-        yield wish
+        yield stop_request
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for signum, handler in previous_handlers.items():
+            signal.signal(signum, handler)

@@ -34,18 +34,18 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        lesson: TrainingSet,
+        training_set: TrainingSet,
         beta: float,
         evaluator: Callable[[], dict[str, float]],
         recorder: MetricsCallback,
-        announce: Callable[[str], None],
-        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        **given: Any,
+        on_fallback: Callable[[str], None],
+        forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=_single_item, **given)
-        self.lesson, self.loss_of, self.beta = lesson, OBJECTIVES[lesson.objective], beta
-        self.evaluator, self.recorder, self.announce = evaluator, recorder, announce
-        self.computing = computing
+        super().__init__(data_collator=_single_item, **kwargs)
+        self.lesson, self.loss_of, self.beta = training_set, OBJECTIVES[training_set.objective], beta
+        self.evaluator, self.recorder, self.announce = evaluator, recorder, on_fallback
+        self.computing = forward_context
         self.most_rows: int | None = None
         """Rows that a pack may hold since memory did not suffice for more."""
         self.share: UpdateShard | None = None
@@ -58,7 +58,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         packs = [part for pack in inputs.packs for part in self._small_enough(pack)]
         while True:
             try:
-                loss, figures = self._forward_and_backward(model, packs, inputs.normalizer)
+                loss, metric_sums = self._forward_and_backward(model, packs, inputs.normalizer)
                 break
             except RuntimeError as error:
                 if disable_unsupported_flex(error):
@@ -67,15 +67,15 @@ class PackTrainer(Trainer):  # type: ignore[misc]
                     continue
                 if not out_of_memory.is_out_of_memory(error):
                     raise
-                told = str(error).splitlines()[0]
+                oom_message = str(error).splitlines()[0]
             # Outside of the except block, where the failed graph would still be held.
-            packs = self._halved(model, packs, told)
+            packs = self._halved(model, packs, oom_message)
         if not torch.isfinite(loss):
             raise StageError(self._not_finite("the loss", loss.item()))
         saved = inputs.separate_tokens - inputs.computed_tokens
         self.recorder.count(inputs.examples, inputs.computed_tokens, saved)
-        for name, (total, over) in figures.items():
-            self.recorder.note({name: total}, over)
+        for name, (total, count) in metric_sums.items():
+            self.recorder.note({name: total}, count)
         return loss
 
     def _forward_and_backward(
@@ -83,37 +83,37 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, MetricSums]:
         # Gradients are averaged over processes, and each one's part is divided by the whole update's normalizer.
         scale = self.accelerator.num_processes / normalizer
-        loss, figures = torch.zeros((), device=self.accelerator.device), MetricSums()
-        for at, pack in enumerate(packs):
-            last = at == len(packs) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+        loss, metric_sums = torch.zeros((), device=self.accelerator.device), MetricSums()
+        for index, pack in enumerate(packs):
+            is_last = index == len(packs) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
                 batch = self._batch(pack)
                 # Backward too: checkpointing computes layers again there.
                 with pack_attention(self.model.config, batch):
                     with self.compute_loss_context_manager(), self.computing():
-                        summed, more = self.loss_of(model, batch, self.beta)
+                        summed, pack_sums = self.loss_of(model, batch, self.beta)
                     self.accelerator.backward(summed * scale)
             loss += summed.detach() * scale
-            for name, (total, over) in more.items():
-                before = figures.get(name, (0.0, 0.0))
-                figures[name] = (before[0] + total, before[1] + over)
-        return loss, figures
+            for name, (total, count) in pack_sums.items():
+                previous = metric_sums.get(name, (0.0, 0.0))
+                metric_sums[name] = (previous[0] + total, previous[1] + count)
+        return loss, metric_sums
 
     def _batch(self, pack: Pack) -> collate.Batch:
-        device, pad = self.accelerator.device, self.processing_class.pad_token_id
-        return collate.collate_pack(pack, self.lesson.plan.kind, device, pad, preferred_implementation(device))
+        device, pad_token_id = self.accelerator.device, self.processing_class.pad_token_id
+        return collate.collate_pack(pack, self.lesson.plan.kind, device, pad_token_id, preferred_implementation(device))
 
     def _small_enough(self, pack: Pack) -> list[Pack]:
         if self.most_rows is None or len(pack.rows) <= self.most_rows:
             return [pack]
         return [part for half in pack.halves() for part in self._small_enough(half)]
 
-    def _halved(self, model: Any, packs: list[Pack], told: str) -> list[Pack]:
+    def _halved(self, model: Any, packs: list[Pack], oom_message: str) -> list[Pack]:
         """Returns the packs of this update with half the rows each; its gradients start anew."""
         largest = max(len(pack.rows) for pack in packs)
         if largest == 1 or self.accelerator.num_processes > 1:
             raise StageError(
-                f"update {self.state.global_step + 1} ran out of memory: {told}\n"
+                f"update {self.state.global_step + 1} ran out of memory: {oom_message}\n"
                 f"  Set train.pack_tokens lower (the longest pack had {max(pack.tokens for pack in packs)} tokens), "
                 "train.gradient_checkpointing=true or model.quantization=nf4."
             )
@@ -127,12 +127,13 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         )
         return [part for pack in packs for part in self._small_enough(pack)]
 
-    def _not_finite(self, what: str, value: float) -> str:
+    def _not_finite(self, quantity: str, value: float) -> str:
         rows = [row.id for row in self.share.rows] if self.share else []
-        shown = ", ".join(rows[:16]) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
+        display = ", ".join(rows[:16]) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
         return (
-            f"In update {self.state.global_step + 1} {what} is {value}: training stopped, the checkpoints are good.\n"
-            f"  Rows of the update: {shown}.\n"
+            f"In update {self.state.global_step + 1} {quantity} is {value}: training stopped, the checkpoints are "
+            "good.\n"
+            f"  Rows of the update: {display}.\n"
             "  Look at these rows, lower train.learning_rate, or set train.max_grad_norm=1.0; then FRESH=1."
         )
 
@@ -162,5 +163,5 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 
 
 def _single_item(items: list[UpdateShard]) -> UpdateShard:
-    (share,) = items
-    return share
+    (shard,) = items
+    return shard

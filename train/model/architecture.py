@@ -14,12 +14,12 @@ WINDOW_SIZE_KEYS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
 def layer_types(config: Any) -> set[str]:
     """Returns the kinds of layers of a model, by its text config."""
-    text = config.get_text_config()
-    if named := getattr(text, "layer_types", None):
-        return set(named)
-    if getattr(text, "mamba_d_state", None) or getattr(text, "state_size", None):
+    text_config = config.get_text_config()
+    if kinds := getattr(text_config, "layer_types", None):
+        return set(kinds)
+    if getattr(text_config, "mamba_d_state", None) or getattr(text_config, "state_size", None):
         return {"mamba"}
-    sliding = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    sliding = getattr(text_config, "sliding_window", None) and getattr(text_config, "use_sliding_window", True)
     return {SLIDING} if sliding else {FULL}
 
 
@@ -30,9 +30,9 @@ def has_recurrent_layers(config: Any) -> bool:
 
 def window_tokens(config: Any) -> int | None:
     """Returns how far the layers look back that attend in a window, or None where all look at everything."""
-    text = config.get_text_config()
-    found = [getattr(text, WINDOW_SIZE_KEYS[kind]) for kind in layer_types(config) & set(WINDOW_SIZE_KEYS)]
-    return min(found) if found else None
+    text_config = config.get_text_config()
+    sizes = [getattr(text_config, WINDOW_SIZE_KEYS[kind]) for kind in layer_types(config) & set(WINDOW_SIZE_KEYS)]
+    return min(sizes) if sizes else None
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Window:
 
 def layer_window(config: Any, layer: int) -> Window | None:
     """Returns the window of a layer that attends, or None where it looks at everything."""
-    text = config.get_text_config()
-    named = getattr(text, "layer_types", None)
-    kind = named[layer] if named else next(iter(layer_types(config)))
-    tokens = getattr(text, WINDOW_SIZE_KEYS[kind], None) if kind in WINDOW_SIZE_KEYS else None
+    text_config = config.get_text_config()
+    kinds = getattr(text_config, "layer_types", None)
+    kind = kinds[layer] if kinds else next(iter(layer_types(config)))
+    tokens = getattr(text_config, WINDOW_SIZE_KEYS[kind], None) if kind in WINDOW_SIZE_KEYS else None
     return Window(kind, tokens) if tokens else None
 
 
-def supported_packing(asked: PackingMode, config: Any, longest_row: int) -> tuple[PackingMode, str | None]:
+def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> tuple[PackingMode, str | None]:
     """Returns the packing that this model can be trained with, and why it is another than the one asked for (None: it
     is not). `longest_row` is the most tokens of a prompt with its answer.
 
@@ -64,16 +64,19 @@ def supported_packing(asked: PackingMode, config: Any, longest_row: int) -> tupl
     recurrent layer knows no mask: its rows stay separate, since bfd would carry the state of one into the next.
     """
     name = config.get_text_config().model_type
-    if asked != "none" and has_recurrent_layers(config):
-        others = ", ".join(sorted(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS}))
-        return "none", f"{name} has layers of kind {others}, which carry a state from row to row and know no mask"
+    if requested != "none" and has_recurrent_layers(config):
+        recurrent_kinds = ", ".join(sorted(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS}))
+        return (
+            "none",
+            f"{name} has layers of kind {recurrent_kinds}, which carry a state from row to row and know no mask",
+        )
     window = window_tokens(config)
-    if asked == "shared_prefix" and window is not None and window < longest_row:
+    if requested == "shared_prefix" and window is not None and window < longest_row:
         return "bfd", (
             f"{name} has layers that attend in a window of {window} tokens, which a pack's mask would switch off; the "
             f"longest row has {longest_row}"
         )
-    return asked, None
+    return requested, None
 
 
 def pack_cost(config: Any, on_gpu: bool) -> PackCost:

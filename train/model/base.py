@@ -93,12 +93,12 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
-    given = lora.model_dump(exclude={"loftq_config"}) | {
+    options = lora.model_dump(exclude={"loftq_config"}) | {
         "exclude_modules": multimodal.build_exclude_modules(model, lora.exclude_modules)
     }
-    settings = {name: value for name, value in given.items() if value is not None}
-    later = lora_init.needs_base_weights(lora) and getattr(model, "is_quantized", False)
-    if later:
+    settings = {name: value for name, value in options.items() if value is not None}
+    defer_init = lora_init.needs_base_weights(lora) and getattr(model, "is_quantized", False)
+    if defer_init:
         settings["init_lora_weights"] = True
     torch.manual_seed(seed)
     try:
@@ -109,7 +109,7 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
     except (ValueError, TypeError) as error:
         # PEFT says which modules it did not find, or which settings do not go together.
         raise RecipeError(f"lora: {error}") from None
-    if later:
+    if defer_init:
         lora_init.init_from_base_weights(adapted, lora)
     cast_adapter_to_float32(adapted)
     if lora.takes_from_base:

@@ -38,7 +38,7 @@ MAX_MEMORY_FRACTION = 0.4
 FallbackLogger = Callable[[str], None]
 
 
-def load_training_base(recipe: Recipe, store: Path, announce: FallbackLogger) -> tuple[Any, Path | None]:
+def load_training_base(recipe: Recipe, store: Path, on_fallback: FallbackLogger) -> tuple[Any, Path | None]:
     """Returns the base to train on, and the folder of its dequantized weights, None where the published base is served.
 
     `store` is the folder of all such bases; the first process writes. Raises RecipeError where there is no such base.
@@ -47,25 +47,25 @@ def load_training_base(recipe: Recipe, store: Path, announce: FallbackLogger) ->
         return base.load_base_model(recipe), None
     if recipe.lora.takes_from_base:
         model = base.load_base_model(recipe)
-        announce(
+        on_fallback(
             f"lora.init_lora_weights: {recipe.lora.init_lora_weights} changes the base that it is trained on; the "
             "adapter is served on the published base, on which answers can differ from those of training"
         )
         return model, None
     resident = recipe.model.quantization == "nf4" and recipe.accelerate.use_cpu
-    if resident and (known := _find_existing(recipe, store)):
-        return base.load_base_model(recipe.with_model(base=str(known), revision=None, quantization="none")), known
+    if resident and (existing := _find_existing(recipe, store)):
+        return base.load_base_model(recipe.with_model(base=str(existing), revision=None, quantization="none")), existing
     model = base.load_base_model(recipe)
     path = store / compute_digest(recipe, model)
     size = dequantized_bytes(model)
     resident = resident and size <= MAX_MEMORY_FRACTION * environment.memory_bytes()
     if resident:
         model = _dequantize_model(model)
-    return model, _write_if_missing(recipe, model, path, size, announce) if world.is_main_process() else None
+    return model, _write_if_missing(recipe, model, path, size, on_fallback) if world.is_main_process() else None
 
 
 @contextmanager
-def dequantize_layers(model: Any, announce: FallbackLogger) -> Iterator[None]:
+def dequantize_layers(model: Any, on_fallback: FallbackLogger) -> Iterator[None]:
     """Has 4-bit layers compute with dequantized weights inside of the block, the same values, where memory allows.
 
     For many passes without gradients: each pass would dequantize all of them anew. The weights must be whole in this
@@ -73,24 +73,26 @@ def dequantize_layers(model: Any, announce: FallbackLogger) -> Iterator[None]:
     """
     import torch
 
-    found = _four_bit_layers(model)
-    size, memory = _layer_bytes(model, found), device_memory_bytes(model.device)
+    layers = _four_bit_layers(model)
+    size, memory = _layer_bytes(model, layers), device_memory_bytes(model.device)
     problem = "" if size <= MAX_MEMORY_FRACTION * memory else f"{memory / 1e9:,.1f} GB of memory are too few"
-    plain: list[Any] = []
+    dequantized: list[Any] = []
     if not problem:
         try:
-            plain += (_dequantize_layer(layer, model.dtype) for *_, layer in found)
+            dequantized += (_dequantize_layer(layer, model.dtype) for *_, layer in layers)
         except torch.OutOfMemoryError:
-            plain.clear()
+            dequantized.clear()
             problem = "too little memory is free"
     if problem:
-        announce(f"validation dequantizes 4-bit weights in every pass: they take {size / 1e9:,.1f} GB, and {problem}")
+        on_fallback(
+            f"validation dequantizes 4-bit weights in every pass: they take {size / 1e9:,.1f} GB, and {problem}"
+        )
     try:
-        for (parent, name, _), layer in zip(found, plain or [layer for *_, layer in found], strict=True):
+        for (parent, name, _), layer in zip(layers, dequantized or [layer for *_, layer in layers], strict=True):
             setattr(parent, name, layer)
         yield
     finally:
-        for parent, name, layer in found:
+        for parent, name, layer in layers:
             setattr(parent, name, layer)
 
 
@@ -134,10 +136,10 @@ def _dequantize_layer(layer: Any, dtype: Any) -> Any:
         def forward(self, x: Any) -> Any:
             return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
-    plain = Plain(layer.in_features, layer.out_features, bias=False, device="meta")
-    plain.weight = torch.nn.Parameter(dequantize_module_weight(layer).detach().to(dtype), requires_grad=False)
-    plain.bias = layer.bias
-    return plain.train(layer.training)
+    dequantized = Plain(layer.in_features, layer.out_features, bias=False, device="meta")
+    dequantized.weight = torch.nn.Parameter(dequantize_module_weight(layer).detach().to(dtype), requires_grad=False)
+    dequantized.bias = layer.bias
+    return dequantized.train(layer.training)
 
 
 def compute_digest(recipe: Recipe, model: Any) -> str:
@@ -150,12 +152,12 @@ def dequantized_bytes(model: Any) -> int:
     return int(model.num_parameters()) * int(model.dtype.itemsize)
 
 
-def ensure_base(recipe: Recipe, store: Path, digest: str, announce: FallbackLogger) -> Path | None:
+def ensure_base(recipe: Recipe, store: Path, digest: str, on_fallback: FallbackLogger) -> Path | None:
     """Returns the folder of a base that a run was trained on, written anew where it was removed; None where it is to be
     made of other files now, or does not fit."""
     if (store / digest / atomic_files.CHECKSUMS).is_file():
         return store / digest
-    model, path = load_training_base(recipe, store, announce)
+    model, path = load_training_base(recipe, store, on_fallback)
     del model
     return path if path and path.name == digest else None
 
@@ -163,8 +165,8 @@ def ensure_base(recipe: Recipe, store: Path, digest: str, announce: FallbackLogg
 def _compute_digest(recipe: Recipe, commit: str | None, dtype: str) -> str:
     folder = Path(recipe.model.base)
     published: Any = digests.hash_base_files(folder) if folder.is_dir() else [recipe.model.base, commit]
-    made_by = metadata.version("bitsandbytes")
-    return atomic_files.digest([VERSION, published, recipe.model.quantization, dtype, made_by])
+    library_version = metadata.version("bitsandbytes")
+    return atomic_files.digest([VERSION, published, recipe.model.quantization, dtype, library_version])
 
 
 def _find_existing(recipe: Recipe, store: Path) -> Path | None:
@@ -178,38 +180,38 @@ def _find_existing(recipe: Recipe, store: Path) -> Path | None:
     return path if size <= MAX_MEMORY_FRACTION * environment.memory_bytes() else None
 
 
-def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, announce: FallbackLogger) -> Path | None:
+def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, on_fallback: FallbackLogger) -> Path | None:
     """Returns the folder, written where it is missing; None, announced, where that is not possible."""
     with base_store.lock_base(path):
         if (path / atomic_files.CHECKSUMS).is_file() and not atomic_files.find_changes(path):
             return path
         problem = base_store.disk_space_problem(path.parent, size)
         if getattr(model, "is_quantized", False) and size > environment.available_memory_bytes():
-            free = environment.available_memory_bytes()
-            problem = f"it takes {size / 1e9:,.1f} GB of memory to write, and {free / 1e9:,.1f} GB are free"
+            free_bytes = environment.available_memory_bytes()
+            problem = f"it takes {size / 1e9:,.1f} GB of memory to write, and {free_bytes / 1e9:,.1f} GB are free"
         if problem:
-            announce(
+            on_fallback(
                 f"the base as {recipe.model.quantization} left it is not kept: {problem}. The published base is "
                 "served in its place, on which answers can differ from those of training"
             )
             return None
-        shown = os.path.relpath(path)
-        print(f"base      writing what {recipe.model.quantization} left of it, {size / 1e9:,.2f} GB: {shown}",
+        display = os.path.relpath(path)
+        print(f"base      writing what {recipe.model.quantization} left of it, {size / 1e9:,.2f} GB: {display}",
               file=sys.stderr, flush=True)  # fmt: skip
         with atomic_files.atomic_folder(path) as folder:
             _save_base(model, folder, recipe)
-            about = {
+            record = {
                 "version": VERSION,
                 "base": _describe_base(recipe, model),
                 "quantization": recipe.model.quantization,
             }
-            about |= {
+            record |= {
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "bitsandbytes": metadata.version("bitsandbytes"),
             }
             if gguf_model.read_gguf_info(recipe.model.base):
-                about[gguf_model.MOVED_KEY] = gguf_model.measure_weight_change(Path(recipe.model.base), folder)
-            atomic_files.write_json(folder / base_store.METADATA_FILE, about)
+                record[gguf_model.MOVED_KEY] = gguf_model.measure_weight_change(Path(recipe.model.base), folder)
+            atomic_files.write_json(folder / base_store.METADATA_FILE, record)
             atomic_files.write_checksums(folder)
     return path
 
@@ -226,15 +228,15 @@ def _describe_base(recipe: Recipe, model: Any) -> dict[str, Any]:
 
 def _dequantize_model(model: Any) -> Any:
     """Returns a quantized model with ordinary layers of the same weights, in place."""
-    plain = model.dequantize()
-    plain.requires_grad_(False)
-    return plain.eval()
+    dequantized = model.dequantize()
+    dequantized.requires_grad_(False)
+    return dequantized.eval()
 
 
 def _save_base(model: Any, folder: Path, recipe: Recipe) -> None:
     """Writes weights, configuration and tokenizer of a base, quantized or dequantized, as an ordinary model."""
-    plain = _copy_to_main_memory(model) if getattr(model, "is_quantized", False) else model
-    plain.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
+    dequantized = _copy_to_main_memory(model) if getattr(model, "is_quantized", False) else model
+    dequantized.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
     # As it was published: recipes that pin other things share the folder, and serve with the tokenizer of the adapter.
     tokenizer = base_tokenizer.load_base_tokenizer(recipe.model)
     if tokenizer.pad_token is None:
@@ -253,15 +255,15 @@ def _copy_to_main_memory(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with torch.device("meta"):
-        plain = type(model)(config)
+        dequantized = type(model)(config)
     tensors = {}
-    for name in plain.state_dict():
+    for name in dequantized.state_dict():
         layer, _, part = name.rpartition(".")
         module = model.get_submodule(layer)
         quantized = part == "weight" and type(module.weight).__name__ in ("Params4bit", "Int8Params")
         tensor = dequantize_module_weight(module) if quantized else getattr(module, part)
         tensors[name] = tensor.detach().to("cpu", model.dtype)
-    plain.load_state_dict(tensors, assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain
+    dequantized.load_state_dict(tensors, assign=True)
+    dequantized.tie_weights()
+    dequantized.generation_config = model.generation_config
+    return dequantized

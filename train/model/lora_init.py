@@ -51,9 +51,9 @@ def _init_layer(layer: Any, weight: Any, lora: Lora) -> None:
     if lora.init_lora_weights == "loftq":
         lora_a, lora_b = _loftq_initialization(layer, weight, lora.loftq_config.loftq_iter if lora.loftq_config else 1)
     else:
-        lora_a, lora_b, rest = _peft_initialization(layer, weight, lora)
+        lora_a, lora_b, remainder = _peft_initialization(layer, weight, lora)
         if lora.takes_from_base:
-            _set_weight(layer.get_base_layer(), rest)
+            _set_weight(layer.get_base_layer(), remainder)
     layer.lora_A[ADAPTER_NAME].weight.data, layer.lora_B[ADAPTER_NAME].weight.data = lora_a, lora_b
 
 
@@ -62,9 +62,9 @@ def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any,
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
-    alone = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
-    alone.weight.data = weight.clone()
-    holder = torch.nn.ModuleDict({"layer": alone})
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+    linear.weight.data = weight.clone()
+    wrapper = torch.nn.ModuleDict({"layer": linear})
     config = LoraConfig(
         r=layer.r[ADAPTER_NAME],
         lora_alpha=layer.lora_alpha[ADAPTER_NAME],
@@ -72,11 +72,11 @@ def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any,
         init_lora_weights=lora.init_lora_weights,
         target_modules=["layer"],
     )
-    begun = inject_adapter_in_model(config, holder)["layer"]
+    initialized = inject_adapter_in_model(config, wrapper)["layer"]
     return (
-        begun.lora_A[ADAPTER_NAME].weight.data,
-        begun.lora_B[ADAPTER_NAME].weight.data,
-        begun.get_base_layer().weight.data,
+        initialized.lora_A[ADAPTER_NAME].weight.data,
+        initialized.lora_B[ADAPTER_NAME].weight.data,
+        initialized.get_base_layer().weight.data,
     )
 
 
@@ -89,37 +89,37 @@ def _loftq_initialization(layer: Any, weight: Any, rounds: int) -> tuple[Any, An
     from peft.utils.integrations import dequantize_module_weight
 
     base, rank, scaling = layer.get_base_layer(), layer.r[ADAPTER_NAME], layer.scaling[ADAPTER_NAME]
-    taken = torch.zeros_like(weight)
+    low_rank = torch.zeros_like(weight)
     for _ in range(rounds):
-        _set_weight(base, weight - taken)
-        lost = weight - dequantize_module_weight(base).to(torch.float32)
-        left, sizes, right = torch.linalg.svd(lost, full_matrices=False)
-        root = (sizes[:rank] / scaling).sqrt()
-        lora_a, lora_b = root[:, None] * right[:rank], left[:, :rank] * root
-        taken = scaling * lora_b @ lora_a
+        _set_weight(base, weight - low_rank)
+        residual = weight - dequantize_module_weight(base).to(torch.float32)
+        u, singular_values, vh = torch.linalg.svd(residual, full_matrices=False)
+        root = (singular_values[:rank] / scaling).sqrt()
+        lora_a, lora_b = root[:, None] * vh[:rank], u[:, :rank] * root
+        low_rank = scaling * lora_b @ lora_a
     return lora_a.contiguous(), lora_b.contiguous()
 
 
 def _set_weight(base: Any, weight: Any) -> None:
     """Puts a weight into a layer, quantized as the one before was."""
-    old, kind = base.weight, type(base.weight)
-    if kind.__name__ == "Int8Params":
+    previous, parameter_class = base.weight, type(base.weight)
+    if parameter_class.__name__ == "Int8Params":
         import torch
 
         # What an earlier forward took from the weight; the next one takes it anew.
         base.state.CB = base.state.SCB = None
-        new = kind(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
+        parameter = parameter_class(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
     else:
-        new = kind(
-            weight.to(old.quant_state.dtype),
+        parameter = parameter_class(
+            weight.to(previous.quant_state.dtype),
             requires_grad=False,
-            quant_type=old.quant_type,
-            quant_storage=old.quant_storage,
-            compress_statistics=old.compress_statistics,
-            blocksize=old.blocksize,
+            quant_type=previous.quant_type,
+            quant_storage=previous.quant_storage,
+            compress_statistics=previous.compress_statistics,
+            blocksize=previous.blocksize,
             module=base,
         )
-    base.weight = new.to(weight.device)
+    base.weight = parameter.to(weight.device)
 
 
 def _load_unquantized(model: Any) -> Any:
@@ -139,7 +139,7 @@ def store_initial_weights(model: Any) -> None:
     """Keeps A0 and B0 with the model, in main memory: a resumed run begins alike before it reads its checkpoint."""
     from peft import get_peft_model_state_dict
 
-    model.beginning = {name: one.detach().cpu().clone() for name, one in get_peft_model_state_dict(model).items()}
+    model.beginning = {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 
 def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
@@ -151,14 +151,14 @@ def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[d
 
     tensors = {}
     for name, trained in get_peft_model_state_dict(model, state_dict=state).items():
-        first = model.beginning[name].to(trained)
-        stacked = torch.cat([trained, first]) if "lora_A" in name else torch.cat([trained, -first], dim=1)
+        initial = model.beginning[name].to(trained)
+        stacked = torch.cat([trained, initial]) if "lora_A" in name else torch.cat([trained, -initial], dim=1)
         tensors[name] = stacked.detach().cpu().contiguous()
     config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
     # The scaling stays: alpha / r, or with rsLoRA alpha / sqrt(r).
-    more = math.sqrt(2) if config.use_rslora else 2
-    config.r, config.lora_alpha = 2 * config.r, more * config.lora_alpha
+    factor = math.sqrt(2) if config.use_rslora else 2
+    config.r, config.lora_alpha = 2 * config.r, factor * config.lora_alpha
     config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
-    config.alpha_pattern = {name: more * alpha for name, alpha in config.alpha_pattern.items()}
+    config.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
     config.init_lora_weights, config.inference_mode = True, True
     return tensors, config

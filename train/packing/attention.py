@@ -53,7 +53,7 @@ def preferred_implementation(device: Any) -> Implementation:
 def disable_unsupported_flex(error: RuntimeError) -> bool:
     """Returns whether an error means that FlexAttention's kernels do not fit this GPU; packs attend by blocks then."""
     global _flex_disabled
-    if _flex_disabled or not any(told in str(error) for told in ("No valid triton configs", "out of resource")):
+    if _flex_disabled or not any(message in str(error) for message in ("No valid triton configs", "out of resource")):
         return False
     _flex_disabled = True
     return True
@@ -80,10 +80,10 @@ class AttentionBlocks:
         import torch
 
         if (repeated, dtype) not in self._added:
-            made = (
-                torch.zeros(one.shape[2:], dtype=dtype).masked_fill(~one[0, 0], float("-inf")) for one in self.masks
+            biases = (
+                torch.zeros(mask.shape[2:], dtype=dtype).masked_fill(~mask[0, 0], float("-inf")) for mask in self.masks
             )
-            self._added[repeated, dtype] = [one.repeat(repeated, 1) for one in made]
+            self._added[repeated, dtype] = [bias.repeat(repeated, 1) for bias in biases]
         return self._added[repeated, dtype]
 
 
@@ -91,12 +91,12 @@ def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
     """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
     if prefix + sum(row_tokens) < MIN_BLOCKED_TOKENS:
         return None
-    found = [0]
+    lengths = [0]
     for tokens in row_tokens:
-        if found[-1] and found[-1] + tokens > BLOCK_TOKENS:
-            found.append(0)
-        found[-1] += tokens
-    return found
+        if lengths[-1] and lengths[-1] + tokens > BLOCK_TOKENS:
+            lengths.append(0)
+        lengths[-1] += tokens
+    return lengths
 
 
 _current_blocks: AttentionBlocks | None = None
@@ -107,15 +107,15 @@ _current_blocks: AttentionBlocks | None = None
 def pack_attention(config: Any, batch: "Batch") -> Iterator[None]:
     """Has a model of this config attend as a batch needs it inside of the block, in its backward pass too."""
     global _current_blocks
-    text = config.get_text_config()
-    before = text._attn_implementation, _current_blocks
+    text_config = config.get_text_config()
+    previous = text_config._attn_implementation, _current_blocks
     if batch.attention == SHARED_PREFIX:
         _register_attention()
-    text._attn_implementation, _current_blocks = batch.attention, batch.blocks
+    text_config._attn_implementation, _current_blocks = batch.attention, batch.blocks
     try:
         yield
     finally:
-        text._attn_implementation, _current_blocks = before
+        text_config._attn_implementation, _current_blocks = previous
 
 
 def _register_attention() -> None:
@@ -126,7 +126,7 @@ def _register_attention() -> None:
 
 
 def block_attention_forward(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ) -> tuple[Any, None]:
     """Returns what SDPA returns for the pack's mask; query, key and value are [1, heads, T, width].
 
@@ -137,19 +137,19 @@ def block_attention_forward(
 
     if _current_blocks is None:
         raise RuntimeError(f"{SHARED_PREFIX} attends to the blocks of a pack, and there is none")
-    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu" and not given.get("dropout"):
+    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu" and not kwargs.get("dropout"):
         return _autocast_block_attention(
-            query, key, value, _current_blocks, given.get("scaling") or query.shape[-1] ** -0.5
+            query, key, value, _current_blocks, kwargs.get("scaling") or query.shape[-1] ** -0.5
         ), None
     # Split once: the gradient of a slice is as long as the pack, and there are as many as blocks.
-    queries, keys, values = (one.split(_current_blocks.tokens, dim=2) for one in (query, key, value))
-    found = []
+    queries, keys, values = (tensor.split(_current_blocks.tokens, dim=2) for tensor in (query, key, value))
+    outputs = []
     if _current_blocks.prefix:
-        found.append(sdpa(module, queries[0], keys[0], values[0], None, **given)[0])  # without a mask it is causal
+        outputs.append(sdpa(module, queries[0], keys[0], values[0], None, **kwargs)[0])  # without a mask it is causal
     for rows, key_rows, value_rows, mask in zip(queries[1:], keys[1:], values[1:], _current_blocks.masks, strict=True):
-        seen = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
-        found.append(sdpa(module, rows, *seen, mask, **given)[0])
-    return torch.cat(found, dim=1), None
+        visible_kv = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
+        outputs.append(sdpa(module, rows, *visible_kv, mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
 
 
 def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: AttentionBlocks, scaling: float) -> Any:
@@ -163,33 +163,35 @@ def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: Attentio
     with torch.autocast("cpu", enabled=False):
         dtype, (heads, tokens, width), groups = torch.get_autocast_dtype("cpu"), query.shape[1:], key.shape[1]
         query, key, value = (query * scaling).to(dtype)[0], key.to(dtype)[0], value.to(dtype)[0]
-        found, shared = [], blocks.prefix
-        lengths = [min(PREFIX_BLOCK_TOKENS, shared - first) for first in range(0, shared, PREFIX_BLOCK_TOKENS)]
+        outputs, prefix_tokens = [], blocks.prefix
+        lengths = [
+            min(PREFIX_BLOCK_TOKENS, prefix_tokens - offset) for offset in range(0, prefix_tokens, PREFIX_BLOCK_TOKENS)
+        ]
         queries = query.split([*lengths, *blocks.tokens[1:]], dim=1)
-        keys, values = (one.split([shared, tokens - shared], dim=1) for one in (key, value))
+        keys, values = (tensor.split([prefix_tokens, tokens - prefix_tokens], dim=1) for tensor in (key, value))
 
-        def attended(rows: Any, seen_keys: Any, seen_values: Any, mask: Any) -> Any:
+        def attend(rows: Any, seen_keys: Any, seen_values: Any, mask: Any) -> Any:
             # Heads that share keys stand below each other.
             scores = torch.bmm(rows.reshape(groups, -1, width), seen_keys.transpose(1, 2)).add_(mask)
             return torch.bmm(torch.softmax(scores, dim=-1), seen_values).view(heads, -1, width)
 
-        first = 0
+        offset = 0
         for rows in queries[: len(lengths)]:
-            first += rows.shape[1]
-            mask = _causal_bias(rows.shape[1], first, heads // groups, dtype)
-            found.append(attended(rows, keys[0][:, :first], values[0][:, :first], mask))
-        own = (one[1].split(blocks.tokens[1:], dim=1) for one in (keys, values))
+            offset += rows.shape[1]
+            mask = _causal_bias(rows.shape[1], offset, heads // groups, dtype)
+            outputs.append(attend(rows, keys[0][:, :offset], values[0][:, :offset], mask))
+        row_kv = (parts[1].split(blocks.tokens[1:], dim=1) for parts in (keys, values))
         masks = blocks.added(heads // groups, dtype)
-        for rows, key_rows, value_rows, mask in zip(queries[len(lengths) :], *own, masks, strict=True):
+        for rows, key_rows, value_rows, mask in zip(queries[len(lengths) :], *row_kv, masks, strict=True):
             seen_keys = torch.cat([keys[0], key_rows], dim=1)
-            found.append(attended(rows, seen_keys, torch.cat([values[0], value_rows], dim=1), mask))
-        return torch.cat(found, dim=1).transpose(0, 1)[None]
+            outputs.append(attend(rows, seen_keys, torch.cat([values[0], value_rows], dim=1), mask))
+        return torch.cat(outputs, dim=1).transpose(0, 1)[None]
 
 
 @cache
-def _causal_bias(tokens: int, seen: int, repeated: int, dtype: Any) -> Any:
+def _causal_bias(tokens: int, visible_tokens: int, repeated: int, dtype: Any) -> Any:
     """Returns what is added to the scores of a prefix's tokens [repeated * tokens, seen], the last of those it sees."""
     import torch
 
-    hidden = torch.ones(tokens, seen, dtype=torch.bool).triu(seen - tokens + 1)
+    hidden = torch.ones(tokens, visible_tokens, dtype=torch.bool).triu(visible_tokens - tokens + 1)
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, float("-inf")).repeat(repeated, 1)

@@ -42,16 +42,16 @@ class Batch:
 
 
 def collate_pack(
-    pack: Pack, kind: PackingMode, device: Any, pad_token_id: int, attention: Implementation = "sdpa"
+    pack: Pack, mode: PackingMode, device: Any, pad_token_id: int, attention: Implementation = "sdpa"
 ) -> Batch:
     """Returns the tensors of a pack: one sequence [1, T], or for packing `none` separate rows padded on the right.
 
     `attention` is what a pack with a mask is computed by where it is long enough for that to be quicker.
     """
-    if kind == "none":
+    if mode == "none":
         return _collate_padded(pack, device, pad_token_id)
     return (
-        _collate_bfd(pack, device) if kind == "bfd" else _collate_shared_prefix(pack, device, attention, pad_token_id)
+        _collate_bfd(pack, device) if mode == "bfd" else _collate_shared_prefix(pack, device, attention, pad_token_id)
     )
 
 
@@ -61,7 +61,7 @@ def _collate_bfd(pack: Pack, device: Any) -> Batch:
     import torch
 
     lines = [_tokens_and_labels(row, index) for row, index in _row_completions(pack)]
-    positions = [at for ids, _ in lines for at in range(len(ids))]
+    positions = [position for ids, _ in lines for position in range(len(ids))]
     return _make_batch(
         device,
         [[token for ids, _ in lines for token in ids]],
@@ -82,100 +82,104 @@ def _tokens_and_labels(row: TokenizedRow, index: int) -> tuple[list[int], list[i
     return row.prompt_ids + answer, [IGNORE_INDEX] * len(row.prompt_ids) + answer
 
 
-def _collate_padded(pack: Pack, device: Any, pad: int) -> Batch:
+def _collate_padded(pack: Pack, device: Any, pad_token_id: int) -> Batch:
     import torch
 
     lines = [_tokens_and_labels(row, index) for row, index in _row_completions(pack)]
     longest = max(len(ids) for ids, _ in lines)
 
-    def padded(values: list[int], fill: int) -> list[int]:
-        return values + [fill] * (longest - len(values))
+    def pad_values(values: list[int], fill_value: int) -> list[int]:
+        return values + [fill_value] * (longest - len(values))
 
     # By position, not by id: where pad and stop are one token, the stop token must still be learnt.
-    seen = torch.tensor([padded([1] * len(ids), 0) for ids, _ in lines], device=device)
+    attention_mask = torch.tensor([pad_values([1] * len(ids), 0) for ids, _ in lines], device=device)
     return _make_batch(
         device,
-        [padded(ids, pad) for ids, _ in lines],
-        [padded(labels, IGNORE_INDEX) for _, labels in lines],
+        [pad_values(ids, pad_token_id) for ids, _ in lines],
+        [pad_values(labels, IGNORE_INDEX) for _, labels in lines],
         [[number] * longest for number in range(len(lines))],
         pack.rows,
-        {"attention_mask": seen},
+        {"attention_mask": attention_mask},
     )
 
 
-def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, pad: int) -> Batch:
+def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, pad_token_id: int) -> Batch:
     import torch
 
     prefix = pack.prefix
     ids, labels, positions = list(pack.rows[0].prompt_ids[:prefix]), [IGNORE_INDEX] * prefix, list(range(prefix))
-    units, branches, sequences = [0] * prefix, [0] * prefix, [0] * prefix
-    answers = 0
+    row_ids, branch_ids, sequences = [0] * prefix, [0] * prefix, [0] * prefix
+    n_answers = 0
     for number, row in enumerate(pack.rows, start=1):
-        own = row.prompt_ids[prefix:]
+        suffix = row.prompt_ids[prefix:]
         # A pair's prompt is its trunk; the last prompt token is what the first answer token is predicted from.
-        trunk = [] if len(row.completions) == 1 else own[:-1]
-        pieces = [(trunk, [IGNORE_INDEX] * len(trunk), 0, prefix)] if trunk else []
+        shared_prompt = [] if len(row.completions) == 1 else suffix[:-1]
+        segments = [(shared_prompt, [IGNORE_INDEX] * len(shared_prompt), 0, prefix)] if shared_prompt else []
         for branch, answer in enumerate(row.completions, start=1):
-            piece = own[len(trunk) :] + answer
-            pieces.append((piece, [IGNORE_INDEX] * (len(piece) - len(answer)) + answer, branch, prefix + len(trunk)))
-        for piece, learnt, branch, start in pieces:
-            ids += piece
-            labels += learnt
-            positions += range(start, start + len(piece))
-            units += [number] * len(piece)
-            branches += [branch] * len(piece)
-            sequences += [answers + max(0, branch - 1)] * len(piece)
-        answers += len(row.completions)
-    flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
+            segment = suffix[len(shared_prompt) :] + answer
+            segments.append(
+                (segment, [IGNORE_INDEX] * (len(segment) - len(answer)) + answer, branch, prefix + len(shared_prompt))
+            )
+        for segment, segment_labels, branch, start in segments:
+            ids += segment
+            labels += segment_labels
+            positions += range(start, start + len(segment))
+            row_ids += [number] * len(segment)
+            branch_ids += [branch] * len(segment)
+            sequences += [n_answers + max(0, branch - 1)] * len(segment)
+        n_answers += len(row.completions)
+    use_flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
     blocks = (
         block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == SHARED_PREFIX else None
     )
-    if flex:
+    if use_flex:
         # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
-        fill = -len(ids) % FLEX_BLOCK_SIZE
-        ids, labels = ids + [pad] * fill, labels + [IGNORE_INDEX] * fill
-        positions, sequences = positions + [0] * fill, sequences + [0] * fill
-        units, branches = units + [-1] * fill, branches + [0] * fill
-    unit_of, branch_of = torch.tensor(units, device=device), torch.tensor(branches, device=device)
-    told = {"position_ids": torch.tensor([positions], device=device)}
-    made = _make_batch(device, [ids], [labels], [sequences], pack.rows, told)
+        padding = -len(ids) % FLEX_BLOCK_SIZE
+        ids, labels = ids + [pad_token_id] * padding, labels + [IGNORE_INDEX] * padding
+        positions, sequences = positions + [0] * padding, sequences + [0] * padding
+        row_ids, branch_ids = row_ids + [-1] * padding, branch_ids + [0] * padding
+    token_rows, token_branches = torch.tensor(row_ids, device=device), torch.tensor(branch_ids, device=device)
+    inputs = {"position_ids": torch.tensor([positions], device=device)}
+    batch = _make_batch(device, [ids], [labels], [sequences], pack.rows, inputs)
     if blocks:
         return replace(
-            made,
+            batch,
             attention=SHARED_PREFIX,
-            blocks=AttentionBlocks(prefix, dense_block_masks(unit_of, branch_of, prefix, blocks)),
+            blocks=AttentionBlocks(prefix, dense_block_masks(token_rows, token_branches, prefix, blocks)),
         )
-    made.inputs["attention_mask"] = block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of)
-    return replace(made, attention="flex_attention") if flex else made
+    batch.inputs["attention_mask"] = (
+        block_mask(token_rows, token_branches) if use_flex else dense_mask(token_rows, token_branches)
+    )
+    return replace(batch, attention="flex_attention") if use_flex else batch
 
 
-def dense_block_masks(unit: Any, branch: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
+def dense_block_masks(row_ids: Any, branch_ids: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
     """Returns the rows of the dense mask that belong to blocks of these lengths behind the prefix, each [1, 1, B,
     prefix + B]: the columns of other blocks, which it does not see, are left out."""
     import torch
 
-    own = zip(unit[prefix:].split(lengths), branch[prefix:].split(lengths), strict=True)
-    return tuple(torch.nn.functional.pad(dense_mask(*tokens), (prefix, 0), value=True) for tokens in own)
+    blocks = zip(row_ids[prefix:].split(lengths), branch_ids[prefix:].split(lengths), strict=True)
+    return tuple(torch.nn.functional.pad(dense_mask(*tokens), (prefix, 0), value=True) for tokens in blocks)
 
 
-def dense_mask(unit: Any, branch: Any) -> Any:
+def dense_mask(row_ids: Any, branch_ids: Any) -> Any:
     """Returns who sees whom as a boolean mask [1, 1, T, T], by the row (0: the prefix) and branch (0: the prompt) of
     each token."""
-    same_branch = (branch[:, None] == branch[None, :]) | (branch[None, :] == 0)
-    visible = (unit[None, :] == 0) | ((unit[:, None] == unit[None, :]) & same_branch)
+    same_branch = (branch_ids[:, None] == branch_ids[None, :]) | (branch_ids[None, :] == 0)
+    visible = (row_ids[None, :] == 0) | ((row_ids[:, None] == row_ids[None, :]) & same_branch)
     return visible.tril()[None, None]
 
 
-def block_mask(unit: Any, branch: Any) -> Any:
+def block_mask(row_ids: Any, branch_ids: Any) -> Any:
     """Returns the same mask for FlexAttention, as the blocks in which anything is seen."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
-        same_branch = (branch[query] == branch[key]) | (branch[key] == 0)
-        return (query >= key) & ((unit[key] == 0) | ((unit[query] == unit[key]) & same_branch))
+        same_branch = (branch_ids[query] == branch_ids[key]) | (branch_ids[key] == 0)
+        return (query >= key) & ((row_ids[key] == 0) | ((row_ids[query] == row_ids[key]) & same_branch))
 
-    tokens = unit.numel()
-    return create_block_mask(visible, 1, None, tokens, tokens, device=str(unit.device), BLOCK_SIZE=FLEX_BLOCK_SIZE)
+    tokens = row_ids.numel()
+    return create_block_mask(visible, 1, None, tokens, tokens, device=str(row_ids.device), BLOCK_SIZE=FLEX_BLOCK_SIZE)
 
 
 def _make_batch(
@@ -184,9 +188,9 @@ def _make_batch(
     labels: list[list[int]],
     sequences: list[list[int]],
     rows: tuple[TokenizedRow, ...],
-    more: dict[str, Any],
+    extra_inputs: dict[str, Any],
 ) -> Batch:
     import torch
 
-    inputs = {"input_ids": torch.tensor(ids, device=device), **more}
+    inputs = {"input_ids": torch.tensor(ids, device=device), **extra_inputs}
     return Batch(inputs, torch.tensor(labels, device=device), torch.tensor(sequences, device=device), rows)

@@ -38,10 +38,10 @@ def tokenize_rows(task: ModuleType, spec: Any, tokenizer: Any, rows: Sequence[di
     conversations = [task.messages(spec, row["input"]) for row in rows]
     answers = [task.training_answers(spec, row["target"]) for row in rows]
     rendered = [
-        chat_template.render_examples(tokenizer, conversations, list(one)) for one in zip(*answers, strict=True)
+        chat_template.render_examples(tokenizer, conversations, list(column)) for column in zip(*answers, strict=True)
     ]
     return [
-        TokenizedRow(row["id"], branches[0].prompt_ids, tuple(one.completion_ids for one in branches))
+        TokenizedRow(row["id"], branches[0].prompt_ids, tuple(branch.completion_ids for branch in branches))
         for row, branches in zip(rows, zip(*rendered, strict=True), strict=True)
     ]
 
@@ -58,25 +58,25 @@ def apply_class_weights(
     from sklearn.utils.class_weight import compute_class_weight
 
     names = np.array(sorted(set(classes)))
-    if not isinstance(class_weight, str) and (strange := sorted(set(class_weight) - set(classes))):
-        raise RecipeError(f"train.class_weight: no train row has the label {', '.join(strange)}")
+    if not isinstance(class_weight, str) and (unknown := sorted(set(class_weight) - set(classes))):
+        raise RecipeError(f"train.class_weight: no train row has the label {', '.join(unknown)}")
     if isinstance(class_weight, str):
         weights = dict(zip(names, compute_class_weight("balanced", classes=names, y=np.array(classes)), strict=True))
     else:
         weights = {name: class_weight.get(name, 1.0) for name in names}
-    return [replace(row, weight=float(weights[one])) for row, one in zip(rows, classes, strict=True)]
+    return [replace(row, weight=float(weights[label])) for row, label in zip(rows, classes, strict=True)]
 
 
 def plan_packing(
-    recipe: Recipe, rows: Sequence[TokenizedRow], config: Any, announce: Callable[[str], None]
+    recipe: Recipe, rows: Sequence[TokenizedRow], config: Any, on_fallback: Callable[[str], None]
 ) -> PackingPlan:
     """Returns how rows are packed for a model of this config; another packing than the recipe's is announced."""
-    kind, why = architecture.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
-    if why:
-        announce(f"train.packing: {kind}, not {recipe.train.packing}: {why}")
-    share = max(1, recipe.train.batch_size // world.world_size())
+    mode, reason = architecture.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
+    if reason:
+        on_fallback(f"train.packing: {mode}, not {recipe.train.packing}: {reason}")
+    rows_per_process = max(1, recipe.train.batch_size // world.world_size())
     cost = architecture.pack_cost(config, on_gpu=not recipe.accelerate.use_cpu)
-    return packing_plan.build_packing_plan(rows, kind, recipe.train.pack_tokens, share, cost)
+    return packing_plan.build_packing_plan(rows, mode, recipe.train.pack_tokens, rows_per_process, cost)
 
 
 def build_training_set(

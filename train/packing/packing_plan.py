@@ -34,15 +34,15 @@ class TokenizedRow:
 
     def own_tokens(self, prefix: int) -> int:
         """Returns how many tokens it adds to a pack behind a prefix; a pair shares its prompt but the last token."""
-        own = len(self.prompt_ids) - prefix
+        suffix_tokens = len(self.prompt_ids) - prefix
         if len(self.completions) == 1:
-            return own + len(self.completions[0])
-        return own - 1 + sum(1 + len(one) for one in self.completions)
+            return suffix_tokens + len(self.completions[0])
+        return suffix_tokens - 1 + sum(1 + len(completion) for completion in self.completions)
 
     @property
     def separate_tokens(self) -> int:
         """How many tokens it costs by itself, each completion with a prompt of its own."""
-        return sum(len(self.prompt_ids) + len(one) for one in self.completions)
+        return sum(len(self.prompt_ids) + len(completion) for completion in self.completions)
 
     @property
     def longest(self) -> int:
@@ -106,15 +106,15 @@ class PackCost:
     quadratic_tokens: float
     block_tokens: int | None = None
 
-    def of(self, prefix: int, own: float) -> float:
-        """Returns the cost of a pack with `own` tokens behind its prefix."""
-        return self.pass_tokens + prefix + own + self.pairs(prefix, own) / self.quadratic_tokens
+    def of(self, prefix: int, suffix_tokens: float) -> float:
+        """Returns the cost of a pack with `suffix_tokens` tokens behind its prefix."""
+        return self.pass_tokens + prefix + suffix_tokens + self.pairs(prefix, suffix_tokens) / self.quadratic_tokens
 
-    def pairs(self, prefix: int, own: float) -> float:
+    def pairs(self, prefix: int, suffix_tokens: float) -> float:
         """Returns how many pairs of tokens are looked at in such a pack."""
         if self.block_tokens is None:
-            return (prefix + own) ** 2
-        return prefix**2 / 2 + own * (prefix + min(own, self.block_tokens))
+            return (prefix + suffix_tokens) ** 2
+        return prefix**2 / 2 + suffix_tokens * (prefix + min(suffix_tokens, self.block_tokens))
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,18 @@ class PackingPlan:
 
 
 def build_packing_plan(
-    rows: Sequence[TokenizedRow], kind: PackingMode, pack_tokens: int, batch_size: int, cost: PackCost
+    rows: Sequence[TokenizedRow], mode: PackingMode, pack_tokens: int, batch_size: int, cost: PackCost
 ) -> PackingPlan:
     """Returns the plan for these rows; the prefixes are found on the token ids."""
-    if kind != "shared_prefix":
-        return PackingPlan(kind, (0,), (0,) * len(rows), pack_tokens, cost)
+    if mode != "shared_prefix":
+        return PackingPlan(mode, (0,), (0,) * len(rows), pack_tokens, cost)
     prefixes, group_of = group_by_prefix([row.prompt_ids for row in rows], batch_size)
-    return PackingPlan(kind, prefixes, group_of, pack_tokens, cost)
+    return PackingPlan(mode, prefixes, group_of, pack_tokens, cost)
 
 
-def plan_for_rows(plan_of_train: PackingPlan, rows: Sequence[TokenizedRow], batch_size: int) -> PackingPlan:
+def plan_for_rows(train_plan: PackingPlan, rows: Sequence[TokenizedRow], batch_size: int) -> PackingPlan:
     """Returns a plan of the same kind for other rows."""
-    return build_packing_plan(rows, plan_of_train.kind, plan_of_train.pack_tokens, batch_size, plan_of_train.cost)
+    return build_packing_plan(rows, train_plan.kind, train_plan.pack_tokens, batch_size, train_plan.cost)
 
 
 @dataclass(frozen=True)
@@ -161,26 +161,28 @@ class UpdateShards:
     def __len__(self) -> int:
         return len(self.updates) * self.processes
 
-    def __getitem__(self, at: int) -> UpdateShard:
-        update, process = divmod(at, self.processes)
-        chosen = [self.rows[one] for one in self.updates[update]]
-        dealt = self._dealt(update)
-        missing = max(map(len, dealt)) - len(dealt[process])
-        silent = Pack((replace(min(chosen, key=lambda row: row.separate_tokens), weight=0.0),), 0)
+    def __getitem__(self, index: int) -> UpdateShard:
+        update, process = divmod(index, self.processes)
+        rows = [self.rows[row_index] for row_index in self.updates[update]]
+        packs_per_process = self._dealt(update)
+        missing = max(map(len, packs_per_process)) - len(packs_per_process[process])
+        dummy_pack = Pack((replace(min(rows, key=lambda row: row.separate_tokens), weight=0.0),), 0)
         return UpdateShard(
-            (*dealt[process], *[silent] * missing),
-            sum(map(_normalizer_weight, chosen)),
-            len(chosen),
-            sum(pack.tokens for packs in dealt for pack in packs),
-            sum(row.separate_tokens for row in chosen),
+            (*packs_per_process[process], *[dummy_pack] * missing),
+            sum(map(_normalizer_weight, rows)),
+            len(rows),
+            sum(pack.tokens for packs in packs_per_process for pack in packs),
+            sum(row.separate_tokens for row in rows),
         )
 
     def _dealt(self, update: int) -> list[list[Pack]]:
         """Returns the packs of each process: each gets of every group, and of every length."""
-        order = sorted(self.updates[update], key=lambda one: (self.plan.group_of[one], self.rows[one].own_tokens(0)))
+        order = sorted(
+            self.updates[update], key=lambda index: (self.plan.group_of[index], self.rows[index].own_tokens(0))
+        )
         return [
-            list(_iterate_packs(self.rows, self.plan, order[first :: self.processes]))
-            for first in range(self.processes)
+            list(_iterate_packs(self.rows, self.plan, order[process :: self.processes]))
+            for process in range(self.processes)
         ]
 
 
@@ -189,37 +191,37 @@ def _normalizer_weight(row: TokenizedRow) -> float:
     return row.weight * (row.answer_tokens if len(row.completions) == 1 else 1)
 
 
-def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, chosen: Sequence[int]) -> Iterator[Pack]:
+def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, indices: Sequence[int]) -> Iterator[Pack]:
     for group, prefix in enumerate(plan.prefixes):
-        mine = [rows[at] for at in chosen if plan.group_of[at] == group]
-        if mine and plan.kind == "none":
-            yield from _padded_batches(mine, plan)
-        elif mine:
-            yield from (Pack(tuple(one), prefix) for one in _balance_packs(mine, prefix, plan))
+        group_rows = [rows[index] for index in indices if plan.group_of[index] == group]
+        if group_rows and plan.kind == "none":
+            yield from _padded_batches(group_rows, plan)
+        elif group_rows:
+            yield from (Pack(tuple(pack_rows), prefix) for pack_rows in _balance_packs(group_rows, prefix, plan))
 
 
 def _balance_packs(rows: list[TokenizedRow], prefix: int, plan: PackingPlan) -> list[list[TokenizedRow]]:
     """Returns the rows in as many packs as cost least, evenly filled: the longest first, each to the emptiest."""
     lengths = [row.own_tokens(prefix) for row in rows]
     total = sum(lengths)
-    wanted = min(range(1, len(rows) + 1), key=lambda packs: packs * plan.cost.of(prefix, total / packs))
-    order = sorted(range(len(rows)), key=lambda at: -lengths[at])
-    for packs in range(wanted, len(rows) + 1):
-        filled: list[list[int]] = [[] for _ in range(packs)]
-        tokens = [prefix] * packs
-        for at in order:
+    cheapest = min(range(1, len(rows) + 1), key=lambda n_packs: n_packs * plan.cost.of(prefix, total / n_packs))
+    order = sorted(range(len(rows)), key=lambda index: -lengths[index])
+    for n_packs in range(cheapest, len(rows) + 1):
+        filled: list[list[int]] = [[] for _ in range(n_packs)]
+        tokens = [prefix] * n_packs
+        for index in order:
             emptiest = tokens.index(min(tokens))
-            filled[emptiest].append(at)
-            tokens[emptiest] += lengths[at]
+            filled[emptiest].append(index)
+            tokens[emptiest] += lengths[index]
         if max(tokens) <= plan.pack_tokens:
             break
-    return [[rows[at] for at in sorted(one)] for one in filled if one]
+    return [[rows[index] for index in sorted(indices)] for indices in filled if indices]
 
 
 def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pack]:
     """Yields batches of separate rows that hold, padded to the longest, at most `pack_tokens`."""
     batch: list[TokenizedRow] = []
-    for row in sorted(rows, key=lambda one: one.separate_tokens):
+    for row in sorted(rows, key=lambda row: row.separate_tokens):
         # A pair is two rows of the batch.
         if batch and (len(batch) + 1) * row.separate_tokens > plan.pack_tokens:
             yield Pack(tuple(batch), 0)
@@ -244,16 +246,16 @@ class PackingStats:
     """Pairs of tokens that its mask speaks of; 0 for packing without a mask of ours."""
 
 
-def compute_packing_stats(shares: UpdateShards, at_most: int = 200) -> PackingStats:
+def compute_packing_stats(shards: UpdateShards, max_updates: int = 200) -> PackingStats:
     """Returns the means over the first updates of what is computed and of what separate rows would have cost."""
-    updates = min(at_most, len(shares.updates))
-    found = [shares[at] for at in range(updates * shares.processes)]
-    packs = [pack for share in found for pack in share.packs]
-    firsts = found[:: shares.processes]
-    longest, plan = max(packs, key=lambda pack: pack.tokens), shares.plan
+    updates = min(max_updates, len(shards.updates))
+    sampled = [shards[index] for index in range(updates * shards.processes)]
+    packs = [pack for shard in sampled for pack in shard.packs]
+    first_shards = sampled[:: shards.processes]
+    longest, plan = max(packs, key=lambda pack: pack.tokens), shards.plan
     return PackingStats(
-        sum(share.separate_tokens for share in firsts) / updates,
-        sum(share.computed_tokens for share in firsts) / updates,
+        sum(shard.separate_tokens for shard in first_shards) / updates,
+        sum(shard.computed_tokens for shard in first_shards) / updates,
         len(packs) / updates,
         longest.tokens,
         sum(row.answer_tokens for row in longest.rows),

@@ -23,56 +23,64 @@ def group_by_prefix(prompts: Sequence[list[int]], batch_size: int) -> tuple[tupl
     A prefix leaves at least the last token to every prompt. Groups are numbered from the one of the most rows; rows
     that share nothing worth the while are one group of prefix 0.
     """
-    order = sorted(range(len(prompts)), key=lambda at: prompts[at])
-    ordered = [prompts[at] for at in order]
-    rate = batch_size / max(1, len(ordered))
-    found = _best_partition(ordered, _shared_lengths(ordered), 0, len(ordered), rate, MAX_DEPTH)[1]
+    order = sorted(range(len(prompts)), key=lambda index: prompts[index])
+    ordered = [prompts[index] for index in order]
+    rows_per_update_ratio = batch_size / max(1, len(ordered))
+    groups = _best_partition(ordered, _shared_lengths(ordered), 0, len(ordered), rows_per_update_ratio, MAX_DEPTH)[1]
     by_prefix: dict[tuple[int, int], list[int]] = {}
-    for first, end, prefix in found:
+    for start, end, prefix in groups:
         # Loose rows are one group; equal prefixes of other openings are not.
-        by_prefix.setdefault((prefix, first if prefix else 0), []).extend(range(first, end))
-    members = sorted(by_prefix.items(), key=lambda one: (-len(one[1]), one[0]))
+        by_prefix.setdefault((prefix, start if prefix else 0), []).extend(range(start, end))
+    members = sorted(by_prefix.items(), key=lambda item: (-len(item[1]), item[0]))
     group_of = [0] * len(prompts)
-    for number, (_, places) in enumerate(members):
-        for place in places:
-            group_of[order[place]] = number
+    for number, (_, positions) in enumerate(members):
+        for position in positions:
+            group_of[order[position]] = number
     return tuple(prefix for (prefix, _), _ in members), tuple(group_of)
 
 
 def _shared_lengths(ordered: Sequence[list[int]]) -> list[int]:
     """Returns how many leading ids each prompt shares with the one before it, the last of either left out."""
     shared = [0] * len(ordered)
-    for at in range(1, len(ordered)):
-        one, other = ordered[at - 1], ordered[at]
-        most = min(len(one), len(other)) - 1
+    for index in range(1, len(ordered)):
+        previous, current = ordered[index - 1], ordered[index]
+        max_length = min(len(previous), len(current)) - 1
         length = 0
-        while length < most and one[length] == other[length]:
+        while length < max_length and previous[length] == current[length]:
             length += 1
-        shared[at] = length
+        shared[index] = length
     return shared
 
 
 def _best_partition(
-    ordered: Sequence[list[int]], shared: Sequence[int], first: int, end: int, rate: float, branchings: int
+    ordered: Sequence[list[int]],
+    shared: Sequence[int],
+    start: int,
+    end: int,
+    rows_per_update_ratio: float,
+    max_depth: int,
 ) -> tuple[float, PrefixGroups]:
     """Returns what the rows first..end save at best, and the groups that save it as (first, end, prefix).
 
-    `rate` is how many rows of an update there are for each row of the data; `branchings` how often more to divide.
+    `rows_per_update_ratio` is how many rows of an update there are for each row of the data; `max_depth` how often more
+    to divide.
     """
-    rows = end - first
-    prefix = min(shared[first + 1 : end], default=0)
+    rows = end - start
+    prefix = min(shared[start + 1 : end], default=0)
     # Of the rows that an update brings, all but one of the pack are spared the prefix.
-    together = prefix * rows * max(0.0, 1 - 1 / max(1.0, rows * rate))
+    saved_together = prefix * rows * max(0.0, 1 - 1 / max(1.0, rows * rows_per_update_ratio))
     # Parts of less than a row in two updates never meet in a pack.
-    if rows * rate < 1:
-        return 0.0, [(first, end, 0)]
-    apart, parts = 0.0, PrefixGroups()
-    cuts = [first, *(at for at in range(first + 1, end) if shared[at] == prefix), end]
-    if branchings and len(cuts) < rows + 1:
-        for begin, stop in pairwise(cuts):
-            saved, found = _best_partition(ordered, shared, begin, stop, rate, branchings - 1)
-            apart += saved
-            parts += found
-    if apart > together:
-        return apart, parts
-    return together, [(first, end, prefix if together > 0 else 0)]
+    if rows * rows_per_update_ratio < 1:
+        return 0.0, [(start, end, 0)]
+    saved_split, split_groups = 0.0, PrefixGroups()
+    split_points = [start, *(index for index in range(start + 1, end) if shared[index] == prefix), end]
+    if max_depth and len(split_points) < rows + 1:
+        for part_start, part_end in pairwise(split_points):
+            saved, part_groups = _best_partition(
+                ordered, shared, part_start, part_end, rows_per_update_ratio, max_depth - 1
+            )
+            saved_split += saved
+            split_groups += part_groups
+    if saved_split > saved_together:
+        return saved_split, split_groups
+    return saved_together, [(start, end, prefix if saved_together > 0 else 0)]

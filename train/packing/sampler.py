@@ -24,16 +24,16 @@ def batch_indices(
     Given `classes`, the class of each row, every epoch draws as many rows of each class, rows of a small one
     several times (balanced sampling); an epoch is as long as without.
     """
-    wanted = count_updates(rows, batch_size, epochs, max_steps)
-    found: list[list[int]] = []
+    n_updates = count_updates(rows, batch_size, epochs, max_steps)
+    updates: list[list[int]] = []
     epoch = 0
-    while len(found) < wanted:
-        drawn = random.Random(f"{seed} {epoch}")
-        order = list(range(rows)) if classes is None else _draw_balanced(classes, drawn)
-        drawn.shuffle(order)
-        found += [order[first : first + batch_size] for first in range(0, rows, batch_size)]
+    while len(updates) < n_updates:
+        rng = random.Random(f"{seed} {epoch}")
+        order = list(range(rows)) if classes is None else _draw_balanced(classes, rng)
+        rng.shuffle(order)
+        updates += [order[start : start + batch_size] for start in range(0, rows, batch_size)]
         epoch += 1
-    return found[:wanted]
+    return updates[:n_updates]
 
 
 def count_updates(rows: int, batch_size: int, epochs: float, max_steps: int) -> int:
@@ -48,17 +48,17 @@ def updates_per_epoch(rows: int, batch_size: int) -> int:
     return math.ceil(rows / batch_size)
 
 
-def _draw_balanced(classes: Sequence[str], drawn: random.Random) -> list[int]:
+def _draw_balanced(classes: Sequence[str], rng: random.Random) -> list[int]:
     """Returns as many row numbers as there are rows, the classes as often as each other to within one."""
     members: dict[str, list[int]] = {}
-    for at, one in enumerate(classes):
-        members.setdefault(one, []).append(at)
+    for index, label in enumerate(classes):
+        members.setdefault(label, []).append(index)
     names = sorted(members)
-    drawn.shuffle(names)
+    rng.shuffle(names)
     chosen: list[int] = []
-    for at, name in enumerate(names):
-        share = len(classes) // len(names) + (at < len(classes) % len(names))
+    for index, name in enumerate(names):
+        count = len(classes) // len(names) + (index < len(classes) % len(names))
         # Every row of the class as often as any other, before one is drawn once more.
-        whole, rest = divmod(share, len(members[name]))
-        chosen += members[name] * whole + drawn.sample(members[name], rest)
+        repeats, remainder = divmod(count, len(members[name]))
+        chosen += members[name] * repeats + rng.sample(members[name], remainder)
     return chosen

@@ -58,9 +58,9 @@ def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> No
         # A title in letters that the font does not have is drawn with boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = _draw_figure(curve, title, best_step)
-        aside = out.with_name(f".{out.name}")
-        figure.savefig(aside, format=out.suffix.lstrip("."), dpi=160)
-    aside.replace(out)
+        temp_path = out.with_name(f".{out.name}")
+        figure.savefig(temp_path, format=out.suffix.lstrip("."), dpi=160)
+    temp_path.replace(out)
 
 
 def read(metrics_path: Path) -> Curve:
@@ -71,15 +71,19 @@ def read(metrics_path: Path) -> Curve:
         return [(row["step"], row[name]) for row in rows if name in row]
 
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
-    found = {name: points(name) for name in (*names, *TRAINING_FRACTIONS)}
-    shares = {name: one for name, one in found.items() if one and name not in ("validation/loss", "validation/seconds")}
-    shares = {name: one for name, one in shares.items() if all(0 <= value <= 1 for _, value in one)}
+    points_by_name = {name: points(name) for name in (*names, *TRAINING_FRACTIONS)}
+    fractions = {
+        name: series
+        for name, series in points_by_name.items()
+        if series and name not in ("validation/loss", "validation/seconds")
+    }
+    fractions = {name: series for name, series in fractions.items() if all(0 <= value <= 1 for _, value in series)}
     by_epoch = [row["step"] / row["epoch"] for row in rows if row.get("epoch")]
     return Curve(
         points("loss"),
         points("learning_rate"),
-        dict(list(shares.items())[: len(VALIDATION)]),
-        found.get("validation/loss", []),
+        dict(list(fractions.items())[: len(VALIDATION)]),
+        points_by_name.get("validation/loss", []),
         by_epoch[-1] if by_epoch else None,
     )
 
@@ -88,34 +92,34 @@ def _draw_figure(curve: Curve, title: str, best_step: int | None) -> "Figure":
     from matplotlib.figure import Figure
 
     heights = [2.9, *([1.8] if curve.shares else []), 0.5]
-    edge = 1.9 + sum(heights)
-    figure = Figure(figsize=(9, edge), facecolor=BACKGROUND)
+    height = 1.9 + sum(heights)
+    figure = Figure(figsize=(9, height), facecolor=BACKGROUND)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.2, left=0.08, right=0.84,
-                               top=1 - 1.0 / edge, bottom=0.5 / edge)  # fmt: skip
-    panels = [figure.add_subplot(grid[at]) for at in range(len(heights))]
-    last = max(points[-1][0] for points in (curve.loss, *curve.shares.values()))
+                               top=1 - 1.0 / height, bottom=0.5 / height)  # fmt: skip
+    panels = [figure.add_subplot(grid[index]) for index in range(len(heights))]
+    last_step = max(points[-1][0] for points in (curve.loss, *curve.shares.values()))
     for panel in panels:
-        _style_panel(panel, last, best_step, labelled=panel is panels[-1])
-    _draw_epochs(panels, curve, last)
+        _style_panel(panel, last_step, best_step, labelled=panel is panels[-1])
+    _draw_epochs(panels, curve, last_step)
     _draw_loss(panels[0], curve)
     if curve.shares:
         _draw_fractions(panels[1], curve.shares, best_step)
     _draw_learning_rate(panels[-1], curve.learning_rate)
     panels[-1].set_xlabel("update", color=MUTED, fontsize=9, labelpad=2)
     if best_step is not None:
-        side = "right" if best_step > 0.85 * last else "center"
+        side = "right" if best_step > 0.85 * last_step else "center"
         panels[0].annotate(f"kept: update {best_step:,}", (best_step, 1), xycoords=("data", "axes fraction"),
                            xytext=(0, 3), textcoords="offset points", color=BEST, fontsize=9, fontweight="bold",
                            ha=side, va="bottom")  # fmt: skip
     text: dict[str, Any] = {"x": 0.08, "ha": "left", "va": "top", "parse_math": False}
-    figure.text(y=1 - 0.2 / edge, s=title, color=TEXT, fontsize=13.5, fontweight="bold", **text)
-    figure.text(y=1 - 0.5 / edge, s=_format_subtitle(curve, best_step), color=MUTED, fontsize=9.5, **text)
+    figure.text(y=1 - 0.2 / height, s=title, color=TEXT, fontsize=13.5, fontweight="bold", **text)
+    figure.text(y=1 - 0.5 / height, s=_format_subtitle(curve, best_step), color=MUTED, fontsize=9.5, **text)
     return figure
 
 
-def _style_panel(panel: "Axes", last: float, best_step: int | None, labelled: bool) -> None:
+def _style_panel(panel: "Axes", last_step: float, best_step: int | None, labelled: bool) -> None:
     panel.set_facecolor(BACKGROUND)
-    panel.set_xlim(0, last * 1.01)
+    panel.set_xlim(0, last_step * 1.01)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
@@ -127,13 +131,13 @@ def _style_panel(panel: "Axes", last: float, best_step: int | None, labelled: bo
         panel.axvline(best_step, color=BEST, linewidth=1.1, zorder=1)
 
 
-def _draw_epochs(panels: "Sequence[Axes]", curve: Curve, last: float) -> None:
-    epochs = int(last / curve.updates_an_epoch) if curve.updates_an_epoch else 0
+def _draw_epochs(panels: "Sequence[Axes]", curve: Curve, last_step: float) -> None:
+    epochs = int(last_step / curve.updates_an_epoch) if curve.updates_an_epoch else 0
     for epoch in range(1, epochs + 1 if epochs <= MAX_EPOCH_LABELS else 0):
-        at = epoch * (curve.updates_an_epoch or 0)
+        step = epoch * (curve.updates_an_epoch or 0)
         for panel in panels:
-            panel.axvline(at, color=GRID, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        panels[0].annotate(f"epoch {epoch} ", (at, 0.97), xycoords=("data", "axes fraction"), color=MUTED, fontsize=8,
+            panel.axvline(step, color=GRID, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        panels[0].annotate(f"epoch {epoch} ", (step, 0.97), xycoords=("data", "axes fraction"), color=MUTED, fontsize=8,
                            ha="right", va="top")  # fmt: skip
 
 
@@ -144,36 +148,36 @@ def _draw_loss(panel: "Axes", curve: Curve) -> None:
     )
     if smooth:
         panel.plot(*zip(*smooth, strict=True), color=LOSS, linewidth=2)
-    ends = [("training" + (", smoothed" if smooth else ""), (smooth or curve.loss)[-1][1], LOSS)]
+    line_labels = [("training" + (", smoothed" if smooth else ""), (smooth or curve.loss)[-1][1], LOSS)]
     if curve.validation_loss:
         panel.plot(
             *zip(*curve.validation_loss, strict=True), color=VALIDATION[0], linewidth=1.2, marker="o", markersize=4
         )
-        ends.append(("validation", curve.validation_loss[-1][1], VALIDATION[0]))
+        line_labels.append(("validation", curve.validation_loss[-1][1], VALIDATION[0]))
     panel.set_ylim(bottom=0)
     panel.yaxis.set_major_locator(_tick_locator())
-    _label_lines(panel, ends)
+    _label_lines(panel, line_labels)
     panel.set_title("loss", loc="left", color=MUTED, fontsize=9, pad=3)
 
 
-def _draw_fractions(panel: "Axes", shares: Mapping[str, Points], best_step: int | None) -> None:
-    ends = []
-    for (name, points), color in zip(shares.items(), VALIDATION, strict=False):
+def _draw_fractions(panel: "Axes", fractions: Mapping[str, Points], best_step: int | None) -> None:
+    line_labels = []
+    for (name, points), color in zip(fractions.items(), VALIDATION, strict=False):
         panel.plot(*zip(*points, strict=True), color=color, linewidth=1.6, marker="o" if len(points) < 60 else None,
                    markersize=4.5, markeredgecolor=BACKGROUND, markeredgewidth=0.8)  # fmt: skip
-        ends.append((_display_name(name), points[-1][1], color))
-    for at in (point for point in next(iter(shares.values())) if point[0] == best_step):
-        panel.plot(*at, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=BEST, markeredgewidth=1.8,
-                   clip_on=False)  # fmt: skip
-    low = min(value for points in shares.values() for _, value in points)
-    high = max(value for points in shares.values() for _, value in points)
+        line_labels.append((_display_name(name), points[-1][1], color))
+    for best_point in (point for point in next(iter(fractions.values())) if point[0] == best_step):
+        panel.plot(*best_point, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=BEST,
+                   markeredgewidth=1.8, clip_on=False)  # fmt: skip
+    low = min(value for points in fractions.values() for _, value in points)
+    high = max(value for points in fractions.values() for _, value in points)
     margin = max(0.02, (high - low) * 0.15)
     panel.set_ylim(max(0, low - margin), min(1.005, high + margin))
     panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     panel.yaxis.set_major_locator(_tick_locator())
-    title = "validation" if set(shares) - set(TRAINING_FRACTIONS) else "training"
+    title = "validation" if set(fractions) - set(TRAINING_FRACTIONS) else "training"
     panel.set_title(title, loc="left", color=MUTED, fontsize=9, pad=3)
-    _label_lines(panel, ends)
+    _label_lines(panel, line_labels)
 
 
 def _draw_learning_rate(panel: "Axes", points: Points) -> None:
@@ -193,14 +197,14 @@ def _tick_locator() -> Any:
     return MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
 
 
-def _label_lines(panel: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
+def _label_lines(panel: "Axes", line_labels: Sequence[tuple[str, float, str]]) -> None:
     """Writes each line's name and colour behind its last value, none over another. Wants the panel's limits set."""
     low, high = panel.get_ylim()
     gap = LINE_INCHES / (panel.get_position().height * panel.get_figure(root=True).get_figheight())  # type: ignore[union-attr]
-    place = 2.0
-    for name, value, color in sorted(ends, key=lambda end: -end[1]):
-        place = min((value - low) / (high - low), place - gap)
-        panel.annotate(name, (1, place), xycoords="axes fraction", xytext=(8, 0), textcoords="offset points",
+    position = 2.0
+    for name, value, color in sorted(line_labels, key=lambda label: -label[1]):
+        position = min((value - low) / (high - low), position - gap)
+        panel.annotate(name, (1, position), xycoords="axes fraction", xytext=(8, 0), textcoords="offset points",
                        color=color, fontsize=9, va="center", annotation_clip=False)  # fmt: skip
 
 
@@ -211,22 +215,23 @@ def _display_name(name: str) -> str:
 def _format_subtitle(curve: Curve, best_step: int | None) -> str:
     """The line under the title: where the loss ended, and what validation found of the kept weights."""
     step, loss = curve.loss[-1]
-    found = [
-        f"{_display_name(name)} {next((value for at, value in points if at == best_step), points[-1][1]):.1%}"
+    scores = [
+        f"{_display_name(name)} "
+        f"{next((value for point_step, value in points if point_step == best_step), points[-1][1]):.1%}"
         for name, points in curve.shares.items()
         if name not in TRAINING_FRACTIONS
     ]
-    kept = f"   ·   at update {best_step:,}: " if best_step is not None else "   ·   "
-    return f"loss {loss:.3f} after {step:,} updates" + (kept + ", ".join(found) if found else "")
+    best_note = f"   ·   at update {best_step:,}: " if best_step is not None else "   ·   "
+    return f"loss {loss:.3f} after {step:,} updates" + (best_note + ", ".join(scores) if scores else "")
 
 
 def moving_average(points: Points) -> Points:
     """Returns each point as the mean of its neighbours, a twentieth of all to both sides. Towards the ends fewer, and
     nearly alike on both sides, so that a falling line is not held up."""
-    reach, least = len(points) // 20, len(points) // 80
-    found: Points = []
-    for at, (step, _) in enumerate(points):
-        wide = max(least, min(reach, at, len(points) - 1 - at))
-        near = [value for _, value in points[max(0, at - wide) : at + wide + 1]]
-        found.append((step, sum(near) / len(near)))
-    return found
+    max_reach, min_reach = len(points) // 20, len(points) // 80
+    averages: Points = []
+    for index, (step, _) in enumerate(points):
+        half_width = max(min_reach, min(max_reach, index, len(points) - 1 - index))
+        neighbours = [value for _, value in points[max(0, index - half_width) : index + half_width + 1]]
+        averages.append((step, sum(neighbours) / len(neighbours)))
+    return averages

@@ -21,27 +21,29 @@ def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Re
         raise RecipeError(
             f"train.max_length: {limit} is more than the {context_tokens} tokens that {recipe.model.base} can look at"
         )
-    too_long = [(one.longest, one.id) for one in rows if one.longest > limit]
+    too_long = [(row.longest, row.id) for row in rows if row.longest > limit]
     if too_long:
-        longest, named = max(too_long)
+        longest, row_id = max(too_long)
         raise RecipeError(
             f"{len(too_long)} of {len(rows)} train rows are longer than train.max_length ({limit} tokens) and "
-            f"would lose their answer; the longest is {named} with {longest}.\n"
+            f"would lose their answer; the longest is {row_id} with {longest}.\n"
             f"  Set train.max_length={longest} (and train.pack_tokens no smaller), or leave these rows out."
         )
     for row in rows:
         for answer in row.completions:
             if answer[-1:] == [tokenizer.eos_token_id]:
                 continue
-            ends = tokenizer.decode(answer[-3:])
+            tail = tokenizer.decode(answer[-3:])
             raise RecipeError(
-                f"row {row.id}: its answer ends in {ends!r} and not in the stop token {tokenizer.eos_token!r}, so the "
+                f"row {row.id}: its answer ends in {tail!r} and not in the stop token {tokenizer.eos_token!r}, so the "
                 "model would never learn to stop; eos_token must be what the chat template ends a turn with"
             )
 
 
 def sample_lines(row: TokenizedRow, tokenizer: Any) -> list[str]:
     """Returns one row as the model sees it: the end of what it reads, what it learns, and what it learns to avoid."""
-    told = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
+    lines = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
     names = ("learns", "not")
-    return told + [f"{name:<9} {tokenizer.decode(one)!r}" for name, one in zip(names, row.completions, strict=False)]
+    return lines + [
+        f"{name:<9} {tokenizer.decode(completion)!r}" for name, completion in zip(names, row.completions, strict=False)
+    ]

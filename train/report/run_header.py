@@ -101,47 +101,46 @@ class HeaderInfo:
     """Of this run before it was interrupted (metrics.last)."""
 
 
-def header_lines(facts: HeaderInfo) -> list[str]:
+def header_lines(info: HeaderInfo) -> list[str]:
     """Returns the header, a line a thing."""
-    share = facts.trainable / (facts.parameters + facts.trainable)
-    told = {
-        "base": f"{facts.base}, {facts.quantization}, {facts.parameters:,} parameters, "
-        f"multiplied in {facts.multiplied}",
-        "weights": facts.weights,
-        "adapter": f"{facts.adapter}: {facts.trainable:,} trainable parameters ({share:.2%})",
-        "rows": f"{facts.train_rows:,} to train on, {facts.validation_rows:,} to validate on, "
-        f"the longest of {facts.longest_row_tokens:,} tokens",
-        "left out": _format_left_out(facts),
-        "weighting": facts.weighting,
-        "batch": f"{_plural(facts.batch_size, 'example')} an update"
-        + (f" over {facts.processes} processes" if facts.processes > 1 else ""),
-        "packing": _format_packing(facts),
-        "updates": f"{facts.updates:,} in {_plural(facts.epochs, 'epoch')}"
-        + (f", {facts.updates_done:,} of them done" if facts.updates_done else ""),
-        "memory": _format_memory(facts.memory),
-        "time": _format_time(facts),
+    trainable_fraction = info.trainable / (info.parameters + info.trainable)
+    sections = {
+        "base": f"{info.base}, {info.quantization}, {info.parameters:,} parameters, multiplied in {info.multiplied}",
+        "weights": info.weights,
+        "adapter": f"{info.adapter}: {info.trainable:,} trainable parameters ({trainable_fraction:.2%})",
+        "rows": f"{info.train_rows:,} to train on, {info.validation_rows:,} to validate on, "
+        f"the longest of {info.longest_row_tokens:,} tokens",
+        "left out": _format_left_out(info),
+        "weighting": info.weighting,
+        "batch": f"{_plural(info.batch_size, 'example')} an update"
+        + (f" over {info.processes} processes" if info.processes > 1 else ""),
+        "packing": _format_packing(info),
+        "updates": f"{info.updates:,} in {_plural(info.epochs, 'epoch')}"
+        + (f", {info.updates_done:,} of them done" if info.updates_done else ""),
+        "memory": _format_memory(info.memory),
+        "time": _format_time(info),
     }
-    return [f"{name:<9} {what}" for name, what in told.items() if what]
+    return [f"{name:<9} {value}" for name, value in sections.items() if value]
 
 
-def _format_left_out(facts: HeaderInfo) -> str | None:
+def _format_left_out(info: HeaderInfo) -> str | None:
     parts = [
-        f"{sum(counts.values()):,} {what} ({', '.join(f'{count:,} {why}' for why, count in counts.items())})"
-        for what, counts in (("rejected", facts.rejected), ("dropped", facts.dropped))
+        f"{sum(counts.values()):,} {category} ({', '.join(f'{count:,} {reason}' for reason, count in counts.items())})"
+        for category, counts in (("rejected", info.rejected), ("dropped", info.dropped))
         if sum(counts.values())
     ]
     return ", ".join(parts) + "; data/data.html tells which" if parts else None
 
 
-def _format_packing(facts: HeaderInfo) -> str:
-    computed, separate = facts.tokens_an_update, facts.separate_tokens_an_update
-    if facts.packing == "none":
+def _format_packing(info: HeaderInfo) -> str:
+    computed, unpacked = info.tokens_an_update, info.separate_tokens_an_update
+    if info.packing == "none":
         return f"each row alone: {computed:,.0f} tokens an update"
-    packs = f"in {_plural(facts.packs_an_update, 'pack')}"
-    if separate / computed < 1.05:
-        return f"{facts.packing}: {computed:,.0f} tokens an update, {packs}"
-    fewer = f"{separate / computed:.1f} times fewer"
-    return f"{facts.packing}: {computed:,.0f} tokens an update instead of {separate:,.0f} ({fewer}), {packs}"
+    packs = f"in {_plural(info.packs_an_update, 'pack')}"
+    if unpacked / computed < 1.05:
+        return f"{info.packing}: {computed:,.0f} tokens an update, {packs}"
+    fewer = f"{unpacked / computed:.1f} times fewer"
+    return f"{info.packing}: {computed:,.0f} tokens an update instead of {unpacked:,.0f} ({fewer}), {packs}"
 
 
 def _format_memory(memory: MemoryEstimate | None) -> str | None:
@@ -153,29 +152,30 @@ def _format_memory(memory: MemoryEstimate | None) -> str | None:
         [f"or decoding {_plural(memory.rows, 'row')} at once {_format_bytes(memory.decoding)}"] if memory.rows else []
     )
     parts += [f"the process itself {_format_bytes(memory.process)}"] if memory.process else []
-    of = f" of the {_format_bytes(memory.device)} of its GPU" if memory.device is not None else ""
-    told = f"about {_format_bytes(memory.total)} a process (estimate){of}: {', '.join(parts)}"
+    device_note = f" of the {_format_bytes(memory.device)} of its GPU" if memory.device is not None else ""
+    summary = f"about {_format_bytes(memory.total)} a process (estimate){device_note}: {', '.join(parts)}"
     if memory.fits:
-        return told
+        return summary
     return (
-        f"{told}. That is more than there is: train.pack_tokens lower, train.gradient_checkpointing=true, "
+        f"{summary}. That is more than there is: train.pack_tokens lower, train.gradient_checkpointing=true, "
         "model.quantization=nf4 or a smaller model.base take less"
     )
 
 
-def _format_time(facts: HeaderInfo) -> str:
-    left = facts.updates - facts.updates_done
-    if not facts.examples_per_second:
+def _format_time(info: HeaderInfo) -> str:
+    remaining_updates = info.updates - info.updates_done
+    if not info.examples_per_second:
         return f"told after {MIN_UNITS_FOR_ETA} updates"
-    rate = f"at the {facts.examples_per_second:.3g} examples/s of before"
+    rate = f"at the {info.examples_per_second:.3g} examples/s of before"
     return (
-        f"about {format_duration(left * facts.batch_size / facts.examples_per_second)} for the {left:,} updates "
+        f"about {format_duration(remaining_updates * info.batch_size / info.examples_per_second)} for the "
+        f"{remaining_updates:,} updates "
         f"left, {rate}"
     )
 
 
-def _plural(count: float, what: str) -> str:
-    return f"{count:.3g} {what}" + ("" if count == 1 else "s") if count < 1000 else f"{count:,.0f} {what}s"
+def _plural(count: float, noun: str) -> str:
+    return f"{count:.3g} {noun}" + ("" if count == 1 else "s") if count < 1000 else f"{count:,.0f} {noun}s"
 
 
 def _format_bytes(count: int) -> str:
@@ -193,7 +193,7 @@ def estimate_memory(
     compute_bytes: int = 4,
     autocast: bool = False,
     shards: int = 1,
-    decoded: DecodingWorkload | None = None,
+    workload: DecodingWorkload | None = None,
     device: int | None = None,
 ) -> MemoryEstimate:
     """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
@@ -201,26 +201,28 @@ def estimate_memory(
     `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
     pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `autocast`: float32
     weights are multiplied in it (precision.py), and their copies and the probabilities of attention are kept; `shards`
-    is over how many processes the weights are spread (FSDP), which are whole while rows are `decoded`; `device` is what
-    a process has on its GPU. What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
+    is over how many processes the weights are spread (FSDP), which are whole while rows are `workload`; `device` is
+    what a process has on its GPU. What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
     """
-    trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapter = trainable * (2 * FLOAT32_BYTES + OPTIMIZER_STATE_BYTES.get(optim, 2 * FLOAT32_BYTES))
-    held = weight_bytes(model)
-    text = model.config.get_text_config()
-    kept_pairs = mask_pairs * (text.num_attention_heads if autocast else 1)
-    pack = _pack_bytes(text, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
-    pack += held // 2 // (text.num_hidden_layers if checkpointing else 1) if autocast else 0
-    process = _process_bytes(model, held, pack)
-    found = MemoryEstimate(held // shards, adapter // shards, pack, pack_tokens, process, device=device)
-    if decoded is None:
-        return found
-    more = decoded.dequantized + held - found.weights
-    free = None if device is None else device - found.weights - found.adapter - more
+    model_bytes = weight_bytes(model)
+    text_config = model.config.get_text_config()
+    kept_pairs = mask_pairs * (text_config.num_attention_heads if autocast else 1)
+    pack = _pack_bytes(text_config, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
+    pack += model_bytes // 2 // (text_config.num_hidden_layers if checkpointing else 1) if autocast else 0
+    process = _process_bytes(model, model_bytes, pack)
+    estimate = MemoryEstimate(model_bytes // shards, adapter // shards, pack, pack_tokens, process, device=device)
+    if workload is None:
+        return estimate
+    extra_bytes = workload.dequantized + model_bytes - estimate.weights
+    free_bytes = None if device is None else device - estimate.weights - estimate.adapter - extra_bytes
     limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
     # Decoding computes in the type of the weights, whatever training multiplies in.
-    rows, peak = decoding_memory.estimate_decoding_peak(text, decoded, int(model.dtype.itemsize), limits, free)
-    return replace(found, rows=rows, decoding=peak + more)
+    rows, peak = decoding_memory.estimate_decoding_peak(
+        text_config, workload, int(model.dtype.itemsize), limits, free_bytes
+    )
+    return replace(estimate, rows=rows, decoding=peak + extra_bytes)
 
 
 def weight_bytes(model: Any) -> int:
@@ -231,14 +233,16 @@ def weight_bytes(model: Any) -> int:
             state = getattr(parameter, "quant_state", None)
             scales = [getattr(state, "absmax", None), getattr(getattr(state, "state2", None), "absmax", None)]
             scales += [getattr(parameter, "SCB", None)]
-            for one in (parameter.data, *scales):
-                if one is not None:
+            for tensor in (parameter.data, *scales):
+                if tensor is not None:
                     # A tensor on the meta device has no place; there a parameter is known by itself.
-                    tensors[one.data_ptr() or id(parameter)] = one.numel() * one.element_size()
+                    tensors[tensor.data_ptr() or id(parameter)] = tensor.numel() * tensor.element_size()
     return sum(tensors.values())
 
 
-def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int) -> int:
+def _pack_bytes(
+    text_config: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int
+) -> int:
     """The bytes that a pack needs for its backward pass.
 
     Counted as in Korthikanti et al. (arXiv:2205.05198, section 4), for a layer with RMSNorm, a gated MLP and LoRA on
@@ -249,18 +253,18 @@ def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpoin
     time. Gradients in flight are as large as one layer more. Logits exist for answer tokens alone: as computed, and in
     float32 as they are cast, picked, as logarithms of probabilities and as their gradient.
     """
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    heads = text.num_attention_heads
-    attention = heads * (getattr(text, "head_dim", None) or hidden // heads)
-    intermediate = text.intermediate_size
-    if experts := getattr(text, "num_experts_per_tok", None):
-        intermediate = experts * getattr(text, "moe_intermediate_size", intermediate)
+    hidden, layers = text_config.hidden_size, text_config.num_hidden_layers
+    heads = text_config.num_attention_heads
+    attention = heads * (getattr(text_config, "head_dim", None) or hidden // heads)
+    intermediate = text_config.intermediate_size
+    if experts := getattr(text_config, "num_experts_per_tok", None):
+        intermediate = experts * getattr(text_config, "moe_intermediate_size", intermediate)
     layer = tokens * (4 * compute_bytes * (hidden + attention + intermediate) + 2 * FLOAT32_BYTES * hidden)
     layer += mask * compute_bytes
-    kept = layers * tokens * hidden * compute_bytes + layer if checkpointing else layers * layer
+    retained = layers * tokens * hidden * compute_bytes + layer if checkpointing else layers * layer
     casts = 4 if compute_bytes < FLOAT32_BYTES else 3
-    logits = answer_tokens * text.vocab_size * (compute_bytes + casts * FLOAT32_BYTES)
-    return int(kept + layer + mask + logits)
+    logits = answer_tokens * text_config.vocab_size * (compute_bytes + casts * FLOAT32_BYTES)
+    return int(retained + layer + mask + logits)
 
 
 def _process_bytes(model: Any, weights: int, pack: int) -> int:
@@ -268,6 +272,8 @@ def _process_bytes(model: Any, weights: int, pack: int) -> int:
     if model.device.type != "cpu":
         return 0
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    trainable = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
-    now: int = max(0, pages * os.sysconf("SC_PAGE_SIZE") - weights - trainable)
-    return now + FIRST_UPDATE_BYTES + pack // CPU_RETAINED_DIVISOR
+    trainable = sum(
+        parameter.numel() * parameter.element_size() for parameter in model.parameters() if parameter.requires_grad
+    )
+    other_bytes: int = max(0, pages * os.sysconf("SC_PAGE_SIZE") - weights - trainable)
+    return other_bytes + FIRST_UPDATE_BYTES + pack // CPU_RETAINED_DIVISOR

@@ -36,49 +36,55 @@ DICTIONARY_ENCODINGS = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "B
 FULL_SIZE_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
 
 
-def check_declared_sizes(file: SourceFile, declared: Footer, wanted: set[str], limits: Limits) -> None:
+def check_declared_sizes(file: SourceFile, footer: Footer, columns: set[str], limits: Limits) -> None:
     """Returns nothing where a Parquet file does not declare more than may be unpacked, nor far more rows than fit into
     it. Raises RecipeError naming the column."""
-    stored = file.path.stat().st_size
-    if limits.packed_too_much(size := declared.rows * ROW_OVERHEAD_BYTES, stored, MAX_FILE_RATIO):
-        raise file_ratio_error(file.name, limits, stored, f"{declared.rows:,} rows", size)
-    for part in declared.parts:
-        size, packed = _declared_bytes(part), min(part.packed, stored)
-        if part.is_in(wanted) and limits.packed_too_much(size, packed, MAX_COLUMN_RATIO):
-            what = f"column {part.path!r} declares {packed:,} packed bytes that make a part"
-            raise limits.unpacked_refused(file.name, what, "write it in smaller row groups", size)
+    stored_bytes = file.path.stat().st_size
+    if limits.packed_too_much(size := footer.rows * ROW_OVERHEAD_BYTES, stored_bytes, MAX_FILE_RATIO):
+        raise file_ratio_error(file.name, limits, stored_bytes, f"{footer.rows:,} rows", size)
+    for part in footer.parts:
+        size, packed_bytes = _declared_bytes(part), min(part.packed, stored_bytes)
+        if part.is_in(columns) and limits.packed_too_much(size, packed_bytes, MAX_COLUMN_RATIO):
+            subject = f"column {part.path!r} declares {packed_bytes:,} packed bytes that make a part"
+            raise limits.unpacked_refused(file.name, subject, "write it in smaller row groups", size)
 
 
-def find_oversized_columns(declared: Footer, columns: set[str], stored: int, limits: Limits) -> set[str]:
+def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int, limits: Limits) -> set[str]:
     """Returns those of some columns that declare more than may be unpacked, such as the masks of a tokenized file."""
-    large = [
-        one
-        for one in declared.parts
-        if limits.packed_too_much(_declared_bytes(one), min(one.packed, stored), MAX_COLUMN_RATIO)
+    oversized = [
+        chunk
+        for chunk in footer.parts
+        if limits.packed_too_much(_declared_bytes(chunk), min(chunk.packed, stored_bytes), MAX_COLUMN_RATIO)
     ]
-    return {name for name in columns if any(part.is_in({name}) for part in large)}
+    return {name for name in columns if any(part.is_in({name}) for part in oversized)}
 
 
 def _declared_bytes(part: ColumnChunk) -> int:
     return max(part.unpacked, part.values * NUMBER_BYTES if part.repeated else 0)
 
 
-def find_dictionary_columns(declared: Footer, wanted: set[str]) -> list[str]:
+def find_dictionary_columns(footer: Footer, columns: set[str]) -> list[str]:
     """Returns the columns of texts, also inside of lists and objects, that a Parquet file keeps in dictionaries."""
-    encodings = _collect_encodings([part for part in declared.parts if part.text and part.is_in(wanted)])
-    return [name for name, found in encodings.items() if found <= DICTIONARY_ENCODINGS and found - FULL_SIZE_ENCODINGS]
+    encodings = _collect_encodings([part for part in footer.parts if part.text and part.is_in(columns)])
+    return [
+        name
+        for name, column_encodings in encodings.items()
+        if column_encodings <= DICTIONARY_ENCODINGS and column_encodings - FULL_SIZE_ENCODINGS
+    ]
 
 
-def choose_batch_rows(declared: Footer, schema: Any, wanted: set[str], most: int, limits: Limits) -> int:
-    """Returns how many rows of a Parquet file may be read at once: `most`, but for cells that can be large although
+def choose_batch_rows(footer: Footer, schema: Any, columns: set[str], max_rows: int, limits: Limits) -> int:
+    """Returns how many rows of a Parquet file may be read at once: `max_rows`, but for cells that can be large although
     their pages are not."""
-    widest = max((_fixed_width_bytes(schema.field(name).type) for name in wanted), default=1)
-    parts = [part for part in declared.parts if part.bytes and part.is_in(wanted)]
-    unsafe = {name for name, found in _collect_encodings(parts).items() if found - FULL_SIZE_ENCODINGS}
-    unsafe -= {*find_dictionary_columns(declared, wanted)}
+    widest = max((_fixed_width_bytes(schema.field(name).type) for name in columns), default=1)
+    parts = [part for part in footer.parts if part.bytes and part.is_in(columns)]
+    unsafe = {
+        name for name, column_encodings in _collect_encodings(parts).items() if column_encodings - FULL_SIZE_ENCODINGS
+    }
+    unsafe -= {*find_dictionary_columns(footer, columns)}
     # Of a page that is large as soon as one cell is, each row may take all that the page declares.
     largest = max((part.unpacked for part in parts if part.path in unsafe), default=1)
-    return max(1, min(most, CHUNK_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
+    return max(1, min(max_rows, CHUNK_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
 
 
 def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> Iterator[Any]:
@@ -87,23 +93,25 @@ def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> I
     Raises RecipeError for a row that is too large, naming it and its largest column, and ArrowInvalid where a
     dictionary has not what a row names.
     """
-    before = 0
+    row_offset = 0
     for batch in batches:
         for column in batch.columns:
             if _decoded_type(column.type) != column.type:
                 column.validate(full=True)
-        by_column = {name: estimate_value_bytes(batch.column(at)) for at, name in enumerate(batch.schema.names)}
-        rows = np.sum(list(by_column.values()), axis=0) if by_column else np.zeros(batch.num_rows, np.int64)
-        if len(large := np.flatnonzero(rows > limits.row)):
-            at = int(large[0])
-            name = max(by_column, key=lambda one: by_column[one][at])
-            place = f"{file.name}:{before + at + 1}"
-            raise limits.row_refused(place, f"a row, mostly column {name!r},", size=int(rows[at]))
+        column_sizes = {
+            name: estimate_value_bytes(batch.column(index)) for index, name in enumerate(batch.schema.names)
+        }
+        rows = np.sum(list(column_sizes.values()), axis=0) if column_sizes else np.zeros(batch.num_rows, np.int64)
+        if len(oversized := np.flatnonzero(rows > limits.row)):
+            index = int(oversized[0])
+            name = max(column_sizes, key=lambda key: column_sizes[key][index])
+            location = f"{file.name}:{row_offset + index + 1}"
+            raise limits.row_refused(location, f"a row, mostly column {name!r},", size=int(rows[index]))
         start = 0
         for end in _find_chunk_ends(rows):
             yield _decode_dictionaries(batch.slice(start, end - start))
             start = end
-        before += batch.num_rows
+        row_offset += batch.num_rows
 
 
 def estimate_value_bytes(array: Any) -> Sizes:
@@ -112,21 +120,21 @@ def estimate_value_bytes(array: Any) -> Sizes:
     if isinstance(array, pa.ExtensionArray):
         return estimate_value_bytes(array.storage)
     if pa.types.is_dictionary(kind):
-        of_index = np.append(estimate_value_bytes(array.dictionary), 0)
-        indices = array.indices.cast(pa.int64()).fill_null(len(of_index) - 1).to_numpy(zero_copy_only=False)
-        return np.asarray(of_index[indices], np.int64)
+        value_sizes = np.append(estimate_value_bytes(array.dictionary), 0)
+        indices = array.indices.cast(pa.int64()).fill_null(len(value_sizes) - 1).to_numpy(zero_copy_only=False)
+        return np.asarray(value_sizes[indices], np.int64)
     if _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return np.asarray(pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
     if pa.types.is_struct(kind):
-        parts = [estimate_value_bytes(one) for one in array.flatten()]
-        return np.sum(parts, axis=0) if parts else np.zeros(len(array), np.int64)
+        child_sizes = [estimate_value_bytes(child) for child in array.flatten()]
+        return np.sum(child_sizes, axis=0) if child_sizes else np.zeros(len(array), np.int64)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
-        inside = (
+        item_sizes = (
             estimate_value_bytes(array.keys) + estimate_value_bytes(array.items)
             if pa.types.is_map(kind)
             else estimate_value_bytes(array.values)
         )
-        sums = np.concatenate([[0], np.cumsum(inside)])
+        sums = np.concatenate([[0], np.cumsum(item_sizes)])
         offsets = array.offsets.to_numpy(zero_copy_only=False)
         return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]] + NUMBER_BYTES, np.int64)
     return np.full(len(array), _fixed_width_bytes(kind), np.int64)
@@ -134,12 +142,12 @@ def estimate_value_bytes(array: Any) -> Sizes:
 
 def _decode_dictionaries(batch: Any) -> Any:
     """The batch with its dictionaries as the texts that they stand for: these are quicker to take out."""
-    every = pa.array(range(batch.num_rows))
+    all_rows = pa.array(range(batch.num_rows))
     arrays = []
-    for one in batch.columns:
-        kind = _decoded_type(one.type)
+    for column in batch.columns:
+        kind = _decoded_type(column.type)
         # take: a slice of a list still has what is inside of all lists, which a cast would write out.
-        arrays.append(one if kind == one.type else one.take(every).cast(kind))
+        arrays.append(column if kind == column.type else column.take(all_rows).cast(kind))
     return pa.record_batch(arrays, names=batch.schema.names)
 
 
@@ -160,10 +168,10 @@ def _find_chunk_ends(rows: Sizes) -> Iterator[int]:
     """Where a batch is cut: behind rows that take PIECE_BYTES together, and at its end."""
     size = 0
     if int(rows.sum()) >= CHUNK_BYTES:
-        for at, one in enumerate(rows[:-1], start=1):
-            size += int(one)
+        for end, row_size in enumerate(rows[:-1], start=1):
+            size += int(row_size)
             if size >= CHUNK_BYTES:
-                yield at
+                yield end
                 size = 0
     if len(rows):
         yield len(rows)
@@ -171,10 +179,10 @@ def _find_chunk_ends(rows: Sizes) -> Iterator[int]:
 
 def _collect_encodings(parts: list[ColumnChunk]) -> dict[str, set[str]]:
     """The encodings of each column, in all row groups."""
-    found: dict[str, set[str]] = {}
+    encodings: dict[str, set[str]] = {}
     for part in parts:
-        found.setdefault(part.path, set()).update(part.encodings)
-    return found
+        encodings.setdefault(part.path, set()).update(part.encodings)
+    return encodings
 
 
 def _is_text(kind: Any) -> bool:

@@ -48,38 +48,40 @@ def list_hub_splits(source: Source) -> list[str]:
 
 
 def _read_parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
-    with pq.ParquetFile(file.path) as opened:
-        schema, metadata = opened.schema_arrow, opened.metadata
-    about, wanted = _inspect_schema(file, schema, columns)
-    declared, read, most = parquet_footer.read_footer(file.path), {*wanted}, limits.make_limits(source)
-    if spared := cell_sizes.find_oversized_columns(declared, read.difference(columns), file.path.stat().st_size, most):
-        wanted, read = [name for name in wanted if name not in spared], read - spared
-        about["columns_not_read"] = [*about.get("columns_not_read", []), *sorted(spared)]
-    cell_sizes.check_declared_sizes(file, declared, read, most)
-    meant = _make_decoders(feature_decoders.read_features(schema), wanted, about)
+    with pq.ParquetFile(file.path) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+    info, selected = _inspect_schema(file, schema, columns)
+    footer, needed, size_limits = parquet_footer.read_footer(file.path), {*selected}, limits.make_limits(source)
+    if oversized := cell_sizes.find_oversized_columns(
+        footer, needed.difference(columns), file.path.stat().st_size, size_limits
+    ):
+        selected, needed = [name for name in selected if name not in oversized], needed - oversized
+        info["columns_not_read"] = [*info.get("columns_not_read", []), *sorted(oversized)]
+    cell_sizes.check_declared_sizes(file, footer, needed, size_limits)
+    decoders = _make_decoders(feature_decoders.read_features(schema), selected, info)
     table = pq.ParquetFile(
-        file.path, metadata=metadata, read_dictionary=cell_sizes.find_dictionary_columns(declared, read)
+        file.path, metadata=metadata, read_dictionary=cell_sizes.find_dictionary_columns(footer, needed)
     )
-    rows = cell_sizes.choose_batch_rows(declared, schema, read, BATCH_ROWS, most)
-    return about, _read_rows(file, _read_batches(table, rows, wanted), meant, most)
+    batch_rows = cell_sizes.choose_batch_rows(footer, schema, needed, BATCH_ROWS, size_limits)
+    return info, _read_rows(file, _read_batches(table, batch_rows, selected), decoders, size_limits)
 
 
 def _make_decoders(
-    description: dict[str, Any], wanted: list[str], about: FileInfo
+    description: dict[str, Any], columns: list[str], info: FileInfo
 ) -> dict[str, feature_decoders.Decoder]:
-    """What the columns to be read mean, and which of them are numbers that stand for names, told in `about`."""
-    read = {name: one for name, one in description.items() if name in wanted}
-    if names := feature_decoders.find_class_labels(read):
-        about["class_labels"] = names
-    return feature_decoders.make_decoders(read)
+    """What the columns to be read mean, and which of them are numbers that stand for names, told in `info`."""
+    features = {name: feature for name, feature in description.items() if name in columns}
+    if names := feature_decoders.find_class_labels(features):
+        info["class_labels"] = names
+    return feature_decoders.make_decoders(features)
 
 
-def _read_batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
+def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[Any]:
     """The batches of a Parquet file, none over two row groups: each has a dictionary of its own, and Arrow joins them
     inside of no list or object."""
     with table:
         for group in range(table.num_row_groups):
-            yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=wanted)
+            yield from table.iter_batches(batch_size=batch_rows, row_groups=[group], columns=columns)
 
 
 def _read_dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
@@ -88,11 +90,11 @@ def _read_dataset(file: SourceFile, source: Source, columns: Collection[str]) ->
         data = _load_from_hub(source.hub or "", source.config, source.revision)[split]
     else:
         data = _import_datasets().load_from_disk(str(file.path), keep_in_memory=False)
-    about, wanted = _inspect_schema(file, data.features.arrow_schema, columns)
-    meant = _make_decoders(data.features.to_dict(), wanted, about)
-    tables = data.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
+    info, selected = _inspect_schema(file, data.features.arrow_schema, columns)
+    decoders = _make_decoders(data.features.to_dict(), selected, info)
+    tables = data.select_columns(selected).with_format("arrow").iter(BATCH_ROWS)
     batches = (batch for table in tables for batch in table.to_batches())
-    return about, _read_rows(file, batches, meant, limits.make_limits(source))
+    return info, _read_rows(file, batches, decoders, limits.make_limits(source))
 
 
 def _import_datasets() -> Any:
@@ -109,9 +111,9 @@ def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
     try:
         return datasets.load_dataset(name, name=config, revision=revision, streaming=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        told = (str(error) or type(error).__name__).splitlines()[0]
+        message = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(
-            f"data.source.hub: {name} at {revision} could not be loaded: {told}\n"
+            f"data.source.hub: {name} at {revision} could not be loaded: {message}\n"
             "  Tried: this user's cache, then the hub. A folder that `datasets` saved, or CSV, JSONL or Parquet files, "
             "do as well: data.source.path."
         ) from None
@@ -121,28 +123,28 @@ def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> 
     """What a schema says, and the columns to read: all but bytes that the recipe has no use for."""
     names = list(schema.names)
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise RecipeError(f"{file.name}: column {', '.join(map(repr, twice))} stands there twice; rename one")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        raise RecipeError(f"{file.name}: column {', '.join(map(repr, duplicates))} stands there twice; rename one")
     unread = [field.name for field in schema if field.name not in columns and _holds_bytes(field.type)]
-    about: FileInfo = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
-    return about, [name for name in names if name not in unread]
+    info: FileInfo = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
+    return info, [name for name in names if name not in unread]
 
 
 def _holds_bytes(kind: Any) -> bool:
-    inside = [kind.field(number).type for number in range(kind.num_fields)]
-    return "binary" in str(kind) and (not inside or any(map(_holds_bytes, inside)))
+    child_types = [kind.field(number).type for number in range(kind.num_fields)]
+    return "binary" in str(kind) and (not child_types or any(map(_holds_bytes, child_types)))
 
 
 def _read_rows(
-    file: SourceFile, batches: Iterator[Any], meant: dict[str, feature_decoders.Decoder], most: limits.Limits
+    file: SourceFile, batches: Iterator[Any], decoders: dict[str, feature_decoders.Decoder], size_limits: limits.Limits
 ) -> Iterator[SourceRow]:
     number = 0
     try:
-        for batch in cell_sizes.split_batches(file, batches, most):
+        for batch in cell_sizes.split_batches(file, batches, size_limits):
             for values in _to_python_rows(batch):
                 number += 1
                 try:
-                    row = _decode_row(values, meant)
+                    row = _decode_row(values, decoders)
                 except BadRowError as error:
                     yield SourceRow(file.name, number, {}, str(error))
                 else:
@@ -169,13 +171,13 @@ def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
     return values
 
 
-def _decode_row(values: dict[str, Any] | BadRowError, meant: dict[str, feature_decoders.Decoder]) -> dict[str, Any]:
+def _decode_row(values: dict[str, Any] | BadRowError, decoders: dict[str, feature_decoders.Decoder]) -> dict[str, Any]:
     if isinstance(values, BadRowError):
         raise values
     row = {}
     for name, value in values.items():
         try:
-            row[name] = to_json_value(meant[name](value) if name in meant else value)
+            row[name] = to_json_value(decoders[name](value) if name in decoders else value)
         except BadRowError as error:
             raise BadRowError(f"column {name!r} holds {error}") from None
     return row
@@ -195,9 +197,9 @@ def to_json_value(value: Any) -> Any:
             raise BadRowError("infinity")
         return None if math.isnan(value) else value
     if isinstance(value, dict):
-        return {str(name): to_json_value(inside) for name, inside in value.items()}
+        return {str(name): to_json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json_value(inside) for inside in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, timedelta):
         return f"PT{Decimal(value // timedelta(microseconds=1)) / 1_000_000:f}S"
     for kind, text in TEXT_CONVERTERS.items():
@@ -215,7 +217,7 @@ TEXT_CONVERTERS: dict[type, Callable[[Any], str]] = {
 }
 
 
-def _unreadable_error(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
-    what = "Parquet" if file.kind == "parquet" else "a data set that `datasets` saved"
-    told = (str(error) or type(error).__name__).splitlines()[0]
-    return RecipeError(f"{file.name}{place}: not {what}, or a damaged one ({told}); write it anew")
+def _unreadable_error(file: SourceFile, error: Exception, location: str = "") -> RecipeError:
+    expected = "Parquet" if file.kind == "parquet" else "a data set that `datasets` saved"
+    message = (str(error) or type(error).__name__).splitlines()[0]
+    return RecipeError(f"{file.name}{location}: not {expected}, or a damaged one ({message}); write it anew")

@@ -58,9 +58,9 @@ class _FooterProcess:
         """Returns what it says of a file, None where it cannot."""
         if self._process is None or self._process.poll() is not None:
             self.end()
-            asked = [sys.executable, "-m", "data_prep.readers.arrow.parquet_footer"]
+            argv = [sys.executable, "-m", "data_prep.readers.arrow.parquet_footer"]
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(asked, cwd=PROJECT_ROOT, **pipes)
+            self._process = subprocess.Popen(argv, cwd=PROJECT_ROOT, **pipes)
             atexit.register(self.end)
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -87,23 +87,23 @@ _FOOTER_PROCESS = _FooterProcess()
 
 def read_footer(path: Path) -> Footer:
     """Returns what the footer of a Parquet file declares. Raises ValueError where it is damaged."""
-    told = _FOOTER_PROCESS.ask(path)
-    if told is None:
+    payload = _FOOTER_PROCESS.ask(path)
+    if payload is None:
         raise ValueError("its footer is damaged")
-    parts = [ColumnChunk(**{**one, "encodings": frozenset(one["encodings"])}) for one in told["parts"]]
-    return Footer(told["rows"], parts)
+    parts = [ColumnChunk(**{**chunk, "encodings": frozenset(chunk["encodings"])}) for chunk in payload["parts"]]
+    return Footer(payload["rows"], parts)
 
 
 def parse_footer(path: str) -> dict[str, Any]:
     """Returns what a footer declares, as JSON. May end the process."""
     import pyarrow.parquet as pq
 
-    found = pq.read_metadata(path)
-    leaves = [found.schema.column(at) for at in range(len(found.schema.names))]
+    metadata = pq.read_metadata(path)
+    leaves = [metadata.schema.column(index) for index in range(len(metadata.schema.names))]
     parts = []
-    for group in map(found.row_group, range(found.num_row_groups)):
-        for at, leaf in enumerate(leaves):
-            part = group.column(at)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for index, leaf in enumerate(leaves):
+            part = group.column(index)
             parts.append(
                 {
                     "path": leaf.path,
@@ -116,16 +116,16 @@ def parse_footer(path: str) -> dict[str, Any]:
                     "values": part.num_values,
                 }
             )
-    return {"rows": found.num_rows, "parts": parts}
+    return {"rows": metadata.num_rows, "parts": parts}
 
 
 def main() -> None:
     for line in sys.stdin:
         try:
-            told = parse_footer(json.loads(line))
+            payload = parse_footer(json.loads(line))
         except Exception:  # noqa: BLE001 (whatever it is, the reader of the file tells it)
-            told = None
-        print(json.dumps(told), flush=True)
+            payload = None
+        print(json.dumps(payload), flush=True)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatReques
             return None
         text = split_prompt(messages)[1]
     except UnusableRowError as error:
-        told = error.detail.replace("column 'messages'", "messages")
-        raise invalid_request(f"{told}; {task.name}{RAW_SUFFIX} passes a request as it is") from None
+        message = error.detail.replace("column 'messages'", "messages")
+        raise invalid_request(f"{message}; {task.name}{RAW_SUFFIX} passes a request as it is") from None
     _check_parameters(body, task)
     options = body.get("stream_options") or {}
     with_usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
@@ -59,7 +59,7 @@ def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatReques
 
 def contains_prompt(messages: Messages, task: Task) -> bool:
     """Returns whether a message has the task's prompt in it: instruction, and labels or fields."""
-    return any(task.head in one["content"].replace("\r\n", "\n") for one in messages)
+    return any(task.head in message["content"].replace("\r\n", "\n") for message in messages)
 
 
 def parse_private(value: Any) -> bool:
@@ -74,34 +74,34 @@ def parse_private(value: Any) -> bool:
 def has_private_header(headers: Any) -> bool:
     """Returns whether any of the headers of that name says that an input is private. Raises RefusedError likewise."""
     # All of them are read: one that says neither is refused, wherever it stands.
-    told = [parse_private(one) for one in headers.getall(PRIVATE_HEADER, [])]
-    return any(told)
+    flags = [parse_private(value) for value in headers.getall(PRIVATE_HEADER, [])]
+    return any(flags)
 
 
 def build_forwarded_body(
-    body: Mapping[str, Any], task: Task, given: PreparedInput, path: str, most_tokens: int | None
+    body: Mapping[str, Any], task: Task, prepared: PreparedInput, path: str, max_tokens: int | None
 ) -> dict[str, Any]:
     """Returns the request that vLLM gets in the place of a client's, on the same wire."""
-    request = task.request(given.given, most_tokens)
-    sent = openai_chat.build_body(task.backend(), request)
-    del sent["logprobs"]
+    request = task.request(prepared.given, max_tokens)
+    forwarded = openai_chat.build_body(task.backend(), request)
+    del forwarded["logprobs"]
     if path == MESSAGES_PATH:
-        sent["max_tokens"] = sent.pop("max_completion_tokens")
-        return {**sent, "stream": bool(body.get("stream"))}
-    return {**sent, **{name: body[name] for name in FORWARDED_PARAMETERS if name in body}}
+        forwarded["max_tokens"] = forwarded.pop("max_completion_tokens")
+        return {**forwarded, "stream": bool(body.get("stream"))}
+    return {**forwarded, **{name: body[name] for name in FORWARDED_PARAMETERS if name in body}}
 
 
 def _check_parameters(body: Mapping[str, Any], task: Task) -> None:
     """Raises RefusedError where a request asks for what a task does not give."""
-    instead = f"leave it out, or ask {task.name}{RAW_SUFFIX}"
+    hint = f"leave it out, or ask {task.name}{RAW_SUFFIX}"
     for name in ("tools", "functions"):
         if body.get(name):
-            raise invalid_request(f"{name}: the task {task.name} calls none; {instead}")
+            raise invalid_request(f"{name}: the task {task.name} calls none; {hint}")
     if body.get("n") not in (None, 1):
-        raise invalid_request(f"n: the task {task.name} has one answer; {instead}")
+        raise invalid_request(f"n: the task {task.name} has one answer; {hint}")
     config = body.get("output_config")
-    wanted = body.get("response_format") or (config.get("format") if isinstance(config, dict) else None)
-    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    requested_format = body.get("response_format") or (config.get("format") if isinstance(config, dict) else None)
+    kind = requested_format.get("type") if isinstance(requested_format, dict) else requested_format
     schema = task.material.prompt["output_schema"] or {}
     if kind not in (None, "text") and schema.get("type") != "object":
-        raise invalid_request(f"response_format: the task {task.name} answers with no JSON object; {instead}")
+        raise invalid_request(f"response_format: the task {task.name} answers with no JSON object; {hint}")

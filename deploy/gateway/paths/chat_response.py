@@ -33,16 +33,16 @@ async def send_outcome(
     if outcome.confidence is not None:
         headers[CONFIDENCE_HEADER] = f"{outcome.confidence:.6f}"
     if not chat.stream:
-        told = build_completion(outcome, model) if path == COMPLETIONS_PATH else build_message(outcome, model)
-        return await forwarding.send_json(request, told, headers)
-    told_in_parts = build_completion_events if path == COMPLETIONS_PATH else build_message_events
-    return await forwarding.send_events(request, told_in_parts(outcome, model, chat.with_usage), headers)
+        payload = build_completion(outcome, model) if path == COMPLETIONS_PATH else build_message(outcome, model)
+        return await forwarding.send_json(request, payload, headers)
+    build_events = build_completion_events if path == COMPLETIONS_PATH else build_message_events
+    return await forwarding.send_events(request, build_events(outcome, model, chat.with_usage), headers)
 
 
 def build_completion(outcome: Outcome, model: str) -> dict[str, Any]:
     """Returns a chat completion; what the task says of the answer stands under `insource`."""
-    said = {"role": "assistant", "content": outcome.text, "refusal": None}
-    choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": "stop"}
+    message = {"role": "assistant", "content": outcome.text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     head = _build_completion_head("chat.completion", model)
     return {**head, "choices": [choice], "usage": _build_usage(outcome), "insource": outcome.json()}
 
@@ -54,40 +54,40 @@ def build_completion_events(outcome: Outcome, model: str, with_usage: bool) -> b
     def chunk(delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
         return {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
 
-    parts = [chunk({"role": "assistant", "content": ""}), chunk({"content": outcome.text}), chunk({}, "stop")]
-    parts += [{**head, "choices": [], "usage": _build_usage(outcome)}] if with_usage else []
-    return b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in parts) + b"data: [DONE]\n\n"
+    events = [chunk({"role": "assistant", "content": ""}), chunk({"content": outcome.text}), chunk({}, "stop")]
+    events += [{**head, "choices": [], "usage": _build_usage(outcome)}] if with_usage else []
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
 
 def build_message(outcome: Outcome, model: str) -> dict[str, Any]:
     """Returns a message of Anthropic's wire."""
-    read, written = outcome.usage
+    input_tokens, output_tokens = outcome.usage
     return {
         **_build_message_head(model),
         "content": [{"type": "text", "text": outcome.text}],
         "stop_reason": "end_turn",
-        "usage": {"input_tokens": read, "output_tokens": written},
+        "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
         "insource": outcome.json(),
     }
 
 
 def build_message_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
     """Returns a message of Anthropic's wire as a stream of events, which always tells its usage."""
-    read, written = outcome.usage
-    begun = {**_build_message_head(model), "content": [], "stop_reason": None}
-    parts: list[dict[str, Any]] = [
-        {"type": "message_start", "message": begun | {"usage": {"input_tokens": read, "output_tokens": 0}}},
+    input_tokens, output_tokens = outcome.usage
+    message = {**_build_message_head(model), "content": [], "stop_reason": None}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": message | {"usage": {"input_tokens": input_tokens, "output_tokens": 0}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": outcome.text}},
         {"type": "content_block_stop", "index": 0},
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"output_tokens": written},
+            "usage": {"output_tokens": output_tokens},
         },
         {"type": "message_stop"},
     ]
-    return b"".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in parts)
+    return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
 
 
 def _build_completion_head(kind: str, model: str) -> dict[str, Any]:
@@ -100,5 +100,9 @@ def _build_message_head(model: str) -> dict[str, Any]:
 
 
 def _build_usage(outcome: Outcome) -> dict[str, int]:
-    read, written = outcome.usage
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    input_tokens, output_tokens = outcome.usage
+    return {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }

@@ -17,37 +17,39 @@ from deploy.monitoring.monitor import Monitor
 from insource.config.schema.serving_and_cost import Limits
 
 
-def accepts_tasks(deployed: Deployment, path: str, raw: bool) -> bool:
+def accepts_tasks(deployment: Deployment, path: str, raw: bool) -> bool:
     """Returns whether chats on a path may hold inputs of a task (serve.chat)."""
-    return path in chat_request.CHAT_PATHS and not raw and deployed.task.recipe.serve.chat == "task"
+    return path in chat_request.CHAT_PATHS and not raw and deployment.task.recipe.serve.chat == "task"
 
 
 async def answer_chat(
     engine: EngineConnection,
-    deployed: Deployment,
+    deployment: Deployment,
     request: web.Request,
-    sent: bytes,
-    of: forwarding.ModelNames,
+    raw_body: bytes,
+    names: forwarding.ModelNames,
     limits: Limits,
-    answered: Counter[str],
-    watch: Monitor,
+    outcome_counts: Counter[str],
+    monitor: Monitor,
 ) -> web.StreamResponse | None:
     """Returns the answer to a chat, None where it holds the task's own prompt and passes as it is. Raises RefusedError
-    where there is no answer, and what passing.on raises; `answered` counts who answered, and why."""
-    task, body = deployed.task, await json_body.read_object(sent)
+    where there is no answer, and what passing.on raises; `outcome_counts` counts who answered, and why."""
+    task, body = deployment.task, await json_body.read_object(raw_body)
     private = chat_request.has_private_header(request.headers)
-    asked = chat_request.parse_chat(body, task, private)
-    if asked is None:
+    chat = chat_request.parse_chat(body, task, private)
+    if chat is None:
         return None
-    given = await router.prepare_input(deployed, asked.text, asked.private, watch)
-    if given.kept and not given.recorded and _supports_constraint(task, request.path):
-        answered[f"{LOCAL}/{given.kept}"] += 1
-        watch.passed(task, given.kept)
-        passed = chat_request.build_forwarded_body(body, task, given, request.path, limits.answer_tokens)
-        return await forwarding.forward(engine.session, request, msgspec.json.encode(passed), of, engine.heard)
-    outcome = await router.answer_input(engine, deployed, given, limits.answer_tokens, watch)
-    answered[outcome.label] += 1
-    return await chat_response.send_outcome(request, request.path, asked, outcome, of.outside, of.version)
+    prepared = await router.prepare_input(deployment, chat.text, chat.private, monitor)
+    if prepared.kept and not prepared.recorded and _supports_constraint(task, request.path):
+        outcome_counts[f"{LOCAL}/{prepared.kept}"] += 1
+        monitor.passed(task, prepared.kept)
+        forwarded_body = chat_request.build_forwarded_body(body, task, prepared, request.path, limits.answer_tokens)
+        return await forwarding.forward(
+            engine.session, request, msgspec.json.encode(forwarded_body), names, engine.heard
+        )
+    outcome = await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
+    outcome_counts[outcome.label] += 1
+    return await chat_response.send_outcome(request, request.path, chat, outcome, names.outside, names.version)
 
 
 def _supports_constraint(task: Task, path: str) -> bool:

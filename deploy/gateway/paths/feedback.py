@@ -55,49 +55,51 @@ class Feedback:
         return self.digest == self.answered.digest
 
 
-async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], watch: Monitor) -> dict[str, Any]:
+async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor: Monitor) -> dict[str, Any]:
     """Returns what was recorded. Raises RefusedError where a request, or its only piece of feedback, is wrong."""
-    asked = await json_body.read_object(body)
-    several = "feedback" in asked
-    pieces = asked["feedback"] if several else [asked]
-    if several and (len(asked) > 1 or not isinstance(pieces, list) or not pieces):
+    payload = await json_body.read_object(body)
+    is_batch = "feedback" in payload
+    items = payload["feedback"] if is_batch else [payload]
+    if is_batch and (len(payload) > 1 or not isinstance(items, list) or not items):
         raise invalid_request("a request has an id and an answer, or feedback: a list of them")
-    if len(pieces) > MAX_ITEMS:
-        raise RequestError(
-            413, "request_too_large", f"{len(pieces):,} pieces of feedback were sent, {MAX_ITEMS} may be"
-        )
-    found = [_validate(one, tasks) for one in pieces]
-    if not several and isinstance(found[0], RequestError):
-        raise found[0]
-    given = [one for one in found if isinstance(one, Feedback)]
+    if len(items) > MAX_ITEMS:
+        raise RequestError(413, "request_too_large", f"{len(items):,} pieces of feedback were sent, {MAX_ITEMS} may be")
+    results = [_validate(item, tasks) for item in items]
+    if not is_batch and isinstance(results[0], RequestError):
+        raise results[0]
+    accepted = [result for result in results if isinstance(result, Feedback)]
     try:
-        await run_in_thread(_write, given)
+        await run_in_thread(_write, accepted)
     except StageError as error:
         raise RequestError(503, "overloaded_error", str(error), retry_seconds=60) from None
-    for one in given:
-        watch.fed_back(one.deployed.task, one.answered, one.right)
-    if not several:
-        return {"recorded": 1, "right": given[0].right}
-    told = [{"error": one.json()} if isinstance(one, RequestError) else {"right": one.right} for one in found]
-    return {"recorded": len(given), "results": told}
+    for entry in accepted:
+        monitor.fed_back(entry.deployed.task, entry.answered, entry.right)
+    if not is_batch:
+        return {"recorded": 1, "right": accepted[0].right}
+    replies = [
+        {"error": result.json()} if isinstance(result, RequestError) else {"right": result.right} for result in results
+    ]
+    return {"recorded": len(accepted), "results": replies}
 
 
-def _validate(piece: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
-    if not isinstance(piece, dict) or set(piece) != set(_KEYS):
+def _validate(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
+    if not isinstance(item, dict) or set(item) != set(_KEYS):
         return invalid_request("feedback is an object with id and answer")
-    told = piece["id"]
-    if not isinstance(told, str) or not told.isascii():
+    answer_id = item["id"]
+    if not isinstance(answer_id, str) or not answer_id.isascii():
         return invalid_request("id is a text: the id of an answer (`id`, or the header X-Insource-Answer-Id)")
-    opened = ((one, one.ids.open(told)) for one in tasks.values())
-    deployed, answered = next(((one, found) for one, found in opened if found is not None), (None, None))
-    if deployed is None or answered is None:
-        return RequestError(404, "not_found_error", f"{told[:24]!r} is the id of no answer of this gateway")
+    pairs = ((candidate, candidate.ids.open(answer_id)) for candidate in tasks.values())
+    deployment, record = next(
+        ((candidate, matched) for candidate, matched in pairs if matched is not None), (None, None)
+    )
+    if deployment is None or record is None:
+        return RequestError(404, "not_found_error", f"{answer_id[:24]!r} is the id of no answer of this gateway")
     try:
-        _check_encodable(piece["answer"])
-        value = parse_right_answer(deployed.task, piece["answer"])
+        _check_encodable(item["answer"])
+        value = parse_right_answer(deployment.task, item["answer"])
     except RequestError as error:
         return error
-    return Feedback(deployed, answered, deployed.ids.digest(deployed.task.identity(value)), value)
+    return Feedback(deployment, record, deployment.ids.digest(deployment.task.identity(value)), value)
 
 
 def _check_encodable(value: Any) -> None:
@@ -125,49 +127,49 @@ def parse_right_answer(task: Task, value: Any) -> Any:
     return parsed.value
 
 
-def _write(given: list[Feedback]) -> None:
+def _write(entries: list[Feedback]) -> None:
     """Writes feedback down. Raises StageError where that fails."""
-    places = {one.deployed.place for one in given}
-    for place in sorted(places):
-        at = utc_timestamp()
-        with shared_jsonl.open_locked(place / FOLDER / f"{at[:7]}.jsonl", _DESCRIPTION) as file:
-            mine = [one for one in given if one.deployed.place == place]
-            for number, one in enumerate(mine, 1):
-                shared_jsonl.append_line(file, _to_line(one, at), _DESCRIPTION, flush=number == len(mine))
-    recorded: dict[tuple[Path, int], dict[str, Feedback]] = {}
-    for one in given:
-        if one.answered.recorded:
-            recorded.setdefault((one.deployed.place, one.answered.day), {})[one.answered.name] = one
-    for (place, day), ones in recorded.items():
-        right = {name: one.value for name, one in ones.items()}
-        traffic_record.correct_rows(next(iter(ones.values())).deployed.task, place, day, right)
+    registry_dirs = {entry.deployed.place for entry in entries}
+    for registry_dir in sorted(registry_dirs):
+        recorded_at = utc_timestamp()
+        with shared_jsonl.open_locked(registry_dir / FOLDER / f"{recorded_at[:7]}.jsonl", _DESCRIPTION) as file:
+            group = [entry for entry in entries if entry.deployed.place == registry_dir]
+            for number, entry in enumerate(group, 1):
+                shared_jsonl.append_line(file, _to_line(entry, recorded_at), _DESCRIPTION, flush=number == len(group))
+    corrections: dict[tuple[Path, int], dict[str, Feedback]] = {}
+    for entry in entries:
+        if entry.answered.recorded:
+            corrections.setdefault((entry.deployed.place, entry.answered.day), {})[entry.answered.name] = entry
+    for (registry_dir, day), by_name in corrections.items():
+        right_answers = {name: entry.value for name, entry in by_name.items()}
+        traffic_record.correct_rows(next(iter(by_name.values())).deployed.task, registry_dir, day, right_answers)
 
 
-def _to_line(one: Feedback, at: str) -> dict[str, object]:
-    told = one.answered
+def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
+    record = entry.answered
     return {
-        "at": at,
-        "answer": told.name,
-        "deployment": told.deployment,
-        "local": told.local,
-        "kept": told.kept,
-        "mirrored": told.mirrored,
-        "confidence": told.confidence,
-        "right": one.right,
-        "right_digest": one.digest,
+        "at": recorded_at,
+        "answer": record.name,
+        "deployment": record.deployment,
+        "local": record.local,
+        "kept": record.kept,
+        "mirrored": record.mirrored,
+        "confidence": record.confidence,
+        "right": entry.right,
+        "right_digest": entry.digest,
     }
 
 
-def read_feedback(place: Path, deployment: str, since: datetime) -> list[Mapping[str, Any]]:
+def read_feedback(registry_dir: Path, deployment_id: str, since: datetime) -> list[Mapping[str, Any]]:
     """Returns the feedback below registry/<name> on answers of a deployment that came from then on, of each answer the
     last."""
-    last: dict[str, Mapping[str, Any]] = {}
-    for line in _read_folder(place):
-        if line["deployment"] == deployment and datetime.fromisoformat(line["at"]) >= since:
-            last[line["answer"]] = line
-    return list(last.values())
+    latest: dict[str, Mapping[str, Any]] = {}
+    for line in _read_folder(registry_dir):
+        if line["deployment"] == deployment_id and datetime.fromisoformat(line["at"]) >= since:
+            latest[line["answer"]] = line
+    return list(latest.values())
 
 
-def _read_folder(place: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted((place / FOLDER).glob("*.jsonl")):
+def _read_folder(registry_dir: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted((registry_dir / FOLDER).glob("*.jsonl")):
         yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)

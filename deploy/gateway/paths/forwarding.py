@@ -53,26 +53,26 @@ class ModelNames:
 
 
 async def forward(
-    engine: ClientSession, request: web.Request, body: bytes, of: ModelNames, heard: Callable[[], None]
+    engine: ClientSession, request: web.Request, body: bytes, names: ModelNames, on_data: Callable[[], None]
 ) -> web.StreamResponse:
-    """Sends a request to vLLM and its answer back; `heard` is called whenever vLLM sends something.
+    """Sends a request to vLLM and its answer back; `on_data` is called whenever vLLM sends something.
 
     Raises BrokeOffError where vLLM breaks off before anything went back, TooLargeError for an answer that is too large;
     ConnectionError where half an answer is out, or the client is gone.
     """
     answer: web.StreamResponse | None = None
     try:
-        async with engine.post(request.path, data=BytesIO(body), headers=_build_headers(request.headers)) as found:
-            told = heard if found.status < 500 else _ignore  # the wire of vLLM outlives what computes behind it
-            told()
-            if _is_stream(found):
-                answer = _build_response(found, of)
-                await _send_by_line(request, answer, _iter_chunks(found, told), of)
+        async with engine.post(request.path, data=BytesIO(body), headers=_build_headers(request.headers)) as response:
+            notify = on_data if response.status < 500 else _ignore  # the wire of vLLM outlives what computes behind it
+            notify()
+            if _is_stream(response):
+                answer = _build_response(response, names)
+                await _send_by_line(request, answer, _iter_chunks(response, notify), names)
             else:
-                said = model_names.restore_name(await _read_answer(found, told), of.inside, of.outside)
-                answer = _build_response(found, of)
-                answer[USED_TOKENS] = model_names.read_usage(said)
-                await _send_whole(request, answer, said)
+                content = model_names.restore_name(await _read_answer(response, notify), names.inside, names.outside)
+                answer = _build_response(response, names)
+                answer[USED_TOKENS] = model_names.read_usage(content)
+                await _send_whole(request, answer, content)
             return answer
     except (ClientError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
         if answer is not None:
@@ -83,72 +83,72 @@ async def forward(
         raise ConnectionResetError(f"a line of vLLM's stream has {error}") from None
 
 
-async def send_json(request: web.Request, said: Any, headers: Mapping[str, str]) -> web.StreamResponse:
+async def send_json(request: web.Request, payload: Any, headers: Mapping[str, str]) -> web.StreamResponse:
     """Sends a JSON answer of the gateway's own, within the time that one of vLLM's has. Raises ConnectionResetError
     where the client takes nothing."""
     answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8", **headers})
-    await _send_whole(request, answer, json.dumps(said).encode())
+    await _send_whole(request, answer, json.dumps(payload).encode())
     return answer
 
 
-async def send_events(request: web.Request, said: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+async def send_events(request: web.Request, payload: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
     """Sends events that are known as a whole, within the same time. Raises ConnectionResetError likewise."""
     answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **headers})
     await answer.prepare(request)
-    async with _write_timeout(request, WRITE_SECONDS + len(said) / MIN_BYTES_PER_SECOND):
-        await answer.write(said)
+    async with _write_timeout(request, WRITE_SECONDS + len(payload) / MIN_BYTES_PER_SECOND):
+        await answer.write(payload)
         await answer.write_eof()
     return answer
 
 
-def _build_headers(given: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: given[name] for name in _REQUEST_HEADERS if name in given}
-    return kept | {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+def _build_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    forwarded = {name: headers[name] for name in _REQUEST_HEADERS if name in headers}
+    return forwarded | {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
-def _is_stream(found: ClientResponse) -> bool:
-    return found.headers.get("Content-Type", "").startswith("text/event-stream")
+def _is_stream(response: ClientResponse) -> bool:
+    return response.headers.get("Content-Type", "").startswith("text/event-stream")
 
 
-def _build_response(found: ClientResponse, of: ModelNames) -> web.StreamResponse:
-    kept = {name: found.headers[name] for name in _RESPONSE_HEADERS if name in found.headers}
-    return web.StreamResponse(status=found.status, headers=kept | {VERSION_HEADER: of.version})
+def _build_response(response: ClientResponse, names: ModelNames) -> web.StreamResponse:
+    headers = {name: response.headers[name] for name in _RESPONSE_HEADERS if name in response.headers}
+    return web.StreamResponse(status=response.status, headers=headers | {VERSION_HEADER: names.version})
 
 
-async def _iter_chunks(found: ClientResponse, heard: Callable[[], None]) -> AsyncIterator[bytes]:
-    async for chunk in found.content.iter_any():
-        heard()
+async def _iter_chunks(response: ClientResponse, on_data: Callable[[], None]) -> AsyncIterator[bytes]:
+    async for chunk in response.content.iter_any():
+        on_data()
         yield chunk
 
 
-async def _read_answer(found: ClientResponse, heard: Callable[[], None]) -> bytes:
-    said = bytearray()
-    async for chunk in _iter_chunks(found, heard):
-        said += chunk
-        if len(said) > MAX_ANSWER_BYTES:
+async def _read_answer(response: ClientResponse, on_data: Callable[[], None]) -> bytes:
+    content = bytearray()
+    async for chunk in _iter_chunks(response, on_data):
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
             raise AnswerTooLargeError(
                 f"the answer has more than {MAX_ANSWER_BYTES // 2**20} MiB; ask for less, or for a stream"
             )
-    return bytes(said)
+    return bytes(content)
 
 
 async def _send_by_line(
-    request: web.Request, answer: web.StreamResponse, chunks: AsyncIterator[bytes], of: ModelNames
+    request: web.Request, answer: web.StreamResponse, chunks: AsyncIterator[bytes], names: ModelNames
 ) -> None:
     await answer.prepare(request)
-    async for part in model_names.restore_name_in_stream(chunks, of.inside, of.outside, MAX_LINE_BYTES):
+    async for part in model_names.restore_name_in_stream(chunks, names.inside, names.outside, MAX_LINE_BYTES):
         async with _write_timeout(request, WRITE_SECONDS):
             await answer.write(part)
     async with _write_timeout(request, WRITE_SECONDS):
         await answer.write_eof()
 
 
-async def _send_whole(request: web.Request, answer: web.StreamResponse, said: bytes) -> None:
-    answer.content_length = len(said)
+async def _send_whole(request: web.Request, answer: web.StreamResponse, content: bytes) -> None:
+    answer.content_length = len(content)
     await answer.prepare(request)
-    async with _write_timeout(request, WRITE_SECONDS + len(said) / MIN_BYTES_PER_SECOND):
-        for start in range(0, len(said), _CHUNK_BYTES):
-            await answer.write(said[start : start + _CHUNK_BYTES])
+    async with _write_timeout(request, WRITE_SECONDS + len(content) / MIN_BYTES_PER_SECOND):
+        for start in range(0, len(content), _CHUNK_BYTES):
+            await answer.write(content[start : start + _CHUNK_BYTES])
         await answer.write_eof()
 
 

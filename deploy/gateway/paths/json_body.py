@@ -19,25 +19,25 @@ async def read_object(body: bytes) -> dict[str, Any]:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Returns the object that a body is. Raises RefusedError saying what is wrong with it."""
     try:
-        found = json.loads(body.decode(), object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
+        parsed = json.loads(body.decode(), object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except UnicodeDecodeError as error:
         raise invalid_request(f"the body is not UTF-8: byte {error.start}") from None
     except RecursionError:
         raise invalid_request("the body is nested too deeply") from None
     except ValueError as error:
         raise invalid_request(f"the body is no JSON object: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise invalid_request("the body is no JSON object")
-    return found
+    return parsed
 
 
 def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in fields:
             raise ValueError(f"the key {key[:40]!r} is in it twice")
-        found[key] = value
-    return found
+        fields[key] = value
+    return fields
 
 
 def _reject_constant(name: str) -> Any:

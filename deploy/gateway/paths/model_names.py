@@ -31,12 +31,12 @@ def parse_fields(body: bytes) -> Fields:
         raise ValueError(str(error)) from None
 
 
-def read_value(told: Fields, key: str) -> Any:
+def read_value(fields: Fields, key: str) -> Any:
     """Returns a value that may be a text or a number, None where there is none or it is something else.
 
     Raises ValueError for a text that is none, such as half a surrogate.
     """
-    raw = bytes(told[key]).lstrip() if key in told else b""
+    raw = bytes(fields[key]).lstrip() if key in fields else b""
     if not raw or raw[:1] in b"[{":
         return None
     try:
@@ -45,10 +45,10 @@ def read_value(told: Fields, key: str) -> Any:
         raise ValueError(str(error)) from None
 
 
-def read_number(told: Fields, key: str) -> float | None:
+def read_number(fields: Fields, key: str) -> float | None:
     """Returns a number as vLLM reads it, which takes "3" and 3.0 for 3; None where there is none."""
     try:
-        return float(read_value(told, key))
+        return float(read_value(fields, key))
     except (TypeError, ValueError):
         return None
 
@@ -59,69 +59,71 @@ def read_usage(answer: bytes) -> tuple[int, int]:
         usage = parse_fields(bytes(parse_fields(answer)["usage"]))
     except (ValueError, KeyError):
         return 0, 0
-    read, written = (
+    input_tokens, output_tokens = (
         read_number(usage, openai) or read_number(usage, anthropic) or 0.0
         for openai, anthropic in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
     )
-    return int(read), int(written)
+    return int(input_tokens), int(output_tokens)
 
 
-def count_prompts(told: Fields) -> int:
+def count_prompts(fields: Fields) -> int:
     """Returns how many prompts a request has: a list of texts or of lists are several, a list of numbers is one."""
-    raw = bytes(told.get("prompt", b""))
+    raw = bytes(fields.get("prompt", b""))
     return len(_ITEMS_DECODER.decode(raw)) if _MULTIPLE_PROMPTS.match(raw) else 1
 
 
-def replace_values(told: Fields, **values: Any) -> bytes:
+def replace_values(fields: Fields, **values: Any) -> bytes:
     """Returns an object as JSON with some of its values replaced."""
-    return msgspec.json.encode({**told, **{key: msgspec.Raw(msgspec.json.encode(one)) for key, one in values.items()}})
+    return msgspec.json.encode(
+        {**fields, **{key: msgspec.Raw(msgspec.json.encode(value)) for key, value in values.items()}}
+    )
 
 
-def restore_name(answer: bytes, inside: str, outside: str) -> bytes:
+def restore_name(answer: bytes, internal_name: str, public_name: str) -> bytes:
     """Returns an answer with the name of the model as the client gave it: the key `model` of the answer itself, or of
     the message that Anthropic's wire begins a stream with. What is not JSON comes back as it is."""
     try:
-        told = parse_fields(answer)
-        if _read_model(told) == inside:
-            return replace_values(told, model=outside)
-        if read_value(told, "type") == "message_start" and "message" in told:
-            message = parse_fields(bytes(told["message"]))
-            if _read_model(message) == inside:
-                return replace_values(told, message=msgspec.Raw(replace_values(message, model=outside)))
+        fields = parse_fields(answer)
+        if _read_model(fields) == internal_name:
+            return replace_values(fields, model=public_name)
+        if read_value(fields, "type") == "message_start" and "message" in fields:
+            message = parse_fields(bytes(fields["message"]))
+            if _read_model(message) == internal_name:
+                return replace_values(fields, message=msgspec.Raw(replace_values(message, model=public_name)))
     except ValueError:
         return answer
     return answer
 
 
 async def restore_name_in_stream(
-    chunks: AsyncIterator[bytes], inside: str, outside: str, most: int
+    chunks: AsyncIterator[bytes], internal_name: str, public_name: str, max_bytes: int
 ) -> AsyncIterator[bytes]:
     """Yields the whole lines of a stream of events as they come, with the name put back.
 
-    Raises LineTooLongError for a line of more than `most` bytes.
+    Raises LineTooLongError for a line of more than `max_bytes` bytes.
     """
-    rest = bytearray()
+    pending = bytearray()
     async for chunk in chunks:
-        *whole, last = chunk.split(b"\n")
-        if whole:
-            lines = [bytes(rest) + whole[0], *whole[1:]]
-            rest = bytearray(last)
-            yield b"".join(_restore_line(line, inside, outside) + b"\n" for line in lines)
+        *complete, tail = chunk.split(b"\n")
+        if complete:
+            lines = [bytes(pending) + complete[0], *complete[1:]]
+            pending = bytearray(tail)
+            yield b"".join(_restore_line(line, internal_name, public_name) + b"\n" for line in lines)
         else:
-            rest += last
-        if len(rest) > most:
-            raise LineTooLongError(f"more than {most:,} bytes")
-    if rest:
-        yield _restore_line(bytes(rest), inside, outside)
+            pending += tail
+        if len(pending) > max_bytes:
+            raise LineTooLongError(f"more than {max_bytes:,} bytes")
+    if pending:
+        yield _restore_line(bytes(pending), internal_name, public_name)
 
 
-def _restore_line(line: bytes, inside: str, outside: str) -> bytes:
+def _restore_line(line: bytes, internal_name: str, public_name: str) -> bytes:
     if not line.startswith(b"data:"):
         return line
-    told = line[len(b"data:") :].strip()
-    found = restore_name(told, inside, outside)
-    return line if found is told else b"data: " + found
+    data = line[len(b"data:") :].strip()
+    restored = restore_name(data, internal_name, public_name)
+    return line if restored is data else b"data: " + restored
 
 
-def _read_model(told: Fields) -> Any:
-    return read_value(told, "model")
+def _read_model(fields: Fields) -> Any:
+    return read_value(fields, "model")

@@ -97,143 +97,147 @@ class Outcome:
         }
 
 
-async def prepare_input(deployed: Deployment, raw: str, private: bool, watch: Monitor) -> PreparedInput:
+async def prepare_input(deployment: Deployment, raw: str, private: bool, monitor: Monitor) -> PreparedInput:
     """Returns an input as it is asked. Raises RefusedError where preparation would reject it."""
     if len(raw) > THREAD_MIN_CHARACTERS:
-        found = await run_in_thread(_prepare, deployed, raw, private)
+        prepared = await run_in_thread(_prepare, deployment, raw, private)
     else:
-        found = _prepare(deployed, raw, private)
-    return replace(found, recorded=watch.traffic.chosen(deployed.task, private))
+        prepared = _prepare(deployment, raw, private)
+    return replace(prepared, recorded=monitor.traffic.chosen(deployment.task, private))
 
 
-def _prepare(deployed: Deployment, raw: str, private: bool) -> PreparedInput:
-    task = deployed.task
-    given = task.prepared(raw)
+def _prepare(deployment: Deployment, raw: str, private: bool) -> PreparedInput:
+    task = deployment.task
+    task_input = task.prepared(raw)
     if private:
-        return PreparedInput(given, "private")
-    if isinstance(deployed.escalation, NoEscalation):
-        return PreparedInput(given, deployed.escalation.reason)
-    found = task.recipe.route.personal_data == "local" and personal_data.find_kinds(raw)
-    return PreparedInput(given, "personal_data" if found else None)
+        return PreparedInput(task_input, "private")
+    if isinstance(deployment.escalation, NoEscalation):
+        return PreparedInput(task_input, deployment.escalation.reason)
+    has_personal_data = task.recipe.route.personal_data == "local" and personal_data.find_kinds(raw)
+    return PreparedInput(task_input, "personal_data" if has_personal_data else None)
 
 
 async def answer_input(
-    engine: EngineConnection, deployed: Deployment, asked: PreparedInput, most_tokens: int | None, watch: Monitor
+    engine: EngineConnection, deployment: Deployment, prepared: PreparedInput, max_tokens: int | None, monitor: Monitor
 ) -> Outcome:
-    """Returns the valid answer to an input. Raises RefusedError where there is none. Either is noted by `watch`."""
+    """Returns the valid answer to an input. Raises RefusedError where there is none. Either is noted by `monitor`."""
     try:
-        outcome = await _answer(engine, deployed, asked, most_tokens, watch)
+        outcome = await _answer(engine, deployment, prepared, max_tokens, monitor)
     except RequestError as error:
-        watch.refused(deployed.task, error.status)
+        monitor.refused(deployment.task, error.status)
         raise
-    task, mirrored = deployed.task, outcome.reason == BEFORE_SWITCH and watch.mirror.chosen(deployed.task)
-    told = AnswerRecord(
+    task, mirrored = deployment.task, outcome.reason == BEFORE_SWITCH and monitor.mirror.chosen(deployment.task)
+    record = AnswerRecord(
         task.deployment,
-        deployed.ids.digest(task.identity(outcome.value)),
+        deployment.ids.digest(task.identity(outcome.value)),
         local=outcome.answered_by == LOCAL,
         kept=outcome.reason == CONFIDENT,
         mirrored=mirrored,
-        recorded=asked.recorded,
+        recorded=prepared.recorded,
         confidence=outcome.local_confidence,
     )
-    sealed, name = deployed.ids.seal(told)
-    watch.answered(task, outcome)
-    if asked.recorded:
-        watch.record(deployed, asked.given, outcome, name)
+    answer_id, name = deployment.ids.seal(record)
+    monitor.answered(task, outcome)
+    if prepared.recorded:
+        monitor.record(deployment, prepared.given, outcome, name)
     if mirrored:
-        watch.mirror.start(engine, deployed, asked.given, name, told.digest, most_tokens)
-    return replace(outcome, id=sealed)
+        monitor.mirror.start(engine, deployment, prepared.given, name, record.digest, max_tokens)
+    return replace(outcome, id=answer_id)
 
 
 async def _answer(
-    engine: EngineConnection, deployed: Deployment, asked: PreparedInput, most_tokens: int | None, watch: Monitor
+    engine: EngineConnection, deployment: Deployment, prepared: PreparedInput, max_tokens: int | None, monitor: Monitor
 ) -> Outcome:
-    task, escalation = deployed.task, deployed.escalation
-    if task.recipe.route.mirror and not asked.kept and isinstance(escalation, Escalation):
-        return await _answer_before_switch(engine, task, escalation, asked, most_tokens, watch)
-    own = await local_model.query_model(engine, task, asked.given, most_tokens)
-    watch.judged(task, LOCAL, own, sample=not task.recipe.route.mirror)
-    valid, threshold = own.parsed.problem is None, task.routing.threshold
-    if asked.kept or isinstance(escalation, NoEscalation) or threshold is None:
-        return _local_outcome(task, asked, own, asked.kept or "no_threshold")
-    if valid and own.confidence is not None and own.confidence >= threshold:
-        return _local_outcome(task, asked, own, CONFIDENT)
-    theirs = await _query_api(task, escalation, asked, watch)
-    if isinstance(theirs, ScoredAnswer):
-        reason = "below_threshold" if valid else "own_answer_invalid"
-        return _build_outcome(task, asked, theirs, own, escalation.name, reason)
+    task, escalation = deployment.task, deployment.escalation
+    if task.recipe.route.mirror and not prepared.kept and isinstance(escalation, Escalation):
+        return await _answer_before_switch(engine, task, escalation, prepared, max_tokens, monitor)
+    local_answer = await local_model.query_model(engine, task, prepared.given, max_tokens)
+    monitor.judged(task, LOCAL, local_answer, sample=not task.recipe.route.mirror)
+    is_valid, threshold = local_answer.parsed.problem is None, task.routing.threshold
+    if prepared.kept or isinstance(escalation, NoEscalation) or threshold is None:
+        return _local_outcome(task, prepared, local_answer, prepared.kept or "no_threshold")
+    if is_valid and local_answer.confidence is not None and local_answer.confidence >= threshold:
+        return _local_outcome(task, prepared, local_answer, CONFIDENT)
+    api_result = await _query_api(task, escalation, prepared, monitor)
+    if isinstance(api_result, ScoredAnswer):
+        reason = "below_threshold" if is_valid else "own_answer_invalid"
+        return _build_outcome(task, prepared, api_result, local_answer, escalation.name, reason)
     if task.recipe.route.when_api_fails == "error":
-        raise _build_api_error(escalation, theirs, "the deployed model is not sure enough")
-    return _local_outcome(task, asked, own, theirs, degraded=True)
+        raise _build_api_error(escalation, api_result, "the deployed model is not sure enough")
+    return _local_outcome(task, prepared, local_answer, api_result, degraded=True)
 
 
 async def _answer_before_switch(
     engine: EngineConnection,
     task: Task,
     escalation: Escalation,
-    asked: PreparedInput,
-    most_tokens: int | None,
-    watch: Monitor,
+    prepared: PreparedInput,
+    max_tokens: int | None,
+    monitor: Monitor,
 ) -> Outcome:
     """The API model's answer, whatever the deployed model would say; that is asked where the API model fails."""
-    theirs = await _query_api(task, escalation, asked, watch)
-    if isinstance(theirs, ScoredAnswer):
-        return _build_outcome(task, asked, theirs, None, escalation.name, BEFORE_SWITCH)
+    api_result = await _query_api(task, escalation, prepared, monitor)
+    if isinstance(api_result, ScoredAnswer):
+        return _build_outcome(task, prepared, api_result, None, escalation.name, BEFORE_SWITCH)
     if task.recipe.route.when_api_fails == "error":
-        raise _build_api_error(escalation, theirs, "the switch has not come (route.mirror)")
-    own = await local_model.query_model(engine, task, asked.given, most_tokens)
-    watch.judged(task, LOCAL, own, sample=False)
-    return _local_outcome(task, asked, own, theirs, degraded=True)
+        raise _build_api_error(escalation, api_result, "the switch has not come (route.mirror)")
+    local_answer = await local_model.query_model(engine, task, prepared.given, max_tokens)
+    monitor.judged(task, LOCAL, local_answer, sample=False)
+    return _local_outcome(task, prepared, local_answer, api_result, degraded=True)
 
 
-async def _query_api(task: Task, escalation: Escalation, asked: PreparedInput, watch: Monitor) -> ScoredAnswer | str:
-    theirs = await escalation.ask(asked.given)
-    if isinstance(theirs, ScoredAnswer):
-        watch.judged(task, escalation.name, theirs)
+async def _query_api(
+    task: Task, escalation: Escalation, prepared: PreparedInput, monitor: Monitor
+) -> ScoredAnswer | str:
+    api_result = await escalation.ask(prepared.given)
+    if isinstance(api_result, ScoredAnswer):
+        monitor.judged(task, escalation.name, api_result)
     else:
-        watch.failed(task, escalation.name, theirs)
-    return theirs
+        monitor.failed(task, escalation.name, api_result)
+    return api_result
 
 
-def _build_api_error(escalation: Escalation, theirs: str, why_asked: str) -> RequestError:
-    """What is told where nothing but the API model may answer and it does not, `theirs` saying why."""
-    whys = {
+def _build_api_error(escalation: Escalation, failure: str, context: str) -> RequestError:
+    """What is told where nothing but the API model may answer and it does not, `failure` saying why."""
+    reasons = {
         OVER_BUDGET: "this month's route.usd_per_month is used up",
         REFUSED: f"{escalation.name} refuses this input",
     }
-    why = whys.get(theirs, f"{escalation.name} does not answer")
-    told = f"{why_asked}, and {why} ({theirs}; route.when_api_fails: error)"
-    if theirs == OVER_BUDGET:
-        return RequestError(429, "rate_limit_error", told, retry_seconds=3600)
-    return RequestError(503, "overloaded_error", told, retry_seconds=10)
+    reason = reasons.get(failure, f"{escalation.name} does not answer")
+    message = f"{context}, and {reason} ({failure}; route.when_api_fails: error)"
+    if failure == OVER_BUDGET:
+        return RequestError(429, "rate_limit_error", message, retry_seconds=3600)
+    return RequestError(503, "overloaded_error", message, retry_seconds=10)
 
 
-def _local_outcome(task: Task, asked: PreparedInput, own: ScoredAnswer, reason: str, degraded: bool = False) -> Outcome:
+def _local_outcome(
+    task: Task, prepared: PreparedInput, local_answer: ScoredAnswer, reason: str, degraded: bool = False
+) -> Outcome:
     """The deployed version's answer. Raises RefusedError where it does not fit the task's schema."""
-    if own.parsed.problem is not None:
-        told = f"the model's answer does not fit the task's schema: {own.parsed.problem}"
-        raise RequestError(422, "invalid_answer_error", told)
-    return _build_outcome(task, asked, own, own, LOCAL, reason, degraded)
+    if local_answer.parsed.problem is not None:
+        message = f"the model's answer does not fit the task's schema: {local_answer.parsed.problem}"
+        raise RequestError(422, "invalid_answer_error", message)
+    return _build_outcome(task, prepared, local_answer, local_answer, LOCAL, reason, degraded)
 
 
 def _build_outcome(
     task: Task,
-    asked: PreparedInput,
-    taken: ScoredAnswer,
-    own: ScoredAnswer | None,
-    by: str,
+    prepared: PreparedInput,
+    final: ScoredAnswer,
+    local_answer: ScoredAnswer | None,
+    answered_by: str,
     reason: str,
     degraded: bool = False,
 ) -> Outcome:
-    given, counted = asked.given, (own or taken).answer
+    task_input, usage_answer = prepared.given, (local_answer or final).answer
     return Outcome(
-        value=taken.parsed.value,
-        text=task.text(taken.parsed.value),
-        confidence=taken.confidence,
-        local_confidence=own.confidence if own else None,
-        answered_by=by,
+        value=final.parsed.value,
+        text=task.text(final.parsed.value),
+        confidence=final.confidence,
+        local_confidence=local_answer.confidence if local_answer else None,
+        answered_by=answered_by,
         reason=reason,
         degraded=degraded,
-        redacted=tuple(sorted(given.found & set(task.recipe.privacy.redact))),
-        usage=(counted.input_tokens or 0, counted.output_tokens or 0),
+        redacted=tuple(sorted(task_input.found & set(task.recipe.privacy.redact))),
+        usage=(usage_answer.input_tokens or 0, usage_answer.output_tokens or 0),
     )

@@ -26,48 +26,48 @@ _KEYS = ("input", "inputs", "private")
 
 
 async def answer_inputs(
-    body: bytes, deployed: Deployment, engine: EngineConnection, private: bool, limits: Limits, watch: Monitor
+    body: bytes, deployment: Deployment, engine: EngineConnection, private: bool, limits: Limits, monitor: Monitor
 ) -> tuple[dict[str, Any], list[Outcome]]:
     """Returns the answer to a request, and what became of its inputs. Raises RefusedError where it is wrong, or its
     only input has no answer.
 
     `private`: whether its headers say so. At most `limits.sequences` inputs are on their way at once.
     """
-    asked = await json_body.read_object(body)
-    several, private = _validate(asked), private or parse_private(asked.get("private"))
-    task = deployed.task
+    payload = await json_body.read_object(body)
+    is_batch, private = _validate(payload), private or parse_private(payload.get("private"))
+    task = deployment.task
     head = {"task": task.name, "version": task.version}
 
-    async def one(value: Any) -> Outcome:
-        given = await router.prepare_input(deployed, extract_text(task, value), private, watch)
-        return await router.answer_input(engine, deployed, given, limits.answer_tokens, watch)
+    async def answer_one(value: Any) -> Outcome:
+        prepared = await router.prepare_input(deployment, extract_text(task, value), private, monitor)
+        return await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
 
-    if not several:
-        outcome = await one(asked["input"])
+    if not is_batch:
+        outcome = await answer_one(payload["input"])
         return head | outcome.json(), [outcome]
-    room = asyncio.Semaphore(limits.sequences)
+    slots = asyncio.Semaphore(limits.sequences)
 
-    async def in_turn(value: Any) -> Outcome | RequestError:
-        async with room:
+    async def answer_or_error(value: Any) -> Outcome | RequestError:
+        async with slots:
             try:
-                return await one(value)
+                return await answer_one(value)
             except RequestError as error:
                 return error
 
-    found = await asyncio.gather(*map(in_turn, asked["inputs"]))
-    told = [{"error": one.json()} if isinstance(one, RequestError) else one.json() for one in found]
-    return head | {"answers": told}, [one for one in found if isinstance(one, Outcome)]
+    results = await asyncio.gather(*map(answer_or_error, payload["inputs"]))
+    replies = [{"error": result.json()} if isinstance(result, RequestError) else result.json() for result in results]
+    return head | {"answers": replies}, [result for result in results if isinstance(result, Outcome)]
 
 
-def _validate(asked: Mapping[str, Any]) -> bool:
+def _validate(payload: Mapping[str, Any]) -> bool:
     """Returns whether a request has several inputs. Raises RefusedError where it is wrong."""
-    if unknown := sorted(asked.keys() - set(_KEYS)):
+    if unknown := sorted(payload.keys() - set(_KEYS)):
         raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(_KEYS)}")
-    if ("input" in asked) == ("inputs" in asked):
+    if ("input" in payload) == ("inputs" in payload):
         raise invalid_request("a request has either input or inputs")
-    if "input" in asked:
+    if "input" in payload:
         return False
-    inputs = asked["inputs"]
+    inputs = payload["inputs"]
     if not isinstance(inputs, list) or not inputs:
         raise invalid_request("inputs is a list of one input or more")
     if len(inputs) > MAX_INPUTS:

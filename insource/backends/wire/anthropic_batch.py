@@ -36,25 +36,26 @@ _HTTP_STATUS = {
 
 async def create(client: "AsyncAnthropic", backend: Backend, name: str, requests: Sequence[Request]) -> str:
     """Returns the id of a new batch. It cannot bear a name."""
-    asked: list[Any] = [{"custom_id": request.id, "params": build_body(backend, request)} for request in requests]
-    batch = await client.messages.batches.create(requests=asked)
+    entries: list[Any] = [{"custom_id": request.id, "params": build_body(backend, request)} for request in requests]
+    batch = await client.messages.batches.create(requests=entries)
     return batch.id
 
 
 async def find(
-    client: "AsyncAnthropic", name: str, began: datetime, ids: Sequence[str], strangers: Collection[str]
+    client: "AsyncAnthropic", name: str, started_at: datetime, ids: Sequence[str], foreign_batch_ids: Collection[str]
 ) -> str | None:
-    """Returns the id of the oldest batch of as many requests that was made since `began`, None where there is none.
+    """Returns the id of the oldest batch of as many requests that was made since `started_at`, None where there is
+    none.
 
     Whether it is ours nobody can know before it ended: batches bear no name, and show their custom ids only in the
-    results. The caller looks at those, and counts a batch with others among the `strangers`.
+    results. The caller looks at those, and counts a batch with others among the `foreign_batch_ids`.
     """
     oldest = None
     async for batch in client.messages.batches.list(limit=100):
-        if batch.created_at < began - CLOCK_SKEW:
+        if batch.created_at < started_at - CLOCK_SKEW:
             break
-        in_time = batch.created_at < began + CREATION_WINDOW + CLOCK_SKEW
-        if batch.id not in strangers and in_time and _count_requests(batch) == len(ids):
+        in_time = batch.created_at < started_at + CREATION_WINDOW + CLOCK_SKEW
+        if batch.id not in foreign_batch_ids and in_time and _count_requests(batch) == len(ids):
             oldest = batch.id
     return oldest
 
@@ -63,38 +64,38 @@ async def poll(client: "AsyncAnthropic", batch_id: str) -> tuple[str, str]:
     """Returns how far a batch is, and that in words."""
     batch = await client.messages.batches.retrieve(batch_id)
     counts = batch.request_counts
-    told = (
+    progress = (
         f"{batch.processing_status}, {_count_requests(batch) - counts.processing:,} of {_count_requests(batch):,} done"
     )
     if batch.processing_status != "ended":
-        return "running", told
-    return "cancelled" if counts.canceled else "ended", told
+        return "running", progress
+    return "cancelled" if counts.canceled else "ended", progress
 
 
 async def fetch_results(
-    client: "AsyncAnthropic", backend: Backend, batch_id: str, asked: Request
+    client: "AsyncAnthropic", backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure]:
     """Returns what became of each request, by its custom id. Read whole: a stream of lines that breaks off would end
     like one that is complete."""
     path = f"/v1/messages/batches/{batch_id}/results"
-    found = await client.get(path, cast_to=bytes, options={"headers": {"Accept": "application/binary"}})
+    content = await client.get(path, cast_to=bytes, options={"headers": {"Accept": "application/binary"}})
     # Not splitlines, which takes more for the end of a line than JSON does.
-    rows = [json.loads(line) for line in found.decode().split("\n") if line.strip()]
-    return {row["custom_id"]: _parse_result(row["result"], backend, asked) for row in rows}
+    rows = [json.loads(line) for line in content.decode().split("\n") if line.strip()]
+    return {row["custom_id"]: _parse_result(row["result"], backend, request) for row in rows}
 
 
-def _parse_result(result: dict[str, Any], backend: Backend, asked: Request) -> Completion | AttemptFailure:
+def _parse_result(result: dict[str, Any], backend: Backend, request: Request) -> Completion | AttemptFailure:
     from anthropic.types import Message
 
     try:
         if result["type"] == "succeeded":
-            return parse_completion(Message.construct(**result["message"]), backend, asked)
+            return parse_completion(Message.construct(**result["message"]), backend, request)
         if result["type"] != "errored":
             return AttemptFailure(f"{result['type']} in its batch", again=False, another_day=True)
-        refusal = api_errors.parse_api_error(result["error"])
-        if status := _HTTP_STATUS.get(refusal.code):
-            return failure_from_status(status, refusal)
-        return AttemptFailure(f"{refusal.code}: {refusal.message}", again=False, another_day=True)
+        error = api_errors.parse_api_error(result["error"])
+        if status := _HTTP_STATUS.get(error.code):
+            return failure_from_status(status, error)
+        return AttemptFailure(f"{error.code}: {error.message}", again=False, another_day=True)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         return failure_from_malformed_response(problem)
 

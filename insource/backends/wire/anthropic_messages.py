@@ -34,9 +34,9 @@ OPTIONAL_PARAMETERS = {
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
-def make_client(backend: Backend, heard: ResponseHook | None = None) -> "Client":
-    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
-    the headers of every response.
+def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "Client":
+    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `on_response` gets the status
+    and the headers of every response.
 
     Bedrock: region and credentials as boto3 finds them, or AWS_REGION and AWS_BEARER_TOKEN_BEDROCK. Vertex: the region
     from CLOUD_ML_REGION, project and credentials as google-auth finds them, or ANTHROPIC_VERTEX_PROJECT_ID. Other
@@ -45,14 +45,14 @@ def make_client(backend: Backend, heard: ResponseHook | None = None) -> "Client"
     """
     from anthropic import AsyncAnthropic, AsyncAnthropicBedrock, AsyncAnthropicVertex, DefaultAsyncHttpxClient
 
-    async def hear(response: Any) -> None:
-        if heard:
-            heard(response.status_code, response.headers)
+    async def call_hook(response: Any) -> None:
+        if on_response:
+            on_response(response.status_code, response.headers)
 
-    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
+    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [call_hook]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     settings["base_url"] = backend.base_url or (None if backend.cloud else DEFAULT_BASE_URL)
-    with hide_variables(own_address=backend.base_url is None):
+    with hide_variables(default_address=backend.base_url is None):
         try:
             if backend.cloud == "bedrock":
                 return AsyncAnthropicBedrock(**_find_bedrock_credentials(backend), **settings)
@@ -73,26 +73,26 @@ def _find_bedrock_credentials(backend: Backend) -> dict[str, Any]:
     try:
         if session.Session().get_credentials() is not None:
             return {}
-        why = "boto3 finds none (`aws configure`, or AWS_BEARER_TOKEN_BEDROCK)"
+        reason = "boto3 finds none (`aws configure`, or AWS_BEARER_TOKEN_BEDROCK)"
     except import_module("botocore.exceptions").BotoCoreError as error:
-        why = str(error)
-    raise RecipeError(f"model {backend.model} on bedrock cannot be asked without credentials: {why}")
+        reason = str(error)
+    raise RecipeError(f"model {backend.model} on bedrock cannot be asked without credentials: {reason}")
 
 
 def _find_vertex_credentials(backend: Backend) -> dict[str, Any]:
     """Returns project and credentials: the SDK wants the project before it looks for credentials, which know it."""
-    project, found = os.environ.get("ANTHROPIC_VERTEX_PROJECT_ID"), None
+    project, default_project = os.environ.get("ANTHROPIC_VERTEX_PROJECT_ID"), None
     settings: dict[str, Any] = {"access_token": backend.api_key}
     if backend.api_key == DUMMY_API_KEY:
         auth = _import_cloud_library("google.auth", backend)
         try:
-            credentials, found = auth.default(scopes=[_GOOGLE_SCOPE])
+            credentials, default_project = auth.default(scopes=[_GOOGLE_SCOPE])
         except import_module("google.auth.exceptions").GoogleAuthError as error:
             raise RecipeError(f"model {backend.model} on vertex cannot be asked without credentials: {error}") from None
         settings = {"credentials": credentials}
-    if not (project or found):
+    if not (project or default_project):
         raise RecipeError(f"model {backend.model} on vertex needs a project: set ANTHROPIC_VERTEX_PROJECT_ID")
-    return {**settings, "project_id": project or found}
+    return {**settings, "project_id": project or default_project}
 
 
 def _import_cloud_library(library: str, backend: Backend) -> Any:
@@ -111,32 +111,32 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent; the constraint goes as a JSON Schema, which is all that this wire has. Effort
     none turns thinking off."""
     system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
-    asked: dict[str, Any] = {
+    body: dict[str, Any] = {
         "model": backend.model,
         "messages": [dict(message) for message in request.messages if message["role"] != "system"],
         "max_tokens": request.max_tokens,
     }
     if system:
-        asked["system"] = system
+        body["system"] = system
     if backend.temperature is not None and "temperature" not in backend.left_out:
-        asked["temperature"] = backend.temperature
+        body["temperature"] = backend.temperature
     if backend.effort == "none" and "thinking" not in backend.left_out:
-        asked["thinking"] = {"type": "disabled"}
+        body["thinking"] = {"type": "disabled"}
     if output := _build_output_config(backend, request):
-        asked["output_config"] = output
-    return asked
+        body["output_config"] = output
+    return body
 
 
 def _build_output_config(backend: Backend, request: Request) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     if backend.effort not in (None, "none") and "effort" not in backend.left_out:
-        found["effort"] = backend.effort
+        config["effort"] = backend.effort
     constrained = backend.structured == "json_schema" and request.constraint.json_schema is not None
     if constrained and "format" not in backend.left_out:
         keywords = model_families.find_schema_keywords(backend)
         schema = restrict_keywords(wrap_in_object(request.constraint.json_schema or {}), keywords, one_type=True)
-        found["format"] = {"type": "json_schema", "schema": schema}
-    return found
+        config["format"] = {"type": "json_schema", "schema": schema}
+    return config
 
 
 async def send(client: "Client", backend: Backend, request: Request) -> Completion:

@@ -41,10 +41,10 @@ def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
     if schema.get("type") == "object":
         return text
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    answer = found.get(ANSWER_KEY) if isinstance(found, dict) and len(found) == 1 else None
+    answer = parsed.get(ANSWER_KEY) if isinstance(parsed, dict) and len(parsed) == 1 else None
     if isinstance(answer, list) and schema.get("type") == "array":
         return json.dumps(answer, ensure_ascii=False)
     return answer if isinstance(answer, str) else text
@@ -60,34 +60,39 @@ def restrict_keywords(
     """
     if keywords is None:
         return dict(schema)
-    kept, moved = dict[str, Any](), list[str]()
+    restricted, notes = dict[str, Any](), list[str]()
     for key, value in schema.items():
         if key in ("properties", "$defs"):
-            kept[key] = {name: restrict_keywords(one, keywords, one_type) for name, one in value.items()}
+            restricted[key] = {
+                name: restrict_keywords(subschema, keywords, one_type) for name, subschema in value.items()
+            }
         elif key in ("items", "additionalProperties") and isinstance(value, Mapping):
-            kept[key] = restrict_keywords(value, keywords, one_type)
+            restricted[key] = restrict_keywords(value, keywords, one_type)
         elif key in ("anyOf", "allOf") and key in keywords:
-            kept[key] = [restrict_keywords(one, keywords, one_type) for one in value]
+            restricted[key] = [restrict_keywords(subschema, keywords, one_type) for subschema in value]
         elif key in keywords or key in ANNOTATION_KEYWORDS:
-            kept[key] = value
+            restricted[key] = value
         else:
-            moved.append(KEYWORD_DESCRIPTIONS.get(key, key + ": {}").format(value))
-    if "properties" in kept and "required" in keywords:
+            notes.append(KEYWORD_DESCRIPTIONS.get(key, key + ": {}").format(value))
+    if "properties" in restricted and "required" in keywords:
         # Strict modes want every key; one that may be left out may be null too.
-        kept["required"] = list(kept["properties"])
-    if moved:
-        about = ", ".join(moved)
-        kept["description"] = f"{kept['description']} ({about})" if kept.get("description") else about
-    return _split_type_union(kept) if one_type else kept
+        restricted["required"] = list(restricted["properties"])
+    if notes:
+        note = ", ".join(notes)
+        restricted["description"] = f"{restricted['description']} ({note})" if restricted.get("description") else note
+    return _split_type_union(restricted) if one_type else restricted
 
 
 def _split_type_union(schema: dict[str, Any]) -> dict[str, Any]:
-    kinds = schema.get("type")
+    types = schema.get("type")
     if "enum" in schema or "const" in schema:
         schema.pop("type", None)
-    elif isinstance(kinds, list):
-        about = {key: schema.pop(key) for key in ANNOTATION_KEYWORDS if key in schema}
-        of_a_kind = {key: value for key, value in schema.items() if key != "type"}
-        null = [{"type": "null"}] if "null" in kinds else []
-        return {"anyOf": [*({"type": one, **of_a_kind} for one in kinds if one != "null"), *null], **about}
+    elif isinstance(types, list):
+        annotations = {key: schema.pop(key) for key in ANNOTATION_KEYWORDS if key in schema}
+        shared = {key: value for key, value in schema.items() if key != "type"}
+        null = [{"type": "null"}] if "null" in types else []
+        return {
+            "anyOf": [*({"type": type_name, **shared} for type_name in types if type_name != "null"), *null],
+            **annotations,
+        }
     return schema

@@ -89,8 +89,12 @@ class Family:
         """Returns the output tokens to leave for thinking."""
         if self.name == UNKNOWN.name and effort is None:
             return DEFAULT_THINKING_TOKENS
-        asked = effort or self.default_effort
-        return 0 if asked in (None, "none") else THINKING_TOKENS.get(str(asked), DEFAULT_THINKING_TOKENS)
+        effective_effort = effort or self.default_effort
+        return (
+            0
+            if effective_effort in (None, "none")
+            else THINKING_TOKENS.get(str(effective_effort), DEFAULT_THINKING_TOKENS)
+        )
 
 
 _OPENAI_DOCS = "OpenAI deployment checklist and reasoning guide, developers.openai.com/api/docs"
@@ -156,11 +160,11 @@ FAMILIES: Mapping[ApiFormat, tuple[Family, ...]] = {
 }
 
 
-def find_family(wire: ApiFormat, model: str) -> Family:
+def find_family(api_format: ApiFormat, model: str) -> Family:
     """Returns the family of a model, UNKNOWN where the table has none. A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id)
     takes what its base takes."""
     name = parse_fine_tune_base(model) or model
-    return next((one for one in FAMILIES.get(wire, ()) if re.search(one.models, name)), UNKNOWN)
+    return next((family for family in FAMILIES.get(api_format, ()) if re.search(family.models, name)), UNKNOWN)
 
 
 def parse_fine_tune_base(model: str) -> str | None:

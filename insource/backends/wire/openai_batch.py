@@ -48,14 +48,14 @@ async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: S
 
 
 async def find(
-    client: "AsyncOpenAI", name: str, began: datetime, ids: Sequence[str], strangers: Collection[str]
+    client: "AsyncOpenAI", name: str, started_at: datetime, ids: Sequence[str], foreign_batch_ids: Collection[str]
 ) -> str | None:
     """Returns the id of the batch that bears the name in its metadata, None where there is none: certain, but for a
     batch made so shortly before that the provider does not list it yet."""
     async for batch in client.batches.list(limit=100):
-        if batch.id not in strangers and (batch.metadata or {}).get(NAME_KEY) == name:
+        if batch.id not in foreign_batch_ids and (batch.metadata or {}).get(NAME_KEY) == name:
             return batch.id
-        if batch.created_at < (began - CLOCK_SKEW).timestamp():
+        if batch.created_at < (started_at - CLOCK_SKEW).timestamp():
             break
     return None
 
@@ -64,14 +64,18 @@ async def poll(client: "AsyncOpenAI", batch_id: str) -> tuple[str, str]:
     """Returns how far a batch is, and that in words."""
     batch = await client.batches.retrieve(batch_id)
     counts = batch.request_counts
-    told = f"{batch.status}, {counts.completed + counts.failed:,} of {counts.total:,} done" if counts else batch.status
+    progress = (
+        f"{batch.status}, {counts.completed + counts.failed:,} of {counts.total:,} done" if counts else batch.status
+    )
     if batch.errors and batch.errors.data:
-        told += "; " + "; ".join(one.message or one.code or "an error without a name" for one in batch.errors.data[:3])
-    return _BATCH_STATES.get(batch.status, "running"), told
+        progress += "; " + "; ".join(
+            error.message or error.code or "an error without a name" for error in batch.errors.data[:3]
+        )
+    return _BATCH_STATES.get(batch.status, "running"), progress
 
 
 async def fetch_results(
-    client: "AsyncOpenAI", backend: Backend, batch_id: str, asked: Request
+    client: "AsyncOpenAI", backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure]:
     """Returns what became of each request, by its custom id."""
     batch = await client.batches.retrieve(batch_id)
@@ -84,20 +88,20 @@ async def fetch_results(
         for line in content.content.decode().split("\n"):
             if line.strip():
                 row = json.loads(line)
-                outcomes[row["custom_id"]] = _parse_result(row, backend, asked)
+                outcomes[row["custom_id"]] = _parse_result(row, backend, request)
     return outcomes
 
 
-def _parse_result(row: dict[str, Any], backend: Backend, asked: Request) -> Completion | AttemptFailure:
+def _parse_result(row: dict[str, Any], backend: Backend, request: Request) -> Completion | AttemptFailure:
     from openai.types.chat import ChatCompletion
 
     try:
         response, error = row.get("response"), row.get("error")
         if not response:
-            told = f"{error['code']}: {error['message']}" if error else "neither an answer nor an error"
-            return AttemptFailure(told, again=False, another_day=True)
+            message = f"{error['code']}: {error['message']}" if error else "neither an answer nor an error"
+            return AttemptFailure(message, again=False, another_day=True)
         if response["status_code"] != 200:
             return failure_from_status(response["status_code"], api_errors.parse_api_error(response["body"]))
-        return parse_completion(ChatCompletion.construct(**response["body"]), backend, asked)
+        return parse_completion(ChatCompletion.construct(**response["body"]), backend, request)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         return failure_from_malformed_response(problem)

@@ -24,9 +24,9 @@ OPTIONAL_PARAMETERS = {
 }
 
 
-def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOpenAI":
-    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
-    the headers of every response.
+def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
+    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `on_response` gets the status
+    and the headers of every response.
 
     On Azure the SDK reads the version of the API from OPENAI_API_VERSION, and without a key AZURE_OPENAI_AD_TOKEN.
     Other variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them is
@@ -34,21 +34,21 @@ def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOp
     """
     from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
-    async def hear(response: Any) -> None:
-        if heard:
-            heard(response.status_code, response.headers)
+    async def call_hook(response: Any) -> None:
+        if on_response:
+            on_response(response.status_code, response.headers)
 
-    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
+    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [call_hook]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     if backend.cloud != "azure":
-        with hide_variables(own_address=backend.base_url is None):
+        with hide_variables(default_address=backend.base_url is None):
             return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or DEFAULT_BASE_URL, **settings)
     # Without a key the SDK takes Azure's own from the environment, which a stand-in on this machine must not get.
     key = (
         None if backend.api_key == DUMMY_API_KEY and not is_loopback(parse_host(backend.base_url)) else backend.api_key
     )
     try:
-        with hide_variables(own_address=False):
+        with hide_variables(default_address=False):
             return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
     except (OpenAIError, ValueError) as error:
         raise RecipeError(f"model {backend.model} on Azure cannot be asked: {error}") from None
@@ -57,20 +57,20 @@ def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOp
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent: of the optional parameters those that the recipe sets, and none that the
     provider refused."""
-    asked: dict[str, Any] = {
+    body: dict[str, Any] = {
         "model": backend.model,
         "messages": [dict(message) for message in request.messages],
         "max_completion_tokens": request.max_tokens,
     }
     if backend.temperature is not None:
-        asked["temperature"] = backend.temperature
+        body["temperature"] = backend.temperature
     if backend.effort is not None:
-        asked["reasoning_effort"] = backend.effort
+        body["reasoning_effort"] = backend.effort
     if backend.log_probabilities:
-        asked["logprobs"] = True
+        body["logprobs"] = True
     constraint = request.constraint
     if backend.structured == "grammar" and constraint.grammar is not None:
-        asked["structured_outputs"] = {"grammar": constraint.grammar}
+        body["structured_outputs"] = {"grammar": constraint.grammar}
     if backend.structured == "json_schema" and constraint.json_schema is not None:
         keywords = model_families.find_schema_keywords(backend)
         schema = {
@@ -78,8 +78,8 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
             "strict": True,
             "schema": restrict_keywords(wrap_in_object(constraint.json_schema), keywords),
         }
-        asked["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {name: value for name, value in asked.items() if name not in backend.left_out}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return {name: value for name, value in body.items() if name not in backend.left_out}
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
@@ -103,20 +103,24 @@ def parse_completion(completion: "ChatCompletion", backend: Backend, request: Re
     text = choice.message.content or ""
     if backend.structured == "json_schema" and request.constraint.json_schema is not None:
         text = unwrap_answer(request.constraint.json_schema, text)
-    found = choice.logprobs.content if choice.logprobs else None
-    prompt, written = (usage.prompt_tokens_details, usage.completion_tokens_details) if usage else (None, None)
+    token_logprobs = choice.logprobs.content if choice.logprobs else None
+    prompt_details, completion_details = (
+        (usage.prompt_tokens_details, usage.completion_tokens_details) if usage else (None, None)
+    )
     return Completion(
         output=text,
         model_id=completion.model,
         usage=Usage(
             input_tokens=usage.prompt_tokens if usage else None,
             output_tokens=usage.completion_tokens if usage else None,
-            reasoning_tokens=written.reasoning_tokens if written else None,
-            cached_tokens=prompt.cached_tokens if prompt else None,
+            reasoning_tokens=completion_details.reasoning_tokens if completion_details else None,
+            cached_tokens=prompt_details.cached_tokens if prompt_details else None,
         ),
         finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason),
-        log_probability=sum(one.logprob for one in found) if found else None,
-        field_log_probability=lowest_field_log_probability([one.token for one in found], [one.logprob for one in found])
-        if found
+        log_probability=sum(token.logprob for token in token_logprobs) if token_logprobs else None,
+        field_log_probability=lowest_field_log_probability(
+            [token.token for token in token_logprobs], [token.logprob for token in token_logprobs]
+        )
+        if token_logprobs
         else None,
     )

@@ -28,17 +28,20 @@ OPTIONAL_PARAMETERS: dict[str, tuple[str, ...]] = {}
 _MIN_PROBABILITY = 1e-9
 
 
-def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOpenAI":
+def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
     """Returns the SDK's client; as on the wire of chat completions."""
-    return openai_chat.make_client(backend, heard)
+    return openai_chat.make_client(backend, on_response)
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
-    asked = require_choice_question(backend, request)
-    choices = [{"value": label, "description": about} if about else {"value": label} for label, about in asked.labels]
-    question = {"type": "choice", "instructions": asked.instruction, "choices": choices}
-    return {"model": backend.model, "input": asked.text, "questions": [question]}
+    choice_question = require_choice_question(backend, request)
+    choices = [
+        {"value": label, "description": description} if description else {"value": label}
+        for label, description in choice_question.labels
+    ]
+    question = {"type": "choice", "instructions": choice_question.instruction, "choices": choices}
+    return {"model": backend.model, "input": choice_question.text, "questions": [question]}
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
@@ -56,28 +59,28 @@ def parse_completion(decision: "Decision", backend: Backend, request: Request) -
     none."""
     if len(decision.answers) != 1:
         raise ValueError(f"{len(decision.answers)} answers to one question")
-    answer, told = decision.answers[0], decision.usage
-    usage = Usage(told.input_tokens, told.output_tokens, None, told.input_tokens_details.cached_tokens)
+    answer, raw_usage = decision.answers[0], decision.usage
+    usage = Usage(raw_usage.input_tokens, raw_usage.output_tokens, None, raw_usage.input_tokens_details.cached_tokens)
     if answer.type == "refusal":
         return Completion("", decision.model, usage, "refusal")
     if answer.type != "choice":
         raise ValueError(f"an answer of type {answer.type} to a question of type choice")
-    found = {str(one.value): float(one.probability) for one in answer.probabilities}
-    return build_choice_completion(str(answer.choice), found, decision.model, usage, request)
+    probabilities = {str(choice.value): float(choice.probability) for choice in answer.probabilities}
+    return build_choice_completion(str(answer.choice), probabilities, decision.model, usage, request)
 
 
 def require_choice_question(backend: Backend, request: Request) -> ChoiceQuestion:
     """Returns the question of a request. Raises RecipeError where an endpoint cannot take it."""
-    family, asked = model_families.find_family(backend.wire, backend.model), request.choices
-    if asked is None or family.choices is None:
+    family, question = model_families.find_family(backend.wire, backend.model), request.choices
+    if question is None or family.choices is None:
         raise RecipeError(f"api: {backend.wire} chooses among fixed labels: it is for task.kind classification")
-    fewest, most = family.choices
-    if not fewest <= len(asked.labels) <= most:
+    min_labels, max_labels = family.choices
+    if not min_labels <= len(question.labels) <= max_labels:
         raise RecipeError(
-            f"api: {backend.wire} takes {fewest} to {most} labels, and the task has {len(asked.labels):,} "
+            f"api: {backend.wire} takes {min_labels} to {max_labels} labels, and the task has {len(question.labels):,} "
             f"({family.source}); leave the baseline out, or ask the model by api: chat"
         )
-    return asked
+    return question
 
 
 def build_choice_completion(
@@ -85,11 +88,11 @@ def build_choice_completion(
 ) -> Completion:
     """Returns the label that was chosen, with the probability of every label. Raises ValueError where one is missing,
     or is no probability."""
-    asked = request.choices
-    labels = [one for one, _ in asked.labels] if asked else []
-    if missing := [one for one in labels if one not in probabilities]:
+    question = request.choices
+    labels = [name for name, _ in question.labels] if question else []
+    if missing := [name for name in labels if name not in probabilities]:
         raise ValueError(f"no probability of {missing[0]!r}")
-    if bad := [value for value in probabilities.values() if not 0 <= value <= 1]:
-        raise ValueError(f"{bad[0]} is no probability")
-    likely = math.log(max(probabilities.get(label, 0.0), _MIN_PROBABILITY))
-    return Completion(label, model, usage, "stop", likely, {one: probabilities[one] for one in labels})
+    if invalid := [value for value in probabilities.values() if not 0 <= value <= 1]:
+        raise ValueError(f"{invalid[0]} is no probability")
+    log_probability = math.log(max(probabilities.get(label, 0.0), _MIN_PROBABILITY))
+    return Completion(label, model, usage, "stop", log_probability, {name: probabilities[name] for name in labels})

@@ -24,12 +24,12 @@ ACCOUNT_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 @contextmanager
-def hide_variables(own_address: bool) -> Iterator[None]:
-    """Takes these variables away while a client is made, which is when the SDKs read them. `own_address`: whether it
-    asks the provider's own address."""
-    names = IGNORED_VARIABLES if own_address else (*IGNORED_VARIABLES, *ACCOUNT_VARIABLES)
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+def hide_variables(default_address: bool) -> Iterator[None]:
+    """Takes these variables away while a client is made, which is when the SDKs read them. `default_address`: whether
+    it asks the provider's own address."""
+    names = IGNORED_VARIABLES if default_address else (*IGNORED_VARIABLES, *ACCOUNT_VARIABLES)
+    saved = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(saved)

@@ -23,23 +23,23 @@ OPTIONAL_PARAMETERS: dict[str, tuple[str, ...]] = {}
 QUESTION_KEY = "label"
 
 
-def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOpenAI":
+def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
     """Returns the SDK's client; as on the wire of chat completions."""
-    return openai_chat.make_client(backend, heard)
+    return openai_chat.make_client(backend, on_response)
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
-    asked = require_choice_question(backend, request)
-    criteria = {label: about or None for label, about in asked.labels}
-    question = {"type": "choice", "instructions": asked.instruction, "criteria": criteria}
-    return {"model": backend.model, "state": asked.text, "questions": {QUESTION_KEY: question}}
+    choice_question = require_choice_question(backend, request)
+    criteria = {label: description or None for label, description in choice_question.labels}
+    question = {"type": "choice", "instructions": choice_question.instruction, "criteria": criteria}
+    return {"model": backend.model, "state": choice_question.text, "questions": {QUESTION_KEY: question}}
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
     """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
-    found = await client.post("/systemone", cast_to=object, body=build_body(backend, request))
-    return parse_completion(found, backend, request)
+    response = await client.post("/systemone", cast_to=object, body=build_body(backend, request))
+    return parse_completion(response, backend, request)
 
 
 async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
@@ -47,11 +47,11 @@ async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | 
     return None
 
 
-def parse_completion(found: Any, backend: Backend, request: Request) -> Completion:
+def parse_completion(response: Any, backend: Backend, request: Request) -> Completion:
     """Returns what an answer says. Raises ValueError, LookupError, AttributeError or TypeError where it is none."""
-    answer, told = found["answers"][QUESTION_KEY], found.get("usage") or {}
+    answer, raw_usage = response["answers"][QUESTION_KEY], response.get("usage") or {}
     if answer["type"] != "choice":
         raise ValueError(f"an answer of type {answer['type']} to a question of type choice")
-    usage = Usage(told.get("input_tokens"), told.get("output_tokens"))
+    usage = Usage(raw_usage.get("input_tokens"), raw_usage.get("output_tokens"))
     probabilities = {str(label): float(value) for label, value in answer["probabilities"].items()}
-    return build_choice_completion(str(answer["choice"]), probabilities, str(found["model"]), usage, request)
+    return build_choice_completion(str(answer["choice"]), probabilities, str(response["model"]), usage, request)

@@ -72,8 +72,8 @@ class Price(Section):
 
     @field_validator("date", mode="before")
     @classmethod
-    def _as_text(cls, given: object) -> object:
-        return given.isoformat() if isinstance(given, date) else given
+    def _as_text(cls, value: object) -> object:
+        return value.isoformat() if isinstance(value, date) else value
 
 
 INPUT_PLACEHOLDER = "{input}"
@@ -175,9 +175,11 @@ class Baseline(Section):
 
     def asked(self, text: str) -> list[dict[str, str]]:
         """Returns its own messages with the text of a row in its place. Needs `messages`."""
-        told: list[dict[str, str]] = [{"role": one.role, "content": one.content} for one in self.messages or ()]
-        told[-1]["content"] = told[-1]["content"].replace(INPUT_PLACEHOLDER, text)
-        return told
+        messages: list[dict[str, str]] = [
+            {"role": message.role, "content": message.content} for message in self.messages or ()
+        ]
+        messages[-1]["content"] = messages[-1]["content"].replace(INPUT_PLACEHOLDER, text)
+        return messages
 
     @property
     def decides(self) -> bool:
@@ -215,8 +217,8 @@ class Baseline(Section):
         key = self._usual_key
         if self.api_key_env or self.loopback or key is None or self.host is None:
             return None
-        own = any(self.host == host or self.host.endswith(f".{host}") for host in KEY_HOSTS[key])
-        return None if own and str(self.base_url).startswith("https://") else key
+        is_provider_host = any(self.host == host or self.host.endswith(f".{host}") for host in KEY_HOSTS[key])
+        return None if is_provider_host and str(self.base_url).startswith("https://") else key
 
     @property
     def _usual_key(self) -> str | None:
@@ -253,7 +255,7 @@ class Compare(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [one.called for one in self.baselines]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"baselines: {', '.join(twice)} stands there twice; give each a name of its own")
+        names = [baseline.called for baseline in self.baselines]
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"baselines: {', '.join(duplicates)} stands there twice; give each a name of its own")
         return self

@@ -79,8 +79,8 @@ class Task(Section):
         if self.kind != "classification" and self.labels != "auto":
             raise ValueError(f"labels belong to kind classification, and kind is {self.kind}")
         if isinstance(self.labels, list) and len(set(self.labels)) < len(self.labels):
-            twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-            raise ValueError(f"labels must differ, and {', '.join(map(repr, twice))} stands there twice")
+            duplicates = sorted({label for label in self.labels if self.labels.count(label) > 1})
+            raise ValueError(f"labels must differ, and {', '.join(map(repr, duplicates))} stands there twice")
         if self.labels != "auto" and len(self.labels) < 2:
             raise ValueError("a choice needs two labels at least")
         return self
@@ -133,10 +133,10 @@ class Formats(Section):
     @field_validator("dates")
     @classmethod
     def _say_which_day(cls, dates: dict[str, str]) -> dict[str, str]:
-        for column, form in dates.items():
-            if not _has_full_date(form):
+        for column, date_format in dates.items():
+            if not _has_full_date(date_format):
                 raise ValueError(
-                    f"{column}: {form!r} is no format of a date: it needs year, month and day, such as %d.%m.%Y"
+                    f"{column}: {date_format!r} is no format of a date: it needs year, month and day, such as %d.%m.%Y"
                 )
         return dates
 
@@ -147,11 +147,11 @@ class Formats(Section):
         return self
 
 
-def _has_full_date(form: str) -> bool:
+def _has_full_date(date_format: str) -> bool:
     """Whether a date can be read back from what this strptime format writes."""
     day = datetime(2026, 11, 25, 13, 14, 15, tzinfo=UTC)
     try:
-        return datetime.strptime(day.strftime(form), form).date() == day.date()
+        return datetime.strptime(day.strftime(date_format), date_format).date() == day.date()
     except ValueError:
         return False
 

@@ -29,15 +29,17 @@ def check_schema(json_schema: Mapping[str, Any]) -> None:
     try:
         Draft202012Validator.check_schema(json_schema)
     except SchemaError as error:
-        where = ".".join(str(part) for part in error.absolute_path) or "this"
-        raise ValueError(f"{where} is not JSON Schema: {error.message}") from None
+        location = ".".join(str(part) for part in error.absolute_path) or "this"
+        raise ValueError(f"{location} is not JSON Schema: {error.message}") from None
     _check_keywords(json_schema, ROOT_KEYS, "at the top")
     if json_schema.get("type") != "object":
         raise ValueError("needs type: object and properties, the fields of the answer")
     _check_object(json_schema, "", 1)
-    found = list_paths(json_schema)
-    if twice := sorted({path for path in found if found.count(path) > 1}):
-        raise ValueError(f"properties: {', '.join(map(repr, twice))} names two fields, one of them inside an object")
+    paths = list_paths(json_schema)
+    if duplicates := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(
+            f"properties: {', '.join(map(repr, duplicates))} names two fields, one of them inside an object"
+        )
 
 
 def list_paths(json_schema: Mapping[str, Any]) -> list[str]:
@@ -45,26 +47,26 @@ def list_paths(json_schema: Mapping[str, Any]) -> list[str]:
     return [path for path, _ in iterate_values(json_schema)]
 
 
-def iterate_values(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def iterate_values(json_schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields (path, type) of each value of a record; of a list of values, the type of its entries."""
     for name, field in json_schema["properties"].items():
-        inside = field.get("items", field)
-        if "properties" in inside:
-            yield from iterate_values(inside, f"{above}{name}.")
+        value_schema = field.get("items", field)
+        if "properties" in value_schema:
+            yield from iterate_values(value_schema, f"{prefix}{name}.")
         else:
-            yield above + name, "string" if "enum" in inside else _list_types(inside)[0]
+            yield prefix + name, "string" if "enum" in value_schema else _list_types(value_schema)[0]
 
 
 def limits_to_int(json_schema: Any) -> Any:
     """Returns the schema with maxLength and maxItems as whole numbers: JSON Schema takes 30.0 for 30, a grammar does
     not."""
     if isinstance(json_schema, list):
-        return [limits_to_int(one) for one in json_schema]
+        return [limits_to_int(entry) for entry in json_schema]
     if not isinstance(json_schema, dict):
         return json_schema
     return {
-        key: int(one) if key in LIMIT_KEYS and isinstance(one, float) else limits_to_int(one)
-        for key, one in json_schema.items()
+        key: int(value) if key in LIMIT_KEYS and isinstance(value, float) else limits_to_int(value)
+        for key, value in json_schema.items()
     }
 
 
@@ -75,80 +77,82 @@ def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, An
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
 
 
-def _check_object(given: Mapping[str, Any], at: str, depth: int) -> None:
-    """Checks an object and what is in it; `at` is "" for the record itself."""
-    where = f"{at}: " if at else ""
+def _check_object(object_schema: Mapping[str, Any], path: str, depth: int) -> None:
+    """Checks an object and what is in it; `path` is "" for the record itself."""
+    prefix = f"{path}: " if path else ""
     if depth > MAX_DEPTH:
-        raise ValueError(f"{where}objects more than {MAX_DEPTH} deep; flatten them")
-    fields = given.get("properties")
+        raise ValueError(f"{prefix}objects more than {MAX_DEPTH} deep; flatten them")
+    fields = object_schema.get("properties")
     if not fields:
-        raise ValueError(f"{where}needs type: object and properties, the fields of the answer")
-    if given.get("additionalProperties", False) is not False:
-        raise ValueError(f"{where}additionalProperties must be false or absent: an answer has the named keys alone")
-    if unknown := [name for name in given.get("required", ()) if name not in fields]:
-        raise ValueError(f"{where}required names {', '.join(map(repr, unknown))}, not among properties")
+        raise ValueError(f"{prefix}needs type: object and properties, the fields of the answer")
+    if object_schema.get("additionalProperties", False) is not False:
+        raise ValueError(f"{prefix}additionalProperties must be false or absent: an answer has the named keys alone")
+    if unknown := [name for name in object_schema.get("required", ()) if name not in fields]:
+        raise ValueError(f"{prefix}required names {', '.join(map(repr, unknown))}, not among properties")
     for name, field in fields.items():
         if not name.strip() or not name.isprintable():
-            raise ValueError(f"{where}properties: {name!r} is no name that can stand in one line of a prompt")
-        _check_field(field, f"{at}.properties.{name}".removeprefix("."), depth)
+            raise ValueError(f"{prefix}properties: {name!r} is no name that can stand in one line of a prompt")
+        _check_field(field, f"{path}.properties.{name}".removeprefix("."), depth)
 
 
-def _check_field(field: Any, at: str, depth: int) -> None:
+def _check_field(field: Any, path: str, depth: int) -> None:
     if not isinstance(field, Mapping):
-        raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
+        raise ValueError(f"{path}: not supported: {field!r} instead of a type; give type or enum")
     kinds = _list_types(field)
     if kinds == ["object"]:
-        _check_keywords(field, OBJECT_KEYS, at)
-        _check_object(field, at, depth + 1)
+        _check_keywords(field, OBJECT_KEYS, path)
+        _check_object(field, path, depth + 1)
     elif kinds == ["array"]:
-        _check_keywords(field, (*ANNOTATION_KEYS, "type", "items", "maxItems", "ordered"), at)
+        _check_keywords(field, (*ANNOTATION_KEYS, "type", "items", "maxItems", "ordered"), path)
         if not isinstance(field.get("ordered", False), bool):
-            raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
+            raise ValueError(f"{path}.ordered: given {field['ordered']!r}, allowed: true or false")
         if not field.get("maxItems"):
-            raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
+            raise ValueError(f"{path}: an array needs maxItems of at least 1, so that every answer ends")
         items = field.get("items")
         if not isinstance(items, Mapping) or is_nullable(items):
-            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALAR_TYPES)}, object, or enum, without null")
+            raise ValueError(
+                f"{path}.items: needs one type of {', '.join(SCALAR_TYPES)}, object, or enum, without null"
+            )
         if _list_types(items) == ["object"]:
-            _check_keywords(items, OBJECT_KEYS, f"{at}.items")
-            _check_object(items, f"{at}.items", depth + 1)
+            _check_keywords(items, OBJECT_KEYS, f"{path}.items")
+            _check_object(items, f"{path}.items", depth + 1)
         else:
-            _check_scalar(items, f"{at}.items")
+            _check_scalar(items, f"{path}.items")
     else:
-        _check_scalar(field, at)
+        _check_scalar(field, path)
 
 
-def _check_scalar(field: Mapping[str, Any], at: str) -> None:
+def _check_scalar(field: Mapping[str, Any], path: str) -> None:
     kinds = _list_types(field)
     if "enum" in field:
-        _check_keywords(field, (*ANNOTATION_KEYS, "type", "enum"), at)
-        _check_choices(field["enum"], kinds, at)
+        _check_keywords(field, (*ANNOTATION_KEYS, "type", "enum"), path)
+        _check_choices(field["enum"], kinds, path)
         return
     if not kinds:
         unknown = [key for key in field if key not in ANNOTATION_KEYS]
-        raise ValueError(f"{at}: not supported: {', '.join(unknown)}" if unknown else f"{at}: needs type or enum")
+        raise ValueError(f"{path}: not supported: {', '.join(unknown)}" if unknown else f"{path}: needs type or enum")
     if len(kinds) > 1 or kinds[0] not in SCALAR_TYPES:
         allowed = f"one of {', '.join(SCALAR_TYPES)}, array, object, or a list of one of these and 'null'"
-        raise ValueError(f"{at}: not supported: type {field['type']!r}; give {allowed}")
+        raise ValueError(f"{path}: not supported: type {field['type']!r}; give {allowed}")
     _check_keywords(
-        field, (*ANNOTATION_KEYS, "type", "maxLength") if kinds == ["string"] else (*ANNOTATION_KEYS, "type"), at
+        field, (*ANNOTATION_KEYS, "type", "maxLength") if kinds == ["string"] else (*ANNOTATION_KEYS, "type"), path
     )
     if kinds == ["string"] and not field.get("maxLength"):
-        raise ValueError(f"{at}: a string needs maxLength of at least 1 (or enum), so that every answer ends")
+        raise ValueError(f"{path}: a string needs maxLength of at least 1 (or enum), so that every answer ends")
 
 
-def _check_choices(choices: list[Any], kinds: list[str], at: str) -> None:
+def _check_choices(choices: list[Any], kinds: list[str], path: str) -> None:
     texts = [choice for choice in choices if choice is not None]
-    if kinds not in ([], ["string"]) or not all(isinstance(one, str) and one.strip() for one in texts):
-        raise ValueError(f"{at}: not supported: an enum of anything but texts (and null)")
+    if kinds not in ([], ["string"]) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{path}: not supported: an enum of anything but texts (and null)")
     if not texts or len(set(texts)) < len(texts):
-        raise ValueError(f"{at}: enum needs texts that differ")
+        raise ValueError(f"{path}: enum needs texts that differ")
 
 
 def _list_types(field: Mapping[str, Any]) -> list[str]:
     """The types that a field may have, null aside: it says whether the field may be missing, which any field may."""
-    given = field.get("type", [])
-    kinds = [given] if isinstance(given, str) else list(given)
+    declared = field.get("type", [])
+    kinds = [declared] if isinstance(declared, str) else list(declared)
     return [kind for kind in kinds if kind != "null"] or kinds
 
 
@@ -157,6 +161,6 @@ def is_nullable(field: Mapping[str, Any]) -> bool:
     return "null" in field.get("type", ()) or None in field.get("enum", ())
 
 
-def _check_keywords(given: Mapping[str, Any], allowed: Collection[str], at: str) -> None:
-    if unknown := [key for key in given if key not in allowed]:
-        raise ValueError(f"{at}: not supported: {', '.join(unknown)}; allowed here: {', '.join(allowed)}")
+def _check_keywords(schema: Mapping[str, Any], allowed: Collection[str], location: str) -> None:
+    if unknown := [key for key in schema if key not in allowed]:
+        raise ValueError(f"{location}: not supported: {', '.join(unknown)}; allowed here: {', '.join(allowed)}")

@@ -123,28 +123,30 @@ class Lora(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        found: list[tuple[tuple[str, ...], str]] = []
+        mistakes: list[tuple[tuple[str, ...], str]] = []
         initial, ranks = self.init_lora_weights, [self.r, *self.rank_pattern.values()]
-        named = self.layers_to_transform is not None or self.layers_pattern is not None
-        if named and isinstance(self.target_modules, str):
-            told = "goes with target_modules as a list of names, such as [q_proj, v_proj]"
-            found.append((("layers_to_transform" if self.layers_to_transform is not None else "layers_pattern",), told))
+        selects_layers = self.layers_to_transform is not None or self.layers_pattern is not None
+        if selects_layers and isinstance(self.target_modules, str):
+            message = "goes with target_modules as a list of names, such as [q_proj, v_proj]"
+            mistakes.append(
+                (("layers_to_transform" if self.layers_to_transform is not None else "layers_pattern",), message)
+            )
         elif self.layers_pattern is not None and self.layers_to_transform is None:
-            found.append((("layers_pattern",), "goes with layers_to_transform, the numbers of the layers"))
+            mistakes.append((("layers_pattern",), "goes with layers_to_transform, the numbers of the layers"))
         if self.loftq_config is not None and initial != "loftq":
-            found.append((("loftq_config",), f"goes with init_lora_weights: loftq, and that is {initial}"))
+            mistakes.append((("loftq_config",), f"goes with init_lora_weights: loftq, and that is {initial}"))
         if self.use_dora and (self.takes_from_base or initial == "mica"):
-            told = f"init_lora_weights: {initial} and use_dora both rewrite the weights; keep one of them"
-            found.append((("use_dora",), told))
+            message = f"init_lora_weights: {initial} and use_dora both rewrite the weights; keep one of them"
+            mistakes.append((("use_dora",), message))
         if self.takes_from_base and self.largest_rank > VLLM_MAX_RANK:
-            told = f"{initial} is exported with twice the rank, and vLLM serves at most {VLLM_MAX_RANK}"
-            found.append((("r",), f"{told}; set ranks of at most {VLLM_MAX_RANK // 2}"))
+            message = f"{initial} is exported with twice the rank, and vLLM serves at most {VLLM_MAX_RANK}"
+            mistakes.append((("r",), f"{message}; set ranks of at most {VLLM_MAX_RANK // 2}"))
         if initial == "orthogonal" and any(rank % 2 for rank in ranks):
-            found.append((("init_lora_weights",), "orthogonal needs even ranks; set r and rank_pattern so"))
+            mistakes.append((("init_lora_weights",), "orthogonal needs even ranks; set r and rank_pattern so"))
         if self.target_parameters and self.lora_dropout:
-            found.append((("lora_dropout",), "target_parameters take no dropout; set lora_dropout: 0"))
+            mistakes.append((("lora_dropout",), "target_parameters take no dropout; set lora_dropout: 0"))
         if self.target_parameters and (self.use_dora or initial not in (True, "gaussian")):
-            found.append((("target_parameters",), "goes with init_lora_weights true or gaussian, without use_dora"))
-        if found:
-            raise ConflictError(found)
+            mistakes.append((("target_parameters",), "goes with init_lora_weights true or gaussian, without use_dora"))
+        if mistakes:
+            raise ConflictError(mistakes)
         return self

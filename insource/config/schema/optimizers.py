@@ -68,36 +68,36 @@ def uses_bitsandbytes(optim: str) -> bool:
     return any(part in optim for part in ("8bit", "32bit", "bnb", "ademamix"))
 
 
-def find_schedule_mistakes(kind: str, given: Mapping[str, Any], learning_rate: float) -> Mistakes:
+def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: float) -> Mistakes:
     """Yields (key, what would do) for what a schedule does not take, or misses."""
-    known = SCHEDULE_KWARGS[kind]
-    for name, value in given.items():
-        if name not in known:
-            taken = f"takes {', '.join(known)}" if known else "takes none"
-            yield (name,), f"unknown to lr_scheduler_type {kind}, which {taken}"
-        elif isinstance(value, bool) or not known[name][1](value):
-            yield (name,), f"given {value!r}, allowed: {known[name][0]}"
-    if "min_lr" in known and len({"min_lr", "min_lr_rate"} & set(given)) != 1:
+    allowed = SCHEDULE_KWARGS[kind]
+    for name, value in kwargs.items():
+        if name not in allowed:
+            supported = f"takes {', '.join(allowed)}" if allowed else "takes none"
+            yield (name,), f"unknown to lr_scheduler_type {kind}, which {supported}"
+        elif isinstance(value, bool) or not allowed[name][1](value):
+            yield (name,), f"given {value!r}, allowed: {allowed[name][0]}"
+    if "min_lr" in allowed and len({"min_lr", "min_lr_rate"} & set(kwargs)) != 1:
         yield (
             (),
             f"{kind} needs one of min_lr (a rate) and min_lr_rate (a share of learning_rate), such as min_lr_rate: 0.1",
         )
-    if "num_decay_steps" in known and "num_decay_steps" not in given:
+    if "num_decay_steps" in allowed and "num_decay_steps" not in kwargs:
         yield (), f"{kind} needs num_decay_steps, the updates over which the rate falls at the end"
-    for name, lowest in (("lr_end", 1e-7), ("min_lr", 0.0)):
-        end = given.get(name, lowest)
-        if name in known and isinstance(end, int | float) and end >= learning_rate:
+    for name, default in (("lr_end", 1e-7), ("min_lr", 0.0)):
+        end = kwargs.get(name, default)
+        if name in allowed and isinstance(end, int | float) and end >= learning_rate:
             yield (name,), f"given {end}, allowed: below learning_rate ({learning_rate})"
 
 
-def find_optim_mistakes(optim: str, given: str) -> Mistakes:
+def find_optim_mistakes(optim: str, optim_args: str) -> Mistakes:
     """Yields (key, what would do) for what an optimizer does not read of `name=value,name=value`."""
-    known = OPTIM_ARGS.get(optim, ())
-    for pair in given.replace(" ", "").split(","):
+    allowed = OPTIM_ARGS.get(optim, ())
+    for pair in optim_args.replace(" ", "").split(","):
         name, equals, value = pair.partition("=")
-        if name not in known:
-            read = f"reads {', '.join(known)}" if known else "reads none; its settings are keys of train"
-            yield (), f"{name!r} is unknown to optim {optim}, which {read}"
+        if name not in allowed:
+            supported = f"reads {', '.join(allowed)}" if allowed else "reads none; its settings are keys of train"
+            yield (), f"{name!r} is unknown to optim {optim}, which {supported}"
         elif name in ("nesterov", "centered"):
             if value not in ("true", "false"):
                 yield (), f"{name}: given {value!r}, allowed: true or false"

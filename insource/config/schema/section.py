@@ -26,5 +26,5 @@ class ConflictError(ValueError):
     do) for each of them."""
 
     def __init__(self, mistakes: Sequence[tuple[tuple[str, ...], str]]) -> None:
-        super().__init__("; ".join(f"{'.'.join(key)}: {told}" for key, told in mistakes))
+        super().__init__("; ".join(f"{'.'.join(key)}: {message}" for key, message in mistakes))
         self.mistakes = mistakes

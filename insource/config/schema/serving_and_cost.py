@@ -150,10 +150,10 @@ class Route(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_target(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("not_worse_than") is None:
-            return given
-        return {"target_accuracy": None, **given, "margin": 0.02 if given.get("margin") is None else given["margin"]}
+    def _one_target(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("not_worse_than") is None:
+            return values
+        return {"target_accuracy": None, **values, "margin": 0.02 if values.get("margin") is None else values["margin"]}
 
     @model_validator(mode="after")
     def _two_targets(self) -> Self:
@@ -178,8 +178,8 @@ class Wandb(Section):
     @classmethod
     def _taken_by_its_server(cls, name: str | None) -> str | None:
         """W&B's own rule (wandb 0.31, Settings.validate_project); its server refuses the rest once training is done."""
-        if name is not None and (wrong := sorted(set(name) & set("/\\#?%:\r\n"))):
-            raise ValueError(f"given {name!r}, which holds {' '.join(map(repr, wrong))}; W&B takes no such name")
+        if name is not None and (invalid := sorted(set(name) & set("/\\#?%:\r\n"))):
+            raise ValueError(f"given {name!r}, which holds {' '.join(map(repr, invalid))}; W&B takes no such name")
         if name is not None and (len(name) > 128 or name != name.strip()):
             raise ValueError(f"given {name[:40]!r} ({len(name)} characters), allowed: 1 to 128, no space at an edge")
         return name

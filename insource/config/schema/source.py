@@ -65,8 +65,8 @@ class Source(Section):
     @field_validator("header")
     @classmethod
     def _names_differ(cls, header: list[str] | None) -> list[str] | None:
-        if header and (twice := sorted({name for name in header if header.count(name) > 1})):
-            raise ValueError(f"names must differ, and {', '.join(map(repr, twice))} stands there twice")
+        if header and (duplicates := sorted({name for name in header if header.count(name) > 1})):
+            raise ValueError(f"names must differ, and {', '.join(map(repr, duplicates))} stands there twice")
         return header
 
     @property
@@ -91,13 +91,13 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        ways = [name for name in ("path", "paths", "hub", "train") if getattr(self, name) is not None]
-        if len(ways) != 1:
-            given = " and ".join(ways) if ways else "none of them"
-            raise ValueError(f"give exactly one of path, paths, hub, or train (with test); given: {given}")
+        sources = [name for name in ("path", "paths", "hub", "train") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            actual = " and ".join(sources) if sources else "none of them"
+            raise ValueError(f"give exactly one of path, paths, hub, or train (with test); given: {actual}")
         extra = [name for name in SPLITS[1:] if getattr(self, name) is not None]
         if extra and self.train is None:
-            raise ValueError(f"{', '.join(extra)} goes with train (given splits), not with {ways[0]}")
+            raise ValueError(f"{', '.join(extra)} goes with train (given splits), not with {sources[0]}")
         for name in ("revision", "config"):
             if getattr(self, name) is not None and self.hub is None:
                 raise ValueError(f"{name} goes with hub")
@@ -181,7 +181,7 @@ class Columns(Section):
         """Returns {recipe key: column} of the columns of several answers."""
         if self.targets is None or isinstance(self.targets, str):
             return {"data.columns.targets": self.targets} if self.targets else {}
-        return {f"data.columns.targets[{at}]": name for at, name in enumerate(self.targets)}
+        return {f"data.columns.targets[{index}]": name for index, name in enumerate(self.targets)}
 
     @property
     def of_slots(self) -> dict[str, str]:

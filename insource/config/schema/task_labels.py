@@ -14,7 +14,7 @@ def labels_to_text(labels: Any) -> Any:
     if isinstance(labels, list):
         return [_label_to_text(label) for label in labels]
     if isinstance(labels, dict):
-        return {_label_to_text(label): about for label, about in labels.items()}
+        return {_label_to_text(label): description for label, description in labels.items()}
     return labels
 
 
@@ -22,9 +22,9 @@ def check_labels(labels: Collection[str]) -> None:
     """Returns nothing where each label can be answered as it is listed. Raises ValueError naming those that cannot."""
     from insource.tasks.labels import clean_label, display_label, find_unclean  # late: tasks import this package
 
-    if found := find_unclean(labels):
-        told = ", ".join(f"{display_label(label)} (write {clean_label(label)!r})" for label in found[:5])
-        raise ValueError(f"labels with white space at an edge, or with invisible characters: {told}")
+    if unclean := find_unclean(labels):
+        corrections = ", ".join(f"{display_label(label)} (write {clean_label(label)!r})" for label in unclean[:5])
+        raise ValueError(f"labels with white space at an edge, or with invisible characters: {corrections}")
 
 
 def _label_to_text(label: Any) -> Any:

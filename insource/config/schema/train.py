@@ -148,44 +148,48 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        found: list[tuple[tuple[str, ...], str]] = []
+        mistakes: list[tuple[tuple[str, ...], str]] = []
         if self.packing != "none" and self.pack_tokens < self.max_length:
-            told = f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit"
-            found.append((("pack_tokens",), told))
-        kwargs = find_schedule_mistakes(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
-        found += [(("lr_scheduler_kwargs", *key), told) for key, told in kwargs]
+            message = (
+                f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit"
+            )
+            mistakes.append((("pack_tokens",), message))
+        schedule_mistakes = find_schedule_mistakes(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+        mistakes += [(("lr_scheduler_kwargs", *key), message) for key, message in schedule_mistakes]
         if self.optim_args is not None:
-            found += [(("optim_args", *key), told) for key, told in find_optim_mistakes(self.optim, self.optim_args)]
+            mistakes += [
+                (("optim_args", *key), message) for key, message in find_optim_mistakes(self.optim, self.optim_args)
+            ]
         if self.balanced_sampling and self.class_weight == "balanced":
-            found.append((("balanced_sampling",), "evens out the classes as class_weight: balanced does; keep one"))
-        if found := found + self._of_validation():
-            raise ConflictError(found)
+            mistakes.append((("balanced_sampling",), "evens out the classes as class_weight: balanced does; keep one"))
+        if mistakes := mistakes + self._of_validation():
+            raise ConflictError(mistakes)
         return self
 
     def _of_validation(self) -> list[tuple[tuple[str, ...], str]]:
-        found: list[tuple[tuple[str, ...], str]] = []
-        for key, asked in (
+        mistakes: list[tuple[tuple[str, ...], str]] = []
+        for key, enabled in (
             ("load_best_model_at_end", self.load_best_model_at_end),
             ("early_stopping_patience", self.early_stopping_patience is not None),
         ):
-            if asked and self.eval_strategy == "no":
-                found.append(
+            if enabled and self.eval_strategy == "no":
+                mistakes.append(
                     ((key,), "needs the score of validation while training; set eval_strategy: steps or epoch")
                 )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
-            found.append((("early_stopping_threshold",), "goes with early_stopping_patience, such as 3"))
+            mistakes.append((("early_stopping_threshold",), "goes with early_stopping_patience, such as 3"))
         if self.metric_for_best_model is not None and not self.keeps_best:
-            told = "chooses a checkpoint, and none is chosen; set load_best_model_at_end or early_stopping_patience"
-            found.append((("metric_for_best_model",), told))
+            message = "chooses a checkpoint, and none is chosen; set load_best_model_at_end or early_stopping_patience"
+            mistakes.append((("metric_for_best_model",), message))
         if self.eval_steps is not None and self.eval_strategy != "steps":
-            told = f"goes with eval_strategy: steps, and that is {self.eval_strategy}"
-            found.append((("eval_steps",), told))
-        every = self.eval_steps or self.save_steps
-        if self.keeps_best and self.eval_strategy == "steps" and self.save_steps % every:
-            near = max(1, round(self.save_steps / every)) * every
-            told = f"{self.save_steps} is no multiple of eval_steps ({every}); the best must be scored and saved"
-            found.append((("save_steps",), f"{told}; set {near}"))
-        return found
+            message = f"goes with eval_strategy: steps, and that is {self.eval_strategy}"
+            mistakes.append((("eval_steps",), message))
+        interval = self.eval_steps or self.save_steps
+        if self.keeps_best and self.eval_strategy == "steps" and self.save_steps % interval:
+            nearest = max(1, round(self.save_steps / interval)) * interval
+            message = f"{self.save_steps} is no multiple of eval_steps ({interval}); the best must be scored and saved"
+            mistakes.append((("save_steps",), f"{message}; set {nearest}"))
+        return mistakes
 
 
 class Accelerate(Section):
@@ -213,17 +217,17 @@ class Accelerate(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_this_machine(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        settled = dict(given)
-        if given.get("num_processes") == "auto":
-            machines = given.get("num_machines", 1)
-            settled["num_processes"] = max(1, hardware.count_gpus()) * (machines if isinstance(machines, int) else 1)
-        if given.get("mixed_precision") == "auto":
-            multiplied = hardware.cpu_has_bfloat16() if given.get("use_cpu") else hardware.count_gpus() > 0
-            settled["mixed_precision"] = "bf16" if multiplied else "no"
-        return settled
+    def _as_this_machine(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        resolved = dict(values)
+        if values.get("num_processes") == "auto":
+            machines = values.get("num_machines", 1)
+            resolved["num_processes"] = max(1, hardware.count_gpus()) * (machines if isinstance(machines, int) else 1)
+        if values.get("mixed_precision") == "auto":
+            has_bfloat16 = hardware.cpu_has_bfloat16() if values.get("use_cpu") else hardware.count_gpus() > 0
+            resolved["mixed_precision"] = "bf16" if has_bfloat16 else "no"
+        return resolved
 
     @model_validator(mode="after")
     def _fp16_needs_a_gpu(self) -> Self:
@@ -233,34 +237,34 @@ class Accelerate(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        found: list[tuple[tuple[str, ...], str]] = []
-        kind, several = self.distributed_type, self.num_processes > 1
-        if kind == "NO" and several:
-            told = f"NO is one process, and num_processes is {self.num_processes}; set MULTI_GPU, FSDP or MULTI_CPU"
-            found.append((("distributed_type",), told))
+        mistakes: list[tuple[tuple[str, ...], str]] = []
+        kind, multiprocess = self.distributed_type, self.num_processes > 1
+        if kind == "NO" and multiprocess:
+            message = f"NO is one process, and num_processes is {self.num_processes}; set MULTI_GPU, FSDP or MULTI_CPU"
+            mistakes.append((("distributed_type",), message))
         if self.use_cpu != (kind == "MULTI_CPU") and kind != "NO":
-            told = "MULTI_CPU goes with use_cpu: true, and MULTI_GPU and FSDP with use_cpu: false"
-            found.append((("use_cpu",), told))
+            message = "MULTI_CPU goes with use_cpu: true, and MULTI_GPU and FSDP with use_cpu: false"
+            mistakes.append((("use_cpu",), message))
         if (kind == "FSDP") != (self.fsdp_config is not None):
-            told = "distributed_type: FSDP and fsdp_config go together; HARDWARE=fsdp has both"
-            found.append((("fsdp_config",), told))
+            message = "distributed_type: FSDP and fsdp_config go together; HARDWARE=fsdp has both"
+            mistakes.append((("fsdp_config",), message))
         if self.num_machines > 1:
-            found += self._of_machines()
+            mistakes += self._of_machines()
         elif self.machine_rank:
-            found.append((("machine_rank",), f"given {self.machine_rank}, and num_machines is 1; set num_machines"))
-        if found:
-            raise ConflictError(found)
+            mistakes.append((("machine_rank",), f"given {self.machine_rank}, and num_machines is 1; set num_machines"))
+        if mistakes:
+            raise ConflictError(mistakes)
         return self
 
     def _of_machines(self) -> list[tuple[tuple[str, ...], str]]:
-        found: list[tuple[tuple[str, ...], str]] = []
+        mistakes: list[tuple[tuple[str, ...], str]] = []
         if self.num_processes % self.num_machines:
-            told = f"{self.num_processes} processes cannot be dealt evenly to {self.num_machines} machines"
-            found.append((("num_processes",), told))
+            message = f"{self.num_processes} processes cannot be dealt evenly to {self.num_machines} machines"
+            mistakes.append((("num_processes",), message))
         if self.machine_rank >= self.num_machines:
-            told = f"given {self.machine_rank}, allowed: 0 to {self.num_machines - 1}"
-            found.append((("machine_rank",), told))
+            message = f"given {self.machine_rank}, allowed: 0 to {self.num_machines - 1}"
+            mistakes.append((("machine_rank",), message))
         for key in ("main_process_ip", "main_process_port"):
             if getattr(self, key) is None:
-                found.append(((key,), "is needed on several machines: where machine 0 listens"))
-        return found
+                mistakes.append(((key,), "is needed on several machines: where machine 0 listens"))
+        return mistakes

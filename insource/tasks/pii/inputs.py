@@ -31,8 +31,8 @@ def prepare_input(raw: str, kinds: Collection[str]) -> Input:
     if not (text if text.isascii() else INVISIBLE.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
-    found = frozenset(one.kind for one in redaction.find_pii(text))
-    if not (kinds and found):
-        return Input(text, found)
+    pii_kinds = frozenset(finding.kind for finding in redaction.find_pii(text))
+    if not (kinds and pii_kinds):
+        return Input(text, pii_kinds)
     redacted = redaction.redact(text, kinds)
-    return Input(redacted.text, found, redacted.values)
+    return Input(redacted.text, pii_kinds, redacted.values)

@@ -75,16 +75,16 @@ def find_phone_numbers(text: str) -> list[tuple[int, int]]:
 
 def _find_spans(text: str) -> Iterator[tuple[int, int]]:
     for run in _PHONE_RUN.finditer(text):
-        at, label = max(0, run.start() - 2), _classify_label(text, run.start())
-        number = (run[0].isdigit() and run[0][0] != "0") or (label == "other" and " " not in run[0])
-        if number and label != "phone" and "+" not in text[at : run.start()]:
+        position, label = max(0, run.start() - 2), _classify_label(text, run.start())
+        is_plain_number = (run[0].isdigit() and run[0][0] != "0") or (label == "other" and " " not in run[0])
+        if is_plain_number and label != "phone" and "+" not in text[position : run.start()]:
             continue  # an order number, most of the time
-        while (match := _PHONE.search(text, at, run.end() + 6)) and match.start() < run.end():
-            at, label = match.start(), _classify_label(text, match.start())
-            code = text[at - 1 : at] == "-" and text[at - 2 : at - 1].isalnum()
-            if match["plus"] or label == "phone" or (match["national"] and not label and not code):
+        while (match := _PHONE.search(text, position, run.end() + 6)) and match.start() < run.end():
+            position, label = match.start(), _classify_label(text, match.start())
+            is_code = text[position - 1 : position] == "-" and text[position - 2 : position - 1].isalnum()
+            if match["plus"] or label == "phone" or (match["national"] and not label and not is_code):
                 yield match.span()
-            at = match.end() if match["plus"] or match["national"] or label == "phone" else at + 1
+            position = match.end() if match["plus"] or match["national"] or label == "phone" else position + 1
 
 
 def _classify_label(text: str, start: int) -> str:

@@ -66,22 +66,22 @@ def redact(text: str, kinds: Collection[str]) -> Redacted:
     The same value gets the same number, whatever its case or separators. Numbers follow the order of appearance and
     begin above those of the placeholders that the text has already, so a redacted text stays as it is.
     """
-    taken = dict.fromkeys(PII_KINDS, 0)
-    found = _find_kinds(text, kinds)
-    for kind, number in _PLACEHOLDER.findall(text) if found else ():
-        taken[kind.lower()] = max(taken[kind.lower()], int(number or 0))
+    last_numbers = dict.fromkeys(PII_KINDS, 0)
+    findings = _find_kinds(text, kinds)
+    for kind, number in _PLACEHOLDER.findall(text) if findings else ():
+        last_numbers[kind.lower()] = max(last_numbers[kind.lower()], int(number or 0))
     placeholders: dict[tuple[str, str], str] = {}
     values: dict[str, str] = {}
     names = []
-    for one in found:
-        value = text[one.start : one.end]
-        known = one.kind, _canonical_value(one.kind, value)
-        if known not in placeholders:
-            taken[one.kind] += 1
-            placeholders[known] = f"[{one.kind.upper()}_{taken[one.kind]}]"
-            values[placeholders[known]] = value
-        names.append(placeholders[known])
-    return Redacted(_replace_spans(text, ((one.start, one.end) for one in found), names), values)
+    for finding in findings:
+        value = text[finding.start : finding.end]
+        key = finding.kind, _canonical_value(finding.kind, value)
+        if key not in placeholders:
+            last_numbers[finding.kind] += 1
+            placeholders[key] = f"[{finding.kind.upper()}_{last_numbers[finding.kind]}]"
+            values[placeholders[key]] = value
+        names.append(placeholders[key])
+    return Redacted(_replace_spans(text, ((finding.start, finding.end) for finding in findings), names), values)
 
 
 def redact_values(values: Mapping[str, str], text: str) -> str:
@@ -90,15 +90,15 @@ def redact_values(values: Mapping[str, str], text: str) -> str:
     A value is known again in another case (email, iban) and with other separators (phone, card, iban), because a
     target seldom repeats an input to the letter. It is not looked for inside a longer word or number.
     """
-    plain = _to_ascii(text)
-    squeezed = _without_separators(plain)
-    there = [name for name, value in values.items() if _without_separators(_to_ascii(value)) in squeezed]
-    if not there:
+    ascii_text = _to_ascii(text)
+    squeezed = _without_separators(ascii_text)
+    present = [name for name, value in values.items() if _without_separators(_to_ascii(value)) in squeezed]
+    if not present:
         return text
-    there.sort(key=lambda name: -len(values[name]))
-    pattern = re.compile("|".join(f"({_value_pattern(name, values[name])})" for name in there))
-    found = [(match.span(), there[(match.lastindex or 1) - 1]) for match in pattern.finditer(plain)]
-    return _replace_spans(text, [span for span, _ in found], [name for _, name in found])
+    present.sort(key=lambda name: -len(values[name]))
+    pattern = re.compile("|".join(f"({_value_pattern(name, values[name])})" for name in present))
+    matches = [(match.span(), present[(match.lastindex or 1) - 1]) for match in pattern.finditer(ascii_text)]
+    return _replace_spans(text, [span for span, _ in matches], [name for _, name in matches])
 
 
 def pseudonymize(text: str, kinds: Collection[str]) -> str:
@@ -107,13 +107,13 @@ def pseudonymize(text: str, kinds: Collection[str]) -> str:
     The same value gets the same digits in every run, so that rows of one customer stay together. This is a pseudonym
     and no anonymisation: who has a list of addresses or numbers can hash them and compare.
     """
-    found = _find_kinds(text, kinds) if kinds else []
+    findings = _find_kinds(text, kinds) if kinds else []
     names = []
-    for one in found:
-        value = f"{one.kind}:{_canonical_value(one.kind, text[one.start : one.end])}"
+    for finding in findings:
+        value = f"{finding.kind}:{_canonical_value(finding.kind, text[finding.start : finding.end])}"
         digest = blake2b(value.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-        names.append(f"[{one.kind.upper()}:{digest}]")
-    return _replace_spans(text, ((one.start, one.end) for one in found), names)
+        names.append(f"[{finding.kind.upper()}:{digest}]")
+    return _replace_spans(text, ((finding.start, finding.end) for finding in findings), names)
 
 
 def _find_kinds(text: str, kinds: Collection[str]) -> list[Finding]:
@@ -121,28 +121,34 @@ def _find_kinds(text: str, kinds: Collection[str]) -> list[Finding]:
 
     Secrets alone are left out of the search if not asked for, because they may well contain what is asked for.
     """
-    kept = text.encode("utf-8", "replace").translate(None, _IRRELEVANT_BYTES)
-    number = kept.translate(None, b"@_-:")
-    digits = len(number) >= 7 and (number.isdigit() or _SEVEN_DIGITS.search(text) is not None)
-    words = _SECRET_SIGNS if len(number) < len(kept) else _SECRET_WORDS
-    signs = "secret" in kinds and any(map(text.lower().__contains__, words))
-    if not (digits or signs or b"@" in kept or "＠" in text):
+    relevant = text.encode("utf-8", "replace").translate(None, _IRRELEVANT_BYTES)
+    digit_bytes = relevant.translate(None, b"@_-:")
+    has_digits = len(digit_bytes) >= 7 and (digit_bytes.isdigit() or _SEVEN_DIGITS.search(text) is not None)
+    markers = _SECRET_SIGNS if len(digit_bytes) < len(relevant) else _SECRET_WORDS
+    has_secret_signs = "secret" in kinds and any(map(text.lower().__contains__, markers))
+    if not (has_digits or has_secret_signs or b"@" in relevant or "＠" in text):
         return []
-    seen = _to_ascii(text)
-    if "[" in seen:
-        seen = _blank_out(seen, [match.span() for match in _PLACEHOLDER.finditer(seen)])
-    wanted = {"secret": signs, "email": "@" in seen, "iban": digits, "card": len(number) >= 13, "phone": digits}
-    found: list[Finding] = []
+    masked = _to_ascii(text)
+    if "[" in masked:
+        masked = _blank_out(masked, [match.span() for match in _PLACEHOLDER.finditer(masked)])
+    searched = {
+        "secret": has_secret_signs,
+        "email": "@" in masked,
+        "iban": has_digits,
+        "card": len(digit_bytes) >= 13,
+        "phone": has_digits,
+    }
+    findings: list[Finding] = []
     # From the first kind again after each finding: what it hid must not come to light in the redacted text alone.
     spans: list[Span] | None = None
     while spans is None or spans:
         for kind, finder in _FINDERS.items():
-            spans = list(finder(seen)) if wanted[kind] else []
-            found += (Finding(kind, start, end) for start, end in spans)
+            spans = list(finder(masked)) if searched[kind] else []
+            findings += (Finding(kind, start, end) for start, end in spans)
             if spans:
-                seen = _blank_out(seen, spans)
+                masked = _blank_out(masked, spans)
                 break
-    return sorted((one for one in found if one.kind in kinds), key=lambda one: one.start)
+    return sorted((finding for finding in findings if finding.kind in kinds), key=lambda finding: finding.start)
 
 
 # Characters that stand for an ASCII one: digits of other scripts, spaces, dashes, full-width forms.
@@ -189,11 +195,11 @@ def _blank_out(text: str, spans: list[Span]) -> str:
 
 
 def _replace_spans(text: str, spans: Iterable[Span], replacements: Iterable[str]) -> str:
-    pieces, at = [], 0
+    pieces, position = [], 0
     for (start, end), replacement in zip(spans, replacements, strict=True):
-        pieces += [text[at:start], replacement]
-        at = end
-    return "".join([*pieces, text[at:]])
+        pieces += [text[position:start], replacement]
+        position = end
+    return "".join([*pieces, text[position:]])
 
 
 # The letters and digits of alphabets that put spaces between words. With the others, a whole sentence would be taken.
@@ -208,17 +214,17 @@ _IBAN_HEAD = re.compile(r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![0-9A-Za-z_][A-Za-z]{2}[
 
 
 def _find_ibans(text: str) -> Iterator[Span]:
-    at = 0
-    while head := _IBAN_HEAD.search(text, at):
+    position = 0
+    while head := _IBAN_HEAD.search(text, position):
         from stdnum import iban
 
-        at, start = head.end(), head.start() - 2
-        rest = _iban_pattern(text[start : start + 2].upper()).match(text, at)
+        position, start = head.end(), head.start() - 2
+        rest = _iban_pattern(text[start : start + 2].upper()).match(text, position)
         # Without the checks of single countries: an account number with a slip in it is still somebody's.
         if rest and iban.is_valid(text[start : rest.end()], check_country=False):
-            at = rest.end()
-            if len(re.findall("[0-9]", text[start:at])) >= 7:
-                yield start, at
+            position = rest.end()
+            if len(re.findall("[0-9]", text[start:position])) >= 7:
+                yield start, position
 
 
 @cache
@@ -241,14 +247,14 @@ _CARD_SHAPES = (
 
 
 def _find_cards(text: str) -> Iterator[Span]:
-    at = 0
+    position = 0
     for start in _CARD_START.finditer(text):
         from stdnum import luhn
 
         for shape in _CARD_SHAPES:
-            card = shape.match(text, max(at, start.start()))
+            card = shape.match(text, max(position, start.start()))
             if card and card.start() == start.start() and luhn.is_valid(re.sub("[ -]", "", card[0])):
-                at = card.end()
+                position = card.end()
                 yield card.span()
 
 

@@ -24,38 +24,38 @@ def lowest_field_log_probability(tokens: Sequence[str], log_probabilities: Seque
 
     The texts of tokens may differ from the answer where a character is split into several: that is within a string.
     """
-    ends = find_value_ends("".join(tokens))
-    if not ends:
+    value_ends = find_value_ends("".join(tokens))
+    if not value_ends:
         return None
-    sums = [0.0] * len(ends)
+    sums = [0.0] * len(value_ends)
     starts = accumulate(map(len, tokens[:-1]), initial=0)
     for start, log_probability in zip(starts, log_probabilities, strict=True):
-        sums[min(bisect_right(ends, start), len(ends) - 1)] += log_probability
+        sums[min(bisect_right(value_ends, start), len(value_ends) - 1)] += log_probability
     return min(sums)
 
 
 def find_value_ends(text: str) -> list[int]:
     """Returns where the value of each field of a JSON object ends; none where the text is no JSON object."""
-    ends: list[int] = []
-    at = _skip_whitespace(text, 0)
+    value_ends: list[int] = []
+    index = _skip_whitespace(text, 0)
     try:
-        if text[at] != "{":
+        if text[index] != "{":
             return []
-        while text[at] != "}":
-            _, at = DECODER.raw_decode(text, _skip_whitespace(text, at + 1))
-            at = _skip_whitespace(text, at)
-            if text[at] != ":":
+        while text[index] != "}":
+            _, index = DECODER.raw_decode(text, _skip_whitespace(text, index + 1))
+            index = _skip_whitespace(text, index)
+            if text[index] != ":":
                 return []
-            _, at = DECODER.raw_decode(text, _skip_whitespace(text, at + 1))
-            ends.append(at)
-            at = _skip_whitespace(text, at)
-            if text[at] not in ",}":
+            _, index = DECODER.raw_decode(text, _skip_whitespace(text, index + 1))
+            value_ends.append(index)
+            index = _skip_whitespace(text, index)
+            if text[index] not in ",}":
                 return []
     except (ValueError, IndexError, RecursionError):
         return []
-    return ends
+    return value_ends
 
 
-def _skip_whitespace(text: str, at: int) -> int:
-    found = WHITESPACE.match(text, at)
-    return found.end() if found else at
+def _skip_whitespace(text: str, index: int) -> int:
+    match = WHITESPACE.match(text, index)
+    return match.end() if match else index

@@ -28,7 +28,7 @@ def record_grammar(fields: Mapping[str, FieldSchema], absent: str) -> str:
     """Returns the grammar of a record. `absent` is what stands for a field that the document does not have: null, or
     omit for nothing."""
     lines = _object_rules("root", fields, absent, may_be_empty=True)
-    return "\n".join([*lines, *(f"{name} ::= {written}" for name, written in GRAMMAR_RULES.items())])
+    return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in GRAMMAR_RULES.items())])
 
 
 def quote_literal(text: str) -> str:
@@ -40,25 +40,27 @@ def quote_literal(text: str) -> str:
 def _object_rules(name: str, fields: Mapping[str, FieldSchema], absent: str, may_be_empty: bool) -> list[str]:
     """The rule of an object, and those of its fields."""
     keys = [quote_literal(f"{canonical_json(field)}: ") for field in fields]
-    rules = [f"{name}_{at}" for at in range(len(keys))]
-    inside = [
+    rules = [f"{name}_{index}" for index in range(len(keys))]
+    field_lines = [
         line for rule, field in zip(rules, fields.values(), strict=True) for line in _field_rules(rule, field, absent)
     ]
     may_lack = [absent == "omit" and is_nullable(field) for field in fields.values()]
     if not any(may_lack):
         parts = ' ", " '.join(f"{key} {rule}" for key, rule in zip(keys, rules, strict=True))
-        return [f'{name} ::= "{{" {parts} "}}"', *inside]
-    first, more, last = f"{name}_first", f"{name}_more", len(keys)
-    lines = [f'{name} ::= "{{" {first}_0']
-    for at, (key, rule) in enumerate(zip(keys, rules, strict=True)):
-        written = f"{key} {rule} {more}_{at + 1}"
-        if all(may_lack[:at]):
-            skips = may_lack[at] and (may_be_empty or at + 1 < last)
-            lines.append(f"{first}_{at} ::= {written}" + (f" | {first}_{at + 1}" if skips else ""))
-        if at:
-            lines.append(f'{more}_{at} ::= ", " {written}' + (f" | {more}_{at + 1}" if may_lack[at] else ""))
-    lines += [f'{first}_{last} ::= "}}"'] if may_be_empty and all(may_lack) else []
-    return [*lines, f'{more}_{last} ::= "}}"', *inside]
+        return [f'{name} ::= "{{" {parts} "}}"', *field_lines]
+    first_rule, more_rule, n_fields = f"{name}_first", f"{name}_more", len(keys)
+    lines = [f'{name} ::= "{{" {first_rule}_0']
+    for index, (key, rule) in enumerate(zip(keys, rules, strict=True)):
+        body = f"{key} {rule} {more_rule}_{index + 1}"
+        if all(may_lack[:index]):
+            skips = may_lack[index] and (may_be_empty or index + 1 < n_fields)
+            lines.append(f"{first_rule}_{index} ::= {body}" + (f" | {first_rule}_{index + 1}" if skips else ""))
+        if index:
+            lines.append(
+                f'{more_rule}_{index} ::= ", " {body}' + (f" | {more_rule}_{index + 1}" if may_lack[index] else "")
+            )
+    lines += [f'{first_rule}_{n_fields} ::= "}}"'] if may_be_empty and all(may_lack) else []
+    return [*lines, f'{more_rule}_{n_fields} ::= "}}"', *field_lines]
 
 
 def _field_rules(name: str, field: FieldSchema, absent: str) -> list[str]:
@@ -66,27 +68,27 @@ def _field_rules(name: str, field: FieldSchema, absent: str) -> list[str]:
     kind, may_be_null = field_type(field), is_nullable(field)
     null = ' | "null"' if may_be_null and absent == "null" else ""
     if kind == "object":
-        own = f"{name}_object"
+        object_rule = f"{name}_object"
         return [
-            f"{name} ::= {own}{null}",
-            *_object_rules(own, field["properties"], absent, may_be_empty=not may_be_null),
+            f"{name} ::= {object_rule}{null}",
+            *_object_rules(object_rule, field["properties"], absent, may_be_empty=not may_be_null),
         ]
     if kind != "array":
         return [f"{name} ::= {_scalar_rule(field)}{null}"]
     item, items = f"{name}_item", field["items"]
-    of_items = (
+    item_rules = (
         _object_rules(item, items["properties"], absent, may_be_empty=False)
         if field_type(items) == "object"
         else [f"{item} ::= {_scalar_rule(items)}"]
     )
     entries = f'{item} (", " {item}){{0,{field["maxItems"] - 1}}}'
     # No entries is null where the field may be null: one spelling for nothing.
-    written = f'"[" {entries} "]"' if may_be_null else f'"[" ({entries})? "]"'
-    return [f"{name} ::= {written}{null}", *of_items]
+    array_rule = f'"[" {entries} "]"' if may_be_null else f'"[" ({entries})? "]"'
+    return [f"{name} ::= {array_rule}{null}", *item_rules]
 
 
 def _scalar_rule(field: FieldSchema) -> str:
     if "enum" in field:
-        return " | ".join(quote_literal(canonical_json(one)) for one in field["enum"] if one is not None)
+        return " | ".join(quote_literal(canonical_json(choice)) for choice in field["enum"] if choice is not None)
     kind = field_type(field)
     return rf'"\"" char{{1,{field["maxLength"]}}} "\""' if kind == "string" else kind

@@ -40,65 +40,70 @@ class UnknownKeyError(ValueError):
 
 def resolve_field(field: FieldSchema, may_lack: bool) -> dict[str, Any]:
     """Returns the field's schema with null among its types where it may lack, and choices as clean as its values."""
-    found = dict(field)
+    resolved = dict(field)
     kind = "string" if "enum" in field else field_type(field)
-    found["type"] = [kind, "null"] if may_lack else kind
+    resolved["type"] = [kind, "null"] if may_lack else kind
     if "enum" in field:
-        found["enum"] = [*dict.fromkeys(clean(one) for one in field["enum"] if one is not None), *[None] * may_lack]
+        resolved["enum"] = [
+            *dict.fromkeys(clean(choice) for choice in field["enum"] if choice is not None),
+            *[None] * may_lack,
+        ]
     if "items" in field:
-        found["items"] = resolve_field(field["items"], may_lack=False)
+        resolved["items"] = resolve_field(field["items"], may_lack=False)
     if "properties" in field:
-        found |= resolve_object(field)
-    return found
+        resolved |= resolve_object(field)
+    return resolved
 
 
-def resolve_object(given: FieldSchema) -> dict[str, Any]:
+def resolve_object(schema: FieldSchema) -> dict[str, Any]:
     """Returns what makes an object of a given schema canonical: its fields, all required, null where one may lack."""
-    required = given.get("required", ())
+    required = schema.get("required", ())
     fields = {
         name: resolve_field(field, is_nullable(field) or name not in required)
-        for name, field in given["properties"].items()
+        for name, field in schema["properties"].items()
     }
     return {"properties": fields, "required": list(fields), "additionalProperties": False}
 
 
 def allow_omission(schema: FieldSchema) -> dict[str, Any]:
     """Returns the schema of an object of which fields that may be null may be left out as well."""
-    found = dict(schema)
+    relaxed = dict(schema)
     if "items" in schema:
-        found["items"] = allow_omission(schema["items"])
+        relaxed["items"] = allow_omission(schema["items"])
     if "properties" in schema:
-        found["properties"] = {name: allow_omission(field) for name, field in schema["properties"].items()}
-        found["required"] = [name for name, field in schema["properties"].items() if not is_nullable(field)]
-    return found
+        relaxed["properties"] = {name: allow_omission(field) for name, field in schema["properties"].items()}
+        relaxed["required"] = [name for name, field in schema["properties"].items() if not is_nullable(field)]
+    return relaxed
 
 
 def drop_nulls(value: Any) -> Any:
     """Returns a value without the fields that are null, in objects at any depth."""
     if isinstance(value, dict):
-        return {name: drop_nulls(one) for name, one in value.items() if one is not None}
-    return [drop_nulls(one) for one in value] if isinstance(value, list) else value
+        return {name: drop_nulls(entry) for name, entry in value.items() if entry is not None}
+    return [drop_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def fill_nulls(field: FieldSchema, value: Any) -> Any:
     """Returns a value with null for the fields that may be null and were left out, in objects at any depth."""
     if isinstance(value, list) and "items" in field:
-        return [fill_nulls(field["items"], one) for one in value]
+        return [fill_nulls(field["items"], entry) for entry in value]
     if not isinstance(value, dict) or "properties" not in field:
         return value
-    lacking = {name: None for name, one in field["properties"].items() if is_nullable(one) and name not in value}
-    known = {name: fill_nulls(field["properties"].get(name, {}), one) for name, one in value.items()}
-    return known | lacking
+    missing = {name: None for name, schema in field["properties"].items() if is_nullable(schema) and name not in value}
+    filled = {name: fill_nulls(field["properties"].get(name, {}), entry) for name, entry in value.items()}
+    return filled | missing
 
 
 def strip_extensions(schema: Any) -> Any:
     """Returns a schema as others know JSON Schema: without `ordered`, which says how this project compares a list."""
     if isinstance(schema, list):
-        return [strip_extensions(one) for one in schema]
+        return [strip_extensions(entry) for entry in schema]
     if not isinstance(schema, Mapping):
         return schema
     # A field may bear that name; it is an object then.
-    return {key: strip_extensions(one) for key, one in schema.items() if key != "ordered" or not isinstance(one, bool)}
+    return {
+        key: strip_extensions(entry) for key, entry in schema.items() if key != "ordered" or not isinstance(entry, bool)
+    }
 
 
 def field_type(field: FieldSchema) -> str:
@@ -110,19 +115,19 @@ def field_type(field: FieldSchema) -> str:
 def describe_fields(fields: Mapping[str, FieldSchema], absent: str = "null", indent: str = "") -> list[str]:
     """Returns the lines that describe fields in the prompt, those of objects below them. `absent` is what stands for a
     field that the document does not have: null, or omit for nothing."""
-    found = []
+    lines = []
     for name, field in fields.items():
-        about = f": {field['description']}" if "description" in field else ""
-        found.append(f"{indent}- {name} ({describe_field(field, absent)}){about}")
-        inside = field.get("items", field).get("properties", {})
-        found += describe_fields(inside, absent, indent + "  ")
-    return found
+        description = f": {field['description']}" if "description" in field else ""
+        lines.append(f"{indent}- {name} ({describe_field(field, absent)}){description}")
+        nested = field.get("items", field).get("properties", {})
+        lines += describe_fields(nested, absent, indent + "  ")
+    return lines
 
 
 def describe_field(field: FieldSchema, absent: str = "null") -> str:
     """Returns what the field may hold, as the prompt says it."""
     if "enum" in field:
-        words = "one of " + ", ".join(canonical_json(one) for one in field["enum"] if one is not None)
+        words = "one of " + ", ".join(canonical_json(choice) for choice in field["enum"] if choice is not None)
     elif field_type(field) == "array":
         kind = "an ordered list" if field.get("ordered") else "a list"
         words = f"{kind} of at most {field['maxItems']}, each {describe_field(field['items'])}"
@@ -147,10 +152,10 @@ def canonicalize(field: FieldSchema, value: Any) -> Any:
         rows = columns_to_rows(value)
         value = value if rows is None else rows
     if isinstance(value, list) and kind == "array":
-        value = [one for one in (canonicalize(field["items"], given) for given in value) if not _is_blank(one)]
+        value = [entry for entry in (canonicalize(field["items"], raw) for raw in value) if not _is_blank(entry)]
     if isinstance(value, dict) and kind == "object":
-        known = {name: canonicalize(one, value.get(name)) for name, one in field["properties"].items()}
-        value = known | {name: one for name, one in value.items() if name not in known}
+        canonical = {name: canonicalize(nested, value.get(name)) for name, nested in field["properties"].items()}
+        value = canonical | {name: entry for name, entry in value.items() if name not in canonical}
     if (
         isinstance(value, float)
         and value.is_integer()
@@ -182,12 +187,12 @@ def check_value(field: FieldSchema, value: Any) -> None:
     if kind == "array":
         if len(value) > field["maxItems"]:
             raise ValueError(f"given {len(value)} entries, allowed: {field['maxItems']} (maxItems)")
-        for at, one in enumerate(value, start=1):
-            _check_nested(field["items"], one, f"entry {at}" if "properties" in field["items"] else "")
+        for index, entry in enumerate(value, start=1):
+            _check_nested(field["items"], entry, f"entry {index}" if "properties" in field["items"] else "")
     if kind == "object":
         check_keys(field["properties"], value)
-        for name, one in field["properties"].items():
-            _check_nested(one, value[name], name)
+        for name, nested in field["properties"].items():
+            _check_nested(nested, value[name], name)
 
 
 def check_keys(fields: Mapping[str, FieldSchema], value: Mapping[str, Any]) -> None:
@@ -199,19 +204,19 @@ def check_keys(fields: Mapping[str, FieldSchema], value: Mapping[str, Any]) -> N
         raise ValueError(f"{', '.join(missing)} is missing")
 
 
-def _check_nested(field: FieldSchema, value: Any, where: str) -> None:
+def _check_nested(field: FieldSchema, value: Any, location: str) -> None:
     try:
         check_value(field, value)
     except ValueError as error:
-        raise type(error)(f"{where}: {error}" if where else str(error)) from None
+        raise type(error)(f"{location}: {error}" if location else str(error)) from None
 
 
 def blank_to_null(value: Any) -> Any:
     """Returns a value with null for blank texts, in objects at any depth."""
     if isinstance(value, dict):
-        return {name: blank_to_null(one) for name, one in value.items()}
+        return {name: blank_to_null(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [blank_to_null(one) for one in value]
+        return [blank_to_null(entry) for entry in value]
     return None if value == "" else value
 
 
@@ -236,7 +241,7 @@ def _parse_cell(text: str, kind: str) -> Any:
 
 
 def _format_hint(kind: str, value: Any) -> str:
-    digits = isinstance(value, str) and any("0" <= one <= "9" for one in value)
+    digits = isinstance(value, str) and any("0" <= character <= "9" for character in value)
     return "; data.formats tells how numbers are written" if digits and kind in ("number", "integer") else ""
 
 
@@ -246,7 +251,7 @@ def _is_exact(value: float) -> bool:
 
 def _is_text(value: Any) -> bool:
     # Half of a surrogate pair is no text: it cannot be written as UTF-8.
-    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_boolean(value: Any) -> bool:
@@ -267,7 +272,7 @@ def _is_integer(value: Any) -> bool:
 
 def _is_blank(value: Any) -> bool:
     """Whether a value says nothing: a blank text, or an object of nothing else."""
-    return value == "" or (isinstance(value, dict) and all(one in (None, "") for one in value.values()))
+    return value == "" or (isinstance(value, dict) and all(entry in (None, "") for entry in value.values()))
 
 
 TYPE_CHECKS = {

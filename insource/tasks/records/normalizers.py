@@ -80,15 +80,20 @@ def normalize(value: Any, normalizers: Collection[str]) -> Any:
 def _normalize_text(value: str, normalizers: frozenset[str]) -> str:
     """A text as `normalize` returns it. Records are compared value by value, entries of lists each with each."""
     text = _fold_spaces(value)
-    read = _normalize_date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
-    if read is None and "amount" in normalizers:
-        read = _normalize_amount(text)
-    if read is not None:
-        return read
+    normalized = _normalize_date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
+    if normalized is None and "amount" in normalizers:
+        normalized = _normalize_amount(text)
+    if normalized is not None:
+        return normalized
     folded = _fold_spaces(text.casefold()) if "case" in normalizers else text
     if "punctuation" in normalizers:
         # A text of punctuation alone is its own value: "?" is not "!".
-        folded = _fold_spaces("".join(" " if unicodedata.category(one)[0] in "PS" else one for one in folded)) or folded
+        folded = (
+            _fold_spaces(
+                "".join(" " if unicodedata.category(character)[0] in "PS" else character for character in folded)
+            )
+            or folded
+        )
     # Without its punctuation, a text may be a date after all.
     return folded if folded == text else _normalize_text(folded, normalizers)
 
@@ -99,25 +104,25 @@ def parse_number(text: str, decimal: str) -> int | float | None:
     The other sign, spaces and apostrophes may group its thousands, and nothing else: with a comma before the decimals,
     1.5 and 0.123 are no numbers.
     """
-    read = parse_amount(text, decimal)
-    if read is not None:
-        return None if read[1] else read[0]
+    amount = parse_amount(text, decimal)
+    if amount is not None:
+        return None if amount[1] else amount[0]
     return float(text.replace(",", ".")) if _SCIENTIFIC[decimal].fullmatch(text.strip()) else None
 
 
 def parse_amount(text: str, decimal: str) -> tuple[int | float, str] | None:
     """Returns (number, currency as it is written or "") of an amount of money, whose number is written as number_of
     says; None where it is none."""
-    found = _AMOUNT.fullmatch(_NO_CENTS.sub("", _fold_spaces(text)))
-    if found is None or (found["open"] is None) != (found["close"] is None):
+    match = _AMOUNT.fullmatch(_NO_CENTS.sub("", _fold_spaces(text)))
+    if match is None or (match["open"] is None) != (match["close"] is None):
         return None
-    currencies = [one.strip() for one in (found["before"], found["after"]) if one.strip()]
-    digits, signs = _DIGITS[decimal].fullmatch(found["digits"]), _signs(found)
-    if digits is None or len(signs) + bool(found["open"]) > 1 or len(currencies) > 1:
+    currencies = [part.strip() for part in (match["before"], match["after"]) if part.strip()]
+    digits, signs = _DIGITS[decimal].fullmatch(match["digits"]), _signs(match)
+    if digits is None or len(signs) + bool(match["open"]) > 1 or len(currencies) > 1:
         return None
     whole = re.sub("[^0-9]", "", digits["whole"] or "0")
     size = float(f"{whole}.{digits['fraction']}") if digits["fraction"] else int(whole)
-    return -size if signs or found["open"] else size, "".join(currencies)
+    return -size if signs or match["open"] else size, "".join(currencies)
 
 
 def _fold_spaces(text: str) -> str:
@@ -125,13 +130,13 @@ def _fold_spaces(text: str) -> str:
 
 
 def _normalize_amount(text: str) -> str | None:
-    found = _AMOUNT.fullmatch(text)
-    if found is None or (found["open"] is None) != (found["close"] is None):
+    match = _AMOUNT.fullmatch(text)
+    if match is None or (match["open"] is None) != (match["close"] is None):
         return None
-    plain, signs = _plain_number(re.sub("[ ’]", "'", found["digits"])), _signs(found)
+    plain, signs = _plain_number(re.sub("[ ’]", "'", match["digits"])), _signs(match)
     if plain is None or len(signs) > 1:
         return None
-    return _format_amount(-Decimal(plain) if signs or found["open"] else Decimal(plain))
+    return _format_amount(-Decimal(plain) if signs or match["open"] else Decimal(plain))
 
 
 def _signs(amount: re.Match[str]) -> str:
@@ -165,27 +170,27 @@ def _format_amount(amount: Decimal) -> str:
 
 def _normalize_date(text: str, day_first: bool) -> str | None:
     text = _fold_spaces(_TIME.sub("", text.strip("()[] ")))
-    for form in _NAMED_DATES:
-        if found := form.fullmatch(text):
-            month = _MONTHS.index(found["name"][:3].lower()) + 1
-            return _iso_date(found["year"], month, int(found["day"]))
-    if found := _ISO_DATE.fullmatch(text):
-        year, separator, month_text, day_text = found.groups()
-        if (separator or len(text) == 8) and (read := _iso_date(year, int(month_text), int(day_text))):
-            return read
-    if found := _NUMERIC_DATE.fullmatch(text) or _DIGIT_RUN.fullmatch(text):
-        first, second = int(found[1]), int(found[2])
+    for pattern in _NAMED_DATES:
+        if match := pattern.fullmatch(text):
+            month = _MONTHS.index(match["name"][:3].lower()) + 1
+            return _iso_date(match["year"], month, int(match["day"]))
+    if match := _ISO_DATE.fullmatch(text):
+        year, separator, month_text, day_text = match.groups()
+        if (separator or len(text) == 8) and (iso_text := _iso_date(year, int(month_text), int(day_text))):
+            return iso_text
+    if match := _NUMERIC_DATE.fullmatch(text) or _DIGIT_RUN.fullmatch(text):
+        first, second = int(match[1]), int(match[2])
         day, month = (first, second) if (day_first or first > 12) and second <= 12 else (second, first)
-        return _iso_date(found[3], month, day)
+        return _iso_date(match[3], month, day)
     return None
 
 
 def _iso_date(year: str, month: int, day: int) -> str | None:
     # Two digits are a year from 1969 to 2068, as strptime reads them.
-    full = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)
-    if not 1900 <= full < 2100:
+    full_year = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)
+    if not 1900 <= full_year < 2100:
         return None
     try:
-        return date(full, month, day).isoformat()
+        return date(full_year, month, day).isoformat()
     except ValueError:
         return None

@@ -34,9 +34,9 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Adds the counts of another part of the row."""
-        for mine, theirs in ((self.values, other.values), (self.items, other.items)):
-            for path, count in theirs.items():
-                mine.setdefault(path, Counter()).update(count)
+        for totals, additions in ((self.values, other.values), (self.items, other.items)):
+            for path, count in additions.items():
+                totals.setdefault(path, Counter()).update(count)
         self.same &= other.same
 
     @property
@@ -47,35 +47,35 @@ class Counts:
 
 def count_record(
     fields: Mapping[str, FieldSchema],
-    wanted: Mapping[str, Any],
-    said: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    predicted: Mapping[str, Any],
     normalizers: Normalizers,
-    above: str = "",
+    prefix: str = "",
 ) -> Counts:
-    """Returns the counts of an object of these fields; {} stands for one that is not there. `above` is its path, with a
-    dot at its end."""
-    found = Counts()
-    for name, one in fields.items():
-        found.add(_count_field(one, above + name, wanted.get(name), said.get(name), normalizers))
-    return found
+    """Returns the counts of an object of these fields; {} stands for one that is not there. `prefix` is its path, with
+    a dot at its end."""
+    counts = Counts()
+    for name, schema in fields.items():
+        counts.add(_count_field(schema, prefix + name, expected.get(name), predicted.get(name), normalizers))
+    return counts
 
 
-def list_value_paths(fields: Mapping[str, FieldSchema], above: str = "") -> list[str]:
+def list_value_paths(fields: Mapping[str, FieldSchema], prefix: str = "") -> list[str]:
     """Returns the paths of all values, in the order of the schema."""
-    found = []
-    for name, one in fields.items():
-        inside = _nested_fields(one)
-        found += list_value_paths(inside, f"{above}{name}.") if inside else [above + name]
-    return found
+    paths = []
+    for name, schema in fields.items():
+        nested = _nested_fields(schema)
+        paths += list_value_paths(nested, f"{prefix}{name}.") if nested else [prefix + name]
+    return paths
 
 
-def list_object_arrays(fields: Mapping[str, FieldSchema], above: str = "") -> list[str]:
+def list_object_arrays(fields: Mapping[str, FieldSchema], prefix: str = "") -> list[str]:
     """Returns the paths of the lists of objects, in the order of the schema."""
-    found = []
-    for name, one in fields.items():
-        found += [above + name] if _nested_fields(one) and field_type(one) == "array" else []
-        found += list_object_arrays(_nested_fields(one), f"{above}{name}.")
-    return found
+    paths = []
+    for name, schema in fields.items():
+        paths += [prefix + name] if _nested_fields(schema) and field_type(schema) == "array" else []
+        paths += list_object_arrays(_nested_fields(schema), f"{prefix}{name}.")
+    return paths
 
 
 def summarize_counts(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -88,74 +88,85 @@ def summarize_counts(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence
     }
 
 
-def comparison_value(one: FieldSchema, path: str, value: Any, normalizers: Normalizers) -> Any:
+def comparison_value(schema: FieldSchema, path: str, value: Any, normalizers: Normalizers) -> Any:
     """Returns a value as it is compared: None for nothing, a list that is not `ordered` in an order of its own.
 
     A record has the path "".
     """
     if isinstance(value, dict):
-        above = f"{path}." if path else ""
-        inside = _nested_fields(one)
-        return {name: comparison_value(inside[name], above + name, value[name], normalizers) for name in inside}
-    if isinstance(value, list) and _nested_fields(one):
-        entries = [comparison_value(one["items"], path, entry, normalizers) for entry in value]
-        return (entries if one.get("ordered") else sorted(entries, key=canonical_json)) or None
+        prefix = f"{path}." if path else ""
+        nested = _nested_fields(schema)
+        return {name: comparison_value(nested[name], prefix + name, value[name], normalizers) for name in nested}
+    if isinstance(value, list) and _nested_fields(schema):
+        entries = [comparison_value(schema["items"], path, entry, normalizers) for entry in value]
+        return (entries if schema.get("ordered") else sorted(entries, key=canonical_json)) or None
     if isinstance(value, list):
         entries = [normalize(entry, normalizers.get(path, ())) for entry in value]
-        return (entries if one.get("ordered") else sorted(entries)) or None
+        return (entries if schema.get("ordered") else sorted(entries)) or None
     return normalize(value, normalizers.get(path, ()))
 
 
-def _count_field(one: FieldSchema, path: str, wanted: Any, said: Any, normalizers: Normalizers) -> Counts:
-    inside = _nested_fields(one)
-    if inside and field_type(one) == "array":
-        return _count_objects(one, path, wanted or [], said or [], normalizers)
-    if inside:
-        return count_record(inside, wanted or {}, said or {}, normalizers, f"{path}.")
-    wanted, said = comparison_value(one, path, wanted, normalizers), comparison_value(one, path, said, normalizers)
-    right = wanted is not None and wanted == said
-    count = Counter(n=int(wanted is not None), said=int(said is not None), right=int(right))
-    return Counts({path: count}, {}, wanted == said)
+def _count_field(schema: FieldSchema, path: str, expected: Any, predicted: Any, normalizers: Normalizers) -> Counts:
+    nested = _nested_fields(schema)
+    if nested and field_type(schema) == "array":
+        return _count_objects(schema, path, expected or [], predicted or [], normalizers)
+    if nested:
+        return count_record(nested, expected or {}, predicted or {}, normalizers, f"{path}.")
+    expected, predicted = (
+        comparison_value(schema, path, expected, normalizers),
+        comparison_value(schema, path, predicted, normalizers),
+    )
+    right = expected is not None and expected == predicted
+    count = Counter(n=int(expected is not None), said=int(predicted is not None), right=int(right))
+    return Counts({path: count}, {}, expected == predicted)
 
 
 def _count_objects(
-    field: FieldSchema, path: str, wanted: Sequence[Any], said: Sequence[Any], normalizers: Normalizers
+    schema: FieldSchema, path: str, expected: Sequence[Any], predicted: Sequence[Any], normalizers: Normalizers
 ) -> Counts:
     """The counts of two lists of objects, so assigned that most values are right, and then most objects; of `ordered`
     ones the first is held against the first, and so on."""
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
-    def of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Counts:
-        return count_record(_nested_fields(field), one, other, normalizers, f"{path}.")
+    def count_pair(expected_item: Mapping[str, Any], predicted_item: Mapping[str, Any]) -> Counts:
+        return count_record(_nested_fields(schema), expected_item, predicted_item, normalizers, f"{path}.")
 
     pairs: dict[tuple[int, int], Counts] = {}
-    if field.get("ordered") or wanted == said:
+    if schema.get("ordered") or expected == predicted:
         # No other assignment of equal lists has more right.
-        chosen = [(at, at) for at in range(min(len(wanted), len(said)))]
-        pairs = {(at, at): of(wanted[at], said[at]) for at, _ in chosen}
+        assignment = [(index, index) for index in range(min(len(expected), len(predicted)))]
+        pairs = {(index, index): count_pair(expected[index], predicted[index]) for index, _ in assignment}
     else:
-        pairs = {(a, b): of(one, other) for a, one in enumerate(wanted) for b, other in enumerate(said)}
-        worth = np.array(
+        pairs = {
+            (a, b): count_pair(item, candidate)
+            for a, item in enumerate(expected)
+            for b, candidate in enumerate(predicted)
+        }
+        scores = np.array(
             [
-                [pairs[a, b].right + pairs[a, b].same / (1 + len(wanted)) for b in range(len(said))]
-                for a in range(len(wanted))
+                [pairs[a, b].right + pairs[a, b].same / (1 + len(expected)) for b in range(len(predicted))]
+                for a in range(len(expected))
             ]
         )
-        chosen = list(zip(*linear_sum_assignment(worth, maximize=True), strict=True)) if wanted and said else []
-    right = sum(pairs[one].same for one in chosen)
-    found = Counts({}, {path: Counter(n=len(wanted), said=len(said), right=right)}, len(wanted) == len(said))
-    alone = {a for a, _ in chosen}, {b for _, b in chosen}
+        assignment = (
+            list(zip(*linear_sum_assignment(scores, maximize=True), strict=True)) if expected and predicted else []
+        )
+    right = sum(pairs[pair].same for pair in assignment)
+    counts = Counts(
+        {}, {path: Counter(n=len(expected), said=len(predicted), right=right)}, len(expected) == len(predicted)
+    )
+    matched = {a for a, _ in assignment}, {b for _, b in assignment}
     for part in (
-        *(pairs[one] for one in chosen),
-        *(of(one, {}) for at, one in enumerate(wanted) if at not in alone[0]),
-        *(of({}, one) for at, one in enumerate(said) if at not in alone[1]),
+        *(pairs[pair] for pair in assignment),
+        *(count_pair(item, {}) for index, item in enumerate(expected) if index not in matched[0]),
+        *(count_pair({}, item) for index, item in enumerate(predicted) if index not in matched[1]),
     ):
-        found.add(part)
-    return found
+        counts.add(part)
+    return counts
 
 
-def _nested_fields(one: FieldSchema) -> Mapping[str, FieldSchema]:
+def _nested_fields(schema: FieldSchema) -> Mapping[str, FieldSchema]:
     """The fields of an object, or of the objects of a list; none of other fields."""
-    found: Mapping[str, FieldSchema] = one.get("items", one).get("properties", {})
-    return found
+    fields: Mapping[str, FieldSchema] = schema.get("items", schema).get("properties", {})
+    return fields

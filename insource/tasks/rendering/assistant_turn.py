@@ -63,22 +63,22 @@ def read_turn(tokenizer: Any) -> Turn:
     Raises RecipeError where the model answers otherwise than at once, or the template takes no plain conversation.
     """
     name = tokenizer.name_or_path
-    ask = [{"role": "user", "content": PROBE_QUESTION}]
-    answered = [*ask, {"role": "assistant", "content": PROBE_ANSWER}]
+    question = [{"role": "user", "content": PROBE_QUESTION}]
+    answered = [*question, {"role": "assistant", "content": PROBE_ANSWER}]
     try:
-        opened = str(tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
+        open_prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        answered_text = str(tokenizer.apply_chat_template(answered, tokenize=False))
     except (TemplateError, TypeError, ValueError) as error:
         raise RecipeError(f"model.base: the chat template of {name} renders no plain conversation: {error}") from None
-    if PROBE_QUESTION not in opened or PROBE_QUESTION not in whole or PROBE_ANSWER not in whole:
+    if PROBE_QUESTION not in open_prompt or PROBE_QUESTION not in answered_text or PROBE_ANSWER not in answered_text:
         raise RecipeError(f"model.base: the chat template of {name} leaves the message or its answer out")
-    before, _, end = whole.rpartition(PROBE_ANSWER)
+    prefix, _, end = answered_text.rpartition(PROBE_ANSWER)
     turn = Turn(
-        generation_prompt=opened.rpartition(PROBE_QUESTION)[2],
-        lead=before.rpartition(PROBE_QUESTION)[2],
+        generation_prompt=open_prompt.rpartition(PROBE_QUESTION)[2],
+        lead=prefix.rpartition(PROBE_QUESTION)[2],
         end=end,
         next_message=_render_next_message(tokenizer, answered),
-        continues=whole.startswith(opened + PROBE_ANSWER),
+        continues=answered_text.startswith(open_prompt + PROBE_ANSWER),
     )
     _check_answers_at_once(turn, name)
     return turn
@@ -91,15 +91,15 @@ def find_stop(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
     """
     for text in (turn.end, turn.next_message):
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if found := next((one for one in tokens if one in stops), None):
-            return str(found)
+        if stop := next((token for token in tokens if token in stops), None):
+            return str(stop)
     return None
 
 
-def _render_next_message(tokenizer: Any, answered: list[dict[str, str]]) -> str:
+def _render_next_message(tokenizer: Any, conversation: list[dict[str, str]]) -> str:
     try:
         longer = tokenizer.apply_chat_template(
-            [*answered, {"role": "user", "content": PROBE_FOLLOW_UP}], tokenize=False
+            [*conversation, {"role": "user", "content": PROBE_FOLLOW_UP}], tokenize=False
         )
     except (TemplateError, TypeError, ValueError):
         return ""
@@ -124,8 +124,10 @@ def _check_answers_at_once(turn: Turn, name: str) -> None:
 
 def _has_open_thought(generation_prompt: str) -> bool:
     """Returns whether a thought is begun and not ended."""
-    opened, closed = ([one.start() for one in marks.finditer(generation_prompt)] for marks in (_OPEN, _CLOSE))
-    return max(opened, default=-1) > max(closed, default=-1)
+    open_starts, close_starts = (
+        [match.start() for match in marks.finditer(generation_prompt)] for marks in (_OPEN, _CLOSE)
+    )
+    return max(open_starts, default=-1) > max(close_starts, default=-1)
 
 
 def _strip_thoughts(text: str) -> str:
@@ -135,5 +137,5 @@ def _strip_thoughts(text: str) -> str:
 
 def _suggest_model(name: str) -> str:
     lower = name.lower()
-    found = next((model for part, model in _ALTERNATIVES.items() if part in lower), "Qwen3-4B-Instruct-2507")
-    return f"take {found}, or another model"
+    suggestion = next((model for part, model in _ALTERNATIVES.items() if part in lower), "Qwen3-4B-Instruct-2507")
+    return f"take {suggestion}, or another model"

@@ -52,8 +52,11 @@ def list_stop_tokens(model: Model, tokenizer: Any) -> list[str]:
     """Returns the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
     listed = _read_generation_config(model).get("eos_token_id")
     ids = [listed] if isinstance(listed, int) else list(listed or [])
-    found = [tokenizer.eos_token, *(tokenizer.convert_ids_to_tokens(one) for one in ids if one < len(tokenizer))]
-    return list(dict.fromkeys(one for one in found if one))
+    tokens = [
+        tokenizer.eos_token,
+        *(tokenizer.convert_ids_to_tokens(token_id) for token_id in ids if token_id < len(tokenizer)),
+    ]
+    return list(dict.fromkeys(token for token in tokens if token))
 
 
 def base_not_found_message(model: Model, error: Exception) -> str:
@@ -125,8 +128,8 @@ def _read_generation_config(model: Model) -> dict[str, Any]:
     """Returns what generation_config.json of a base says; config.json where there is none, as vLLM does."""
     for name in (GENERATION_CONFIG, "config.json"):
         if path := _find_file(model, name):
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return config
     return {}
 
 

@@ -65,19 +65,19 @@ def load_rendering(model: Model) -> Rendering:
     Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
     """
     tokenizer = base_tokenizer.load_base_tokenizer(model)
-    taken: list[tuple[PinnedTemplate, Turn]] = []
-    refused: list[RecipeError] = []
+    candidates: list[tuple[PinnedTemplate, Turn]] = []
+    errors: list[RecipeError] = []
     for pinned in pinned_template.pin_template(tokenizer.chat_template, model.template, model.base):
         tokenizer.chat_template = pinned.template
         try:
-            taken.append((pinned, assistant_turn.read_turn(tokenizer)))
+            candidates.append((pinned, assistant_turn.read_turn(tokenizer)))
         except RecipeError as error:
-            refused.append(error)
-    if not taken:
+            errors.append(error)
+    if not candidates:
         # Of several reasons that of the template with its switch off.
-        raise refused[0]
+        raise errors[0]
     # Of several ways the first one in which open and answered prompts agree.
-    pinned, turn = next((one for one in taken if one[1].continues), taken[0])
+    pinned, turn = next((candidate for candidate in candidates if candidate[1].continues), candidates[0])
     tokenizer.chat_template = pinned.template
     return _make_rendering(model, tokenizer, pinned, turn)
 
@@ -100,36 +100,38 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
     token: it is learnt as the text that it is. Raises RecipeError where the model does not answer at once.
     """
     assistant_turn.read_turn(tokenizer)
-    opened = _render_prompts(tokenizer, conversations)
-    answered = [
+    open_prompts = _render_prompts(tokenizer, conversations)
+    answered_conversations = [
         [*messages, {"role": "assistant", "content": text}]
         for messages, text in zip(conversations, answers, strict=True)
     ]
-    texts = [str(one) for one in tokenizer.apply_chat_template(answered, tokenize=False)]
-    prompts, whole = _encode(tokenizer, opened), _encode(tokenizer, texts)
+    texts = [str(rendered) for rendered in tokenizer.apply_chat_template(answered_conversations, tokenize=False)]
+    prompts, full_ids = _encode(tokenizer, open_prompts), _encode(tokenizer, texts)
     special, stop = _special_ids(tokenizer), tokenizer.eos_token_id
     plains = [special.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
-    written: dict[tuple[int, ...], str] = {}
-    found = []
-    for open_text, text, prompt, ids, answer, plain in zip(opened, texts, prompts, whole, answers, plains, strict=True):
+    decoded: dict[tuple[int, ...], str] = {}
+    examples = []
+    for open_text, text, prompt, ids, answer, plain in zip(
+        open_prompts, texts, prompts, full_ids, answers, plains, strict=True
+    ):
         if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
             completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
             # Labels come again and again, behind the same tokens.
             key = (*prompt[-CONTEXT_TOKENS:], *completion)
-            written[key] = written[key] if key in written else decode_completion(tokenizer, prompt, completion[:-1])
-            if written[key] == answer:
-                found.append(Example(prompt, completion))
+            decoded[key] = decoded[key] if key in decoded else decode_completion(tokenizer, prompt, completion[:-1])
+            if decoded[key] == answer:
+                examples.append(Example(prompt, completion))
                 continue
-        found.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, plain), stop]))
-    return found
+        examples.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, plain), stop]))
+    return examples
 
 
 def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Returns the text of tokens as a server writes it behind a prompt: a space that begins it is a part of it."""
-    before = list(prompt_ids[-CONTEXT_TOKENS:])
+    context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
     context, both = (
-        str(tokenizer.decode(one, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        for one in (before, before + list(ids))
+        str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for token_ids in (context_ids, context_ids + list(ids))
     )
     return both.removeprefix(context)
 
@@ -142,7 +144,9 @@ def max_answer_tokens(longest: int) -> int:
 def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Returns how many tokens each text is by itself."""
     if tokenizer.is_fast:
-        return [len(one) for one in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(encoding) for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
     return [len(ids) for ids in _encode(tokenizer, texts)]
 
 
@@ -166,30 +170,30 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
 def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: Turn) -> Rendering:
     """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
     stops = base_tokenizer.list_stop_tokens(model, tokenizer)
-    found = assistant_turn.find_stop(turn, tokenizer, stops)
-    stop = found if model.stop == "auto" else _check_configured_stop(model, tokenizer, stops)
+    template_stop = assistant_turn.find_stop(turn, tokenizer, stops)
+    stop = template_stop if model.stop == "auto" else _check_configured_stop(model, tokenizer, stops)
     if stop is None:
         raise RecipeError(
             f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, and none of its "
             f"stops ({', '.join(stops)}) stands there; set model.stop to one of {', '.join(stops)}, or to another "
             "special token that the model has learnt to end an answer with"
         )
-    how = None
+    stop_reason = None
     if stop != tokenizer.eos_token:
-        where = "model.stop" if model.stop != "auto" else "the chat template and the generation config"
-        how = f"answers end in {stop!r}, not in the tokenizer's EOS {tokenizer.eos_token!r} ({where})"
+        source = "model.stop" if model.stop != "auto" else "the chat template and the generation config"
+        stop_reason = f"answers end in {stop!r}, not in the tokenizer's EOS {tokenizer.eos_token!r} ({source})"
         tokenizer.eos_token = stop
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = stop
-    differs = None
+    own_suffix_reason = None
     if not turn.continues:
-        differs = (
+        own_suffix_reason = (
             f"its template begins an answer with {turn.lead[-40:]!r} and asks with {turn.generation_prompt[-40:]!r}"
         )
     elif not turn.end.startswith(stop):
-        written = f"writes {turn.end[:40]!r}" if turn.end.strip() else "writes nothing"
-        differs = f"its template {written} behind a last answer, where the stop {stop!r} is learnt"
-    return Rendering(tokenizer, dict(pinned.values), differs, how)
+        ending = f"writes {turn.end[:40]!r}" if turn.end.strip() else "writes nothing"
+        own_suffix_reason = f"its template {ending} behind a last answer, where the stop {stop!r} is learnt"
+    return Rendering(tokenizer, dict(pinned.values), own_suffix_reason, stop_reason)
 
 
 def _check_configured_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
@@ -207,7 +211,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 def _render_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:
     texts = tokenizer.apply_chat_template(list(conversations), tokenize=False, add_generation_prompt=True)
-    return [str(one) for one in texts]
+    return [str(text) for text in texts]
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = False) -> list[list[int]]:
@@ -215,18 +219,18 @@ def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = F
     return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _encode_answer(tokenizer: Any, opened: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
+def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
     """Returns the ids of an answer right behind an open prompt, such that they are that text there and no other.
 
     Some tokenizers (SentencePiece) write a space before a text that stands alone; behind a line break they do not.
     """
-    alone, behind = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
-    ways = [alone]
+    alone_ids, after_break = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
+    candidates = [alone_ids]
     (line_break,) = _encode(tokenizer, ["\n"])
-    if behind[: len(line_break)] == line_break:
-        ways.append(behind[len(line_break) :])
+    if after_break[: len(line_break)] == line_break:
+        candidates.append(after_break[len(line_break) :])
     if plain:
-        (whole,) = _encode(tokenizer, [opened + answer])
-        if whole[: len(prompt)] == prompt:
-            ways.insert(0, whole[len(prompt) :])
-    return next((ids for ids in ways if decode_completion(tokenizer, prompt, ids) == answer), ways[0])
+        (full_ids,) = _encode(tokenizer, [open_prompt + answer])
+        if full_ids[: len(prompt)] == prompt:
+            candidates.insert(0, full_ids[len(prompt) :])
+    return next((ids for ids in candidates if decode_completion(tokenizer, prompt, ids) == answer), candidates[0])

@@ -42,20 +42,20 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
     Raises RecipeError, naming the base `name`, where it is no template, or its date cannot be pinned.
     """
     tree = _parse_template(template, name)
-    read = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
-    clock, dated = "", {}
-    if CLOCK_FUNCTION in read:
+    names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+    clock, date_values = "", {}
+    if CLOCK_FUNCTION in names:
         day = DEFAULT_DATE if settings.date == "auto" else date.fromisoformat(settings.date)
-        clock, dated = _clock_macro(tree, day, name), {"date": day.isoformat()}
-    switches = [one for one in THINKING_SWITCHES if one in read]
+        clock, date_values = _clock_macro(tree, day, name), {"date": day.isoformat()}
+    switches = [switch for switch in THINKING_SWITCHES if switch in names]
     choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
         # No client can set what is pinned as not set: an attribute that an empty mapping lacks is undefined.
         value = "{}.unset" if choice == UNSET else str(choice).lower()
-        prologue = "".join(f"{{% set {one} = {value} %}}\n" for one in switches)
-        yield PinnedTemplate(prologue + clock + template, {**dict.fromkeys(switches, choice), **dated})
+        prologue = "".join(f"{{% set {switch} = {value} %}}\n" for switch in switches)
+        yield PinnedTemplate(prologue + clock + template, {**dict.fromkeys(switches, choice), **date_values})
     if not switches:
-        yield PinnedTemplate(clock + template, dated)
+        yield PinnedTemplate(clock + template, date_values)
 
 
 def _parse_template(template: str, name: str) -> nodes.Template:
@@ -71,15 +71,15 @@ def _parse_template(template: str, name: str) -> nodes.Template:
 
 def _clock_macro(tree: nodes.Template, day: date, name: str) -> str:
     """Returns a macro that prints a constant day in the formats that occur."""
-    shown: dict[str, str] = {}
+    dates_by_format: dict[str, str] = {}
     for call in tree.find_all(nodes.Call):
         if not isinstance(call.node, nodes.Name) or call.node.name != CLOCK_FUNCTION:
             continue
-        given: list[Any] = [*call.args, *(one.value for one in call.kwargs)]
-        if len(given) != 1 or not isinstance(given[0], nodes.Const):
+        arguments: list[Any] = [*call.args, *(keyword.value for keyword in call.kwargs)]
+        if len(arguments) != 1 or not isinstance(arguments[0], nodes.Const):
             raise RecipeError(
                 f"model.base: the chat template of {name} prints today's date in a format that it computes, which "
                 "cannot be pinned; write a constant date into chat_template.jinja in a copy of the base"
             )
-        shown[str(given[0].value)] = day.strftime(str(given[0].value))
-    return f"{{% macro {CLOCK_FUNCTION}(format) %}}{{{{ {json.dumps(shown)}[format] }}}}{{% endmacro %}}\n"
+        dates_by_format[str(arguments[0].value)] = day.strftime(str(arguments[0].value))
+    return f"{{% macro {CLOCK_FUNCTION}(format) %}}{{{{ {json.dumps(dates_by_format)}[format] }}}}{{% endmacro %}}\n"

@@ -29,8 +29,8 @@ def store_path(folder: Path) -> Path:
 
     runs/classifier/<run id> -> runs/.bases; registry/classifier/versions/<version> -> registry/.bases
     """
-    above = folder.parents[2] if folder.parent.name == "versions" else folder.parents[1]
-    return above / BASES_FOLDER
+    parent = folder.parents[2] if folder.parent.name == "versions" else folder.parents[1]
+    return parent / BASES_FOLDER
 
 
 def find(folder: Path, digest: str) -> Path | None:
@@ -41,16 +41,16 @@ def find(folder: Path, digest: str) -> Path | None:
 
 def read_record(path: Path, digest: str) -> dict[str, Any]:
     """Returns what prompt.json says of a base: {"digest", "quantization", "dtype", "sha256": {file: hash}}."""
-    about = atomic_files.read_json(path / METADATA_FILE)
+    metadata = atomic_files.read_json(path / METADATA_FILE)
     hashes = {name: sha256 for name, sha256 in atomic_files.read_checksums(path).items() if name != METADATA_FILE}
-    return {"digest": digest, "quantization": about["quantization"], "dtype": about["dtype"], "sha256": hashes}
+    return {"digest": digest, "quantization": metadata["quantization"], "dtype": metadata["dtype"], "sha256": hashes}
 
 
 def get_trained_record(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Returns the record of the base that an adapter was trained on, from its prompt.json; None where that is the
     published base, or where its weights could not be kept."""
-    found: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
-    return found
+    record: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
+    return record
 
 
 @contextmanager

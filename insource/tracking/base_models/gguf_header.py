@@ -60,8 +60,8 @@ class GgufHeader:
 
     def token_id(self, name: str) -> int | None:
         """Returns the id of a special token: bos, eos, eot, padding; None where the file names none."""
-        found = self.values.get(f"tokenizer.ggml.{name}_token_id")
-        return None if found is None else int(found)
+        value = self.values.get(f"tokenizer.ggml.{name}_token_id")
+        return None if value is None else int(value)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -97,8 +97,8 @@ def read_header(path: Path) -> GgufHeader:
 def check_header(header: GgufHeader) -> None:
     """Raises RecipeError where the file cannot be trained on as it is."""
     for problem in (_find_split_problem, _find_tokenizer_problem, _find_rope_problem):
-        if told := problem(header):
-            raise make_gguf_error(header.name, told)
+        if message := problem(header):
+            raise make_gguf_error(header.name, message)
 
 
 def check_config(header: GgufHeader, config: Any) -> None:
@@ -106,8 +106,10 @@ def check_config(header: GgufHeader, config: Any) -> None:
     window, context = header.value("attention.sliding_window"), header.value("context_length")
     text = config.get_text_config()
     if window and context and window < context and getattr(text, "sliding_window", None) != window:
-        told = f"has layers that look back {window:,} tokens, which transformers does not read from GGUF of this kind"
-        raise make_gguf_error(header.name, f"{told} ({header.architecture}); take the published model")
+        message = (
+            f"has layers that look back {window:,} tokens, which transformers does not read from GGUF of this kind"
+        )
+        raise make_gguf_error(header.name, f"{message} ({header.architecture}); take the published model")
 
 
 def _find_split_problem(header: GgufHeader) -> str | None:
@@ -129,10 +131,12 @@ def _find_rope_problem(header: GgufHeader) -> str | None:
     kind, factor = header.value("rope.scaling.type"), header.value("rope.scaling.factor")
     if header.architecture in ROPE_SCALING_ARCHITECTURES or (kind in (None, "none") and factor in (None, 0.0, 1.0)):
         return None
-    told = f"scales its positions (rope.scaling: {kind}, factor {factor}), which transformers does not read from GGUF"
-    return f"{told}; take the published model, a folder or a name on the hub"
+    message = (
+        f"scales its positions (rope.scaling: {kind}, factor {factor}), which transformers does not read from GGUF"
+    )
+    return f"{message}; take the published model, a folder or a name on the hub"
 
 
-def make_gguf_error(name: str, told: str) -> RecipeError:
+def make_gguf_error(name: str, message: str) -> RecipeError:
     """Returns the error that a GGUF file is refused with."""
-    return RecipeError(f"model.base: {name} {told}")
+    return RecipeError(f"model.base: {name} {message}")

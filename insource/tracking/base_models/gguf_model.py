@@ -55,15 +55,15 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
                 file=sys.stderr,
                 flush=True,
             )
-            with atomic_files.atomic_folder(folder) as aside:
-                write_model_folder(path, aside, dtype, sha256)
-                atomic_files.write_checksums(aside)
+            with atomic_files.atomic_folder(folder) as temp_folder:
+                write_model_folder(path, temp_folder, dtype, sha256)
+                atomic_files.write_checksums(temp_folder)
     return recipe.with_model(base=str(folder), revision=None)
 
 
 def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> None:
     """Writes a GGUF file as a model into an empty folder, with base.json. Raises RecipeError and StageError."""
-    asked = [
+    argv = [
         sys.executable,
         "-m",
         "insource.tracking.base_models.gguf_program",
@@ -72,8 +72,8 @@ def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> Non
         dtype,
     ]
     quiet = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    answer = subprocess.run(
-        asked,
+    completed = subprocess.run(
+        argv,
         cwd=ROOT,
         env=os.environ | quiet,
         capture_output=True,
@@ -81,25 +81,25 @@ def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> Non
         check=False,
         preexec_fn=child_processes.make_parent_death_preexec(signal.SIGKILL),
     )
-    code, said = answer.returncode, (answer.stderr.strip() or "nothing said").splitlines()[-1]
-    if code == cli.USAGE_ERROR and said.startswith("error: "):
-        raise RecipeError(said.removeprefix("error: "))
-    if code == cli.FAILED and said.startswith("failed: "):
-        raise StageError(said.removeprefix("failed: "))
+    code, message = completed.returncode, (completed.stderr.strip() or "nothing said").splitlines()[-1]
+    if code == cli.USAGE_ERROR and message.startswith("error: "):
+        raise RecipeError(message.removeprefix("error: "))
+    if code == cli.FAILED and message.startswith("failed: "):
+        raise StageError(message.removeprefix("failed: "))
     if code:
-        raise StageError(f"model.base: {path.name} cannot be written as a folder (exit code {code}): {said[:500]}")
-    held = json.loads(answer.stdout.splitlines()[-1])
-    about = {"version": FORMAT_VERSION, "gguf": {"file": path.name, "sha256": sha256, **held}, "dtype": dtype}
+        raise StageError(f"model.base: {path.name} cannot be written as a folder (exit code {code}): {message[:500]}")
+    info = json.loads(completed.stdout.splitlines()[-1])
+    record = {"version": FORMAT_VERSION, "gguf": {"file": path.name, "sha256": sha256, **info}, "dtype": dtype}
     atomic_files.write_json(
-        folder / base_store.METADATA_FILE, about | {"transformers": metadata.version("transformers")}
+        folder / base_store.METADATA_FILE, record | {"transformers": metadata.version("transformers")}
     )
 
 
 def read_gguf_info(base: str) -> Mapping[str, Any] | None:
     """Returns what base.json says of the GGUF file that a base was made of, None for any other base."""
     path = Path(base) / base_store.METADATA_FILE
-    found: Mapping[str, Any] | None = atomic_files.read_json(path).get("gguf") if path.is_file() else None
-    return found
+    info: Mapping[str, Any] | None = atomic_files.read_json(path).get("gguf") if path.is_file() else None
+    return info
 
 
 def read_notes(base: str) -> list[str]:
@@ -112,32 +112,32 @@ def describe_weight_loss(base: str, quantization: str, trained: Path | None) -> 
     folder is `trained`; None for a base that was no GGUF file."""
     if (gguf := read_gguf_info(base)) is None:
         return None
-    first = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
+    description = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
     if quantization == "none":
-        return f"{first}; nothing is lost on top of that"
-    moved = atomic_files.read_json(trained / base_store.METADATA_FILE).get(MOVED_KEY) if trained else None
-    if moved is None:
-        return f"{first}; {quantization} on top of that loses again, how much was not measured"
-    return f"{first}; {quantization} on top of that moved the weights that it changed by {moved:.1%}"
+        return f"{description}; nothing is lost on top of that"
+    weight_change = atomic_files.read_json(trained / base_store.METADATA_FILE).get(MOVED_KEY) if trained else None
+    if weight_change is None:
+        return f"{description}; {quantization} on top of that loses again, how much was not measured"
+    return f"{description}; {quantization} on top of that moved the weights that it changed by {weight_change:.1%}"
 
 
-def measure_weight_change(before: Path, after: Path) -> float:
+def measure_weight_change(original: Path, quantized: Path) -> float:
     """Returns by how much quantization moved the weights that it changed: the norm of all differences over the norm of
     the weights, read from the safetensors of two folders tensor by tensor. 0 where nothing changed."""
     from safetensors import safe_open
 
     differences = norms = 0.0
-    places: dict[str, Path] = {}
-    for path in before.glob("*.safetensors"):
-        with safe_open(path, "pt") as opened:
-            places |= dict.fromkeys(opened.keys(), path)
-    for path in after.glob("*.safetensors"):
-        with safe_open(path, "pt") as opened:
-            for name in opened.keys() & places.keys():
-                with safe_open(places[name], "pt") as published:
-                    one = published.get_tensor(name).float()
-                difference = float((opened.get_tensor(name).float() - one).double().square().sum())
+    paths_by_name: dict[str, Path] = {}
+    for path in original.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            paths_by_name |= dict.fromkeys(file.keys(), path)
+    for path in quantized.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys() & paths_by_name.keys():
+                with safe_open(paths_by_name[name], "pt") as original_file:
+                    weights = original_file.get_tensor(name).float()
+                difference = float((file.get_tensor(name).float() - weights).double().square().sum())
                 if difference:
                     differences += difference
-                    norms += float(one.double().square().sum())
+                    norms += float(weights.double().square().sum())
     return (differences / norms) ** 0.5 if norms else 0.0

@@ -42,16 +42,16 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
 
     header = gguf_header.read_header(path)
     gguf_header.check_header(header)
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as temp_folder:
         # By a name of its own: transformers goes by the ending, and files in caches have none.
-        (Path(aside) / LINK_NAME).symlink_to(path.absolute())
-        config = _load_config(header, aside)
-        tokenizer = _load_tokenizer(header, aside)
+        (Path(temp_folder) / LINK_NAME).symlink_to(path.absolute())
+        config = _load_config(header, temp_folder)
+        tokenizer = _load_tokenizer(header, temp_folder)
         _check_space(header, folder, torch.finfo(getattr(torch, dtype)).bits // 8)
         try:
             # Without GgufConfig the weights may stay in GGUF's blocks, which cannot be saved.
-            model, found = AutoModelForCausalLM.from_pretrained(
-                aside,
+            model, loading_info = AutoModelForCausalLM.from_pretrained(
+                temp_folder,
                 gguf_file=LINK_NAME,
                 config=config,
                 dtype=getattr(torch, dtype),
@@ -60,8 +60,8 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
             )
         except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
             raise make_gguf_error(header.name, f"cannot be read: {_first_line(error)}") from None
-        _check_weights(header, model, found)
-    stops = [one for one in (header.token_id("eos"), header.token_id("eot")) if one is not None]
+        _check_weights(header, model, loading_info)
+    stops = [token_id for token_id in (header.token_id("eos"), header.token_id("eot")) if token_id is not None]
     model.generation_config = GenerationConfig(
         bos_token_id=header.token_id("bos"),
         eos_token_id=list(dict.fromkeys(stops)) or None,
@@ -79,12 +79,12 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _load_config(header: GgufHeader, aside: str) -> Any:
+def _load_config(header: GgufHeader, temp_folder: str) -> Any:
     """Returns the model's configuration, with what transformers passes over. Raises RecipeError."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(aside, gguf_file=LINK_NAME)
+        config = AutoConfig.from_pretrained(temp_folder, gguf_file=LINK_NAME)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise make_gguf_error(
             header.name, f"is of architecture {header.architecture!r}, which cannot be read: {_first_line(error)}"
@@ -109,20 +109,20 @@ def _set_rope_scaling(header: GgufHeader, config: Any) -> None:
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].double().numpy()
     plain = theta ** -(np.arange(len(scaled)) / len(scaled))
     if len(factors) != len(scaled) or not np.allclose(plain / scaled, factors, rtol=ROPE_TOLERANCE):
-        told = f"scales its positions otherwise than Llama 3 does ({ROPE_FACTORS_TENSOR})"
-        raise make_gguf_error(header.name, f"{told}, which is not known here; take the published model")
+        message = f"scales its positions otherwise than Llama 3 does ({ROPE_FACTORS_TENSOR})"
+        raise make_gguf_error(header.name, f"{message}, which is not known here; take the published model")
 
 
-def _check_space(header: GgufHeader, folder: Path, bytes_each: int) -> None:
-    size = header.parameters * bytes_each
+def _check_space(header: GgufHeader, folder: Path, bytes_per_weight: int) -> None:
+    size = header.parameters * bytes_per_weight
     if problem := base_store.disk_space_problem(folder.parent, size):
         raise StageError(f"model.base: {header.name} cannot be written as a folder: {problem}")
     if size > (free := environment.available_memory_bytes()):
-        told = f"it takes {size / 1e9:,.1f} GB of memory once dequantized, and {free / 1e9:,.1f} GB are free"
-        raise StageError(f"model.base: {header.name} cannot be written as a folder: {told}")
+        message = f"it takes {size / 1e9:,.1f} GB of memory once dequantized, and {free / 1e9:,.1f} GB are free"
+        raise StageError(f"model.base: {header.name} cannot be written as a folder: {message}")
 
 
-def _check_weights(header: GgufHeader, model: Any, found: Any) -> None:
+def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
     """Raises RecipeError where a weight of the model is not in the file or of another shape, or one of the file not in
     the model."""
     import torch
@@ -131,15 +131,17 @@ def _check_weights(header: GgufHeader, model: Any, found: Any) -> None:
     with torch.device("meta"):
         expected = type(model)(model.config).state_dict()
     shapes = model.state_dict()
-    other = {name for name, one in expected.items() if name in shapes and shapes[name].shape != one.shape}
-    wrong = sorted(other | set(found["missing_keys"]) | {str(one[0]) for one in found["mismatched_keys"]})
+    mismatched = {name for name, tensor in expected.items() if name in shapes and shapes[name].shape != tensor.shape}
+    wrong = sorted(
+        mismatched | set(loading_info["missing_keys"]) | {str(entry[0]) for entry in loading_info["mismatched_keys"]}
+    )
     if wrong:
-        told = f"has {len(wrong)} weights otherwise than its architecture {header.architecture}, or not at all"
-        raise make_gguf_error(header.name, f"{told}, such as {wrong[0]}; take the published model")
-    left = sorted({*found["unexpected_keys"], *_find_unread_tensors(header, model)} - {ROPE_FACTORS_TENSOR})
-    if left:
-        told = f"has {len(left)} tensors that transformers does not read, such as {left[0]}"
-        raise make_gguf_error(header.name, f"{told}: the model would be another one; take the published model")
+        message = f"has {len(wrong)} weights otherwise than its architecture {header.architecture}, or not at all"
+        raise make_gguf_error(header.name, f"{message}, such as {wrong[0]}; take the published model")
+    unread = sorted({*loading_info["unexpected_keys"], *_find_unread_tensors(header, model)} - {ROPE_FACTORS_TENSOR})
+    if unread:
+        message = f"has {len(unread)} tensors that transformers does not read, such as {unread[0]}"
+        raise make_gguf_error(header.name, f"{message}: the model would be another one; take the published model")
 
 
 def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
@@ -150,12 +152,12 @@ def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
     if is_gguf_arch_supported(header.architecture):
         return set()
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
-    known = get_gguf_hf_weights_map(model, processor)
+    mapped = get_gguf_hf_weights_map(model, processor)
     # Experts are known by a name without an end.
-    return {name for name in header.tensors if name not in known and name.removesuffix(".weight") not in known}
+    return {name for name in header.tensors if name not in mapped and name.removesuffix(".weight") not in mapped}
 
 
-def _load_tokenizer(header: GgufHeader, aside: str) -> Any:
+def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
     """Returns the tokenizer, with the file's tokens and no others: transformers adds <|endoftext|> to a byte-level
     vocabulary that has none, such as Llama 3's, and that token has no row in the embeddings. Raises RecipeError where
     it cuts what the chat template writes as one token."""
@@ -164,20 +166,24 @@ def _load_tokenizer(header: GgufHeader, aside: str) -> Any:
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
     try:
-        architecture, about, special = get_gguf_tokenizer(str(Path(aside) / LINK_NAME))
-        written = json.loads(convert_gguf_tokenizer(architecture, about)[0].to_str())
-        written["added_tokens"] = [one for one in written["added_tokens"] if one["id"] < len(about["tokens"])]
-        backend = Tokenizer.from_str(json.dumps(written))
-        given = {name: value for name, value in special.items() if value is not None}
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **given)
+        architecture, vocabulary, special = get_gguf_tokenizer(str(Path(temp_folder) / LINK_NAME))
+        tokenizer_json = json.loads(convert_gguf_tokenizer(architecture, vocabulary)[0].to_str())
+        tokenizer_json["added_tokens"] = [
+            added for added in tokenizer_json["added_tokens"] if added["id"] < len(vocabulary["tokens"])
+        ]
+        backend = Tokenizer.from_str(json.dumps(tokenizer_json))
+        special_tokens = {name: value for name, value in special.items() if value is not None}
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens
+        )
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
         raise make_gguf_error(header.name, f"has a tokenizer that cannot be read: {_first_line(error)}") from None
-    kinds = about.get("token_type") or [CONTROL_TOKEN] * len(about["tokens"])
-    for number, (token, kind) in enumerate(zip(about["tokens"], kinds, strict=False)):
-        whole = kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN) and token in tokenizer.chat_template
-        if whole and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
-            told = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
-            raise make_gguf_error(header.name, f"{told}; take the published model")
+    token_types = vocabulary.get("token_type") or [CONTROL_TOKEN] * len(vocabulary["tokens"])
+    for token_id, (token, token_type) in enumerate(zip(vocabulary["tokens"], token_types, strict=False)):
+        is_whole = token_type in (CONTROL_TOKEN, USER_DEFINED_TOKEN) and token in tokenizer.chat_template
+        if is_whole and tokenizer(token, add_special_tokens=False)["input_ids"] != [token_id]:
+            message = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
+            raise make_gguf_error(header.name, f"{message}; take the published model")
     return tokenizer
 
 
@@ -186,8 +192,8 @@ def _collect_notes(header: GgufHeader) -> list[str]:
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     pre = header.values.get("tokenizer.ggml.pre")
-    known = (*GPT2_PRETOKENIZERS, *DIGIT_SPLITTING_PRETOKENIZERS, *GGUF_PRE_TOKENIZER_SPLITS)
-    if header.values["tokenizer.ggml.model"] != "gpt2" or pre in known:
+    supported = (*GPT2_PRETOKENIZERS, *DIGIT_SPLITTING_PRETOKENIZERS, *GGUF_PRE_TOKENIZER_SPLITS)
+    if header.values["tokenizer.ggml.model"] != "gpt2" or pre in supported:
         return []
     return [
         f"{header.name}: transformers does not know how its vocabulary splits texts (tokenizer.ggml.pre: {pre}), and "
@@ -195,16 +201,16 @@ def _collect_notes(header: GgufHeader) -> list[str]:
     ]
 
 
-def _save_tokenizer(header: GgufHeader, tokenizer: Any, folder: Path, rows: int) -> None:
+def _save_tokenizer(header: GgufHeader, tokenizer: Any, folder: Path, n_embeddings: int) -> None:
     """Writes the tokenizer. Raises RecipeError where it is not read again as it was, or has more tokens than there are
     rows of embeddings."""
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
-    again = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    reloaded = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     probe = PROBE_TEXT + " ".join(str(token) for token in tokenizer.all_special_tokens)
-    ids, same = (one(probe, add_special_tokens=False)["input_ids"] for one in (tokenizer, again))
-    if ids != same or len(again) > rows:
+    ids, reloaded_ids = (candidate(probe, add_special_tokens=False)["input_ids"] for candidate in (tokenizer, reloaded))
+    if ids != reloaded_ids or len(reloaded) > n_embeddings:
         raise make_gguf_error(
             header.name, "has a tokenizer that reads texts otherwise once it is saved; take the published model"
         )

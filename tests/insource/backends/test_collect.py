@@ -202,7 +202,7 @@ def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address:
 def test_rows_with_the_same_request_share_one_answer(path: Path, address: str, provider: Provider) -> None:
     same = [make_request("T1", "hello"), make_request("T2", "hello"), make_request("T1", "hello", repeat=1)]
     told: list[CachedResponse] = []
-    found = collect(address, path, same, on_answer=told.append)
+    found = collect(address, path, same, on_response=told.append)
     assert found.complete and provider.attempts == {"hello": 2}
     assert {key: one.reused for key, one in found.answers.items()} == {
         ("T1", 0): False,
@@ -275,7 +275,7 @@ def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, pro
 
 def row(number: int) -> CachedResponse:
     return response_cache.make_cached_response(
-        f"{number:064}", f"T{number}", 0, "9f2c", None, asked="2026-11-21T10:00:00Z"
+        f"{number:064}", f"T{number}", 0, "9f2c", None, requested_at="2026-11-21T10:00:00Z"
     )
 
 
