@@ -113,7 +113,7 @@ def _set_scale(module: Any) -> None:
 def model_card(run: Run, recipe: Recipe, scheme: str) -> str:
     """Returns the model card (README.md) of a quantized model."""
     rows = recipe.export.calibration_rows
-    calibration_note = (
+    calibrated = (
         f"fitted on {rows} rows of train by llm-compressor" if rows else "from the weights alone (compressed-tensors)"
     )
     return f"""---
@@ -125,7 +125,7 @@ tags: [insource, {recipe.task.kind}, {scheme}]
 
 # {run.recipe_name}, {scheme}
 
-The merged model of insource's run `{run.id}`, quantized to {PRESETS[scheme]}, the scales {calibration_note}. `lm_head` is not
+The merged model of insource's run `{run.id}`, quantized to {PRESETS[scheme]}, the scales {calibrated}. `lm_head` is not
 quantized. How it scores beside the others: parity.md of the run.
 """
 
