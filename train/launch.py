@@ -29,14 +29,13 @@ from insource.tasks import TASKS, format_metrics
 from insource.tracking import digests, folder_ownership, run
 from insource.tracking.base_models import gguf_model, smollm2_wheel
 from insource.tracking.run import Run
+from train.device.environment import QUIET_ENV
 from train.distributed import rendezvous
 from train.distributed.launcher import PARENT_PID_ENV
 from train.distributed.rendezvous import Announcement
 from train.loop.signals import DUPLICATE_SIGNAL_SECONDS
 
 ROOT = Path(__file__).parent.parent
-# What libraries would say, or tell others, by themselves.
-QUIET_ENV = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "BITSANDBYTES_NOWELCOME": "1"}
 # After a second signal the processes have this long to record their end.
 KILL_AFTER_SECONDS = 10.0
 

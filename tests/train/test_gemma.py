@@ -24,6 +24,7 @@ from tests.helpers import chat_templates as kinds
 from tests.helpers import commands
 from train.evaluate.constrained_decoding import decode_answers
 from train.model import architecture, base
+from train.packing import model_support
 
 REAL = os.environ.get("GEMMA3_270M", "")
 WINDOW = 16
@@ -134,7 +135,7 @@ def test_gemma_3_270m_itself(tmp_path: Path) -> None:
     assert rendering.tokenizer.eos_token == STOP and rendering.differs is None
     window = architecture.window_tokens(base.load_config(settings.model))
     assert window == 512
-    kind, why = architecture.supported_packing("shared_prefix", base.load_config(settings.model), window + 1)
+    kind, why = model_support.supported_packing("shared_prefix", base.load_config(settings.model), window + 1)
     assert kind == "bfd" and "a window of 512 tokens" in str(why)
     opening = "Answer in one word. " * 120
     asked = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]

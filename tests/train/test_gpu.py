@@ -18,7 +18,7 @@ from tests.conftest import Command
 from train import launch
 from train.device import gpu
 from train.packing import attention
-from train.packing.attention import SHARED_PREFIX
+from train.packing.attention_blocks import SHARED_PREFIX
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from insource.config.load import POCKET, load
 from train.loop import losses
-from train.model import architecture, base
-from train.packing import attention, collate, packing_plan, sampler
-from train.packing.attention import SHARED_PREFIX, Implementation
+from train.model import base
+from train.packing import attention, attention_blocks, collate, model_support, packing_plan, sampler
+from train.packing.attention_blocks import SHARED_PREFIX, Implementation
 from train.packing.packing_plan import Pack, PackCost, TokenizedRow, UpdateShards
 
 PREFIX = list(range(100, 160))
@@ -55,8 +55,8 @@ COST = PackCost(100.0, 200.0)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs of these few rows attend by several blocks, as packs of many rows do in training."""
-    monkeypatch.setattr(attention, "MIN_BLOCKED_TOKENS", 1)
-    monkeypatch.setattr(attention, "BLOCK_TOKENS", 16)
+    monkeypatch.setattr(attention_blocks, "MIN_BLOCKED_TOKENS", 1)
+    monkeypatch.setattr(attention_blocks, "BLOCK_TOKENS", 16)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
 def test_a_pack_has_the_gradients_of_separate_rows(
     name: str, quantization: str, checkpointing: bool, folder: Path
 ) -> None:
-    assert architecture.supported_packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
+    assert model_support.supported_packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
     model = adapted(folder / name, quantization, checkpointing)
     pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate(model, ROWS)
     assert_equal(gradients(model, "shared_prefix", [pack]), expected)
@@ -163,7 +163,7 @@ def test_an_update_has_the_gradients_of_separate_rows(
 
 @pytest.mark.parametrize("name", ["gemma3 of a short window", "mistral of a short window"])
 def test_a_window_shorter_than_a_row_falls_back_to_bfd_which_keeps_it(name: str, folder: Path) -> None:
-    kind, why = architecture.supported_packing("shared_prefix", CONFIGS[name], 80)
+    kind, why = model_support.supported_packing("shared_prefix", CONFIGS[name], 80)
     assert kind == "bfd" and "a window of 16 tokens" in str(why)
     model = adapted(folder / name)
     assert_equal(gradients(model, "bfd", [Pack(tuple(ROWS), 0)]), separate(model, ROWS))
@@ -201,9 +201,9 @@ def test_models_whose_layers_carry_a_state_keep_their_rows_apart() -> None:
         transformers.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
     ):
         for asked in ("shared_prefix", "bfd"):
-            kind, why = architecture.supported_packing(asked, config, 80)
+            kind, why = model_support.supported_packing(asked, config, 80)
             assert kind == "none" and config.model_type in str(why), config.model_type
-        assert architecture.supported_packing("none", config, 80) == ("none", None)
+        assert model_support.supported_packing("none", config, 80) == ("none", None)
 
 
 def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
@@ -329,10 +329,10 @@ def test_halving_a_pack_keeps_all_its_rows() -> None:
 
 @given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))
 def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, rows: list[int]) -> None:
-    found = attention.block_lengths(prefix, rows)
+    found = attention_blocks.block_lengths(prefix, rows)
     assert found is not None and sum(found) == sum(rows)
     assert {sum(found[:at]) for at in range(len(found))} <= {sum(rows[:at]) for at in range(len(rows))}
-    assert all(0 < tokens <= max([*rows, attention.BLOCK_TOKENS]) for tokens in found)
+    assert all(0 < tokens <= max([*rows, attention_blocks.BLOCK_TOKENS]) for tokens in found)
 
 
 def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:

@@ -25,7 +25,7 @@ from train.evaluate.validation import GenerationEvaluator
 from train.loop import losses
 from train.model import base
 from train.packing import attention, collate
-from train.packing.attention import SHARED_PREFIX
+from train.packing.attention_blocks import SHARED_PREFIX
 from train.packing.packing_plan import Pack, TokenizedRow
 
 PREFIX = list(range(100, 400))

@@ -19,7 +19,7 @@ from train.evaluate import shared_cache
 from train.evaluate.constrained_decoding import decode_answers
 from train.evaluate.row_cache import Span
 from train.evaluate.shared_cache import PassLimits, SharedCache
-from train.packing.attention import SHARED_PREFIX
+from train.packing.attention_blocks import SHARED_PREFIX
 
 SPEC = classification.make_spec(
     Task(kind="classification", instruction="Say what the user wants."),

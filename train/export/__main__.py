@@ -18,8 +18,8 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import Run
+from train.device.environment import QUIET_ENV
 from train.export import merge, quantize
-from train.launch import QUIET_ENV
 
 # Raised when the same adapter would be exported into something else.
 VERSION = 2

@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 from insource.system import progress_bar
 from insource.system.progress_bar import ProgressUpdate, format_duration
 from insource.tasks import metric_label
-from insource.tracking import metrics, wandb_logging
+from insource.tracking import metrics as metrics_file
+from insource.tracking import wandb_logging
 from train.distributed import world
 
 TRAINER_METRICS = ("loss", "learning_rate", "grad_norm")
@@ -113,7 +114,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one row, the same to both."""
         row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **values}
-        metrics.append(self.path, row)
+        metrics_file.append(self.path, row)
         wandb_logging.log_row(self.wandb_run, row)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -139,7 +139,9 @@ def store_initial_weights(model: Any) -> None:
     """Keeps A0 and B0 with the model, in main memory: a resumed run begins alike before it reads its checkpoint."""
     from peft import get_peft_model_state_dict
 
-    model.beginning = {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    model.initial_adapter = {
+        name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()
+    }
 
 
 def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
@@ -151,7 +153,7 @@ def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[d
 
     tensors = {}
     for name, trained in get_peft_model_state_dict(model, state_dict=state).items():
-        initial = model.beginning[name].to(trained)
+        initial = model.initial_adapter[name].to(trained)
         stacked = torch.cat([trained, initial]) if "lora_A" in name else torch.cat([trained, -initial], dim=1)
         tensors[name] = stacked.detach().cpu().contiguous()
     config = copy.deepcopy(model.peft_config[ADAPTER_NAME])

@@ -13,21 +13,14 @@ than in float32, and these products took 24 ms where it took 42 (one layer of Sm
 rows, forward and backward; 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-29).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-if TYPE_CHECKING:
-    from train.packing.collate import Batch
+from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation
+from train.packing.collate import Batch
 
-Implementation = Literal["sdpa", "flex_attention", "shared_prefix"]
-SHARED_PREFIX: Implementation = "shared_prefix"
-"""The name under which transformers knows attention by blocks of rows."""
-# Below, a dense mask is as quick. Larger blocks look at more in vain, smaller ones keep no core busy.
-MIN_BLOCKED_TOKENS = 512
-BLOCK_TOKENS = 320
 # Of a prefix whose blocks are multiplied as matrices: a block looks at all before it and at itself.
 PREFIX_BLOCK_TOKENS = 112
 
@@ -59,52 +52,12 @@ def disable_unsupported_flex(error: RuntimeError) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class AttentionBlocks:
-    """The tokens of a pack, cut between rows."""
-
-    prefix: int
-    """Its tokens, 0 where nothing is shared."""
-    masks: tuple[Any, ...]
-    """What each block sees, [1, 1, B, prefix + B]: the prefix, and what it may of itself. Blocks stand in order."""
-    _added: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
-    """What `added` returned."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """How many tokens the prefix and each block have."""
-        return [self.prefix, *(mask.shape[2] for mask in self.masks)]
-
-    def added(self, repeated: int, dtype: Any) -> list[Any]:
-        """Returns what is added to the scores of each block, [repeated * B, prefix + B]: 0 where it sees, else -inf."""
-        import torch
-
-        if (repeated, dtype) not in self._added:
-            biases = (
-                torch.zeros(mask.shape[2:], dtype=dtype).masked_fill(~mask[0, 0], float("-inf")) for mask in self.masks
-            )
-            self._added[repeated, dtype] = [bias.repeat(repeated, 1) for bias in biases]
-        return self._added[repeated, dtype]
-
-
-def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
-    """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
-    if prefix + sum(row_tokens) < MIN_BLOCKED_TOKENS:
-        return None
-    lengths = [0]
-    for tokens in row_tokens:
-        if lengths[-1] and lengths[-1] + tokens > BLOCK_TOKENS:
-            lengths.append(0)
-        lengths[-1] += tokens
-    return lengths
-
-
 _current_blocks: AttentionBlocks | None = None
 """Of the pack that is computed now: transformers passes a mask to attention, and nothing about it."""
 
 
 @contextmanager
-def pack_attention(config: Any, batch: "Batch") -> Iterator[None]:
+def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
     """Has a model of this config attend as a batch needs it inside of the block, in its backward pass too."""
     global _current_blocks
     text_config = config.get_text_config()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from train.packing.attention import SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
+from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
 from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
 
 IGNORE_INDEX = -100

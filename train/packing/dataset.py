@@ -9,8 +9,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.tasks.rendering import chat_template
 from train.distributed import world
-from train.model import architecture
-from train.packing import packing_plan, sampler
+from train.packing import model_support, packing_plan, sampler
 from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
 
@@ -71,11 +70,11 @@ def plan_packing(
     recipe: Recipe, rows: Sequence[TokenizedRow], config: Any, on_fallback: Callable[[str], None]
 ) -> PackingPlan:
     """Returns how rows are packed for a model of this config; another packing than the recipe's is announced."""
-    mode, reason = architecture.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
+    mode, reason = model_support.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
     if reason:
         on_fallback(f"train.packing: {mode}, not {recipe.train.packing}: {reason}")
     rows_per_process = max(1, recipe.train.batch_size // world.world_size())
-    cost = architecture.pack_cost(config, on_gpu=not recipe.accelerate.use_cpu)
+    cost = model_support.pack_cost(config, on_gpu=not recipe.accelerate.use_cpu)
     return packing_plan.build_packing_plan(rows, mode, recipe.train.pack_tokens, rows_per_process, cost)
 
 
