@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from compare import first_request, preflight
+from compare.recipe_settings import merge_recipe_settings
+from compare.records import System
 from compare.systems import api_models, catalog, row_requests
-from compare.systems.catalog import System
 from compare.systems.responses import ComparisonContext
 from insource.backends import budgets, pricing
-from insource.backends.client import ATTEMPT_TIMEOUT_FACTOR, AttemptFailure, call_sdk, stream_results
-from insource.backends.response_cache import RowRequest
-from insource.backends.types import Backend, Completion, Request, Usage
+from insource.backends.client import ATTEMPT_TIMEOUT_FACTOR, call_sdk, stream_results
+from insource.backends.failures import AttemptFailure
+from insource.backends.types import Backend, Completion, Request, RowRequest, Usage
 from insource.backends.wire import openai_decisions
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
@@ -141,8 +142,6 @@ async def _request_together(backend: Backend, requests: Sequence[Request]) -> tu
 
 def main(arguments: argparse.Namespace) -> int:
     """Measures the decision endpoints of a recipe. Returns 0 where rows may share a request, 3 where they may not."""
-    from compare.stage import merge_recipe_settings
-
     loaded, trained_run = run.load_recipe_and_run(arguments)
     context = first_request.validation_context(trained_run, loaded.name, merge_recipe_settings(loaded, trained_run))
     systems = [

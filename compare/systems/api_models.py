@@ -7,25 +7,17 @@ from functools import partial
 
 from compare import models
 from compare.eval_dataset import EvalDataset, Rows, load_validation_dataset
+from compare.records import Scale, System, SystemResponses
 from compare.scoring import confidence
-from compare.scoring.confidence import Scale
 from compare.systems import answer_file, prompt_selection, row_requests
 from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
-from compare.systems.catalog import System
-from compare.systems.responses import (
-    ComparisonContext,
-    SystemRequests,
-    SystemResponses,
-    load_or_store,
-    to_responses,
-    to_system_answer,
-)
+from compare.systems.responses import ComparisonContext, SystemRequests, load_or_store, to_responses, to_system_answer
 from insource.backends import pricing
 from insource.backends.budgets import Budget
 from insource.backends.client import fetch_shutdown_date
-from insource.backends.collection import CollectResult, RowRequest
+from insource.backends.collection import CollectResult
 from insource.backends.pricing import TokenPrice
-from insource.backends.types import DUMMY_API_KEY, Backend
+from insource.backends.types import DUMMY_API_KEY, Backend, RowRequest
 from insource.backends.wire import model_families
 from insource.backends.wire.model_families import UNKNOWN, Family
 from insource.config.errors import RecipeError

@@ -14,12 +14,13 @@ from typing import Any
 
 from compare import eval_dataset
 from compare.eval_dataset import Rows
+from compare.records import System, SystemResponses
 from compare.systems import row_requests
-from compare.systems.catalog import System, is_exploratory
-from compare.systems.responses import ComparisonContext, SystemRequests, SystemResponses, load_or_store, to_responses
+from compare.systems.catalog import is_exploratory
+from compare.systems.responses import ComparisonContext, SystemRequests, load_or_store, to_responses
 from compare.systems.vllm_servers import VllmServers
-from insource.backends.collection import CollectResult, RowRequest
-from insource.backends.types import Backend, Completion, Usage
+from insource.backends.collection import CollectResult
+from insource.backends.types import Backend, Completion, RowRequest, Usage
 from insource.config.errors import GateError, RecipeError, StageError
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files, environment

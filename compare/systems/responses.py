@@ -4,56 +4,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compare.eval_dataset import EvalDataset
+from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring import predictions
-from compare.scoring.predictions import SystemAnswer
-from compare.systems.catalog import System
 from insource.backends import collection
 from insource.backends.budgets import Budget
-from insource.backends.collection import CachedResponse, CollectResult, RowRequest
+from insource.backends.collection import CollectResult
 from insource.backends.pricing import TokenPrice
-from insource.backends.types import Backend
+from insource.backends.response_cache import CachedResponse
+from insource.backends.types import Backend, RowRequest
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, progress_bar
 from insource.tracking.run import Run
-
-if TYPE_CHECKING:
-    from compare.scoring.confidence import Scale
-
-
-@dataclass(frozen=True)
-class SystemResponses:
-    """What a system answered."""
-
-    system: System
-    test: Sequence[SystemAnswer]
-    """Of all test rows in their order, or of those that the system was asked."""
-    calibration: Sequence[SystemAnswer] = ()
-    """Of all calibration rows in their order; none where the system was not asked, or not all of them."""
-    why_not_calibration: str | None = None
-    """Why not all calibration rows were asked that were to be."""
-    again: Sequence[SystemAnswer] = ()
-    """Answers to the first rows of the test set, asked a second time."""
-    complete: bool = True
-    why_incomplete: str | None = None
-    reused: int = 0
-    retries: int = 0
-    spent_usd: float | None = None
-    concurrency: int | None = None
-    rate: Mapping[str, Any] | None = None
-    """What the server did a second: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
-    parity: Mapping[str, Any] | None = None
-    """How what was served answered the validation rows, against the trained weights: n, prompt_ids_equal, agreement
-    (None for other weights), difference, ci_low, ci_high."""
-    price: TokenPrice | None = None
-    shutdown_date: str | None = None
-    """The day, ISO 8601, when the provider will shut the model down, where it says so."""
-    scale: "Scale | None" = None
-    """Of its own probabilities, fitted on validation rows, where a provider was asked those."""
-    notes: Sequence[str] = ()
-    """What was done otherwise than one would expect."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compare.records import System
 from compare.systems import api_models, catalog, row_requests
-from compare.systems.catalog import System
 from deploy.answers.local_model import ScoredAnswer, to_answer
 from deploy.answers.spending import Ledger, MonthlyBudget
 from deploy.answers.task import Task
 from insource.backends import api_errors, pricing
-from insource.backends.client import API_MODULES, NOT_SENT, BackendClient
+from insource.backends.client import API_MODULES, BackendClient
+from insource.backends.failures import NOT_SENT
 from insource.backends.types import Backend, Request, RequestResult
 from insource.config.errors import StageError
 from insource.config.schema.compare import Baseline

@@ -13,13 +13,10 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from insource.backends.budgets import SystemBudget
 from insource.backends.types import Completion, Request
 from insource.config.errors import StageError
-
-if TYPE_CHECKING:
-    from insource.backends.budgets import SystemBudget
 
 
 def attempt_log_path(cache_path: Path) -> Path:
@@ -50,7 +47,7 @@ def read_unsettled_usd(cache_path: Path) -> dict[str, float]:
 class AttemptLog:
     """A purse that writes down every attempt before it is made."""
 
-    def __init__(self, limiter: "SystemBudget", cache_path: Path) -> None:
+    def __init__(self, limiter: SystemBudget, cache_path: Path) -> None:
         self._purse, self._journal = limiter, cache_path
         self._process = secrets.token_hex(4)
         self._lock = asyncio.Lock()

@@ -16,7 +16,8 @@ from datetime import datetime
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
-from insource.backends.client import AttemptFailure, backoff_seconds, call_sdk
+from insource.backends.client import call_sdk
+from insource.backends.failures import AttemptFailure, backoff_seconds
 from insource.backends.types import ApiFormat, Backend, Completion, Request
 from insource.backends.wire import anthropic_batch, openai_batch
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from insource.backends import batch_client
 from insource.backends.budgets import count_input_bytes
-from insource.backends.client import API_MODULES, AttemptFailure, hash_request
-from insource.backends.collection import CollectSession
+from insource.backends.client import API_MODULES, hash_request
+from insource.backends.failures import AttemptFailure
 from insource.backends.response_cache import batch_file_path, make_cached_response
+from insource.backends.session import CollectSession
 from insource.backends.types import ApiFormat, Backend, Completion, Constraint, Request, StructuredOutput
 from insource.config.errors import StageError
 from insource.system import atomic_files

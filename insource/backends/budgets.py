@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from insource.backends.response_cache import RowRequest
-from insource.backends.types import Completion, Request, Usage
+from insource.backends.types import Completion, Request, RowRequest, Usage
 
 # What a chat template, and what a provider writes around a schema, adds to the text.
 TEMPLATE_OVERHEAD_TOKENS, SCHEMA_OVERHEAD_TOKENS = 64, 512

@@ -12,7 +12,6 @@ are answers. A request that is refused for how it was asked (refusals.py) is nei
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,15 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from insource.backends import api_errors
-from insource.backends.api_errors import ApiError
-from insource.backends.rate_limit import RATE_LIMIT_STATUS, RateLimiter, retry_after_seconds
+from insource.backends.failures import (
+    MAX_MESSAGE_CHARACTERS,
+    NOT_SENT,
+    AttemptFailure,
+    backoff_seconds,
+    failure_from_malformed_response,
+    failure_from_status,
+)
+from insource.backends.rate_limit import RateLimiter
 from insource.backends.types import ApiFormat, Backend, Completion, Request, RequestResult, SpendLimiter
 from insource.backends.wire import anthropic_messages, openai_chat, openai_decisions, systemone
 from insource.system import atomic_files
@@ -33,35 +39,10 @@ API_MODULES: Mapping[ApiFormat, ModuleType] = {
     "decisions": openai_decisions,
     "systemone": systemone,
 }
-RETRY_STATUS = (408, 409, 429)
-BACKOFF_BASE_SECONDS, BACKOFF_MAX_SECONDS = 0.5, 8.0
 # Of timeout_seconds, for all of an attempt; a single wait for the wire has one.
 ATTEMPT_TIMEOUT_FACTOR = 3
-_MAX_MESSAGE_CHARACTERS = 300
 # By name: which httpx the SDKs use is their own affair.
 _NOT_SENT_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-
-
-@dataclass(frozen=True)
-class AttemptFailure:
-    """An attempt that brought no answer."""
-
-    error: str
-    again: bool
-    """Whether it is fair to ask again at once."""
-    another_day: bool
-    """Whether it is fair to ask again later."""
-    unsure: bool = False
-    """Whether it may have been paid for all the same."""
-    wait_seconds: float | None = None
-    """What the server asks to wait before it is asked again."""
-    busy: bool = False
-    """Whether it was refused because too much is asked."""
-    refused: bool = False
-    """Whether it was refused for how it was asked: by key, account, model or parameters, and not by what it says."""
-
-
-NOT_SENT = AttemptFailure("not sent", again=False, another_day=True)
 
 
 @dataclass(frozen=True)
@@ -242,7 +223,7 @@ async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float |
         return AttemptFailure(message, again=True, another_day=True, unsure=_may_have_been_sent(error))
     except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
         cause = error.__cause__ or error
-        message = f"no connection: {cause!s:.{_MAX_MESSAGE_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
+        message = f"no connection: {cause!s:.{MAX_MESSAGE_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
         return AttemptFailure(message, again=True, another_day=True, unsure=_may_have_been_sent(error))
     except (openai.APIStatusError, anthropic.APIStatusError) as error:
         return failure_from_status(
@@ -252,34 +233,6 @@ async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float |
         return failure_from_malformed_response(error)
 
 
-def failure_from_malformed_response(error: Exception) -> AttemptFailure:
-    """Returns what it means that an answer is none. The SDKs build answers without checking: it shows when it is
-    read."""
-    message = f"the answer cannot be read: {error}"[:_MAX_MESSAGE_CHARACTERS]
-    return AttemptFailure(message, again=True, another_day=True, unsure=True)
-
-
 def _may_have_been_sent(error: Exception) -> bool:
     """Returns whether the request may have reached the provider, who may then have worked for it."""
     return type(error.__cause__).__name__ not in _NOT_SENT_ERRORS
-
-
-def failure_from_status(status: int, error: ApiError, headers: Mapping[str, str] | None = None) -> AttemptFailure:
-    """Returns what an HTTP error means for the request."""
-    retry_now, misconfigured = status in RETRY_STATUS or status >= 500, api_errors.is_configuration_error(status, error)
-    suffix = f" ({error.param})" if error.param and error.param not in error.message else ""
-    return AttemptFailure(
-        error=f"HTTP {status}: {error.message}"[:_MAX_MESSAGE_CHARACTERS] + suffix,
-        again=retry_now,
-        another_day=retry_now or misconfigured,
-        wait_seconds=retry_after_seconds(headers or {}),
-        busy=status in RATE_LIMIT_STATUS,
-        refused=misconfigured,
-    )
-
-
-def backoff_seconds(failures: int) -> float:
-    """Returns how long to wait after so many failures in succession: doubles with each, and differs from caller to
-    caller, so that they do not all come back at once."""
-    max_seconds: float = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (failures - 1))
-    return max_seconds * random.uniform(0.5, 1.0)

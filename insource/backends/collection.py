@@ -25,12 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from insource.backends import response_cache as journals
+from insource.backends import batch_collection, response_cache
 from insource.backends.attempt_log import AttemptLog
 from insource.backends.budgets import Budget, Pricing, SystemBudget
 from insource.backends.client import API_MODULES, stream_results
-from insource.backends.response_cache import CachedResponse, ResponseCache, RowRequest, compute_cache_key
-from insource.backends.types import Backend, Request, RequestResult
+from insource.backends.response_cache import CachedResponse, compute_cache_key
+from insource.backends.session import CollectSession
+from insource.backends.types import Backend, Request, RequestResult, RowRequest
 from insource.config.errors import RecipeError
 from insource.tracking.run import utc_timestamp
 
@@ -60,26 +61,6 @@ class CollectResult:
     """That asking took."""
 
 
-@dataclass(frozen=True)
-class CollectSession:
-    """One invocation: what is to be asked, by key, and where answers go."""
-
-    backend: Backend
-    journal: ResponseCache
-    waiting: Mapping[str, Sequence[RowRequest]]
-    """Several questions have one key where their requests are the same."""
-    purse: SystemBudget | None
-    answers: dict[tuple[str, int], CachedResponse]
-    on_answer: Callable[[CachedResponse], None]
-
-    def tell(self, response: CachedResponse) -> None:
-        """Takes a row that is in the journal as the answer to the questions that it answers."""
-        for index, question in enumerate(self.waiting.get(response.key, ())):
-            answered = replace(response, id=question.id, reused=response.reused or index > 0)
-            self.answers[question.id, question.repeat] = answered
-            self.on_answer(answered)
-
-
 def collect(
     backend: Backend,
     identity: Any,
@@ -105,7 +86,7 @@ def collect(
             f"nobody knows what {backend.model} costs, so compare.budget_usd cannot be kept; give the baseline a "
             "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         )
-    with journals.open_cache(cache_path) as cache:
+    with response_cache.open_cache(cache_path) as cache:
         cached_responses, pending = _split_cached(backend, identity, questions, cache.rows)
         system_budget = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
         session = CollectSession(backend, cache, pending, system_budget, {}, on_response)
@@ -116,8 +97,6 @@ def collect(
             on_response(reused_response)
         started_at, retries, reason = time.monotonic(), 0, None
         if mode == "batch":
-            from insource.backends import batch_collection
-
             # Also where nothing is waiting: a batch that was paid for brings its answers into the journal.
             reason = asyncio.run(batch_collection.collect_batches(session, poll_seconds, log))
         elif pending:
@@ -145,7 +124,7 @@ def list_pending_requests(
     backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path
 ) -> list[RowRequest]:
     """Returns the questions that `collect` would ask, those with the same request once."""
-    responses = {response.key: response for response in journals.read_responses(cache_path)}
+    responses = {response.key: response for response in response_cache.read_responses(cache_path)}
     return [group[0] for group in _split_cached(backend, identity, questions, responses)[1].values()]
 
 
@@ -160,7 +139,7 @@ def find_last_response(
     """Returns what became of a question when it was last asked, an error that may pass included; None where it was
     never asked."""
     key = compute_cache_key(identity, API_MODULES[backend.wire].build_body(backend, question.request), question.repeat)
-    return {response.key: response for response in journals.read_responses(cache_path)}.get(key)
+    return {response.key: response for response in response_cache.read_responses(cache_path)}.get(key)
 
 
 def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> float:
@@ -172,7 +151,7 @@ def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[Row
     # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
     return sum(
         (response.usd or 0.0) + response.unsure_usd
-        for response in journals.read_responses(cache_path)
+        for response in response_cache.read_responses(cache_path)
         if response.key in keys
     )
 
@@ -195,7 +174,7 @@ def _split_cached(
 
 def _refuse_if_batch_pending(cache_path: Path) -> None:
     """Raises RecipeError where a batch was begun whose answers would be paid for twice."""
-    if (file := journals.batch_file_path(cache_path)).exists():
+    if (file := response_cache.batch_file_path(cache_path)).exists():
         raise RecipeError(
             f"{file} names a batch that was begun and will be paid for; compare once more with mode: batch to get its "
             "answers, or give it up by removing the file"
@@ -262,7 +241,7 @@ async def _write_responses(
 
 def _make_response(session: CollectSession, result: RequestResult) -> CachedResponse:
     system_budget, completion, question = session.purse, result.received, session.waiting[result.id][0]
-    return journals.make_cached_response(
+    return response_cache.make_cached_response(
         result.id,
         question.id,
         question.repeat,

@@ -24,19 +24,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from insource.backends import attempt_log
-from insource.backends.types import Completion, Request, Usage
+from insource.backends.types import Completion, Usage
 from insource.config.errors import StageError
-
-
-@dataclass(frozen=True)
-class RowRequest:
-    """What one system is asked of one row."""
-
-    id: str
-    """Of the row."""
-    repeat: int
-    """0, and 1 where the same is asked a second time to see whether the answer varies."""
-    request: Request
 
 
 @dataclass(frozen=True, kw_only=True)

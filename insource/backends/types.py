@@ -101,6 +101,17 @@ class Request:
 
 
 @dataclass(frozen=True)
+class RowRequest:
+    """What one system is asked of one row."""
+
+    id: str
+    """Of the row."""
+    repeat: int
+    """0, and 1 where the same is asked a second time to see whether the answer varies."""
+    request: Request
+
+
+@dataclass(frozen=True)
 class Usage:
     """Tokens as the provider counts them; None where it does not tell."""
 

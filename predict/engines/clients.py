@@ -14,13 +14,12 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-from deploy.answers import local_model
+from deploy.answers import label_scores, local_model
 from deploy.answers.local_model import EngineConnection, EngineRequestError
+from deploy.answers.outcome import VERSION_HEADER
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
-from deploy.gateway.paths import decisions
-from deploy.gateway.paths.forwarding import VERSION_HEADER
-from insource.backends.client import backoff_seconds
+from insource.backends.failures import backoff_seconds
 from insource.config.errors import RecipeError, StageError
 from insource.config.hosts import is_loopback, parse_host
 from insource.config.recipe import Recipe
@@ -109,7 +108,7 @@ class VllmClient:
         if not self._labels:
             return None
         ids, tree = await asyncio.to_thread(self._task.tokens.of, text)
-        return (await decisions.score_labels(self._engine, tree, self._task.inside, ids, self._at_once))[0]
+        return (await label_scores.score_labels(self._engine, tree, self._task.inside, ids, self._at_once))[0]
 
 
 class GatewayClient:

@@ -15,11 +15,14 @@ from sklearn.pipeline import make_pipeline
 
 from compare.analysis import assemble, system_scores
 from compare.decision import preregistration, verdict
+from compare.decision.verdict_inputs import VerdictInputs
+from compare.records import System, SystemResponses
+from compare.report import write
 from compare.scoring import confidence
 from compare.systems import api_models, catalog, collect
-from compare.systems.responses import ComparisonContext, SystemResponses
+from compare.systems.responses import ComparisonContext
 from demo_data.support_tickets import generate_tickets
-from insource.backends import client as asking
+from insource.backends import failures
 from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
@@ -35,7 +38,7 @@ PRICE = {"input_usd_per_million": 0.1, "output_usd_per_million": 0, "date": "202
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +148,9 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     usd = 1000 * sum((one.input_tokens or 0) * 1e-7 for one in found.test) / 300
     assert told["cost_usd_per_1k"] == pytest.approx(usd) and told["price"]["date"] == "2026-10-10"
     scores["routing"] = {**policy.json(), "test": None}
-    scores["verdict"] = verdict.decide(verdict.VerdictInputs(here.recipe, scores, policy)).json()
+    scores["verdict"] = verdict.decide(VerdictInputs(here.recipe, scores, policy)).json()
     assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
-    assemble.write_comparison(here.here, here.material, every, scores, here.recipe)
+    write.write_comparison(here.here, here.material, every, scores, here.recipe)
     assert "stand-in" in (here.here.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(atomic_files.read_jsonl(here.here.folder / "predictions" / "decides.jsonl"))
     assert predicted[0]["probabilities"] == found.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
@@ -155,8 +158,8 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
 
 def tuned_by_a_linear_model(here: ComparisonContext) -> SystemResponses:
     """Answers for the system that a comparison must have first: no test here serves a model."""
-    learnt = collect.fit_baseline(here, catalog.System("tfidf", "linear", "TF-IDF"))
-    return SystemResponses(catalog.System("tuned", "tuned", "tuned (here a linear model)"), learnt.test)
+    learnt = collect.fit_baseline(here, System("tfidf", "linear", "TF-IDF"))
+    return SystemResponses(System("tuned", "tuned", "tuned (here a linear model)"), learnt.test)
 
 
 def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_the_budget(

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import pytest
 
+from compare.records import SystemAnswer
 from compare.scoring import predictions
-from compare.scoring.predictions import SystemAnswer
-from insource.backends import client as asking
-from insource.backends import response_cache
+from insource.backends import failures, response_cache
 from insource.backends.collection import CollectResult
 from insource.backends.types import ApiFormat
 from insource.tasks import classification
@@ -42,7 +41,7 @@ WAYS: list[tuple[ApiFormat, Mode]] = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> CollectResult:

@@ -9,12 +9,11 @@ import pytest
 
 from compare import first_request, stage
 from compare.analysis import comparisons, system_scores
-from compare.report import console
+from compare.cost import estimate
+from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring import completeness
-from compare.scoring.predictions import SystemAnswer
-from compare.systems import api_models, catalog
-from compare.systems.responses import SystemResponses
-from insource.backends import client as asking
+from compare.systems import api_models
+from insource.backends import failures
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.system import atomic_files
@@ -49,7 +48,7 @@ def test_a_classification_is_compared_with_a_decision_endpoint_by_its_plan_and_w
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ def test_the_dry_run_shows_the_body_and_sends_nothing(
 ) -> None:
     here = make_shipped_comparison("extractor", tmp_path, tokenizer)
     atomic_files.write_json(here.here.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
-    told = "\n".join(console.cost_estimate_lines(here.here, here.recipe, api_system(here)))
+    told = "\n".join(estimate.cost_estimate_lines(here.here, here.recipe, api_system(here)))
     assert not provider.seen and "train 0" in told and "test 0" not in told
     bodies = [json.loads(one) for one in re.findall(r"^\{.*?^\}", told, re.MULTILINE | re.DOTALL)]
     assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
@@ -198,7 +197,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     assert told["metrics"]["accuracy"]["value"] == 1.0 and told["validity"]["label"] == 1.0
     assert "HTTP 401" in told["why_incomplete"] and not completeness.is_sufficient(told)
     tuned = SystemResponses(
-        catalog.System("tuned", "tuned", "tuned"), [SystemAnswer(one.id, "billing_dispute") for one in found.test]
+        System("tuned", "tuned", "tuned"), [SystemAnswer(one.id, "billing_dispute") for one in found.test]
     )
     every = [system_scores.score_system(one, here.material, None) for one in (tuned, found)]
     (paired,) = [one for one in comparisons.paired_differences(every, None) if one["metric"] == "accuracy"]
@@ -206,9 +205,9 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
 
 
 def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
-    tuned = SystemResponses(catalog.System("tuned", "tuned", "tuned"), [])
+    tuned = SystemResponses(System("tuned", "tuned", "tuned"), [])
     why = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
-    other = catalog.System("openai:x", "closed", "openai:x")
+    other = System("openai:x", "closed", "openai:x")
     refused = SystemResponses(other, [SystemAnswer("T1", None, not_asked=True)], complete=False, why_incomplete=why)
     asked, missing = completeness.exclude_unanswered([tuned, refused], [])
     assert asked == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {why}"

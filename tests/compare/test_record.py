@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from compare import eval_dataset, first_request, record, stage
+from compare.records import System
 from compare.systems import api_models, catalog, responses
-from insource.backends import client as asking
+from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import load
 from insource.system import atomic_files
@@ -24,7 +25,7 @@ from train.export import adapter
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -62,9 +63,9 @@ def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
     return here, loaded.recipe
 
 
-def compared(here: run.Run, recipe: Any, closed: list[catalog.System]) -> Mapping[str, Any]:
+def compared(here: run.Run, recipe: Any, closed: list[System]) -> Mapping[str, Any]:
     run.start_stage(here, "compare", {})
-    tuned = catalog.System("tuned", "linear", "tuned (here a linear model)")
+    tuned = System("tuned", "linear", "tuned (here a linear model)")
     return stage.run_comparison(here, "mine", recipe, [tuned, *closed], [])
 
 
@@ -104,7 +105,7 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     kept = load(str(recipe), (), "cpu").recipe
     assert kept.compare.primary and kept.compare.primary.baseline == f"openai:{MODEL}", "the plan is as it was"
     (baseline,) = [one for one in kept.compare.baselines if one.provider == "file"]
-    of_file = catalog.System(baseline.called, "file", baseline.called, baseline=baseline)
+    of_file = System(baseline.called, "file", baseline.called, baseline=baseline)
     place = responses.ComparisonContext(here, "mine", kept, eval_dataset.load_test_dataset(here))
     again = api_models.load_answer_file(place, of_file)
     first, _ = first_request.send_first_requests(place, closed)

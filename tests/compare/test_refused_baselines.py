@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compare import first_request, stage
-from insource.backends import client as asking
+from insource.backends import failures
 from insource.backends.types import Backend, Request
 from insource.backends.wire import anthropic_messages, openai_chat
 from insource.config.errors import RecipeError
@@ -31,7 +31,7 @@ CHAT = "openai:gpt-6-luna"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture

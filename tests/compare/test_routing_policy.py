@@ -12,13 +12,12 @@ import pytest
 from compare.analysis import assemble, system_scores
 from compare.decision import routing_evaluation, routing_policy
 from compare.decision.routing_policy import CalibrationAnswers, RoutingPolicy
+from compare.records import Scale, System, SystemAnswer, SystemResponses
 from compare.report import html_page, markdown_page
 from compare.scoring import confidence, predictions
-from compare.scoring.confidence import Scale
-from compare.scoring.predictions import SystemAnswer
 from compare.systems import api_models, catalog
-from compare.systems.responses import ComparisonContext, SystemResponses
-from insource.backends import client as asking
+from compare.systems.responses import ComparisonContext
+from insource.backends import failures
 from insource.config.errors import StageError
 from insource.config.load import load
 from insource.config.schema.compare import Baseline
@@ -174,7 +173,7 @@ def scored(right: list[float], confidences: list[float], name: str = "tuned", us
     costs = usd or [None] * len(right)
     answers = [SystemAnswer(f"t{at}", "x", cost_usd=one) for at, one in enumerate(costs)]
     rows = [{"id": f"t{at}"} for at in range(len(right))]
-    gathered = SystemResponses(catalog.System(name, kind, name), answers)
+    gathered = SystemResponses(System(name, kind, name), answers)
     found = predictions.Predictions(answers, [])
     return system_scores.SystemScores(gathered, rows, found, {}, confidences, right, range(len(right)))
 
@@ -266,7 +265,7 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -306,7 +305,7 @@ def tuned(here: ComparisonContext) -> tuple[SystemResponses, Scale]:
     known = list(atomic_files.read_jsonl(here.here.folder / "data" / "validation.jsonl"))
     scale = confidence.fit_scale(mine, known, answers(known))
     assert scale is not None
-    system = catalog.System("tuned", "tuned", "tuned")
+    system = System("tuned", "tuned", "tuned")
     return SystemResponses(system, answers(mine.test), answers(mine.calibration)), scale
 
 
@@ -379,7 +378,7 @@ def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path:
     known = [answered(at, -1.0, -0.01 if at % 2 else -0.9) for at in range(40)]
     scale = confidence.fit_scale(here.material, [row] * 40, known)
     assert scale is not None and scale.part == "least certain field" and scale.platt is not None
-    mine = SystemResponses(catalog.System("tuned", "tuned", "tuned"), known)
+    mine = SystemResponses(System("tuned", "tuned", "tuned"), known)
     sure, unsure = confidence.compute_confidences(mine, scale, [answered(1, -1.0, -0.01), answered(1, -1.0, -0.9)])
     assert sure is not None and unsure is not None and sure > 0.8 > 0.2 > unsure
     assert confidence.compute_confidences(mine, confidence.scale_from_json(scale.json()), known) == list(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from compare import together
-from compare.systems.catalog import System
-from insource.backends import client as asking
+from compare.records import System
+from insource.backends import failures
 from insource.backends.types import Request
 from insource.config.errors import RecipeError, StageError
 from tests.compare.test_api_models import Made
@@ -23,7 +23,7 @@ ROWS = 12
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:

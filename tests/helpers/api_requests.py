@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from insource.backends import client as asking
-from insource.backends import collection
-from insource.backends.collection import CollectResult, RowRequest
-from insource.backends.types import ApiFormat, Backend, ChoiceQuestion, Constraint, Request, Usage
+from insource.backends import collection, failures
+from insource.backends.collection import CollectResult
+from insource.backends.types import ApiFormat, Backend, ChoiceQuestion, Constraint, Request, RowRequest, Usage
 from tests.conftest import ROOT
 
 IDENTITY = ["openai", "a provider on loopback"]
@@ -115,7 +114,7 @@ def collect_and_kill(
 
 
 if __name__ == "__main__":
-    asking.BACKOFF_BASE_SECONDS = 0.01
+    failures.BACKOFF_BASE_SECONDS = 0.01
     address, journal, wire, mode, rows = sys.argv[1:]
     patient = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
     collect(address, Path(journal), make_requests(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]

@@ -29,12 +29,12 @@ from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME
 # "module.function": killed as soon as that has returned the first time; "module.function+": the third time.
 COMMAND = """
 import importlib, os, signal
-from insource.backends import client
+from insource.backends import failures
 from predict import __main__
 from predict.rows import inputs
 from insource.config import cli
 
-client.BACKOFF_BASE_SECONDS = 0.01
+failures.BACKOFF_BASE_SECONDS = 0.01
 inputs.SEGMENT_ROWS = int(os.environ["SEGMENT_ROWS"])
 if where := os.environ["DIE"]:
     left = 3 if where.endswith("+") else 1

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.answers import label_tree
-from insource.backends import client as asking
+from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
@@ -28,7 +28,7 @@ from tests.helpers.prediction_run import PredictionRun, make_run, read_output, w
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments are small, and waits short."""
     monkeypatch.setattr(inputs, "SEGMENT_ROWS", 50)
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture

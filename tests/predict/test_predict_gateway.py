@@ -10,10 +10,10 @@ from aiohttp import ClientSession, web
 
 from deploy import registry
 from deploy.answers.escalation import Escalation
+from deploy.answers.outcome import Deployment
 from deploy.gateway import proxy
-from deploy.gateway.paths.router import Deployment
 from deploy.routing import Routing
-from insource.backends import client as asking
+from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
 from predict import __main__
@@ -28,7 +28,7 @@ SURE = {"where is it": 0.97, "where is mine": 0.5, "reach me at ann@example.org"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from insource.backends import client as asking
+from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
@@ -24,7 +24,7 @@ from tests.helpers.prediction_run import PredictionRun, make_run, read_output, w
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments are small, and waits short."""
     monkeypatch.setattr(inputs, "SEGMENT_ROWS", 50)
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from insource.backends import api_errors
-from insource.backends.client import AttemptFailure, failure_from_malformed_response, failure_from_status
+from insource.backends.failures import AttemptFailure, failure_from_malformed_response, failure_from_status
 from insource.backends.types import Backend, Completion, Request
 from insource.backends.wire.anthropic_messages import build_body, parse_completion
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from insource.backends import api_errors
-from insource.backends.client import AttemptFailure, failure_from_malformed_response, failure_from_status
+from insource.backends.failures import AttemptFailure, failure_from_malformed_response, failure_from_status
 from insource.backends.types import Backend, Completion, Request
 from insource.backends.wire.openai_chat import build_body, parse_completion
 

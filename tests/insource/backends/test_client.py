@@ -14,8 +14,9 @@ import pytest
 from aiohttp import web
 
 from insource.backends import client as asking
-from insource.backends import collection
-from insource.backends.client import complete_all, hash_request, retry_after_seconds, stream_results
+from insource.backends import collection, failures
+from insource.backends.client import complete_all, hash_request, stream_results
+from insource.backends.rate_limit import retry_after_seconds
 from insource.backends.types import ApiFormat, Backend, Constraint, Request, RequestResult
 from insource.backends.wire import json_schema
 from tests.helpers.provider.provider_rules import find_refusal
@@ -101,7 +102,7 @@ def openai(address: str, **changes: Any) -> Backend:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def one(backend: Backend, request: Request = QUESTION) -> RequestResult:
@@ -182,7 +183,7 @@ def test_what_may_pass_is_asked_again_and_every_attempt_is_timed(status: int) ->
 
 
 def test_the_documentation_names_the_statuses_that_are_asked_again() -> None:
-    for status in asking.RETRY_STATUS:
+    for status in failures.RETRY_STATUS:
         assert str(status) in (asking.__doc__ or "") and str(status) in (collection.__doc__ or "")
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insource.backends import budgets, collection, response_cache
+from insource.backends import budgets, collection, failures, response_cache
 from insource.backends import client as asking
 from insource.backends.budgets import Budget
-from insource.backends.collection import MAX_CONSECUTIVE_FAILURES, CachedResponse, CollectResult
+from insource.backends.collection import MAX_CONSECUTIVE_FAILURES, CollectResult
+from insource.backends.response_cache import CachedResponse
 from insource.backends.types import ApiFormat
 from insource.config.errors import RecipeError, StageError
 from tests.helpers.api_requests import (
@@ -35,7 +36,7 @@ FULL = 3080
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture

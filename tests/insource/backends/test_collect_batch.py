@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insource.backends import batch_client, batch_collection, response_cache
+from insource.backends import batch_client, batch_collection, failures, response_cache
 from insource.backends import client as asking
 from insource.backends.budgets import Budget
 from insource.backends.types import ApiFormat
@@ -34,7 +34,7 @@ both = pytest.mark.parametrize("wire", ["openai", "anthropic"])
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
