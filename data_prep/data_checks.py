@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import DROP_REASONS
+from data_prep.dedup.drops import DROP_REASONS
 from data_prep.labels import label_sets
-from data_prep.report.statistics import PreparedData
+from data_prep.prepared_data import PreparedData
 from data_prep.row_table import Table
 from data_prep.rows.columns import field_names
 from data_prep.rows.data_row import Rejected

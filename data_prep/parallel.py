@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from insource.config.errors import StageError
 
-Chunk = TypeVar("Piece")
+Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from data_prep import data_checks, parallel, split, straddling_rows, token_counts, write
-from data_prep.dedup.exact import DropDecisions, deduplicate
+from data_prep.dedup.drops import DropDecisions
+from data_prep.dedup.exact import deduplicate
 from data_prep.labels import label_errors, label_sets, rare_label_policy
+from data_prep.prepared_data import PreparedData
 from data_prep.readers import dotted_paths, read, sources
 from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.report import html, statistics
@@ -36,7 +38,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS
 from insource.system import atomic_files
 from insource.tasks import TASKS
-from insource.tasks import labels as spelling
+from insource.tasks.labels import display_label, find_label, map_spellings
 from insource.tracking import digests
 from insource.tracking.run import utc_timestamp
 
@@ -90,10 +92,8 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 assignment = split.assign(table, recipe.data.split, {file.split for file in files})
             with steps("deduplicate"):
                 labels = map_label_aliases(table, recipe)
-                drops, straddling = (
-                    DropDecisions.none(len(table)),
-                    straddling_rows.find_straddling(table, assignment.splits, recipe.data.split),
-                )
+                drops = DropDecisions.none(len(table))
+                straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split)
                 labels, rare_labels = rare_label_policy.apply_rare_label_policy(table, labels, recipe, drops)
                 if recipe.data.split.straddling == "drop":
                     straddling_rows.drop_straddling(straddling, drops)
@@ -104,7 +104,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         with steps("count tokens"):
             token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
             context_limit = token_counts.drop_too_long(table, assignment.splits, recipe, drops)
-        prepared = statistics.PreparedData(
+        prepared = PreparedData(
             recipe,
             table,
             assignment,
@@ -208,9 +208,9 @@ class _CountingReader:
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
-        self._where, split = row_filter, recipe.data.split
+        self._where, settings = row_filter, recipe.data.split
         self.columns = set[str]()
-        self.lacks = {column for column in (split.group, split.time) if column is not None}
+        self.lacks = {column for column in (settings.group, settings.time) if column is not None}
         self.unanswered = {*recipe.data.columns.of_targets.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
@@ -251,8 +251,8 @@ def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
     """
     listed, fold = recipe.task.labels, recipe.data.normalize_labels
     if listed == "auto":
-        return spelling.map_spellings(table.targets, fold)
-    return {alias: spelling.find_label(alias, listed, fold) or alias for alias in table.targets}
+        return map_spellings(table.targets, fold)
+    return {alias: find_label(alias, listed, fold) or alias for alias in table.targets}
 
 
 def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
@@ -270,7 +270,7 @@ def _check_unique_ids(table: Table) -> None:
     if len(repeated):
         row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {spelling.display_label(table.texts.value('id', row))} stands at "
+            f"{table.place(row)}: id {display_label(table.texts.value('id', row))} stands at "
             f"{table.place(previous)} "
             "already; ids must differ, or leave data.columns.id out"
         )

@@ -17,14 +17,14 @@ from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from data_prep.arrays import Array
 from data_prep.arrow_texts import TEXT_SCHEMA, ArrowTexts
-from data_prep.dedup import near
+from data_prep.dedup import minhash
 from data_prep.parallel import WorkerPool
 from data_prep.readers import limits
 from data_prep.readers.source_row import SourceRow
@@ -34,8 +34,6 @@ from insource.config.schema.data import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.text_keys import clean, duplicate_key, split_key
-
-Array = npt.NDArray[Any]
 
 BATCH_ROWS = 2000
 # Beside the states of a field: its place begins or ends inside a word.
@@ -96,7 +94,7 @@ class TableWriter:
             pa.ipc.new_file(self._opened.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), TEXT_SCHEMA)
         )
         self._sizes = self._opened.enter_context((folder / "batch_rows.i64").open("wb"))
-        self._sketches = self._opened.enter_context(near.SketchFiles(folder, recipe.data.deduplicate))
+        self._sketches = self._opened.enter_context(minhash.SketchFiles(folder, recipe.data.deduplicate))
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +144,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
         "slices": [_join_slice_values(row.slices) for row in usable],
         "key": keys,
     }
-    bands, sketches = near.sketch(keys, recipe.data.deduplicate)
+    bands, sketches = minhash.sketch(keys, recipe.data.deduplicate)
     return RowBatch(
         texts=pa.record_batch(texts, schema=TEXT_SCHEMA),
         numbers=_compute_columns(usable, keys, recipe),
@@ -188,7 +186,6 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
         "order": hash_texts(contents, seed),
         "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
         "found": np.array([sum(1 << redaction.PII_KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
-        "characters": np.array([len(row.text) for row in rows], np.int32),
         "tokens": np.full(len(rows), -1, np.int32),
         "answer_tokens": np.zeros(len(rows), np.int32),
     }

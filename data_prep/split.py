@@ -11,19 +11,16 @@ fall to the other splits: data.json states the edge, to be written into the reci
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from data_prep.arrays import Array
 from data_prep.labels import label_sets
 from data_prep.labels.label_sets import LabelSets
 from data_prep.row_table import Table
 from data_prep.rows.timestamps import parse_iso_seconds
 from insource.config.errors import RecipeError
 from insource.config.schema.data import SPLITS, Split
-
-Array = npt.NDArray[Any]
 
 HELD_OUT_SPLITS = ("test", "validation", "calibration")
 

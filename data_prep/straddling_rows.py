@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_prep.dedup.exact import TEST, TRAIN, DropDecisions
-from data_prep.row_table import Array, Table
+from data_prep.arrays import Array
+from data_prep.dedup.drops import TEST, TRAIN, DropDecisions
+from data_prep.row_table import Table
+from data_prep.split import HELD_OUT_SPLITS
 from insource.config.schema.data import SPLITS, Split
-
-HELD_OUT_SPLITS = ("test", "validation", "calibration")
 
 
 def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:

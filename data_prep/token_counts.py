@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import TEST, TRAIN, DropDecisions
-from data_prep.row_table import Array, Table
+from data_prep.arrays import Array
+from data_prep.dedup.drops import TEST, TRAIN, DropDecisions
+from data_prep.row_table import Table
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.train import Model

@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import DROP_REASONS, TRAIN, DropDecisions
-from data_prep.row_table import Array, Table
+from data_prep.arrays import Array
+from data_prep.dedup.drops import DROP_REASONS, TRAIN, DropDecisions
+from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
 from data_prep.rows.data_row import Rejected
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, NotInTrain
 from insource.tasks import TASKS, slice_name
-from insource.tasks.records import normalizers as values
+from insource.tasks.records.normalizers import normalize
 from insource.tasks.text_keys import clean
 
 SliceCounts = dict[str, dict[str, Any]]
@@ -131,4 +132,4 @@ def _collect_train_values(table: Table, splits: Array, drops: DropDecisions, rec
 def _equality_key(name: str, value: str, recipe: Recipe) -> str:
     """A value as its field is compared when it is scored; a column's value but for case."""
     normalizers = recipe.task.normalizers.get(slice_columns(recipe)[name])
-    return str(values.normalize(value, normalizers)) if normalizers else clean(value).casefold()
+    return str(normalize(value, normalizers)) if normalizers else clean(value).casefold()

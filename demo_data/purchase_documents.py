@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from demo_data import purchase_phrases as say
+from demo_data import purchase_phrases as phrases
 from demo_data.purchase_layouts import LAYOUTS, Page
 
 ROWS = 1500
@@ -102,9 +102,10 @@ def _make_supplier(number: int, rng: random.Random) -> Supplier:
         "{symbol} {amount}",
         "{amount} {symbol}",
     )
+    stem = phrases.STEMS[number % len(phrases.STEMS)]
     return Supplier(
         id=f"S{number:03d}",
-        name=f"{say.STEMS[number % len(say.STEMS)]} {rng.choice(say.TRADES)}{rng.choice(say.COMPANY_SUFFIXES)}",
+        name=f"{stem} {rng.choice(phrases.TRADES)}{rng.choice(phrases.COMPANY_SUFFIXES)}",
         layout=rng.choice(list(LAYOUTS)),
         currency=currency,
         money=rng.choice(money_formats),
@@ -121,7 +122,7 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
     due = issued + timedelta(days=rng.choice((7, 10, 14, 21, 30, 45)))
     items = [
         (rng.randint(1, 12), goods, rng.choice((0.5, 0.75, 0.9, 0.95, 0, 0)) + rng.randint(2, 60))
-        for goods in rng.sample(say.GOODS, rng.choices((1, 2, 3), (0.5, 0.35, 0.15))[0])
+        for goods in rng.sample(phrases.GOODS, rng.choices((1, 2, 3), (0.5, 0.35, 0.15))[0])
     ]
     net = sum(count * price for count, _, price in items)
     tax = round(net * 0.2, 2)
@@ -133,7 +134,7 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
     page = Page(
         kind=kind,
         supplier=supplier.name,
-        buyer=rng.choice(say.BUYERS),
+        buyer=rng.choice(phrases.BUYERS),
         number=number,
         date=date_text,
         due=due_text,

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from demo_data import purchase_phrases as say
+from demo_data import purchase_phrases as phrases
 
 
 @dataclass(frozen=True)
@@ -34,47 +34,47 @@ class Page:
 
 def _write_letter(page: Page, rng: random.Random) -> list[str]:
     """The sender on top, each fact on a line of its own, the sums at the end."""
-    address = f"{rng.choice(say.STREETS)} {rng.randint(1, 99)}, {rng.choice(say.TOWNS)}"
-    title = rng.choice(say.TITLES[page.kind])
+    address = f"{rng.choice(phrases.STREETS)} {rng.randint(1, 99)}, {rng.choice(phrases.TOWNS)}"
+    title = rng.choice(phrases.TITLES[page.kind])
     is_invoice = page.kind == "invoice"
     lines = [page.supplier if is_invoice else page.buyer, address, f"{title} {page.number}" if page.number else title]
     if page.date:
-        lines.append(f"{rng.choice(say.DATE[page.kind])}: {page.date}")
-    lines.append(f"{rng.choice(say.BUYER)}: {page.buyer}" if is_invoice else f"To: {page.supplier}")
+        lines.append(f"{rng.choice(phrases.DATE[page.kind])}: {page.date}")
+    lines.append(f"{rng.choice(phrases.BUYER)}: {page.buyer}" if is_invoice else f"To: {page.supplier}")
     if rng.random() < 0.3:
         lines.append(_distractor_line(page, rng))
     lines += _item_lines(page, rng) + _total_lines(page, rng)
     if rng.random() < 0.4:
-        lines.append(rng.choice(say.CLOSINGS))
+        lines.append(rng.choice(phrases.CLOSINGS))
     return lines
 
 
 def _write_form(page: Page, rng: random.Random) -> list[str]:
     """A form with its fields in any order."""
     facts = [
-        (rng.choice(say.SUPPLIER), page.supplier),
-        (rng.choice(say.BUYER), page.buyer),
-        (rng.choice(say.NUMBER[page.kind]), page.number),
-        (rng.choice(say.DATE[page.kind]), page.date),
+        (rng.choice(phrases.SUPPLIER), page.supplier),
+        (rng.choice(phrases.BUYER), page.buyer),
+        (rng.choice(phrases.NUMBER[page.kind]), page.number),
+        (rng.choice(phrases.DATE[page.kind]), page.date),
     ]
     lines = [f"{label}: {value}" for label, value in facts if value]
     if rng.random() < 0.5:
         lines.append(_distractor_line(page, rng))
     rng.shuffle(lines)
-    return [rng.choice(say.TITLES[page.kind]), *lines, *_item_lines(page, rng), *_total_lines(page, rng)]
+    return [rng.choice(phrases.TITLES[page.kind]), *lines, *_item_lines(page, rng), *_total_lines(page, rng)]
 
 
 def _write_columns(page: Page, rng: random.Random) -> list[str]:
     """A table read line by line: a row of headings, and the values in the row below."""
     facts = [
-        (rng.choice(say.NUMBER[page.kind]), page.number),
-        (rng.choice(say.DATE[page.kind]), page.date),
-        (rng.choice(say.DUE), page.due),
-        (rng.choice(say.OTHER_NUMBERS), page.other_number),
+        (rng.choice(phrases.NUMBER[page.kind]), page.number),
+        (rng.choice(phrases.DATE[page.kind]), page.date),
+        (rng.choice(phrases.DUE), page.due),
+        (rng.choice(phrases.OTHER_NUMBERS), page.other_number),
     ]
     present = [(label, value) for label, value in facts if value]
     parties = [page.supplier, page.buyer] if page.kind == "invoice" else [page.buyer, f"Supplier {page.supplier}"]
-    lines = [rng.choice(say.TITLES[page.kind]).upper(), *parties]
+    lines = [rng.choice(phrases.TITLES[page.kind]).upper(), *parties]
     lines += [" | ".join(label for label, _ in present), " | ".join(value for _, value in present)]
     lines += [f"{goods} | {count} | {price}" for count, goods, price in page.items]
     return lines + _amount_lines(page, rng)
@@ -86,26 +86,26 @@ def _write_email(page: Page, rng: random.Random) -> list[str]:
     number = f"{rng.choice((' ', ' no. ', ' number '))}{page.number}" if page.number else ""
     date_text = f"{rng.choice((' of ', ' dated '))}{page.date}" if page.date else ""
     is_invoice = page.kind == "invoice"
-    lines = [rng.choice(say.GREETINGS) if is_invoice else f"Dear {page.supplier} team,"]
-    lines.append(rng.choice(say.OPENINGS[page.kind]).format(number=number, date=date_text, goods=goods))
+    lines = [rng.choice(phrases.GREETINGS) if is_invoice else f"Dear {page.supplier} team,"]
+    lines.append(rng.choice(phrases.OPENINGS[page.kind]).format(number=number, date=date_text, goods=goods))
     if page.total:
-        net_text = rng.choice(say.NET_FIRST).format(subtotal=page.subtotal) + " " if rng.random() < 0.35 else ""
-        terms = rng.choice(say.TERMS).format(due=page.due) if page.due else "."
-        lines.append(net_text + rng.choice(say.SUMS).format(total=page.total) + terms)
+        net_text = rng.choice(phrases.NET_FIRST).format(subtotal=page.subtotal) + " " if rng.random() < 0.35 else ""
+        terms = rng.choice(phrases.TERMS).format(due=page.due) if page.due else "."
+        lines.append(net_text + rng.choice(phrases.SUMS).format(total=page.total) + terms)
     if rng.random() < 0.35:
-        lines.append(rng.choice(say.ASIDES).format(other_date=page.other_date, other_number=page.other_number))
+        lines.append(rng.choice(phrases.ASIDES).format(other_date=page.other_date, other_number=page.other_number))
     signature = [page.supplier] if is_invoice else [page.buyer]
-    return [*lines, rng.choice(say.SIGN_OFFS), rng.choice(say.PEOPLE), *signature]
+    return [*lines, rng.choice(phrases.SIGN_OFFS), rng.choice(phrases.PEOPLE), *signature]
 
 
 def _write_portal_notice(page: Page, rng: random.Random) -> list[str]:
     """A notice from a purchasing portal: one dense paragraph."""
-    title = rng.choice(say.TITLES[page.kind])
+    title = rng.choice(phrases.TITLES[page.kind])
     parts = [f"{title} {page.number}" if page.number else title, f"{page.supplier} to {page.buyer}"]
     if page.kind == "order":
         parts[1] = f"{page.buyer} orders from {page.supplier}"
     if page.date:
-        parts.append(f"{rng.choice(say.DATE[page.kind]).lower()} {page.date}")
+        parts.append(f"{rng.choice(phrases.DATE[page.kind]).lower()} {page.date}")
     parts += [f"{count} x {goods} at {price}" for count, goods, price in page.items]
     if rng.random() < 0.4:
         parts.append(_distractor_line(page, rng).lower())
@@ -127,7 +127,7 @@ def _item_lines(page: Page, rng: random.Random) -> list[str]:
 
 
 def _total_lines(page: Page, rng: random.Random) -> list[str]:
-    due = [f"{rng.choice(say.DUE)}: {page.due}"] if page.due else []
+    due = [f"{rng.choice(phrases.DUE)}: {page.due}"] if page.due else []
     return due + _amount_lines(page, rng) if rng.random() < 0.3 else _amount_lines(page, rng) + due
 
 
@@ -136,11 +136,11 @@ def _amount_lines(page: Page, rng: random.Random) -> list[str]:
         return []
     lines = []
     if rng.random() < 0.5:
-        lines = [f"{rng.choice(say.SUBTOTAL)} {page.subtotal}", f"{rng.choice(say.TAX)} {page.tax}"]
-    return [*lines, f"{rng.choice(say.TOTAL[page.kind])}{rng.choice((': ', ' '))}{page.total}"]
+        lines = [f"{rng.choice(phrases.SUBTOTAL)} {page.subtotal}", f"{rng.choice(phrases.TAX)} {page.tax}"]
+    return [*lines, f"{rng.choice(phrases.TOTAL[page.kind])}{rng.choice((': ', ' '))}{page.total}"]
 
 
 def _distractor_line(page: Page, rng: random.Random) -> str:
     if rng.random() < 0.5:
-        return f"{rng.choice(say.OTHER_NUMBERS)}: {page.other_number}"
-    return f"{rng.choice(say.OTHER_DATES)}: {page.other_date}"
+        return f"{rng.choice(phrases.OTHER_NUMBERS)}: {page.other_number}"
+    return f"{rng.choice(phrases.OTHER_DATES)}: {page.other_date}"

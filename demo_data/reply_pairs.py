@@ -15,7 +15,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 
-from demo_data import reply_phrases as say
+from demo_data import reply_phrases as phrases
 
 ROWS = 800
 SEED = 17
@@ -25,8 +25,8 @@ def generate_pairs(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str
     """Yields `rows` synthetic messages with two replies each, the same ones for the same arguments."""
     rng = random.Random(seed)
     for number in range(rows):
-        device = rng.choice(say.DEVICES)
-        questions, facts = rng.choice(say.TOPICS)
+        device = rng.choice(phrases.DEVICES)
+        questions, facts = rng.choice(phrases.TOPICS)
         message = _write_message(rng.choice(questions).format(device=device), rng)
         rule = rng.choice(list(STYLE_BREAKS))
         fact, other_fact = rng.sample(facts, 2)
@@ -43,10 +43,10 @@ def generate_pairs(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str
 
 
 def _write_message(question: str, rng: random.Random) -> str:
-    parts = [rng.choice(say.GREETINGS)] if rng.random() < 0.6 else []
-    parts += [rng.choice(say.CHATTER)] if rng.random() < 0.6 else []
+    parts = [rng.choice(phrases.GREETINGS)] if rng.random() < 0.6 else []
+    parts += [rng.choice(phrases.CHATTER)] if rng.random() < 0.6 else []
     parts += [question[:1].upper() + question[1:]]
-    parts += [rng.choice(say.THANKS)] if rng.random() < 0.4 else []
+    parts += [rng.choice(phrases.THANKS)] if rng.random() < 0.4 else []
     text = " ".join(parts)
     return text.lower() if rng.random() < 0.2 else text
 
@@ -55,29 +55,29 @@ def _write_friendly(fact: str, rng: random.Random) -> list[str]:
     """The house style: a word of thanks before the answer, or an offer behind it, or both."""
     with_opener, with_closer = rng.choice(((True, False), (False, True), (True, True)))
     return [
-        *([rng.choice(say.OPENERS)] if with_opener else []),
+        *([rng.choice(phrases.OPENERS)] if with_opener else []),
         fact,
-        *([rng.choice(say.CLOSERS)] if with_closer else []),
+        *([rng.choice(phrases.CLOSERS)] if with_closer else []),
     ]
 
 
 def _write_promise(fact: str, rng: random.Random) -> list[str]:
-    opener = [rng.choice(say.OPENERS)] if rng.random() < 0.5 else []
-    return [*opener, fact, rng.choice(say.PROMISES)]
+    opener = [rng.choice(phrases.OPENERS)] if rng.random() < 0.5 else []
+    return [*opener, fact, rng.choice(phrases.PROMISES)]
 
 
 def _write_impolite(fact: str, rng: random.Random) -> list[str]:
-    rude = rng.choice(say.RUDE)
+    rude = rng.choice(phrases.RUDE)
     return [rude, fact] if rng.random() < 0.6 else [fact, rude]
 
 
 def _write_evasive(fact: str, rng: random.Random) -> list[str]:
-    return [rng.choice(say.OPENERS), *rng.sample(say.EVASIONS, rng.randint(1, 2))]
+    return [rng.choice(phrases.OPENERS), *rng.sample(phrases.EVASIONS, rng.randint(1, 2))]
 
 
 def _write_rambling(fact: str, rng: random.Random) -> list[str]:
-    filler = rng.sample(say.FILLER, 3)
-    return [rng.choice(say.OPENERS), *filler[:2], fact, filler[2]]
+    filler = rng.sample(phrases.FILLER, 3)
+    return [rng.choice(phrases.OPENERS), *filler[:2], fact, filler[2]]
 
 
 STYLE_BREAKS: dict[str, Callable[[str, random.Random], list[str]]] = {

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from demo_data import support_chat_phrases as say
+from demo_data import support_chat_phrases as phrases
 
 ROWS = 1200
 SEED = 17
@@ -55,33 +55,33 @@ def generate_conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[
 
 
 def _make_case(rng: random.Random) -> Case:
-    device, other_device, third_device = rng.sample(say.DEVICES, 3)
-    group = rng.choice(list(say.PROBLEMS))
+    device, other_device, third_device = rng.sample(phrases.DEVICES, 3)
+    group = rng.choice(list(phrases.PROBLEMS))
     slots = {
         "device": device,
         "other": other_device,
-        "when": rng.choice(say.TIMES),
-        "day": rng.choice(say.DAYS),
-        "light": rng.choice(say.LIGHTS),
+        "when": rng.choice(phrases.TIMES),
+        "day": rng.choice(phrases.DAYS),
+        "light": rng.choice(phrases.LIGHTS),
         "code": f"E{rng.randint(10, 99)}",
         "amount": f"{rng.randint(5, 240)} euros",
     }
-    problem, phrases = rng.choice(list(say.PROBLEMS[group].items()))
-    wish = rng.choice(say.WISHES_BY_PROBLEM[group])
-    abandoned_wish = rng.choice([candidate for candidate in say.WISHES_BY_PROBLEM[group] if candidate != wish])
-    wish_text = rng.choice(say.WISHES[wish])
+    problem, wordings = rng.choice(list(phrases.PROBLEMS[group].items()))
+    wish = rng.choice(phrases.WISHES_BY_PROBLEM[group])
+    abandoned_wish = rng.choice([candidate for candidate in phrases.WISHES_BY_PROBLEM[group] if candidate != wish])
+    wish_text = rng.choice(phrases.WISHES[wish])
     if rng.random() < 0.25:
-        wish_text = rng.choice(say.CHANGED_WISHES).format(other=abandoned_wish, wish=wish_text)
-    tried = rng.choice(list(say.ATTEMPTED_FIXES.items())) if group == "fault" and rng.random() < 0.6 else None
-    deadline = rng.choice(list(say.DEADLINES.items())) if rng.random() < 0.3 else None
+        wish_text = rng.choice(phrases.CHANGED_WISHES).format(other=abandoned_wish, wish=wish_text)
+    tried = rng.choice(list(phrases.ATTEMPTED_FIXES.items())) if group == "fault" and rng.random() < 0.6 else None
+    deadline = rng.choice(list(phrases.DEADLINES.items())) if rng.random() < 0.3 else None
     return Case(
         device=device,
         order=_make_order_number(rng) if rng.random() < 0.8 else None,
-        problem=(problem.format(**slots), rng.choice(phrases).format(**slots)),
+        problem=(problem.format(**slots), rng.choice(wordings).format(**slots)),
         wish=(wish, wish_text),
         tried=tried and (tried[0], rng.choice(tried[1])),
         deadline=deadline and (deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
-        aside=rng.choice(say.ASIDES).format(other=third_device, order=_make_order_number(rng))
+        aside=rng.choice(phrases.ASIDES).format(other=third_device, order=_make_order_number(rng))
         if rng.random() < 0.5
         else None,
     )
@@ -93,15 +93,15 @@ def _make_order_number(rng: random.Random) -> str:
 
 def _write_chat(case: Case, rng: random.Random) -> str:
     """Turns of customer and agent: the agent asks for what has not been said yet."""
-    order_text = case.order and rng.choice(say.ORDERS).format(order=case.order)
+    order_text = case.order and rng.choice(phrases.ORDERS).format(order=case.order)
     lines = []
     if rng.random() < 0.5:
-        lines = [f"Customer: {rng.choice(say.HELLOS)}", f"Agent: {rng.choice(say.WELCOMES)}"]
+        lines = [f"Customer: {rng.choice(phrases.HELLOS)}", f"Agent: {rng.choice(phrases.WELCOMES)}"]
     early, late = (case.aside, None) if rng.random() < 0.6 else (None, case.aside)
     lines.append(f"Customer: {' '.join(_write_sentences(rng, case.problem[1], early))}")
-    lines.append(f"Agent: {rng.choice(say.ORDER_QUESTIONS)}")
-    lines.append(f"Customer: {_capitalize(order_text or rng.choice(say.NO_ORDER))}.")
-    lines.append(f"Agent: {rng.choice(say.WISH_QUESTIONS)}")
+    lines.append(f"Agent: {rng.choice(phrases.ORDER_QUESTIONS)}")
+    lines.append(f"Customer: {_capitalize(order_text or rng.choice(phrases.NO_ORDER))}.")
+    lines.append(f"Agent: {rng.choice(phrases.WISH_QUESTIONS)}")
     final_sentences = _write_sentences(
         rng, case.tried and case.tried[1], late, case.wish[1], case.deadline and case.deadline[1]
     )
@@ -112,13 +112,13 @@ def _write_chat(case: Case, rng: random.Random) -> str:
 
 def _write_email(case: Case, rng: random.Random) -> str:
     """One message that says everything, in an order of its own."""
-    order_text = case.order and rng.choice(say.ORDERS).format(order=case.order)
+    order_text = case.order and rng.choice(phrases.ORDERS).format(order=case.order)
     middle = [case.problem[1], order_text, case.aside, case.tried and case.tried[1]]
     rng.shuffle(middle)
     body = _write_sentences(rng, *middle, case.wish[1], case.deadline and case.deadline[1])
     if rng.random() < 0.5:
-        body.insert(0, rng.choice(say.CHATTER))
-    parts = [rng.choice(say.GREETINGS), " ".join(body), rng.choice(say.SIGN_OFFS)]
+        body.insert(0, rng.choice(phrases.CHATTER))
+    parts = [rng.choice(phrases.GREETINGS), " ".join(body), rng.choice(phrases.SIGN_OFFS)]
     return "\n".join(parts)
 
 

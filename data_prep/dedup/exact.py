@@ -7,13 +7,11 @@ of them. A text may have several free-text answers and several pairs of answers;
 conflict. Then near-duplicates leave train (near.py).
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from data_prep.arrays import Array
 from data_prep.dedup import near
+from data_prep.dedup.drops import TEST, TRAIN, DropDecisions
 from data_prep.parallel import WorkerPool
 from data_prep.row_table import Table
 from insource.config.errors import RecipeError
@@ -21,54 +19,8 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, Data
 from insource.tasks.labels import display_label
 
-Array = npt.NDArray[Any]
-
 # Who keeps a text that two splits have: the one named first.
 SPLIT_PRECEDENCE = ("test", "calibration", "validation", "train")
-TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
-
-DROP_REASONS = (
-    "kept",
-    "in_test",
-    "in_calibration",
-    "in_validation",
-    "conflict",
-    "duplicate",
-    "near_test",
-    "near_calibration",
-    "near_validation",
-    "near_duplicate",
-    "too_long",
-    "group_in_test",
-    "group_in_validation",
-    "group_in_calibration",
-    "not_before_test",
-    "too_long_to_serve",
-    "rare_label",
-    "too_long_for_base",
-)
-
-
-@dataclass
-class DropDecisions:
-    """Which rows leave: why (the place in REASONS), because of which row (-1: none), and how near that is."""
-
-    reason: Array
-    other: Array
-    similarity: Array
-
-    @classmethod
-    def none(cls, rows: int) -> "DropDecisions":
-        """Returns the state in which every row stays."""
-        return cls(np.zeros(rows, np.int8), np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
-
-    @property
-    def stays(self) -> Array:
-        return np.equal(self.reason, 0)
-
-    def drop(self, rows: Array, reason: str, reason_row: Array | int = -1) -> None:
-        self.reason[rows] = DROP_REASONS.index(reason)
-        self.other[rows] = reason_row
 
 
 def deduplicate(table: Table, splits: Array, recipe: Recipe, pool: WorkerPool, drops: DropDecisions) -> None:

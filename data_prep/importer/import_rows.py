@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from data_prep.dedup import near
+from data_prep.dedup import minhash
 from data_prep.importer.examples import Example, ExampleReader, detect_format
 from data_prep.importer.recipe_text import RecipeSource
 from data_prep.importer.survey import Survey
@@ -166,12 +166,12 @@ def count_near_duplicates(outcome: ImportCounts) -> None:
     first_seen: dict[tuple[int, int, str], int] = {}
     for index, (text, _, answer) in enumerate(texts):
         if index % SKETCHED_ROWS == 0:
-            bands, _ = near.sketch([key_text for key_text, _, _ in texts[index : index + SKETCHED_ROWS]], settings)
+            bands, _ = minhash.sketch([key_text for key_text, _, _ in texts[index : index + SKETCHED_ROWS]], settings)
         buckets = [(band, int(hashed), answer) for band, hashed in enumerate(bands[index % SKETCHED_ROWS])]
-        shingle_set = near.shingles(text, settings.shingle)
+        shingle_set = minhash.shingles(text, settings.shingle)
         candidates = {first_seen[bucket] for bucket in buckets if bucket in first_seen}
         if any(
-            near.jaccard(shingle_set, near.shingles(texts[number][0], settings.shingle)) >= settings.near
+            minhash.jaccard(shingle_set, minhash.shingles(texts[number][0], settings.shingle)) >= settings.near
             for number in candidates
         ):
             outcome.near += 1

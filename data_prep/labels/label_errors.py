@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import TEST, DropDecisions
-from data_prep.row_table import Array, Table
+from data_prep.arrays import Array
+from data_prep.dedup.drops import TEST, DropDecisions
+from data_prep.row_table import Table
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS
 from insource.tasks import TASKS

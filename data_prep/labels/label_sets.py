@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.row_table import Array, Table, hash_target
+from data_prep.arrays import Array
+from data_prep.row_table import Table, hash_target
 from insource.config.recipe import Recipe
 from insource.tasks import TASKS
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from data_prep.dedup.exact import DropDecisions
+from data_prep.dedup.drops import DropDecisions
 from data_prep.labels import label_sets
 from data_prep.row_table import Table, hash_target
 from insource.config.errors import RecipeError

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from data_prep.dedup.exact import DROP_REASONS
+from data_prep.dedup.drops import DROP_REASONS
 from data_prep.labels import label_sets
 from data_prep.labels.label_errors import LabelIssue
+from data_prep.prepared_data import PreparedData
 from data_prep.report import console
-from data_prep.report.statistics import PreparedData
 from data_prep.rows.columns import field_paths
 from insource.config.schema.data import SPLITS, Source
 
@@ -50,13 +50,13 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
     environment.filters |= {"number": "{:,}".format}
     environment.filters |= {function.__name__: function for function in (many, percent, breakable, excerpt)}
     page = environment.get_template("report.html.jinja").render(
-        told=report,
+        report=report,
         name=source_name(prepared.recipe.data.source),
         recipe=prepared.recipe,
         splits=[name for name in SPLITS if report["rows"]["written"][name]],
         flow=make_row_flow(report["rows"]),
         rejected=prepared.unusable[:MAX_REJECTED_SHOWN],
-        still_shared=count_remaining_leaks(prepared),
+        remaining_leaks=count_remaining_leaks(prepared),
         labels=make_split_bars(report["labels"]),
         lengths=make_token_histogram(report["tokens"]),
         pairs=make_pair_views(prepared),
@@ -144,7 +144,7 @@ def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
             "rows": sum(by_split.values()),
             "of": by_split,
             "bar": make_segments(by_split, longest),
-            "told": counts[name],
+            "entry": counts[name],
         }
         for name, by_split in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
     ]

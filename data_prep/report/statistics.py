@@ -1,22 +1,17 @@
 """What was found in the data, as data.json states it and data.html shows it."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_prep import split
-from data_prep.dedup import exact, near
-from data_prep.dedup.exact import DROP_REASONS, TEST, TRAIN, DropDecisions
+from data_prep.dedup import exact, minhash
+from data_prep.dedup.drops import DROP_REASONS, TEST, TRAIN
 from data_prep.labels import label_sets
-from data_prep.labels.label_sets import LabelSets
-from data_prep.row_table import Array, Table
+from data_prep.prepared_data import PreparedData
+from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
-from data_prep.rows.data_row import Rejected
-from data_prep.split import SplitAssignment
-from data_prep.token_counts import ContextLimit
-from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, NotInTrain
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
@@ -24,33 +19,6 @@ from insource.tasks.text_keys import DUPLICATE_KEY_RULE
 
 HISTOGRAM_BINS = 30
 MAX_LOCATIONS = 5
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """All that is known of the rows once it is decided which of them stay."""
-
-    recipe: Recipe
-    table: Table
-    assigned: SplitAssignment
-    left: DropDecisions
-    spellings: dict[str, str]
-    """{label as the source writes it: label that it stands for}."""
-    descriptions: dict[str, str]
-    unusable: list[Rejected]
-    room: ContextLimit
-    """What a served model can take."""
-    filtered: int = 0
-    """Rows that data.where does not ask for."""
-    label_sets: LabelSets = field(default_factory=dict)
-    """{hash of a target: its labels}."""
-    may_be_empty: bool = False
-    """Whether a row of several labels may have none: such rows are there."""
-
-    @property
-    def written(self) -> dict[str, Array]:
-        """Returns for each split which rows are written (bool)."""
-        return {name: self.left.stays & (self.assigned.splits == index) for index, name in enumerate(SPLITS)}
 
 
 def count_rows(prepared: PreparedData) -> dict[str, Any]:
@@ -79,7 +47,7 @@ def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
         "near_duplicates": {
             "threshold": data.deduplicate.near,
             "shingle": data.deduplicate.shingle,
-            "found_at_threshold": round(near.recall(data.deduplicate.near), 6),
+            "found_at_threshold": round(minhash.recall(data.deduplicate.near), 6),
         },
         "test_rows_also_elsewhere": exact.count_leaks(table, splits),
         "labels": describe_labels(prepared),

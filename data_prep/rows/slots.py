@@ -20,8 +20,14 @@ from typing import Any
 from data_prep.readers.dotted_paths import MISSING, resolve_path
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Slots
-from insource.tasks.source_record import SourceRecord, UnusableRowError, columns_to_rows, parse_list, to_text
-from insource.tasks.source_record import read_text as text_of_column
+from insource.tasks.source_record import (
+    SourceRecord,
+    UnusableRowError,
+    columns_to_rows,
+    parse_list,
+    read_text,
+    to_text,
+)
 from insource.tasks.words import is_inside_word, join_tokens
 
 OUTSIDE_TAGS = ("O", "")
@@ -49,7 +55,7 @@ def extract(values: Mapping[str, Any], recipe: Recipe) -> SlotRecord:
         if slots.column == column:
             text, pairs = _join_pieces(entries, slots)
         else:
-            text = text_of_column(values.get(column), column)
+            text = read_text(values.get(column), column)
             pairs = [
                 _extract_slot(entry, number, text, slots, cut_fields) for number, entry in enumerate(entries, start=1)
             ]
@@ -66,7 +72,7 @@ def extract_text(values: Mapping[str, Any], recipe: Recipe) -> str:
     assert columns.slots is not None
     if columns.slots.column == column:
         return _join_pieces(_parse_entries(value, column), columns.slots)[0]
-    return text_of_column(value, column)
+    return read_text(value, column)
 
 
 def _build_record(pairs: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import prepare
-from data_prep.dedup.exact import DropDecisions
+from data_prep.dedup.drops import DropDecisions
 from data_prep.report import html
 from data_prep.row_table import Table
 from insource.config.load import load

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import prepare
-from data_prep.dedup import near
+from data_prep.dedup import minhash, near
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
@@ -68,7 +68,9 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChec
 
 
 def similarity(one: str, other: str) -> float:
-    return near.jaccard(near.shingles(duplicate_key(one), "char5"), near.shingles(duplicate_key(other), "char5"))
+    return minhash.jaccard(
+        minhash.shingles(duplicate_key(one), "char5"), minhash.shingles(duplicate_key(other), "char5")
+    )
 
 
 @few
@@ -233,7 +235,7 @@ def test_a_time_that_cannot_split_is_refused(tmp_path: Path, overrides: list[str
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.85, 0.95])
 def test_pairs_at_the_threshold_are_found_and_the_promise_is_kept(threshold: float) -> None:
-    assert near.recall(threshold) > 0.9999
+    assert minhash.recall(threshold) > 0.9999
     rng = random.Random(3)
     keys, pairs = [], []
     while len(pairs) < 1500:
@@ -242,13 +244,17 @@ def test_pairs_at_the_threshold_are_found_and_the_promise_is_kept(threshold: flo
         for _ in range(rng.randint(1, 12)):
             edited[rng.randrange(len(edited))] = rng.choice("klmnop")
         other = "".join(edited)
-        if threshold <= near.jaccard(near.shingles(text, "char5"), near.shingles(other, "char5")) < threshold + 0.05:
+        if (
+            threshold
+            <= minhash.jaccard(minhash.shingles(text, "char5"), minhash.shingles(other, "char5"))
+            < threshold + 0.05
+        ):
             pairs.append((len(keys), len(keys) + 1))
             keys += [text, other]
-    bands, sketches = near.sketch(keys, Deduplicate(near=threshold))
+    bands, sketches = minhash.sketch(keys, Deduplicate(near=threshold))
     first, second = np.array(pairs).T
     assert (bands[first] == bands[second]).any(axis=1).mean() > 0.998
-    least = threshold - near.SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / near.PERMUTATIONS) ** 0.5
+    least = threshold - near.SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / minhash.PERMUTATIONS) ** 0.5
     assert ((sketches[first] == sketches[second]).mean(axis=1) >= least).mean() > 0.999
 
 

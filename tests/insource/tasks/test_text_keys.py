@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from data_prep.dedup import near
+from data_prep.dedup import minhash
 from insource.tasks.text_keys import duplicate_key, split_key
 from insource.tasks.words import extract_terms, split_words
 
@@ -93,10 +93,10 @@ def test_near_duplicates_are_found_where_no_spaces_are() -> None:
         "\u8bf7\u95ee\u6211\u7684\u9000\u6b3e\u51fa\u4e86\u95ee\u9898\u8c01\u6765\u5904\u7406\u4e00\u4e0b"
     )
     for kind in ("char5", "word2"):
-        near_by = near.jaccard(near.shingles(one, kind), near.shingles(other, kind))
-        assert near_by > 0.75 > near.jaccard(near.shingles(one, kind), near.shingles(apart, kind))
-    assert near.shingles("my card", "char5") == {"my ca", "y car", " card"}
-    assert near.shingles("visa \u6211\u7684\u5361", "char5") == {"visa", "\u6211\u7684", "\u7684\u5361"}
+        near_by = minhash.jaccard(minhash.shingles(one, kind), minhash.shingles(other, kind))
+        assert near_by > 0.75 > minhash.jaccard(minhash.shingles(one, kind), minhash.shingles(apart, kind))
+    assert minhash.shingles("my card", "char5") == {"my ca", "y car", " card"}
+    assert minhash.shingles("visa \u6211\u7684\u5361", "char5") == {"visa", "\u6211\u7684", "\u7684\u5361"}
 
 
 def test_doubts_see_words_in_every_script_and_the_usual_ones_in_english() -> None:

@@ -1,0 +1,53 @@
+"""Decisions to drop rows: the reason, the row that caused it and their similarity, for each row."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.arrays import Array
+from insource.config.schema.data import SPLITS
+
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
+
+DROP_REASONS = (
+    "kept",
+    "in_test",
+    "in_calibration",
+    "in_validation",
+    "conflict",
+    "duplicate",
+    "near_test",
+    "near_calibration",
+    "near_validation",
+    "near_duplicate",
+    "too_long",
+    "group_in_test",
+    "group_in_validation",
+    "group_in_calibration",
+    "not_before_test",
+    "too_long_to_serve",
+    "rare_label",
+    "too_long_for_base",
+)
+
+
+@dataclass
+class DropDecisions:
+    """Which rows leave: why (the place in REASONS), because of which row (-1: none), and how near that is."""
+
+    reason: Array
+    other: Array
+    similarity: Array
+
+    @classmethod
+    def none(cls, rows: int) -> "DropDecisions":
+        """Returns the state in which every row stays."""
+        return cls(np.zeros(rows, np.int8), np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
+
+    @property
+    def stays(self) -> Array:
+        return np.equal(self.reason, 0)
+
+    def drop(self, rows: Array, reason: str, reason_row: Array | int = -1) -> None:
+        self.reason[rows] = DROP_REASONS.index(reason)
+        self.other[rows] = reason_row
