@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.data_prep import cpu_name
-from compare.report import wording
 from insource.config import hardware
-from insource.system import atomic_files, environment
+from insource.system import atomic_files, environment, number_format
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "arithmetic.json"
@@ -104,7 +103,7 @@ def _is_number(value: Any) -> bool:
 def table_row(result: Mapping[str, Any]) -> str:
     """Returns a line of the table."""
     name = next(iter(result.get("validation", {})), None)
-    validation = wording.format_percent(result["validation"][name]) if name else "-"
+    validation = number_format.format_percent(result["validation"][name]) if name else "-"
     served = result.get("served")
     equal = f"{served['agreement']:.1%} of {served['n']}" if served and served["agreement"] is not None else "-"
     tuned = next((f"{metrics[name]:.1%}" for metrics in result.get("test", {}).values() if name in metrics), "-")

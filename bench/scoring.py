@@ -18,9 +18,7 @@ from typing import Any
 from bench import machine
 from compare.analysis import comparisons, system_scores
 from compare.eval_dataset import EvalDataset
-from compare.scoring.predictions import SystemAnswer
-from compare.systems.catalog import System
-from compare.systems.responses import SystemResponses
+from compare.records import System, SystemAnswer, SystemResponses
 from insource.config.schema.compare import Primary
 from insource.system import atomic_files
 from insource.tasks import classification

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from insource.config.errors import StageError
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
+from insource.tasks.task_kind import TaskKind
 from insource.tasks.text_keys import duplicate_key
 from insource.tracking.run import Run
 
@@ -22,7 +22,7 @@ OTHER_SPLITS = ("train", "validation", "calibration")
 class EvalDataset:
     """The task, and its rows."""
 
-    module: ModuleType
+    module: TaskKind
     spec: Any
     prompt: Mapping[str, Any]
     """prompt.json of the run: constraint, longest answer, template."""

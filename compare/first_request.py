@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compare import eval_dataset, models, preflight
+from compare.recipe_settings import merge_recipe_settings
+from compare.records import SkippedSystem, System
 from compare.systems import api_models, catalog
-from compare.systems.catalog import SkippedSystem, System
 from compare.systems.responses import ComparisonContext
 from insource.backends import api_errors, collection, pricing
 from insource.backends.budgets import Budget
@@ -126,8 +127,6 @@ def validation_context(trained_run: Run, name: str, recipe: Recipe) -> Compariso
 
 def main(arguments: argparse.Namespace) -> int:
     """Asks each closed baseline of a recipe once. Returns 0 where each of them answered, 3 where one did not."""
-    from compare.stage import merge_recipe_settings
-
     loaded, trained_run = run.load_recipe_and_run(arguments)
     return check_baselines(loaded.name, trained_run, merge_recipe_settings(loaded, trained_run))
 

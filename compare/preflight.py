@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from compare.records import System
 from compare.systems import answer_file, api_models, prompt_selection, row_requests
-from compare.systems.catalog import System
 from compare.systems.responses import ComparisonContext
 from insource.backends import pricing
 from insource.backends.client import API_MODULES

@@ -17,10 +17,10 @@ from pathlib import Path
 from compare import first_request, preflight
 from compare.decision import preregistration
 from compare.eval_dataset import EvalDataset, Rows
-from compare.scoring.predictions import SystemAnswer, slug
+from compare.records import System, SystemAnswer, SystemResponses
+from compare.scoring.predictions import slug
 from compare.systems import api_models, catalog
-from compare.systems.catalog import System
-from compare.systems.responses import ComparisonContext, SystemResponses
+from compare.systems.responses import ComparisonContext
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, load

@@ -13,12 +13,14 @@ from typing import Any
 
 from compare import eval_dataset, first_request, preflight
 from compare.analysis import assemble, system_scores
-from compare.decision import answer_profile, preregistration, routing_evaluation
-from compare.decision import verdict as verdicts
-from compare.report import console
+from compare.cost import estimate
+from compare.decision import answer_profile, preregistration, routing_evaluation, verdict
+from compare.decision.verdict_inputs import VerdictInputs
+from compare.recipe_settings import SECTIONS, merge_recipe_settings
+from compare.records import SkippedSystem, System
+from compare.report import console, write
 from compare.scoring import completeness, confidence
 from compare.systems import catalog, collect
-from compare.systems.catalog import SkippedSystem, System
 from compare.systems.responses import ComparisonContext
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
@@ -30,7 +32,6 @@ from insource.tracking.run import Run
 
 # Raised when the same answers would be compared into something else.
 VERSION = 4
-SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -46,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     preflight.check(first_request.validation_context(trained_run, loaded.name, recipe), runnable)
     if arguments.dry_run:
-        print(*console.cost_estimate_lines(trained_run, recipe, runnable), sep="\n")
+        print(*estimate.cost_estimate_lines(trained_run, recipe, runnable), sep="\n")
         return cli.OK
     with run.lock_run(trained_run):
         inputs = input_hashes(trained_run, recipe, runnable)
@@ -67,11 +68,6 @@ def main(arguments: argparse.Namespace) -> int:
         with run.record_stage(trained_run, "compare"):
             scores = run_comparison(trained_run, loaded.name, recipe, runnable, skipped)
         return finish(trained_run, recipe, scores)
-
-
-def merge_recipe_settings(loaded: LoadedRecipe, trained_run: Run) -> Recipe:
-    """Returns the recipe of the run with what the recipe says now of serving, comparing and deciding."""
-    return trained_run.recipe().model_copy(update={name: getattr(loaded.recipe, name) for name in SECTIONS})
 
 
 def check_plan(recipe: Recipe, systems: Sequence[System]) -> None:
@@ -159,8 +155,8 @@ def run_comparison(
     )
     profile = answer_profile.build_profile(scored_systems[0].gathered, dataset, tuned_scale).json()
     scores["routing"] = {**policy.json(), "test": test_result, answer_profile.ROUTING_KEY: profile}
-    scores["verdict"] = verdicts.decide(verdicts.VerdictInputs(recipe, scores, policy)).json()
-    assemble.write_comparison(trained_run, dataset, scored_systems, scores, recipe)
+    scores["verdict"] = verdict.decide(VerdictInputs(recipe, scores, policy)).json()
+    write.write_comparison(trained_run, dataset, scored_systems, scores, recipe)
     return scores
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from compare import eval_dataset
 from compare.eval_dataset import cluster_ids
+from compare.records import SystemAnswer
 from compare.scoring import predictions
-from compare.scoring.predictions import SystemAnswer
 from insource.config import cli
 from insource.config.conflicts import METRICS
 from insource.config.errors import RecipeError, StageError

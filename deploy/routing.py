@@ -16,8 +16,8 @@ from typing import Any
 from compare.decision import answer_profile, routing_policy
 from compare.decision.answer_profile import AnswerProfile
 from compare.eval_dataset import EvalDataset
+from compare.records import Scale
 from compare.scoring import confidence
-from compare.scoring.confidence import Scale
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
 from insource.stats.calibration import Platt

@@ -18,7 +18,7 @@ import numpy as np
 
 from compare.decision import routing_policy
 from compare.eval_dataset import cluster_ids
-from compare.scoring.confidence import Scale
+from compare.records import Scale
 from compare.systems import linear_baseline
 from data_prep import prepare
 from insource.config.load import load

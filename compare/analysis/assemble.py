@@ -1,6 +1,6 @@
 """What a comparison leaves on disk: scores.json, routing.json, predictions/, report.html and report.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -12,16 +12,13 @@ from compare.decision import routing_policy
 from compare.decision.preregistration import TestSetAccess
 from compare.decision.routing_policy import RoutingPolicy
 from compare.eval_dataset import EvalDataset, cluster_ids
-from compare.report import html_page, wording
+from compare.records import Scale, SkippedSystem, SystemResponses
 from compare.scoring import confidence, predictions
-from compare.scoring.confidence import Scale
-from compare.systems.catalog import SkippedSystem
-from compare.systems.responses import SystemResponses
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Primary
 from insource.config.schema.serving_and_cost import Route
-from insource.system import atomic_files, environment
-from insource.tracking import run, wandb_comparison
+from insource.system import environment
+from insource.tracking import run
 from insource.tracking.run import Run
 
 SCHEMA_VERSION = 1
@@ -197,28 +194,3 @@ def training_seconds(trained_run: Run) -> float:
     if not stage.get("started") or not stage.get("ended"):
         return 0.0
     return (datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])).total_seconds()
-
-
-def write_comparison(
-    trained_run: Run,
-    dataset: EvalDataset,
-    scored_systems: Sequence[SystemScores],
-    scores: Mapping[str, Any],
-    recipe: Recipe,
-) -> None:
-    """Writes predictions, routing policy, scores and report."""
-    folder = trained_run.folder / "predictions"
-    for scored in scored_systems:
-        predictions.write_predictions(folder, scored.name, "test", scored.found, scored.confidences)
-        if repeats := scored.gathered.again:
-            repeat_predictions = predictions.score_answers(dataset, dataset.test[: len(repeats)], repeats)
-            predictions.write_predictions(
-                folder, scored.name, "test", repeat_predictions, [None] * len(repeats), repeat=1
-            )
-    atomic_files.write_json(trained_run.folder / "routing.json", scores["routing"])
-    atomic_files.write_json(trained_run.folder / "scores.json", scores)
-    by_name = {scored.name: scored for scored in scored_systems}
-    tuned, baseline = wording.primary_pair(scores)
-    disagreements = comparisons.disagreements(by_name[tuned], by_name[baseline], dataset) if tuned and baseline else []
-    html_page.write_report(trained_run.folder, scores, disagreements)
-    wandb_comparison.log_comparison(trained_run, recipe, scores, disagreements)

@@ -13,10 +13,9 @@ from typing import Any
 
 from compare.cost import ownership
 from compare.eval_dataset import EvalDataset, Rows, cluster_ids
+from compare.records import Scale, SystemResponses
 from compare.scoring import completeness, confidence, predictions
-from compare.scoring.confidence import Scale
 from compare.scoring.predictions import Predictions
-from compare.systems.responses import SystemResponses
 from insource.backends.types import Usage
 from insource.config.schema.compare import Primary
 from insource.stats import intervals

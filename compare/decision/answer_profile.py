@@ -14,9 +14,8 @@ from typing import Any
 
 from compare.decision import routing_policy
 from compare.eval_dataset import EvalDataset, cluster_ids
+from compare.records import Scale, SystemResponses
 from compare.scoring import confidence, predictions
-from compare.scoring.confidence import Scale
-from compare.systems.responses import SystemResponses
 
 ROUTING_KEY = "calibration"
 

@@ -21,7 +21,7 @@ from compare.analysis import system_scores
 from compare.analysis.system_scores import SystemScores
 from compare.decision.routing_policy import RoutingPolicy, confidence_array
 from compare.eval_dataset import cluster_ids
-from compare.scoring.confidence import Scale
+from compare.records import Scale
 from compare.systems import catalog
 from insource.config.recipe import Recipe
 from insource.stats import intervals, learn_then_test, paired

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.scoring.confidence import Scale
+from compare.records import Scale
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
 from insource.stats import learn_then_test

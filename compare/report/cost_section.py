@@ -14,6 +14,7 @@ from compare.cost.break_even import StepCost, break_even_points
 from compare.report import wording
 from compare.report.charts import Axis
 from compare.report.wording import Scores
+from insource.system.number_format import format_axis_percent, format_compact, format_count, format_usd
 
 View = dict[str, Any]
 
@@ -44,22 +45,22 @@ def break_even_text(inputs: Mapping[str, Any], title: str, usd_per_request: floa
     if points is None:
         headline = "Owning never pays."
         detail = (
-            f"A full machine costs {wording.format_usd(step_cost.machine_usd)} a month, and the {step_cost.capacity:,} "
+            f"A full machine costs {format_usd(step_cost.machine_usd)} a month, and the {step_cost.capacity:,} "
             "requests "
             "that "
-            f"it can answer cost {wording.format_usd(step_cost.capacity * usd_per_request)} there."
+            f"it can answer cost {format_usd(step_cost.capacity * usd_per_request)} there."
         )
     else:
-        headline = f"Owning pays from {wording.format_count(points[0], 'request')} a month."
-        detail = f"That is {wording.format_compact(points[0] * inputs['tokens_per_request'])} tokens."
+        headline = f"Owning pays from {format_count(points[0], 'request')} a month."
+        detail = f"That is {format_compact(points[0] * inputs['tokens_per_request'])} tokens."
         if points[1] > points[0]:
             detail += f" Each further machine costs more at first; for good it pays from {points[1]:,}."
     if step_cost.capacity < 1:
         return {"figure": headline, "more": "At this utilization a machine answers no request.", "here": ""}
     owned_usd, api_usd = step_cost.usd(volume), volume * usd_per_request
     at_volume = (
-        f"At {wording.format_count(volume, 'request')} a month: owned {wording.format_usd(owned_usd)} with "
-        f"{wording.format_count(step_cost.machines(volume), 'machine')}, {title} {wording.format_usd(api_usd)}."
+        f"At {format_count(volume, 'request')} a month: owned {format_usd(owned_usd)} with "
+        f"{format_count(step_cost.machines(volume), 'machine')}, {title} {format_usd(api_usd)}."
     )
     return {"figure": headline, "more": detail, "here": at_volume}
 
@@ -144,7 +145,7 @@ def _slider(name: str, label: str, inputs: Mapping[str, Any], x_axis: Axis) -> V
         "low": low,
         "high": high,
         "at": position,
-        "shown": display.get(name, wording.format_axis_percent(value)),
+        "shown": display.get(name, format_axis_percent(value)),
     }
 
 

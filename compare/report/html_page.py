@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from compare.report import cost_section, markdown_page, routing_section, section_data, wording
 from compare.report.wording import Scores
-from insource.system import atomic_files
+from insource.system import atomic_files, number_format
 
 TEMPLATES = Path(__file__).parent / "templates"
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
@@ -85,18 +85,18 @@ def show_control_characters(text: str) -> str:
 
 def _template_filters() -> dict[str, Any]:
     functions = (
-        wording.format_count,
-        wording.format_percent,
-        wording.format_range,
-        wording.format_delta,
-        wording.format_delta_range,
-        wording.format_usd,
-        wording.format_compact,
-        wording.format_axis_percent,
-        wording.format_points,
-        wording.format_seconds,
-        wording.format_p_value,
-        wording.format_number,
+        number_format.format_count,
+        number_format.format_percent,
+        number_format.format_range,
+        number_format.format_delta,
+        number_format.format_delta_range,
+        number_format.format_usd,
+        number_format.format_compact,
+        number_format.format_axis_percent,
+        number_format.format_points,
+        number_format.format_seconds,
+        number_format.format_p_value,
+        number_format.format_number,
         wording.count_answered,
         wording.format_outcomes,
         with_word_breaks,
@@ -107,7 +107,7 @@ def _template_filters() -> dict[str, Any]:
         "number": "{:,}".format,
         "metric": wording.metric_name,
         "sentence": lambda text: text[:1].upper() + text[1:],
-        "price": lambda value: "–" if value is None else wording.format_usd(value),
+        "price": lambda value: "–" if value is None else number_format.format_usd(value),
     }
 
 

@@ -13,6 +13,18 @@ from typing import Any
 
 from compare.report import routing_section, section_data, wording
 from compare.report.wording import Scores
+from insource.system.number_format import (
+    format_count,
+    format_delta,
+    format_delta_range,
+    format_number,
+    format_p_value,
+    format_percent,
+    format_points,
+    format_range,
+    format_seconds,
+    format_usd,
+)
 
 # A word joiner keeps a name from being called by its @.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "@": "&#64;\u2060", "#": "&#35;"}
@@ -57,7 +69,7 @@ def _verdict(scores: Scores) -> list[str]:
     note = wording.linear_baseline_note(scores)
     pocket_note = " The base is the pocket model, which stands in for the recipe's own." if base["pocket"] else ""
     meta = (
-        f"{escape_markdown(task['kind']).capitalize()}, {wording.format_count(task['n_test'], 'sealed test row')}, "
+        f"{escape_markdown(task['kind']).capitalize()}, {format_count(task['n_test'], 'sealed test row')}, "
         f"{task['n_train']:,} to train on. Base {escape_markdown(base['name'])}, "
         f"{escape_markdown(base['quantization'])}, measured on "
         f"{escape_markdown(scores['hardware'])}.{pocket_note} Run {escape_markdown(scores['run_id'])}."
@@ -102,11 +114,11 @@ def _system(row: Mapping[str, Any]) -> list[str]:
     latency = system["latency"]
     return [
         f"**{name}**" if row["chief"] and system["complete"] else name,
-        f"{wording.format_percent(score['value'])} ({wording.format_range(score['ci_low'], score['ci_high'])})",
-        *("–" if value is None else wording.format_percent(value["value"]) for value in row["others"]),
-        wording.format_usd(system["cost_usd_per_1k"]),
-        wording.format_usd(system["cost_usd_per_1k_right"]),
-        wording.format_seconds(latency["p50_seconds"]) if latency else "–",
+        f"{format_percent(score['value'])} ({format_range(score['ci_low'], score['ci_high'])})",
+        *("–" if value is None else format_percent(value["value"]) for value in row["others"]),
+        format_usd(system["cost_usd_per_1k"]),
+        format_usd(system["cost_usd_per_1k_right"]),
+        format_seconds(latency["p50_seconds"]) if latency else "–",
         f"{wording.count_answered(system):,} of {system['n']:,}"
         + (f" ({outcomes})" if (outcomes := wording.format_outcomes(system)) else ""),
     ]
@@ -119,11 +131,11 @@ def _differences(scores: Scores) -> list[str]:
             [
                 f"{escape_markdown(row['a'])} minus {escape_markdown(row['b'])}"
                 + (" (planned)" if row["chief"] else ""),
-                wording.format_delta(row["one"]["delta"]),
-                wording.format_delta_range(row["one"]["ci_low"], row["one"]["ci_high"]),
-                wording.format_p_value(row["one"]["p_adjusted"]),
-                "–" if row["one"]["margin"] is None else wording.format_points(row["one"]["margin"]),
-                wording.format_points(row["one"]["mde"]),
+                format_delta(row["one"]["delta"]),
+                format_delta_range(row["one"]["ci_low"], row["one"]["ci_high"]),
+                format_p_value(row["one"]["p_adjusted"]),
+                "–" if row["one"]["margin"] is None else format_points(row["one"]["margin"]),
+                format_points(row["one"]["mde"]),
                 wording.CONCLUSION_LABELS[row["one"]["judged"]],
             ]
             for row in group["rows"]
@@ -139,13 +151,13 @@ def _cost(scores: Scores) -> list[str]:
     owned = cost["owned"]
     if owned["measured"]:
         text = (
-            f"Owned, at {wording.format_count(owned['requests'], 'request')} a month: "
-            f"{wording.format_usd(owned['usd_per_month'])} "
-            f"({wording.format_count(owned['machines'], 'machine')} {wording.format_usd(owned['machines_usd'])}, "
+            f"Owned, at {format_count(owned['requests'], 'request')} a month: "
+            f"{format_usd(owned['usd_per_month'])} "
+            f"({format_count(owned['machines'], 'machine')} {format_usd(owned['machines_usd'])}, "
             "engineer "
-            f"{wording.format_usd(owned['engineer_usd'])}, training {wording.format_usd(owned['training_usd'])}), "
+            f"{format_usd(owned['engineer_usd'])}, training {format_usd(owned['training_usd'])}), "
             "measured at "
-            f"{wording.format_number(owned['requests_per_second'])} requests a second on "
+            f"{format_number(owned['requests_per_second'])} requests a second on "
             f"{escape_markdown(owned['hardware'])}."
         )
     else:
@@ -161,7 +173,7 @@ def _cost(scores: Scores) -> list[str]:
         rows.append(
             [
                 escape_markdown(titles.get(name, name)),
-                wording.format_usd(api_cost["usd_per_request"]),
+                format_usd(api_cost["usd_per_request"]),
                 first_requests,
                 permanent_requests,
             ]
@@ -177,12 +189,12 @@ def _routing(scores: Scores) -> list[str]:
     rows = [
         [
             escape_markdown(strategy["title"]),
-            wording.format_percent(strategy["local"]),
-            wording.format_percent(strategy["right"]["value"]),
+            format_percent(strategy["local"]),
+            format_percent(strategy["right"]["value"]),
             "–"
             if strategy["right"]["ci_low"] is None
-            else wording.format_range(strategy["right"]["ci_low"], strategy["right"]["ci_high"]),
-            wording.format_usd(strategy["usd_per_1k"]),
+            else format_range(strategy["right"]["ci_low"], strategy["right"]["ci_high"]),
+            format_usd(strategy["usd_per_1k"]),
         ]
         for strategy in section["ways"]
     ]
@@ -211,7 +223,7 @@ def _integrity(scores: Scores) -> list[str]:
         state = "confirmatory" if plan["confirmatory"] else f"not confirmatory: {plan['why_not']}"
         plan_text = (
             f"{plan['system']} against {plan['baseline']} by {plan['metric']}, margin "
-            f"{wording.format_points(plan['margin'])} "
+            f"{format_points(plan['margin'])} "
             f"points, alpha {plan['alpha']}, written {plan['written']}, {state}"
         )
     else:

@@ -10,6 +10,15 @@ from typing import Any
 from compare.report import charts, wording
 from compare.report.charts import Axis
 from compare.report.wording import Scores
+from insource.system.number_format import (
+    format_axis_percent,
+    format_count,
+    format_delta,
+    format_delta_range,
+    format_percent,
+    format_points,
+    format_range,
+)
 
 View = dict[str, Any]
 # Of fewer rows a share is no point of a curve.
@@ -36,11 +45,8 @@ def policy_text(policy: Mapping[str, Any]) -> str:
     if policy["threshold"] is None:
         return f"No part of the traffic can be given to the owned model alone: {policy['why_none']}."
     text = f"From a confidence of {policy['threshold']:.4f} on the owned model may answer alone: "
-    text += (
-        f"{wording.format_percent(policy['coverage'])} of "
-        f"{wording.format_count(policy['calibration_rows'], 'calibration row')}, "
-    )
-    return text + f"{wording.format_percent(policy['accuracy'])} of these right, target {target_text(policy)}."
+    text += f"{format_percent(policy['coverage'])} of {format_count(policy['calibration_rows'], 'calibration row')}, "
+    return text + f"{format_percent(policy['accuracy'])} of these right, target {target_text(policy)}."
 
 
 def policy_summary(policy: Mapping[str, Any]) -> str:
@@ -50,18 +56,18 @@ def policy_summary(policy: Mapping[str, Any]) -> str:
         hint = f"about {rows_needed:,} calibration rows would show one" if rows_needed else "see the report"
         return f"no threshold keeps the target ({target_text(policy)}); {hint}"
     return (
-        f"keeps {wording.format_percent(policy['coverage'])} from confidence {policy['threshold']:.4f} on, "
+        f"keeps {format_percent(policy['coverage'])} from confidence {policy['threshold']:.4f} on, "
         f"{target_text(policy)}"
     )
 
 
 def target_text(policy: Mapping[str, Any]) -> str:
     """Returns the target with its confidence: more than 95.0% right, with 95% confidence."""
-    confidence_text = f"with {wording.format_axis_percent(policy['confidence'])} confidence"
+    confidence_text = f"with {format_axis_percent(policy['confidence'])} confidence"
     if policy["not_worse_than"] is not None:
-        margin = wording.format_points(policy["margin"])
+        margin = format_points(policy["margin"])
         return f"less than {margin} points less often right than {policy['not_worse_than']}, {confidence_text}"
-    return f"more than {wording.format_percent(policy['target_accuracy'])} right, {confidence_text}"
+    return f"more than {format_percent(policy['target_accuracy'])} right, {confidence_text}"
 
 
 def test_result_text(scores: Scores) -> str | None:
@@ -71,20 +77,17 @@ def test_result_text(scores: Scores) -> str | None:
     if not test or not test["kept"]:
         return None
     kept_fraction, correct_fraction = test["kept"], test["right_of_kept"]
-    text = (
-        f"On the {wording.format_count(test['rows'], 'test row')} it keeps "
-        f"{wording.format_percent(kept_fraction['value'])}"
-    )
+    text = f"On the {format_count(test['rows'], 'test row')} it keeps {format_percent(kept_fraction['value'])}"
     if correct_fraction is None:
         return text + "."
     text += (
-        f"; {wording.format_percent(correct_fraction['value'])} of these are right "
-        f"({wording.format_range(correct_fraction['ci_low'], correct_fraction['ci_high'])})"
+        f"; {format_percent(correct_fraction['value'])} of these are right "
+        f"({format_range(correct_fraction['ci_low'], correct_fraction['ci_high'])})"
     )
     if difference := test["difference_of_kept"]:
-        bounds = wording.format_delta_range(difference["ci_low"], difference["ci_high"])
+        bounds = format_delta_range(difference["ci_low"], difference["ci_high"])
         name = wording.display_names(scores)[test["baseline"]]
-        text += f", {wording.format_delta(difference['value'])} points ({bounds}) beside {name}"
+        text += f", {format_delta(difference['value'])} points ({bounds}) beside {name}"
     return text + "."
 
 

@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare.scoring.predictions import NO_ANSWER, SystemAnswer
-from compare.systems.catalog import SkippedSystem
-from compare.systems.responses import SystemResponses
+from compare.records import SkippedSystem, SystemAnswer, SystemResponses
+from compare.scoring.predictions import NO_ANSWER
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
 OUTCOMES = ("answered", "refused", "cut", "malformed", "failed", "not_asked")

@@ -10,43 +10,19 @@ systems say of themselves is taken as they say it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import exp
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from compare.eval_dataset import EvalDataset, Rows
+from compare.records import Scale, ScoredPart, SystemAnswer, SystemResponses
 from compare.scoring import predictions
-from compare.scoring.predictions import SystemAnswer
 from insource.config.conflicts import ROW_METRICS
 from insource.stats import calibration
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from insource.tracking.run import Run
 
-if TYPE_CHECKING:
-    from compare.systems.responses import SystemResponses
-
-ScoredPart = Literal["answer", "least certain field"]
-
 SELF_REPORTED = "nothing: as the system tells it"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How log-probabilities become confidences, and what the validation rows that this was fitted on have on it."""
-
-    platt: Platt | None
-    """None: these answers are all right or all wrong, and probabilities are taken as they are."""
-    part: ScoredPart
-    """Whose probability it is."""
-    confidences: Sequence[float] = ()
-    """Of validation rows."""
-    right: Sequence[float] = ()
-
-    def json(self) -> dict[str, Any]:
-        """Returns what routing.json says of it, so that whoever serves computes the same confidence."""
-        slope, intercept = (self.platt.slope, self.platt.intercept) if self.platt else (None, None)
-        return {"of": self.part, "slope": slope, "intercept": intercept}
 
 
 def scale_from_json(payload: Mapping[str, Any]) -> Scale:
@@ -98,7 +74,7 @@ def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer])
 
 
 def compute_confidences(
-    responses: "SystemResponses", tuned_scale: Scale | None, answers: Sequence[SystemAnswer]
+    responses: SystemResponses, tuned_scale: Scale | None, answers: Sequence[SystemAnswer]
 ) -> list[float | None]:
     """Returns the confidence of each answer, None where nothing tells it."""
     return [

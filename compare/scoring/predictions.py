@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from compare.eval_dataset import EvalDataset, Rows
+from compare.records import SystemAnswer
 from insource.system import atomic_files
 from insource.tasks import references
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
@@ -25,39 +26,6 @@ NO_ANSWER = "no_answer"
 # What stops an answer at which stage; a problem that is not named has passed the first two.
 UNPARSEABLE = (NO_ANSWER, TRUNCATED, "refusal", "empty", "not_json")
 OUTSIDE_SCHEMA = ("wrong_schema", "invented_key")
-
-
-@dataclass(frozen=True)
-class SystemAnswer:
-    """What a system said to a row, from wherever it came."""
-
-    id: str
-    output: str | None
-    """None: there was no answer."""
-    finish_reason: str = "stop"
-    model_id: str = ""
-    log_probability: float | None = None
-    field_log_probability: float | None = None
-    """Of the field of a record that the system was least sure of."""
-    request_sha256: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    cached_tokens: int | None = None
-    latency_seconds: float | None = None
-    attempt_latencies_seconds: Sequence[float] = ()
-    reused: bool = False
-    cost_usd: float | None = None
-    error: str | None = None
-    may_pass: bool = False
-    """Without an answer: whether the cause is of the moment (a rate limit, a time-out, a server's error)."""
-    confidence: float | None = None
-    """Where the system tells its own."""
-    probabilities: Mapping[str, float] | None = None
-    """Of every label, where the system tells them."""
-    not_asked: bool = False
-    """Never put to the model: not sent, or refused for how it was asked. Such a row is no wrong answer; it makes the
-    system INCOMPLETE."""
 
 
 @dataclass(frozen=True)

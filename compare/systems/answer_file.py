@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.eval_dataset import EvalDataset
-from compare.scoring.predictions import SystemAnswer
+from compare.records import SystemAnswer
 from compare.systems import answer_file_rows
 from compare.systems.answer_file_rows import AnswerRow
 from data_prep.readers.dotted_paths import parse_json_text

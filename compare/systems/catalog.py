@@ -9,53 +9,14 @@ openai:gpt...  each baseline of the recipe, by its name
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
+from compare.records import SkippedSystem, System
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import ENCODER, LINEAR, TUNED, UNTUNED_BASE, Baseline
 from insource.tracking.run import Run
 from serve.vllm import launch_plan
-
-SystemKind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
-
-
-@dataclass(frozen=True)
-class System:
-    """One thing that answers."""
-
-    name: str
-    kind: SystemKind
-    title: str
-    """As reports show it."""
-    which: str | None = None
-    """tuned: the exported form, adapter, merged or quantized/<scheme>."""
-    shots: int = 0
-    baseline: Baseline | None = None
-    left_out: tuple[str, ...] = ()
-    """Parameters that its provider refused at the first request, and that are therefore not sent."""
-
-    @property
-    def stand_in(self) -> bool:
-        """Returns whether it answers on this machine in the place of a provider, of whom it tells nothing."""
-        return self.baseline is not None and self.baseline.loopback
-
-    @property
-    def on_tuned_scale(self) -> bool:
-        """Returns whether the confidence scale of the tuned model, which was fitted without examples, is its own."""
-        return self.kind == "tuned" and not self.shots
-
-
-@dataclass(frozen=True)
-class SkippedSystem:
-    """A system of the recipe that cannot be asked, and why."""
-
-    name: str
-    title: str
-    why: str
-    incomplete: bool = False
-    """Whether it was tried, and refused: the next comparison tries it again."""
 
 
 def list_systems(recipe: Recipe, run: Run) -> list[System]:

@@ -7,11 +7,10 @@ was, and one that is repeated asks for nothing that it knows.
 import sys
 from collections.abc import Sequence
 
-from compare.scoring.predictions import SystemAnswer
+from compare.records import SkippedSystem, System, SystemAnswer, SystemResponses
 from compare.systems import answer_file, api_models, linear_baseline, local_vllm, preference_pairs, vllm_servers
-from compare.systems.catalog import SkippedSystem, System, replace_tuned
-from compare.systems.catalog import mark_failed as failed_to_serve
-from compare.systems.responses import ComparisonContext, SystemResponses
+from compare.systems.catalog import mark_failed, replace_tuned
+from compare.systems.responses import ComparisonContext
 from compare.systems.vllm_servers import VllmServers
 from insource.config.errors import RecipeError, StageError
 from insource.config.schema.compare import ENCODER, TUNED
@@ -85,7 +84,7 @@ def report_failed_system(
         message += f"; {fallback.title} is compared in its place"
     print(f"fallback  {message}", file=sys.stderr, flush=True)
     run.record_fallback(context.here, "compare", message)
-    return failed_to_serve(system, str(error))
+    return mark_failed(system, str(error))
 
 
 def group_by_server(systems: Sequence[System]) -> list[list[System]]:

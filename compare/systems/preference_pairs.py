@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from compare.eval_dataset import EvalDataset
-from compare.scoring.predictions import SystemAnswer
+from compare.records import System, SystemAnswer, SystemResponses
 from compare.systems import local_vllm, vllm_servers
-from compare.systems.catalog import System
-from compare.systems.responses import ComparisonContext, SystemResponses
+from compare.systems.responses import ComparisonContext
 from compare.systems.vllm_servers import VllmServers
 from insource.config.errors import RecipeError, StageError
 from insource.tasks.preference import PAIR_KEYS

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from compare import eval_dataset
 from compare.eval_dataset import EvalDataset, Rows
+from compare.records import System
 from compare.scoring import predictions
-from compare.systems.catalog import System
 from compare.systems.responses import ComparisonContext, SystemRequests, to_system_answer
 from insource.backends.budgets import Budget
 from insource.backends.pricing import TokenPrice

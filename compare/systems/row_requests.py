@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compare.eval_dataset import EvalDataset, Rows
+from compare.records import System
 from compare.systems import linear_baseline
-from compare.systems.catalog import System
 from insource.backends.types import ApiFormat, ChoiceQuestion, Constraint, Request
 from insource.backends.wire import model_families
 from insource.config.recipe import Recipe

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 from insource.config.errors import RecipeError, StageError
 from insource.system import environment
-from serve import server
-from serve.vllm import launch_plan
+from serve.vllm import launch_plan, lifecycle
 from serve.vllm.server_process import VllmProcess
 
 # What a server takes beside weights and cache: Python and the libraries of two processes.
@@ -43,7 +42,7 @@ class VllmServers:
         ):
             self._full = True
             return
-        server.start_vllm(vllm)
+        lifecycle.start_vllm(vllm)
         self._ahead[variant] = vllm
 
     @contextmanager
@@ -59,9 +58,9 @@ class VllmServers:
             self.stop()
             if problem := launch_plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
                 raise RecipeError(problem)
-            server.start_vllm(vllm)
+            lifecycle.start_vllm(vllm)
             self._ahead[variant] = vllm
-            server.wait_until_ready(vllm)
+            lifecycle.wait_until_ready(vllm)
             process = self._ahead.pop(variant)
         try:
             yield process
@@ -78,7 +77,7 @@ class VllmServers:
         started, self._waited = () if self._waited else tuple(self._ahead.items()), True
         for variant, vllm in started:
             try:
-                server.wait_until_ready(vllm)
+                lifecycle.wait_until_ready(vllm)
             except StageError as error:
                 print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
                 self._ahead.pop(variant).stop()
@@ -88,5 +87,5 @@ class VllmServers:
 def open_servers() -> Iterator[VllmServers]:
     """Yields the servers of a comparison, and stops all of them however the block ends."""
     servers = VllmServers()
-    with server.stop_on_exit(servers):
+    with lifecycle.stop_on_exit(servers):
         yield servers

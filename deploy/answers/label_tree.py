@@ -13,10 +13,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from insource.tasks.rendering import chat_template
+from insource.tasks.task_kind import TaskKind
 
 TokenIds = tuple[int, ...]
 
@@ -61,7 +61,7 @@ def build_tree(paths: Mapping[str, TokenIds]) -> LabelTree:
 class TaskTokens:
     """The tokenizer of a task and its labels as tokens, read when they are first needed."""
 
-    def __init__(self, folder: Path, module: ModuleType, spec: Any) -> None:
+    def __init__(self, folder: Path, module: TaskKind, spec: Any) -> None:
         self._folder, self._module, self._spec = folder, module, spec
         self._lock = threading.Lock()
         self._read: tuple[Any, LabelTree] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession
 
-from compare.scoring.predictions import SystemAnswer
+from compare.records import SystemAnswer
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from insource.backends.types import Backend, Completion, Request

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from compare.eval_dataset import EvalDataset
+from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring import confidence, predictions
-from compare.scoring.predictions import SystemAnswer
 from compare.systems import row_requests
-from compare.systems.catalog import System
-from compare.systems.responses import SystemResponses
 from deploy.answers.label_tree import TaskTokens
 from deploy.answers.request_errors import invalid_request
 from deploy.routing import Routing

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compare.analysis import system_scores
+from compare.records import System, SystemResponses
 from compare.scoring import predictions
 from compare.systems import answer_file
 from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
-from compare.systems.catalog import System
-from compare.systems.responses import SystemResponses
 from insource.backends import pricing
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from compare import eval_dataset
+from compare.records import System, SystemResponses
 from compare.systems import api_models
-from compare.systems.catalog import System
-from compare.systems.responses import ComparisonContext, SystemResponses
+from compare.systems.responses import ComparisonContext
 from insource.config.load import load
 from insource.config.schema.compare import Baseline, Compare, Primary
 from insource.system import atomic_files

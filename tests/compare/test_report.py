@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from compare.decision import criteria
 from compare.report import console, html_page, markdown_page, section_data, wording
+from insource.system import number_format
 from insource.tracking.run import Run
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL, IMAGE_TAG, SCRIPT_TAG, SECOND_MODEL, TUNED_MODEL
@@ -114,9 +115,10 @@ def test_every_system_stands_in_the_main_table_with_its_figure_and_interval(page
             if cell.startswith(wording.display_name(system) + wording.KIND_LABELS[system["kind"]])
         )
         figure = system["metrics"]["accuracy"]
-        expected = wording.format_percent(figure["value"]) + wording.format_range(figure["ci_low"], figure["ci_high"])
+        interval = number_format.format_range(figure["ci_low"], figure["ci_high"])
+        expected = number_format.format_percent(figure["value"]) + interval
         assert expected in page.cells[row : row + 3], name
-        assert wording.format_usd(system["cost_usd_per_1k"]) in page.cells[row + 4]
+        assert number_format.format_usd(system["cost_usd_per_1k"]) in page.cells[row + 4]
 
 
 def test_a_stand_in_is_named_as_such_in_every_table(page: Page) -> None:

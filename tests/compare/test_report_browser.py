@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from compare.report import charts, cost_section, html_page, wording
+from compare.report import charts, cost_section, html_page
+from insource.system import number_format
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL, SCRIPT_TAG
 
@@ -183,8 +184,8 @@ def test_labels_are_found_by_their_name_and_shown_for_the_system_chosen(opened: 
     shown.locator("#parts-first").select_option(label="base")
     row = shown.locator("#parts-table tbody tr", has_text="card_arrival").locator("td").all_inner_texts()
     own, other = (scores["systems"][name]["per_part"]["card_arrival"] for name in ("base", API_MODEL))
-    figures = [wording.format_percent(one) for one in (own["precision"], own["recall"], own["f1"], other["f1"])]
-    assert row[1:] == [*figures, wording.format_delta(own["f1"] - other["f1"])]
+    figures = [number_format.format_percent(one) for one in (own["precision"], own["recall"], own["f1"], other["f1"])]
+    assert row[1:] == [*figures, number_format.format_delta(own["f1"] - other["f1"])]
     assert shown.locator("#parts-caption bdi").first.inner_text() == "base"
 
 

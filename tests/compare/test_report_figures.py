@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare.report import charts, cost_section, section_data, wording
+from compare.report import charts, cost_section, section_data
+from insource.system import number_format
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL
 
@@ -26,27 +27,32 @@ from tests.helpers.example_scores import API_MODEL
     ],
 )
 def test_amounts_are_shown_to_three_digits_or_to_the_dollar(value: float | None, shown: str) -> None:
-    assert wording.format_usd(value) == shown
+    assert number_format.format_usd(value) == shown
 
 
 def test_figures_are_written_exactly() -> None:
-    assert [wording.format_percent(one) for one in (0, 0.0001, 0.912, 0.99999, 1)] == [
+    assert [number_format.format_percent(one) for one in (0, 0.0001, 0.912, 0.99999, 1)] == [
         "0.0%",
         "<0.1%",
         "91.2%",
         ">99.9%",
         "100.0%",
     ]
-    assert [wording.format_delta(one) for one in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
+    assert [number_format.format_delta(one) for one in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
         "+1.2",
         "−0.8",
         "+0.02",
         "0.0",
         "0.0",
     ]
-    assert [wording.format_seconds(one) for one in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
-    assert [wording.format_compact(one) for one in (950, 12345, 999_900, 2.15e9)] == ["950", "12.3k", "1M", "2.15B"]
-    assert [wording.format_p_value(one) for one in (0.0001, 0.0131)] == ["<0.001", "0.013"]
+    assert [number_format.format_seconds(one) for one in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
+    assert [number_format.format_compact(one) for one in (950, 12345, 999_900, 2.15e9)] == [
+        "950",
+        "12.3k",
+        "1M",
+        "2.15B",
+    ]
+    assert [number_format.format_p_value(one) for one in (0.0001, 0.0131)] == ["<0.001", "0.013"]
 
 
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=12))

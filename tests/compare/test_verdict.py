@@ -9,6 +9,7 @@ import pytest
 
 from compare.decision import preregistration, verdict, verdict_rule
 from compare.decision.routing_policy import RoutingPolicy
+from compare.decision.verdict_inputs import VerdictInputs
 from compare.systems import catalog
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import load
@@ -45,7 +46,7 @@ def scores(judged: str = "non-inferior", cheaper: bool = True, **changes: Any) -
 
 
 def decided(found: dict[str, Any], policy: RoutingPolicy = NO_ROUTE, *asked: str) -> verdict.Verdict:
-    return verdict.decide(verdict.VerdictInputs(recipe(*asked), found, policy))
+    return verdict.decide(VerdictInputs(recipe(*asked), found, policy))
 
 
 @pytest.mark.parametrize(

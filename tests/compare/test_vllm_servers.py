@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from compare.records import System
 from compare.systems import catalog, collect
-from compare.systems.catalog import System
 from compare.systems.vllm_servers import PROCESS_OVERHEAD_BYTES, VllmServers
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Serve

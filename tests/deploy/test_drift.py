@@ -18,16 +18,14 @@ from scipy.stats import binomtest, chi2_contingency, ks_2samp
 from compare.decision import answer_profile as profiles
 from compare.decision.answer_profile import AnswerProfile, profile_from_json
 from compare.decision.routing_policy import RoutingPolicy
-from compare.scoring.confidence import Scale
-from compare.scoring.predictions import SystemAnswer
-from compare.systems.responses import SystemResponses
+from compare.records import Scale, SystemAnswer, SystemResponses
 from deploy import drift as drifting
 from deploy import registry, routing
 from deploy.answers.answer_ids import AnswerIds, AnswerRecord
+from deploy.answers.outcome import Deployment
 from deploy.answers.task import LOCAL_SYSTEM
 from deploy.gateway.paths import feedback
-from deploy.gateway.paths.router import Deployment
-from deploy.monitoring import traffic_profiles
+from deploy.monitoring import feedback_record, traffic_profiles
 from deploy.monitoring.monitor import Monitor
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
@@ -293,7 +291,7 @@ def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
     run(correct)
     assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     assert "holds     feedback: 40 of 40" in capsys.readouterr().out
-    written = next((place / feedback.FOLDER).glob("*.jsonl")).read_text(encoding="utf-8")
+    written = next((place / feedback_record.FOLDER).glob("*.jsonl")).read_text(encoding="utf-8")
     assert "lost" not in written and "late" not in written
 
 

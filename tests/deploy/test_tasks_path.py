@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from compare.scoring.confidence import Scale
+from compare.records import Scale
 from deploy.answers import escalation
-from deploy.gateway.paths.router import Deployment
+from deploy.answers.outcome import Deployment
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.schema.serving_and_cost import Limits

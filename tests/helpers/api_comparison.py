@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from compare import eval_dataset, stage
+from compare.records import System
 from compare.systems import catalog
 from compare.systems.responses import ComparisonContext
 from insource.backends.wire import anthropic_messages, openai_chat
@@ -98,7 +99,7 @@ def correct_answers(here: ComparisonContext) -> Callable[[str], str]:
     return answer
 
 
-def api_system(here: ComparisonContext) -> list[catalog.System]:
+def api_system(here: ComparisonContext) -> list[System]:
     return catalog.api_systems(here.recipe)
 
 
@@ -115,10 +116,10 @@ def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> C
     return make_comparison(folder, recipe, tokenizer, rows, **compare)
 
 
-def run_comparison(here: ComparisonContext, running: list[catalog.System]) -> dict[str, Any]:
+def run_comparison(here: ComparisonContext, running: list[System]) -> dict[str, Any]:
     """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
     data = here.here.folder / "data"
     atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
     run.start_stage(here.here, "compare", {})
-    tuned = catalog.System("tuned", "linear", "tuned (here a linear model)")
+    tuned = System("tuned", "linear", "tuned (here a linear model)")
     return stage.run_comparison(here.here, "mine", here.recipe, [tuned, *running], [])

@@ -1,0 +1,51 @@
+"""The estimate of --dry-run: how many requests each API model would get, and what they would cost."""
+
+from collections.abc import Sequence
+
+from compare import first_request
+from compare.records import System
+from compare.systems import prompt_selection, row_requests
+from insource.backends import pricing
+from insource.backends.budgets import estimate_cost
+from insource.backends.types import RowRequest
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tracking.run import Run
+
+
+def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> list[str]:
+    """Returns what each closed system would be asked and would cost, by validation rows: the test stays shut."""
+    data = atomic_files.read_json(run.folder / "data" / "data.json")
+    rows = int(data["rows"]["written"]["test"])
+    context = first_request.validation_context(run, run.recipe_name, recipe)
+    dataset = context.material
+    lines = [f"would ask {rows:,} test rows of {', '.join(system.name for system in systems)}"]
+    for system in systems:
+        if system.baseline is None or system.kind != "closed":
+            continue
+        lines += [
+            f"body      {system.name}, its first request (a train row):",
+            first_request.request_body_json(context, system),
+        ]
+        price = pricing.lookup_price(system.baseline)
+        if price is None:
+            lines.append(f"cost      {system.name}: not known")
+            continue
+        candidate, *other_candidates = prompt_selection.prompt_candidates(system)
+        requests = [
+            RowRequest(request.id, 0, request)
+            for request in row_requests.build_requests(candidate, dataset, dataset.test)
+        ]
+        estimate = estimate_cost(requests, price, system.baseline.mode == "batch")
+        selection_rows = (
+            min(len(requests), recipe.compare.choose_rows) * (1 + len(other_candidates)) if other_candidates else 0
+        )
+        scale_rows = recipe.compare.calibrate_rows + int(data["rows"]["written"].get("calibration", 0))
+        routing_rows = (
+            int(data["rows"]["written"].get("calibration", 0)) if system.name == recipe.route.not_worse_than else 0
+        )
+        extra_rows = selection_rows + (scale_rows if system.baseline.decides else routing_rows)
+        factor = (rows + min(rows, recipe.compare.repeat_rows) + extra_rows) / max(1, len(requests))
+        cost_text = f"about ${estimate.expected_usd * factor:,.2f}, at most ${estimate.upper_usd * factor:,.2f}"
+        lines.append(f"cost      {system.name}: {cost_text}")
+    return [*lines, f"budget    ${recipe.compare.budget_usd:,.2f} (compare.budget_usd)"]

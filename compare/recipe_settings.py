@@ -1,0 +1,12 @@
+"""The recipe of a comparison: the run's recipe with the current settings for serving, comparing and deciding."""
+
+from insource.config.load import LoadedRecipe
+from insource.config.recipe import Recipe
+from insource.tracking.run import Run
+
+SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
+
+
+def merge_recipe_settings(loaded: LoadedRecipe, trained_run: Run) -> Recipe:
+    """Returns the recipe of the run with what the recipe says now of serving, comparing and deciding."""
+    return trained_run.recipe().model_copy(update={name: getattr(loaded.recipe, name) for name in SECTIONS})

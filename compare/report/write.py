@@ -1,0 +1,39 @@
+"""Writing of a comparison's files: predictions/, routing.json, scores.json, report.html and report.md."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compare.analysis import comparisons
+from compare.analysis.system_scores import SystemScores
+from compare.eval_dataset import EvalDataset
+from compare.report import html_page, wording
+from compare.scoring import predictions
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tracking import wandb_comparison
+from insource.tracking.run import Run
+
+
+def write_comparison(
+    trained_run: Run,
+    dataset: EvalDataset,
+    scored_systems: Sequence[SystemScores],
+    scores: Mapping[str, Any],
+    recipe: Recipe,
+) -> None:
+    """Writes predictions, routing policy, scores and report."""
+    folder = trained_run.folder / "predictions"
+    for scored in scored_systems:
+        predictions.write_predictions(folder, scored.name, "test", scored.found, scored.confidences)
+        if repeats := scored.gathered.again:
+            repeat_predictions = predictions.score_answers(dataset, dataset.test[: len(repeats)], repeats)
+            predictions.write_predictions(
+                folder, scored.name, "test", repeat_predictions, [None] * len(repeats), repeat=1
+            )
+    atomic_files.write_json(trained_run.folder / "routing.json", scores["routing"])
+    atomic_files.write_json(trained_run.folder / "scores.json", scores)
+    by_name = {scored.name: scored for scored in scored_systems}
+    tuned, baseline = wording.primary_pair(scores)
+    disagreements = comparisons.disagreements(by_name[tuned], by_name[baseline], dataset) if tuned and baseline else []
+    html_page.write_report(trained_run.folder, scores, disagreements)
+    wandb_comparison.log_comparison(trained_run, recipe, scores, disagreements)
