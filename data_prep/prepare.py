@@ -79,7 +79,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     if (folder / "data.json").exists():
         return folder, False
     started_at, steps = utc_timestamp(), StepTimer()
-    with atomic_files.atomic_folder(folder, keep=True) as temp_folder:
+    with atomic_files.atomic_folder(folder, keep_existing=True) as temp_folder:
         work_folder = temp_folder / ".work"
         with parallel.worker_pool(_choose_process_count(recipe, files)) as pool:
             with steps("read and clean"):

@@ -132,11 +132,6 @@ def batch_file_path(path: Path) -> Path:
     return path.with_suffix(".batch.json")
 
 
-def sum_cost_usd(path: Path) -> float:
-    """Returns what all lines of a journal cost, or may have cost."""
-    return sum((response.usd or 0.0) + response.unsure_usd for response in read_responses(path))
-
-
 def compute_cache_key(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
     """Returns the hash by which an answer is found again: 64 hex digits, also the custom id in a batch. `identity`: any
     JSON that says who answers."""

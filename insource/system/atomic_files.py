@@ -82,10 +82,10 @@ def find_changes(folder: Path) -> list[str]:
 
 
 @contextmanager
-def atomic_folder(path: Path, keep: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not.
 
-    With `keep`, a folder that another process has put there in the meantime stays: for what is the same whoever makes
+    With `keep_existing`, a folder that another process has put there in the meantime stays: for what is the same whoever makes
     it. What a process left that was killed at this is removed first: whoever works at such a folder holds a lock on a
     file beside it, and in two containers that share a disk a process id says nothing.
     """
@@ -98,18 +98,18 @@ def atomic_folder(path: Path, keep: bool = False) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
-        if not (keep and path.exists()):
+        if not (keep_existing and path.exists()):
             if path.exists():
                 shutil.rmtree(path)
-            _rename_into_place(temp_folder, path, keep)
+            _rename_into_place(temp_folder, path, keep_existing)
 
 
-def _rename_into_place(temp_folder: Path, path: Path, keep: bool) -> None:
+def _rename_into_place(temp_folder: Path, path: Path, keep_existing: bool) -> None:
     try:
         temp_folder.rename(path)
     except OSError as error:
         # Another process came first, between the look and the step.
-        if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if not keep_existing or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
 
 

@@ -183,21 +183,6 @@ def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], predic
     wandb_run.log({"validation/confusion_matrix": matrix, "validation/confusions": table}, commit=False)
 
 
-def log_breakdown(wandb_run: Any, recipe: Recipe, what: str, figures: Mapping[str, Mapping[str, float]]) -> None:
-    """Sends a table `validation/<what>` of {part: {metric: figure}}, a row a part, unless data may not leave.
-
-    `what` is `per_label` or `per_field`; a generation's scores are one part each.
-    """
-    if wandb_run is None or not recipe.privacy.data_may_leave or not figures:
-        return
-    import wandb
-
-    names = list(dict.fromkeys(name for values in figures.values() for name in values))
-    data = [[part, *(values.get(name) for name in names)] for part, values in figures.items()]
-    table = wandb.Table(columns=[what.removeprefix("per_"), *names], data=data)
-    wandb_run.log({f"validation/{what}": table}, commit=False)
-
-
 def log_image(wandb_run: Any, path: Path) -> None:
     """Sends the learning curve (curve.draw), where there is one."""
     if wandb_run is None or not path.exists():

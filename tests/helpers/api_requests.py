@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from insource.backends import collection, failures
+from insource.backends import collection, failures, response_cache
 from insource.backends.collection import CollectResult
 from insource.backends.types import ApiFormat, Backend, ChoiceQuestion, Constraint, Request, RowRequest, Usage
 from tests.conftest import ROOT
@@ -37,6 +37,11 @@ class Price:
 
     def of(self, charged: list[tuple[int, int]]) -> float:
         return sum(self.most_usd(asked, written) for asked, written in charged)
+
+
+def sum_cost_usd(path: Path) -> float:
+    """Return the cost of all lines of a response cache, possible charges included."""
+    return sum((response.usd or 0.0) + response.unsure_usd for response in response_cache.read_responses(path))
 
 
 def make_requests(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:

@@ -26,6 +26,7 @@ from tests.helpers.api_requests import (
     make_requests,
     outputs_by_row,
     read_journal_lines,
+    sum_cost_usd,
 )
 from tests.helpers.provider.faulty_provider import FAULT_KINDS, ROW_ERROR, Provider, run_provider
 from tests.helpers.provider.provider_answers import correct_label, make_completion
@@ -134,7 +135,7 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
         assert price.of(provider.charged) <= found.spent_usd <= budget.limit_usd
         # Nor is it left unused: what was set aside for calls on their way was given back.
         assert budget.left_usd < budgets.SystemBudget(None, price).most_usd(every[-1].request)
-        assert found.spent_usd == pytest.approx(response_cache.sum_cost_usd(path))
+        assert found.spent_usd == pytest.approx(sum_cost_usd(path))
         again = collect(address, path, every, backend=asked, budget=Budget(2 * whole), price=price)
     assert again.complete and right(again)
     good = [one for one in found.answers.values() if one.error is None]
@@ -331,7 +332,7 @@ def test_the_last_line_of_a_key_counts(path: Path) -> None:
         opened.append([replace(row(1), output="late", usd=0.5)])
     with response_cache.open_cache(path) as opened:
         assert opened.rows[row(1).key].output == "late"
-    assert response_cache.sum_cost_usd(path) == 0.75
+    assert sum_cost_usd(path) == 0.75
 
 
 def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wrong(path: Path) -> None:

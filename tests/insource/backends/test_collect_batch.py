@@ -21,6 +21,7 @@ from tests.helpers.api_requests import (
     make_requests,
     outputs_by_row,
     read_pending_batch,
+    sum_cost_usd,
 )
 from tests.helpers.provider import provider_rules
 from tests.helpers.provider.faulty_provider import Batch, Provider, run_provider
@@ -235,7 +236,7 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
     budget = Budget(1)
     found = collect(address, path, make_requests(ROWS, max_tokens=17), mode="batch", budget=budget)
     assert found.complete and found.asked == ROWS and len(provider.batches) == 2
-    assert budget.spent_usd == pytest.approx(response_cache.sum_cost_usd(path))
+    assert budget.spent_usd == pytest.approx(sum_cost_usd(path))
     assert collect(address, path, make_requests(ROWS), mode="batch").reused == ROWS
 
 

@@ -33,7 +33,7 @@ MADE = """
 import sys
 from pathlib import Path
 from insource.system import atomic_files
-with atomic_files.atomic_folder(Path(sys.argv[1]), keep=sys.argv[2] == "True") as folder:
+with atomic_files.atomic_folder(Path(sys.argv[1]), keep_existing=sys.argv[2] == "True") as folder:
     (folder / "second.jsonl").touch()
 """
 
@@ -117,7 +117,6 @@ def record_everything(run: runs.Run, recipe: Recipe) -> None:
     ]
     wandb_logging.log_predictions(wandb_run, recipe, rows)
     wandb_logging.log_confusion(wandb_run, recipe, LABELS + LABELS[:1], [*given, LABELS[5]])
-    wandb_logging.log_breakdown(wandb_run, recipe, "per_label", {label: {"f1": 0.5, "n": 3} for label in LABELS})
     learning_curve.draw(run.folder / "metrics.jsonl", run.folder / "learning_curve.png", run.id, 10)
     wandb_logging.log_image(wandb_run, run.folder / "learning_curve.png")
     wandb_logging.finish_run(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
@@ -329,7 +328,7 @@ def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_p
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_two_processes_that_make_one_folder_remove_nothing_of_each_other(keep: bool, tmp_path: Path) -> None:
-    with atomic_files.atomic_folder(tmp_path / "prepared", keep=keep) as first:
+    with atomic_files.atomic_folder(tmp_path / "prepared", keep_existing=keep) as first:
         (first / "first.jsonl").touch()
         asked = [sys.executable, "-c", MADE, str(tmp_path / "prepared"), str(keep)]
         subprocess.run(asked, cwd=ROOT, check=True)
