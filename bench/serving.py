@@ -28,8 +28,7 @@ from insource.config.errors import StageError
 from insource.system import atomic_files, environment
 from insource.tasks import load_task_spec
 from insource.tracking import run
-from serve import server
-from serve.vllm import launch_plan
+from serve.vllm import launch_plan, lifecycle
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess, free_port
 
@@ -58,8 +57,8 @@ def main() -> int:
                 vllm = VllmProcess(
                     replace(plan, prefix_caching=caching), Address("127.0.0.1", free_port()), Path(name) / "vllm.log"
                 )
-                with server.stop_on_exit(vllm):
-                    seconds = server.start_and_wait(vllm)
+                with lifecycle.stop_on_exit(vllm):
+                    seconds = lifecycle.start_and_wait(vllm)
                     for measured in measure_loads(served, vllm.address, Path(name)):
                         results.append({**measured, "prefix_caching": caching, "start_seconds": round(seconds, 1)})
                         log_measurement(measured)

@@ -25,8 +25,7 @@ from compare.decision import routing_policy
 from compare.decision.answer_profile import AnswerProfile
 from compare.decision.routing_policy import RoutingPolicy
 from deploy import registry, routing
-from deploy.gateway.paths import feedback
-from deploy.monitoring import mirror, traffic_profiles
+from deploy.monitoring import feedback_record, mirror, traffic_profiles
 from deploy.monitoring.traffic_profiles import MAX_LABEL_SETS, TrafficProfile
 from deploy.routing import Routing
 from insource.config import cli
@@ -80,7 +79,7 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
     since = datetime.now(UTC) - timedelta(days=days)
     traffic = traffic_profiles.read_profile(registry_dir, deployment_id, f"{since:%Y-%m-%d}")
     feedback_lines, mirrored = (
-        feedback.read_feedback(registry_dir, deployment_id, since),
+        feedback_record.read_feedback(registry_dir, deployment_id, since),
         mirror.read_mirrored(registry_dir, deployment_id),
     )
     if deployed_routing.profile is None and not mirrored:

@@ -3,13 +3,9 @@
 import argparse
 import json
 import os
-import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Sequence
 
 from aiohttp import ClientError
 
@@ -20,13 +16,11 @@ from insource.config.schema.serving_and_cost import Serve
 from insource.system import environment
 from insource.tracking import folder_ownership, run
 from serve.parity import check, reference_check, report_text
-from serve.vllm import launch_plan, server_process
+from serve.vllm import launch_plan, lifecycle, server_process
 from serve.vllm.heartbeat import Heartbeat
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess
 
-# An engine that fails more often than this is not started again.
-MAX_RESTARTS, RESTART_WINDOW_SECONDS = 3, 600.0
 _POLL_SECONDS = 1.0
 
 
@@ -37,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     address = Address(serve.host, serve.port)
     key = launch_plan.require_api_key(address)
     if arguments.dry_run:
-        print(shell_command(launch_plan.plan_launch(choices[0], serve), address, key is not None))
+        print(lifecycle.shell_command(launch_plan.plan_launch(choices[0], serve), address, key is not None))
         return cli.OK
     while choices:
         served, *choices = choices
@@ -64,8 +58,8 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
     if message := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
         raise RecipeError(message)
     vllm = VllmProcess(plan, address, served[0].run.folder / "serve.log", key)
-    with stop_on_exit(vllm):
-        seconds = start_and_wait(vllm)
+    with lifecycle.stop_on_exit(vllm):
+        seconds = lifecycle.start_and_wait(vllm)
         results = [(model, check_parity(model, vllm.address, key, serve)) for model in served]
         failures = [
             f"{model.name}: {message}" for model, result in results for message in result.failures(serve.parity)
@@ -110,42 +104,6 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
     return [[model] for model in single] or [[models[0] for models in choices]], recipes[0]
 
 
-def shell_command(plan: server_process.LaunchPlan, address: Address, with_key: bool) -> str:
-    """Returns the vLLM command as one can type it, with the environment that it needs; a key is not shown."""
-    env = server_process.vllm_environment(plan, "$" + launch_plan.API_KEY_VARIABLE if with_key else None)
-    variables = [f'{name}="{value}"' if value.startswith("$") else f"{name}={value}" for name, value in env.items()]
-    return " ".join([*variables, shlex.join(server_process.vllm_command(plan, address, with_key))])
-
-
-def start_and_wait(vllm: VllmProcess) -> float:
-    """Starts vLLM and waits for it, with progress. Returns the seconds that it took."""
-    start_vllm(vllm)
-    return wait_until_ready(vllm)
-
-
-def start_vllm(vllm: VllmProcess) -> None:
-    """Starts vLLM, and says so. Raises RecipeError where its port is taken."""
-    print(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}", file=sys.stderr, flush=True)
-    vllm.start()
-
-
-def wait_until_ready(vllm: VllmProcess) -> float:
-    """Waits for vLLM with progress. Returns the seconds since its start. Raises StageError where it ends or takes too
-    long."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("starting", spinner="dots") as status:
-
-        def show(seconds: float, line: str) -> None:
-            width = max(20, console.width - 20)
-            status.update(f"{seconds:3.0f} s  {line[:width]}", spinner_style="dim")
-
-        seconds = vllm.wait_ready(show)
-    print(f"vllm      {vllm.plan.name} up after {seconds:.0f} s", file=sys.stderr, flush=True)
-    return seconds
-
-
 def check_parity(served: ServedModel, address: Address, key: str | None, serve: Serve) -> check.ParityResult:
     """Returns what parity finds of a served model, and says it."""
     probe = check.load_probe(served, serve.parity.start_rows, serve)
@@ -187,17 +145,16 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | No
     hang_seconds = vllm.plan.serve.hang_seconds
     while True:
         reason = wait_for_failure(vllm, Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds), hang_seconds)
-        failures = [failed_at for failed_at in failures if failed_at > time.monotonic() - RESTART_WINDOW_SECONDS] + [
-            time.monotonic()
-        ]
+        now = time.monotonic()
+        window_start = now - lifecycle.RESTART_WINDOW_SECONDS
+        failures = [*(failed_at for failed_at in failures if failed_at > window_start), now]
         vllm.stop()
-        if len(failures) > MAX_RESTARTS:
-            raise StageError(
-                f"vLLM has failed {len(failures)} times within {RESTART_WINDOW_SECONDS / 60:.0f} minutes: {reason}"
-            )
+        if len(failures) > lifecycle.MAX_RESTARTS:
+            minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
+            raise StageError(f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}")
         print(f"vllm      {reason}\nvllm      starting it again", file=sys.stderr, flush=True)
         try:
-            seconds = start_and_wait(vllm)
+            seconds = lifecycle.start_and_wait(vllm)
             mismatches = {
                 model.name: reference_check.find_prompt_mismatch(model, model.name, vllm.address, key)
                 for model in served
@@ -229,27 +186,3 @@ def wait_for_failure(vllm: VllmProcess, heartbeat: Heartbeat, hang_seconds: floa
             return f"died, a process that it started has ended, {vllm.why()}"
         if (silent_seconds := heartbeat.silent_seconds()) >= hang_seconds:
             return f"hangs: it was asked and has computed nothing for {silent_seconds:.0f} s (serve.hang_seconds)"
-
-
-class Stoppable(Protocol):
-    """An engine, or several."""
-
-    def stop(self) -> None:
-        """Ends what was started."""
-
-
-@contextmanager
-def stop_on_exit(vllm: Stoppable) -> Iterator[None]:
-    """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does, and what was ignored
-    from the start stays ignored (nohup)."""
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    previous_handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("stop      stopping vLLM", file=sys.stderr, flush=True)
-        raise
-    finally:
-        vllm.stop()
-        for number, handler in previous_handlers.items():
-            signal.signal(number, handler)

@@ -3,25 +3,21 @@
 import asyncio
 import time
 from logging import Logger
-from typing import TYPE_CHECKING
 
 from deploy.gateway import http_server, proxy
+from deploy.gateway.gateway import POLL_SECONDS, Gateway
 from insource.config.errors import StageError
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
-from serve import server
+from serve.vllm import lifecycle
 from serve.vllm.server_process import Address
 
-if TYPE_CHECKING:
-    from deploy.gateway.__main__ import Gateway
-
-POLL_SECONDS = 0.5
 RETRY_SECONDS = 2.0
 DRAIN_SECONDS = 4.0
 """For answers that are under way at the end; with what aiohttp and vLLM take, less than 10 in all."""
 
 
-async def serve_forever(gateway: "Gateway", address: Address, access_log: Logger | None = None) -> None:
+async def serve_forever(gateway: Gateway, address: Address, access_log: Logger | None = None) -> None:
     """Serves until it is told to stop. Raises StageError where vLLM does not come up, or fails too often."""
     stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in http_server.list_stop_signals():
@@ -55,7 +51,7 @@ async def serve_forever(gateway: "Gateway", address: Address, access_log: Logger
         await asyncio.gather(run_in_thread(gateway.vllm.stop), runner.cleanup())
 
 
-async def run_control_loop(gateway: "Gateway", address: Address) -> None:
+async def run_control_loop(gateway: Gateway, address: Address) -> None:
     """Brings up what is deployed, then follows the registry and keeps vLLM alive. Raises StageError where vLLM does not
     come up at first, or fails too often."""
     await gateway.up()
@@ -76,17 +72,16 @@ async def run_control_loop(gateway: "Gateway", address: Address) -> None:
         await asyncio.gather(follow_task, return_exceptions=True)
 
 
-async def _restart_engine(gateway: "Gateway", failures: list[float], reason: str) -> None:
+async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) -> None:
     """Starts vLLM again until it comes up. Raises StageError where it has failed too often; a start that fails counts
     as a failure, since the memory of the one before may not be free yet."""
     while True:
         now = time.monotonic()
-        failures[:] = [failed_at for failed_at in failures if failed_at > now - server.RESTART_WINDOW_SECONDS] + [now]
-        if len(failures) > server.MAX_RESTARTS:
-            raise StageError(
-                f"vLLM has failed {len(failures)} times within {server.RESTART_WINDOW_SECONDS / 60:.0f} minutes: "
-                f"{reason}"
-            )
+        window_start = now - lifecycle.RESTART_WINDOW_SECONDS
+        failures[:] = [*(failed_at for failed_at in failures if failed_at > window_start), now]
+        if len(failures) > lifecycle.MAX_RESTARTS:
+            minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
+            raise StageError(f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}")
         try:
             await gateway.revive(reason)
             return

@@ -7,8 +7,8 @@ from pathlib import Path
 from deploy import registry, routing
 from deploy.answers import answer_ids, escalation, task
 from deploy.answers.escalation import Escalation, NoEscalation
+from deploy.answers.outcome import Deployment
 from deploy.gateway import versions
-from deploy.gateway.paths.router import Deployment
 from deploy.gateway.proxy import ProxyState
 from deploy.monitoring import traffic_record
 from insource.config.errors import RecipeError, StageError

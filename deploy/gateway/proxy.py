@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from aiohttp import ClientSession, web
 
 from deploy.answers.local_model import LOCAL, EngineConnection
+from deploy.answers.outcome import VERSION_HEADER, Deployment
 from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.gateway.keys import Keys
 from deploy.gateway.paths import chat_request, chat_tasks, decisions, feedback, forwarding, model_names, tasks_path
-from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import metrics
 from deploy.monitoring.monitor import Monitor
 from insource.config.hosts import cross_origin_problem
@@ -37,7 +37,6 @@ GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *HEALT
 MAX_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
 """How long a client may take to send a body."""
-VERSION_HEADER = forwarding.VERSION_HEADER
 
 
 class ProxyState:

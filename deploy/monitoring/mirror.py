@@ -17,10 +17,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy.answers import local_model
 from deploy.answers.local_model import LOCAL, EngineConnection, ScoredAnswer
+from deploy.answers.outcome import Deployment
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from deploy.monitoring.metrics import Metrics
@@ -30,9 +31,6 @@ from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
 from insource.tasks.pii.inputs import Input
 from insource.tracking.run import utc_timestamp
-
-if TYPE_CHECKING:
-    from deploy.gateway.paths.router import Deployment
 
 FOLDER = "mirrored"
 MAX_CONCURRENT, MAX_WAITING = 4, 64
@@ -64,7 +62,7 @@ class Mirror:
     def start(
         self,
         engine: EngineConnection,
-        deployment: "Deployment",
+        deployment: Deployment,
         task_input: Input,
         name: str,
         digest: str,
@@ -92,7 +90,7 @@ class Mirror:
     async def _mirrored(
         self,
         engine: EngineConnection,
-        deployment: "Deployment",
+        deployment: Deployment,
         task_input: Input,
         name: str,
         digest: str,

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deploy.answers.answer_ids import AnswerRecord
 from deploy.answers.escalation import Escalation
 from deploy.answers.local_model import LOCAL, ScoredAnswer
+from deploy.answers.outcome import Deployment, Outcome
 from deploy.answers.task import Task
 from deploy.monitoring import traffic_record
 from deploy.monitoring.metrics import NOBODY, Metrics, filter_labels
@@ -24,9 +24,6 @@ from insource.stats import drift
 from insource.system.console_log import log_line
 from insource.tasks.pii.inputs import Input
 from insource.tracking.run import utc_timestamp
-
-if TYPE_CHECKING:
-    from deploy.gateway.paths.router import Deployment, Outcome
 
 WRITE_INTERVAL_SECONDS = 0.5
 
@@ -61,7 +58,7 @@ class Monitor:
         """Notes an API model that gave no valid answer."""
         self.metrics.checked(task.name, by, reason)
 
-    def answered(self, task: Task, outcome: "Outcome") -> None:
+    def answered(self, task: Task, outcome: Outcome) -> None:
         """Notes what became of an input."""
         self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
         profile = self.observed.of(task)
@@ -80,7 +77,7 @@ class Monitor:
         """Notes an input that has an error for an answer."""
         self.metrics.answered(task.name, NOBODY, f"error_{status}")
 
-    def record(self, deployment: "Deployment", task_input: Input, outcome: "Outcome", name: str) -> None:
+    def record(self, deployment: Deployment, task_input: Input, outcome: Outcome, name: str) -> None:
         """Has an answered input written into the record of traffic. `name`: of the answer's id."""
         recorded = traffic_record.RecordedAnswer(
             deployment.task,
@@ -124,7 +121,7 @@ class Monitor:
         """Notes a right answer that came later."""
         self.metrics.fed_back(task.name, LOCAL if record.local else "api", is_right)
 
-    def drifted(self, tasks: "Mapping[str, Deployment]") -> None:
+    def drifted(self, tasks: Mapping[str, Deployment]) -> None:
         """Sets how far the answers that this process saw today are from those to the calibration rows, where there are
         enough of them to say so."""
         distances: dict[tuple[str, str, str], float] = {}
@@ -141,7 +138,7 @@ class Monitor:
                 distances[name, version, "labels"] = drift.total_variation(calibration.answers, current.answers)
         self.metrics.drifted(distances)
 
-    def exposition(self, tasks: "Mapping[str, Deployment]") -> bytes:
+    def exposition(self, tasks: Mapping[str, Deployment]) -> bytes:
         """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""
         for name, deployment in tasks.items():
             if isinstance(deployment.escalation, Escalation) and (ledger := deployment.escalation.ledger):

@@ -19,6 +19,7 @@ from deploy.answers.local_model import EngineConnection, EngineRequestError
 from deploy.answers.outcome import VERSION_HEADER
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
+from deploy.gateway.paths import decisions
 from insource.backends.failures import backoff_seconds
 from insource.config.errors import RecipeError, StageError
 from insource.config.hosts import is_loopback, parse_host

@@ -9,7 +9,7 @@ from insource.config.errors import GateError, RecipeError
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files, environment
 from serve import server
-from serve.vllm import launch_plan, server_process
+from serve.vllm import launch_plan, lifecycle, server_process
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, LaunchPlan, VllmProcess
 
@@ -22,8 +22,8 @@ def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[V
     if problem := launch_plan.memory_problem(planned, environment.available_memory_bytes()):
         raise RecipeError(problem)
     vllm = VllmProcess(planned, Address("127.0.0.1", server_process.free_port()), log_path)
-    with server.stop_on_exit(vllm):
-        server.start_and_wait(vllm)
+    with lifecycle.stop_on_exit(vllm):
+        lifecycle.start_and_wait(vllm)
         parity = server.check_parity(served, vllm.address, None, serve)
         if failures := parity.failures(serve.parity):
             raise GateError(f"not predicted: what answers is not what was trained: {'; '.join(failures)}")

@@ -14,10 +14,9 @@ from insource.config import cli
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
 from insource.tracking import run
-from serve import server
 from serve.parity import check, report_text
 from serve.parity.check import ParityProbe, ParityResult
-from serve.vllm import launch_plan
+from serve.vllm import launch_plan, lifecycle
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess, free_port
 
@@ -108,8 +107,8 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
     """
     address = Address("127.0.0.1", free_port())
     vllm = VllmProcess(launch_plan.plan_launch([served], serve), address, log_path(served))
-    with server.stop_on_exit(vllm):
-        seconds = server.start_and_wait(vllm)
+    with lifecycle.stop_on_exit(vllm):
+        seconds = lifecycle.start_and_wait(vllm)
         probe = check.load_probe(served, serve.parity.rows, serve)
         modes = check.constraint_modes(probe, serve)
         result = check.run_parity(probe, address, None, modes if full else modes[:1])

@@ -11,7 +11,7 @@ import openai
 import pytest
 from multidict import CIMultiDict
 
-from deploy.gateway.paths.router import Deployment
+from deploy.answers.outcome import Deployment
 from tests.helpers.gateway import task_gateway
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.answers import label_tree
+from deploy.answers.outcome import Deployment
 from deploy.gateway.paths import decisions
-from deploy.gateway.paths.router import Deployment
 from tests.conftest import ROOT
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from deploy import drift, routing
+from deploy.answers.outcome import Deployment
 from deploy.gateway.paths import feedback
-from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import mirror
 from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing

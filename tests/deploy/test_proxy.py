@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientError, ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from deploy.answers.outcome import VERSION_HEADER
 from deploy.gateway import http_server, proxy
 from deploy.gateway.paths import forwarding
 from insource.config.schema.serving_and_cost import Limits
@@ -69,7 +70,7 @@ def test_a_name_goes_in_as_its_version_and_comes_out_as_it_was(path: str) -> Non
             answer = await client.post(path, json=ASKED | {"temperature": 0})
             assert answer.status == 200
             assert await answer.json() == {"model": "classifier", "text": "late"}
-            assert answer.headers[proxy.VERSION_HEADER] == "v1"
+            assert answer.headers[VERSION_HEADER] == "v1"
             ((there, body, _),) = asked
             assert there == path and body["model"] == "classifier@v1" and body["temperature"] == 0
             # What the person wrote is not touched.
@@ -182,8 +183,8 @@ def test_requests_on_their_way_end_where_they_began() -> None:
             assert made.on_their_way["classifier@v1"] == 1
             made.versions = made.versions | {"classifier": "v2"}
             after = await client.post("/v1/messages", json=ASKED)
-            assert after.headers[proxy.VERSION_HEADER] == "v2"
-            assert (await before).headers[proxy.VERSION_HEADER] == "v1"
+            assert after.headers[VERSION_HEADER] == "v2"
+            assert (await before).headers[VERSION_HEADER] == "v1"
             assert made.on_their_way["classifier@v1"] == 0
 
     run(ask)

@@ -16,9 +16,9 @@ from data_prep.rows import columns, data_row
 from data_prep.rows.data_row import Row
 from data_prep.rows.row_filter import RowFilter
 from deploy.answers import answer_ids
+from deploy.answers.outcome import Deployment
 from deploy.gateway.deployments import Deployments
 from deploy.gateway.paths import feedback
-from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import traffic_record
 from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing

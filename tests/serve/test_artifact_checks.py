@@ -12,7 +12,7 @@ import pytest
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from deploy.gateway import __main__ as gateway
+from deploy.gateway import versions
 from insource.config.errors import RecipeError
 from insource.config.load import POCKET, load
 from insource.config.schema.serving_and_cost import Serve
@@ -231,19 +231,19 @@ def test_vllm_gets_template_tokenizer_and_stop_of_the_training(folder: Path) -> 
 
 def test_a_version_with_another_template_or_stop_is_not_loaded_beside(folder: Path, tmp_path: Path) -> None:
     served, running = planned(folder)
-    assert gateway.find_incompatibility(running, served) is None
+    assert versions.find_incompatibility(running, served) is None
     other = shutil.copytree(folder, tmp_path / "later" / "adapter")
     later = replace(served, run=Run(other.parent))
     prompt = atomic_files.read_json(other / "prompt.json")
     atomic_files.write_json(other / "prompt.json", prompt | {"stop": "<|user|>"})
     resummed(other)
-    assert "another stop token" in str(gateway.find_incompatibility(running, later))
+    assert "another stop token" in str(versions.find_incompatibility(running, later))
     template = other / "chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8") + "{# later #}", encoding="utf-8")
     sha256 = atomic_files.sha256(template)
     atomic_files.write_json(other / "prompt.json", prompt | {"chat_template_sha256": sha256})
     resummed(other)
-    assert "its chat template is another" in str(gateway.find_incompatibility(running, later))
+    assert "its chat template is another" in str(versions.find_incompatibility(running, later))
 
 
 def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Serve
 from serve import server
-from serve.vllm import server_process
+from serve.vllm import lifecycle, server_process
 from serve.vllm.server_process import Address, LaunchPlan, VllmProcess
 from tests.helpers.gateway import stand_in_vllm
 
@@ -24,8 +24,8 @@ def test_a_failed_start_is_tried_again_and_counts_as_a_death(
     vllm = VllmProcess(
         LaunchPlan("model", "model", Serve(), use_cpu=True), Address(socket=tmp_path / "s.sock"), tmp_path / "log"
     )
-    with server.stop_on_exit(vllm):
-        server.start_and_wait(vllm)
+    with lifecycle.stop_on_exit(vllm):
+        lifecycle.start_and_wait(vllm)
         (tmp_path / "no_start").touch()
         killed = [vllm.pid]
         os.kill(vllm.pid, signal.SIGKILL)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deploy.answers.outcome import PreparedInput
 from deploy.answers.request_errors import invalid_request
 from deploy.answers.task import Task
-from deploy.gateway.paths.router import PreparedInput
 from insource.backends.wire import openai_chat
 from insource.tasks.chat_messages import Messages, parse_messages, split_prompt
 from insource.tasks.source_record import UnusableRowError

@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
+from deploy.answers.outcome import VERSION_HEADER, Outcome
 from deploy.gateway.paths import forwarding
 from deploy.gateway.paths.chat_request import COMPLETIONS_PATH, ChatRequest
-from deploy.gateway.paths.router import Outcome
 
 ANSWERED_BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
     "X-Insource-Answered-By",
@@ -25,7 +25,7 @@ async def send_outcome(
 ) -> web.StreamResponse:
     """Sends an answer on the wire of the path that was asked. Returns what was sent."""
     headers = {
-        forwarding.VERSION_HEADER: version,
+        VERSION_HEADER: version,
         ANSWERED_BY_HEADER: outcome.answered_by,
         REASON_HEADER: outcome.reason,
     }

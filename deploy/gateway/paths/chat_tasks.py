@@ -10,9 +10,9 @@ import msgspec
 from aiohttp import web
 
 from deploy.answers.local_model import LOCAL, EngineConnection
+from deploy.answers.outcome import Deployment
 from deploy.answers.task import Task
 from deploy.gateway.paths import chat_request, chat_response, forwarding, json_body, router
-from deploy.gateway.paths.router import Deployment
 from deploy.monitoring.monitor import Monitor
 from insource.config.schema.serving_and_cost import Limits
 

@@ -13,46 +13,21 @@ No answer stands there, only keyed digests. What is said of an answer last count
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from deploy.answers.answer_ids import AnswerRecord
+from deploy.answers.outcome import Deployment
 from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.answers.task import Task
 from deploy.gateway.paths import json_body
-from deploy.gateway.paths.router import Deployment
-from deploy.monitoring import traffic_record
+from deploy.monitoring.feedback_record import Feedback, write_feedback
 from deploy.monitoring.monitor import Monitor
 from insource.config.errors import StageError
-from insource.system import shared_jsonl
 from insource.system.daemon_thread import run_in_thread
-from insource.tracking.run import utc_timestamp
 
 PATH = "/v1/feedback"
-FOLDER = "feedback"
 MAX_ITEMS = 256
 _KEYS = ("id", "answer")
-_DESCRIPTION = "feedback"
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """A right answer that was given for an answer."""
-
-    deployed: Deployment
-    answered: AnswerRecord
-    digest: str
-    """Of the right answer."""
-    value: Any
-    """The right answer."""
-
-    @property
-    def right(self) -> bool:
-        """Returns whether what was answered is right."""
-        return self.digest == self.answered.digest
 
 
 async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor: Monitor) -> dict[str, Any]:
@@ -69,7 +44,7 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
         raise results[0]
     accepted = [result for result in results if isinstance(result, Feedback)]
     try:
-        await run_in_thread(_write, accepted)
+        await run_in_thread(write_feedback, accepted)
     except StageError as error:
         raise RequestError(503, "overloaded_error", str(error), retry_seconds=60) from None
     for entry in accepted:
@@ -125,51 +100,3 @@ def parse_right_answer(task: Task, value: Any) -> Any:
     if parsed.problem is not None:
         raise invalid_request(f"answer is no answer of {task.name}: {parsed.problem}")
     return parsed.value
-
-
-def _write(entries: list[Feedback]) -> None:
-    """Writes feedback down. Raises StageError where that fails."""
-    registry_dirs = {entry.deployed.place for entry in entries}
-    for registry_dir in sorted(registry_dirs):
-        recorded_at = utc_timestamp()
-        with shared_jsonl.open_locked(registry_dir / FOLDER / f"{recorded_at[:7]}.jsonl", _DESCRIPTION) as file:
-            group = [entry for entry in entries if entry.deployed.place == registry_dir]
-            for number, entry in enumerate(group, 1):
-                shared_jsonl.append_line(file, _to_line(entry, recorded_at), _DESCRIPTION, flush=number == len(group))
-    corrections: dict[tuple[Path, int], dict[str, Feedback]] = {}
-    for entry in entries:
-        if entry.answered.recorded:
-            corrections.setdefault((entry.deployed.place, entry.answered.day), {})[entry.answered.name] = entry
-    for (registry_dir, day), by_name in corrections.items():
-        right_answers = {name: entry.value for name, entry in by_name.items()}
-        traffic_record.correct_rows(next(iter(by_name.values())).deployed.task, registry_dir, day, right_answers)
-
-
-def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
-    record = entry.answered
-    return {
-        "at": recorded_at,
-        "answer": record.name,
-        "deployment": record.deployment,
-        "local": record.local,
-        "kept": record.kept,
-        "mirrored": record.mirrored,
-        "confidence": record.confidence,
-        "right": entry.right,
-        "right_digest": entry.digest,
-    }
-
-
-def read_feedback(registry_dir: Path, deployment_id: str, since: datetime) -> list[Mapping[str, Any]]:
-    """Returns the feedback below registry/<name> on answers of a deployment that came from then on, of each answer the
-    last."""
-    latest: dict[str, Mapping[str, Any]] = {}
-    for line in _read_folder(registry_dir):
-        if line["deployment"] == deployment_id and datetime.fromisoformat(line["at"]) >= since:
-            latest[line["answer"]] = line
-    return list(latest.values())
-
-
-def _read_folder(registry_dir: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted((registry_dir / FOLDER).glob("*.jsonl")):
-        yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)

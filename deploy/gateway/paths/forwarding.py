@@ -14,9 +14,9 @@ from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, web
 
+from deploy.answers.outcome import VERSION_HEADER
 from deploy.gateway.paths import model_names
 
-VERSION_HEADER = "X-Insource-Version"
 MAX_ANSWER_BYTES = 32 * 2**20
 MAX_LINE_BYTES = 8 * 2**20
 WRITE_SECONDS, MIN_BYTES_PER_SECOND = 30.0, 64 * 2**10

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploy.answers.local_model import EngineConnection
+from deploy.answers.outcome import Deployment, Outcome
 from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.answers.task import extract_text
 from deploy.gateway.paths import json_body, router
 from deploy.gateway.paths.chat_request import parse_private
-from deploy.gateway.paths.router import Deployment, Outcome
 from deploy.monitoring.monitor import Monitor
 from insource.config.schema.serving_and_cost import Limits
 

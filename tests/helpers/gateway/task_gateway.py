@@ -20,8 +20,8 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from deploy.answers import answer_ids, escalation, task
+from deploy.answers.outcome import Deployment
 from deploy.gateway import proxy
-from deploy.gateway.paths.router import Deployment
 from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.config.load import load

@@ -1,0 +1,68 @@
+"""Query vLLM for the probability of every label of a task."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+from aiohttp import ClientError
+
+from deploy.answers.label_tree import LabelTree, TokenIds
+from deploy.answers.local_model import EngineConnection, EngineRequestError
+from deploy.answers.request_errors import RequestError
+
+MAX_LOGPROB_TOKENS = 128
+"""vLLM 0.32 tells the probabilities of so many tokens at most in one request."""
+
+
+async def score_labels(
+    engine: EngineConnection, tree: LabelTree, model: str, prompt_ids: Sequence[int], max_concurrent: int
+) -> tuple[dict[str, float], int]:
+    """Returns the probability of each label behind a prompt, and how many tokens that has; vLLM is asked
+    `max_concurrent` requests at a time. Raises RefusedError."""
+    slots = asyncio.Semaphore(max_concurrent)
+
+    async def query_prefix(prefix: TokenIds, tokens: Sequence[int]) -> dict[int, float]:
+        async with slots:
+            return await _query_next_token(engine, model, [*prompt_ids, *prefix], tokens)
+
+    chunks = [
+        (prefix, tokens[start : start + MAX_LOGPROB_TOKENS])
+        for prefix, tokens in tree.choices.items()
+        for start in range(0, len(tokens), MAX_LOGPROB_TOKENS)
+    ]
+    results = await asyncio.gather(*(query_prefix(prefix, tokens) for prefix, tokens in chunks))
+    log_probabilities: dict[TokenIds, dict[int, float]] = {}
+    for (prefix, _), result in zip(chunks, results, strict=True):
+        log_probabilities.setdefault(prefix, {}).update(result)
+    return tree.probabilities(log_probabilities), len(prompt_ids)
+
+
+async def _query_next_token(
+    engine: EngineConnection, model: str, ids: Sequence[int], tokens: Sequence[int]
+) -> dict[int, float]:
+    """The log-probabilities of tokens that may come next."""
+    body = {
+        "model": model,
+        "prompt": list(ids),
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": 0,
+        "logprob_token_ids": list(tokens),
+        "return_tokens_as_token_ids": True,
+    }
+    try:
+        async with engine.session.post("/v1/completions", json=body) as response:
+            payload = await response.json(content_type=None)
+    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
+        raise RequestError(503, "overloaded_error", f"the model broke off: {type(error).__name__}", 5) from None
+    if response.status >= 500:
+        raise RequestError(503, "overloaded_error", "the model fails", 5)
+    engine.heard()
+    if response.status != 200:
+        raise EngineRequestError(response.status, payload)
+    try:
+        (top,) = payload["choices"][0]["logprobs"]["top_logprobs"]
+        by_token = {int(name.rpartition(":")[2]): float(value) for name, value in top.items()}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
+    return {token: by_token.get(token, -math.inf) for token in tokens}
