@@ -39,6 +39,7 @@ from insource.config.schema.data import SPLITS
 from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.labels import display_label, find_label, map_spellings
+from insource.tasks.task_kind import LabelledTaskKind
 from insource.tracking import digests
 from insource.tracking.run import utc_timestamp
 
@@ -122,7 +123,10 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         with steps("doubt labels"):
             issues = label_errors.find_task_label_issues(table, assignment.splits, labels, drops, recipe)
         with steps("write"):
-            respell = TASKS[recipe.task.variant].make_label_mapper(labels, list(descriptions)) if labels else None
+            task = TASKS[recipe.task.variant]
+            respell = None
+            if labels and isinstance(task, LabelledTaskKind):
+                respell = task.make_label_mapper(labels, list(descriptions))
             slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, respell)
             write.write_rejected(temp_folder / "rejected.jsonl", rejected, table, assignment.splits, drops)
             label_errors.write_label_issues(temp_folder / "suspects.csv", issues.found, table, assignment.splits)

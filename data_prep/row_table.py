@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import Self
 
 import numpy as np
@@ -33,6 +32,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
+from insource.tasks.task_kind import LabelledTaskKind, TaskKind
 from insource.tasks.text_keys import clean, duplicate_key, split_key
 
 BATCH_ROWS = 2000
@@ -152,7 +152,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
         sketches=sketches,
         rejected=[result for result in results if isinstance(result, Rejected)],
         targets=Counter(label for row in usable for label in task.target_labels(row.target))
-        if task.HAS_LABELS
+        if isinstance(task, LabelledTaskKind)
         else Counter(),
         systems=Counter(row.system for row in usable if row.system),
         states=Counter(
@@ -199,7 +199,7 @@ def _split_unit(row: Row, key: str, recipe: Recipe) -> str:
     return row.id if recipe.data.split.group and recipe.data.columns.id else split_key(key)
 
 
-def _equality_key(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
+def _equality_key(answers: tuple[str, ...], task: TaskKind, recipe: Recipe) -> str:
     """What equal targets share: of several right answers, all of them in any order."""
     return "\x1e".join(sorted({task.equality_key(answer, recipe) for answer in answers}))
 

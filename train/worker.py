@@ -1,7 +1,7 @@
-"""One training run, as it is launched: `python -m train.worker runs/classifier/<run id>`, once for each process.
+"""One process of a training run: `python -m train.worker runs/classifier/<run id>`.
 
-Read `main` from top to bottom: rows, prompts, checks, the base and its score, packs, training, the tuned score, the
-adapter.
+`main` is the summary of this stage: rows, prompts, checks, the base and its score, packs, training, the tuned score,
+the adapter.
 """
 
 import argparse
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from insource.config import cli
@@ -20,6 +19,7 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full
 from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
+from insource.tasks.task_kind import TaskKind
 from insource.tracking import metrics, wandb_logging
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store, gguf_model
@@ -43,10 +43,10 @@ from train.report import learning_curve, preflight, run_header
 
 
 def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
-    """Trains the adapter of a run and leaves it, its scores and its record in the run folder.
+    """Train the adapter of a run and write it, its scores and its record to the run folder.
 
-    Raises RecipeError, StageError, and KeyboardInterrupt where it was asked to stop; `test.jsonl` and
-    `calibration.jsonl` are never opened.
+    Never read `test.jsonl` or `calibration.jsonl`. Raise RecipeError, StageError, or KeyboardInterrupt if a signal
+    requested a stop.
     """
     started_at = time.monotonic()
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
@@ -121,7 +121,9 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         if evaluator is not generation_evaluator
         else tuned_outputs[: len(reference_set.rows)]
     )
-    adapter_state = fsdp.gather_adapter(model)  # of all processes together, before the others leave
+    adapter_state = fsdp.gather_adapter(
+        model
+    )  # a collective call: all processes take part, so it comes before the others return
     if not world.is_main_process():
         return
     scores = {
@@ -158,7 +160,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
 
 
 def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Returns the rows of train or validation. Raises StageError where the file is not the one that was prepared."""
+    """Return the rows of train or validation. Raise StageError if the file is not the prepared one."""
     path = run.folder / "data" / f"{split}.jsonl"
     if hashes[split] != atomic_files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
         raise StageError(
@@ -168,24 +170,27 @@ def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str,
 
 
 def read_labels(run: Run) -> dict[str, str]:
-    """Returns the labels with their descriptions, in prompt order, as data preparation found or checked them."""
+    """Return the labels with their descriptions, in prompt order, as data preparation wrote them."""
     labels = atomic_files.read_json(run.folder / "data" / "data.json")["labels"]
     return {label: entry["description"] for label, entry in labels.items()}
 
 
 def allows_empty_labels(run: Run) -> bool:
-    """Returns whether rows of several labels may have none: the prepared data have such rows."""
+    """Return whether multilabel rows may have no label: the prepared data contain such rows."""
     labels_per_row = atomic_files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
     return bool(labels_per_row and labels_per_row["may_be_empty"])
 
 
 def max_answer_tokens(rows: Sequence[TokenizedRow]) -> int:
-    """Returns how many tokens an answer may have, here and where the adapter is served."""
+    """Return the limit of answer tokens, for validation and for serving."""
     return chat_template.max_answer_tokens(max(len(answer) for row in rows for answer in row.completions))
 
 
 def fallback_logger(run: Run) -> Callable[[str], None]:
-    """Returns what says aloud, and records, that something is done otherwise than the recipe asks; the same once."""
+    """Return a function that prints a fallback and records it in the manifest. It reports each message only once.
+
+    A fallback is a deviation from the recipe's settings.
+    """
     logged: set[str] = set()
 
     def log_fallback(message: str) -> None:
@@ -200,7 +205,7 @@ def fallback_logger(run: Run) -> Callable[[str], None]:
 
 
 def init_wandb(run: Run, recipe: Recipe) -> Any:
-    """Returns the W&B run, None in all processes but the first and where it is off."""
+    """Return the W&B run, or None in all processes but the main one and if W&B is off."""
     if not world.is_main_process():
         return None
     return wandb_logging.init_run(run, recipe, wandb_logging.build_config(recipe, adapter.base_display_name(recipe)))
@@ -214,7 +219,7 @@ def build_header_info(
     evaluator: GenerationEvaluator,
     weight_note: str | None,
 ) -> run_header.HeaderInfo:
-    """Returns what the header tells of this training; `weight_note` is what was lost of them before it."""
+    """Return the values of the header. `weight_note` is the loss of the weights' precision before training."""
     train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.shares)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
@@ -265,7 +270,7 @@ def build_header_info(
 def build_decoding_workload(
     recipe: Recipe, model: Any, evaluator: GenerationEvaluator
 ) -> decoding_memory.DecodingWorkload:
-    """Returns how validation rows are decoded, for the estimate of memory."""
+    """Return the decoding of the validation rows, for the memory estimate."""
     prefix = chat_template.shared_prefix_length(evaluator.prompts)
     longest = max(map(len, evaluator.prompts)) - prefix + evaluator.max_answer_tokens
     is_sharded = recipe.accelerate.distributed_type == "FSDP"
@@ -276,7 +281,7 @@ def build_decoding_workload(
 
 
 def class_balance_note(recipe: Recipe) -> str | None:
-    """Returns how classes are made to count otherwise than as often as they occur, or None."""
+    """Return a note on class balancing (sampling or loss weights), or None without it."""
     notes = ["classes are drawn equally often"] if recipe.train.balanced_sampling else []
     if recipe.train.class_weight == "balanced":
         notes.append("classes weigh the same in the loss")
@@ -288,7 +293,7 @@ def class_balance_note(recipe: Recipe) -> str | None:
 def log_predictions(
     wandb_run: Any, recipe: Recipe, evaluator: GenerationEvaluator, answers: Sequence[DecodedAnswer]
 ) -> None:
-    """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
+    """Log the validation predictions to W&B: sample rows, and the confusion matrix of a classification task."""
     parsed = evaluator.parsed(answers)
     targets = evaluator.targets(parsed)
     rows = [
@@ -308,8 +313,8 @@ def log_predictions(
         wandb_logging.log_confusion(wandb_run, recipe, [row["target"] for row in evaluator.rows], predicted)
 
 
-def wandb_headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures that stand beside a run's name in W&B."""
+def wandb_headline(task: TaskKind, scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics for the summary of the W&B run."""
     names = {"tuned": "validation/", "base": "validation/untuned_"}
     return {
         prefix + name: value for key, prefix in names.items() for name, value in task.main_metrics(scores[key]).items()
@@ -317,20 +322,23 @@ def wandb_headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, flo
 
 
 def log(*lines: str) -> None:
-    """Prints to the person, not to the result; of several processes the first one does."""
+    """Print to stderr, in the main process only."""
     for line in lines if world.is_main_process() else ():
         print(line, file=sys.stderr, flush=True)
 
 
 def run_worker() -> int:
-    """Trains the run named on the command line and records how it ended, whichever way."""
+    """Train the run named on the command line and record its end. Return the exit code.
+
+    Every outcome is recorded in the manifest, errors and signals included.
+    """
     launcher.die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m train.worker", description="One run; `python -m train` starts it.")
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
 
     def record_end(state: runs.StageState, reason: str, code: int) -> None:
-        # On a full disk the manifest keeps its old state, and the message tells.
+        # On a full disk the manifest keeps its old state; the error message reports the problem.
         with suppress(OSError):
             if world.is_main_process():
                 runs.end_stage(run, "train", state, reason, exit_code=code)
@@ -351,7 +359,8 @@ def run_worker() -> int:
             raise
         except KeyboardInterrupt as interrupt:
             record_end("interrupted", str(interrupt) or "Ctrl-C", cli.INTERRUPTED)
-            # Of several processes the first one's exit tells; another's would have it ended while it saves.
+            # Only the main process exits with 130: the launcher would stop all processes, this one included, while it
+            # saves.
             return cli.INTERRUPTED if world.is_main_process() else cli.OK
         except Exception as error:
             if out_of_memory.is_out_of_memory(error):

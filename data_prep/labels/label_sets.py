@@ -15,6 +15,7 @@ from data_prep.arrays import Array
 from data_prep.row_table import Table, hash_target
 from insource.config.recipe import Recipe
 from insource.tasks import TASKS
+from insource.tasks.task_kind import LabelledTaskKind
 
 LabelSets = Mapping[int, tuple[str, ...]]
 
@@ -23,7 +24,7 @@ def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) ->
     """Returns {hash of a target: its labels}, by {label as written: its label}; a label that is not in there is left
     out of its sets. {} for tasks without labels."""
     task = TASKS[recipe.task.variant]
-    if not task.IS_MULTILABEL:
+    if not (task.IS_MULTILABEL and isinstance(task, LabelledTaskKind)):
         return {hash_target(label, recipe): (label,) for label in set(labels.values())}
     hashes, rows = np.unique(table.columns["target"], return_index=True)
     sets = {}

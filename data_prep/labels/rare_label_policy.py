@@ -15,6 +15,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import RareLabels
 from insource.tasks import TASKS
 from insource.tasks.labels import clean_label, display_label, find_label
+from insource.tasks.task_kind import LabelledTaskKind
 
 # Labels that a message names.
 MAX_LABELS_SHOWN = 10
@@ -49,7 +50,9 @@ def apply_rare_label_policy(
     frequent = [label for label in counts if label not in rare]
     replacement = find_label(settings.other, frequent, recipe.data.normalize_labels) or clean_label(settings.other)
     merged = {spelling: replacement if label in rare else label for spelling, label in labels.items()}
-    respell = TASKS[recipe.task.variant].make_label_mapper(merged, sorted(set(merged.values())))
+    task = TASKS[recipe.task.variant]
+    assert isinstance(task, LabelledTaskKind)
+    respell = task.make_label_mapper(merged, sorted(set(merged.values())))
     for index in np.flatnonzero(is_rare):
         targets[index] = hash_target(respell(table.texts.value("target", int(first_rows[index]))), recipe)
     table.columns["target"][mask] = targets[inverse][mask]

@@ -15,6 +15,7 @@ from data_prep.rows.columns import slice_columns
 from insource.config.schema.data import SPLITS, NotInTrain
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
+from insource.tasks.task_kind import FreeTextTaskKind
 from insource.tasks.text_keys import DUPLICATE_KEY_RULE
 
 HISTOGRAM_BINS = 30
@@ -107,7 +108,7 @@ def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
 def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
     """Returns {trait: {"mean", "median"}} of the free-text answers that are written; {} for other tasks."""
     task = TASKS[prepared.recipe.task.variant]
-    if not task.IS_FREE_TEXT:
+    if not isinstance(task, FreeTextTaskKind):
         return {}
     trait_values: dict[str, list[float]] = {}
     for start, batch in prepared.table.texts.batches():

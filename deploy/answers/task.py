@@ -21,7 +21,7 @@ from insource.backends.types import Backend, Request
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files
-from insource.tasks import load_task_spec
+from insource.tasks import extraction, load_task_spec
 from insource.tasks.chat_messages import parse_messages, split_prompt
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.pii import inputs
@@ -120,9 +120,8 @@ class Task:
 
     def identity(self, value: Any) -> str:
         """Returns what equal answers share, by the rule that scores them."""
-        module, spec = self.material.module, self.material.spec
         if self.recipe.task.kind == "extraction":
-            return str(module.record_equality_key(spec, value))
+            return extraction.record_equality_key(self.material.spec, value)
         return self.text(value)
 
     def text(self, value: Any) -> str:

@@ -1,12 +1,12 @@
 """What a task is: its prompt, its output constraint, its parser, its score. One module a kind, found by its name."""
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from insource.tasks import classification, extraction, generation, multilabel, preference
+from insource.tasks.task_kind import TaskKind
 
-TASKS: dict[str, ModuleType] = {
+TASKS: dict[str, TaskKind] = {
     "classification": classification,
     "multilabel": multilabel,
     "extraction": extraction,
@@ -23,7 +23,7 @@ METRIC_LABELS = {
 }
 
 
-def load_task_spec(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+def load_task_spec(task: Mapping[str, Any]) -> tuple[TaskKind, Any]:
     """Returns the module of a task's kind, and the task as prompts need it, from `task` of a prompt.json."""
     module = TASKS[task["kind"]]
     return module, module.Spec(**{name: value for name, value in task.items() if name != "kind"})

@@ -20,10 +20,11 @@ from insource.stats.metric_stats import MetricStats
 from insource.tasks import labels as spelling
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, read_label, to_text
+from insource.tasks.task_kind import Objective
 
 # What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
-OBJECTIVE = "imitate"
+OBJECTIVE: Objective = "imitate"
 # Whether targets are labels, to be counted, balanced and doubted; whether they are free text, in which personal data
 # are looked for as in an input.
 # MANY: whether a row has several labels.

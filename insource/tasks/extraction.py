@@ -34,10 +34,11 @@ from insource.tasks.records.json_fields import (
 )
 from insource.tasks.records.record_counts import Counts
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, to_text
+from insource.tasks.task_kind import Objective
 
 # What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "fields", "F1"
-OBJECTIVE = "imitate"
+OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, False, False
 
 

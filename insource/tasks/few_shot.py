@@ -6,14 +6,15 @@ user       Input: my parcel is late                            the row itself
 """
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
+
+from insource.tasks.task_kind import TaskKind
 
 INPUT_HEADER = "Input:\n"
 
 
 def messages(
-    module: ModuleType, spec: Any, examples: Sequence[Mapping[str, Any]], row_input: Mapping[str, Any]
+    module: TaskKind, spec: Any, examples: Sequence[Mapping[str, Any]], row_input: Mapping[str, Any]
 ) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: the task, the examples (data rows) as turns, the row. Without examples
     it is the task's own prompt."""

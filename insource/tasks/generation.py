@@ -20,12 +20,13 @@ from insource.stats.metric_stats import MetricStats
 from insource.tasks import references
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, clean_answer, read_input, to_text
+from insource.tasks.task_kind import Objective
 from insource.tasks.text_keys import clean, duplicate_key
 from insource.tasks.words import split_words
 
 # What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "ROUGE-L"
-OBJECTIVE = "imitate"
+OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
 
 EMPTY_ANSWER = "empty"

@@ -25,10 +25,11 @@ from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records.field_grammar import quote_literal
 from insource.tasks.records.json_fields import BOOLEAN_WORDS, canonical_json
 from insource.tasks.source_record import SourceRecord, UnusableRowError, parse_list, read_input, to_text
+from insource.tasks.task_kind import Objective
 
 # What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
-OBJECTIVE = "imitate"
+OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, True
 
 

@@ -20,17 +20,19 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
 from insource.tasks.chat_messages import Messages, parse_messages, parse_transcript, read_answer, split_prompt
 
-# Asked in the words of a generation: Spec, specify and messages are its own.
-from insource.tasks.generation import EMPTY_ANSWER, Spec
+# TaskKind needs Spec, make_spec and messages in this module too. The prompt is that of generation.
+from insource.tasks.generation import EMPTY_ANSWER
+from insource.tasks.generation import Spec as Spec
 from insource.tasks.generation import make_spec as make_spec
 from insource.tasks.generation import messages as messages
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, UnusableRowError, clean_answer, read_input
+from insource.tasks.task_kind import Objective
 from insource.tasks.text_keys import clean
 
 # What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "preference accuracy"
-OBJECTIVE = "prefer"
+OBJECTIVE: Objective = "prefer"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
 
 PAIR_KEYS = ("chosen", "rejected")

@@ -7,22 +7,20 @@ The target is the first reference, and the one that training learns.
 
 import json
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from insource.config.schema.data import Columns
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import UnusableRowError, to_text
+from insource.tasks.task_kind import MultiReferenceTaskKind, TaskKind
 
 
 def select_targets(
-    module: ModuleType, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
+    module: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
 ) -> list[Any]:
     """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
     return [
-        module.nearest_target(spec, [row["target"], *row["references"]], answer)
-        if row.get("references")
-        else row["target"]
+        _nearest_reference(module, spec, row, answer) if row.get("references") else row["target"]
         for row, answer in zip(rows, answers, strict=True)
     ]
 
@@ -42,6 +40,11 @@ def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
     ):
         raise UnusableRowError("no_answer", "there is no answer in data.columns.targets")
     return answers
+
+
+def _nearest_reference(module: TaskKind, spec: Any, row: Mapping[str, Any], answer: ParsedAnswer) -> Any:
+    assert isinstance(module, MultiReferenceTaskKind)
+    return module.nearest_target(spec, [row["target"], *row["references"]], answer)
 
 
 def _parse_list(value: Any, column: str) -> list[Any]:

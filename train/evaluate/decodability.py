@@ -9,17 +9,17 @@ would not tell: both of its sides would be wrong in the same way.
 """
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from insource.config.errors import RecipeError
 from insource.tasks.rendering import chat_template
+from insource.tasks.task_kind import TaskKind
 from train.evaluate import constrained_decoding
 from train.packing.packing_plan import TokenizedRow
 
 
 def check_answers_decodable(
-    task: ModuleType,
+    task: TaskKind,
     spec: Any,
     data: Sequence[Mapping[str, Any]],
     rows: Sequence[TokenizedRow],

@@ -6,11 +6,11 @@ the model finds the answer that was chosen, and the one that was rejected (`Comp
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from insource.tasks import references, slice_name
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
+from insource.tasks.task_kind import TaskKind
 from train.distributed import fsdp, world
 from train.evaluate import log_likelihood
 from train.evaluate.constrained_decoding import DecodedAnswer, decode_answers
@@ -22,7 +22,7 @@ from train.packing.packing_plan import PackingPlan, TokenizedRow
 class GenerationEvaluator:
     """Rows whose answers are decoded."""
 
-    task: ModuleType
+    task: TaskKind
     spec: Any
     rows: Sequence[dict[str, Any]]
     prompts: Sequence[list[int]]
@@ -77,7 +77,7 @@ class GenerationEvaluator:
 class PreferenceEvaluator:
     """Rows of a preference task."""
 
-    task: ModuleType
+    task: TaskKind
     spec: Any
     rows: Sequence[dict[str, Any]]
     pairs: Sequence[TokenizedRow]
@@ -112,7 +112,7 @@ class PreferenceEvaluator:
 
 
 def score_with_slices(
-    task: ModuleType, spec: Any, rows: Sequence[dict[str, Any]], parsed: Sequence[ParsedAnswer]
+    task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], parsed: Sequence[ParsedAnswer]
 ) -> dict[str, Any]:
     """Returns the task's score, under "slices" the headline of each part of the rows that the recipe tells apart."""
     targets = references.select_targets(task, spec, rows, parsed)

@@ -13,7 +13,6 @@ the folder, which is what people share, has its hash alone.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from insource.config import base_models
@@ -24,6 +23,7 @@ from insource.system import atomic_files
 from insource.tasks import TASKS, metric_label
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Rendering
+from insource.tasks.task_kind import TaskKind
 from insource.tracking import digests
 from insource.tracking.base_models import gguf_model
 from insource.tracking.run import Run
@@ -187,7 +187,7 @@ The sealed test set was not opened.
 """
 
 
-def evaluation_note(module: ModuleType) -> str:
+def evaluation_note(module: TaskKind) -> str:
     """Returns how the model was asked for what the score counts, as the card tells it."""
     if module.OBJECTIVE == "prefer":
         return "Measured by how probable the model finds the chosen and the rejected answer"

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.tasks.rendering import chat_template
+from insource.tasks.task_kind import TaskKind
 from train.distributed import world
 from train.packing import model_support, packing_plan, sampler
 from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
@@ -29,7 +29,7 @@ class TrainingSet:
         return UpdateShards(self.rows, self.plan, self.updates, world.world_size())
 
 
-def tokenize_rows(task: ModuleType, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[TokenizedRow]:
+def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[TokenizedRow]:
     """Returns the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
 
     Raises RecipeError where the template renders answered conversations otherwise than open ones.
