@@ -1,8 +1,8 @@
 """Training and export.
 
-One warning of bitsandbytes 0.50 on CPUs with AVX512_BF16 is set aside here, before anything imports it: that the
-package `kernels` is not installed. It is left out on purpose, because with it bitsandbytes looks for a hub at import.
-The filter takes that one message and leaves every other one of the logger.
+A log filter hides one warning of bitsandbytes 0.50 on CPUs with AVX512_BF16: the package `kernels` is not installed. It
+is set here, before any module imports bitsandbytes. `kernels` is left out on purpose, because with it bitsandbytes
+contacts a hub at import. The filter hides only this message; all other messages of the logger pass.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""`python -m train RECIPE`: prepares the data if needed, trains the adapter, scores it on validation, exports it."""
+"""`python -m train RECIPE`: prepare the data if needed, train the adapter, score it on validation, export it."""
 
 import os
 

@@ -1,10 +1,10 @@
-"""The stage as it is called: find or make the run, then start what trains it and wait for that.
+"""The train stage: find or create the run, start the processes that train it, wait for their end.
 
     one process      python -m train.worker <run folder>
-    several, CPU     torchrun, through ranks.py: accelerate's launcher would start one, and say nothing
-    several, GPUs    accelerate launch, through ranks.py: DDP, or FSDP2
+    several, CPU     torchrun through distributed/launcher.py: accelerate's launcher would start one, without a message
+    several, GPUs    accelerate launch through distributed/launcher.py: DDP or FSDP2
 
-Nothing heavy is imported here, so that a wrong recipe and a finished run are told at once.
+This module imports nothing heavy, so that a wrong recipe or a finished run is reported without delay.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from train.distributed.rendezvous import Announcement
 from train.loop.signals import DUPLICATE_SIGNAL_SECONDS
 
 ROOT = Path(__file__).parent.parent
-# After a second signal the processes have this long to record their end.
+# After a second signal the processes have this many seconds to record their end.
 KILL_AFTER_SECONDS = 10.0
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    """Run the stage and return its exit code. Raise RecipeError or StageError, which `cli.run_cli` reports."""
     runs = run.runs_folder(arguments.runs)
     unresolved = load(arguments.recipe, arguments.set, arguments.hardware)
     loaded = folder_ownership.resolve_name(unresolved, runs)
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
     loaded = folder_ownership.claim_folder(unresolved, runs)
     loaded = replace(loaded, recipe=gguf_model.ensure_model_folder(loaded.recipe, runs))
-    # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
+    # Until a worker runs, SIGTERM raises KeyboardInterrupt as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = runs / loaded.name
     if (node_rank := loaded.recipe.accelerate.machine_rank) > 0:
@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _start_or_resume(
     arguments: argparse.Namespace, loaded: LoadedRecipe, parent: Path, announcement: Announcement | None
 ) -> int:
-    """Finds or makes the run and has it trained; of several machines, machine 0 does this, and announces it."""
+    """Find or create the run and train it. With several machines, machine 0 does this and publishes the run."""
     data = _prepare_data(arguments)
     digest = digests.compute_training_digest(rendezvous.without_node_settings(loaded.recipe), data.name)
     existing = [] if arguments.fresh else run.find_by_digest(parent, digest)
@@ -95,7 +95,7 @@ def _start_or_resume(
 
 
 def header_lines(loaded: LoadedRecipe) -> list[str]:
-    """Returns the first lines printed: on what, with which model, and what is not as the recipe says."""
+    """Return the first lines printed: the hardware, the base model, and the settings that differ from the recipe."""
     precedence_line, *replaced = describe_precedence(loaded)
     lines = [precedence_line]
     if loaded.recipe.model.base == str(POCKET):
@@ -122,7 +122,7 @@ def header_lines(loaded: LoadedRecipe) -> list[str]:
 
 
 def _check_gpus(recipe: Recipe) -> None:
-    """Raises RecipeError where this machine has fewer GPUs than processes are to train on it."""
+    """Raise RecipeError if this machine has fewer GPUs than processes that are to train on it."""
     accelerate = recipe.accelerate
     if accelerate.distributed_type not in ("MULTI_GPU", "FSDP"):
         return
@@ -140,7 +140,7 @@ def _check_gpus(recipe: Recipe) -> None:
 
 
 def _join_as_node(node_rank: int, parent: Path, recipe: Recipe) -> int:
-    """Does this machine's part of the run that machine 0 launches."""
+    """Train this machine's part of the run that machine 0 launches. Return the exit code."""
     print(f"machine   {node_rank}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
     current = rendezvous.wait_for_run(parent, recipe)
     if current is None:
@@ -152,7 +152,10 @@ def _join_as_node(node_rank: int, parent: Path, recipe: Recipe) -> int:
 
 
 def _prepare_data(arguments: argparse.Namespace) -> Path:
-    """Runs the data stage as a process of its own: stages meet on disk. Exits as it exits where it fails."""
+    """Run the data stage as a separate process and return its folder: stages exchange data only through files.
+
+    Exit with the data stage's exit code if it fails.
+    """
     argv = [sys.executable, "-m", "data_prep", arguments.recipe, *arguments.set]
     argv += ["--hardware", arguments.hardware] if arguments.hardware else []
     argv += ["--runs", arguments.runs] if arguments.runs else []
@@ -171,8 +174,10 @@ def _record_data(current: Run, data: Path) -> None:
 
 
 def _launch_training(current: Run, recipe: Recipe) -> None:
-    """Has the run trained. Exits with the code that the worker recorded where it fails, and with 130 where it was asked
-    to stop."""
+    """Train the run. Exit with the code that the worker recorded if it fails, and with 130 if it was interrupted.
+
+    Raise StageError if training ends without a recorded exit code.
+    """
     accelerate, previous = recipe.accelerate, current.stage("train")
     threads = max(1, len(os.sched_getaffinity(0)) * accelerate.num_machines // accelerate.num_processes)
     command = _worker_command(current.folder, recipe, threads)
@@ -180,7 +185,7 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
     stage = current.stage("train")
     if code and stage != previous and stage.get("state") == "failed":
         sys.exit(stage["metrics"].get("exit_code", cli.FAILED))
-    # Of a machine's processes only the very first one records, and exits with, the code 130.
+    # Only process 0 of all machines records and returns exit code 130.
     if code == cli.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
         if stage.get("exit_reason") == run.UNRECORDED_EXIT and not accelerate.machine_rank:
             run.end_stage(current, "train", "interrupted", "killed after a second signal", exit_code=cli.INTERRUPTED)
@@ -191,7 +196,7 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
 
 
 def _worker_command(folder: Path, recipe: Recipe, threads: int) -> list[str]:
-    """Returns the command that trains a run on this machine."""
+    """Return the command that trains a run on this machine."""
     accelerate = recipe.accelerate
     local_processes, worker = accelerate.num_processes // accelerate.num_machines, ["-m", "train.worker", str(folder)]
     if accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
@@ -209,16 +214,17 @@ def _worker_command(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     settings = {"compute_environment": "LOCAL_MACHINE", **accelerate.model_dump(mode="json", exclude_none=True)}
     atomic_files.write_json(config, settings)  # JSON is YAML
     launch_args = ["--config_file", str(config), "--num_cpu_threads_per_process", str(threads)]
-    # Any free port will do where nobody else has to know it.
+    # Port 0 means any free port. Only other machines need to know the port.
     launch_args += [] if accelerate.main_process_port else ["--main_process_port", "0"]
     return [*launcher, "accelerate.commands.launch", *launch_args, *worker]
 
 
 def _run_worker(command: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
-    """Runs a program to its end. Returns its exit code, and whether a signal asked to stop.
+    """Run a program to its end. Return its exit code and whether a signal requested a stop.
 
-    SIGTERM, Ctrl-C and the end of the terminal are passed on, once each: the program has a session of its own, which a
-    terminal does not reach. The session is killed where it outlives a second signal by LAST_SECONDS.
+    SIGINT, SIGTERM and SIGHUP are forwarded to the program, each time they arrive. SIGHUP is forwarded as SIGTERM. The
+    program has its own session, which signals of the terminal do not reach. The session is killed if it still runs
+    KILL_AFTER_SECONDS after a second signal.
     """
     signal_times: list[float] = []
     process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
@@ -227,7 +233,7 @@ def _run_worker(command: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
         signal_times.append(time.monotonic())
         process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    # nohup has SIGHUP ignored, and means it.
+    # An ignored signal stays ignored: nohup ignores SIGHUP.
     numbers = [
         signal_number
         for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -270,12 +276,12 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     if accelerate.use_cpu:
         overrides["ACCELERATE_USE_CPU"] = "true"
     elif accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
-        # Trainer would take every GPU that it sees, by nn.DataParallel.
+        # Without this Trainer would use all visible GPUs through nn.DataParallel.
         overrides["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    # A folder as base needs no hub, and a machine without one would wait for time-outs.
+    # A local base needs no hub. Without this a machine without network would wait for time-outs.
     if Path(recipe.model.base).is_dir():
         overrides["HF_HUB_OFFLINE"] = "1"
-    # A caller that has W&B running hands its own service down, which may be gone before this run is.
+    # A caller with a running W&B service passes it on. That service may end before this run does.
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return {**defaults, **inherited, **overrides}
 
@@ -288,11 +294,11 @@ def _finish(finished_run: Run) -> int:
 
 
 def summary_lines(finished_run: Run) -> list[str]:
-    """Returns what a finished training says of itself: the two scores and where the adapter is."""
+    """Return the summary of a finished training: its scores, those of the untuned base, and the adapter folder."""
     task = TASKS[finished_run.recipe().task.variant]
     scores: dict[str, Any] = finished_run.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
-    # Slices that a row is in or not, such as the vendors that train has never seen.
+    # Slices with the values true and false, such as the vendors that the train rows do not contain.
     scores_by_slice = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
     return [
         f"adapter   {os.path.relpath(finished_run.folder / 'adapter')}",

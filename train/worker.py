@@ -121,9 +121,8 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         if evaluator is not generation_evaluator
         else tuned_outputs[: len(reference_set.rows)]
     )
-    adapter_state = fsdp.gather_adapter(
-        model
-    )  # a collective call: all processes take part, so it comes before the others return
+    # A collective call: it comes before the other processes return.
+    adapter_state = fsdp.gather_adapter(model)
     if not world.is_main_process():
         return
     scores = {

@@ -1,4 +1,4 @@
-"""Environment variables that every process of this stage sets for its libraries."""
+"""Environment variables that this stage sets for its libraries."""
 
 # They turn off log lines, usage reports and banners of libraries.
 QUIET_ENV = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "BITSANDBYTES_NOWELCOME": "1"}

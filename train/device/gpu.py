@@ -1,4 +1,4 @@
-"""The GPU that a recipe asks for: whether PyTorch can use it, and for bfloat16, found before the base is read."""
+"""Check of the GPU before the base is loaded: PyTorch can use it, and it supports bfloat16."""
 
 import os
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from insource.config import hardware
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 
-# bfloat16 in hardware, and what vLLM 0.32 serves it on (vllm/platforms/cuda.py).
+# bfloat16 in hardware, and the minimum of vLLM 0.32 for bfloat16 (vllm/platforms/cuda.py).
 MIN_CAPABILITY = (8, 0)
 
 
 def check_gpu(recipe: Recipe) -> None:
-    """Raises RecipeError where the recipe computes on a GPU and this process has none that it can."""
+    """Raise RecipeError if the recipe needs a GPU and this process has no usable one."""
     if recipe.accelerate.use_cpu:
         return
     import torch
@@ -30,7 +30,7 @@ def check_gpu(recipe: Recipe) -> None:
 def explain_missing_gpu(
     version: str, cuda: str | None, driver: str | None, gpus: list[str], environment: Mapping[str, str]
 ) -> str:
-    """Returns why PyTorch finds no GPU, as far as that can be known, and what would do."""
+    """Return the probable reason why PyTorch finds no GPU, and the remedy."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if cuda is None:
         reason = (
@@ -52,7 +52,7 @@ def explain_missing_gpu(
 
 
 def explain_old_gpu(name: str, capability: tuple[int, int]) -> str | None:
-    """Returns why a GPU is not trained on, None where it is."""
+    """Return why a GPU is too old for training, or None if it is not."""
     if capability >= MIN_CAPABILITY:
         return None
     display = ".".join(map(str, capability))

@@ -1,7 +1,7 @@
-"""The memory of a process on a CPU: what one pass has freed is kept for the next.
+"""A glibc setting for CPU training: freed memory is kept for the next pass.
 
-glibc takes every tensor of more than 32 MB from the system and gives it back when it is freed; the system then clears
-each of its pages anew, at every layer of every update. On a pack of 6,600 tokens that was a third of the time.
+By default glibc takes every tensor above 32 MB from the system and returns it when it is freed. The system then clears
+each of its pages again, in every layer of every update. On a pack of 6,600 tokens that took a third of the time.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ DISABLED = -1
 
 
 def disable_malloc_trim() -> None:
-    """Has malloc keep, from here on, what this process frees; a C library without glibc's settings stays as it is."""
+    """Make malloc keep the memory that this process frees from now on. Do nothing with a C library other than glibc."""
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)

@@ -1,12 +1,12 @@
-"""Too little memory: how to know it, what to say of it, what to give back.
+"""Out-of-memory errors: detection, message, and release of memory.
 
     torch.OutOfMemoryError          CUDA's allocator in PyTorch
-    RuntimeError: CUDA error: out of memory, CUBLAS_STATUS_ALLOC_FAILED        libraries that allocate by themselves
+    RuntimeError: CUDA error: out of memory, CUBLAS_STATUS_ALLOC_FAILED        libraries with their own allocation
     RuntimeError: [enforce fail ...] DefaultCPUAllocator: can't allocate memory    a CPU
     RuntimeError: could not create a primitive      a CPU, where oneDNN multiplies bfloat16: it gives no reason
 
-Training halves its packs then (trainer.py) and decoding its batches (decode.py); whatever else runs out of memory is
-recorded and told by worker.py.
+Training then halves its packs (loop/trainer.py), and decoding halves its batches (evaluate/constrained_decoding.py).
+worker.py records and reports all other out-of-memory errors.
 """
 
 import gc
@@ -23,8 +23,10 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error means that memory did not suffice. Kernels that do not fit a GPU's multiprocessor, which
-    Triton calls out of resource, are none of these."""
+    """Return whether an error means that memory is exhausted.
+
+    Triton's "out of resource" does not: it means that a kernel does not fit the multiprocessor of a GPU.
+    """
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -33,7 +35,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_out_of_memory(error: BaseException) -> str:
-    """Returns what a person is told of an error of too little memory that nothing could be halved for."""
+    """Return the message for an out-of-memory error that halving could not resolve."""
     first_line = (str(error) or type(error).__name__).splitlines()[0]
     return (
         f"out of memory: {first_line}\n"
@@ -44,8 +46,7 @@ def describe_out_of_memory(error: BaseException) -> str:
 
 
 def release_memory() -> None:
-    """Gives back what nobody holds any more: reference cycles, such as a Trainer with its optimizer, and the blocks
-    that CUDA's allocator keeps."""
+    """Free memory: reference cycles, such as a Trainer with its optimizer, and the cache of CUDA's allocator."""
     import torch
 
     gc.collect()
@@ -54,8 +55,10 @@ def release_memory() -> None:
 
 
 def free_bytes(device: Any) -> int | None:
-    """Returns the memory of a GPU that can be taken now, what PyTorch keeps for itself included; None on a CPU, where
-    results must not depend on what else runs."""
+    """Return the free memory of a GPU in bytes, including the free part of PyTorch's cache.
+
+    Return None on a CPU, where results must not depend on other processes.
+    """
     import torch
 
     if device.type != "cuda":

@@ -1,11 +1,11 @@
-"""A model whose layers FSDP2 has spread over processes: whole again for a while, and its adapter gathered.
+"""A model sharded by FSDP2: temporary unsharding for decoding, and gathering of its adapter.
 
-    with whole(model):                       each process decodes its own rows, and gathers nothing meanwhile
-        answers = decode(model, ...)
-    tensors = adapter_tensors(model)         in all processes; the first one gets them
+    with unshard(model):                     each process decodes its own rows, without gathering meanwhile
+        answers = decode_answers(model, ...)
+    tensors = gather_adapter(model)          called in all processes; only the first one gets the tensors
 
-Left as it is, every token of an answer would gather all layers, and processes that take different numbers of steps
-would wait for each other for ever.
+Without unsharding, every token of an answer would gather all layers. Processes with different numbers of steps would
+wait for each other forever.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,20 @@ from typing import Any
 
 
 def is_sharded(model: Any) -> bool:
-    """Returns whether FSDP2 has spread the model: Trainer does so when training begins, not before."""
+    """Return whether FSDP2 has sharded the model. Trainer does so when training begins, not before."""
     return bool(_fsdp_modules(model))
 
 
 @contextmanager
 def unshard(model: Any) -> Iterator[None]:
-    """Has every process hold all weights inside of the block; nothing changes where the model is not spread.
+    """Keep all weights in every process inside of the block. Do nothing if the model is not sharded.
 
-    All processes enter and leave it together. They held the base whole before it was spread, so it fits.
+    All processes must enter and leave the block together. The weights fit: each process held the complete base before
+    sharding.
     """
     modules = _fsdp_modules(model)
     if modules:
-        # As its first forward pass would do; a run that goes on behind its last update has none.
+        # The first forward pass would do this. A run that resumes after its last update has no forward pass.
         modules[0]._get_fsdp_state()._lazy_init()
     groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
     previous = {id(group): group.post_forward_mesh_info for group in groups}
@@ -37,15 +38,18 @@ def unshard(model: Any) -> Iterator[None]:
         yield
     finally:
         for group in groups:
-            # What the public setter would put there for layers, and None for the root and the head.
+            # The public setter would set this value for layers, and None for the root and the head.
             group.post_forward_mesh_info = previous[id(group)]
         for module in modules:
             module.reshard()
 
 
 def gather_adapter(model: Any) -> dict[str, Any] | None:
-    """Returns the trainable tensors in main memory, whole, by their names in the model: in the first process all, in
-    the others none; None where the model is not spread. Called in all processes at once."""
+    """Return the unsharded trainable tensors in main memory, by their names in the model.
+
+    The first process gets all tensors, the others an empty dict. Return None if the model is not sharded. All processes
+    must call it together.
+    """
     if not is_sharded(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

@@ -1,11 +1,11 @@
-"""Several machines, one run: machine 0 prepares data and makes the run, the others wait for it in the shared folder.
+"""One run on several machines: machine 0 prepares data and creates the run, the others wait in the shared folder.
 
     runs/classifier/.launched.json   {"run": "20261121T093000Z-x4fd", "beat": 41, "state": "running", "reason": "",
                                       "recipe": {"train.seed": 17, "accelerate.num_processes": 16, ...}}
 
-Machine 0 writes the file anew every two seconds, from before it prepares data: `preparing`, then `running`, in the end
-`over`, or `unchanged` where an earlier run did it all. What another machine has seen change is no left-over of an
-earlier launch, whatever the clocks of the machines say.
+Machine 0 rewrites the file every two seconds, starting before it prepares data. The state is `preparing`, then
+`running`, and at the end `over`, or `unchanged` if an earlier run is finished. A file that changes while another
+machine reads it is no leftover of an earlier launch. So the clocks of the machines do not matter.
 """
 
 import sys
@@ -24,24 +24,24 @@ from insource.tracking.run import Run
 
 LAUNCH_FILE = ".launched.json"
 HEARTBEAT_SECONDS = 2.0
-# How long others wait for machine 0 to say anything: a cluster may start it much later.
+# Other machines wait this long for a first message of machine 0: a cluster may start it much later.
 WAIT_SECONDS = 1800.0
-# How long it is told that nothing was launched.
+# Machine 0 publishes this long that it launched no run.
 LINGER_SECONDS = 60.0
 PREPARING, RUNNING, UNCHANGED, OVER = "preparing", "running", "unchanged", "over"
 
-# What differs between the machines of a training, or between two launches of the same one.
+# Settings that may differ between the machines of a training, or between two launches of it.
 _NODE_SETTINGS = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
 
 
 def without_node_settings(recipe: Recipe) -> Recipe:
-    """Returns the recipe as all machines of a training have it, and the next launch of it."""
+    """Return the recipe without the settings of one machine: the same on all machines and at the next launch."""
     defaults = {name: Accelerate.model_fields[name].default for name in _NODE_SETTINGS}
     return recipe.model_copy(update={"accelerate": recipe.accelerate.model_copy(update=defaults)})
 
 
 class Announcement:
-    """What machine 0 tells the others of its launch, anew every two seconds."""
+    """The launch file of machine 0, rewritten every two seconds."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
@@ -50,17 +50,17 @@ class Announcement:
         self._writing = threading.Lock()
 
     def launches(self, run: Run) -> None:
-        """Tells that this run is launched now, which the others join."""
+        """Publish that this run is running, so that the other machines join it."""
         self.run, self.state = run.id, RUNNING
         self.write()
 
     def nothing(self, reason: str) -> None:
-        """Tells that there is nothing to launch."""
+        """Publish that there is nothing to launch."""
         self.state, self.reason = UNCHANGED, reason
         self.write()
 
     def ended(self, reason: str) -> None:
-        """Tells that the launch is over."""
+        """Publish that the launch is over."""
         if self.state != UNCHANGED:
             self.state, self.reason = OVER, reason
         self.write()
@@ -74,10 +74,10 @@ class Announcement:
 
 @contextmanager
 def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
-    """Tells the other machines from the beginning of the block what becomes of the launch below `parent`.
+    """Publish the state of the launch below `parent` to the other machines, from the beginning of the block.
 
-    Where nothing was launched, the end is told for LINGER_SECONDS more: others may come later, and take what no longer
-    changes for a left-over of an earlier launch.
+    If no run was launched, the final state is published for LINGER_SECONDS more. Machines that start later would
+    otherwise take a file that does not change for a leftover of an earlier launch.
     """
     parent.mkdir(parents=True, exist_ok=True)
     announcement, stop_event = Announcement(parent / LAUNCH_FILE, _shared_settings(recipe)), threading.Event()
@@ -111,11 +111,10 @@ def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
 
 
 def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
-    """Returns the run that machine 0 has launched below `parent`, once there is one; None where it has nothing to
-    launch.
+    """Return the run that machine 0 launches below `parent`, once it exists, or None if there is nothing to launch.
 
-    Raises StageError where machine 0 trains something else, ends without a run, or does not tell anything for that
-    time.
+    Raise StageError if machine 0 trains with other settings, ends without a run, or publishes nothing within
+    `wait_seconds`.
     """
     path, deadline = parent / LAUNCH_FILE, time.monotonic() + wait_seconds
     initial = previous = _read_announcement(path)
@@ -135,7 +134,7 @@ def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECOND
                 return None
             if announcement["state"] == OVER:
                 raise StageError(f"machine 0 launched no run below {parent}: {announcement['reason']}")
-            if announcement != previous:  # it prepares data, however long that takes
+            if announcement != previous:  # it prepares data, which may take any time
                 deadline = time.monotonic() + wait_seconds
         previous = announcement
         time.sleep(HEARTBEAT_SECONDS / 4)
@@ -154,7 +153,7 @@ def _read_announcement(path: Path) -> dict[str, Any] | None:
 
 
 def _shared_settings(recipe: Recipe) -> dict[str, Any]:
-    """What all machines must agree on, by dotted key; no paths, which may differ."""
+    """Return the settings that all machines must have in common, by dotted key. Paths are left out: they may differ."""
     sections = without_node_settings(recipe).model_dump(
         mode="json", include={"task", "model", "lora", "train", "accelerate"}
     )

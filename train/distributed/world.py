@@ -1,41 +1,41 @@
-"""The processes of one training: which one this is, and what all of them together have found."""
+"""The processes of one training: the rank of this process, and the results of all processes in order."""
 
 import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-# As transformers' ddp_timeout, which comes too late: the process group is there before Trainer.
+# The default of transformers' ddp_timeout. Trainer sets it too late: the process group exists before Trainer.
 TIMEOUT_SECONDS = 1800
 
 
 def world_size() -> int:
-    """Returns how many processes train together."""
+    """Return the number of processes that train together."""
     return int(_state().num_processes)
 
 
 def rank() -> int:
-    """Returns the number of this process, 0 for the one that writes and talks."""
+    """Return the rank of this process, 0 for the main process."""
     return int(_state().process_index)
 
 
 def is_main_process() -> bool:
-    """Returns whether this process is the one that writes and talks."""
+    """Return whether this is the main process, which writes files and prints."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Returns when all processes are here."""
+    """Wait until all processes have reached this call."""
     _state().wait_for_everyone()
 
 
 def shard(items: Sequence[Any]) -> list[Any]:
-    """Returns the items that this process works on: every n-th."""
+    """Return the items of this process: every n-th, for n processes."""
     return list(items[rank() :: world_size()])
 
 
 def gather_in_order(items: Sequence[Any], total: int) -> list[Any]:
-    """Returns what all processes made of their `dealt` items, in the order of all `total` items, in every process."""
+    """Return the results of all processes for their `shard` of `total` items, in the items' order, in every process."""
     if world_size() == 1:
         return list(items)
     from accelerate.utils import gather_object
@@ -49,6 +49,6 @@ def gather_in_order(items: Sequence[Any], total: int) -> list[Any]:
 def _state() -> Any:
     from accelerate import PartialState
 
-    # Left to itself it would find one process where torchrun started several on a CPU, and on GPUs wait 10 minutes for
-    # the others: a validation of uneven rows, or the first process writing a base, may take longer.
+    # Without `cpu` it would find one process where torchrun started several on a CPU. On GPUs the default time-out is
+    # 10 minutes: a validation of uneven rows, or writing a base in the main process, may take longer.
     return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "true", timeout=timedelta(seconds=TIMEOUT_SECONDS))
