@@ -69,6 +69,6 @@ def test_capability_holds_for_exactly_its_kinds(protocol: type[Any]) -> None:
 
 def test_flags_agree_with_capabilities() -> None:
     for kind, module in TASKS.items():
-        assert module.HAS_LABELS == (kind in CAPABILITIES[LabelledTaskKind])
-        assert module.IS_FREE_TEXT == (kind in CAPABILITIES[FreeTextTaskKind])
+        assert (kind in CAPABILITIES[LabelledTaskKind]) == module.HAS_LABELS
+        assert (kind in CAPABILITIES[FreeTextTaskKind]) == module.IS_FREE_TEXT
         assert module.HAS_LABELS or not module.IS_MULTILABEL
