@@ -22,8 +22,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET
 from insource.config.schema.train import Model
 from insource.system import atomic_files
 from insource.tasks import classification, generation

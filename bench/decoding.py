@@ -25,8 +25,8 @@ from typing import Any
 from bench import machine
 from bench.training import workloads
 from insource.config import base_models, cli
+from insource.config.base_models import POCKET
 from insource.config.errors import StageError
-from insource.config.load import POCKET
 from insource.config.schema.train import Model
 from insource.system import atomic_files, environment
 from insource.tasks import classification, extraction

@@ -25,9 +25,9 @@ from compare.eval_dataset import cluster_ids
 from compare.records import SystemAnswer
 from compare.scoring import predictions
 from insource.config import cli
-from insource.config.conflicts import METRICS
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, load
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import MetricStats

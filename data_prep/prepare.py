@@ -35,7 +35,7 @@ from data_prep.rows.data_row import Rejected
 from data_prep.rows.row_filter import RowFilter
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.labels import display_label, find_label, map_spellings

@@ -10,7 +10,7 @@ from data_prep.rows.data_row import Rejected
 from data_prep.split import SplitAssignment
 from data_prep.token_counts import ContextLimit
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 
 
 @dataclass(frozen=True)

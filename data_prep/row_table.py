@@ -29,7 +29,7 @@ from data_prep.readers import limits
 from data_prep.readers.source_row import SourceRow
 from data_prep.rows.data_row import Rejected, Row, make_row
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.task_kind import LabelledTaskKind, TaskKind

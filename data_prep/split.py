@@ -20,7 +20,8 @@ from data_prep.labels.label_sets import LabelSets
 from data_prep.row_table import Table
 from data_prep.rows.timestamps import parse_iso_seconds
 from insource.config.errors import RecipeError
-from insource.config.schema.data import SPLITS, Split
+from insource.config.schema.data import Split
+from insource.config.schema.source import SPLITS
 
 HELD_OUT_SPLITS = ("test", "validation", "calibration")
 

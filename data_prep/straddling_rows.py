@@ -12,7 +12,8 @@ from data_prep.arrays import Array
 from data_prep.dedup.drops import TEST, TRAIN, DropDecisions
 from data_prep.row_table import Table
 from data_prep.split import HELD_OUT_SPLITS
-from insource.config.schema.data import SPLITS, Split
+from insource.config.schema.data import Split
+from insource.config.schema.source import SPLITS
 
 
 def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:

@@ -22,7 +22,8 @@ from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
 from data_prep.rows.data_row import Rejected
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS, NotInTrain
+from insource.config.schema.data import NotInTrain
+from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS, slice_name
 from insource.tasks.records.normalizers import normalize
 from insource.tasks.text_keys import clean

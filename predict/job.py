@@ -12,7 +12,7 @@ from deploy.gateway.paths import decisions
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from insource.system import atomic_files
 from insource.tracking.run import Run
 from predict import threshold

@@ -21,8 +21,9 @@ from types import FrameType
 from typing import Any
 
 from insource.config import base_models, cli, hardware
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError, StageError
-from insource.config.load import POCKET, LoadedRecipe, describe_precedence, load
+from insource.config.load import LoadedRecipe, describe_precedence, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
 from insource.tasks import TASKS, format_metrics

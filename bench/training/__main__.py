@@ -27,8 +27,8 @@ from bench.training.cases import MODULES, Case, select_cases
 from bench.training.runner import BenchConfig, CaseRunner, log
 from bench.training.workloads import load_workload
 from insource.config import cli
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET
 from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent.parent / "results" / "training.json"

@@ -16,7 +16,7 @@ from typing import Any
 from compare.eval_dataset import EvalDataset, Rows
 from compare.records import Scale, ScoredPart, SystemAnswer, SystemResponses
 from compare.scoring import predictions
-from insource.config.conflicts import ROW_METRICS
+from insource.config.metric_names import ROW_METRICS
 from insource.stats import calibration
 from insource.stats.calibration import Platt
 from insource.system import atomic_files

@@ -21,7 +21,7 @@ from data_prep.readers.encoding import TextDecoding, detect_encoding, has_lone_s
 from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.readers.sources import detect_kind
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 REQUIRED_COLUMNS = ("id", "output")
 MAX_SHOWN_CHARACTERS = 80

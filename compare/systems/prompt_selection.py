@@ -15,7 +15,7 @@ from compare.scoring import predictions
 from compare.systems.responses import ComparisonContext, SystemRequests, to_system_answer
 from insource.backends.budgets import Budget
 from insource.backends.pricing import TokenPrice
-from insource.config.conflicts import METRICS
+from insource.config.metric_names import METRICS
 from insource.tasks import metric_label, references
 
 RequestBuilder = Callable[[System, EvalDataset, Rows], SystemRequests]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.arrays import Array
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 

@@ -16,7 +16,8 @@ from data_prep.parallel import WorkerPool
 from data_prep.row_table import Table
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS, Data
+from insource.config.schema.data import Data
+from insource.config.schema.source import SPLITS
 from insource.tasks.labels import display_label
 
 # Who keeps a text that two splits have: the one named first.

@@ -24,7 +24,8 @@ from data_prep.readers.source_row import SourceRow
 from data_prep.rows import columns, data_row
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.data import Deduplicate, Source
+from insource.config.schema.data import Deduplicate
+from insource.config.schema.source import Source
 from insource.tasks import TASKS
 from insource.tasks.source_record import UnusableRowError
 from insource.tasks.text_keys import duplicate_key

@@ -20,7 +20,7 @@ from data_prep.arrays import Array
 from data_prep.dedup.drops import TEST, DropDecisions
 from data_prep.row_table import Table
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.words import extract_terms
 

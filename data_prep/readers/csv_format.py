@@ -19,7 +19,7 @@ from data_prep.readers.encoding import TextDecoding, has_lone_surrogate, read_li
 from data_prep.readers.limits import Limits
 from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 SWALLOWED_ROWS_HINT = (
     "a quoted field goes on over what looks like rows of its own; write it without tabs, or set data.source.quotes: "

@@ -19,7 +19,7 @@ from data_prep.readers.encoding import TextDecoding, as_recipe_errors, has_lone_
 from data_prep.readers.limits import Limits
 from data_prep.readers.source_row import BadRowError, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 # Of an object that has to be decoded whole: what Python makes of a value takes a few times this.
 VALUE_BYTES = 16

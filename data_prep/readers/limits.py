@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from data_prep.readers.source_row import SourceFile, SourceRow
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from data_prep.readers import csv_format, limits
 from data_prep.readers.encoding import TextDecoding, check_fetched, detect_encoding, has_lone_surrogate, read_lines
 from data_prep.readers.source_row import SPLIT_NAMES, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 LONE_SURROGATE_MESSAGE = "half of a surrogate pair, which is no character"
 _SPLIT_NAME = "|".join(SPLIT_NAMES)

@@ -6,7 +6,7 @@ from typing import Literal
 from data_prep.readers import csv_format, json_format, limits, plain_text
 from data_prep.readers.encoding import TextDecoding, check_fetched, detect_encoding
 from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 RowReader = Callable[[SourceFile, TextDecoding, Source, Collection[str]], tuple[FileInfo, Iterator[SourceRow]]]
 

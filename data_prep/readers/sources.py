@@ -17,7 +17,7 @@ from pathlib import Path
 from data_prep.readers import json_splits, plain_text
 from data_prep.readers.source_row import SPLIT_NAMES, SourceFile
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from insource.system import atomic_files
 
 FILE_KINDS = {

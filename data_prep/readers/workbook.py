@@ -27,7 +27,7 @@ from data_prep.readers.csv_format import check_no_header, parse_header
 from data_prep.readers.encoding import as_recipe_errors, has_lone_surrogate, join_surrogates
 from data_prep.readers.source_row import BadRowError, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from insource.tasks.source_record import to_text
 
 BLOCK_BYTES = 1 << 18

@@ -23,7 +23,7 @@ from data_prep.labels.label_errors import LabelIssue
 from data_prep.prepared_data import PreparedData
 from data_prep.report import console
 from data_prep.rows.columns import field_paths
-from insource.config.schema.data import SPLITS, Source
+from insource.config.schema.source import SPLITS, Source
 
 MAX_EXCERPT_CHARACTERS = 240
 CONTEXT_CHARACTERS = 60

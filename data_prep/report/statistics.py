@@ -12,7 +12,8 @@ from data_prep.labels import label_sets
 from data_prep.prepared_data import PreparedData
 from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
-from insource.config.schema.data import SPLITS, NotInTrain
+from insource.config.schema.data import NotInTrain
+from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.task_kind import FreeTextTaskKind

@@ -19,7 +19,7 @@ from typing import Any
 
 from data_prep.readers.dotted_paths import MISSING, resolve_path
 from insource.config.recipe import Recipe
-from insource.config.schema.data import Slots
+from insource.config.schema.source import Slots
 from insource.tasks.source_record import (
     SourceRecord,
     UnusableRowError,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from insource.config.metric_names import METRICS
 from insource.config.schema import json_schema_subset
 from insource.config.schema.optimizers import uses_bitsandbytes
 from insource.config.schema.train import Train
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
     from insource.config.schema.compare import Baseline
 
 Mistakes = Iterator[tuple[tuple[str, ...], str]]
-
-# The headline figures of each kind of task, the one that chooses a checkpoint first, and that decides where the plan
-# names none; tasks/ computes them.
-METRICS = {
-    "classification": ("accuracy", "macro_f1"),
-    "multilabel": ("micro_f1", "macro_f1", "exact_match"),
-    "extraction": ("exact_match", "field_f1", "schema_valid"),
-    "generation": ("rouge_l", "chrf", "exact_match"),
-    "preference": ("preference_accuracy", "reward_accuracy"),
-}
-
-# By what one row is judged: the first figure that is a mean over rows.
-ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel": "exact_match"}
 
 
 def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:

@@ -10,16 +10,15 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from insource.config.recipe import Recipe
-from insource.config.schema.lora import UNSUPPORTED_KEYS as LORA_NOT_TAKEN
+from insource.config.schema import lora, train
 from insource.config.schema.section import ConflictError
-from insource.config.schema.train import UNSUPPORTED_KEYS as TRAIN_NOT_TAKEN
 
 KeyPath = tuple[str | int, ...]
 
 # Upstream's keys that a recipe has no use for, by section, with the reason.
 UNSUPPORTED_KEYS = {
-    "lora": LORA_NOT_TAKEN,
-    "train": TRAIN_NOT_TAKEN,
+    "lora": lora.UNSUPPORTED_KEYS,
+    "train": train.UNSUPPORTED_KEYS,
     "export": {"replay_nf4": "the merged model is made of the base as quantization left it (serve.base: trained)"},
 }
 

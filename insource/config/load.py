@@ -29,7 +29,6 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-POCKET = base_models.POCKET
 # W&B allows 128 characters, with what is added to a name.
 MAX_NAME_CHARACTERS = 100
 SOURCE_KEYS = ("path", "train", "validation", "calibration", "test")

@@ -17,7 +17,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
-from insource.tasks import labels as spelling
+from insource.tasks.labels import clean_label, display_label, find_label, label_identity
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, read_label, to_text
 from insource.tasks.task_kind import Objective
@@ -94,12 +94,12 @@ def normalize_target(target: str, recipe: Recipe, redact: Callable[[str], str]) 
     Raises UnusableRowError where it is empty, or not among those that the recipe lists.
     """
     label, listed = target, recipe.task.labels
-    if not spelling.clean_label(label):
+    if not clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
-    if listed != "auto" and spelling.find_label(label, listed, recipe.data.normalize_labels) is None:
+    if listed != "auto" and find_label(label, listed, recipe.data.normalize_labels) is None:
         matches = get_close_matches(label, list(listed), 1)
         hint = f"; did you mean {matches[0]!r}?" if matches else ""
-        raise UnusableRowError("unknown_label", f"{spelling.display_label(label)} is not among task.labels{hint}")
+        raise UnusableRowError("unknown_label", f"{display_label(label)} is not among task.labels{hint}")
     return label
 
 
@@ -124,7 +124,7 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
 
     def read_answer(value: Any) -> str:
         text = to_text(value)
-        return spelling.find_label(text, spec.labels, normalize_labels) or text
+        return find_label(text, spec.labels, normalize_labels) or text
 
     return read_answer
 
@@ -132,7 +132,7 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
 def equality_key(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: spellings of one label are one label."""
     listed = recipe.task.labels
-    return spelling.label_identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
+    return label_identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
 
 
 def conflict_key(key: str, text: str) -> str:
@@ -152,7 +152,7 @@ def output_schema(spec: Spec) -> dict[str, Any]:
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
     """Returns the label that the output stands for, by the rule that holds for the data, or problem not_a_label."""
-    label = spelling.find_label(output.strip(), spec.labels, spec.normalize_labels)
+    label = find_label(output.strip(), spec.labels, spec.normalize_labels)
     return ParsedAnswer(None, "not_a_label") if label is None else ParsedAnswer(label)
 
 

@@ -20,7 +20,7 @@ from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import classification
-from insource.tasks import labels as spelling
+from insource.tasks.labels import clean_label, find_label
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records.field_grammar import quote_literal
 from insource.tasks.records.json_fields import BOOLEAN_WORDS, canonical_json
@@ -118,7 +118,7 @@ def parse_label_list(target: Any, separator: str | None) -> list[str]:
     if separator is None or not isinstance(target, str | int | float):
         expected = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
         raise UnusableRowError("bad_labels", f"the labels are {to_text(target)[:40] or 'missing'}; needed: {expected}")
-    return [entry.strip() for entry in to_text(target).split(separator) if spelling.clean_label(entry)]
+    return [entry.strip() for entry in to_text(target).split(separator) if clean_label(entry)]
 
 
 def parse_target(text: str) -> list[str]:
@@ -150,14 +150,14 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
             entries = parse_label_list(value, separator)
         except UnusableRowError:
             return to_text(value)
-        labels = [spelling.find_label(label, spec.labels, normalize_labels) or label for label in entries]
+        labels = [find_label(label, spec.labels, normalize_labels) or label for label in entries]
         return canonical_json(sorted(set(labels), key=[*spec.labels, *labels].index))
 
     return read_answer
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: the same set of labels, in any order and spelling."""
+    """Returns what equal targets share: the same set of labels, in any order and"""
     return canonical_json(sorted({classification.equality_key(label, recipe) for label in target_labels(text)}))
 
 
@@ -201,7 +201,7 @@ def parse(spec: Spec, output: str) -> ParsedAnswer:
         return ParsedAnswer(None, "wrong_schema")
     if not entries and not spec.may_be_empty:
         return ParsedAnswer(None, "wrong_schema")
-    labels = {spelling.find_label(entry.strip(), spec.labels, spec.normalize_labels) for entry in entries}
+    labels = {find_label(entry.strip(), spec.labels, spec.normalize_labels) for entry in entries}
     return (
         ParsedAnswer(None, "not_a_label")
         if None in labels

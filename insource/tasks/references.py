@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from insource.config.schema.data import Columns
+from insource.config.schema.source import Columns
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import UnusableRowError, to_text
 from insource.tasks.task_kind import MultiReferenceTaskKind, TaskKind

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from insource.config.schema.data import Columns
+from insource.config.schema.source import Columns
 from insource.tasks.text_keys import clean
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from insource.config import cli
-from insource.config.conflicts import METRICS
 from insource.config.load import describe_precedence, load
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import LINEAR, TUNED, UNTUNED_BASE
 from insource.system import atomic_files

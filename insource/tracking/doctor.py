@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 
 from insource.config import hardware
-from insource.config.load import POCKET, RECIPES
+from insource.config.base_models import POCKET
+from insource.config.load import RECIPES
 from insource.system import environment
 from insource.tracking.wandb_logging import is_logged_in
 

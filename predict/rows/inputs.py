@@ -20,7 +20,7 @@ from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from insource.tasks.pii import redaction
 from insource.tasks.pii.inputs import Input
 from insource.tasks.source_record import UnusableRowError, to_text

@@ -18,8 +18,8 @@ from typing import Any
 
 from insource.backends.client import complete_all
 from insource.backends.types import Backend, Completion, Constraint, Request, StructuredOutput
-from insource.config.conflicts import ROW_METRICS
 from insource.config.errors import StageError
+from insource.config.metric_names import ROW_METRICS
 from insource.config.schema.serving_and_cost import Parity, Serve
 from insource.stats import metric_stats, paired
 from insource.stats.paired import Conclusion, PairedDifference

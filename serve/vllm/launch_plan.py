@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from insource.config import base_models
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET
 from insource.config.recipe import Recipe
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files, environment

@@ -12,7 +12,7 @@ from data_prep.report import console
 from data_prep.rows.row_filter import RowFilter
 from insource.config.errors import RecipeError
 from insource.config.load import load
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from tests.data_prep.test_data_faults import labelled, prepared, put
 from tests.data_prep.test_label_identity import texts
 

@@ -13,7 +13,7 @@ from data_prep import prepare
 from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.load import load
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import classification
 from insource.tasks.parsed_answer import ParsedAnswer

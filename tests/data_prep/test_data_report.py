@@ -19,7 +19,7 @@ from data_prep.dedup.drops import DropDecisions
 from data_prep.report import html
 from data_prep.row_table import Table
 from insource.config.load import load
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 
 VOID = {"meta", "br", "wbr", "rect", "line", "polygon", "i"}

@@ -11,8 +11,9 @@ import pytest
 from data_prep import data_checks, prepare
 from data_prep.report import console
 from data_prep.rows.timestamps import parse_epoch_seconds
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.tasks.source_record import UnusableRowError
 from tests.data_prep.test_data_faults import labelled, prepared, put
 from tests.data_prep.test_label_identity import texts

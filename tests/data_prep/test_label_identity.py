@@ -14,7 +14,8 @@ from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS, Task
+from insource.config.schema.data import Task
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import classification, labels
 from insource.tasks.labels import clean_label, find_label, label_identity, map_spellings

@@ -21,7 +21,7 @@ from data_prep.readers.arrow import cell_sizes, parquet_footer
 from data_prep.readers.read import read
 from data_prep.readers.sources import find_files
 from insource.config.errors import RecipeError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from tests.helpers.malformed_files import HEADER, MAIN, workbook_bytes
 
 MIB = 1 << 20

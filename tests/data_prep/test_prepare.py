@@ -13,7 +13,7 @@ from data_prep import prepare
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS, Source
+from insource.config.schema.source import SPLITS, Source
 from insource.system import atomic_files
 from insource.tasks.text_keys import duplicate_key
 from tests.conftest import Command

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data_prep import prepare
 from insource.config.load import load
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from tests.data_prep.test_data_faults import put
 from tests.data_prep.test_label_identity import texts

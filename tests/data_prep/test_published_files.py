@@ -11,7 +11,7 @@ import pytest
 from data_prep.readers.sources import parse_split_name
 from data_prep.report import console
 from insource.config.errors import RecipeError
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from tests.data_prep.test_data_faults import put
 from tests.data_prep.test_label_identity import texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepared, write_csv

@@ -24,7 +24,7 @@ from data_prep.readers.read import read
 from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.readers.sources import find_files, find_ignored_files, sha256
 from insource.config.errors import RecipeError, StageError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from tests.helpers.malformed_files import MALFORMED_FILES, PLAIN, MalformedFile, to_cesu8
 
 COLUMNS = ("text", "label")

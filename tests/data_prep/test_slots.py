@@ -20,7 +20,7 @@ from data_prep.rows.data_row import Rejected, Row, make_row
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.tasks.words import is_inside_word, join_tokens
 from tests.data_prep.test_data_faults import put
 from tests.data_prep.test_label_identity import texts

@@ -21,7 +21,7 @@ from data_prep.readers.sources import find_files, find_ignored_files
 from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.load import load
-from insource.config.schema.data import SPLITS, Source
+from insource.config.schema.source import SPLITS, Source
 from tests.data_prep.test_data_faults import labelled, prepared, put
 from tests.data_prep.test_label_identity import texts
 from tests.helpers.malformed_files import SHEET

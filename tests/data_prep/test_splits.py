@@ -16,7 +16,8 @@ from data_prep.dedup import minhash, near
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS, Deduplicate
+from insource.config.schema.data import Deduplicate
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks.text_keys import duplicate_key
 

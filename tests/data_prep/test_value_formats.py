@@ -16,7 +16,8 @@ from data_prep.rows.timestamps import parse_epoch_seconds
 from data_prep.rows.value_formats import read_record
 from insource.config.errors import RecipeError
 from insource.config.load import load
-from insource.config.schema.data import SPLITS, Formats, Task
+from insource.config.schema.data import Formats, Task
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import extraction
 from insource.tasks.records.json_fields import canonicalize

@@ -25,7 +25,7 @@ from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 from insource.tracking.run import utc_timestamp
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from insource.config.load import POCKET
+from insource.config.base_models import POCKET
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 NO_THINKING = "{% if enable_thinking is defined and enable_thinking is false %}"

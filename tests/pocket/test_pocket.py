@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from demo_data import purchase_phrases
 from demo_data.support_phrases import QUEUES
-from insource.config.load import POCKET, load
+from insource.config.base_models import POCKET
+from insource.config.load import load
 from pocket import corpus
 from tests.conftest import REAL_DATA, ROOT
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, TaskType, get_peft_model
 
+from insource.config.base_models import POCKET
 from insource.config.errors import StageError
-from insource.config.load import POCKET
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
 from insource.tasks.rendering import chat_template

@@ -13,8 +13,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from deploy.gateway import versions
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files, environment
 from insource.tasks import classification

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store
 from insource.tracking.run import Run

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from deploy import registry
+from insource.config.base_models import POCKET
 from insource.config.errors import StageError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store

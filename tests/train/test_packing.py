@@ -11,7 +11,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insource.config.load import POCKET, load
+from insource.config.base_models import POCKET
+from insource.config.load import load
 from train.loop import losses
 from train.model import base
 from train.packing import attention, attention_blocks, collate, model_support, packing_plan, sampler

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from bench import kills
 from insource.config import hardware
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template

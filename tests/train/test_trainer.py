@@ -11,8 +11,9 @@ import pytest
 import torch
 import transformers
 
+from insource.config.base_models import POCKET
 from insource.config.errors import StageError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.tracking import metrics
 from tests.conftest import ROOT
@@ -155,7 +156,7 @@ SHORT_OF_MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from tests.train.test_trainer import recipe, rows, trained, weights
-from insource.config.load import POCKET
+from insource.config.base_models import POCKET
 from train.packing.packing_plan import PackCost
 
 folder = Path(sys.argv[1])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from insource.config import base_models
-from insource.config.load import POCKET
+from insource.config.base_models import POCKET
 from insource.config.recipe import Recipe
 from insource.config.schema.lora import VLLM_RANKS, Lora
 from insource.system import atomic_files

@@ -23,7 +23,7 @@ from data_prep.readers.arrow import cell_sizes, feature_decoders, parquet_footer
 from data_prep.readers.encoding import as_recipe_errors, has_lone_surrogate
 from data_prep.readers.source_row import BadRowError, Digits, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError, StageError
-from insource.config.schema.data import Source
+from insource.config.schema.source import Source
 
 BATCH_ROWS = 500
 # What Arrow raises over a file that is damaged: in its footer at once, in a page when the page is read.

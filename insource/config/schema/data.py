@@ -7,9 +7,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 
 from insource.config.schema import json_schema_subset, task_labels
 from insource.config.schema.section import Count, Fraction, Name, OpenFraction, Section
-from insource.config.schema.source import SPLITS as SPLITS
 from insource.config.schema.source import Columns, Source
-from insource.config.schema.source import Slots as Slots
 
 
 class Task(Section):

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from insource.config import conflicts, hardware
+from insource.config import hardware
 from insource.config import recipe as schema
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, RECIPES, load
+from insource.config.load import RECIPES, load
+from insource.config.metric_names import METRICS
 from insource.config.schema import lora, optimizers, train
 from insource.config.schema.data import Data
 from insource.config.schema.lora import Lora
@@ -243,7 +245,7 @@ def test_schedules_and_optimizers_take_what_transformers_takes() -> None:
 
 
 def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> None:
-    for kind, names in conflicts.METRICS.items():
+    for kind, names in METRICS.items():
         assert list(TASKS[kind].main_metrics(dict.fromkeys(names, 0.5))) == list(names)
 
 

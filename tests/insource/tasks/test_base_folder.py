@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench import chat_templates
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.config.schema.train import Model
 from insource.tasks.rendering import base_tokenizer, chat_template
 from tests.helpers import chat_templates as kinds

@@ -17,7 +17,8 @@ from demo_data import support_chats
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.recipe import Recipe
-from insource.config.schema.data import SPLITS, Task
+from insource.config.schema.data import Task
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import TASKS, format_metrics, generation
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer

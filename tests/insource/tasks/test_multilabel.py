@@ -16,7 +16,7 @@ from data_prep.report import console
 from insource.backends.wire.json_schema import restrict_keywords, unwrap_answer, wrap_in_object
 from insource.config.errors import RecipeError
 from insource.config.load import load
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.stats import metric_stats
 from insource.system import atomic_files
 from insource.tasks import format_metrics, multilabel

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from data_prep.report import console
 from insource.backends.wire.json_schema import restrict_keywords
-from insource.config.schema.data import SPLITS
+from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import extraction
 from insource.tasks.parsed_answer import ParsedAnswer

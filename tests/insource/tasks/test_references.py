@@ -9,7 +9,8 @@ import pytest
 
 from insource.config.errors import RecipeError
 from insource.config.load import load
-from insource.config.schema.data import SPLITS, Columns, Task
+from insource.config.schema.data import Task
+from insource.config.schema.source import SPLITS, Columns
 from insource.tasks import TASKS, extraction, generation, references
 from insource.tasks.parsed_answer import ParsedAnswer
 from tests.data_prep.test_data_faults import prepared, put

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from insource.config.conflicts import METRICS
+from insource.config.metric_names import METRICS
 from insource.tasks import TASKS
 from insource.tasks.task_kind import FreeTextTaskKind, LabelledTaskKind, MultiReferenceTaskKind, Objective, TaskKind
 

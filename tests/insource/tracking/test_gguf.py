@@ -16,8 +16,9 @@ import transformers
 from safetensors.torch import load_file
 
 from insource.config import base_models
+from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
-from insource.config.load import POCKET, load
+from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tracking.base_models import base_store, gguf_model, gguf_program
