@@ -1,9 +1,10 @@
-"""Can what stands in a folder be served, and is it what was trained? Checked before vLLM is started.
+"""Check before vLLM starts whether a folder can be served and is what training wrote.
 
-    problems = of_adapter(run.folder / "adapter", Path("pocket/model"))
+    problems = check_adapter(run.folder / "adapter", Path("pocket/model"), hashes)
     ["adapter_model.safetensors holds 1,204 of the 2,381,824 bytes that its header tells of: it was cut short; ..."]
 
-vLLM would refuse some of it after a minute with a traceback, and would serve the rest: another template, another base.
+vLLM would reject some of these faults after a minute with a traceback. It would serve others without an error, such as
+another chat template or another base.
 """
 
 import hashlib
@@ -26,8 +27,11 @@ _LORA_LAYER_PATTERN = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<p
 
 
 def check_adapter(folder: Path, base_folder: Path | None, hashes: Mapping[str, str]) -> list[str]:
-    """Returns what stands against serving an adapter, each with what to do; `base_folder`: the folder of the base that
-    it is served on, None where that comes from the hub; `hashes`: what the files of that base were in training."""
+    """Return the problems that prevent serving an adapter, each with its fix.
+
+    `base_folder` is the folder of the base that it is served on, None for a base from the hub. `hashes` maps the files
+    of that base to their SHA-256 in training.
+    """
     problems = list(_check_folder(folder, "adapter_model.safetensors", _RETRAIN_HINT))
     if problems:
         return problems
@@ -39,7 +43,7 @@ def check_adapter(folder: Path, base_folder: Path | None, hashes: Mapping[str, s
 
 
 def check_model(folder: Path) -> list[str]:
-    """Returns what stands against serving a whole model (merged, quantized), each with what to do."""
+    """Return the problems that prevent serving a merged or quantized model, each with its fix."""
     problems = list(_check_folder(folder, "config.json", _EXPORT_HINT))
     if not problems and not any(folder.glob("*.safetensors")):
         problems.append(f"{folder} has no weights (*.safetensors); {_EXPORT_HINT}")
@@ -47,18 +51,18 @@ def check_model(folder: Path) -> list[str]:
 
 
 def max_lora_rank(folders: Mapping[str, Path]) -> int:
-    """Returns the smallest max_lora_rank of vLLM that takes all of these adapters."""
+    """Return the smallest `--max-lora-rank` of vLLM that fits all these adapters."""
     largest = max(adapter_rank(atomic_files.read_json(folder / "adapter_config.json")) for folder in folders.values())
     return next(rank for rank in VLLM_RANKS if rank >= largest)
 
 
 def adapter_rank(config: Mapping[str, Any]) -> int:
-    """Returns the largest rank that an adapter_config.json tells of."""
+    """Return the largest rank in an adapter_config.json."""
     return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
 def _check_folder(folder: Path, required: str, hint: str) -> Iterator[str]:
-    """Problems of any folder of weights: missing, pickled, cut short, changed since it was written."""
+    """Yield problems of any folder of weights: missing, pickled, truncated or changed files."""
     if not folder.is_dir():
         yield f"there is no {folder}; {hint}"
         return
@@ -88,9 +92,9 @@ def _check_folder(folder: Path, required: str, hint: str) -> Iterator[str]:
 
 
 def find_truncation(path: Path) -> str | None:
-    """Returns what is wrong with the size of a safetensors file, None where it is as its header tells.
+    """Return what is wrong with the size of a safetensors file, None if it fits its header.
 
-    The format: eight bytes with the length of a JSON header, the header, the tensors at the offsets that it tells.
+    The format: eight bytes with the length of a JSON header, the header, then the tensors at the offsets in the header.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -111,8 +115,10 @@ def find_truncation(path: Path) -> str | None:
 
 
 def weight_bytes(folder: Path, bytes_per_number: int) -> int:
-    """Returns the memory that the weights of a folder take once loaded: floating-point tensors in numbers of so many
-    bytes, quantized ones as they are stored."""
+    """Return the bytes of memory that the weights of a folder take once loaded.
+
+    Floating-point tensors are counted with `bytes_per_number`, quantized ones as they are stored.
+    """
     total_bytes = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -126,7 +132,7 @@ def weight_bytes(folder: Path, bytes_per_number: int) -> int:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Returns {tensor: shape} of all safetensors files in a folder, from their headers alone."""
+    """Return {tensor name: shape} of all safetensors files in a folder, read from their headers."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -136,7 +142,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _check_prompt(folder: Path) -> Iterator[str]:
-    """Problems of what the model is asked with: the template must be the one that it was trained with."""
+    """Yield problems of the chat template: it must be the one used in training."""
     prompt, template = atomic_files.read_json(folder / "prompt.json"), folder / "chat_template.jinja"
     if not template.is_file():
         yield f"chat_template.jinja is missing in {folder}; {_RETRAIN_HINT}"
@@ -148,7 +154,7 @@ def _check_prompt(folder: Path) -> Iterator[str]:
 
 
 def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of an adapter that vLLM does not serve."""
+    """Yield properties of an adapter that vLLM does not serve."""
     if (largest := adapter_rank(config)) > VLLM_MAX_RANK:
         yield (
             f"adapter_config.json: rank {largest}, and vLLM serves at most {VLLM_MAX_RANK}; set lora.r to at most "
@@ -164,7 +170,7 @@ def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_base(folder: Path, base_folder: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
-    """Problems of a base that is not the one that the adapter was trained on."""
+    """Yield problems of a base that is not the one the adapter was trained on."""
     if base_folder is None:
         return
     base_hashes = digests.hash_base_files(base_folder)
@@ -182,8 +188,10 @@ def _check_base(folder: Path, base_folder: Path | None, hashes: Mapping[str, str
 
 
 def _shape_mismatches(adapter_shapes: Mapping[str, list[int]], base_shapes: Mapping[str, list[int]]) -> Iterator[str]:
-    """Layers of an adapter whose shape the base does not have. Bases whose files name their layers otherwise than
-    transformers does are judged by nothing."""
+    """Yield layers of an adapter whose shape does not fit the base.
+
+    Layers that the files of the base do not name as transformers does are not checked.
+    """
     for name, shape in adapter_shapes.items():
         match = _LORA_LAYER_PATTERN.match(name)
         weight = base_shapes.get(f"{match['layer']}.weight") if match else None

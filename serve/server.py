@@ -1,4 +1,4 @@
-"""`make serve` from top to bottom: the plan, the start, the check, ready, and watching over it until it is stopped."""
+"""The serve stage: plan, start, parity check, "ready" line, then restarts until it is stopped."""
 
 import argparse
 import json
@@ -25,7 +25,11 @@ _POLL_SECONDS = 1.0
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    """Serve the recipes of the command line until stopped. Return the exit code.
+
+    With `serve.model: auto`, the next variant is tried when one cannot be served. Raise RecipeError or StageError when
+    no variant can be served; `insource/config/cli.py` prints both.
+    """
     choices, loaded = resolve_models(arguments)
     serve = loaded.recipe.serve
     address = Address(serve.host, serve.port)
@@ -46,14 +50,20 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def may_fall_back(served: ServedModel, serve: Serve, error: Exception) -> bool:
-    """Returns whether a form may be served in the place of one that failed. Where that one answered otherwise than was
-    trained, a form of other weights is none: nothing would show that it is made of what was trained."""
+    """Return whether `served` may replace a variant that failed with `error`.
+
+    After a failed parity check only variants with the trained weights may. For other weights no check would show that
+    they come from the trained model.
+    """
     return not isinstance(error, GateError) or launch_plan.has_trained_weights(served, serve)
 
 
 def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Address, key: str | None) -> None:
-    """Returns never, where nothing fails. Raises RecipeError where this cannot be served here, StageError where vLLM
-    ends, and GateError where what answers is not what was trained."""
+    """Serve the models of one vLLM process; return only by an exception.
+
+    Raise RecipeError if they cannot be served on this machine, StageError if vLLM ends, and GateError if the parity
+    check fails.
+    """
     plan = launch_plan.plan_launch(served, serve)
     if message := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
         raise RecipeError(message)
@@ -77,15 +87,18 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
 
 
 def fall_back(served: ServedModel, next_variant: str, error: Exception) -> None:
-    """Says, and records with the run, that the next form is taken in the place of one that cannot be served."""
+    """Print that `next_variant` replaces a variant that cannot be served, and record it in the manifest of the run."""
     message = f"serve.model: {served.which} cannot be served, {next_variant} is taken: {error}"
     print(f"fallback  {message}", file=sys.stderr, flush=True)
     run.record_fallback(served.run, "serve", message)
 
 
 def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel]], LoadedRecipe]:
-    """Returns what is to be served, the first choice first where one recipe may be served in several forms, and the
-    first recipe, which says how: where, with which memory, by which floors."""
+    """Return the models to serve and the first recipe, which has the settings of the server.
+
+    The models are a list of choices, best first. With one recipe each choice is one variant of it; with several recipes
+    there is one choice, with one model of each. Raise RecipeError if a recipe is named twice or its run has no variant.
+    """
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
     if duplicate := next((name for index, name in enumerate(names) if name in names[:index]), None):
@@ -105,7 +118,7 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
 
 
 def check_parity(served: ServedModel, address: Address, key: str | None, serve: Serve) -> check.ParityResult:
-    """Returns what parity finds of a served model, and says it."""
+    """Measure parity on `serve.parity.start_rows` rows of a served model, print the result and return it."""
     probe = check.load_probe(served, serve.parity.start_rows, serve)
     result = check.run_parity(probe, address, key, check.constraint_modes(probe, serve)[:1])
     print_parity(served.name, result)
@@ -113,13 +126,16 @@ def check_parity(served: ServedModel, address: Address, key: str | None, serve: 
 
 
 def print_parity(name: str, result: check.ParityResult) -> None:
-    """Prints what parity found of a served model."""
+    """Print the parity result of a served model to stderr."""
     for line in report_text.console_lines(name, result):
         print(f"parity    {line}", file=sys.stderr, flush=True)
 
 
 def ready_lines(served: Sequence[ServedModel], address: Address, seconds: float, with_key: bool) -> list[str]:
-    """Returns the lines that say where it answers, and how to ask."""
+    """Return the lines with the URL, an example request and how to stop.
+
+    Write the body of the example request to `request.json` in the run folder.
+    """
     url = f"http://{address.host}:{address.port}/v1"
     first = served[0]
     text = "..."
@@ -139,8 +155,11 @@ def ready_lines(served: Sequence[ServedModel], address: Address, seconds: float,
 
 
 def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | None) -> None:
-    """Returns never: starts the engine again where it dies, or computes nothing though it is asked. Raises StageError
-    where it fails too often, GateError where it reads other prompts than were trained on once it is up again."""
+    """Restart vLLM whenever it dies or hangs; return only by an exception.
+
+    Raise StageError if it fails more than MAX_RESTARTS times in RESTART_WINDOW_SECONDS. Raise GateError if, after a
+    restart, vLLM reads other token ids for a prompt than training did.
+    """
     failures: list[float] = []
     hang_seconds = vllm.plan.serve.hang_seconds
     while True:
@@ -162,7 +181,7 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | No
             if not Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds).answers():
                 raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
         except (StageError, ClientError) as error:
-            # Counted as another failure: the memory of the one before may not be free yet.
+            # It counts as another failure, because the memory of the previous process may not be free yet.
             print(f"vllm      did not start again: {error}", file=sys.stderr, flush=True)
             vllm.stop()
             continue
@@ -173,14 +192,17 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | No
 
 
 def wait_for_failure(vllm: VllmProcess, heartbeat: Heartbeat, hang_seconds: float) -> str:
-    """Returns why the engine has to be started again, once it has: its process or one of its children has ended, or it
-    computes nothing."""
+    """Wait until vLLM needs a restart and return the reason.
+
+    Reasons: the process ended, a child process of it ended, or it computed nothing for `hang_seconds`.
+    """
     dead: set[int] = set()
     while True:
         time.sleep(_POLL_SECONDS)
         if not vllm.alive():
             return f"died, {vllm.why()}"
-        # A child that ends as it should is there for a moment; twice is no moment.
+        # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive polls has
+        # died.
         previous, dead = dead, server_process.find_dead_children(vllm.pid)
         if previous & dead:
             return f"died, a process that it started has ended, {vllm.why()}"

@@ -1,7 +1,8 @@
-"""`python -m serve.parity RECIPE`: every form that a run can be served in, and whether it is what was trained.
+"""Run `python -m serve.parity RECIPE`: compare every variant of a run with the trained model.
 
-Each form gets a vLLM of its own, one after the other: the adapter, the merged model, each quantization. Writes
-parity.json and parity.md into the run folder. Exit code 3 where the form that the recipe serves is below its floors.
+Each variant is served by its own vLLM process, one after the other: the adapter, the merged model, each quantization.
+Write parity.json and parity.md into the run folder. The exit code is 3 if the served variant misses a limit of
+`serve.parity`.
 """
 
 import sys
@@ -25,15 +26,16 @@ CONCURRENCIES = (1, 64)
 
 @dataclass(frozen=True)
 class ParityRun:
-    """One form, served and asked."""
+    """Measurements of one served variant."""
 
     found: ParityResult
     start_seconds: float
     repeated: Sequence[dict[str, Any]]
-    """How many answers change when the rows are asked again, at other concurrencies."""
+    """Number of answers that change when the rows are sent again at other concurrencies."""
 
 
 def main() -> int:
+    """Measure parity of all variants of a run. Return the exit code."""
     parser = cli.build_parser(
         "serve.parity", "Compare what vLLM answers with what was trained, for every exported form."
     )
@@ -61,7 +63,7 @@ def main() -> int:
 def run_all(
     name: str, training_run: run.Run, served_models: Sequence[ServedModel], served_variant: str, serve: Serve
 ) -> int:
-    """Measures every form and writes what was found. Returns the exit code."""
+    """Measure every variant and write parity.json and parity.md. Return the exit code."""
     inputs = {
         f"{served.which}/{atomic_files.CHECKSUMS}": atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
         for served in served_models
@@ -100,10 +102,10 @@ def run_all(
 
 
 def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
-    """Returns what parity finds of one form, on a vLLM of its own at a free port of this machine.
+    """Return the parity of one variant, served by its own vLLM on a free port of this machine.
 
-    The whole is measured of the form that is served: answers under other constraints and none, and again at other
-    concurrencies.
+    For the variant that the recipe serves (`full`) other constraints, no constraint and other concurrencies are
+    measured too.
     """
     address = Address("127.0.0.1", free_port())
     vllm = VllmProcess(launch_plan.plan_launch([served], serve), address, log_path(served))
@@ -122,7 +124,7 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
 
 
 def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: Any) -> list[dict[str, Any]]:
-    """Returns in how many rows the answer is another than one at a time, asked again at each concurrency."""
+    """Return for each concurrency how many answers differ from those of sequential requests."""
     probe = probe.first(check.SECONDARY_ROWS)
     answers = {
         concurrency: [
@@ -144,7 +146,7 @@ def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: An
 
 
 def log_path(served: ServedModel) -> Path:
-    """Returns where the log of a form's server goes."""
+    """Return the path of the log of a variant's server."""
     return served.run.folder / f"parity-{served.which.replace('/', '-')}.log"
 
 

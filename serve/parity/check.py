@@ -1,14 +1,14 @@
-"""Is what a server answers what was trained? Two questions, never mixed.
+"""Compare the answers of a server with those of the trained model, by two separate criteria.
 
-Same weights   adapter and merged model on the base that was trained on: the answers of the trained weights in
-               transformers (reference.jsonl) and in vLLM must be equal, but for a share of rows that the recipe
-               allows; a row that differs comes with its margin: how much more probable the reference's closest token
-               was than the next best. Rows whose margin is within the rounding of the type that is computed in are
-               counted apart: neither answer is the wrong one there
-Other weights  a quantized model, or anything on the published base, against the weights that were trained: judged by
-               the task's score on the same rows, with an interval of the difference
+Same weights   adapter and merged model on the trained base: the answers of the trained weights in transformers
+               (reference.jsonl) and in vLLM must be equal, except for the fraction of rows that the recipe allows.
+               A different answer comes with the reference's margin: how much more probable its closest token was
+               than the next best. Rows with a margin within the rounding of the data type are counted separately,
+               because neither answer is wrong there
+Other weights  a quantized model, or any variant on the published base, against the trained weights: the difference
+               of the task's score on the same rows, with an interval
 
-And before both: the server must read the token ids that were trained on.
+Before both, the server must read the token ids that were used in training.
 """
 
 import asyncio
@@ -33,40 +33,40 @@ from serve.vllm.server_process import Address
 
 ALPHA = 0.05
 CONCURRENCY = 64
-# What does not decide is asked of fewer rows.
+# Measurements that do not decide use fewer rows.
 SECONDARY_ROWS = 100
 
 
 @dataclass(frozen=True)
 class ParityProbe:
-    """Validation rows whose reference answers are known, and how they are asked."""
+    """Validation rows with their reference answers, and the model that they are sent to."""
 
     served: ServedModel
     prompt: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     trained: Sequence[Mapping[str, Any]]
-    """The lines of reference.jsonl: what the weights that were trained answer."""
+    """Lines of reference.jsonl: the answers of the trained weights."""
     same_weights: bool
-    """Whether what is served has those weights, so that the same answers are due."""
+    """True if the served variant has the trained weights and must give the same answers."""
     rounding: float = 0.0
-    """See `plan.rounding`."""
+    """See `launch_plan.rounding_tolerance`."""
 
     def first(self, n_rows: int) -> "ParityProbe":
-        """Returns the same with the first rows alone."""
+        """Return a probe of the first `n_rows` rows."""
         return replace(self, rows=self.rows[:n_rows], trained=self.trained[:n_rows])
 
     @property
     def metric(self) -> str:
-        """Returns the metric that rows are judged by: the task's first that is a mean over rows."""
+        """Metric that rows are scored by: the task's first one that is a mean over rows."""
         return ROW_METRICS[self.prompt["task"]["kind"]]
 
     def parsed(self, text: str, complete: bool = True) -> ParsedAnswer:
-        """Returns an answer as the task reads it."""
+        """Parse an answer by the task's rules. An incomplete answer is invalid."""
         module, spec = load_task_spec(self.prompt["task"])
         return module.parse(spec, text) if complete else ParsedAnswer(None, TRUNCATED)
 
     def score(self, row: Mapping[str, Any], parsed: ParsedAnswer) -> float:
-        """Returns the score of one answer; the task's metric is the mean of these."""
+        """Return the score of one answer. The task's metric is the mean of these scores."""
         module, spec = load_task_spec(self.prompt["task"])
         return float(
             module.score(spec, references.select_targets(module, spec, [row], [parsed]), [parsed])[self.metric]
@@ -75,30 +75,30 @@ class ParityProbe:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A row that the same weights answer otherwise in vLLM."""
+    """A row with different answers of the same weights in transformers and in vLLM."""
 
     id: str
     reference: str
     answer: str
     margin: float | None
-    """Of the reference, natural logarithm; None where it never had a choice."""
+    """Margin of the reference answer, natural logarithm; None if it never had a choice between tokens."""
 
 
 @dataclass(frozen=True)
 class SameWeightsAgreement:
-    """The same weights in transformers and in vLLM."""
+    """Agreement of the same weights in transformers and in vLLM."""
 
     n: int
     agreement: float
-    """Share of rows without a flip."""
+    """Fraction of rows without a mismatch."""
     flips: Sequence[Mismatch]
     close: Sequence[Mismatch] = ()
-    """Rows that differ where the reference's margin is within rounding; none where they are too many to be that."""
+    """Rows that differ and whose reference margin is within rounding. Empty if there are too many to be rounding."""
 
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """The score of what is served minus that of the weights that were trained, on the same rows."""
+    """Score of the served variant minus that of the trained weights, on the same rows."""
 
     metric: str
     value: float
@@ -106,33 +106,35 @@ class ScoreDifference:
     difference: PairedDifference
 
     def judged(self, allowed_drop: float) -> Conclusion:
-        """Returns what the interval of the difference says, with the allowed drop as margin."""
+        """Classify the interval of the difference, with the allowed drop as margin."""
         return paired.classify_difference(self.difference, allowed_drop)
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """What parity found of one served model."""
+    """Parity of one served model."""
 
     which: str
     n: int
     prompt_ids_equal: float
     first_other_prompt: str | None
     same: SameWeightsAgreement | None
-    """None for other weights than those that were trained."""
+    """None if the variant does not have the trained weights."""
     other: ScoreDifference
     valid: Mapping[StructuredOutput, tuple[float, int]]
-    """Share of answers that the task can read, and of how many, by how they were constrained."""
+    """Fraction of answers that the task can parse, and their number, by the kind of constraint."""
     first_difference: str | None = None
-    """Where the first other prompt differs, as text on both sides."""
+    """First place where the first different prompt differs, as text of both sides."""
 
     def failures(self, parity: Parity) -> list[str]:
-        """Returns what is below the recipe's floors: nothing where this may be served."""
+        """Return the failed limits of the recipe; an empty list if the model may be served."""
         return self.mismatches(parity) + self.losses(parity)
 
     def mismatches(self, parity: Parity) -> list[str]:
-        """Returns why this is something else than was trained: other prompt ids, or the same weights answering
-        otherwise. Nothing can be said of the trained model by its answers then."""
+        """Return why this is not the trained model: other prompt ids, or other answers of the same weights.
+
+        With a mismatch its answers are no evidence about the trained model.
+        """
         problems = []
         if self.prompt_ids_equal < 1:
             problems.append(
@@ -151,7 +153,7 @@ class ParityResult:
         return problems
 
     def losses(self, parity: Parity) -> list[str]:
-        """Returns what the score of other weights loses beyond the recipe's floor."""
+        """Return a failure if the score of other weights drops by more than the recipe allows."""
         if self.same is None and self.other.judged(parity.score_drop) == "worse":
             return [
                 f"{self.other.metric} is {-self.other.difference.delta:.1%} below that of the trained weights "
@@ -163,7 +165,10 @@ class ParityResult:
 
 
 def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
-    """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
+    """Return the rows to send to a served model, with their reference answers.
+
+    Raise StageError if reference answers are missing.
+    """
     served.run.check_references(served.prompt)
     reference_answers = _read_references(served.run.references, n_rows)
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
@@ -181,7 +186,7 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
 
 
 def constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
-    """Returns how answers may be constrained, the way that decides first: as the recipe serves the task."""
+    """Return the possible output constraints, first the deciding one: the constraint that the recipe serves with."""
     modes: list[StructuredOutput] = ["none"]
     if (probe.prompt["output_schema"] or {}).get("type") == "object":
         modes.insert(0, "json_schema")
@@ -197,10 +202,10 @@ def run_parity(
     modes: Sequence[StructuredOutput],
     cached: Sequence[Completion] | None = None,
 ) -> ParityResult:
-    """Returns what parity found of a server. `modes` are how answers are constrained, the way that decides first;
-    `cached` are its answers to the rows by that way, where it has given them already.
+    """Measure the parity of a server.
 
-    Raises StageError where a request was not answered.
+    `modes` are the output constraints, the deciding one first. `cached` are the server's answers under that constraint,
+    if they exist already. Raise StageError if a request has no answer.
     """
     prompt_ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
     mismatches = [
@@ -234,7 +239,7 @@ def build_backend(
     structured: StructuredOutput,
     concurrency: int = CONCURRENCY,
 ) -> Backend:
-    """Returns the server as one asks it."""
+    """Return the backend for requests to the server."""
     return Backend(
         wire="openai",
         model=probe.served.name,
@@ -248,7 +253,7 @@ def build_backend(
 
 
 def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
-    """Returns the server's answer to each row. Raises StageError where one was not answered."""
+    """Return the server's answer to each row. Raise StageError if a request failed."""
     results = complete_all(backend, build_requests(probe))
     if failed := [result for result in results if result.received is None]:
         raise StageError(
@@ -258,7 +263,7 @@ def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
 
 
 def build_requests(probe: ParityProbe) -> list[Request]:
-    """Returns the request for each row."""
+    """Return the request of each row."""
     constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
     return [
         Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
@@ -267,7 +272,7 @@ def build_requests(probe: ParityProbe) -> list[Request]:
 
 
 def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
-    """Returns the messages of each row, up to the answer."""
+    """Return the messages of each row, without the answer."""
     module, spec = load_task_spec(probe.prompt["task"])
     return [module.messages(spec, row["input"]) for row in probe.rows]
 
@@ -309,7 +314,7 @@ def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion])
         for row, reference in zip(probe.rows, probe.trained, strict=True)
     ]
     served, trained = metric_stats.mean_metric(served_scores), metric_stats.mean_metric(trained_scores)
-    # Few rows change, often all to one side: no interval that assumes a distribution holds for them.
+    # Few rows change, often all in one direction, so no interval that assumes a distribution is valid.
     difference = paired.compute_paired_difference(served, trained, alpha=ALPHA, distribution_free=True)
     return ScoreDifference(probe.metric, served.figure(), trained.figure(), difference)
 

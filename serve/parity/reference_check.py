@@ -1,5 +1,7 @@
-"""Is a loaded adapter asked what it was trained on, and does it give its reference answers? No row of the data is
-needed: answers are asked for by token ids, and the ids of prompts are compared on the messages of prompt.json."""
+"""Check a loaded adapter by its reference answers and the token ids of its prompts, without rows of the data.
+
+Answers are requested by token ids. Prompt ids are compared on the messages of prompt.json.
+"""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -16,20 +18,20 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 REFERENCE_ROWS = 64
-# On another base than the one that was trained on, answers may differ, and `make parity` has judged by how much before
-# it was deployed; an adapter that is not applied at all gives next to none of its reference answers.
+# On another base answers may differ; `make parity` measured the difference before the deployment. An adapter that is
+# not applied gives almost none of its reference answers.
 MIN_AGREEMENT_OTHER_WEIGHTS = 0.5
-# Tokens that are shown on each side of the place where two prompts differ.
+# Tokens shown on each side of the first difference of two prompts.
 CONTEXT_TOKENS = 12
 
 
 def measure_agreement(
     served: ServedModel, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0
 ) -> float:
-    """Returns the share of the first reference answers of an adapter that a server gives under `name`; others of rows
-    whose margin is below `rounding` (`plan.rounding`) count as given, unless they are too many to be rounding.
+    """Return the fraction of an adapter's first reference answers that the server gives under `name`.
 
-    Raises StageError where it refuses to answer.
+    A different answer counts as equal if its margin is below `rounding` (`launch_plan.rounding_tolerance`), unless
+    there are too many for rounding. Raise StageError if the server rejects a request.
     """
     references = load_references(served.run.references)
     answers = asyncio.run(_query(references, served.prompt, name, address, api_key))
@@ -37,8 +39,10 @@ def measure_agreement(
 
 
 def compute_agreement(references: Sequence[Mapping[str, Any]], answers: Sequence[str], rounding: float) -> float:
-    """Returns the share of reference answers that were found; others of rows with a margin below `rounding` count as
-    found, unless they are too many to be rounding."""
+    """Return the fraction of answers that equal their reference.
+
+    A different answer counts as equal if its margin is below `rounding`, unless there are too many for rounding.
+    """
     differing = [
         reference for reference, answer in zip(references, answers, strict=True) if answer != reference["answer"]
     ]
@@ -50,10 +54,10 @@ def compute_agreement(references: Sequence[Mapping[str, Any]], answers: Sequence
 
 
 def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_key: str | None = None) -> str | None:
-    """Returns where the ids that a server reads for the messages of prompt.json differ from those that training read,
-    None where they are the same; adapters of an earlier version of this project have none to compare.
+    """Return where the server's token ids of the messages in prompt.json differ from those in training, None if equal.
 
-    Raises StageError where it refuses to answer.
+    Adapters of an earlier version of this project have no ids to compare and return None. Raise StageError if the
+    server rejects a request.
     """
     expected = served.prompt.get("prompt_ids")
     if expected is None:
@@ -70,7 +74,7 @@ def describe_token_difference(
     expected: Sequence[int],
     actual: Sequence[int],
 ) -> str | None:
-    """Returns the first place where two prompts differ, as text on both sides; None for equal ones."""
+    """Return the first difference of two prompts as text of both sides, None for equal ones."""
     if list(expected) == list(actual):
         return None
     from insource.tasks.rendering import chat_template
@@ -87,7 +91,7 @@ def describe_token_difference(
 
 
 def load_references(path: Path) -> list[dict[str, Any]]:
-    """Returns the reference answers that a server is asked for."""
+    """Return the first REFERENCE_ROWS reference answers."""
     return [reference for reference, _ in zip(atomic_files.read_jsonl(path), range(REFERENCE_ROWS), strict=False)]
 
 
@@ -101,7 +105,7 @@ async def _query(
 async def query_references(
     session: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
 ) -> list[str]:
-    """Returns what a server answers to the prompts of reference answers. Raises StageError where it refuses."""
+    """Return the server's answers to the prompts of reference answers. Raise StageError if it rejects one."""
     return await asyncio.gather(
         *(_query_prompt(session, reference["prompt_ids"], prompt, name) for reference in references)
     )

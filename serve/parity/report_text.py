@@ -1,4 +1,4 @@
-"""What parity found, in words: lines for the terminal, and the table that `make parity` writes."""
+"""Text of parity results: lines for the terminal, and the tables of parity.md."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ _MAX_MISMATCHES = 5
 
 
 def console_lines(name: str, result: ParityResult) -> list[str]:
-    """Returns what was found of one served model, for the terminal."""
+    """Return the parity of one served model as lines for the terminal."""
     score, difference = result.other, result.other.difference
     parts = [f"{name}: {result.prompt_ids_equal:.1%} of {result.n} prompts read as trained"]
     if result.same:
@@ -28,7 +28,7 @@ def console_lines(name: str, result: ParityResult) -> list[str]:
 
 
 def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[ParityResult], parity: Parity) -> str:
-    """Returns parity.md: one row a served model, then what differs and how the answers vary."""
+    """Return parity.md: a table with one row per served model, then mismatches and variation between concurrencies."""
     metric = metric_label(results[0].other.metric)
     rows = [
         f"| {result.which} | {result.prompt_ids_equal:.1%} | {_format_agreement(result.same)} | "

@@ -1,4 +1,4 @@
-"""What is asked of vLLM beside answers: which token ids it reads, and which models it has."""
+"""HTTP client of vLLM for everything except answers: token ids, text of token ids, loading of adapters."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 _DEFAULT_CONNECTIONS = 16
-# uvicorn closes connections that were idle for 5 s: one that is let go before never breaks off a request.
+# uvicorn closes connections that were idle for 5 s. Closing them earlier here avoids a request on a closing connection.
 _IDLE_SECONDS = 2.0
 
 
 def base_url(address: Address) -> str:
-    """Returns where the OpenAI wire of a server begins."""
+    """Return the base URL of the server's OpenAI API."""
     return f"{client_url(address)}/v1"
 
 
 def client_url(address: Address) -> str:
-    """Returns the address that a client on this machine connects to."""
+    """Return the URL that a client on this machine connects to."""
     if address.socket:
         return "http://vllm"
     loopback_hosts = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
@@ -35,7 +35,10 @@ def open_session(
     max_connections: int = _DEFAULT_CONNECTIONS,
     read_seconds: float | None = None,
 ) -> "ClientSession":
-    """Returns a session with a server, to be used as a context; `read_seconds`: how long it may send nothing."""
+    """Return a client session with a server, to be used as a context manager.
+
+    `read_seconds` is the longest time without data from the server; None: no limit.
+    """
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
 
     pool: Any = {"limit": max_connections, "keepalive_timeout": _IDLE_SECONDS}
@@ -48,7 +51,7 @@ def open_session(
 async def fetch_prompt_ids(
     address: Address, api_key: str | None, model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
 ) -> list[list[int]]:
-    """Returns the token ids that the server reads for each conversation. Raises StageError where it refuses."""
+    """Return the token ids that the server reads for each conversation. Raise StageError if it rejects one."""
     async with open_session(address, api_key) as session:
 
         async def tokenize(messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -62,7 +65,7 @@ async def fetch_prompt_ids(
 
 
 async def detokenize(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
-    """Returns the text of token ids as the server's own tokenizer writes it. Raises StageError where it refuses."""
+    """Return the text of token ids by the server's tokenizer. Raise StageError if it rejects them."""
     body = {"model": model, "tokens": list(ids)}
     async with open_session(address, api_key) as session, session.post("/detokenize", json=body) as response:
         if response.status != 200:
@@ -71,14 +74,14 @@ async def detokenize(address: Address, api_key: str | None, model: str, ids: Seq
 
 
 async def load_adapter(session: "ClientSession", name: str, folder: str) -> None:
-    """Loads an adapter into a running server under a name that it does not have yet. Raises StageError."""
+    """Load an adapter into a running server under an unused name. Raise StageError if the server rejects it."""
     async with session.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as response:
         if response.status != 200:
             raise StageError(f"vLLM does not load {name} from {folder}: {(await response.text())[:500]}")
 
 
 async def unload_adapter(session: "ClientSession", name: str) -> None:
-    """Takes an adapter out of a running server. Raises StageError."""
+    """Unload an adapter from a running server. Raise StageError if the server rejects it."""
     async with session.post("/v1/unload_lora_adapter", json={"lora_name": name}) as response:
         if response.status != 200:
             raise StageError(f"vLLM does not unload {name}: {(await response.text())[:500]}")

@@ -1,7 +1,7 @@
-"""Does vLLM still compute? Its wire answers `GET /health` although nothing computes any more behind it.
+"""Detect a vLLM process that hangs: its HTTP server answers `GET /health` although the engine computes nothing.
 
-It is asked for one token again and again. On a busy server that waits in the queue: then the tokens that `GET /metrics`
-counts tell whether others are answered.
+A silent server gets a request for one token. On a busy server that request waits in the queue. Then the token counters
+of `GET /metrics` show whether other requests make progress.
 """
 
 import http.client
@@ -17,15 +17,15 @@ from serve.vllm import client
 from serve.vllm.server_process import Address
 
 PROBE_SECONDS = 5.0
-"""A server that has computed nothing for so long is asked for a token."""
+"""Seconds without computed tokens after which a server gets a request for one token."""
 METRICS_SECONDS = 2.0
 _TOKEN_COUNTER = re.compile(r"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
-# More between two looks means that this process stood still, not vLLM (Ctrl-Z, a laptop that slept).
+# A longer gap between two checks means that this process was suspended (Ctrl-Z, a sleeping laptop), not vLLM.
 _MAX_STEP_SECONDS = 5.0
 
 
 class Heartbeat:
-    """Watches one server."""
+    """Hang detection for one server."""
 
     def __init__(self, address: Address, model: str, api_key: str | None, hang_seconds: float) -> None:
         self._address, self._model, self._api_key, self._hang_seconds = address, model, api_key, hang_seconds
@@ -35,7 +35,7 @@ class Heartbeat:
         self._answered = threading.Event()
 
     def silent_seconds(self) -> float:
-        """Returns for how long the server has computed nothing, though it is asked; to be called about each second."""
+        """Return the seconds that the server has computed nothing despite a request. Call it about once a second."""
         now = time.monotonic()
         self._silent += min(now - self._looked, _MAX_STEP_SECONDS)
         self._looked = now
@@ -50,7 +50,7 @@ class Heartbeat:
         return self._silent
 
     def answers(self) -> bool:
-        """Returns whether the server gives a token within hang_seconds."""
+        """Return whether the server produces a token within `hang_seconds`."""
         body = {"model": self._model, "prompt": "a", "max_tokens": 1}
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
@@ -62,14 +62,14 @@ class Heartbeat:
             self._answered.set()
 
     def _tokens(self) -> float | None:
-        """How many tokens were read and written since the server was started, None where it does not tell."""
+        """Return the number of tokens read and generated since the server's start, None if `GET /metrics` fails."""
         status, text = self._asked("GET", "/metrics", METRICS_SECONDS)
         return sum(map(float, _TOKEN_COUNTER.findall(text))) if status == HTTPStatus.OK else None
 
     def _asked(
         self, method: str, path: str, seconds: float, body: str | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int | None, str]:
-        """Status and text of an answer, None where there is none in time. No proxy stands before what is here."""
+        """Return status and text of a response, None and "" if there is none in time. HTTP proxies are not used."""
         url = urlsplit(client.client_url(self._address))
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=seconds)
         try:

@@ -1,6 +1,7 @@
-"""What vLLM has before it where it needs no key: requests that a web page had a browser send are refused.
+"""ASGI middleware for a vLLM without a key: reject requests that a web page makes a browser send.
 
-vLLM itself takes every Host, so that a page could ask a server on its visitor's machine by a name of its own.
+vLLM accepts every Host header. Without this check a page could send requests to a server on its visitor's machine by
+DNS rebinding.
 """
 
 import json
@@ -15,13 +16,13 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class HostCheck:
-    """An ASGI middleware, for vLLM's --middleware."""
+    """ASGI middleware for `--middleware` of vLLM."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers 403."""
+        """Forward a request to the application, or answer 403."""
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
         reason = cross_origin_problem(headers.get(b"host", ""), headers.get(b"origin"), needs_key=False)
         if scope["type"] == "lifespan" or reason is None:

@@ -1,10 +1,10 @@
-"""From recipes and their runs to what one vLLM process serves, with everything that can be wrong found before.
+"""Turn recipes and their runs into the plan of one vLLM process, and find all problems before it starts.
 
-adapter          the base that it was trained on, with the adapter beside it; several recipes may share the base
-merged           a whole model, which `make export` wrote
+adapter          the base that it was trained on, with the adapter loaded; several recipes may share the base
+merged           a full model that `make export` wrote
 quantized/int8   the same, quantized
 
-The base is what quantization left of it in training (`serve.base: trained`,
+The base is either the dequantized base of the training (`serve.base: trained`,
 insource/tracking/base_models/base_store.py) or the published one.
 """
 
@@ -26,49 +26,49 @@ from serve import artifact_checks
 from serve.vllm.server_process import Address, LaunchPlan
 
 API_KEY_VARIABLE = "INSOURCE_API_KEY"
-# bfloat16: measured on the pocket classifier, 0.03 at the median, 0.085 at 95%, 0.22 at most; float16 has 8 times its
-# precision. In float32 all answers were equal, so that none is let pass.
+# bfloat16: measured on the pocket classifier, 0.03 at the median, 0.085 at the 95th percentile, 0.22 at most. float16
+# has 8 times its precision. In float32 all answers were equal, so no difference is allowed.
 ROUNDING_BY_DTYPE = {"float32": 0.0, "float16": 0.03, "bfloat16": 0.25}
-# Another model differs on most rows, and rounding on few.
+# Rounding changes few rows; another model differs on most of them.
 MAX_ROUNDING_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A trained task, as clients ask for it."""
+    """A trained task in the variant that is served."""
 
     name: str
-    """The recipe's name, which is the model's name in requests."""
+    """The recipe's name, which is the model name in requests."""
     run: Run
     recipe: Recipe
-    """Of the run; how it is served may have been said later."""
+    """The recipe of the run. The serve settings may come from a later version of the recipe."""
     which: str
-    """adapter, merged or quantized/<scheme>."""
+    """"adapter", "merged" or "quantized/<scheme>"."""
 
     @property
     def folder(self) -> Path:
-        """Returns the folder of what is served."""
+        """Folder of the served variant."""
         return self.run.folder / self.which
 
     @property
     def prompt(self) -> dict[str, Any]:
-        """Returns prompt.json: how the model is asked."""
+        """Contents of prompt.json: messages, constraint, labels and base of the task."""
         return atomic_files.read_json(self.folder / "prompt.json")  # type: ignore[no-any-return]
 
 
 def available_variants(run: Run, recipe: Recipe) -> list[str]:
-    """Returns the forms of a run that are on disk and can be served."""
+    """Return the variants of a run that are on disk and can be served."""
     variants = [] if recipe.lora.unservable else ["adapter"]
     variants += ["merged"] if (run.folder / "merged").is_dir() else []
     return variants + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
 
 
 def rank_variants(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) -> list[str]:
-    """Returns the forms that may be served, the first choice first: the one that the recipe names, or for `auto` all.
+    """Return the variants that may be served, best first: the one in the recipe, or all for `auto`.
 
-    auto takes the adapter where several recipes share a server and on a GPU; on a CPU the merged model, which answers 3
-    to 5 times as fast there. Adapter and merged model are the same weights; a quantized form is the last choice. Raises
-    RecipeError where nothing of it is on disk.
+    `auto` prefers the adapter on a GPU, or if several recipes share a server. On a CPU it prefers the merged model,
+    which answers 3 to 5 times as fast there. Both have the same weights; quantized variants come last. Raise
+    RecipeError if none of them is on disk.
     """
     available = available_variants(run, recipe)
     if serve.model == "auto":
@@ -89,10 +89,10 @@ def rank_variants(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) 
 
 
 def has_trained_weights(served: ServedModel, serve: Serve) -> bool:
-    """Returns whether what is served has the weights that were trained, so that the same answers are due from it.
+    """Return whether a variant has the trained weights, so that it must give the same answers.
 
-    Not so: quantized forms, what is built on the published base although training had a quantized one, and LLM.int8,
-    which rounds activations too while it trains.
+    Quantized variants do not have them, nor variants on the published base if training used a quantized one. Runs with
+    LLM.int8 do not either, because it also rounds activations during training.
     """
     if served.which.startswith("quantized"):
         return False
@@ -101,20 +101,22 @@ def has_trained_weights(served: ServedModel, serve: Serve) -> bool:
 
 
 def rounding_tolerance(served: ServedModel, serve: Serve) -> float:
-    """Returns by how much (natural logarithm) two kernels may move the gap between the two best tokens, in the less
-    precise of the types that training decoded in and that this is served in."""
+    """Return the allowed difference (natural logarithm) between two kernels in the gap of the two most probable tokens.
+
+    It is that of the less precise data type: the one training decoded in, or the one that is served.
+    """
     served_in = LaunchPlan(str(served.folder), served.name, serve, served.recipe.accelerate.use_cpu).dtype
     trained_in = "float32" if served.recipe.accelerate.use_cpu else "bfloat16"
     return max(ROUNDING_BY_DTYPE[served_in], ROUNDING_BY_DTYPE[trained_in])
 
 
 def find_trained_base(served: ServedModel, serve: Serve) -> Mapping[str, Any] | None:
-    """Returns the record of the base that this is served on as training had it, None for the published one."""
+    """Return the record of the base as it was in training, None if the published base is served."""
     return base_store.get_trained_record(served.prompt) if serve.base == "trained" else None
 
 
 def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
-    """Returns what one process serves. Raises RecipeError naming everything that stands against it."""
+    """Return the plan of one vLLM process. Raise RecipeError with all problems that prevent serving."""
     adapters = [served_model for served_model in served if served_model.which == "adapter"]
     if len(adapters) < len(served) and len(served) > 1:
         details = ", ".join(f"{served_model.name} ({served_model.which})" for served_model in served)
@@ -153,7 +155,7 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
 
 
 def plan_base_launch(served: ServedModel, serve: Serve) -> LaunchPlan:
-    """Returns what serves the untuned base of a run, under the chat template that the run was trained with."""
+    """Return the plan for the untuned base of a run, with the chat template of the training."""
     adapter = replace(served, which="adapter")
     model, revision = locate_base(adapter, serve)
     return LaunchPlan(
@@ -168,8 +170,10 @@ def plan_base_launch(served: ServedModel, serve: Serve) -> LaunchPlan:
 
 
 def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
-    """Returns the base of an adapter as vLLM loads it: a folder or a name on the hub, and the revision there. Raises
-    RecipeError where the run was trained on a folder that is not there (another machine, an emptied cache)."""
+    """Return the base of an adapter as vLLM loads it, a folder or a name on the hub, and its revision there.
+
+    Raise RecipeError if the run was trained on a folder that does not exist (another machine, an emptied cache).
+    """
     if record := find_trained_base(served, serve):
         return str(base_store.store_path(served.run.folder) / record["digest"]), None
     if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
@@ -182,7 +186,7 @@ def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
 
 
 def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
-    """Returns what stands against serving an adapter, its base included, each with what to do."""
+    """Return the problems that prevent serving an adapter on its base, each with its fix."""
     if not (served.folder / "prompt.json").is_file():
         return artifact_checks.check_adapter(served.folder, None, {})
     record = find_trained_base(served, serve)
@@ -201,6 +205,7 @@ def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
 
 
 def _problems(served: ServedModel, serve: Serve) -> list[str]:
+    """Return the problems that prevent serving a variant, each with the model's name."""
     if served.which == "adapter":
         return [f"{served.name}: {problem}" for problem in adapter_problems(served, serve)]
     if not served.folder.is_dir():
@@ -215,7 +220,7 @@ def _problems(served: ServedModel, serve: Serve) -> list[str]:
 
 
 def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
-    """Why a merged or quantized model is not of this adapter on the base that is asked for, None where it is."""
+    """Return why an exported model is not of the run's adapter and the base of `serve.base`, None if it is."""
     path = served.folder / "export.json"
     export = atomic_files.read_json(path) if path.is_file() else {}
     if export.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
@@ -228,27 +233,29 @@ def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
 
 
 def base_name(prompt: Mapping[str, Any]) -> str:
-    """Returns the name that the base bears in requests; a folder goes by its last part."""
+    """Return the name of the base in requests. For a folder it is the last part of the path."""
     name = str(prompt["base"]["name"])
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def _unique_base_name(name: str, adapters: Mapping[str, Path]) -> str:
-    """Returns the base's name, with an end where an adapter has it: vLLM refuses to start with one name for both."""
+    """Return the base's name, with a suffix if an adapter has it: vLLM does not start with duplicate names."""
     while name in adapters:
         name += "-base"
     return name
 
 
 def base_folder(recipe: Recipe) -> Path | None:
-    """Returns the folder of a recipe's base, None where it comes from the hub."""
+    """Return the folder of a recipe's base, None for a base from the hub."""
     folder = POCKET if recipe.model.base == "pocket" else Path(recipe.model.base)
     return folder if folder.is_dir() else None
 
 
 def require_api_key(address: Address) -> str | None:
-    """Returns the key that requests must bear, None where none is set. Raises RecipeError where others than this
-    machine can reach the address and there is no key."""
+    """Return the API key that requests must have, None if none is set.
+
+    Raise RecipeError if other machines can reach the address and there is no key.
+    """
     key = os.environ.get(API_KEY_VARIABLE) or None
     if key is None and not address.local:
         raise RecipeError(
@@ -260,7 +267,7 @@ def require_api_key(address: Address) -> str | None:
 
 
 def required_memory_bytes(plan: LaunchPlan) -> int | None:
-    """Returns the bytes of main memory that weights and cache take on a CPU, None where nobody can tell."""
+    """Return the bytes of main memory that weights and cache take on a CPU, None if unknown."""
     folder = Path(plan.model)
     if not plan.use_cpu or not folder.is_dir():
         return None
@@ -269,7 +276,7 @@ def required_memory_bytes(plan: LaunchPlan) -> int | None:
 
 
 def memory_problem(plan: LaunchPlan, available_bytes: int) -> str | None:
-    """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
+    """Return why a model does not fit into the available main memory, None if it fits or the size is unknown."""
     required_bytes = required_memory_bytes(plan)
     if required_bytes is None or required_bytes <= available_bytes:
         return None

@@ -11,32 +11,37 @@ from typing import Protocol
 from serve.vllm import launch_plan, server_process
 from serve.vllm.server_process import Address, VllmProcess
 
-# An engine that fails more often than this is not started again.
+# vLLM is not restarted after more failures than this.
 MAX_RESTARTS, RESTART_WINDOW_SECONDS = 3, 600.0
 
 
 def shell_command(plan: server_process.LaunchPlan, address: Address, with_key: bool) -> str:
-    """Returns the vLLM command as one can type it, with the environment that it needs; a key is not shown."""
+    """Return the vLLM command as a shell line, with its environment variables. It refers to a key by its variable."""
     env = server_process.vllm_environment(plan, "$" + launch_plan.API_KEY_VARIABLE if with_key else None)
     variables = [f'{name}="{value}"' if value.startswith("$") else f"{name}={value}" for name, value in env.items()]
     return " ".join([*variables, shlex.join(server_process.vllm_command(plan, address, with_key))])
 
 
 def start_and_wait(vllm: VllmProcess) -> float:
-    """Starts vLLM and waits for it, with progress. Returns the seconds that it took."""
+    """Start vLLM and wait until it is ready, with progress. Return the seconds since the start.
+
+    Raise RecipeError or StageError as `start_vllm` and `wait_until_ready` do.
+    """
     start_vllm(vllm)
     return wait_until_ready(vllm)
 
 
 def start_vllm(vllm: VllmProcess) -> None:
-    """Starts vLLM, and says so. Raises RecipeError where its port is taken."""
+    """Start vLLM and print a line with its log. Raise RecipeError if its port is taken."""
     print(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}", file=sys.stderr, flush=True)
     vllm.start()
 
 
 def wait_until_ready(vllm: VllmProcess) -> float:
-    """Waits for vLLM with progress. Returns the seconds since its start. Raises StageError where it ends or takes too
-    long."""
+    """Wait until vLLM is ready, with progress. Return the seconds since its start.
+
+    Raise StageError if it ends or takes longer than `serve.start_seconds`.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -52,16 +57,19 @@ def wait_until_ready(vllm: VllmProcess) -> float:
 
 
 class Stoppable(Protocol):
-    """An engine, or several."""
+    """One vLLM process, or several."""
 
     def stop(self) -> None:
-        """Ends what was started."""
+        """Stop the processes."""
 
 
 @contextmanager
 def stop_on_exit(vllm: Stoppable) -> Iterator[None]:
-    """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does, and what was ignored
-    from the start stays ignored (nohup)."""
+    """Stop vLLM when the block ends, for whatever reason.
+
+    SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does. A signal that was ignored at the start stays ignored
+    (nohup).
+    """
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     previous_handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:

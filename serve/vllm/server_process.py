@@ -1,10 +1,9 @@
-"""One vLLM process: its command, its start, its end.
+"""One vLLM process: its command, start, health and stop.
 
-    engine = Engine(plan, Address("127.0.0.1", 8000), log)
-    engine.start()
-    engine.wait_ready(on_progress)        StageError with the server's own words where it dies
-    engine.alive()
-    engine.stop()                         and all processes that it started
+    vllm = VllmProcess(plan, Address("127.0.0.1", 8000), log)
+    vllm.start()
+    vllm.wait_ready(on_progress)        StageError with vLLM's own error if it ends
+    vllm.stop()                         also stops all processes that it started
 
 It listens on a port, or on a Unix socket that only this user can reach.
 """
@@ -35,7 +34,7 @@ VLLM_MODULE = "vllm.entrypoints.openai.api_server"
 HOST_CHECK = "serve.vllm.host_check.HostCheck"
 UNREACHABLE_DOMAIN = "none.invalid"
 SMALL_CPU_CORES = 4
-# vLLM's own name for it, "uni", is overruled on a CPU, where its workers are apart so that each has its cores.
+# The short name "uni" is overridden on a CPU: vLLM then starts separate workers to bind each to its cores.
 UNIPROC_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.25
@@ -44,28 +43,28 @@ _MAX_LOG_LINES = 12
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What one vLLM process serves, all of it checked by servable.py."""
+    """What one vLLM process serves. `serve/artifact_checks.py` has checked its files."""
 
     model: str
     """A folder, or a name on the hub."""
     name: str
-    """The model's name in requests."""
+    """The model name in requests."""
     serve: Serve
     use_cpu: bool
     revision: str | None = None
     chat_template: Path | None = None
     tokenizer: Path | None = None
-    """The folder of the tokenizer and of the generation config of the training, where the model's own are others."""
+    """Folder with the tokenizer and the generation config of the training, if the model folder has others."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
-    """Adapters by their names in requests."""
+    """Adapter folders by their names in requests."""
     max_lora_rank: int = 0
     runtime_adapters: int = 0
-    """Adapters that may be loaded while it runs, at the same time; 0: none may."""
+    """Maximum number of adapters loaded at runtime at the same time; 0 disables loading."""
     prefix_caching: bool = True
 
     @property
     def dtype(self) -> str:
-        """Returns the type that it computes in."""
+        """Data type that vLLM computes in: float32 or bfloat16 for `serve.dtype: auto`."""
         if self.serve.dtype != "auto":
             return self.serve.dtype
         int8 = Path(self.model).parts[-2:] == ("quantized", "int8")
@@ -74,7 +73,7 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens: host and port, or the path of a Unix socket."""
+    """Address that a server listens on: host and port, or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -85,12 +84,12 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """Returns whether it can be reached from this machine alone."""
+        """True if only this machine can reach the address."""
         return self.socket is not None or self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
 
 
 def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> list[str]:
-    """Returns the vLLM command, as it is run and as --dry-run prints it."""
+    """Return the vLLM command line, as it is run and as `--dry-run` prints it."""
     listen_options = (
         ["--uds", str(address.socket)] if address.socket else ["--host", address.host, "--port", str(address.port)]
     )
@@ -99,11 +98,12 @@ def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> 
     argv += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
     argv += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
     argv += ["--tokenizer", str(plan.tokenizer)] if plan.tokenizer else []
-    # By itself vLLM would take Mistral's own tokenizer where tekken.json lies there, and renderers of its own for some
-    # models: neither reads the template.
+    # The default uses Mistral's own tokenizer if the folder has a tekken.json, and its own renderers for some models.
+    # Neither uses the chat template.
     argv += ["--tokenizer-mode", "hf"]
-    # vLLM stops at the tokenizer's EOS and at those of the generation config: with both from the training, at the
-    # trained stop alone. Who asks for nothing else gets the greedy answer, whatever the base's config says.
+    # vLLM stops at the EOS of the tokenizer and at those of the generation config. With both from the training it stops
+    # only at the trained token. Without sampling parameters in a request it decodes greedily, whatever the base's
+    # config sets.
     generation_config = (
         plan.tokenizer if plan.tokenizer and (plan.tokenizer / "generation_config.json").is_file() else "vllm"
     )
@@ -114,13 +114,14 @@ def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> 
         json.dumps({"temperature": 0.0}),
     ]
     argv += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
-    # Log-probabilities among what the constraint allows: those of the path that was taken.
+    # Log-probabilities after the constraint is applied: of the tokens that it allows.
     argv += ["--logprobs-mode", "processed_logprobs"]
     if plan.use_cpu:
-        # vLLM's own 128 tokens there: a prefix is cached in whole blocks, and what is left of it is computed each time.
+        # The default on a CPU is 128 tokens. A prefix is cached in full blocks, and the rest of it is computed for each
+        # request.
         argv += ["--kv-cache-memory-bytes", str(int(plan.serve.cpu_cache_gib * 2**30)), "--block-size", "32"]
         if len(os.sched_getaffinity(0)) <= SMALL_CPU_CORES:
-            # One start of Python less, and all cores compute; vLLM's own way keeps one of them free.
+            # Saves the start of one Python process and uses all cores; the default executor keeps one core free.
             argv += ["--distributed-executor-backend", UNIPROC_EXECUTOR]
     else:
         argv += ["--gpu-memory-utilization", str(plan.serve.gpu_memory_utilization)]
@@ -129,7 +130,7 @@ def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> 
         argv += ["--enable-lora", "--max-lora-rank", str(plan.max_lora_rank), "--max-loras", str(max_loras)]
     if plan.adapters:
         argv += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
-    # Tasks are text: no request has the server fetch what it names.
+    # Tasks are text. No request may make the server fetch a URL.
     argv += ["--allowed-media-domains", UNREACHABLE_DOMAIN]
     if address.socket is None and not with_key:
         argv += ["--middleware", HOST_CHECK]
@@ -139,24 +140,25 @@ def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> 
 
 
 def vllm_environment(plan: LaunchPlan, api_key: str | None) -> dict[str, str]:
-    """Returns the environment variables that the command needs, beside those of this process."""
+    """Return the environment variables that the command needs in addition to those of this process."""
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(plan.model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     if plan.use_cpu and plan.serve.enforce_eager:
-        # vLLM 0.32 compiles its ranking of log-probabilities all the same: that needs a C++ compiler, seconds of the
-        # first request, and fails under ATEN_CPU_CAPABILITY=default, for which torch 2.13 writes C++ that is none.
+        # vLLM 0.32 compiles the ranking of log-probabilities even with enforce_eager. That needs a C++ compiler and
+        # takes seconds of the first request. It fails under ATEN_CPU_CAPABILITY=default, where torch 2.13 generates
+        # invalid C++.
         env["TORCH_COMPILE_DISABLE"] = "1"
     if plan.runtime_adapters:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if api_key:
-        # Not on the command line, where every user of the machine could read it.
+        # Not on the command line, which every user of the machine can read.
         env["VLLM_API_KEY"] = api_key
     return env
 
 
 class VllmProcess:
-    """A vLLM process that this one has started."""
+    """A vLLM process started by this process."""
 
     def __init__(
         self,
@@ -173,9 +175,11 @@ class VllmProcess:
         self._began = 0.0
 
     def start(self) -> None:
-        """Starts the process. Only the main thread may: the process ends with the thread that started it.
+        """Start the process.
 
-        Raises RecipeError where the port is taken.
+        Only the main thread may call it, because vLLM is killed when the thread that started it ends.
+
+        Raise RecipeError if the port is taken.
         """
         if self.address.socket is None:
             check_port_free(self.address.host, self.address.port)
@@ -185,9 +189,10 @@ class VllmProcess:
             self._process = _spawn(argv, vllm_environment(self.plan, self._api_key), log)
 
     def wait_ready(self, on_progress: Callable[[float, str], None] = lambda seconds, line: None) -> float:
-        """Returns after how many seconds the server was ready; `on_progress` gets seconds and the last line of its log.
+        """Wait until the server is ready and return the seconds since its start.
 
-        Raises StageError with the server's own words where it ends, or takes longer than `serve.start_seconds`.
+        `on_progress` gets the seconds and the last line of the log. Raise StageError with vLLM's own error if the
+        process ends or takes longer than `serve.start_seconds`.
         """
         while True:
             seconds = time.monotonic() - self._began
@@ -202,23 +207,23 @@ class VllmProcess:
 
     @property
     def pid(self) -> int:
-        """Returns the id of the server's process. Raises RuntimeError before start."""
+        """Process id of the server. Raise RuntimeError before `start`."""
         if self._process is None:
             raise RuntimeError("not started")
         return self._process.pid
 
     def alive(self) -> bool:
-        """Returns whether the server's process runs. Any thread may ask, also while another one stops it."""
+        """Return whether the process runs. Thread-safe, also while another thread stops it."""
         process = self._process
         return process is not None and process.poll() is None
 
     def why(self) -> str:
-        """Returns what the server said of its end, and where its log is."""
+        """Return the errors in the server's log and the path of the log."""
         errors = "\n".join(f"  {line}" for line in extract_errors(_read_tail(self.log)) or ["nothing"])
         return f"and said:\n{errors}\n  The whole log: {os.path.relpath(self.log)}{known_error_hint(errors)}"
 
     def stop(self) -> None:
-        """Ends the server and every process that it started, killed after `stop_seconds`. Any thread may do so."""
+        """Stop the server and all processes that it started; kill them after `stop_seconds`. Thread-safe."""
         with self._stopping:
             if self._process is None:
                 return
@@ -248,12 +253,14 @@ def _spawn(argv: list[str], env: Mapping[str, str], log: IO[bytes]) -> subproces
 
 
 def find_dead_children(pid: int) -> set[int]:
-    """Returns the processes that the server started, that have ended and that it has not asked for: it may outlive its
-    engine, and answer 500. One that ends as it should is there for a moment too."""
+    """Return the ids of ended child processes of vLLM that it has not reaped.
+
+    vLLM may outlive its engine process and answer 500. A child that ends normally is listed for a moment too.
+    """
     pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # pid (name) state parent ...; the name may hold anything.
+            # pid (name) state parent ...; the name may contain any character.
             state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
         except OSError:
             continue
@@ -263,7 +270,7 @@ def find_dead_children(pid: int) -> set[int]:
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Raises RecipeError where something listens at the port already, or the host is none of this machine's."""
+    """Raise RecipeError if the port is in use or the host is not an address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -275,14 +282,14 @@ def check_port_free(host: str, port: int) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Returns a port that is free now."""
+    """Return a port that is free now."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
 
 
 def is_healthy(address: Address) -> bool:
-    """Returns whether the server answers `GET /health` with 200."""
+    """Return whether the server answers `GET /health` with 200."""
     if address.socket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(5)
@@ -301,41 +308,41 @@ def is_healthy(address: Address) -> bool:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last line of a log that says something."""
+    """Return the last non-empty line of a log."""
     lines = (_strip_log_prefix(line) for line in reversed(_read_tail(log, 4096).splitlines()))
     return next((line for line in lines if line), "")
 
 
 def _read_tail(log: Path, max_bytes: int = 2**20) -> str:
-    """The end of a log, which may have grown for months."""
+    """Return the end of a log, which may have grown for months."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - max_bytes))
         return file.read().decode(errors="replace")
 
 
 def extract_errors(log: str) -> list[str]:
-    """Returns the lines of vLLM's log that say why it ended: the errors, without tracebacks; else the last lines."""
+    """Return the errors in vLLM's log without tracebacks, or its last lines if it has no errors."""
     lines = [_strip_log_prefix(line) for line in log.splitlines()]
-    # An error that is told on several lines, as pydantic does, has its reason on the second.
+    # A pydantic error has several lines, with the reason on the second.
     errors = [
         f"{line} {next_line}" if re.search(r"error for \w+$", line) else line
         for line, next_line in zip_longest(lines, lines[1:], fillvalue="")
         if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
     ]
-    # The first error is the cause, what follows it are its consequences in other processes.
+    # The first error is the cause. The following ones are its consequences in other processes.
     selected = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_MAX_LOG_LINES:]
     return [line[:500] for line in selected]
 
 
 def known_error_hint(text: str) -> str:
-    """Returns what would do about an error that is known, with a line break before it, else nothing."""
+    """Return the fix of a known error, after a line break, or an empty string."""
     hints = {
-        # Said before anything is loaded: others hold a part of the GPU, such as the screen.
+        # Logged before the model is loaded: another process, such as the display, uses part of the GPU.
         r"Free memory on device|less than desired GPU memory utilization|Decrease GPU memory": (
             "Something else holds a part of the GPU (nvidia-smi tells what): end that, or take a lower "
             "serve.gpu_memory_utilization, below the free share that is told above."
         ),
-        # The cache gets what the share leaves beside the weights.
+        # The KV cache gets the part of gpu_memory_utilization that the weights leave.
         r"No available memory|larger than the available KV": (
             "The weights leave too little for the cache: take a smaller serve.max_model_len, "
             "serve.gpu_memory_utilization up to 0.95, serve.model=quantized/int8, or a larger machine."
@@ -351,7 +358,7 @@ def known_error_hint(text: str) -> str:
 
 
 def _strip_log_prefix(line: str) -> str:
-    """A line without what vLLM's logger writes before it: process, level, time, place."""
+    """Return a line without the prefix of vLLM's logger: process, level, time, source file."""
     line = re.sub(r"\x1b\[[0-9;]*m", "", line)
     line = re.sub(r"^\(\w+ pid=\d+\)\s*", "", line)
     return re.sub(r"^(INFO|WARNING|ERROR|DEBUG) [\d-]+ [\d:.]+ \[[^\]]*\]\s*", "", line).strip()
