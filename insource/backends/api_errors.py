@@ -1,11 +1,11 @@
-"""What a refusal is about: the row, or how every row is asked.
+"""Classification of API errors: caused by one row's input, or by how every row is requested.
 
-400 "temperature: Extra inputs are not permitted"       how it is asked: says nothing of the model
-401, 402, 403, 404, 422                                 how it is asked: key, account, name of the model
-400 "prompt is too long: 210000 tokens > 200000"        the row: the model cannot answer it, which is a wrong answer
-400 code content_filter                                 the row: a refusal, which is a wrong answer
+400 "temperature: Extra inputs are not permitted"       configuration: not an answer of the model
+401, 402, 403, 404, 422                                 configuration: key, account, model name
+400 "prompt is too long: 210000 tokens > 200000"        input: the model cannot answer this row, a wrong answer
+400 code content_filter                                 input: a refusal, a wrong answer
 
-A reason that is not known to be about the row counts as the other: nobody is judged by it.
+A reason that is not known to be an input error counts as a configuration error. It never counts against the model.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIGURATION_STATUS = (400, 401, 402, 403, 404, 405, 422)
-# Codes of OpenAI and Azure, types of Anthropic.
+# Error codes of OpenAI and Azure; error types of Anthropic.
 _INPUT_ERROR_CODES = frozenset(
     ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation",
      "invalid_prompt", "request_too_large")
@@ -28,22 +28,25 @@ _INPUT_ERROR_PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class ApiError:
-    """What a provider answers where it does not answer."""
+    """The error object of a provider's error response."""
 
     message: str
     code: str = ""
-    """The error's code, or its type where it has none."""
+    """The error's code, or its type if it has no code."""
     param: str = ""
-    """The parameter that it names, where it names one in a field of its own."""
+    """The rejected parameter, if the error has a field for it."""
 
     @property
     def about_the_row(self) -> bool:
-        """Returns whether the reason lies in what this one row says."""
+        """Whether the cause is the input of this row."""
         return self.code in _INPUT_ERROR_CODES or _INPUT_ERROR_PATTERN.search(self.message) is not None
 
 
 def parse_api_error(body: object, default_message: str = "") -> ApiError:
-    """Returns the refusal in the body of an answer: {"error": {...}} or that error itself; else the words given."""
+    """Return the error in a response body: `{"error": {...}}` or the error object itself.
+
+    `default_message` is the message if the body has none.
+    """
     error: Any = body
     while isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):
         error = error["error"]
@@ -54,13 +57,15 @@ def parse_api_error(body: object, default_message: str = "") -> ApiError:
 
 
 def is_configuration_error(status: int, error: ApiError) -> bool:
-    """Returns whether a row was refused for how it was asked, and not for what it says."""
+    """Return whether a request was refused because of its configuration, not because of the row's input."""
     return status in CONFIGURATION_STATUS and not error.about_the_row
 
 
 def find_rejected_parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:
-    """Returns which optional parameter a 400 names first, None where it names none. `optional`: by parameter, the
-    names that a provider gives it."""
+    """Return the optional parameter that an HTTP 400 error names first, None if it names none.
+
+    `optional` maps each parameter to the names that a provider uses for it.
+    """
     if not error.startswith("HTTP 400"):
         return None
     matches = [

@@ -1,10 +1,10 @@
-"""Attempts on disk before they are sent: what was on its way when a process ended may have been paid for.
+"""Log of API attempts, written before each attempt is sent: attempts in flight at a kill may have been charged.
 
-{"key": "5d41...", "process": "9f2c41a0", "usd": 0.00021}     may be sent from now on, and cost so much at most
-{"key": "5d41...", "process": "9f2c41a0", "usd": null}        its answer is in the journal, with what it cost
+{"key": "5d41...", "process": "9f2c41a0", "usd": 0.00021}     may be sent from now on, and costs at most this much
+{"key": "5d41...", "process": "9f2c41a0", "usd": null}        its response is in the cache, with its cost
 
-The file stands beside the journal and is written by the process that holds the journal's lock. Where every attempt has
-its answer, the file goes.
+The file is beside the response cache. Only the process that holds the cache's lock writes it. It is removed when every
+attempt has a response.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from insource.config.errors import StageError
 
 
 def attempt_log_path(cache_path: Path) -> Path:
-    """Returns the file of the attempts whose answers go to a journal."""
+    """Return the attempt log of a response cache."""
     return cache_path.with_suffix(".attempts.jsonl")
 
 
 def read_unsettled_usd(cache_path: Path) -> dict[str, float]:
-    """Returns {key: the most that attempts can have cost of which no answer is known}."""
+    """Return {key: upper bound in USD of the attempts without a known response}."""
     path = attempt_log_path(cache_path)
     usd_by_attempt: dict[tuple[str, str], float] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
@@ -33,7 +33,7 @@ def read_unsettled_usd(cache_path: Path) -> dict[str, float]:
             record = json.loads(line)
             attempt, usd = (record["key"], record["process"]), record["usd"]
         except (ValueError, TypeError, KeyError):
-            continue  # torn, so that it was not sent
+            continue  # torn: the attempt was not sent
         if usd is None:
             usd_by_attempt.pop(attempt, None)
         else:
@@ -45,7 +45,7 @@ def read_unsettled_usd(cache_path: Path) -> dict[str, float]:
 
 
 class AttemptLog:
-    """A purse that writes down every attempt before it is made."""
+    """A spend limiter that logs every attempt before it is sent."""
 
     def __init__(self, limiter: SystemBudget, cache_path: Path) -> None:
         self._purse, self._journal = limiter, cache_path
@@ -55,7 +55,8 @@ class AttemptLog:
         self._begun = self._written = 0
 
     async def reserve(self, request: Request) -> bool:
-        """Returns whether an attempt may be made, which is on disk then. Raises StageError where it cannot be."""
+        """Reserve the cost of an attempt and log it. Return whether it may be sent. Raise StageError if the log is not
+        writable."""
         if not await self._purse.reserve(request):
             return False
         try:
@@ -66,20 +67,23 @@ class AttemptLog:
         return True
 
     def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
-        """Passes on what an attempt brought; it is known when its answer is in the journal (`answered`)."""
+        """Pass the outcome of an attempt to the limiter.
+
+        The log entry stays open until `record_answered` reports that the response is cached.
+        """
         self._purse.settle(request, completion, possibly_charged)
 
     def answered(self, keys: Iterable[str]) -> None:
-        """Writes down that answers are in the journal. One that is lost counts twice, and is never sent twice."""
+        """Log that responses are in the cache. A lost entry counts the cost twice; no request is sent twice."""
         self._append([self._line(key, None) for key in keys], flush=False)
 
     def close(self) -> None:
-        """Removes the file where every attempt has its answer."""
+        """Remove the file if every attempt has a response."""
         if not read_unsettled_usd(self._journal):
             attempt_log_path(self._journal).unlink(missing_ok=True)
 
     async def _write(self, line: str) -> None:
-        """Has a line on disk, together with those of others that wait for it: one flush takes as long as many."""
+        """Write a line durably, together with the queued lines of other tasks: one fsync serves all of them."""
         self._lines.append(line)
         self._begun += 1
         number = self._begun
@@ -96,7 +100,7 @@ class AttemptLog:
         path = attempt_log_path(self._journal)
         try:
             with path.open("ab", buffering=0) as file:
-                # First the end of a line that a process was killed at.
+                # The newline first: it ends a line that a killed process left torn.
                 remaining = memoryview(b"\n" + "".join(lines).encode())
                 while remaining:
                     remaining = remaining[file.write(remaining) :]

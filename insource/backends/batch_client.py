@@ -1,12 +1,12 @@
-"""Requests that are answered some time within a day, at half the price: the batch APIs of OpenAI and Anthropic.
+"""The batch APIs of OpenAI and Anthropic: responses within a day, at half the price.
 
-created(client, backend, name, began, requests)   "batch_68f..."      the id, to be kept on disk
-ended(client, backend, id, poll_seconds)          State("ended", "3,080 of 3,080 done")
-results(client, backend, id, asked)               {custom id: Received(...) or Failed(...)}
+create_batch(client, backend, name, started_at, requests)   "batch_68f..."      the id, to be stored on disk
+wait_for_batch(client, backend, id, poll_seconds, log)      BatchState("ended", "3,080 of 3,080 done")
+fetch_results(client, backend, id, request)                 {custom id: Completion(...) or AttemptFailure(...)}
 
-A batch is created once, also where it is not known whether an attempt to create it came through: before a second
-attempt the provider is asked for what it has (`openai_batch.find`, `anthropic_batch.find`, which say how sure that
-is). The requests' own ids are the batch's custom ids: at most 64 characters, letters, digits, - and _.
+A batch is created once, even if the response to the creation is lost. Before a second attempt the provider's batches
+are searched (`openai_batch.find`, `anthropic_batch.find`, whose docstrings state how reliable the search is). The ids
+of the requests are the batch's custom ids: at most 64 characters out of letters, digits, - and _.
 """
 
 import asyncio
@@ -25,27 +25,31 @@ T = TypeVar("T")
 BATCH_MODULES: Mapping[ApiFormat, ModuleType] = {"openai": openai_batch, "anthropic": anthropic_batch}
 MAX_BATCH_REQUESTS = 50_000
 MAX_BATCH_BYTES = 100 * 2**20
-# Each look at a batch waits half as long again as the one before, up to so many times the first wait.
+# Each poll waits POLL_BACKOFF times as long as the last, up to MAX_POLL_FACTOR times the first wait.
 POLL_BACKOFF, MAX_POLL_FACTOR = 1.5, 30
-# Looks in succession that brought nothing, after which nobody waits on.
+# Consecutive failed polls, after which the wait is given up.
 MAX_FAILED_POLLS = 10
 
 
 @dataclass(frozen=True)
 class BatchState:
-    """How far a batch is."""
+    """The state of a batch."""
 
     state: Literal["running", "ended", "cancelled", "failed"]
-    """failed: the provider did not take it, nothing in it was asked. cancelled: part of it may have been answered."""
+    """failed: the provider rejected the batch, and no request was processed. cancelled: some requests may have
+    responses."""
     told: str
 
 
 async def create_batch(
     client: Any, backend: Backend, name: str, started_at: datetime, requests: Sequence[Request]
 ) -> str | AttemptFailure:
-    """Returns the id of a new batch. `started_at`: before this was called. Where a failure leaves open whether there is
-    a batch now, the one that is found is returned, and none made a second time. A failure with `again` leaves that open
-    to the end."""
+    """Create a batch and return its id.
+
+    `started_at` is a time before this call. If a failure leaves open whether the batch exists, an existing one is
+    searched and returned; none is created twice. A failure with `retry_now` means that it is still unknown whether a
+    batch exists.
+    """
     api, ids = BATCH_MODULES[backend.wire], [request.id for request in requests]
     for failures in range(backend.retries + 1):
         result: str | AttemptFailure = await call_sdk(backend, api.create(client, backend, name, requests), None)
@@ -68,8 +72,10 @@ async def find_batch(
     ids: Sequence[str],
     foreign_batch_ids: Collection[str] = (),
 ) -> str | AttemptFailure | None:
-    """Returns the id of the batch of that name, None where the provider has none. `ids`: of its requests.
-    `foreign_batch_ids`: batches that are known to be others."""
+    """Return the id of the batch with this name, None if the provider has none.
+
+    `ids` are the ids of its requests. `foreign_batch_ids` are batches that are known to be others.
+    """
     api = BATCH_MODULES[backend.wire]
     return await _retry_idempotent(backend, lambda: api.find(client, name, started_at, ids, foreign_batch_ids))
 
@@ -77,7 +83,7 @@ async def find_batch(
 async def wait_for_batch(
     client: Any, backend: Backend, batch_id: str, poll_seconds: float, log: Callable[[str], None]
 ) -> BatchState | AttemptFailure:
-    """Returns how a batch ended, once it has; looks at it in waits that grow. `log` gets how far it is."""
+    """Poll a batch at growing intervals and return its final state. `log` gets the progress."""
     api, wait, n_failed = BATCH_MODULES[backend.wire], poll_seconds, 0
     while True:
         polled: Any = await _retry_idempotent(backend, lambda: api.poll(client, batch_id))
@@ -97,14 +103,16 @@ async def wait_for_batch(
 async def fetch_results(
     client: Any, backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure] | AttemptFailure:
-    """Returns what became of each request of a batch that ended, by custom id. `request`: a request with the constraint
-    that all of them have."""
+    """Return the outcome of each request of an ended batch, by custom id.
+
+    `request` is a request with the constraint that all of them share.
+    """
     api = BATCH_MODULES[backend.wire]
     return await _retry_idempotent(backend, lambda: api.fetch_results(client, backend, batch_id, request))
 
 
 async def _retry_idempotent(backend: Backend, call: Callable[[], Awaitable[T]]) -> T | AttemptFailure:
-    """Returns what a call brought that may be repeated as often as one likes."""
+    """Return the result of a call that is safe to repeat."""
     for failures in range(backend.retries + 1):
         result = await call_sdk(backend, call(), None)
         if not isinstance(result, AttemptFailure) or not result.again or failures == backend.retries:

@@ -1,14 +1,15 @@
-"""Questions asked in batches, one batch after the other, each as large as the budget surely allows.
+"""Batch mode of `collect`: one batch after the other, each as large as the budget is certain to allow.
 
-<journal>.batch.json, written before a batch is made and gone once its answers are in the journal:
+<cache>.batch.json, written before a batch is created and removed when its responses are in the cache:
+
 {"name": "insource-1f0c...", "id": "batch_68f...", "began": "2026-11-21T10:00:00Z", "wire": "openai",
  "base_url": null, "structured": "json_schema", "json_schema": {...}, "strangers": [],
  "keys": {"5d41...": {"id": "T000017", "repeat": 0, "request_sha256": "9f2c..."}, ...}}
 
-The id is null between the two writes. Whoever is killed then leaves it so, and the next process asks the provider
-whether there is a batch: OpenAI's bear the name, of Anthropic's those are looked at that were made since and hold as
-many requests, and their custom ids are compared once they ended. What cannot be found is a batch that the provider does
-not list yet; it would be made, and paid for, a second time.
+The id is null until the batch is created. If the process dies between the two writes, the next one searches the
+provider's batches. OpenAI batches have our name in their metadata. For Anthropic, batches created since then with the
+same number of requests are candidates; their custom ids are compared when they end. A batch that the provider does not
+list yet is not found; it is created, and paid for, a second time.
 """
 
 import uuid
@@ -29,14 +30,14 @@ from insource.config.errors import StageError
 from insource.system import atomic_files
 from insource.tracking.run import utc_timestamp
 
-# Fewer are worth a batch only where they are all that is left: each may take a day.
+# Each batch may take a day. Fewer requests are sent only if they are all that remain.
 MIN_BATCH_SIZE = 100
 MISSING_FROM_BATCH = AttemptFailure("the batch ended without a word of it", again=False, another_day=True)
 
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """A batch that was begun: what stands in <journal>.batch.json."""
+    """A batch that was started: the content of <cache>.batch.json."""
 
     name: str
     id: str | None
@@ -45,23 +46,26 @@ class PendingBatch:
     base_url: str | None
     structured: StructuredOutput
     json_schema: Mapping[str, Any] | None
-    """That answers are read by: all requests of a batch have the same."""
+    """The schema for parsing responses: all requests of a batch share one."""
     strangers: tuple[str, ...]
-    """Ids that were taken for this batch, and turned out to be others."""
+    """Ids that were taken for this batch and turned out to belong to others."""
     keys: Mapping[str, Mapping[str, Any]]
 
     def began_at(self) -> datetime:
-        """Returns when it was begun."""
+        """Return the start time."""
         return datetime.fromisoformat(self.began)
 
 
 class _StopError(Exception):
-    """Why no more is asked."""
+    """Ends the collection; the message is the reason."""
 
 
 async def collect_batches(session: CollectSession, poll_seconds: float, log: Callable[[str], None]) -> str | None:
-    """Asks all that is waiting, after the batch that an earlier process began. Returns why it stopped before, or what
-    is left for another time; None where all is answered. A budget that allows no more leaves the purse empty."""
+    """Send all pending requests in batches, after the batch that an earlier process started.
+
+    Return the reason for stopping early or for requests that remain; None if every request has a response. If the
+    budget is used up, `system_budget.exhausted` is set.
+    """
     path, backend = batch_file_path(session.journal.path), session.backend
     pending = _read_pending(path, backend)
     if pending is None and not session.waiting:
@@ -101,6 +105,10 @@ async def collect_batches(session: CollectSession, poll_seconds: float, log: Cal
 
 
 def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
+    """Return the pending batch on disk, None if there is none.
+
+    Raise StageError if the file is malformed, or if the batch was created at another address.
+    """
     if not path.exists():
         return None
     try:
@@ -122,7 +130,7 @@ def _write_pending(path: Path, pending: PendingBatch) -> None:
 
 
 async def _resume_batch(client: Any, session: CollectSession, pending: PendingBatch) -> PendingBatch | None:
-    """Returns the batch that an earlier process began, with its id; None where it never came to be."""
+    """Return the batch of an earlier process, with its id; None if it was never created."""
     path = batch_file_path(session.journal.path)
     if pending.id is None:
         ids = list(pending.keys)
@@ -143,8 +151,10 @@ async def _resume_batch(client: Any, session: CollectSession, pending: PendingBa
 
 
 def _choose_requests(session: CollectSession, attempted_keys: set[str]) -> list[Request]:
-    """Returns the requests of the next batch, for which the most that they can cost is set aside; none where all were
-    tried, or where the budget allows so few that they are not worth waiting for."""
+    """Return the requests of the next batch, and reserve the upper bound of their cost.
+
+    Return none if all were tried, or if the budget allows fewer than MIN_BATCH_SIZE.
+    """
     system_budget, chosen, size = session.purse, list[Request](), 0
     for key in session.waiting:
         request = _build_request(session, key)
@@ -164,7 +174,7 @@ def _choose_requests(session: CollectSession, attempted_keys: set[str]) -> list[
 
 
 async def _submit_batch(client: Any, session: CollectSession, requests: Sequence[Request]) -> PendingBatch:
-    """Returns the batch that was made of requests, whose id is on disk."""
+    """Create a batch and return it. Its id is on disk then."""
     path, backend = batch_file_path(session.journal.path), session.backend
     pending = PendingBatch(
         name=f"insource-{uuid.uuid4().hex}",
@@ -192,8 +202,10 @@ async def _submit_batch(client: Any, session: CollectSession, requests: Sequence
 async def _await_results(
     client: Any, backend: Backend, pending: PendingBatch, poll_seconds: float, log: Callable[[str], None]
 ) -> tuple[dict[str, Completion | AttemptFailure] | None, str | None]:
-    """Returns what became of the requests of a batch, once it ended, and why nothing is to be asked after it; None
-    where none of them was asked."""
+    """Return the outcomes of an ended batch, and a reason to create no further batch.
+
+    The outcomes are None if the provider processed no request.
+    """
     assert pending.id is not None
     state = await batch_client.wait_for_batch(client, backend, pending.id, poll_seconds, log)
     if isinstance(state, AttemptFailure):
@@ -219,12 +231,13 @@ async def _await_results(
 def _store_results(
     session: CollectSession, pending: PendingBatch, outcomes: Mapping[str, Completion | AttemptFailure]
 ) -> int:
-    """Writes what a batch brought into the journal. Returns how many requests are to be asked again another time."""
+    """Write the outcomes of a batch to the cache. Return the number of requests that a later invocation should
+    retry."""
     responses, n_failed = [], 0
     for key, metadata in pending.keys.items():
         cached = session.journal.rows.get(key)
         if cached is not None and cached.final:
-            # The process was killed between the journal and the end of the file that names the batch.
+            # The earlier process was killed after it wrote the cache and before it removed the batch file.
             continue
         outcome = outcomes.get(key, MISSING_FROM_BATCH)
         completion, failure = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
@@ -254,14 +267,16 @@ def _store_results(
 
 
 def _settle_cost(session: CollectSession, key: str, completion: Completion | None) -> tuple[float | None, float]:
-    """Returns what an answer cost, and what it may have cost, and takes both off the budget. Nobody is paid for what a
-    batch did not answer."""
+    """Settle a request with the budget. Return its cost in USD and the possible further charge.
+
+    Requests without a response in a batch are free of charge.
+    """
     system_budget = session.purse
     if system_budget is None:
         return None, 0.0
     usd = system_budget.usd(completion) if completion else None
     if key not in session.waiting:
-        # The question was changed after the batch was begun. Its answer is paid for, and may be asked for again.
+        # The request changed after the batch was created. Its response is paid for, and may be requested again.
         system_budget.pay(usd or 0.0)
         return usd, 0.0
     system_budget.settle(_build_request(session, key), completion, possibly_charged=False)
@@ -269,7 +284,7 @@ def _settle_cost(session: CollectSession, key: str, completion: Completion | Non
 
 
 def _discard_foreign_id(session: CollectSession, pending: PendingBatch) -> PendingBatch:
-    """Returns the batch without the id that turned out to be another's."""
+    """Return the pending batch without an id that belongs to another batch."""
     assert pending.id is not None
     _release_budget(session, pending.keys)
     pending = replace(pending, id=None, strangers=(*pending.strangers, pending.id))

@@ -1,14 +1,14 @@
-"""Requests to a backend: at most so many at once, asked again where that is fair, each reply as soon as it is there.
+"""Requests to a backend: bounded concurrency, retries, and each result as soon as it is complete.
 
-    async for reply in replies(backend, requests):    closing the loop early cancels what is on its way
-        ...
-    ask(backend, requests)                            the same for callers that are not asynchronous, in order
-    await Line(backend).reply(request)                the same for requests that come one by one
+async for result in stream_results(backend, requests):    closing the loop early cancels the requests in flight
+    ...
+complete_all(backend, requests)                           the same for synchronous callers, in request order
+await BackendClient(backend).complete(request)            the same for requests that arrive one by one
 
-Asked again, up to `backend.retries` times: no connection, no answer in time, 408, 409, 429, 5xx, and an answer cut
-short. What a server says of when to come back (Retry-After) is heeded, by all requests to it (pace.py). Anything else
-is final: to ask a second time would not help, or would be a second throw of the dice. An empty answer and a refusal
-are answers. A request that is refused for how it was asked (refusals.py) is neither: its reply says `refused`.
+Retried, up to `backend.retries` times: no connection, timeout, 408, 409, 429, 5xx, and a truncated response. The wait
+that a server requests (Retry-After) applies to all requests to it (rate_limit.py). Any other error is final: a retry
+would not help, or would resample the answer. An empty answer and a refusal by the model are answers. A request that is
+refused because of its configuration (api_errors.py) is neither: its result has `refused` set.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ API_MODULES: Mapping[ApiFormat, ModuleType] = {
     "decisions": openai_decisions,
     "systemone": systemone,
 }
-# Of timeout_seconds, for all of an attempt; a single wait for the wire has one.
+# Time limit of a complete attempt, in units of timeout_seconds, which limits each single wait for the network.
 ATTEMPT_TIMEOUT_FACTOR = 3
-# By name: which httpx the SDKs use is their own affair.
+# By name, because the SDKs choose their own httpx.
 _NOT_SENT_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
 
 @dataclass(frozen=True)
 class _ClientState:
-    """What all requests to a backend share."""
+    """The state that all requests to a backend share."""
 
     wire: ModuleType
     client: Any
@@ -57,29 +57,32 @@ class _ClientState:
 
 
 class BackendClient:
-    """A backend that is asked one request at a time, as they come. What it says of its pace holds for all of them."""
+    """A client for requests that arrive one by one. They share one rate limiter."""
 
     def __init__(self, backend: Backend, limiter: SpendLimiter | None = None) -> None:
-        """Raises RecipeError where the environment lacks what its SDK needs."""
+        """Raise RecipeError if the environment lacks a variable or library that the SDK needs."""
         api, rate_limiter = API_MODULES[backend.wire], RateLimiter(backend.concurrency, backend.longest_wait_seconds)
         self.backend = backend
         self._client = api.make_client(backend, rate_limiter.heard)
         self._asking = _ClientState(api, self._client, backend, rate_limiter, limiter)
 
     async def reply(self, request: Request) -> RequestResult:
-        """Returns the reply to a request. Raises what the purse raises."""
+        """Return the result of a request. Raise what the spend limiter raises."""
         return await _complete_with_retries(self._asking, request)
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Close the connections."""
         await self._client.close()
 
 
 async def stream_results(
     backend: Backend, requests: Iterable[Request], limiter: SpendLimiter | None = None
 ) -> AsyncGenerator[RequestResult, None]:
-    """Yields the reply to each request as it comes, in any order. Raises nothing for a request that fails: its reply
-    says so. Requests are taken one by one, as there is room. `limiter` is asked before every attempt."""
+    """Yield the result of each request as it completes, in any order.
+
+    A failed request raises nothing: its result has the error. Requests are consumed lazily, as slots become free.
+    `limiter` reserves the cost before every attempt.
+    """
     api = API_MODULES[backend.wire]
     pending = iter(requests)
     rate_limiter = RateLimiter(backend.concurrency, backend.longest_wait_seconds)
@@ -106,7 +109,7 @@ async def stream_results(
 def complete_all(
     backend: Backend, requests: Sequence[Request], on_result: Callable[[RequestResult], None] = lambda result: None
 ) -> list[RequestResult]:
-    """Returns the reply to each request, in their order; `on_result` gets each as soon as it is there."""
+    """Return the result of each request, in request order. `on_result` gets each as soon as it is complete."""
 
     async def gather_results() -> dict[str, RequestResult]:
         results = {}
@@ -120,8 +123,10 @@ def complete_all(
 
 
 def fetch_shutdown_date(backend: Backend) -> str | None:
-    """Returns the day (ISO 8601) when the provider will shut the model down, None where it announces none, does not
-    say, or does not answer. A cloud, which has dates of its own, is not asked."""
+    """Return the day (ISO 8601) on which the provider will shut the model down, None if none is known.
+
+    A cloud is not queried, because it has dates of its own.
+    """
     if backend.cloud:
         return None
     api = API_MODULES[backend.wire]
@@ -135,7 +140,7 @@ def fetch_shutdown_date(backend: Backend) -> str | None:
 
 
 def hash_request(backend: Backend, request: Request) -> str:
-    """Returns the digest of what is sent and to where: equal for requests that are equal to the byte."""
+    """Return the digest of endpoint and request body: equal only for byte-identical requests."""
     endpoint = [backend.wire, backend.cloud or backend.base_url]
     return atomic_files.digest([*endpoint, API_MODULES[backend.wire].build_body(backend, request)])
 
@@ -156,7 +161,7 @@ async def _complete_with_retries(state: _ClientState, request: Request) -> Reque
             outcome = await _attempt(state, request)
         finally:
             rate_limiter.leave()
-        # Until its first attempt a request waited for others, and not for its answer.
+        # The wait before the first attempt is a wait for other requests, not part of the latency.
         started_at = started_at if latencies else attempt_started_at
         latencies.append(time.monotonic() - attempt_started_at)
         if isinstance(outcome, Completion) or not outcome.again or len(latencies) > backend.retries:
@@ -185,7 +190,7 @@ def _make_long_wait_failure(
 
 
 async def _attempt(state: _ClientState, request: Request) -> Completion | AttemptFailure:
-    """Returns what one attempt brought, and tells pace and purse of it."""
+    """Return the outcome of one attempt, and report it to the rate limiter and the spend limiter."""
     started_at, backend, limiter = time.monotonic(), state.backend, state.purse
     try:
         call = state.wire.send(state.client, backend, request)
@@ -207,10 +212,10 @@ async def _attempt(state: _ClientState, request: Request) -> Completion | Attemp
 
 
 async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float | None) -> T | AttemptFailure:
-    """Returns what a call of an SDK brought, or why it brought nothing. `within_seconds`: for all of it; the SDK's own
-    limit is on each wait for the wire, and a body that drips has none.
+    """Return the result of an SDK call, or its failure.
 
-    Both SDKs were generated alike: their errors have the same names.
+    `within_seconds` limits the complete call. The SDK's own timeout limits each wait for the network only, so a body
+    that arrives slowly has no limit. Both SDKs are generated by the same tool: their exceptions have the same names.
     """
     import anthropic
     import openai
@@ -234,5 +239,5 @@ async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float |
 
 
 def _may_have_been_sent(error: Exception) -> bool:
-    """Returns whether the request may have reached the provider, who may then have worked for it."""
+    """Return whether the request may have reached the provider, and may be charged."""
     return type(error.__cause__).__name__ not in _NOT_SENT_ERRORS

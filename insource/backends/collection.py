@@ -1,20 +1,20 @@
-"""Answers to questions, each paid for once: what the journal knows is used again, the rest is asked for.
+"""Responses to row requests, each paid for once: cached responses are reused, the others are requested.
 
-collect(backend, ["openai", None], questions, journal, budget=budget, price=price)
-Collected(answers={("T000017", 0): Answered(...), ...}, complete=True, why_incomplete=None, asked=812, reused=2268,
-          retries=31, spent_usd=0.21, wall_seconds=118.0)
+collect(backend, ["openai", None], requests, cache_path, budget=budget, price=price)
+CollectResult(answers={("T000017", 0): CachedResponse(...), ...}, complete=True, why_incomplete=None,
+              n_requested=812, n_reused=2268, n_retries=31, spent_usd=0.21, wall_seconds=118.0)
 
-An answer is used again for the same request to the byte: who is asked (`identity`), the whole body with model, prompt
-and parameters, and the number of the repeat. Rows whose requests are the same share one answer.
+Cached responses are keyed by model identity, the exact request body (model, prompt, parameters) and the number of the
+repeat. Rows with identical requests share one response.
 
-Errors are answers too, and count as wrong, but for requests that were refused for how they were asked (key, account,
-model, parameters: insource/backends/api_errors.py): these make the system INCOMPLETE. They and errors that may pass (no
-connection, no answer in time, 408, 409, 429, 5xx, what cannot be read) are asked for again by the next invocation; what
-the row is to blame for (too long, filtered) is not.
+Errors count as wrong answers, with one exception: requests that were refused because of their configuration (key,
+account, model, parameters: insource/backends/api_errors.py) make the system INCOMPLETE. Those and transient errors (no
+connection, timeout, 408, 409, 429, 5xx, unreadable responses) are requested again by the next invocation. Errors caused
+by the row's input (too long, filtered) are not.
 
-What was on its way when a process was killed is asked again, as nobody knows its answer, and counts as paid: attempts
-are on disk before they are sent (insource/backends/attempt_log.py). To a live model that is at most
-`backend.concurrency` calls, and in a batch none.
+Requests in flight when a process is killed are sent again, because their responses are unknown. They count as paid:
+attempts are on disk before they are sent (insource/backends/attempt_log.py). In live mode these are at most
+`backend.concurrency` calls, in batch mode none.
 """
 
 import asyncio
@@ -35,30 +35,31 @@ from insource.backends.types import Backend, Request, RequestResult, RowRequest
 from insource.config.errors import RecipeError
 from insource.tracking.run import utc_timestamp
 
-# So many requests in succession without an answer, none of them to blame for it, and nobody is asked any more.
+# Consecutive failures that no row's input caused, after which no more requests are sent.
 MAX_CONSECUTIVE_FAILURES = 20
 POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class CollectResult:
-    """The answers to a list of questions."""
+    """The responses to a list of row requests."""
 
     answers: Mapping[tuple[str, int], CachedResponse]
-    """By the row's id and the repeat; those are missing that were never asked."""
+    """By row id and repeat. Requests that were never sent are missing."""
     complete: bool
-    """Whether every question was asked to its end. Errors do not make it incomplete, they are wrong answers; requests
-    refused for how they were asked do, and errors of a batch that may pass, where nothing was asked a second time."""
+    """Whether every request was completed. Errors count as wrong answers and leave it complete. Requests refused
+    because of their configuration make it incomplete, and so do transient errors of a batch, which are not retried
+    here."""
     why_incomplete: str | None
     asked: int
-    """Questions that were asked here, once or several times."""
+    """Row requests sent by this invocation, with one or several attempts."""
     reused: int
     retries: int
     """Attempts after the first."""
     spent_usd: float
-    """Here, what may have been paid for nothing included; 0 where nobody knows a price."""
+    """By this invocation, possible charges included; 0 if no price is known."""
     wall_seconds: float
-    """That asking took."""
+    """Duration of the requests."""
 
 
 def collect(
@@ -74,12 +75,12 @@ def collect(
     poll_seconds: float = POLL_SECONDS,
     log: Callable[[str], None] = lambda message: None,
 ) -> CollectResult:
-    """Returns the answers to all questions, as far as the budget goes.
+    """Return the responses to all row requests, as far as the budget allows.
 
-    `identity`: any JSON that says who answers, wherever it listens. `on_response` gets every answer once it is on disk,
-    those used again first. `poll_seconds`: the first wait for a batch, `log` is told how far that is. Raises
-    RecipeError where a budget cannot be kept because there is no price, or where a batch is on its way that mode live
-    would pay for again, and what `journal.opened` raises.
+    `identity` is any JSON value that identifies the model, independent of its address. `on_response` gets every
+    response once it is on disk, cached ones first. `poll_seconds` is the first wait for a batch; `log` gets its
+    progress. Raise RecipeError if a budget is set but no price is known, or if mode live would pay again for a batch in
+    flight. Raise what `response_cache.open_cache` raises.
     """
     if budget is not None and price is None:
         raise RecipeError(
@@ -97,7 +98,7 @@ def collect(
             on_response(reused_response)
         started_at, retries, reason = time.monotonic(), 0, None
         if mode == "batch":
-            # Also where nothing is waiting: a batch that was paid for brings its answers into the journal.
+            # Also without pending requests: the responses of a batch in flight are paid for, and go to the cache.
             reason = asyncio.run(batch_collection.collect_batches(session, poll_seconds, log))
         elif pending:
             _refuse_if_batch_pending(cache_path)
@@ -123,32 +124,31 @@ def collect(
 def list_pending_requests(
     backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path
 ) -> list[RowRequest]:
-    """Returns the questions that `collect` would ask, those with the same request once."""
+    """Return the row requests that `collect` would send, one of each key."""
     responses = {response.key: response for response in response_cache.read_responses(cache_path)}
     return [group[0] for group in _split_cached(backend, identity, questions, responses)[1].values()]
 
 
 def count_pending_requests(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> int:
-    """Returns how many questions `collect` would ask."""
+    """Return the number of requests that `collect` would send."""
     return len(list_pending_requests(backend, identity, questions, cache_path))
 
 
 def find_last_response(
     backend: Backend, identity: Any, question: RowRequest, cache_path: Path
 ) -> CachedResponse | None:
-    """Returns what became of a question when it was last asked, an error that may pass included; None where it was
-    never asked."""
+    """Return the last response to a request, transient errors included; None if it was never sent."""
     key = compute_cache_key(identity, API_MODULES[backend.wire].build_body(backend, question.request), question.repeat)
     return {response.key: response for response in response_cache.read_responses(cache_path)}.get(key)
 
 
 def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> float:
-    """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
+    """Return the cost of these requests in earlier invocations, possible charges included, in USD."""
     build_body = API_MODULES[backend.wire].build_body
     keys = {
         compute_cache_key(identity, build_body(backend, question.request), question.repeat) for question in questions
     }
-    # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
+    # All lines of a key, not only the last: each attempt of another invocation may have been charged.
     return sum(
         (response.usd or 0.0) + response.unsure_usd
         for response in response_cache.read_responses(cache_path)
@@ -159,7 +159,7 @@ def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[Row
 def _split_cached(
     backend: Backend, identity: Any, questions: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
 ) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
-    """Returns the questions whose answer is known, with it, and the others by key."""
+    """Return the row requests with a final cached response, and the others by key."""
     build_body = API_MODULES[backend.wire].build_body
     cached, pending = [], dict[str, list[RowRequest]]()
     for question in questions:
@@ -173,7 +173,7 @@ def _split_cached(
 
 
 def _refuse_if_batch_pending(cache_path: Path) -> None:
-    """Raises RecipeError where a batch was begun whose answers would be paid for twice."""
+    """Raise RecipeError if a batch is in flight, whose requests would be paid for twice."""
     if (file := response_cache.batch_file_path(cache_path)).exists():
         raise RecipeError(
             f"{file} names a batch that was begun and will be paid for; compare once more with mode: batch to get its "
@@ -182,7 +182,7 @@ def _refuse_if_batch_pending(cache_path: Path) -> None:
 
 
 async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
-    """Returns how many attempts were repeated, and why asking stopped before its end, if it did."""
+    """Send the pending requests. Return the number of retries, and the reason for stopping early."""
     stop_reasons: list[str] = []
     retries, consecutive_failures, system_budget = 0, 0, session.purse
 
@@ -201,7 +201,7 @@ async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
                 if writer.done():
                     break
                 if not result.attempt_latencies_seconds:
-                    # Not asked: no money, or the provider wants to be left alone for too long.
+                    # Not sent: the budget is used up, or the provider requests too long a wait.
                     stop_reasons.append(result.error or "")
                     continue
                 retries += len(result.attempt_latencies_seconds) - 1
@@ -222,8 +222,10 @@ async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
 async def _write_responses(
     session: CollectSession, queue: asyncio.Queue[CachedResponse | None], attempt_log: AttemptLog | None
 ) -> None:
-    """Writes what comes, all that is there at once: one flush to disk takes as long as many answers, and must neither
-    hold up the others nor show in their latencies."""
+    """Write responses to the cache, all queued ones with one fsync.
+
+    A separate task, so that the disk delays no request and is not part of a latency.
+    """
     finished = False
     while not finished:
         chunk = [await queue.get()]

@@ -1,4 +1,4 @@
-"""Failed attempts: their fields, and how HTTP errors and unreadable answers become one."""
+"""Failed attempts, and how HTTP errors and unreadable responses become one."""
 
 import random
 from collections.abc import Mapping
@@ -15,35 +15,37 @@ MAX_MESSAGE_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class AttemptFailure:
-    """An attempt that brought no answer."""
+    """An attempt without a response."""
 
     error: str
     again: bool
-    """Whether it is fair to ask again at once."""
+    """Whether to retry within this invocation."""
     another_day: bool
-    """Whether it is fair to ask again later."""
+    """Whether a later invocation should retry."""
     unsure: bool = False
-    """Whether it may have been paid for all the same."""
+    """Whether the provider may have charged for it."""
     wait_seconds: float | None = None
-    """What the server asks to wait before it is asked again."""
+    """The wait that the server requests before a retry."""
     busy: bool = False
-    """Whether it was refused because too much is asked."""
+    """Whether it was rejected by a rate limit or for overload."""
     refused: bool = False
-    """Whether it was refused for how it was asked: by key, account, model or parameters, and not by what it says."""
+    """Whether it was refused because of key, account, model or parameters, not because of the input."""
 
 
 NOT_SENT = AttemptFailure("not sent", again=False, another_day=True)
 
 
 def failure_from_malformed_response(error: Exception) -> AttemptFailure:
-    """Returns what it means that an answer is none. The SDKs build answers without checking: it shows when it is
-    read."""
+    """Return the failure of a response that cannot be parsed.
+
+    The SDKs build responses without validation, so a malformed one raises only when it is read.
+    """
     message = f"the answer cannot be read: {error}"[:MAX_MESSAGE_CHARACTERS]
     return AttemptFailure(message, again=True, another_day=True, unsure=True)
 
 
 def failure_from_status(status: int, error: ApiError, headers: Mapping[str, str] | None = None) -> AttemptFailure:
-    """Returns what an HTTP error means for the request."""
+    """Return the failure of an HTTP error status."""
     retry_now, misconfigured = status in RETRY_STATUS or status >= 500, api_errors.is_configuration_error(status, error)
     suffix = f" ({error.param})" if error.param and error.param not in error.message else ""
     return AttemptFailure(
@@ -57,7 +59,6 @@ def failure_from_status(status: int, error: ApiError, headers: Mapping[str, str]
 
 
 def backoff_seconds(failures: int) -> float:
-    """Returns how long to wait after so many failures in succession: doubles with each, and differs from caller to
-    caller, so that they do not all come back at once."""
+    """Return the wait after so many consecutive failures, in seconds: exponential with a jitter of 0.5 to 1."""
     max_seconds: float = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (failures - 1))
     return max_seconds * random.uniform(0.5, 1.0)

@@ -1,11 +1,11 @@
-"""What a closed model takes for its tokens: as the recipe says, or as genai-prices lists it, offline.
+"""Token prices of API models: from the recipe, or from genai-prices, offline.
 
-of(Baseline(provider="openai", model="gpt-6-luna"))
-Priced(input_usd_per_million=0.1, output_usd_per_million=0.5, cached_input_usd_per_million=0.01,
-       batch_input_usd_per_million=0.05, batch_output_usd_per_million=0.25, source="genai-prices 0.2.3", date=None,
-       note="openai/gpt-6-luna on 2026-11-20; prompts up to 272,000 tokens, longer ones 0.2 in and 0.75 out", ...)
+lookup_price(Baseline(provider="openai", model="gpt-6-luna"))
+TokenPrice(input_usd_per_million=0.1, output_usd_per_million=0.5, cached_input_usd_per_million=0.01,
+           batch_input_usd_per_million=0.05, batch_output_usd_per_million=0.25, source="genai-prices 0.2.3", date=None,
+           note="openai/gpt-6-luna on 2026-11-20; prompts up to 272,000 tokens, longer ones 0.2 in and 0.75 out", ...)
 
-The list bears no date of its own: its version dates it. `note` says for which day it was asked.
+The price list has no date of its own; its version dates it. `note` has the day of the lookup.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from insource.backends.types import Usage
 from insource.config.schema.compare import Baseline, Price
 
-# As genai-prices calls whom we reach through the SDKs' own clients.
+# Provider names of genai-prices for the providers that the SDKs' own clients reach.
 GENAI_PRICES_PROVIDER = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -25,7 +25,7 @@ GENAI_PRICES_PROVIDER = {
     "bedrock": "aws",
     "vertex": "google",
 }
-# Not service_tier: with that key the list gives the full price, and says nothing.
+# Not service_tier: with that key the list returns the full price without an error.
 BATCH_CONTEXT = {"processing": "batch"}
 MILLION = 1_000_000
 
@@ -40,32 +40,34 @@ class TokenRates(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenPrice:
-    """The price of one model, in plain figures. None: nobody says that there is such a price."""
+    """The price of one model. None means that no such price is known."""
 
     input_usd_per_million: float
     output_usd_per_million: float
-    """Reasoning is output."""
+    """Reasoning tokens included."""
     cached_input_usd_per_million: float | None
     batch_input_usd_per_million: float | None
     batch_output_usd_per_million: float | None
     source: str
     """genai-prices with its version, or recipe."""
     date: str | None
-    """The day on which the recipe says that it was looked up."""
+    """The day of the price, as the recipe gives it."""
     batch_cached_input_usd_per_million: float | None = None
     cache_write_factor: float = 1.0
-    """What a token costs that is written to the provider's cache, in input tokens."""
+    """Price of a token that is written to the provider's cache, in input tokens."""
     usd_per_request: float = 0.0
-    """What a request costs besides its tokens."""
+    """Price of a request besides its tokens."""
     note: str | None = None
-    """As what the list knows the model, for which day it was asked, and which of several prices this is."""
+    """The model's name in the list, the day of the lookup, and which of several prices this is."""
     longest_input_tokens: int | None = None
-    """Longer prompts have the price `beyond`; None: this price is for any length."""
+    """Longer prompts have the price `next_tier`. None: this price is for any length."""
     beyond: "TokenPrice | None" = None
 
     def usd(self, usage: Usage, batch: bool = False) -> float:
-        """Returns what a request cost. What the provider did not count costs nothing here: who guards a budget takes
-        `most_usd` where tokens are None."""
+        """Return the cost of a request in USD.
+
+        Tokens that the provider did not count cost 0 here; a budget takes `max_usd` for them.
+        """
         input_tokens, output_tokens = usage.input_tokens or 0, usage.output_tokens or 0
         cached_tokens = min(usage.cached_tokens or 0, input_tokens)
         price = self.at(input_tokens)
@@ -78,21 +80,27 @@ class TokenPrice:
         return tokens_usd + price.usd_per_request
 
     def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
-        """Returns the most that a request can cost: nothing read from the cache, all of it written there."""
+        """Return the upper bound of a request's cost in USD: no input read from the cache, all of it written there."""
         price = self.at(input_tokens)
         rates = price.rates(batch)
         input_usd = input_tokens * rates.input * price.cache_write_factor
         return input_usd + max_output_tokens * rates.output + price.usd_per_request
 
     def at(self, input_tokens: int) -> "TokenPrice":
-        """Returns the price of prompts of that length: a long one costs more in every token, not only the last."""
+        """Return the price for a prompt length.
+
+        A long prompt costs more for every token, not only for the last ones.
+        """
         if self.beyond is None or self.longest_input_tokens is None or input_tokens <= self.longest_input_tokens:
             return self
         return self.beyond.at(input_tokens)
 
     def rates(self, batch: bool = False) -> TokenRates:
-        """Returns what a token costs. In a batch without a batch price: the list price; from a cache without a price
-        of its own: as any other input."""
+        """Return the rates in USD a token.
+
+        A batch without a batch price has the list price. Cached input without a price of its own costs as much as other
+        input.
+        """
         input_price, cached_price = self.input_usd_per_million, self.cached_input_usd_per_million
         output_price = self.output_usd_per_million
         if batch and self.batch_input_usd_per_million is not None and self.batch_output_usd_per_million is not None:
@@ -105,7 +113,7 @@ class TokenPrice:
         )
 
     def json(self) -> dict[str, Any]:
-        """Returns what scores.json says of the price."""
+        """Return the price as scores.json has it."""
         return {
             "input_usd_per_million": self.input_usd_per_million,
             "output_usd_per_million": self.output_usd_per_million,
@@ -119,11 +127,11 @@ class TokenPrice:
 
 
 def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPrice | None:
-    """Returns what a closed model costs; None where nobody knows: a model or an address that the list does not have, a
-    stand-in on this machine or answers from a file, unless the recipe gives a price. `moment`: the day, today by
-    default.
+    """Return the price of an API model, None if it is unknown.
 
-    genai-prices 0.2.3 lists what a model's chat completions cost, and OpenAI's decisions nowhere: they need a price.
+    Unknown without a price in the recipe are: models and addresses that the list lacks, local stand-ins, and answers
+    from a file. `moment` is the day of the lookup, by default today. genai-prices 0.2.3 lists the price of chat
+    completions, and none of OpenAI's decisions: they need a price in the recipe.
     """
     if baseline.price is not None:
         return price_from_recipe(baseline.price)
@@ -136,8 +144,10 @@ def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPri
 
 
 def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
-    """Returns a message for each closed model whose price is unknown, so that compare.budget_usd could not be kept. A
-    stand-in on this machine needs no price."""
+    """Return a message for each API model without a known price, for which compare.budget_usd could not be enforced.
+
+    A local stand-in needs no price.
+    """
     return [
         f"compare.baselines: the price of {baseline.called} is unknown, so compare.budget_usd could not be kept; "
         "give it "
@@ -148,7 +158,7 @@ def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
 
 
 def price_from_recipe(price: Price) -> TokenPrice:
-    """Returns the price that a recipe gives. A batch saves the same share of everything."""
+    """Return the price that a recipe gives. A batch discount applies to all rates."""
     batch_factor, cached_price = 1 - price.batch_discount, price.cached_input_usd_per_million
     has_batch_price = price.batch_discount > 0
     return TokenPrice(
@@ -168,9 +178,11 @@ def price_from_recipe(price: Price) -> TokenPrice:
 def price_from_list(
     model: str, provider_args: Mapping[str, str], moment: datetime | None = None, has_output: bool = True
 ) -> TokenPrice | None:
-    """Returns the price as genai-prices lists it, None where it does not. Where it changes with the time of day: that
-    of the dearest hour, because a budget must hold at any. `has_output`: whether the model writes; one that decides is
-    listed without a price of output, which it has none of."""
+    """Return the price in genai-prices, None if it has none.
+
+    Of a price that changes with the time of day, the highest is taken, because a budget must hold at any hour.
+    `has_output` is False for a model that decides instead of generating text; it is listed without an output price.
+    """
     from genai_prices import Usage as GenaiUsage
     from genai_prices import calc_price
 
@@ -202,7 +214,7 @@ def price_from_list(
 
 
 def _build_price(calculation: Any, moment: datetime) -> TokenPrice:
-    """Returns the price of the shortest prompts, with those of longer ones behind it."""
+    """Return the price of the shortest prompts, linked to the tiers of longer ones."""
     from genai_prices.types import TieredPrices
 
     prices = [
@@ -220,8 +232,11 @@ def _build_tiers(calculation: Any, moment: datetime, starts: Sequence[int]) -> T
 def _build_tier(
     calculation: Any, moment: datetime, prompt_tokens: int, end: int | None, next_tier: TokenPrice | None
 ) -> TokenPrice:
-    """Returns the price of prompts of so many tokens. What is asked for is a request of just that length, because the
-    list charges a whole request by the length of its prompt: a million tokens would have the price of long ones."""
+    """Return the price of prompts of this length.
+
+    It is computed for a request of exactly that length, because the list charges a complete request by the length of
+    its prompt: a request of a million tokens would get the price of long prompts.
+    """
     from genai_prices import Usage as GenaiUsage
 
     def calculate(context: Mapping[str, str] | None, **usage: int) -> Any:
@@ -240,7 +255,7 @@ def _build_tier(
         calculate(None, cache_read_tokens=prompt_tokens),
         calculate(None, cache_write_tokens=prompt_tokens),
     )
-    # A model that the provider does not serve in batches is listed with the same price.
+    # A model without batch support is listed with the same price for batches.
     has_cache, has_batch = plain.model_price.cache_read_mtok is not None, batch.model_price != plain.model_price
     batch_cache_read = calculate(BATCH_CONTEXT, cache_read_tokens=prompt_tokens) if has_cache and has_batch else None
     return TokenPrice(

@@ -1,12 +1,12 @@
-"""How fast a backend may be asked, as it says itself: in the headers of its answers, and by refusing.
+"""Rate limits that a backend states in response headers and in rejections.
 
-retry-after: 7   retry-after-ms: 250                     of a 429, 503 or 529: nobody asks again before
+retry-after: 7   retry-after-ms: 250                     of a 429, 503 or 529: no request is sent until then
 x-ratelimit-remaining-requests: 0                        OpenAI's and others'; -tokens likewise:
-x-ratelimit-reset-requests: 6m0s                         nobody asks again before
+x-ratelimit-reset-requests: 6m0s                         no request is sent until then
 anthropic-ratelimit-input-tokens-remaining: 0            Anthropic's; requests, tokens, output-tokens likewise
 anthropic-ratelimit-input-tokens-reset: 2026-11-01T00:00:07Z
 
-A refusal halves the number of attempts on their way, and as many answers as are on their way let it grow by one
+A rejection halves the number of concurrent attempts. As many successes as there are concurrent attempts raise it by one
 (additive increase, multiplicative decrease: Chiu and Jain 1989, as in TCP).
 """
 
@@ -18,7 +18,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 RATE_LIMIT_STATUS = (429, 503, 529)
-# (how much is left, when it is as much as ever again)
+# (remaining, reset) headers.
 LIMIT_HEADERS = [
     *((f"x-ratelimit-remaining-{resource}", f"x-ratelimit-reset-{resource}") for resource in ("requests", "tokens")),
     *(
@@ -26,29 +26,31 @@ LIMIT_HEADERS = [
         for resource in ("requests", "tokens", "input-tokens", "output-tokens")
     ),
 ]
-# As Go writes durations, and OpenAI in its headers: 1s, 6m0s, 120ms, 1h2m3.5s.
+# Duration format of Go, used in OpenAI's headers: 1s, 6m0s, 120ms, 1h2m3.5s.
 UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
-# A bare number this large is a point in time, not a wait.
+# A bare number this large is a Unix timestamp, not a duration.
 _MIN_TIMESTAMP = 1e8
 
 
 class RateLimiter:
-    """Who may ask a backend, and when: one for all requests to it, in one event loop."""
+    """Limits concurrency and start times of the attempts to a backend: one for all its requests, in one event loop."""
 
     def __init__(self, max_concurrency: int, max_wait_seconds: float) -> None:
         self.most_at_once = max_concurrency
         self.longest_wait_seconds = max_wait_seconds
         self.at_once = float(max_concurrency)
-        """Attempts that may be on their way now."""
+        """Current limit of concurrent attempts."""
         self._on_their_way = 0
         self._held_until = 0.0
         self._slowed_at = 0.0
         self._left = asyncio.Event()
 
     async def enter(self) -> float:
-        """Returns 0 once an attempt may start, which then has to `leave`; or else for how many seconds the backend
-        wants to be left alone, where that is more than one is willing to wait."""
+        """Wait for a slot and return 0; the caller must `release` it.
+
+        Return the requested wait in seconds instead if it exceeds `max_wait_seconds`.
+        """
         while True:
             wait_seconds = self._held_until - time.monotonic()
             if wait_seconds > self.longest_wait_seconds:
@@ -63,33 +65,38 @@ class RateLimiter:
                 await self._left.wait()
 
     def leave(self) -> None:
-        """Ends an attempt."""
+        """Release a slot."""
         self._on_their_way -= 1
         self._left.set()
 
     def heard(self, status: int, headers: Mapping[str, str]) -> None:
-        """Takes the status and the headers of an answer, whatever request it is to."""
+        """Update the limits from the status and headers of any response."""
         wait_seconds = retry_after_seconds(headers) if status in RATE_LIMIT_STATUS else None
         if wait_seconds is None:
-            # A used-up limit is a hint and no refusal: what it says is waited for as long as one is willing to.
+            # A used-up limit is a hint, not a rejection, so the wait is capped.
             wait_seconds = min(seconds_until_available(headers), self.longest_wait_seconds)
         if wait_seconds > 0:
             self._held_until = max(self._held_until, time.monotonic() + wait_seconds)
 
     def slower(self, started_at: float) -> None:
-        """Takes a refusal. Attempts that had started before the last halving were too many by the old number: one
-        burst of refusals halves once. `started_at`: when the attempt did, by time.monotonic()."""
+        """Record a rejection.
+
+        Attempts that started before the last halving do not halve it again, so a burst of rejections halves once.
+        `started_at` is the start of the attempt, by time.monotonic().
+        """
         if started_at > self._slowed_at:
             self.at_once, self._slowed_at = max(1.0, self.at_once / 2), time.monotonic()
 
     def faster(self) -> None:
-        """Takes an answer."""
+        """Record a success."""
         self.at_once = min(float(self.most_at_once), self.at_once + 1 / self.at_once)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Returns how long a server asks to wait (retry-after-ms, or Retry-After in seconds or as a date), None if it does
-    not say."""
+    """Return the wait that a server requests, in seconds, None if it requests none.
+
+    Sources: retry-after-ms, or Retry-After in seconds or as a date.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[name]) * unit)
@@ -102,7 +109,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 def seconds_until_available(headers: Mapping[str, str]) -> float:
-    """Returns for how long nothing is left of some limit; 0 where something is left of each, or none is told."""
+    """Return the seconds until no limit is used up; 0 if none is, or no limit is stated."""
     waits = [0.0]
     for remaining, reset in LIMIT_HEADERS:
         try:
@@ -114,8 +121,10 @@ def seconds_until_available(headers: Mapping[str, str]) -> float:
 
 
 def parse_reset_seconds(value: str, date: str | None = None) -> float:
-    """Returns in how many seconds a limit is reset: told as a duration (6m0s), in seconds, or as a point in time.
-    `date`: the time by the server's own clock, from which points in time are counted. Raises ValueError for others."""
+    """Return the seconds until a limit is reset, from a duration (6m0s), seconds or a timestamp.
+
+    `date` is the server's own time, from which timestamps are counted. Raise ValueError for other formats.
+    """
     parts = _DURATION_PART.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)

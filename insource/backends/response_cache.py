@@ -1,4 +1,4 @@
-"""Answers on disk: one line each, appended and flushed before it counts, never written twice, never lost.
+"""Cache of responses on disk: one JSON line each, appended and flushed before it counts.
 
 {"key": "5d41...", "id": "T000017", "repeat": 0, "request_sha256": "9f2c...", "output": "delivery_delay",
  "model_id": "gpt-6-luna-2026-09-12", "finish_reason": "stop", "log_probability": null, "input_tokens": 231,
@@ -7,9 +7,8 @@
  "batch": false, "asked": "2026-11-21T10:00:00Z", "refused": false, "probabilities": null,
  "field_log_probability": null}
 
-The key is the hash of who is asked, of the whole body and of the repeat: an answer is used again for that alone. Of
-several lines with one key the last counts. A process that is killed while it writes leaves a torn last line, which is
-cut off when the journal is opened again.
+The key is the hash of model identity, request body and repeat. Of several lines with one key the last counts. A process
+that is killed during a write leaves a torn last line, which is cut off when the cache is opened again.
 """
 
 import fcntl
@@ -30,14 +29,14 @@ from insource.config.errors import StageError
 
 @dataclass(frozen=True, kw_only=True)
 class CachedResponse:
-    """What became of a question: a line of the journal."""
+    """The outcome of a row request: a line of the cache."""
 
     key: str
     id: str
     repeat: int
     request_sha256: str
     output: str | None
-    """None where there is no answer."""
+    """None without an answer."""
     model_id: str | None
     finish_reason: str | None
     log_probability: float | None
@@ -46,28 +45,28 @@ class CachedResponse:
     reasoning_tokens: int | None
     cached_tokens: int | None
     latency_seconds: float | None
-    """As it was when it was asked; None in a batch."""
+    """Latency of the original request; None in a batch."""
     attempt_latencies_seconds: tuple[float, ...]
     error: str | None
     final: bool
-    """False: an error that another invocation may try to get an answer for."""
+    """False: a transient error, for which another invocation may retry."""
     usd: float | None
-    """What the answer cost by its tokens; None where there is none, or nobody knows a price."""
+    """Cost of the answer by its tokens; None without an answer or a known price."""
     unsure_usd: float = 0.0
-    """The most that attempts can have cost which brought nothing, but may have been paid for."""
+    """Upper bound of attempts without a response that may have been charged."""
     batch: bool
     asked: str
     refused: bool = False
-    """Whether it was refused for how it was asked: no answer, and no wrong one either."""
+    """Whether it was refused because of its configuration: no answer, and not a wrong one either."""
     probabilities: Mapping[str, float] | None = None
-    """Of every label, where the provider tells them."""
+    """Of every label, if the provider returns them."""
     field_log_probability: float | None = None
     reused: bool = False
-    """Whether it was not asked for here: an earlier invocation was, or another row with the same request."""
+    """Whether this invocation did not send it: an earlier one did, or another row has the same request."""
 
 
 class ResponseCache:
-    """An open journal: its lines by key, the last of each, and where to append."""
+    """An open cache: its last response of each key, and the file to append to."""
 
     def __init__(self, path: Path, file: BinaryIO, responses: dict[str, CachedResponse]) -> None:
         self.path = path
@@ -76,7 +75,7 @@ class ResponseCache:
         self._rows = responses
 
     def append(self, responses: Sequence[CachedResponse]) -> None:
-        """Writes lines and flushes them to disk. Raises StageError where they cannot be written."""
+        """Append responses and flush them to disk. Raise StageError if they cannot be written."""
         lines = "".join(to_json_line(response) for response in responses)
         try:
             remaining = memoryview(lines.encode("utf-8", "surrogatepass"))
@@ -90,12 +89,12 @@ class ResponseCache:
 
 @contextmanager
 def open_cache(path: Path) -> Iterator[ResponseCache]:
-    """Yields a journal that this process alone writes to; the lock goes with the process, however that ends.
+    """Open a cache for exclusive writing; the lock ends with the process, however that ends.
 
-    Raises StageError where another process holds it, and for a broken line that is not the last.
+    Raise StageError if another process holds it, or if a line before the last is malformed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
+    # Unbuffered: closing a buffered file writes its buffer again, and on a full disk fails again.
     with path.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,14 +107,17 @@ def open_cache(path: Path) -> Iterator[ResponseCache]:
             print(f"{path}: cut off a torn last line of {len(data) - complete_bytes} bytes", file=sys.stderr)
             file.truncate(complete_bytes)
         elif complete_bytes > len(data):
-            # All of it was written but the end of the line.
+            # The last line is complete except for its newline.
             file.write(b"\n")
         yield ResponseCache(path, file, {response.key: response for response in responses})
 
 
 def read_responses(path: Path) -> list[CachedResponse]:
-    """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file. What attempts
-    can have cost whose answer is not known stands in `unsure_usd`, of a line without an answer where there is none."""
+    """Return the lines of a cache that may be open elsewhere, in order; none if there is no file.
+
+    Possible charges of attempts without a known response are added to `unsure_usd`, of a line without an answer if the
+    key has no line.
+    """
     responses = _parse_lines(path.read_bytes(), path)[0] if path.is_file() else []
     last_index = {response.key: index for index, response in enumerate(responses)}
     for key, usd in attempt_log.read_unsettled_usd(path).items():
@@ -127,14 +129,15 @@ def read_responses(path: Path) -> list[CachedResponse]:
 
 
 def batch_file_path(path: Path) -> Path:
-    """Returns the file that names the batch which is on its way to a journal
-    (insource/backends/batch_collection.py)."""
+    """Return the file that records the batch in flight of a cache (insource/backends/batch_collection.py)."""
     return path.with_suffix(".batch.json")
 
 
 def compute_cache_key(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
-    """Returns the hash by which an answer is found again: 64 hex digits, also the custom id in a batch. `identity`: any
-    JSON that says who answers."""
+    """Return the cache key: 64 hex digits, also the custom id in a batch.
+
+    `identity` is any JSON value that identifies the model.
+    """
     payload = json.dumps([identity, body, repeat], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -156,7 +159,7 @@ def make_cached_response(
     latency_seconds: float | None = None,
     attempt_latencies_seconds: tuple[float, ...] = (),
 ) -> CachedResponse:
-    """Returns the line of the journal for what became of a question about a row."""
+    """Return the cache line for the outcome of a row request."""
     usage = completion.usage if completion else Usage()
     return CachedResponse(
         key=key,
@@ -186,19 +189,19 @@ def make_cached_response(
 
 
 def to_json_line(response: CachedResponse) -> str:
-    """Returns an answer as its line."""
+    """Return a response as its JSON line."""
     payload = {name: value for name, value in asdict(response).items() if name != "reused"}
     return json.dumps(payload, ensure_ascii=False) + "\n"
 
 
 def _make_unanswered_response(key: str, usd: float) -> CachedResponse:
-    """A question that was sent, and of which nothing is known."""
+    """Return the line for a request that was sent and has no known response."""
     error = "the process that asked ended before an answer was written down"
     return make_cached_response(key, key, 0, "", None, requested_at="", error=error, final=False, unsure_usd=usd)
 
 
 def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
-    """Returns the lines, and how many bytes they take with the end of the last one."""
+    """Return the lines, and their size in bytes with the end of the last one."""
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -219,7 +222,7 @@ def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
 
 
 def _parse_response(payload: Any) -> CachedResponse:
-    """Raises TypeError where it is no row."""
+    """Return the response of a line. Raise TypeError if it is malformed."""
     if not isinstance(payload, dict) or not {"key", "id", "repeat", "final"} <= payload.keys():
         raise TypeError("it lacks what an answer has")
     field_names = {field.name for field in fields(CachedResponse)}

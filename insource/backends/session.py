@@ -1,4 +1,4 @@
-"""The state of one invocation of `collect`, shared by live and batch mode."""
+"""The state of one `collect` call, shared by live and batch mode."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +10,18 @@ from insource.backends.types import Backend, RowRequest
 
 @dataclass(frozen=True)
 class CollectSession:
-    """One invocation: what is to be asked, by key, and where answers go."""
+    """One invocation of `collect`: the pending requests by key, and the target of the responses."""
 
     backend: Backend
     journal: ResponseCache
     waiting: Mapping[str, Sequence[RowRequest]]
-    """Several questions have one key where their requests are the same."""
+    """Several row requests share a key if their request bodies are identical."""
     purse: SystemBudget | None
     answers: dict[tuple[str, int], CachedResponse]
     on_answer: Callable[[CachedResponse], None]
 
     def tell(self, response: CachedResponse) -> None:
-        """Takes a row that is in the journal as the answer to the questions that it answers."""
+        """Record a cached response as the answer to all row requests with its key."""
         for index, question in enumerate(self.waiting.get(response.key, ())):
             answered = replace(response, id=question.id, reused=response.reused or index > 0)
             self.answers[question.id, question.repeat] = answered

@@ -1,8 +1,9 @@
-"""What is asked of a model, and what came back.
+"""Requests to a model, and their results.
 
 Request("T000017", [{"role": "user", "content": "Route ..."}], max_tokens=64, constraint=Constraint(grammar=...))
-Reply("T000017", output="delivery_delay", model_id="classifier", log_probability=-0.03, input_tokens=231,
-      output_tokens=5, cached_tokens=208, latency_seconds=0.041, attempt_latencies_seconds=(0.041,), error=None)
+RequestResult("T000017", request_sha256="9f2c...", completion=Completion("delivery_delay", "classifier",
+              Usage(231, 5, cached_tokens=208), "stop", log_probability=-0.03), error=None, latency_seconds=0.041,
+              attempt_latencies_seconds=(0.041,))
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,59 +18,63 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 StructuredOutput = Literal["grammar", "json_schema", "none"]
 Cloud = Literal["azure", "bedrock", "vertex"]
 ResponseHook = Callable[[int, Mapping[str, str]], None]
-"""Takes the status and the headers of a response."""
+"""Gets the status and the headers of a response."""
 DUMMY_API_KEY = "none"
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A model that answers, and how it is reached."""
+    """A model and the settings for requests to it."""
 
     wire: ApiFormat
     model: str
-    """As the provider calls it."""
+    """The provider's name of the model."""
     base_url: str | None = None
-    """None: the provider's own address, as its SDK knows it."""
+    """None: the provider's own address, as its SDK has it."""
     api_key: str = field(default=DUMMY_API_KEY, repr=False)
     structured: StructuredOutput = "none"
-    """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all of them), or not at all."""
+    """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all APIs), or not at all."""
     log_probabilities: bool = False
     temperature: float | None = 0.0
-    """0 is the rule for servers of our own. None: not sent, the rule for closed models."""
+    """0 by default for local servers. None: not sent, the default for API models."""
     effort: Effort | None = None
-    """How much the model is to think; none: not at all. None: not sent, the provider's default holds."""
+    """Reasoning effort; none turns thinking off. None: not sent, the provider's default applies."""
     closed: bool = False
-    """Whether it is a provider's, of which nothing is assumed that the table of model families does not state."""
+    """Whether it is a provider's API, for which only facts in the table of model families are assumed."""
     left_out: tuple[str, ...] = ()
-    """Parameters that the provider refused by name, which are therefore not sent."""
+    """Parameters that the provider rejected by name, which are not sent."""
     timeout_seconds: float = 60.0
-    """Of one attempt."""
+    """For one attempt."""
     retries: int = 4
     """Attempts after the first."""
     longest_wait_seconds: float = 60.0
-    """A server that asks for a longer wait (Retry-After) is not asked again."""
+    """A request is not retried if the server requests a longer wait (Retry-After)."""
     concurrency: int = 16
-    """Requests on their way at the same time, at most: fewer while the provider says that it is too much."""
+    """Maximum of concurrent requests; fewer while the provider rejects requests for overload."""
     direct: bool = False
-    """Whether no proxy may stand between, since the data may leave to nobody else."""
+    """Whether to bypass any proxy, because the data must reach no other host."""
     cloud: Cloud | None = None
-    """A private cloud that serves the provider's models: azure on the wire of OpenAI, the others on Anthropic's."""
+    """A private cloud that serves the provider's models: azure with OpenAI's API format, the others with
+    Anthropic's."""
 
     @property
     def transport(self) -> dict[str, Any]:
-        """Returns what the SDK's HTTP client is told: a redirect is not followed, since it could lead to a host that
-        the data may not reach. Nor does a request go through a proxy that the environment names to a server on this
-        machine, over plain http, where the proxy would read prompt and key, and where the data may not leave."""
+        """The options of the SDK's HTTP client.
+
+        Redirects are not followed: one could lead to a host that the data must not reach. Proxies of the environment
+        are bypassed for local servers, over plain http (a proxy would read prompt and key), and if the data must not
+        leave.
+        """
         is_http = (self.base_url or "").startswith("http://")
         bypass_proxy = self.direct or is_http or is_loopback(parse_host(self.base_url))
         options = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not bypass_proxy}
-        # Anthropic's client (2.12) mounts the proxies of the environment by itself, whatever trust_env says.
+        # Anthropic's client (2.12) mounts the environment's proxies itself, regardless of trust_env.
         return options | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if bypass_proxy else {})
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer must fit: an EBNF grammar as xgrammar and vLLM read it, and a JSON Schema that says the same."""
+    """The constraint of an answer: an EBNF grammar for xgrammar and vLLM, and an equivalent JSON Schema."""
 
     grammar: str | None = None
     json_schema: Mapping[str, Any] | None = None
@@ -77,96 +82,94 @@ class Constraint:
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question with fixed answers, for endpoints that decide instead of writing."""
+    """A question with fixed answers, for endpoints that decide instead of generating text."""
 
     instruction: str
     labels: Sequence[tuple[str, str]]
-    """Each with what it means, "" where that is not said."""
+    """Each with its description, "" if it has none."""
     text: str
-    """Of the row."""
+    """The row's input."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question."""
+    """One request to a model."""
 
     id: str
     messages: Messages
     max_tokens: int
     constraint: Constraint = Constraint()
     thinking_tokens: int = 0
-    """Of max_tokens, the room that is left for thinking."""
+    """The part of max_tokens that is reserved for thinking."""
     choices: ChoiceQuestion | None = None
-    """In the place of messages and constraint, where the wire takes those."""
+    """Replaces messages and constraint in API formats that take choice questions."""
 
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What one system is asked of one row."""
+    """A request to one system for one row."""
 
     id: str
-    """Of the row."""
+    """The row's id."""
     repeat: int
-    """0, and 1 where the same is asked a second time to see whether the answer varies."""
+    """0, or 1 for a second identical request that measures whether the answer varies."""
     request: Request
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as the provider counts them; None where it does not tell."""
+    """Token counts of the provider; None where it reports none."""
 
     input_tokens: int | None = None
-    """All that was read, cached ones included."""
+    """All input tokens, cached ones included."""
     output_tokens: int | None = None
-    """All that was written, reasoning included."""
+    """All output tokens, reasoning included."""
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What one attempt brought."""
+    """A parsed response."""
 
     output: str
     model_id: str
-    """The model as the answer names it: often more precise than what was asked for."""
+    """The model name in the response: often more precise than the requested one."""
     usage: Usage
     finish_reason: str
-    """stop, length, refusal, or what else the provider says."""
+    """stop, length, refusal, or another value of the provider."""
     log_probability: float | None = None
-    """Of the whole answer, natural logarithm; None where the provider does not tell."""
+    """Of the complete answer, natural logarithm; None if the provider does not return it."""
     probabilities: Mapping[str, float] | None = None
-    """Of every label, from endpoints that decide instead of writing."""
+    """Of every label, from endpoints that decide instead of generating text."""
     field_log_probability: float | None = None
-    """Of the field of an answered record that the model was least sure of
-    (insource/tasks/records/field_confidence.py)."""
+    """Of the least certain field of an extracted record (insource/tasks/records/field_confidence.py)."""
 
 
 @dataclass(frozen=True)
 class RequestResult:
-    """What became of a request after its last attempt; `received` is None where none of them was answered."""
+    """The outcome of a request after its last attempt; `completion` is None if all attempts failed."""
 
     id: str
     request_sha256: str
     received: Completion | None
     error: str | None
-    """What went wrong at the last attempt; None where there is an answer."""
+    """The error of the last attempt; None with a completion."""
     latency_seconds: float
     """From the first attempt to the end of the last, waits between them included."""
     attempt_latencies_seconds: tuple[float, ...]
-    """One for each attempt; none where the request was never sent."""
+    """One for each attempt; empty if the request was never sent."""
     again: bool = False
-    """Without an answer: whether the cause may have gone another day. False where it lies in the question itself."""
+    """Without a completion: whether a later invocation may succeed. False if the row's input is the cause."""
     refused: bool = False
-    """Whether it was refused for how it was asked, which says nothing of the model."""
+    """Whether it was refused because of its configuration, which is no result about the model."""
 
 
 class SpendLimiter(Protocol):
-    """Who says whether an attempt may be paid for, and keeps what it cost. Requests differ in their id."""
+    """Permits or denies paid attempts, and records their cost. Requests differ in their id."""
 
     async def reserve(self, request: Request) -> bool:
-        """Returns whether the attempt may be made; the most that it can cost is then set aside."""
+        """Return whether the attempt may be made; the upper bound of its cost is reserved then."""
 
     def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
-        """Takes what an attempt brought. `possibly_charged`: it brought nothing, and may have been paid for all the
-        same."""
+        """Record the outcome of an attempt. `possibly_charged`: no response, but the attempt may have been charged."""
