@@ -1,1 +1,1 @@
-"""Can the owned model take over: systems, answers, scores and their intervals, cost, verdict, report."""
+"""Compare the tuned model with its baselines: systems, answers, scores with intervals, costs, verdict, report."""

@@ -1,4 +1,4 @@
-"""`python -m compare RECIPE`: the tuned model against its baselines on the sealed test set, and a verdict."""
+"""`python -m compare RECIPE`: evaluate the tuned model and its baselines on the test set, and decide."""
 
 import os
 
@@ -6,6 +6,7 @@ from insource.config import cli
 
 
 def main() -> int:
+    """Parse the command line and run the stage."""
     parser = cli.build_parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
     cli.add_run_option(parser)
     fresh = os.environ.get("FRESH", "") not in ("", "0")

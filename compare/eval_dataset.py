@@ -1,4 +1,4 @@
-"""What systems are compared on: the task as the model learnt it, and the rows of each split."""
+"""The data of a comparison: the task with the labels and prompt of training, and the rows of each split."""
 
 import hashlib
 from collections import Counter
@@ -20,29 +20,29 @@ OTHER_SPLITS = ("train", "validation", "calibration")
 
 @dataclass(frozen=True)
 class EvalDataset:
-    """The task, and its rows."""
+    """The task and its rows."""
 
     module: TaskKind
     spec: Any
     prompt: Mapping[str, Any]
-    """prompt.json of the run: constraint, longest answer, template."""
+    """prompt.json of the run: constraint, maximum answer length, chat template."""
     train: Rows
     calibration: Rows
     test: Rows
 
     @property
     def answers(self) -> list[str]:
-        """Returns the answers of the train rows, as text."""
+        """Return the answers of the train rows as text."""
         return [self.module.answer_text(self.spec, row["target"]) for row in self.train]
 
     @property
     def clusters(self) -> list[str | None] | None:
-        """Returns the group of each test row, None where rows have none."""
+        """Return the group of each test row, None if no row has a group."""
         return cluster_ids(self.test)
 
     @property
     def n_clusters(self) -> int | None:
-        """Returns how many groups the test rows are of; a row without a group is one of its own."""
+        """Return the number of groups of the test rows. A row without a group counts as one group."""
         if self.clusters is None:
             return None
         sizes = Counter(self.clusters)
@@ -51,14 +51,16 @@ class EvalDataset:
 
 
 def cluster_ids(rows: Rows) -> list[str | None] | None:
-    """Returns the group of each row, None where rows have none."""
+    """Return the group of each row, None if no row has a group."""
     groups = [row.get("group") for row in rows]
     return groups if any(group is not None for group in groups) else None
 
 
 def sample_rows(rows: Rows, max_rows: int) -> Rows:
-    """Returns so many of the rows, in their order: those whose ids have the smallest hashes, which is a random choice
-    that is the same for all systems and for every repetition."""
+    """Return at most `max_rows` rows in their order: those with the smallest hashes of their ids.
+
+    The sample is random, but the same for all systems and for every repetition.
+    """
     if len(rows) <= max_rows:
         return rows
     chosen_ids = {
@@ -68,8 +70,10 @@ def sample_rows(rows: Rows, max_rows: int) -> Rows:
 
 
 def hash_test_set(run: Run) -> str:
-    """Returns the hash of the run's test set, read as bytes alone. Raises StageError where it is not as data
-    preparation wrote it."""
+    """Return the SHA-256 of the run's test set. Only the bytes of the file are read.
+
+    Raise StageError if the file differs from the hash that data preparation wrote.
+    """
     path = run.folder / "data" / "test.jsonl"
     sha256 = atomic_files.sha256(path)
     if sha256 != atomic_files.read_json(path.with_name("data.json"))["sha256"][path.name]:
@@ -78,7 +82,10 @@ def hash_test_set(run: Run) -> str:
 
 
 def load_test_dataset(run: Run) -> EvalDataset:
-    """Returns what a run is compared on; opens the test set. Raises StageError where another split has a test row."""
+    """Return the dataset of a run with its test rows. This reads the test set.
+
+    Raise StageError if there are no test rows, or if another split contains a test row.
+    """
     prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
     task, spec = load_task_spec(prompt["task"])
     data = run.folder / "data"
@@ -97,7 +104,7 @@ def load_test_dataset(run: Run) -> EvalDataset:
 
 
 def load_validation_dataset(run: Run) -> EvalDataset:
-    """Returns the same with validation rows in the place of test rows: what can be told before the test is opened."""
+    """Return the dataset of a run with validation rows as `test`. It can be used before the test set is read."""
     prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
     task, spec = load_task_spec(prompt["task"])
     rows = {name: _read_rows(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}

@@ -1,13 +1,13 @@
-"""The first request to each closed model, with a train row, before the plan is written and the test set is read.
+"""The first request to each API model, with a train row, before the plan is written and the test set is read.
 
-    python -m compare.first_request classifier      the same by itself (`make doctor RECIPE=classifier`), for cents
+    python -m compare.first_request classifier      only this check (`make doctor RECIPE=classifier`), for cents
 
     asked     openai:gpt-6-luna: answers, model gpt-6-luna-2026-09-22, 231 tokens read, 12 written
     refused   anthropic:claude-haiku-5-5: HTTP 401: invalid x-api-key
 
-A parameter that is refused with a 400 naming it is left out from then on, which the report tells. A system that gets no
-answer is not asked the test rows: it is INCOMPLETE, with the provider's sentence. The answer is kept in
-`runs/<recipe>/.answers/<system>.first.jsonl` and asked for again only if the request is another one.
+A parameter that the provider rejects by name with HTTP 400 is omitted from then on; the report notes it. A system
+without an answer gets no test rows: it is INCOMPLETE, with the provider's message. The answer is cached in
+`runs/<recipe>/.answers/<system>.first.jsonl`. It is requested again only if the request differs.
 """
 
 import argparse
@@ -33,16 +33,16 @@ from insource.tracking.run import Run
 
 @dataclass(frozen=True)
 class FirstResponse:
-    """What a closed system said to its first request."""
+    """The answer of an API model to its first request."""
 
     system: System
-    """Without the parameters that its provider refused."""
+    """Without the parameters that its provider rejected."""
     answer: CachedResponse | None
     why_not: str | None
-    """Why there is no answer; None where there is one."""
+    """Why there is no answer, None if there is one."""
 
     def line(self) -> str:
-        """Returns what the console shows."""
+        """Return the console line."""
         if self.answer is None or self.why_not:
             return f"refused   {self.system.name}: {self.why_not}"
         if self.answer.error:
@@ -62,8 +62,10 @@ class FirstResponse:
 def send_first_requests(
     context: ComparisonContext, systems: Sequence[System]
 ) -> tuple[list[System], list[SkippedSystem]]:
-    """Returns the systems to ask, and those that gave no answer to their first request. Raises RecipeError where a
-    price is unknown, or a model family does not take what the recipe sets."""
+    """Return the systems that answered their first request or need none, and those that did not answer.
+
+    Raise RecipeError if a price is unknown, or if a model family does not take the settings of the recipe.
+    """
     api_systems = [system for system in systems if system.kind == "closed"]
     api_models.lookup_prices(api_systems)
     budget = Budget(context.recipe.compare.budget_usd)
@@ -86,7 +88,7 @@ def send_first_requests(
 
 
 def send_first_request(context: ComparisonContext, system: System, budget: Budget) -> FirstResponse:
-    """Returns what a closed system answers to one train row, asked again without a parameter that it refuses."""
+    """Return the answer of an API model to one train row. A rejected parameter is omitted and the request repeated."""
     context.answers.mkdir(exist_ok=True)
     price = pricing.lookup_price(system.baseline) if system.baseline else None
     while True:
@@ -105,14 +107,14 @@ def send_first_request(context: ComparisonContext, system: System, budget: Budge
                 return FirstResponse(system, None, collected.why_incomplete or "not asked")
         rejected = api_errors.find_rejected_parameter(answer.error or "", optional_parameters)
         if rejected is None or rejected in system.left_out:
-            # What is final lies in the row: too long, or filtered. The next row may be neither.
+            # A final error is due to the row (too long, or filtered). The next row may have neither problem.
             return FirstResponse(system, answer, None if answer.final else answer.error)
         print(f"left out  {rejected}, which {system.name} refuses: {answer.error}", file=sys.stderr, flush=True)
         system = replace(system, left_out=(*system.left_out, rejected))
 
 
 def request_body_json(context: ComparisonContext, system: System) -> str:
-    """Returns the first request as it would be sent, as JSON."""
+    """Return the body of the first request as JSON."""
     system_requests = api_models.build_first_request(context, system)
     body = API_MODULES[system_requests.backend.wire].build_body(
         system_requests.backend, system_requests.questions[0].request
@@ -121,18 +123,18 @@ def request_body_json(context: ComparisonContext, system: System) -> str:
 
 
 def validation_context(trained_run: Run, name: str, recipe: Recipe) -> ComparisonContext:
-    """Returns the comparison without its test rows: train and validation alone are read."""
+    """Return the context of a comparison without test rows. Only train and validation rows are read."""
     return ComparisonContext(trained_run, name, recipe, eval_dataset.load_validation_dataset(trained_run))
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Asks each closed baseline of a recipe once. Returns 0 where each of them answered, 3 where one did not."""
+    """Send the first request to each API model of a recipe. Return 0 if all answered, 3 otherwise."""
     loaded, trained_run = run.load_recipe_and_run(arguments)
     return check_baselines(loaded.name, trained_run, merge_recipe_settings(loaded, trained_run))
 
 
 def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
-    """Asks each closed baseline once. Returns 0 where each of them answered, 3 where one did not."""
+    """Send the first request to each API model. Return 0 if all answered, 3 otherwise."""
     systems = catalog.api_systems(recipe)
     if not systems:
         print(f"{name} has no closed baseline")

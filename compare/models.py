@@ -1,11 +1,11 @@
-"""`python -m compare.models`: the closed models that the SDKs and genai-prices know, with prices and shutdown days.
+"""`python -m compare.models`: the API models in the SDKs and in genai-prices, with prices and shutdown dates.
 
     model             input  output  cached  in batches   long prompts               shut down    named in
     gpt-6-luna        0.1    0.5     0.01    0.05 / 0.25  from 272,000: 0.2 / 0.75   -            classifier, extractor
     claude-haiku-4-5  1      5       0.1     0.5 / 2.5    -                          -
 
-Offline. Prices in USD a million tokens, as genai-prices lists them; days as the SDKs' own files announce them. A
-provider may announce one later: a comparison asks it, and the report shows what it says.
+Works offline. Prices are in USD per million tokens, from genai-prices. Shutdown dates are from files of the SDKs. A
+provider may announce a date later: a comparison queries the provider, and the report shows that date.
 """
 
 import re
@@ -26,9 +26,9 @@ from insource.config.schema.compare import Baseline
 
 COLUMNS = ("model", "input", "output", "cached", "in batches", "long prompts", "shut down", "named in")
 WIDTH = 180
-# As anthropic/resources/messages/messages.py writes them.
+# Format of the dates in anthropic/resources/messages/messages.py.
 _ANTHROPIC_DATE_FORMAT = "%B %d, %Y"
-# Of the names in genai-prices: what hears, speaks, draws or embeds, and fine-tuned models, which are an account's own.
+# Names in genai-prices of models for audio, speech, images or embeddings, and of fine-tuned models of one account.
 _NON_TEXT_MODELS = re.compile(
     r"audio|realtime|transcribe|tts|whisper|image|dall-e|sora|embed|moderation|\.?ft[-:]|search"
 )
@@ -39,19 +39,20 @@ _SHUTDOWN_NOTICE = re.compile(
 
 @dataclass(frozen=True)
 class KnownModel:
-    """One closed model."""
+    """An API model."""
 
     provider: str
     name: str
     price: TokenPrice | None
     shutdown: str | None
-    """ISO 8601, None where none is announced."""
+    """ISO 8601, None if no date is announced."""
     named_in: Sequence[str]
     in_sdk: bool = True
-    """Whether its SDK names it, which then announces when it is shut down; of others nothing is known here."""
+    """Whether the provider's SDK lists it. The SDK then announces its shutdown date; for other models no date is
+    known."""
 
     def cells(self) -> list[str]:
-        """Returns the row of the table."""
+        """Return the cells of its table row."""
         price = self.price
         if price is None:
             price_cells = ["not listed", "", "", "", ""]
@@ -73,8 +74,11 @@ class KnownModel:
 
 
 def list_models(today: str) -> list[KnownModel]:
-    """Returns every model that the SDKs or genai-prices name and that is not shut down by `today` (ISO 8601), with its
-    price. Of those that genai-prices alone names, models that do not write text are left out."""
+    """Return the models that the SDKs or genai-prices list and that are not shut down by `today` (ISO 8601), with
+    prices.
+
+    Models that only genai-prices lists are omitted if they do not write text.
+    """
     shutdown_dates, recipes_by_model = {**_openai_shutdown_dates(), **_anthropic_shutdown_dates()}, _recipes_by_model()
     models = []
     for provider, names in (("openai", [*_openai_names()]), ("anthropic", [*_anthropic_names()])):
@@ -91,8 +95,10 @@ def list_models(today: str) -> list[KnownModel]:
 
 
 def announced_shutdown(baseline: Baseline) -> str | None:
-    """Returns the day (ISO 8601) when a closed model is shut down as its SDK announces it, None where it does not: also
-    for other hosts and clouds, which have days of their own. A fine-tune goes with the model that it was made from."""
+    """Return the shutdown date (ISO 8601) that the SDK announces for an API model, None if it announces none.
+
+    Also None for other hosts and clouds, which have their own dates. A fine-tuned model has the date of its base model.
+    """
     if baseline.base_url is not None or baseline.provider not in ("openai", "anthropic"):
         return None
     model = parse_fine_tune_base(baseline.model or "") or baseline.model or ""
@@ -100,13 +106,13 @@ def announced_shutdown(baseline: Baseline) -> str | None:
 
 
 def dated_names(provider: str, name: str) -> list[str]:
-    """Returns the names with a day in them that the SDK has for a model, [] where its provider does not date it."""
+    """Return the names with a date that the SDK lists for a model, [] if the provider does not date it."""
     names = _openai_names() if provider == "openai" else _anthropic_names()
     return [dated for dated in names if re.fullmatch(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}", dated)]
 
 
 def main() -> None:
-    """Prints the table; words after the command choose the models that have one of them in their name."""
+    """Print the table. Command-line words select the models whose names contain one of them."""
     from importlib.metadata import version
 
     from rich.console import Console
@@ -119,14 +125,14 @@ def main() -> None:
     for model in list_models(f"{datetime.now(UTC):%Y-%m-%d}"):
         if not words or any(word in f"{model.provider}:{model.name}" for word in words):
             table.add_row(*model.cells())
-    # Into a file or a pipe as wide as the table is.
+    # Full width in a file or pipe.
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
     sources = ", ".join(f"{package} {version(package)}" for package in ("genai-prices", "openai", "anthropic"))
     print(f"USD a million tokens; {sources}, offline. api: decisions has a price of its own: see docs/cost.md")
 
 
 def _long_prompt_prices(price: TokenPrice) -> str:
-    """What longer prompts cost, in and out: 'from 272,000: 0.2 / 0.75'."""
+    """Return the prices of longer prompts, input and output: 'from 272,000: 0.2 / 0.75'."""
     steps = []
     while price.beyond is not None:
         start, price = price.longest_input_tokens or 0, price.beyond
@@ -141,7 +147,7 @@ def _format_usd(value: float | None) -> str:
 
 
 def _recipes_by_model() -> Mapping[tuple[str, str], list[str]]:
-    """Which recipes of the project name which model."""
+    """Return {(provider, model): names of the recipes in recipes/ that use it}."""
     by_model: dict[tuple[str, str], list[str]] = {}
     for path in sorted(RECIPES.glob("*.yaml")):
         for baseline in load(path.stem, (), "cpu").recipe.compare.baselines:
@@ -174,7 +180,7 @@ def _listed_names(provider: str) -> Iterable[str]:
 
 @cache
 def _openai_shutdown_dates() -> dict[str, str]:
-    """The shutdown days in the text below the SDK's list of models, which no object holds."""
+    """Read the shutdown dates from the text below the SDK's list of models. No object of the SDK contains them."""
     spec = find_spec("openai")
     assert spec is not None and spec.origin is not None
     text = (Path(spec.origin).parent / "types" / "shared" / "chat_model.py").read_text(encoding="utf-8")

@@ -1,10 +1,11 @@
-"""What can be known of a comparison before anybody is paid and before the test set is read, checked for all baselines.
+"""Checks of all baselines before any request is paid for and before the test set is read.
 
-in   a file of answers that has an id twice, a model whose price is unknown, 300 labels for an endpoint that takes 255
-out  RecipeError: all three, each with what would do; nothing is asked, and the ledger has no opening
+in   a file of answers with a duplicate id, a model without a known price, 300 labels for an endpoint that takes 255
+out  RecipeError with all three problems and their fixes; no request was sent, and the ledger has no new entry
 
-Whom the data may not reach, and for whom there is no key, is left out by `systems.not_run` and listed as not run. What
-is checked here ends the comparison. Nothing here is sent to anybody; the first request comes next (first_request.py).
+`systems.catalog.skipped_systems` handles providers that may not get the data or have no API key: they are reported as
+not run. A failed check of this module ends the comparison. No check sends data; the first request comes next
+(first_request.py).
 """
 
 import asyncio
@@ -23,20 +24,20 @@ Check = Callable[[ComparisonContext, Sequence[System]], Iterator[str]]
 
 
 def check(context: ComparisonContext, systems: Sequence[System]) -> None:
-    """Raises RecipeError with everything that would end the comparison of these systems later on."""
+    """Raise RecipeError with all problems that would later end the comparison of these systems."""
     if problems := [message for run_check in CHECKS for message in run_check(context, systems)]:
         raise RecipeError("\n".join(problems))
 
 
 def unknown_prices(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
-    """Yields the closed models whose price is unknown."""
+    """Yield the API models without a known price."""
     yield from pricing.find_unknown_prices(
         [system.baseline for system in systems if system.kind == "closed" and system.baseline]
     )
 
 
 def unnamed_keys(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
-    """Yields the baselines at another host than their provider's whose key the recipe does not name."""
+    """Yield the baselines at another host than their provider's whose API key the recipe does not name."""
     for system in systems:
         if system.baseline and (key := system.baseline.unnamed_key):
             yield (
@@ -47,7 +48,7 @@ def unnamed_keys(context: ComparisonContext, systems: Sequence[System]) -> Itera
 
 
 def unusable_files(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
-    """Yields why a file of answers cannot be used, as far as that shows without the test rows."""
+    """Yield why a file of answers cannot be used, as far as the check is possible without the test rows."""
     for system in systems:
         if system.kind == "file" and system.baseline:
             try:
@@ -57,14 +58,17 @@ def unusable_files(context: ComparisonContext, systems: Sequence[System]) -> Ite
 
 
 def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
-    """Yields why a closed model cannot be asked as the recipe says: parameters that its family does not take, more
-    labels than its endpoint takes, credentials or a library of a cloud that are not there."""
+    """Yield why a request to an API model cannot be built with the settings of the recipe.
+
+    Reasons: parameters that the model family does not take, more labels than the endpoint takes, missing credentials or
+    a missing library of a cloud.
+    """
     for system in systems:
         if system.kind != "closed" or system.baseline is None:
             continue
         try:
             backend = api_models.build_endpoint(system.baseline, context.material, system.left_out)
-            # Examples change nothing of this, and to look for them takes a while.
+            # Examples do not affect the check, and retrieving them is slow.
             plain = replace(prompt_selection.prompt_candidates(system)[0], shots=0)
             (request,) = row_requests.build_requests(plain, context.material, context.material.train[:1])
             API_MODULES[backend.wire].build_body(backend, request)
@@ -77,7 +81,7 @@ def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> 
 
 
 async def _open_client(backend: Backend) -> None:
-    """Makes the SDK's client, which looks for credentials and sends nothing."""
+    """Create the SDK's client, which looks for credentials and sends nothing."""
     async with API_MODULES[backend.wire].make_client(backend):
         pass
 

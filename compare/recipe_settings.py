@@ -1,4 +1,4 @@
-"""The recipe of a comparison: the run's recipe with the current settings for serving, comparing and deciding."""
+"""The recipe of a comparison: the recipe of the run with current settings for serving, comparing and deciding."""
 
 from insource.config.load import LoadedRecipe
 from insource.config.recipe import Recipe
@@ -8,5 +8,5 @@ SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 
 def merge_recipe_settings(loaded: LoadedRecipe, trained_run: Run) -> Recipe:
-    """Returns the recipe of the run with what the recipe says now of serving, comparing and deciding."""
+    """Return the recipe of the run, with the sections SECTIONS taken from the current recipe."""
     return trained_run.recipe().model_copy(update={name: getattr(loaded.recipe, name) for name in SECTIONS})

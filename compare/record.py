@@ -1,11 +1,11 @@
-"""The answers of an API model to the held-out rows, kept while it lives: `make record RECIPE=tickets`.
+"""`make record RECIPE=tickets`: save the answers of an API model to the test rows before its provider shuts it down.
 
     recorded  openai:ft:gpt-4o-mini-2024-07-18:acme::Bx1: 3,080 test rows, $0.4213
     wrote     recipes/tickets.openai-ft-gpt-4o-mini-2024-07-18-acme-Bx1-74e2f0.jsonl
 
-It needs no trained model. The rows are asked as the comparison asks them, first request, budget and journal alike, so
-that a comparison asks for nothing that is recorded. Of the test set the texts are read and no target: nothing is scored
-here, and the ledger says when whose answers were recorded, with the plan of then.
+No trained model is needed. First request, budget, cache and requests are those of a comparison, so that a comparison
+reuses the recorded answers. Only the texts of the test set are read, not the targets: nothing is scored. The ledger
+records date, system and plan.
 """
 
 import json
@@ -30,13 +30,16 @@ from insource.tasks import TASKS
 from insource.tracking import folder_ownership, run
 from insource.tracking.run import Run
 
-# The folder of a run that there is not yet: answers lie beside runs.
+# Name of a run folder that does not exist: the answer cache is beside the run folders.
 PLACEHOLDER_RUN = "record"
 NUMERIC_FIELDS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens", "latency_seconds", "cost_usd")
 
 
 def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None, name: str | None) -> int:
-    """Returns the exit code. Raises RecipeError where nobody can be asked, StageError where not all rows were."""
+    """Record the answers of one system and return the exit code.
+
+    Raise RecipeError if the system cannot be queried, StageError if not all rows were answered.
+    """
     loaded = load(recipe, overrides, hardware)
     system = select_system(loaded.recipe, name)
     if skipped := catalog.skipped_systems([system], loaded.recipe):
@@ -57,9 +60,9 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
 
 
 def select_system(recipe: Recipe, name: str | None) -> System:
-    """Returns the system to record: the one of that name, else the planned baseline.
+    """Return the system to record: the one with that name, else the planned baseline.
 
-    Raises RecipeError where its answers cannot be recorded, naming those that can.
+    Raise RecipeError with the available names if its answers cannot be recorded.
     """
     api_systems = catalog.api_systems(recipe)
     names = [candidate.name for candidate in api_systems if candidate.baseline and not candidate.baseline.decides]
@@ -81,13 +84,13 @@ def select_system(recipe: Recipe, name: str | None) -> System:
 
 
 def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonContext:
-    """Returns a comparison of the prepared data without a trained model, and without the targets of the test rows."""
+    """Return a context of the prepared data without a trained model and without the targets of the test rows."""
     metadata = atomic_files.read_json(data / "data.json")
     task = TASKS[loaded.recipe.task.variant]
     labels = {label: entry["description"] for label, entry in metadata["labels"].items()}
     may_be_empty = bool(metadata["labels_per_row"] and metadata["labels_per_row"]["may_be_empty"])
     spec = task.make_spec(loaded.recipe.task, labels, may_be_empty)
-    # As training will write it into prompt.json, so that a comparison finds these answers again.
+    # Same values as training writes into prompt.json, so that a comparison finds these answers in the cache.
     prompt = {
         "grammar": None,
         "output_schema": task.output_schema(spec),
@@ -99,7 +102,7 @@ def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonC
 
 
 def read_inputs(path: Path) -> Rows:
-    """Returns ids and texts of the rows of a split; their targets are not kept."""
+    """Return ids and input texts of the rows of a split, without targets. Raise StageError if it has no rows."""
     rows = [{"id": row["id"], "input": row["input"]} for row in atomic_files.read_jsonl(path)]
     if not rows:
         raise StageError(f"{path} has no rows: nothing can be recorded; give data.split.test a share")
@@ -107,8 +110,10 @@ def read_inputs(path: Path) -> Rows:
 
 
 def write_answers(responses: SystemResponses, path: Path) -> int:
-    """Writes the answers, and says how the recipe takes them. Raises StageError where rows were not asked: what was
-    paid for is kept."""
+    """Write the answers, print the baseline entry for the recipe and return the exit code.
+
+    Raise StageError if rows are missing. Answers that were paid for stay in the cache.
+    """
     if not responses.complete:
         raise StageError(
             f"{responses.system.title}: {responses.why_incomplete}; nothing is lost: again asks for the rest"
@@ -136,7 +141,8 @@ def write_answers(responses: SystemResponses, path: Path) -> int:
 
 
 def _answer_json(answer: SystemAnswer) -> dict[str, object]:
-    """An answer as `provider: file` reads it; a refusal, or a row that the provider would not answer, has none."""
+    """Return an answer as `provider: file` reads it. A refusal, or a row that the provider rejected, has output
+    null."""
     refused = answer.output is None or answer.finish_reason == "refusal"
     payload: dict[str, object] = {"id": answer.id, "output": None if refused else answer.output}
     numbers = {name: getattr(answer, name) for name in NUMERIC_FIELDS}
@@ -146,7 +152,10 @@ def _answer_json(answer: SystemAnswer) -> dict[str, object]:
 
 
 def _prepare_data(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None) -> Path:
-    """Runs the data stage as a process of its own: stages meet on disk. Exits as it exits where it fails."""
+    """Run the data stage in a subprocess and return its folder. Stages exchange data through files only.
+
+    Exit with the stage's exit code if it fails.
+    """
     argv = [sys.executable, "-m", "data_prep", recipe, *overrides, "--no-heading"]
     argv += ["--hardware", hardware] if hardware else []
     argv += ["--runs", runs] if runs else []

@@ -1,6 +1,10 @@
-"""The records of a comparison: a system, its answers to rows, its confidence scale, and its collected responses.
+"""The records of a comparison, from a system to its collected responses.
 
-TODO
+System           one system of the comparison, such as the tuned model or an API model
+SkippedSystem    a system that was not run, with the reason
+SystemAnswer     the answer of a system to one row
+Scale            the map from log-probabilities to confidences
+SystemResponses  all answers of a system, with cost, throughput and parity
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,53 +21,53 @@ ScoredPart = Literal["answer", "least certain field"]
 
 @dataclass(frozen=True)
 class System:
-    """One thing that answers."""
+    """One system of a comparison."""
 
     name: str
     kind: SystemKind
     title: str
-    """As reports show it."""
+    """The name that reports show."""
     which: str | None = None
-    """tuned: the exported form, adapter, merged or quantized/<scheme>."""
+    """The exported variant of a tuned system: adapter, merged or quantized/<scheme>."""
     shots: int = 0
     baseline: Baseline | None = None
     left_out: tuple[str, ...] = ()
-    """Parameters that its provider refused at the first request, and that are therefore not sent."""
+    """Parameters that the provider rejected at the first request. They are not sent."""
 
     @property
     def stand_in(self) -> bool:
-        """Returns whether it answers on this machine in the place of a provider, of whom it tells nothing."""
+        """Return whether a local server replaces a provider. Its scores show nothing about that provider."""
         return self.baseline is not None and self.baseline.loopback
 
     @property
     def on_tuned_scale(self) -> bool:
-        """Returns whether the confidence scale of the tuned model, which was fitted without examples, is its own."""
+        """Return whether the confidence scale of the tuned model applies. The scale was fitted without examples."""
         return self.kind == "tuned" and not self.shots
 
 
 @dataclass(frozen=True)
 class SkippedSystem:
-    """A system of the recipe that cannot be asked, and why."""
+    """A system of the recipe that was not run, and the reason."""
 
     name: str
     title: str
     why: str
     incomplete: bool = False
-    """Whether it was tried, and refused: the next comparison tries it again."""
+    """Whether it was tried and failed. The next comparison tries it again."""
 
 
 @dataclass(frozen=True)
 class SystemAnswer:
-    """What a system said to a row, from wherever it came."""
+    """The answer of a system to one row, from any source."""
 
     id: str
     output: str | None
-    """None: there was no answer."""
+    """None if there is no answer."""
     finish_reason: str = "stop"
     model_id: str = ""
     log_probability: float | None = None
     field_log_probability: float | None = None
-    """Of the field of a record that the system was least sure of."""
+    """Of the field of a record with the lowest probability."""
     request_sha256: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -75,47 +79,47 @@ class SystemAnswer:
     cost_usd: float | None = None
     error: str | None = None
     may_pass: bool = False
-    """Without an answer: whether the cause is of the moment (a rate limit, a time-out, a server's error)."""
+    """Whether a missing answer has a temporary cause: a rate limit, a timeout or a server error."""
     confidence: float | None = None
-    """Where the system tells its own."""
+    """The confidence that the system reports itself."""
     probabilities: Mapping[str, float] | None = None
-    """Of every label, where the system tells them."""
+    """The probability of every label, if the system reports them."""
     not_asked: bool = False
-    """Never put to the model: not sent, or refused for how it was asked. Such a row is no wrong answer; it makes the
-    system INCOMPLETE."""
+    """Whether the model never got the row: not sent, or the request itself was rejected. Such a row is not a wrong
+    answer. It makes the system INCOMPLETE."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How log-probabilities become confidences, and what the validation rows that this was fitted on have on it."""
+    """Map from log-probabilities to confidences, with the validation rows on which it was fitted."""
 
     platt: Platt | None
-    """None: these answers are all right or all wrong, and probabilities are taken as they are."""
+    """None if the answers were all right or all wrong. Then probabilities are used unchanged."""
     part: ScoredPart
-    """Whose probability it is."""
+    """The part of an answer whose probability is used."""
     confidences: Sequence[float] = ()
     """Of validation rows."""
     right: Sequence[float] = ()
 
     def json(self) -> dict[str, Any]:
-        """Returns what routing.json says of it, so that whoever serves computes the same confidence."""
+        """Return the entry `score` of routing.json, from which serving computes the same confidence."""
         slope, intercept = (self.platt.slope, self.platt.intercept) if self.platt else (None, None)
         return {"of": self.part, "slope": slope, "intercept": intercept}
 
 
 @dataclass(frozen=True)
 class SystemResponses:
-    """What a system answered."""
+    """All answers of a system."""
 
     system: System
     test: Sequence[SystemAnswer]
-    """Of all test rows in their order, or of those that the system was asked."""
+    """Answers to all test rows in their order, or to the subset that the system got."""
     calibration: Sequence[SystemAnswer] = ()
-    """Of all calibration rows in their order; none where the system was not asked, or not all of them."""
+    """Answers to all calibration rows in their order. Empty if the system did not get all of them."""
     why_not_calibration: str | None = None
-    """Why not all calibration rows were asked that were to be."""
+    """Why the calibration rows that were planned are not complete."""
     again: Sequence[SystemAnswer] = ()
-    """Answers to the first rows of the test set, asked a second time."""
+    """Second answers to the first test rows, from repeated requests."""
     complete: bool = True
     why_incomplete: str | None = None
     reused: int = 0
@@ -123,14 +127,14 @@ class SystemResponses:
     spent_usd: float | None = None
     concurrency: int | None = None
     rate: Mapping[str, Any] | None = None
-    """What the server did a second: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
+    """Throughput of the server: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
     parity: Mapping[str, Any] | None = None
-    """How what was served answered the validation rows, against the trained weights: n, prompt_ids_equal, agreement
+    """Parity of the served variant with the trained weights on the validation rows: n, prompt_ids_equal, agreement
     (None for other weights), difference, ci_low, ci_high."""
     price: TokenPrice | None = None
     shutdown_date: str | None = None
-    """The day, ISO 8601, when the provider will shut the model down, where it says so."""
+    """The day, ISO 8601, when the provider shuts the model down, if the provider announces one."""
     scale: Scale | None = None
-    """Of its own probabilities, fitted on validation rows, where a provider was asked those."""
+    """The scale of the provider's probabilities, fitted on validation rows, if the provider got them."""
     notes: Sequence[str] = ()
-    """What was done otherwise than one would expect."""
+    """Deviations from the usual procedure, for the report."""

@@ -1,8 +1,7 @@
-"""The comparison from top to bottom: what can be known beforehand is checked, plan into the ledger, test opened, every
-system asked, scores, verdict, report.
+"""The comparison from top to bottom: checks, plan into the ledger, test set read, answers, scores, verdict, report.
 
-Writes predictions/, scores.json, routing.json, report.html and report.md into the run folder. Called again it asks for
-nothing that it knows, and says `unchanged` where nothing else is new.
+Writes predictions/, scores.json, routing.json, report.html and report.md into the run folder. A repeated comparison
+takes all answers from the cache, and prints `unchanged` if nothing else changed.
 """
 
 import argparse
@@ -30,12 +29,12 @@ from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import Run
 
-# Raised when the same answers would be compared into something else.
+# Increase it if the same answers would give another scores.json.
 VERSION = 4
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    """Run the stage and return its exit code. Raise RecipeError or StageError, which `insource.config.cli` prints."""
     loaded, trained_run = run.load_recipe_and_run(arguments)
     recipe = merge_recipe_settings(loaded, trained_run)
     systems = catalog.list_systems(recipe, trained_run)
@@ -71,7 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def check_plan(recipe: Recipe, systems: Sequence[System]) -> None:
-    """Raises RecipeError where the planned comparison names a system that there is not."""
+    """Raise RecipeError if the planned comparison names a system that does not exist."""
     if (primary := recipe.compare.primary) is None:
         return
     names = [system.name for system in systems]
@@ -81,7 +80,7 @@ def check_plan(recipe: Recipe, systems: Sequence[System]) -> None:
 
 
 def check_planned_served(recipe: Recipe, failed: Sequence[SkippedSystem]) -> None:
-    """Raises StageError where a system of the plan could not be served."""
+    """Raise StageError if a system of the plan could not be served."""
     primary = recipe.compare.primary
     for skipped in failed:
         if primary and skipped.name in (primary.system, primary.baseline):
@@ -91,13 +90,13 @@ def check_planned_served(recipe: Recipe, failed: Sequence[SkippedSystem]) -> Non
 def header_lines(
     loaded: LoadedRecipe, trained_run: Run, systems: Sequence[System], skipped: Sequence[SkippedSystem]
 ) -> list[str]:
-    """Returns the first lines printed: what is compared, and what is not run and why."""
+    """Return the first lines printed: the systems, and those that are not run with their reasons."""
     lines = [f"compare   {loaded.name}, run {trained_run.id}: {', '.join(system.name for system in systems)}"]
     return lines + [f"not run   {skipped_system.title}: {skipped_system.why}" for skipped_system in skipped]
 
 
 def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) -> dict[str, str]:
-    """Returns what a comparison depends on, hashed."""
+    """Return {input: hash} of everything that a comparison depends on."""
     hashes = {
         "data/test.jsonl": eval_dataset.hash_test_set(trained_run),
         f"adapter/{atomic_files.CHECKSUMS}": _checksum(trained_run, "adapter"),
@@ -118,7 +117,7 @@ def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) ->
 def run_comparison(
     trained_run: Run, name: str, recipe: Recipe, systems: Sequence[System], skipped: Sequence[SkippedSystem]
 ) -> dict[str, Any]:
-    """Asks, scores and decides. Returns scores.json, which is written with everything else."""
+    """Collect the answers, score them, decide, write all files and return scores.json."""
     systems, refused = first_request.send_first_requests(
         first_request.validation_context(trained_run, name, recipe), systems
     )
@@ -161,7 +160,7 @@ def run_comparison(
 
 
 def finish(trained_run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> int:
-    """Records how the comparison ended and prints the summary. Returns the exit code."""
+    """Record the end of the comparison, print the summary and return the exit code."""
     choice = scores["verdict"]["choice"]
     outputs = [trained_run.folder / name for name in ("scores.json", "routing.json", "report.html", "report.md")]
     values = {
@@ -181,6 +180,6 @@ def _checksum(trained_run: Run, variant: str) -> str:
 
 
 def _is_complete(trained_run: Run) -> bool:
-    """Whether a comparison is there that nothing was missing from."""
+    """Return whether the run folder has a comparison without missing parts."""
     path = trained_run.folder / "scores.json"
     return path.exists() and not atomic_files.read_json(path)["integrity"]["incomplete"]

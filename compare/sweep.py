@@ -1,13 +1,13 @@
-"""Several bases or settings of one recipe under one protocol: `make sweep RECIPE=classifier MODELS="pocket smollm2"`.
+"""Train and rank several bases or settings of one recipe: `make sweep RECIPE=classifier MODELS="pocket smollm2"`.
 
     variant    accuracy  95% interval    to the best          trained  parameters
     lora.r=32  86.7%     83.9% to 89.0%  best                 228 s    5,475,584
     lora.r=8   85.1%     82.2% to 87.5%  -1.6 (-3.2 to -0.1)  201 s    5,475,584
 
-Every variant is trained on the same rows and scored on validation; the best figure there wins, the smaller model where
-two are equal. Only the winner is exported and compared: the test set is read once, when the choice has been made.
-`runs/<recipe>/latest` is the winner afterwards, so that `make serve` and `make deploy` take it. Called again, what is
-trained already is not trained again.
+Every variant is trained on the same rows and scored on validation. The best metric wins; of equal variants the smaller
+model wins. Only the winner is exported and compared: the test set is read once, after the choice.
+`runs/<recipe>/latest` then is the winner, so that `make serve` and `make deploy` use it. A repeated sweep does not
+train again what is already trained.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from insource.tasks import metric_label, references
 from insource.tracking import folder_ownership, run
 from insource.tracking.run import Run
 
-# Sections that no variant may change: on other rows or another task nothing is comparable.
+# Sections that no variant may change: results on other rows or for another task are not comparable.
 SHARED_SECTIONS = ("task", "data", "compare", "privacy")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train."""
+    """One base with one group of settings."""
 
     name: str
     settings: tuple[str, ...]
@@ -51,25 +51,28 @@ class Variant:
 
 @dataclass(frozen=True)
 class TrainedVariant:
-    """A variant with its run and what it reached on validation."""
+    """A variant with its run and its validation metrics."""
 
     variant: Variant
     run: Run
     figures: Mapping[str, float]
-    """The headline figures on all validation rows."""
+    """The main metrics on all validation rows."""
     tallies: Mapping[str, MetricStats]
-    """Of the validation rows whose answers the run keeps, {} where its kind is not decoded."""
+    """Metric statistics of the validation rows whose answers the run keeps, {} if its kind is not decoded."""
     rows: Sequence[Mapping[str, Any]]
-    """Those rows."""
+    """The validation rows whose answers the run keeps."""
     rows_sha256: str
     """Of the validation rows, by id and text."""
     seconds: float
     parameters: int
-    """Of the base; 0 where an earlier version trained it, which did not record it."""
+    """Of the base; 0 if an earlier version, which did not record it, trained the variant."""
 
 
 def main() -> int:
-    """Returns the exit code. Raises RecipeError where variants cannot be compared, StageError where none is trained."""
+    """Run the sweep and return the exit code.
+
+    Raise RecipeError if the variants cannot be compared, StageError if none was trained.
+    """
     arguments = build_parser().parse_intermixed_args()
     parent = run.runs_folder(arguments.runs)
     variants = parse_variants(arguments.models.split(), arguments.variants)
@@ -108,7 +111,7 @@ def main() -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the command line."""
+    """Return the parser of the command line."""
     parser = cli.build_parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
     parser.add_argument(
         "--models", default=os.environ.get("MODELS", ""), help='bases: "pocket smollm2" (default: $MODELS)'
@@ -118,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=os.environ.get("VARIANTS", ""),
         help='settings: "lora.r=8; lora.r=32 train.learning_rate=1e-3" (default: $VARIANTS)',
     )
-    # make hands down an empty one where none is given.
+    # make passes an empty variable if none is set.
     compare_default = os.environ.get("COMPARE") != "0"
     parser.add_argument(
         "--no-compare",
@@ -131,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_variants(models: Sequence[str], variants_text: str) -> list[Variant]:
-    """Returns every model with every group of settings. Raises RecipeError where that is no choice."""
+    """Return every model with every group of settings. Raise RecipeError if fewer than two variants differ."""
     groups = [tuple(group.split()) for group in variants_text.split(";") if group.strip()] or [()]
     bases: list[tuple[str, ...]] = [(f"model.base={model}",) for model in models] or [()]
     names = list(models) or [""]
@@ -150,8 +153,10 @@ def parse_variants(models: Sequence[str], variants_text: str) -> list[Variant]:
 
 
 def check_variants(arguments: argparse.Namespace, variants: Sequence[Variant]) -> LoadedRecipe:
-    """Returns the recipe as it is without a variant. Raises RecipeError, before anything is trained, where a variant
-    cannot be loaded, or changes more than training."""
+    """Return the recipe without a variant.
+
+    Raise RecipeError before training if a variant cannot be loaded, or changes more than training.
+    """
     plain = load(arguments.recipe, arguments.set, arguments.hardware)
     for variant in variants:
         try:
@@ -168,21 +173,24 @@ def check_variants(arguments: argparse.Namespace, variants: Sequence[Variant]) -
 
 
 def shared_settings(recipe: Recipe) -> dict[str, Any]:
-    """Returns what all variants must have in common. Of `serve` that is what leaves out rows: an adapter that vLLM does
-    not take, such as DoRA's, is served merged."""
+    """Return the settings that all variants must share.
+
+    Of `serve` these are the keys that drop rows. Other keys may differ: vLLM does not take an adapter such as DoRA's,
+    so that it is served merged.
+    """
     return {name: getattr(recipe, name) for name in SHARED_SECTIONS} | {
         "serve.max_model_len": recipe.serve.max_model_len
     }
 
 
 def deciding_metric(loaded: LoadedRecipe) -> str:
-    """Returns the metric that decides: the planned one, else the first of the kind."""
+    """Return the metric that decides: the planned one, else the first of the task kind."""
     primary = loaded.recipe.compare.primary
     return primary.metric if primary else METRICS[loaded.recipe.task.variant][0]
 
 
 def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
-    """Returns the exit code of a stage, run as a process of its own."""
+    """Run a stage in a subprocess and return its exit code."""
     argv = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *extra]
     argv += ["--hardware", arguments.hardware] if arguments.hardware else []
     argv += ["--runs", arguments.runs] if arguments.runs else []
@@ -190,7 +198,7 @@ def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
 
 
 def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
-    """Returns what a trained run reached on validation."""
+    """Return the validation metrics of a trained run."""
     metrics = trained_run.stage("train")["metrics"]
     dataset = eval_dataset.load_validation_dataset(trained_run)
     rows: Sequence[Mapping[str, Any]] = []
@@ -214,10 +222,10 @@ def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
 
 
 def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str) -> dict[str, Any]:
-    """Returns what the board says of a variant, beside the best one.
+    """Return the leaderboard entry of a variant, with its difference from the best one.
 
-    The interval and the paired difference are of the validation rows whose answers both runs keep (the first 500); the
-    figure that decides is of all validation rows.
+    The interval and the paired difference are of the validation rows whose answers both runs keep (the first 500). The
+    metric that decides is of all validation rows.
     """
     entry: dict[str, Any] = {
         "variant": trained.variant.name,
@@ -247,7 +255,7 @@ def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str
 
 
 def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, str]) -> list[str]:
-    """Returns the leaderboard, best first, and what it does not say."""
+    """Return the leaderboard, best first, and its caveats."""
     rows = [("variant", metric_label(metric), "95% interval", "to the best", "trained", "parameters")]
     for entry in board:
         interval, delta = entry["interval"], entry["to_the_best"]
@@ -277,7 +285,8 @@ def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: M
 
 
 def compare_best(arguments: argparse.Namespace, best: TrainedVariant) -> int:
-    """Exports the best variant and compares it on the test set, which no other one has read. Returns the exit code."""
+    """Export the best variant, compare it on the test set and return the exit code. No other variant reads the test
+    set."""
     if not arguments.compare:
         return cli.OK
     run_options = ("--run", best.run.id, *best.variant.settings)

@@ -1,4 +1,4 @@
-"""Whether several rows may share one request to a decision endpoint: measured, by asking the same rows both ways.
+"""Measure whether several rows may share one request to a decision endpoint, by requesting the same rows both ways.
 
     python -m compare.together classifier --rows 20
 
@@ -6,10 +6,11 @@
     together  1 request, ... tokens read; 20 of 20 choices the same; a probability moves by at most ...
     yes       rows that share a request are answered as rows that are asked alone        (or no, with exit code 3)
 
-The wire has one input for all questions of a request (openai 3.54, types/decision_create_params.py), so that the rows
-that share one stand in the questions' own instructions, behind the task's instruction. Each question has to repeat the
-labels, so that little is saved but requests. A comparison therefore asks one row a request; this command says what an
-endpoint does with several. It asks train rows, and costs cents: three times what these rows cost in a comparison.
+The API format has one input for all questions of a request (openai 3.54, types/decision_create_params.py). Rows that
+share a request are therefore put into the instructions of their questions, after the task's instruction. Each question
+repeats the labels, so that sharing saves little but requests. A comparison sends one row per request; this command
+measures an endpoint with several. It uses train rows. It costs cents: three times as much as these rows cost in a
+comparison.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.tracking import run
 
-# A provider may round to three digits.
+# A provider may round probabilities to three digits.
 PROBABILITY_ROUNDING = 0.0015
 MAX_QUESTIONS = 400
 DEFAULT_ROWS = 20
@@ -40,33 +41,34 @@ DEFAULT_ROWS = 20
 
 @dataclass(frozen=True)
 class AnswerDifference:
-    """How two answers to the same rows differ."""
+    """Difference of two lists of answers to the same rows."""
 
     same_choices: int
     most: float
-    """The largest difference of a probability of a label."""
+    """The largest difference of a label's probability."""
 
 
 @dataclass(frozen=True)
 class SharingMeasurement:
-    """The same rows asked alone, alone a second time, and all in one request."""
+    """Results for the same rows: one per request, the same a second time, and all in one request."""
 
     rows: int
     alone_tokens: int
     together_tokens: int
     by_itself: AnswerDifference
-    """Between the two times that rows were asked alone: how much answers vary anyway."""
+    """Between the two runs with one row per request: the variation without sharing."""
     together: AnswerDifference
 
     @property
     def may_share(self) -> bool:
-        """Returns whether rows that share a request are answered as rows that are asked alone."""
+        """Return whether a shared request gives the same answers as single requests, within the variation without
+        sharing."""
         return self.together.same_choices == self.rows and self.together.most <= max(
             PROBABILITY_ROUNDING, self.by_itself.most
         )
 
     def lines(self, name: str) -> list[str]:
-        """Returns what the console shows."""
+        """Return the console lines."""
         repeat_text = f"asked again, a probability moves by at most {self.by_itself.most:.3f}"
         same_text = f"{self.together.same_choices:,} of {self.rows:,} choices the same"
         conclusion = "yes       rows that share a request are answered as rows that are asked alone"
@@ -81,7 +83,8 @@ class SharingMeasurement:
 
 
 def measure_sharing(backend: Backend, requests: Sequence[Request]) -> SharingMeasurement:
-    """Returns how an endpoint answers rows alone and together. Raises StageError where one of them is not answered."""
+    """Return the answers of an endpoint to single and to shared requests, compared. Raise StageError if one is
+    missing."""
     individual, repeat = (asyncio.run(_request_individually(backend, requests)) for _ in range(2))
     shared, usage = asyncio.run(_request_together(backend, requests))
     return SharingMeasurement(
@@ -94,7 +97,7 @@ def measure_sharing(backend: Backend, requests: Sequence[Request]) -> SharingMea
 
 
 def compare_answers(a: Sequence[Completion], b: Sequence[Completion]) -> AnswerDifference:
-    """Returns how the answers to the same rows differ; a refusal has no probabilities, and is a choice."""
+    """Return the difference of two lists of answers to the same rows. A refusal is a choice without probabilities."""
     same = sum(first.output == second.output for first, second in zip(a, b, strict=True))
     shifts = [
         abs(first.probabilities[label] - second.probabilities[label])
@@ -106,7 +109,7 @@ def compare_answers(a: Sequence[Completion], b: Sequence[Completion]) -> AnswerD
 
 
 def shared_request_body(backend: Backend, requests: Sequence[Request]) -> dict[str, Any]:
-    """Returns one request with a question for each row."""
+    """Return the body of one request with a question for each row."""
     questions = []
     for request in requests:
         (question,) = openai_decisions.build_body(backend, request)["questions"]
@@ -141,7 +144,7 @@ async def _request_together(backend: Backend, requests: Sequence[Request]) -> tu
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measures the decision endpoints of a recipe. Returns 0 where rows may share a request, 3 where they may not."""
+    """Measure the decision endpoints of a recipe. Return 0 if rows may share a request, 3 otherwise."""
     loaded, trained_run = run.load_recipe_and_run(arguments)
     context = first_request.validation_context(trained_run, loaded.name, merge_recipe_settings(loaded, trained_run))
     systems = [

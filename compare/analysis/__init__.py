@@ -1,0 +1,1 @@
+"""From scored predictions to the figures of scores.json."""

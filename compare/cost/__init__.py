@@ -1,0 +1,1 @@
+"""Costs of self-hosting and of API models, and the break-even between them."""

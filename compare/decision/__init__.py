@@ -1,0 +1,1 @@
+"""Preregistration, routing policy and verdict."""

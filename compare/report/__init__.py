@@ -1,0 +1,1 @@
+"""The report of a comparison: HTML page, Markdown, console and files."""

@@ -1,0 +1,1 @@
+"""From answers to parsed and scored predictions, confidences and completeness."""

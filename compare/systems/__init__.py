@@ -1,0 +1,1 @@
+"""The systems of a comparison, the requests to them and the collection of their answers."""

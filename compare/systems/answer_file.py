@@ -1,12 +1,12 @@
-"""Answers that the user has already: a file (JSONL, CSV, TSV, JSON or Parquet) to one answer for each test row.
+"""The user's file of answers (JSONL, CSV, TSV, JSON or Parquet), converted to one answer for each test row.
 
 in   {"id": "T000017", "output": "Delivery-Delay", "input_tokens": 231, "output_tokens": 5, "cost_usd": 0.0004}
      {"id": "T000018", "output": null}
-out  Answer("T000017", "delivery_delay", input_tokens=231, output_tokens=5, cost_usd=0.0004)
-     Answer("T000018", "", finish_reason="refusal")
+out  SystemAnswer("T000017", "delivery_delay", input_tokens=231, output_tokens=5, cost_usd=0.0004)
+     SystemAnswer("T000018", "", finish_reason="refusal")
 
-The file is read as a data file is (answer_rows.py), ids and labels as data preparation reads those of the source.
-Nothing is guessed: two answers with one id, or a figure that is no finite number, are an error.
+The file is read like a data file (answer_file_rows.py), ids and labels like those of the source in data preparation.
+Nothing is guessed: a duplicate id, or a number that is not finite, is an error.
 """
 
 import math
@@ -32,7 +32,7 @@ TOKEN_FIELDS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tok
 AMOUNT_FIELDS = ("latency_seconds", "cost_usd")
 FRACTION_FIELDS = ("confidence",)
 NUMERIC_FIELDS = (*TOKEN_FIELDS, *AMOUNT_FIELDS, *FRACTION_FIELDS)
-# A figure beyond it is none that anybody measured, and a whole number may be too large for a float.
+# A larger number cannot be a measurement, and a larger integer may not fit into a float.
 MAX_NUMBER = 1e15
 MAX_SHOWN_CHARACTERS = 80
 
@@ -42,15 +42,15 @@ class ReadingRules:
     """How data preparation read the ids and labels that the file repeats."""
 
     normalize_labels: bool = True
-    """Whether spellings of one label are one label (data.normalize_labels)."""
+    """Whether spellings of a label are merged (data.normalize_labels)."""
     redact: Collection[str] = ()
     """Kinds of personal data that are replaced (privacy.redact)."""
     label_separator: str | None = None
-    """What stands between several labels of a text (data.columns.label_separator)."""
+    """Separator of several labels in one text (data.columns.label_separator)."""
     formats: Formats | None = None
-    """How the source writes numbers and dates (data.formats)."""
+    """Number and date formats of the source (data.formats)."""
     json_schema: Mapping[str, Any] | None = None
-    """The schema of records, of which `formats` speaks."""
+    """The schema of the records to which `formats` applies."""
 
 
 DEFAULT_RULES = ReadingRules()
@@ -62,25 +62,25 @@ class FileAnswer:
 
     number: int
     output: Any
-    """Text, or a record as an object; None: a refusal."""
+    """Text, or a record as an object; None for a refusal."""
     model_id: str | None
     figures: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class AnswerFile:
-    """A file that was read whole."""
+    """A file of answers, read completely."""
 
     path: Path
     by_id: Mapping[str, FileAnswer]
     guessed_encoding: str | None
-    """The encoding, where the bytes do not say it for sure."""
+    """The encoding, if it was guessed from the bytes."""
     reformatted: int = 0
-    """How many answers were read by data.formats into something else than what stands there."""
+    """Number of answers that data.formats changed."""
 
 
 def rules_from_recipe(recipe: Recipe) -> ReadingRules:
-    """Returns the rules by which a recipe's data were prepared."""
+    """Return the rules with which the data of a recipe were prepared."""
     return ReadingRules(
         recipe.data.normalize_labels,
         recipe.privacy.redact,
@@ -91,7 +91,7 @@ def rules_from_recipe(recipe: Recipe) -> ReadingRules:
 
 
 def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
-    """Returns the answers of a baseline's file. Raises RecipeError naming file, line, id and key of what is wrong."""
+    """Return the answers of a baseline's file. Raise RecipeError with file, line, id and key of the error."""
     assert baseline.path is not None
     path = Path(baseline.path)
     if not path.is_file():
@@ -116,8 +116,10 @@ def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
 def match_rows(
     file: AnswerFile, name: str, dataset: EvalDataset, rules: ReadingRules
 ) -> tuple[list[SystemAnswer], str | None, list[str]]:
-    """Returns an answer for each test row, why they are not complete (None where they are), and notes on how they were
-    read. Raises RecipeError where no id is that of a test row."""
+    """Return an answer for each test row, the reason if they are not complete (else None), and notes on the reading.
+
+    Raise RecipeError if no id belongs to a test row.
+    """
     normalize = dataset.module.make_answer_reader(dataset.spec, rules.normalize_labels, rules.label_separator)
     answers, n_respelt = [], 0
     for row in dataset.test:
@@ -148,9 +150,12 @@ def match_rows(
 
 
 def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
-    """An answer with its numbers and dates read as those of the source; as it is where that changes nothing, and as
-    text, which no schema takes, where it is written otherwise. A text is what a model wrote, and is held to the form of
-    every model's answer, but in tables, which have no other way to hold a record."""
+    """Return an answer with its numbers and dates converted like those of the source.
+
+    The answer itself is returned if nothing changes. A value in another format becomes text, which no schema accepts. A
+    text is a model's output and must have the format of every model's answer. Tables are an exception: they can contain
+    a record only as text.
+    """
     formats, schema = rules.formats, rules.json_schema
     if schema is None or formats is None or not (formats.decimal or formats.dates):
         return output
@@ -178,7 +183,7 @@ def _to_system_answer(
 
 
 def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
-    """Returns the id and the answer of one row."""
+    """Return the id and the answer of one row."""
     row_id = _parse_id(row.where, row.values["id"], rules)
     location, model = f"{row.where}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
@@ -189,7 +194,7 @@ def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
 
 
 def _parse_id(location: str, value: Any, rules: ReadingRules) -> str:
-    """Returns an id as data preparation writes it: a number as text, personal data in it as pseudonyms."""
+    """Return an id as data preparation writes it: a number as text, personal data as pseudonyms."""
     usable = isinstance(value, str | int | float) and not isinstance(value, bool)
     row_id = to_text(value).strip() if usable else ""
     if not row_id or (isinstance(value, float) and not math.isfinite(value)):
@@ -198,7 +203,7 @@ def _parse_id(location: str, value: Any, rules: ReadingRules) -> str:
 
 
 def _parse_number(location: str, name: str, value: Any) -> int | float | None:
-    """Returns a figure, None where the file says that it is not known (null)."""
+    """Return a number, None if the file contains null (unknown)."""
     if value is None:
         return None
     requirement, max_value, is_integer = "a number of at least 0", MAX_NUMBER, name in TOKEN_FIELDS
@@ -207,7 +212,7 @@ def _parse_number(location: str, name: str, value: Any) -> int | float | None:
     elif name in FRACTION_FIELDS:
         requirement, max_value = "a number from 0 to 1", 1.0
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # NaN is in no range.
+    # The comparison is false for NaN.
     if not is_number or not 0 <= value <= max_value or (is_integer and value != int(value)):
         display = repr(value) if is_number else to_text(value)
         raise RecipeError(

@@ -1,11 +1,11 @@
-"""The rows of a file of answers, whatever its format: the objects or columns that it has, and where each stands.
+"""The rows of a file of answers in any format: objects or columns, with their positions.
 
 answers.jsonl     (17, {"id": "T000017", "output": "Delivery-Delay", "cost_usd": 0.0004})
-answers.csv       (18, {"id": "T000017", "output": "Delivery-Delay", "cost_usd": 0.0004})    figures are read as numbers
+answers.csv       (18, {"id": "T000017", "output": "Delivery-Delay", "cost_usd": 0.0004})    numbers are parsed
 answers.parquet   (16, {"id": "T000017", "output": None, "cost_usd": None})                  null, or the NaN of pandas
 
-Bytes, CSV, JSON and Parquet are read as those of data files are (data_prep/readers/read.py). JSONL is read here,
-because a figure that is NaN is to be named with its key.
+Bytes, CSV, JSON and Parquet are read like those of data files (data_prep/readers/read.py). JSONL is read in this
+module, because the error for a NaN must name its key.
 """
 
 import json
@@ -26,7 +26,7 @@ from insource.config.schema.source import Source
 REQUIRED_COLUMNS = ("id", "output")
 MAX_SHOWN_CHARACTERS = 80
 ENCODING_KEY = "encoding of this baseline (compare.baselines)"
-# What data preparation would set instead, and a baseline cannot.
+# Advice in errors of data preparation that does not apply to a baseline.
 _DATA_SOURCE_HINT = re.compile(r", or set data\.source\.\w+: .*")
 TABLE_FORMATS = ("csv", "tsv")
 ROW_FORMATS = ("json", "parquet", "xlsx")
@@ -37,28 +37,30 @@ class AnswerRow:
     """One row of the file."""
 
     number: int
-    """Of the line; of JSON, Parquet and workbooks, of the row."""
+    """The line number; for JSON, Parquet and workbooks the row number."""
     where: str
-    """As messages name it: answers.csv:18."""
+    """The position in messages: answers.csv:18."""
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """The rows of a file, read as they are taken."""
+    """The rows of a file, read lazily."""
 
     rows: Iterator[AnswerRow]
     unit: str
-    """What `number` counts: line or row."""
+    """The unit of `number`: line or row."""
     guessed_encoding: str | None
-    """The encoding, where the bytes do not say it for sure."""
+    """The encoding, if it was guessed from the bytes."""
     has_objects: bool = True
-    """Whether the format can hold a record as an object; a table holds it as its JSON."""
+    """Whether the format can contain a record as an object. A table contains its JSON text."""
 
 
 def read_answer_rows(path: Path, encoding: str, numeric_columns: Collection[str]) -> AnswerRows:
-    """Returns the rows of a file. `numeric_columns`: the columns that hold numbers. Raises RecipeError naming file and
-    line of what cannot be read, at once or while rows are taken."""
+    """Return the rows of a file. `numeric_columns` are the columns with numbers.
+
+    Raise RecipeError with file and line of a row that cannot be read, in this call or during iteration.
+    """
     kind, compression = detect_kind(path) or ("jsonl", None)
     file = SourceFile("answers", path, str(path), kind, compression)
     unit = "row" if kind in ROW_FORMATS else "line"
@@ -85,7 +87,7 @@ def read_answer_rows(path: Path, encoding: str, numeric_columns: Collection[str]
 
 
 def _check_rows(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerRow]:
-    """Yields the rows of a reader of data files. Raises RecipeError for the first that cannot be used."""
+    """Yield the rows of a data file reader. Raise RecipeError for the first unusable row."""
     try:
         for row in rows:
             location = f"{file.path}:{row.line}"
@@ -102,20 +104,20 @@ def _check_rows(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerR
 
 
 def _parse_numbers(rows: Iterator[AnswerRow], numeric_columns: Collection[str]) -> Iterator[AnswerRow]:
-    """Yields rows whose figures are numbers; an empty cell says that a figure is not known."""
+    """Yield the rows with parsed numbers. An empty cell is an unknown number."""
     for row in rows:
         parsed = {name: _parse_number(row.values[name]) for name in numeric_columns if name in row.values}
-        # What is no text of a model is not known either.
+        # An empty model_id is unknown.
         if not row.values.get("model_id", "x"):
             parsed["model_id"] = None
         yield replace(row, values={**row.values, **parsed})
 
 
 def _parse_number(text: str) -> int | float | str | None:
-    """Returns the number that a cell holds, None of an empty one; what is no number stays text, and is refused."""
+    """Return the number in a cell, None for an empty cell. Other text is returned unchanged and rejected later."""
     if not text.strip():
         return None
-    # Python reads 1_000 as a number, and nobody who writes a table does.
+    # Python parses 1_000 as a number; tables do not use that notation.
     if "_" not in text:
         with suppress(ValueError):
             return int(text)
@@ -125,8 +127,10 @@ def _parse_number(text: str) -> int | float | str | None:
 
 
 def _parse_objects(file: SourceFile, text: TextDecoding) -> Iterator[AnswerRow]:
-    """Yields the objects of JSONL. A bare carriage return ends a line only where nothing else does; U+2028, NEL and the
-    like never do."""
+    """Yield the objects of JSONL.
+
+    A carriage return ends a line only if no other line end occurs. U+2028, NEL and the like never end a line.
+    """
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(read_lines(file, text, newline), 1):
         if line.strip():
@@ -156,7 +160,7 @@ def _rephrase_error(error: RecipeError) -> RecipeError:
 
 
 class _DuplicateKeyError(Exception):
-    """A key that an object has twice."""
+    """A duplicate key in an object."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Systems that others answer for: providers, who are asked within the budget, and answers that the user has already."""
+"""Systems outside this machine: API models, queried within the budget, and the user's files of answers."""
 
 import os
 from collections.abc import Sequence
@@ -28,9 +28,11 @@ CLOUD_PROVIDERS = ("azure", "bedrock", "vertex")
 
 
 def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> dict[str, SystemResponses]:
-    """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
-    of earlier invocations that still count is a part of it. Raises RecipeError, before anybody is asked, where a price
-    is unknown."""
+    """Return the responses of each API model by name, one after the other within one budget.
+
+    The budget includes the cost of cached answers of earlier invocations. Raise RecipeError before any request if a
+    price is unknown.
+    """
     priced_systems = lookup_prices(systems)
     spent_usd = sum(
         requests.known_usd()
@@ -67,7 +69,7 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
         responses[system.name] = to_responses(
             test_requests, collected, context, spent_usd=usd, scale=_fit_scale(context, system, collected), **fields
         )
-    # Last, so that a budget which ends here takes nothing from the comparison.
+    # Last, so that a budget which is exhausted by these requests does not affect the comparison.
     for system, price in priced_systems:
         routing_requests = build_routing_requests(context, selected[system.name].system)
         if routing_requests is not None:
@@ -80,7 +82,7 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
 def _add_calibration_answers(
     responses: SystemResponses, system_requests: SystemRequests, budget: Budget | None, price: TokenPrice | None
 ) -> SystemResponses:
-    """Returns what a system answered with its answers to the calibration rows, if all of them were asked."""
+    """Return the responses with answers to the calibration rows, if all rows were answered."""
     cached_usd = system_requests.known_usd()
     collected = system_requests.collect(budget, price)
     usd = (responses.spent_usd or 0.0) + cached_usd + collected.spent_usd if price else None
@@ -94,23 +96,24 @@ def _add_calibration_answers(
 
 
 def build_routing_requests(context: ComparisonContext, system: System) -> SystemRequests | None:
-    """Returns the calibration rows that a system is asked for `route.not_worse_than` alone; None of another system,
-    and of one that decides, which is asked them in any case."""
+    """Return the requests for calibration rows that only `route.not_worse_than` needs.
+
+    None for any other system, and for a decision endpoint, which gets the calibration rows in any case.
+    """
     if system.name != context.recipe.route.not_worse_than or _baseline(system).decides:
         return None
     return _build_requests(context, system, context.material, context.material.calibration)
 
 
 def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | None]]:
-    """Returns systems with their price, None for a stand-in on this machine. Raises RecipeError where a provider's
-    price is unknown."""
+    """Return the systems with their prices, None for a local stand-in. Raise RecipeError if a price is unknown."""
     if problems := pricing.find_unknown_prices(_baseline(system) for system in systems):
         raise RecipeError("\n".join(problems))
     return [(system, pricing.lookup_price(_baseline(system))) for system in systems]
 
 
 def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequests]:
-    """Everything that a provider may be asked, or was by an earlier invocation: with any of its instructions."""
+    """Return all requests that a provider may get or got in an earlier invocation, with each of its instructions."""
     test_requests = [
         build_test_requests(context, candidate) for candidate in prompt_selection.prompt_candidates(system)
     ]
@@ -128,8 +131,7 @@ def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequ
 
 
 def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) -> str | None:
-    """Returns when the provider will shut the model down: as it says now, or as it said when it was last asked; else as
-    its SDK announces it."""
+    """Return the shutdown date of a model: from the provider now, else from its last reply, else from its SDK."""
     fresh = (
         {"shutdown_date": fetch_shutdown_date(system_requests.backend), "asked": run.utc_timestamp()}
         if collected.asked
@@ -145,7 +147,7 @@ def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) ->
 
 
 def build_first_request(context: ComparisonContext, system: System) -> SystemRequests:
-    """Returns the first request to a provider: one train row, live whatever the mode is."""
+    """Return the first request to a provider: one train row, in live mode whatever the baseline's mode."""
     candidate = prompt_selection.prompt_candidates(system)[0]
     live = replace(candidate, baseline=_baseline(candidate).model_copy(update={"mode": "live"}))
     system_requests = _build_requests(context, live, context.material, context.material.train[:1])
@@ -153,8 +155,10 @@ def build_first_request(context: ComparisonContext, system: System) -> SystemReq
 
 
 def build_test_requests(context: ComparisonContext, system: System) -> SystemRequests:
-    """Returns everything that a provider is asked: the test rows, and the first of them a second time; one that decides
-    also the validation rows that its scale is fitted on, and the calibration rows."""
+    """Return the requests for the test rows and the repeats of the first ones.
+
+    A decision endpoint also gets the validation rows for its scale, and the calibration rows.
+    """
     test_requests = _build_requests(context, system, context.material, context.material.test)
     repeats = [
         RowRequest(request.id, 1, request.request)
@@ -168,7 +172,7 @@ def build_test_requests(context: ComparisonContext, system: System) -> SystemReq
 
 
 def _scale_rows(context: ComparisonContext) -> Rows:
-    """The validation rows that an endpoint that decides is asked, so that its probabilities can be put on a scale."""
+    """Return the validation rows on which the scale of a decision endpoint is fitted."""
     return load_validation_dataset(context.here).test[: context.recipe.compare.calibrate_rows]
 
 
@@ -195,8 +199,10 @@ def _baseline(system: System) -> Baseline:
 
 
 def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters: tuple[str, ...] = ()) -> Backend:
-    """Returns how a baseline of the recipe is asked, without the parameters that its provider refused. Raises
-    RecipeError where its model family does not take what the recipe sets."""
+    """Return the endpoint of a baseline, without the parameters that its provider rejected.
+
+    Raise RecipeError if its model family does not take the settings of the recipe.
+    """
     schema, wire = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
     family = model_families.find_family(wire, baseline.model or "")
     _check_model_family(baseline, family)
@@ -239,7 +245,7 @@ def _check_model_family(baseline: Baseline, family: Family) -> None:
 def load_answer_file(
     context: ComparisonContext, system: System, rules: ReadingRules = DEFAULT_RULES
 ) -> SystemResponses:
-    """Returns the answers in a file that the user has. Raises RecipeError naming the line that cannot be used."""
+    """Return the answers of a user's file. Raise RecipeError with the line that cannot be used."""
     baseline = _baseline(system)
     file = answer_file.read_answer_file(baseline, rules)
     answers, reason, notes = answer_file.match_rows(file, system.name, context.material, rules)

@@ -1,6 +1,6 @@
-"""What is compared: the tuned model in its forms, its untuned base, linear models, closed models, answers one has.
+"""The systems of a comparison: tuned variants, untuned base, linear baselines, API models, files of answers.
 
-tuned          the form that serve.model chooses         adapter merged int8   the other exported forms
+tuned          the variant that serve.model selects      adapter merged int8   the other exported variants
 tuned:3-shot   the same with the most similar train rows as examples (compare.tuned_shots)
 base           the base before training, no examples     base:3-shot           with the most similar train rows
 tfidf          a linear model                            encoder               the same on a sentence encoder
@@ -20,8 +20,10 @@ from serve.vllm import launch_plan
 
 
 def list_systems(recipe: Recipe, run: Run) -> list[System]:
-    """Returns the systems of a comparison, the tuned model first. Raises RecipeError where the form that is served was
-    not exported, or the recipe names a form that is not there."""
+    """Return the systems of a comparison, the tuned model first.
+
+    Raise RecipeError if the served variant was not exported, or if the recipe names a variant that does not exist.
+    """
     tuned = _tuned_systems(recipe, run)
     systems = [*tuned, System(UNTUNED_BASE, "base", "untuned base")]
     if recipe.task.kind == "preference":
@@ -43,13 +45,16 @@ def list_systems(recipe: Recipe, run: Run) -> list[System]:
 
 
 def api_systems(recipe: Recipe) -> list[System]:
-    """Returns the closed models of a comparison, whether they can be asked here or not."""
+    """Return the API models of a comparison, including those that cannot be queried."""
     return [system for system in map(_api_system, recipe.compare.baselines) if system.kind == "closed"]
 
 
 def fallback_names(recipe: Recipe) -> list[str]:
-    """Returns the names of what answers below the threshold, the first that can: what the recipe names for the gateway,
-    what its target names, the plan's baseline, the closed models as they stand."""
+    """Return the names of systems that may answer below the threshold, by priority.
+
+    The order: the recipe's gateway baseline, the baseline of its routing target, the plan's baseline, then all API
+    models.
+    """
     route, primary = recipe.route, recipe.compare.primary
     names = [route.baseline, route.not_worse_than, primary.baseline if primary else None]
     return [*dict.fromkeys([*(name for name in names if name), *(system.name for system in api_systems(recipe))])]
@@ -73,12 +78,12 @@ def _tuned_systems(recipe: Recipe, run: Run) -> list[System]:
 
 
 def with_examples(tuned: System, shots: int) -> System:
-    """Returns the tuned model as a further system, with retrieved train rows as examples in its prompt."""
+    """Return the tuned model as a further system, with retrieved train rows as examples in its prompt."""
     return replace(tuned, name=f"{TUNED}:{shots}-shot", title=f"{tuned.title}, {shots} similar examples", shots=shots)
 
 
 def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
-    """Returns the systems with another form as the tuned model, in the place of one that cannot be served."""
+    """Return the systems with another variant as the tuned model, after its variant could not be served."""
     tuned = System(TUNED, "tuned", _variant_title(variant), variant)
     others = [system for system in systems if system.name not in (TUNED, _short_variant(variant))]
     return [
@@ -91,15 +96,17 @@ def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
 
 
 def mark_failed(system: System, reason: str) -> SkippedSystem:
-    """Returns what is reported of a form of the tuned model, or of its base, that could not be served."""
+    """Return the report entry of a tuned variant or its base that could not be served."""
     return SkippedSystem(
         _short_variant(system.which) if system.which else system.name, system.title, f"could not be served: {reason}"
     )
 
 
 def is_exploratory(system: System, recipe: Recipe) -> bool:
-    """Returns whether a system that a server of ours answers for is only explored: it is neither what the recipe would
-    serve nor named by the plan, and is asked `compare.explore_rows` test rows."""
+    """Return whether a system on a local server is exploratory: neither the served variant nor part of the plan.
+
+    Such a system gets `compare.explore_rows` test rows.
+    """
     primary = recipe.compare.primary
     planned = {primary.system, primary.baseline} if primary else set()
     return system.kind in ("tuned", "base") and system.name != TUNED and system.name not in planned
@@ -123,7 +130,7 @@ def _api_system(baseline: Baseline) -> System:
 
 
 def skipped_systems(systems: Sequence[System], recipe: Recipe) -> list[SkippedSystem]:
-    """Returns the closed systems that cannot be asked here: data may not leave to them, or there is no key."""
+    """Return the API models that cannot be queried: data may not be sent to them, or there is no API key."""
     skipped = []
     for system in systems:
         if system.baseline is None or system.baseline.provider == "file":
@@ -139,8 +146,7 @@ def skipped_systems(systems: Sequence[System], recipe: Recipe) -> list[SkippedSy
 
 
 def _data_may_be_sent(baseline: Baseline, recipe: Recipe) -> bool:
-    """Whether rows may be sent there. A provider without a base_url has an address of its own, which nobody vouches
-    for here."""
+    """Return whether rows may be sent to a baseline. Without a base_url the provider's host is not a trusted host."""
     if recipe.privacy.data_may_leave or baseline.loopback:
         return True
     return baseline.host is not None and baseline.host in recipe.privacy.trusted_hosts

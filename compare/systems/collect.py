@@ -1,7 +1,7 @@
-"""Asks every system, one after the other: servers of ours are started for it, providers are called, files are read.
+"""Collect the answers of every system: start local servers, query providers, read files.
 
-Each answer is on disk before it counts (`runs/<recipe>/.answers/`), so a comparison that was killed goes on where it
-was, and one that is repeated asks for nothing that it knows.
+Each answer is on disk before it counts (`runs/<recipe>/.answers/`). A comparison that was killed resumes, and a
+repeated one sends no request for a cached answer.
 """
 
 import sys
@@ -20,11 +20,12 @@ from insource.tracking import run
 def collect_all(
     context: ComparisonContext, systems: Sequence[System]
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
-    """Returns what each system answered, in their order, and what could not be served.
+    """Return the responses of each system, in their order, and the systems that could not be served.
 
-    Where `serve.model: auto` leaves a choice and the tuned model cannot be served in the form that comes first, the
-    next form takes its place. Raises StageError where nothing that the recipe would serve can be, or where it is
-    something else than was trained: providers come last, so that nobody was paid by then.
+    If `serve.model: auto` leaves a choice and the first variant of the tuned model cannot be served, the next variant
+    replaces it. Providers come last, so that a failure before them costs nothing.
+
+    Raise StageError if no variant can be served that the recipe allows, or if a server does not serve what was trained.
     """
     if context.material.module.OBJECTIVE == "prefer":
         return preference_pairs.collect_preferences(context, systems), []
@@ -49,7 +50,8 @@ def collect_all(
 def collect_served(
     context: ComparisonContext, systems: Sequence[System], servers: VllmServers
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
-    """Returns what the systems answered that vLLM has to serve, the tuned model first, and what could not be served."""
+    """Return the responses of the systems that vLLM serves, the tuned model first, and those that could not be
+    served."""
     responses: dict[str, SystemResponses] = {}
     failed: list[SkippedSystem] = []
     pending_groups = group_by_server(systems)
@@ -78,7 +80,7 @@ def collect_served(
 def report_failed_system(
     context: ComparisonContext, system: System, error: Exception, fallback: System | None
 ) -> SkippedSystem:
-    """Returns what is reported of a system that could not be served; says and records it."""
+    """Return the report entry of a system that could not be served. Print it and record it as a fallback."""
     message = f"{system.title} could not be served: {error}"
     if system.name == TUNED and fallback:
         message += f"; {fallback.title} is compared in its place"
@@ -88,8 +90,11 @@ def report_failed_system(
 
 
 def group_by_server(systems: Sequence[System]) -> list[list[System]]:
-    """Returns the systems that vLLM has to serve, those together that one process serves: the base goes with an adapter
-    that it bears, each other form has a process of its own, and a form with examples goes with the form."""
+    """Return the systems that vLLM serves, grouped by server process.
+
+    The base shares a process with an adapter. Each other variant has its own process. A variant with examples shares
+    the process of the variant.
+    """
     tuned, base = ([system for system in systems if system.kind == kind] for kind in ("tuned", "base"))
     by_variant = {
         variant: [system for system in tuned if system.which == variant]
@@ -100,7 +105,7 @@ def group_by_server(systems: Sequence[System]) -> list[list[System]]:
 
 
 def fit_baseline(context: ComparisonContext, system: System) -> SystemResponses:
-    """Returns what a linear model says, trained here on the rows that training had."""
+    """Return the answers of a linear baseline, fitted on the train rows."""
     dataset, encoder = context.material, context.recipe.compare.encoder
     print(f"fitting   {system.title} on {len(dataset.train):,} rows", file=sys.stderr, flush=True)
     task, used_encoder = dataset.module, encoder if system.name == ENCODER else None

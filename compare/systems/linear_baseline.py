@@ -1,10 +1,10 @@
-"""What a comparison has to beat first: TF-IDF features with a linear model, trained on the rows that training had.
+"""The cheapest baselines: TF-IDF features with a linear model, fitted on the train rows.
 
     classification   logistic regression on words (1-2, insource/tasks/words.py) and characters within words (2-5)
-    several labels   the same for each label by itself: whether a row has it (one-vs-rest)
-    other kinds      the answer of the train row that is most like the input, by the same features
+    several labels   one binary classifier for each label (one-vs-rest)
+    other kinds      the answer of the train row that is most similar to the input, by the same features
 
-The features are fixed, so that nobody tunes them until they lose.
+The features are fixed, so that the baseline cannot be weakened by tuning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,18 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a linear model says of a row."""
+    """The prediction of a linear model for a row."""
 
     output: str
     log_probability: float | None
-    """Of the label, natural logarithm; None where an answer was copied."""
+    """Of the label, natural logarithm; None for a copied answer."""
 
 
 def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: bool) -> list[Prediction]:
-    """Returns the guess for each row asked. `answers` are the train rows' answers as text, `labelled` whether they are
-    labels to be learnt or texts to be copied."""
+    """Return the prediction for each row.
+
+    `answers` are the answers of the train rows as text. If `labelled`, they are classes to predict, else texts to copy.
+    """
     if not labelled:
         return _predict_nearest(train, rows, answers)
     train_features, features = _features(train, rows)
@@ -37,9 +39,9 @@ def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: b
 
 
 def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encoder: str) -> list[Prediction]:
-    """Returns the guesses of a linear model on a sentence encoder's features (mean of its last layer, normalised).
+    """Return the predictions of a linear model on a sentence encoder's features (mean of its last layer, normalised).
 
-    Raises StageError where the encoder cannot be loaded.
+    Raise StageError if the encoder cannot be loaded.
     """
     train_features, features = _features(train, rows, encoder)
     return _fit_predict(train_features, answers, features)
@@ -48,10 +50,10 @@ def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encode
 def predict_label_sets(
     train: Rows, rows: Rows, labels: Sequence[str], may_be_empty: bool, encoder: str | None = None
 ) -> list[Prediction]:
-    """Returns the set of labels guessed for each row asked, as canonical JSON: those with a probability above a half.
+    """Return the predicted set of labels for each row, as canonical JSON: those with a probability above 0.5.
 
-    Where a row must have a label and none is above a half, it is the most probable one. Targets of train rows are sets
-    of `labels`; the features are TF-IDF, or those of an `encoder`. Raises StageError where that cannot be loaded.
+    If a row must have a label and none is above 0.5, the most probable one is taken. Targets of train rows are sets of
+    `labels`. The features are TF-IDF, or those of `encoder`. Raise StageError if the encoder cannot be loaded.
     """
     import numpy as np
 
@@ -72,7 +74,7 @@ def predict_label_sets(
 
 
 def _label_probability(train_features: Any, has_label: Any, features: Any) -> Any:
-    """The probability of one label for each row asked; `has_label`: which train rows have it."""
+    """Return the probability of one label for each row. `has_label` is the label's column of the train rows."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
@@ -82,8 +84,10 @@ def _label_probability(train_features: Any, has_label: Any, features: Any) -> An
 
 
 def nearest_rows(train: Rows, rows: Rows, max_rows: int) -> list[list[int]]:
-    """Returns for each row asked the numbers of the train rows most like it, the most similar last: what stands next
-    to the question weighs most."""
+    """Return for each row the indices of the most similar train rows, the most similar last.
+
+    The last example is next to the question and has most influence.
+    """
     import numpy as np
 
     if not max_rows or not train:
@@ -99,7 +103,7 @@ def nearest_rows(train: Rows, rows: Rows, max_rows: int) -> list[list[int]]:
 
 
 def _features(train: Rows, rows: Rows, encoder: str | None = None) -> tuple[Any, Any]:
-    """The features of train rows and of rows asked: TF-IDF, or those of an encoder."""
+    """Return the features of train rows and of the other rows: TF-IDF, or those of an encoder."""
     if encoder is not None:
         embeddings = _embed([*_texts(train), *_texts(rows)], encoder)
         return embeddings[: len(train)], embeddings[len(train) :]

@@ -1,7 +1,7 @@
-"""Systems that a vLLM of ours serves: every form of the tuned model, and its untuned base.
+"""Systems on a local vLLM server: every variant of the tuned model, and its untuned base.
 
-A server is started when the first answer is missing, and not at all where all are on disk. The tuned model is held to
-what was trained before it is compared: other prompt ids, or the same weights answering otherwise, end the comparison. A
+A server is started for the first missing answer, and not at all if every answer is cached. The tuned model must pass
+the parity check before it is compared. Other prompt ids, or other answers of the same weights, end the comparison. A
 lower score of other weights is a result, and is reported.
 """
 
@@ -31,18 +31,20 @@ from serve.vllm import client, launch_plan
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, LaunchPlan, VllmProcess, free_port
 
-# A rate measured on fewer requests says little.
+# A throughput measured on fewer requests is unreliable.
 MIN_REQUESTS_FOR_RATE = 30
 PLACEHOLDER_ADDRESS = Address("127.0.0.1", 1)
 
 EvalRequests = tuple[list[RowRequest], int]
-"""What a system is asked, and how many of its prompts lost examples."""
+"""The requests to a system, and the number of prompts that lost examples."""
 
 
 def start_servers_ahead(context: ComparisonContext, groups: Sequence[Sequence[System]], servers: VllmServers) -> None:
-    """Starts the servers that will be asked something, of those that are given, each by the systems that it serves.
-    Where one cannot be planned or started, its turn will tell why; what is asked with examples is not looked at, since
-    finding them takes as long as a start."""
+    """Start the servers of the given groups that have missing answers.
+
+    A server that cannot be planned or started is skipped; its turn reports the reason. Requests with examples are not
+    checked, since retrieving the examples takes as long as a start.
+    """
     for group in groups:
         with suppress(RecipeError, StageError):
             plan = _launch_plan(context, group[0])
@@ -60,8 +62,10 @@ def collect_from_vllm(
     eval_requests: Mapping[str, EvalRequests],
     servers: VllmServers,
 ) -> dict[str, SystemResponses]:
-    """Returns what the systems that one process serves answered, by name, to what they are `eval_requests`. Raises
-    GateError where that process serves something else than was trained."""
+    """Return the responses of the systems of one server process, by name.
+
+    Raise GateError if that process does not serve what was trained.
+    """
     plan = _launch_plan(context, systems[0])
     all_requests = [_system_requests(context, system, plan, eval_requests[system.name][0]) for system in systems]
     notes = {
@@ -87,7 +91,7 @@ def collect_from_vllm(
 def serve_system(
     context: ComparisonContext, system: System, servers: VllmServers
 ) -> Iterator[tuple[LaunchPlan, Address]]:
-    """Yields what serves a system, up and held to what was trained. Raises GateError where it answers otherwise."""
+    """Yield launch plan and address of a running server that passed the parity check. Raise GateError if it failed."""
     plan = _launch_plan(context, system)
     with servers.take(_variant_key(system), _make_engine(context, system)) as vllm:
         if system.name == TUNED and context.material.module.OBJECTIVE == "imitate":
@@ -96,7 +100,7 @@ def serve_system(
 
 
 def _variant_key(system: System) -> str:
-    """What a process that serves a system serves: a form of the tuned model, or the base alone."""
+    """Return the key of the server process of a system: a variant of the tuned model, or "base"."""
     return system.which or "base"
 
 
@@ -108,7 +112,7 @@ def _make_engine(context: ComparisonContext, system: System) -> VllmProcess:
 def _system_requests(
     context: ComparisonContext, system: System, plan: LaunchPlan, requests: Sequence[RowRequest]
 ) -> SystemRequests:
-    """What a system is asked before its server has an address."""
+    """Return the requests to a system before its server has an address."""
     backend = _endpoint(context, plan, system, PLACEHOLDER_ADDRESS)
     return SystemRequests(system, backend, _cache_identity(context, system, plan), requests, context.journal(system))
 
@@ -127,19 +131,19 @@ def _served_variant(context: ComparisonContext, system: System) -> ServedModel:
 
 
 def may_fall_back(context: ComparisonContext, system: System, error: Exception) -> bool:
-    """Returns whether a form of the tuned model may take the place of one that could not be served."""
+    """Return whether another variant of the tuned model may replace one that could not be served."""
     return server.may_fall_back(_served_variant(context, system), context.recipe.serve, error)
 
 
 def truncation_note(system: System, n_prompts: int) -> list[str]:
-    """Returns what to tell of prompts that lost examples."""
+    """Return the report note about prompts that lost examples."""
     return (
         [f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit serve.max_model_len"] if n_prompts else []
     )
 
 
 def subset_note(context: ComparisonContext, system: System) -> list[str]:
-    """Returns what to tell of a system that is asked a part of the test rows."""
+    """Return the report note about a system that gets a subset of the test rows."""
     rows, all_rows = _test_rows(context, system), context.material.test
     if len(rows) == len(all_rows):
         return []
@@ -149,7 +153,7 @@ def subset_note(context: ComparisonContext, system: System) -> list[str]:
 
 
 def _test_rows(context: ComparisonContext, system: System) -> Rows:
-    """The test rows that a system is asked."""
+    """Return the test rows that a system gets."""
     rows = context.material.test
     return (
         eval_dataset.sample_rows(rows, context.recipe.compare.explore_rows)
@@ -159,8 +163,11 @@ def _test_rows(context: ComparisonContext, system: System) -> Rows:
 
 
 def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, address: Address) -> None:
-    """Raises GateError where the server does not answer what was trained. Its answers to the validation rows are kept
-    as all others are, so that a comparison that goes on after an interruption does not ask for them again."""
+    """Raise GateError if the server's answers are not those of the trained weights.
+
+    The answers to the validation rows are cached like all others, so that a resumed comparison does not request them
+    again.
+    """
     serve, variant = context.recipe.serve, _served_variant(context, system)
     probe = check.load_probe(variant, serve.parity.start_rows, serve)
     requests = [RowRequest(request.id, 0, request) for request in check.build_requests(probe)]
@@ -187,7 +194,7 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
 
 
 def parity_json(parity: check.ParityResult) -> dict[str, Any]:
-    """Returns what scores.json says of how a server answered the validation rows."""
+    """Return the entry `parity` of a system in scores.json."""
     return {
         "n": parity.n,
         "prompt_ids_equal": parity.prompt_ids_equal,
@@ -222,7 +229,7 @@ def _collect_responses(
 
 
 def build_eval_requests(context: ComparisonContext, system: System) -> EvalRequests:
-    """Returns what a server of ours is asked: test rows, the tuned model the calibration rows too."""
+    """Return the requests to a local server: test rows, and for the tuned model also calibration rows."""
     dataset, n_shortened = context.material, 0
     requests = row_requests.build_requests(system, dataset, _test_rows(context, system))
     if system.shots:
@@ -252,7 +259,8 @@ def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, addr
 
 
 def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan) -> list[Any]:
-    """What answers, whatever port it listens at: hashes of weights and template, stop, vLLM, type it computes in."""
+    """Return the identity of a local server, without its port: hashes of weights and template, stop, vLLM version,
+    dtype."""
     versions = environment.read_package_versions()
     weights: Any = context.material.prompt["base"]
     if system.which:
@@ -265,7 +273,7 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
 def _throughput(
     context: ComparisonContext, system_requests: SystemRequests, collected: CollectResult
 ) -> Mapping[str, Any] | None:
-    """What the server did a second, measured now or when these answers were asked for."""
+    """Return the throughput of the server, measured now or when its cached answers were requested."""
     throughput = None
     if collected.asked >= MIN_REQUESTS_FOR_RATE and collected.complete:
         new_answers = [answer for answer in collected.answers.values() if not answer.reused]

@@ -1,8 +1,8 @@
-"""Pairs of answers: how probable the tuned model and its untuned base find each, read by vLLM as they are served.
+"""Log-likelihoods of preference pairs under the served tuned model and its untuned base, read from vLLM.
 
-Nothing is decoded and nobody else is asked: what APIs answer has no probability of a text that they did not write. The
-answer of a system to a row is {"chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_tokens",
-"rejected_tokens"} in JSON, natural logarithms of whole answers, the base being the reference.
+No text is generated and no API model is compared, because APIs do not return log-probabilities of given text. The
+answer of a system to a row is JSON: {"chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_tokens",
+"rejected_tokens"}. The values are natural logarithms of complete answers; the reference is the base.
 """
 
 import asyncio
@@ -26,8 +26,10 @@ LogLikelihoods = list[dict[str, float]]
 
 
 def collect_preferences(context: ComparisonContext, systems: Sequence[System]) -> list[SystemResponses]:
-    """Returns how the tuned model and its base judge the pairs of the test set. Raises StageError where a server
-    fails, and RecipeError where vLLM cannot tell it here."""
+    """Return the log-likelihoods of the test pairs under the tuned model and its base.
+
+    Raise StageError if a server fails, RecipeError if vLLM cannot compute them on this hardware.
+    """
     if context.recipe.accelerate.use_cpu and systems[0].which == "adapter":
         raise RecipeError(
             "serve.model: on a CPU vLLM (0.32) cannot tell how probable a text is to an adapter; compare it merged: "

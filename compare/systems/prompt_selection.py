@@ -1,7 +1,7 @@
-"""Which of several instructions a closed model is given: the one that it answers validation rows best with.
+"""Choose among several instructions for an API model: the one with the best score on validation rows.
 
-It is to do as well as it can without a look at the test set. Every candidate is asked the same rows, the first
-`compare.choose_rows` of validation; what that costs is a part of what the model cost, and within the same budget.
+The API model gets its best instruction without a look at the test set. Every candidate gets the same rows, the first
+`compare.choose_rows` of validation. The cost of the choice is part of the model's cost and counts towards its budget.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ class SelectedPrompt:
     system: System
     notes: Sequence[str] = ()
     spent_usd: float = 0.0
-    """On choosing."""
+    """Cost of the selection."""
 
 
 def prompt_candidates(system: System) -> list[System]:
-    """Returns a system once for each of its instructions."""
+    """Return one copy of the system for each of its instructions."""
     assert system.baseline is not None
     instructions = system.baseline.instruction
     return [
@@ -42,7 +42,7 @@ def prompt_candidates(system: System) -> list[System]:
 
 
 def trial_requests(context: ComparisonContext, system: System, request_builder: RequestBuilder) -> list[SystemRequests]:
-    """Returns what is asked to choose: nothing where there is one instruction, or none."""
+    """Return the requests of the selection, [] if there is at most one instruction."""
     candidates = prompt_candidates(system)
     if len(candidates) == 1:
         return []
@@ -57,7 +57,7 @@ def select_prompt(
     budget: Budget | None,
     price: TokenPrice | None,
 ) -> SelectedPrompt:
-    """Returns a system with the instruction that is best by the metric that decides; the first of those that are."""
+    """Return the system with the instruction that is best in the deciding metric. Of equal ones the first wins."""
     candidates, trials = prompt_candidates(system), trial_requests(context, system, request_builder)
     if not trials:
         return SelectedPrompt(candidates[0])

@@ -1,4 +1,4 @@
-"""What a system answered, and where its answers are kept."""
+"""The context of a comparison, the requests to a system, and the conversion of cached answers to its responses."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,46 +22,46 @@ from insource.tracking.run import Run
 
 @dataclass(frozen=True)
 class ComparisonContext:
-    """A comparison: of which run, by which recipe, on what."""
+    """The run, recipe and dataset of a comparison."""
 
     here: Run
     name: str
-    """The recipe's."""
+    """The name of the recipe."""
     recipe: Recipe
     material: EvalDataset
 
     @property
     def answers(self) -> Path:
-        """Returns the folder of all answers that the recipe's systems ever gave."""
+        """Return the folder of the cached answers of all systems of the recipe."""
         return self.here.folder.parent / ".answers"
 
     def journal(self, system: System) -> Path:
-        """Returns the file of a system's answers; tuned weights are the run's, and have a file a run."""
+        """Return the cache file of a system's answers. Tuned weights belong to one run, so their file is per run."""
         prefix = f"{self.here.id}." if system.kind == "tuned" else ""
         return self.answers / f"{prefix}{predictions.slug(system.name)}.jsonl"
 
 
 @dataclass(frozen=True)
 class SystemRequests:
-    """A system that is asked over a wire, and everything that it is asked."""
+    """A system behind an API, and all requests to it."""
 
     system: System
     backend: Backend
     identity: Any
-    """Who answers, wherever it listens."""
+    """Identity of the system in the cache, whatever its address."""
     questions: Sequence[RowRequest]
     journal: Path
 
     def missing(self) -> int:
-        """Returns how many questions have no answer on disk."""
+        """Return the number of requests without a cached answer."""
         return collection.count_pending_requests(self.backend, self.identity, self.questions, self.journal)
 
     def known_usd(self) -> float:
-        """Returns what the answers that are on disk cost, or may have cost."""
+        """Return the cost of the cached answers, including costs that may have been charged."""
         return collection.sum_cached_cost_usd(self.backend, self.identity, self.questions, self.journal)
 
     def collect(self, budget: Budget | None = None, price: TokenPrice | None = None) -> CollectResult:
-        """Returns the answers, with progress: those that are known, and the others once they were asked for."""
+        """Return the answers, cached and new ones, with a progress bar."""
         system = self.system
         with progress_bar.show_progress("answered", len(self.questions), visible=self.missing() > 0) as advance:
             done = 0
@@ -85,8 +85,8 @@ class SystemRequests:
 
 
 def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Returns what is fresh, once it is on disk, or else what was on disk `identity` the same; None where nothing
-    was."""
+    """Store `fresh` if given and return it. Otherwise return the stored value if its identity is the same, else
+    None."""
     digest = atomic_files.digest(identity)
     if fresh is not None:
         atomic_files.write_json(path, {"of": digest, **fresh})
@@ -99,8 +99,8 @@ def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) ->
 def to_responses(
     system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext, **fields: Any
 ) -> SystemResponses:
-    """Returns what was collected as the answers to the test rows that were asked, to the calibration rows, and to rows
-    asked again; `fields` is whatever else is known of the system."""
+    """Return the collected answers as responses: test rows, calibration rows and repeats. `fields` are further
+    fields."""
     requested = {(request.id, request.repeat) for request in system_requests.questions}
     test, calibration = context.material.test, context.material.calibration
     return SystemResponses(
@@ -118,7 +118,7 @@ def to_responses(
 
 
 def to_system_answer(collected: CollectResult, row_id: str, repeat: int = 0) -> SystemAnswer:
-    """Returns what was answered to a row."""
+    """Return the answer to a row."""
     response = collected.answers.get((row_id, repeat))
     if response is None:
         return SystemAnswer(row_id, None, error="not asked", not_asked=True)

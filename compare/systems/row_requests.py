@@ -1,4 +1,4 @@
-"""What each system is asked for a row: the task's own prompt, for some with examples in front."""
+"""The requests for rows: the task's prompt, for some systems with examples before it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from insource.config.schema.compare import Baseline
 from insource.tasks import few_shot
 from insource.tasks.rendering import chat_template
 
-# Answers of a closed model: other tokenizers.
+# Limits for answers of API models, whose tokenizers differ from the base's.
 OUTPUT_TOKEN_FACTOR, MIN_OUTPUT_TOKENS = 4, 256
 API_FORMATS: Mapping[str, ApiFormat] = {
     "openai": "openai",
@@ -26,7 +26,7 @@ API_FORMATS: Mapping[str, ApiFormat] = {
 
 
 def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Request]:
-    """Returns the request for each row."""
+    """Return the request for each row."""
     baseline, prompt = system.baseline, dataset.prompt
     if baseline is not None and baseline.decides:
         return [_decision_request(baseline, dataset, row) for row in rows]
@@ -46,8 +46,10 @@ def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Req
 
 
 def thinking_tokens(baseline: Baseline) -> int:
-    """Returns the output tokens that a closed model gets for thinking, beside those for its answer. An unknown model on
-    this machine gets none: its context may be too short for it."""
+    """Return the output tokens reserved for an API model's reasoning, in addition to those for its answer.
+
+    An unknown local model gets none: its context may be too short.
+    """
     family = model_families.find_family(lookup_api_format(baseline), baseline.model or "")
     if family is model_families.UNKNOWN and baseline.loopback and baseline.effort is None:
         return 0
@@ -55,12 +57,13 @@ def thinking_tokens(baseline: Baseline) -> int:
 
 
 def lookup_api_format(baseline: Baseline) -> ApiFormat:
-    """Returns the wire that a baseline speaks."""
+    """Return the API format of a baseline."""
     return API_FORMATS[baseline.provider] if baseline.api == "chat" else baseline.api
 
 
 def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str, Any]) -> Request:
-    """The row as a question with the labels as its answers: nothing is written, so no token of output is set aside."""
+    """Return a row as a question with the labels as choices. No text is generated, so that no output tokens are
+    reserved."""
     labels = tuple(dataset.spec.labels.items())
     instruction = baseline.instruction or dataset.spec.instruction
     assert isinstance(instruction, str), "instructions.py has not chosen among several yet"
@@ -68,7 +71,7 @@ def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str
 
 
 def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> list[list[dict[str, str]]]:
-    """Returns the messages for each row, up to the answer."""
+    """Return the messages for each row, up to the answer."""
     spec, baseline = dataset.spec, system.baseline
     if baseline is not None and baseline.messages:
         return [baseline.asked(row["input"]["text"]) for row in rows]
@@ -85,8 +88,11 @@ def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> lis
 def drop_examples_to_fit(
     requests: Sequence[Request], tokenizer: Any, recipe: Recipe, max_answer_tokens: int
 ) -> tuple[list[Request], int]:
-    """Returns the requests with as many examples left out, the least similar first, as `serve.max_model_len` asks for,
-    and how many requests lost some."""
+    """Return the requests without the examples that do not fit `serve.max_model_len`, and the number of shortened
+    requests.
+
+    The least similar examples are dropped first.
+    """
     available_tokens = recipe.serve.max_model_len - max_answer_tokens
     shortened = list(requests)
     pending = list(range(len(shortened)))
@@ -109,7 +115,7 @@ def drop_examples_to_fit(
 
 
 def _drop_first_example(messages: Any) -> list[dict[str, str]]:
-    """A conversation without its first example: the task's prompt moves to the next turn."""
+    """Return a conversation without its first example. The task's prompt moves to the next turn."""
     preamble, _, _ = messages[0]["content"].rpartition(few_shot.INPUT_HEADER)
     first = {**messages[2], "content": preamble + messages[2]["content"]}
     return [first, *messages[3:]]

@@ -1,7 +1,7 @@
-"""The vLLM servers of a comparison. Those that fit into memory side by side start together, before the first is asked.
+"""The vLLM servers of a comparison. Those that fit into memory together start before the first request.
 
-A start on a CPU takes half a minute and little more than one core. Nothing is asked before all of them are up, since
-the rates that are measured would be too low. On a GPU a server takes the memory, so that one alone starts ahead.
+A start on a CPU takes half a minute and little more than one core. No request is sent before all of them are ready,
+since measured throughputs would be too low. On a GPU a server takes all memory, so that only one starts ahead.
 """
 
 import sys
@@ -13,12 +13,12 @@ from insource.system import environment
 from serve.vllm import launch_plan, lifecycle
 from serve.vllm.server_process import VllmProcess
 
-# What a server takes beside weights and cache: Python and the libraries of two processes.
+# Memory of a server beside weights and cache: Python and the libraries of two processes.
 PROCESS_OVERHEAD_BYTES = 3 * 2**29
 
 
 class VllmServers:
-    """Servers that were started ahead, by the form that they serve."""
+    """Servers that were started ahead, by variant."""
 
     def __init__(self) -> None:
         self._ahead: dict[str, VllmProcess] = {}
@@ -26,11 +26,13 @@ class VllmServers:
         self._waited = False
 
     def start(self, variant: str, vllm: VllmProcess) -> None:
-        """Starts the server of a form ahead where it fits into memory beside those that were started before; behind the
-        first one that does not, none starts ahead."""
+        """Start the server of a variant ahead if it fits into memory beside those started before.
+
+        After the first one that does not fit, no further server starts ahead.
+        """
         required_bytes = launch_plan.required_memory_bytes(vllm.plan)
         other_bytes = [launch_plan.required_memory_bytes(process.plan) for process in self._ahead.values()]
-        # What the others need is not all taken yet.
+        # Other servers may not have allocated all their memory yet.
         free = environment.available_memory_bytes() - sum(
             (required or 0) + PROCESS_OVERHEAD_BYTES for required in other_bytes
         )
@@ -47,9 +49,12 @@ class VllmServers:
 
     @contextmanager
     def take(self, variant: str, vllm: VllmProcess) -> Iterator[VllmProcess]:
-        """Yields the server of a form, up, and stops it at the end: the given one where none that was started ahead is
-        up, and then alone, since it may have failed beside others. Raises RecipeError where memory does not suffice,
-        and StageError where the server ends while it starts."""
+        """Yield the running server of a variant, and stop it at the end.
+
+        If no server of the variant was started ahead or it is not running, all others are stopped and `vllm` is
+        started: the others may have caused its failure. Raise RecipeError if memory does not suffice, StageError if the
+        server exits during its start.
+        """
         self._wait()
         process = self._ahead.pop(variant, None)
         if process is None or not process.alive():
@@ -68,12 +73,12 @@ class VllmServers:
             process.stop()
 
     def stop(self) -> None:
-        """Stops all servers that were started and not taken."""
+        """Stop all servers that were started and not taken."""
         while self._ahead:
             self._ahead.popitem()[1].stop()
 
     def _wait(self) -> None:
-        """Waits, the first time, for all that were started ahead: those that come up stay."""
+        """Wait once for all servers that were started ahead, and keep those that are ready."""
         started, self._waited = () if self._waited else tuple(self._ahead.items()), True
         for variant, vllm in started:
             try:
@@ -85,7 +90,7 @@ class VllmServers:
 
 @contextmanager
 def open_servers() -> Iterator[VllmServers]:
-    """Yields the servers of a comparison, and stops all of them however the block ends."""
+    """Yield the servers of a comparison, and stop all of them when the block ends in any way."""
     servers = VllmServers()
     with lifecycle.stop_on_exit(servers):
         yield servers
