@@ -269,9 +269,9 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         **QUIET_ENV,
     }
-    # Packs and batches of answers differ in length: without it the allocator's blocks fragment.
+    # Packs and decoding batches differ in length, which fragments the allocator's blocks without this setting.
     defaults |= {} if accelerate.use_cpu else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    # On a CPU training itself sees to it (train/device/precision.py).
+    # On a CPU training uses its own autocast (train/device/precision.py).
     mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
     overrides = {"ACCELERATE_MIXED_PRECISION": mixed_precision, PARENT_PID_ENV: str(os.getpid())}
     if accelerate.use_cpu:

@@ -1,16 +1,16 @@
-"""What a model's layers can take, read from its config before anything is trained."""
+"""Properties of a model's layers, read from its config before training."""
 
 from dataclasses import dataclass
 from typing import Any
 
-# Kinds of layers (transformers' `layer_types`) that attend, and so can be told by a mask what to look at.
+# Kinds of layers (transformers' `layer_types`) that attend and so can take a mask.
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-# What says how far a layer looks back.
+# The config keys of window sizes.
 WINDOW_SIZE_KEYS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
 def layer_types(config: Any) -> set[str]:
-    """Returns the kinds of layers of a model, by its text config."""
+    """Return the kinds of layers of a model, from its text config."""
     text_config = config.get_text_config()
     if kinds := getattr(text_config, "layer_types", None):
         return set(kinds)
@@ -21,12 +21,12 @@ def layer_types(config: Any) -> set[str]:
 
 
 def has_recurrent_layers(config: Any) -> bool:
-    """Returns whether a layer carries a state from token to token, so that rows of one sequence would mix in it."""
+    """Return whether a layer carries a state from token to token, which would mix rows of one sequence."""
     return bool(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS})
 
 
 def window_tokens(config: Any) -> int | None:
-    """Returns how far the layers look back that attend in a window, or None where all look at everything."""
+    """Return the smallest attention window of the layers in tokens, or None if all layers have full attention."""
     text_config = config.get_text_config()
     sizes = [getattr(text_config, WINDOW_SIZE_KEYS[kind]) for kind in layer_types(config) & set(WINDOW_SIZE_KEYS)]
     return min(sizes) if sizes else None
@@ -34,18 +34,18 @@ def window_tokens(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Window:
-    """What the tokens of a layer see of those before them."""
+    """The attention window of a layer."""
 
     kind: str
     tokens: int
 
     def first(self, positions: Any) -> Any:
-        """Returns the first position that tokens at these positions see."""
+        """Return the first position that tokens at these positions see."""
         return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
 
 
 def layer_window(config: Any, layer: int) -> Window | None:
-    """Returns the window of a layer that attends, or None where it looks at everything."""
+    """Return the window of an attention layer, or None for full attention."""
     text_config = config.get_text_config()
     kinds = getattr(text_config, "layer_types", None)
     kind = kinds[layer] if kinds else next(iter(layer_types(config)))

@@ -1,7 +1,7 @@
-"""The base model as it is loaded, published or quantized, and LoRA on top. dequantize.py chooses what is trained on.
+"""Loading of the base model, published or quantized, and LoRA on top. dequantize.py chooses the base for training.
 
-model = base_model(recipe)                                     every process loads its own, on its own device
-model = with_adapter(model, recipe.lora, recipe.train.seed)    PeftModel, the adapter in float32
+model = load_base_model(recipe)                                every process loads its own, on its own device
+model = add_adapter(model, recipe.lora, recipe.train.seed)     PeftModel, the adapter in float32
 """
 
 import os
@@ -18,7 +18,10 @@ from train.model import lora_init, multimodal
 
 
 def load_config(model: Model) -> Any:
-    """Returns the configuration of a base model, which is small: no weights are read. Raises RecipeError."""
+    """Return the configuration of a base model without reading its weights.
+
+    Raise RecipeError if there is no such base.
+    """
     from transformers import AutoConfig
 
     try:
@@ -28,11 +31,11 @@ def load_config(model: Model) -> Any:
 
 
 def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
-    """Returns the base model in evaluation mode, quantized as the recipe says, on the device of this process, or
-    in main memory, in the type that its device computes in.
+    """Return the base model in evaluation mode, quantized as in the recipe, on this process's device or in main memory.
 
-    NF4 is with double quantization (QLoRA, arXiv:2305.14314), int8 is LLM.int8 (arXiv:2208.07339). Computes in bfloat16
-    on a GPU and in float32 on a CPU.
+    It computes in bfloat16 on a GPU and in float32 on a CPU; `in_main_memory` keeps the type of the device. NF4 uses
+    double quantization (QLoRA, arXiv:2305.14314); int8 is LLM.int8 (arXiv:2208.07339). Raise RecipeError if there is no
+    such base.
     """
     import torch
     import transformers
@@ -42,7 +45,7 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    # FSDP shards floating-point numbers alone: packed 4-bit weights pass for them.
+    # FSDP shards only floating-point tensors: packed 4-bit weights are stored as such.
     storage = dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8
     quantization = {
         "nf4": BitsAndBytesConfig(
@@ -73,10 +76,10 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
 
 
 def disable_cpu_repacking(model: Any) -> None:
-    """Stops bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512_BF16.
+    """Stop bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512_BF16.
 
-    An evaluation forward there rewrites the weights for a kernel without autograd, and every later training step gets
-    wrong gradients with no more than a warning.
+    An evaluation forward there rewrites the weights for a kernel without autograd. Every later training step then gets
+    wrong gradients, with only a warning.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -84,11 +87,11 @@ def disable_cpu_repacking(model: Any) -> None:
 
 
 def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
-    """Returns the model with a fresh LoRA adapter; the base is frozen, the adapter float32.
+    """Return the model with a new LoRA adapter; the base is frozen, the adapter float32.
 
-    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move. An adapter that begins
-    with a part of the base is begun on the weights before quantization, see variants.py. Raises RecipeError where PEFT
-    refuses the settings.
+    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never change. An adapter that is
+    initialized from the base uses the weights before quantization, see lora_init.py. Raise RecipeError if PEFT rejects
+    the settings.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
@@ -103,11 +106,11 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
     torch.manual_seed(seed)
     try:
         with warnings.catch_warnings():
-            # PEFT's own conversion of such an adapter loses the scaling of patterns; variants.py keeps it.
+            # PEFT's own conversion of such an adapter loses the scaling of patterns; lora_init.py keeps it.
             warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA with rank_pattern")
             adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
     except (ValueError, TypeError) as error:
-        # PEFT says which modules it did not find, or which settings do not go together.
+        # PEFT's message names the missing modules or the conflicting settings.
         raise RecipeError(f"lora: {error}") from None
     if defer_init:
         lora_init.init_from_base_weights(adapted, lora)
@@ -118,7 +121,7 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
 
 
 def cast_adapter_to_float32(model: Any) -> Any:
-    """Casts what is trained to float32, in place: PEFT and TRL leave or make adapters on some bases bfloat16."""
+    """Cast trainable parameters to float32, in place: PEFT and TRL create or leave bfloat16 adapters on some bases."""
     import torch
 
     for parameter in model.parameters():

@@ -1,15 +1,15 @@
-"""The base as quantization left it, written as ordinary weights: what adapters are trained on is what is served.
+"""The quantized base, written as ordinary weights, so that serving uses the weights that the adapter was trained on.
 
-model, folder = load(recipe, bases, announce)
+model, folder = load_training_base(recipe, store, on_fallback)
 
     quantization none    the published base; nothing is written
-    nf4 on a CPU         the dequantized weights, for training too where memory allows: bitsandbytes would dequantize
-                         each layer anew in every pass, to the same numbers
+    nf4 on a CPU         the dequantized weights, also for training if memory allows: bitsandbytes would dequantize
+                         each layer again in every pass, to the same numbers
     nf4 or int8          the quantized base for training, and its dequantized weights on disk
 
-Where disk or memory do not suffice, the published base is served, which is announced and recorded; scores of what is
-served can then differ from those of training. Validation on a quantized base holds dequantized weights meanwhile
-(`held`).
+If disk space or memory does not suffice, the published base is served. This fallback is printed and recorded, because
+scores of the served model can then differ from those of training. Validation on a quantized base holds dequantized
+weights temporarily (`dequantize_layers`).
 """
 
 import copy
@@ -29,19 +29,19 @@ from insource.tracking.base_models import base_store, gguf_model
 from train.distributed import world
 from train.model import base
 
-# Raised when the same base would be dequantized into something else.
+# Increase this number when the same base would be dequantized into something else.
 VERSION = 1
-# Share of this machine's memory that dequantized weights may take. Of all memory, not of what is free now: a run that
-# goes on after an interruption has to compute as it did before.
+# The fraction of this machine's memory that dequantized weights may take. It is of all memory, not of free memory: a
+# run that resumes after an interruption has to compute as before.
 MAX_MEMORY_FRACTION = 0.4
 
 FallbackLogger = Callable[[str], None]
 
 
 def load_training_base(recipe: Recipe, store: Path, on_fallback: FallbackLogger) -> tuple[Any, Path | None]:
-    """Returns the base to train on, and the folder of its dequantized weights, None where the published base is served.
+    """Return the base for training, and the folder of its dequantized weights, or None if the published base is served.
 
-    `store` is the folder of all such bases; the first process writes. Raises RecipeError where there is no such base.
+    `store` is the folder of all such bases; the main process writes. Raise RecipeError if there is no such base.
     """
     if recipe.model.quantization == "none":
         return base.load_base_model(recipe), None
@@ -66,10 +66,10 @@ def load_training_base(recipe: Recipe, store: Path, on_fallback: FallbackLogger)
 
 @contextmanager
 def dequantize_layers(model: Any, on_fallback: FallbackLogger) -> Iterator[None]:
-    """Has 4-bit layers compute with dequantized weights inside of the block, the same values, where memory allows.
+    """Replace 4-bit layers by dequantized ones with the same values inside of the block, if memory allows.
 
-    For many passes without gradients: each pass would dequantize all of them anew. The weights must be whole in this
-    process (no FSDP).
+    For many passes without gradients: each pass would dequantize all layers again. The weights must be unsharded in
+    this process (no FSDP).
     """
     import torch
 
@@ -97,13 +97,13 @@ def dequantize_layers(model: Any, on_fallback: FallbackLogger) -> Iterator[None]
 
 
 def dequantized_layer_bytes(model: Any) -> int:
-    """Returns what `held` takes: the bytes of the dequantized weights, 0 where they are too many."""
+    """Return the memory of `dequantize_layers`: the bytes of the dequantized weights, 0 if they are too many."""
     size = _layer_bytes(model, _four_bit_layers(model))
     return size if size <= MAX_MEMORY_FRACTION * device_memory_bytes(model.device) else 0
 
 
 def _four_bit_layers(model: Any) -> list[tuple[Any, str, Any]]:
-    """All 4-bit layers, each with the module that has it under a name."""
+    """Return all 4-bit layers, each with its parent module and its name in it."""
     from bitsandbytes.nn.modules import Linear4bit
 
     return [
@@ -119,7 +119,7 @@ def _layer_bytes(model: Any, layers: list[tuple[Any, str, Any]]) -> int:
 
 
 def device_memory_bytes(device: Any) -> int:
-    """Returns the memory of a device, all of it."""
+    """Return the total memory of a device."""
     import torch
 
     if device.type == "cuda":
@@ -128,7 +128,10 @@ def device_memory_bytes(device: Any) -> int:
 
 
 def _dequantize_layer(layer: Any, dtype: Any) -> Any:
-    """Returns an ordinary layer of the weights of a 4-bit one, which computes in their type as that does."""
+    """Return an ordinary layer with the weights of a 4-bit layer.
+
+    It computes in the type of the weights, like the original.
+    """
     import torch
     from peft.utils.integrations import dequantize_module_weight
 
@@ -143,18 +146,20 @@ def _dequantize_layer(layer: Any, dtype: Any) -> Any:
 
 
 def compute_digest(recipe: Recipe, model: Any) -> str:
-    """Returns the digest of all that the dequantized weights of a base depend on."""
+    """Return the digest of everything that the dequantized weights of a base depend on."""
     return _compute_digest(recipe, getattr(model.config, "_commit_hash", None), str(model.dtype).removeprefix("torch."))
 
 
 def dequantized_bytes(model: Any) -> int:
-    """Returns the bytes of a model's weights once they are dequantized, in the type that it computes in."""
+    """Return the bytes of a model's weights after dequantization, in the type that it computes in."""
     return int(model.num_parameters()) * int(model.dtype.itemsize)
 
 
 def ensure_base(recipe: Recipe, store: Path, digest: str, on_fallback: FallbackLogger) -> Path | None:
-    """Returns the folder of a base that a run was trained on, written anew where it was removed; None where it is to be
-    made of other files now, or does not fit."""
+    """Return the folder of the base that a run was trained on; write it again if it was removed.
+
+    Return None if the files or versions it is made of have changed, or if it does not fit.
+    """
     if (store / digest / atomic_files.CHECKSUMS).is_file():
         return store / digest
     model, path = load_training_base(recipe, store, on_fallback)
@@ -170,7 +175,10 @@ def _compute_digest(recipe: Recipe, commit: str | None, dtype: str) -> str:
 
 
 def _find_existing(recipe: Recipe, store: Path) -> Path | None:
-    """The base that is on disk already: only a local base is known by its files before it is loaded."""
+    """Return the base if it is on disk already.
+
+    Only a local base can be identified by its files before it is loaded.
+    """
     if not Path(recipe.model.base).is_dir():
         return None
     path = store / _compute_digest(recipe, None, "float32")
@@ -181,7 +189,7 @@ def _find_existing(recipe: Recipe, store: Path) -> Path | None:
 
 
 def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, on_fallback: FallbackLogger) -> Path | None:
-    """Returns the folder, written where it is missing; None, announced, where that is not possible."""
+    """Return the folder, written if it is missing, or None after a fallback message if that is not possible."""
     with base_store.lock_base(path):
         if (path / atomic_files.CHECKSUMS).is_file() and not atomic_files.find_changes(path):
             return path
@@ -227,17 +235,18 @@ def _describe_base(recipe: Recipe, model: Any) -> dict[str, Any]:
 
 
 def _dequantize_model(model: Any) -> Any:
-    """Returns a quantized model with ordinary layers of the same weights, in place."""
+    """Replace the layers of a quantized model by ordinary ones with the same weights, in place, and return it."""
     dequantized = model.dequantize()
     dequantized.requires_grad_(False)
     return dequantized.eval()
 
 
 def _save_base(model: Any, folder: Path, recipe: Recipe) -> None:
-    """Writes weights, configuration and tokenizer of a base, quantized or dequantized, as an ordinary model."""
+    """Write weights, configuration and tokenizer of a base, quantized or dequantized, as an ordinary model."""
     dequantized = _copy_to_main_memory(model) if getattr(model, "is_quantized", False) else model
     dequantized.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
-    # As it was published: recipes that pin other things share the folder, and serve with the tokenizer of the adapter.
+    # The tokenizer as published: recipes with other pinned settings share the folder, and serve with the adapter's
+    # tokenizer.
     tokenizer = base_tokenizer.load_base_tokenizer(recipe.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -245,9 +254,9 @@ def _save_base(model: Any, folder: Path, recipe: Recipe) -> None:
 
 
 def _copy_to_main_memory(model: Any) -> Any:
-    """Returns the dequantized weights of a model in main memory, in a model that is there to be saved.
+    """Return a model in main memory with the dequantized weights of a model, only for saving.
 
-    Layers are dequantized one by one where they lie, so that a GPU holds no second model.
+    Layers are dequantized one by one on their device, so that a GPU never holds a second model.
     """
     import torch
     from peft.utils.integrations import dequantize_module_weight

@@ -1,12 +1,12 @@
-"""Adapters that begin with a part of the base (PiSSA, OLoRA, LoftQ), and the plain LoRA adapters that they end as.
+"""Adapters initialized from the base (PiSSA, OLoRA, LoftQ), and their export as standard LoRA adapters.
 
-    begin    W = rest + s B0 A0         the base becomes `rest`, quantized where the recipe says so
-    train         rest + s B  A
-    export   W + s [B | -B0] [A ; A0]   a plain adapter of twice the rank for the base as everyone has it
+    init     W = remainder + s B0 A0    the base becomes `remainder`, quantized if the recipe sets it
+    train        remainder + s B  A
+    export   W + s [B | -B0] [A ; A0]   a standard adapter of twice the rank for the published base
 
-PEFT begins them on unquantized weights alone, or, for OLoRA, on what quantization has left of them. Here they begin on
-the weights as they were published, layer by layer, and the rest is quantized: what quantization loses of it is all that
-is lost, as with any adapter on a quantized base. vLLM serves what is exported unmerged.
+PEFT initializes these adapters only from unquantized weights, or, for OLoRA, from dequantized ones. This module uses
+the published weights, layer by layer, and quantizes the remainder. So the only loss is that of quantizing the
+remainder, as with any adapter on a quantized base. vLLM serves the exported adapter unmerged.
 """
 
 import copy
@@ -20,14 +20,14 @@ ADAPTER_NAME = "default"
 
 
 def needs_base_weights(lora: Lora) -> bool:
-    """Returns whether the adapter begins otherwise than with random numbers that any layer will do for."""
+    """Return whether the initialization reads the base weights, unlike random numbers, which fit any layer."""
     return lora.init_lora_weights not in (True, "gaussian")
 
 
 def init_from_base_weights(model: Any, lora: Lora) -> None:
-    """Begins the adapter of a quantized PeftModel on the weights before quantization, in place.
+    """Initialize the adapter of a quantized PeftModel from the weights before quantization, in place.
 
-    Reads the base once more, unquantized, into main memory. Raises RecipeError where it was published quantized.
+    Load the base once more, unquantized, into main memory. Raise RecipeError if it was published quantized.
     """
     import torch
     from peft.tuners.lora import LoraLayer
@@ -58,7 +58,7 @@ def _init_layer(layer: Any, weight: Any, lora: Lora) -> None:
 
 
 def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any, Any]:
-    """Returns A, B and the rest of a weight as PEFT makes them of an unquantized layer."""
+    """Return A, B and the remainder of a weight, as PEFT computes them for an unquantized layer."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -81,9 +81,9 @@ def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any,
 
 
 def _loftq_initialization(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
-    """Returns A and B that make up best for what quantization takes of a weight, and leaves the base quantized.
+    """Return A and B that best compensate the quantization error of a weight. Leave the base quantized.
 
-    LoftQ, arXiv:2310.08659, algorithm 1. PEFT's own needs a GPU, and leaves out the scaling s of the adapter.
+    LoftQ, arXiv:2310.08659, algorithm 1. PEFT's own version needs a GPU and ignores the scaling s of the adapter.
     """
     import torch
     from peft.utils.integrations import dequantize_module_weight
@@ -101,12 +101,12 @@ def _loftq_initialization(layer: Any, weight: Any, rounds: int) -> tuple[Any, An
 
 
 def _set_weight(base: Any, weight: Any) -> None:
-    """Puts a weight into a layer, quantized as the one before was."""
+    """Set the weight of a layer, quantized like the one before."""
     previous, parameter_class = base.weight, type(base.weight)
     if parameter_class.__name__ == "Int8Params":
         import torch
 
-        # What an earlier forward took from the weight; the next one takes it anew.
+        # An earlier forward cached these from the weight; the next forward computes them again.
         base.state.CB = base.state.SCB = None
         parameter = parameter_class(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
     else:
@@ -136,7 +136,10 @@ def _load_unquantized(model: Any) -> Any:
 
 
 def store_initial_weights(model: Any) -> None:
-    """Keeps A0 and B0 with the model, in main memory: a resumed run begins alike before it reads its checkpoint."""
+    """Store A0 and B0 with the model, in main memory.
+
+    A resumed run computes the same values before it loads its checkpoint.
+    """
     from peft import get_peft_model_state_dict
 
     model.initial_adapter = {
@@ -145,9 +148,12 @@ def store_initial_weights(model: Any) -> None:
 
 
 def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
-    """Returns tensors and LoraConfig of the plain adapter of twice the rank that a trained model of `beginning` equals,
-    on the base as it was published (PEFT's path_initial_model_for_weight_conversion does the same). `state`: the
-    model's trained tensors, where it does not hold them whole (FSDP)."""
+    """Return tensors and LoraConfig of the standard adapter of twice the rank that equals the trained adapter.
+
+    It applies to the published base (as PEFT's path_initial_model_for_weight_conversion). The model must have
+    `initial_adapter` (`store_initial_weights`). `state` holds the model's trained tensors if the model is sharded
+    (FSDP).
+    """
     import torch
     from peft import get_peft_model_state_dict
 
@@ -157,7 +163,7 @@ def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[d
         stacked = torch.cat([trained, initial]) if "lora_A" in name else torch.cat([trained, -initial], dim=1)
         tensors[name] = stacked.detach().cpu().contiguous()
     config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
-    # The scaling stays: alpha / r, or with rsLoRA alpha / sqrt(r).
+    # The scaling is unchanged: alpha / r, or with rsLoRA alpha / sqrt(r).
     factor = math.sqrt(2) if config.use_rslora else 2
     config.r, config.lora_alpha = 2 * config.r, factor * config.lora_alpha
     config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}

@@ -1,9 +1,9 @@
-"""The part of a model that reads text, where it can see or hear too (Gemma 3 and 4, Qwen-VL, Llama 4).
+"""The text part of a multimodal model (Gemma 3 and 4, Qwen-VL, Llama 4).
 
     Gemma3ForConditionalGeneration   model.vision_tower, model.multi_modal_projector, model.language_model, lm_head
-                                     adapters go on model.language_model alone
+                                     adapters only on model.language_model
 
-Tasks are text: an adapter on a tower that never runs gets no gradient, for which several processes would wait for ever.
+Tasks are text. An adapter on a tower that never runs gets no gradient, and several processes would wait for it forever.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def list_non_text_modules(model: Any) -> list[str]:
-    """Returns the names of modules beside the text's own and its head, [] where a model knows text alone."""
+    """Return the names of modules outside the text model and its head, [] for a text-only model."""
     if model.config.get_text_config() is model.config:
         return []
     text_model, head = model.get_decoder(), model.get_output_embeddings()
@@ -26,7 +26,7 @@ def list_non_text_modules(model: Any) -> list[str]:
 
 
 def build_exclude_modules(model: Any, exclude_modules: str | list[str] | None) -> str | list[str] | None:
-    """Returns PEFT's exclude_modules: what the recipe gives, and on a model that knows more than text all else too."""
+    """Return PEFT's exclude_modules: the recipe's value, and on a multimodal model all non-text modules too."""
     towers = list_non_text_modules(model)
     if not towers:
         return exclude_modules
@@ -39,8 +39,10 @@ def build_exclude_modules(model: Any, exclude_modules: str | list[str] | None) -
 
 
 def fix_no_split_modules(model: Any) -> None:
-    """Has the model name the layers that it has and no others, in place: some name layers of towers that theirs are
-    not made of, and FSDP spreads a model by these names."""
+    """Remove names of missing layers from the model's `_no_split_modules`, in place.
+
+    Some models name layers of towers that their towers do not have. FSDP shards a model by these names.
+    """
     present = {type(module).__name__ for module in model.modules()}
     no_split_names = getattr(model, "_no_split_modules", None)
     if no_split_names and not present.issuperset(no_split_names):

@@ -1,16 +1,16 @@
-"""How a pack attends: by a dense mask, by FlexAttention's blocks on a GPU, or on a CPU block by block of rows.
+"""Attention of a pack: by a dense mask, by FlexAttention on a GPU, or block by block of rows on a CPU.
 
-    prefix 727 tokens, 64 rows of 31        every token at every other: 7.3 million pairs
-                                            blocks of rows at the prefix and themselves: 2.3 million
+    prefix 727 tokens, 64 rows of 31        dense mask: 7.3 million pairs of tokens
+                                            blocks of rows, with the prefix and themselves: 2.3 million
 
-A dense mask has each token of a pack look at all others, the hidden ones too, which at 64 rows costs more than all
-matrices of the model. Here rows stand in blocks of some hundred tokens; a block looks at the prefix and itself, through
-the mask of its own tokens, so that the result is the same sum over what is seen. PyTorch's FlexAttention does that on
-GPUs, and has no backward pass on a CPU.
+A dense mask computes all pairs of tokens of a pack, hidden ones included. At 64 rows this costs more than all matrix
+products of the model. Attention by blocks puts rows into blocks of some hundred tokens. A block attends to the prefix
+and to itself, through the mask of its own tokens, so the sum over visible tokens is the same. PyTorch's FlexAttention
+does this on GPUs, but has no backward pass on a CPU.
 
-In bfloat16 (precision.py) blocks are multiplied as matrices: PyTorch's fused kernel for CPUs is no faster in bfloat16
-than in float32, and these products took 24 ms where it took 42 (one layer of SmolLM2, 672 tokens of prefix and 270 of
-rows, forward and backward; 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-29).
+In bfloat16 (device/precision.py) blocks are computed by matrix products. PyTorch's fused kernel for CPUs is not faster
+in bfloat16 than in float32. The matrix products took 24 ms, the kernel 42 ms (one layer of SmolLM2, 672 tokens of
+prefix and 270 of rows, forward and backward; 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-29).
 """
 
 from collections.abc import Iterator
@@ -21,30 +21,33 @@ from typing import Any
 from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation
 from train.packing.collate import Batch
 
-# Of a prefix whose blocks are multiplied as matrices: a block looks at all before it and at itself.
+# Block size within the prefix for matrix products: a block attends to all tokens before it and to itself.
 PREFIX_BLOCK_TOKENS = 112
 
 
-# Shared memory of FlexAttention's kernels for heads 256 wide, with the tiles that PyTorch 2.13 takes on every 8.x:
-# 153,600 bytes, and 100,352 at 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448; RTX 30 to 50, A10 and L4
-# have 101,376, which is too near to what is needed.
+# Shared memory that FlexAttention's kernels need for heads of width 256, with PyTorch 2.13's tiles for every 8.x GPU:
+# 153,600 bytes, and 100,352 at width 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448. RTX 30 to 50, A10
+# and L4 have 101,376, which leaves too little margin.
 FLEX_SHARED_BYTES = 160_000
 _flex_disabled = False
 
 
 def preferred_implementation(device: Any) -> Implementation:
-    """Returns what computes long packs on a device: FlexAttention on GPUs that its kernels fit, else blocks."""
+    """Return the implementation for long packs on a device: FlexAttention if its kernels fit the GPU, else blocks."""
     if device.type != "cuda" or _flex_disabled:
         return SHARED_PREFIX
     import torch
 
-    # CUDA's builds of PyTorch have it; where one has not, nothing tells that the kernels fit.
+    # CUDA builds of PyTorch have this property. Without it nothing shows that the kernels fit.
     shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
     return "flex_attention" if shared >= FLEX_SHARED_BYTES else SHARED_PREFIX
 
 
 def disable_unsupported_flex(error: RuntimeError) -> bool:
-    """Returns whether an error means that FlexAttention's kernels do not fit this GPU; packs attend by blocks then."""
+    """Disable FlexAttention if the error means that its kernels do not fit this GPU, and return whether it does.
+
+    Packs are then computed by blocks.
+    """
     global _flex_disabled
     if _flex_disabled or not any(message in str(error) for message in ("No valid triton configs", "out of resource")):
         return False
@@ -53,12 +56,15 @@ def disable_unsupported_flex(error: RuntimeError) -> bool:
 
 
 _current_blocks: AttentionBlocks | None = None
-"""Of the pack that is computed now: transformers passes a mask to attention, and nothing about it."""
+"""The blocks of the pack in computation. transformers passes only a mask to attention, no blocks."""
 
 
 @contextmanager
 def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
-    """Has a model of this config attend as a batch needs it inside of the block, in its backward pass too."""
+    """Set the attention implementation that a batch needs for a model of this config inside of the block.
+
+    The backward pass belongs inside the block too.
+    """
     global _current_blocks
     text_config = config.get_text_config()
     previous = text_config._attn_implementation, _current_blocks
@@ -72,7 +78,7 @@ def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
 
 
 def _register_attention() -> None:
-    # As attention alone: transformers builds no mask for what it knows none of.
+    # Only the attention function is registered: transformers builds no mask for a name without a mask function.
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(SHARED_PREFIX, block_attention_forward)
@@ -81,9 +87,10 @@ def _register_attention() -> None:
 def block_attention_forward(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ) -> tuple[Any, None]:
-    """Returns what SDPA returns for the pack's mask; query, key and value are [1, heads, T, width].
+    """Return the output of SDPA for the pack's mask, [1, T, heads, width].
 
-    Raises RuntimeError outside of `attending`, where nothing says what is seen.
+    query, key and value are [1, heads, T, width]. Raise RuntimeError outside of `pack_attention`, where no blocks are
+    set.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
@@ -94,11 +101,11 @@ def block_attention_forward(
         return _autocast_block_attention(
             query, key, value, _current_blocks, kwargs.get("scaling") or query.shape[-1] ** -0.5
         ), None
-    # Split once: the gradient of a slice is as long as the pack, and there are as many as blocks.
+    # One split for all blocks: the gradient of a slice is as long as the pack, and there would be one for each block.
     queries, keys, values = (tensor.split(_current_blocks.tokens, dim=2) for tensor in (query, key, value))
     outputs = []
     if _current_blocks.prefix:
-        outputs.append(sdpa(module, queries[0], keys[0], values[0], None, **kwargs)[0])  # without a mask it is causal
+        outputs.append(sdpa(module, queries[0], keys[0], values[0], None, **kwargs)[0])  # no mask means causal
     for rows, key_rows, value_rows, mask in zip(queries[1:], keys[1:], values[1:], _current_blocks.masks, strict=True):
         visible_kv = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
         outputs.append(sdpa(module, rows, *visible_kv, mask, **kwargs)[0])
@@ -106,10 +113,10 @@ def block_attention_forward(
 
 
 def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: AttentionBlocks, scaling: float) -> Any:
-    """Returns attention [1, T, heads, width] in the type that autocast multiplies in, block by block.
+    """Return attention [1, T, heads, width], block by block, in the type that autocast multiplies in.
 
-    Scores and probabilities of a block are held in that type, as transformers' own eager attention does; the softmax
-    sums in float32. Probabilities are kept for the backward pass: heads x pairs of tokens of each layer.
+    Scores and probabilities of a block are in that type, as in transformers' own eager attention. The softmax sums in
+    float32. Probabilities are kept for the backward pass: heads x pairs of tokens for each layer.
     """
     import torch
 
@@ -124,7 +131,7 @@ def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: Attentio
         keys, values = (tensor.split([prefix_tokens, tokens - prefix_tokens], dim=1) for tensor in (key, value))
 
         def attend(rows: Any, seen_keys: Any, seen_values: Any, mask: Any) -> Any:
-            # Heads that share keys stand below each other.
+            # Query heads with the same key head are stacked in one matrix.
             scores = torch.bmm(rows.reshape(groups, -1, width), seen_keys.transpose(1, 2)).add_(mask)
             return torch.bmm(torch.softmax(scores, dim=-1), seen_values).view(heads, -1, width)
 
@@ -143,7 +150,10 @@ def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: Attentio
 
 @cache
 def _causal_bias(tokens: int, visible_tokens: int, repeated: int, dtype: Any) -> Any:
-    """Returns what is added to the scores of a prefix's tokens [repeated * tokens, seen], the last of those it sees."""
+    """Return the bias of the scores of a prefix block, [repeated * tokens, visible_tokens].
+
+    The block's tokens are the last of the visible tokens.
+    """
     import torch
 
     hidden = torch.ones(tokens, visible_tokens, dtype=torch.bool).triu(visible_tokens - tokens + 1)

@@ -1,4 +1,4 @@
-"""The blocks of a pack: how its tokens are cut between rows for attention by blocks (attention.py)."""
+"""Attention blocks of a pack: its tokens after the prefix, cut between rows. collate.py makes them for attention.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,30 +6,34 @@ from typing import Any, Literal
 
 Implementation = Literal["sdpa", "flex_attention", "shared_prefix"]
 SHARED_PREFIX: Implementation = "shared_prefix"
-"""The name under which transformers knows attention by blocks of rows."""
-# Below, a dense mask is as quick. Larger blocks look at more in vain, smaller ones keep no core busy.
+"""The name under which attention by blocks of rows is registered with transformers."""
+# Below this a dense mask is as fast. Larger blocks compute more hidden pairs; smaller blocks do not keep the cores
+# busy.
 MIN_BLOCKED_TOKENS = 512
 BLOCK_TOKENS = 320
 
 
 @dataclass(frozen=True)
 class AttentionBlocks:
-    """The tokens of a pack, cut between rows."""
+    """The prefix of a pack and the masks of its blocks."""
 
     prefix: int
-    """Its tokens, 0 where nothing is shared."""
+    """Tokens of the prefix, 0 if nothing is shared."""
     masks: tuple[Any, ...]
-    """What each block sees, [1, 1, B, prefix + B]: the prefix, and what it may of itself. Blocks stand in order."""
+    """The visible tokens of each block, [1, 1, B, prefix + B]. A block sees all of the prefix and a part of itself."""
     _added: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
-    """What `added` returned."""
+    """The cache of `score_bias`."""
 
     @property
     def tokens(self) -> list[int]:
-        """How many tokens the prefix and each block have."""
+        """The number of tokens of the prefix and of each block."""
         return [self.prefix, *(mask.shape[2] for mask in self.masks)]
 
     def added(self, repeated: int, dtype: Any) -> list[Any]:
-        """Returns what is added to the scores of each block, [repeated * B, prefix + B]: 0 where it sees, else -inf."""
+        """Return the bias of each block's scores, [repeated * B, prefix + B].
+
+        It is 0 for visible pairs, -inf for hidden ones.
+        """
         import torch
 
         if (repeated, dtype) not in self._added:
@@ -41,7 +45,7 @@ class AttentionBlocks:
 
 
 def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
-    """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
+    """Return the tokens of each block, made of complete rows, or None if a dense mask is as fast."""
     if prefix + sum(row_tokens) < MIN_BLOCKED_TOKENS:
         return None
     lengths = [0]

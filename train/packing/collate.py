@@ -1,12 +1,12 @@
-"""What the model is given: the tensors of a pack.
+"""The tensors of a pack: the inputs of the model, and the labels.
 
     pack     prefix [5 6], rows [5 6 1 | 9 2] and [5 6 3 4 | 8 2]        prompt | answer, 2 the stop token
     input_ids       5 6   1  9 2   3  4  8 2
     position_ids    0 1   2  3 4   2  3  4 5
-    labels          . .   .  9 2   .  .  8 2      . is IGNORE
-    sequences       . .   .  0 0   .  .  1 1      which answer a label belongs to
+    labels          . .   .  9 2   .  .  8 2      . is IGNORE_INDEX
+    sequences       . .   .  0 0   .  .  1 1      the number of the answer that a label belongs to
 
-The two answers of a preference pair are two branches behind one prompt: tokens of a branch see the prefix, the prompt
+The two answers of a preference pair are two branches after one prompt. Tokens of a branch see the prefix, the prompt
 and their own branch.
 """
 
@@ -18,8 +18,7 @@ from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Imple
 from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
 
 IGNORE_INDEX = -100
-# From so many tokens on a GPU computes only the blocks of a mask that hold something (FlexAttention); below, a dense
-# mask is quicker.
+# Minimum pack length for FlexAttention on a GPU, which skips empty blocks of a mask. Below, a dense mask is faster.
 MIN_FLEX_TOKENS = 2048
 FLEX_BLOCK_SIZE = 128
 
@@ -29,24 +28,24 @@ class Batch:
     """The tensors of a pack on one device."""
 
     inputs: dict[str, Any]
-    """For the model: input_ids and position_ids [B, T], attention_mask [1, 1, T, T] or [B, T], or none."""
+    """Model inputs: input_ids and position_ids [B, T]; attention_mask [1, 1, T, T] or [B, T], or none."""
     labels: Any
-    """[B, T], IGNORE where nothing is learnt."""
+    """[B, T], IGNORE_INDEX for tokens that are not trained on."""
     sequences: Any
     """[B, T], the number of the answer that a label belongs to, in the order of rows and their completions."""
     rows: tuple[TokenizedRow, ...]
     attention: Implementation = "sdpa"
-    """The implementation that takes its mask, as transformers names it."""
+    """The attention implementation that the mask is for, by transformers' name."""
     blocks: AttentionBlocks | None = None
-    """For attention by blocks of rows."""
+    """The blocks, only for attention by blocks of rows."""
 
 
 def collate_pack(
     pack: Pack, mode: PackingMode, device: Any, pad_token_id: int, attention: Implementation = "sdpa"
 ) -> Batch:
-    """Returns the tensors of a pack: one sequence [1, T], or for packing `none` separate rows padded on the right.
+    """Return the tensors of a pack: one sequence [1, T], or for packing `none` separate rows, padded on the right.
 
-    `attention` is what a pack with a mask is computed by where it is long enough for that to be quicker.
+    `attention` is the implementation for packs with a mask that are long enough to be faster with it.
     """
     if mode == "none":
         return _collate_padded(pack, device, pad_token_id)
@@ -56,8 +55,10 @@ def collate_pack(
 
 
 def _collate_bfd(pack: Pack, device: Any) -> Batch:
-    """Returns separate rows as one sequence without a mask: positions that start again tell transformers to build the
-    mask of each layer itself, sliding windows and all."""
+    """Return separate rows as one sequence without a mask.
+
+    Positions that start again make transformers build the mask of each layer, sliding windows included.
+    """
     import torch
 
     lines = [_tokens_and_labels(row, index) for row, index in _row_completions(pack)]
@@ -77,7 +78,7 @@ def _row_completions(pack: Pack) -> list[tuple[TokenizedRow, int]]:
 
 
 def _tokens_and_labels(row: TokenizedRow, index: int) -> tuple[list[int], list[int]]:
-    """Returns ids and labels of one answer of a row behind its whole prompt."""
+    """Return ids and labels of one answer of a row after its complete prompt."""
     answer = row.completions[index]
     return row.prompt_ids + answer, [IGNORE_INDEX] * len(row.prompt_ids) + answer
 
@@ -91,7 +92,7 @@ def _collate_padded(pack: Pack, device: Any, pad_token_id: int) -> Batch:
     def pad_values(values: list[int], fill_value: int) -> list[int]:
         return values + [fill_value] * (longest - len(values))
 
-    # By position, not by id: where pad and stop are one token, the stop token must still be learnt.
+    # The mask is by position, not by id: if pad and stop are one token, the stop token must still be trained on.
     attention_mask = torch.tensor([pad_values([1] * len(ids), 0) for ids, _ in lines], device=device)
     return _make_batch(
         device,
@@ -112,7 +113,8 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
     n_answers = 0
     for number, row in enumerate(pack.rows, start=1):
         suffix = row.prompt_ids[prefix:]
-        # A pair's prompt is its trunk; the last prompt token is what the first answer token is predicted from.
+        # The two answers of a pair share the prompt but for its last token, which predicts the first token of an
+        # answer.
         shared_prompt = [] if len(row.completions) == 1 else suffix[:-1]
         segments = [(shared_prompt, [IGNORE_INDEX] * len(shared_prompt), 0, prefix)] if shared_prompt else []
         for branch, answer in enumerate(row.completions, start=1):
@@ -133,7 +135,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
         block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == SHARED_PREFIX else None
     )
     if use_flex:
-        # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
+        # Padding to few lengths avoids recompilation for every pack. The padding is a row that no other token sees.
         padding = -len(ids) % FLEX_BLOCK_SIZE
         ids, labels = ids + [pad_token_id] * padding, labels + [IGNORE_INDEX] * padding
         positions, sequences = positions + [0] * padding, sequences + [0] * padding
@@ -154,8 +156,10 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
 
 
 def dense_block_masks(row_ids: Any, branch_ids: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
-    """Returns the rows of the dense mask that belong to blocks of these lengths behind the prefix, each [1, 1, B,
-    prefix + B]: the columns of other blocks, which it does not see, are left out."""
+    """Return the part of the dense mask for each block of these lengths after the prefix, each [1, 1, B, prefix + B].
+
+    The columns of other blocks are left out: the block does not see them.
+    """
     import torch
 
     blocks = zip(row_ids[prefix:].split(lengths), branch_ids[prefix:].split(lengths), strict=True)
@@ -163,15 +167,17 @@ def dense_block_masks(row_ids: Any, branch_ids: Any, prefix: int, lengths: Seque
 
 
 def dense_mask(row_ids: Any, branch_ids: Any) -> Any:
-    """Returns who sees whom as a boolean mask [1, 1, T, T], by the row (0: the prefix) and branch (0: the prompt) of
-    each token."""
+    """Return the boolean mask [1, 1, T, T] of visible tokens, from the row and the branch of each token.
+
+    Row 0 is the prefix, and branch 0 is the prompt.
+    """
     same_branch = (branch_ids[:, None] == branch_ids[None, :]) | (branch_ids[None, :] == 0)
     visible = (row_ids[None, :] == 0) | ((row_ids[:, None] == row_ids[None, :]) & same_branch)
     return visible.tril()[None, None]
 
 
 def block_mask(row_ids: Any, branch_ids: Any) -> Any:
-    """Returns the same mask for FlexAttention, as the blocks in which anything is seen."""
+    """Return the same mask for FlexAttention, as a mask of the blocks with visible tokens."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:

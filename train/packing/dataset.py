@@ -1,4 +1,4 @@
-"""From data rows to what is learnt: token ids, weights, packs and the order of updates."""
+"""From data rows to the training set: token ids, weights, packs and the order of updates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What is learnt, and in which order."""
+    """The tokenized rows, their packing plan, and their order."""
 
     rows: Sequence[TokenizedRow]
     plan: PackingPlan
     updates: Sequence[Sequence[int]]
     """For each optimizer update the numbers of its rows."""
     objective: str
-    """imitate | prefer, see losses.py."""
+    """imitate | prefer, the keys of `OBJECTIVES` in loop/losses.py."""
 
     @property
     def shares(self) -> UpdateShards:
@@ -30,9 +30,9 @@ class TrainingSet:
 
 
 def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[TokenizedRow]:
-    """Returns the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
+    """Return the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
 
-    Raises RecipeError where the template renders answered conversations otherwise than open ones.
+    Raise RecipeError if the template renders a conversation with an answer differently from one without.
     """
     conversations = [task.messages(spec, row["input"]) for row in rows]
     answers = [task.training_answers(spec, row["target"]) for row in rows]
@@ -48,10 +48,10 @@ def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict
 def apply_class_weights(
     rows: Sequence[TokenizedRow], classes: Sequence[str], class_weight: str | Mapping[str, float]
 ) -> list[TokenizedRow]:
-    """Returns the rows with the weights of their classes; "balanced" gives n / (number of classes * rows of the class),
-    as scikit-learn does.
+    """Return the rows with the weights of their classes.
 
-    Raises RecipeError where a label of `class_weight` does not occur.
+    "balanced" gives n / (number of classes * rows of the class), as scikit-learn does. Raise RecipeError if a label of
+    `class_weight` does not occur.
     """
     import numpy as np
     from sklearn.utils.class_weight import compute_class_weight
@@ -69,7 +69,10 @@ def apply_class_weights(
 def plan_packing(
     recipe: Recipe, rows: Sequence[TokenizedRow], config: Any, on_fallback: Callable[[str], None]
 ) -> PackingPlan:
-    """Returns how rows are packed for a model of this config; another packing than the recipe's is announced."""
+    """Return the packing plan for a model of this config.
+
+    A packing other than the recipe's is passed to `on_fallback`.
+    """
     mode, reason = model_support.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
     if reason:
         on_fallback(f"train.packing: {mode}, not {recipe.train.packing}: {reason}")
@@ -81,7 +84,7 @@ def plan_packing(
 def build_training_set(
     recipe: Recipe, rows: Sequence[TokenizedRow], classes: Sequence[str], plan: PackingPlan, objective: str
 ) -> TrainingSet:
-    """Returns the rows, weighted as the recipe says, in the order of their updates; `classes` are their targets."""
+    """Return the rows, weighted by the recipe, in the order of their updates; `classes` are their targets."""
     train = recipe.train
     if train.class_weight is not None:
         rows = apply_class_weights(rows, classes, train.class_weight)

@@ -8,11 +8,11 @@ from train.packing.packing_plan import PackCost, PackingMode
 
 
 def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> tuple[PackingMode, str | None]:
-    """Returns the packing that this model can be trained with, and why it is another than the one asked for (None: it
-    is not). `longest_row` is the most tokens of a prompt with its answer.
+    """Return the packing that this model supports, and the reason if it differs from the requested one, else None.
 
-    A pack's mask switches a sliding window off, which is the same only where no row is longer than the window; and a
-    recurrent layer knows no mask: its rows stay separate, since bfd would carry the state of one into the next.
+    `longest_row` is the most tokens of a prompt with its answer. A pack's mask disables sliding windows, which makes no
+    difference only if no row is longer than the window. A recurrent layer takes no mask: its rows stay separate,
+    because bfd would carry the state of one row into the next.
     """
     name = config.get_text_config().model_type
     if requested != "none" and architecture.has_recurrent_layers(config):
@@ -33,10 +33,10 @@ def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> 
 
 
 def pack_cost(config: Any, on_gpu: bool) -> PackCost:
-    """Returns what a pack costs on this model, see `Cost`.
+    """Return the pack cost on this model, see `PackCost`.
 
-    A pass costs what 50 to 150 tokens do on a CPU (measured, 5 and 30 million parameters, float32 and NF4); on a GPU
-    a pass of less than about 1,000 tokens leaves it idle (estimated, not measured).
+    On a CPU a pass costs as much as 50 to 150 tokens (measured, 5 and 30 million parameters, float32 and NF4). On a GPU
+    a pass of less than about 1,000 tokens leaves the GPU idle (estimated, not measured).
     """
     width = config.get_text_config().hidden_size
     return PackCost(1000.0, 3.4 * width) if on_gpu else PackCost(100.0, 3.4 * width, BLOCK_TOKENS)

@@ -1,14 +1,14 @@
-"""Shared-prefix packing: rows that open alike are computed behind one copy of what they share, with the same gradients.
+"""Shared-prefix packing: rows with a common prefix are computed after one copy of it, with the same gradients.
 
-    [ prefix | row 1 | row 2 | row 3 ]     positions of every row start again behind the prefix;
+    [ prefix | row 1 | row 2 | row 3 ]     positions of every row start again after the prefix;
                                            a token sees the prefix and the earlier tokens of its own row
 
-A classification prompt is one long opening (instruction, labels) and a short text. Sixteen rows of 300 + 40 tokens cost
-940 tokens this way instead of 5,440. This module decides who stands in which pack; `batches.py` makes tensors of it.
+A classification prompt is a long opening (instruction, labels) and a short text. Sixteen rows of 300 + 40 tokens cost
+940 tokens this way instead of 5,440. This module assigns rows to packs; collate.py makes tensors of them.
 
-Conditions, kept here: the prefix ends before the last prompt token of every row, so that what the model must predict
-is always predicted from a token of its own row; attention in every layer that can take the mask (`models.py`). Dropout
-on adapters makes the rows of a pack share what the prefix dropped, so that gradients are equal only in the mean.
+Two conditions hold. The prefix ends before the last prompt token of every row, so that every label is predicted from a
+token of its own row. Every layer must attend and take the mask (model_support.py). With dropout on adapters the rows of
+a pack share the dropped values of the prefix, so gradients are equal only in the mean.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,21 @@ PackingMode = Literal["shared_prefix", "bfd", "none"]
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """What is learnt from one data row: its answer, or for preference tuning the chosen and the rejected one."""
+    """The token ids of one training row: its answer, or for preference tuning the chosen and the rejected answer."""
 
     id: str
     prompt_ids: list[int]
     completions: tuple[list[int], ...]
     weight: float = 1.0
-    """Of each of its answer tokens, or of the pair."""
+    """The loss weight of each answer token, or of the pair."""
     reference: tuple[float, ...] = ()
     """Log-probability of each completion under the untuned base; preference tuning only."""
 
     def own_tokens(self, prefix: int) -> int:
-        """Returns how many tokens it adds to a pack behind a prefix; a pair shares its prompt but the last token."""
+        """Return the tokens that the row adds to a pack after a prefix.
+
+        The answers of a pair share all but the last prompt token.
+        """
         suffix_tokens = len(self.prompt_ids) - prefix
         if len(self.completions) == 1:
             return suffix_tokens + len(self.completions[0])
@@ -41,12 +44,12 @@ class TokenizedRow:
 
     @property
     def separate_tokens(self) -> int:
-        """How many tokens it costs by itself, each completion with a prompt of its own."""
+        """The tokens of the row without packing: each completion has its own copy of the prompt."""
         return sum(len(self.prompt_ids) + len(completion) for completion in self.completions)
 
     @property
     def longest(self) -> int:
-        """Tokens of its prompt with its longest answer."""
+        """Tokens of the prompt with the longest answer."""
         return len(self.prompt_ids) + max(map(len, self.completions))
 
     @property
@@ -56,34 +59,34 @@ class TokenizedRow:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows that are computed together, behind the first `prefix` tokens of their prompts."""
+    """Rows that are computed together, after the first `prefix` tokens of their prompts."""
 
     rows: tuple[TokenizedRow, ...]
     prefix: int
 
     @property
     def tokens(self) -> int:
-        """How many tokens are computed, padding apart."""
+        """The computed tokens, without padding."""
         return self.prefix + sum(row.own_tokens(self.prefix) for row in self.rows)
 
     def halves(self) -> "list[Pack]":
-        """Returns the pack as two of half the rows, or itself where it has but one."""
+        """Return two packs of half the rows each, or this pack if it has only one row."""
         middle = len(self.rows) // 2
         return [Pack(self.rows[:middle], self.prefix), Pack(self.rows[middle:], self.prefix)] if middle else [self]
 
 
 @dataclass(frozen=True)
 class UpdateShard:
-    """What one process does of one optimizer update."""
+    """The part of one optimizer update that one process computes."""
 
     packs: tuple[Pack, ...]
     normalizer: float
-    """What the summed loss of the whole update, over all processes, is divided by."""
+    """The divisor of the summed loss of the complete update, over all processes."""
     examples: int
     """Data rows of the update, over all processes, as are the next two."""
     computed_tokens: int
     separate_tokens: int
-    """Tokens that its rows would cost one by one."""
+    """The tokens of its rows without packing."""
 
     @property
     def rows(self) -> list[TokenizedRow]:
@@ -92,13 +95,15 @@ class UpdateShard:
 
 @dataclass(frozen=True)
 class PackCost:
-    """What a pack of T tokens costs, in the time of one token: `pass_tokens` + T + pairs / `quadratic_tokens`.
+    """The cost of a pack of T tokens, in the time of one token: `pass_tokens` + T + pairs / `quadratic_tokens`.
 
-    The first is what every forward and backward pass costs before it does anything, dequantizing weights above all;
-    the last is attention, by the pairs of tokens that look at each other: all T * T of them with a dense mask, or with
-    blocks of `block_tokens` the prefix at its own past, and what stands behind it at the prefix and its block. Of the
-    work for a token, a layer of width d does 4 * 12 d * d in matrices (forward, and backward without their gradients)
-    and 14 d for every token looked at, so that the two are equal at 3.4 d tokens. Measured on two CPU cores: 3.1 to
+    `pass_tokens` is the fixed cost of every forward and backward pass, mostly the dequantization of weights. The last
+    term is attention, by the pairs of tokens that attend to each other. With a dense mask these are all T * T pairs.
+    With blocks of `block_tokens` they are the prefix with its own past, and each other token with the prefix and its
+    block.
+
+    For one token a layer of width d does 4 * 12 d * d operations in matrices (forward, and backward without weight
+    gradients), and 14 d for every visible token. The two are equal at 3.4 d tokens. Measured on two CPU cores: 3.1 to
     3.5 d.
     """
 
@@ -107,11 +112,11 @@ class PackCost:
     block_tokens: int | None = None
 
     def of(self, prefix: int, suffix_tokens: float) -> float:
-        """Returns the cost of a pack with `suffix_tokens` tokens behind its prefix."""
+        """Return the cost of a pack with `suffix_tokens` tokens after its prefix."""
         return self.pass_tokens + prefix + suffix_tokens + self.pairs(prefix, suffix_tokens) / self.quadratic_tokens
 
     def pairs(self, prefix: int, suffix_tokens: float) -> float:
-        """Returns how many pairs of tokens are looked at in such a pack."""
+        """Return the pairs of tokens that attention computes in such a pack."""
         if self.block_tokens is None:
             return (prefix + suffix_tokens) ** 2
         return prefix**2 / 2 + suffix_tokens * (prefix + min(suffix_tokens, self.block_tokens))
@@ -119,11 +124,11 @@ class PackCost:
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """How rows become packs."""
+    """The assignment of rows to groups with common prefixes, and the limits of a pack."""
 
     kind: PackingMode
     prefixes: tuple[int, ...]
-    """Tokens that the rows of each group share; 0 for a group that shares nothing."""
+    """Shared tokens of each group; 0 for a group without a common prefix."""
     group_of: tuple[int, ...]
     """The group of each row."""
     pack_tokens: int
@@ -133,7 +138,7 @@ class PackingPlan:
 def build_packing_plan(
     rows: Sequence[TokenizedRow], mode: PackingMode, pack_tokens: int, batch_size: int, cost: PackCost
 ) -> PackingPlan:
-    """Returns the plan for these rows; the prefixes are found on the token ids."""
+    """Return the packing plan for these rows. Common prefixes are found on the token ids."""
     if mode != "shared_prefix":
         return PackingPlan(mode, (0,), (0,) * len(rows), pack_tokens, cost)
     prefixes, group_of = group_by_prefix([row.prompt_ids for row in rows], batch_size)
@@ -141,16 +146,16 @@ def build_packing_plan(
 
 
 def plan_for_rows(train_plan: PackingPlan, rows: Sequence[TokenizedRow], batch_size: int) -> PackingPlan:
-    """Returns a plan of the same kind for other rows."""
+    """Return a plan of the same mode for other rows."""
     return build_packing_plan(rows, train_plan.kind, train_plan.pack_tokens, batch_size, train_plan.cost)
 
 
 @dataclass(frozen=True)
 class UpdateShards:
-    """All shares of all updates, update by update and process by process, each made when it is asked for.
+    """All shards of all updates, ordered by update and then by process; each is built when it is indexed.
 
-    All processes of an update have equally many packs, because a process that waits for another one's forward pass
-    (FSDP) must find it: what is missing is a pack of weight 0.
+    All processes of an update have the same number of packs, because with FSDP a process waits for the forward passes
+    of the others. Missing packs are filled with dummy packs of weight 0.
     """
 
     rows: Sequence[TokenizedRow]
@@ -176,7 +181,7 @@ class UpdateShards:
         )
 
     def _dealt(self, update: int) -> list[list[Pack]]:
-        """Returns the packs of each process: each gets of every group, and of every length."""
+        """Return the packs of each process: every process gets rows of every group and of every length."""
         order = sorted(
             self.updates[update], key=lambda index: (self.plan.group_of[index], self.rows[index].own_tokens(0))
         )
@@ -187,7 +192,7 @@ class UpdateShards:
 
 
 def _normalizer_weight(row: TokenizedRow) -> float:
-    """Returns what a row adds to the normalizer: its answer tokens, or one for a pair, times its weight."""
+    """Return the row's part of the normalizer: its answer tokens, or one for a pair, times its weight."""
     return row.weight * (row.answer_tokens if len(row.completions) == 1 else 1)
 
 
@@ -201,7 +206,10 @@ def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, indices: Seq
 
 
 def _balance_packs(rows: list[TokenizedRow], prefix: int, plan: PackingPlan) -> list[list[TokenizedRow]]:
-    """Returns the rows in as many packs as cost least, evenly filled: the longest first, each to the emptiest."""
+    """Return the rows in the cheapest number of packs, evenly filled.
+
+    The longest row is placed first, and each row goes into the emptiest pack.
+    """
     lengths = [row.own_tokens(prefix) for row in rows]
     total = sum(lengths)
     cheapest = min(range(1, len(rows) + 1), key=lambda n_packs: n_packs * plan.cost.of(prefix, total / n_packs))
@@ -219,10 +227,10 @@ def _balance_packs(rows: list[TokenizedRow], prefix: int, plan: PackingPlan) -> 
 
 
 def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pack]:
-    """Yields batches of separate rows that hold, padded to the longest, at most `pack_tokens`."""
+    """Yield batches of separate rows with at most `pack_tokens` tokens, padding to the longest row included."""
     batch: list[TokenizedRow] = []
     for row in sorted(rows, key=lambda row: row.separate_tokens):
-        # A pair is two rows of the batch.
+        # A pair fills two rows of the batch.
         if batch and (len(batch) + 1) * row.separate_tokens > plan.pack_tokens:
             yield Pack(tuple(batch), 0)
             batch = []
@@ -232,22 +240,22 @@ def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pac
 
 @dataclass(frozen=True)
 class PackingStats:
-    """What a plan computes in the mean of its updates, over all processes."""
+    """Means over the updates of a plan, over all processes, and its longest pack."""
 
     separate: float
-    """Tokens that rows cost one by one."""
+    """Tokens of the rows without packing."""
     computed: float
-    """Tokens that are computed."""
+    """Computed tokens."""
     packs: float
     longest_pack: int
     longest_pack_answers: int
     """Answer tokens of the longest pack."""
     longest_pack_pairs: int
-    """Pairs of tokens that its mask speaks of; 0 for packing without a mask of ours."""
+    """Pairs of tokens in its mask; 0 for packing without an own mask."""
 
 
 def compute_packing_stats(shards: UpdateShards, max_updates: int = 200) -> PackingStats:
-    """Returns the means over the first updates of what is computed and of what separate rows would have cost."""
+    """Return the means over the first `max_updates` updates: tokens as computed, and tokens without packing."""
     updates = min(max_updates, len(shards.updates))
     sampled = [shards[index] for index in range(updates * shards.processes)]
     packs = [pack for shard in sampled for pack in shard.packs]

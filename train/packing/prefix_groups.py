@@ -1,27 +1,27 @@
-"""Which rows open alike, found on token ids: one prefix for most data, several where a data set has several prompts.
+"""Groups of rows with a common prefix, found on token ids: one for most data, several if the data have several prompts.
 
     prompts   [7 7 7 1 2] [7 7 7 3] [7 7 7 4 4] [9 9 5] [9 9 6 6]
     groups    prefix 3: rows 0 1 2     prefix 2: rows 3 4
 
-Sorted prompts are a tree: what neighbours share, all between them share. The tree is cut where it saves most: a group
-of n rows with a prefix of P tokens saves P for each row but one of every pack, and a pack has as many of its rows as an
-update brings in the mean.
+Sorted prompts form a tree: all prompts between two prompts share the tokens that these two share. The tree is cut where
+the cut saves most. A group of n rows with a prefix of P tokens saves P tokens for each row but one of every pack. A
+pack has as many rows of the group as an update has on average.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-# Prompts that people write differ in a few places; texts that were made to nest would go deeper than Python does.
+# Prompts written by people differ in a few places. Texts nested on purpose would exceed Python's recursion limit.
 MAX_DEPTH = 32
 
 PrefixGroups = list[tuple[int, int, int]]
 
 
 def group_by_prefix(prompts: Sequence[list[int]], batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the prefix length of each group, and for each prompt the number of its group.
+    """Return the prefix length of each group, and for each prompt the number of its group.
 
-    A prefix leaves at least the last token to every prompt. Groups are numbered from the one of the most rows; rows
-    that share nothing worth the while are one group of prefix 0.
+    Every prompt keeps at least its last token outside the prefix. Groups are numbered by descending number of rows.
+    Rows without a worthwhile common prefix are one group of prefix 0.
     """
     order = sorted(range(len(prompts)), key=lambda index: prompts[index])
     ordered = [prompts[index] for index in order]
@@ -29,7 +29,7 @@ def group_by_prefix(prompts: Sequence[list[int]], batch_size: int) -> tuple[tupl
     groups = _best_partition(ordered, _shared_lengths(ordered), 0, len(ordered), rows_per_update_ratio, MAX_DEPTH)[1]
     by_prefix: dict[tuple[int, int], list[int]] = {}
     for start, end, prefix in groups:
-        # Loose rows are one group; equal prefixes of other openings are not.
+        # Rows without a prefix are one group. Equal prefix lengths of other openings are separate groups.
         by_prefix.setdefault((prefix, start if prefix else 0), []).extend(range(start, end))
     members = sorted(by_prefix.items(), key=lambda item: (-len(item[1]), item[0]))
     group_of = [0] * len(prompts)
@@ -40,7 +40,7 @@ def group_by_prefix(prompts: Sequence[list[int]], batch_size: int) -> tuple[tupl
 
 
 def _shared_lengths(ordered: Sequence[list[int]]) -> list[int]:
-    """Returns how many leading ids each prompt shares with the one before it, the last of either left out."""
+    """Return the number of leading ids that each prompt shares with the one before it, their last ids left out."""
     shared = [0] * len(ordered)
     for index in range(1, len(ordered)):
         previous, current = ordered[index - 1], ordered[index]
@@ -60,16 +60,16 @@ def _best_partition(
     rows_per_update_ratio: float,
     max_depth: int,
 ) -> tuple[float, PrefixGroups]:
-    """Returns what the rows first..end save at best, and the groups that save it as (first, end, prefix).
+    """Return the most tokens that the rows start..end can save, and the groups that save them as (start, end, prefix).
 
-    `rows_per_update_ratio` is how many rows of an update there are for each row of the data; `max_depth` how often more
-    to divide.
+    `rows_per_update_ratio` is the number of rows of an update divided by the number of all rows; `max_depth` limits
+    further divisions.
     """
     rows = end - start
     prefix = min(shared[start + 1 : end], default=0)
-    # Of the rows that an update brings, all but one of the pack are spared the prefix.
+    # All but one of the group's rows in a pack save the prefix.
     saved_together = prefix * rows * max(0.0, 1 - 1 / max(1.0, rows * rows_per_update_ratio))
-    # Parts of less than a row in two updates never meet in a pack.
+    # Parts with less than one row in an update on average rarely share a pack.
     if rows * rows_per_update_ratio < 1:
         return 0.0, [(start, end, 0)]
     saved_split, split_groups = 0.0, PrefixGroups()

@@ -1,9 +1,9 @@
-"""Which rows each optimizer update learns from: a pure function of the seed, so that a resumed run and a run in
-more processes see what one process would have seen.
+"""The rows of each optimizer update, as a pure function of the seed.
 
-    updates(rows=5, batch_size=2, epochs=1, max_steps=-1, seed=17) -> [[3, 0], [4, 1], [2]]
+    batch_indices(rows=5, batch_size=2, epochs=1, max_steps=-1, seed=17) -> [[3, 0], [4, 1], [2]]
 
-Every epoch is a new shuffle, and an update never spans two epochs: the last one of an epoch may be smaller.
+A resumed run and a run in several processes therefore use the same rows as one uninterrupted process. Every epoch is a
+new shuffle. An update never spans two epochs, so the last update of an epoch may be smaller.
 """
 
 import math
@@ -19,10 +19,10 @@ def batch_indices(
     seed: int,
     classes: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Returns for each update the numbers of its rows; `max_steps` of -1 means as many as `epochs` makes.
+    """Return for each update the numbers of its rows; `max_steps` of -1 means the number that `epochs` gives.
 
-    Given `classes`, the class of each row, every epoch draws as many rows of each class, rows of a small one
-    several times (balanced sampling); an epoch is as long as without.
+    With `classes`, the class of each row, every epoch draws the same number of rows of each class (balanced sampling).
+    Rows of a small class are drawn several times. The length of an epoch does not change.
     """
     n_updates = count_updates(rows, batch_size, epochs, max_steps)
     updates: list[list[int]] = []
@@ -37,19 +37,19 @@ def batch_indices(
 
 
 def count_updates(rows: int, batch_size: int, epochs: float, max_steps: int) -> int:
-    """Returns how many updates that makes."""
+    """Return the number of updates of a training."""
     if max_steps > 0:
         return max_steps
     return math.ceil(updates_per_epoch(rows, batch_size) * epochs)
 
 
 def updates_per_epoch(rows: int, batch_size: int) -> int:
-    """Returns how many updates see every row once."""
+    """Return the number of updates of one pass over all rows."""
     return math.ceil(rows / batch_size)
 
 
 def _draw_balanced(classes: Sequence[str], rng: random.Random) -> list[int]:
-    """Returns as many row numbers as there are rows, the classes as often as each other to within one."""
+    """Return as many row numbers as there are rows, with equal counts of all classes to within one."""
     members: dict[str, list[int]] = {}
     for index, label in enumerate(classes):
         members.setdefault(label, []).append(index)
@@ -58,7 +58,7 @@ def _draw_balanced(classes: Sequence[str], rng: random.Random) -> list[int]:
     chosen: list[int] = []
     for index, name in enumerate(names):
         count = len(classes) // len(names) + (index < len(classes) % len(names))
-        # Every row of the class as often as any other, before one is drawn once more.
+        # Every row of the class is drawn equally often before one is drawn once more.
         repeats, remainder = divmod(count, len(members[name]))
         chosen += members[name] * repeats + rng.sample(members[name], remainder)
     return chosen
