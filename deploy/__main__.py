@@ -1,4 +1,4 @@
-"""`python -m deploy RECIPE`: makes the adapter of a run the deployed one; `--rollback` goes back to the one before."""
+"""Run `python -m deploy RECIPE`: promote the adapter of a run, or restore an earlier version with `--rollback`."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ from insource.tracking.run import Run
 
 
 def main() -> int:
+    """Parse the command line and deploy or roll back. Return the exit code."""
     parser = cli.build_parser("deploy", "Promote a trained adapter to the deployed version, or roll back.")
     cli.add_run_option(parser)
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
@@ -32,7 +33,7 @@ def main() -> int:
 
 
 def promote(registry_dir: Path, training_run: Run, arguments: argparse.Namespace) -> int:
-    """Deploys the adapter of a run, if its gates say yes or are forced. Returns the exit code."""
+    """Deploy the adapter of a run if its checks pass or are overridden. Return the exit code."""
     recipe, previous = training_run.recipe(), registry.current_version(registry_dir)
     failures = gates.find_failures(training_run, recipe)
     for failure in failures:
@@ -61,7 +62,7 @@ def promote(registry_dir: Path, training_run: Run, arguments: argparse.Namespace
 
 
 def roll_back(registry_dir: Path, arguments: argparse.Namespace) -> int:
-    """Deploys an earlier version again. Returns the exit code."""
+    """Deploy an earlier version again. Return the exit code."""
     if arguments.dry_run:
         current = registry.current_version(registry_dir)
         print(f"{current} -> {arguments.to or (current and registry.previous_version(registry_dir, current))}")

@@ -1,16 +1,17 @@
-"""`python -m deploy.drift RECIPE`: has the guarantee of the deployed threshold still ground under today's traffic?
+"""Run `python -m deploy.drift RECIPE`: test whether the threshold's guarantee still applies to current traffic.
 
 drift     classifier@3f2a90c17b5e44d0: 12,040 answers of the last 7 days, beside 403 calibration rows
 holds     confidence: the distributions differ by 0.041 at most (p 0.53)
 LOST      labels: 18.2% of the answers would have to change (p 2.1e-31); refund_status: 12.0% before, 30.1% now
 holds     feedback: 192 of 200 kept answers right, 96.0% (92.3 to 98.0); promised: more than 95.0% right (p 0.79)
 
-The guarantee is about requests that are exchangeable with the calibration rows. So the confidences and the labels of
-the deployed model's answers are tested against those that it gave there (insource/stats/drift.py), and right answers
-that came by POST /v1/feedback against what was promised. By Holm's correction over these tests, none of them fails for
-99 of 100 deployments where nothing has changed; further calls on one deployment share its calibration rows. Exit 3
-where one of them fails and there is a threshold; without one there is no guarantee to lose, what failed is told as
-changed, and the exit code is 0.
+The guarantee holds for requests that are exchangeable with the calibration rows. Confidences and labels of the deployed
+model's answers are tested against its answers to those rows (insource/stats/drift.py). Right answers from POST
+/v1/feedback are tested against the guaranteed accuracy. With Holm's correction over these tests, none of them fails in
+99 of 100 deployments without a change. Further calls on one deployment share its calibration rows.
+
+The exit code is 3 if a test fails and there is a threshold. Without a threshold there is no guarantee to lose: a failed
+test is reported as changed, and the exit code is 0.
 """
 
 import os
@@ -45,15 +46,16 @@ DEFAULT_DAYS = 7
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at."""
+    """Result of one test."""
 
     what: str
     told: str
     p_value: float | None
-    """None: it was not tested, `told` says why."""
+    """None: not tested; the message contains the reason."""
 
 
 def main() -> int:
+    """Parse the command line and report drift of the deployed version. Return the exit code."""
     parser = cli.build_parser("deploy.drift", "Test whether the deployed threshold's guarantee still has ground.")
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     parser.add_argument(
@@ -73,8 +75,10 @@ def main() -> int:
 
 
 def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, days: int) -> int:
-    """Prints what was found of a deployed version. Returns the exit code. Raises StageError where there is nothing to
-    hold its traffic against."""
+    """Print the findings on a deployed version. Return the exit code.
+
+    Raise StageError if there is nothing to compare its traffic with.
+    """
     deployment_id = atomic_files.digest([version, deployed_routing.file])
     since = datetime.now(UTC) - timedelta(days=days)
     traffic = traffic_profiles.read_profile(registry_dir, deployment_id, f"{since:%Y-%m-%d}")
@@ -108,7 +112,7 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
 
 
 def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list[Finding]:
-    """Returns what became of confidences and labels."""
+    """Return the findings on confidences and labels."""
     if reason := traffic.untold:
         return [Finding("traffic", reason, None)]
     current, findings = traffic.profile, []
@@ -135,7 +139,7 @@ def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list
 
 
 def compare_feedback(policy: RoutingPolicy, feedback_lines: Lines, mirrored: Mapping[str, Line]) -> Finding:
-    """Returns what right answers tell of those that the threshold kept, or would keep of those that were mirrored."""
+    """Return the finding on right answers, for answers that the threshold kept or would keep of the mirrored ones."""
     if policy.threshold is None:
         return Finding("feedback", f"there is no threshold: {policy.why_none}", None)
     correct = [bool(line["right"]) for line in feedback_lines if line["kept"]]
@@ -154,7 +158,7 @@ def compare_feedback(policy: RoutingPolicy, feedback_lines: Lines, mirrored: Map
 
 
 def format_other_feedback(feedback_lines: Lines) -> list[str]:
-    """Returns lines on right answers of answers that nothing was promised of."""
+    """Return lines on right answers for answers without a guarantee."""
     lines = []
     for name, is_local in (("other local answers", True), ("answers of the API model", False)):
         if correct := [
@@ -165,8 +169,11 @@ def format_other_feedback(feedback_lines: Lines) -> list[str]:
 
 
 def format_mirror(feedback_lines: Lines, mirrored: Mapping[str, Line], since: datetime) -> list[str]:
-    """Returns lines on what the deployed model answered aside: how often as the API model from then on, and how often
-    right, by the feedback that came."""
+    """Return lines on the mirrored answers of the deployed model.
+
+    One line has how often they agreed with the API model since `since`, others how often both were right by the
+    feedback.
+    """
     lines = []
     if agreed := [
         bool(record["agreed"]) for record in mirrored.values() if datetime.fromisoformat(record["at"]) >= since
@@ -188,19 +195,19 @@ def format_mirror(feedback_lines: Lines, mirrored: Mapping[str, Line], since: da
 
 
 def _join_mirrored(feedback_lines: Lines, mirrored: Mapping[str, Line]) -> list[tuple[Line, Line]]:
-    """Feedback on answers that the deployed model was asked for too, with what it said."""
+    """Return feedback on mirrored answers, with the answer of the deployed model."""
     return [(line, mirrored[line["answer"]]) for line in feedback_lines if line["answer"] in mirrored]
 
 
 def format_routes(traffic: TrafficProfile) -> list[str]:
-    """Returns a line on who answered, and why."""
+    """Return a line with the fractions of answers by system and reason, or no line."""
     total = traffic.reasons.total()
     shares = ", ".join(f"{name} {n / total:.1%}" for name, n in traffic.reasons.most_common())
     return [f"routes    {shares}"] if total else []
 
 
 def conclude(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
-    """Prints each finding and what follows. Returns the exit code. `why_none`: why there is no threshold."""
+    """Print each finding and the verdict. Return the exit code. `why_none` is why there is no threshold."""
     tested = [finding for finding in findings if finding.p_value is not None]
     adjusted = dict(
         zip(

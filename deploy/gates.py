@@ -1,4 +1,4 @@
-"""What has to be true of a run before its adapter is deployed."""
+"""Checks that a run must pass before its adapter is deployed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from insource.tracking.run import Run
 
 
 def find_failures(run: Run, recipe: Recipe) -> list[str]:
-    """Returns why the adapter of a run may not be deployed, each with what to do; nothing where it may."""
+    """Return the failed checks of a run, each with its fix; an empty list if its adapter may be deployed."""
     rerun_hint = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
     if run.stage("train").get("state") != "done" or not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         return [f"run {run.id} is not trained to its end; `make train RECIPE={run.recipe_name}` goes on"]
@@ -32,7 +32,10 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
 
 
 def _adapter_failure(parity: Mapping[str, Any]) -> str | None:
-    """Why the adapter failed parity, whichever form the recipe serves; older records tell of the served form alone."""
+    """Return why the adapter failed parity, whichever variant the recipe serves.
+
+    Older records contain only the result of the served variant.
+    """
     metrics = parity["metrics"]
     if "form_failures" in metrics:
         return "; ".join(metrics["form_failures"].get("adapter", ["it was not measured"])) or None

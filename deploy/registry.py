@@ -1,17 +1,18 @@
-"""What is deployed: a folder of versions, one of them current.
+"""The registry of deployed versions: a folder per model with its versions, one of them current.
 
 registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it; the version is the digest of its bytes
-                                              reference.jsonl  rows and answers that the gateway holds it to
+                                              reference.jsonl  rows and reference answers that the gateway checks
                                               recipe.yaml  the recipe of its run
                                               version.json {"run_id": ..., "recipe": ..., "promoted": ...}
-registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
+registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced atomically
 registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...],
                                     "sha256": {"adapter/SHA256SUMS": ..., "recipe.yaml": ...}, "routing": {...}}
-registry/.bases/9f2c41a07be6d835/  the base that versions were trained on (insource/tracking/base_models/base_store.py),
-named by its digest
+registry/.bases/9f2c41a07be6d835/  the base that versions were trained on
+                                  (insource/tracking/base_models/base_store.py), named by its digest
 
-A version counts as whole where its name is the digest of its sums, its files are as these say, and sums and recipe are
-as the history tells. The folder may lie on a disk that several machines share; REGISTRY says where.
+A version is complete if three conditions hold. Its name is the digest of its checksum file, its files match the
+checksums, and checksum file and recipe match the hashes in the history. Several machines may share the folder on one
+disk; REGISTRY sets its path.
 """
 
 import fcntl
@@ -33,17 +34,17 @@ CURRENT = "current"
 
 
 def registry_root(folder: str | None) -> Path:
-    """Returns where deployed versions are kept: what is given, else REGISTRY, else `registry` in the current folder."""
+    """Return the folder of deployed versions: `folder`, else REGISTRY, else `registry` in the current folder."""
     return Path(folder or os.environ.get("REGISTRY") or "registry").absolute()
 
 
 def compute_version(adapter: Path) -> str:
-    """Returns the version of an adapter folder: a digest of the hashes of all its files."""
+    """Return the version of an adapter folder: a digest of the hashes of all its files."""
     return atomic_files.sha256(adapter / atomic_files.CHECKSUMS)[:16]
 
 
 def current_version(registry_dir: Path) -> str | None:
-    """Returns the version that is deployed below registry/<name>, None where there is none."""
+    """Return the deployed version in registry/<name>, None if there is none."""
     try:
         return (registry_dir / CURRENT).readlink().name
     except OSError:
@@ -51,7 +52,7 @@ def current_version(registry_dir: Path) -> str | None:
 
 
 def deployed_at(registry_dir: Path) -> int:
-    """Returns when the current version became so, in nanoseconds since 1970; 0 where there is none."""
+    """Return when the current version was set, in nanoseconds since 1970; 0 if there is none."""
     try:
         return (registry_dir / CURRENT).lstat().st_mtime_ns
     except OSError:
@@ -59,8 +60,10 @@ def deployed_at(registry_dir: Path) -> int:
 
 
 def read_history(registry_dir: Path) -> list[dict[str, Any]]:
-    """Returns what was deployed and rolled back, oldest first. A line that a full disk or a kill has torn is left out:
-    what it tells of was not made current."""
+    """Return the deployments and rollbacks, oldest first.
+
+    A line truncated by a full disk or a kill is skipped: its version was never made current.
+    """
     path = registry_dir / "history.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [
@@ -69,10 +72,10 @@ def read_history(registry_dir: Path) -> list[dict[str, Any]]:
 
 
 def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
-    """Makes the adapter of a run the current version. Returns the version.
+    """Make the adapter of a run the current version. Return the version.
 
-    `overridden` are the gates that said no and were forced, `routing` what the gateway routes by (deploy/routing.py).
-    Raises StageError where the copy is not what was trained.
+    `overridden` are the failed checks that were forced, `routing` is the routing record (deploy/routing.py). Raise
+    StageError if the adapter or the copy is not as training wrote it.
     """
     if not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
@@ -99,9 +102,9 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
 
 
 def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
-    """Returns the record of the base that a run was trained on, copied beside the versions; None for a published base.
+    """Copy the base that a run was trained on into the registry and return its record; None for a published base.
 
-    Raises StageError where it is not there as a whole.
+    Raise StageError if the base is missing or incomplete.
     """
     record = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     if record is None:
@@ -121,10 +124,9 @@ def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
 
 
 def roll_back(registry_dir: Path, requested: str | None) -> tuple[str, str]:
-    """Makes an earlier version current: `requested`, by default the one that was current before this one. Returns (old,
-    new).
+    """Make an earlier version current: `requested`, by default the previous one. Return (old, new).
 
-    Raises RecipeError where there is none.
+    Raise RecipeError if there is no such version.
     """
     with lock_model(registry_dir):
         current = current_version(registry_dir)
@@ -154,10 +156,10 @@ def roll_back(registry_dir: Path, requested: str | None) -> tuple[str, str]:
 
 
 def previous_version(registry_dir: Path, version: str) -> str | None:
-    """Returns the version that was current before `version` became so: a second rollback goes further back."""
+    """Return the version that was current before `version`. A second rollback thus goes further back."""
     order: list[str] = []
     for line in read_history(registry_dir):
-        # What was rolled back from is not a version to go back to.
+        # A version that was rolled back is not a target for a rollback.
         if line["action"] == "rollback" and line["to"] in order:
             order = order[: _last_index(order, line["to"]) + 1]
         elif not order or order[-1] != line["to"]:
@@ -167,35 +169,34 @@ def previous_version(registry_dir: Path, version: str) -> str | None:
 
 
 def _last_index(order: list[str], version: str) -> int:
-    """Where a version stands in an order, the last time."""
+    """Return the last index of a version in a list."""
     return len(order) - 1 - order[::-1].index(version)
 
 
 def is_complete(version: Path) -> bool:
-    """Returns whether a version is there as it was deployed: all files unchanged, and their sums too."""
+    """Return whether a version is as it was deployed: its files and their checksums are unchanged."""
     adapter, registry_dir = version / "adapter", version.parent.parent
     if not (version / "version.json").is_file() or not (adapter / atomic_files.CHECKSUMS).is_file():
         return False
     entries = [line for line in read_history(registry_dir) if line["to"] == version.name]
     if not entries or compute_version(adapter) != version.name or atomic_files.find_changes(adapter):
         return False
-    # Lines of older versions of insource have no hashes.
+    # History lines of older versions of insource have no hashes.
     expected: dict[str, str] = entries[-1].get("sha256", {})
     return expected.items() <= compute_hashes(version).items()
 
 
 def compute_hashes(version: Path) -> dict[str, str]:
-    """Returns the hashes that stand in the history for a version: of the sums of its adapter, of its recipe, and of its
-    reference answers."""
+    """Return the hashes of a version for the history: of its checksum file, its recipe and its reference answers."""
     names = (f"adapter/{atomic_files.CHECKSUMS}", "recipe.yaml", REFERENCES_FILE)
     return {name: atomic_files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
 def set_current(registry_dir: Path, version: str, details: Mapping[str, Any]) -> None:
-    """Records the change, and makes `version` current in one step. Raises StageError where the disk is full."""
+    """Record the change in the history and make `version` current atomically. Raise StageError if the disk is full."""
     line = {"at": utc_timestamp(), "from": current_version(registry_dir), "to": version, **details}
     line["sha256"] = compute_hashes(registry_dir / "versions" / version)
-    # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
+    # Unbuffered: closing a file flushes its buffer again, which fails again on a full disk.
     with (registry_dir / "history.jsonl").open("ab+", buffering=0) as file:
         _append_line(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
         os.fsync(file.fileno())
@@ -207,7 +208,7 @@ def set_current(registry_dir: Path, version: str, details: Mapping[str, Any]) ->
 
 @contextmanager
 def lock_model(registry_dir: Path) -> Iterator[None]:
-    """Holds registry/<name> for this process. Raises StageError where another one does."""
+    """Lock registry/<name> for this process. Raise StageError if another process holds the lock."""
     registry_dir.mkdir(parents=True, exist_ok=True)
     with (registry_dir / ".lock").open("w", encoding="utf-8") as file:
         try:
@@ -218,7 +219,10 @@ def lock_model(registry_dir: Path) -> Iterator[None]:
 
 
 def _append_line(file: BinaryIO, line: bytes) -> None:
-    """Appends a line behind the last whole one. Raises StageError where the disk is full; nothing of it stays then."""
+    """Append a line after the last complete one.
+
+    Raise StageError if the disk is full; the file then has no part of the line.
+    """
     file.seek(0)
     end = file.read().rfind(b"\n") + 1
     try:

@@ -1,10 +1,11 @@
-"""What the gateway routes by: the scale of the model's confidence, and the threshold of routing.json, as deployed.
+"""The routing record of a deployment: the scale of the model's confidence, and the threshold of routing.json.
 
 registry/<name>/routing/<digest of its bytes>.json     routing.json of the run
 registry/<name>/history.jsonl                          {..., "routing": {"file": "<digest>.json", "why_none": null,
                                                         "scale": {"of": "answer", "slope": 1.4, "intercept": -0.3}}}
 
-So it comes with the version, in one step. A comparison after the deployment counts when the run is deployed again.
+So routing changes together with the version. A comparison after the deployment takes effect when the run is deployed
+again.
 """
 
 import shutil
@@ -30,28 +31,29 @@ FOLDER = "routing"
 
 @dataclass(frozen=True)
 class Routing:
-    """When the deployed version answers for itself."""
+    """Scale and threshold that decide when the deployed version answers."""
 
     scale: Scale | None = None
-    """Of its confidence; None: it is the probability of the answer as it stands."""
+    """Scale of its confidence; None: the confidence is the probability of the answer."""
     threshold: float | None = None
-    """None: nothing is known from which confidence on it is right often enough."""
+    """None: no confidence is known above which it is right often enough."""
     why_none: str | None = "it was deployed without a comparison; `make compare`, then `make deploy`"
     target: tuple[float | None, str | None, float | None, float] | None = None
-    """What the threshold keeps: target_accuracy, not_worse_than, margin and confidence of the recipe's `route` then."""
+    """Target that the threshold meets: target_accuracy, not_worse_than, margin and confidence of `route` in the
+    comparison."""
     file: str | None = None
-    """Below registry/<name>/routing."""
+    """File name in registry/<name>/routing."""
     profile: AnswerProfile | None = None
-    """Of the answers to the calibration rows; None: routing.json is of before, or there is none."""
+    """Profile of the answers to the calibration rows; None: routing.json is missing or of an older version."""
 
     def keeps(self, route: Route) -> bool:
-        """Returns whether the threshold, if there is one, is of the target that a recipe names now."""
+        """Return whether the threshold, if there is one, is for the target that a recipe names now."""
         current = (route.target_accuracy, route.not_worse_than, route.margin, route.confidence)
         return self.target is None or self.target == current
 
 
 def record_routing(registry_dir: Path, run: Run) -> dict[str, Any]:
-    """Returns what the history records of a run, after copying its routing.json below registry/<name>."""
+    """Copy routing.json of a run into registry/<name> and return the routing record for the history."""
     path = run.folder / "adapter" / "prompt.json"
     prompt = atomic_files.read_json(path) if path.is_file() else {}
     if "task" not in prompt or not (run.folder / "data" / "validation.jsonl").is_file():
@@ -73,7 +75,7 @@ def record_routing(registry_dir: Path, run: Run) -> dict[str, Any]:
 
 
 def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
-    """Returns what the last deployment of a version recorded. Raises StageError where its file is another now."""
+    """Return the routing of the last deployment of a version. Raise StageError if its file was changed."""
     records = [line["routing"] for line in history if line["to"] == version and line.get("routing")]
     if not records:
         return Routing()
@@ -89,14 +91,14 @@ def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], versi
 
 
 def _read_profile(path: Path) -> AnswerProfile | None:
-    """Returns the profile that routing.json has of the calibration rows, None where it has none of a row."""
+    """Return the profile of the calibration rows in routing.json, None if it is missing or empty."""
     payload = atomic_files.read_json(path).get(answer_profile.ROUTING_KEY)
     profile = answer_profile.profile_from_json(payload) if payload else None
     return profile if profile and profile.rows else None
 
 
 def _parse_scale(payload: Mapping[str, Any] | None) -> Scale | None:
-    """Returns the scale of what routing.json says of it; the rows that it was fitted on are not deployed."""
+    """Return the scale in a routing record. The rows that it was fitted on are not deployed."""
     if payload is None:
         return None
     platt = None if payload["slope"] is None else Platt(float(payload["slope"]), float(payload["intercept"]))
@@ -104,7 +106,7 @@ def _parse_scale(payload: Mapping[str, Any] | None) -> Scale | None:
 
 
 def _find_mismatch(run: Run) -> str | None:
-    """Returns why there is no threshold for the deployed adapter, None where routing.json is of it."""
+    """Return why there is no threshold for the deployed adapter, None if routing.json is for it."""
     compare = run.stage("compare")
     if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return "it was deployed without a comparison; `make compare`, then `make deploy`"

@@ -1,8 +1,9 @@
-"""Ids of answers, by which feedback finds what was answered although nothing of it is kept.
+"""Ids of answers. They link feedback to an answer although no answer is stored.
 
-"id": "AWrk3Xq0...", 62 characters: which deployment, who answered, whether the threshold kept it, how sure it was, a
-keyed digest of the answer, and a signature. Feedback brings the id back with the right answer; the digests tell whether
-they are the same. The key lies in registry/<name>/answers.key, shared by all gateways of that registry.
+An id has 62 characters, "AWrk3Xq0...". It contains the deployment, the answering system, whether the threshold kept the
+answer, the confidence, a keyed digest of the answer, and a signature. Feedback consists of the id and the right answer;
+comparing digests shows whether they are equal. The key is in registry/<name>/answers.key and is shared by all gateways
+of that registry.
 """
 
 import base64
@@ -31,40 +32,40 @@ _LOCAL, _KEPT, _MIRRORED, _RECORDED = 1, 2, 4, 8
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """What an id tells of an answer."""
+    """The contents of an answer id."""
 
     deployment: str
-    """Which version with which routing.json (`Task.deployment`), 16 hex digits."""
+    """Version and routing.json (`Task.deployment_id`), 16 hex digits."""
     digest: str
-    """Of the answer, 16 hex digits."""
+    """Keyed digest of the answer, 16 hex digits."""
     local: bool
-    """Whether the deployed model gave it."""
+    """True if the deployed model gave the answer."""
     kept: bool = False
-    """Whether it was given because it is sure enough: what the guarantee is about."""
+    """True if its confidence reached the threshold: the guarantee covers these answers."""
     mirrored: bool = False
-    """Whether the deployed model was asked too, aside."""
+    """True if the deployed model answered too, off the client's path."""
     recorded: bool = False
-    """Whether the input is in the record of traffic."""
+    """True if the input is in the traffic record."""
     confidence: float | None = None
-    """Of the deployed model's answer, in thousandths."""
+    """Confidence of the deployed model's answer, in thousandths."""
     day: int = 0
-    """When it was given, in days since 1970 (UTC)."""
+    """Day of the answer, in days since 1970 (UTC)."""
     name: str = ""
-    """Its own, 16 hex digits."""
+    """Name of the answer, 16 hex digits."""
 
 
 class AnswerIds:
-    """The ids of one registry folder."""
+    """The answer ids of one registry folder."""
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key or secrets.token_bytes(KEY_BYTES)
 
     def digest(self, answer: str) -> str:
-        """Returns what equal answers share, and what tells nobody without the key which they are."""
+        """Return a keyed digest. Equal answers have equal digests; without the key it does not reveal the answer."""
         return hmac.digest(self._key, b"answer\0" + answer.encode("utf-8", "surrogatepass"), hashlib.sha256)[:8].hex()
 
     def seal(self, record: AnswerRecord) -> tuple[str, str]:
-        """Returns the id of an answer that is given now, and its name."""
+        """Return the id of an answer that is given now, and its name."""
         name = secrets.token_hex(8)
         thousandths = -1 if record.confidence is None else round(1000 * record.confidence)
         flags = _LOCAL * record.local + _KEPT * record.kept + _MIRRORED * record.mirrored + _RECORDED * record.recorded
@@ -73,7 +74,7 @@ class AnswerIds:
         return base64.urlsafe_b64encode(packed + self._signature(packed)).decode().rstrip("="), name
 
     def open(self, answer_id: str) -> AnswerRecord | None:
-        """Returns what an id tells, None where it is none of these."""
+        """Return the contents of an id, None if it is not an id of this registry folder."""
         try:
             raw = base64.b64decode(answer_id + "=" * (-len(answer_id) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
@@ -101,9 +102,11 @@ class AnswerIds:
 
 
 def load_answer_ids(registry_dir: Path) -> AnswerIds:
-    """Returns the ids of registry/<name>, whose key is made where there is none, for this user alone whatever
-    INSOURCE_UMASK lets others read: with it, equal answers are told from digests. Raises StageError where it cannot be
-    written."""
+    """Return the ids of registry/<name>; create the key if there is none.
+
+    Only this user may read the key, regardless of INSOURCE_UMASK: with it, digests reveal equal answers. Raise
+    StageError if it cannot be written.
+    """
     with shared_jsonl.open_locked(registry_dir / KEY_FILE, _DESCRIPTION) as file:
         try:
             shared_jsonl.restrict_to_owner(file)

@@ -1,5 +1,8 @@
-"""The API model that answers what the deployed version is not sure of: a baseline of the recipe, asked as by the
-comparison, within route.usd_per_month and route.api_seconds."""
+"""The API model that answers when the deployed version is not confident.
+
+It is a baseline of the recipe, with the requests of the comparison, limited by route.usd_per_month and
+route.api_seconds.
+"""
 
 import asyncio
 import secrets
@@ -22,9 +25,9 @@ from insource.tasks.pii.inputs import Input
 
 FAILED, REFUSED = "api_failed", "api_refused"
 OVER_BUDGET, INVALID = "over_budget", "api_answer_invalid"
-"""Why there is no answer of the API model. REFUSED: it will not answer this input."""
+"""Why there is no answer of the API model. REFUSED: it refuses to answer this input."""
 MAX_FAILURES, PAUSE_SECONDS = 5, 10.0
-"""So many failures in succession, and it is left alone for so long."""
+"""After MAX_FAILURES successive failures the API model gets no requests for PAUSE_SECONDS."""
 _PROBLEM_MESSAGES = {
     "not_a_label": "it is none of the labels",
     "not_json": "it is not JSON",
@@ -36,7 +39,7 @@ _PROBLEM_MESSAGES = {
 
 @dataclass(frozen=True)
 class NoEscalation:
-    """Why nothing is escalated: the reason in answers, and in words for the console."""
+    """Why nothing is escalated: the reason code of answers, and a message for the console."""
 
     reason: str
     words: str
@@ -50,7 +53,7 @@ class Escalation:
         self.task, self.system, self.name = task, system, system.name
         price = pricing.lookup_price(system.baseline)
         self.ledger = ledger if price else None
-        """Of what it costs; None: nothing."""
+        """Ledger of its costs; None: it costs nothing."""
         self._purse = MonthlyBudget(ledger, price) if ledger and price else None
         self.priced = self._purse is not None
         self._lines = [BackendClient(backend, self._purse)]
@@ -58,9 +61,9 @@ class Escalation:
         self._asking: set[asyncio.Task[ScoredAnswer | str]] = set()
 
     async def ask(self, task_input: Input) -> ScoredAnswer | str:
-        """Returns a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
+        """Return a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
 
-        A client that is gone meanwhile ends nothing: what was asked is paid for, and its price has to be known.
+        The request continues if the client disconnects: it is paid for, and its cost must be recorded.
         """
         if time.monotonic() < self._silent_until:
             return FAILED
@@ -75,7 +78,7 @@ class Escalation:
         except TimeoutError:
             result = FAILED
         except StageError:
-            return OVER_BUDGET  # what is spent cannot be written down
+            return OVER_BUDGET  # the cost cannot be recorded
         if result == FAILED:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
@@ -85,7 +88,7 @@ class Escalation:
         return result
 
     async def close(self) -> None:
-        """Closes its connections, and ends what is still asked."""
+        """Cancel pending requests and close the connections."""
         for pending in self._asking:
             pending.cancel()
         for client in self._lines:
@@ -94,7 +97,7 @@ class Escalation:
     def _ended(self, pending: asyncio.Task[ScoredAnswer | str]) -> None:
         self._asking.discard(pending)
         if not pending.cancelled():
-            pending.exception()  # nobody may wait for it any more
+            pending.exception()  # retrieve the exception: there may be no waiting request any more
 
     async def _in_time(self, request: Request) -> ScoredAnswer | str:
         async with asyncio.timeout(self.task.recipe.route.api_seconds):
@@ -120,7 +123,7 @@ class Escalation:
         return ScoredAnswer(answer, parsed, self.task.told_confidence(answer) if parsed.problem is None else None)
 
     async def _reply(self, request: Request) -> RequestResult:
-        """Returns the reply, asked again without a parameter that the provider refuses by name."""
+        """Return the result of a request. Retry without each parameter that the provider rejects by name."""
         while True:
             client = self._lines[-1]
             reply = await client.reply(request)
@@ -134,10 +137,10 @@ class Escalation:
 
 
 def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalation:
-    """Returns the API model that a task's requests may be escalated to, or why there is none. Raises RecipeError where
-    its model family does not take what the recipe sets.
+    """Return the API model for the escalated requests of a task, or why there is none.
 
-    `registry_dir`: registry/<name>, where what is spent is written down.
+    Costs are recorded in `registry_dir`, which is registry/<name>. Raise RecipeError if the model family does not
+    accept the settings of the recipe.
     """
     recipe, name = task.recipe, choose_baseline(task)
     if not recipe.privacy.data_may_leave:
@@ -169,15 +172,17 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
 
 
 def choose_baseline(task: Task) -> str | None:
-    """Returns the name of the baseline that answers below the threshold: the one that the recipe names for that, or as
-    its target, else that of the plan, else the first."""
+    """Return the name of the baseline that answers below the threshold.
+
+    The order is route.baseline, route.not_worse_than, the API model of the preregistration, the first API model.
+    """
     configured = task.recipe.route.baseline or task.recipe.route.not_worse_than
     api_names = {system.name for system in catalog.api_systems(task.recipe)}
     return configured or next((name for name in catalog.fallback_names(task.recipe) if name in api_names), None)
 
 
 def _find_threshold_problem(task: Task) -> str | None:
-    """Returns why no threshold says what to escalate, None where one does."""
+    """Return why there is no usable threshold, None if there is one."""
     if not task.routing.keeps(task.recipe.route):
         return "the threshold is of another target than `route` names now; `make compare`, then `make deploy`"
     if task.routing.threshold is None:
@@ -186,7 +191,7 @@ def _find_threshold_problem(task: Task) -> str | None:
 
 
 def _find_unsupported(system: System, baseline: Baseline) -> str | None:
-    """Returns what the gateway cannot give to a baseline, None where it can ask it as the comparison does."""
+    """Return a setting of a baseline that the gateway does not support, None if requests can be as in the comparison."""
     if system.shots:
         return "is asked with examples of train, which are not deployed"
     if isinstance(baseline.instruction, list):

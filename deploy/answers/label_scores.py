@@ -11,14 +11,16 @@ from deploy.answers.local_model import EngineConnection, EngineRequestError
 from deploy.answers.request_errors import RequestError
 
 MAX_LOGPROB_TOKENS = 128
-"""vLLM 0.32 tells the probabilities of so many tokens at most in one request."""
+"""Maximum number of tokens whose probabilities vLLM 0.32 returns in one request."""
 
 
 async def score_labels(
     engine: EngineConnection, tree: LabelTree, model: str, prompt_ids: Sequence[int], max_concurrent: int
 ) -> tuple[dict[str, float], int]:
-    """Returns the probability of each label behind a prompt, and how many tokens that has; vLLM is asked
-    `max_concurrent` requests at a time. Raises RefusedError."""
+    """Return the probability of each label after a prompt, and the number of tokens of the prompt.
+
+    At most `max_concurrent` requests are sent to vLLM at a time. Raise RequestError if one fails.
+    """
     slots = asyncio.Semaphore(max_concurrent)
 
     async def query_prefix(prefix: TokenIds, tokens: Sequence[int]) -> dict[int, float]:
@@ -40,7 +42,7 @@ async def score_labels(
 async def _query_next_token(
     engine: EngineConnection, model: str, ids: Sequence[int], tokens: Sequence[int]
 ) -> dict[int, float]:
-    """The log-probabilities of tokens that may come next."""
+    """Return the log-probabilities (natural logarithm) of possible next tokens."""
     body = {
         "model": model,
         "prompt": list(ids),
@@ -53,7 +55,7 @@ async def _query_next_token(
     try:
         async with engine.session.post("/v1/completions", json=body) as response:
             payload = await response.json(content_type=None)
-    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
+    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session was closed with its vLLM
         raise RequestError(503, "overloaded_error", f"the model broke off: {type(error).__name__}", 5) from None
     if response.status >= 500:
         raise RequestError(503, "overloaded_error", "the model fails", 5)

@@ -1,11 +1,11 @@
-"""The probability of every label of a task, from a few next-token distributions behind one shared prompt.
+"""Probabilities of all labels of a task, from a few next-token distributions after one shared prompt.
 
 labels          delivery_delay   delivery_lost   refund          the tree    {(): [12, 40], (12, 7): [9, 31]}
 their tokens    12 7 9 STOP      12 7 31 STOP    40 STOP
 
-Only where labels part is there a choice: there the next token's probabilities are asked for, of the tokens that lead on
-to a label, and made to sum to one. The probability of a label is the product over its way, as if the answer were
-decoded with nothing but labels allowed, each in the tokens that training taught it.
+A choice exists only at the prefixes where labels diverge. There the probabilities of the tokens that continue a label
+are requested and normalized to sum to one. The probability of a label is the product along its path. This equals
+decoding with a constraint that allows only labels, each in the tokens used in training.
 """
 
 import math
@@ -26,13 +26,15 @@ class LabelTree:
     """The labels of a task as tokens."""
 
     paths: Mapping[str, TokenIds]
-    """Of each label, the stop last."""
+    """{label: its tokens, the stop token last}."""
     choices: Mapping[TokenIds, Sequence[int]]
-    """Where labels part: the tokens before, and those that may come next."""
+    """{prefix where labels diverge: possible next tokens}."""
 
     def probabilities(self, log_probabilities: Mapping[TokenIds, Mapping[int, float]]) -> dict[str, float]:
-        """Returns the probability of each label; `log_probabilities` has the log-probabilities of the tokens at each
-        choice."""
+        """Return the probability of each label.
+
+        `log_probabilities` has the log-probabilities (natural logarithm) of the tokens at each prefix.
+        """
         distributions = {
             prefix: _softmax([log_probabilities[prefix][token] for token in tokens])
             for prefix, tokens in self.choices.items()
@@ -48,7 +50,7 @@ class LabelTree:
 
 
 def build_tree(paths: Mapping[str, TokenIds]) -> LabelTree:
-    """Returns the tree of labels. Raises ValueError where two of them have the same tokens."""
+    """Return the tree of labels. Raise ValueError if two of them have the same tokens."""
     if len(set(paths.values())) < len(paths):
         raise ValueError("two labels have the same tokens")
     next_tokens: dict[TokenIds, dict[int, None]] = {}
@@ -59,7 +61,7 @@ def build_tree(paths: Mapping[str, TokenIds]) -> LabelTree:
 
 
 class TaskTokens:
-    """The tokenizer of a task and its labels as tokens, read when they are first needed."""
+    """The tokenizer of a task and its labels as tokens, loaded on first use."""
 
     def __init__(self, folder: Path, module: TaskKind, spec: Any) -> None:
         self._folder, self._module, self._spec = folder, module, spec
@@ -67,8 +69,10 @@ class TaskTokens:
         self._read: tuple[Any, LabelTree] | None = None
 
     def of(self, text: str) -> tuple[list[int], LabelTree]:
-        """Returns the ids of the task's prompt for an input, and the labels. For a thread: the first call imports the
-        tokenizer's library."""
+        """Return the token ids of the prompt for an input, and the label tree.
+
+        Call it in a thread: the first call imports the tokenizer's library.
+        """
         with self._lock:
             self._read = self._read or self._found()
         tokenizer, tree = self._read

@@ -1,5 +1,5 @@
-"""What the deployed version answers: asked as the comparison asks it, read by the task's schema, asked once more where
-that may help."""
+"""Answers of the deployed version, with the requests and the parsing of the comparison, and one retry where it may
+help."""
 
 import math
 from collections.abc import Callable
@@ -17,39 +17,41 @@ from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.pii.inputs import Input
 
 LOCAL = "local"
-"""The deployed version, as the one who answered."""
+"""Name of the deployed version as the answering system."""
 RETRY_TOKENS_FACTOR = 2
-"""An answer that was cut off is asked for again with so many times the tokens."""
+"""A truncated answer is retried with so many times the tokens."""
 _MAX_MESSAGE_CHARACTERS = 300
 RETRYABLE_STATUSES = (408, 429)
-"""What vLLM, or a proxy before it, answers where the same request may be answered later."""
+"""Statuses of vLLM, or a proxy in front of it, after which the same request may succeed later."""
 MISCONFIGURED_STATUSES = (401, 403, 404)
-"""What it answers where no request will be answered: another key, or another model."""
+"""Statuses after which no request will succeed: a wrong key or a wrong model name."""
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer as the task reads it."""
+    """An answer with its parsed value and confidence."""
 
     answer: SystemAnswer
     parsed: ParsedAnswer
     confidence: float | None
     again: bool = False
-    """Whether it came when the deployed version was asked once more."""
+    """True if it is the answer to a retry."""
 
 
 @dataclass(frozen=True)
 class EngineConnection:
-    """The vLLM behind the gateway."""
+    """Connection to the vLLM behind the gateway."""
 
     session: ClientSession
     heard: Callable[[], None]
-    """Called whenever it sends something."""
+    """Called whenever vLLM sends data."""
 
 
 class EngineRequestError(RequestError):
-    """vLLM has refused a request. The gateway's client reads of it what is true of its own request; `engine_status` is
-    the status that vLLM answered with."""
+    """vLLM rejected a request.
+
+    The message contains what the client can change. `engine_status` is the HTTP status of vLLM.
+    """
 
     def __init__(self, engine_status: int, payload: Any) -> None:
         message, self.engine_status = extract_message(payload), engine_status
@@ -62,8 +64,11 @@ class EngineRequestError(RequestError):
 
 
 async def query_model(engine: EngineConnection, task: Task, task_input: Input, max_tokens: int | None) -> ScoredAnswer:
-    """Returns what the deployed version answers. An answer that does not fit the task's schema is asked for again once,
-    where something can be changed: under the grammar, or with more tokens. Raises RefusedError."""
+    """Return the answer of the deployed version.
+
+    An answer that does not fit the task's schema is retried once if something can be changed: with the grammar, or with
+    more tokens. Raise RequestError if there is no answer.
+    """
     request, backend = task.request(task_input, max_tokens), task.backend()
     answer = await _query(engine, task, backend, request)
     if answer.parsed.problem is None:
@@ -78,10 +83,10 @@ async def query_model(engine: EngineConnection, task: Task, task_input: Input, m
     try:
         retry_answer = await _query(engine, task, retry_backend, retry_request)
     except RequestError as error:
-        if error.status != 400:  # more tokens than the model has room for
+        if error.status != 400:  # more tokens than the context length allows
             raise
         return answer
-    # The comparison asks once: of second answers no scale and no threshold is known.
+    # The comparison has no retries, so neither scale nor threshold is valid for the answer to one.
     return replace(retry_answer, confidence=None, again=True) if retry_answer.parsed.problem is None else answer
 
 
@@ -93,7 +98,7 @@ async def _query(engine: EngineConnection, task: Task, backend: Backend, request
 
 
 def to_answer(completion: Completion) -> SystemAnswer:
-    """Returns what was received as the comparison reads it."""
+    """Return a completion as the answer record of the comparison."""
     log_probability = completion.log_probability
     return SystemAnswer(
         id="input",
@@ -116,7 +121,7 @@ async def _send(engine: EngineConnection, backend: Backend, request: Request) ->
             "/v1/chat/completions", json=openai_chat.build_body(backend, request)
         ) as response:
             payload: Any = await response.json(content_type=None)
-    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
+    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session was closed with its vLLM
         raise RequestError(
             503, "overloaded_error", f"the model broke off: {type(error).__name__}", retry_seconds=5
         ) from None
@@ -132,7 +137,7 @@ async def _send(engine: EngineConnection, backend: Backend, request: Request) ->
 
 
 def extract_message(payload: Any) -> str:
-    """Returns what vLLM says of an error."""
+    """Return the message of an error response of vLLM."""
     message = payload.get("error", payload) if isinstance(payload, dict) else payload
     message = message.get("message", message) if isinstance(message, dict) else message
     return str(message)[:_MAX_MESSAGE_CHARACTERS]

@@ -1,11 +1,11 @@
-"""Whether a text holds personal data, also as people write it who do not want it to be found.
+"""Detect personal data in a text, also in spellings that hide it from a plain search.
 
     ann@example.org      ann＠example．org     ann&#64;example.org     ann%40example.org     ann (at) example [dot] org
     +44 20 7946 0958     ٠٢٠٧٩٤٦٠٩٥٨           4111 1111​1111 1111 with a zero-width space in it
 
-The redactor that preparation has (insource/tasks/pii/redaction.py) reads each of these spellings. What is found stays
-on this machine; it is replaced only where the redactor finds it in the text as it stands. Names and street addresses
-are not found.
+The redactor of data preparation (insource/tasks/pii/redaction.py) searches each normalized reading of the text. An
+input with a match is answered on this machine. Personal data is replaced only where the redactor finds it in the
+original text. Names and street addresses are not detected.
 """
 
 import html
@@ -18,11 +18,11 @@ from insource.tasks.pii import redaction
 from insource.tasks.text_keys import INVISIBLE
 
 _JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3\U000e0100-\U000e01ef]")
-# Of texts with single spaces, so that time is linear in the text.
+# For texts with single spaces, so that the running time is linear in the text.
 _OPEN, _CLOSE = r" ?[\[({<*_|~'\"-] ?", r" ?[\])}>*_|~'\"-] ?"
 _AT_WORD, _DOT_WORD = r"(?:at|ät|arroba|chez)", r"(?:dot|punkt|punto|point)"
 _MAIL_HOSTS = r"(?:gmail|googlemail|hotmail|outlook|yahoo|icloud|proton(?:mail)?|gmx|aol|live)\b"
-# "at" alone is an address only where "dot", or a host of mail alone, follows: one may order at example.com.
+# The word "at" is part of an address only before "dot" or a mail host: one may order at example.com.
 _AT = re.compile(
     rf"{_OPEN}(?:{_AT_WORD}|@){_CLOSE}| ?@ ?"
     rf"|(?<=\w) {_AT_WORD} (?=[\w-]++(?: {_DOT_WORD} |{_OPEN}{_DOT_WORD}{_CLOSE})|{_MAIL_HOSTS})",
@@ -33,23 +33,23 @@ _DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_DIGIT_WORDS)}|oh)\b", re.IGNORECASE)
 _MAX_ORDINARY_NUMBER_WORDS = 6
 _MAX_TRIMMED_GROUPS = 3
-# Digits one by one, or in pairs: 4 1 1 1 1 1, 4-1-1-1-1-1.
+# Digits one by one or in pairs: 4 1 1 1 1 1, 4-1-1-1-1-1.
 _SEPARATED_DIGITS = re.compile(r"(?<!\d)\d{1,2}(?:[ ._,*/|\\-]{1,3}\d{1,2}){6,}(?!\d)")
 # Groups of four, as cards and accounts are written: 4111.1111.1111.1111, DE89/3704/0044/0532/0130/00.
 _GROUPED_IN_FOURS = re.compile(r"(?<=[0-9A-Za-z]{4})[._/,|*](?=[0-9A-Za-z]{1,4}(?![0-9A-Za-z]))")
-# An address may be escaped more than once on its way here.
+# An address may have been escaped more than once.
 _UNESCAPE_PASSES = 2
 
 
 def find_kinds(text: str) -> frozenset[str]:
-    """Returns the kinds of personal data that any reading of a text holds."""
+    """Return the kinds of personal data found in any reading of a text."""
     return frozenset(
         match.kind for reading in dict.fromkeys(iter_readings(text)) for match in redaction.find_pii(reading)
     )
 
 
 def iter_readings(text: str) -> Iterator[str]:
-    """Yields a text as it stands, and as it is meant."""
+    """Yield a text and its normalized readings."""
     yield text
     plain = unicodedata.normalize("NFKC", _JOINERS.sub("", INVISIBLE.sub("", text)))
     yield plain
@@ -70,7 +70,7 @@ def iter_readings(text: str) -> Iterator[str]:
 
 
 def _join_digits(groups: list[str]) -> str:
-    """Digits that stand apart as one number, also without those at its edges, which may be of a number beside it."""
+    """Return separated digits as numbers, also without the outer groups, which may belong to another number."""
     ends = range(len(groups), len(groups) - _MAX_TRIMMED_GROUPS - 1, -1)
     return "\n".join("".join(groups[start:end]) for start in range(_MAX_TRIMMED_GROUPS + 1) for end in ends)
 

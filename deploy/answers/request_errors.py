@@ -1,20 +1,20 @@
-"""A request that is not answered: status, type and words as the SDKs of OpenAI and Anthropic read them."""
+"""Errors of requests, with status, type and message as the SDKs of OpenAI and Anthropic expect them."""
 
 from typing import Any
 
 
 class RequestError(Exception):
-    """A request is not answered."""
+    """A request that gets an error instead of an answer."""
 
     def __init__(self, status: int, kind: str, message: str, retry_seconds: int | None = None) -> None:
         super().__init__(message)
         self.status, self.kind, self.retry_seconds = status, kind, retry_seconds
 
     def json(self) -> dict[str, Any]:
-        """Returns the error as it stands in an answer."""
+        """Return the error as the JSON object of a response."""
         return {"type": self.kind, "message": str(self), "code": self.status}
 
 
 def invalid_request(message: str) -> RequestError:
-    """Returns the refusal of a request that is wrong as it stands (400)."""
+    """Return the error for an invalid request (400)."""
     return RequestError(400, "invalid_request_error", message)

@@ -1,11 +1,11 @@
-"""What API calls of the gateway may cost in a month: on disk before each is sent, for all processes and restarts.
+"""Monthly budget of the gateway's API calls, recorded on disk before each call, for all processes and restarts.
 
 registry/<name>/spend/2026-11.jsonl
-{"attempt": "9f2c41a0b7e6d835", "usd": 0.00021}          may be sent from now on, and costs so much at most
-{"attempt": "9f2c41a0b7e6d835", "spent_usd": 0.000013}   what it did cost
+{"attempt": "9f2c41a0b7e6d835", "usd": 0.00021}          reserved: the maximum cost; the call may be sent from now on
+{"attempt": "9f2c41a0b7e6d835", "spent_usd": 0.000013}   settled: the actual cost
 
-An attempt without its second line may have been paid for, and counts in full: of a process that was killed, and of one
-that is still waiting. The month is that in which the attempt was made, in UTC.
+An attempt without its second line may have been charged and counts in full. Its process was killed, or is still
+waiting. The month is that of the attempt, in UTC.
 """
 
 import asyncio
@@ -39,8 +39,10 @@ class Ledger:
         self._sum = 0.0
 
     def reserve(self, usd: float) -> tuple[Path, str] | None:
-        """Returns where an attempt that costs so much at most stands on disk, and its name; None where that may exceed
-        the limit. Raises StageError where it cannot be written."""
+        """Reserve the maximum cost of an attempt. Return its file and its name, None if the limit could be exceeded.
+
+        Raise StageError if the file cannot be written.
+        """
         attempt = secrets.token_hex(8)
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
@@ -50,19 +52,19 @@ class Ledger:
         return path, attempt
 
     def settle(self, reservation: tuple[Path, str], spent_usd: float) -> None:
-        """Writes down what an attempt did cost. Raises StageError where that fails: it counts in full then."""
+        """Record the actual cost of an attempt. Raise StageError if that fails; the attempt then counts in full."""
         path, attempt = reservation
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
             shared_jsonl.append_line(file, {"attempt": attempt, "spent_usd": spent_usd}, _DESCRIPTION, flush=False)
 
     def spent_usd(self) -> float:
-        """Returns what this month's attempts cost, or may have cost."""
+        """Return the cost of this month's attempts in USD, unsettled ones in full."""
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
             return self._spent(path, file)
 
     def _spent(self, path: Path, file: BinaryIO) -> float:
-        """Returns the sum, after reading what was appended since the last time."""
+        """Return the sum after reading the lines appended since the last call."""
         size = os.fstat(file.fileno()).st_size
         if path != self._path or size < self._read:
             self._path, self._read, self._costs, self._sum = path, 0, {}, 0.0
@@ -74,16 +76,17 @@ class Ledger:
                 record = json.loads(line)
                 attempt, usd = record["attempt"], float(record["spent_usd"] if "spent_usd" in record else record["usd"])
             except (ValueError, TypeError, KeyError):
-                continue  # torn, so that it was not sent
+                continue  # truncated: the call was not sent
             self._sum += usd - self._costs.get(attempt, 0.0)
             self._costs[attempt] = usd
         return self._sum
 
 
 class MonthlyBudget:
-    """Who says whether a call to an API may be paid for in this month (`backends.exchange.Purse`).
+    """The limiter (`insource/backends/budgets.py`) of API calls by the budget of this month.
 
-    A token is reserved for every byte of a text: what earlier texts had tells nothing of the next client's.
+    One token is reserved for every byte of a text: token counts of earlier texts do not bound those of the next
+    client's.
     """
 
     def __init__(self, ledger: Ledger, price: Pricing) -> None:
@@ -93,7 +96,10 @@ class MonthlyBudget:
         self._writing: set[asyncio.Task[None]] = set()
 
     async def reserve(self, request: Request) -> bool:
-        """Returns whether an attempt may be made, which is on disk then. Raises StageError where it cannot be."""
+        """Return whether an attempt may be sent; its reservation is then on disk.
+
+        Raise StageError if it cannot be written.
+        """
         max_usd = self._price.most_usd(self._reckoning.most_tokens(request), request.max_tokens)
         if (reservation := await run_in_thread(self._ledger.reserve, max_usd)) is None:
             return False
@@ -101,7 +107,7 @@ class MonthlyBudget:
         return True
 
     def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
-        """Has what an attempt brought written down."""
+        """Record the cost of an attempt in the background."""
         reservation, max_usd = self._reserved.pop(request.id)
         spent_usd = max_usd if possibly_charged else 0.0
         if completion is not None:

@@ -1,7 +1,7 @@
-"""The task of a deployed version: how an input becomes a request, and how an answer is read.
+"""The task of a deployed version: it turns inputs into requests and parses answers.
 
-Made of what is deployed: prompt.json (instruction, labels or schema, grammar) and the recipe of the version, and of the
-recipe that the gateway was started with, which says how requests are routed.
+It combines the deployed prompt.json (instruction, labels or schema, grammar), the recipe of the version, and the
+gateway's recipe, which sets the routing.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from serve.vllm.launch_plan import ServedModel
 LOCAL_SYSTEM = System(TUNED, "tuned", "tuned (adapter)", "adapter")
 GATEWAY_SECTIONS = ("route", "compare", "serve")
 MAX_CHARACTERS_PER_TOKEN = 32
-"""No text has so many on average: longer inputs are refused before they are searched for anything."""
+"""No text has so many on average. Longer inputs are rejected before any search in them."""
 
 
 @dataclass(frozen=True)
@@ -42,44 +42,43 @@ class Task:
     name: str
     version: str
     folder: Path
-    """Of the adapter, its tokenizer and prompt.json."""
+    """Folder of the adapter, its tokenizer and prompt.json."""
     recipe: Recipe
-    """Of the version; route, compare and serve as the gateway was started with."""
+    """Recipe of the version, with route, compare and serve of the gateway's recipe."""
     material: EvalDataset
-    """Without rows."""
+    """Prompt and task spec, without rows."""
     head: str
-    """What stands in front of an input in the task's prompt."""
+    """Text before the input in the task's prompt."""
     routing: Routing
-    """Scale of the confidence and threshold, as they were deployed."""
+    """Scale of the confidence and threshold, as deployed."""
 
     @property
     def inside(self) -> str:
-        """Returns the name by which vLLM knows the version."""
+        """Name of the version in vLLM."""
         return f"{self.name}@{self.version}"
 
     @cached_property
     def deployment(self) -> str:
-        """Returns 16 hex digits for the version with its routing.json: what confidences on one scale share."""
+        """Id of the version with its routing.json, 16 hex digits. Confidences with one id have the same scale."""
         return atomic_files.digest([self.version, self.routing.file])
 
     @cached_property
     def tokens(self) -> TaskTokens:
-        """Returns prompts and labels as tokens."""
+        """Tokenizer and label tree."""
         return TaskTokens(self.folder, self.material.module, self.material.spec)
 
     @property
     def labels(self) -> Mapping[str, str] | None:
-        """Returns the labels with their descriptions, None where answers are no labels."""
+        """Labels with their descriptions, None if answers are not labels."""
         return self.material.spec.labels if self.material.module.HAS_LABELS else None
 
     @property
     def grammar(self) -> str | None:
-        """Returns the output constraint of requests, None where there is none: free text, or the recipe asks for none
-        (serve.structured_output)."""
+        """Output constraint of requests, None for free text or without serve.structured_output."""
         return self.material.prompt["grammar"] if self.recipe.serve.structured_output else None
 
     def prepared(self, text: str) -> Input:
-        """Returns an input as preparation writes it. Raises RefusedError where preparation would reject it."""
+        """Return an input as data preparation would clean it. Raise RequestError if preparation would reject it."""
         max_characters = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
         if len(text) > max_characters:
             raise invalid_request(
@@ -91,47 +90,47 @@ class Task:
             raise invalid_request(f"the input cannot be used: {error.detail}") from None
 
     def request(self, task_input: Input, max_tokens: int | None = None) -> Request:
-        """Returns the request for an input, as the comparison asks it; `max_tokens`: a limit on the answer."""
+        """Return the request for an input, as in the comparison. `max_tokens` limits the answer."""
         row = {"id": "input", "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.material, [row])
         return replace(request, max_tokens=min(request.max_tokens, max_tokens or request.max_tokens))
 
     def backend(self, constrained: bool | None = None) -> Backend:
-        """Returns how vLLM is asked; `constrained`: under the grammar, whatever the recipe asks for."""
+        """Return the backend for requests to vLLM. `constrained` applies the grammar regardless of the recipe."""
         grammar = self.material.prompt["grammar"] if constrained else self.grammar
         return Backend("openai", self.inside, structured="grammar" if grammar else "none", log_probabilities=True)
 
     def read(self, answer: SystemAnswer) -> ParsedAnswer:
-        """Returns an answer as the task reads it, checked against its schema."""
+        """Return an answer parsed by the task and checked against its schema."""
         if self.material.module.OBJECTIVE == "prefer" and answer.output is not None:
-            # The comparison scores pairs of such a task, and decodes none of its answers.
+            # The comparison scores pairs of such a task and generates no answers.
             parsed: ParsedAnswer = self.material.module.parse(self.material.spec, answer.output)
             return parsed
         return predictions.parse_answer(self.material, answer)
 
     def confidence(self, answer: SystemAnswer) -> float | None:
-        """Returns how sure an answer of the deployed version is, on the scale that the comparison fitted."""
+        """Return the confidence of the deployed version's answer, on the scale fitted by the comparison."""
         return confidence.compute_confidences(SystemResponses(LOCAL_SYSTEM, [answer]), self.routing.scale, [answer])[0]
 
     def told_confidence(self, answer: SystemAnswer) -> float | None:
-        """Returns how sure an API model says it is, None where it does not say."""
+        """Return the confidence stated by an API model, None if it states none."""
         system = System("api", "closed", "api")
         return confidence.compute_confidences(SystemResponses(system, [answer]), None, [answer])[0]
 
     def identity(self, value: Any) -> str:
-        """Returns what equal answers share, by the rule that scores them."""
+        """Return a key that is equal for answers that are equal by the task's score."""
         if self.recipe.task.kind == "extraction":
             return extraction.record_equality_key(self.material.spec, value)
         return self.text(value)
 
     def text(self, value: Any) -> str:
-        """Returns the text of an answer: the label, the record as JSON, the text."""
+        """Return the text of an answer: the label, the record as JSON, or the text."""
         return value if isinstance(value, str) else str(self.material.module.answer_text(self.material.spec, value))
 
 
 def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None, routing: Routing) -> Task | None:
-    """Returns the task of a version, None for one whose prompt.json does not state it."""
-    # What the first request would import, while others wait.
+    """Return the task of a version, None if its prompt.json does not state one."""
+    # Import here what the first request would import while others wait.
     from openai.types.chat import ChatCompletion  # noqa: F401
 
     prompt: Mapping[str, Any] = served.prompt
@@ -151,9 +150,9 @@ def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None,
 
 
 def extract_text(task: Task, value: Any) -> str:
-    """Returns the text of an input: a text, an object of the recipe's text columns, or the messages of a conversation.
+    """Return the text of an input: a text, an object of the recipe's text columns, or the messages of a conversation.
 
-    Raises RefusedError where it is none of them.
+    Raise RequestError if it is none of them.
     """
     columns = task.recipe.data.columns
     try:
