@@ -304,9 +304,9 @@ def _build_request(session: CollectSession, key: str) -> Request:
 
 
 def _describe_request(session: CollectSession, request: Request) -> dict[str, Any]:
-    question = session.waiting[request.id][0]
+    row_request = session.waiting[request.id][0]
     return {
-        "id": question.id,
-        "repeat": question.repeat,
+        "id": row_request.id,
+        "repeat": row_request.repeat,
         "request_sha256": hash_request(session.backend, request),
     }

@@ -2,7 +2,7 @@
 
 Budget(limit_usd=5, spent_usd=1.2)    shared by all systems of a comparison
 SystemBudget(budget, price)           of one system: reserves before every attempt (insource/backends/client.py)
-estimate_cost(questions, price)       Estimate(requests=3080, upper_usd=4.1, expected_usd=0.6), before any request
+estimate_cost(row_requests, price)    Estimate(requests=3080, upper_usd=4.1, expected_usd=0.6), before any request
 
 Upper bound of a call's cost: its input tokens, which are unknown until the provider counts them, plus max_tokens of
 output. No tokenizer in use makes more tokens of a text than it has bytes, so the byte count is the first bound. Once
@@ -174,11 +174,11 @@ class SystemBudget:
             self._budget.give_back(0.0, usd)
 
 
-def estimate_cost(questions: Iterable[RowRequest], price: Pricing, batch: bool = False) -> Estimate:
+def estimate_cost(row_requests: Iterable[RowRequest], price: Pricing, batch: bool = False) -> Estimate:
     """Return the estimated cost of requests without a cached response (`collection.list_pending_requests`)."""
     estimator, n_requests, upper_usd, expected_usd = TokenEstimator(), 0, 0.0, 0.0
-    for question in questions:
-        request = question.request
+    for row_request in row_requests:
+        request = row_request.request
         expected_usage = Usage(
             input_tokens=round(count_input_bytes(request) / BYTES_PER_TOKEN) + TEMPLATE_OVERHEAD_TOKENS,
             output_tokens=round(

@@ -1,6 +1,6 @@
 """Responses to row requests, each paid for once: cached responses are reused, the others are requested.
 
-collect(backend, ["openai", None], requests, cache_path, budget=budget, price=price)
+collect(backend, ["openai", None], row_requests, cache_path, budget=budget, price=price)
 CollectResult(answers={("T000017", 0): CachedResponse(...), ...}, complete=True, why_incomplete=None,
               n_requested=812, n_reused=2268, n_retries=31, spent_usd=0.21, wall_seconds=118.0)
 
@@ -65,7 +65,7 @@ class CollectResult:
 def collect(
     backend: Backend,
     identity: Any,
-    questions: Sequence[RowRequest],
+    row_requests: Sequence[RowRequest],
     cache_path: Path,
     *,
     budget: Budget | None,
@@ -88,12 +88,12 @@ def collect(
             "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         )
     with response_cache.open_cache(cache_path) as cache:
-        cached_responses, pending = _split_cached(backend, identity, questions, cache.rows)
+        cached_responses, pending = _split_cached(backend, identity, row_requests, cache.rows)
         system_budget = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
         session = CollectSession(backend, cache, pending, system_budget, {}, on_response)
-        for question, cached_response in cached_responses:
-            session.answers[question.id, question.repeat] = reused_response = replace(
-                cached_response, id=question.id, reused=True
+        for row_request, cached_response in cached_responses:
+            session.answers[row_request.id, row_request.repeat] = reused_response = replace(
+                cached_response, id=row_request.id, reused=True
             )
             on_response(reused_response)
         started_at, retries, reason = time.monotonic(), 0, None
@@ -112,7 +112,7 @@ def collect(
     return CollectResult(
         answers=session.answers,
         complete=reason is None,
-        why_incomplete=reason and f"asked {len(session.answers):,} of {len(questions):,}: {reason}",
+        why_incomplete=reason and f"asked {len(session.answers):,} of {len(row_requests):,}: {reason}",
         asked=len(session.answers) - reused,
         reused=reused,
         retries=retries,
@@ -122,31 +122,36 @@ def collect(
 
 
 def list_pending_requests(
-    backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path
+    backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path
 ) -> list[RowRequest]:
     """Return the row requests that `collect` would send, one of each key."""
     responses = {response.key: response for response in response_cache.read_responses(cache_path)}
-    return [group[0] for group in _split_cached(backend, identity, questions, responses)[1].values()]
+    return [group[0] for group in _split_cached(backend, identity, row_requests, responses)[1].values()]
 
 
-def count_pending_requests(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> int:
+def count_pending_requests(
+    backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path
+) -> int:
     """Return the number of requests that `collect` would send."""
-    return len(list_pending_requests(backend, identity, questions, cache_path))
+    return len(list_pending_requests(backend, identity, row_requests, cache_path))
 
 
 def find_last_response(
-    backend: Backend, identity: Any, question: RowRequest, cache_path: Path
+    backend: Backend, identity: Any, row_request: RowRequest, cache_path: Path
 ) -> CachedResponse | None:
     """Return the last response to a request, transient errors included; None if it was never sent."""
-    key = compute_cache_key(identity, API_MODULES[backend.wire].build_body(backend, question.request), question.repeat)
+    key = compute_cache_key(
+        identity, API_MODULES[backend.wire].build_body(backend, row_request.request), row_request.repeat
+    )
     return {response.key: response for response in response_cache.read_responses(cache_path)}.get(key)
 
 
-def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[RowRequest], cache_path: Path) -> float:
+def sum_cached_cost_usd(backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path) -> float:
     """Return the cost of these requests in earlier invocations, possible charges included, in USD."""
     build_body = API_MODULES[backend.wire].build_body
     keys = {
-        compute_cache_key(identity, build_body(backend, question.request), question.repeat) for question in questions
+        compute_cache_key(identity, build_body(backend, row_request.request), row_request.repeat)
+        for row_request in row_requests
     }
     # All lines of a key, not only the last: each attempt of another invocation may have been charged.
     return sum(
@@ -157,18 +162,18 @@ def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[Row
 
 
 def _split_cached(
-    backend: Backend, identity: Any, questions: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
+    backend: Backend, identity: Any, row_requests: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
 ) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
     """Return the row requests with a final cached response, and the others by key."""
     build_body = API_MODULES[backend.wire].build_body
     cached, pending = [], dict[str, list[RowRequest]]()
-    for question in questions:
-        key = compute_cache_key(identity, build_body(backend, question.request), question.repeat)
+    for row_request in row_requests:
+        key = compute_cache_key(identity, build_body(backend, row_request.request), row_request.repeat)
         response = responses.get(key)
         if response is not None and response.final:
-            cached.append((question, response))
+            cached.append((row_request, response))
         else:
-            pending.setdefault(key, []).append(question)
+            pending.setdefault(key, []).append(row_request)
     return cached, pending
 
 
@@ -186,17 +191,17 @@ async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
     stop_reasons: list[str] = []
     retries, consecutive_failures, system_budget = 0, 0, session.purse
 
-    def requests() -> Iterator[Request]:
-        for key, questions in session.waiting.items():
+    def iter_requests() -> Iterator[Request]:
+        for key, row_requests in session.waiting.items():
             if stop_reasons or (system_budget is not None and system_budget.empty):
                 return
-            yield replace(questions[0].request, id=key)
+            yield replace(row_requests[0].request, id=key)
 
     queue: asyncio.Queue[CachedResponse | None] = asyncio.Queue()
     attempt_log = AttemptLog(system_budget, session.journal.path) if system_budget is not None else None
     writer = asyncio.create_task(_write_responses(session, queue, attempt_log))
     try:
-        async with aclosing(stream_results(session.backend, requests(), attempt_log)) as results:
+        async with aclosing(stream_results(session.backend, iter_requests(), attempt_log)) as results:
             async for result in results:
                 if writer.done():
                     break
@@ -242,11 +247,11 @@ async def _write_responses(
 
 
 def _make_response(session: CollectSession, result: RequestResult) -> CachedResponse:
-    system_budget, completion, question = session.purse, result.received, session.waiting[result.id][0]
+    system_budget, completion, row_request = session.purse, result.received, session.waiting[result.id][0]
     return response_cache.make_cached_response(
         result.id,
-        question.id,
-        question.repeat,
+        row_request.id,
+        row_request.repeat,
         result.request_sha256,
         completion,
         requested_at=utc_timestamp(),

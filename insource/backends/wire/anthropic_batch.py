@@ -1,4 +1,4 @@
-"""Anthropic's batches: requests go up in one call, their results come back as lines, in any order.
+"""Anthropic's batch API: requests are sent in one call, results arrive as JSON lines in any order.
 
 in   {"custom_id": "9f2c", "params": {"model": "claude-haiku-5-5", "messages": [...], "max_tokens": 64}}
 out  {"custom_id": "9f2c", "result": {"type": "succeeded", "message": {"content": [...], ...}}}
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.messages import MessageBatch
 
-# Our clock may differ from theirs, and creating may be tried for a while. A batch of others that is taken for ours
-# costs a look at its results, and one of ours that is not found is paid for again.
+# The local clock may differ from the provider's, and creation may be retried for a while. A foreign batch that is taken
+# for ours costs one download of its results; one of ours that is not found is paid for again.
 CLOCK_SKEW, CREATION_WINDOW = timedelta(hours=1), timedelta(minutes=15)
-# What each error of a batch would be as the answer to a live request; any other may have gone another day.
+# HTTP status that each error type has in a live response. Any other type counts as transient.
 _HTTP_STATUS = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -35,7 +35,7 @@ _HTTP_STATUS = {
 
 
 async def create(client: "AsyncAnthropic", backend: Backend, name: str, requests: Sequence[Request]) -> str:
-    """Returns the id of a new batch. It cannot bear a name."""
+    """Create a batch and return its id. Anthropic's batches have no name."""
     entries: list[Any] = [{"custom_id": request.id, "params": build_body(backend, request)} for request in requests]
     batch = await client.messages.batches.create(requests=entries)
     return batch.id
@@ -44,11 +44,10 @@ async def create(client: "AsyncAnthropic", backend: Backend, name: str, requests
 async def find(
     client: "AsyncAnthropic", name: str, started_at: datetime, ids: Sequence[str], foreign_batch_ids: Collection[str]
 ) -> str | None:
-    """Returns the id of the oldest batch of as many requests that was made since `started_at`, None where there is
-    none.
+    """Return the id of the oldest batch since `started_at` with the same number of requests, None if there is none.
 
-    Whether it is ours nobody can know before it ended: batches bear no name, and show their custom ids only in the
-    results. The caller looks at those, and counts a batch with others among the `foreign_batch_ids`.
+    Ownership is unknown until the batch ends: batches have no name, and list custom ids only in their results. The
+    caller compares those, and adds a foreign batch to `foreign_batch_ids`.
     """
     oldest = None
     async for batch in client.messages.batches.list(limit=100):
@@ -61,7 +60,7 @@ async def find(
 
 
 async def poll(client: "AsyncAnthropic", batch_id: str) -> tuple[str, str]:
-    """Returns how far a batch is, and that in words."""
+    """Return the state of a batch, and its progress as text."""
     batch = await client.messages.batches.retrieve(batch_id)
     counts = batch.request_counts
     progress = (
@@ -75,11 +74,13 @@ async def poll(client: "AsyncAnthropic", batch_id: str) -> tuple[str, str]:
 async def fetch_results(
     client: "AsyncAnthropic", backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure]:
-    """Returns what became of each request, by its custom id. Read whole: a stream of lines that breaks off would end
-    like one that is complete."""
+    """Return the outcome of each request, by custom id.
+
+    Download the complete body first: a truncated stream of lines would look complete.
+    """
     path = f"/v1/messages/batches/{batch_id}/results"
     content = await client.get(path, cast_to=bytes, options={"headers": {"Accept": "application/binary"}})
-    # Not splitlines, which takes more for the end of a line than JSON does.
+    # Not splitlines, which also splits at characters that JSON strings may contain.
     rows = [json.loads(line) for line in content.decode().split("\n") if line.strip()]
     return {row["custom_id"]: _parse_result(row["result"], backend, request) for row in rows}
 

@@ -1,5 +1,8 @@
-"""Messages as Anthropic defined them, through its SDK: Anthropic, vLLM's `/v1/messages`, and Anthropic's models on
-Bedrock and Vertex. No log-probabilities."""
+"""Anthropic's Messages API, through its SDK: Anthropic, vLLM's `/v1/messages`, and Anthropic models on Bedrock and
+Vertex.
+
+It returns no log-probabilities.
+"""
 
 import os
 from importlib import import_module
@@ -24,7 +27,7 @@ _FINISH_REASONS = {
     "model_context_window_exceeded": "length",
 }
 DEFAULT_BASE_URL = "https://api.anthropic.com"
-# What a request can do without, by the names that a refusal gives it.
+# Optional parameters, with the names that an error gives them.
 OPTIONAL_PARAMETERS = {
     "temperature": ("temperature",),
     "effort": ("output_config.effort", "effort"),
@@ -35,13 +38,12 @@ _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
 def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "Client":
-    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `on_response` gets the status
-    and the headers of every response.
+    """Return the SDK's client, without its retries (client.py retries, so that each attempt is recorded).
 
-    Bedrock: region and credentials as boto3 finds them, or AWS_REGION and AWS_BEARER_TOKEN_BEDROCK. Vertex: the region
-    from CLOUD_ML_REGION, project and credentials as google-auth finds them, or ANTHROPIC_VERTEX_PROJECT_ID. Other
-    variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them, or the
-    library that looks for them, is missing.
+    `on_response` gets the status and headers of every response. Bedrock: region and credentials as boto3 finds them, or
+    AWS_REGION and AWS_BEARER_TOKEN_BEDROCK. Vertex: the region from CLOUD_ML_REGION, project and credentials as
+    google-auth finds them, or ANTHROPIC_VERTEX_PROJECT_ID. Other variables of the environment have no effect
+    (sdk_environment.py). Raise RecipeError if a variable or a library is missing.
     """
     from anthropic import AsyncAnthropic, AsyncAnthropicBedrock, AsyncAnthropicVertex, DefaultAsyncHttpxClient
 
@@ -64,7 +66,10 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "C
 
 
 def _find_bedrock_credentials(backend: Backend) -> dict[str, Any]:
-    """Returns the key where there is one; else looks for credentials, which the SDK would do at the first request."""
+    """Return the API key if there is one; else check that credentials exist.
+
+    The SDK itself would search for them only at the first request.
+    """
     if backend.api_key != DUMMY_API_KEY:
         return {"api_key": backend.api_key}
     if os.environ.get("AWS_BEARER_TOKEN_BEDROCK"):
@@ -80,7 +85,10 @@ def _find_bedrock_credentials(backend: Backend) -> dict[str, Any]:
 
 
 def _find_vertex_credentials(backend: Backend) -> dict[str, Any]:
-    """Returns project and credentials: the SDK wants the project before it looks for credentials, which know it."""
+    """Return project and credentials.
+
+    The SDK requires the project before it loads the credentials, which contain it.
+    """
     project, default_project = os.environ.get("ANTHROPIC_VERTEX_PROJECT_ID"), None
     settings: dict[str, Any] = {"access_token": backend.api_key}
     if backend.api_key == DUMMY_API_KEY:
@@ -96,7 +104,7 @@ def _find_vertex_credentials(backend: Backend) -> dict[str, Any]:
 
 
 def _import_cloud_library(library: str, backend: Backend) -> Any:
-    """Returns a module of a library that only this cloud needs."""
+    """Return a module of a library that only this cloud needs. Raise RecipeError if it is not installed."""
     try:
         return import_module(library)
     except ImportError:
@@ -108,8 +116,10 @@ def _import_cloud_library(library: str, backend: Backend) -> Any:
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
-    """Returns the request as it is sent; the constraint goes as a JSON Schema, which is all that this wire has. Effort
-    none turns thinking off."""
+    """Return the request body.
+
+    The constraint is sent as a JSON Schema, the only form of this API. Effort none turns thinking off.
+    """
     system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
     body: dict[str, Any] = {
         "model": backend.model,
@@ -140,7 +150,7 @@ def _build_output_config(backend: Backend, request: Request) -> dict[str, Any]:
 
 
 async def send(client: "Client", backend: Backend, request: Request) -> Completion:
-    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    """Return the completion of one attempt. Raise the SDK's errors, and ValueError for a malformed response."""
     from anthropic.types import Message
 
     message = await client.post("/v1/messages", cast_to=Message, body=build_body(backend, request))
@@ -148,7 +158,10 @@ async def send(client: "Client", backend: Backend, request: Request) -> Completi
 
 
 async def fetch_shutdown_date(client: "Client", backend: Backend) -> str | None:
-    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    """Return the day (ISO 8601) on which the model will be shut down, None if none is announced.
+
+    Raise the SDK's errors.
+    """
     from anthropic import AsyncAnthropic
 
     assert isinstance(client, AsyncAnthropic), "clouds have no list of models on this wire"
@@ -157,11 +170,11 @@ async def fetch_shutdown_date(client: "Client", backend: Backend) -> str | None:
 
 
 def parse_completion(message: "Message", backend: Backend, request: Request) -> Completion:
-    """Returns what a message says. Raises ValueError, AttributeError or TypeError where it is none."""
+    """Return the completion of a message. Raise ValueError, AttributeError or TypeError if it is malformed."""
     text, usage = "".join(block.text for block in message.content if block.type == "text"), message.usage
     if backend.structured == "json_schema" and request.constraint.json_schema is not None:
         text = unwrap_answer(request.constraint.json_schema, text)
-    # input_tokens leaves out what was read from, or written to, the cache.
+    # input_tokens excludes tokens that were read from, or written to, the cache.
     cached = usage.cache_read_input_tokens or 0
     return Completion(
         output=text,

@@ -1,10 +1,10 @@
-"""JSON Schemas as providers take them: an object at the top, and nothing that they refuse.
+"""JSON Schemas in the subset that providers accept: an object at the top, and no unsupported keywords.
 
-{"type": "string", "enum": ["a", "b"]}   goes as   {"type": "object", "properties": {"answer": {...}}, ...}
-{"answer": "a"}                          comes back as   a
-{"type": "string", "maxLength": 20}      goes as   {"type": "string", "description": "at most 20 characters"}
+{"type": "string", "enum": ["a", "b"]}   is sent as       {"type": "object", "properties": {"answer": {...}}, ...}
+{"answer": "a"}                          is returned as   a
+{"type": "string", "maxLength": 20}      is sent as       {"type": "string", "description": "at most 20 characters"}
 
-What moves into the description is still checked: the task's parser reads every answer by the whole schema.
+Keywords that move into the description are still checked: the task's parser validates every answer by the full schema.
 """
 
 import json
@@ -25,7 +25,7 @@ KEYWORD_DESCRIPTIONS = {
 
 
 def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a schema with an object at the top: itself, or one with the single key `answer`."""
+    """Return a schema with an object at the top: the schema itself, or an object with the single key `answer`."""
     if schema.get("type") == "object":
         return dict(schema)
     return {
@@ -37,7 +37,10 @@ def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
-    """Returns an answer as the task reads it; text that does not hold the one key stays as it is, and will be wrong."""
+    """Return the value of the single key as the task parses it.
+
+    Other text is returned unchanged, and scores as wrong.
+    """
     if schema.get("type") == "object":
         return text
     try:
@@ -53,10 +56,10 @@ def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
 def restrict_keywords(
     schema: Mapping[str, Any], keywords: Collection[str] | None, one_type: bool = False
 ) -> dict[str, Any]:
-    """Returns a schema in the keywords that a provider takes (None: in all), the others as words of the description.
+    """Return a schema with the keywords that a provider accepts (None: all); the others move into the description.
 
-    `one_type`: a list of types becomes anyOf, and an enum has no type beside it, as Anthropic's own helper writes it
-    (anthropic.lib._parse._transform.transform_schema leaves such a schema as it is).
+    `one_type`: a list of types becomes anyOf, and an enum has no type beside it. Anthropic's own helper writes this
+    form (anthropic.lib._parse._transform.transform_schema leaves such a schema unchanged).
     """
     if keywords is None:
         return dict(schema)
@@ -75,7 +78,7 @@ def restrict_keywords(
         else:
             notes.append(KEYWORD_DESCRIPTIONS.get(key, key + ": {}").format(value))
     if "properties" in restricted and "required" in keywords:
-        # Strict modes want every key; one that may be left out may be null too.
+        # Strict modes require every key; an optional key may be null.
         restricted["required"] = list(restricted["properties"])
     if notes:
         note = ", ".join(notes)

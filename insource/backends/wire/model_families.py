@@ -1,13 +1,13 @@
-"""What each model family takes in a request: one table, read by every wire.
+"""Request parameters that each model family accepts: one table, read by all API formats.
 
-of("openai", "gpt-6-luna").sampling                  "without_reasoning"
-of("anthropic", "claude-haiku-5-5").default_effort   "medium": it thinks unless a request turns that off
-of("openai", "mistral-large").name                   "unknown": no optional parameter is sent unless the recipe sets it
-of("decisions", "gpt-6-luna").choices                (2, 255): it chooses among so many labels, and writes nothing
+find_family("openai", "gpt-6-luna").sampling                  "without_reasoning"
+find_family("anthropic", "claude-haiku-5-5").default_effort   "medium": it thinks unless a request turns that off
+find_family("openai", "mistral-large").name                   "unknown": optional parameters are sent only if set
+find_family("decisions", "gpt-6-luna").label_limits           (2, 255): it chooses among labels, and generates no text
 
-The first row that matches counts. A provider may change its rules at any time: the first request of a comparison
-(compare/first_request.py) finds what this table does not know. `CHECKED_WITH` names the SDK versions that the table was
-read against; tests/insource/backends/test_provider_rules.py fails when the lock is newer.
+The first matching row counts. A provider may change its rules at any time: the first request of a comparison
+(compare/first_request.py) detects what this table lacks. `CHECKED_WITH` has the SDK versions that the table was checked
+against; tests/insource/backends/test_provider_rules.py fails if the lock is newer.
 """
 
 import re
@@ -20,7 +20,7 @@ from insource.backends.types import ApiFormat, Backend
 CHECKED_WITH = {"openai": "3.54.0", "anthropic": "2.12.0", "genai-prices": "0.2.3"}
 CHECKED_ON = "2026-11-29"
 
-# JSON Schema keywords that a provider's structured output takes. A description and a title are always taken.
+# JSON Schema keywords of a provider's structured output. Every provider accepts description and title.
 _STRUCTURE_KEYWORDS = {
     "type",
     "properties",
@@ -41,10 +41,10 @@ OPENAI_KEYWORDS = frozenset(
 ANTHROPIC_KEYS = frozenset(_STRUCTURE_KEYWORDS | {"allOf", "format"})
 MINIMAL_KEYWORDS = frozenset(_STRUCTURE_KEYWORDS)
 
-# Output tokens that are left for thinking, by effort, beside those for the answer. No provider publishes how much a
-# model thinks: these are limits, and what is not used costs nothing.
+# Output tokens reserved for thinking, by effort, in addition to those for the answer. No provider publishes how much a
+# model thinks: these are limits, and unused tokens cost nothing.
 THINKING_TOKENS = {"minimal": 1024, "low": 4096, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 65536}
-# Thinking cannot be turned off, or it is not known whether the model thinks.
+# For models that cannot turn thinking off, and for unknown models.
 DEFAULT_THINKING_TOKENS = 8192
 
 Sampling = Literal["yes", "without_reasoning", "no", "unknown"]
@@ -52,17 +52,17 @@ Sampling = Literal["yes", "without_reasoning", "no", "unknown"]
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family take."""
+    """The request parameters that the models of a family accept."""
 
     name: str
     models: str
-    """A regular expression on the model's name, as the provider or a cloud writes it."""
+    """A regular expression for the model's name, as the provider or a cloud writes it."""
     sampling: Sampling
-    """Whether temperature is taken; without_reasoning: only with effort none."""
+    """Whether temperature is accepted; without_reasoning: only with effort none."""
     efforts: tuple[str, ...]
-    """Values of `effort`; none turns thinking off. Empty: the family takes no such parameter."""
+    """Values of `effort`; none turns thinking off. Empty: the family has no such parameter."""
     default_effort: str | None
-    """What the provider takes where the request sets no effort; None: the model does not think."""
+    """The provider's default effort; None: the model does not think."""
     schema_keywords: frozenset[str]
     structured: bool
     log_probabilities: Literal["yes", "without_reasoning", "no"]
@@ -70,23 +70,25 @@ class Family:
     source: str
     checked: str = CHECKED_ON
     choices: tuple[int, int] | None = None
-    """The fewest and the most labels of a question, of endpoints that decide; None: it writes."""
+    """The minimum and maximum number of labels, for endpoints that decide; None: the model generates text."""
 
     def takes_temperature(self, effort: str | None) -> bool:
-        """Returns whether a temperature may be sent beside this effort. Of unknown models: yes, since it is sent only
-        where a recipe sets it."""
+        """Return whether a temperature may be sent with this effort.
+
+        True for unknown models, because it is sent only if a recipe sets it.
+        """
         if self.sampling == "without_reasoning":
             return (effort or self.default_effort) == "none"
         return self.sampling != "no"
 
     def tells_log_probabilities(self, effort: str | None) -> bool:
-        """Returns whether answers may be asked for with their log-probabilities beside this effort."""
+        """Return whether log-probabilities may be requested with this effort."""
         if self.log_probabilities == "without_reasoning":
             return (effort or self.default_effort) == "none"
         return self.log_probabilities == "yes"
 
     def room_for_thinking(self, effort: str | None) -> int:
-        """Returns the output tokens to leave for thinking."""
+        """Return the output tokens to reserve for thinking."""
         if self.name == UNKNOWN.name and effort is None:
             return DEFAULT_THINKING_TOKENS
         effective_effort = effort or self.default_effort
@@ -140,7 +142,7 @@ ANTHROPIC = (
            "model; these do not think unless asked"),
 )  # fmt: skip
 
-# They write nothing: no sampling, no thinking, no schema, and the probability of every label in the answer itself.
+# No generated text: no sampling, no thinking, no schema. The response has the probability of every label.
 DECISIONS = (
     Family("decisions", r"", "no", (), None, frozenset(), False, "no", False,
            "openai SDK 3.54, types/decision_create_params.py: 2 to 255 choices a question; batch_create_params.py: no "
@@ -161,18 +163,20 @@ FAMILIES: Mapping[ApiFormat, tuple[Family, ...]] = {
 
 
 def find_family(api_format: ApiFormat, model: str) -> Family:
-    """Returns the family of a model, UNKNOWN where the table has none. A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id)
-    takes what its base takes."""
+    """Return the family of a model, UNKNOWN if the table has none.
+
+    A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id) has the family of its base.
+    """
     name = parse_fine_tune_base(model) or model
     return next((family for family in FAMILIES.get(api_format, ()) if re.search(family.models, name)), UNKNOWN)
 
 
 def parse_fine_tune_base(model: str) -> str | None:
-    """Returns the model that one of OpenAI's fine-tunes was made from, None where it is none."""
+    """Return the base model of an OpenAI fine-tune, None for other models."""
     return model.split(":")[1] if model.startswith("ft:") else None
 
 
 def find_schema_keywords(backend: Backend) -> frozenset[str] | None:
-    """Returns the JSON Schema keywords that a model takes; None: all, as servers of our own do."""
+    """Return the JSON Schema keywords that a model accepts; None: all, as on local servers."""
     family = find_family(backend.wire, backend.model)
     return family.schema_keywords if backend.closed or family is not UNKNOWN else None

@@ -1,10 +1,10 @@
-"""OpenAI's batches: a file of requests goes up, a file of answers and one of errors come back.
+"""OpenAI's batch API: a file of requests is uploaded, a file of responses and one of errors are downloaded.
 
 in   {"custom_id": "9f2c", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-6-luna", ...}}
 out  {"custom_id": "9f2c", "response": {"status_code": 200, "body": {"choices": [...], ...}}, "error": null}
 or   {"custom_id": "9f2c", "response": null, "error": {"code": "batch_expired", "message": "..."}}
 
-The files stay in the account until somebody deletes them.
+The files remain in the account until they are deleted there.
 """
 
 import json
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 NAME_KEY = "insource"
-# Our clock may be ahead of theirs.
+# The local clock may be ahead of the provider's.
 CLOCK_SKEW = timedelta(hours=1)
 _BATCH_STATES = {"completed": "ended", "expired": "ended", "cancelled": "cancelled", "failed": "failed"}
 
 
 async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: Sequence[Request]) -> str:
-    """Returns the id of a new batch."""
+    """Create a batch and return its id."""
     lines = [
         json.dumps(
             {
@@ -50,8 +50,10 @@ async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: S
 async def find(
     client: "AsyncOpenAI", name: str, started_at: datetime, ids: Sequence[str], foreign_batch_ids: Collection[str]
 ) -> str | None:
-    """Returns the id of the batch that bears the name in its metadata, None where there is none: certain, but for a
-    batch made so shortly before that the provider does not list it yet."""
+    """Return the id of the batch with this name in its metadata, None if there is none.
+
+    Reliable, except for a batch so new that the provider does not list it yet.
+    """
     async for batch in client.batches.list(limit=100):
         if batch.id not in foreign_batch_ids and (batch.metadata or {}).get(NAME_KEY) == name:
             return batch.id
@@ -61,7 +63,7 @@ async def find(
 
 
 async def poll(client: "AsyncOpenAI", batch_id: str) -> tuple[str, str]:
-    """Returns how far a batch is, and that in words."""
+    """Return the state of a batch, and its progress as text."""
     batch = await client.batches.retrieve(batch_id)
     counts = batch.request_counts
     progress = (
@@ -77,14 +79,14 @@ async def poll(client: "AsyncOpenAI", batch_id: str) -> tuple[str, str]:
 async def fetch_results(
     client: "AsyncOpenAI", backend: Backend, batch_id: str, request: Request
 ) -> dict[str, Completion | AttemptFailure]:
-    """Returns what became of each request, by its custom id."""
+    """Return the outcome of each request, by custom id."""
     batch = await client.batches.retrieve(batch_id)
     outcomes: dict[str, Completion | AttemptFailure] = {}
     for file_id in (batch.error_file_id, batch.output_file_id):
         if file_id is None:
             continue
         content = await client.files.content(file_id)
-        # Not splitlines, which takes more for the end of a line than JSON does.
+        # Not splitlines, which also splits at characters that JSON strings may contain.
         for line in content.content.decode().split("\n"):
             if line.strip():
                 row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Chat completions as OpenAI defined them, through its SDK: OpenAI, vLLM, Gemini, Mistral, any base_url, and Azure."""
+"""OpenAI's chat completions, through its SDK: OpenAI, vLLM, Gemini, Mistral, any base_url, and Azure."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-# What a request can do without, by the name that a refusal gives it.
+# Optional parameters, with the names that an error gives them.
 OPTIONAL_PARAMETERS = {
     "temperature": ("temperature",),
     "reasoning_effort": ("reasoning_effort", "reasoning.effort"),
@@ -25,12 +25,11 @@ OPTIONAL_PARAMETERS = {
 
 
 def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
-    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `on_response` gets the status
-    and the headers of every response.
+    """Return the SDK's client, without its retries (client.py retries, so that each attempt is recorded).
 
-    On Azure the SDK reads the version of the API from OPENAI_API_VERSION, and without a key AZURE_OPENAI_AD_TOKEN.
-    Other variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them is
-    missing.
+    `on_response` gets the status and headers of every response. On Azure the SDK reads the API version from
+    OPENAI_API_VERSION, and without a key AZURE_OPENAI_AD_TOKEN. Other variables of the environment have no effect
+    (sdk_environment.py). Raise RecipeError if one of them is missing.
     """
     from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
@@ -43,7 +42,7 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "A
     if backend.cloud != "azure":
         with hide_variables(default_address=backend.base_url is None):
             return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or DEFAULT_BASE_URL, **settings)
-    # Without a key the SDK takes Azure's own from the environment, which a stand-in on this machine must not get.
+    # Without a key the SDK sends Azure's key from the environment, which a local stand-in must not get.
     key = (
         None if backend.api_key == DUMMY_API_KEY and not is_loopback(parse_host(backend.base_url)) else backend.api_key
     )
@@ -55,8 +54,7 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "A
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
-    """Returns the request as it is sent: of the optional parameters those that the recipe sets, and none that the
-    provider refused."""
+    """Return the request body: only optional parameters that the recipe sets and the provider did not refuse."""
     body: dict[str, Any] = {
         "model": backend.model,
         "messages": [dict(message) for message in request.messages],
@@ -83,7 +81,7 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
-    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    """Return the completion of one attempt. Raise the SDK's errors, and ValueError for a malformed response."""
     from openai.types.chat import ChatCompletion
 
     completion = await client.post("/chat/completions", cast_to=ChatCompletion, body=build_body(backend, request))
@@ -91,12 +89,15 @@ async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Com
 
 
 async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
-    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    """Return the day (ISO 8601) on which the model will be shut down, None if none is announced.
+
+    Raise the SDK's errors.
+    """
     return (await client.models.retrieve(backend.model)).shutdown_date
 
 
 def parse_completion(completion: "ChatCompletion", backend: Backend, request: Request) -> Completion:
-    """Returns what a completion says. Raises ValueError, AttributeError or TypeError where it is none."""
+    """Return the parsed completion. Raise ValueError, AttributeError or TypeError if it is malformed."""
     if not completion.choices:
         raise ValueError("the answer holds no choice")
     choice, usage = completion.choices[0], completion.usage

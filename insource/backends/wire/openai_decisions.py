@@ -1,14 +1,15 @@
-"""OpenAI's decisions (`POST /v1/decisions`, public beta since 2026-10-06): one question, its choices, the row as input.
+"""OpenAI's decisions (`POST /v1/decisions`, public beta since 2026-10-06): a question, its choices, and the row as
+input.
 
-asked     {"model": "gpt-6-luna", "input": "my parcel is late", "questions": [{"type": "choice", "instructions":
+request   {"model": "gpt-6-luna", "input": "my parcel is late", "questions": [{"type": "choice", "instructions":
            "Choose the queue.", "choices": [{"value": "delivery_delay", "description": "parcel late or lost"}, ...]}]}
-answered  {"answers": [{"type": "choice", "choice": "delivery_delay", "confidence": 0.93, "probabilities":
+response  {"answers": [{"type": "choice", "choice": "delivery_delay", "confidence": 0.93, "probabilities":
            [{"value": "delivery_delay", "probability": 0.97}, ...]}], "model": "gpt-6-luna", "usage": {...}}
 or        {"answers": [{"type": "refusal", "name": null}], ...}
 
-One row a request: `input` belongs to all questions of a request (openai 3.54, types/decision_create_params.py), so a
-second row could only go into the instructions, which is another prompt. `confidence` is a measure of how uneven the
-probabilities are, and not the chance that the answer is right: the probability of the choice is what is kept.
+One row a request: `input` belongs to all questions of a request (openai 3.54, types/decision_create_params.py). A
+second row would have to go into the instructions, which changes the prompt. `confidence` measures how uneven the
+probabilities are, not the probability that the answer is right. Only the probability of the choice is kept.
 """
 
 import math
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types import Decision
 
-# A request has no parameter that it could do without.
+# A request has no optional parameter.
 OPTIONAL_PARAMETERS: dict[str, tuple[str, ...]] = {}
-# A provider may round to a few digits; the logarithm of an honest 0 has no end.
+# A provider may round to a few digits, and log(0) is infinite.
 _MIN_PROBABILITY = 1e-9
 
 
 def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
-    """Returns the SDK's client; as on the wire of chat completions."""
+    """Return the client of chat completions."""
     return openai_chat.make_client(backend, on_response)
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
-    """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
+    """Return the request body. Raise RecipeError if the endpoint does not support the number of labels."""
     choice_question = require_choice_question(backend, request)
     choices = [
         {"value": label, "description": description} if description else {"value": label}
@@ -45,18 +46,23 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
-    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    """Return the completion of one attempt. Raise the SDK's errors, and ValueError for a malformed response."""
     return parse_completion(await client.decisions.create(**build_body(backend, request)), backend, request)
 
 
 async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
-    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    """Return the day (ISO 8601) on which the model will be shut down, None if none is announced.
+
+    Raise the SDK's errors.
+    """
     return await openai_chat.fetch_shutdown_date(client, backend)
 
 
 def parse_completion(decision: "Decision", backend: Backend, request: Request) -> Completion:
-    """Returns what a decision says; a refusal is an answer. Raises ValueError, AttributeError or TypeError where it is
-    none."""
+    """Return the completion of a decision; a refusal is an answer.
+
+    Raise ValueError, AttributeError or TypeError if it is malformed.
+    """
     if len(decision.answers) != 1:
         raise ValueError(f"{len(decision.answers)} answers to one question")
     answer, raw_usage = decision.answers[0], decision.usage
@@ -70,7 +76,7 @@ def parse_completion(decision: "Decision", backend: Backend, request: Request) -
 
 
 def require_choice_question(backend: Backend, request: Request) -> ChoiceQuestion:
-    """Returns the question of a request. Raises RecipeError where an endpoint cannot take it."""
+    """Return the choice question of a request. Raise RecipeError if the endpoint does not support it."""
     family, question = model_families.find_family(backend.wire, backend.model), request.choices
     if question is None or family.choices is None:
         raise RecipeError(f"api: {backend.wire} chooses among fixed labels: it is for task.kind classification")
@@ -86,8 +92,10 @@ def require_choice_question(backend: Backend, request: Request) -> ChoiceQuestio
 def build_choice_completion(
     label: str, probabilities: dict[str, float], model: str, usage: Usage, request: Request
 ) -> Completion:
-    """Returns the label that was chosen, with the probability of every label. Raises ValueError where one is missing,
-    or is no probability."""
+    """Return the chosen label as a completion with the probability of every label.
+
+    Raise ValueError if a probability is missing or outside [0, 1].
+    """
     question = request.choices
     labels = [name for name, _ in question.labels] if question else []
     if missing := [name for name in labels if name not in probabilities]:

@@ -1,15 +1,15 @@
-"""What the SDKs read from the environment and must not: the recipe says who is asked, and how.
+"""Environment variables that the SDKs read and that must have no effect: the recipe defines host, account and headers.
 
 OPENAI_BASE_URL, ANTHROPIC_BASE_URL               another host would answer in the provider's name
-OPENAI_CUSTOM_HEADERS, ANTHROPIC_CUSTOM_HEADERS   any header, Authorization and the API version among them, to any host
-OPENAI_ORG_ID, OPENAI_PROJECT_ID                  the account: sent to the provider's own address, and to no other
+OPENAI_CUSTOM_HEADERS, ANTHROPIC_CUSTOM_HEADERS   any header, including Authorization and the API version, to any host
+OPENAI_ORG_ID, OPENAI_PROJECT_ID                  the account: sent only to the provider's own address
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# As openai 3.54 (lib/_client_auth.py) and anthropic 2.12 (_client.py, lib/bedrock, lib/vertex, lib/_env.py) read them.
+# Read by openai 3.54 (lib/_client_auth.py) and anthropic 2.12 (_client.py, lib/bedrock, lib/vertex, lib/_env.py).
 IGNORED_VARIABLES = (
     "OPENAI_BASE_URL",
     "OPENAI_CUSTOM_HEADERS",
@@ -25,8 +25,10 @@ ACCOUNT_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 @contextmanager
 def hide_variables(default_address: bool) -> Iterator[None]:
-    """Takes these variables away while a client is made, which is when the SDKs read them. `default_address`: whether
-    it asks the provider's own address."""
+    """Remove the variables from the environment while a client is created, which is when the SDKs read them.
+
+    `default_address`: whether the client uses the provider's own address.
+    """
     names = IGNORED_VARIABLES if default_address else (*IGNORED_VARIABLES, *ACCOUNT_VARIABLES)
     saved = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:

@@ -1,13 +1,13 @@
-"""System One (`POST <base_url>/systemone`): TypeSafe's Jev and the servers that took over its wire.
+"""System One (`POST <base_url>/systemone`): the API of TypeSafe's Jev, which other servers adopted.
 
-asked     {"model": "jev-1.14.0", "state": "my parcel is late", "questions": {"label": {"type": "choice",
+request   {"model": "jev-1.14.0", "state": "my parcel is late", "questions": {"label": {"type": "choice",
            "instructions": "Choose the queue.", "criteria": {"delivery_delay": "parcel late or lost", "other": null}}}}
-answered  {"model": "jev-1.14.0", "answers": {"label": {"type": "choice", "choice": "delivery_delay",
+response  {"model": "jev-1.14.0", "answers": {"label": {"type": "choice", "choice": "delivery_delay",
            "probabilities": {"delivery_delay": 0.97, ...}, "confidence": 0.93}}, "usage": {"input_tokens": 61, ...}}
 
 Checked on 2026-11-29 against the published references of those who serve it (Abacus RouteLLM, Ollama 0.35, Fireworks,
-Bespoke Nimble, Databricks) and two client libraries; never against TypeSafe itself, and no refusal is documented. The
-request goes through the openai SDK's client, for its transport, its key header and its errors.
+Bespoke Nimble, Databricks) and two client libraries; never against TypeSafe itself. No error is documented. The request
+goes through the openai SDK's client, for its transport, its key header and its exceptions.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,12 @@ QUESTION_KEY = "label"
 
 
 def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "AsyncOpenAI":
-    """Returns the SDK's client; as on the wire of chat completions."""
+    """Return the client of chat completions."""
     return openai_chat.make_client(backend, on_response)
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:
-    """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
+    """Return the request body. Raise RecipeError if the endpoint does not support the number of labels."""
     choice_question = require_choice_question(backend, request)
     criteria = {label: description or None for label, description in choice_question.labels}
     question = {"type": "choice", "instructions": choice_question.instruction, "criteria": criteria}
@@ -37,18 +37,21 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
-    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    """Return the completion of one attempt. Raise the SDK's errors, and ValueError for a malformed response."""
     response = await client.post("/systemone", cast_to=object, body=build_body(backend, request))
     return parse_completion(response, backend, request)
 
 
 async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
-    """Returns None: the wire has no field for it."""
+    """Return None: the API has no such field."""
     return None
 
 
 def parse_completion(response: Any, backend: Backend, request: Request) -> Completion:
-    """Returns what an answer says. Raises ValueError, LookupError, AttributeError or TypeError where it is none."""
+    """Return the completion of a response.
+
+    Raise ValueError, LookupError, AttributeError or TypeError if it is malformed.
+    """
     answer, raw_usage = response["answers"][QUESTION_KEY], response.get("usage") or {}
     if answer["type"] != "choice":
         raise ValueError(f"an answer of type {answer['type']} to a question of type choice")
