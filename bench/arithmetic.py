@@ -20,15 +20,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.data_prep import cpu_name
+from bench import machine
 from insource.config import hardware
 from insource.system import atomic_files, environment, number_format
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "arithmetic.json"
 STAGES = ("train", "train.export", "compare")
 
@@ -68,7 +66,7 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     for stage in STAGES:
         print(f"bench     {setting.name}: {stage}", file=sys.stderr, flush=True)
         argv = [sys.executable, "-m", stage, recipe, "--hardware", "cpu", *setting.changes]
-        codes[stage] = subprocess.run(argv, cwd=ROOT, env=env, check=False).returncode
+        codes[stage] = subprocess.run(argv, cwd=machine.ROOT, env=env, check=False).returncode
         if codes[stage]:
             break
     result: dict[str, Any] = {
@@ -140,8 +138,8 @@ def main() -> int:
         kept_runs = [run for run in previous["runs"] if (run["recipe"], run["setting"]) not in _measured_keys(measured)]
         result = {
             "command": "python -m bench.arithmetic",
-            "machine": cpu_name(),
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "machine": machine.cpu_name(),
+            "date": machine.utc_date(),
             "versions": environment.read_package_versions(),
             "runs": [*kept_runs, *measured],
         }

@@ -10,22 +10,19 @@ day), so that they differ as real ones do. A near-duplicate is an earlier row wi
 import argparse
 import csv
 import json
-import os
 import platform
 import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from demo_data.support_tickets import generate_tickets
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 SIZES = ((10_000, 0.0), (100_000, 0.0), (1_000_000, 0.0), (1_000_000, 0.3))
 SYLLABLES = (
@@ -115,8 +112,8 @@ def measure(count: int, near_fraction: float) -> dict[str, Any]:
         (folder / "rows.yaml").write_text(RECIPE, encoding="utf-8")
         argv = [sys.executable, "-m", "data_prep", str(folder / "rows.yaml"), "--hardware", "cpu", "--runs", name]
         started_at = time.perf_counter()
-        process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        peak = PeakMemory(process.pid)
+        process = subprocess.Popen(argv, cwd=machine.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        peak = machine.PeakMemory(process.pid)
         output, errors = process.communicate()
         elapsed_seconds = time.perf_counter() - started_at
         if process.returncode:
@@ -141,53 +138,10 @@ def measure(count: int, near_fraction: float) -> dict[str, Any]:
                 n for reason, n in report["rows"]["dropped"].items() if reason.startswith("near")
             ),
             "dropped": report["rows"]["dropped"],
-            "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
+            "hardware": machine.describe_hardware(on_gpu=False),
             "python": platform.python_version(),
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "date": machine.utc_date(),
         }
-
-
-class PeakMemory:
-    """The most memory that a process and its children held together, sampled five times a second.
-
-    Proportional set sizes are summed, so that a page which two processes share counts once. Pages of files that are
-    mapped count too, though the system may take them back.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.bytes, self._pid = 0, pid
-        threading.Thread(target=self._sample, daemon=True).start()
-
-    def _sample(self) -> None:
-        while (current_bytes := sum(map(proportional_set_bytes, process_tree(self._pid)))) or Path(
-            f"/proc/{self._pid}"
-        ).exists():
-            self.bytes = max(self.bytes, current_bytes)
-            time.sleep(0.2)
-
-
-def process_tree(pid: int) -> list[int]:
-    """Returns a process and all that descend from it."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:
-        return [pid]
-    return [pid, *(descendant for child in children for descendant in process_tree(int(child)))]
-
-
-def proportional_set_bytes(pid: int) -> int:
-    """Returns the proportional set size of a process, 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-
-
-def cpu_name() -> str:
-    """Returns the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def results_table(results: list[dict[str, Any]]) -> list[str]:

@@ -19,14 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.data_prep import cpu_name
+from bench import machine
 from insource.system import environment
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
 STAGES = ("train", "train.export", "compare")
 # Lines of the console that begin or end a piece of work.
@@ -92,7 +90,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipe", default="classifier")
     arguments = parser.parse_args()
-    checkouts = {"before": arguments.before.resolve(), "now": ROOT}
+    checkouts = {"before": arguments.before.resolve(), "now": machine.ROOT}
     extra_env = {"before": dict(assignment.split("=", 1) for assignment in arguments.before_with), "now": {}}
     builds: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(arguments.runs):
@@ -115,8 +113,8 @@ def _write_results(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arg
         "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}"
         + (f" --before-with {' '.join(arguments.before_with)}" if arguments.before_with else ""),
         "commits": {name: _git_commit(path) for name, path in checkouts.items()},
-        "machine": cpu_name(),
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine.cpu_name(),
+        "date": machine.utc_date(),
         "versions": environment.read_package_versions(),
         "median_seconds": medians,
         "now_over_before": round(medians["now"] / medians["before"], 3) if len(medians) == 2 else None,

@@ -23,16 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.data_prep import cpu_name, process_tree
+from bench import machine
 from demo_data.support_tickets import generate_tickets
 from insource.system import atomic_files
 from insource.tracking import metrics
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 RECIPE = """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -66,7 +64,7 @@ def start_training(recipe: Path, runs: Path, *settings: str, **kwargs: Any) -> s
     """Returns the command as a user gives it, begun in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "train", str(recipe), *settings],
-        cwd=ROOT,
+        cwd=machine.ROOT,
         env={**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -98,7 +96,7 @@ def kill_when(process: subprocess.Popen[str], is_due: Callable[[], object]) -> b
             return False
         time.sleep(0.0005)
     # The parents first: none may see its children go and write something down.
-    for pid in process_tree(process.pid):
+    for pid in machine.process_tree(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.communicate()
@@ -229,9 +227,9 @@ def main() -> int:
         "undisturbed": expected,
         "undisturbed_seconds": round(to_training + to_end, 1),
         "raw": results,
-        "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
+        "hardware": machine.describe_hardware(on_gpu=False),
         "python": platform.python_version(),
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "date": machine.utc_date(),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")

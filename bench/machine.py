@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,9 +53,13 @@ def describe_hardware(on_gpu: bool) -> str:
         import torch
 
         return str(torch.cuda.get_device_name())
+    return f"{os.cpu_count()} cores, {cpu_name()}"
+
+
+def cpu_name() -> str:
+    """Returns the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{os.cpu_count()} cores, {name}"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
@@ -77,3 +82,40 @@ def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
 def utc_date() -> str:
     """Returns the day, UTC."""
     return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+class PeakMemory:
+    """The most memory that a process and its children held together, sampled five times a second.
+
+    Proportional set sizes are summed, so that a page which two processes share counts once. Pages of files that are
+    mapped count too, though the system may take them back.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.bytes, self._pid = 0, pid
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        while (current_bytes := sum(map(proportional_set_bytes, process_tree(self._pid)))) or Path(
+            f"/proc/{self._pid}"
+        ).exists():
+            self.bytes = max(self.bytes, current_bytes)
+            time.sleep(0.2)
+
+
+def process_tree(pid: int) -> list[int]:
+    """Returns a process and all that descend from it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return [pid]
+    return [pid, *(descendant for child in children for descendant in process_tree(int(child)))]
+
+
+def proportional_set_bytes(pid: int) -> int:
+    """Returns the proportional set size of a process, 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

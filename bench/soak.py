@@ -30,8 +30,7 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench import machine
-from bench.data_prep import process_tree
-from bench.kills import ROOT, write_recipe
+from bench.kills import write_recipe
 from deploy import registry
 from insource.config import cli
 from insource.config.errors import StageError
@@ -112,7 +111,9 @@ def command_env(folder: Path) -> dict[str, str]:
 def run_command(folder: Path, *args: object) -> None:
     """Runs `python -m <words>` to its end. Raises StageError where it fails."""
     argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
-    process = subprocess.run(argv, cwd=ROOT, env=command_env(folder), capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        argv, cwd=machine.ROOT, env=command_env(folder), capture_output=True, text=True, check=False
+    )
     if process.returncode:
         raise StageError(f"{' '.join(argv)} ended with {process.returncode}:\n{process.stderr[-2000:]}")
 
@@ -122,7 +123,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
     port, log = free_port(), folder / "gateway.log"
     argv = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
     with log.open("wb") as log_file:
-        process = subprocess.Popen(argv, cwd=ROOT, env=command_env(folder), stdout=log_file, stderr=log_file)
+        process = subprocess.Popen(argv, cwd=machine.ROOT, env=command_env(folder), stdout=log_file, stderr=log_file)
     try:
         while b"ready     " not in log.read_bytes():
             if process.poll() is not None:
@@ -145,7 +146,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
         process.wait(60)
         return summarize(state, seconds, time.monotonic() - started_at, log.read_text(encoding="utf-8"))
     finally:
-        for pid in process_tree(process.pid):
+        for pid in machine.process_tree(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
@@ -258,7 +259,7 @@ async def inject_faults(state: SoakState, rng: random.Random) -> None:
         if time.monotonic() + wait > state.until - 10:
             return
         await asyncio.sleep(wait)
-        child_pids = process_tree(state.gateway)[1:]
+        child_pids = machine.process_tree(state.gateway)[1:]
         if not child_pids:
             continue
         signal_number, pid = rng.choice((signal.SIGKILL, signal.SIGSTOP)), rng.choice(child_pids)

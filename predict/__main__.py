@@ -4,8 +4,7 @@ import os
 from collections.abc import Sequence
 
 from insource.config import cli
-
-ENGINES = ("vllm", "gateway")
+from predict import ENGINES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

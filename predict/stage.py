@@ -18,6 +18,7 @@ from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.tracking import run
+from predict import ENGINES
 from predict.engines import clients, local_vllm, server_check
 from predict.execution.job_execution import JobExecution, log_step
 from predict.job import Job, merge_recipes, read_output_info
@@ -26,8 +27,6 @@ from serve import server
 from serve.vllm import launch_plan
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import VllmProcess
-
-ENGINES = ("vllm", "gateway")
 
 
 def main(arguments: argparse.Namespace) -> int:

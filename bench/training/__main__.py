@@ -79,8 +79,7 @@ def main() -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
-    root = Path(__file__).parents[2]
-    banking77_dir = Path(os.environ.get("BANKING77") or root / "recipes" / "data" / "banking77")
+    banking77_dir = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
     parser.add_argument(
         "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
     )

@@ -103,7 +103,7 @@ def print_tables(results: Sequence[Result]) -> None:
             if result["quantization"] == quantization and not result["shape"].startswith("labels_")
         ]
         if shown_results:
-            console.print(_print_side_by_side(shown_results, quantization))
+            console.print(_side_by_side_table(shown_results, quantization))
             for system, reason in dict.fromkeys(
                 (result["system"], result["not_run"]) for result in shown_results if "not_run" in result
             ):
@@ -113,7 +113,7 @@ def print_tables(results: Sequence[Result]) -> None:
     if labels := [
         result for result in completed if result["shape"].startswith("labels_") and result["system"] == "insource"
     ]:
-        console.print(_print_by_labels(labels, completed))
+        console.print(_label_count_table(labels, completed))
     for result in completed[:1]:
         console.print(
             f"{result['hardware']}, model {result['model']}, {result['date']}; medians of runs, the first update "
@@ -121,7 +121,7 @@ def print_tables(results: Sequence[Result]) -> None:
         )
 
 
-def _print_side_by_side(results: Sequence[Result], quantization: str) -> Table:
+def _side_by_side_table(results: Sequence[Result], quantization: str) -> Table:
     title = "Training" + (f", {quantization} base" if quantization != "none" else "")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("shape, batch", "system"):
@@ -166,7 +166,7 @@ def _print_side_by_side(results: Sequence[Result], quantization: str) -> Table:
     return table
 
 
-def _print_by_labels(results: Sequence[Result], completed: Sequence[Result]) -> Table:
+def _label_count_table(results: Sequence[Result], completed: Sequence[Result]) -> Table:
     table = Table(title="Cost by number of labels (synthetic names)", box=box.SIMPLE_HEAD, title_justify="left")
     for name in (
         "labels",
