@@ -1,4 +1,4 @@
-"""What Trainer is told between its updates: to stop where the person asked for it, and where a resumed run stood."""
+"""Trainer callbacks: periodic saving, graceful stop on a signal, and restoring state when a run resumes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from train.loop.signals import StopRequest
 
 
 class SaveEvery(TrainerCallback):  # type: ignore[misc]
-    """Saves every so many updates, also where Trainer, which keeps the best, would save only what it evaluates."""
+    """Save every `updates` updates, also if Trainer keeps the best checkpoint and would save only at evaluations."""
 
     def __init__(self, updates: int) -> None:
         self.updates = updates
@@ -23,7 +23,7 @@ class SaveEvery(TrainerCallback):  # type: ignore[misc]
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
-    """Saves and stops after the update in which a signal came, in all processes after the same one."""
+    """Save and stop after the update in which a signal arrives, in all processes after the same update."""
 
     def __init__(self, stop_request: StopRequest) -> None:
         self.wish = stop_request
@@ -34,12 +34,12 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if any_process_stopping(self.wish.signal_name is not None, args.device):
             control.should_save = control.should_training_stop = True
-            # Of several processes the signal may have reached another one alone.
+            # The signal may have reached only another process.
             self.wish.signal_name = self.wish.signal_name or "SIGTERM"
 
 
 def any_process_stopping(stopping: bool, device: Any) -> bool:
-    """Returns whether any process was asked to stop, the same in all of them."""
+    """Return whether a stop was requested in any process, with the same result in all processes."""
     if world.world_size() == 1:
         return stopping
     flag = torch.tensor(int(stopping), device=device)
@@ -48,9 +48,10 @@ def any_process_stopping(stopping: bool, device: Any) -> bool:
 
 
 class RestoreTrainerState(TrainerCallback):  # type: ignore[misc]
-    """Gives back what Trainer's own checkpoint leaves out: sums since the last log, and where the best checkpoint is.
+    """Restore state that Trainer's own checkpoint lacks: sums since the last log, and the path of the best checkpoint.
 
-    `carry` gets what was carried; `announce` a sentence where the best checkpoint cannot be used any more.
+    `load_state` receives the extra state of the checkpoint. `on_fallback` receives a message if the best checkpoint is
+    damaged.
     """
 
     def __init__(

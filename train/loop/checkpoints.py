@@ -1,15 +1,15 @@
-"""Checkpoints that are whole or not there, and the way back to the last good one.
+"""Checkpoints that are complete or absent, and the search for the last valid one.
 
 checkpoints/checkpoint-4/
   adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json ...    as Trainer writes them
-  carried_0.json      sums since the last logged row, which Trainer leaves out; one a process
+  carried_0.json      sums since the last logged row, which Trainer leaves out; one file for each process
   checkpoint.json     {"schema_version": 1, "step": 4, "processes": 1, "versions": {"torch": "2.13.0", ...},
                        "files": {"optimizer.pt": {"bytes": 1204, "sha256": "9f2c..."}, ...}}
-checkpoints/.writing/checkpoint-6          being written, and not there yet
-checkpoints/damaged-checkpoint-2           found damaged, named and set aside
+checkpoints/.writing/checkpoint-6          in progress, not a checkpoint yet
+checkpoints/damaged-checkpoint-2           damaged, renamed and not used
 
 optimizer.pt, scheduler.pt and rng_state.pth are pickles. Trainer reads them with torch.load(weights_only=True), which
-takes tensors and plain values and runs nothing.
+loads tensors and plain values and runs no code.
 """
 
 import os
@@ -28,25 +28,25 @@ PREFIX = "checkpoint-"
 DAMAGED_PREFIX = "damaged-"
 CHECKSUM_FILE = "checkpoint.json"
 KEEP_LAST = 2
-"""Newest checkpoints that are kept beside the best one."""
+"""The number of newest checkpoints that are kept besides the best one."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 @dataclass(frozen=True)
 class CheckpointScan:
-    """What there is to go on from."""
+    """The result of the search for a checkpoint to resume from."""
 
     newest: Path | None
-    """The newest whole checkpoint."""
+    """The newest valid checkpoint."""
     damaged: tuple[str, ...] = ()
-    """For each damaged one a sentence that names it and what is wrong with it."""
+    """A message for each damaged checkpoint, with its name and its problem."""
 
 
 def find_latest_valid(folder: Path) -> CheckpointScan:
-    """Returns the newest checkpoint that is byte for byte as it was written, and what was found damaged.
+    """Return the newest checkpoint with unchanged files, and messages about damaged ones.
 
-    Damaged ones are renamed, so that they neither come up again nor stand in the way of their step's next checkpoint;
-    what a killed process left half-written is removed. Only one process may call it, before any writes.
+    Damaged checkpoints are renamed, so that they are not found again and do not block the next checkpoint of their
+    step. Partial files of a killed process are removed. Only one process may call this, before any process writes.
     """
     for leftover in folder.glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -63,17 +63,17 @@ def find_latest_valid(folder: Path) -> CheckpointScan:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints in a folder, oldest first, whole or not."""
+    """Return the checkpoints in a folder, oldest first, damaged ones included."""
     return sorted((path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()), key=step)
 
 
 def step(path: Path) -> int:
-    """Returns after which update a checkpoint was written."""
+    """Return the update after which a checkpoint was written."""
     return int(path.name.rpartition("-")[2])
 
 
 def find_corruption(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, None where every file is as it was written."""
+    """Return the problem of a checkpoint, or None if every file is unchanged."""
     try:
         expected_files = atomic_files.read_json(path / CHECKSUM_FILE)["files"]
         for name, expected in expected_files.items():
@@ -93,11 +93,11 @@ def find_corruption(path: Path) -> str | None:
 
 
 def save(trainer: Any, write: Callable[[], None], extra_state: Mapping[str, Any]) -> None:
-    """Has Trainer write a checkpoint aside (`write` is its own `_save_checkpoint`), then renames it into place.
+    """Let Trainer write a checkpoint to a temporary folder, then rename it into place.
 
-    Every process calls it; each writes its part, and the first one hashes, renames, and removes older ones.
-    `extra_state` is JSON that `carry_on` gives back. Raises StageError where the disk is full; the checkpoints before
-    are untouched.
+    `write` is Trainer's own `_save_checkpoint`. `extra_state` is JSON that `restore_trainer_sums` returns. Every
+    process calls this function and writes its part. The main process hashes the files, renames the folder and removes
+    older checkpoints. Raise StageError if the disk is full; earlier checkpoints are unchanged.
     """
     args, state = trainer.args, trainer.state
     folder = Path(args.output_dir)
@@ -115,7 +115,8 @@ def save(trainer: Any, write: Callable[[], None], extra_state: Mapping[str, Any]
             )
             world.barrier()
             if world.is_main_process():
-                # By its name alone: the folder of runs may be moved, and this is where Trainer was pointed aside.
+                # The name without a path: the runs folder may be moved, and Trainer's path is that of the temporary
+                # folder.
                 best = state.best_global_step
                 state.best_model_checkpoint = None if best is None else f"{PREFIX}{best}"
                 state.save_to_json(str(temp_checkpoint / "trainer_state.json"))
@@ -133,9 +134,9 @@ def save(trainer: Any, write: Callable[[], None], extra_state: Mapping[str, Any]
 
 
 def write_checksums(path: Path) -> None:
-    """Flushes every file of a checkpoint to disk and writes down its hash.
+    """Flush every file of a checkpoint to disk and write their hashes.
 
-    training_args.bin goes: a pickle that nothing reads, with paths of this machine.
+    training_args.bin is removed: it is a pickle that nothing reads, with paths of this machine.
     """
     (path / "training_args.bin").unlink(missing_ok=True)
     checksums: dict[str, Any] = {}
@@ -155,7 +156,7 @@ def write_checksums(path: Path) -> None:
 
 
 def rotate(folder: Path, best_step: int | None) -> None:
-    """Removes all checkpoints but the newest two and the best, and damaged ones that are older than these."""
+    """Remove all checkpoints but the newest two and the best, and older damaged ones."""
     newest = list_checkpoints(folder)[-KEEP_LAST:]
     kept_names = {path.name for path in newest} | {f"{PREFIX}{best_step}"}
     for path in (*list_checkpoints(folder), *folder.glob(f"{DAMAGED_PREFIX}{PREFIX}*")):
@@ -164,14 +165,16 @@ def rotate(folder: Path, best_step: int | None) -> None:
 
 
 def set_best_checkpoint(state: Any, folder: Path) -> None:
-    """Names the best checkpoint in Trainer's state where it now stands."""
+    """Set the current path of the best checkpoint in Trainer's state."""
     best = folder / f"{PREFIX}{state.best_global_step}"
     state.best_model_checkpoint = str(best) if best.is_dir() else None
 
 
 def restore_trainer_sums(trainer: Any, path: Path) -> dict[str, Any]:
-    """Returns what `save` was given to carry, and gives Trainer its sums back: the next logged loss, and the mean over
-    training, are as they would have been without the interruption."""
+    """Restore Trainer's sums and return the `extra_state` that `save` received.
+
+    The next logged loss and the mean over training are then as without the interruption.
+    """
     extra_state = atomic_files.read_json(path / _extra_state_name())
     sums = extra_state["trainer"]
     trainer._tr_loss += sums["since_logged"]
@@ -194,7 +197,7 @@ def _trainer_sums(trainer: Any) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a checkpoint at once: a kill in the middle must not leave a part of it under its name."""
+    """Remove a checkpoint atomically: a kill in between must not leave a partial folder under its name."""
     if path.exists():
         trash_path = path.with_name(f".{path.name}")
         shutil.rmtree(trash_path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The training loop: Trainer on shares of updates, a record of every step, and a way back into an unfinished run."""
+"""The training loop: Trainer on shards of updates, with metrics of every step, and resuming of an unfinished run."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from train.loop.signals import StopRequest
 from train.packing import sampler
 from train.packing.dataset import TrainingSet
 
-# Keys of `train` that other parts read, or that mean something else to Trainer, whose batches are updates.
+# Keys of `train` that other modules read, or that have another meaning in Trainer, whose batches are updates.
 NOT_FOR_TRAINER = {
     "batch_size",
     "packing",
@@ -28,7 +28,7 @@ NOT_FOR_TRAINER = {
 }
 NOT_FOR_TRAINER |= {"class_weight", "balanced_sampling", "beta", "loss_type", "early_stopping_patience"}
 NOT_FOR_TRAINER |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
-# Trainer's own ways of talking, which `progress.py` replaces.
+# Trainer's console output, which metrics_callback.py replaces.
 CONSOLE_CALLBACKS = ("PrinterCallback", "ProgressCallback")
 
 FallbackLogger = Callable[[str], None]
@@ -45,12 +45,11 @@ def train_adapter(
     stop_request: StopRequest,
     wandb_run: Any,
 ) -> dict[str, Any]:
-    """Trains the model in place; goes on from the last whole checkpoint of the run, if there is one.
+    """Train the model in place. Resume from the last valid checkpoint of the run, if there is one.
 
-    `evaluator` returns the validation metrics of the model as it is; `on_fallback` tells the person and the record;
-    `stop_request` is where signals say that training should stop. Returns final_loss, the mean over training,
-    training_seconds, and best_step where the best checkpoint was taken. Raises KeyboardInterrupt where it was stopped,
-    after saving.
+    `evaluator` returns the validation metrics of the current model. `on_fallback` prints and records a message.
+    `stop_request` is set by signals. Return final_loss (the mean over training), training_seconds, and best_step if the
+    best checkpoint was loaded. Raise KeyboardInterrupt after saving if a stop was requested.
     """
     from train.loop.callbacks import GracefulStop, RestoreTrainerState, SaveEvery
     from train.loop.metrics_callback import MetricsCallback, show_progress
@@ -85,7 +84,7 @@ def train_adapter(
 
 
 def _find_resume_checkpoint(run: Run, on_fallback: FallbackLogger) -> Any:
-    """Returns the checkpoint to go on from, the same in all processes, or None."""
+    """Return the checkpoint to resume from, the same in all processes, or None."""
     from accelerate.utils import broadcast_object_list
 
     latest: list[Any] = [None]
@@ -109,7 +108,7 @@ def build_trainer(
     on_fallback: FallbackLogger,
     recorder: Any,
 ) -> Any:
-    """Returns the trainer, checkpoints below `folder`."""
+    """Return the trainer, with its checkpoints below `folder`."""
     from transformers import EarlyStoppingCallback
 
     from train.loop.trainer import PackTrainer
@@ -122,7 +121,7 @@ def build_trainer(
             recipe, folder, sampler.updates_per_epoch(len(training_set.rows), recipe.train.batch_size)
         ),
         train_dataset=training_set.shares,
-        # Trainer asks for one where it evaluates; the evaluator has its own rows.
+        # Trainer requires a data set for evaluation; the evaluator has its own rows.
         eval_dataset=training_set.shares,
         processing_class=tokenizer,
         training_set=training_set,
@@ -142,10 +141,14 @@ def build_trainer(
 
 
 def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int) -> Any:
-    """Returns transformers' TrainingArguments, checkpoints below `folder`; an epoch has so many updates."""
+    """Return transformers' TrainingArguments, with checkpoints below `folder`.
+
+    An epoch has `updates_per_epoch` updates.
+    """
     from transformers import TrainingArguments
 
-    # Trainer knows one epoch, all updates; and where it keeps the best it saves where it evaluates (see SaveEvery).
+    # Trainer sees all updates as one epoch. If it keeps the best checkpoint it saves only at evaluations, see
+    # SaveEvery.
     interval = (
         updates_per_epoch
         if recipe.train.eval_strategy == "epoch"
@@ -158,12 +161,12 @@ def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int
     }
     return TrainingArguments(
         output_dir=folder,
-        # An item of the data set is all that a process does of an update, and the items are all updates of all epochs.
+        # An item of the data set is one process's part of an update, and the items are all updates of all epochs.
         per_device_train_batch_size=1,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        # On a CPU accelerate would have validation compute in bfloat16, too; see precision.py.
+        # On a CPU accelerate would run validation in bfloat16 too; see device/precision.py.
         bf16=mixed_precision == "bf16" and not on_cpu,
         fp16=mixed_precision == "fp16",
         use_cpu=on_cpu,
@@ -175,12 +178,12 @@ def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int
         eval_strategy="steps" if evaluates else "no",
         eval_steps=interval if evaluates else None,
         save_strategy="steps",
-        # Otherwise the patience of early stopping would begin anew with every resume.
+        # Otherwise the patience of early stopping would start again with every resume.
         restore_callback_states_from_checkpoint=True,
         save_steps=interval if recipe.train.keeps_best else recipe.train.save_steps,
         load_best_model_at_end=recipe.train.keeps_best,
         greater_is_better=True if recipe.train.keeps_best else None,
-        # Checkpoints are removed by `checkpoints.rotate`.
+        # `checkpoints.rotate` removes checkpoints.
         save_total_limit=None,
         logging_nan_inf_filter=False,
         **trainer_settings,

@@ -1,7 +1,7 @@
-"""What is minimised: the language-model loss over answers, or DPO's over pairs of them.
+"""The training objectives: cross-entropy over answer tokens, or the DPO loss over pairs of answers.
 
-Both see only the tokens that must be predicted. A pack holds some fifty answer tokens among a thousand; logits for all
-of them cost a small model as much as the model itself, and with a vocabulary of 150,000 most of the memory.
+Both compute logits only for answer tokens. A pack has about fifty answer tokens among a thousand. Logits for all tokens
+cost a small model as much as the model itself, and with a vocabulary of 150,000 most of the memory.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,15 @@ from typing import Any
 from train.packing.collate import IGNORE_INDEX, Batch
 
 MetricSums = dict[str, tuple[Any, float]]
-"""{name: (sum, over how many)}; a sum may be a tensor."""
+"""{name: (sum, count)}; a sum may be a tensor."""
 
 
 def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
-    """Returns for each answer token its log-probability [N], the answer that it belongs to [N], and whether it would
-    have been chosen greedily [N]."""
+    """Return three tensors [N] over the answer tokens of a batch.
+
+    They are the log-probability of the token, the number of the answer that it belongs to, and whether greedy decoding
+    would choose it.
+    """
     import torch
 
     targets, sequences = batch.labels[:, 1:], batch.sequences[:, 1:]
@@ -28,7 +31,7 @@ def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
 
 
 def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
-    """Returns the cross-entropy summed over answer tokens, each times its row's weight, and figures for the log."""
+    """Return the cross-entropy summed over answer tokens, each weighted by its row, and metrics for the log."""
     import torch
 
     token_log_probs, sequence, correct = log_probabilities(model, batch)
@@ -39,8 +42,10 @@ def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricS
 
 
 def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
-    """Returns DPO's loss (arXiv:2305.18290, eq. 7; `loss_type: sigmoid` of TRL) summed over pairs, and figures for the
-    log, each summed over pairs too."""
+    """Return the DPO loss summed over pairs, and metrics for the log, each summed over pairs too.
+
+    Source: arXiv:2305.18290, eq. 7; `loss_type: sigmoid` of TRL.
+    """
     import torch
 
     token_log_probs, sequence, _ = log_probabilities(model, batch)

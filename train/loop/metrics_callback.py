@@ -1,13 +1,13 @@
-"""What one sees while it trains: metrics.jsonl and W&B get the same rows, the terminal the gist of them.
+"""Progress of a training: the same rows in metrics.jsonl and W&B, and a summary in the terminal.
 
     terminal    training  ━━━━━━━━━━━╸━━━━━  120/195  loss 0.412  22 examples/s  0:01:24 eta 0:00:52
     log file    training  5/195    3 s so far, about 2 min left
                 training  49/195  loss 1.203  22 examples/s  35 s so far, about 105 s left
                 validated 100/195  accuracy 0.873  macro-F1 0.861  4.2 s
 
-A row of a training interval holds step, epoch, loss, learning_rate, grad_norm, examples_per_second, tokens_per_second
-(as computed), tokens_saved_per_second (what separate rows would have cost besides) and peak_memory_bytes; a row of
-an evaluation holds step, epoch and validation/<metric>.
+A row of a training interval contains step, epoch, loss, learning_rate, grad_norm, examples_per_second,
+tokens_per_second (computed tokens), tokens_saved_per_second (further tokens without packing) and peak_memory_bytes. A
+row of an evaluation contains step, epoch and validation/<metric>.
 """
 
 import sys
@@ -31,12 +31,12 @@ TRAINER_METRICS = ("loss", "learning_rate", "grad_norm")
 
 
 def show_progress(label: str, total: int, done: int = 0) -> AbstractContextManager[ProgressUpdate]:
-    """Returns the bar of `tracking.bars`; of several processes the first one shows it."""
+    """Return the progress bar of `insource.system.progress_bar`, visible only in the main process."""
     return progress_bar.show_progress(label, total, done, visible=world.is_main_process())
 
 
 def peak_memory_bytes() -> int:
-    """Returns the most memory that this process held: the GPU's where it trained on one, else its resident size."""
+    """Return the peak memory of this process: of the GPU if it used one, else its resident size."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -48,10 +48,10 @@ def peak_memory_bytes() -> int:
 
 @dataclass
 class LoggingInterval:
-    """What happened since the last logged row."""
+    """Counts and sums since the last logged row."""
 
     seconds: float = 0.0
-    """Spent on updates: not on evaluation, not on checkpoints."""
+    """Time of updates, without evaluations and checkpoints."""
     examples: int = 0
     computed_tokens: int = 0
     saved_tokens: int = 0
@@ -59,7 +59,7 @@ class LoggingInterval:
     over: dict[str, float] = field(default_factory=dict)
 
     def rates(self) -> dict[str, float]:
-        """Returns examples, computed and saved tokens a second; {} where nothing was counted."""
+        """Return examples, computed tokens and saved tokens a second; {} if nothing was counted."""
         if not self.seconds or not self.examples:
             return {}
         return {
@@ -69,15 +69,15 @@ class LoggingInterval:
         }
 
     def means(self) -> dict[str, float]:
-        """Returns the noted figures, each the mean over what it was noted of."""
+        """Return the mean of each added metric over its count."""
         return {name: float(value) / self.over[name] for name, value in self.sums.items()}
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Writes a row each logging interval and each evaluation to metrics.jsonl and W&B, and moves the progress bar.
+    """Write a row for each logging interval and each evaluation to metrics.jsonl and W&B, and advance the progress bar.
 
-    `updates_an_epoch` turns updates into epochs of the recipe: Trainer is given all of them as one. The first process
-    alone writes; rates are right if it counts for all of them.
+    `updates_per_epoch` converts updates to epochs of the recipe: Trainer gets all epochs as one. Only the main process
+    writes. Its rates are right if `count` gets the numbers of all processes.
     """
 
     def __init__(self, path: Path, wandb_run: Any, updates_per_epoch: float, advance: ProgressUpdate) -> None:
@@ -87,32 +87,32 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self.said = ""
 
     def count(self, examples: int, computed_tokens: int, saved_tokens: int) -> None:
-        """Takes what an update was made of, over all processes; to be called before the update ends."""
+        """Add the counts of an update, over all processes. Call it before the update ends."""
         self.interval.examples += examples
         self.interval.computed_tokens += computed_tokens
         self.interval.saved_tokens += saved_tokens
 
     def note(self, sums: Mapping[str, Any], count: float = 1.0) -> None:
-        """Takes more figures of an update, each as its sum over `count` things (rows, tokens, updates).
+        """Add metrics of an update, each as its sum over `count` items (rows, tokens, updates).
 
-        The row gets their mean over the interval: `note({"rewards/accuracies": 5.0}, over=8)`. A sum may be a tensor,
-        which is not read before the row is written. A loss that is noted replaces Trainer's.
+        The row contains their mean over the interval: `add_metric({"rewards/accuracies": 5.0}, count=8)`. A sum may be
+        a tensor, which is not read before the row is written. An added `loss` replaces Trainer's.
         """
         for name, value in sums.items():
             self.interval.sums[name] = self.interval.sums.get(name, 0.0) + value
             self.interval.over[name] = self.interval.over.get(name, 0.0) + count
 
     def carried(self) -> dict[str, Any]:
-        """Returns the interval as it stands, as JSON: what a checkpoint between two rows has to keep."""
+        """Return the current interval as JSON, for a checkpoint between two rows."""
         sums = {name: float(value) for name, value in self.interval.sums.items()}
         return {**asdict(self.interval), "sums": sums}
 
     def carry(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
+        """Restore the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
         self.interval = LoggingInterval(**state)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one row, the same to both."""
+        """Write one row to metrics.jsonl and W&B."""
         row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **values}
         metrics_file.append(self.path, row)
         wandb_logging.log_row(self.wandb_run, row)
@@ -125,7 +125,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = time.monotonic()
         self.interval.seconds, self.mark = self.interval.seconds + now - self.mark, now
-        # Otherwise the last updates of a run would be in no row.
+        # Otherwise no row would contain the last updates of a run.
         control.should_log |= state.global_step >= state.max_steps
         self.advance(state.global_step, self.said)
 
@@ -145,7 +145,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
     ) -> None:
-        """Takes {metric: value}, also as Trainer names them (eval_<metric>)."""
+        """Log {metric: value}, with or without Trainer's prefix (eval_<metric>)."""
         now = time.monotonic()
         seconds, self.mark = now - self.mark, now
         if not metrics or not state.is_world_process_zero:

@@ -1,8 +1,8 @@
-"""transformers' Trainer, told what one optimizer update is here: a list of packs and what their loss is divided by.
+"""transformers' Trainer with packs: one item is one process's part of an optimizer update.
 
-Trainer keeps the optimizer, the schedule, mixed precision, processes and checkpoints. An item of the data set is all
-that a process does of one update (`packing.Share`), so per_device_train_batch_size and gradient_accumulation_steps are
-1, and the update equals the one of separate rows for any packs, any number of processes, and any halving of packs.
+Trainer provides the optimizer, the schedule, mixed precision, processes and checkpoints. An item of the data set is an
+`UpdateShard`, so per_device_train_batch_size and gradient_accumulation_steps are 1. The update equals that of separate
+rows for any packs, any number of processes, and any halving of packs.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from train.packing.packing_plan import Pack, UpdateShard
 
 
 class PackTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose batches are shares of an update.
+    """A Trainer whose batches are shards of an update.
 
-    `lesson` says what is learnt; `evaluator` returns the validation metrics of the model as it is; `recorder` is told
-    what every update was made of; `announce` gets a sentence for the person and the record;
-    `computing` is what forward passes run in.
+    `training_set` contains the rows and their order. `evaluator` returns the validation metrics of the current model.
+    `recorder` gets the counts and metrics of every update. `on_fallback` gets a message to print and record.
+    `forward_context` is the context of forward passes.
     """
 
     def __init__(
@@ -47,12 +47,15 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         self.evaluator, self.recorder, self.announce = evaluator, recorder, on_fallback
         self.computing = forward_context
         self.most_rows: int | None = None
-        """Rows that a pack may hold since memory did not suffice for more."""
+        """The most rows of a pack since an out-of-memory error."""
         self.share: UpdateShard | None = None
 
     def training_step(self, model: Any, inputs: UpdateShard, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Returns the loss of the update (this process's part of it times the number of processes, so that the mean
-        over processes is the loss), gradients in place. Raises StageError where it is not finite."""
+        """Return the loss of the update and accumulate its gradients.
+
+        The loss is this process's part times the number of processes, so that the mean over processes is the loss.
+        Packs are halved after an out-of-memory error. Raise StageError if the loss is not finite.
+        """
         model.train()
         self.share = inputs
         packs = [part for pack in inputs.packs for part in self._small_enough(pack)]
@@ -81,14 +84,14 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     def _forward_and_backward(
         self, model: Any, packs: list[Pack], normalizer: float
     ) -> tuple[torch.Tensor, MetricSums]:
-        # Gradients are averaged over processes, and each one's part is divided by the whole update's normalizer.
+        # Gradients are averaged over processes, and each process divides by the normalizer of the complete update.
         scale = self.accelerator.num_processes / normalizer
         loss, metric_sums = torch.zeros((), device=self.accelerator.device), MetricSums()
         for index, pack in enumerate(packs):
             is_last = index == len(packs) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 batch = self._batch(pack)
-                # Backward too: checkpointing computes layers again there.
+                # Backward is inside: gradient checkpointing computes layers again there.
                 with pack_attention(self.model.config, batch):
                     with self.compute_loss_context_manager(), self.computing():
                         summed, pack_sums = self.loss_of(model, batch, self.beta)
@@ -109,7 +112,10 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         return [part for half in pack.halves() for part in self._small_enough(half)]
 
     def _halved(self, model: Any, packs: list[Pack], oom_message: str) -> list[Pack]:
-        """Returns the packs of this update with half the rows each; its gradients start anew."""
+        """Return the packs of this update with half the rows each, and reset its gradients.
+
+        Raise StageError if packs cannot be halved: one row, or several processes.
+        """
         largest = max(len(pack.rows) for pack in packs)
         if largest == 1 or self.accelerator.num_processes > 1:
             raise StageError(
@@ -139,7 +145,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        # In fp16 the scaler looks for its scale by updates that overflow, and leaves them out.
+        # In fp16 the scaler adjusts its scale by overflowing updates, and skips them.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
             raise StageError(self._not_finite("the gradient norm", float(norm)))
         return norm
@@ -149,17 +155,17 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         checkpoints.save(self, lambda: write(model, trial), self.recorder.carried())
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Returns the validation metrics as Trainer names them, eval_<metric>."""
+        """Return the validation metrics under Trainer's names, eval_<metric>."""
         metrics = {f"eval_{name}": value for name, value in self.evaluator().items()}
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Returns 0: Trainer's estimate reads input_ids of padded batches."""
+        """Return 0: Trainer's estimate reads input_ids of padded batches."""
         return 0
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> None:
-        """The count is the share's own."""
+        """Return None: the normalizer is part of the shard."""
 
 
 def _single_item(items: list[UpdateShard]) -> UpdateShard:
