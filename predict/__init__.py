@@ -1,3 +1,3 @@
-"""Bulk prediction: rows in any format that data preparation reads go in, the same rows with answers come out."""
+"""Bulk prediction: answers to all rows of a file in any format that data preparation reads."""
 
 ENGINES = ("vllm", "gateway")

@@ -8,7 +8,7 @@ from predict import ENGINES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code; `argv` are those of the command line."""
+    """Run the command line and return the exit code; `argv` replaces the process's arguments."""
     parser = cli.build_parser("predict", "Answer every row of a file, a folder or a pattern with the trained model.")
     cli.add_run_option(parser)
     parser.add_argument("--input", default=_env_value("INPUT"), help="a file, a folder or a pattern (default: $INPUT)")

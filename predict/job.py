@@ -1,4 +1,4 @@
-"""A call of `make predict`: which rows, by which model, into which file."""
+"""A call of `make predict`: its rows, its model and its output file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from serve.vllm.launch_plan import ServedModel
 
 @dataclass(frozen=True)
 class Job:
-    """A call: which rows, by which model, into which file."""
+    """One call: its rows, model, engine and output."""
 
     here: Run
     name: str
     recipe: Recipe
-    """Of the run; its source, columns, serve, compare and route as the recipe says now."""
+    """The run's recipe, with source, columns, serve, compare and route of the current recipe."""
     output: Path
     engine: str
     base_url: str | None
@@ -35,18 +35,20 @@ class Job:
     fresh: bool
     force: bool
     about: dict[str, Any]
-    """What is said about the output that is there; {} where none is."""
+    """How the existing output was made (`read_output_info`); {} if there is none."""
     source: Source
     files: list[SourceFile]
     survey: InputSurvey
 
     def served(self, variant: str) -> ServedModel:
-        """Returns what answers in a form of the run."""
+        """Return the served model of a variant of the run: adapter, merged or quantized/<scheme>."""
         return ServedModel(self.name, self.here, self.recipe, variant)
 
     def task(self, variant: str, routing: Routing | None = None) -> Task:
-        """Returns the task of the run, with scale and threshold of a form. Raises RecipeError where the run does not
-        state it."""
+        """Return the run's task with the scale and threshold of a variant; `routing` replaces them.
+
+        Raise RecipeError if prompt.json of the run contains no task.
+        """
         version = registry.compute_version(self.here.folder / "adapter")
         run_task = task.build_task(self.served("adapter"), version, self.recipe, routing or Routing())
         if run_task is None:
@@ -56,7 +58,10 @@ class Job:
         return run_task
 
     def labels(self, task: Task) -> list[str]:
-        """Returns the labels whose probabilities are asked for. Raises RecipeError where there are none to ask for."""
+        """Return the labels whose probabilities are requested; [] without PROBABILITIES.
+
+        Raise RecipeError if the task has no labels, or more labels than a gateway returns.
+        """
         if not self.probabilities:
             return []
         if task.recipe.task.variant != "classification":
@@ -65,15 +70,16 @@ class Job:
         if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
             raise RecipeError(
                 f"PROBABILITIES: a gateway gives those of {decisions.CHOICES_RANGE[1]} labels, and there are "
-                f"{len(labels)}; "
-                "leave ENGINE and BASE_URL out"
+                f"{len(labels)}; leave ENGINE and BASE_URL out"
             )
         return labels
 
 
 def merge_recipes(trained: Recipe, current: Recipe) -> Recipe:
-    """Returns the recipe of a run with what the recipe says now of reading rows, serving and routing. What the run
-    redacts is redacted, and data may leave where both say so."""
+    """Return a run's recipe with the current recipe's settings for reading rows, serving and routing.
+
+    Redaction is that of the run. Data may leave only if both recipes allow it.
+    """
     data = trained.data.model_copy(update={"source": current.data.source, "columns": current.data.columns})
     data_may_leave = trained.privacy.data_may_leave and current.privacy.data_may_leave
     privacy = current.privacy.model_copy(update={"data_may_leave": data_may_leave, "redact": trained.privacy.redact})
@@ -82,12 +88,12 @@ def merge_recipes(trained: Recipe, current: Recipe) -> Recipe:
 
 
 def info_path(path: Path) -> Path:
-    """Returns the file that says how an output was made."""
+    """Return the path of the file that describes how an output was made."""
     return path.with_name(f"{path.name}.about.json")
 
 
 def read_output_info(path: Path) -> dict[str, Any]:
-    """Returns how an output was made; {} where it is not there, or is not as it was written."""
+    """Return how an output was made; {} if the output is missing or was changed since."""
     if not path.is_file() or not info_path(path).is_file():
         return {}
     info: dict[str, Any] = atomic_files.read_json(info_path(path))

@@ -1,4 +1,4 @@
-"""What the output says of a row, in memory and as a line of the journal.
+"""The prediction for a row, in memory and as a line of the journal.
 
 {"key": "9f2c...", "answer": "refund_status", "confidence": 0.97, "answered_by": "local", "abstain": false,
  "refused": null, "probabilities": null}
@@ -17,32 +17,32 @@ class Prediction:
     """The answer to a row, or the reason why there is none."""
 
     answer: Any = None
-    """The label, the labels, the record or the text, as the task's schema types it; None without an answer."""
+    """The label, list of labels, record or text, typed by the task's schema; None without an answer."""
     confidence: float | None = None
-    """On the scale of routing.json; None where it is unknown."""
+    """Confidence on the scale of routing.json; None if it is unknown."""
     answered_by: str | None = None
-    """local: the trained model. Behind a gateway also the name of the API model that answered."""
+    """`local` for the trained model; from a gateway also the name of the API model that answered."""
     abstain: bool | None = None
-    """Whether the confidence is below the threshold of routing.json; None without an answer, or without a threshold."""
+    """Whether the confidence is below the threshold of routing.json; None without an answer or a threshold."""
     refused: str | None = None
-    """`<code>: <words>` where there is no answer."""
+    """`<code>: <reason>` if there is no answer."""
     probabilities: Mapping[str, float] | None = None
-    """Of every label, where they were asked for."""
+    """{label: probability} for every label, if requested."""
     final: bool = True
-    """False: the engine failed, and the row is not known to be the cause; it is asked again by the next call."""
+    """False if the engine failed and the row may not be the cause; the next call retries the row."""
 
 
 PREDICTION_COLUMNS = tuple(column.name for column in fields(Prediction) if column.name != "final")
-"""Columns of the output, behind those of the input."""
+"""Columns of the output, after those of the input."""
 
 
 def to_journal_line(key: str, prediction: Prediction) -> dict[str, Any]:
-    """Returns a prediction as its line of the journal."""
+    """Return a prediction as a line of the journal."""
     values = asdict(prediction)
     del values["final"]
     return {"key": key, **values}
 
 
 def from_journal_line(line: Mapping[str, Any]) -> tuple[str, Prediction]:
-    """Returns the key and the prediction of a line of the journal. Raises TypeError or KeyError for any other value."""
+    """Return key and prediction of a journal line. Raise TypeError or KeyError for any other value."""
     return line["key"], Prediction(**{name: value for name, value in line.items() if name != "key"})

@@ -1,9 +1,9 @@
-"""`make predict` from top to bottom: look through the input, start the engine, ask every row, join the output.
+"""`make predict` from top to bottom: survey the input, start the engine, query every row, join the output.
 
     python -m predict classifier --input exports/ --output answers.parquet
 
-Called again it asks for nothing that is on disk: it goes on where it was killed, and says `unchanged` where the output
-is there. Beside the output lies <output>.about.json: who answered, by which threshold, and what became of the rows.
+A repeated call queries only rows without an answer on disk. It resumes a killed call, and reports `unchanged` if the
+output is complete. <output>.about.json beside the output contains the engine, the threshold and the row counts.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from serve.vllm.server_process import VllmProcess
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    """Run the stage and return its exit code. Raise RecipeError and StageError, which `cli.run_cli` reports."""
     job = build_job(arguments)
     log_step("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.here.id}")
     if arguments.dry_run:
@@ -48,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def build_job(arguments: argparse.Namespace) -> Job:
-    """Returns what a call is to predict, once its input was looked through. Raises RecipeError and StageError."""
+    """Return the job of a call after surveying its input. Raise RecipeError and StageError."""
     pattern, path = _parse_paths(arguments)
     engine = _parse_engine(arguments)
     loaded, trained_run = run.load_recipe_and_run(arguments)
@@ -76,7 +76,10 @@ def build_job(arguments: argparse.Namespace) -> Job:
 
 
 def _predict_with_vllm(job: Job) -> None:
-    """Starts the server of the run's form, the next form where serve.model leaves a choice and one cannot be served."""
+    """Start the server of a variant of the run and predict.
+
+    Fall back to the next variant if serve.model leaves a choice and one cannot be served.
+    """
     serve = job.recipe.serve
     variants = launch_plan.rank_variants(job.here, job.here.recipe(), serve)
     if job.about and any(_finish_if_written(job, job.served(variant)) for variant in variants):
@@ -94,7 +97,7 @@ def _predict_with_vllm(job: Job) -> None:
 
 
 class _CannotServeError(Exception):
-    """A form of the run cannot be served."""
+    """A variant of the run that cannot be served."""
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
@@ -102,7 +105,7 @@ class _CannotServeError(Exception):
 
 
 def plan_execution(job: Job, served: ServedModel) -> JobExecution:
-    """Returns the prediction by one form of the run. Raises _NotServedError where that cannot be served."""
+    """Return the execution of a job with one variant of the run. Raise _CannotServeError if it cannot be served."""
     try:
         planned = launch_plan.plan_launch([served], job.recipe.serve)
     except RecipeError as error:
@@ -113,8 +116,10 @@ def plan_execution(job: Job, served: ServedModel) -> JobExecution:
 
 
 def _finish_if_written(job: Job, served: ServedModel) -> bool:
-    """Returns whether the output is there by a form of the run, and says so. A form that another one was taken in the
-    place of is not started to find that out."""
+    """Finish the job if the output exists already, made with this variant; return whether it does.
+
+    A variant that an earlier call replaced by another one is not started to find that out.
+    """
     try:
         execution = plan_execution(job, served)
     except _CannotServeError:
@@ -127,7 +132,7 @@ def _finish_if_written(job: Job, served: ServedModel) -> bool:
 
 
 def _predict_with_variant(job: Job, served: ServedModel) -> None:
-    """Predicts by one form of the run. Raises _NotServedError where that cannot be served."""
+    """Predict with one variant of the run. Raise _CannotServeError if it cannot be served."""
     execution = plan_execution(job, served)
     with execution.held():
         if not execution.is_asked():
@@ -151,7 +156,10 @@ def _ask_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
 
 
 async def _predict_with_server(job: Job, base_url: str) -> None:
-    """Asks a vLLM server that runs, once it is held to the run: it may have been started for another one."""
+    """Predict with a running vLLM server.
+
+    Verify it against the run first: it may have been started for another one.
+    """
     origin, adapter = clients.server_origin(base_url), job.served("adapter")
     async with clients.open_session(origin, job.recipe.compare.concurrency) as session:
         cards = server_check.find_model_cards(await clients.get_json(session, "/v1/models"), job.name)
@@ -177,7 +185,7 @@ async def _ask_vllm(execution: JobExecution, origin: str) -> None:
 
 
 async def _predict_with_gateway(job: Job) -> None:
-    """Asks a gateway for what it has deployed, which may be another run than the newest."""
+    """Predict with the version that a gateway has deployed, which may differ from the newest run."""
     assert job.base_url is not None
     async with clients.open_session(clients.server_origin(job.base_url), job.recipe.compare.concurrency) as session:
         version = await clients.fetch_deployed_version(session, job.name)

@@ -1,4 +1,4 @@
-"""The scale of a run's confidences and the threshold below which a prediction abstains: routing.json of the run."""
+"""Scale of a run's confidences, and the threshold below which a prediction abstains, from routing.json of the run."""
 
 from compare.decision import routing_policy
 from compare.eval_dataset import EvalDataset
@@ -16,11 +16,14 @@ COMPARE_HINT = "`make compare` makes one"
 
 
 def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Recipe) -> Routing:
-    """Returns scale and threshold of a run's form (adapter, merged, quantized/<scheme>); the threshold is None, with
-    the reason, where routing.json is of another adapter, other weights, another base or another target."""
+    """Return scale and threshold of a variant of a run: adapter, merged or quantized/<scheme>.
+
+    The threshold is None, with the reason, if routing.json belongs to another adapter, other weights, another base or
+    another target.
+    """
     reason = _no_threshold_reason(run, variant, recipe.serve.base)
     if reason is not None:
-        # The scale is the run's own also without a comparison: training left its reference answers.
+        # Without a comparison the scale is fitted on the reference answers that training wrote.
         has_validation = (run.folder / "data" / "validation.jsonl").is_file()
         return Routing(confidence.fit_tuned_scale(run, material) if has_validation else None, None, reason)
     try:
@@ -47,7 +50,7 @@ def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
     compared_variant = scores["systems"]["tuned"].get("form")
     if compared_variant != variant and not (compared_variant in EQUIVALENT_VARIANTS and variant in EQUIVALENT_VARIANTS):
         return f"the comparison was of {compared_variant}, and {variant} answers; compare with serve.model={variant}"
-    # Without a base that training changed, the trained base is the published one.
+    # Only a base that training changed can differ from the published one.
     if base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json")):
         served_base = scores.get("base", {}).get("served_as")
         if served_base != base:

@@ -1,0 +1,1 @@
+"""Engines of a prediction: a vLLM server or a gateway."""

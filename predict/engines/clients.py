@@ -1,8 +1,7 @@
-"""Who answers: vLLM, asked as the gateway asks it, or a gateway, asked for the task.
+"""Clients of the engines: vLLM, queried as the gateway queries it, or a gateway, queried for the task.
 
-An answer that does not come is asked for again TRIES times in all. Where the server is not there any more, the
-prediction stops, and goes on where it was when it is called again; where it is, the row is refused and the next one
-asked.
+A request without an answer is retried, with MAX_ATTEMPTS attempts in all. If the server is down then, the prediction
+stops, and the next call resumes it. If the server is healthy, the row is refused and the next one queried.
 """
 
 import asyncio
@@ -30,28 +29,28 @@ from serve.vllm.launch_plan import API_KEY_VARIABLE
 
 MAX_ATTEMPTS = 6
 ANSWER_TIMEOUT_SECONDS = 600.0
-"""An answer may wait behind as many others as are on their way."""
+"""An answer may wait for all other requests in flight."""
 KEEPALIVE_SECONDS = 2.0
 """uvicorn closes connections that were idle for 5 s."""
 CONFIDENT_REASON = "confident"
 RETRY_STATUS = (408, 429, *range(500, 600))
-"""Statuses of an answer that another attempt may get."""
+"""Statuses after which another attempt may succeed."""
 ROW_ERROR_STATUS = (400, 413, 422)
-"""Statuses that say something of the row. Any other ends the prediction: no row would be answered."""
+"""Statuses that the row causes. Any other one ends the prediction: no row would be answered."""
 
 
 @dataclass(frozen=True)
 class ServedTask(Task):
-    """The task of a run, as a server that is no gateway knows it: by the recipe's name."""
+    """The task of a run on a plain vLLM server, which serves it under the recipe's name."""
 
     @property
     def inside(self) -> str:
-        """Returns the model's name in requests."""
+        """Return the model's name in requests."""
         return self.name
 
 
 def check_server_allowed(recipe: Recipe, base_url: str) -> None:
-    """Raises RecipeError where inputs may not be sent to a server."""
+    """Raise RecipeError if inputs may not be sent to a server."""
     host = parse_host(base_url)
     if host is None or not base_url.startswith(("http://", "https://")):
         raise RecipeError(f"BASE_URL: given {base_url!r}, needed: an address such as http://127.0.0.1:8000")
@@ -63,7 +62,7 @@ def check_server_allowed(recipe: Recipe, base_url: str) -> None:
 
 
 def open_session(origin: str, max_concurrency: int) -> ClientSession:
-    """Returns a session with a server, to be used as a context; the key is that of the environment."""
+    """Return a session with a server, to be used as a context; the API key is that of the environment."""
     key = os.environ.get(API_KEY_VARIABLE)
     return ClientSession(
         origin,
@@ -74,21 +73,24 @@ def open_session(origin: str, max_concurrency: int) -> ClientSession:
 
 
 def server_origin(base_url: str) -> str:
-    """Returns the address of a server without the /v1 that clients of OpenAI's wire are given."""
+    """Return the address of a server without the /v1 of base URLs for OpenAI clients."""
     return base_url.rstrip("/").removesuffix("/v1")
 
 
 class VllmClient:
-    """vLLM, on the wire that the comparison uses: the same body, the same constraint, the same reading."""
+    """A client of vLLM with the request body, constraint and parsing of the comparison."""
 
     def __init__(self, task: Task, session: ClientSession, labels: Sequence[str], max_concurrency: int) -> None:
-        """`labels`: those whose probabilities are asked for. `max_concurrency`: requests for those of one row."""
+        """Set up the client.
+
+        `labels`: those whose probabilities are requested. `max_concurrency`: requests for the probabilities of one row.
+        """
         self._task, self._labels, self._at_once = task, labels, max_concurrency
         self._session, self._engine = session, EngineConnection(session, lambda: None)
 
     async def ask(self, row: InputRow) -> Prediction:
-        """Returns the prediction of a row. Raises StageError where the server is gone."""
-        # How long to wait is not vLLM's word here: deploy/answers/local_model.py says it for clients of the gateway.
+        """Return the prediction of a row. Raise StageError if the server is down."""
+        # vLLM does not set the waiting time: deploy/answers/local_model.py sets it, for clients of the gateway.
         return await _ask_with_retries(lambda: self._asked(row), self._session, use_retry_after=False)
 
     async def _asked(self, row: InputRow) -> Prediction:
@@ -113,17 +115,17 @@ class VllmClient:
 
 
 class GatewayClient:
-    """A gateway: one version of the task, which may have an API model answer below the threshold."""
+    """A client of a gateway, bound to one version of the task; an API model may answer below the threshold."""
 
     def __init__(self, task: Task, session: ClientSession, labels: Sequence[str], version: str) -> None:
         self._task, self._session, self._labels, self._version = task, session, labels, version
 
     async def ask(self, row: InputRow) -> Prediction:
-        """Returns the prediction of a row. Raises StageError where the gateway is gone, or has changed over."""
+        """Return the prediction of a row. Raise StageError if the gateway is down or has changed the version."""
         return await _ask_with_retries(lambda: self._asked(row), self._session)
 
     async def _asked(self, row: InputRow) -> Prediction:
-        # As the file has it: the gateway redacts, and keeps here what has personal data in it.
+        # The raw input: the gateway redacts it, and answers locally if it contains personal data.
         payload = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
         return Prediction(
             answer=payload["answer"],
@@ -162,8 +164,11 @@ class GatewayClient:
 
 
 async def fetch_deployed_version(session: ClientSession, name: str) -> str:
-    """Returns the version of a model that a gateway answers with, by asking for one token, which is not routed. Raises
-    RecipeError or StageError where there is none."""
+    """Return the version of a model that a gateway has deployed.
+
+    It requests one token, which is not routed. Raise RecipeError if BASE_URL is no gateway, StageError if it does not
+    answer.
+    """
     for failures in range(1, MAX_ATTEMPTS + 1):
         try:
             _, version = await _post_json(session, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
@@ -179,14 +184,17 @@ async def fetch_deployed_version(session: ClientSession, name: str) -> str:
 
 
 def is_below_threshold(confidence: float | None, threshold: float | None) -> bool | None:
-    """Returns whether a confidence is below a threshold, an unknown one always; None without a threshold."""
+    """Return whether a confidence is below a threshold: True if it is unknown, None without a threshold."""
     return None if threshold is None else confidence is None or confidence < threshold
 
 
 async def _ask_with_retries(
     ask: Callable[[], Awaitable[Prediction]], session: ClientSession, use_retry_after: bool = True
 ) -> Prediction:
-    """Asks up to TRIES times, and waits between as long as the server says, where that is to be heeded."""
+    """Query up to MAX_ATTEMPTS times.
+
+    The waiting time between attempts is the server's if it sets one and `use_retry_after`, else a backoff.
+    """
     for failures in range(1, MAX_ATTEMPTS + 1):
         try:
             return await ask()
@@ -205,7 +213,7 @@ async def _ask_with_retries(
 
 
 def _refusal_code(error: RequestError) -> str:
-    # A gateway says so of an answer that does not fit the task's schema, vLLM of a request that it cannot read.
+    # 422 from a gateway: the answer does not fit the task's schema; from vLLM: the request cannot be read.
     wrong_answer = error.status == 422 and not isinstance(error, EngineRequestError)
     return "invalid_answer" if wrong_answer else "refused_input"
 
@@ -219,7 +227,7 @@ async def _is_healthy(session: ClientSession) -> bool:
 
 
 async def get_json(session: ClientSession, path: str) -> dict[str, Any]:
-    """Returns what a server says at a path. Raises StageError where it does not answer, or does not take the key."""
+    """Return the JSON object at a server's path. Raise StageError if it does not answer or rejects the API key."""
     try:
         async with session.get(path) as response:
             payload = await response.json(content_type=None)
@@ -230,8 +238,10 @@ async def get_json(session: ClientSession, path: str) -> dict[str, Any]:
 
 
 async def _post_json(session: ClientSession, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns what a gateway says, and the version that it says it of. Raises RefusedError, or StageError where no row
-    will be answered."""
+    """Return a gateway's JSON object and the version that answered.
+
+    Raise RequestError, or StageError if no row will be answered.
+    """
     try:
         async with session.post(path, json=body) as response:
             payload = json.loads(await response.read())

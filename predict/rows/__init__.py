@@ -1,0 +1,1 @@
+"""Rows of a prediction: input and output files."""

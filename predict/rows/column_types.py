@@ -1,7 +1,7 @@
-"""The columns of rows that come one by one, and their types in Parquet.
+"""Column names and Parquet types of rows that arrive one by one.
 
 in   {"id": 7, "tags": ["late"]}, {"id": 7.5, "note": "x"}, {"id": 8, "note": 3}
-out  id: double, tags: list<string>, note: string ("x", "3": its values have no type in common, and are JSON)
+out  id: double, tags: list<string>, note: string ("x", "3": values without a common type are written as JSON)
 """
 
 import json
@@ -11,43 +11,43 @@ from typing import Any
 import pyarrow as pa
 
 MAX_FIELDS = 256
-"""Of an object: one with more is a table of its own (keys that are data), and is written as JSON."""
+"""Maximum fields of an object. A larger one has data as keys, and is written as JSON."""
 ARROW_TYPE_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 class ColumnTypes:
-    """Names of columns in the order of their first appearance, and the narrowest type that takes all values."""
+    """Column names in the order of first appearance, each with the narrowest type that fits all values."""
 
     def __init__(self) -> None:
         self._types: dict[str, Any] = {}
-        """None: the values have no type in common."""
+        """{column: Arrow type}; None if the values have no common type."""
 
     @property
     def names(self) -> list[str]:
-        """Returns the names of the columns."""
+        """Return the names of the columns."""
         return list(self._types)
 
     def add(self, rows: Sequence[Mapping[str, Any]], with_types: bool = True) -> None:
-        """Takes the columns of some rows."""
+        """Add the columns of rows; infer their types too if `with_types`."""
         for name in dict.fromkeys(name for row in rows for name in row):
             previous = self._types.setdefault(name, pa.null())
             if with_types and previous is not None:
                 self._types[name] = _merge_types(previous, [row.get(name) for row in rows])
 
     def of(self, name: str) -> Any:
-        """Returns the Arrow type of a column."""
+        """Return the Arrow type of a column."""
         arrow_type = self._types[name]
         return pa.string() if arrow_type is None else _resolve_nulls(arrow_type)
 
     def value(self, name: str, value: Any) -> Any:
-        """Returns a value as the column takes it: as JSON where the values have no type in common."""
+        """Return a value as its column stores it: as JSON if the column's values have no common type."""
         if self._types[name] is None and value is not None and not isinstance(value, str):
             return json.dumps(value, ensure_ascii=False)
         return value
 
 
 def _merge_types(previous: Any, values: list[Any]) -> Any:
-    """The type of values and of those before, None where there is none."""
+    """Return the common type of values and of the previous ones; None if there is none."""
     try:
         schemas = [pa.schema([("value", arrow_type)]) for arrow_type in (previous, pa.array(values).type)]
         merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -57,7 +57,10 @@ def _merge_types(previous: Any, values: list[Any]) -> Any:
 
 
 def _count_fields(arrow_type: Any) -> int:
-    """How many values a type holds; negative where Parquet has no place for it: an object without a field."""
+    """Return the number of values that a type holds.
+
+    It is negative for an object without fields, which Parquet cannot store.
+    """
     child_counts = [_count_fields(arrow_type.field(index).type) for index in range(arrow_type.num_fields)]
     if pa.types.is_struct(arrow_type) and not child_counts:
         return -MAX_FIELDS * MAX_FIELDS
@@ -65,7 +68,7 @@ def _count_fields(arrow_type: Any) -> int:
 
 
 def _resolve_nulls(arrow_type: Any) -> Any:
-    """The type with text in the place of what no value was seen of."""
+    """Return the type with string in place of every null type, which means that no value was seen."""
     if pa.types.is_null(arrow_type):
         return pa.string()
     if pa.types.is_list(arrow_type):
@@ -77,10 +80,10 @@ def _resolve_nulls(arrow_type: Any) -> Any:
 
 
 def to_arrow_array(values: Sequence[Any], arrow_type: Any) -> Any:
-    """Returns values as an Arrow array of a type that takes all of them."""
+    """Return values as an Arrow array of a type that fits all of them."""
     try:
         return pa.array(values, arrow_type)
-    except pa.ArrowInvalid:  # a whole number that no double is equal to
+    except pa.ArrowInvalid:  # an integer that no double equals
         return pa.array([_convert_to_floats(value, arrow_type) for value in values], arrow_type)
 
 
@@ -98,7 +101,7 @@ def _convert_to_floats(value: Any, arrow_type: Any) -> Any:
 
 
 def answer_type(module: Any, spec: Any) -> Any:
-    """Returns the Arrow type of a task's answer: a text, a list of labels, or the record by its schema."""
+    """Return the Arrow type of a task's answers: string, list of strings, or a struct by the JSON schema."""
     if module.IS_MULTILABEL:
         return pa.list_(pa.string())
     fields = getattr(spec, "json_schema", None)

@@ -1,8 +1,8 @@
-"""INPUT to rows: which files it names, what is in them, and segments of rows that are ready to be asked.
+"""INPUT as rows: its files, a survey of them, and segments of rows that are ready to be queried.
 
-INPUT is read twice, as a stream both times: once to count its rows and columns, and once to ask them. It is read by the
-readers of data preparation, with the recipe's options of data.source and its columns of the input; data.where is not
-applied, since every row gets an answer or a reason.
+INPUT is read twice as a stream: once to count its rows and columns, once to query the rows. The readers of data
+preparation read it, with the recipe's options of data.source and its input columns. data.where is not applied: every
+row gets an answer or a reason.
 """
 
 import fnmatch
@@ -27,29 +27,29 @@ from insource.tasks.source_record import UnusableRowError, to_text
 from predict.rows.column_types import ColumnTypes
 
 SEGMENT_ROWS = 5000
-"""Rows that are asked, kept and written together."""
+"""Maximum rows of a segment, which has one journal and one part of the output."""
 TYPE_CHUNK_ROWS = 1000
-"""Objects leave out what they have no value for: so many of them together must have every column of the input."""
+"""Rows of a file after which every input column must have occurred: JSON objects may omit empty columns."""
 SOURCE_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
 
 
 @dataclass(frozen=True)
 class InputRow:
-    """A row as it is written out, and what is asked of it."""
+    """A row of INPUT: its columns in the output, and its input for the model."""
 
     own: Mapping[str, Any]
-    """Its own columns; of a row that cannot be read, none. What privacy.redact names is replaced."""
+    """The row's own columns, redacted by privacy.redact; {} if the row cannot be read."""
     raw: str = ""
-    """Its input as the file has it."""
+    """Its input as the file contains it."""
     given: Input | None = None
-    """Its input as preparation writes it; None where it cannot be asked."""
+    """Its input after preparation; None if the row cannot be queried."""
     refused: str | None = None
-    """Why not."""
+    """The reason if the row cannot be queried."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Some rows in succession."""
+    """Consecutive rows of INPUT."""
 
     number: int
     rows: list[InputRow]
@@ -57,23 +57,23 @@ class Segment:
 
 @dataclass(frozen=True)
 class InputSurvey:
-    """What INPUT holds."""
+    """Files, rows and columns of INPUT."""
 
     files: list[dict[str, Any]]
-    """{"file", "sha256", "rows"} of each."""
+    """{"file", "sha256", "rows"} of each file."""
     rows: int
     types: ColumnTypes
-    """The columns of all files, in the order of their first appearance."""
+    """The columns of all files, in the order of first appearance."""
 
 
 def make_source(recipe: Recipe, pattern: str) -> Source:
-    """Returns INPUT as a source that is read as the recipe's own is (encoding, delimiter, header, sheet, limits)."""
+    """Return INPUT as a source with the recipe's own options (encoding, delimiter, header, sheet, limits)."""
     options = recipe.data.source.model_dump(exclude=set(SOURCE_KEYS))
     return Source.model_validate({**options, "paths": [pattern]})
 
 
 def find_input_files(source: Source, pattern: str) -> list[SourceFile]:
-    """Returns the files that INPUT names. Raises RecipeError where nothing there can be read."""
+    """Return the files that INPUT matches. Raise RecipeError if none of them can be read."""
     try:
         return sources.find_files(source)
     except RecipeError as error:
@@ -81,7 +81,7 @@ def find_input_files(source: Source, pattern: str) -> list[SourceFile]:
 
 
 def check_output(output: Path, pattern: str, files: list[SourceFile]) -> None:
-    """Raises RecipeError where the output would be a part of the input: the next call would read it."""
+    """Raise RecipeError if the output would be a part of the input: the next call would read it."""
     folder = Path(pattern)
     is_inside = folder.is_dir() and folder.resolve() in output.resolve().parents
     is_inside = is_inside or (not folder.exists() and _would_match(output, pattern))
@@ -90,7 +90,7 @@ def check_output(output: Path, pattern: str, files: list[SourceFile]) -> None:
 
 
 def _would_match(output: Path, pattern: str) -> bool:
-    """Whether a pattern would name a file once it is there. Below `**` it may stand in any folder."""
+    """Return whether a pattern would match a file that may not exist yet. After `**` any folder matches."""
     parts = Path(pattern).absolute().parts
     n_fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     path, root = output.absolute(), Path(*parts[:n_fixed])
@@ -104,8 +104,10 @@ def _would_match(output: Path, pattern: str) -> bool:
 
 
 def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_types: bool) -> InputSurvey:
-    """Returns what the files hold; the types of columns are looked at where the output has types. Raises RecipeError
-    where a file cannot be read, lacks a column of the input, or has no rows."""
+    """Return the files, rows and columns of INPUT; infer column types if `with_types`.
+
+    Raise RecipeError if a file cannot be read, lacks an input column or has no rows.
+    """
     types, file_infos, total = ColumnTypes(), list[dict[str, Any]](), 0
     for file in files:
         sha256 = sources.sha256(file, source)
@@ -128,14 +130,14 @@ def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_t
 
 
 def is_unchanged(survey: InputSurvey, files: list[SourceFile], source: Source) -> bool:
-    """Returns whether the files are what they were when they were looked through."""
+    """Return whether the files have the same hashes as during the survey."""
     return [info["sha256"] for info in survey.files] == [sources.sha256(file, source) for file in files]
 
 
 def iter_segments(
     files: list[SourceFile], source: Source, task: Task, recipe: Recipe, is_done: Callable[[int], bool]
 ) -> Iterator[Segment | None]:
-    """Yields the rows of the files in segments, None in the place of one that is done: its rows are not prepared."""
+    """Yield the rows of the files in segments; None for a segment that is done, whose rows are not prepared."""
     number = 0
     for file in files:
         for chunk in _iter_chunks(file, source, recipe):
@@ -144,7 +146,7 @@ def iter_segments(
 
 
 def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
-    """Returns a source row as it is asked, or why it cannot be."""
+    """Return a source row as an InputRow, with the reason if it cannot be queried."""
     columns = output_columns(source.values, recipe)
     if source.problem:
         return InputRow(
@@ -160,9 +162,11 @@ def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
 
 
 def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
-    """Returns the columns of a row as they are written out. What privacy.redact names is replaced: in the columns of
-    the input by placeholders as the model reads them, in all others by pseudonyms, so that ids still join. Names of
-    columns and keys get pseudonyms too."""
+    """Return a row's columns as the output contains them, redacted by privacy.redact.
+
+    Input columns get the placeholders that the model reads. All other columns get pseudonyms, so that ids still join.
+    Names of columns and keys get pseudonyms too.
+    """
     kinds = recipe.privacy.redact
     if not kinds:
         return values
@@ -195,7 +199,10 @@ def _redact_text(text: str, recipe: Recipe) -> str:
 
 
 def _iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[list[SourceRow]]:
-    """The rows of a file in pieces of SEGMENT_ROWS, fewer where rows are large: the same at each reading."""
+    """Yield the rows of a file in chunks of SEGMENT_ROWS, fewer if rows are large.
+
+    Chunks are the same at each reading.
+    """
     columns = list(input_columns(recipe).values())
     columns = [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
     _, rows = read.read(file, source, columns)

@@ -1,10 +1,10 @@
-"""Rows with their predictions to a file: parts of a segment each, and all parts as one file.
+"""Output files: a part for each segment, and all parts joined to one file.
 
-.jsonl .ndjson   an object a row: its own columns as they are, and COLUMNS of predict/prediction.py
-.csv             one header; lists and objects are JSON, true and false are words, what is missing is empty
-.parquet         typed: records are structs by their schema, probabilities a struct of labels
+.jsonl .ndjson   an object a row: the input's columns unchanged, then PREDICTION_COLUMNS of predict/prediction.py
+.csv             one header; lists and objects are JSON, booleans are true and false, missing values are empty
+.parquet         typed: records are structs by their schema, probabilities are a struct of labels
 
-Where a row has a column of one of our names, ours get PREFIX in front, all of them.
+If the input has a column with the name of a prediction column, all prediction columns get COLUMN_PREFIX.
 """
 
 import csv
@@ -37,28 +37,30 @@ class Layout:
     kind: str
     own: ColumnTypes
     names: Mapping[str, str]
-    """{column of COLUMNS: its name in this output}."""
+    """{prediction column: its name in this output}."""
     answer: Any
     """The Arrow type of answers."""
     labels: Sequence[str] = ()
-    """Those that have a probability."""
+    """The labels that have a probability."""
 
     @property
     def columns(self) -> list[str]:
-        """Returns the names of all columns in their order."""
+        """Return the names of all columns in their order."""
         return [*self.own.names, *self.names.values()]
 
 
 def output_format(output: Path) -> str:
-    """Returns the format that a file's ending names. Raises RecipeError for another ending."""
+    """Return the format of a file by its suffix. Raise RecipeError for an unknown suffix."""
     if output.suffix.lower() not in FORMATS:
         raise RecipeError(f"OUTPUT: given {output.name}; its ending says what is written: {', '.join(FORMATS)}")
     return FORMATS[output.suffix.lower()]
 
 
 def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
-    """Returns how rows with these columns are written. Raises RecipeError where names of columns clash even with
-    PREFIX."""
+    """Return the layout of an output with these input columns.
+
+    Raise RecipeError if column names clash even with COLUMN_PREFIX.
+    """
     columns = [name for name in PREDICTION_COLUMNS if name != "probabilities" or labels]
     prefix = COLUMN_PREFIX if set(columns) & set(input_types.names) else ""
     names = {name: f"{prefix}{name}" for name in columns}
@@ -68,7 +70,7 @@ def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels:
 
 
 def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
-    """Writes rows aside, flushes them to disk and renames the file into place."""
+    """Write rows to a temporary file, flush it to disk and rename it to `path`."""
     temp_path = path.with_name(f".{path.name}")
     if layout.kind == "parquet":
         _write_parquet(temp_path, layout, rows)
@@ -86,8 +88,11 @@ def join_parts(
     digest: str,
     before_replace: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Writes all parts as one file, whole or not at all. `digest`: of the prediction; two that write the same output
-    write aside under two names. `before_replace` gets the whole file just before it is renamed to `output`."""
+    """Write all parts as one file, atomically.
+
+    `digest` is the prediction's and part of the temporary file's name, so that two predictions of one output do not
+    collide. `before_replace` gets the complete temporary file just before it is renamed to `output`.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     temp_path = output.with_name(f".{output.name}.{digest[:12]}.partial")
     try:
@@ -161,7 +166,10 @@ def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str,
 
 
 def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
-    """Row groups of about ROW_GROUP_ROWS or ROW_GROUP_BYTES, whichever comes first: so much is in memory."""
+    """Write row groups of about ROW_GROUP_ROWS rows or ROW_GROUP_BYTES bytes, whichever comes first.
+
+    Memory holds one row group.
+    """
     with pq.ParquetWriter(path, _arrow_schema(layout)) as writer:
         tables: list[Any] = []
         for part in parts:
