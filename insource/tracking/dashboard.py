@@ -1,7 +1,7 @@
-"""`python -m insource.tracking.dashboard RECIPE`: a W&B workspace for the recipe's runs, made from code.
+"""`python -m insource.tracking.dashboard RECIPE`: create a W&B workspace for the runs of a recipe.
 
-Where the machine is logged in to W&B the workspace is made there and its address is printed; else its specification is
-written to runs/<recipe>/dashboard.json, and what would make it is told.
+If the machine is logged in to W&B, the workspace is created there and its address is printed. Otherwise its
+specification is written to runs/<recipe>/dashboard.json, and the command that would create it is printed.
 """
 
 import json
@@ -23,7 +23,7 @@ from insource.tracking.wandb_logging import is_logged_in
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of the workspace, and the fields that it reads."""
+    """A panel of the workspace, and the fields that it plots."""
 
     title: str
     fields: Sequence[str]
@@ -31,7 +31,10 @@ class Panel:
 
 
 def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
-    """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
+    """Return the panels of each section.
+
+    Line panels plot metrics.jsonl; bar panels plot the summary of a training or a comparison.
+    """
     metrics = METRICS[recipe.task.variant]
     validation_panels = [Panel(metric_label(metric), [f"validation/{metric}"]) for metric in metrics]
     systems = (TUNED, UNTUNED_BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, UNTUNED_BASE)
@@ -63,7 +66,7 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
 
 
 def build_workspace(recipe: Recipe, name: str) -> Any:
-    """Returns the workspace, not saved yet."""
+    """Return the workspace, not saved yet."""
     import wandb_workspaces.reports.v2 as parts
     import wandb_workspaces.workspaces as workspaces
 
@@ -85,6 +88,7 @@ def build_workspace(recipe: Recipe, name: str) -> Any:
 
 
 def main() -> int:
+    """Create the workspace or write its specification. Return the exit code."""
     parser = cli.build_parser("insource.tracking.dashboard", "Make a W&B workspace for the runs of a recipe.")
     arguments = parser.parse_intermixed_args()
     runs = run.runs_folder(arguments.runs)

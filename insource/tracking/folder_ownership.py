@@ -1,11 +1,11 @@
-"""Whose runs are these? Two recipes of one file name, in two folders, never share runs, answers or deployed versions.
+"""Ownership of run folders: two recipes with one file name never share runs, answers or deployed versions.
 
-    runs/tickets/.recipe           /home/ann/acme/tickets.yaml: the recipe whose runs these are, and its file's hash
-    runs/tickets-3fa2c1/.recipe    /home/ann/globex/tickets.yaml came second
+    runs/tickets/.recipe           /home/ann/acme/tickets.yaml: the recipe that owns the runs, and its file's hash
+    runs/tickets-3fa2c1/.recipe    /home/ann/globex/tickets.yaml, the second recipe of that name
 
-A recipe that was moved keeps its runs: the file that the owner names is not there any more, and the data that were
-prepared, or where there are none the recipe itself, are the same. A path alone proves nothing: in another container, or
-on another machine that shares the disk, it may be another file, or none.
+A recipe that was moved keeps its runs, on two conditions. The file that the owner record names no longer exists. The
+prepared data are the same, or without any the recipe itself. A path is no proof: in another container, or on another
+machine that shares the disk, it may be another file, or none.
 """
 
 import errno
@@ -31,8 +31,11 @@ NO_HARD_LINK_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 def resolve_name(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
-    """Returns the recipe under the name that it has below `parent` (runs or registry): its own, or where that is
-    another recipe's, its own with a hash of its path. Tells on stderr where they differ."""
+    """Return the recipe under the name of its folder below `parent` (runs or registry).
+
+    The name is the recipe's own. If another recipe owns that folder, a hash of the recipe's path is appended, which is
+    printed on stderr.
+    """
     default_folder, *suffixed_folders = folders = [
         parent / loaded.name,
         *sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}")),
@@ -59,9 +62,9 @@ def resolve_name(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
 
 
 def claim_folder(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
-    """Returns the recipe under its name below `parent`, and writes down that the folder of that name is its own.
+    """Return the recipe under its name below `parent`, and record it as the owner of that folder.
 
-    Raises RecipeError where nothing can be written there.
+    Raise RecipeError if the folder is not writable.
     """
     expected_owner = (str(loaded.path), atomic_files.sha256(loaded.path))
     while True:
@@ -77,10 +80,10 @@ def claim_folder(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
 
 
 def _find_other_owner(folder: Path, loaded: LoadedRecipe) -> str | None:
-    """Who owns a folder, if that is not this recipe; None where it is, or where nobody does."""
+    """Return the owner of a folder if it is another recipe; None if it is this one, or if there is none."""
     owner = _read_owner(folder)
     if owner is None:
-        # Made before owners were written down: whose runs they are, their data tell.
+        # The folder is older than owner records: its data identify the recipe.
         sources = list(_read_sources(folder)) if folder.is_dir() and loaded.path.parent != RECIPES else []
         recipe_source = loaded.recipe.data.source.model_dump(mode="json", exclude_none=True)
         return "a recipe with other data" if sources and recipe_source not in sources else None
@@ -96,9 +99,9 @@ def _find_other_owner(folder: Path, loaded: LoadedRecipe) -> str | None:
 
 
 def _has_same_data(folder: Path, loaded: LoadedRecipe) -> bool | None:
-    """Whether data that were prepared here are those of the recipe; None where that cannot be told."""
+    """Return whether the prepared data of a folder are those of the recipe; None if that is unknown."""
     reports = (atomic_files.read_json(path) for path in folder.glob(".data/*/data.json"))
-    # Plain files alone: what `datasets` saved has one hash for several.
+    # Plain files only: what `datasets` saved has one hash for several files.
     file_sources = (report["sources"] for report in reports if all("bytes" in source for source in report["sources"]))
     prepared_hashes = [{source["sha256"] for source in sources} for sources in file_sources]
     source_files = [
@@ -111,7 +114,7 @@ def _has_same_data(folder: Path, loaded: LoadedRecipe) -> bool | None:
 
 
 def _list_files(pattern: str) -> list[Path]:
-    """The files behind a path of a recipe: itself, those of a folder, or those of a pattern."""
+    """Return the files of a path in a recipe: a file, a folder or a pattern."""
     path = Path(pattern)
     paths: Iterable[Path] = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     groups = (match.rglob("*") if match.is_dir() else [match] for match in paths)
@@ -119,15 +122,18 @@ def _list_files(pattern: str) -> list[Path]:
 
 
 def _find_free_name(loaded: LoadedRecipe, parent: Path) -> str:
-    """The recipe's name with six digits of a hash of its path, such that no other recipe has it."""
+    """Return the recipe's name with six digits of a hash of its path, not used by another recipe."""
     digits = hashlib.sha256(str(loaded.path).encode()).hexdigest()
     names = [f"{loaded.name}-{digits[start : start + 6]}" for start in range(0, len(digits) - 5, 6)]
     return next((name for name in names if _read_owner(parent / name) is None), names[-1])
 
 
 def _find_former_folder(loaded: LoadedRecipe, parent: Path) -> Path | None:
-    """The folder that holds this recipe's runs under another name: of before names were such that W&B and servers take
-    them, or of the recipe's file before it was renamed: no file is there, and the recipe and its data are the same."""
+    """Return the folder that holds this recipe's runs under a former name.
+
+    Former names come from earlier versions, which did not adapt names to W&B and servers, or from a renamed recipe
+    file. A renamed file no longer exists, and the recipe and its data are the same.
+    """
     former = parent / loaded.path.stem
     if loaded.path.stem != loaded.name and former.is_dir() and _find_other_owner(former, loaded) is None:
         return former
@@ -137,7 +143,7 @@ def _find_former_folder(loaded: LoadedRecipe, parent: Path) -> Path | None:
         if owner is None or Path(owner[0]).exists():
             continue
         same_data = _has_same_data(folder, loaded)
-        # A registry has no data; there it must be the same folder's.
+        # A registry has no data, so there the recipe must be in the same folder as before.
         if owner[1] == sha256 and (same_data or (same_data is None and Path(owner[0]).parent == loaded.path.parent)):
             return folder
         if not same_data:
@@ -150,7 +156,7 @@ def _find_former_folder(loaded: LoadedRecipe, parent: Path) -> Path | None:
 
 
 def _link_former_folder(link: Path, target: Path) -> None:
-    """Makes the name lead to the folder of before, where it can be: nothing is moved that a process may write to."""
+    """Link the name to the former folder if possible. Nothing is moved, because a process may be writing there."""
     message = f"recipe    {target} holds this recipe's runs, under a name of before"
     try:
         link.symlink_to(target.name)
@@ -161,7 +167,7 @@ def _link_former_folder(link: Path, target: Path) -> None:
 
 
 def _read_owner(folder: Path) -> tuple[str, str] | None:
-    """The path of the recipe that owns a folder and the hash of its file, "" where that was not written down."""
+    """Return the path of the recipe that owns a folder and the hash of its file, "" if no hash was recorded."""
     try:
         path, _, sha256 = (folder / OWNER_FILE).read_text(encoding="utf-8").strip().partition("\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -170,7 +176,7 @@ def _read_owner(folder: Path) -> tuple[str, str] | None:
 
 
 def _write_owner(folder: Path, owner: tuple[str, str], is_first: bool) -> bool:
-    """Writes the owner. Returns whether it was this process that did, where it is the `is_first` owner."""
+    """Write the owner record. Return False if another process wrote the `is_first` record earlier."""
     temp_path = folder / f"{OWNER_FILE}.{secrets.token_hex(4)}"
     temp_path.write_text("\n".join(owner) + "\n", encoding="utf-8")
     try:
@@ -183,14 +189,14 @@ def _write_owner(folder: Path, owner: tuple[str, str], is_first: bool) -> bool:
     except OSError as error:
         if error.errno not in NO_HARD_LINK_ERRORS:
             raise
-        temp_path.replace(folder / OWNER_FILE)  # a disk without hard links: the last of two at once has it
+        temp_path.replace(folder / OWNER_FILE)  # a disk without hard links: of two concurrent writers the last wins
     finally:
         temp_path.unlink(missing_ok=True)
     return True
 
 
 def _read_sources(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yields `data.source` of the recipe of each run and each deployed version in a folder, as far as it has one."""
+    """Yield `data.source` of the recipes of all runs and deployed versions in a folder, if they have one."""
     for path in (*folder.glob("*/recipe.yaml"), *folder.glob("versions/*/recipe.yaml")):
         try:
             source = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["data"]["source"]

@@ -1,4 +1,4 @@
-"""The run folder: one folder a run, its manifest telling stage by stage what was done with what.
+"""The run folder: one folder for each run, with a manifest of its stages, their inputs and their outputs.
 
 runs/classifier/20261121T093000Z-x4fd/manifest.json
 {"schema_version": 1, "run_id": "20261121T093000Z-x4fd", "recipe": "classifier", "digest": "9f2c...", "stages":
@@ -33,12 +33,12 @@ from insource.tracking import folder_ownership
 SCHEMA_VERSION = 1
 REFERENCES_FILE = "reference.jsonl"
 UNRECORDED_EXIT = "its process ended without recording how: it was killed, or the disk could not be written"
-# A reader that looks whether a run is worked on holds it for a moment.
+# A reader that tests the lock (`Run.is_locked`) holds it for a moment.
 _LOCK_TIMEOUT_SECONDS = 0.5
 
 _locked_folders: set[Path] = set()
 
-# Keys that older versions wrote into recipe.yaml, and that mean nothing now.
+# Keys that older versions wrote into recipe.yaml, and that have no effect now.
 REMOVED_KEYS = (("export", "replay_nf4"),)
 
 StageState = Literal["running", "done", "failed", "interrupted"]
@@ -52,32 +52,38 @@ class Run:
 
     @property
     def id(self) -> str:
+        """The run id: the folder's name."""
         return self.folder.name
 
     @property
     def recipe_name(self) -> str:
+        """The recipe's name below the runs folder."""
         return self.folder.parent.name
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What manifest.json holds now."""
+        """The current content of manifest.json."""
         return atomic_files.read_json(self.folder / "manifest.json")  # type: ignore[no-any-return]
 
     def stage(self, name: str) -> dict[str, Any]:
-        """Returns the manifest's entry of a stage, {} where it has not begun. One that runs, though no process works on
-        the run, was interrupted."""
+        """Return the manifest entry of a stage, {} if it never started.
+
+        A running stage of a run that no process holds is reported as interrupted.
+        """
         entry: dict[str, Any] = self.manifest["stages"].get(name, {})
         return entry if self.worked_on else _mark_interrupted(entry)
 
     @property
     def references(self) -> Path:
-        """Returns the file of the reference answers of a run, or of a deployed version: beside the adapter, which is
-        what people share; in its folder, where an earlier version of insource trained it."""
+        """The file of the reference answers of a run or a deployed version.
+
+        It is beside the adapter folder, which people share. Earlier versions of insource wrote it into that folder.
+        """
         path = self.folder / REFERENCES_FILE
         return path if path.exists() else self.folder / "adapter" / REFERENCES_FILE
 
     def check_references(self, prompt: Mapping[str, Any]) -> None:
-        """Returns nothing where the reference answers are those that a prompt.json tells of. Raises StageError."""
+        """Raise StageError if the reference answers are not those that prompt.json records."""
         record = prompt.get("references")
         if record and (not self.references.is_file() or atomic_files.sha256(self.references) != record["sha256"]):
             raise StageError(
@@ -86,7 +92,7 @@ class Run:
 
     @property
     def worked_on(self) -> bool:
-        """Returns whether a process holds the run (`locked`), also where nothing can tell."""
+        """Whether a process holds the run (`lock_run`); True if that is unknown."""
         try:
             with (self.folder / ".lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -97,7 +103,7 @@ class Run:
         return False
 
     def recipe(self) -> Recipe:
-        """Returns the resolved recipe of this run. Raises RecipeError where this version does not read it."""
+        """Return the resolved recipe of this run. Raise RecipeError if this version cannot read it."""
         values = YAML(typ="safe").load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
         for section, key in REMOVED_KEYS:
             values.get(section, {}).pop(key, None)
@@ -112,16 +118,16 @@ class Run:
 
 
 def runs_folder(folder: str | None) -> Path:
-    """Returns where runs are kept: what is given, else RUNS, else `runs` in the current folder."""
+    """Return the folder of all runs: the argument, else RUNS, else `runs` in the current folder."""
     return Path(folder or os.environ.get("RUNS") or "runs").absolute()
 
 
 def create(
     parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, overrides: Sequence[str] = ()
 ) -> Run:
-    """Makes the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
+    """Create the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
 
-    `overrides` tells what the hardware file and SET changed of the recipe as it is written.
+    `overrides` lists the recipe keys that the hardware file and SET changed.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with atomic_files.atomic_folder(parent / name) as folder:
@@ -135,7 +141,7 @@ def create(
 
 
 def find_by_digest(parent: Path, digest: str) -> list[Run]:
-    """Returns the runs of this digest below `runs/<recipe>`, newest first."""
+    """Return the runs with this digest below `runs/<recipe>`, newest first."""
     folders = sorted(
         (path.parent for path in parent.glob("*/manifest.json") if not path.parent.is_symlink()), reverse=True
     )
@@ -143,13 +149,13 @@ def find_by_digest(parent: Path, digest: str) -> list[Run]:
 
 
 def find(parent: Path, run_id: str | None) -> Run:
-    """Returns the run of that id below `runs/<recipe>`, by default the newest that was trained to its end.
+    """Return the run with this id below `runs/<recipe>`, by default the newest run that finished training.
 
-    Raises RecipeError where there is none.
+    Raise RecipeError if there is none.
     """
     folder = parent / (run_id or "latest")
     if (folder / "manifest.json").is_file():
-        # Not resolved as a whole: a recipe's folder may be a link to the one that it had before.
+        # Only the last part is resolved: a recipe's folder may be a link to its former folder.
         return Run(parent / folder.resolve().name)
     if run_id is None:
         raise RecipeError(f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one")
@@ -159,8 +165,7 @@ def find(parent: Path, run_id: str | None) -> Run:
 
 
 def load_recipe_and_run(arguments: argparse.Namespace) -> tuple[LoadedRecipe, Run]:
-    """Returns the recipe that a command names, and the trained run that it goes on with. Raises RecipeError where there
-    is none."""
+    """Return the recipe that a command names, and the trained run that it uses. Raise RecipeError if there is none."""
     parent = runs_folder(arguments.runs)
     loaded = folder_ownership.resolve_name(load(arguments.recipe, arguments.set, arguments.hardware), parent)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)
@@ -168,7 +173,7 @@ def load_recipe_and_run(arguments: argparse.Namespace) -> tuple[LoadedRecipe, Ru
 
 
 def start_stage(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
-    """Records that a stage runs from now on."""
+    """Record that a stage is running."""
     _update_stage(
         run,
         stage,
@@ -186,14 +191,14 @@ def start_stage(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
 
 
 def record_fallback(run: Run, stage: str, message: str) -> None:
-    """Records that something was done otherwise than the recipe asks."""
+    """Record a deviation from the recipe."""
     _update_stage(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), message]})
 
 
 def end_stage(
     run: Run, stage: str, state: StageState, reason: str, outputs: Sequence[Path] = (), **metrics: Any
 ) -> None:
-    """Records how a stage ended, the hashes of what it wrote, and its headline figures."""
+    """Record the final state of a stage, the hashes of its outputs, and its headline metrics."""
     hashes = {str(path.relative_to(run.folder)): atomic_files.sha256(path) for path in outputs}
     _update_stage(
         run,
@@ -204,9 +209,10 @@ def end_stage(
 
 @contextmanager
 def record_stage(run: Run, stage: str) -> Iterator[None]:
-    """Records how a stage ended where the block ends otherwise than well; what was raised goes on.
+    """Record a stage as failed or interrupted if the block raises; the exception propagates.
 
-    Where that cannot be written (a full disk, one that became read-only), it is said, and `Run.stage` tells it later.
+    If the manifest cannot be written (a full or read-only disk), a message is printed, and `Run.stage` reports the
+    stage as interrupted.
     """
     try:
         yield
@@ -222,9 +228,9 @@ def record_stage(run: Run, stage: str) -> Iterator[None]:
 
 @contextmanager
 def lock_run(run: Run) -> Iterator[None]:
-    """Holds the run for this process; the lock goes with the process, however that ends.
+    """Hold the run for this process; the lock ends with the process, however that ends.
 
-    Raises StageError where another process holds it.
+    Raise StageError if another process holds it.
     """
     with (run.folder / ".lock").open("w", encoding="utf-8") as file:
         deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
@@ -245,14 +251,14 @@ def lock_run(run: Run) -> Iterator[None]:
 
 
 def set_latest(run: Run) -> None:
-    """Makes `runs/<recipe>/latest` name this run."""
+    """Link `runs/<recipe>/latest` to this run."""
     temp_path = run.folder.parent / f".latest.{secrets.token_hex(4)}"
     temp_path.symlink_to(run.id)
     temp_path.replace(run.folder.parent / "latest")
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Returns the resolved recipe as YAML, every default written out."""
+    """Return the resolved recipe as YAML, with every default."""
     buffer = io.StringIO()
     writer = YAML()
     writer.width = 110
@@ -261,12 +267,12 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def utc_timestamp() -> str:
-    """Returns the time as it stands in every file of a run: UTC, to the second."""
+    """Return the current time in the format of all files of a run: UTC, to the second."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _mark_interrupted(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of the manifest as it is where no process works on the run."""
+    """Return the manifest entry of a stage, marked as interrupted if it was running."""
     if entry.get("state") != "running":
         return entry
     return entry | {"state": "interrupted", "exit_reason": UNRECORDED_EXIT}
@@ -275,7 +281,7 @@ def _mark_interrupted(entry: dict[str, Any]) -> dict[str, Any]:
 def _update_stage(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
     manifest = run.manifest
     if run.folder.resolve() in _locked_folders or not run.worked_on:
-        # Whatever else runs by the manifest, nobody is at it.
+        # No other process works on the run, so other stages that are recorded as running were interrupted.
         others = {name: _mark_interrupted(entry) for name, entry in manifest["stages"].items() if name != stage}
         manifest["stages"].update(others)
     manifest["stages"].setdefault(stage, {}).update(changes)

@@ -1,9 +1,9 @@
-"""The comparison in W&B: a run of its own beside that of the training, with the figures of scores.json.
+"""The comparison in W&B: a run of its own in the group of the training run, with the figures of scores.json.
 
     summary   test/<system>/<metric>, test/<system>/cost_usd_per_1k, test/<system>/p95_seconds, test/verdict
     tables    test/systems, test/differences, test/monthly_cost; where data may leave, test/disagreements too
 
-With `privacy.data_may_leave: false` no text of the data, no label and no answer is sent: figures and settings alone.
+With `privacy.data_may_leave: false` no text of the data, no label and no answer is sent, only figures and settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ MAX_DISAGREEMENTS = 100
 def log_comparison(
     run: Run, recipe: Recipe, scores: Mapping[str, Any], disagreements: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Sends a comparison to W&B, online or into an offline run; nothing where mode is off."""
+    """Log a comparison to W&B, online or into an offline run; do nothing if mode is off."""
     wandb_run = wandb_logging.init_run(run, recipe, build_config(scores), job="compare")
     if wandb_run is None:
         return
@@ -39,13 +39,13 @@ def log_comparison(
 
 
 def build_config(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the configuration of the W&B run: the plan, and what it is of."""
+    """Return the configuration of the W&B run: the plan, the training run's id and the hardware."""
     plan = {f"plan.{name}": value for name, value in (scores["plan"] or {}).items()}
     return {"of_run": scores["run_id"], "hardware": scores["hardware"], **plan}
 
 
 def build_summary(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the figures of the W&B summary, by the names that panels read."""
+    """Return the figures of the W&B summary, under the names that dashboard panels plot."""
     summary: dict[str, Any] = {"test/verdict": scores["verdict"]["choice"]}
     for name, system in scores["systems"].items():
         summary |= {f"test/{name}/{metric}": value["value"] for metric, value in system["metrics"].items()}
@@ -59,7 +59,7 @@ def build_summary(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_systems_table(scores: Mapping[str, Any]) -> list[list[Any]]:
-    """Returns a table with a row for each system and metric, its heading first."""
+    """Return a table with a row for each system and metric, header first."""
     rows: list[list[Any]] = [["system", "stand-in", "complete", "metric", "value", "ci_low", "ci_high", "n"]]
     for system in scores["systems"].values():
         for metric, value in system["metrics"].items():
@@ -69,13 +69,13 @@ def build_systems_table(scores: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def build_differences_table(scores: Mapping[str, Any]) -> list[list[Any]]:
-    """Returns a table of the paired differences, its heading first."""
+    """Return a table of the paired differences, header first."""
     names = ["family", "a", "b", "metric", "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "test", "judged", "n"]
     return [names, *([comparison[name] for name in names] for comparison in scores["comparisons"])]
 
 
 def build_monthly_cost_table(scores: Mapping[str, Any]) -> list[list[Any]]:
-    """Returns a table of what a month costs, by volume, its heading first."""
+    """Return a table of monthly costs by volume, header first."""
     names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
     rows: list[list[Any]] = [["system", *names]]
     for name, cost in scores["cost"]["systems"].items():
@@ -84,7 +84,7 @@ def build_monthly_cost_table(scores: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def build_disagreements_table(disagreements: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Returns a table of rows that two systems answer otherwise, its heading first."""
+    """Return a table of the rows that two systems answer differently, header first; [[]] if there are none."""
     if not disagreements:
         return [[]]
     names = list(disagreements[0]["answers"])

@@ -1,13 +1,13 @@
-"""Weights & Biases, through its own client: the run, its curves, its predictions, its adapter.
+"""Weights & Biases logging, through its own client: run, curves, predictions and adapter.
 
     history     the rows of metrics.jsonl under the same names, at the same steps
     at the end  validation/confusion_matrix, validation/confusions, validation/predictions, learning_curve, the adapter
 
-What is sent of a recipe is on a list (`ALLOWED`), because a key that gets into a run's configuration stays readable
-there. With `privacy.data_may_leave: false` only figures and settings are sent: no text, no row id, no label or field
-(they tell of the data too), and no adapter, whose prompt has the labels and whose weights may know rows by heart.
+Only recipe keys in `LOGGED_CONFIG_KEYS` are sent, because a key in a W&B run's configuration stays readable there. With
+`privacy.data_may_leave: false` only figures and settings are sent. No text, row id, label or field is sent, because
+these reveal data too; and no adapter, whose prompt contains the labels and whose weights may have memorized rows.
 
-Every function that takes a W&B run does nothing where that is None (mode off).
+Every function that takes a W&B run does nothing if it is None (mode off).
 """
 
 import json
@@ -23,7 +23,7 @@ from insource.config.recipe import Recipe
 from insource.tracking import metrics
 from insource.tracking.run import Run
 
-# Sections and keys of the recipe that may stand in a run's configuration. No path, no host, no text of the data.
+# Sections and keys of the recipe that may be in a run's configuration. No path, no host, no text of the data.
 LOGGED_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "task": ("kind",),
     "model": ("revision", "quantization"),
@@ -33,7 +33,7 @@ LOGGED_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-# W&B draws at most 10,000 cells of a table; labels beyond are told as one.
+# W&B draws at most 10,000 cells of a table; labels beyond MAX_MATRIX_LABELS are merged into one.
 MAX_MATRIX_LABELS = 100
 OTHER_LABELS, NO_ANSWER = "(other labels)", "(no valid answer)"
 MAX_CONFUSIONS = 500
@@ -41,10 +41,11 @@ MAX_PREDICTIONS = 100
 
 
 def build_config(recipe: Recipe, base_name: str) -> dict[str, Any]:
-    """Returns the part of the recipe that may be sent; an empty tuple in ALLOWED admits the whole section.
+    """Return the part of the recipe that may be sent; an empty tuple in LOGGED_CONFIG_KEYS permits the complete
+    section.
 
-    A base that is a folder goes by its name alone. Where data may not leave, neither do tables of `train`: those with
-    a figure for each label.
+    A base in a local folder is sent by its name only. If data may not leave, tables of `train` are dropped, because
+    they have a value for each label.
     """
     sections = recipe.model_dump(mode="json", include=set(LOGGED_CONFIG_KEYS))
     allowed = {
@@ -58,12 +59,12 @@ def build_config(recipe: Recipe, base_name: str) -> dict[str, Any]:
 
 
 def init_run(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "train") -> Any:
-    """Returns the W&B run of this run, named by its id and grouped by its recipe, or None where mode is off. A `job`
-    other than training has a W&B run of its own in the same group.
+    """Return the W&B run of this run, named by its id and grouped by its recipe, or None if mode is off.
 
-    Mode auto is online where the machine is logged in, else offline (`wandb sync` sends it later). A run that goes on
-    goes on in the same W&B run; offline it is written anew, from metrics.jsonl (`replay`), and what the interrupted
-    process left offline is removed: synced after each other, the two would overlap.
+    A `job` other than training has a W&B run of its own in the same group. Mode auto is online if the machine is logged
+    in, else offline (`wandb sync` sends it later). A resumed run continues the same W&B run online. Offline it is
+    written again from metrics.jsonl (`replay_rows`), and the interrupted process's offline folder is removed: synced
+    one after the other, the two would overlap.
     """
     tracking = recipe.tracking.wandb
     if tracking.mode == "off":
@@ -95,7 +96,7 @@ def init_run(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "
         mode=mode,
         dir=run.folder,
         config=dict(settings),
-        # What wandb collects by itself: no source, no console output, no machine's name.
+        # Disable what wandb collects itself: source, console output, host name.
         settings=wandb.Settings(
             disable_git=True,
             disable_code=True,
@@ -111,7 +112,7 @@ def init_run(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "
 
 
 def is_logged_in() -> bool:
-    """Returns whether this machine has a W&B key, in the environment or where `wandb login` left it."""
+    """Return whether this machine has a W&B key, in the environment or from `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     from netrc import NetrcParseError, netrc
@@ -124,22 +125,22 @@ def is_logged_in() -> bool:
 
 
 def log_row(wandb_run: Any, row: metrics.MetricRow) -> None:
-    """Sends one row of metrics.jsonl, at its step. What W&B has from before an interruption is not sent twice."""
+    """Log one row of metrics.jsonl, at its step. Steps that W&B has from before an interruption are skipped."""
     if wandb_run is not None and row["step"] >= wandb_run.step:
         wandb_run.log(dict(row), step=row["step"], commit=False)
 
 
 def replay_rows(wandb_run: Any, path: Path) -> None:
-    """Sends those rows of a metrics.jsonl that W&B does not have, before a run goes on."""
+    """Log the rows of a metrics.jsonl that W&B lacks, before a run resumes."""
     for row in metrics.read_rows(path):
         log_row(wandb_run, row)
 
 
 def log_predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Sends a table of at most 100 rows, the wrong ones first, unless data may not leave.
+    """Log a table of at most 100 rows, wrong ones first, unless data may not leave.
 
-    `rows` are {"id", "input", "target", "answer", "right", "log_probability"}, in any order; of wrong ones those come
-    first that the model was surest of, of right ones those that it was least sure of.
+    `rows` are {"id", "input", "target", "answer", "right", "log_probability"}, in any order. Wrong rows are sorted by
+    falling confidence of the model, right rows by rising confidence.
     """
     if wandb_run is None or not recipe.privacy.data_may_leave:
         return
@@ -156,10 +157,10 @@ def log_predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, 
 
 
 def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], predicted: Sequence[str | None]) -> None:
-    """Sends which label was taken for which, unless data may not leave: a matrix, and the pairs with the most rows.
+    """Log the confusions of labels, unless data may not leave: a matrix, and the pairs with the most rows.
 
-    `predicted` are the predicted labels, None where an answer was none. A matrix of 77 labels shows where to look,
-    pairs say what is there.
+    `predicted` are the predicted labels, None for an invalid answer. A matrix of 77 labels shows where to look; the
+    pairs are readable.
     """
     if wandb_run is None or not recipe.privacy.data_may_leave:
         return
@@ -184,7 +185,7 @@ def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], predic
 
 
 def log_image(wandb_run: Any, path: Path) -> None:
-    """Sends the learning curve (curve.draw), where there is one."""
+    """Log the learning curve (`learning_curve.draw`), if there is one."""
     if wandb_run is None or not path.exists():
         return
     import wandb
@@ -193,9 +194,9 @@ def log_image(wandb_run: Any, path: Path) -> None:
 
 
 def finish_run(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests: Mapping[str, str]) -> None:
-    """Logs the headline figures and the adapter with the digests of its data in its metadata, and closes the run.
+    """Log the headline metrics and the adapter, and close the run.
 
-    The adapter stays here where data may not leave; the digests are sent.
+    The adapter's metadata has the digests of its data. If data may not leave, only the digests are sent.
     """
     if wandb_run is None:
         return
@@ -204,7 +205,7 @@ def finish_run(wandb_run: Any, run: Run, summary: Mapping[str, float | int], dig
     wandb_run.summary.update({**summary, **digests})
     if run.recipe().privacy.data_may_leave:
         artifact = wandb.Artifact(f"{run.recipe_name}-adapter", type="model", metadata={"run_id": run.id, **digests})
-        # Runs of earlier versions have reference answers there, which are rows of the data: they stay.
+        # The adapter folder of earlier versions has reference answers, which are rows of the data: they are not sent.
         for path in sorted((run.folder / "adapter").iterdir()):
             if path.name != "reference.jsonl":
                 artifact.add_file(str(path), name=path.name)
@@ -213,12 +214,12 @@ def finish_run(wandb_run: Any, run: Run, summary: Mapping[str, float | int], dig
 
 
 def _table_cell(value: Any) -> Any:
-    """A cell of a table: figures and texts as they are, a record as JSON."""
+    """Return a table cell: numbers and texts unchanged, a record as JSON."""
     return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
 
 
 def _limit_labels(max_labels: int, targets: Sequence[str], answers: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Returns {label: label or OTHER_LABELS} and the labels left, those with the most mistakes, in alphabetic order."""
+    """Return {label: label or OTHER_LABELS} and the labels kept: those with the most mistakes, in alphabetic order."""
     labels = sorted({*targets, *answers})
     if len(labels) <= max_labels:
         return {label: label for label in labels}, labels
@@ -228,7 +229,7 @@ def _limit_labels(max_labels: int, targets: Sequence[str], answers: Sequence[str
 
 
 def set_production_alias(run: Run, recipe: Recipe) -> None:
-    """Moves the alias `production` to the adapter of a run, where W&B is online and has that adapter."""
+    """Move the alias `production` to the adapter of a run, if W&B is online and has that adapter."""
     tracking = recipe.tracking.wandb
     online = tracking.mode == "online" or (tracking.mode == "auto" and is_logged_in())
     if not online or not recipe.privacy.data_may_leave:

@@ -1,12 +1,12 @@
-"""Bases as quantization left them: the weights that adapters were trained on, and that serving loads.
+"""Dequantized base models: the weights that adapters were trained on, and that serving loads.
 
 runs/.bases/3f2a90c17b5e44d0/   model.safetensors config.json generation_config.json tokenizer.json ...
                                 base.json     {"base": {...}, "quantization": "nf4", "dtype": "float32", ...}
                                 SHA256SUMS    written last
 
-An adapter that was trained on NF4 weights belongs to what NF4 left of the base, and vLLM loads no NF4. The folder holds
-those weights as ordinary ones, written once for each (base, quantization) and shared by all recipes on that base; its
-name is the digest of what it was made of. A registry has such a folder too, so that what is deployed needs no runs.
+An adapter trained on NF4 weights fits the weights after NF4 quantization, and vLLM loads no NF4. The folder has those
+weights dequantized. It is written once for each (base, quantization) and shared by all recipes on that base. Its name
+is the digest of its inputs. A registry has such a folder too, so that deployed versions need no runs.
 """
 
 import fcntl
@@ -20,12 +20,12 @@ from insource.system import atomic_files
 
 BASES_FOLDER = ".bases"
 METADATA_FILE = "base.json"
-# What is left free on a disk beside the weights.
+# Kept free on a disk beside the weights.
 RESERVED_DISK_BYTES = 2**30
 
 
 def store_path(folder: Path) -> Path:
-    """Returns the folder of bases that belongs to a run folder, or to a deployed version: the nearest one above it.
+    """Return the base folder of a run or a deployed version: the nearest one above it.
 
     runs/classifier/<run id> -> runs/.bases; registry/classifier/versions/<version> -> registry/.bases
     """
@@ -34,28 +34,30 @@ def store_path(folder: Path) -> Path:
 
 
 def find(folder: Path, digest: str) -> Path | None:
-    """Returns the base of that digest for a run or a deployed version, None where it is not there as a whole."""
+    """Return the base with this digest for a run or a deployed version, None if it is missing or incomplete."""
     path = store_path(folder) / digest
     return path if (path / atomic_files.CHECKSUMS).is_file() else None
 
 
 def read_record(path: Path, digest: str) -> dict[str, Any]:
-    """Returns what prompt.json says of a base: {"digest", "quantization", "dtype", "sha256": {file: hash}}."""
+    """Return the record of a base in prompt.json: {"digest", "quantization", "dtype", "sha256": {file: hash}}."""
     metadata = atomic_files.read_json(path / METADATA_FILE)
     hashes = {name: sha256 for name, sha256 in atomic_files.read_checksums(path).items() if name != METADATA_FILE}
     return {"digest": digest, "quantization": metadata["quantization"], "dtype": metadata["dtype"], "sha256": hashes}
 
 
 def get_trained_record(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the record of the base that an adapter was trained on, from its prompt.json; None where that is the
-    published base, or where its weights could not be kept."""
+    """Return the record of the base that an adapter was trained on, from its prompt.json.
+
+    None if that is the published base, or if its weights could not be kept.
+    """
     record: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
     return record
 
 
 @contextmanager
 def lock_base(path: Path) -> Iterator[None]:
-    """Holds one base for this process, so that runs that need it together write it once; waits for another holder."""
+    """Hold one base for this process; wait for another holder. Concurrent runs that need it write it once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -63,9 +65,9 @@ def lock_base(path: Path) -> Iterator[None]:
 
 
 def copy_base(source: Path, target: Path) -> Path:
-    """Returns a base in another store, complete; hard links where the disk is the same. Does nothing where it is there.
+    """Copy a complete base to another store and return its path; hard links on the same disk. Existing ones are kept.
 
-    Raises OSError where the disk is full; nothing half-written stays.
+    Raise OSError if the disk is full; partial files are removed.
     """
     with lock_base(target):
         if not (target / atomic_files.CHECKSUMS).is_file():
@@ -83,7 +85,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def disk_space_problem(path: Path, size_bytes: int) -> str | None:
-    """Returns why so many bytes of weights cannot be written at a path, None where they can."""
+    """Return the reason why a path has no room for so many bytes of weights, None if it has."""
     path.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path).free
     if size_bytes + RESERVED_DISK_BYTES <= free:

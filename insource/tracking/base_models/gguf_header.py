@@ -1,10 +1,11 @@
-"""What a GGUF file says of its model, and what stands against training on it, without reading weights.
+"""The header of a GGUF file, and the obstacles to training on it, without reading weights.
 
-    header = read(Path("qwen3-4b-q4_k_m.gguf"))
-    header.architecture, header.parameters, header.main_type, header.bits     ("qwen3", 4022468096, "Q4_K", 4.97)
+    header = read_header(Path("qwen3-4b-q4_k_m.gguf"))
+    header.architecture, header.parameters, header.main_type, header.bits_per_weight
+    ("qwen3", 4022468096, "Q4_K", 4.97)
 
-transformers takes what it knows of a file and passes over the rest in silence: scaled positions, windows, tensors. What
-would change answers is looked for here and in gguf_program.py, and refused.
+transformers reads the parts of a file that it supports and ignores the rest silently: scaled positions, windows,
+tensors. This module and gguf_program.py refuse a file if an ignored part would change answers.
 """
 
 import struct
@@ -16,7 +17,7 @@ from typing import Any
 
 from insource.config.errors import RecipeError
 
-# Factors by which Llama 3.1 and later stretch positions, as a tensor; the model itself has none of the kind.
+# Factors that scale the positions of Llama 3.1 and later, stored as a tensor. The model has no such weight.
 ROPE_FACTORS_TENSOR = "rope_freqs.weight"
 # Architectures whose scaled positions transformers reads.
 ROPE_SCALING_ARCHITECTURES = ("gpt-oss",)
@@ -27,45 +28,45 @@ class GgufHeader:
     """A GGUF file without its weights."""
 
     name: str
-    """The file's."""
+    """The file's name."""
     architecture: str
     values: Mapping[str, Any]
-    """Its metadata, lists left out."""
+    """Its metadata without lists."""
     has_tokens: bool
     tensors: tuple[str, ...]
     types: Mapping[str, int]
-    """{type of quantization: weights that are stored so}."""
+    """{quantization type: number of weights stored with it}."""
     weight_bytes: int
     rope_factors: Any
-    """The tensor of that name as a numpy array, None where there is none."""
+    """The tensor ROPE_FACTORS_TENSOR as a numpy array, None if there is none."""
 
     @property
     def parameters(self) -> int:
-        """Returns how many weights there are."""
+        """The number of weights."""
         return sum(self.types.values())
 
     @property
     def main_type(self) -> str:
-        """Returns the type that most weights are stored in, such as Q4_K."""
+        """The type of most weights, such as Q4_K."""
         return max(self.types, key=lambda name: self.types[name])
 
     @property
     def bits(self) -> float:
-        """Returns the bits a weight, over all of them."""
+        """Mean bits per weight."""
         return 8 * self.weight_bytes / self.parameters
 
     def value(self, key: str) -> Any:
-        """Returns the metadata of a key below the architecture's name, None where there is none."""
+        """Return the metadata value of a key below the architecture's name, None if there is none."""
         return self.values.get(f"{self.architecture}.{key}")
 
     def token_id(self, name: str) -> int | None:
-        """Returns the id of a special token: bos, eos, eot, padding; None where the file names none."""
+        """Return the id of a special token (bos, eos, eot, padding), None if the file has none."""
         value = self.values.get(f"tokenizer.ggml.{name}_token_id")
         return None if value is None else int(value)
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Returns the header of a GGUF file. Raises RecipeError where it is damaged, cut off or of another kind."""
+    """Return the header of a GGUF file. Raise RecipeError if it is damaged, truncated or of another format."""
     from gguf import GGUFReader, GGUFValueType
 
     size = path.stat().st_size
@@ -95,14 +96,14 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def check_header(header: GgufHeader) -> None:
-    """Raises RecipeError where the file cannot be trained on as it is."""
+    """Raise RecipeError if the file cannot be trained on."""
     for problem in (_find_split_problem, _find_tokenizer_problem, _find_rope_problem):
         if message := problem(header):
             raise make_gguf_error(header.name, message)
 
 
 def check_config(header: GgufHeader, config: Any) -> None:
-    """Raises RecipeError where the configuration that was made of the file leaves out a window that it has."""
+    """Raise RecipeError if the configuration made from the file lacks an attention window that the file has."""
     window, context = header.value("attention.sliding_window"), header.value("context_length")
     text = config.get_text_config()
     if window and context and window < context and getattr(text, "sliding_window", None) != window:
@@ -138,5 +139,5 @@ def _find_rope_problem(header: GgufHeader) -> str | None:
 
 
 def make_gguf_error(name: str, message: str) -> RecipeError:
-    """Returns the error that a GGUF file is refused with."""
+    """Return the error that refuses a GGUF file."""
     return RecipeError(f"model.base: {name} {message}")

@@ -1,12 +1,12 @@
-"""A base that is a GGUF file, as an ordinary model folder: dequantized once, beside the runs.
+"""A GGUF base model as an ordinary model folder: dequantized once, beside the runs.
 
 runs/.bases/7c41f0a2b95d8e63/   model.safetensors config.json generation_config.json tokenizer.json ...
                                 base.json     {"gguf": {"file": "qwen3-4b-q4_k_m.gguf", "bits": 4.97, ...}, ...}
                                 SHA256SUMS    written last
 
-The folder is named by the digest of the file and of what made it, so that a second run finds it. It is trained on and
-served as any base in a folder is. The weights are those that the file holds: what its quantization lost stays lost, and
-NF4 on top loses again, which is measured (`told`).
+The folder's name is the digest of the file and of the software that converted it, so that later runs find it. It is
+trained on and served like any local base. The precision that the file's quantization lost is not recovered. NF4 on top
+loses more, which is measured (`describe_weight_loss`).
 """
 
 import json
@@ -26,17 +26,17 @@ from insource.system import atomic_files, child_processes
 from insource.tracking.base_models import base_store
 
 ROOT = Path(__file__).parents[3]
-# Raised when the same file would be written as another folder.
+# Incremented when the same file gives another folder.
 FORMAT_VERSION = 1
-# In base.json of what quantization left of a base: by how much it moved the weights.
+# Key in the base.json of a dequantized base: the relative change of its weights.
 MOVED_KEY = "moved"
 
 
 def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
-    """Returns the recipe with a folder as its base where that is a GGUF file, else the recipe as it is.
+    """Return the recipe with a model folder as its base if that is a GGUF file, else the recipe unchanged.
 
-    Writes the folder where it is missing or was changed; the first process does, others wait. Raises RecipeError where
-    the file cannot be taken, and StageError where memory or disk do not suffice; nothing half-written stays.
+    The first process writes the folder if it is missing or changed; others wait. Raise RecipeError if the file is not
+    supported, and StageError if memory or disk do not suffice; partial files are removed.
     """
     if not base_models.is_gguf(recipe.model.base):
         return recipe
@@ -62,7 +62,7 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
 
 
 def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> None:
-    """Writes a GGUF file as a model into an empty folder, with base.json. Raises RecipeError and StageError."""
+    """Write a GGUF file as a model into an empty folder, with base.json. Raise RecipeError and StageError."""
     argv = [
         sys.executable,
         "-m",
@@ -96,20 +96,22 @@ def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> Non
 
 
 def read_gguf_info(base: str) -> Mapping[str, Any] | None:
-    """Returns what base.json says of the GGUF file that a base was made of, None for any other base."""
+    """Return the entry in base.json for the GGUF file of a base, None for any other base."""
     path = Path(base) / base_store.METADATA_FILE
     info: Mapping[str, Any] | None = atomic_files.read_json(path).get("gguf") if path.is_file() else None
     return info
 
 
 def read_notes(base: str) -> list[str]:
-    """Returns what is otherwise with a base that was a GGUF file than with the published model."""
+    """Return the differences between a base from a GGUF file and the published model."""
     return list((read_gguf_info(base) or {}).get("notes", []))
 
 
 def describe_weight_loss(base: str, quantization: str, trained: Path | None) -> str | None:
-    """Returns what was lost of the weights before training: by the GGUF file, and by NF4 or int8 on top of it, whose
-    folder is `trained`; None for a base that was no GGUF file."""
+    """Return the precision lost before training: by the GGUF file, and by NF4 or int8 on top of it.
+
+    `trained` is the folder of the quantized base. None for a base that was no GGUF file.
+    """
     if (gguf := read_gguf_info(base)) is None:
         return None
     description = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
@@ -122,8 +124,11 @@ def describe_weight_loss(base: str, quantization: str, trained: Path | None) -> 
 
 
 def measure_weight_change(original: Path, quantized: Path) -> float:
-    """Returns by how much quantization moved the weights that it changed: the norm of all differences over the norm of
-    the weights, read from the safetensors of two folders tensor by tensor. 0 where nothing changed."""
+    """Return the relative change of the weights that quantization changed, 0 if none.
+
+    It is the norm of all differences over the norm of the weights. The safetensors of both folders are read tensor by
+    tensor.
+    """
     from safetensors import safe_open
 
     differences = norms = 0.0

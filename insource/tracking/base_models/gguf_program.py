@@ -1,8 +1,8 @@
-"""`python -m insource.tracking.base_models.gguf_program FILE.gguf FOLDER float32`: writes a GGUF model as a folder,
-weights dequantized.
+"""`python -m insource.tracking.base_models.gguf_program FILE.gguf FOLDER float32`: write a GGUF model as a model
+folder.
 
-A program, so that the memory that it takes is given back and nothing heavy is imported where it is started
-(gguf_base.py). Prints what the file holds as JSON. Exits with 2 where the file is one that cannot be taken.
+The weights are dequantized. A process of its own (started by gguf_model.py), so that its memory is freed and the caller
+imports no torch. Prints the file's properties as JSON. Exits with 2 if the file is not supported.
 """
 
 import json
@@ -18,24 +18,24 @@ from insource.tracking.base_models import base_store, gguf_header
 from insource.tracking.base_models.gguf_header import ROPE_FACTORS_TENSOR, GgufHeader, make_gguf_error
 
 LINK_NAME = "model.gguf"
-# What the tokenizer must read alike once it is saved: letters, digits, white space, marks, and what templates write.
+# Text that the saved tokenizer must encode equally: letters, digits, white space, marks, and what templates write.
 PROBE_TEXT = "Where's my parcel no. 12,345.67?\n\n\tStraße  naïve 注文 🙂 don't {\"a\": [1, 2]} "
-# Llama 3.1 and later, as published; the factor differs from model to model.
+# Llama 3.1 and later, as published; the factor differs between models.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 ROPE_TOLERANCE = 1e-3
-# Vocabularies (tokenizer.ggml.pre) that GPT-2's way to split texts is right for. Those of the second line split digits
-# one by one before, which comes to the same, since no token of theirs has two.
+# Vocabularies (tokenizer.ggml.pre) for which GPT-2's pre-tokenizer is right. Those of the second line split digits one
+# by one first. The result is the same, because none of their tokens has two digits.
 GPT2_PRETOKENIZERS = ("gpt-2",)
 DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
-# Types of tokens that are matched whole in a text (tokenizer.ggml.token_type).
+# Types of tokens that are matched as a unit in a text (tokenizer.ggml.token_type).
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4
 
 
 def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
-    """Writes weights, configuration, generation config and tokenizer into an empty folder. Returns what the file holds.
+    """Write weights, configuration, generation config and tokenizer into an empty folder. Return the file's properties.
 
-    Raises RecipeError where the file cannot be taken, before its weights are read unless only they show it, and
-    StageError where disk or memory do not suffice.
+    Raise RecipeError if the file is not supported, before reading weights if possible. Raise StageError if disk or
+    memory do not suffice.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
@@ -43,13 +43,13 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     header = gguf_header.read_header(path)
     gguf_header.check_header(header)
     with tempfile.TemporaryDirectory() as temp_folder:
-        # By a name of its own: transformers goes by the ending, and files in caches have none.
+        # A link with the suffix .gguf: transformers checks the suffix, and files in caches have none.
         (Path(temp_folder) / LINK_NAME).symlink_to(path.absolute())
         config = _load_config(header, temp_folder)
         tokenizer = _load_tokenizer(header, temp_folder)
         _check_space(header, folder, torch.finfo(getattr(torch, dtype)).bits // 8)
         try:
-            # Without GgufConfig the weights may stay in GGUF's blocks, which cannot be saved.
+            # Without GgufConfig the weights may stay in GGUF blocks, which cannot be saved.
             model, loading_info = AutoModelForCausalLM.from_pretrained(
                 temp_folder,
                 gguf_file=LINK_NAME,
@@ -80,7 +80,7 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
 
 
 def _load_config(header: GgufHeader, temp_folder: str) -> Any:
-    """Returns the model's configuration, with what transformers passes over. Raises RecipeError."""
+    """Return the model's configuration, with the parts that transformers ignores. Raise RecipeError."""
     from transformers import AutoConfig
 
     try:
@@ -98,8 +98,10 @@ def _load_config(header: GgufHeader, temp_folder: str) -> Any:
 
 
 def _set_rope_scaling(header: GgufHeader, config: Any) -> None:
-    """Gives the configuration the scaled positions that the file has as a tensor, in place. Raises RecipeError where
-    they are not those of Llama 3."""
+    """Add the scaled positions that the file stores as a tensor to the configuration, in place.
+
+    Raise RecipeError if they are not those of Llama 3.
+    """
     import numpy as np
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -114,6 +116,7 @@ def _set_rope_scaling(header: GgufHeader, config: Any) -> None:
 
 
 def _check_space(header: GgufHeader, folder: Path, bytes_per_weight: int) -> None:
+    """Raise StageError if disk or memory do not suffice."""
     size = header.parameters * bytes_per_weight
     if problem := base_store.disk_space_problem(folder.parent, size):
         raise StageError(f"model.base: {header.name} cannot be written as a folder: {problem}")
@@ -123,11 +126,10 @@ def _check_space(header: GgufHeader, folder: Path, bytes_per_weight: int) -> Non
 
 
 def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
-    """Raises RecipeError where a weight of the model is not in the file or of another shape, or one of the file not in
-    the model."""
+    """Raise RecipeError if weights of model and file do not match by name and shape."""
     import torch
 
-    # transformers 5.19 does not look at shapes here: it takes what it is given.
+    # transformers 5.19 does not check shapes here.
     with torch.device("meta"):
         expected = type(model)(model.config).state_dict()
     shapes = model.state_dict()
@@ -145,7 +147,8 @@ def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
 
 
 def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
-    """Returns the tensors that the older one of transformers' two readers passes over; the newer one tells itself."""
+    """Return the tensors that the older of transformers' two GGUF readers ignores; the newer one reports them
+    itself."""
     from transformers.integrations.gguf import is_gguf_arch_supported
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
@@ -153,14 +156,17 @@ def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
         return set()
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
     mapped = get_gguf_hf_weights_map(model, processor)
-    # Experts are known by a name without an end.
+    # Names of expert weights have no suffix.
     return {name for name in header.tensors if name not in mapped and name.removesuffix(".weight") not in mapped}
 
 
 def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
-    """Returns the tokenizer, with the file's tokens and no others: transformers adds <|endoftext|> to a byte-level
-    vocabulary that has none, such as Llama 3's, and that token has no row in the embeddings. Raises RecipeError where
-    it cuts what the chat template writes as one token."""
+    """Return the tokenizer, with exactly the file's tokens. Raise RecipeError if it splits a token of the chat
+    template.
+
+    transformers adds <|endoftext|> to a byte-level vocabulary without it, such as Llama 3's. That token has no row in
+    the embeddings.
+    """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
@@ -188,7 +194,7 @@ def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
 
 
 def _collect_notes(header: GgufHeader) -> list[str]:
-    """Returns what may be otherwise than in the published model, though nothing stands against training on it."""
+    """Return possible differences from the published model that do not prevent training."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     pre = header.values.get("tokenizer.ggml.pre")
@@ -202,8 +208,10 @@ def _collect_notes(header: GgufHeader) -> list[str]:
 
 
 def _save_tokenizer(header: GgufHeader, tokenizer: Any, folder: Path, n_embeddings: int) -> None:
-    """Writes the tokenizer. Raises RecipeError where it is not read again as it was, or has more tokens than there are
-    rows of embeddings."""
+    """Write the tokenizer.
+
+    Raise RecipeError if it encodes differently after reloading, or has more tokens than the embeddings have rows.
+    """
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
@@ -221,6 +229,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main() -> int:
+    """Convert a file and print its properties. Return the exit code."""
     path, folder, dtype = sys.argv[1:]
     print(json.dumps(write_model(Path(path), Path(folder), dtype)))
     return cli.OK

