@@ -47,7 +47,7 @@ class AnswerRecord:
     recorded: bool = False
     """True if the input is in the traffic record."""
     confidence: float | None = None
-    """Confidence of the deployed model's answer, in thousandths."""
+    """Confidence of the deployed model's answer, rounded to thousandths."""
     day: int = 0
     """Day of the answer, in days since 1970 (UTC)."""
     name: str = ""

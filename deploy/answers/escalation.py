@@ -191,7 +191,7 @@ def _find_threshold_problem(task: Task) -> str | None:
 
 
 def _find_unsupported(system: System, baseline: Baseline) -> str | None:
-    """Return a setting of a baseline that the gateway does not support, None if requests can be as in the comparison."""
+    """Return why the gateway cannot send requests to a baseline as the comparison does, None if it can."""
     if system.shots:
         return "is asked with examples of train, which are not deployed"
     if isinstance(baseline.instruction, list):

@@ -1,5 +1,4 @@
-"""Answers of the deployed version, with the requests and the parsing of the comparison, and one retry where it may
-help."""
+"""Answers of the deployed version, requested and parsed as in the comparison, with at most one retry."""
 
 import math
 from collections.abc import Callable
@@ -50,7 +49,7 @@ class EngineConnection:
 class EngineRequestError(RequestError):
     """vLLM rejected a request.
 
-    The message contains what the client can change. `engine_status` is the HTTP status of vLLM.
+    The message contains what concerns the client's own request. `engine_status` is the HTTP status of vLLM.
     """
 
     def __init__(self, engine_status: int, payload: Any) -> None:

@@ -83,7 +83,7 @@ class Ledger:
 
 
 class MonthlyBudget:
-    """The limiter (`insource/backends/budgets.py`) of API calls by the budget of this month.
+    """Monthly limit on API calls (a `SpendLimiter` of `insource/backends/types.py`).
 
     One token is reserved for every byte of a text: token counts of earlier texts do not bound those of the next
     client's.

@@ -1,11 +1,11 @@
-"""`python -m deploy.gateway RECIPE ...`: serves what is deployed, on one address, and changes over when that changes.
+"""Run `python -m deploy.gateway RECIPE ...`: serve the deployed versions on one address and follow the registry.
 
-    clients -> door (key, allow-list, names) -> Unix socket that only this user can open -> vLLM with versioned adapters
+    clients -> proxy (key, allow-list, names) -> Unix socket that only this user can open -> vLLM with versioned adapters
 
-A version is loaded beside the one that answers, held to its reference answers, and only then made the one that answers;
-the old one is taken out when its last request has ended. One that fails the check is not made current, and the old one
-goes on answering. vLLM is started again when it dies, loses a process or sends nothing though it is asked; meanwhile
-the door answers 503 with Retry-After.
+A new version is loaded while the old one answers, checked against its reference answers, and then activated. The old
+one is unloaded after its last request. A version that fails the check is not activated, and the old one continues to
+answer. vLLM is restarted when it dies, loses a process or sends nothing despite a request. Meanwhile the gateway
+answers 503 with Retry-After.
 """
 
 import asyncio
@@ -26,10 +26,11 @@ from serve.vllm import lifecycle, server_process
 from serve.vllm.server_process import Address, VllmProcess
 
 STOP_SECONDS = 3.0
-"""For vLLM to end, until it is killed."""
+"""Time for vLLM to end before it is killed."""
 
 
 def main() -> int:
+    """Parse the command line and run the gateway until it is stopped. Return the exit code."""
     parser = cli.build_parser("deploy.gateway", "Serve what is deployed, on one address, without a gap at a change.")
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     arguments = parser.parse_intermixed_args()
@@ -50,7 +51,7 @@ def main() -> int:
         client_keys, serve.limits, tuple(registry_dir.name for registry_dir in registry_dirs), Monitor(root)
     )
     server_process.check_port_free(serve.host, serve.port)
-    with tempfile.TemporaryDirectory(prefix="insource-") as private_dir:  # readable by this user alone
+    with tempfile.TemporaryDirectory(prefix="insource-") as private_dir:  # readable only by this user
         vllm = VllmProcess(
             plan, Address(socket=Path(private_dir) / "vllm.sock"), root / "vllm.log", stop_seconds=STOP_SECONDS
         )

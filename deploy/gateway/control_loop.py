@@ -1,4 +1,4 @@
-"""The control loop of the gateway: vLLM is kept alive, the registry is followed, and signals end both within 10 s."""
+"""Control loop of the gateway: keep vLLM running, follow the registry, and stop within 10 s of a signal."""
 
 import asyncio
 import time
@@ -14,11 +14,11 @@ from serve.vllm.server_process import Address
 
 RETRY_SECONDS = 2.0
 DRAIN_SECONDS = 4.0
-"""For answers that are under way at the end; with what aiohttp and vLLM take, less than 10 in all."""
+"""Time for requests in flight at the end. Together with aiohttp and vLLM stopping takes less than 10 s."""
 
 
 async def serve_forever(gateway: Gateway, address: Address, access_log: Logger | None = None) -> None:
-    """Serves until it is told to stop. Raises StageError where vLLM does not come up, or fails too often."""
+    """Serve until a stop signal. Raise StageError if vLLM does not become ready or fails too often."""
     stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in http_server.list_stop_signals():
         loop.add_signal_handler(number, stop_event.set)
@@ -47,13 +47,15 @@ async def serve_forever(gateway: Gateway, address: Address, access_log: Logger |
         await gateway.door.watch.close()
         await monitor_task
         await gateway.deployments.close()
-        # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
+        # Concurrently: vLLM has no requests left, and may take as long to stop as the connections.
         await asyncio.gather(run_in_thread(gateway.vllm.stop), runner.cleanup())
 
 
 async def run_control_loop(gateway: Gateway, address: Address) -> None:
-    """Brings up what is deployed, then follows the registry and keeps vLLM alive. Raises StageError where vLLM does not
-    come up at first, or fails too often."""
+    """Start vLLM, then follow the registry and restart vLLM when it fails.
+
+    Raise StageError if vLLM does not become ready at first, or fails too often.
+    """
     await gateway.up()
     failures: list[float] = []
     follow_task = asyncio.create_task(gateway.follow(address))
@@ -73,8 +75,10 @@ async def run_control_loop(gateway: Gateway, address: Address) -> None:
 
 
 async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) -> None:
-    """Starts vLLM again until it comes up. Raises StageError where it has failed too often; a start that fails counts
-    as a failure, since the memory of the one before may not be free yet."""
+    """Restart vLLM until it becomes ready. Raise StageError if it has failed too often.
+
+    A failed start counts as a failure. The memory of the previous process may not be free yet.
+    """
     while True:
         now = time.monotonic()
         window_start = now - lifecycle.RESTART_WINDOW_SECONDS
@@ -91,7 +95,7 @@ async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) 
 
 
 async def _wait_for_drain(proxy_state: proxy.ProxyState) -> None:
-    """Waits until nothing is on its way through the door, for DRAIN_SECONDS at most."""
+    """Wait until no request is in flight, for at most DRAIN_SECONDS."""
     end = time.monotonic() + DRAIN_SECONDS
     while proxy_state.of_key.total() and time.monotonic() < end:
         await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The tasks behind the gateway: read with each version that is loaded, and again where a version is deployed again."""
+"""Tasks of the active versions: read with each version that is loaded, and again when a version is deployed again."""
 
 import time
 from collections.abc import Mapping
@@ -17,21 +17,23 @@ from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
 
 RETIRED_CLIENT_SECONDS = 300.0
-"""An API client that answers no new request is closed after so long."""
+"""An API client without new requests is closed after this time."""
 
 
 class Deployments:
-    """What the door knows of the deployed tasks."""
+    """The tasks of the active versions."""
 
     def __init__(self, proxy_state: ProxyState, recipes: Mapping[str, Recipe]) -> None:
-        """`recipes`: by their names, as the gateway was started with them."""
+        """`recipes` are the gateway's recipes by their names."""
         self.door, self.recipes = proxy_state, recipes
         self._read_at: dict[str, int] = {}
         self._retired: list[tuple[float, Escalation]] = []
 
     async def load(self, registry_dir: Path, version: str) -> Deployment | None:
-        """Returns the task of a version, None where its prompt.json does not state it. Raises RecipeError or StageError
-        where it cannot be read."""
+        """Return the task of a version, None if its prompt.json does not state one.
+
+        Raise RecipeError or StageError if it cannot be read.
+        """
         return await run_in_thread(
             load_deployment,
             registry_dir,
@@ -41,7 +43,7 @@ class Deployments:
         )
 
     def put(self, registry_dir: Path, version: str, deployment: Deployment | None) -> None:
-        """Has new requests answered by a version, in one step."""
+        """Activate a version: new requests go to it from now on."""
         name, previous = registry_dir.name, self.door.tasks.pop(registry_dir.name, None)
         self.door.versions[name] = version
         if deployment is not None:
@@ -56,12 +58,12 @@ class Deployments:
             self._retired.append((time.monotonic(), previous.escalation))
 
     def remove(self, name: str) -> None:
-        """Has a model answer no more."""
+        """Deactivate a model: it answers no more requests."""
         del self.door.versions[name]
         self._retire(self.door.tasks.pop(name, None))
 
     async def refresh(self, registry_dir: Path) -> None:
-        """Reads the task of the version that answers again where it was deployed again: its threshold may be new."""
+        """Read the task of the active version again if it was deployed again, since its threshold may have changed."""
         name = registry_dir.name
         answering, deployed_at = self.door.versions.get(name), registry.deployed_at(registry_dir)
         if (
@@ -77,12 +79,12 @@ class Deployments:
             log_line(f"routing   {name} goes on as before: {error}")
 
     async def tidy(self) -> None:
-        """Closes API clients that are not asked any more."""
+        """Close API clients that no longer get requests."""
         while self._retired and self._retired[0][0] < time.monotonic() - RETIRED_CLIENT_SECONDS:
             await self._retired.pop(0)[1].close()
 
     async def close(self) -> None:
-        """Closes every API client."""
+        """Close all API clients."""
         clients = [deployment.escalation for deployment in self.door.tasks.values()]
         for client in [*clients, *(client for _, client in self._retired)]:
             if isinstance(client, Escalation):
@@ -92,7 +94,7 @@ class Deployments:
 def load_deployment(
     registry_dir: Path, version: str, gateway_recipe: Recipe | None, deployed_at: int
 ) -> Deployment | None:
-    """Returns the task of a version below registry/<name>, see `Deployments.load`."""
+    """Return the task of a version in registry/<name>; see `Deployments.load`."""
     served = versions.load_version(registry_dir, version)
     try:
         deployed_routing = routing.load_routing(registry_dir, registry.read_history(registry_dir), version)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The gateway's state machine: load, check, activate and unload versions, probe and restart vLLM."""
 
 import asyncio
 import time
@@ -23,17 +23,17 @@ from serve.vllm.server_process import Address, VllmProcess
 
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 5.0
-"""vLLM that has sent nothing for so long is asked for one token."""
+"""Seconds without data from vLLM after which it gets a request for one token."""
 LOAD_TIMEOUT_FACTOR = 10
-"""How much longer than hang_seconds an answer may take while a version is loaded: its reference rows queue up."""
+"""Timeout factor on hang_seconds while a version is loaded: its reference rows wait in the queue."""
 
 
 class EngineUnresponsiveError(Exception):
-    """vLLM answers nothing, whatever it is asked."""
+    """vLLM does not answer any request."""
 
 
 class Gateway:
-    """The door, the engine behind it, and which version of each model is loaded there."""
+    """The proxy, the vLLM behind it, and the loaded versions of each model."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Gateway:
         self._silent_since: float | None = None
 
     async def change_over(self) -> None:
-        """Makes every model answer with the version that its registry folder says, one after the other."""
+        """Activate the version in the registry for every model, one model after the other."""
         for registry_dir in self.places:
             while version := await run_in_thread(self.wanted, registry_dir):
                 started_at = time.monotonic()
@@ -70,7 +70,7 @@ class Gateway:
                     agreement = await self.load(registry_dir, version)
                     deployment = await self.deployments.load(registry_dir, version)
                 except EngineUnresponsiveError as error:
-                    # No fault of the version: it is loaded when vLLM answers again.
+                    # Not a fault of the version: it is loaded when vLLM answers again.
                     self.say_once(f"vllm      broke off while {registry_dir.name}@{version} was loaded: {error}")
                     return
                 except (StageError, RecipeError) as error:
@@ -86,12 +86,14 @@ class Gateway:
             await self.deployments.refresh(registry_dir)
 
     def wanted(self, registry_dir: Path) -> str | None:
-        """Returns the version that is to be loaded next, None where the one that answers is right: after a restart of
-        vLLM the one that answered, then the current version, or where that was refused and nothing answers, the one
-        that was deployed before it."""
+        """Return the version to load next, None if the active one is right.
+
+        After a restart of vLLM it is the active version, otherwise the current version of the registry. If that was
+        rejected and no version is active, it is the one deployed before.
+        """
         answering, current = self.door.versions.get(registry_dir.name), registry.current_version(registry_dir)
         if (deployed_at := registry.deployed_at(registry_dir)) != self._deployed_at.get(registry_dir.name):
-            # What was refused is looked at again where it is deployed again.
+            # A rejected version is tried again when it is deployed again.
             self._deployed_at[registry_dir.name] = deployed_at
             self.refused.discard((registry_dir.name, str(current)))
         rejected = {version for name, version in self.refused if name == registry_dir.name}
@@ -102,20 +104,20 @@ class Gateway:
         return next(iter_candidates(registry_dir, rejected), None)
 
     def refuse(self, registry_dir: Path, version: str, error: Exception) -> None:
-        """Sets a version aside, and says so once."""
+        """Mark a version as rejected and log it once."""
         self.refused.add((registry_dir.name, version))
         if self.door.versions.get(registry_dir.name) == version:
-            self.deployments.remove(registry_dir.name)  # it answered until vLLM was started again
+            self.deployments.remove(registry_dir.name)  # it was active until vLLM was restarted
         active = self.door.versions.get(registry_dir.name)
         log_line(
             f"refused   {registry_dir.name}@{version}: {error}; {f'{active} goes on' if active else 'nothing answers'}"
         )
 
     async def load(self, registry_dir: Path, version: str) -> float:
-        """Loads a version beside the others. Returns the share of its reference answers that vLLM gives.
+        """Load a version while others are loaded. Return the fraction of its reference answers that vLLM gives.
 
-        Raises RecipeError where it cannot be served, StageError where vLLM does not load it or answers otherwise, and
-        BrokeOffError where vLLM answers nothing any more.
+        Raise RecipeError if it cannot be served, StageError if vLLM does not load it or its answers differ, and
+        EngineUnresponsiveError if vLLM no longer answers.
         """
         served = await run_in_thread(load_version, registry_dir, version)
         if problem := await run_in_thread(find_incompatibility, self.vllm.plan, served):
@@ -126,7 +128,7 @@ class Gateway:
         except (ClientError, TimeoutError) as error:
             raise EngineUnresponsiveError(type(error).__name__) from None
         except StageError as error:
-            # A refusal of one version is its own, if another one is answered.
+            # A rejection is the version's own fault only if vLLM answers other requests.
             if not await self.answers():
                 raise EngineUnresponsiveError(str(error)) from None
             raise
@@ -154,7 +156,7 @@ class Gateway:
             return await run_in_thread(_measure_agreement, served, name, self.vllm.address, rounding)
 
     async def tidy(self) -> None:
-        """Takes out versions that answer no more, once nothing is on its way to them."""
+        """Unload versions that are no longer active, once they have no requests in flight."""
         await self.deployments.tidy()
         async with client.open_session(self.vllm.address, read_seconds=self.hang_seconds) as session:
             for name, versions in self.loaded.items():
@@ -172,7 +174,7 @@ class Gateway:
                     versions.discard(version)
 
     async def follow(self, address: Address) -> None:
-        """Follows the registry and the file of keys, for ever. Raises StageError where at first nothing is served."""
+        """Follow the registry and the key file forever. Raise StageError if no version can be served at first."""
         while True:
             await self.change_over()
             if self.door.versions and self.door.engine is None and not self._not_loaded():
@@ -188,7 +190,7 @@ class Gateway:
             await asyncio.sleep(POLL_SECONDS)
 
     def _not_loaded(self) -> list[str]:
-        """Names of models whose version vLLM does not have."""
+        """Return the models whose active version is not loaded in vLLM."""
         return [
             name
             for name, version in self.door.versions.items()
@@ -196,17 +198,21 @@ class Gateway:
         ]
 
     def open(self) -> None:
-        """Lets requests pass to vLLM."""
+        """Start forwarding requests to vLLM."""
         self.door.engine = client.open_session(self.vllm.address, max_connections=self.door.limits.requests)
         self.door.answers, self._silent_since, self._said = True, None, ""
         self.door.heard()
 
     async def failure(self) -> str | None:
-        """Returns why vLLM has to be started again, None where it has not: its process or one of its children has
-        ended, or it sends nothing though it is asked. Closes the door while it is silent."""
+        """Return why vLLM must be restarted, None if it need not be.
+
+        Reasons: the process or a child of it ended, or it sends nothing despite a request. While vLLM is silent the
+        gateway is not ready.
+        """
         if not await run_in_thread(self.vllm.alive):
             return f"died, {await run_in_thread(self.vllm.why)}"
-        # A child that ends as it should is there for a moment until it is asked for; twice is no moment.
+        # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive checks has
+        # died.
         previous, self._ended_workers = (
             self._ended_workers,
             await run_in_thread(server_process.find_dead_children, self.vllm.pid),
@@ -220,7 +226,7 @@ class Gateway:
         return None
 
     def _silence(self) -> float:
-        """Seconds since vLLM was asked without sending anything."""
+        """Return the seconds since a probe without data from vLLM. Start a probe if one is due."""
         now, last_data_at = time.monotonic(), self.door.heard_at
         if self._silent_since is not None and last_data_at >= self._silent_since:
             self._silent_since = None
@@ -230,8 +236,10 @@ class Gateway:
         return now - self._silent_since if self._silent_since else 0.0
 
     async def answers(self) -> bool:
-        """Returns whether vLLM gives a token within hang_seconds. Its wire answers `GET /health` although nothing
-        computes any more behind it."""
+        """Return whether vLLM produces a token within hang_seconds.
+
+        Its HTTP server answers `GET /health` although the engine computes nothing.
+        """
         available = self.door.versions.keys() - self._not_loaded()
         names = [f"{name}@{self.door.versions[name]}" for name in available] or [self.vllm.plan.name]
         body = {"model": names[0], "prompt": "a", "max_tokens": 1}
@@ -249,14 +257,14 @@ class Gateway:
         return response.status < 500
 
     async def revive(self, reason: str) -> None:
-        """Starts vLLM again. Raises StageError where it does not come up."""
+        """Restart vLLM. Raise StageError if it does not become ready."""
         log_line(f"vllm      {reason}")
         await self.close()
         await run_in_thread(self.vllm.stop)
         await self.up()
 
     async def close(self) -> None:
-        """Lets nothing pass to vLLM; requests that are with it break off."""
+        """Stop forwarding requests to vLLM. Requests in flight are aborted."""
         session, self.door.engine = self.door.engine, None
         if self._probe:
             self._probe.cancel()
@@ -264,23 +272,23 @@ class Gateway:
             await session.close()
 
     async def up(self) -> None:
-        """Starts vLLM, which `follow` loads and opens. Raises StageError where it does not come up."""
+        """Start vLLM without adapters; `follow_registry` loads them. Raise StageError if it does not become ready."""
         self.loaded, self._ended_workers = {registry_dir.name: set() for registry_dir in self.places}, set()
-        self.vllm.start()  # in this thread, the main one: the process ends with the thread that started it
+        self.vllm.start()  # in the main thread: vLLM is killed when the thread that started it ends
         seconds = await run_in_thread(self.vllm.wait_ready)
         log_line(f"vllm      up after {seconds:.0f} s")
         self._silent_since = None
         self.door.heard()
 
     def say_once(self, line: str) -> None:
-        """Says a line unless it was the last one that was said so, and vLLM has not been up since."""
+        """Log a line unless it was the last one logged here since vLLM was ready."""
         if line != self._said:
             self._said = line
             log_line(line)
 
 
 def _measure_agreement(served: ServedModel, name: str, address: Address, rounding: float) -> float:
-    """Share of its reference answers that vLLM gives. Raises StageError where they cannot be read."""
+    """Return the fraction of a version's reference answers that vLLM gives. Raise StageError if they cannot be read."""
     try:
         return reference_check.measure_agreement(served, name, address, rounding=rounding)
     except ClientError:

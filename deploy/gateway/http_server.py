@@ -1,7 +1,7 @@
-"""The listening side of the gateway: how many connections it holds, how long silent ones may stay, what it logs.
+"""The HTTP server of the gateway: its connection limit, timeouts and logs.
 
-A connection that has sent no whole header within HEADER_SECONDS, or nothing for so long after an answer, is closed.
-Connections beyond what the descriptors allow are answered 503 and closed at once, so that accept never fails.
+A connection is closed if it sends no complete header within HEADER_SECONDS, or nothing for that long after an answer.
+Connections beyond the limit of open files get 503 and are closed immediately, so that accept never fails.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from serve.vllm.server_process import Address
 
 HEADER_SECONDS = 30.0
 MAX_CONNECTIONS = 4096
-"""However many descriptors there are: each connection may hold some memory."""
+"""Limit regardless of the number of file descriptors: each connection may use some memory."""
 _MAX_DESCRIPTORS = 2**20
 _RESERVED_DESCRIPTORS = 64
 _LINGER_SECONDS = 5.0
@@ -36,7 +36,7 @@ _OVERLOADED_RESPONSE = (
 
 
 def raise_open_file_limit() -> int:
-    """Raises the limit of open files to the hard one. Returns it."""
+    """Raise the soft limit of open files to the hard limit. Return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -44,20 +44,22 @@ def raise_open_file_limit() -> int:
 
 
 def compute_connection_limits(descriptors: int) -> tuple[int, int]:
-    """Returns how many connections may be open, and how many wait to be accepted, with so many descriptors: each
-    request that is passed on has another one to vLLM, and all that wait may be accepted at once."""
+    """Return the maximum numbers of open connections and of connections that wait to be accepted, for `descriptors`.
+
+    A forwarded request needs another connection to vLLM, and all waiting connections may be accepted together.
+    """
     backlog = min(1024, descriptors // 4)
     return max(1, min(MAX_CONNECTIONS, (descriptors - _RESERVED_DESCRIPTORS - backlog) // 2)), backlog
 
 
 def list_stop_signals() -> list[signal.Signals]:
-    """Returns the signals that end the gateway; what was ignored when it was started stays ignored (nohup)."""
+    """Return the signals that stop the gateway. A signal that was ignored at the start remains ignored (nohup)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def build_runner(proxy_state: proxy.ProxyState, access_log: logging.Logger | None) -> web.AppRunner:
-    """Returns the door as aiohttp runs it, before it listens anywhere."""
+    """Return the proxy as an aiohttp runner that does not listen yet."""
     error_logger = logging.getLogger("insource.gateway")
     error_logger.addFilter(_is_server_error)
     return web.AppRunner(
@@ -74,7 +76,7 @@ def build_runner(proxy_state: proxy.ProxyState, access_log: logging.Logger | Non
 
 
 async def listen(server: web.Server, address: Address) -> asyncio.Server:
-    """Returns a socket that listens at an address and answers with `server`, as far as there is room."""
+    """Listen on an address and answer with `server`, up to the connection limit. Return the listening server."""
     max_connections, backlog = compute_connection_limits(raise_open_file_limit())
 
     def accept() -> asyncio.Protocol:
@@ -85,7 +87,7 @@ async def listen(server: web.Server, address: Address) -> asyncio.Server:
 
 
 class AccessLog(AbstractAccessLogger):
-    """The access log: who asked for what, and how it was answered; nothing of what was said."""
+    """Access log: client, path, model and status of each request, without contents of requests and answers."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         record = request.get(proxy.ACCESS_RECORD, proxy.AccessRecord())
@@ -106,7 +108,7 @@ class AccessLog(AbstractAccessLogger):
 
 
 class _RejectedConnection(asyncio.Protocol):
-    """A connection that there is no room for."""
+    """A connection beyond the limit."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
@@ -116,7 +118,7 @@ class _RejectedConnection(asyncio.Protocol):
 
 @contextmanager
 def open_access_log(path: Path) -> Iterator[logging.Logger]:
-    """Yields a logger to a file of which a few older ones are kept, written in a thread of its own."""
+    """Yield a logger to a rotated file, written in a separate thread."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600, exist_ok=True)
     queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
@@ -137,6 +139,9 @@ def open_access_log(path: Path) -> Iterator[logging.Logger]:
 
 
 def _is_server_error(record: logging.LogRecord) -> bool:
-    """Whether a record is worth a traceback: not where a client sent what is no HTTP, thousands a second perhaps."""
+    """Return whether a log record needs a traceback.
+
+    Invalid HTTP from clients, possibly thousands a second, needs none.
+    """
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError)

@@ -1,13 +1,13 @@
-"""Who may come in: one key from the environment, several from a file, or none on this machine's own address.
+"""API keys of the gateway: one from the environment, several from a file, or none on a loopback address.
 
 INSOURCE_API_KEY=...                     the key of the client "default"
-INSOURCE_API_KEYS_FILE=/etc/insource/keys  a client a line: its name, a space, its key; # begins a comment
+INSOURCE_API_KEYS_FILE=/etc/insource/keys  one client per line: its name, a space, its key; # starts a comment
 
     team-a  5f0c...
     batch   91d2...   # the nightly job
 
-The file is read again whenever it changes, so keys are given and withdrawn without a restart. Kept are hashes alone,
-and every request is compared with all of them, so that no time tells how much of a key is right.
+The file is read again whenever it changes, so keys are added and revoked without a restart. Only hashes are kept in
+memory. Every request is compared with all of them, so that the response time does not reveal how much of a key matches.
 """
 
 import hashlib
@@ -30,22 +30,24 @@ _COMMENT_PATTERN = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
-    """The keys that are valid now."""
+    """The currently valid keys."""
 
     def __init__(self, api_key: str | None = None, file: Path | None = None) -> None:
-        """Raises RecipeError where the file cannot be read or has a line that is no key."""
+        """Raise RecipeError if the file cannot be read or has an invalid line."""
         self._default = {DEFAULT_CLIENT: _hash(api_key)} if api_key else {}
         self._file, self._seen = file, _file_state(file)
         self._named = read_keys(file) if file else {}
 
     @property
     def required(self) -> bool:
-        """Returns whether a request needs a key."""
+        """True if a request needs a key."""
         return bool(self._default) or self._file is not None
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
-        """Returns the name of the client whose key a request bears, as OpenAI's or as Anthropic's clients send it; None
-        where it bears none that is valid."""
+        """Return the client that owns the key of a request, None without a valid key.
+
+        The key is in the header that OpenAI's clients send (Authorization: Bearer) or Anthropic's (x-api-key).
+        """
         if not self.required:
             return ANONYMOUS
         scheme, _, bearer = headers.get("Authorization", "").partition(" ")
@@ -57,9 +59,9 @@ class Keys:
         return client
 
     def refresh(self) -> str | None:
-        """Reads the file again where it has changed. Returns what to tell of it, None where it has not.
+        """Read the file again if it has changed. Return a log message, None if it has not changed.
 
-        Where it cannot be read any more, the keys of before stay valid.
+        If the file cannot be read, the previous keys remain valid.
         """
         if self._file is None or (state := _file_state(self._file)) == self._seen:
             return None
@@ -72,7 +74,7 @@ class Keys:
 
 
 def load_keys(address: Address, loopback_is_enough: bool) -> Keys:
-    """Returns the keys that the environment names. Raises RecipeError where there is none and one is needed."""
+    """Return the keys from the environment. Raise RecipeError if one is needed and none is set."""
     file = os.environ.get(KEYS_FILE) or None
     keys = Keys(os.environ.get(API_KEY_VARIABLE) or None, Path(file) if file else None)
     if keys.required or (address.local and loopback_is_enough):
@@ -91,7 +93,7 @@ def load_keys(address: Address, loopback_is_enough: bool) -> Keys:
 
 
 def read_keys(file: Path) -> dict[str, bytes]:
-    """Returns the hash of each client's key. Raises RecipeError naming the line that is wrong, never a key."""
+    """Return the hash of each client's key. Raise RecipeError with the number of an invalid line, never with a key."""
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -116,12 +118,12 @@ def read_keys(file: Path) -> dict[str, bytes]:
 
 
 def _hash(key: str) -> bytes:
-    # Header bytes that are no UTF-8 come as surrogates.
+    # Header bytes that are not UTF-8 arrive as surrogates.
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _file_state(file: Path | None) -> tuple[int, int, int] | None:
-    """What changes when a file is written or replaced."""
+    """Return a value that changes when the file is written or replaced."""
     if file is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""From deployed versions on disk to what one vLLM serves, with everything that can be wrong with them in words."""
+"""Turn deployed versions on disk into the plan of one vLLM process, and report why one cannot be served."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -16,12 +16,11 @@ from serve.vllm import launch_plan, server_process
 from serve.vllm.launch_plan import ServedModel
 
 MIN_LORA_RANK = 64
-"""Later versions may have larger ranks than the first one; a larger one than this asks for a restart."""
+"""Later versions may have larger ranks than the first one. A rank above this requires a restart of the gateway."""
 
 
 def iter_candidates(registry_dir: Path, rejected: Collection[str] = ()) -> Iterator[str]:
-    """Yields the versions that may answer: the current one, then those that were deployed before it, but for those
-    that were refused."""
+    """Yield the versions that may answer: the current one, then earlier ones, without the rejected ones."""
     version, seen = registry.current_version(registry_dir), set[str]()
     while version is not None and version not in seen:
         seen.add(version)
@@ -31,16 +30,19 @@ def iter_candidates(registry_dir: Path, rejected: Collection[str] = ()) -> Itera
 
 
 def plan_backend(registry_dirs: Sequence[Path], serve: Serve) -> server_process.LaunchPlan:
-    """Returns the plan of the vLLM behind the door. Raises RecipeError where nothing of what is deployed can be
-    served; of a model whose current version cannot, an earlier one is taken, which the gateway tells."""
+    """Return the plan of the vLLM behind the gateway.
+
+    If the current version of a model cannot be served, an earlier one is used, and the gateway logs that. Raise
+    RecipeError if no version of a model can be served.
+    """
     plan = launch_plan.plan_launch([_find_servable(registry_dir, serve) for registry_dir in registry_dirs], serve)
     rank = max(MIN_LORA_RANK, plan.max_lora_rank)
-    # At a change the old and the new version of a model are there together.
+    # During a change the old and the new version of a model are both loaded.
     return replace(plan, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(registry_dirs))
 
 
 def load_version(registry_dir: Path, version: str) -> ServedModel:
-    """Returns a deployed version as what is served. Raises RecipeError where it is not whole, or not to be read."""
+    """Return a deployed version as a served model. Raise RecipeError if it is incomplete or cannot be read."""
     run = Run(registry_dir / "versions" / version)
     try:
         if not registry.is_complete(run.folder):
@@ -51,7 +53,7 @@ def load_version(registry_dir: Path, version: str) -> ServedModel:
 
 
 def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel) -> str | None:
-    """Returns why a version cannot be loaded into the vLLM that runs, None where it can."""
+    """Return why a version cannot be loaded into the running vLLM, None if it can."""
     try:
         if problems := launch_plan.adapter_problems(served, running.serve):
             return "; ".join(problems)
@@ -73,7 +75,7 @@ def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel
 
 
 def _find_servable(registry_dir: Path, serve: Serve) -> ServedModel:
-    """The newest version of a model that can be read and served."""
+    """Return the newest version of a model that can be read and served."""
     problems: list[str] = []
     for version in iter_candidates(registry_dir):
         try:

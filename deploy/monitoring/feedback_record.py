@@ -1,4 +1,11 @@
-"""TODO"""
+"""Right answers that clients sent, recorded in the registry.
+
+registry/<name>/feedback/2026-11.jsonl
+{"at": "...", "answer": "9f2c...", "deployment": "51ab...", "local": true, "kept": true, "mirrored": false,
+ "confidence": 0.974, "right": false, "right_digest": "07be..."}
+
+The file contains no answer, only keyed digests (deploy/answers/answer_ids.py). The last feedback on an answer counts.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,23 +25,23 @@ _DESCRIPTION = "feedback"
 
 @dataclass(frozen=True)
 class Feedback:
-    """A right answer that was given for an answer."""
+    """A right answer that a client sent for an answer of the gateway."""
 
     deployed: Deployment
     answered: AnswerRecord
     digest: str
-    """Of the right answer."""
+    """Keyed digest of the right answer."""
     value: Any
     """The right answer."""
 
     @property
     def right(self) -> bool:
-        """Returns whether what was answered is right."""
+        """True if the answer given is the right one."""
         return self.digest == self.answered.digest
 
 
 def write_feedback(entries: list[Feedback]) -> None:
-    """Writes feedback down. Raises StageError where that fails."""
+    """Append feedback to the record, and correct the rows of recorded inputs. Raise StageError if that fails."""
     registry_dirs = {entry.deployed.place for entry in entries}
     for registry_dir in sorted(registry_dirs):
         recorded_at = utc_timestamp()
@@ -67,8 +74,8 @@ def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
 
 
 def read_feedback(registry_dir: Path, deployment_id: str, since: datetime) -> list[Mapping[str, Any]]:
-    """Returns the feedback below registry/<name> on answers of a deployment that came from then on, of each answer the
-    last."""
+    """Return the feedback in registry/<name> on the answers of a deployment received since `since`, the last per
+    answer."""
     latest: dict[str, Mapping[str, Any]] = {}
     for line in _read_folder(registry_dir):
         if line["deployment"] == deployment_id and datetime.fromisoformat(line["at"]) >= since:

@@ -1,10 +1,10 @@
-"""What Prometheus reads at GET /metrics.
+"""Metrics for Prometheus at GET /metrics.
 
 insource_answers_total{model="classifier",answered_by="local",reason="confident",degraded="false"} 912.0
 insource_confidence_bucket{model="classifier",le="0.95"} 231.0
 
-Counts, sums and histograms alone: no text of a request or an answer, no id, no client. Every label has few values:
-models, versions, paths, statuses, reasons, API models, and the labels of a task.
+Only counts, sums and histograms: no text of a request or an answer, no id, no client. Every metric label has few
+values: models, versions, paths, statuses, reasons, API models, and the labels of a task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,10 @@ SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 VALID = "valid"
 DISCONNECTED = "broken_off"
-"""In the place of a status: the client left, or half an answer was out when vLLM broke off. An error of the gateway's
-own counts as 500."""
+"""Status of a request whose client disconnected, or whose answer was incomplete when vLLM ended.
+
+Errors of the gateway itself count as 500.
+"""
 NOBODY = "nobody"
 _Labels = TypeVar("_Labels", bound=tuple[str, ...])
 
@@ -71,60 +73,64 @@ class Metrics:
         self._limit = self._gauge("api_month_limit_usd", "route.usd_per_month.", "model")
 
     def requested(self, path: str, status: str, seconds: float) -> None:
-        """Counts a request that has ended."""
+        """Count a completed request and its seconds."""
         self._requests.labels(path, status).inc()
         self._seconds.labels(path).observe(seconds)
 
     def answered(self, model: str, by: str, reason: str, degraded: bool = False) -> None:
-        """Counts an input of a task."""
+        """Count an input of a task."""
         self._answers.labels(model, by, reason, str(degraded).lower()).inc()
 
     def checked(self, model: str, by: str, problem: str | None) -> None:
-        """Counts an answer that was read by the task's schema."""
+        """Count an answer that was checked against the task's schema."""
         self._checked.labels(model, by, problem or VALID).inc()
 
     def used(self, model: str, by: str, input_tokens: int | None, output_tokens: int | None) -> None:
-        """Counts tokens."""
+        """Count input and output tokens."""
         for kind, tokens in (("input", input_tokens), ("output", output_tokens)):
             if tokens:
                 self._tokens.labels(model, by, kind).inc(tokens)
 
     def said(self, model: str, confidence: float | None, labels: Sequence[str]) -> None:
-        """Counts a valid answer of the deployed model."""
+        """Count a valid answer of the deployed model."""
         if confidence is not None:
             self._confidence.labels(model).observe(confidence)
         for label in labels:
             self._labels.labels(model, label).inc()
 
     def drifted(self, distances: Mapping[tuple[str, str, str], float]) -> None:
-        """Sets how far answers are from those of the calibration rows: {(model, version, of what): distance}."""
+        """Set the distances of answers from those to the calibration rows: {(model, version, "confidence" or "labels"):
+        distance}."""
         self._only(self._drift, distances)
 
     def mirrored(self, model: str, result: str) -> None:
-        """Counts an input that the deployed model was to answer too."""
+        """Count a mirrored input by its result."""
         self._mirrored.labels(model, result).inc()
 
     def fed_back(self, model: str, by: str, is_right: bool) -> None:
-        """Counts a right answer that came later."""
+        """Count a right answer from feedback."""
         self._feedback.labels(model, by, str(is_right).lower()).inc()
 
     def now(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
-        """Sets what is true at this moment."""
+        """Set readiness, requests in flight and active versions."""
         self._ready.set(ready)
         self._in_flight.set(in_flight)
         self._only(self._deployed, dict.fromkeys(versions.items(), 1.0))
 
     def spent(self, model: str, usd: float, limit_usd: float) -> None:
-        """Sets what this month's API calls cost, and may cost."""
+        """Set the cost of this month's API calls and its limit, in USD."""
         self._spent.labels(model).set(usd)
         self._limit.labels(model).set(limit_usd)
 
     def text(self) -> bytes:
-        """Returns everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
 
     def _only(self, gauge: Gauge, values: Mapping[_Labels, float]) -> None:
-        """Sets a gauge of these label values and of no others. A thread that writes the text meanwhile misses none."""
+        """Set a gauge for these label values and remove all others.
+
+        Values are set before others are removed, so a thread that renders the metrics meanwhile misses none.
+        """
         for labels, value in values.items():
             gauge.labels(*labels).set(value)
         for stale in self._shown.get(gauge, set()) - set(values):
@@ -139,6 +145,6 @@ class Metrics:
 
 
 def filter_labels(value: Any, labels: Mapping[str, str] | None) -> list[str]:
-    """Returns the labels of an answer, none where its task has no labels."""
+    """Return the labels in an answer, an empty list if its task has no labels."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return [label for label in values if labels and label in labels]

@@ -1,15 +1,14 @@
-"""Before the switch: a share of what the API model answers is also answered by the deployed model, off the client's
-path.
+"""Mirroring before the switch: the deployed model also answers a fraction of the API model's inputs.
 
 route: {mirror: 0.05}
 
 registry/<name>/mirrored/2026-11.jsonl
 {"at": "...", "answer": "9f2c...", "deployment": "51ab...", "confidence": 0.974, "digest": "07be...", "agreed": true}
 
-No client waits for this: it begins as the answer goes out. At most AT_ONCE of them are asked at a time and WAITING
-wait; more are left out and counted, and so is what fails because vLLM ends. While vLLM is started the gateway answers
-nothing, the API model's answers included. No answer stands on the disk, only keyed digests
-(deploy/answers/answer_ids.py), which feedback is compared with.
+No client waits for it: it starts when the answer is sent. At most MAX_CONCURRENT inputs are in flight and MAX_WAITING
+wait. Further ones are skipped and counted; so are those that fail because vLLM ends. While vLLM starts, the gateway
+answers nothing, not even by the API model. No answer is stored, only keyed digests (deploy/answers/answer_ids.py) to
+compare with feedback.
 """
 
 import asyncio
@@ -39,19 +38,19 @@ _DESCRIPTION = "what was mirrored"
 
 
 class Mirror:
-    """Inputs that are answered once more."""
+    """Mirrored inputs of one gateway."""
 
     def __init__(self, metrics: Metrics, record_parsed: Callable[[Task, str, ScoredAnswer], None]) -> None:
-        """`record_parsed` notes an answer of the deployed model."""
+        """`record_parsed` records an answer of the deployed model."""
         self._metrics, self._judged = metrics, record_parsed
         self._asking: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
         self._told = False
         self.under_way: Callable[[str], AbstractContextManager[None]] = lambda internal_name: nullcontext()
-        """Counts what is asked of a version, which is not taken out of vLLM meanwhile."""
+        """Counts a request to a version as in flight, so that the version is not unloaded meanwhile."""
 
     def chosen(self, task: Task) -> bool:
-        """Returns whether an input is to be answered once more, which chance decides."""
+        """Return whether to mirror an input, by chance. Count it as skipped if too many wait."""
         if random.random() >= task.recipe.route.mirror:
             return False
         if len(self._asking) >= MAX_CONCURRENT + MAX_WAITING:
@@ -68,7 +67,7 @@ class Mirror:
         digest: str,
         max_tokens: int | None,
     ) -> None:
-        """Has an input answered once more. `name`, `digest`: of the answer that was given."""
+        """Start mirroring an input. `name` and `digest` are of the answer that the client got."""
         in_flight = ExitStack()
         in_flight.enter_context(self.under_way(deployment.task.inside))
         pending = asyncio.create_task(self._mirrored(engine, deployment, task_input, name, digest, max_tokens))
@@ -77,12 +76,12 @@ class Mirror:
         pending.add_done_callback(lambda _: in_flight.close())
 
     async def settled(self) -> None:
-        """Waits until nothing is asked any more."""
+        """Wait until no mirrored input is in flight."""
         while self._asking:
             await asyncio.gather(*self._asking, return_exceptions=True)
 
     async def close(self) -> None:
-        """Ends what is still asked."""
+        """Cancel all mirrored inputs."""
         for pending in self._asking:
             pending.cancel()
         await self.settled()
@@ -122,7 +121,7 @@ class Mirror:
 
 
 def read_mirrored(registry_dir: Path, deployment_id: str) -> dict[str, Mapping[str, Any]]:
-    """Returns what was mirrored below registry/<name> of a deployment, by the names of the answers."""
+    """Return {answer name: record} of the mirrored answers of a deployment in registry/<name>."""
     return {line["answer"]: line for line in _read_folder(registry_dir) if line["deployment"] == deployment_id}
 
 

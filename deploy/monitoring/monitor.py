@@ -1,6 +1,6 @@
-"""What the gateway notes of the answers that it gives: counts for Prometheus, and what `make drift` looks at.
+"""Record the gateway's answers: metrics for Prometheus, profiles for `make drift`, the traffic record.
 
-Nothing here waits or writes while a request is answered; what reads a disk runs in a thread.
+Recording neither waits nor writes while a request is answered. Disk reads run in a thread.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ WRITE_INTERVAL_SECONDS = 0.5
 
 
 class Monitor:
-    """What is noted of answers."""
+    """All records of one gateway."""
 
     def __init__(self, registry: Path | None = None) -> None:
-        """`registry`: where what was observed is written, None: nowhere."""
+        """`registry` is the folder for profiles, None to write none."""
         self.metrics = Metrics()
         self.observed = TrafficProfiles(registry)
         self.traffic = TrafficRecord()
@@ -40,26 +40,26 @@ class Monitor:
         self._ended, self._writing, self._told = asyncio.Event(), asyncio.Lock(), False
 
     def judged(self, task: Task, by: str, scored: ScoredAnswer, sample: bool = True) -> None:
-        """Notes an answer that was read by the task's schema, whether or not it is given.
+        """Record an answer that was parsed by the task's schema, whether or not the client gets it.
 
-        `sample`: whether `make drift` looks at it. While a share is mirrored, that is the sample, and other answers of
-        the deployed model would bias it; what stays here then is counted as unread.
+        `sample` is whether it counts for `make drift`. With route.mirror the mirrored inputs are that sample. Other
+        answers of the deployed model would bias it; those it gives locally count as unread.
         """
         self.metrics.checked(task.name, by, scored.parsed.problem)
         self.metrics.used(task.name, by, scored.answer.input_tokens, scored.answer.output_tokens)
         if by == LOCAL and scored.parsed.problem is None:
             value = scored.parsed.value
             self.metrics.said(task.name, scored.confidence, filter_labels(value, task.labels))
-            if sample and not scored.again:  # the comparison asks once: calibration rows have no second answers
+            if sample and not scored.again:  # the comparison has no retries, so calibration rows have no such answers
                 answer = task.text(value) if task.labels else None
                 self.observed.of(task).add(scored.confidence, answer, len(task.labels or ()))
 
     def failed(self, task: Task, by: str, reason: str) -> None:
-        """Notes an API model that gave no valid answer."""
+        """Record that an API model gave no valid answer."""
         self.metrics.checked(task.name, by, reason)
 
     def answered(self, task: Task, outcome: Outcome) -> None:
-        """Notes what became of an input."""
+        """Record the outcome of an input."""
         self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
         profile = self.observed.of(task)
         profile.reasons[outcome.label] += 1
@@ -67,18 +67,18 @@ class Monitor:
             profile.unread += 1
 
     def passed(self, task: Task, reason: str) -> None:
-        """Notes a chat whose answer passes from vLLM to the client unread."""
+        """Record a chat whose answer is forwarded from vLLM to the client unread."""
         self.metrics.answered(task.name, LOCAL, reason)
         profile = self.observed.of(task)
         profile.reasons[f"{LOCAL}/{reason}"] += 1
         profile.unread += 1
 
     def refused(self, task: Task, status: int) -> None:
-        """Notes an input that has an error for an answer."""
+        """Record an input that got an error."""
         self.metrics.answered(task.name, NOBODY, f"error_{status}")
 
     def record(self, deployment: Deployment, task_input: Input, outcome: Outcome, name: str) -> None:
-        """Has an answered input written into the record of traffic. `name`: of the answer's id."""
+        """Queue an answered input for the traffic record. `name` is that of the answer id."""
         recorded = traffic_record.RecordedAnswer(
             deployment.task,
             deployment.place,
@@ -93,15 +93,17 @@ class Monitor:
         self.traffic.add(recorded)
 
     async def run(self) -> None:
-        """Writes what is due until `close` is called."""
+        """Write due records periodically until `close` is called."""
         while not self._ended.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), WRITE_INTERVAL_SECONDS)
             await self.write()
 
     async def write(self, write_all: bool = False) -> None:
-        """Writes what is due, or `write_all` all that there is, behind what is being written. What fails is said once
-        and tried again the next time."""
+        """Write due records, or all with `write_all`, after a write in progress.
+
+        A failure is logged once and retried at the next write.
+        """
         async with self._writing:
             for action in (self.traffic.write, partial(self.observed.write, write_all)):
                 try:
@@ -112,18 +114,20 @@ class Monitor:
                     self._told = True
 
     async def close(self) -> None:
-        """Ends what is asked aside and `run`, and writes what is not written yet."""
+        """Cancel mirrored inputs, stop `run`, and write all remaining records."""
         await self.mirror.close()
         self._ended.set()
         await self.write(write_all=True)
 
     def fed_back(self, task: Task, record: AnswerRecord, is_right: bool) -> None:
-        """Notes a right answer that came later."""
+        """Count a right answer from feedback."""
         self.metrics.fed_back(task.name, LOCAL if record.local else "api", is_right)
 
     def drifted(self, tasks: Mapping[str, Deployment]) -> None:
-        """Sets how far the answers that this process saw today are from those to the calibration rows, where there are
-        enough of them to say so."""
+        """Set the drift metrics from the answers that this process saw today.
+
+        A task without a calibration profile, or with too few answers today, gets no value.
+        """
         distances: dict[tuple[str, str, str], float] = {}
         for name, deployment in tasks.items():
             calibration, traffic = deployment.task.routing.profile, self.observed.today(deployment.task)
@@ -139,11 +143,14 @@ class Monitor:
         self.metrics.drifted(distances)
 
     def exposition(self, tasks: Mapping[str, Deployment]) -> bytes:
-        """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""
+        """Return the metrics in Prometheus' text format.
+
+        Call it in a thread: it reads the cost of this month's API calls from disk.
+        """
         for name, deployment in tasks.items():
             if isinstance(deployment.escalation, Escalation) and (ledger := deployment.escalation.ledger):
                 try:
                     self.metrics.spent(name, ledger.spent_usd(), ledger.limit_usd)
                 except StageError:
-                    continue  # the disk fails: what was read before stays, and the gateway says so where it spends
+                    continue  # the disk fails: keep the last value; the error is logged where money is reserved
         return self.metrics.text()

@@ -1,11 +1,11 @@
-"""What a day's answers looked like, without an answer: what `make drift` holds against the calibration rows.
+"""Daily profiles of the answers, without the answers. `make drift` compares them with the calibration rows.
 
-registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, written anew every minute and at its end
+registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, rewritten every minute and at its end
 {"<deployment>": {"version": "3f2a...", "confidences": {"974": 12}, "answers": {"refund_status": 31}, "rows": 43,
                   "reasons": {"local/confident": 40, "api/below_threshold": 3}, "unread": 0, "others": 0}}
 
-Of each version with each routing.json, since only answers on one scale can be compared. A process that is killed loses
-a minute.
+There is one profile for each version with each routing.json, since only answers on one scale are comparable. A killed
+process loses at most a minute.
 """
 
 import json
@@ -27,14 +27,14 @@ from insource.system.daemon_thread import run_in_thread
 FOLDER = "observed"
 WRITE_INTERVAL_SECONDS = 60.0
 MIN_ANSWERS = 50
-"""Of fewer answers nothing is said."""
+"""Minimum number of answers for a test."""
 MAX_UNREAD_FRACTION = 0.01
-"""With a larger share of inputs whose answers are not looked at, nothing is said either: they are no random ones, and
-calibration rows have their like."""
+"""Maximum fraction of inputs with unread answers for a test. They are not random, and calibration rows include such
+ones."""
 
 
 MAX_LABEL_SETS = 2_000
-"""Different sets of labels that are counted one by one, where a task does not have more labels."""
+"""Maximum number of different label sets that are counted separately, unless the task has more labels."""
 
 
 @dataclass
@@ -43,18 +43,21 @@ class TrafficProfile:
 
     version: str = ""
     profile: AnswerProfile = field(default_factory=AnswerProfile)
-    """Valid answers of the deployed model, whoever answered in the end."""
+    """Valid answers of the deployed model, also if the API model answered the client."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Of all inputs: who answered and why."""
+    """Number of inputs by answering system and reason."""
     unread: int = 0
-    """Inputs whose answer is not in `profile` because of what they hold or how they came: chats that pass, and with
-    route.mirror what stays here."""
+    """Inputs whose answer is missing in `profile` for a reason that depends on the input: forwarded chats, and with
+    route.mirror the inputs answered locally."""
 
     others: int = 0
-    """Answers beyond MOST_SETS different ones, which are in `profile` by their confidence alone."""
+    """Answers beyond MAX_LABEL_SETS different ones. `profile` has only their confidence."""
 
     def add(self, confidence: float | None, answer: str | None, labels: int) -> None:
-        """Adds a valid answer to the profile; `answer` is its text where the task has labels, `labels` how many."""
+        """Add a valid answer to the profile.
+
+        `answer` is its text if the task has labels, `labels` the number of labels.
+        """
         answers = self.profile.answers
         if answer is not None and answer not in answers and len(answers) >= max(MAX_LABEL_SETS, labels):
             answer, self.others = None, self.others + 1
@@ -62,7 +65,7 @@ class TrafficProfile:
 
     @property
     def untold(self) -> str | None:
-        """Returns why `profile` tells nothing of traffic, None where it does."""
+        """Reason why `profile` does not represent the traffic, None if it does."""
         if (fraction := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
             return (
                 f"{fraction:.1%} of the inputs stay here and their answers are not looked at (chats that pass from "
@@ -74,7 +77,7 @@ class TrafficProfile:
         return None
 
     def update(self, other: "TrafficProfile") -> None:
-        """Adds what was seen elsewhere."""
+        """Add the counts of another profile."""
         self.version = self.version or other.version
         self.profile.update(other.profile)
         self.reasons.update(other.reasons)
@@ -82,43 +85,43 @@ class TrafficProfile:
         self.others += other.others
 
     def json(self) -> dict[str, Any]:
-        """Returns it as it stands in the files."""
+        """Return the profile as the JSON object of the files."""
         reasons = dict(sorted(self.reasons.items()))
         payload = {"version": self.version, **self.profile.json(), "reasons": reasons}
         return payload | {"unread": self.unread, "others": self.others}
 
     def copy(self) -> "TrafficProfile":
-        """Returns the same for a thread, which counts that go on do not change."""
+        """Return a copy for a thread, unaffected by further counts."""
         copied = TrafficProfile(self.version)
         copied.update(self)
         return copied
 
 
 class TrafficProfiles:
-    """What one process sees."""
+    """The profiles of one process."""
 
     def __init__(self, registry: Path | None = None) -> None:
-        """`registry`: where it is written, None: nowhere."""
+        """`registry` is the folder to write to, None to write none."""
         self._registry, self._process = registry, secrets.token_hex(4)
         self._days: dict[tuple[str, str], dict[str, TrafficProfile]] = {}
-        """{(name, day): {deployment: what was seen}}"""
+        """{(name, day): {deployment id: profile}}"""
         self._changed: set[tuple[str, str]] = set()
         self._written_at = time.monotonic()
         self._told = False
 
     def of(self, task: Task) -> TrafficProfile:
-        """Returns what is seen of a version today, to be added to."""
+        """Return today's profile of a version, to add answers to."""
         key = _today_key(task)
         self._changed.add(key)
         day = self._days.setdefault(key, {})
         return day.setdefault(task.deployment, TrafficProfile(task.version))
 
     def today(self, task: Task) -> TrafficProfile:
-        """Returns what this process has seen of a version today."""
+        """Return today's profile of a version in this process."""
         return self._days.get(_today_key(task), {}).get(task.deployment) or TrafficProfile(task.version)
 
     async def write(self, write_all: bool = False) -> None:
-        """Writes what has changed, once a minute or `write_all`. Says once where the disk does not take it."""
+        """Write changed profiles once a minute, or now with `write_all`. Log a failure of the disk once."""
         if self._registry is None or not self._changed:
             return
         if not write_all and time.monotonic() - self._written_at < WRITE_INTERVAL_SECONDS:
@@ -149,13 +152,13 @@ def _today_key(task: Task) -> tuple[str, str]:
 
 
 def read_profile(registry_dir: Path, deployment_id: str, since: str) -> TrafficProfile:
-    """Returns what all processes saw below registry/<name> of a deployment, from a day (YYYY-MM-DD) on."""
+    """Return the profile of a deployment in registry/<name> over all processes, since a day (YYYY-MM-DD)."""
     total = TrafficProfile()
     for path in sorted((registry_dir / FOLDER).glob("*.json")):
         if path.name[: len(since)] < since:
             continue
         record: Mapping[str, Any] = atomic_files.read_json(path).get(deployment_id) or {}
-        if "unread" in record:  # files of before do not say what is missing in them
+        if "unread" in record:  # files of older versions do not count missing answers
             total.update(
                 TrafficProfile(
                     record["version"],

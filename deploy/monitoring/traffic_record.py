@@ -1,4 +1,4 @@
-"""A record of some of the inputs that the gateway answers, as rows that data preparation reads: off by default.
+"""Record of some inputs that the gateway answers, as rows for data preparation; off by default.
 
 serve: {record: {share: 0.05, days: 90}}
 
@@ -6,10 +6,10 @@ registry/<name>/traffic/2026-11-29.jsonl
 {"id": "9f2c41a0b7e6d835", "message": "where is my money, [EMAIL_1]", "queue": "refund_status", "labelled_by": "local",
  "confidence": 0.974, "reason": "confident", "version": "3f2a90c17b5e44d0", "time": "2026-11-29T14:03:11Z"}
 
-Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced,
-whatever the recipe redacts; an input that is private, or in which personal data is found that the redactor does not
-replace, is not recorded. Feedback on a recorded answer has its row replaced by one with the right answer
-(`labelled_by: feedback`), where blanks were is an empty line. Files older than `days` are removed.
+The columns of text, answer, id and time are the recipe's. Personal data of all kinds that the redactor finds is
+replaced, regardless of privacy.redact. Private inputs are not recorded, nor inputs with personal data that the redactor
+does not replace. Feedback on a recorded answer replaces its row by one with the right answer (`labelled_by: feedback`);
+the old row is blanked. Files older than `days` are removed.
 """
 
 import json
@@ -38,20 +38,20 @@ from insource.tracking.run import utc_timestamp
 FOLDER = "traffic"
 FEEDBACK = "feedback"
 MAX_WAITING_ROWS = 256
-"""Rows that wait to be written at most; more are left out."""
+"""Maximum number of rows that wait to be written; further ones are skipped."""
 _DESCRIPTION = "the record of traffic"
 _RECORD_COLUMNS = ("labelled_by", "confidence", "reason", "version")
 
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """An answered input that is to be recorded."""
+    """An answered input to record."""
 
     task: Task
     place: Path
     id: str
     text: str
-    """The input as it was asked."""
+    """The input as it was queried."""
     value: Any
     labelled_by: str
     reason: str
@@ -60,7 +60,7 @@ class RecordedAnswer:
 
 
 class TrafficRecord:
-    """What waits to be recorded."""
+    """Rows that wait to be recorded."""
 
     def __init__(self) -> None:
         self._waiting: deque[RecordedAnswer] = deque()
@@ -69,24 +69,25 @@ class TrafficRecord:
         self._told = False
 
     def keep(self, registry_dir: Path, days: int) -> None:
-        """Has files below registry/<name> removed with the next `write` that are older than `days`, and every day
-        from then on, whether or not anything is recorded."""
+        """Remove files in registry/<name> older than `days`, at the next `write` and then daily.
+
+        This happens whether or not rows are recorded.
+        """
         if self._days.get(registry_dir) != days:
             self._days[registry_dir], self._cleaned = days, ""
 
     def chosen(self, task: Task, private: bool) -> bool:
-        """Returns whether an input is to be recorded, which chance decides."""
+        """Return whether to record an input, by chance."""
         fraction = task.recipe.serve.record.share
         return bool(fraction) and not private and random.random() < fraction and len(self._waiting) < MAX_WAITING_ROWS
 
     def add(self, recorded: RecordedAnswer) -> None:
-        """Has an answer recorded with the next `write`."""
+        """Queue an answer for the next `write`."""
         self.keep(recorded.place, recorded.task.recipe.serve.record.days)
         self._waiting.append(recorded)
 
     async def write(self) -> None:
-        """Writes what waits, and removes what is too old. Says once where that fails, whatever the reason: rows are
-        lost then, and the next ones are tried."""
+        """Write waiting rows and remove old files. Log a failure once; its rows are lost, and later ones are tried."""
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         if today != self._cleaned:
             self._cleaned = today
@@ -118,7 +119,7 @@ def _write_rows(waiting: list[RecordedAnswer]) -> None:
 
 
 def _remove_old_files(days: Mapping[Path, int]) -> None:
-    """Removes files that are older than so many days. Raises StageError where one of them cannot be removed."""
+    """Remove files older than {registry folder: days}. Raise StageError if one cannot be removed."""
     failed = []
     for registry_dir, retention in days.items():
         oldest = f"{datetime.now(UTC) - timedelta(days=retention):%Y-%m-%d}"
@@ -133,8 +134,10 @@ def _remove_old_files(days: Mapping[Path, int]) -> None:
 
 
 def check_recordable(recipe: Recipe) -> None:
-    """Raises RecipeError where inputs are to be recorded and rows would not be read as the recipe's: they cannot have
-    its form, or a column of it would hold something else there."""
+    """Raise RecipeError if inputs are to be recorded and the rows could not be read by the recipe.
+
+    Either rows cannot have its format, or one of its columns would contain something else in the record.
+    """
     if not (fraction := recipe.serve.record.share):
         return
     columns, where = recipe.data.columns, recipe.data.where
@@ -164,7 +167,7 @@ def check_recordable(recipe: Recipe) -> None:
 
 
 def _recipe_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what a recorded row has of the recipe's, ids and times left out."""
+    """Return {recipe key: column} of the recipe's columns in a recorded row, without ids and times."""
     needed = needed_columns(recipe, "all")
     if recipe.task.variant == "extraction" and recipe.data.columns.messages is None and not _has_record_column(recipe):
         needed |= {f"task.json_schema.properties.{field}": field for field in field_names(recipe)}
@@ -177,8 +180,10 @@ def _has_record_column(recipe: Recipe) -> bool:
 
 
 def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
-    """Returns an answer as a row of the recipe's columns, None where input or answer hold personal data that is not
-    replaced, or half a character."""
+    """Return an answer as a row of the recipe's columns.
+
+    Return None if input or answer contain personal data that is not replaced, or an unpaired surrogate.
+    """
     redacted = redaction.redact(recorded.text, redaction.PII_KINDS)
 
     def hide(text: str) -> str:
@@ -201,22 +206,24 @@ def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
 
 
 def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Returns the columns that the recipe needs and no input has: null, but for what `where` asks of every row, and
-    each row as a group of its own."""
+    """Return the columns that the recipe needs and inputs lack.
+
+    They are null, except for the values that `where` requires; each row is a group of its own.
+    """
     empty: dict[str, Any] = dict.fromkeys(_recipe_columns(recipe).values())
     group = recipe.data.split.group
     return empty | recipe.data.where | ({group: name} if group else {})
 
 
 def _build_time_cell(recipe: Recipe, time: str) -> dict[str, str]:
-    """Returns a time in the recipe's column of times, in its format."""
+    """Return a time in the recipe's time column and format."""
     column = time_column(recipe)
     date_format = recipe.data.formats.dates.get(column) if recipe.data.split.time else None
     return {column: datetime.fromisoformat(time).strftime(date_format) if date_format else time}
 
 
 def _is_recordable(cells: Mapping[str, Any]) -> bool:
-    """Whether input and answer hold no personal data, numbers included, and can be written as UTF-8."""
+    """Return whether input and answer contain no personal data, including in numbers, and can be encoded as UTF-8."""
     texts = [json.dumps(cells, ensure_ascii=False), *_iter_texts(cells)]
     try:
         "".join(texts).encode()
@@ -234,18 +241,20 @@ def _iter_texts(value: Any) -> Iterator[str]:
 
 
 def id_column(recipe: Recipe) -> str:
-    """Returns the column of row ids: the recipe's, where it names one."""
+    """Return the column of row ids: the recipe's, by default "id"."""
     return recipe.data.columns.id or "id"
 
 
 def time_column(recipe: Recipe) -> str:
-    """Returns the column of times: the recipe's, where it names one."""
+    """Return the column of times: the recipe's, by default "time"."""
     return recipe.data.split.time or "time"
 
 
 def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
-    """Returns an input and its answer under the columns that the recipe reads them from. Of several columns of text the
-    first has all of it, since what stood in which is not known any more."""
+    """Return an input and its answer in the columns that the recipe reads them from.
+
+    The first of several text columns gets all of the text, because its original columns are unknown.
+    """
     recipe = task.recipe
     columns, kind = recipe.data.columns, recipe.task.variant
     if columns.messages is not None:
@@ -265,7 +274,7 @@ def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
 
 
 def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
-    """Returns an answer with `hide` applied to each text in it."""
+    """Return an answer with `hide` applied to each text in it."""
     if isinstance(value, Mapping):
         return {name: map_texts(item, hide) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -274,13 +283,14 @@ def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
 
 
 def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mapping[str, Any]) -> None:
-    """Has recorded inputs bear the right answers, in the place of the rows that they had. Left as it is: what was not
-    recorded, or under other columns than the task has now, and where the answer holds personal data: the input has
-    numbered placeholders in its place, and which is which is not known any more. For a thread. Raises StageError where
-    it cannot be written.
+    """Replace recorded rows by rows with the right answers.
 
-    `right_answers`: {name of an answer's id (deploy/answers/answer_ids.py): the right answer}, of answers that were
-    given that `day`.
+    A row is kept in three cases: it is not recorded, its columns differ from the task's, or the right answer contains
+    personal data. In the last case the input has numbered placeholders, and which one is which is unknown. Call it in a
+    thread. Raise StageError if the file cannot be written.
+
+    `right_answers` maps names of answer ids (deploy/answers/answer_ids.py) to right answers, for answers given on
+    `day`.
     """
     path = registry_dir / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
     if not path.is_file():
@@ -294,7 +304,7 @@ def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mappin
         }
         for name, row in corrected.items():
             shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(corrected)[-1])
-        # Who was killed between the two has left rows before the last one.
+        # A process killed between append and blanking leaves old rows before the last one.
         _blank_rows(
             path,
             [located for name, rows in recorded_rows.items() for located in (rows if name in corrected else rows[:-1])],
@@ -303,7 +313,7 @@ def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mappin
 
 @dataclass(frozen=True)
 class _LocatedRow:
-    """A row, and where it stands in its file, in bytes, without the end of the line."""
+    """A row with its position in the file, in bytes, without the line end."""
 
     row: dict[str, Any]
     start: int
@@ -311,7 +321,7 @@ class _LocatedRow:
 
 
 def _find_rows(path: Path, id_name: str, names: Collection[str]) -> dict[str, list[_LocatedRow]]:
-    """Returns the rows of each of the answers that is recorded, in their order."""
+    """Return the recorded rows of each answer, in file order."""
     located: dict[str, list[_LocatedRow]] = {}
     start = 0
     with path.open("rb") as lines:
@@ -326,7 +336,7 @@ def _find_rows(path: Path, id_name: str, names: Collection[str]) -> dict[str, li
 
 
 def _correct_row(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
-    """Returns the row with the right answer, None where the row stays."""
+    """Return the row with the right answer, None to keep the row."""
     try:
         cells = build_input_and_answer(task, read_input_text(task, row), value)
     except (KeyError, IndexError, TypeError):
@@ -340,7 +350,7 @@ def _correct_row(task: Task, name: str, row: Mapping[str, Any], value: Any) -> d
 
 
 def _blank_rows(path: Path, rows: Sequence[_LocatedRow]) -> None:
-    """Has blanks in the place of rows. Raises StageError where they cannot be written."""
+    """Overwrite rows with blanks. Raise StageError if the file cannot be written."""
     try:
         with path.open("r+b", buffering=0) as file:
             for row in rows:
@@ -350,14 +360,14 @@ def _blank_rows(path: Path, rows: Sequence[_LocatedRow]) -> None:
 
 
 def read_input_text(task: Task, row: Mapping[str, Any]) -> str:
-    """Returns the input of a recorded row."""
+    """Return the input of a recorded row."""
     columns = task.recipe.data.columns
     text = row[columns.messages][0]["content"] if columns.messages else row[columns.texts[0]]
     return str(text)
 
 
 def _append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Appends rows to a file that this user alone reads. Raises StageError where it cannot be written."""
+    """Append rows to a file that only this user can read. Raise StageError if it cannot be written."""
     if not rows:
         return
     with shared_jsonl.open_locked(path, _DESCRIPTION) as file:
