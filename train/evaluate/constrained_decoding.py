@@ -1,8 +1,8 @@
-"""What the model answers: greedy decoding under the task's output constraint, for many rows at once.
+"""Greedy decoding under the task's output constraint, for many rows at once.
 
-This is the one decision rule of the project, and the constraint is compiled by xgrammar, the library that constrains
-vLLM's output too; a task of free text has none. What prompts open with is computed and kept once (`shared_cache.py`);
-`greedy.py` takes the tokens.
+This is the only decision rule of the project. The constraint is compiled by xgrammar, the library that also constrains
+vLLM's output; a free-text task has none. Common prefixes of prompts are computed and kept once (shared_cache.py).
+greedy.py chooses the tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,25 +21,30 @@ from train.evaluate.shared_cache import SharedCache
 from train.model import architecture
 from train.packing import prefix_groups
 
-# Fewer rows get no prefix of their own where there are many: a batch of them would take as many passes as a full one.
+# Minimum rows of a group with its own prefix, if there are many rows: a small batch takes as many passes as a full one.
 MIN_GROUP_ROWS = 16
 
 
 @dataclass(frozen=True)
 class DecodedAnswer:
-    """One decoded answer. `log_probability` is that of the path taken: each step renormalised over what the constraint
-    allowed there."""
+    """One decoded answer.
+
+    `log_probability` is that of the decoded path: each step is renormalized over the allowed tokens.
+    """
 
     text: str
     token_ids: list[int]
     log_probability: float
     margin: float
-    """How much more probable (natural logarithm) the token taken was than the next best that was allowed, at the step
-    where this was closest; infinite where there was never a choice."""
+    """The smallest difference of log-probability between the chosen token and the next best allowed one, over all
+    steps.
+
+    In natural logarithms. It is infinite if no step had a choice.
+    """
     complete: bool
-    """Whether it ended by itself and not at `max_new_tokens`."""
+    """Whether the answer ended with the stop token, not at `max_new_tokens`."""
     field_log_probability: float | None = None
-    """Of the field of a record that the model was least sure of; None where the answer is none."""
+    """The log-probability of the least certain field of a record; None if the answer is no record."""
 
 
 def decode_answers(
@@ -53,12 +58,13 @@ def decode_answers(
     on_batch: Callable[[int], None] = lambda rows: None,
     on_fallback: Callable[[str], None] = lambda message: None,
 ) -> list[DecodedAnswer]:
-    """Returns one answer for each prompt (token ids), in the order of the prompts.
+    """Return one answer for each prompt (token ids), in the order of the prompts.
 
-    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `on_fallback` why
-    rows share no prefix where the model cannot, and that fewer than `batch_rows` are decoded at once where memory does
-    not suffice: on a GPU as many as it has room for, and half as many where that was too many. Changes no weight, and
-    leaves the model in the mode that it found. Raises StageError where one row is too much.
+    `grammar` is EBNF, None for free text. `on_batch` gets the number of finished rows after each batch. `on_fallback`
+    gets a message if the model cannot share prefixes, or if memory does not suffice for `batch_rows` rows. On a GPU a
+    batch has as many rows as fit into free memory; after an out-of-memory error it has half as many.
+
+    The weights and the mode of the model are unchanged. Raise StageError if memory does not suffice for one row.
     """
     import torch
 
@@ -93,7 +99,7 @@ def decode_answers(
 
 
 def compile_grammar(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
-    """Returns an output constraint (EBNF) as xgrammar compiles it: it ends with the tokenizer's EOS."""
+    """Return an output constraint (EBNF), compiled by xgrammar. It ends with the tokenizer's EOS."""
     import xgrammar
 
     tokenizer_info = xgrammar.TokenizerInfo.from_huggingface(
@@ -104,30 +110,30 @@ def compile_grammar(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
 
 @dataclass(frozen=True)
 class _PrefixGroup:
-    """Prompts that open alike, the shortest first."""
+    """Prompts with a common prefix, the shortest first."""
 
     places: list[int]
     prefix: int
-    """Tokens that they share."""
+    """Shared tokens."""
     cache: Callable[[int], RowCache]
-    """Returns a cache of so many rows behind them."""
+    """Returns a cache for the given number of rows after the prefix."""
 
 
 def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
-    """Returns how many of the rows that are left are decoded together."""
+    """Return the number of pending rows to decode together."""
     free_bytes = out_of_memory.free_bytes(model.device)
     if free_bytes is None:
         return batch_rows
     tokens = [length - group.prefix + max_new_tokens for length in lengths]
     text_config = model.config.get_text_config()
-    # The group's prefix is in memory already; counted once more, it stands for what its pass had.
+    # The group's prefix is in memory already. It is counted once more for the memory of its own pass.
     return decoding_memory.fit_batch_rows(
         text_config, group.prefix, tokens, model.dtype.itemsize, free_bytes, batch_rows
     )
 
 
 def _try_decode(group: _PrefixGroup, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> str | None:
-    """Decodes a batch; returns what was said where memory did not suffice, None where it did."""
+    """Decode a batch. Return the error message if memory does not suffice, else None."""
     try:
         greedy.decode_batch(group.cache(len(states)), states, constraint, tokenizer)
     except RuntimeError as error:
@@ -138,7 +144,7 @@ def _try_decode(group: _PrefixGroup, states: Sequence[RowState], constraint: Any
 
 
 def _halve_batch(rows: int, oom_message: str, on_fallback: Callable[[str], None]) -> int:
-    """Returns half as many rows, announced, once the batch that failed is freed. Raises StageError for one row."""
+    """Return half as many rows, after a fallback message and the release of memory. Raise StageError for one row."""
     if rows == 1:
         raise StageError(
             f"decoding one row ran out of memory: {oom_message}\n"
@@ -153,7 +159,7 @@ def _halve_batch(rows: int, oom_message: str, on_fallback: Callable[[str], None]
 def _group_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], on_fallback: Callable[[str], None]
 ) -> Iterator[_PrefixGroup]:
-    """Yields prompts that open alike, with a cache that holds what they open with."""
+    """Yield groups of prompts with a common prefix, each with a cache that contains the prefix."""
     problem = _prefix_sharing_problem(model, prompts[0])
     if problem:
         on_fallback(problem)
@@ -174,7 +180,7 @@ def _group_prompts(
 
 
 def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
-    """Returns why rows of this model cannot share a prefix, None where they can; reads a token to see it."""
+    """Return why rows of this model cannot share a prefix, or None if they can. The check computes one token."""
     name = model.config.get_text_config().model_type
     if architecture.has_recurrent_layers(model.config):
         return f"{name} has layers that carry a state from token to token: validation computes each prompt by itself"
@@ -187,7 +193,7 @@ def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
 
 def _make_answer(tokenizer: Any, state: RowState) -> DecodedAnswer:
     text = decode_text(tokenizer, state.token_ids)
-    # Sums over the tokens of a field need the text of each token; of what is no record, nobody asks.
+    # Field confidences need the text of each token. They are computed only for records.
     tokens = [decode_text(tokenizer, [token]) for token in state.token_ids] if text.lstrip().startswith("{") else []
     field_log_probability = lowest_field_log_probability(tokens, state.log_probabilities) if tokens else None
     return DecodedAnswer(
@@ -196,5 +202,5 @@ def _make_answer(tokenizer: Any, state: RowState) -> DecodedAnswer:
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Returns the text of an answer's tokens, without the stop and other special tokens."""
+    """Return the text of an answer's tokens, without the stop token and other special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,11 +1,11 @@
-"""Check that what is learnt can be decoded: every training answer against the constraint, token by token.
+"""Check that every training answer can be decoded under the output constraint, token by token.
 
     row T000017 of train: what it learns, '<think>\\n\\n</think>\\n\\nlate<|im_end|>', can never be decoded: the output
     constraint forbids token 1 of it, '<think>'
 
-Validation, references and the server all decode under the compiled constraint up to the stop token. A template that
-puts anything before the answer would be learnt, scored and served as something that nothing can decode, and parity
-would not tell: both of its sides would be wrong in the same way.
+Validation, reference answers and the server all decode under the compiled constraint up to the stop token. If a
+template puts text before the answer, the model would be trained on text that nothing can decode. The parity check would
+not find this, because both of its sides would be wrong in the same way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ def check_answers_decodable(
     tokenizer: Any,
     vocabulary_size: int,
 ) -> None:
-    """Returns nothing where every answer can be decoded; `rows` are those of `data` as token ids.
+    """Raise RecipeError if a training answer cannot be decoded; `rows` are the rows of `data` as token ids.
 
-    Under a constraint it must accept the answer token by token, the stop last. Free text must be the answer, as a
-    server writes it behind the prompt. Raises RecipeError naming row, token and template, and where the tokenizer has
-    tokens that the model lacks.
+    The constraint must accept the answer token by token, the stop token last. A free-text answer must equal the text
+    that a server decodes after the prompt. The error names row, token and template. Raise RecipeError also if the
+    tokenizer has tokens that the model lacks.
     """
     largest = max(max(row.prompt_ids + [token for ids in row.completions for token in ids]) for row in rows)
     if largest >= vocabulary_size:
@@ -62,7 +62,7 @@ def check_answers_decodable(
 
 
 def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | None:
-    """Returns which token the constraint does not let through, None where it takes all and ends with the last."""
+    """Return the first token that the constraint rejects, or None if it accepts all and ends with the last."""
     import xgrammar
 
     matcher = xgrammar.GrammarMatcher(constraint)
@@ -73,7 +73,7 @@ def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -
 
 
 def _find_text_difference(tokenizer: Any, row: TokenizedRow, ids: Sequence[int], answer: str) -> str | None:
-    """Returns how the decoded answer differs from the one of the data, None where it is the same."""
+    """Return how the decoded answer differs from the answer in the data, or None if it does not."""
     if ids[-1:] != [tokenizer.eos_token_id]:
         return f"it does not end in the stop token {tokenizer.eos_token!r}"
     if tokenizer.eos_token_id in ids[:-1]:

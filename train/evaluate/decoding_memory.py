@@ -1,9 +1,9 @@
-"""What decoding holds, by a model's config: how many rows are decoded at once, and the peak that the header tells.
+"""Memory of decoding, estimated from a model's config: the rows of a batch, and the peak for the run header.
 
     Qwen3-4B in bfloat16: 144 KiB of keys and values a token of a row; 64 rows of 124 tokens 1.2 GB, of 1,500 14.2 GB
 
-Keys and values dominate: a batch holds those of its rows to their last token, and those of the shared prefix once
-(shared_cache.py). A pass adds its activations, and logits where an answer goes on.
+Keys and values dominate. A batch holds those of its rows up to their last token, and those of the shared prefix once
+(shared_cache.py). A pass adds its activations, and logits for rows whose answer continues.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from typing import Any
 
 from train.evaluate.shared_cache import GPU_LIMITS, GROWTH_SLOTS, PassLimits
 
-# Left free of what a GPU has: its allocator rounds and fragments, and libraries allocate beside it.
+# Fraction of a GPU's memory that stays free: its allocator rounds and fragments, and libraries allocate memory too.
 SPARE_FRACTION = 0.1
-# Of memory that is given in GiB, what CUDA's context takes.
+# Memory of the CUDA context.
 CUDA_CONTEXT_BYTES = 500_000_000
 FLOAT32_BYTES = 4
 MAX_BATCH_ROWS = 64
@@ -22,37 +22,44 @@ MAX_BATCH_ROWS = 64
 
 @dataclass(frozen=True)
 class DecodingWorkload:
-    """How validation rows are decoded."""
+    """The decoding of validation rows."""
 
     rows: int
     prefix_tokens: int
     row_tokens: int
-    """Of the longest row behind the prefix, with the most tokens that an answer may have."""
+    """Tokens of the longest row after the prefix, the maximum of answer tokens included."""
     dequantized: int = 0
-    """Bytes of weights that are held dequantized meanwhile."""
+    """Bytes of weights that are dequantized during decoding."""
 
 
 def kv_bytes_per_token(text_config: Any, dtype_bytes: int) -> int:
-    """Returns the bytes of keys and values of one token, in all layers of a text config."""
+    """Return the bytes of keys and values of one token, in all layers of a text config."""
     heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
     width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     return int(text_config.num_hidden_layers * 2 * heads * width * dtype_bytes)
 
 
 def row_bytes(text_config: Any, tokens: int, dtype_bytes: int) -> int:
-    """Returns the bytes of a row of so many tokens behind the prefix, its answer included: keys and values with the
-    slots that lines are made longer by, those of a layer twice while they are, in float32 while it attends."""
+    """Return the bytes of a row with `tokens` tokens after the prefix, its answer included.
+
+    These are keys and values, with the free slots of a grown line. Those of one layer count twice, for the copy when
+    lines grow, and once more in float32 for attention.
+    """
     cached = kv_bytes_per_token(text_config, dtype_bytes)
     layer_bytes = cached // text_config.num_hidden_layers
     return int((tokens + GROWTH_SLOTS) * (cached + layer_bytes + layer_bytes * FLOAT32_BYTES // dtype_bytes))
 
 
 def pass_bytes(text_config: Any, rows: int, prefix: int, dtype_bytes: int, limits: PassLimits = GPU_LIMITS) -> int:
-    """Returns the bytes of the largest pass for so many rows: activations of a layer, scores, and logits in the type of
-    the model, in float32, in a copy, as logarithms of probabilities, and what the grammar allows as numbers."""
+    """Return the bytes of the largest pass for `rows` rows.
+
+    These are activations of a layer, attention scores, and logits: in the model's type, in float32, in a copy, as
+    log-probabilities, and the grammar's mask as numbers.
+    """
     heads = text_config.num_attention_heads
     attention = heads * (getattr(text_config, "head_dim", None) or text_config.hidden_size // heads)
-    # A pass reads at most so many tokens, of prompts; residual, norm and MLP in the model's type, attention in float32.
+    # A pass reads at most this many prompt tokens. Residual, norm and MLP are in the model's type, attention in
+    # float32.
     tokens = limits.pass_tokens
     layer = tokens * (
         dtype_bytes * (3 * text_config.hidden_size + 3 * text_config.intermediate_size)
@@ -66,8 +73,10 @@ def pass_bytes(text_config: Any, rows: int, prefix: int, dtype_bytes: int, limit
 def fit_batch_rows(
     text_config: Any, prefix: int, tokens: Sequence[int], dtype_bytes: int, free_bytes: int, max_rows: int
 ) -> int:
-    """Returns how many of the rows, whose tokens behind the prefix (answers included) ascend, are decoded in one batch:
-    `max_rows`, or as many as a GPU has free bytes for, and at least one."""
+    """Return the number of rows to decode in one batch: `max_rows`, or as many as fit into the free bytes.
+
+    It is at least one. `tokens` are the rows' tokens after the prefix in ascending order, answers included.
+    """
     budget = free_bytes * (1 - SPARE_FRACTION)
     for rows in range(min(max_rows, len(tokens)), 1, -1):
         needed = rows * row_bytes(text_config, tokens[rows - 1], dtype_bytes) + pass_bytes(
@@ -81,8 +90,10 @@ def fit_batch_rows(
 def estimate_decoding_peak(
     text_config: Any, workload: DecodingWorkload, dtype_bytes: int, limits: PassLimits, free_bytes: int | None
 ) -> tuple[int, int]:
-    """Returns how many rows are decoded at once, and what that holds beside the model. `free_bytes`: what there is
-    beside the model, None where that is no limit."""
+    """Return the rows of a batch, and their bytes of memory besides the model.
+
+    `free_bytes` is the free memory besides the model, None for no limit.
+    """
     rows, prefix, tokens = min(workload.rows, MAX_BATCH_ROWS), workload.prefix_tokens, workload.row_tokens
     if free_bytes is not None:
         rows = fit_batch_rows(text_config, prefix, [tokens] * rows, dtype_bytes, free_bytes, rows)
@@ -92,5 +103,5 @@ def estimate_decoding_peak(
 
 
 def usable_bytes(device_bytes: int) -> int:
-    """Returns what a process has of a GPU's memory."""
+    """Return the memory of a GPU that a process can use."""
     return device_bytes - CUDA_CONTEXT_BYTES

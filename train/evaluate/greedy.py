@@ -1,10 +1,10 @@
-"""Greedy decoding of a batch, with as few passes through the model as give the same tokens.
+"""Greedy decoding of a batch, with the fewest model passes that give the same tokens.
 
-    the constraint leaves one text, {"name": "     it can be cut into tokens in many ways; a draft, {"  name  ":  ", is
-                                                   read in one pass, and kept as far as the model takes the same tokens
-    the constraint leaves one token                it is taken without asking; mostly this is the stop
+    the constraint leaves one text, {"name": "     it has many tokenizations; a draft, {"  name  ":  ", is read in one
+                                                   pass, and kept as far as the model chooses the same tokens
+    the constraint leaves one token                it is appended without a pass; mostly this is the stop token
 
-Logits are computed of the allowed tokens alone where these are few.
+If the constraint allows few tokens, only their logits are computed.
 """
 
 import math
@@ -16,27 +16,27 @@ import numpy as np
 
 from train.evaluate.row_cache import RowCache, Span
 
-# Of the vocabulary: where more of it is allowed, all logits are computed.
+# Fraction of the vocabulary: if more tokens are allowed, all logits are computed.
 MAX_COLUMN_FRACTION = 0.125
 
 
 @dataclass
 class RowState:
-    """A row while it is decoded."""
+    """The state of a row during decoding."""
 
     row: int
     unread: list[int]
-    """What the model reads next: what remains of the prompt, later the tokens taken since."""
+    """Tokens that the model reads next: the rest of the prompt, later the tokens appended since the last pass."""
     stop: int
     most: int
-    """Tokens that the answer may have."""
+    """The maximum of answer tokens."""
     matcher: Any = None
-    """Its place in the grammar, None for free text."""
+    """Its position in the grammar, None for free text."""
     read: int = 0
-    """How many tokens the cache holds of it."""
+    """Tokens of the row in the cache."""
     token_ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
-    """Of each token of the answer; 0 where it was certain."""
+    """One for each token of the answer; 0 for a token without alternative."""
     margin: float = math.inf
 
     @property
@@ -50,7 +50,7 @@ class RowState:
         return self.ended or len(self.token_ids) >= self.most
 
     def go(self, token: int, log_probability: float, next_best: float) -> None:
-        """Takes a token of the answer."""
+        """Append a token to the answer."""
         if self.matcher is not None:
             self.matcher.accept_token(token)
         self.token_ids.append(token)
@@ -60,8 +60,10 @@ class RowState:
 
 @dataclass
 class _PassInput:
-    """What a path reads in one pass: its unread tokens and a draft; `masks` say what is allowed behind the unread
-    tokens and behind each of the draft (None each for free text)."""
+    """The tokens of a row for one pass: its unread tokens and a draft.
+
+    `masks` are the allowed tokens after the unread tokens and after each token of the draft (None for free text).
+    """
 
     path: RowState
     draft: list[int]
@@ -69,7 +71,7 @@ class _PassInput:
 
 
 def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> None:
-    """Takes every path to its end, under a compiled constraint or None; the cache holds nothing of them yet."""
+    """Decode every row to its end, under a compiled constraint or None. The cache must be empty."""
     import xgrammar
 
     if constraint is not None:
@@ -89,7 +91,7 @@ def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, t
 def _prepare_pass(
     state: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], ragged: bool
 ) -> _PassInput:
-    """Takes the tokens that are certain, and returns what the path asks the model next."""
+    """Append the tokens without alternative, and return the row's input for the next pass."""
     if constraint is None:
         return _PassInput(state, [], [None])
     mask = _allowed_mask(state, constraint)
@@ -108,13 +110,13 @@ def _prepare_pass(
         masks.append(_allowed_mask(state, constraint))
     state.matcher.rollback(len(draft))
     if draft and _single_token(masks[-1]) == state.stop:
-        # Nothing is asked behind the last token.
+        # No logits are needed after the last token.
         del draft[-1], masks[-1]
     return _PassInput(state, draft, masks)
 
 
 def _draft_tokens(state: RowState, tokenizer: Any, drafts: dict[str, list[int]]) -> list[int]:
-    """Returns tokens of the text that is certain to come next, as far as it is whole characters."""
+    """Return tokens of the only text that can come next, up to the last complete character."""
     try:
         text = state.matcher.find_jump_forward_string()
     except UnicodeDecodeError:
@@ -125,7 +127,7 @@ def _draft_tokens(state: RowState, tokenizer: Any, drafts: dict[str, list[int]])
 
 
 def _allowed_mask(state: RowState, constraint: Any) -> Any:
-    """Returns which tokens the constraint allows next, a bit each in words of 32."""
+    """Return the allowed next tokens as a bit mask, in words of 32 bits."""
     import xgrammar
 
     mask = xgrammar.allocate_token_bitmask(1, constraint.tokenizer_info.vocab_size)
@@ -134,7 +136,7 @@ def _allowed_mask(state: RowState, constraint: Any) -> Any:
 
 
 def _single_token(mask: Any) -> int | None:
-    """Returns the one token that is allowed, None where there are others."""
+    """Return the allowed token if there is only one, else None."""
     (words,) = mask.nonzero()
     if len(words) != 1:
         return None
@@ -143,7 +145,7 @@ def _single_token(mask: Any) -> int | None:
 
 
 def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: Any) -> None:
-    """Asks the model once, and takes a token of each path, or as many as its draft is right for."""
+    """Run the model once. Append one token to each row, or as many as its draft predicted correctly."""
     import torch
 
     masks = None if constraint is None else np.stack([mask for pass_input in pass_inputs for mask in pass_input.masks])
@@ -175,7 +177,7 @@ def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: An
 
 
 def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
-    """Returns the ids of all tokens that any of the masks allows, None where these are many."""
+    """Return the ids of all tokens that any of the masks allows, or None if there are many."""
     union = np.bitwise_or.reduce(masks, axis=0)
     if np.bitwise_count(union).sum() > MAX_COLUMN_FRACTION * vocabulary_size:
         return None
@@ -184,7 +186,7 @@ def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
 
 
 def _mask_logits(logits: Any, masks: Any, columns: Any) -> Any:
-    """Returns the logits with what a mask forbids at minus infinity."""
+    """Return the logits with forbidden tokens at minus infinity."""
     import torch
     import xgrammar
 
@@ -192,7 +194,7 @@ def _mask_logits(logits: Any, masks: Any, columns: Any) -> Any:
         return logits
     if columns is None:
         bitmask = torch.from_numpy(masks.view(np.int32)).to(logits.device)
-        # By itself xgrammar takes Triton on a GPU, which needs a C compiler there.
+        # By default xgrammar uses Triton on a GPU, which needs a C compiler.
         backend = "cpu" if logits.device.type == "cpu" else "torch_native"
         xgrammar.apply_token_bitmask_inplace(logits, bitmask, backend=backend)
         return logits

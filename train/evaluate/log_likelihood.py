@@ -1,4 +1,4 @@
-"""How probable the model finds given answers: what preference tuning is measured against, and by."""
+"""Log-likelihoods of given answers: the reference and the validation metric of preference tuning."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ def compute_log_likelihoods(
     pad_token_id: int,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[tuple[float, ...]]:
-    """Returns for each row the natural-log probability of each of its completions under the model as it is.
+    """Return for each row the natural-log probability of each of its completions under the current model.
 
-    Packs as training does; leaves the model in the mode that it found.
+    Rows are packed as in training. The mode of the model is unchanged.
     """
     import torch
 

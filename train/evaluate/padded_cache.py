@@ -1,9 +1,9 @@
-"""Rows of a model that carries a state from token to token, or does not attend as others do: one by one, padded.
+"""Padded cache for models that cannot share a prefix: recurrent layers, or their own kind of attention.
 
-    [ padding | row ]     all rows end, and go on, in one column
+    [ padding | row ]     all rows end in the same column
 
-transformers' own cache of the model, without a shared prefix: a recurrent layer would carry what a prefix and padding
-behind it leave into its state.
+It is transformers' own cache of the model, without a shared prefix: a recurrent layer would carry the state of a prefix
+and of the padding after it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from train.evaluate.row_cache import COMPACT_FRACTION, Span, restrict_logits
 
 
 class PaddedCache:
-    """Rows that a model reads in one step each, see `rows.Rows`."""
+    """Rows that a model reads in one step each, see `RowCache`."""
 
     ragged = False
 
@@ -25,7 +25,7 @@ class PaddedCache:
         """The attention mask [rows, tokens]."""
 
     def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
-        """See `Rows`: the first time whole prompts, later a token of each row."""
+        """See `RowCache`: in the first call complete prompts, later one token of each row."""
         import torch
 
         device = self.device
@@ -55,7 +55,7 @@ class PaddedCache:
         return output.logits[active, -1].float()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """See `Rows`; the cache is cut once a quarter of the rows has ended."""
+        """See `RowCache`. The cache is compacted once a quarter of its rows has ended."""
         import torch
 
         if len(rows) > (1 - COMPACT_FRACTION) * len(self.rows) or self.cache is None:

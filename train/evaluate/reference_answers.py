@@ -1,10 +1,12 @@
-"""Reference answers: what the trained weights answer in transformers, so that a server can be held to it.
+"""Reference answers: the answers of the trained weights in transformers.
+
+The parity check compares a server's with them.
 
 <run>/reference.jsonl     {"id": "T000017", "prompt_ids": [...], "answer": "delivery_delay", "token_ids": [...],
                            "log_probability": -0.03, "field_log_probability": null, "margin": 3.1}
 
-They are of the first validation rows. Adapter and merged model are served on the base that was trained on, so that the
-same answers are due from both.
+They are for the first validation rows. Adapter and merged model are served on the base used in training, so both must
+give the same answers.
 """
 
 import json
@@ -24,7 +26,7 @@ def build_reference_rows(
     prompts: Sequence[list[int]],
     answers: Sequence[DecodedAnswer],
 ) -> list[dict[str, Any]]:
-    """Returns the lines of a reference.jsonl."""
+    """Return the lines of a reference.jsonl."""
     return [
         {"id": row["id"], "prompt_ids": prompt_ids, **_to_json(answer)}
         for row, prompt_ids, answer in zip(rows, prompts, answers, strict=True)
@@ -32,7 +34,7 @@ def build_reference_rows(
 
 
 def write_references(folder: Path, references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Writes reference.jsonl into the folder of a run. Returns what others may know of it: {"rows", "sha256"}."""
+    """Write reference.jsonl into a run folder. Return its public facts: {"rows", "sha256"}."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in references)
     atomic_files.write_text(folder / "reference.jsonl", text)
     return {"rows": len(references), "sha256": atomic_files.sha256(folder / "reference.jsonl")}
@@ -44,6 +46,6 @@ def _to_json(answer: DecodedAnswer) -> dict[str, Any]:
         "token_ids": answer.token_ids,
         "log_probability": answer.log_probability,
         "field_log_probability": answer.field_log_probability,
-        # JSON knows no infinity: null where there was never a choice.
+        # JSON has no infinity: null means that no step had a choice.
         "margin": answer.margin if math.isfinite(answer.margin) else None,
     }

@@ -1,7 +1,7 @@
-"""Rows that a model reads token by token: what decoding asks of their cache, whichever it is.
+"""The cache interface of decoding: rows that a model reads token by token.
 
-shared_cache.py     rows behind a prefix that is kept once, several tokens of a row at a time
-padded_cache.py     rows of models that cannot share one
+shared_cache.py     rows after a prefix that is stored once, several tokens of a row at a time
+padded_cache.py     rows of models that cannot share a prefix
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# A cache is made smaller when so large a part of its rows has ended.
+# A cache is compacted when this fraction of its rows has ended.
 COMPACT_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of a row, the first of them in slot `start`; logits are wanted behind the last `wanted`."""
+    """Consecutive tokens of a row, the first of them in slot `start`.
+
+    Logits are needed after the last `n_logits` tokens.
+    """
 
     row: int
     start: int
@@ -28,28 +31,29 @@ class RowCache(Protocol):
 
     device: Any
     ragged: bool
-    """Whether rows may read different numbers of tokens at a time."""
+    """Whether rows may read different numbers of tokens in a pass."""
 
     def logits(self, spans: Sequence[Span], columns: Any) -> Any:
-        """Returns float32 logits [wanted, columns] in the order of the spans, all columns where that is None.
+        """Return float32 logits [n_logits of all spans, columns] in the order of the spans.
 
-        Spans are in the order of their rows, and a slot that is written again is replaced.
+        All columns are returned if `columns` is None. Spans must be in the order of their rows. A slot that is written
+        again is replaced.
         """
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all other rows."""
+        """Drop all other rows."""
 
 
 class UnsupportedAttentionError(Exception):
-    """The model does not attend through transformers' attention interface in each of its layers."""
+    """A layer of the model does not use transformers' attention interface."""
 
 
 @contextmanager
 def restrict_logits(model: Any, columns: Any) -> Iterator[None]:
-    """Has the model compute only these columns of its logits inside of the block, all where that is None.
+    """Make the model compute only these columns of its logits inside of the block, all if `columns` is None.
 
-    What a model does to its logits (a cap, a scale) it does to each by itself. A head that is no plain layer, as with
-    an adapter on it, computes all, and the columns are taken of them.
+    Changes that a model makes to its logits (a cap, a scale) apply to each logit separately. A head that is not a plain
+    linear layer, as with an adapter on it, computes all columns, and the requested ones are selected.
     """
     import torch
 

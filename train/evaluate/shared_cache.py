@@ -1,11 +1,12 @@
-"""Keys and values of many rows behind one prefix, which is kept once.
+"""Keys and values of many rows after one prefix, which is stored once.
 
     prefix  [1, heads, P, width]     one copy; the rows attend to it by broadcast
     rows    [R, heads, T, width]     a line each, its tokens from slot 0 on
     a pass  [1, N]                   tokens of any rows side by side, unpadded: prompts at first, then some of each
 
-A softmax over scores of the prefix and of the row's own line, side by side, is the softmax over the whole sequence. The
-scores of the prefix are one matrix product for all rows. Works in every layer that attends, sliding windows included.
+A softmax over the scores of the prefix and of the row's own line together is the softmax over the complete sequence.
+The scores of the prefix are one matrix product for all rows. This works in every attention layer, sliding windows
+included.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,27 +19,27 @@ from train.evaluate.row_cache import COMPACT_FRACTION, Span, UnsupportedAttentio
 from train.model import architecture
 
 ATTENTION_NAME = "shared_cache"
-"""The name under which transformers knows attention to this cache."""
-# Slots that lines are made longer by.
+"""The name under which attention to this cache is registered with transformers."""
+# Slots added when lines grow.
 GROWTH_SLOTS = 32
-# Tokens of a row that attend together. The next ones see the slots up to their own, so that little is masked.
+# Tokens of a row that attend together. Later tokens see the slots up to their own, so that little is masked.
 CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class PassLimits:
-    """What is computed at once, which bounds memory and on a CPU stays in its caches."""
+    """Limits of one pass, which bound memory, and on a CPU keep the data in its caches."""
 
     pass_tokens: int
     scores: int
-    """Of attention: heads x tokens x what they see."""
+    """Attention scores: heads x tokens x visible tokens."""
 
 
 CPU_LIMITS, GPU_LIMITS = PassLimits(2048, 2**20), PassLimits(8192, 2**26)
 
 
 class SharedCache:
-    """The cache of `rows` rows behind a prefix, itself a cache of one row, or behind none."""
+    """The cache of `rows` rows after a prefix. The prefix is itself a cache of one row, or None."""
 
     ragged = True
 
@@ -53,7 +54,7 @@ class SharedCache:
         """Keys and values of each attention module."""
 
     def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
-        """See `Rows`. Raises OwnAttentionError."""
+        """See `RowCache`. Raise UnsupportedAttentionError."""
         import torch
 
         tokens = [
@@ -88,18 +89,18 @@ class SharedCache:
         return output.logits[0, : len(logit_indices)].float()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """See `Rows`; memory is freed once a quarter of the lines has ended."""
+        """See `RowCache`. Memory is freed once a quarter of the lines has ended."""
         import torch
 
         if len(rows) > (1 - COMPACT_FRACTION) * len(self.lines):
             return
         indices = torch.tensor([self.lines[row] for row in rows], device=self.device)
-        for module, (keys, values) in self.held.items():  # one after the other, so that no two caches are held
+        for module, (keys, values) in self.held.items():  # one after the other, so that memory never holds two caches
             self.held[module] = (keys[indices], values[indices])
         self.lines = {row: line for line, row in enumerate(rows)}
 
     def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:
-        """Returns all keys and values [rows, heads, slots, width] of a module, these [heads, N, width] among them."""
+        """Store keys and values [heads, N, width] of a module; return all of it, [rows, heads, slots, width]."""
         cached = self.held.get(module)
         if cached is None or cached[0].shape[2] < self.tokens:
             capacity = self.tokens if cached is None else self.tokens + GROWTH_SLOTS
@@ -117,28 +118,30 @@ class SharedCache:
 def _grow(tensor: Any, capacity: int) -> Any:
     import torch
 
-    # Zeros: what is masked has no weight, and no weight times garbage can be NaN.
+    # Zeros, because masked slots have weight 0, and 0 times an uninitialized value can be NaN.
     return torch.nn.functional.pad(tensor, (0, 0, 0, capacity - tensor.shape[2]))
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Tokens of a pass that attend together: a grid [lines, width] of tokens, filled in where lines have fewer."""
+    """Tokens of a pass that attend together: a grid [lines, width] of tokens, padded for lines with fewer tokens."""
 
     tokens: slice
     lines: slice
     width: int
     places: Any
-    """Of the tokens in the grid, None where they are all of it."""
+    """Positions of the tokens in the grid, None if they fill it."""
     slots: Any
     """[lines, width]."""
     seen: int
     """Slots that the last token sees."""
 
     def hidden(self, prefix: int, first_visible: Any) -> tuple[Any, Any]:
-        """Returns masks of what is not seen: of the prefix [lines, 1, width, P], None where all is, and of the lines
-        [lines, 1, width, seen]. `first_visible` is the first position [lines, width] in the windows, None without
-        windows."""
+        """Return masks of hidden tokens: of the prefix [lines, 1, width, P], and of the lines [lines, 1, width, seen].
+
+        The prefix mask is None if all of it is visible. `first_visible` is the first position of each window, [lines,
+        width], None without windows.
+        """
         import torch
 
         columns = torch.arange(self.seen, device=self.slots.device)
@@ -152,7 +155,7 @@ class _Chunk:
 
 @dataclass
 class _Pass:
-    """What is computed now: where its tokens go in a cache, and how they attend."""
+    """The pass in computation: the slots of its tokens in a cache, and their attention."""
 
     cache: SharedCache
     lines: list[int]
@@ -168,7 +171,7 @@ class _Pass:
         self.chunks = [self._chunk(*bounds) for bounds in self._groups()]
 
     def _groups(self) -> Iterator[tuple[int, int]]:
-        """Yields first and end of tokens that attend together: pieces of rows, a line at most once in a group."""
+        """Yield start and end of tokens that attend together: parts of rows, each line at most once in a group."""
         heads = self.cache.model.config.get_text_config().num_attention_heads
         lines, slots = self.lines, self.slots
         starts = [0]
@@ -212,7 +215,7 @@ class _Pass:
         )
 
     def hidden(self, module: Any) -> list[tuple[Any, Any]]:
-        """Returns the masks of all chunks in a layer."""
+        """Return the masks of all chunks in a layer."""
         prefix = self.cache.prefix_tokens
         window = architecture.layer_window(self.cache.model.config, module.layer_idx)
         if window and prefix + max(self.slots) < window.tokens:
@@ -224,9 +227,9 @@ class _Pass:
         return self.masks[window]
 
     def attend(self, module: Any, query: Any, key: Any, value: Any, scaling: float | None) -> Any:
-        """Returns what the tokens see, [1, N, heads of queries, width]; query, key, value are [1, heads, N, width].
+        """Return the attention output, [1, N, heads of queries, width]; query, key and value are [1, heads, N, width].
 
-        Computes in float32, as fused kernels do inside.
+        It computes in float32, as fused kernels do internally.
         """
         import torch
 
@@ -253,10 +256,10 @@ class _Pass:
 def _attend_chunk(
     grid: Any, row_kv: tuple[Any, ...], prefix_kv: tuple[Any, ...] | None, hidden_masks: tuple[Any, Any]
 ) -> Any:
-    """Returns the values that queries [lines, width, heads, groups, k] see, [lines x width, heads x groups, v].
+    """Return the attention output [lines x width, heads x groups, v] of queries [lines, width, heads, groups, k].
 
-    `row_kv` are keys and values [lines, heads, slots, k or v], `prefix_kv` those of the prefix [heads, P, k or v],
-    `hidden_masks` masks of both that are True where nothing is seen.
+    `row_kv` are keys and values [lines, heads, slots, k or v], `prefix_kv` those of the prefix [heads, P, k or v].
+    `hidden_masks` are masks of both, True for hidden tokens.
     """
     import torch
 
@@ -280,16 +283,16 @@ def _attend_chunk(
 
 
 _current_pass: _Pass | None = None
-"""The pass that is computed: transformers passes nothing about it to attention."""
+"""The pass in computation. transformers passes nothing about it to attention."""
 
 
 @contextmanager
 def _cache_attention(config: Any, current_pass: _Pass) -> Iterator[None]:
-    """Has a model of this config attend to the cache of a pass inside of the block."""
+    """Make a model of this config attend to the cache of a pass inside of the block."""
     global _current_pass
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    # As attention alone: transformers builds no mask for what it knows none of.
+    # Only the attention function is registered: transformers builds no mask for a name without a mask function.
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _attention_forward)
     text_config = config.get_text_config()
     previous = text_config._attn_implementation, _current_pass

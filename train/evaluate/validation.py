@@ -1,7 +1,7 @@
-"""What the model makes of the validation rows: before training, while it trains, and after.
+"""Evaluation on the validation rows: before, during and after training.
 
-Most kinds of task are decoded and parsed, as serving does (`Decoded`). A preference task is measured by how probable
-the model finds the answer that was chosen, and the one that was rejected (`Compared`).
+For most kinds of task the answers are decoded and parsed, as in serving (`GenerationEvaluator`). For a preference task
+the metrics come from the log-probabilities of the chosen and the rejected answer (`PreferenceEvaluator`).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from train.packing.packing_plan import PackingPlan, TokenizedRow
 
 @dataclass(frozen=True)
 class GenerationEvaluator:
-    """Rows whose answers are decoded."""
+    """Evaluation by decoded answers."""
 
     task: TaskKind
     spec: Any
@@ -29,18 +29,19 @@ class GenerationEvaluator:
     tokenizer: Any
     max_answer_tokens: int
     announce: Callable[[str], None] = lambda message: None
-    """Is told what is computed more slowly than elsewhere, and why."""
+    """Called with a message if a part is computed by a slower method."""
 
     def first(self, rows: int) -> "GenerationEvaluator":
-        """Returns the same with the first rows alone."""
+        """Return the evaluator of only the first rows."""
         return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows])
 
     def ask(self, model: Any, label: str) -> list[DecodedAnswer]:
-        """Returns the answer to each row, with progress named `label`."""
+        """Return the decoded answer for each row, with a progress bar named `label`."""
         from train.loop.metrics_callback import show_progress
 
         prompts = world.shard(self.prompts)
-        # Weights that FSDP spreads are gathered once; dequantized ones beside them would take the memory it is for.
+        # FSDP's sharded weights are gathered once. Dequantized copies besides them would take the memory that FSDP
+        # saves.
         is_sharded = fsdp.is_sharded(model)
         with (
             show_progress(label, len(prompts)) as advance,
@@ -58,24 +59,24 @@ class GenerationEvaluator:
         return world.gather_in_order(answers, len(self.prompts))
 
     def parsed(self, answers: Sequence[DecodedAnswer]) -> list[ParsedAnswer]:
-        """Returns the answers as the task reads them; one that did not end has a problem, and counts as wrong."""
+        """Return the parsed answers. An incomplete answer has the problem TRUNCATED and counts as wrong."""
         return [
             self.task.parse(self.spec, answer.text) if answer.complete else ParsedAnswer(None, TRUNCATED)
             for answer in answers
         ]
 
     def targets(self, parsed: Sequence[ParsedAnswer]) -> list[Any]:
-        """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
+        """Return the target of each answer: the row's target, or the nearest of several references."""
         return references.select_targets(self.task, self.spec, self.rows, parsed)
 
     def score(self, answers: Sequence[Any], base_outputs: Sequence[Any]) -> dict[str, Any]:
-        """Returns the task's score of the answers, see `scored`; what the untuned base answered is not needed."""
+        """Return the score of the answers, see `score_with_slices`. The outputs of the untuned base are not used."""
         return score_with_slices(self.task, self.spec, self.rows, self.parsed(answers))
 
 
 @dataclass(frozen=True)
 class PreferenceEvaluator:
-    """Rows of a preference task."""
+    """Evaluation of a preference task by log-probabilities."""
 
     task: TaskKind
     spec: Any
@@ -85,7 +86,7 @@ class PreferenceEvaluator:
     tokenizer: Any
 
     def ask(self, model: Any, label: str) -> list[tuple[float, ...]]:
-        """Returns the log-probabilities of the chosen and the rejected answer of each row, with progress."""
+        """Return the log-probabilities of the chosen and the rejected answer of each row, with a progress bar."""
         from train.loop.metrics_callback import show_progress
 
         with show_progress(label, len(self.pairs)) as advance, fsdp.unshard(model):
@@ -94,7 +95,7 @@ class PreferenceEvaluator:
             )
 
     def score(self, outputs: Sequence[Any], base_outputs: Sequence[Any]) -> dict[str, Any]:
-        """Returns the task's score, see `scored`; the untuned base is the reference that rewards are measured from."""
+        """Return the task's score, see `score_with_slices`. Rewards are relative to the outputs of the untuned base."""
         parsed = [
             ParsedAnswer(
                 {
@@ -114,7 +115,7 @@ class PreferenceEvaluator:
 def score_with_slices(
     task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], parsed: Sequence[ParsedAnswer]
 ) -> dict[str, Any]:
-    """Returns the task's score, under "slices" the headline of each part of the rows that the recipe tells apart."""
+    """Return the task's score, with the main metrics of each slice of the rows under "slices"."""
     targets = references.select_targets(task, spec, rows, parsed)
     indices_by_slice: dict[str, dict[str, list[int]]] = {}
     for index, row in enumerate(rows):
@@ -135,7 +136,7 @@ def score_with_slices(
 def make_validation_metrics(
     evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[Any], model: Any
 ) -> Callable[[], dict[str, float]]:
-    """Returns a function that scores the model as it is, for validation while it trains."""
+    """Return a function that scores the current model, for validation during training."""
 
     def compute_metrics() -> dict[str, float]:
         score = evaluator.score(evaluator.ask(model, "validating"), base_outputs)
