@@ -1,4 +1,4 @@
-"""`python -m data_prep RECIPE`: reads, cleans, deduplicates and splits the data of a recipe; prints its folder."""
+"""`python -m data_prep RECIPE`: read, clean, deduplicate and split the data of a recipe; print the folder."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from insource.config import cli
 
 
 def main() -> int:
+    """Prepare the data of the recipe on the command line. Return the exit code."""
     parser = cli.build_parser("data_prep", "Read, clean, deduplicate and split the data of a recipe.")
     parser.add_argument("--no-heading", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()

@@ -1,4 +1,4 @@
-"""The texts of a table on disk: an Arrow file that any process may map into its memory, and read from anywhere."""
+"""The texts of a table on disk, in an Arrow file that every process can map into memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ TEXT_SCHEMA = pa.schema([(name, pa.string()) for name in TEXT_COLUMNS])
 
 
 class ArrowTexts:
-    """The Arrow file of a table, mapped into memory: any process may open it."""
+    """The memory-mapped Arrow file of a table."""
 
     def __init__(self, folder: Path) -> None:
         self._reader = pa.ipc.open_file(pa.memory_map(str(folder / "texts.arrow")))
@@ -21,14 +21,14 @@ class ArrowTexts:
         self._batch: tuple[int, Any] = (-1, None)
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yields (number of its first row, batch) in the order of the rows."""
+        """Yield (index of the first row, batch) in row order."""
         start = 0
         for index in range(self._reader.num_record_batches):
             yield start, self._reader.get_batch(index)
             start = int(self._ends[index])
 
     def value(self, column: str, row: int) -> str:
-        """Returns one text of one row."""
+        """Return the text of one row in one column."""
         index = int(np.searchsorted(self._ends, row, side="right"))
         if self._batch[0] != index:
             self._batch = index, self._reader.get_batch(index)

@@ -1,4 +1,4 @@
-"""Whether what is left of the rows can be learnt from and judged by; where it cannot, the true reason in a few lines.
+"""Checks whether the remaining rows are enough to train and evaluate on; errors give the causes in a few lines.
 
 labels with too few rows (the first 5 of 12):
   'refund': 9 rows, none left in train (too_long 6, in_test 3): it cannot be learnt
@@ -22,7 +22,7 @@ from insource.config.recipe import Recipe
 from insource.tasks import TASKS
 from insource.tasks.labels import display_label
 
-# Labels and limits that a message names: with its first line and its last, it has ten lines at most.
+# Labels and hints in one message: with its first and last line it has at most ten lines.
 MAX_LABELS_SHOWN, MAX_HINTS = 5, 3
 MAX_COLUMNS_SHOWN = 20
 RECIPE_KEYS = {
@@ -38,8 +38,11 @@ RECIPE_KEYS = {
 def check_rejected(
     rejected: list[Rejected], usable: int, filtered: int, unmatched: Sequence[str], recipe: Recipe
 ) -> None:
-    """Raises RecipeError where none of the rows that data.where asks for can be used, or more than data.max_rejected of
-    them cannot: the reasons, and the first places. `unmatched` tells of values in data.where that no row has."""
+    """Raise RecipeError if no row is usable, or if more than data.max_rejected of the rows are unusable.
+
+    The message has the reasons and the first locations. `unmatched` has one line per value in data.where that no row
+    has.
+    """
     rows_read = usable + len(rejected)
     if filtered and not rows_read:
         hints = [f"  {line}" for line in unmatched[:MAX_LABELS_SHOWN]] or ["  each value is there, but not in one row"]
@@ -56,9 +59,9 @@ def check_rejected(
 
 
 def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
-    """Returns a line for each field of a record that no row has a value of, with the column that may be meant.
+    """Return one line per record field without a value in any row, with the column that may be meant.
 
-    Raises RecipeError where no row has a value of any field: nothing could be learnt then.
+    Raise RecipeError if no row has a value of any field.
     """
     missing_counts = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in field_names(recipe)}
     for (_, path, state), rows in table.states.items():
@@ -82,7 +85,7 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
 
 
 def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
-    """The column that may be meant by a field that is no column, as a hint."""
+    """Return a hint to the column with the most similar name; "" if there is none or the field is a column."""
     columns = recipe.data.columns
     if columns.target or columns.targets or columns.of_slots:
         return ""
@@ -93,7 +96,7 @@ def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Re
 
 
 def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
-    """Raises RecipeError where all rows have one label: `labels` gives the label of each spelling."""
+    """Raise RecipeError if all rows have the same label. `labels` is {spelling: label}."""
     if TASKS[recipe.task.variant].IS_MULTILABEL and len(table) and len(set(labels.values())) < 2:
         names = ", ".join(map(display_label, sorted(set(labels.values())))) or "none"
         raise RecipeError(
@@ -110,10 +113,11 @@ def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
 
 
 def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequence[str]) -> list[str]:
-    """Returns a line for each listed label that cannot be learnt because all its train rows contradict others.
+    """Return one line per listed label that cannot be learnt because all its train rows conflict with others.
 
-    Raises RecipeError where any other label cannot be learnt or judged, or where a split is empty. `rows` is how many
-    were written and left (describe.rows), `replaced` tells what was changed of the recipe.
+    `rows` has the row counts of `report.statistics.count_rows`. `replaced` lists what was changed in the recipe.
+
+    Raise RecipeError if any other label cannot be learnt or evaluated, or if a split is empty.
     """
     problems, conflicting, drop_reasons = [], [], Counter[str]()
     for label, counts in _count_by_label(prepared).items():
@@ -124,7 +128,7 @@ def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequ
             and reasons.keys() <= {"conflict", "duplicate"}
             and reasons
         ):
-            # The recipe says both that there is this label and that contradicting rows leave.
+            # The recipe both lists this label and drops its conflicting rows: a note, not an error.
             conflicting.append(f"label {problem.strip()}")
             continue
         problems += [problem] if problem else []
@@ -152,7 +156,7 @@ def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequ
 
 
 def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, int], Counter[str]]]:
-    """Returns {label: (rows read that can be used, {split: rows written}, {reason: rows that left})}."""
+    """Return {label: (usable rows read, {split: rows written}, {reason: rows dropped})}."""
     if not prepared.descriptions:
         return {}
     sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
@@ -175,7 +179,7 @@ def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, in
 def _find_label_problem(
     label: str, n_read: int, written_counts: dict[str, int], drop_reasons: Counter[str]
 ) -> tuple[str, Counter[str]]:
-    """What is wrong with a label, if anything, and why its rows left."""
+    """Return the problem of a label, "" if there is none, and the reasons for which its rows were dropped."""
     reason_note = f" ({_format_reasons(drop_reasons)})" if drop_reasons else ""
     if n_read == 0:
         return (
@@ -200,11 +204,12 @@ def _find_label_problem(
 
 
 def _format_reasons(reasons: Counter[str]) -> str:
+    """Return "too_long 6, in_test 3", the most frequent reason first."""
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
 def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequence[str]) -> list[str]:
-    """A line for each key that made rows leave: what it is now, and who set it where that was not the recipe."""
+    """Return one line per setting that dropped rows, with its value and its origin if that is not the recipe."""
     lines = []
     for reason, count in reasons.most_common():
         if reason == "too_long_to_serve":
@@ -222,6 +227,7 @@ def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequenc
 
 
 def _recipe_value(recipe: Recipe, key: str) -> Any:
+    """Return the value of a dotted recipe key."""
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)

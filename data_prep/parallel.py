@@ -1,4 +1,4 @@
-"""Work spread over processes: the results come in the order of the work, and only a few pieces wait at a time."""
+"""Parallel map over processes that keeps the order and bounds the number of pending chunks."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,13 +17,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Where work is done: in `executor`, or in this process where it is None."""
+    """A number of worker processes; with `executor` None the work runs in this process."""
 
     processes: int
     executor: Executor | None = None
 
     def map(self, function: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> Iterator[Result]:
-        """Yields function(piece) for each piece, in their order; memory holds a few pieces a process and no more."""
+        """Yield function(chunk) for each chunk, in order. At most 2 chunks per process and one more are pending."""
         if self.executor is None:
             yield from map(function, chunks)
             return
@@ -38,11 +38,14 @@ class WorkerPool:
 
 @contextmanager
 def worker_pool(processes: int) -> Iterator[WorkerPool]:
-    """Yields a Spread over so many processes, which end with the block, whichever way it ends."""
+    """Yield a WorkerPool of `processes` processes that end with the block.
+
+    Raise StageError if the system kills one of them.
+    """
     if processes == 1:
         yield WorkerPool(1)
         return
-    # spawn: a forked child would inherit threads of Arrow and of the tokenizer half alive.
+    # spawn: a forked child would inherit the threads of Arrow and of the tokenizer in an undefined state.
     executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
         yield WorkerPool(processes, executor)

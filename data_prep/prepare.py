@@ -1,12 +1,12 @@
-"""The stage: source files in, `.data/<digest>/` out.
+"""The data stage: source files in, `.data/<digest>/` out.
 
 train.jsonl validation.jsonl calibration.jsonl test.jsonl   {"id", "input": {"text"}, "target", "group"}
 rejected.jsonl    {"id", "file", "line", "kind", "reason", "detail"}
-suspects.csv      rows whose label a linear model doubts
-data.json         every count, what was detected, the hashes of all of these
-data.html         the same for people
+suspects.csv      likely label errors, found by a linear model
+data.json         all counts, everything detected, and the hashes of all other files
+data.html         the report for people
 
-Read `main` from top to bottom. Whatever happens, rows read = rows written + rejected + dropped, or the stage fails.
+`main` is the stage from top to bottom. The stage fails unless rows read = rows written + rejected + dropped + filtered.
 """
 
 import os
@@ -43,21 +43,22 @@ from insource.tasks.task_kind import LabelledTaskKind
 from insource.tracking import digests
 from insource.tracking.run import utc_timestamp
 
-# Below this, starting another process costs more than it saves.
+# Below this, starting another process costs more time than it saves.
 MIN_BYTES_PER_PROCESS = 2_000_000
 LOG_STEP_SECONDS = 1.0
-# Objects leave out what they have no value for: so many of them together must have every column.
+# JSON objects may omit keys without a value: all columns must occur within this many rows.
 COLUMN_CHECK_ROWS = 1000
 
 
 @dataclass
 class StepTimer:
-    """How long each step took, told where that is worth a line."""
+    """Duration of each step in seconds. Steps of LOG_STEP_SECONDS or more are logged to stderr."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Measure the block and record its duration under `name`."""
         started_at = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started_at, 3)
@@ -66,10 +67,11 @@ class StepTimer:
 
 
 def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path, bool]:
-    """Returns the folder of the prepared data and whether it was made now, because it was not there yet.
+    """Return the folder of the prepared data, and whether this call prepared it.
 
-    `replaced` tells what hardware file and SET changed of the recipe, for messages about a key among them. Raises
-    RecipeError where the source cannot be used: then nothing is left behind.
+    `replaced` lists the values that the hardware file and SET changed in the recipe; error messages name them.
+
+    Raise RecipeError if the source cannot be used; no folder is left behind then.
     """
     files = sources.find_files(recipe.data.source)
     hashes = [sources.sha256(file, recipe.data.source) for file in files]
@@ -157,6 +159,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
 
 
 def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
+    """Return `data.num_proc`, or for "auto" one process per MIN_BYTES_PER_PROCESS of source, at most one per core."""
     if recipe.data.num_proc != "auto":
         return recipe.data.num_proc
     paths = (path for file in files for path in file.documents or [file.path])
@@ -167,8 +170,11 @@ def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
 def _read_sources(
     files: list[SourceFile], hashes: list[str], recipe: Recipe, work_folder: Path, pool: parallel.WorkerPool
 ) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
-    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, how many
-    rows are not those that data.where asks for, and lines about values in it that no row has."""
+    """Read all files into a table.
+
+    Return (table, rejected rows, one entry of data.json per file, number of rows that data.where filters out, one line
+    per value in data.where that no row has).
+    """
     rejected: list[Rejected] = []
     filtered, row_filter, columns = 0, RowFilter(recipe.data.where), set[str]()
     source_info: list[dict[str, Any]] = []
@@ -204,10 +210,10 @@ def _read_sources(
 
 
 class _CountingReader:
-    """The rows of a file, counted as they pass, and their columns checked.
+    """Iterator over the rows of a file that counts them, checks their columns and applies data.where.
 
-    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there;
-    `unanswered` those of several answers, and `columns` those that the first rows have.
+    `missing` has the columns for groups and times that no row of the file has; held-out files do not need them.
+    `unanswered` has the target columns that no row has. `columns` has the columns of the first rows.
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
@@ -241,7 +247,10 @@ class _CountingReader:
             check_columns(str(self._file.path), self._file.split, seen, self._recipe)
 
     def _has_all(self, seen: Mapping[str, Any]) -> bool:
-        """Whether the rows so far have every column that the recipe names. Raises RecipeError where they should."""
+        """Return whether the rows so far have every column that the recipe names.
+
+        Raise RecipeError if a column is missing and no later row can have it.
+        """
         complete = not find_missing_columns(self._file.split, seen, self._recipe)
         if not complete and (self._file.kind not in ("json", "jsonl") or self.rows >= COLUMN_CHECK_ROWS):
             check_columns(str(self._file.path), self._file.split, seen, self._recipe)
@@ -249,9 +258,9 @@ class _CountingReader:
 
 
 def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
-    """Returns {label as the source writes it: label that it stands for}; {} for tasks without labels.
+    """Return {label as written in the source: canonical label}; {} for tasks without labels.
 
-    That is the listed one where the recipe lists labels, and the most frequent spelling where it does not.
+    The canonical label is the one in the recipe's list, or without a list the most frequent spelling.
     """
     listed, fold = recipe.task.labels, recipe.data.normalize_labels
     if listed == "auto":
@@ -260,7 +269,7 @@ def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
 
 
 def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
-    """Returns {label: description} in prompt order: as the recipe lists them, or those of the rows by alphabet."""
+    """Return {label: description} in prompt order: the order of the recipe, or without a list alphabetical order."""
     listed = recipe.task.labels
     if listed == "auto":
         return dict.fromkeys(sorted(set(labels.values())), "")
@@ -268,6 +277,7 @@ def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str,
 
 
 def _check_unique_ids(table: Table) -> None:
+    """Raise RecipeError with both locations if two rows have the same id."""
     ids = table.columns["id"]
     order = np.argsort(ids, kind="stable")
     repeated = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])

@@ -15,26 +15,26 @@ from insource.config.schema.source import SPLITS
 
 @dataclass(frozen=True)
 class PreparedData:
-    """All that is known of the rows once it is decided which of them stay."""
+    """The rows of a source with all decisions on them."""
 
     recipe: Recipe
     table: Table
     assigned: SplitAssignment
     left: DropDecisions
     spellings: dict[str, str]
-    """{label as the source writes it: label that it stands for}."""
+    """{label as written in the source: canonical label}."""
     descriptions: dict[str, str]
     unusable: list[Rejected]
     room: ContextLimit
-    """What a served model can take."""
+    """The context limit of a served model."""
     filtered: int = 0
-    """Rows that data.where does not ask for."""
+    """Number of rows that data.where filters out."""
     label_sets: LabelSets = field(default_factory=dict)
     """{hash of a target: its labels}."""
     may_be_empty: bool = False
-    """Whether a row of several labels may have none: such rows are there."""
+    """Whether rows of a multi-label task may have no label, because such rows occur."""
 
     @property
     def written(self) -> dict[str, Array]:
-        """Returns for each split which rows are written (bool)."""
+        """Return which rows each split keeps, {split: bool [rows]}."""
         return {name: self.left.stays & (self.assigned.splits == index) for index, name in enumerate(SPLITS)}

@@ -1,10 +1,10 @@
-"""The rows while they are prepared: texts in an Arrow file, and a few numbers a row in memory.
+"""The table of rows during preparation: texts in an Arrow file, and a few numbers per row in memory.
 
-Texts, a million of them or a hundred, stay on disk and are read batch by batch; what decides over a row (hashes,
-its place in the splits, its line) is about 80 bytes in NumPy arrays. That is why memory stays flat.
+The texts stay on disk and are read batch by batch, however many rows there are. Hashes, split positions and line
+numbers are NumPy arrays of about 80 bytes per row. The memory for texts therefore does not grow with the source.
 
-    table.columns["key"][7]       8 bytes each: equal where two rows say the same
-    table.value("text", 7)        "my parcel is late"
+    table.columns["key"][7]           8 bytes; equal for two rows that are duplicates
+    table.texts.value("text", 7)      "my parcel is late"
 """
 
 import hashlib
@@ -36,13 +36,13 @@ from insource.tasks.task_kind import LabelledTaskKind, TaskKind
 from insource.tasks.text_keys import clean, duplicate_key, split_key
 
 BATCH_ROWS = 2000
-# Beside the states of a field: its place begins or ends inside a word.
+# An additional field state: the span of the field begins or ends inside a word.
 CUT_STATE = "cut"
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """What a process makes of BATCH_ROWS source rows, or fewer that are long."""
+    """The result of one process for up to BATCH_ROWS source rows; fewer if the rows are long."""
 
     texts: pa.RecordBatch
     numbers: dict[str, Array]
@@ -56,31 +56,32 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class Table:
-    """All usable rows of the source, in the order of the source."""
+    """All usable rows of the source, in source order."""
 
     folder: Path
     columns: dict[str, Array] = field(repr=False)
     targets: Counter[str]
-    """How often each label was written how; empty for tasks without labels."""
+    """Rows per label as written in the source; empty for tasks without labels."""
     systems: Counter[str]
-    """The system prompts of chat rows."""
+    """System prompts of chat rows, with their numbers of rows."""
     states: Counter[tuple[str, str, str]]
-    """(split or "all", field, state) of the fields of records (rows.py)."""
+    """Rows per (given split or "all", field, state) for extraction tasks; `rows/data_row.py` defines the states."""
 
     def __len__(self) -> int:
         return len(self.columns.get("line", ()))
 
     @cached_property
     def texts(self) -> ArrowTexts:
+        """Return the texts of the table, opened on first use."""
         return ArrowTexts(self.folder)
 
     def place(self, row: int) -> str:
-        """Returns file:line of a row."""
+        """Return "file:line" of a row."""
         return f"{self.texts.value('file', row)}:{self.columns['line'][row]}"
 
 
 class TableWriter:
-    """Builds the table in a folder, batch by batch; a context manager, for the files that it holds open."""
+    """Context manager that writes the table into a folder, batch by batch."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         folder.mkdir(parents=True)
@@ -103,9 +104,9 @@ class TableWriter:
         self._opened.close()
 
     def add(self, split: int, rows: Iterable[SourceRow], pool: WorkerPool) -> Iterator[Rejected]:
-        """Adds the rows of one file, of which `split` is the place in SPLITS, or -1 where it is for us to choose.
+        """Add the rows of one file and yield the rows that cannot be used.
 
-        Yields each row that cannot be used.
+        `split` is the index of the given split in SPLITS, or -1 if the row is still to be assigned.
         """
         chunks = limits.split_into_chunks(rows, BATCH_ROWS, lambda row: limits.estimate_bytes(row.values))
         for batch in pool.map(partial(_process_batch, recipe=self.recipe), chunks):
@@ -123,14 +124,14 @@ class TableWriter:
             yield from batch.rejected
 
     def table(self) -> Table:
-        """Returns the table, written to its end: nothing can be added any more."""
+        """Close the files and return the table. No row can be added afterwards."""
         self._opened.close()
         columns = {name: np.concatenate(arrays) for name, arrays in self._numbers.items()}
         return Table(self.folder, columns, self.targets, self.systems, self.states)
 
 
 def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
-    """The work on a batch of rows, done in whichever process."""
+    """Return the batch of columns for these source rows; runs in a worker process."""
     task, results = TASKS[recipe.task.variant], [make_row(row, recipe) for row in rows]
     usable = [result for result in results if isinstance(result, Row)]
     keys = [duplicate_key(row.text) for row in usable]
@@ -162,7 +163,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
 
 
 def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
-    """What is kept in memory of each row. Every array has one entry a row."""
+    """Return the arrays that stay in memory, with one entry per row."""
     seed = recipe.data.split.seed
     task = TASKS[recipe.task.variant]
     equality_keys = {row.answers: _equality_key(row.answers, task, recipe) for row in rows}
@@ -177,12 +178,12 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
         "raw": hash_texts((row.raw for row in rows), 0),
         "clean": hash_texts((row.text for row in rows), 0),
         "target": hash_texts(targets, 0),
-        # Rows of one subject and several targets contradict each other.
+        # Rows with one subject and several targets conflict.
         "subject": hash_texts(subjects, 0),
-        # Where a row stands in [0, 2**64): its split follows from that, and from nothing else.
+        # A number in [0, 2**64) that decides the split of the row.
         "position": hash_texts(units, seed),
         "grouped": np.array([row.group is not None for row in rows], np.bool_),
-        # An order of rows that does not depend on the order of the source: of two that say the same, who stays.
+        # A rank that does not depend on the source order: of two duplicates, the row of the lower rank is kept.
         "order": hash_texts(contents, seed),
         "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
         "found": np.array([sum(1 << redaction.PII_KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
@@ -192,30 +193,33 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
 
 
 def _split_unit(row: Row, key: str, recipe: Recipe) -> str:
-    """What goes to one split as a whole: a group; of a row without one the row itself, by its own id or by what it
-    says. The number of its line says nothing: rows may be added above it."""
+    """Return the text whose rows all go to one split.
+
+    It is the group of the row. A row without a group has its id if the recipe names a group and an id column, else its
+    split key. The line number is not used, because rows may be inserted above it.
+    """
     if row.group is not None:
         return row.group
     return row.id if recipe.data.split.group and recipe.data.columns.id else split_key(key)
 
 
 def _equality_key(answers: tuple[str, ...], task: TaskKind, recipe: Recipe) -> str:
-    """What equal targets share: of several right answers, all of them in any order."""
+    """Return a key that equal targets share. The order of several reference answers does not matter."""
     return "\x1e".join(sorted({task.equality_key(answer, recipe) for answer in answers}))
 
 
 def hash_target(target: str, recipe: Recipe) -> int:
-    """Returns the hash by which targets are compared: spellings of one label have one."""
+    """Return the hash that compares targets; it is the same for all spellings of a label."""
     return int(hash_texts([TASKS[recipe.task.variant].equality_key(target, recipe)], 0)[0])
 
 
 def hash_texts(texts: Iterable[str], seed: int) -> Array:
-    """Returns a 64-bit keyed BLAKE2b hash of each text."""
+    """Return the 64-bit keyed BLAKE2b hash of each text, uint64 [texts]."""
     key = seed.to_bytes(8, "big")
     digests = b"".join(hashlib.blake2b(text.encode(), key=key, digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
 def _join_slice_values(values: Mapping[str, str]) -> str:
-    """The slice values of a row as one text; clean() leaves no line break in them."""
+    """Return the slice values of a row as one text, one per line; clean() removes line breaks from values."""
     return "\n".join(" ".join(clean(value).split()) for value in values.values())

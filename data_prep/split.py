@@ -1,12 +1,12 @@
-"""Which split a row goes to: decided by a keyed hash of its group (or of what it says), and by nothing else.
+"""The split of each row, decided by a keyed hash of its group, or without a group by a hash of its content.
 
-A row's split does not depend on the other rows, so adding rows moves no old one, and rows that say the same go the
-same way. That is also how stratification is kept: a hash does not look at the label, so every label is spread alike,
-up to chance. data.json states how far off each split and each label is.
+The split of a row does not depend on other rows. Added rows therefore do not move existing ones, and duplicates go to
+the same split. The hash ignores the label, so that each label is distributed like all rows, up to chance. data.json has
+the deviation of each split and label.
 
-By time, test is what happened from `data.split.cut` on, and a hash spreads the rows before it: with a cut, newer rows
-move no old one either. Without a cut test is the newest share, whose edge moves as newer rows come, and old test rows
-fall to the other splits: data.json states the edge, to be written into the recipe.
+A split by time puts the rows from `data.split.cut` on into test, and hashes the rows before it. With a cut, newer rows
+do not move older ones. Without a cut, test is the newest fraction of the rows: its boundary moves when newer rows
+arrive, and old test rows go to other splits. data.json has the boundary, so that it can be set in the recipe.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,11 @@ HELD_OUT_SPLITS = ("test", "validation", "calibration")
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """The split of each row (its place in SPLITS), whether that was ours to choose, the shares that were asked for, and
-    where time cut test off."""
+    """The split of each row, as an index in SPLITS.
+
+    `assignable` (bool) marks the rows that this stage assigns. `fractions` has the requested fraction of each split.
+    `test_from` is the time at which test begins, None without a split by time.
+    """
 
     splits: Array
     ours: Array
@@ -38,14 +41,14 @@ class SplitAssignment:
 
 
 def assign(table: Table, split: Split, given_splits: set[str]) -> SplitAssignment:
-    """Returns the split of every row; `given_splits` names the splits that came as files of their own.
+    """Return the split of every row. `given_splits` names the splits that have files of their own.
 
-    Raises RecipeError where `data.split.cut` is no time, or leaves nothing on one side.
+    Raise RecipeError if `data.split.cut` is not a time, or if one side of the cut has no rows.
     """
     fractions = {
         name: fraction for name in HELD_OUT_SPLITS if name not in given_splits and (fraction := getattr(split, name))
     }
-    # Rows of a source without splits, or of a given train file, are ours to spread.
+    # The stage assigns rows of a source without splits and rows of a given train file.
     assignable = hash_split = np.isin(table.columns["given"], (-1, SPLITS.index("train")))
     splits = np.where(assignable, SPLITS.index("train"), table.columns["given"]).astype(np.int8)
     position = table.columns["position"].astype(np.float64) / 2.0**64
@@ -54,8 +57,8 @@ def assign(table: Table, split: Split, given_splits: set[str]) -> SplitAssignmen
         newest, test_from = _find_newest_rows(table.columns["time"], assignable, split)
         splits[newest] = SPLITS.index("test")
         hash_split = assignable & ~newest
-        # Their shares are shares of all rows, and test is meant to have its own. How many rows there are does not
-        # enter: newer ones would move old ones from split to split.
+        # The fractions refer to all rows, and test has its own by time. The number of rows is not used: it changes with
+        # newer rows, and these would then move older ones.
         position = position * (1 - split.test)
     low = 0.0
     for name, fraction in fractions.items():
@@ -67,7 +70,7 @@ def assign(table: Table, split: Split, given_splits: set[str]) -> SplitAssignmen
 
 
 def _find_newest_rows(times: Array, assignable: Array, split: Split) -> tuple[Array, str]:
-    """Returns which rows are test by time, and the time from which on they are."""
+    """Return which rows are test by time (bool), and the time at which test begins."""
     if split.cut is not None:
         parsed = parse_iso_seconds(split.cut)
         if parsed is None:
@@ -87,11 +90,10 @@ def _find_newest_rows(times: Array, assignable: Array, split: Split) -> tuple[Ar
 
 
 def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSets) -> dict[str, dict[str, float]]:
-    """Returns for each split that is ours to make the share of rows asked for, the share it has, and how far the label
-    farthest off is off.
+    """Return the requested fraction, the actual fraction and the worst label deviation of each assigned split.
 
-    Before duplicates leave. `sets` are the labels of each target. Labels of fewer than ten rows are passed over: no
-    share of them means anything.
+    The figures are those before deduplication. `sets` has the labels of each target hash. Labels with fewer than ten
+    rows are ignored, because their fractions are meaningless.
     """
     targets = table.columns["target"][assignment.ours]
     totals = {label: rows for label, rows in label_sets.count_rows_per_label(sets, targets).items() if rows >= 10}

@@ -1,7 +1,8 @@
-"""Groups and times that straddle given splits: a customer of the given test file that train knows too.
+"""Groups and times that occur both in train and in a given held-out split.
 
-A split that is ours keeps each group whole, and puts test after train. Given files were split by someone else: what of
-their groups and times stands on both sides is counted, told, and with `data.split.straddling: drop` left out of train.
+Splits assigned by this stage keep groups together and put test after train. Given files may not: train rows that share
+a group with a held-out row, or are not older than test, are counted and reported. With `data.split.straddling: drop`
+they are dropped from train.
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from insource.config.schema.source import SPLITS
 
 
 def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:
-    """Returns {reason: (train rows, the row of a given split because of which each counts)}, empty ones left out."""
+    """Return {reason: (train rows, for each the held-out row that causes it)}, without empty reasons."""
     given_splits = table.columns["given"]
     train = np.flatnonzero((splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))
     return {reason: pair for reason, pair in _iterate_reasons(table, given_splits, train, split) if len(pair[0])}
 
 
 def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecisions) -> None:
-    """Makes the train rows leave, each for the first reason that it has."""
+    """Drop the train rows, each for its first reason."""
     for reason, (rows, reason_rows) in straddling.items():
         kept = drops.stays[rows]
         drops.drop(rows[kept], reason, reason_rows[kept])
@@ -33,8 +34,9 @@ def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecis
 def _iterate_reasons(
     table: Table, given_splits: Array, train: Array, split: Split
 ) -> Iterator[tuple[str, tuple[Array, Array]]]:
+    """Yield (reason, (train rows, held-out rows)), also for reasons without rows."""
     if split.group is not None:
-        # A row's position is the hash of its group, if it has one.
+        # The position of a row is the hash of its group if it has one.
         groups, grouped = table.columns["position"], table.columns["grouped"]
         for name in HELD_OUT_SPLITS:
             rows = np.flatnonzero((given_splits == SPLITS.index(name)) & grouped)

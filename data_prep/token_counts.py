@@ -1,10 +1,10 @@
-"""How many tokens each row is, by the base model's own tokenizer and chat template.
+"""Token counts of rows, with the tokenizer and the chat template of the base model.
 
-A prompt is the same up to its input, so the opening is counted once and each row's own part by itself. Tokens may join
-across that seam: rows near a limit are therefore counted whole.
+All prompts share the text before the input. That prefix is counted once, and each row only from its input on. Tokens
+may merge across the boundary: rows close to a limit are therefore tokenized in full.
 
-Train rows are held against train.max_length, all others against what is served: the prompt and the longest answer that
-may be decoded must fit serve.max_model_len, and what the base can look at.
+Train rows are compared with train.max_length. For all other rows, the prompt and the longest answer that may be decoded
+must fit serve.max_model_len and the context length of the base.
 """
 
 from dataclasses import dataclass
@@ -23,21 +23,25 @@ from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
 
 BOUNDARY_TOKENS = 8
-# Characters that no text holds, in the place of the input.
+# Private-use characters, which mark the place of the input in the rendered template.
 INPUT_MARKER = "\ue000input\ue001"
 BASE_LIMIT_NAME = "what model.base can look at"
 
 
 @dataclass(frozen=True)
 class ContextLimit:
-    """What a served model can take: `tokens` in all, of which `answer` are kept for the answer; `key` says by what."""
+    """The context limit of a served model.
+
+    `tokens` is the limit of prompt and answer, `answer` the part reserved for the answer, `key` the setting that sets
+    it.
+    """
 
     tokens: int
     answer: int
     key: str
 
     def fits(self, table: Table) -> Array:
-        """Returns which rows can be asked (bool); rows that were not counted can."""
+        """Return which rows fit (bool); rows without a token count fit."""
         prompts = table.columns["tokens"] - table.columns["answer_tokens"]
         return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
 
@@ -45,11 +49,11 @@ class ContextLimit:
 def count_tokens(
     table: Table, recipe: Recipe, labels: dict[str, str], drops: DropDecisions, may_be_empty: bool = False
 ) -> Array:
-    """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
+    """Return the tokens of each kept row: prompt, longest answer and stop token; -1 for dropped rows.
 
-    `may_be_empty` says whether a row of several labels may have none.
+    `may_be_empty`: rows of a multi-label task may have no label.
 
-    Raises RecipeError where the prompt is too long before any input stands in it.
+    Raise RecipeError if the prompt exceeds a limit before any input is inserted.
     """
     task = TASKS[recipe.task.variant]
     spec = task.make_spec(recipe.task, labels, may_be_empty)
@@ -66,7 +70,7 @@ def count_tokens(
         texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
         input_tokens = np.array(chat_template.count_tokens(tokenizer, [text + between for text in texts]), np.int32)
         answers = [task.training_answers(spec, task.parse_target(target)) for target in targets]
-        # Labels are few and come again and again; other answers are as many as rows.
+        # Labels repeat in many rows, so each distinct answer is tokenized once.
         unique_answers = list(dict.fromkeys(chain.from_iterable(answers)))
         counts = dict(zip(unique_answers, chat_template.count_tokens(tokenizer, unique_answers), strict=True))
         answer_tokens[start + rows] = [max(counts[answer] for answer in row_answers) for row_answers in answers]
@@ -82,11 +86,13 @@ def count_tokens(
 
 
 def drop_too_long(table: Table, splits: Array, recipe: Recipe, drops: DropDecisions) -> ContextLimit:
-    """Makes train rows over max_length, or over what the base can look at, leave, or stops the stage; and rows of
-    validation and calibration that no served model could be asked. Test rows stay, for they count. Returns what a
-    served model can take.
+    """Drop the rows that exceed a limit and return the context limit of a served model.
 
-    Raises RecipeError naming the longest train row where data.too_long is fail.
+    Train rows are dropped, or fail the stage, if they exceed train.max_length or the context length of the base. Rows
+    of validation and calibration are dropped if no served model can answer them. Test rows are kept, because they
+    count.
+
+    Raise RecipeError with the longest train row if data.too_long is "fail".
     """
     context_length = _read_context_length(recipe.model)
     _drop_from_train(table, splits, recipe, drops, recipe.train.max_length, "too_long")
@@ -100,6 +106,7 @@ def drop_too_long(table: Table, splits: Array, recipe: Recipe, drops: DropDecisi
 def _drop_from_train(
     table: Table, splits: Array, recipe: Recipe, drops: DropDecisions, limit: int, reason: str
 ) -> None:
+    """Drop the train rows longer than `limit`, or raise RecipeError if data.too_long is "fail"."""
     rows = np.flatnonzero((splits == TRAIN) & drops.stays & (table.columns["tokens"] > limit))
     if len(rows) and recipe.data.too_long == "fail":
         longest = int(rows[np.argmax(table.columns["tokens"][rows])])
@@ -118,8 +125,10 @@ def _drop_from_train(
 def compute_context_limit(
     table: Table, splits: Array, recipe: Recipe, drops: DropDecisions, context_length: int | None
 ) -> ContextLimit:
-    """Returns what a served model can take, with the limit of answers that training will set. `context_length` is how
-    many tokens the base can look at, None where that is not known."""
+    """Return the context limit of a served model, with the answer limit that training will set.
+
+    `context_length` is the context length of the base in tokens, None if it is unknown.
+    """
     answers = table.columns["answer_tokens"][(splits == TRAIN) & drops.stays]
     answer = chat_template.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
@@ -129,7 +138,7 @@ def compute_context_limit(
 
 
 def _read_context_length(model: Model) -> int | None:
-    """The tokens that a base can look at, by its config.json; None where that does not say, or is not there."""
+    """Return the context length in config.json of the base; None if the file or the value is missing."""
     from transformers import PreTrainedConfig
 
     try:
@@ -141,7 +150,7 @@ def _read_context_length(model: Model) -> int | None:
 
 
 def _check_shared_prompt(shared_tokens: int, recipe: Recipe, labels: dict[str, str]) -> None:
-    """Raises RecipeError where the part of the prompt that all rows share leaves no room for an input."""
+    """Raise RecipeError if the shared part of the prompt leaves no tokens for an input."""
     contents = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
     for key, limit in (
         ("train.max_length", recipe.train.max_length),
@@ -155,7 +164,10 @@ def _check_shared_prompt(shared_tokens: int, recipe: Recipe, labels: dict[str, s
 
 
 def _template_segments(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
-    """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
+    """Return the prompt before the input, the text between input and answer, and the stop token.
+
+    Raise RecipeError if the chat template omits the message.
+    """
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     prefix, marker, between = text.partition(INPUT_MARKER)
     if not marker:

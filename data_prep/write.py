@@ -1,4 +1,4 @@
-"""The prepared files, written batch by batch in the order of the source.
+"""Write the prepared files, batch by batch in source order.
 
 train.jsonl    {"id": "T000017", "input": {"text": "My parcel\\nis late"}, "target": "delivery_delay",
                 "group": "C01294", "slices": {"channel": "chat", "unseen_vendor": false},
@@ -39,9 +39,10 @@ def write_splits(
     recipe: Recipe,
     respell: Callable[[str], str] | None,
 ) -> SliceCounts:
-    """Writes train.jsonl and its sisters. Returns {slice: {value: {split: rows}}} of what was written.
+    """Write one JSONL file per split. Return {slice: {value: {split: rows}}} of the rows written.
 
-    `respell` gives a target in the spelling that its labels have (`respelling` of the task); None without labels.
+    `respell` replaces the labels of a target by their canonical spelling (the task's `make_label_mapper`); None without
+    labels.
     """
     train_values = _collect_train_values(table, splits, drops, recipe)
     slice_counts: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
@@ -68,7 +69,7 @@ def write_splits(
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected], table: Table, splits: Array, drops: DropDecisions) -> None:
-    """Writes rejected.jsonl: rows that could not be used, then rows that had to leave, in the order of the source."""
+    """Write rejected.jsonl: unusable rows, then dropped rows, each in source order."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for entry in rejected:
             file.write(json.dumps(entry.json(), ensure_ascii=False) + "\n")
@@ -77,6 +78,7 @@ def write_rejected(path: Path, rejected: Iterable[Rejected], table: Table, split
 
 
 def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -> Rejected:
+    """Return the entry of rejected.jsonl for a dropped row."""
     reason, reason_row = DROP_REASONS[drops.reason[row]], int(drops.other[row])
     prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     reference = f"{table.texts.value('id', reason_row)} in {SPLITS[splits[reason_row]]}" if reason_row >= 0 else ""
@@ -98,6 +100,7 @@ def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -
 
 
 def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respell: Callable[[str], str] | None) -> dict[str, Any]:
+    """Return the row as written to a split file."""
     text, task = respell(row["target"]) if respell else row["target"], TASKS[recipe.task.variant]
     target = task.parse_target(text)
     output_row = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
@@ -107,6 +110,7 @@ def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respell: Callable[[
 
 
 def _row_slices(row: Mapping[str, Any], train_values: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
+    """Return {slice: value} of a row; for a not_in_train slice, whether its value is absent from train."""
     row_values = dict(zip(recipe.data.slices, row["slices"].split("\n"), strict=True))
     return {
         name: _equality_key(name, value, recipe) not in train_values[name] if name in train_values else value
@@ -115,7 +119,7 @@ def _row_slices(row: Mapping[str, Any], train_values: Mapping[str, set[str]], re
 
 
 def _collect_train_values(table: Table, splits: Array, drops: DropDecisions, recipe: Recipe) -> dict[str, set[str]]:
-    """Returns for each not_in_train slice the values that train has."""
+    """Return for each not_in_train slice the keys of the values that occur in train."""
     names = list(recipe.data.slices)
     unseen_slices = [name for name, spec in recipe.data.slices.items() if isinstance(spec, NotInTrain)]
     train_values: dict[str, set[str]] = {name: set() for name in unseen_slices}
@@ -131,6 +135,9 @@ def _collect_train_values(table: Table, splits: Array, drops: DropDecisions, rec
 
 
 def _equality_key(name: str, value: str, recipe: Recipe) -> str:
-    """A value as its field is compared when it is scored; a column's value but for case."""
+    """Return the key that compares slice values.
+
+    A field is normalized as for scoring; the value of a column is cleaned and case-folded.
+    """
     normalizers = recipe.task.normalizers.get(slice_columns(recipe)[name])
     return str(normalize(value, normalizers)) if normalizers else clean(value).casefold()

@@ -33,7 +33,11 @@ DROP_REASONS = (
 
 @dataclass
 class DropDecisions:
-    """Which rows leave: why (the place in REASONS), because of which row (-1: none), and how near that is."""
+    """The drop decision of each row.
+
+    `reason` is an index in DROP_REASONS (0: kept). `reason_row` is the row that causes the drop (-1: none), and
+    `similarity` the similarity to it.
+    """
 
     reason: Array
     other: Array
@@ -41,13 +45,18 @@ class DropDecisions:
 
     @classmethod
     def none(cls, rows: int) -> "DropDecisions":
-        """Returns the state in which every row stays."""
+        """Return decisions that keep all of `rows` rows."""
         return cls(np.zeros(rows, np.int8), np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
 
     @property
     def stays(self) -> Array:
+        """Return which rows are kept (bool)."""
         return np.equal(self.reason, 0)
 
     def drop(self, rows: Array, reason: str, reason_row: Array | int = -1) -> None:
+        """Drop `rows` (indices or bool) for a reason.
+
+        `reason_row` is the row that causes it, one for all rows or one for each.
+        """
         self.reason[rows] = DROP_REASONS.index(reason)
         self.other[rows] = reason_row

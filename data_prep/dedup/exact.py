@@ -1,10 +1,12 @@
-"""Rows that say the same, within a split and across splits.
+"""Duplicates and conflicts, within a split and across splits.
 
-A row's key (insource/tasks/text_keys.py) decides. Test rows never leave. What is in test leaves train, validation and
-calibration, whatever its label; what is in validation or calibration leaves train. Within a split, rows with one key
-and one label are kept once; train rows with one key and several labels are a conflict, and the recipe says what becomes
-of them. A text may have several free-text answers and several pairs of answers; that two rows prefer the opposite is a
-conflict. Then near-duplicates leave train (near.py).
+Two rows are duplicates if their keys are equal (`insource/tasks/text_keys.py`). Test rows are never dropped. Duplicates
+of test rows are dropped from train, validation and calibration, whatever their label. Duplicates of validation and
+calibration rows are dropped from train.
+
+Within a split, one of the rows with the same key and the same label is kept. Train rows with the same key and several
+labels are a conflict; `data.conflicts` decides. A text may have several free-text answers and several pairs of answers;
+two rows with opposite preferences are a conflict. Near-duplicates are dropped from train last (`near.py`).
 """
 
 import numpy as np
@@ -20,12 +22,15 @@ from insource.config.schema.data import Data
 from insource.config.schema.source import SPLITS
 from insource.tasks.labels import display_label
 
-# Who keeps a text that two splits have: the one named first.
+# If two splits share a text, the split named first keeps it.
 SPLIT_PRECEDENCE = ("test", "calibration", "validation", "train")
 
 
 def deduplicate(table: Table, splits: Array, recipe: Recipe, pool: WorkerPool, drops: DropDecisions) -> None:
-    """Adds to `drops` the rows that leave. Raises RecipeError on a conflict where data.conflicts is fail."""
+    """Drop duplicates, conflicts and near-duplicates in `drops`.
+
+    Raise RecipeError at a conflict if data.conflicts is "fail".
+    """
     _drop_cross_split(table, splits, drops)
     _resolve_conflicts(table, splits, drops, recipe.data)
     _drop_within_split(table, splits, drops)
@@ -46,10 +51,10 @@ def deduplicate(table: Table, splits: Array, recipe: Recipe, pool: WorkerPool, d
 
 
 def count_leaks(table: Table, splits: Array) -> dict[str, int]:
-    """Returns how many test rows the other splits have too, by ever more forgiving comparisons.
+    """Return how many test rows have a duplicate in another split, by three comparisons.
 
-    verbatim: the text as it was given; cleaned: after Unicode and white space are evened out; normalised: by the key,
-    which is how they are found and removed.
+    "verbatim" compares the original text, "cleaned" the text after Unicode and white space normalization. "normalised"
+    compares the duplicate keys, which decide the removal.
     """
     test = splits == TEST
     names = {"verbatim": "raw", "cleaned": "clean", "normalised": "key"}
@@ -60,10 +65,11 @@ def count_leaks(table: Table, splits: Array) -> dict[str, int]:
 
 
 def _drop_cross_split(table: Table, splits: Array, drops: DropDecisions) -> None:
+    """Drop the rows whose key occurs in a split of higher precedence."""
     keys = table.columns["key"]
     for rank, name in enumerate(SPLIT_PRECEDENCE[:-1]):
         lower = np.isin(splits, [SPLITS.index(split_name) for split_name in SPLIT_PRECEDENCE[rank + 1 :]])
-        # A test row whose label is left out is not asked.
+        # Dropped rows, such as test rows with a rare label, cause no drop.
         rows = np.flatnonzero((splits == SPLITS.index(name)) & drops.stays)
         if not len(rows):
             continue
@@ -73,7 +79,7 @@ def _drop_cross_split(table: Table, splits: Array, drops: DropDecisions) -> None
 
 
 def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: Data) -> None:
-    """Resolves train rows of one subject and several targets: what may bear one target alone is the task's to say."""
+    """Drop train rows with one subject and several targets, by `data.conflicts`. The task defines the subject."""
     rows = np.flatnonzero((splits == TRAIN) & drops.stays)
     _, text = np.unique(table.columns["subject"][rows], return_inverse=True)
     _, pair = np.unique(np.stack([text, table.columns["target"][rows]]), axis=1, return_inverse=True)
@@ -99,7 +105,7 @@ def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: 
         winners = np.bincount(text[pair_rows], weights=(votes[pair[pair_rows]] == max_votes[text[pair_rows]]))
         leaving = conflicting & ~((votes[pair] == max_votes[text]) & (winners[text] == 1))
     rows, text = rows[conflicting], text[conflicting]
-    # Each conflict names a row that says the same with another answer.
+    # The reason row is a row with the same subject and another target.
     by_text = np.lexsort((table.columns["target"][rows], text))
     lowest = rows[by_text[np.searchsorted(text[by_text], text)]]
     highest = rows[by_text[np.searchsorted(text[by_text], text, side="right") - 1]]
@@ -109,7 +115,7 @@ def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: 
 
 
 def _drop_within_split(table: Table, splits: Array, drops: DropDecisions) -> None:
-    """Keeps the first, in the order of what they say, of rows with one key and one label in one split."""
+    """Keep the row of the lowest rank among rows with the same key, label and split; test is not changed."""
     rows = np.flatnonzero((splits != TEST) & drops.stays)
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
     rows = rows[np.lexsort((table.columns["order"][rows], *columns))]

@@ -1,10 +1,11 @@
-"""Shingles, MinHash sketches and their bands.
+"""Shingles of texts, their MinHash sketches, and the bands of the sketches.
 
     "my parcel is late again"   {"my pa", "y par", " parc", ...}   256 hashes -> 32 bands of 8
     "my parcel is late agian"   {"my pa", "y par", " parc", ...}   one equal band: a candidate pair
 
-The number and width of the bands are chosen so that a pair at the threshold shares a band with a probability above
-0.9999; for a nearer pair the probability is higher.
+The number and the width of the bands find a pair at the threshold with a probability above 0.9999. For nearer pairs the
+probability is higher.
+
 Source: Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3.
 """
 
@@ -23,7 +24,10 @@ MAX_MISS_PROBABILITY = 1e-4
 
 
 def choose_bands(threshold: float) -> tuple[int, int]:
-    """Returns (bands, hashes a band): the widest bands that miss at most MISSED of the pairs at the threshold."""
+    """Return (bands, hashes per band).
+
+    The bands are the widest that miss at most MAX_MISS_PROBABILITY of the pairs at the threshold.
+    """
     for width in range(16, 0, -1):
         bands = PERMUTATIONS // width
         if (1 - threshold**width) ** bands <= MAX_MISS_PROBABILITY:
@@ -32,16 +36,17 @@ def choose_bands(threshold: float) -> tuple[int, int]:
 
 
 def recall(threshold: float) -> float:
-    """Returns the probability with which a pair that is just as near as the threshold is found."""
+    """Return the probability that a pair exactly at the threshold is found."""
     bands, width = choose_bands(threshold)
     return float(1 - (1 - threshold**width) ** bands)
 
 
 def shingles(key: str, kind: str) -> set[str]:
-    """Returns the set of character n-grams or word n-grams of a key; a key shorter than that is its own shingle.
+    """Return the set of character or word n-grams of a key; a shorter key is its own shingle.
 
-    A character of Chinese, Japanese or Korean says as much as two or three letters: of these, n-grams are half as long
-    (two characters at least). A text that mixes scripts has the shingles of each of its runs.
+    `kind` is the unit and n, for example "char5" or "word3". A Chinese, Japanese or Korean character carries as much as
+    two or three letters: their n-grams have half the length, at least two characters. A text of several scripts has the
+    shingles of each run.
     """
     unit, n = kind[:-1], int(kind[-1])
     if unit == "word":
@@ -57,13 +62,16 @@ def shingles(key: str, kind: str) -> set[str]:
 
 
 def jaccard(left: set[str], right: set[str]) -> float:
-    """Returns the share of their shingles that two sets have in common."""
+    """Return the Jaccard similarity of two sets of shingles."""
     common = len(left & right)
     return common / (len(left) + len(right) - common)
 
 
 def sketch(keys: list[str], settings: Deduplicate) -> tuple[Array, Array]:
-    """Returns (bands, sketches) of the keys: uint64 [rows, bands] that near rows share one of, uint8 [rows, 256]."""
+    """Return (bands, sketches) of the keys: uint64 [rows, bands] and uint8 [rows, PERMUTATIONS].
+
+    Near-duplicates have at least one equal band. The sketches estimate the similarity.
+    """
     import rensa
 
     bands, width = choose_bands(settings.near)
@@ -72,18 +80,19 @@ def sketch(keys: list[str], settings: Deduplicate) -> tuple[Array, Array]:
     sets = [list(shingles(key, settings.shingle)) for key in keys]
     rows = rensa.RMinHash.digest_matrix_from_token_sets(sets, PERMUTATIONS, 42).to_rows()
     minima = np.array(rows, np.uint64)
-    # Any hash of a band will do: a collision is one comparison more, never a wrong decision.
+    # Any hash of a band is sufficient: a collision costs one comparison and never a wrong decision.
     factors = np.random.default_rng(1).integers(1, 2**63, width, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     mixed = (minima[:, : bands * width].reshape(-1, bands, width) * factors).sum(axis=2, dtype=np.uint64)
     return mixed, minima.astype(np.uint8)
 
 
 def band_path(folder: Path, band: int) -> Path:
+    """Return the path of the file of a band."""
     return folder / f"band{band:02d}.u64"
 
 
 class SketchFiles:
-    """The sketches of all rows on disk: a file for each band, and one of 256 bytes a row."""
+    """The sketches of all rows on disk: one file per band, and one file of PERMUTATIONS bytes per row."""
 
     def __init__(self, folder: Path, settings: Deduplicate) -> None:
         paths = [*(band_path(folder, band) for band in range(choose_bands(settings.near)[0])), folder / "sketches.u8"]
@@ -91,6 +100,7 @@ class SketchFiles:
         *self._bands, self._sketches = [self._opened.enter_context(path.open("wb")) for path in paths]
 
     def add(self, bands: Array, sketches: Array) -> None:
+        """Append the bands and sketches of a batch, in the shapes of `sketch`."""
         for band, file in enumerate(self._bands):
             file.write(np.ascontiguousarray(bands[:, band]).tobytes())
         self._sketches.write(sketches.tobytes())

@@ -1,15 +1,11 @@
-"""Near-duplicates: MinHash finds candidates, exact Jaccard similarity decides.
+"""Near-duplicates: MinHash finds candidates, and the exact Jaccard similarity decides.
 
-    "my parcel is late again"   {"my pa", "y par", " parc", ...}   256 hashes -> 32 bands of 8
-    "my parcel is late agian"   {"my pa", "y par", " parc", ...}   a band in common: a pair to compare
+Texts are compared by their duplicate keys (`insource/tasks/text_keys.py`), which ignore case and punctuation. A train
+row is dropped if it is near a row of test, calibration or validation, whatever its label. It is also dropped if it is
+near another train row of the same label.
 
-Texts are compared by their duplicate key (insource/tasks/text_keys.py), so case and punctuation never tell two apart. A
-train row leaves where it is near a row of test, calibration or validation, whatever its label, or near another train
-row of the same label. Held-out rows never leave: without a model that learns from them, a near row does no harm among
-them, and leaving would make calibration unlike test.
-
-The bands are as many and as wide as finds a pair at the threshold with a probability above 0.9999, a nearer one
-with more. Source: Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3.
+Held-out rows are never dropped. No model learns from them, so near-duplicates among them do no harm. Dropping them
+would make calibration differ from test.
 """
 
 from collections.abc import Iterator
@@ -27,14 +23,14 @@ from data_prep.dedup.drops import TRAIN
 from data_prep.parallel import WorkerPool
 from insource.config.schema.data import Deduplicate
 
-# Standard deviations by which a sketch may underestimate a pair that is to be compared.
+# Standard deviations by which the sketches may underestimate a pair that is still compared.
 SKETCH_MARGIN_DEVIATIONS = 5.0
 CHUNK_ROWS = 4000
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A train row that is near another: it leaves."""
+    """A train row to drop, the row that it is near, and their Jaccard similarity."""
 
     row: int
     other: int
@@ -44,18 +40,18 @@ class NearDuplicate:
 def find_near_duplicates(
     folder: Path, splits: Array, targets: Array, order: Array, kept: Array, settings: Deduplicate, pool: WorkerPool
 ) -> Iterator[NearDuplicate]:
-    """Yields the train rows that are to leave, at most once each.
+    """Yield the train rows to drop, each at most once.
 
-    `splits` are places in SPLITS, `targets` hashes, `order` ranks the rows by what they say, and of two near train rows
-    the one of the lower rank stays; `kept` (bool) is changed in place. Band by band, and within a band bucket by
-    bucket, so that the result is the same for any number of processes.
+    `splits` are indices in SPLITS, `targets` hashes, and `order` ranks. Of two near train rows, the one of the lower
+    rank is kept. `kept` (bool) is changed in place. Bands and the buckets of a band are processed in order, so that the
+    result is the same for any number of processes.
     """
     if settings.near == 1:
         return
     for band in range(minhash.choose_bands(settings.near)[0]):
         band_hashes = np.fromfile(minhash.band_path(folder, band), np.uint64)
         rows = np.flatnonzero(kept)
-        # Held-out rows first: they stay, and what is near them goes.
+        # Held-out rows come first, because they are kept and near train rows are dropped.
         rows = rows[np.lexsort((order[rows], splits[rows] == TRAIN, band_hashes[rows]))]
         resolve = partial(_resolve_chunk, folder=folder, settings=settings)
         for duplicates in pool.map(resolve, _make_chunks(rows, band_hashes, splits, targets)):
@@ -67,7 +63,10 @@ def find_near_duplicates(
 def _make_chunks(
     rows: Array, band_hashes: Array, splits: Array, targets: Array
 ) -> Iterator[list[tuple[Array, Array, Array]]]:
-    """Yields lists of buckets, CHUNK_ROWS rows or a bucket more: of each (rows, whether in train, target hashes)."""
+    """Yield lists of buckets, each list with CHUNK_ROWS rows or one bucket more.
+
+    A bucket is (row indices, in train (bool), target hashes).
+    """
     if not len(rows):
         return
     starts = np.flatnonzero(np.r_[True, band_hashes[rows[1:]] != band_hashes[rows[:-1]]])
@@ -89,6 +88,7 @@ def _make_chunks(
 
 
 def _resolve_chunk(chunk: list[tuple[Array, Array, Array]], folder: Path, settings: Deduplicate) -> list[NearDuplicate]:
+    """Return the near-duplicates of all buckets of a chunk."""
     duplicates: list[NearDuplicate] = []
     for rows, in_train, targets in chunk:
         duplicates += _resolve_bucket(rows, in_train, targets, folder, settings)
@@ -98,10 +98,13 @@ def _resolve_chunk(chunk: list[tuple[Array, Array, Array]], folder: Path, settin
 def _resolve_bucket(
     rows: Array, in_train: Array, targets: Array, folder: Path, settings: Deduplicate
 ) -> list[NearDuplicate]:
-    """Compares each train row with those before it that stay; stops at the first that it is near."""
+    """Compare each train row with the kept rows before it, and return the near-duplicates.
+
+    The first row at or above the threshold decides.
+    """
     texts, sketches = _open_files(folder)
     threshold = settings.near
-    # A sketch tells most pairs apart that share a band by chance, before their texts are fetched.
+    # The sketches exclude most pairs that share a band by chance, before their texts are read.
     min_overlap = threshold - SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / minhash.PERMUTATIONS) ** 0.5
     bucket_sketches = sketches[rows]
     sets: dict[int, set[str]] = {}
@@ -132,5 +135,5 @@ def _resolve_bucket(
 
 @lru_cache(maxsize=2)
 def _open_files(folder: Path) -> tuple[Any, Array]:
-    """The files of a table, opened once a process."""
+    """Return the texts and the sketches of a table, opened once per process."""
     return ArrowTexts(folder), np.memmap(folder / "sketches.u8", np.uint8, "r").reshape(-1, minhash.PERMUTATIONS)

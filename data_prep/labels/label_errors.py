@@ -1,12 +1,13 @@
-"""Probable label errors: rows whose label a linear model, trained without them, confidently contradicts.
+"""Likely label errors: rows whose label is contradicted by a linear model trained without them.
 
     suspects.csv   id,split,label,predicted,confidence,label_confidence,text
 
-The model sees words and pairs of words; of scripts without spaces, characters and pairs of characters. A row is suspect
-where the model gives another label at least the confidence that it gives, on average, to rows which bear that other
-label (confident learning: Northcutt, Jiang, Chuang 2021, arXiv:1911.00068). Where the model is no better than chance
-(its recall, averaged over the labels), nothing is listed: its doubts would mean nothing. Test rows are not looked at,
-and nothing is changed: a person decides. Texts that a spreadsheet would take for a formula open with a quote sign.
+The features are words and word pairs; for scripts without spaces, characters and character pairs. A row is listed if
+the model predicts another label with sufficient confidence. Sufficient is the mean confidence of that label for the
+rows that have it (confident learning: Northcutt, Jiang, Chuang 2021, arXiv:1911.00068).
+
+If the mean recall of the model is no better than chance, no rows are listed. Test rows are not examined, and no label
+is changed: a person decides. Texts that a spreadsheet would take for a formula get a leading quote.
 """
 
 import csv
@@ -25,7 +26,7 @@ from insource.tasks import TASKS
 from insource.tasks.words import extract_terms
 
 FOLDS = 5
-# A linear model on more rows finds nothing new, and its features would fill memory.
+# More rows do not improve a linear model, and their features would fill the memory.
 MAX_ROWS = 100_000
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 CSV_COLUMNS = ("id", "split", "label", "predicted", "confidence", "label_confidence", "text")
@@ -33,7 +34,7 @@ CSV_COLUMNS = ("id", "split", "label", "predicted", "confidence", "label_confide
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A row and the label that it would rather have."""
+    """A row whose label is probably wrong, and the predicted label."""
 
     row: int
     label: str
@@ -44,18 +45,18 @@ class LabelIssue:
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """The suspects, most doubtful first, how many rows were looked at, and how good the model is that doubts them."""
+    """The likely label errors, the least plausible label first, and the quality of the model."""
 
     found: list[LabelIssue]
     rows_looked_at: int = 0
     accuracy: float | None = None
-    """Share of the rows that the model, trained without them, gives their own label."""
+    """Fraction of rows with the correct out-of-fold prediction."""
     recall: float | None = None
-    """The same, averaged over the labels; chance is 1 / labels."""
+    """Mean out-of-fold recall over the labels; chance is 1 / labels."""
     why_none: str = ""
 
     def told(self) -> dict[str, Any]:
-        """Returns what data.json says of them."""
+        """Return the entry of data.json."""
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
         return {"rows_looked_at": self.rows_looked_at, "found": len(self.found), **rounded, "why_none": self.why_none}
@@ -64,17 +65,16 @@ class LabelIssues:
 def find_task_label_issues(
     table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions, recipe: Recipe
 ) -> LabelIssues:
-    """Returns the rows whose label is doubted, see `find`; none of tasks without labels, or of several a row."""
+    """Return the likely label errors of a single-label task, as `find_label_issues`; none for other tasks."""
     if TASKS[recipe.task.variant].IS_MULTILABEL:
         return LabelIssues([], why_none="rows have several labels, and a doubt would be about one of them")
     return find_label_issues(table, splits, labels, drops) if labels else LabelIssues([])
 
 
 def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions) -> LabelIssues:
-    """Returns the rows whose label is doubted.
+    """Return the likely label errors.
 
-    `labels` gives for each spelling in the source the label it stands for. Of more than MOST_ROWS rows those with the
-    lowest hash are looked at.
+    `labels` is {spelling in the source: label}. Of more than MAX_ROWS rows, those with the lowest rank are examined.
     """
     rows = np.flatnonzero(drops.stays & (splits != TEST))
     if len(rows) > MAX_ROWS:
@@ -115,7 +115,7 @@ def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops
 
 
 def write_label_issues(path: Path, issues: list[LabelIssue], table: Table, splits: Array) -> None:
-    """Writes suspects.csv, safe to open in a spreadsheet (OWASP: CSV injection)."""
+    """Write suspects.csv, safe to open in a spreadsheet (OWASP: CSV injection)."""
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_COLUMNS)
@@ -128,20 +128,24 @@ def write_label_issues(path: Path, issues: list[LabelIssue], table: Table, split
 
 
 def escape_formula(text: str) -> str:
-    """Returns the text as a spreadsheet takes it for text: a cell that opens like a formula gets a leading quote."""
+    """Return the text with a leading quote if a spreadsheet would take it for a formula."""
     return "'" + text if text.startswith(FORMULA_PREFIXES) else text
 
 
 def _hash_features(texts: list[str]) -> Any:
+    """Return hashed term counts, sparse [texts, 2**18]."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    # Hashed, so that no vocabulary is held.
+    # Hashing needs no vocabulary in memory.
     return HashingVectorizer(analyzer=extract_terms, n_features=2**18, alternate_sign=False, norm=None).transform(texts)
 
 
 def _score_against_chance(confidence: Array, label_codes: Array) -> tuple[float, float, float]:
-    """Returns accuracy, recall averaged over the labels that occur, and what that must reach: three standard errors
-    above what guessing has (of random labels two are passed by one model in ten, as folds share their rows)."""
+    """Return (accuracy, mean recall over the labels that occur, minimum mean recall).
+
+    The minimum is three standard errors above guessing. With random labels, one model in ten passes two standard
+    errors, because the folds share rows.
+    """
     correct = confidence.argmax(axis=1) == label_codes
     totals = np.bincount(label_codes, minlength=confidence.shape[1])
     occurs = totals > 0
@@ -152,13 +156,13 @@ def _score_against_chance(confidence: Array, label_codes: Array) -> tuple[float,
 
 
 def _predict_out_of_fold(features: list[Any], label_codes: Array, keys: Array, classes: int) -> Array:
-    """Returns [rows, classes]: the probability of each label from a model that saw neither the row nor its like."""
+    """Return label probabilities, float [rows, classes], from models trained without the row and its duplicates."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import SGDClassifier
 
     counts = vstack(features, format="csr")
-    # A feature of a single row tells nothing of another, and most are: without them a model is small.
+    # Features that occur in one row carry no information on other rows. Most do, and without them the model is small.
     counts = counts[:, np.flatnonzero(counts.getnnz(axis=0) > 1)]
     if not counts.shape[1]:
         return np.zeros((len(label_codes), classes))
@@ -177,7 +181,10 @@ def _predict_out_of_fold(features: list[Any], label_codes: Array, keys: Array, c
 
 
 def _find_confident_disagreements(confidence: Array, label_codes: Array) -> list[tuple[int, int]]:
-    """Returns (row, other label) where the most probable label is another and as sure as rows of that label are."""
+    """Return (row, predicted label) for each row with a confident prediction of another label.
+
+    Confident means at least the mean confidence of that label for the rows that have it.
+    """
     own_confidence = confidence[np.arange(len(label_codes)), label_codes]
     totals = np.bincount(label_codes, minlength=confidence.shape[1])
     mean_confidence = np.bincount(label_codes, weights=own_confidence, minlength=confidence.shape[1]) / np.maximum(

@@ -1,4 +1,4 @@
-"""Which labels the rows of one target have: the target of a row is one label, or a set of them.
+"""The labels of each target: a target is one label or a set of labels.
 
 columns["target"] 0x5f.. of "Refund "                      {0x5f..: ("refund",)}
 columns["target"] 0x1b.. of ["late", "Torn"]               {0x1b..: ("late", "torn")}
@@ -21,8 +21,10 @@ LabelSets = Mapping[int, tuple[str, ...]]
 
 
 def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) -> LabelSets:
-    """Returns {hash of a target: its labels}, by {label as written: its label}; a label that is not in there is left
-    out of its sets. {} for tasks without labels."""
+    """Return {hash of a target: its labels}; {} for tasks without labels.
+
+    `labels` is {label as written: label}. A written label that it does not contain is omitted.
+    """
     task = TASKS[recipe.task.variant]
     if not (task.IS_MULTILABEL and isinstance(task, LabelledTaskKind)):
         return {hash_target(label, recipe): (label,) for label in set(labels.values())}
@@ -35,7 +37,7 @@ def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) ->
 
 
 def count_rows_per_label(sets: LabelSets, targets: Array) -> Counter[str]:
-    """Returns how many of the rows with these target hashes have each label."""
+    """Return the number of rows with each label. `targets` has the target hash of each row."""
     counts = Counter[str]()
     for target_hash, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
         for label in sets.get(target_hash, ()):
@@ -44,7 +46,7 @@ def count_rows_per_label(sets: LabelSets, targets: Array) -> Counter[str]:
 
 
 def count_set_sizes(sets: LabelSets, targets: Array) -> dict[str, int]:
-    """Returns {how many labels: rows that have so many}, the fewest first."""
+    """Return {number of labels: rows}, the smallest number first. `targets` has the target hash of each row."""
     counts = Counter[int]()
     for target_hash, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
         counts[len(sets.get(target_hash, ()))] += rows
@@ -52,6 +54,6 @@ def count_set_sizes(sets: LabelSets, targets: Array) -> dict[str, int]:
 
 
 def format_labels(sets: LabelSets, target: Any) -> str | None:
-    """Returns the labels of a target as a person reads them, None for tasks without labels."""
+    """Return the labels of a target as text; None for tasks without labels."""
     labels = sets.get(int(target))
     return None if labels is None else ", ".join(labels) or "(no label)"

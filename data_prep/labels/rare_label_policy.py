@@ -1,4 +1,4 @@
-"""Labels of few rows: left out, put together under one label, or refused, as `data.rare_labels` says.
+"""Labels with few rows: dropped, merged into one label, or refused, by `data.rare_labels`.
 
 rare_labels: {min_rows: 10, do: other}    {"refund": 120, "typo": 2, "fax": 4}  ->  {"refund": 120, "other": 6}
 """
@@ -17,17 +17,18 @@ from insource.tasks import TASKS
 from insource.tasks.labels import clean_label, display_label, find_label
 from insource.tasks.task_kind import LabelledTaskKind
 
-# Labels that a message names.
+# Labels in one message.
 MAX_LABELS_SHOWN = 10
 
 
 def apply_rare_label_policy(
     table: Table, labels: dict[str, str], recipe: Recipe, drops: DropDecisions
 ) -> tuple[dict[str, str], list[str]]:
-    """Returns {spelling: label} with the rare ones settled, and a line that says what was done.
+    """Return {spelling: label} without the rare labels, and the lines for the report.
 
-    Rows of labels that are left out leave, test rows too: they have no answer among the labels. Raises RecipeError
-    where rare labels are to be refused.
+    With "drop", the rows of rare labels are dropped, test rows too: their answer is not among the labels.
+
+    Raise RecipeError if `data.rare_labels.do` is "fail" and there is a rare label.
     """
     settings = recipe.data.rare_labels
     counts = Counter[str]()
@@ -46,7 +47,7 @@ def apply_rare_label_policy(
     if settings.do == "drop":
         drops.drop(mask, "rare_label")
         return {spelling: label for spelling, label in labels.items() if label not in rare}, [f"{message}: left out"]
-    # A label of that name may be there already, however it is spelt.
+    # The label may exist already, in another spelling.
     frequent = [label for label in counts if label not in rare]
     replacement = find_label(settings.other, frequent, recipe.data.normalize_labels) or clean_label(settings.other)
     merged = {spelling: replacement if label in rare else label for spelling, label in labels.items()}
@@ -60,6 +61,7 @@ def apply_rare_label_policy(
 
 
 def _format_message(rare: list[str], counts: Counter[str], settings: RareLabels, rows: int) -> str:
+    """Return the rare labels with their numbers of rows, the most frequent first."""
     ranked = sorted(rare, key=lambda label: (-counts[label], label))
     listing = ", ".join(f"{display_label(label)} {counts[label]}" for label in ranked[:MAX_LABELS_SHOWN])
     remainder = f" and {len(ranked) - MAX_LABELS_SHOWN} more" if len(ranked) > MAX_LABELS_SHOWN else ""

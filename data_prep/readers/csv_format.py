@@ -1,11 +1,11 @@
-"""CSV and TSV to rows, each with the file and the line where it stands.
+"""Rows of CSV and TSV files, each with its file and line.
 
     in   text,category\\r\\n"Where is\\nmy card?",card_arrival\\r\\n
     out  {"kind": "csv", "encoding": "utf-8", "delimiter": ",", "line_ends": {"crlf": 2, "lf": 1}, ...} and
          SourceRow("train.csv", 2, {"text": "Where is\\nmy card?", "category": "card_arrival"}, None)
 
-A row that cannot be read is yielded with the reason and without values, so that nothing is lost in silence; a file
-that cannot be read at all is refused. Rows stream: what is in memory is a row.
+A row that cannot be read is yielded with its problem and without values, so that no row is lost silently. A file that
+cannot be read raises an error. Rows stream: one row at a time is in memory.
 """
 
 import csv
@@ -30,19 +30,19 @@ DELIMITERS = (",", ";", "\t", "|")
 UNCLOSED_QUOTE_HINT = (
     "is a quote in it never closed? Close it, or set quotes: false if a quote is a character like any other"
 )
-# What stands for a delimiter of several characters: the csv module takes one.
+# Replaces a delimiter of several characters, because the csv module takes one character.
 UNIT_SEPARATOR = "\x1f"
 
 
 def read(
     file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about the file beside its encoding, and its rows.
+    """Return the detected properties besides the encoding, and the rows.
 
-    RFC 4180, with any line ends: newline="" leaves bare newlines inside quotes as they are.
+    The format is RFC 4180 with any line ends; newline="" keeps bare newlines inside quotes.
     """
     content = read_lines(file, text, newline="")
-    # Excel writes sep=; as a line of its own above the header, and takes it as an order.
+    # Excel writes sep=; as a line above the header, and obeys it when reading.
     first_line = next(content, "")
     separator_match = re.fullmatch(r'"?sep=(.)"?[\r\n]*', first_line, re.IGNORECASE)
     content = content if separator_match else chain([first_line], content)
@@ -65,7 +65,7 @@ def read(
     csv.field_size_limit(text.limits.row)
     feed = _LineFeed(file, content, text.limits)
     rows = _number_rows(file, _make_reader(feed, delimiter, source, strict=True), feed, 1 if separator_match else 0)
-    # An escape sign may stand before tabs and line ends of a field's own.
+    # An escape character may precede tabs and line ends inside a field.
     may_join = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
         first_rows = list(islice(rows, 1))
@@ -82,8 +82,10 @@ def read(
 
 
 def check_no_header(location: str, cells: Sequence[str], names: Sequence[str]) -> None:
-    """Returns nothing where a first line is a row and no header. Raises RecipeError where it has, beside other short
-    names, one of the `names` that the recipe gives in that very column."""
+    """Raise RecipeError if a first line is a header although the recipe names the columns.
+
+    It is a header if all cells look like names, and one equals the name that the recipe gives to that column.
+    """
     matches = [cell.strip().casefold() == name.casefold() for cell, name in zip(cells, names, strict=False)]
     if any(matches) and looks_like_names(cells) and all(cell.strip() for cell in cells):
         raise RecipeError(
@@ -94,10 +96,10 @@ def check_no_header(location: str, cells: Sequence[str], names: Sequence[str]) -
 
 
 def parse_header(location: str, header: Sequence[str]) -> tuple[list[str], FileInfo]:
-    """Returns the names of the columns that a header line gives, and which columns have none there.
+    """Return the column names of a header line, and the numbers of the unnamed columns.
 
-    A column without a name is the index that pandas writes, or a delimiter too many. Raises RecipeError with the place
-    of the header where two columns have one name.
+    An unnamed column is the index that pandas writes, or an extra delimiter. Raise RecipeError with the location if two
+    columns have the same name.
     """
     names = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
     if len(set(names)) < len(names):
@@ -111,7 +113,7 @@ def parse_header(location: str, header: Sequence[str]) -> tuple[list[str], FileI
 
 
 def looks_like_names(header: Collection[str]) -> bool:
-    """Returns whether the cells of a first line may be names of columns: short, and no numbers."""
+    """Return whether the cells of a first line may be column names: short, and not numbers."""
     return all(len(name) <= 60 and not re.fullmatch(r"[-+]?[0-9.,:/ -]+", name) for name in header)
 
 
@@ -123,6 +125,10 @@ def _read_rows(
     may_join: bool,
     rows: Iterator[tuple[int, list[str]]],
 ) -> Iterator[SourceRow]:
+    """Yield the rows with the column names of `header`.
+
+    With `may_join`, a field that seems to contain complete rows is a problem (see `_swallows_rows`).
+    """
     null_marker = None if source.escape is None else f"{source.escape}N"
     rest_is_text = source.delimiter == " " and source.quote is None
     for line, fields in rows:
@@ -143,11 +149,14 @@ def _read_rows(
 
 
 class _LineFeed:
-    """The lines as the csv module takes them: a row may go on over any number of them inside of quotes."""
+    """The lines for the csv module; a row may span any number of lines inside quotes.
+
+    Raise RecipeError if a row is larger than the limit.
+    """
 
     def __init__(self, file: SourceFile, lines: Iterator[str], limits: Limits) -> None:
         self.line, self.characters = 1, 0
-        """Where the row starts that is read now, and what of it was read."""
+        """Start line of the current row, and the characters of it read so far."""
         self._file, self._lines, self._limits = file, lines, limits
 
     def __iter__(self) -> Iterator[str]:
@@ -162,7 +171,7 @@ class _LineFeed:
 
 
 def _swallows_rows(fields: list[str], columns: int) -> bool:
-    """Whether a field of tabs and line ends has as many tabs in each line as rows that an unclosed quote joined."""
+    """Return whether a field seems to contain rows joined by an unclosed quote: its lines have as many tabs as rows."""
     for index, field in enumerate(fields):
         if "\t" in field and "\n" in field:
             first, *between, last = [line.count("\t") for line in field.split("\n")]
@@ -172,15 +181,17 @@ def _swallows_rows(fields: list[str], columns: int) -> bool:
 
 
 def _double_literal_escapes(content: Iterator[str], escape: str, special: Collection[str]) -> Iterator[str]:
-    """The lines with each escape sign doubled that stands before no sign of CSV: it is a character there, as in C:\\new
-    and \\N."""
+    """Yield the lines with each literal escape character doubled.
+
+    It is literal if it precedes no character that is special in CSV, as in C:\\new and \\N.
+    """
     pair = re.compile(re.escape(escape) + r"([\s\S]?)")
     escapable = {escape, "\r", "\n", *special} - {""}
     return (pair.sub(lambda match: match[0] if match[1] in escapable else escape + match[0], line) for line in content)
 
 
 def _number_rows(file: SourceFile, reader: Any, feed: _LineFeed, skipped_lines: int) -> Iterator[tuple[int, list[str]]]:
-    """Yields the rows that are not blank with the line where each starts."""
+    """Yield (start line, fields) of the rows that are not blank."""
     while True:
         line = feed.line = skipped_lines + reader.line_num + 1
         feed.characters = 0
@@ -195,7 +206,7 @@ def _number_rows(file: SourceFile, reader: Any, feed: _LineFeed, skipped_lines: 
 
 
 def _explain_csv_error(message: str) -> str:
-    """What the csv module says, in words about the file."""
+    """Return an error message of the csv module in terms of the file."""
     hint = "or set data.source.quotes: false if a quote is a character like any other, or data.source.escape: '\\' "
     hint += "if that stands before it"
     if "unexpected end" in message:
@@ -209,7 +220,7 @@ def _make_reader(content: Any, delimiter: str, source: Source, strict: bool) -> 
 
 
 def _take_sample(content: Iterator[str]) -> tuple[list[str], Iterator[str]]:
-    """The first lines, and all of them: enough to see a header, and not more than fits."""
+    """Return up to 20 lines or about 1 MiB, and an iterator over all lines."""
     sample: list[str] = []
     for line in islice(content, 20):
         sample.append(line)
@@ -219,8 +230,11 @@ def _take_sample(content: Iterator[str]) -> tuple[list[str], Iterator[str]]:
 
 
 def _detect_delimiter(sample: list[str], source: Source, columns: Collection[str]) -> str:
-    """The delimiter under which the header has the recipe's columns, or most rows as many as `source.header`; else the
-    one that rows agree on, or a comma."""
+    """Return the most plausible delimiter, a comma if there is no difference.
+
+    With `source.header` it is the one that gives most rows the right number of fields. Otherwise it is the one whose
+    header has most of the recipe's columns, then one under which all rows have as many fields as the header.
+    """
 
     def plausible(delimiter: str) -> tuple[int, bool, int]:
         rows: list[list[str]] = []

@@ -1,10 +1,10 @@
-"""Columns inside of columns: what `order.customer.name` reaches in a row.
+"""Nested columns: the values that a dotted name such as `order.customer.name` reaches in a row.
 
 in   {"order": {"id": 7, "customer": {"name": "Ho Trading"}}, "tags": ["late"]}
 out  order.customer.name: "Ho Trading", tags.0: "late"; order.customer.phone is missing
 
-A column that bears the very name, dots and all, is meant before any that is reached. A text that holds a JSON object or
-list is reached into as well, as tables have them.
+A column with exactly the dotted name has precedence over a nested value. A text with a JSON object or list is parsed
+first, because table formats store nested values so.
 """
 
 import json
@@ -15,21 +15,21 @@ MISSING = object()
 
 
 def list_roots(column: str) -> list[str]:
-    """Returns the columns of a file that a dotted name may begin with: order and order.customer of the example."""
+    """Return the columns that a dotted name may begin with: order and order.customer in the example."""
     return [column[:index] for index in _find_dots(column)]
 
 
 def resolve_columns(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
-    """Returns {dotted name: value} of those `columns` that a row has not by their very name, but reaches.
+    """Return {dotted name: value} of the nested values among `columns`.
 
-    A path that ends early, at null, reaches null; one that names a key or an entry that is not there reaches nothing.
+    A path through null reaches null. A path with a missing key or index is omitted.
     """
     resolved = {column: _resolve_column(values, column) for column in columns if column not in values}
     return {column: value for column, value in resolved.items() if value is not MISSING}
 
 
 def list_paths(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the dotted names of what stands inside of the objects of a row, for messages."""
+    """Yield the dotted names of the values inside the objects of a row, for messages."""
     for name, value in values.items():
         nested = parse_json_text(value)
         if isinstance(nested, dict):
@@ -37,7 +37,7 @@ def list_paths(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def parse_json_text(value: Any) -> Any:
-    """Returns a value, or what a text holds as JSON: an object, a list, or null where it is empty."""
+    """Return the parsed value of a text with a JSON object or list, None for an empty text; else the value itself."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -49,7 +49,7 @@ def parse_json_text(value: Any) -> Any:
 
 
 def _resolve_column(values: Mapping[str, Any], path: str) -> Any:
-    """What stands at the end of a path, by the longest name that begins it."""
+    """Return the value at the end of a path; the longest column name that begins the path decides."""
     if path in values:
         return values[path]
     for index in reversed(_find_dots(path)):
@@ -59,11 +59,15 @@ def _resolve_column(values: Mapping[str, Any], path: str) -> Any:
 
 
 def resolve_path(value: Any, path: str) -> Any:
-    """Returns what a path reaches in an object or a list, null where it ends early at null, MISSING where nothing."""
+    """Return the value of a path in an object or a list.
+
+    Return None if the path ends early at null, and MISSING if it reaches nothing.
+    """
     if isinstance(value, list | tuple):
         value = {str(number): entry for number, entry in enumerate(value)}
     return _resolve_column(value, path) if isinstance(value, dict) else None if value is None else MISSING
 
 
 def _find_dots(path: str) -> list[int]:
+    """Return the indices of the dots inside a path."""
     return [index for index, character in enumerate(path) if character == "." and 0 < index < len(path) - 1]

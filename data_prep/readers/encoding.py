@@ -1,9 +1,9 @@
-"""The bytes of a source file to lines of text: decompressed, decoded, and never more than a line of them in memory.
+"""The bytes of a source file as lines of text, decompressed and decoded one line at a time.
 
 in   rows.csv.gz holding b"\\xff\\xfet\\x00e\\x00x\\x00t\\x00\\r\\x00\\n\\x00"
-out  Text(encoding="utf-16-le", bom=True, line_ends={"crlf": 1}, ...), then the line "text\\r\\n"
+out  TextDecoding(encoding="utf-16-le", bom=True, line_ends={"crlf": 1}, ...), then the line "text\\r\\n"
 
-A first pass over all bytes settles the encoding, so that a file is refused whole and not after half of its rows.
+A first pass over all bytes determines the encoding, so that a file fails before any of its rows is used.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any, Literal, cast
 
-# compression.zstd of Python 3.14, for the Pythons before it.
+# Backport of compression.zstd (Python 3.14).
 from backports import zstd
 
 from data_prep.readers.limits import DEFAULT_LIMITS, MAX_FILE_RATIO, Limits, file_ratio_error
@@ -27,7 +27,7 @@ from insource.config.errors import RecipeError
 
 BLOCK_BYTES = 1 << 20
 
-# The longer ones first: a UTF-32 mark begins like a UTF-16 mark.
+# Longer marks first: a UTF-32 mark begins like a UTF-16 mark.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -44,17 +44,18 @@ FORMAT_SIGNATURES = {
     b"<!doctype html": "an HTML page, such as the one that tells of an error or asks for a login",
     b"<html": "an HTML page, such as the one that tells of an error or asks for a login",
 }
-# A pointer that stands for a file which Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
+# Pointer to a file that Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# What tells a Western European text of one byte a character from all else (see _western).
+# Constants that identify single-byte Western European text (see _detect_western).
 DETECTION_BYTES = 1 << 20
 UTF8_CHARACTER = re.compile(rb"[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 UNDEFINED_IN_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
-# Two letters above ASCII in a row: seldom in the West, but for doubled ones and those that ação, compañía, Grüße need.
+# Adjacent letters above ASCII are rare in Western languages, except for doubled ones and those in ação, compañía,
+# Grüße.
 COMMON_LETTER_PAIRS = "çã çõ çá çâ çó çú çé çê éç ñá ñé ñí ñó ñú äß öß üß"
 COMMON_PAIR_PATTERN = "|".join(f"{COMMON_LETTER_PAIRS} {COMMON_LETTER_PAIRS.upper().replace('SS', 'ß')}".split())
 UNLIKELY_PAIR = re.compile(f"(?!{COMMON_PAIR_PATTERN})([À-ÿ])(?!\\1)[À-ÿ]".encode("latin-1") + rb"|[\x80-\xff]{4}")
-# Apostrophes, dashes, dots, hyphens and spaces may stand between letters; a pound sign or a brace may not.
+# Apostrophes, dashes, dots, hyphens and spaces may occur between letters; a pound sign or a brace may not.
 SYMBOL_IN_WORD = re.compile(
     rb"[a-z][\x80-\x84\x86-\x89\x8b\x93-\x95\x98-\x99\x9b\xa1-\xac\xae-\xb3\xb5\xb6\xb8-\xbf][a-z]"
 )
@@ -74,8 +75,8 @@ ALPHABETS = {
         "Dutch": "äéèëïöüêá",
     }.items()
 }
-# What most letters of a text in each of these are: kana and Han, Hangul, Han, and alphabets of which one byte is a
-# letter. Any bytes at all are letters of some of the latter, but seldom nearly all of them small ones.
+# The letters that most of a text consists of: kana and Han, Hangul, Han, and single-byte alphabets. Any bytes decode to
+# letters of some of these alphabets, but nearly all of them are rarely lower case.
 SCRIPT_LETTERS = {
     "cp932": re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]"),
     "cp949": re.compile("[\uac00-\ud7af]"),
@@ -93,7 +94,7 @@ DECOMPRESSION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
 @dataclass(frozen=True)
 class TextDecoding:
-    """How the bytes of one file become text."""
+    """How the bytes of one file are decoded to text."""
 
     encoding: str
     codec: str
@@ -105,11 +106,11 @@ class TextDecoding:
 
     @property
     def halves(self) -> bool:
-        """Whether halves of surrogate pairs can come out of the decoder."""
+        """Return whether the decoder can produce lone surrogates."""
         return self.scan.halves
 
     def about(self) -> dict[str, Any]:
-        """Returns what was found, for data.json."""
+        """Return the detected properties for data.json."""
         return {
             "encoding": self.encoding,
             "encoding_guessed": self.guessed,
@@ -121,7 +122,10 @@ class TextDecoding:
 
 @dataclass
 class Scan:
-    """What one pass over a file saw; `broken` is the first byte that the codec refused, and whether it was the end."""
+    """Results of one pass over a file.
+
+    `invalid_byte` is (first byte that the codec rejects, whether the file ends there), None for a valid file.
+    """
 
     size_bytes: int = 0
     line_ends: Counter[str] = field(default_factory=Counter)
@@ -131,17 +135,17 @@ class Scan:
     halves: bool = False
     broken: tuple[int, bool] | None = None
     longest_line: tuple[int, int] = (0, 1)
-    """Of the lines that no piece holds whole: the characters of the longest, and its number."""
+    """(Characters, number) of the longest line that spans pieces of text or begins one."""
     _open_line: int = 0
     _after_return: bool = False
 
     @property
     def line(self) -> int:
-        """The line that the text so far ends in."""
+        """Return the number of the line in which the text so far ends."""
         return self.line_ends.total() + 1
 
     def add(self, text: str) -> None:
-        """Counts a piece of text, which may begin between a carriage return and its newline."""
+        """Count a piece of text, which may begin between a carriage return and its newline."""
         if not text:
             return
         self.marked = self.marked or (self.characters == 0 and text[0] == "\ufeff")
@@ -158,7 +162,7 @@ class Scan:
         self.halves = self.halves or has_lone_surrogate(text)
 
     def _measure_first(self, text: str) -> None:
-        """Measures the line that a piece begins in, as far as it goes."""
+        """Measure the line in which a piece begins, up to the end of the piece."""
         positions = [position for position in (text.find("\n"), text.find("\r")) if position >= 0]
         first_length = self._open_line + (min(positions) if positions else len(text))
         self.longest_line = max(self.longest_line, (first_length, self.line))
@@ -166,7 +170,7 @@ class Scan:
 
 
 def open_bytes(file: SourceFile) -> IO[bytes]:
-    """Returns the file's bytes as a stream, decompressed as they are read."""
+    """Return the file's bytes as a stream, decompressed while reading."""
     if file.compression == "gz":
         return cast(IO[bytes], gzip.open(file.path, "rb"))
     if file.compression == "zst":
@@ -175,13 +179,13 @@ def open_bytes(file: SourceFile) -> IO[bytes]:
 
 
 def open_text(file: SourceFile, text: TextDecoding, newline: str) -> io.TextIOWrapper:
-    """Returns the file's characters as a stream, decompressed and decoded as they are read."""
+    """Return the file's characters as a stream, decompressed and decoded while reading."""
     return io.TextIOWrapper(open_bytes(file), encoding=text.codec, errors=text.errors, newline=newline)
 
 
 @contextmanager
 def as_recipe_errors(name: str) -> Iterator[None]:
-    """Turns what the operating system says of a file into a RecipeError."""
+    """Convert operating system and decompression errors to RecipeError."""
     try:
         yield
     except PermissionError:
@@ -195,7 +199,7 @@ def as_recipe_errors(name: str) -> Iterator[None]:
 
 
 def check_fetched(file: SourceFile) -> None:
-    """Returns nothing where the file is there itself. Raises RecipeError where Git LFS left a pointer in its place."""
+    """Raise RecipeError if the file is a Git LFS pointer."""
     with as_recipe_errors(file.name), file.path.open("rb") as stream:
         if stream.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER:
             raise RecipeError(
@@ -211,11 +215,11 @@ def detect_encoding(
     limits: Limits = DEFAULT_LIMITS,
     row_is: Literal["line", "file"] | None = None,
 ) -> TextDecoding:
-    """Returns how to decode the file: by `encoding`, or where that is "auto", as the bytes themselves say.
+    """Return the decoding of the file: by `encoding`, or detected from the bytes if that is "auto".
 
-    `key` is the recipe's key of the encoding, for messages. `row_is`: where a line, or the whole file, is one row.
-    Raises RecipeError with the line of the first byte that does not fit, or where a row or what is unpacked gets larger
-    than the limits.
+    `key` is the recipe key of the encoding, for messages. `row_is` is the unit that has at least one row.
+
+    Raise RecipeError with the line of the first invalid byte, or if a row or the decompressed data exceeds the limits.
     """
     with as_recipe_errors(file.name):
         if file.path.stat().st_size == 0:
@@ -236,7 +240,7 @@ def detect_encoding(
             if encoding != "auto" or codec != "utf-8" or mark:
                 raise _decoding_error(file, scan, f"not {codec.upper()}", f"set {key} to what it is")
             return _guess_encoding(file, scan, key, limits, row_is)
-    # The codec utf-16 swallows the mark, all others hand it out.
+    # The codecs utf-16 and utf-32 consume the mark; the others return it.
     bom = scan.marked or (bool(mark) and codec in ("utf-16", "utf-32"))
     if scan.characters == scan.marked:
         raise RecipeError(f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""))
@@ -245,9 +249,9 @@ def detect_encoding(
 
 
 def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | None = None) -> Iterator[str]:
-    """Yields the lines with their ends: split at "\\n" or "\\r" alone, or where `newline` is "", at any line end.
+    """Yield the lines with their ends, split at `newline` ("\\n" or "\\r"), or at any line end if it is "".
 
-    Raises RecipeError for a line of more than `limit` characters, by default those of a row.
+    Raise RecipeError for a line with more than `limit` characters, by default the limit of a row.
     """
     max_characters = text.limits.row if limit is None else limit
     with as_recipe_errors(file.name), open_text(file, text, newline) as stream:
@@ -261,7 +265,7 @@ def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | 
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Returns whether half of a surrogate pair stands in the text: no character, and nothing can encode it."""
+    """Return whether the text has a lone surrogate, which is no character and cannot be encoded."""
     if text.isascii():
         return False
     try:
@@ -272,19 +276,21 @@ def has_lone_surrogate(text: str) -> bool:
 
 
 def join_surrogates(text: str) -> str:
-    """Returns the text with each surrogate pair as the one character that it stands for."""
+    """Return the text with each surrogate pair as one character."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _read_head(file: SourceFile) -> bytes:
+    """Return the first 64 bytes after decompression; b"" if the stream is damaged."""
     try:
         with open_bytes(file) as stream:
             return stream.read(64)
     except DECOMPRESSION_ERRORS:
-        return b""  # the scan says how far it comes
+        return b""  # the scan reports the location
 
 
 def _check_codec(encoding: str, key: str) -> str:
+    """Return the name of the codec. Raise RecipeError if there is no text codec of this name."""
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=encoding).detach()
     except LookupError:
@@ -293,7 +299,7 @@ def _check_codec(encoding: str, key: str) -> str:
 
 
 def _detect_by_zero_bytes(head: bytes) -> str:
-    """The encoding of a text without a mark, if its first two characters are ASCII, as a header's are."""
+    """Return the encoding of a text without a mark whose first two characters are ASCII, as in a header."""
     pattern = bytes(byte and 1 for byte in head[:8])
     if pattern in (b"\x01\0\0\0\x01\0\0\0", b"\0\0\0\x01\0\0\0\x01"):
         return "utf-32-le" if pattern[0] else "utf-32-be"
@@ -301,10 +307,10 @@ def _detect_by_zero_bytes(head: bytes) -> str:
 
 
 def read_blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
-    """Yields the bytes; `scan` knows the line where a compressed stream breaks off."""
+    """Yield the decompressed bytes. `scan` gives the line for the error if the stream is cut off."""
     with open_bytes(file) as stream:
         try:
-            # read1: what came before the damage is still handed out.
+            # read1 still returns the bytes before the damage.
             while block := cast(io.BufferedReader, stream).read1(BLOCK_BYTES):
                 yield block
         except DECOMPRESSION_ERRORS as error:
@@ -315,6 +321,7 @@ def read_blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
 
 
 def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limits, row_is: str | None) -> Scan:
+    """Decode the file once and return what was counted. Raise RecipeError if a limit is exceeded."""
     scan, stored_bytes = Scan(), file.path.stat().st_size
     decoder = codecs.getincrementaldecoder(codec)(errors)
     try:
@@ -329,17 +336,20 @@ def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limi
                 raise file_ratio_error(f"{file.name}:{scan.line}", limits, stored_bytes)
         scan.add(decoder.decode(b"", True))
     except UnicodeDecodeError as error:
-        with suppress(UnicodeError):  # idna replaces nothing; then the line is that of the block
+        with suppress(UnicodeError):  # idna does not replace; the line is then that of the block
             scan.add(error.object[: error.start].decode(codec, "replace"))
         at_end = error.reason in ("unexpected end of data", "truncated data")
         scan.broken = error.object[error.start], at_end
-    except UnicodeError as error:  # some codecs name no byte
+    except UnicodeError as error:  # some codecs report no byte
         raise RecipeError(f"{file.name}:{scan.line}: not {codec.upper()} ({error}); set {key}") from None
     return scan
 
 
 def _guess_encoding(file: SourceFile, failed_scan: Scan, key: str, limits: Limits, row_is: str | None) -> TextDecoding:
-    """latin-1 or cp1252, if the text looks like it; any bytes at all could be read as these, hence the doubt."""
+    """Return latin-1 or cp1252 if the text looks like it, marked as a guess: any bytes decode in these.
+
+    Raise RecipeError with advice otherwise.
+    """
     western = _detect_western(read_blocks(file, failed_scan))
     if western is None or western == "utf-8" or (failed_scan.broken and failed_scan.broken[1]):
         if western == "utf-8" and _is_mostly_utf8(read_blocks(file, failed_scan)):
@@ -356,7 +366,7 @@ def _guess_encoding(file: SourceFile, failed_scan: Scan, key: str, limits: Limit
 
 
 def _is_mostly_utf8(blocks: Iterator[bytes]) -> bool:
-    """Whether of the bytes above ASCII three in four are UTF-8; of GBK or Shift-JIS some are by chance."""
+    """Return whether three in four of the bytes above ASCII are UTF-8; in GBK and Shift-JIS some are by chance."""
     n_high = fitting = 0
     for block in blocks:
         fitting += sum(map(len, UTF8_CHARACTER.findall(block)))
@@ -367,8 +377,11 @@ def _is_mostly_utf8(blocks: Iterator[bytes]) -> bool:
 
 
 def _find_fitting_codecs(file: SourceFile, failed_scan: Scan) -> list[str]:
-    """The encodings that the first MiB fits, the one that reads most letters of its own first, and of those with two
-    cases small ones. An alphabet of its own stands for most letters; a few above ASCII are accents."""
+    """Return up to four encodings that fit the first MiB, the most plausible first.
+
+    A codec fits if nearly all letters above ASCII are in its alphabet. A few letters above ASCII are accents, not an
+    alphabet. The order is by the fraction of letters that are lower case or have no case.
+    """
     head = b"".join(islice(read_blocks(file, failed_scan), 1))
     head = head[: head.rfind(b"\n") + 1] or head
     scores = {}
@@ -383,10 +396,10 @@ def _find_fitting_codecs(file: SourceFile, failed_scan: Scan) -> list[str]:
 
 
 def _detect_western(blocks: Iterator[bytes]) -> str | None:
-    """Returns "latin-1" or "cp1252" where a text looks Western European, "utf-8" where some of it is, else None.
+    """Return "latin-1" or "cp1252" for Western European text, "utf-8" if some of it is UTF-8, else None.
 
-    Cyrillic, Greek or Chinese stand letter to letter above ASCII; Polish or MacRoman put signs inside words; Czech,
-    Hungarian or Turkish need letters that no one language of the West has. All of these are refused, not misread.
+    Other encodings are rejected, not misread. Cyrillic, Greek and Chinese have adjacent letters above ASCII. Polish and
+    MacRoman put symbols inside words. Czech, Hungarian and Turkish need letters that no single Western language has.
     """
     byte_counts: Counter[int] = Counter()
     n_unlikely = 0
@@ -410,6 +423,7 @@ def _detect_western(blocks: Iterator[bytes]) -> str | None:
 
 
 def _decoding_error(file: SourceFile, scan: Scan, reason: str, advice: str) -> RecipeError:
+    """Return the error for the byte at which the scan stopped."""
     byte, at_end = scan.broken or (0, False)
     end = ": the file ends inside a character" if at_end else ""
     return RecipeError(f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {reason}{end}; {advice}")

@@ -1,10 +1,10 @@
-"""JSON and JSONL to rows, each with the file and the line, or the number, where it stands.
+"""Rows of JSON and JSONL files, each with its file and its line or number.
 
     in   {"text": "Where is my card?", "label": "card_arrival"}\n
     out  SourceRow("train.jsonl", 1, {"text": "Where is my card?", "label": "card_arrival"}, None)
 
-A row that cannot be read is yielded with the reason and without values. Rows of JSONL stream, whatever the file's name
-says; of JSON, the text of the file is in memory, and one of its rows.
+A row that cannot be read is yielded with its problem and without values. JSONL streams, also if the file is named
+.json. For JSON, the text of the file and one decoded row are in memory.
 """
 
 import json
@@ -21,9 +21,9 @@ from data_prep.readers.source_row import BadRowError, FileInfo, SourceFile, Sour
 from insource.config.errors import RecipeError
 from insource.config.schema.source import Source
 
-# Of an object that has to be decoded whole: what Python makes of a value takes a few times this.
+# Estimated bytes per value of an object that is decoded at once; Python objects take a few times this.
 VALUE_BYTES = 16
-# So much of a file tells whether each of its lines is an object.
+# Enough of a file to detect whether each line is an object.
 HEAD_CHARACTERS = 1 << 20
 Header = Sequence[str] | None
 JSON_TYPE_NAMES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
@@ -32,7 +32,7 @@ JSON_TYPE_NAMES = {list: "array", str: "string", int: "number", float: "number",
 def read(
     file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about the file beside its encoding, and its rows."""
+    """Return the detected properties besides the encoding, and the rows."""
     if file.kind == "jsonl":
         return {}, _read_jsonl(file, text, source.header)
     with as_recipe_errors(file.name), open_text(file, text, newline="") as stream:
@@ -43,14 +43,15 @@ def read(
 
 
 def read_json_text(file: SourceFile, text: TextDecoding) -> str:
-    """Returns the text of a JSON file. Raises RecipeError where it is too large to be held."""
+    """Return the text of a JSON file. Raise RecipeError if it exceeds the limit."""
     if (size := text.scan.size_bytes) > text.limits.unpacked:
         raise text.limits.unpacked_refused(file.name, "JSON", CONVERT_TO_JSONL_HINT, size)
     return "".join(read_lines(file, text, newline="", limit=size))
 
 
 def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterator[SourceRow]:
-    # A bare carriage return ends a line only in a file that has no other line ends.
+    # A bare carriage return ends a line only if the file has no other line ends.
+    """Yield one row per line that is not blank."""
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(read_lines(file, text, newline), start=1):
         if not line.strip():
@@ -70,7 +71,7 @@ def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterato
 def _read_json(
     file: SourceFile, text: TextDecoding, columns: Collection[str], header: Header
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """An array of objects, or an object that holds one: only the text of the file is in memory, not its values."""
+    """Return the rows of an array of objects, or of an object that contains one; the values are decoded one by one."""
     content = read_json_text(file, text)
     with _json_as_recipe_errors(file.name):
         start = _skip_whitespace(content, 0)
@@ -96,7 +97,7 @@ def _read_json(
 def _read_layout(
     name: str, content: str, columns: Collection[str], limits: Limits
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """The rows of an object without an array of objects, all of them in memory."""
+    """Return the rows of an object without an array of objects, with all rows in memory."""
     if (size := VALUE_BYTES * sum(map(content.count, ",[{"))) > limits.unpacked:
         raise limits.unpacked_refused(name, "an object whose values take memory", CONVERT_TO_JSONL_HINT, size)
     try:
@@ -110,6 +111,7 @@ def _read_layout(
 
 
 def _read_array(file: SourceFile, text: TextDecoding, content: str, start: int, header: Header) -> Iterator[SourceRow]:
+    """Yield the elements of the array at `start` as rows."""
     with _json_as_recipe_errors(file.name):
         end = start + 1
         for number, (value, value_end) in enumerate(
@@ -129,9 +131,11 @@ def _read_array(file: SourceFile, text: TextDecoding, content: str, start: int, 
 def _find_array(
     name: str, text: str, offset: int, columns: Collection[str], header: Header, limits: Limits
 ) -> tuple[str, int, list[str]] | None:
-    """The key of the array of rows in the object at `offset`, where that array starts, and the keys of other arrays of
-    objects; None: it has none, or the object is a row itself, by the columns that it has: an invoice with its line
-    items, a chat with its messages. Of several arrays the one whose objects have the columns is meant."""
+    """Return (key, start, keys of the other arrays) of the array of rows in the object at `offset`.
+
+    Return None if it has none, or if its columns show that the object is a row: an invoice with line items, a chat with
+    messages. Of several arrays, the one whose objects have the columns is used. Raise RecipeError if several do.
+    """
     members = [*_iterate_members(name, text, offset, limits)]
     rows = {dict} if header is None else {dict, list}
     matches = _match_columns([key for key, *_ in members], columns)
@@ -159,8 +163,10 @@ def _find_array(
 
 
 def list_arrays(file: SourceFile, text: str, limits: Limits) -> list[str]:
-    """Returns the keys of the arrays of objects or arrays that a JSON object holds, in its order; none of any other
-    value. Raises JSONDecodeError, or RecursionError."""
+    """Return the keys of the arrays of objects or arrays in a JSON object, in its order; [] for other values.
+
+    Raise JSONDecodeError or RecursionError if the text is not JSON.
+    """
     offset = _skip_whitespace(text, 0)
     if text[offset : offset + 1] != "{":
         return []
@@ -174,9 +180,11 @@ def list_arrays(file: SourceFile, text: str, limits: Limits) -> list[str]:
 def _iterate_members(
     name: str, text: str, offset: int, limits: Limits
 ) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
-    """Yields for each member of the object at `offset` its key, where its value starts, the types of the values of an
-    array (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError, and RecipeError for a
-    value that is larger than a row may be."""
+    """Yield (key, start of the value, types of array items, keys of object items) of the object at `offset`.
+
+    The types are None if the value is no array. Raise JSONDecodeError, and RecipeError for a value larger than a row
+    may be.
+    """
     offset = _skip_whitespace(text, offset + 1)
     while text[offset : offset + 1] != "}":
         key, offset = LENIENT_JSON.raw_decode(text, offset)
@@ -194,7 +202,7 @@ def _iterate_members(
                 end = value_end
             end = _skip_whitespace(text, end) + 1
         else:
-            # A table by columns (df.to_json()) is no row: what its values take counts, as in _laid_out.
+            # A table by columns (df.to_json()) is no row: the estimated size of its values counts, as in _read_layout.
             estimated_bytes = VALUE_BYTES * sum(text.count(character, start) for character in ",[{")
             if estimated_bytes > limits.unpacked and not _ends_within(text, start, limits.row):
                 raise limits.row_refused(f"{name}:1", f"key {key[:40]!r}")
@@ -209,15 +217,17 @@ def _iterate_members(
 
 
 def _match_columns(keys: Collection[str], columns: Collection[str]) -> list[bool]:
-    """Which of the columns, the most needed first, an object with these keys has or may reach."""
+    """Return for each column whether an object with these keys has it or may reach it (bool list)."""
     return [any(name in keys for name in (column, *dotted_paths.list_roots(column))) for column in columns]
 
 
 def _iterate_elements(
     name: str, text: str, offset: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
 ) -> Iterator[tuple[Any, int]]:
-    """Yields each value of the array at `offset` with the place after it. Raises JSONDecodeError, and RecipeError for a
-    value that is larger than a row may be."""
+    """Yield (value, end) of each element of the array at `offset`.
+
+    Raise JSONDecodeError, and RecipeError for a value larger than a row may be.
+    """
     offset = _skip_whitespace(text, offset + 1)
     if text[offset : offset + 1] == "]":
         return
@@ -235,8 +245,10 @@ def _iterate_elements(
 
 
 def _ends_within(text: str, start: int, max_characters: int) -> bool:
-    """Whether the value at `start` has at most so many characters: decoded, it may take thirty times as many bytes.
-    What is no JSON is for the decoder to refuse."""
+    """Return whether the value at `start` has at most `max_characters`.
+
+    Decoded, it may take thirty times as many bytes. Invalid JSON returns True, because the decoder reports it.
+    """
     if len(text) - start <= max_characters or text[start] not in '[{"':
         return True
     offset, depth = start, 0
@@ -251,7 +263,7 @@ def _ends_within(text: str, start: int, max_characters: int) -> bool:
 
 
 def _decode_element(text: str, offset: int) -> tuple[Any, int]:
-    """A value, or the ValueError that says what is wrong with it, and the place after it."""
+    """Return the value, or the ValueError with its problem, and its end."""
     try:
         return STRICT_JSON.raw_decode(text, offset)
     except json.JSONDecodeError:
@@ -272,6 +284,7 @@ def _skip_whitespace(text: str, offset: int) -> int:
 
 @contextmanager
 def _json_as_recipe_errors(name: str) -> Iterator[None]:
+    """Convert JSON errors to RecipeError with the line and a hint."""
     try:
         yield
     except json.JSONDecodeError as error:
@@ -287,8 +300,10 @@ def _json_as_recipe_errors(name: str) -> Iterator[None]:
 
 
 def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None) -> dict[str, Any]:
-    """The value as a row; an array by the names of `header`. Raises BadRowError, or the ValueError that stands in its
-    place."""
+    """Return the value as a row; `header` names the items of an array.
+
+    Raise BadRowError if it is no row, and the value itself if it is a ValueError.
+    """
     if isinstance(value, ValueError):
         raise value
     if isinstance(value, list) and header is not None:
@@ -304,12 +319,14 @@ def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None)
 
 
 def _error_message(error: Exception) -> str:
+    """Return the problem of a row."""
     if isinstance(error, BadRowError):
         return str(error)
     return "nested too deep" if isinstance(error, RecursionError) else "a whole number of too many digits"
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object. Raise BadRowError if a key occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -319,6 +336,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_finite_float(digits: str) -> float:
+    """Return the number. Raise BadRowError if it is infinite."""
     number = float(digits)
     if number in (float("inf"), float("-inf")):
         raise BadRowError(f"the number {digits[:20]} is too large")
@@ -326,17 +344,18 @@ def _parse_finite_float(digits: str) -> float:
 
 
 def _reject_constant(name: str) -> Any:
+    """Raise BadRowError: NaN and Infinity are not JSON."""
     raise BadRowError(f"{name}, which is not JSON")
 
 
 CONVERT_TO_JSONL_HINT = "convert it to JSONL, an object a line"
-# What stands before a bracket or a string, and that; nothing is given back, so that it takes time in proportion.
+# Matches up to and including a bracket or a string; possessive, so that the time is linear.
 STRUCTURE_TOKEN = re.compile(r'[^"\[\]{}]*+([\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
 WHITESPACE = re.compile(r"[ \t\n\r]*")
-# An object on the first line, and another on the next: lines of JSON, whatever the file's name says.
+# An object on the first line and another on the next: JSON lines, whatever the suffix.
 OBJECT_LINES = re.compile(r"\ufeff?\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 STRICT_JSON = json.JSONDecoder(
     object_pairs_hook=_reject_duplicate_keys, parse_float=_parse_finite_float, parse_constant=_reject_constant
 )
-# Finds the end of a value that STRICT refused.
+# Finds the end of a value that STRICT_JSON rejected.
 LENIENT_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)

@@ -1,8 +1,8 @@
-"""A JSON object that is no wrapper of an array of objects, to the rows that it means.
+"""Rows of a JSON object that contains no array of objects.
 
-{"text": "it is late", "label": "a"}                                 one row: a folder of one object a document
-{"0": {"text": "it is late", "label": "a"}, "1": {...}}               objects by their id (pandas: orient="index")
-{"text": {"0": "it is late", ...}, "label": {"0": "a", ...}}          columns (pandas' df.to_json())
+{"text": "it is late", "label": "a"}                                 one row: a folder of one object per document
+{"0": {"text": "it is late", "label": "a"}, "1": {...}}               objects by id (pandas: orient="index")
+{"text": {"0": "it is late", ...}, "label": {"0": "a", ...}}          columns (pandas: df.to_json())
 {"text": ["it is late", ...], "label": ["a", ...]}                    columns as lists
 {"columns": ["text", "label"], "data": [["it is late", "a"], ...]}    pandas: orient="split"
 """
@@ -18,9 +18,9 @@ MAX_KEYS_SHOWN = 5
 
 
 def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tuple[str, list[RowValues]]:
-    """Returns (layout, rows) of an object; `columns` are those that the recipe needs.
+    """Return (layout, rows) of an object; `columns` are the columns that the recipe needs.
 
-    Raises RecipeError saying what the object holds and what would do.
+    Raise RecipeError with the contents of the object and an example of valid rows.
     """
     present = [column for column in columns if column in value]
     is_nested = any(column.startswith(f"{root}.") for root in present for column in columns)
@@ -30,7 +30,7 @@ def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) 
             ids = list(columnar[present[0]])
             return "columns", [{key: entry.get(row_id) for key, entry in columnar.items()} for row_id in ids]
     lists = [value[column] for column in present if isinstance(value[column], list)]
-    # Objects alone are the messages or the line items of one row.
+    # Lists of nothing but objects are the messages or the line items of one row.
     if (
         present
         and len(lists) == len(present)
@@ -61,7 +61,7 @@ def _matches_header(row: Any, names: list[Any]) -> bool:
 
 
 def _describe_contents(value: Mapping[str, Any]) -> str:
-    """The first keys of an object and what they hold, in words."""
+    """Return the first keys of an object and the types of their values, as text."""
     kinds: dict[type, str] = {list: "an array", dict: "an object", str: "a text"}
     parts = [
         f"{key[:40]!r} ({_describe_nesting(entry) or kinds.get(type(entry), 'a value')})"

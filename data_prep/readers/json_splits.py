@@ -1,4 +1,4 @@
-"""JSON files that hold several splits: an object with an array of rows for each.
+"""JSON files with several splits: an object with an array of rows for each split.
 
 in   SourceFile("all", data_full.json, "data_full.json", "json") holding {"oos_test": [["where is it", "oos"], ...],
      "train": [["it is late", "delay"], ...], "test": [...]}
@@ -25,8 +25,11 @@ ARRAY_KEY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
 def expand_splits(
     candidates: list[SourceFile], source: Source, parse_split: Callable[[str], str | None]
 ) -> tuple[list[SourceFile], list[str]]:
-    """Returns the files, those of JSON that hold several splits as one each, and the names of their arrays that are no
-    split. A file that cannot be read stays as it is: its reader tells why."""
+    """Return the files, and the names of arrays that are no split.
+
+    A JSON file with several splits becomes one file per split. A file that cannot be read is returned unchanged, and
+    its reader reports the error.
+    """
     files: list[SourceFile] = []
     unread: list[str] = []
     for file in candidates:
@@ -42,6 +45,7 @@ def expand_splits(
 
 
 def _file_version(file: SourceFile) -> tuple[int, int]:
+    """Return the modification time and the size of a file, as the cache key of its content."""
     stat = file.path.stat()
     return stat.st_mtime_ns, stat.st_size
 
@@ -54,10 +58,10 @@ def _list_split_arrays(
     parse_split: Callable[[str], str | None],
     version: tuple[int, int],
 ) -> tuple[str, ...]:
-    """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
+    """Return the keys of the arrays of rows in a file that seems to have splits. `version` is part of the cache key."""
     with suppress(RecipeError, OSError, ValueError, RecursionError, *DECOMPRESSION_ERRORS):
         with open_bytes(file) as stream:
-            # Names of splits are ASCII in any encoding, but for the zeros of UTF-16 and UTF-32.
+            # Split names are ASCII in any encoding, except for the zero bytes of UTF-16 and UTF-32.
             head = stream.read(HEAD_BYTES).replace(b"\0", b"").decode("ascii", "ignore").lstrip()
         if head.startswith("{") and any(parse_split(key) for key in ARRAY_KEY.findall(head)):
             content = json_format.read_json_text(file, detect_encoding(file, encoding, limits=size_limits))

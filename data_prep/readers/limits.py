@@ -1,12 +1,12 @@
-"""How much of a source is in memory at once: a row, and what has to be unpacked as one piece.
+"""Memory limits: the size of a row, and of data that must be decompressed as one piece.
 
-A file of a kilobyte can hold gigabytes: packed (.gz, .zst, workbooks, the pages of Parquet), or because one text is
-named many times (the dictionaries of Parquet, the shared texts of a workbook). What a file declares is checked before
-it is read; what it does not declare is measured in batches of PIECE_BYTES.
+A file of a kilobyte can decompress to gigabytes: .gz and .zst files, workbooks and Parquet pages. The dictionaries of
+Parquet and the shared texts of a workbook can also repeat one text many times. Declared sizes are checked before
+reading. Other sizes are measured in chunks of CHUNK_BYTES.
 
     data.source.max_row_mib        one row, of any format
-    data.source.max_unpacked_mib   what is read as one piece: JSON, a workbook; a column of a row group of Parquet that
-                                   is packed more than COLUMN_TIMES; all of a file that is packed more than FILE_TIMES
+    data.source.max_unpacked_mib   data read as one piece: JSON, a workbook; a Parquet column of a row group that is
+                                   compressed more than MAX_COLUMN_RATIO; a file compressed more than MAX_FILE_RATIO
 """
 
 import math
@@ -21,17 +21,17 @@ from insource.config.schema.source import Source
 T = TypeVar("T")
 
 MIB = 1 << 20
-# A duplicate key takes up to a hundred times its length while it is compared (near.py).
+# Comparing a duplicate key takes up to a hundred times its length (dedup/near.py).
 CHUNK_BYTES = 8 << 20
 MAX_COLUMN_RATIO, MAX_FILE_RATIO = 100, 1000
-# What a row takes beside its texts (table.py).
+# Bytes of a row besides its texts (row_table.py).
 ROW_OVERHEAD_BYTES = 80
 ROW_LIMIT_KEY, UNPACKED_LIMIT_KEY = "data.source.max_row_mib", "data.source.max_unpacked_mib"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most bytes, or characters of text, of a row and of what is unpacked as one piece."""
+    """Maximum bytes, or characters of text, of a row and of data decompressed as one piece."""
 
     row: int
     unpacked: int
@@ -39,20 +39,20 @@ class Limits:
     def row_refused(
         self, location: str, subject: str = "a row", advice: str = "split it", size: int | None = None
     ) -> RecipeError:
-        """Returns the error of a row, or a part of one, that is too large; without `size`, its end was not read."""
+        """Return the error for a row, or part of one, that is too large. Without `size` its end was not read."""
         return _limit_error(location, subject, size, self.row, advice, ROW_LIMIT_KEY)
 
     def unpacked_refused(self, location: str, subject: str, advice: str, size: int | None = None) -> RecipeError:
-        """Returns the error of what is too large as one piece."""
+        """Return the error for data that is too large as one piece."""
         return _limit_error(location, subject, size, self.unpacked, advice, UNPACKED_LIMIT_KEY)
 
     def packed_too_much(self, size: int, stored_bytes: int, max_ratio: int) -> bool:
-        """Returns whether `size` bytes out of `stored_bytes` ones are more than may be."""
+        """Return whether `size` bytes from `stored_bytes` exceed both the limit and the ratio."""
         return size > self.unpacked and size > max_ratio * stored_bytes
 
 
 def make_limits(source: Source) -> Limits:
-    """Returns the limits that a recipe sets."""
+    """Return the limits of a recipe's source."""
     return Limits(source.max_row_mib * MIB, source.max_unpacked_mib * MIB)
 
 
@@ -60,7 +60,7 @@ DEFAULT_LIMITS = make_limits(Source(path="rows"))
 
 
 def estimate_bytes(value: Any) -> int:
-    """Returns about how many bytes a value takes: the characters of its texts, and 8 for anything else in it."""
+    """Return the approximate size of a value: the characters of its texts, and 8 for every other item."""
     total, pending = 0, [value]
     while pending:
         item = pending.pop()
@@ -78,8 +78,10 @@ def estimate_bytes(value: Any) -> int:
 
 
 def enforce_limits(rows: Iterable[SourceRow], file: SourceFile, limits: Limits) -> Iterator[SourceRow]:
-    """Yields the rows of a file. Raises RecipeError for one that is too large, and where all rows so far are far larger
-    than the file that they came from."""
+    """Yield the rows of a file.
+
+    Raise RecipeError if a row is too large, or if the rows so far are far larger than the file.
+    """
     stored_bytes = file.path.stat().st_size if file.path.is_file() else None
     total = 0
     for row in rows:
@@ -96,13 +98,13 @@ def enforce_limits(rows: Iterable[SourceRow], file: SourceFile, limits: Limits) 
 def file_ratio_error(
     location: str, limits: Limits, stored_bytes: int, rows: str = "rows", size: int | None = None
 ) -> RecipeError:
-    """Returns the error of a file whose rows are far larger than it is."""
+    """Return the error for a file with rows far larger than the file."""
     subject = f"{rows}, more than {MAX_FILE_RATIO:,} times a file of {stored_bytes:,} bytes,"
     return limits.unpacked_refused(location, subject, "check where it is from", size)
 
 
 def split_into_chunks(items: Iterable[T], max_items: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yields the items in lists of at most `max_items`, and of about PIECE_BYTES at most."""
+    """Yield the items in lists of at most `max_items` and about CHUNK_BYTES."""
     chunk: list[T] = []
     size = 0
     for item in items:
@@ -116,6 +118,7 @@ def split_into_chunks(items: Iterable[T], max_items: int, size_of: Callable[[T],
 
 
 def _limit_error(location: str, subject: str, size: int | None, limit: int, advice: str, key: str) -> RecipeError:
+    """Return the error with the size, the limit and the value to set."""
     size_text = (
         f"{subject} of more than {limit / MIB:,.0f} MiB" if size is None else f"{subject} of {_format_mib(size)} MiB"
     )

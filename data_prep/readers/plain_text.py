@@ -1,4 +1,4 @@
-"""Texts in .txt files to rows: a text a line, or a text a file, with the name of the file or the folder as the label.
+"""Rows of .txt files: one text per line or per file, labelled by the name of the file or folder.
 
     in   reviews/positive.txt holding "Good value.\\nI came back twice.\\n"            sample_by: line
     out  SourceRow("positive.txt", 2, {"text": "I came back twice.", "label": "positive", "file": "positive.txt"})
@@ -6,7 +6,7 @@
     in   imdb/train/pos/17_9.txt holding "Good value.\\nI came back twice.\\n"         sample_by: document
     out  SourceRow("train/pos/17_9.txt", 1, {"text": "Good value.\\nI came back twice.\\n", "label": "pos", ...})
 
-A name that tells a split (train, test) is no label: of pos/train.txt it is pos, of reviews_test.txt it is reviews.
+A split name (train, test) is no label: the label of pos/train.txt is pos, that of reviews_test.txt is reviews.
 """
 
 import re
@@ -27,10 +27,12 @@ _SPLIT_AFFIX = re.compile(rf"^(?:{_SPLIT_NAME})(?:$|[-_. ])|[-_. ](?:{_SPLIT_NAM
 
 
 def select_files(key: str, path: str, files: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
-    """Returns the files of a folder or a pattern that are data, and the names of those that are not: .txt files beside
-    data of another kind are notes, unless the source's `sample_by` says what they hold.
+    """Return the data files of a folder or pattern, and the names of the files that are ignored.
 
-    Documents come as one file a folder. Raises RecipeError where it is not plain whether a file is one text or many.
+    Without `sample_by`, .txt files beside data of another kind are ignored as notes. Documents are grouped into one
+    file per folder.
+
+    Raise RecipeError if it is ambiguous whether a file is one text or many.
     """
     texts = [file for file in files if file.kind == "txt"]
     if source.sample_by == "document":
@@ -51,18 +53,22 @@ def select_files(key: str, path: str, files: list[SourceFile], source: Source) -
 def read(
     file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about the file beside its encoding, and a row for each line that is not blank; those
-    of a table where the recipe describes one."""
+    """Return the detected properties besides the encoding, and one row per line that is not blank.
+
+    If the recipe describes a table, the rows are those of the table.
+    """
     if source.tables_in_txt:
         return csv_format.read(file, text, source, columns)
-    if source.sample_by == "document":  # one that the recipe names outright
+    if source.sample_by == "document":  # a file that the recipe names itself
         return {}, iter([_read_document(file, text, _label_from_path(file.path.parent))])
     return {}, _read_text_lines(file, text)
 
 
 def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about a folder of documents, and a row for each of them; `about` fills as they are
-    read."""
+    """Return the detected properties of a folder of documents, and one row per document.
+
+    The properties are complete after all rows are read.
+    """
     encodings, label = Counter[str](), _label_from_path(folder.path)
     info: FileInfo = {"kind": "documents", "encodings": encodings}
 
@@ -88,7 +94,10 @@ def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterat
 
 
 def _group_by_folder(candidates: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
-    """The documents of each folder as one file. Those beside folders of documents, such as a README, are none."""
+    """Return the documents of each folder as one file, and the names that are not read.
+
+    Text files beside folders of documents, such as a README, are not read.
+    """
     texts = [file for file in candidates if file.kind == "txt"]
     ancestors = {folder for file in texts for folder in file.path.parent.parents}
     by_folder: dict[Path, list[SourceFile]] = {}
@@ -110,10 +119,11 @@ def _group_by_folder(candidates: list[SourceFile]) -> tuple[list[SourceFile], li
 
 
 def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow]:
+    """Yield one row per line that is not blank."""
     label = _label_from_path(
         file.path.parent, re.sub(r"\.txt(?:\.gz|\.zst)?$", "", file.path.name, flags=re.IGNORECASE)
     )
-    # A bare carriage return ends a line only in a file that has no other line ends.
+    # A bare carriage return ends a line only if the file has no other line ends.
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(read_lines(file, text, newline), start=1):
         if text.halves and has_lone_surrogate(line):
@@ -123,6 +133,7 @@ def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow
 
 
 def _read_document(file: SourceFile, text: TextDecoding, label: str) -> SourceRow:
+    """Return the text of a file as one row."""
     content = "".join(read_lines(file, text, newline=""))
     if text.halves and has_lone_surrogate(content):
         return SourceRow(file.name, 1, {}, LONE_SURROGATE_MESSAGE)
@@ -130,7 +141,7 @@ def _read_document(file: SourceFile, text: TextDecoding, label: str) -> SourceRo
 
 
 def _label_from_path(folder: Path, *file_names: str) -> str:
-    """The label that a path tells: its last name that is more than the name of a split."""
+    """Return the label of a path: its last name that is more than a split name."""
     folders = [name for name in reversed(folder.absolute().parts) if name.lower() not in SPLIT_NAMES]
     return next(label for label in (*(_SPLIT_AFFIX.sub("", name) for name in file_names), *folders) if label)
 

@@ -1,4 +1,4 @@
-"""A file of a source to its rows, whatever its format."""
+"""Read the rows of a source file of any format."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal
@@ -10,7 +10,7 @@ from insource.config.schema.source import Source
 
 RowReader = Callable[[SourceFile, TextDecoding, Source, Collection[str]], tuple[FileInfo, Iterator[SourceRow]]]
 
-# Formats that are text; the others say themselves how their texts are encoded.
+# Text formats; the other formats define their own encoding.
 TEXT_READERS: dict[str, RowReader] = {
     "csv": csv_format.read,
     "tsv": csv_format.read,
@@ -21,12 +21,13 @@ TEXT_READERS: dict[str, RowReader] = {
 
 
 def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about the file, and its rows.
+    """Return the detected properties of the file, and its rows.
 
-    `columns` are those that the recipe needs: the delimiter is the one that finds them. A row that cannot be read comes
-    with its problem. Raises RecipeError where the file cannot be read as such, or a row or the file unpacked is larger
-    than the recipe's limits, at once or, for what only shows further down, while the rows are read; StageError where
-    the hub does not answer.
+    `columns` are the columns that the recipe needs; they decide the delimiter. A row that cannot be read has a
+    `problem`.
+
+    Raise RecipeError if the file cannot be read, or if a row or the decompressed file exceeds the limits. Some errors
+    occur only while the rows are read. Raise StageError if the hub does not answer.
     """
     info, rows = _read(file, source, columns)
     return info, limits.enforce_limits(rows, file, limits.make_limits(source))
@@ -52,7 +53,7 @@ def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[F
 
 
 def _row_unit(file: SourceFile, source: Source) -> Literal["line", "file"] | None:
-    """Whether a line of the file, or all of it, is one row at least."""
+    """Return the unit that has at least one row: "line", "file", or None for JSON."""
     if file.kind == "txt" and source.sample_by == "document":
         return "file"
     return None if file.kind == "json" else "line"

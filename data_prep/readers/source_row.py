@@ -1,4 +1,4 @@
-"""What the rooms that read hand to each other: a file of a source, and a row of a file.
+"""The records of the readers: a file of a source, and a row of a file.
 
 file    SourceFile("train", Path("banking77/train.csv"), "train.csv", "csv")
 row     SourceRow("train.csv", 2, {"text": "Where is\\nmy card?", "category": "card_arrival"})
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What was found out about a file, as data.json tells it under "detected".
+# Detected properties of a file, the value of "detected" in data.json.
 FileInfo = dict[str, Any]
 
 
-# How data sets name their splits, and how we do.
+# Split names of data sets, and the names used here.
 SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
@@ -25,37 +25,37 @@ SPLIT_NAMES = {
 
 
 class Digits(str):
-    """A number of a typed column, in its digits as JSON writes them: data.formats says nothing of it."""
+    """A number of a typed column as JSON digits; data.formats does not apply to it."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source, or one split of a data set; `split` is "all" where the source does not say."""
+    """One file of a source, or one split of a data set; `split` is "all" without a given split."""
 
     split: str
     path: Path
     name: str
-    """As in messages and row ids; no two files of a source share it."""
+    """The name in messages and row ids, unique within a source."""
     kind: str
     compression: str | None = None
     documents: tuple[Path, ...] = ()
-    """Of kind documents, where `path` is their folder: the files that are a text each."""
+    """Kind "documents": the files of the folder `path`, each of which is one text."""
     array: str | None = None
-    """Of kind json, where an object holds several splits: the key of this one."""
+    """Kind "json" with several splits in one object: the key of this split."""
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row of a source file; `problem` says why it cannot be used, or is None."""
+    """One row of a source file; `problem` is the reason why it is unusable, or None."""
 
     file: str
     line: int
-    """Where the row starts; of Parquet, data sets and a JSON array, its number."""
+    """The line where the row starts; the row number in Parquet, data sets and JSON arrays."""
     values: dict[str, Any]
     problem: str | None = None
 
 
 class BadRowError(ValueError):
-    """What is wrong with one row of a file that is otherwise in order."""
+    """A problem of one row in an otherwise readable file."""

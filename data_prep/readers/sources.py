@@ -1,8 +1,8 @@
-"""What a recipe names as its source, to the files that it means.
+"""The files of a recipe's source.
 
 in   data.source: {path: exports/}     holding 2024/may.csv.gz, june.jsonl, notes.txt
 out  SourceFile("all", exports/2024/may.csv.gz, "2024/may.csv.gz", "csv", "gz"),
-     SourceFile("all", exports/june.jsonl, "june.jsonl", "jsonl", None); left out: notes.txt
+     SourceFile("all", exports/june.jsonl, "june.jsonl", "jsonl", None); ignored: notes.txt
 """
 
 import glob
@@ -32,36 +32,40 @@ FILE_KINDS = {
     ".xlsm": "xlsx",
 }
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
-# These are compressed by themselves.
+# Formats with their own compression.
 SELF_COMPRESSED = ("parquet", "xlsx")
 KNOWN_SUFFIXES = f"{', '.join(FILE_KINDS)}, those of text also as {' or '.join(COMPRESSIONS)}"
 
-# Folders beside data that hold copies, logs or leavings; so do those whose names open with a dot.
+# Folders for copies, logs and leftovers; names that begin with a dot are skipped too.
 SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "_delta_log", "_temporary")
 
 
-# Words in names of files: a held-out set, of which it is not plain for what.
+# Words in file names that mark a held-out set of unknown purpose.
 HELD_OUT_WORDS = dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "held out")
 SPLIT_WORDS = {**SPLIT_NAMES, **HELD_OUT_WORDS, "training": "train", "testing": "test"}
 
 
 def find_files(source: Source) -> list[SourceFile]:
-    """Returns the files of a source in an order that does not change.
+    """Return the files of a source in a deterministic order.
 
-    Raises RecipeError with the recipe's key where nothing is there or nothing of it can be read, and StageError where
-    the hub does not answer.
+    Raise RecipeError with the recipe key if nothing is found or nothing can be read, and StageError if the hub does not
+    answer.
     """
     return _resolve_source(source)[0]
 
 
 def find_ignored_files(source: Source) -> list[str]:
-    """Returns what lies in the source's folders and is not read, because its suffix or its split is not known."""
+    """Return the names in the source's folders that are not read, because the suffix or the split is unknown."""
     return _resolve_source(source)[1]
 
 
 def sha256(file: SourceFile, source: Source) -> str:
-    """Returns the hash of the file's bytes; of documents or a saved data set, one over all files; of the hub's, its
-    commit."""
+    """Return the SHA-256 of the file's bytes.
+
+    Documents and saved data sets have one hash over all files. A hub data set has its commit.
+
+    Raise RecipeError if a file cannot be read.
+    """
     if file.kind == "hub":
         return f"{source.hub}@{source.revision}" + (f":{source.config}" if source.config else "")
     try:
@@ -77,6 +81,7 @@ def sha256(file: SourceFile, source: Source) -> str:
 
 
 def _resolve_source(source: Source) -> tuple[list[SourceFile], list[str]]:
+    """Return the files of a source, and the names that are not read."""
     if source.hub is not None:
         from data_prep.readers.arrow import columnar_format  # late: it imports Arrow
 
@@ -106,7 +111,7 @@ def _resolve_source(source: Source) -> tuple[list[SourceFile], list[str]]:
 
 
 def _resolve_path(key: str, split: str, raw_path: str) -> tuple[list[SourceFile], list[str]]:
-    """The files behind one path of the recipe, and what beside them is not read."""
+    """Return the files of one path of the recipe, and the names beside them that are not read."""
     path = Path(raw_path)
     try:
         if path.is_dir():
@@ -123,6 +128,7 @@ def _resolve_path(key: str, split: str, raw_path: str) -> tuple[list[SourceFile]
 
 
 def _make_source_file(key: str, split: str, path: Path, name: str) -> SourceFile:
+    """Return the source file of a path. Raise RecipeError if its kind is unknown."""
     if not path.is_file():
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
     detected = detect_kind(path)
@@ -133,8 +139,10 @@ def _make_source_file(key: str, split: str, path: Path, name: str) -> SourceFile
 
 
 def detect_kind(path: Path) -> tuple[str, str | None] | None:
-    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read. A name
-    that is a number alone is that of a text, as in 20 Newsgroups."""
+    """Return (kind, compression) by suffix: ("csv", "gz") for rows.csv.gz; None for unknown suffixes.
+
+    A name that is only a number is a text file, as in 20 Newsgroups.
+    """
     if re.fullmatch(r"[0-9]+\.?", path.name):
         return "txt", None
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -148,6 +156,7 @@ def detect_kind(path: Path) -> tuple[str, str | None] | None:
 
 
 def _list_folder(key: str, split: str, folder: Path) -> tuple[list[SourceFile], list[str]]:
+    """Return the files of a folder, or the splits of a data set saved in it, and the names that are not read."""
     saved_splits = _read_saved_splits(folder)
     if saved_splits is not None:
         if not saved_splits:
@@ -166,7 +175,8 @@ def _list_folder(key: str, split: str, folder: Path) -> tuple[list[SourceFile], 
 
 
 def _list_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], list[str]]:
-    # What stands before the first wildcard is the root: names of files begin below it.
+    # The path before the first wildcard is the root; file names are relative to it.
+    """Return the files that match a pattern, and the names that are not read."""
     parts = Path(pattern).parts
     wildcard_index = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:wildcard_index])
@@ -175,7 +185,7 @@ def _list_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], li
     except ValueError as error:
         raise RecipeError(f"{key}: {pattern} is no pattern of paths ({error})") from None
     entries = [(path, path.relative_to(root).as_posix()) for path in matched if not path.is_dir()]
-    # A hidden folder is looked into where the pattern names it, and nowhere else.
+    # A hidden folder is read only if the pattern names it.
     hidden = [
         entry
         for entry in entries
@@ -191,7 +201,7 @@ def _list_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], li
 def _partition_files(
     key: str, split: str, raw_path: str, entries: list[tuple[Path, str]]
 ) -> tuple[list[SourceFile], list[str]]:
-    """Splits the files of a folder into those to read and the rest; a dot opens names that are not meant as data."""
+    """Return the files to read and the names of the others; names that begin with a dot are not read."""
     files, skipped = [], []
     for path, name in entries:
         if path.is_dir():
@@ -209,8 +219,11 @@ def _partition_files(
 
 
 def _walk(folder: Path, ancestors: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yields all that is not a folder, in order, through linked folders too, but in no circle; of hidden folders, which
-    hold copies and logs, their own paths alone."""
+    """Yield all paths that are no folder, in order.
+
+    Linked folders are followed, but no cycles. A hidden folder, which has copies or logs, is yielded itself and not
+    entered.
+    """
     ancestors = (*ancestors, folder.resolve())
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or _is_hidden(path.name):
@@ -224,7 +237,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _read_saved_splits(folder: Path) -> list[str] | None:
-    """The splits of a folder that `datasets` saved: [] where it has none, None where it is another folder."""
+    """Return the splits of a folder saved by `datasets`: [] if it has none, None if it is another folder."""
     index_path = folder / "dataset_dict.json"
     if index_path.is_file():
         try:
@@ -237,7 +250,10 @@ def _read_saved_splits(folder: Path) -> list[str] | None:
 def _make_split_files(
     key: str, dataset_name: str, splits: list[tuple[str, Path]]
 ) -> tuple[list[SourceFile], list[str]]:
-    """One SourceFile a split: given splits where there is one named test, else all of them to be split by us."""
+    """Return one SourceFile per split, and the names that are not read.
+
+    With a split named test they are given splits; otherwise all rows are to be split.
+    """
     kind = "hub" if key == "data.source.hub" else "dataset"
     entries = [(name, path, f"{dataset_name}/{name}") for name, path in splits]
     split_names = {SPLIT_NAMES.get(name) for name, _, _ in entries}
@@ -256,9 +272,9 @@ def _make_split_files(
 
 
 def _assign_named_splits(key: str, raw_path: str, files: list[SourceFile]) -> list[SourceFile]:
-    """The files of a folder or a pattern as given splits, where their names say so: train.jsonl and test.jsonl.
+    """Return the files of a folder or pattern, as given splits if their names contain split names.
 
-    Raises RecipeError where some are named test, or train and held-out, and it is not plain what the others are.
+    Raise RecipeError if some files are named test, or train and held-out, and the role of the others is ambiguous.
     """
     splits = [file.split if file.kind == "dataset" else _detect_split(file) for file in files]
     if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(files) < 2:
@@ -275,7 +291,8 @@ def _assign_named_splits(key: str, raw_path: str, files: list[SourceFile]) -> li
 
 
 def _detect_split(file: SourceFile) -> str | None:
-    if file.kind == "documents":  # a folder of test_drives is a label
+    """Return the split in the name of a file or folder of documents; None if there is none."""
+    if file.kind == "documents":  # the folder name test_drives is a label
         return next(
             (SPLIT_NAMES[name] for name in reversed(Path(file.name.lower()).parts) if name in SPLIT_NAMES), None
         )
@@ -283,9 +300,11 @@ def _detect_split(file: SourceFile) -> str | None:
 
 
 def parse_split_name(name: str) -> str | None:
-    """Returns the split that a file's name, or a part of it between dots, opens or ends with (train-00000-of-00002,
-    reviews_test, dialogs.dev), or its folder's; "held out" where it is not plain for what, None where the name tells
-    nothing."""
+    """Return the split in a file name; "held out" for a set of unknown purpose, None without a split.
+
+    A split name counts at the start or end of a part of the name between dots (train-00000-of-00002, reviews_test,
+    dialogs.dev), or as the name of a folder.
+    """
     path = Path(name.lower())
     words: list[str] = []
     for part in path.name.split("."):
@@ -295,6 +314,7 @@ def parse_split_name(name: str) -> str | None:
 
 
 def _check_unique(files: list[SourceFile]) -> None:
+    """Raise RecipeError if two paths are the same file or folder."""
     seen: dict[Path, SourceFile] = {}
     for file in files:
         previous = seen.setdefault(file.path.resolve(), file)
@@ -307,7 +327,7 @@ def _check_unique(files: list[SourceFile]) -> None:
 
 
 def _disambiguate_names(files: list[SourceFile]) -> list[SourceFile]:
-    """Lengthens names that several files share by the folders above them: train/rows.csv, test/rows.csv."""
+    """Prefix names that several files share with their parent folders: train/rows.csv, test/rows.csv."""
     parts = 1
     while repeated := {name for name, count in Counter(file.name for file in files).items() if count > 1}:
         parts += 1

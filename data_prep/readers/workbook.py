@@ -1,10 +1,10 @@
-"""Rows of Excel workbooks (.xlsx, .xlsm): one sheet, whose first row that is not empty names the columns.
+"""Rows of Excel workbooks (.xlsx, .xlsm): one sheet, whose first nonempty row has the column names.
 
 in   | text                | label        | paid  | at (a date)  | total (12.1, stored as 12.100000000000001) |
 out  SourceRow("tickets.xlsx", 2, {"text": "My parcel is late", "label": "delivery_delay", "paid": 12.1, ...})
 
-Cells have the value that Excel computed last; macros and links are not followed. openpyxl reads row by row; what it
-would hold whole, or trust, is measured first: a workbook is a zip archive of XML, and a small one can hold a lot.
+Cells have the value that Excel computed last; macros and links are not followed. openpyxl reads row by row. The parts
+that it loads into memory or trusts are measured first: a small zip archive of XML can be very large.
 """
 
 import math
@@ -31,16 +31,16 @@ from insource.config.schema.source import Source
 from insource.tasks.source_record import to_text
 
 BLOCK_BYTES = 1 << 18
-# Excel's own limits are 1,048,576 rows of 16,384 cells; a cell is a few elements of XML.
+# The limits of Excel are 1,048,576 rows of 16,384 cells; a cell is a few XML elements.
 MAX_ROWS = 1 << 20
 MAX_ROW_ELEMENTS = 1 << 17
 MAX_CONTENT_ELEMENTS, MAX_OTHER_ELEMENTS = 8_000_000, 500_000
 OLE_SIGNATURE = b"\xd0\xcf\x11\xe0"
 CELL_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#GETTING_DATA", "#SPILL!", "#CALC!")
 ESCAPED_CHARACTER = re.compile("_x([0-9A-Fa-f]{4})_")
-# Excel shows no more digits of a number, and people see no others.
+# Excel displays no more digits of a number.
 SIGNIFICANT_DIGITS = 15
-# What zipfile, the XML parsers and openpyxl raise over a workbook that is damaged or written in a way of its own.
+# Errors of zipfile, the XML parsers and openpyxl for damaged or nonstandard workbooks.
 READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -58,8 +58,8 @@ READ_ERRORS = (
 
 
 def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about the workbook, and the rows of one sheet, as data_prep.read.read does."""
-    warnings.filterwarnings("ignore", module=r"openpyxl\b")  # of styles and validations that it does not know
+    """Return the detected properties of the workbook and the rows of a sheet, as `readers/read.py` does."""
+    warnings.filterwarnings("ignore", module=r"openpyxl\b")  # for unsupported styles and validations
     with as_recipe_errors(file.name):
         _check_archive(file, limits.make_limits(source))
         try:
@@ -83,7 +83,10 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
 
 
 def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
-    """The sheet to read, the line of its first row that is not empty, and that row."""
+    """Return the sheet to read, the line of its first nonempty row, and that row.
+
+    Raise RecipeError if no sheet or more than one sheet fits.
+    """
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if source.sheet is not None and source.sheet not in sheets:
         raise RecipeError(
@@ -118,9 +121,11 @@ def _format_sheet_names(sheets: Collection[str]) -> str:
 
 
 def _read_filled_rows(file: SourceFile, sheet: Any, size_limits: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yields the rows that are not empty, with their numbers. Raises RecipeError for one that is too large: many cells
-    may share one text."""
-    sheet.reset_dimensions()  # what a workbook says of its extent is often wrong, and rows beyond it would be lost
+    """Yield (line, cells) of the nonempty rows.
+
+    Raise RecipeError for a row that is too large, because many cells may share one text.
+    """
+    sheet.reset_dimensions()  # the stored dimensions are often wrong, and rows beyond them would be lost
     for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
         if (size := sum(len(cell) for cell in row if isinstance(cell, str))) > size_limits.row:
             raise size_limits.row_refused(f"{file.name}:{number}", size=size)
@@ -129,6 +134,7 @@ def _read_filled_rows(file: SourceFile, sheet: Any, size_limits: limits.Limits) 
 
 
 def _trim_row(row: Sequence[Any]) -> Sequence[Any]:
+    """Return the converted cells up to the last nonempty one."""
     end = next((index for index in range(len(row), 0, -1) if row[index - 1] not in (None, "")), 0)
     return [_convert_cell(cell) for cell in row[:end]]
 
@@ -141,6 +147,7 @@ def _read_rows(
     header: list[str],
     columns: Collection[str],
 ) -> Iterator[SourceRow]:
+    """Yield the rows after `header_line`."""
     number = header_line
     try:
         for number, row in lines:
@@ -168,7 +175,7 @@ def _make_source_row(
 
 
 def _convert_cell(value: Any) -> Any:
-    """A cell as JSON has it: a number with the digits that Excel shows, a date without a time of day as a date."""
+    """Return the cell as a JSON value: numbers with the digits that Excel displays, dates without a time as dates."""
     if isinstance(value, str):
         text = (
             join_surrogates(ESCAPED_CHARACTER.sub(lambda match: chr(int(match[1], 16)), value))
@@ -187,7 +194,7 @@ def _convert_cell(value: Any) -> Any:
 
 
 def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
-    """Returns nothing where the parts of a workbook are XML without entities, and not more of it than can be held."""
+    """Check that the parts of a workbook are XML without entities and within the limits. Raise RecipeError if not."""
     with file.path.open("rb") as stream:
         if stream.read(len(OLE_SIGNATURE)) == OLE_SIGNATURE:
             raise RecipeError(
@@ -196,11 +203,11 @@ def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
     try:
         with zipfile.ZipFile(file.path) as archive:
             parts = archive.infolist()
-            # As they are declared: zipfile reads no byte more.
+            # Declared sizes are sufficient: zipfile reads no byte beyond them.
             if (size := sum(part.file_size for part in parts)) > size_limits.unpacked:
                 raise size_limits.unpacked_refused(file.name, "an unpacked workbook", "export it as CSV", size)
             for part in parts:
-                # Whatever a part is called, a workbook may name it as a sheet; a picture is no XML from its start.
+                # A workbook may use a part of any name as a sheet. A picture is no XML from its first byte on.
                 is_xml = part.filename.endswith((".xml", ".rels"))
                 with archive.open(part) as stream, suppress(*(() if is_xml else (expat.ExpatError,))):
                     _PartCounter(f"{file.name}: {part.filename}").read(stream)
@@ -209,7 +216,7 @@ def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
 
 
 class _PartCounter:
-    """What one pass over a part of a workbook counts."""
+    """Counts of elements and rows in one pass over a part of a workbook."""
 
     def __init__(self, name: str) -> None:
         self.name, self.elements, self.row, self.in_row = name, 0, 0, 0
@@ -217,6 +224,7 @@ class _PartCounter:
         self.most = MAX_CONTENT_ELEMENTS if content else MAX_OTHER_ELEMENTS
 
     def read(self, stream: Any) -> None:
+        """Parse the part. Raise RecipeError if it exceeds a limit."""
         parser = expat.ParserCreate(namespace_separator=" ")
         parser.StartElementHandler = self._begin
         parser.StartDoctypeDeclHandler = self._refuse

@@ -1,4 +1,4 @@
-"""What `make data` prints of prepared data: what was read, what left, what a person should look at."""
+"""The summary of prepared data that `make data` prints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from data_prep.readers.sources import parse_split_name
 from insource.tasks.labels import display_label
 from insource.tasks.text_keys import clean
 
-# Lines of one kind that are shown.
+# Maximum number of lines of one kind.
 MAX_LINES = 10
 STRADDLING_MESSAGES = {
     "group_in_test": "share their group with given test rows",
@@ -18,7 +18,7 @@ STRADDLING_MESSAGES = {
 
 
 def format_summary(report: dict[str, Any], state: str) -> str:
-    """Returns what was read, written and left out, and what a person should look at, in a few lines."""
+    """Return a few lines: rows read, written and dropped, and what needs attention."""
     rows = report["rows"]
     split_counts = ", ".join(f"{name} {count:,}" for name, count in rows["written"].items())
     lines = [f"data      {state}: {rows['read']:,} rows read; {split_counts}"]
@@ -45,15 +45,17 @@ def format_summary(report: dict[str, Any], state: str) -> str:
 
 
 def format_notes(report: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
-    limits rows left, what became of rare labels, which labels cannot be learnt."""
+    """Return one line per decision or finding on rows.
+
+    The lines cover given splits, straddling rows, length limits, rare labels and labels that cannot be learnt.
+    """
     unmatched, cut_notes = report.get("where_unmatched", [])[:MAX_LINES], _cut_field_notes(report["fields"])[:MAX_LINES]
     label_notes = [*report["rare_labels"], *report["not_learnable"][:MAX_LINES]]
     return [*_source_notes(report), *unmatched, *cut_notes, *_limit_notes(report), *label_notes]
 
 
 def _cut_field_notes(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
-    """Which fields have places that begin or end inside a word."""
+    """Return one line per field with spans that begin or end inside a word."""
     rows = {
         name: sum(states.get("cut", 0) for states in states_by_split.values())
         for name, states_by_split in fields.items()
@@ -63,7 +65,7 @@ def _cut_field_notes(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> l
 
 
 def _source_notes(report: Mapping[str, Any]) -> list[str]:
-    """Which files are given splits, what was not read, and which of their groups and times straddle."""
+    """Return lines on given splits, files that were not read, and straddling groups and times."""
     lines, given_sources = [], [source for source in report["sources"] if source["split"] != "all"]
     if given_sources:
         listing = ", ".join(f"{source['file']} is {source['split']}" for source in given_sources[:MAX_LINES])
@@ -97,7 +99,7 @@ def _source_notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _limit_notes(report: Mapping[str, Any]) -> list[str]:
-    """By which limits rows left, and how many test rows no served model can be asked."""
+    """Return lines on the limits that dropped rows, and on test rows that no served model can answer."""
     tokens, dropped = report["tokens"], report["rows"]["dropped"]
     lines = []
     if dropped.get("too_long"):
@@ -116,7 +118,7 @@ def _limit_notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _labels_per_row_notes(labels_per_row: Mapping[str, Any] | None) -> list[str]:
-    """How many labels rows have, and why none is doubted; nothing where a row has one label."""
+    """Return a line with the numbers of labels per row; none for single-label tasks."""
     if labels_per_row is None:
         return []
     rows = labels_per_row["rows"].items()
@@ -125,7 +127,7 @@ def _labels_per_row_notes(labels_per_row: Mapping[str, Any] | None) -> list[str]
 
 
 def _label_issue_notes(suspects: Mapping[str, Any]) -> list[str]:
-    """How many labels are doubted and how good the model is that doubts them; or why it is not asked."""
+    """Return a line with the number of likely label errors and the accuracy of the model, or why there are none."""
     if suspects["found"]:
         method = f"by a linear model that is right in {suspects['accuracy']:.0%}"
         return [f"{suspects['found']:,} labels doubted {method} (suspects.csv)"]
@@ -133,8 +135,10 @@ def _label_issue_notes(suspects: Mapping[str, Any]) -> list[str]:
 
 
 def format_merged_labels(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each label that rows write in several ways: every spelling with its rows, the first MOST.
-    White space alone is no other way where all rows have it."""
+    """Return one line per label with several spellings, at most MAX_LINES.
+
+    Spellings that differ only in white space are not reported if all rows share them.
+    """
     lines = [
         f"          label {display_label(label)} in {len(entry['spellings'])} spellings: "
         + ", ".join(
@@ -150,4 +154,5 @@ def format_merged_labels(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _sort_key(spelling_count: tuple[str, int]) -> tuple[int, str]:
+    """Return the sort key of (spelling, rows): most rows first, then alphabetical."""
     return -spelling_count[1], spelling_count[0]

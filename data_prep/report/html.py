@@ -1,9 +1,9 @@
-"""data.html: what data.json says, to look at. One file that loads nothing, and that prints.
+"""data.html: the report on prepared data, one printable file without external resources.
 
 in   {"read": 13083, "written": {"train": 7900, ...}, "rejected": {}, "dropped": {"in_test": 25, ...}}
 out  a bar of segments, each {"name": "train", "rows": 7900, "x": 0.0, "width": 60.384}, that sum to the rows read
 
-Each function gives the data of one section; `report.html.jinja` says it. Lengths are percent of a figure's width.
+Each function returns the data of one section for `report.html.jinja`. Lengths are percent of the width of a figure.
 """
 
 import re
@@ -31,16 +31,16 @@ MAX_PAIRS_SHOWN = 2
 MAX_LABEL_ISSUES_SHOWN = 10
 MAX_REJECTED_SHOWN = 5
 FIELD_STATES = ("verbatim", "rewrapped", "elsewhere", "empty", "absent")
-# A limit that far above the longest row is drawn behind a break of the axis.
+# A limit this many times above the longest row is drawn behind an axis break.
 AXIS_BREAK_FACTOR = 1.5
-# Line breaks as signs keep documents small; characters that show nothing are shown by their pictures.
+# Visible signs for line breaks keep the texts short; other control characters are replaced by control pictures.
 CONTROL_PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(32)} | {9: " ", 10: " ↵ "}
 
 View = dict[str, Any]
 
 
 def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues: list[LabelIssue]) -> None:
-    """Writes the page. `report` is what data.json will hold, `issues` the suspects, most doubtful first."""
+    """Write the page. `report` is the content of data.json, `issues` the likely label errors."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -65,17 +65,17 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
         notes=console.format_notes(report),
         slices={name: make_split_bars(entry["values"]) for name, entry in report["slices"].items()},
     )
-    # A file name may hold bytes that are no text.
+    # File names may contain bytes that are not valid text.
     path.write_text(page, encoding="utf-8", errors="replace")
 
 
 def many(count: int, singular: str, plural: str = "") -> str:
-    """Returns "1 row", "13,083 rows"."""
+    """Return a count with its noun: "1 row", "13,083 rows"."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def percent(part: float, whole: float = 1) -> str:
-    """Returns 12.3%. What is not nothing is never 0.0%, and what is not all is never 100.0%."""
+    """Return "12.3%"; a nonzero part is never 0.0%, and an incomplete one never 100.0%."""
     percentage = 100 * part / whole if whole else 0.0
     if 0 < percentage < 0.05:
         return "<0.1%"
@@ -83,19 +83,19 @@ def percent(part: float, whole: float = 1) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """Returns a name that may be broken where its words end."""
+    """Return the name with a break opportunity after each underscore."""
     return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def source_name(source: Source) -> str:
-    """Returns what people call the source: the data set, the file, or the folder that the files share."""
+    """Return the name of the source: the data set, the file, or the common folder of its files."""
     if source.hub is not None:
         return source.hub
     all_paths = [path for paths in source.given.values() for path in paths]
     path = Path(
         all_paths[0] if len(all_paths) == 1 else commonpath([Path(name).absolute().parent for name in all_paths])
     )
-    # What a wildcard stands for has no name; the folder above it has.
+    # A path part with a wildcard is no name; the folder above it is one.
     literal_path = next(
         (candidate for candidate in (path, *path.parents) if not set("*?[") & set(candidate.name)), path
     )
@@ -103,7 +103,7 @@ def source_name(source: Source) -> str:
 
 
 def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
-    """Returns the parts laid end to end on a bar that is `whole` long, those that are empty left out."""
+    """Return the segments of a bar that is `whole` rows long, without empty parts."""
     bounds = np.cumsum([0, *parts.values()]) * 100 / max(whole, 1)
     return [
         {"name": name, "rows": rows, "x": round(float(start), 3), "width": round(float(end - start), 3)}
@@ -113,7 +113,7 @@ def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
 
 
 def make_row_flow(rows: Mapping[str, Any]) -> View:
-    """Returns where the rows read went: the written ones by split, the others by reason, the most frequent first."""
+    """Return the written rows by split and the lost rows by reason, the most frequent reason first."""
     losses = {**rows["dropped"], **rows["rejected"]}
     losses |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
     losses = dict(sorted(losses.items(), key=lambda item: -item[1]))
@@ -128,14 +128,14 @@ def make_row_flow(rows: Mapping[str, Any]) -> View:
 
 
 def count_remaining_leaks(prepared: PreparedData) -> int:
-    """Returns how many test rows say the same as a row of another split: counted anew, in what is written."""
+    """Return how many written test rows have a duplicate in another written split."""
     keys, kept_by_split = prepared.table.columns["key"], prepared.written
     in_other_splits = np.any([kept_by_split[name] for name in SPLITS if name != "test"], axis=0)
     return int(np.isin(keys[kept_by_split["test"]], keys[in_other_splits]).sum())
 
 
 def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
-    """Returns for each label or value its rows by split as a bar, the most frequent first, all on one scale."""
+    """Return one bar per label or value with its rows by split, most rows first, on a common scale."""
     rows = {name: {split: entry.get(split, 0) for split in SPLITS} for name, entry in counts.items()}
     longest = max((sum(by_split.values()) for by_split in rows.values()), default=0)
     return [
@@ -151,9 +151,9 @@ def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
 
 
 def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
-    """Returns the histogram of tokens; None where no row was counted.
+    """Return the histogram of token counts; None if no row was counted.
 
-    A column's area is its rows, as bins differ in width by a token.
+    The area of a column is its number of rows, because the bins differ in width by one token.
     """
     if "histogram" not in tokens:
         return None
@@ -185,14 +185,14 @@ def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
 
 
 def ticks(low: int, high: int) -> list[int]:
-    """Returns round numbers from low to high, six at most."""
+    """Return at most six round numbers from low to high."""
     steps = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
     step = next(step for step in steps if high // step - -(-low // step) < 6)
     return list(range(-(-low // step) * step, high + 1, step))
 
 
 def make_pair_views(prepared: PreparedData) -> list[View]:
-    """Returns for each reason that names two rows some pairs: the least alike, in which there is most to see."""
+    """Return example pairs for each drop reason that names a second row, the least similar pairs first."""
     drops, views = prepared.left, []
     for code, reason in enumerate(DROP_REASONS):
         rows = np.flatnonzero((drops.reason == code) & (drops.other >= 0))
@@ -201,7 +201,7 @@ def make_pair_views(prepared: PreparedData) -> list[View]:
         clean = prepared.table.columns["clean"]
         similarity = np.where(clean[rows] == clean[drops.other[rows]], 1.0, drops.similarity[rows])
         rows = rows[np.argsort(similarity, kind="stable")]
-        # One example is enough of rows that leave for the same text.
+        # One example per reason row is sufficient.
         rows = rows[np.sort(np.unique(prepared.table.columns["key"][drops.other[rows]], return_index=True)[1])]
         pairs = [make_pair_view(int(row), prepared) for row in rows[:MAX_PAIRS_SHOWN]]
         views.append({"reason": reason, "rows": int((drops.reason == code).sum()), "shown": pairs})
@@ -209,7 +209,7 @@ def make_pair_views(prepared: PreparedData) -> list[View]:
 
 
 def make_pair_view(row: int, prepared: PreparedData) -> View:
-    """Returns a row that leaves and the row because of which it does; similarity 0: they are the same by their key."""
+    """Return a dropped row and its reason row; similarity 0 means that their keys are equal."""
     reason_row, targets = int(prepared.left.other[row]), prepared.table.columns["target"]
     views = [make_row_view(number, prepared) for number in (row, reason_row)]
     for view, pieces in zip(views, diff_texts(*(view["text"] for view in views)), strict=True):
@@ -219,7 +219,7 @@ def make_pair_view(row: int, prepared: PreparedData) -> View:
 
 
 def make_row_view(row: int, prepared: PreparedData) -> View:
-    """Returns what is shown of a row."""
+    """Return the location, split, label and text of a row."""
     texts = prepared.table.texts
     return {
         "place": prepared.table.place(row),
@@ -231,9 +231,9 @@ def make_row_view(row: int, prepared: PreparedData) -> View:
 
 
 def diff_texts(left: str, right: str) -> list[list[tuple[str, bool]]]:
-    """Returns both texts in pieces (text, whether the other lacks it), cut, from shortly before where they differ."""
+    """Return each text as pieces (text, differs), cut to begin shortly before the first difference."""
     common_length = next((index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), 0)
-    # From there where a word begins, if the difference would be cut off.
+    # Start at a word if the difference would otherwise be cut off.
     offset = (
         max(left.rfind(" ", 0, common_length - CONTEXT_CHARACTERS), 0)
         if common_length > MAX_EXCERPT_CHARACTERS // 2
@@ -247,7 +247,7 @@ def diff_texts(left: str, right: str) -> list[list[tuple[str, bool]]]:
 
 
 def excerpt(text: str, start: int = 0) -> str:
-    """Returns a piece of a text on one line, from a character on, up to where a word ends."""
+    """Return up to MAX_EXCERPT_CHARACTERS of a text on one line, from `start` to the end of a word."""
     end = start + MAX_EXCERPT_CHARACTERS
     if end < len(text):
         end = max(text.rfind(" ", start + MAX_EXCERPT_CHARACTERS // 2, end), text.rfind("\n", start, end), 0) or end
@@ -255,7 +255,7 @@ def excerpt(text: str, start: int = 0) -> str:
 
 
 def make_field_bars(report: Mapping[str, Any], prepared: PreparedData) -> list[View]:
-    """Returns for each field of a record and each given split where its values stand, as a bar of its own."""
+    """Return for each record field and each given split a bar of the field states."""
     bars = []
     for name, split in product(field_paths(prepared.recipe), ("all", *SPLITS)):
         if counts := report["fields"].get(name, {}).get(split):

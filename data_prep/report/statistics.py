@@ -1,4 +1,4 @@
-"""What was found in the data, as data.json states it and data.html shows it."""
+"""Statistics of prepared data, for data.json and data.html."""
 
 from collections import Counter
 from typing import Any
@@ -24,7 +24,7 @@ MAX_LOCATIONS = 5
 
 
 def count_rows(prepared: PreparedData) -> dict[str, Any]:
-    """Returns how many rows were read, written, rejected and dropped, by split and by reason."""
+    """Return the numbers of rows read, filtered, written by split, and rejected and dropped by reason."""
     dropped = Counter(DROP_REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
     return {
         "read": len(prepared.table) + len(prepared.unusable) + prepared.filtered,
@@ -36,7 +36,7 @@ def count_rows(prepared: PreparedData) -> dict[str, Any]:
 
 
 def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
-    """Returns the parts of data.json that say what is in the rows."""
+    """Return the parts of data.json that describe the rows."""
     table, data, splits = prepared.table, prepared.recipe.data, prepared.assigned.splits
     return {
         "split": {
@@ -63,7 +63,10 @@ def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
 
 
 def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
-    """Returns {label: {"description", split: rows written, "spellings": {as written: rows} if several}}."""
+    """Return {label: {"description", split: rows written, "spellings"}}.
+
+    "spellings" is {label as written: rows}; it is omitted if the only spelling is the label.
+    """
     if not prepared.descriptions:
         return {}
     targets = prepared.table.columns["target"]
@@ -85,13 +88,13 @@ def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
 
 
 def find_empty_label_columns(prepared: PreparedData) -> list[str]:
-    """Returns a line for each column of one label that marks no row: it is no label then."""
+    """Return one line per label column that marks no row."""
     columns = prepared.recipe.data.columns.label_columns or []
     return [f"column {name!r} marks no row: it is no label" for name in columns if name not in prepared.table.targets]
 
 
 def count_labels_per_row(prepared: PreparedData) -> dict[str, Any] | None:
-    """Returns {"may_be_empty", "rows": {how many labels: rows written}}; None for tasks of one label a row, or none."""
+    """Return {"may_be_empty", "rows": {number of labels: rows written}}; None for tasks that are not multi-label."""
     if not TASKS[prepared.recipe.task.variant].IS_MULTILABEL:
         return None
     targets = prepared.table.columns["target"][prepared.left.stays]
@@ -99,7 +102,7 @@ def count_labels_per_row(prepared: PreparedData) -> dict[str, Any] | None:
 
 
 def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
-    """Returns {field: {split as given: {state: rows}}} of records, before duplicates leave; {} for other tasks."""
+    """Return {field: {given split: {state: rows}}} before deduplication; {} for tasks other than extraction."""
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for (split_name, name, state), count in sorted(table.states.items()):
         counts.setdefault(name, {}).setdefault(split_name, {})[state] = count
@@ -107,7 +110,7 @@ def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
-    """Returns {trait: {"mean", "median"}} of the free-text answers that are written; {} for other tasks."""
+    """Return {trait: {"mean", "median"}} of the written free-text answers; {} for other tasks."""
     task = TASKS[prepared.recipe.task.variant]
     if not isinstance(task, FreeTextTaskKind):
         return {}
@@ -124,7 +127,7 @@ def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
 
 
 def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
-    """Returns the lengths of the rows in tokens: a histogram a split, and how many are over max_length."""
+    """Return token counts: a histogram per split, and the numbers of rows over the limits."""
     limit, lengths = prepared.recipe.train.max_length, prepared.table.columns["tokens"]
     known_lengths = lengths[lengths >= 0]
     if not len(known_lengths):
@@ -151,7 +154,7 @@ def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
 
 
 def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
-    """Returns {kind: {"rows", "redacted", "at": where the first of them stand}}: counts and places, never values."""
+    """Return {kind: {"rows", "redacted", "at": first locations}}: counts and locations, never values."""
     flags, summary = prepared.table.columns["found"], {}
     for bit, kind in enumerate(redaction.PII_KINDS):
         rows = np.flatnonzero(flags >> bit & 1)
@@ -164,10 +167,11 @@ def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
 
 
 def describe_slices(prepared: PreparedData, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Returns {slice: {"of", "values": {value: {split: rows}}}}.
+    """Return {slice: {"of", "values": {value: {split: rows}}}}.
 
-    Of a not_in_train slice also how many test rows bear a value of the source's own train rows, compared as it is
-    written: fewer of them are in train once validation and calibration are taken out of it.
+    A not_in_train slice of a source with given test rows also has "test_rows_known_to_given_train". It counts the test
+    rows whose value, as written, occurs in the given train rows. Fewer occur in train after validation and calibration
+    are split off.
     """
     slices: dict[str, Any] = {}
     columns = slice_columns(prepared.recipe)
@@ -179,6 +183,7 @@ def describe_slices(prepared: PreparedData, counts: dict[str, dict[str, Any]]) -
 
 
 def _count_known_to_given_train(table: Table, slice_number: int) -> int:
+    """Return how many given test rows have a slice value of the given train rows."""
     given_splits, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
     for start, batch in table.texts.batches():
         batch_values = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
@@ -192,12 +197,13 @@ def _count_known_to_given_train(table: Table, slice_number: int) -> int:
 
 
 def _count_rows_without_group(prepared: PreparedData) -> int:
-    """How many of the rows that are ours to spread have an empty cell where the recipe looks for their group."""
+    """Return how many assignable rows have an empty group; 0 if the recipe names no group column."""
     ungrouped = prepared.assigned.ours & ~prepared.table.columns["grouped"]
     return int(ungrouped.sum()) if prepared.recipe.data.split.group else 0
 
 
 def _describe_split_method(prepared: PreparedData) -> str:
+    """Return the split method as text."""
     given_splits, settings = prepared.table.columns["given"], prepared.recipe.data.split
     unit = f"group {settings.group}" if settings.group else "what the row says"
     method = f"keyed hash of {unit}, seed {settings.seed}"

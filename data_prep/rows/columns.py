@@ -1,4 +1,4 @@
-"""Which columns a recipe needs of a file, and what is told where they are not there.
+"""The columns of a file that a recipe needs, and the errors for missing ones.
 
 recipe    columns: {text: mail.body, label: queue}, where: {language: en}
 needed    {"data.columns.text": "mail.body", "data.columns.label": "queue", "data.where.language": "language"}
@@ -19,13 +19,13 @@ from insource.config.schema import json_schema_subset
 from insource.config.schema.data import By
 from insource.tasks import TASKS
 
-# Of the columns that a file has, how many are shown, and of each how much.
+# Limits of the columns in a message, and of the characters of a name.
 MAX_COLUMNS_SHOWN, MAX_NAME_CHARACTERS = 20, 40
 MAX_MISSING_SHOWN = 6
 
 
 def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
-    """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
+    """Return {recipe key: column} of all columns that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
     answer = TASKS[recipe.task.variant].answer_columns(recipe)
     needed: dict[str, str | None] = {"data.columns.id": columns.id, **input_columns(recipe)}
@@ -40,7 +40,7 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
 
 
 def input_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what the input of a row is read from."""
+    """Return {recipe key: column} of the columns of the input."""
     columns = recipe.data.columns
     if columns.messages is not None:
         return {"data.columns.messages": columns.messages}
@@ -49,35 +49,42 @@ def input_columns(recipe: Recipe) -> dict[str, str]:
 
 
 def check_input_columns(file: str, values: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the input that a file lacks, with the nearest that it has; what answers
-    are read from may be missing."""
+    """Raise RecipeError with every missing input column and the most similar existing one.
+
+    Columns of answers may be missing.
+    """
     _check_missing(
         file, {key: name for key, name in input_columns(recipe).items() if name not in values}, values, recipe
     )
 
 
 def columns_to_read(recipe: Recipe, split: str) -> list[str]:
-    """Returns the columns that a reader of a file of this split should look for: those that it must have, those of the
-    fields of records, and what dotted names of either may begin with."""
+    """Return the columns that a reader of a file of this split should look for.
+
+    These are the needed columns, the columns of record fields, and the roots of dotted names.
+    """
     columns = [*needed_columns(recipe, split).values()]
     columns += field_names(recipe) if recipe.data.columns.target is None and not recipe.data.columns.of_slots else []
     return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
 
 
 def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what a file of this split must have and has not. Of several columns of answers
-    one will do: test files have more of them than train files."""
+    """Return {recipe key: column} of the needed columns that are not in `present`.
+
+    One of several reference columns is sufficient: test files often have more of them than train files.
+    """
     needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
     optional = answers if any(column in present for column in answers.values()) else {}
     return {key: column for key, column in needed.items() if column not in present and key not in optional}
 
 
 def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
+    """Raise RecipeError with every needed column that a row lacks and the most similar existing one."""
     _check_missing(file, find_missing_columns(split, values, recipe), values, recipe)
 
 
 def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise RecipeError if a column is missing, with hints."""
     missing, present = [], list(values)
     for key, column in missing_columns.items():
         matches = get_close_matches(column, [*present, *(dotted_paths.list_paths(values) if "." in column else ())], 1)
@@ -107,7 +114,7 @@ def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mappin
 def check_answer_columns(
     missing_by_file: Collection[Collection[str]], present: Collection[str], recipe: Recipe
 ) -> None:
-    """Raises RecipeError for a column of answers that no file has; `missing_by_file` are those that each file lacks."""
+    """Raise RecipeError if no file has a reference column. `missing_by_file` has the columns that each file lacks."""
     for key, column in recipe.data.columns.of_targets.items():
         if present and all(column in missing for missing in missing_by_file):
             matches = get_close_matches(column, list(present), 1)
@@ -118,24 +125,26 @@ def check_answer_columns(
 
 
 def _is_numbered(name: str, column: str) -> bool:
-    """Whether a name is that of a column with a number: summary2 of summary."""
+    """Return whether a name is a column name with a number: summary2 for summary."""
     return re.fullmatch(rf"{re.escape(column)}[-_ ]?[0-9]+", name) is not None
 
 
 def slice_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns the column, or the field of the record, behind each slice of the recipe."""
+    """Return {slice: its column, or its field of the record}."""
     return {name: spec.by if isinstance(spec, By) else spec.not_in_train for name, spec in recipe.data.slices.items()}
 
 
 def field_names(recipe: Recipe) -> list[str]:
-    """Returns the fields of an extraction task, in the order of its schema; none for other kinds."""
+    """Return the fields of an extraction task, in schema order; [] for other tasks."""
     schema: Any = recipe.task.json_schema
     return list(schema["properties"]) if schema else []
 
 
 def field_paths(recipe: Recipe) -> list[str]:
-    """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
-    lists of objects, where they are not there, and the paths of the values in them."""
+    """Return the fields of an extraction task in schema order, each followed by the paths of the values inside it.
+
+    The data report has a row for each.
+    """
     values = json_schema_subset.list_paths(recipe.task.json_schema) if recipe.task.json_schema else []
     paths = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in field_names(recipe)]
     return list(dict.fromkeys(chain.from_iterable(paths)))

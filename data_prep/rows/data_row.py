@@ -1,11 +1,11 @@
-"""Source rows to data rows, or the reason why not.
+"""Source rows to data rows, or the reason why a row is unusable.
 
 in   SourceRow("tickets.csv", 19, {"ticket_id": "T000017", "message": " My parcel\\r\\nis late",
                                    "queue": "delivery_delay", "customer_id": "C01294", "channel": "chat"})
 out  Row("T000017", "My parcel\\nis late", "delivery_delay", "C01294", {"channel": "chat"}, ...)
 
-A row is decided by itself alone, in any process. Personal data that the recipe redacts is gone from here on: nothing
-after this module ever holds it.
+Each row is processed independently, in any process. Personal data that the recipe redacts is removed here; no later
+module has it.
 """
 
 import json
@@ -34,39 +34,42 @@ PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row. `target` is a text, as the task's target_text gives it; `time` is in seconds since 1970."""
+    """A usable row.
+
+    `target` is the text that the task's `normalize_target` returns; `time` is in seconds since 1970.
+    """
 
     id: str
     text: str
     target: str
     references: tuple[str, ...]
-    """Further right answers, as texts of the same form."""
+    """Further correct answers, in the form of `target`."""
     group: str | None
-    """None where the recipe names no column of groups, or it is empty."""
+    """None if the recipe has no group column or the value is empty."""
     slices: dict[str, str]
     time: float | None
     found: frozenset[str]
-    """Kinds of personal data that stood in the text, or in a free-text answer, before they were redacted."""
+    """Kinds of personal data in the text or in a free-text answer, before redaction."""
     system: str
-    """The system prompt that a chat row brought along; the recipe's instruction takes its place."""
+    """The system prompt of a chat row; the recipe's instruction replaces it."""
     raw: str
-    """The text before it was cleaned, but redacted: to tell how much of test a plain comparison would have missed."""
+    """The redacted text before cleaning. It shows how many test rows an exact comparison would have missed."""
     states: dict[str, str]
-    """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
+    """Extraction: whether each field is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
     cut: frozenset[str]
-    """Fields whose place in the text, as the source gives it, begins or ends inside a word."""
+    """Fields whose span in the text, as given by the source, begins or ends inside a word."""
     file: str
     line: int
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Returns all right answers, the target first."""
+        """Return all correct answers, the target first."""
         return self.target, *self.references
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not used, and why: `rejected` ones cannot be, `dropped` ones must not be."""
+    """An unused row with the reason: `rejected` rows are unusable, `dropped` rows are excluded."""
 
     file: str
     line: int
@@ -76,7 +79,7 @@ class Rejected:
     kind: str = "rejected"
 
     def json(self) -> dict[str, Any]:
-        """The row as it stands in rejected.jsonl, without its text."""
+        """Return the entry of rejected.jsonl, without the text of the row."""
         return {
             "id": self.id,
             "file": self.file,
@@ -88,7 +91,7 @@ class Rejected:
 
 
 def make_row(source: SourceRow, recipe: Recipe) -> Row | Rejected:
-    """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
+    """Return the cleaned and redacted row, or the reason why it is unusable."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
     row_id = to_text(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
     row_id = redaction.pseudonymize(row_id, kinds)
@@ -108,11 +111,12 @@ def make_row(source: SourceRow, recipe: Recipe) -> Row | Rejected:
 
 
 def _escape_surrogates(text: str) -> str:
-    """The text with halves of characters, which nothing can encode, as their escapes."""
+    """Return the text with lone surrogates, which cannot be encoded, as escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
+    """Return the row. Raise UnusableRowError with the reason if it is unusable."""
     values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, TASKS[recipe.task.variant]
     record, cut_fields = _extract_source_record(values, recipe)
     raw, source_target = record.text, record.target
@@ -136,7 +140,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     target, *other_targets = dict.fromkeys(
         task.normalize_target(answer, recipe, redact) for answer in (record.target, *record.others)
     )
-    # What stood there as JSON is read now, its escapes with it.
+    # JSON inside the answers is decoded now, with its escapes.
     check_characters("answer", [task.parse_target(answer) for answer in (target, *other_targets)])
     group = to_text(values.get(split.group)).strip() or None if split.group else None
     check_characters("group", group)
@@ -161,7 +165,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
 
 
 def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[SourceRecord, frozenset[str]]:
-    """What a source row gives, and which fields of slots it cuts out of words."""
+    """Return the source record of a row, and the fields whose spans cut words."""
     messages = recipe.data.columns.messages
     if recipe.data.columns.of_slots:
         slot_record = slots.extract(values, recipe)
@@ -172,6 +176,7 @@ def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[S
 
 
 def _parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+    """Return the time of a row in seconds since 1970; None without a time column."""
     column = recipe.data.split.time
     if column is None or column not in values:
         return None
@@ -181,9 +186,9 @@ def _parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
 def _make_redactor(
     text: str, redactions: Mapping[str, str], kinds: Collection[str], pii_kinds: set[str]
 ) -> Callable[[str], str]:
-    """Returns what replaces personal data in a free-text answer, and adds the kinds that it meets to `pii_kinds`.
+    """Return a function that redacts free-text answers and adds the kinds that it finds to `pii_kinds`.
 
-    What stands in the text too gets the placeholder that it has there, anything else one that is not in use.
+    A value that occurs in the text gets the placeholder of the text; other values get unused placeholders.
     """
     values, placeholders = dict(redactions), PLACEHOLDER.findall(text)
 
@@ -201,10 +206,10 @@ def _make_redactor(
 
 
 def _locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
-    """Where the value of each field stands: a value that is not in the text cannot be copied from it.
+    """Return the state of each field: a value that does not occur in the text cannot be copied from it.
 
-    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
-    is in an object is a field of its own, by its path.
+    The state of a list is that of its least similar item. A number is also compared as written in the source ("12.50").
+    Values inside an object are separate fields, named by their paths.
     """
     unwrapped = " ".join(text.split())
     states: dict[str, str] = {}
@@ -219,7 +224,7 @@ def _locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], 
 
 
 def _iterate_spellings(path: str, value: Any, source_value: Any) -> Iterator[tuple[str, set[str]]]:
-    """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    """Yield (path, spellings) of each value that is not null: the spelling of the record and that of the source."""
     if isinstance(value, dict | list):
         source_value = dotted_paths.parse_json_text(source_value)
     if isinstance(value, dict):
@@ -242,20 +247,21 @@ def _iterate_spellings(path: str, value: Any, source_value: Any) -> Iterator[tup
 
 
 def _locate_value(spellings: set[str], text: str, unwrapped: str) -> str:
+    """Return "verbatim", "rewrapped" or "elsewhere" for the spellings of a value. `unwrapped` has single spaces."""
     if any(spelling in text for spelling in spellings):
         return "verbatim"
     return "rewrapped" if any(" ".join(spelling.split()) in unwrapped for spelling in spellings) else "elsewhere"
 
 
 def _apply_redactions(redactions: Mapping[str, str], text: str) -> str:
-    """What was redacted in the input is redacted here alike, for it cannot be copied from there any more."""
+    """Return the text with the redactions of the input, because these values cannot be copied from it."""
     return redaction.redact_values(redactions, text) if redactions else text
 
 
 def _slice_values(
     values: Mapping[str, Any], target: Any, recipe: Recipe, redactions: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns {slice: this row's value}, from the record where the slice names a field of it."""
+    """Return {slice: value of this row}, from the record if the slice names a field."""
     fields = set(field_names(recipe))
     record = parse_record(target) if fields else {}
     return {

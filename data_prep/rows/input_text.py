@@ -1,6 +1,6 @@
-"""The input of a source row that need not have an answer, as preparation takes it from one that has.
+"""The input of a source row with or without an answer, as data preparation reads it.
 
-in   {"messages": [{"role": "user", "content": "where is my money?"}]}, or the same with an answer behind it
+in   {"messages": [{"role": "user", "content": "where is my money?"}]}, or the same followed by an answer
 out  "where is my money?"
 """
 
@@ -16,8 +16,12 @@ from insource.tasks.source_record import read_input
 
 
 def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
-    """Returns the input of a row as it stands there: neither cleaned nor redacted. Of a chat that ends in an answer of
-    the assistant, that answer is left out. Raises UnusableRowError where the row has none that can be read."""
+    """Return the input of a row as written, neither cleaned nor redacted.
+
+    A chat that ends in an answer of the assistant is used without that answer.
+
+    Raise UnusableRowError if the row has no readable input.
+    """
     columns = recipe.data.columns
     if nested_columns := [column for column in [*columns.texts, columns.messages] if column and "." in column]:
         values = {**values, **dotted_paths.resolve_columns(values, nested_columns)}
@@ -33,7 +37,7 @@ def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
 
 
 def _extract_prompt(values: Mapping[str, Any], recipe: Recipe) -> str:
-    """The prompt of a pair of answers, or of a row that has none yet."""
+    """Return the prompt of a pair of answers, or of a row without answers."""
     columns = recipe.data.columns
     if {columns.chosen, columns.rejected} <= values.keys():
         return preference.read_source_row(values, recipe).text

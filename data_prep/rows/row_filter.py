@@ -1,10 +1,10 @@
-"""Which rows of a source are meant, as `data.where` says.
+"""The row filter `data.where`.
 
-where: {language: en, status: [closed, solved]}    rows whose language is en and whose status is one of two
+where: {language: en, status: [closed, solved]}    rows with the language en and one of the two statuses
 
-A value is compared by what the recipe asks for: a number by its value (1 is "1", "1.0" and true), a truth value as
-fields of type boolean read it (true is "True", "yes" and 1), null with an empty cell, text letter by letter but for
-white space at its edges. A text that is a date is also that day's midnight.
+The type of the value in the recipe decides the comparison. Numbers compare by value (1 equals "1", "1.0" and true).
+Booleans compare as in boolean fields (true equals "True", "yes" and 1). Null equals an empty cell. Texts compare
+exactly except for surrounding white space. A date also equals midnight of that day.
 """
 
 import re
@@ -18,13 +18,13 @@ from insource.tasks.labels import display_label
 from insource.tasks.records.json_fields import BOOLEAN_WORDS, is_number
 from insource.tasks.source_record import to_text
 
-# Different values of a column that are kept for messages, and how many of them a message names.
+# Distinct values of a column that are kept for messages, and the number that a message names.
 MAX_VALUES_KEPT, MAX_VALUES_SHOWN = 1000, 5
 _DAY = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].+)?")
 
 
 class RowFilter:
-    """The rows that a recipe asks for; which of the values that it names no row has, is known at the end."""
+    """Filter on column values that also counts which expected values occur."""
 
     def __init__(self, where: Mapping[str, Any]) -> None:
         self._where = {column: _as_list(expected) for column, expected in where.items()}
@@ -32,7 +32,7 @@ class RowFilter:
         self._there: dict[str, Counter[str]] = {column: Counter() for column in where}
 
     def takes(self, values: Mapping[str, Any]) -> bool:
-        """Returns whether a source row has one of the values asked for in every column named."""
+        """Return whether a source row has an expected value in every filtered column."""
         accepted = True
         for column, expected in self._where.items():
             value, counts = values.get(column), self._there[column]
@@ -49,7 +49,7 @@ class RowFilter:
         return accepted
 
     def unmatched(self) -> list[str]:
-        """Returns a line for each value asked for that no row has, with the nearest that is there."""
+        """Return one line per expected value that no row has, with the most similar value that occurs."""
         return [
             f"data.where.{column}: no row has {_format_value(value)}{self._hint(column, value)}"
             for column, values in self._unmatched.items()
@@ -57,6 +57,7 @@ class RowFilter:
         ]
 
     def _hint(self, column: str, expected: Any) -> str:
+        """Return the most similar value of the column, or else its most frequent values."""
         counts = self._there[column]
         if matches := get_close_matches(to_text(expected), [text for text in counts if text], 1):
             return f"; did you mean {display_label(matches[0])}?"
@@ -70,7 +71,7 @@ MISSING = object()
 
 
 def matches_value(value: Any, expected: Any) -> bool:
-    """Returns whether the value of a row is the one that the recipe asks for."""
+    """Return whether the value of a row equals the value in the recipe."""
     if expected is None:
         return value is None or (isinstance(value, str) and not value.strip())
     actual = to_text(value).strip()
@@ -98,7 +99,7 @@ def _format_value(value: Any) -> str:
 
 
 def _parse_number(text: str) -> float | None:
-    """The number that a text is, 1 and 0 for truth values; None where it is none, or nan."""
+    """Return the number of a text, 1 or 0 for booleans; None if it is no number."""
     if text.casefold() in ("true", "false"):
         return float(text.casefold() == "true")
     try:

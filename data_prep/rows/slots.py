@@ -1,4 +1,4 @@
-"""Records that come as a list of slots, or as tags of tokens, to records.
+"""Records from lists of slots or from token tags.
 
 columns   text: said    slots: {column: labels, name: slot, start: span.start, end: span.end}
 in        {"said": "for 2 at 8 pm", "labels": [{"slot": "time", "span": {"start": 9, "end": 13}}]}
@@ -8,7 +8,7 @@ columns   text: tokens    tags: tags
 in        {"tokens": ["play", "nina", "simone"], "tags": ["O", "B-artist", "I-artist"]}
 out       "play nina simone" and {"artist": "nina simone"}
 
-A slot of several values is a list where the schema has an array; where it has none, the row cannot be used.
+A slot with several values becomes a list if the schema has an array; otherwise the row is unusable.
 """
 
 import math
@@ -36,14 +36,17 @@ _TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class SlotRecord:
-    """What a row gives, and the fields of which a value begins or ends inside a word: the places may be off by one."""
+    """The source record of a row, and the fields with a value that begins or ends inside a word.
+
+    Such a value suggests offsets that are off by one.
+    """
 
     given: SourceRecord
     cut: frozenset[str] = frozenset()
 
 
 def extract(values: Mapping[str, Any], recipe: Recipe) -> SlotRecord:
-    """Returns the text and the record of a source row. Raises UnusableRowError where slots or tags cannot be read."""
+    """Return the text and the record of a source row. Raise UnusableRowError if slots or tags cannot be read."""
     columns, cut_fields = recipe.data.columns, set[str]()
     (column,) = columns.texts
     if columns.tags is not None:
@@ -63,7 +66,7 @@ def extract(values: Mapping[str, Any], recipe: Recipe) -> SlotRecord:
 
 
 def extract_text(values: Mapping[str, Any], recipe: Recipe) -> str:
-    """Returns the text of a source row without slots or tags: they need not be there. Raises UnusableRowError."""
+    """Return the text of a source row, which may lack slots and tags. Raise UnusableRowError if it has no text."""
     columns = recipe.data.columns
     (column,) = columns.texts
     value = values.get(column)
@@ -76,6 +79,7 @@ def extract_text(values: Mapping[str, Any], recipe: Recipe) -> str:
 
 
 def _build_record(pairs: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """Return {field: value}. Raise UnusableRowError if a field that is no array has several values."""
     schema: Any = recipe.task.json_schema
     record: dict[str, Any] = {}
     pairs = [(name, value) for name, value in pairs if value is not None]
@@ -96,7 +100,7 @@ def _build_record(pairs: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str,
 
 
 def _parse_entries(value: Any, column: str) -> list[Any]:
-    """The entries of a list, of its JSON, or of columns of equal length; none where there is nothing."""
+    """Return the entries of a list, of its JSON, or of columns of equal length; [] for an empty cell."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     entries = parse_list(value)
@@ -110,7 +114,7 @@ def _parse_entries(value: Any, column: str) -> list[Any]:
 
 
 def _extract_slot(entry: Any, number: int, text: str, slots: Slots, cut_fields: set[str]) -> tuple[str, Any]:
-    """The name and the value of an entry."""
+    """Return the name and the value of an entry."""
     name = resolve_path(entry, slots.name)
     if name is None or name is MISSING or isinstance(name, list | dict) or not to_text(name).strip():
         raise UnusableRowError("bad_slots", f"slot {number} has no {slots.name!r}: {to_text(entry)[:60]}")
@@ -135,7 +139,7 @@ def _extract_slot(entry: Any, number: int, text: str, slots: Slots, cut_fields: 
 
 
 def _parse_offset(value: Any) -> int | None:
-    """A place as a whole number; None where it is none."""
+    """Return an offset as an integer; None if it is not one."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return int(value)
     is_whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -144,7 +148,7 @@ def _parse_offset(value: Any) -> int | None:
 
 
 def _join_pieces(entries: Sequence[Any], slots: Slots) -> tuple[str, list[tuple[str, Any]]]:
-    """The text that pieces make up, and those of them that have a name."""
+    """Return the text that the pieces form, and the named pieces."""
     texts, pairs = [], []
     for number, entry in enumerate(entries, start=1):
         piece, name = resolve_path(entry, slots.value or ""), resolve_path(entry, slots.name)
@@ -157,7 +161,7 @@ def _join_pieces(entries: Sequence[Any], slots: Slots) -> tuple[str, list[tuple[
 
 
 def _join_tokens(tokens: Any, tags: Any, column: str) -> tuple[str, list[tuple[str, Any]]]:
-    """The text of tokens, and the values of their tags."""
+    """Return the text of the tokens, and (name, value) of each tagged span."""
     words, text = _parse_tokens(tokens), ""
     names = tags.split() if isinstance(tags, str) and parse_list(tags) is None else parse_list(tags)
     if names is None or len(names) != len(words):
@@ -171,6 +175,7 @@ def _join_tokens(tokens: Any, tags: Any, column: str) -> tuple[str, list[tuple[s
 
 
 def _parse_tokens(tokens: Any) -> list[str]:
+    """Return the tokens of a list, of its JSON, or of a text separated by spaces."""
     parsed = parse_list(tokens)
     if parsed is None:
         return tokens.split() if isinstance(tokens, str) else []
@@ -180,7 +185,7 @@ def _parse_tokens(tokens: Any) -> list[str]:
 
 
 def _iterate_spans(tags: Sequence[Any]) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, first token, last token) of tags in IOB, IOB2, IOBES or BILOU, or of names without a prefix."""
+    """Yield (name, first token, last token) of tags in IOB, IOB2, IOBES or BILOU, or of names without a prefix."""
     open_span: tuple[str, int] | None = None
     was_end = False
     for index, (prefix, name) in enumerate([*map(_parse_tag, tags), ("O", "")]):
@@ -193,7 +198,7 @@ def _iterate_spans(tags: Sequence[Any]) -> Iterator[tuple[str, int, int]]:
 
 
 def _parse_tag(tag: Any) -> tuple[str, str]:
-    """The prefix and the name of a tag; a name alone is inside of its slot."""
+    """Return the prefix and the name of a tag; a name without a prefix has the prefix "I"."""
     if tag is not None and not isinstance(tag, str):
         raise UnusableRowError("bad_tags", f"a tag is {to_text(tag)[:40]}, and a tag is a text, such as B-artist or O")
     if tag is None or tag.strip() in OUTSIDE_TAGS:

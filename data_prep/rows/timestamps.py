@@ -1,10 +1,10 @@
 """Times as exports write them, in seconds since 1970.
 
-seconds_of("2026-05-01 12:00:00+02:00", "created")    1777629600.0
-seconds_of("1777629600000", "created")                1777629600.0: milliseconds, as JavaScript counts
-seconds_of("20260501", "created")                     1777593600.0: a date, and no seconds of 1970
-seconds_of("2026-05", "created")                      1777593600.0: the first of the month
-seconds_of("01.05.2026", "created", "%d.%m.%Y")       1777593600.0: as data.formats.dates says
+parse_epoch_seconds("2026-05-01 12:00:00+02:00", "created")    1777629600.0
+parse_epoch_seconds("1777629600000", "created")                1777629600.0: milliseconds, as in JavaScript
+parse_epoch_seconds("20260501", "created")                     1777593600.0: a date, not seconds
+parse_epoch_seconds("2026-05", "created")                      1777593600.0: the first of the month
+parse_epoch_seconds("01.05.2026", "created", "%d.%m.%Y")       1777593600.0: format of data.formats.dates
 """
 
 import math
@@ -18,20 +18,24 @@ KNOWN_FORMATS = (
     "ISO 8601 (2026-05-01, 20260501, 2026-05-01T12:00:00Z), or seconds, milliseconds, microseconds since 1970, or "
     "another format that data.formats.dates names"
 )
-# Digits alone that are a year, a month or a date, with hours, minutes and seconds or without, from 1900 to 2099.
+# Digits that are a year, a month or a date, with or without a time, from 1900 to 2099.
 _DIGIT_DATE = re.compile(r"(?:19|20)\d{2}(?:-?\d{2}|\d{4}|\d{8}|\d{10})?")
 _MIN_SECONDS, _END_SECONDS = (
     datetime(1, 1, 1, tzinfo=UTC).timestamp(),
     datetime(9999, 12, 31, tzinfo=UTC).timestamp() + 86400,
 )
 _DIGIT_DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
-# A number of 1e11 and more is no count of seconds: it would lie after the year 5138, and one below -1e10 before 1653.
+# From 1e11 on a number cannot be seconds: the time would be after the year 5138. Below -1e10 it would be before 1653.
 _EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (1e20, 1e9))
 
 
 def parse_epoch_seconds(text: str, column: str, time_format: str | None = None) -> float:
-    """Returns seconds since 1970; a time without a zone is UTC. `time_format` is a strptime format, in which a time is
-    written that is not in ISO 8601. Raises UnusableRowError saying what stands there."""
+    """Return seconds since 1970; a time without a zone is UTC.
+
+    `time_format` is the strptime format of times that are not in ISO 8601.
+
+    Raise UnusableRowError with the value if it cannot be parsed.
+    """
     text = text.strip()
     if not text:
         raise UnusableRowError("no_time", f"column {column!r} is empty")
@@ -53,7 +57,7 @@ def parse_epoch_seconds(text: str, column: str, time_format: str | None = None) 
 
 
 def parse_iso_seconds(text: str) -> float | None:
-    """Returns seconds since 1970 of an ISO 8601 time, None where it is none."""
+    """Return seconds since 1970 of an ISO 8601 time; None if it is not one."""
     return _parse_iso(text.strip())
 
 

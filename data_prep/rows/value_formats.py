@@ -1,10 +1,10 @@
-"""Numbers and dates as a source writes them, to numbers and ISO 8601, as `data.formats` says.
+"""Numbers and dates as written in a source, to numbers and ISO 8601, by `data.formats`.
 
     decimal: ","                          "1.234,56" -> 1234.56, "12,5" -> 12.5
-    amounts: {total: currency}            total "EUR 1.234,56" -> 1234.56, and currency "EUR" where the row gives none
+    amounts: {total: currency}            total "EUR 1.234,56" -> 1234.56; sets an empty currency to "EUR"
     dates: {issued: "%d.%m.%Y"}           issued "01.05.2026" -> "2026-05-01"
 
-A text that the format cannot be read from makes its row unusable: a wrong number would be learnt as a right one.
+A value that does not fit the format makes its row unusable, because the model would learn a wrong value.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from insource.config.schema.data import Formats
 from insource.tasks.records.normalizers import parse_amount, parse_number
 from insource.tasks.source_record import UnusableRowError, columns_to_rows
 
-# strptime's codes of a time of day.
+# The strptime directives for a time of day.
 TIME_DIRECTIVES = ("%H", "%I", "%M", "%S", "%f", "%p", "%X", "%c", "%z", "%Z")
 
 
 def read_record(record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats) -> dict[str, Any]:
-    """Returns a record with its numbers and dates read. Raises UnusableRowError over one that is written otherwise."""
+    """Return the record with parsed numbers and dates. Raise UnusableRowError if one does not fit its format."""
     return _parse_object(record, json_schema["properties"], formats, "")
 
 
 def parse_time(text: str, time_format: str) -> datetime | None:
-    """Returns the time that a text of this strptime format tells, or one of ISO 8601; None where it is neither."""
+    """Return the time of a text in this strptime format or in ISO 8601; None if it is in neither."""
     try:
         return datetime.strptime(text, time_format)
     except ValueError:
@@ -41,6 +41,7 @@ def parse_time(text: str, time_format: str) -> datetime | None:
 def _parse_object(
     record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, prefix: str
 ) -> dict[str, Any]:
+    """Return the object with parsed values; currencies found beside amounts fill empty currency fields."""
     parsed, currencies = dict(record), dict[str, str]()
     for name, value in record.items():
         if name in fields:
@@ -56,7 +57,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
-    """The value, and the currency that stood beside it. A list or an object may stand there as its JSON."""
+    """Return the value, and the currency found beside it ("" if none). Lists and objects may be JSON texts."""
     if {"array", "object"} & {*_field_types(field)} and not _is_empty(value):
         value = parse_json_text(value)
     if isinstance(value, dict) and "properties" in field.get("items", {}) and (rows := columns_to_rows(value)):
@@ -75,6 +76,7 @@ def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: s
 
 
 def _parse_number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[int | float, str]:
+    """Return the number and its currency. Raise UnusableRowError if the text is no number."""
     amount = parse_amount(text, decimal)
     if amount is not None and (with_currency or not amount[1]):
         return amount
@@ -90,6 +92,7 @@ def _parse_number(text: str, decimal: str, with_currency: bool, path: str) -> tu
 
 
 def _parse_date(text: str, date_format: str, path: str) -> str:
+    """Return a date, or a date with a time if the text or the format has a time of day."""
     parsed = parse_time(text, date_format)
     if parsed is None:
         raise UnusableRowError("bad_record", f"field {path}: {text[:40]!r} is no date of the format {date_format}")

@@ -1,11 +1,10 @@
-"""How large are the cells of an Arrow table, before they become values of Python, and those of a Parquet file, before
-they are read?
+"""Sizes of Arrow cells before conversion to Python values, and of Parquet columns before reading.
 
-A Parquet file keeps a text that many rows have once, in a dictionary, and so it is read: a batch takes its dictionary
-and a number a row. Then a batch is cut into pieces of limits.PIECE_BYTES, by the sizes that its cells have as texts.
+Parquet stores a text that many rows share once, in a dictionary, and it is read in that form: a batch has its
+dictionary and one index per row. Batches are then split into pieces of limits.CHUNK_BYTES, by the decoded sizes.
 
     in   500 rows whose `text` is one text of 5 MiB, in a file of 6 KB
-    out  250 pieces of two rows; and where a row may have 4 MiB, an error that names row 1 and column `text`
+    out  250 pieces of two rows; with a row limit of 4 MiB, an error that names row 1 and column `text`
 """
 
 from collections.abc import Iterator
@@ -30,15 +29,18 @@ from data_prep.readers.source_row import SourceFile
 Sizes = npt.NDArray[np.int64]
 
 NUMBER_BYTES = 8
-# Encodings of pages that Arrow can read as a dictionary and a number a row.
+# Page encodings that Arrow can read as a dictionary and an index per row.
 DICTIONARY_ENCODINGS = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED"}
-# Those of pages that are no smaller than their texts; all others name a text, or its beginning, many times.
+# Page encodings no smaller than their texts; all others may refer to a text, or to its beginning, many times.
 FULL_SIZE_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
 
 
 def check_declared_sizes(file: SourceFile, footer: Footer, columns: set[str], limits: Limits) -> None:
-    """Returns nothing where a Parquet file does not declare more than may be unpacked, nor far more rows than fit into
-    it. Raises RecipeError naming the column."""
+    """Check the declared sizes of a Parquet file.
+
+    Raise RecipeError with the column if more is declared than may be decompressed, or far more rows than fit into the
+    file.
+    """
     stored_bytes = file.path.stat().st_size
     if limits.packed_too_much(size := footer.rows * ROW_OVERHEAD_BYTES, stored_bytes, MAX_FILE_RATIO):
         raise file_ratio_error(file.name, limits, stored_bytes, f"{footer.rows:,} rows", size)
@@ -50,7 +52,7 @@ def check_declared_sizes(file: SourceFile, footer: Footer, columns: set[str], li
 
 
 def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int, limits: Limits) -> set[str]:
-    """Returns those of some columns that declare more than may be unpacked, such as the masks of a tokenized file."""
+    """Return those of `columns` that declare more than may be decompressed, such as the masks of a tokenized file."""
     oversized = [
         chunk
         for chunk in footer.parts
@@ -60,11 +62,12 @@ def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int,
 
 
 def _declared_bytes(part: ColumnChunk) -> int:
+    """Return the declared size of a column chunk in bytes."""
     return max(part.unpacked, part.values * NUMBER_BYTES if part.repeated else 0)
 
 
 def find_dictionary_columns(footer: Footer, columns: set[str]) -> list[str]:
-    """Returns the columns of texts, also inside of lists and objects, that a Parquet file keeps in dictionaries."""
+    """Return the text columns, also inside lists and objects, that a Parquet file stores as dictionaries."""
     encodings = _collect_encodings([part for part in footer.parts if part.text and part.is_in(columns)])
     return [
         name
@@ -74,24 +77,26 @@ def find_dictionary_columns(footer: Footer, columns: set[str]) -> list[str]:
 
 
 def choose_batch_rows(footer: Footer, schema: Any, columns: set[str], max_rows: int, limits: Limits) -> int:
-    """Returns how many rows of a Parquet file may be read at once: `max_rows`, but for cells that can be large although
-    their pages are not."""
+    """Return the number of rows to read at once.
+
+    It is `max_rows`, or less if cells can be large although their pages are small.
+    """
     widest = max((_fixed_width_bytes(schema.field(name).type) for name in columns), default=1)
     parts = [part for part in footer.parts if part.bytes and part.is_in(columns)]
     unsafe = {
         name for name, column_encodings in _collect_encodings(parts).items() if column_encodings - FULL_SIZE_ENCODINGS
     }
     unsafe -= {*find_dictionary_columns(footer, columns)}
-    # Of a page that is large as soon as one cell is, each row may take all that the page declares.
+    # The page of such a column is as large as its largest cell, and each row may have that cell.
     largest = max((part.unpacked for part in parts if part.path in unsafe), default=1)
     return max(1, min(max_rows, CHUNK_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
 
 
 def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> Iterator[Any]:
-    """Yields the batches in pieces of about PIECE_BYTES, dictionaries as the texts that they stand for.
+    """Yield the batches in pieces of about CHUNK_BYTES, with dictionaries decoded.
 
-    Raises RecipeError for a row that is too large, naming it and its largest column, and ArrowInvalid where a
-    dictionary has not what a row names.
+    Raise RecipeError with the row and its largest column if a row is too large. Raise ArrowInvalid if a row refers to a
+    missing dictionary entry.
     """
     row_offset = 0
     for batch in batches:
@@ -115,7 +120,7 @@ def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> I
 
 
 def estimate_value_bytes(array: Any) -> Sizes:
-    """Returns about how many bytes each value of an array takes: texts theirs, numbers eight."""
+    """Return the approximate size of each value in bytes: the length of texts, eight for numbers."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return estimate_value_bytes(array.storage)
@@ -141,18 +146,18 @@ def estimate_value_bytes(array: Any) -> Sizes:
 
 
 def _decode_dictionaries(batch: Any) -> Any:
-    """The batch with its dictionaries as the texts that they stand for: these are quicker to take out."""
+    """Return the batch with dictionaries decoded, because texts convert faster to Python."""
     all_rows = pa.array(range(batch.num_rows))
     arrays = []
     for column in batch.columns:
         kind = _decoded_type(column.type)
-        # take: a slice of a list still has what is inside of all lists, which a cast would write out.
+        # take, because a slice of a list keeps the items of all lists, and a cast would write them out.
         arrays.append(column if kind == column.type else column.take(all_rows).cast(kind))
     return pa.record_batch(arrays, names=batch.schema.names)
 
 
 def _decoded_type(kind: Any) -> Any:
-    """The type with the values of its dictionaries in their place."""
+    """Return the type with dictionary types replaced by their value types."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
     if pa.types.is_struct(kind):
@@ -165,7 +170,7 @@ def _decoded_type(kind: Any) -> Any:
 
 
 def _find_chunk_ends(rows: Sizes) -> Iterator[int]:
-    """Where a batch is cut: behind rows that take PIECE_BYTES together, and at its end."""
+    """Yield the row indices at which a batch is split: after every CHUNK_BYTES, and at its end."""
     size = 0
     if int(rows.sum()) >= CHUNK_BYTES:
         for end, row_size in enumerate(rows[:-1], start=1):
@@ -178,7 +183,7 @@ def _find_chunk_ends(rows: Sizes) -> Iterator[int]:
 
 
 def _collect_encodings(parts: list[ColumnChunk]) -> dict[str, set[str]]:
-    """The encodings of each column, in all row groups."""
+    """Return {column: its encodings in all row groups}."""
     encodings: dict[str, set[str]] = {}
     for part in parts:
         encodings.setdefault(part.path, set()).update(part.encodings)
@@ -190,7 +195,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _fixed_width_bytes(kind: Any) -> int:
-    """Bytes of a value of fixed width, of others a number's."""
+    """Return the bytes of a fixed-width value; those of a number for other types."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _fixed_width_bytes(kind.value_type)
     if pa.types.is_fixed_size_binary(kind):

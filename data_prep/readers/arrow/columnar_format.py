@@ -1,9 +1,9 @@
-"""Rows of Arrow tables: Parquet files, data sets that `datasets` saved, and data sets of the hub.
+"""Rows of Arrow tables: Parquet files, data sets saved by `datasets`, and data sets of the hub.
 
 in   {"text": "Where is my card?", "label": 11, "at": datetime(2024, 5, 1, 12, 0)}, label a ClassLabel
 out  SourceRow("banking/train", 1, {"text": "Where is my card?", "label": "card_arrival", "at": "2024-05-01T12:00:00"})
 
-`datasets` is imported where a data set is loaded, and nowhere else.
+`datasets` is imported only if a data set is loaded.
 """
 
 import math
@@ -26,13 +26,13 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.schema.source import Source
 
 BATCH_ROWS = 500
-# What Arrow raises over a file that is damaged: in its footer at once, in a page when the page is read.
+# Errors of Arrow for damaged files: at once for the footer, during reading for a page.
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, IndexError, KeyError, OverflowError)
 CONVERSION_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 
 
 def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
-    """Returns what was found out about the table, and its rows, as data_prep.read.read does."""
+    """Return the detected properties of the table and its rows, as `data_prep.readers.read.read` does."""
     with as_recipe_errors(file.name):
         if file.kind == "parquet" and file.path.stat().st_size == 0:
             raise RecipeError(f"{file.name}: the file is empty")
@@ -43,11 +43,12 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
 
 
 def list_hub_splits(source: Source) -> list[str]:
-    """Returns the names of the splits of a hub data set. Raises StageError where the hub does not give it."""
+    """Return the split names of a hub data set. Raise StageError if it cannot be loaded."""
     return list(_load_from_hub(source.hub or "", source.config, source.revision))
 
 
 def _read_parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
+    """Return the detected properties and the rows of a Parquet file."""
     with pq.ParquetFile(file.path) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
     info, selected = _inspect_schema(file, schema, columns)
@@ -69,7 +70,7 @@ def _read_parquet(file: SourceFile, source: Source, columns: Collection[str]) ->
 def _make_decoders(
     description: dict[str, Any], columns: list[str], info: FileInfo
 ) -> dict[str, feature_decoders.Decoder]:
-    """What the columns to be read mean, and which of them are numbers that stand for names, told in `info`."""
+    """Return the decoders of the columns to read, and list the columns with class labels in `info`."""
     features = {name: feature for name, feature in description.items() if name in columns}
     if names := feature_decoders.find_class_labels(features):
         info["class_labels"] = names
@@ -77,14 +78,17 @@ def _make_decoders(
 
 
 def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[Any]:
-    """The batches of a Parquet file, none over two row groups: each has a dictionary of its own, and Arrow joins them
-    inside of no list or object."""
+    """Yield the batches of a Parquet file, none across row groups.
+
+    Each row group has its own dictionary, and Arrow does not join dictionaries inside lists or objects.
+    """
     with table:
         for group in range(table.num_row_groups):
             yield from table.iter_batches(batch_size=batch_rows, row_groups=[group], columns=columns)
 
 
 def _read_dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
+    """Return the detected properties and the rows of a saved or a hub data set."""
     if file.kind == "hub":
         split = file.name.removeprefix(f"{source.hub}/")
         data = _load_from_hub(source.hub or "", source.config, source.revision)[split]
@@ -98,6 +102,7 @@ def _read_dataset(file: SourceFile, source: Source, columns: Collection[str]) ->
 
 
 def _import_datasets() -> Any:
+    """Return the module `datasets`, imported without telemetry."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import datasets
 
@@ -106,7 +111,7 @@ def _import_datasets() -> Any:
 
 @cache
 def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
-    """The splits of a hub data set, from the cache of this user or the hub."""
+    """Return the splits of a hub data set, from the user's cache or the hub. Raise StageError if it cannot be loaded."""
     datasets = _import_datasets()
     try:
         return datasets.load_dataset(name, name=config, revision=revision, streaming=False)
@@ -120,7 +125,7 @@ def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
 
 
 def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[FileInfo, list[str]]:
-    """What a schema says, and the columns to read: all but bytes that the recipe has no use for."""
+    """Return the detected properties of a schema and the columns to read: all but unneeded binary ones."""
     names = list(schema.names)
     if len(set(names)) < len(names):
         duplicates = sorted({name for name in names if names.count(name) > 1})
@@ -131,6 +136,7 @@ def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> 
 
 
 def _holds_bytes(kind: Any) -> bool:
+    """Return whether a type consists of binary values only."""
     child_types = [kind.field(number).type for number in range(kind.num_fields)]
     return "binary" in str(kind) and (not child_types or any(map(_holds_bytes, child_types)))
 
@@ -138,6 +144,7 @@ def _holds_bytes(kind: Any) -> bool:
 def _read_rows(
     file: SourceFile, batches: Iterator[Any], decoders: dict[str, feature_decoders.Decoder], size_limits: limits.Limits
 ) -> Iterator[SourceRow]:
+    """Yield the rows of the batches. Raise RecipeError if the file is damaged."""
     number = 0
     try:
         for batch in cell_sizes.split_batches(file, batches, size_limits):
@@ -154,7 +161,7 @@ def _read_rows(
 
 
 def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
-    """The rows of a batch; one that Python has no value for does not take the others along."""
+    """Return the rows of a batch; a row that Python cannot represent does not affect the others."""
     try:
         return list(batch.to_pylist())
     except CONVERSION_ERRORS:
@@ -162,6 +169,7 @@ def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
 
 
 def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
+    """Return the only row of a batch, or the problem of its first unconvertible column."""
     values = {}
     for name in row.schema.names:
         try:
@@ -172,6 +180,7 @@ def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
 
 
 def _decode_row(values: dict[str, Any] | BadRowError, decoders: dict[str, feature_decoders.Decoder]) -> dict[str, Any]:
+    """Return the row with decoded JSON values. Raise BadRowError with the column if one cannot be decoded."""
     if isinstance(values, BadRowError):
         raise values
     row = {}
@@ -184,7 +193,7 @@ def _decode_row(values: dict[str, Any] | BadRowError, decoders: dict[str, featur
 
 
 def to_json_value(value: Any) -> Any:
-    """Returns a value of a table as JSON has it. Raises BadRowError for what JSON has not: bytes, infinity."""
+    """Return a table value as a JSON value. Raise BadRowError for other values, such as bytes and infinity."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
@@ -192,7 +201,7 @@ def to_json_value(value: Any) -> Any:
             raise BadRowError("half of a surrogate pair")
         return value
     if isinstance(value, float):
-        # pandas writes what is missing in a column of numbers as NaN.
+        # pandas writes missing values in numeric columns as NaN.
         if math.isinf(value):
             raise BadRowError("infinity")
         return None if math.isnan(value) else value
@@ -218,6 +227,7 @@ TEXT_CONVERTERS: dict[type, Callable[[Any], str]] = {
 
 
 def _unreadable_error(file: SourceFile, error: Exception, location: str = "") -> RecipeError:
+    """Return the error for a damaged file."""
     expected = "Parquet" if file.kind == "parquet" else "a data set that `datasets` saved"
     message = (str(error) or type(error).__name__).splitlines()[0]
     return RecipeError(f"{file.name}{location}: not {expected}, or a damaged one ({message}); write it anew")

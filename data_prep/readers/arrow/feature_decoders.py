@@ -1,10 +1,10 @@
-"""What columns mean that `datasets` describes: numbers that stand for names, and text that is JSON.
+"""Decoders of columns that `datasets` describes: class label numbers, and JSON texts.
 
     description   {"label": {"names": ["card_arrival", "refund"], "_type": "ClassLabel"}, "chat": {"_type": "Json"}}
     in            {"label": 1, "chat": '[{"role": "user", "content": "hello"}]'}
     out           {"label": "refund", "chat": [{"role": "user", "content": "hello"}]}
 
-A folder that `datasets` saved has the description, and so has the schema of a Parquet file that it or the hub wrote.
+The description is in folders that `datasets` saved, and in the schema of Parquet files written by it or by the hub.
 """
 
 import json
@@ -17,7 +17,7 @@ Decoder = Callable[[Any], Any]
 
 
 def read_features(schema: Any) -> dict[str, Any]:
-    """Returns the description in the metadata of an Arrow schema, columns of Arrow's own type JSON among it."""
+    """Return the description in the metadata of an Arrow schema, with columns of Arrow's JSON type."""
     features: dict[str, Any] = {
         field.name: {"_type": "Json"} for field in schema if str(field.type).startswith("extension<arrow.json")
     }
@@ -29,13 +29,13 @@ def read_features(schema: Any) -> dict[str, Any]:
 
 
 def make_decoders(description: Mapping[str, Any]) -> dict[str, Decoder]:
-    """Returns {column: what turns its stored value into the one that is meant}, without those stored as meant."""
+    """Return {column: decoder} for the columns whose stored values must be converted."""
     decoders = {name: _make_decoder(feature) for name, feature in description.items()}
     return {name: decoder for name, decoder in decoders.items() if decoder is not None}
 
 
 def find_class_labels(description: Mapping[str, Any]) -> list[str]:
-    """Returns the columns whose numbers stand for names."""
+    """Return the columns with class label numbers."""
     return sorted(
         name
         for name, feature in description.items()
@@ -44,7 +44,8 @@ def find_class_labels(description: Mapping[str, Any]) -> list[str]:
 
 
 def _make_decoder(feature: Any) -> Decoder | None:
-    if isinstance(feature, list):  # how older versions write a list
+    """Return the decoder of a feature; None if its values are stored as they are."""
+    if isinstance(feature, list):  # the list form of older versions
         feature = {"_type": "List", "feature": feature[0] if feature else {}}
     if not isinstance(feature, dict):
         return None
@@ -68,8 +69,10 @@ def _make_decoder(feature: Any) -> Decoder | None:
 
 
 def _class_label_decoder(names: list[str]) -> Decoder:
+    """Return a decoder from class numbers to names."""
+
     def decode(value: Any) -> Any:
-        if value is None or value == -1:  # how `datasets` writes that a row has no label
+        if value is None or value == -1:  # `datasets` writes a missing label as -1
             return None
         if not isinstance(value, int) or not 0 <= value < len(names):
             raise BadRowError(f"{str(value)[:20]}, and its {len(names)} names are those of 0 to {len(names) - 1}")
@@ -79,6 +82,7 @@ def _class_label_decoder(names: list[str]) -> Decoder:
 
 
 def _decode_json(value: Any) -> Any:
+    """Return the value of a JSON text. Raise BadRowError if it is not JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -88,15 +92,19 @@ def _decode_json(value: Any) -> Any:
 
 
 def _list_decoder(decoder: Decoder) -> Decoder:
+    """Return a decoder that decodes each item of a list."""
     return lambda value: [decoder(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _sequence_decoder(columns: Mapping[str, Decoder], item_decoder: Decoder) -> Decoder:
+    """Return a decoder for a sequence of objects, stored as columns or as a list."""
     decode_columns, decode_items = _struct_decoder(columns), _list_decoder(item_decoder)
     return lambda value: decode_columns(value) if isinstance(value, dict) else decode_items(value)
 
 
 def _struct_decoder(decoders: Mapping[str, Decoder]) -> Decoder:
+    """Return a decoder that decodes the fields of an object."""
+
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             return value

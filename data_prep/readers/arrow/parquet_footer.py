@@ -1,8 +1,10 @@
-"""What the footer of a Parquet file declares, read in a process of its own: PyArrow ends the process that asks it for
-the columns of some damaged footers (26.0.1: "terminate called after throwing an instance of ParquetException").
+"""Footers of Parquet files, read in a separate process that PyArrow may crash.
 
-python -m data_prep.readers.arrow.parquet_footer   reads paths as JSON, one a line, and writes what their footers
-declare, one a line:
+PyArrow ends the process for some damaged footers (26.0.1: "terminate called after throwing an instance of
+ParquetException").
+
+`python -m data_prep.readers.arrow.parquet_footer` reads JSON paths, one per line, and writes the declarations of their
+footers, one per line:
 
     {"rows": 700, "parts": [{"path": "text", "text": true, "bytes": true, "repeated": false, "encodings": ["PLAIN"],
                              "unpacked": 5120, "packed": 93, "values": 700}, ...]}
@@ -21,41 +23,41 @@ PROJECT_ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class ColumnChunk:
-    """A column of a row group, as it is stored: of lists and objects, one for each value inside."""
+    """A column of a row group as stored; lists and objects have one per value inside."""
 
     path: str
     text: bool
     bytes: bool
-    """Whether its values may have any length."""
+    """Whether the values have variable length."""
     repeated: bool
-    """Whether a row may have many of its values."""
+    """Whether a row may have several of the values."""
     encodings: frozenset[str]
     unpacked: int
     packed: int
     values: int
 
     def is_in(self, columns: set[str]) -> bool:
-        """Returns whether it is one of these columns, or inside of one."""
+        """Return whether it is one of these columns or inside one."""
         names = self.path.split(".")
         return any(".".join(names[:end]) in columns for end in range(1, len(names) + 1))
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a footer declares."""
+    """The declarations of a footer."""
 
     rows: int
     parts: list[ColumnChunk]
 
 
 class _FooterProcess:
-    """The process that reads footers, started when it is needed and again where one has ended it."""
+    """The process that reads footers, started on demand and restarted after a crash."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, path: Path) -> Any:
-        """Returns what it says of a file, None where it cannot."""
+        """Return the declarations of a file; None if the process crashed or cannot read it."""
         if self._process is None or self._process.poll() is not None:
             self.end()
             argv = [sys.executable, "-m", "data_prep.readers.arrow.parquet_footer"]
@@ -74,7 +76,7 @@ class _FooterProcess:
         return json.loads(line or b"null")
 
     def end(self) -> None:
-        """Ends the process."""
+        """End the process."""
         atexit.unregister(self.end)
         process, self._process = self._process, None
         if process is not None:
@@ -86,7 +88,7 @@ _FOOTER_PROCESS = _FooterProcess()
 
 
 def read_footer(path: Path) -> Footer:
-    """Returns what the footer of a Parquet file declares. Raises ValueError where it is damaged."""
+    """Return the declarations in the footer of a Parquet file. Raise ValueError if it is damaged."""
     payload = _FOOTER_PROCESS.ask(path)
     if payload is None:
         raise ValueError("its footer is damaged")
@@ -95,7 +97,7 @@ def read_footer(path: Path) -> Footer:
 
 
 def parse_footer(path: str) -> dict[str, Any]:
-    """Returns what a footer declares, as JSON. May end the process."""
+    """Return the declarations of a footer as JSON values. This may crash the process."""
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(path)
@@ -120,10 +122,11 @@ def parse_footer(path: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Answer paths from standard input until it ends."""
     for line in sys.stdin:
         try:
             payload = parse_footer(json.loads(line))
-        except Exception:  # noqa: BLE001 (whatever it is, the reader of the file tells it)
+        except Exception:  # noqa: BLE001 (any error: the parent process reports the file)
             payload = None
         print(json.dumps(payload), flush=True)
 
