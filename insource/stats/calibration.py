@@ -1,4 +1,4 @@
-"""How far a model's own probability can be believed: a scale fitted on other rows, and what it is worth on these.
+"""Calibration of a model's own probability: a scale fitted on other rows, and its calibration error.
 
 log-probability of the answer -0.69, slope 1.4, intercept -0.3   -> confidence 0.43
 confidences of 3,080 answers, 91% of them right, in ten bins      -> expected calibration error 0.018
@@ -13,34 +13,34 @@ import numpy as np
 
 from insource.stats.intervals import ALPHA, wilson
 
-# Probabilities are held this far from 0 and 1, where their logit has no end.
+# Minimum distance of probabilities from 0 and 1, where the logit is infinite.
 CLIP_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
 class Platt:
-    """A logistic scale on the logit of a probability (Platt 1999)."""
+    """Logistic scale on the logit of a probability (Platt 1999)."""
 
     slope: float
     intercept: float
 
     def confidence(self, log_probability: float) -> float:
-        """Returns the probability that the answer is right, from the natural logarithm of the model's own."""
+        """Return the probability that the answer is right, from the natural log-probability of the model."""
         z = self.slope * logit(log_probability) + self.intercept
         return 1 / (1 + exp(-z)) if z >= 0 else exp(z) / (1 + exp(z))
 
 
 def logit(log_probability: float) -> float:
-    """Returns log(p / (1 - p)) of a natural logarithm of p, at most as far out as NEAREST."""
+    """Return log(p / (1 - p)) of a natural log-probability, with p clipped to CLIP_EPSILON from 0 and 1."""
     clipped = min(max(log_probability, log(CLIP_EPSILON)), -CLIP_EPSILON)
     return clipped - log(-expm1(clipped))
 
 
 def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Platt | None:
-    """Returns the scale on which these answers are as often right as it says; None where all are right or all wrong.
+    """Return the scale fitted to answers; None if all answers are right or all are wrong.
 
-    scikit-learn's usual penalty (C=1) is kept: of some hundred rows it moves the scale little, and where right and
-    wrong answers happen to lie apart it keeps the scale from becoming a step.
+    scikit-learn's default penalty (C=1) stays. With some hundred rows it changes the scale little. If right and wrong
+    answers are separable, it keeps the scale from becoming a step. Raises ValueError if the lengths differ.
     """
     if len(log_probabilities) != len(right):
         raise ValueError(f"{len(log_probabilities)} log-probabilities are given for {len(right)} answers")
@@ -54,11 +54,11 @@ def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Plat
 
 
 def reliability(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> dict[str, Any]:
-    """Returns the expected calibration error and, in bins of as many rows each, confidence beside accuracy.
+    """Return the expected calibration error, and confidence and accuracy in bins of equal size.
 
     {"n", "ece", "bins": [{"low", "high", "n", "confidence", "accuracy", "ci_low", "ci_high"}]}: low and high are the
-    least and the greatest confidence in a bin, the interval of its accuracy is Wilson's at 95%. Equal confidences share
-    a bin, so there may be fewer. Raises ValueError where there is no row, or not a confidence for each.
+    smallest and largest confidence of a bin. ci_low and ci_high are Wilson's 95% interval of its accuracy. Equal
+    confidences share a bin, so there may be fewer bins. Raises ValueError without rows, or if the lengths differ.
     """
     if not len(right) or len(confidences) != len(right):
         raise ValueError(f"{len(confidences)} confidences are given for {len(right)} answers; give one for each")

@@ -1,12 +1,11 @@
-"""Whether new observations look like those of before: two samples of numbers, two mixes of categories, and a share that
-was promised.
+"""Drift tests: two samples of numbers, two category distributions, and a promised proportion.
 
 confidences of 403 rows and of 12,000 requests   -> largest difference of their distributions 0.041, p 0.53
 labels of the same                               -> 4.2% of the answers would have to change, p 0.31
 180 of 200 answers right, promised 0.95          -> p 0.0027
 
-With a fixed first sample, more of the second finds no smaller differences than the first one's size allows: at 400
-rows about 0.08, at 1,000 about 0.05 (p 0.01). Observations count as independent.
+With a fixed first sample, the size of the first sample limits the detectable difference: about 0.08 at 400 rows,
+0.05 at 1,000 rows (p 0.01). More rows in the second sample do not lower it. Observations count as independent.
 """
 
 from collections.abc import Mapping
@@ -14,25 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Up to so many in both samples the null distribution of the largest difference is counted and not approximated, which
-# takes a second at 1,000.
+# Largest sample with the exact null distribution instead of the asymptotic one. Exact takes a second at 1,000.
 MAX_EXACT_SAMPLE = 100
-# Cochran's rule: categories that are expected less often are put together.
+# Cochran's rule: categories with a lower expected count are merged.
 MIN_EXPECTED_COUNT = 5.0
 
 
 @dataclass(frozen=True)
 class TwoSampleResult:
-    """Two samples side by side."""
+    """Distance of two samples and its p-value."""
 
     distance: float
-    """From 0, alike, to 1."""
+    """0 (equal) to 1."""
     p_value: float
 
 
 def ks_statistic(reference: Mapping[int, int], current: Mapping[int, int]) -> float:
-    """Returns the largest difference of two cumulative distributions, each given as {value: how often}; 0 where one of
-    them is empty."""
+    """Return the largest difference of two cumulative distributions, each as {value: count}; 0 if one is empty."""
     total_reference, total_current = sum(reference.values()), sum(current.values())
     if not total_reference or not total_current:
         return 0.0
@@ -44,8 +41,10 @@ def ks_statistic(reference: Mapping[int, int], current: Mapping[int, int]) -> fl
 
 
 def ks_test(reference: Mapping[int, int], current: Mapping[int, int]) -> TwoSampleResult:
-    """Returns the two-sample test of Kolmogorov and Smirnov on values given as {value: how often}; equal values make it
-    conservative. Raises ValueError where a sample is empty."""
+    """Return the two-sample Kolmogorov-Smirnov test of values as {value: count}.
+
+    Equal values make it conservative. Raises ValueError if a sample is empty.
+    """
     from scipy.stats import ks_2samp
 
     reference_values, current_values = (
@@ -62,7 +61,7 @@ def ks_test(reference: Mapping[int, int], current: Mapping[int, int]) -> TwoSamp
 
 
 def total_variation(reference: Mapping[str, int], current: Mapping[str, int]) -> float:
-    """Returns the share of one mix that would have to change for it to be the other; 0 where one of them is empty."""
+    """Return the fraction of one distribution that must change to equal the other; 0 if one is empty."""
     total_reference, total_current = sum(reference.values()), sum(current.values())
     if not total_reference or not total_current:
         return 0.0
@@ -76,8 +75,11 @@ def total_variation(reference: Mapping[str, int], current: Mapping[str, int]) ->
 
 
 def chi_square_test(reference: Mapping[str, int], current: Mapping[str, int]) -> TwoSampleResult:
-    """Returns Pearson's chi-square test of two mixes, given as {category: how often}. Categories that are expected
-    fewer than 5 times in one of them are put together. Raises ValueError where a sample is empty."""
+    """Return Pearson's chi-square test of two distributions, each as {category: count}.
+
+    Categories with an expected count below 5 in one of them are merged. The distance is the total variation. Raises
+    ValueError if a sample is empty.
+    """
     from scipy.stats import chi2_contingency
 
     names = sorted({*reference, *current})
@@ -87,7 +89,7 @@ def chi_square_test(reference: Mapping[str, int], current: Mapping[str, int]) ->
         raise ValueError("a sample is empty")
     rare = table.sum(axis=0) * sizes.min() / total < MIN_EXPECTED_COUNT
     merged = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)]) if rare.any() else table
-    # Together they may still be few: then they join the most frequent one.
+    # If the merged category is still rare, it joins the most frequent one.
     if rare.any() and merged.shape[1] > 1 and merged[:, -1].sum() * sizes.min() / total < MIN_EXPECTED_COUNT:
         merged[:, np.argmax(merged[:, :-1].sum(axis=0))] += merged[:, -1]
         merged = merged[:, :-1]
@@ -96,15 +98,20 @@ def chi_square_test(reference: Mapping[str, int], current: Mapping[str, int]) ->
 
 
 def binomial_p_value(right: int, n: int, promised: float) -> float:
-    """Returns the exact one-sided binomial p-value of so few of n being right where at least `promised` of them should
-    be; 1 of none."""
+    """Return the one-sided exact binomial p-value of at most `right` of n, if the true proportion is `promised`.
+
+    1 if n is 0.
+    """
     from scipy.stats import binom
 
     return float(binom.cdf(right, n, promised)) if n else 1.0
 
 
 def find_largest_change(reference: Mapping[str, int], current: Mapping[str, int]) -> tuple[str, float, float]:
-    """Returns the category whose share changed most, with its two shares. Raises ValueError where a sample is empty."""
+    """Return the category with the largest change of its proportion, and its two proportions.
+
+    Raises ValueError if a sample is empty.
+    """
     total_reference, total_current = sum(reference.values()), sum(current.values())
     if not total_reference or not total_current:
         raise ValueError("a sample is empty")

@@ -1,4 +1,4 @@
-"""The interval of a metric: Wilson for shares of independent rows, else a bias-corrected and accelerated bootstrap.
+"""Interval of a metric: Wilson for proportions of independent rows, else a bias-corrected and accelerated bootstrap.
 
 accuracy, 912 of 1,000 rows right                -> 0.912, 0.893 to 0.928, Wilson
 macro-F1 of the same rows                        -> 0.904, 0.884 to 0.922, BCa bootstrap
@@ -15,13 +15,13 @@ from insource.stats.metric_stats import Array, MetricStats
 from insource.stats.resampling import Counts, bootstrap, group_units, index_clusters, jackknife
 
 ALPHA, RESAMPLES, SEED = 0.05, 2000, 17
-# Closer than this, two figures differ by rounding alone.
+# Values that are closer than this differ only by rounding.
 ATOL = 1e-12
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the ends of its interval, which it lies within."""
+    """A value and the ends of its interval; low <= value <= high."""
 
     value: float
     low: float
@@ -38,11 +38,11 @@ def compute_interval(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Interval:
-    """Returns the metric of a tally with its interval at 1 - alpha.
+    """Return the metric of all rows with its interval at 1 - alpha.
 
-    A cluster is drawn as a whole; a row of None is one of its own. Where rows or clusters are all alike there is
-    nothing to draw: a share gets Wilson's interval of as many rows as there are clusters ("Wilson by cluster"), any
-    other figure is both ends. Raises ValueError where there is no row, or not a cluster for each.
+    A cluster is drawn as a unit; a row with cluster None is its own cluster. If all rows or clusters are equal, there
+    is nothing to resample. A proportion then gets Wilson's interval with n = number of clusters ("Wilson by cluster").
+    Any other metric then is both ends. Raises ValueError without rows, or if rows and clusters differ in number.
     """
     if not stats.n:
         raise ValueError("a figure of no rows has no interval; leave it out")
@@ -63,7 +63,7 @@ def compute_interval(
 
 
 def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
-    """Returns the ends of the score interval of a share of n (Wilson 1927)."""
+    """Return the ends of the score interval of a proportion of n (Wilson 1927)."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(share * n, n, alpha=alpha, method="wilson")
@@ -71,10 +71,10 @@ def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
 
 
 def expanded_quantile(alpha: float, units: int) -> float:
-    """Returns the normal quantile of the ends, which with few units is farther out than that of alpha / 2.
+    """Return the normal quantile of the ends; with few units it is larger than that of alpha / 2.
 
-    Percentiles of resamples are too close by sqrt(1 - 1/units), and stand for a normal quantile where t's is due; this
-    mends both for a mean (Hesterberg 2015, The American Statistician 69, 371-386: the expanded percentile interval).
+    Percentiles of resamples are too narrow by sqrt(1 - 1/units), and use a normal quantile instead of Student's t. This
+    corrects both for a mean (Hesterberg 2015, The American Statistician 69, 371-386: expanded percentile interval).
     """
     from scipy.special import stdtrit
 
@@ -84,10 +84,10 @@ def expanded_quantile(alpha: float, units: int) -> float:
 def bca(
     value: float, resampled: Array, jackknife_values: Array, counts: Counts, quantile: float
 ) -> tuple[float, float]:
-    """Returns the ends of the bias-corrected and accelerated interval (Efron 1987), `quantile` being the normal one.
+    """Return the ends of the bias-corrected and accelerated interval (Efron 1987); `quantile` is the normal quantile.
 
-    left_out: the figure without one unit of each cell, counts: the units of each cell. Resamples that equal the value
-    count half as below it. Where the bias is so large that the interval would not hold the value, it is made to.
+    jackknife_values: the value without one unit of each cell. counts: the units of each cell. Resamples equal to the
+    value count half as below it. The interval is extended to contain the value if the bias excludes it.
     """
     from scipy.special import ndtr, ndtri
 
@@ -97,14 +97,14 @@ def bca(
     fraction_below = np.mean(resampled < value - tolerance) + np.mean(np.abs(resampled - value) <= tolerance) / 2
     bias = ndtri(np.clip(fraction_below, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
     z = bias + np.array([-quantile, quantile])
-    # Past the pole of a very skewed figure the end is the farthest resample.
+    # Beyond the pole of a very skewed metric, the end is the farthest resample.
     denominator = np.maximum(1 - acceleration(jackknife_values, counts) * z, 1e-9)
     low, high = np.quantile(resampled, ndtr(bias + z / denominator))
     return min(float(low), value), max(float(high), value)
 
 
 def acceleration(jackknife_values: Array, counts: Counts) -> float:
-    """Returns how much the standard error changes with the figure: a sixth of the jackknife's skewness."""
+    """Return how much the standard error changes with the value: a sixth of the jackknife's skewness."""
     n = counts.sum()
     deviations = (counts @ jackknife_values) / n - jackknife_values
     squares = float(counts @ deviations**2)

@@ -1,13 +1,13 @@
-"""The loosest threshold on a confidence above which answers keep a target: Learn then Test with a fixed sequence.
+"""The lowest confidence threshold whose answers meet a target: Learn then Test with a fixed sequence.
 
 thresholds 0.99, 0.98, ... 0.31, 0 of validation rows; 900 calibration rows; 95% right, with 95% confidence
   -> begins at 0.93, 27 thresholds tested, 0.66 is the last that passes: p = 0.021
 
 Learn then Test (Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv:2110.01052): each threshold is a hypothesis,
-"the answers kept by it miss the target", with a p-value of the calibration rows. They are tested from strict to loose,
-each at 1 - confidence, until one cannot be rejected. So the chance that any threshold which passed misses the target is
-at most 1 - confidence. That needs thresholds, and a place where the sequence begins, which do not depend on the
-calibration rows: both are of validation rows.
+"the answers above it miss the target", with a p-value from the calibration rows. Thresholds are tested from strict to
+loose, each at 1 - confidence, until one is not rejected. The probability that any passed threshold misses the target
+is then at most 1 - confidence. Thresholds and the start of the sequence must not depend on the calibration rows, so
+both come from validation rows.
 """
 
 from collections.abc import Sequence
@@ -22,45 +22,47 @@ from insource.stats.metric_stats import Array
 
 MAX_THRESHOLDS = 100
 POWER = 0.8
-# Nobody labels more than this.
+# Upper limit of required rows; larger numbers are not worth labelling.
 MAX_ROWS = 1_000_000
-# Numbers of rows that are tried, each about a tenth larger than the last.
+# Number of row counts that estimate_required_rows tries; each is about 10% larger than the last.
 ROW_GRID_SIZE = 100
-# Fewer kept rows tell nothing of the rows that would be needed.
+# Fewer kept rows are too few to estimate the required rows.
 MIN_KEPT_ROWS = 20
-# Share of misses that is given away to bound how often two systems differ (Berger and Boos 1994), and how many such
-# shares are tried.
+# Error probability spent on the bound of the discordant proportion (Berger and Boos 1994), and the number of
+# proportions that are tried.
 BETA, NUISANCE_GRID_SIZE = 1e-3, 17
 
 
 class Claim(Protocol):
-    """What is to be shown of the rows that a threshold keeps."""
+    """A claim about the scores of the rows that a threshold keeps."""
 
     def p_value(self, scores: Array) -> float:
-        """Returns the probability of scores as good as these, or better, where the claim is false."""
+        """Return the probability of scores as good as these, or better, if the claim is false."""
 
     def expected(self, right: Array) -> tuple[Array, Array]:
-        """Returns mean and standard deviation of scores where such shares of the answers are right."""
+        """Return mean and standard deviation of scores, for these proportions of right answers."""
 
     def spread(self, scores: Array) -> tuple[float, float]:
-        """Returns mean and standard deviation of scores, with one of the best and one of the worst added, so that a few
-        equal ones do not look sure."""
+        """Return mean and standard deviation of scores, with one best and one worst score added.
+
+        The two scores keep a few equal scores from looking certain.
+        """
 
     def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
-        """Returns the probability that so many kept rows show the claim at `alpha`, for each mean and deviation."""
+        """Return the probability that this many kept rows show the claim at `alpha`, for each mean and deviation."""
 
     def least_rows(self, alpha: float) -> int:
-        """Returns how many kept rows show the claim at `alpha` where none of them speaks against it."""
+        """Return the minimum number of kept rows that show the claim at `alpha`, if all scores support it."""
 
 
 @dataclass(frozen=True)
 class MeanAbove:
-    """More than `target` of the kept answers are right; or the mean of scores from 0 to 1 is above it."""
+    """More than `target` of the kept answers are right, or the mean of scores in [0, 1] is above `target`."""
 
     target: float
 
     def p_value(self, scores: Array) -> float:
-        """Returns the exact binomial p-value of scores 0 and 1, that of Hoeffding and Bentkus of others."""
+        """Return the exact binomial p-value for scores 0 and 1, that of Hoeffding and Bentkus for others."""
         from scipy.stats import binom
 
         n = len(scores)
@@ -81,7 +83,7 @@ class MeanAbove:
         from scipy.stats import binom
 
         whole = np.floor(rows)
-        # One more right than this has a p-value of at most alpha; of too few rows there is no such count.
+        # One more right answer than isf has a p-value of at most alpha. Too few rows have no such count.
         return np.asarray(binom.sf(binom.isf(alpha, whole, self.target), whole, mean))
 
     def least_rows(self, alpha: float) -> int:
@@ -90,20 +92,22 @@ class MeanAbove:
 
 @dataclass(frozen=True)
 class NonInferior:
-    """The kept answers are right at most `margin` less often than another system's answers to the same rows. Scores are
-    differences: 1 where the first system alone is right, -1 where the other is, else 0."""
+    """The kept answers are right at most `margin` less often than another system's answers to the same rows.
+
+    Scores are differences: 1 if only the first system is right, -1 if only the other is, else 0.
+    """
 
     margin: float
 
     def p_value(self, scores: Array) -> float:
-        """Returns the exact unconditional p-value, see `difference_p_value`. Raises ValueError for other scores."""
+        """Return the exact unconditional p-value, see difference_p_value. Raises ValueError for other scores."""
         won, lost = int(np.sum(scores == 1)), int(np.sum(scores == -1))
         if won + lost + int(np.sum(scores == 0)) != len(scores):
             raise ValueError("scores of a paired comparison are 1, 0 and -1")
         return difference_p_value(won, lost, len(scores), self.margin)
 
     def expected(self, right: Array) -> tuple[Array, Array]:
-        # The other system is not asked for validation rows: as if it were right as often, and independently.
+        # The other system does not answer validation rows: assume the same proportion, independently.
         return np.zeros_like(right), np.sqrt(2 * right * (1 - right))
 
     def spread(self, scores: Array) -> tuple[float, float]:
@@ -122,24 +126,26 @@ class NonInferior:
 
 @dataclass(frozen=True)
 class FixedSequenceResult:
-    """A fixed sequence of thresholds, strict to loose, and how far it was passed."""
+    """A fixed sequence of thresholds, strict to loose, and its p-values."""
 
     thresholds: Sequence[float]
-    """All that were to be tested, of validation rows."""
+    """All planned thresholds, from validation rows."""
     p_values: Sequence[float]
-    """Of those that were tested; all but the last pass, and the last where none failed."""
+    """P-values of the tested thresholds. All but the last pass; the last passes if no threshold failed."""
     alpha: float
 
     @property
     def chosen(self) -> int | None:
-        """Returns which threshold is the loosest that passed, None where the first did not."""
+        """Return the index of the loosest threshold that passed, None if the first failed."""
         passed = sum(p_value <= self.alpha for p_value in self.p_values)
         return passed - 1 if passed else None
 
 
 def build_thresholds(confidences: Sequence[float], max_thresholds: int = MAX_THRESHOLDS) -> list[float]:
-    """Returns thresholds from strict to loose: confidences of (validation) rows, in equal steps of rows, and last 0,
-    which keeps everything. Equal ones are one threshold."""
+    """Return thresholds from strict to loose: confidences of validation rows in equal steps of rows, and 0 at the end.
+
+    0 keeps all rows. Equal thresholds are merged.
+    """
     values = np.asarray(confidences, dtype=np.float64)
     if not len(values):
         return [0.0]
@@ -148,22 +154,22 @@ def build_thresholds(confidences: Sequence[float], max_thresholds: int = MAX_THR
 
 
 def count_kept(confidences: Array, thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Returns how many rows each threshold keeps."""
+    """Return the number of rows that each threshold keeps."""
     return len(confidences) - np.searchsorted(np.sort(confidences), np.asarray(thresholds), side="left")
 
 
 def find_start(
     claim: Claim, thresholds: Sequence[float], confidences: Array, right: Array, rows: int, alpha: float
 ) -> int:
-    """Returns where the sequence begins, for so many calibration rows: at the threshold whose chance to pass is the
-    best, by confidences and right answers of validation rows.
+    """Return the index of the threshold with the highest probability to pass, for `rows` calibration rows.
 
-    A stricter one keeps too few rows to show anything, and a fixed sequence ends at its first failure.
+    `confidences` and `right` are of validation rows. A stricter threshold keeps too few rows to show the claim, and a
+    fixed sequence ends at its first failure.
     """
     order = np.argsort(-confidences, kind="stable")
     hits = np.append(0.0, np.cumsum(right[order]))
     counts = count_kept(confidences, thresholds)
-    # With one row for and one against, so that the strictest rows do not look surer than they are.
+    # One right and one wrong row are added, so that the strictest rows do not look certain.
     mean, deviation = claim.expected((hits[counts] + 1) / (counts + 2))
     expected_rows = rows * counts / max(1, len(confidences))
     power = claim.chance(mean, deviation, expected_rows, alpha)
@@ -173,7 +179,7 @@ def find_start(
 def run_fixed_sequence(
     claim: Claim, thresholds: Sequence[float], confidences: Array, scores: Array, alpha: float
 ) -> FixedSequenceResult:
-    """Returns how far calibration rows pass a sequence of thresholds that does not depend on them."""
+    """Return the p-values of calibration rows for thresholds that do not depend on these rows."""
     order = np.argsort(-confidences, kind="stable")
     ordered, p_values = scores[order], []
     for count in count_kept(confidences, thresholds):
@@ -186,15 +192,17 @@ def run_fixed_sequence(
 def estimate_required_rows(
     claim: Claim, thresholds: Sequence[float], confidences: Array, scores: Array, alpha: float
 ) -> int | None:
-    """Returns about how many calibration rows would show the claim for some threshold in four of five cases, if answers
-    are as good as these; None where no threshold passes it in truth, so that no number of rows would."""
+    """Return the approximate number of calibration rows that show the claim for some threshold with a power of 80%.
+
+    Assumes answers as good as these. None if no threshold meets the claim, so that no number of rows suffices.
+    """
     ordered = scores[np.argsort(-confidences, kind="stable")]
     counts = [int(count) for count in count_kept(confidences, thresholds) if count >= MIN_KEPT_ROWS]
     if not counts:
         return None
     mean, deviation = np.array([claim.spread(ordered[:count]) for count in counts]).T
     shares = np.array(counts) / len(confidences)
-    # By the best of many thresholds it would look easier than it is: half a standard error is taken off.
+    # The best of many thresholds is optimistic: half a standard error is subtracted.
     mean = mean - deviation / np.sqrt(counts) / 2
     for rows in np.geomspace(claim.least_rows(alpha), MAX_ROWS, ROW_GRID_SIZE):
         if claim.chance(mean, deviation, rows * shares, alpha).max() >= POWER:
@@ -203,8 +211,10 @@ def estimate_required_rows(
 
 
 def hoeffding_bentkus(mean: float, n: int, target: float) -> float:
-    """Returns the p-value of "scores from 0 to 1 have a mean of at most `target`" (Bates et al. 2021, Journal of the
-    ACM 68, 43; Angelopoulos et al. 2021, proposition 6)."""
+    """Return the p-value of "scores in [0, 1] have a mean of at most `target`".
+
+    Source: Bates et al. 2021, Journal of the ACM 68, 43; Angelopoulos et al. 2021, proposition 6.
+    """
     from scipy.special import rel_entr
     from scipy.stats import binom
 
@@ -216,12 +226,13 @@ def hoeffding_bentkus(mean: float, n: int, target: float) -> float:
 
 
 def difference_p_value(won: int, lost: int, n: int, margin: float) -> float:
-    """Returns the exact p-value of "the first system is right less often by `margin` or more", of n paired rows.
+    """Return the exact p-value of "the first system is right less often by `margin` or more", for n paired rows.
 
-    won, lost: rows that the first, or the other, system alone has right. The statistic is won - lost. How often the two
-    differ is not known: the p-value is the largest over all such shares up to a bound that holds but with probability
-    BETA, which is added (Berger and Boos 1994, JASA 89, 1012-1016). At a given share the difference of just the margin
-    is the least favourable, since moving a row from lost to won can only raise the statistic.
+    won, lost: rows that only the first, or only the other, system has right. The statistic is won - lost. The
+    discordant proportion is unknown: the p-value is the maximum over all proportions up to a bound. The bound fails
+    with probability BETA, which is added (Berger and Boos 1994, JASA 89, 1012-1016). At a given proportion, a true
+    difference of exactly the margin is least favorable, since moving a row from lost to won can only raise the
+    statistic.
     """
     from scipy.special import betaincinv
     from scipy.stats import binom
@@ -233,7 +244,7 @@ def difference_p_value(won: int, lost: int, n: int, margin: float) -> float:
     if max_share <= margin:
         return BETA
     shares = np.linspace(margin, max_share, NUISANCE_GRID_SIZE)[:, None]
-    # Counts of differing rows that practically never occur are left out, and added as if they spoke against it.
+    # Very improbable counts of discordant rows are skipped; their probability is added to the p-value.
     low, high = int(binom.ppf(BETA * 1e-6, n, margin)), int(binom.isf(BETA * 1e-6, n, max_share))
     counts = np.arange(low, high + 1)[None, :]
     min_won = np.ceil((counts + won - lost) / 2)

@@ -1,10 +1,10 @@
-"""A metric as a figure made of sums over rows, so that it can be computed anew for any resample of the rows.
+"""A metric as a function of sums over rows, so that any resample of the rows can be evaluated.
 
-accuracy    columns right, 1                          sums (912, 1000)      -> 0.912
-macro-F1    columns right, said, wanted of each label sums (3 times 77)     -> the mean of 77 F1
-field F1    columns right, said, wanted               sums (800, 950, 1000) -> 0.82
+accuracy    columns right, 1                             sums (912, 1000)      -> 0.912
+macro-F1    columns right, predicted, expected by label  sums (3 times 77)     -> the mean of 77 F1
+field F1    columns right, predicted, expected           sums (800, 950, 1000) -> 0.82
 
-A row is a vector of counts; a resample of rows is a sum of them. Bootstrap, jackknife and permutation then need neither
+A row is a vector of counts; a resample of rows is a sum of vectors. Bootstrap, jackknife and permutation need neither
 the answers nor the task.
 """
 
@@ -30,37 +30,39 @@ class MetricStats:
 
     @property
     def n(self) -> int:
-        """Returns how many rows there are."""
+        """Return the number of rows."""
         return int(self.rows.shape[0])
 
     @property
     def proportion(self) -> bool:
-        """Returns whether the metric is a share: the mean of rows that are right (1) or wrong (0)."""
+        """Return whether the metric is a proportion: the mean of rows that are right (1) or wrong (0)."""
         return self.value is mean and not np.any(self.rows[:, 0] % 1) and float(np.max(self.rows, initial=0)) <= 1
 
     def at(self, indices: Sequence[int]) -> "MetricStats":
-        """Returns the same metric of some of the rows, by their numbers."""
+        """Return the same metric of the rows at these indices."""
         return replace(self, rows=self.rows[np.asarray(indices, dtype=np.int64)])
 
     def figure(self) -> float:
-        """Returns the metric of all rows."""
+        """Return the metric of all rows."""
         return float(self.value(np.asarray(self.rows.sum(axis=0)).reshape(1, -1))[0])
 
 
 def mean_metric(scores: Sequence[float]) -> MetricStats:
-    """Returns the mean of one score a row; right and wrong are 1 and 0."""
+    """Return the mean of one score per row; right and wrong are 1 and 0."""
     values = np.asarray(scores, dtype=np.float64)
     return MetricStats(np.column_stack([values, np.ones_like(values)]), mean)
 
 
 def micro_f1_metric(right: Sequence[float], predicted: Sequence[float], expected: Sequence[float]) -> MetricStats:
-    """Returns F1 over all that was said and wanted in all rows together (micro)."""
+    """Return micro F1: F1 over the predicted and expected counts of all rows together."""
     return MetricStats(np.column_stack([right, predicted, expected]).astype(np.float64), micro_f1)
 
 
 def macro_f1_metric(targets: Sequence[int], predictions: Sequence[int], n_labels: int) -> MetricStats:
-    """Returns macro-F1 over the labels that occur. Labels are numbers below `n_labels`; -1 is an answer that is
-    none."""
+    """Return macro-F1 over the labels that occur.
+
+    Labels are integers below `n_labels`; prediction -1 is an answer without a label.
+    """
     from scipy.sparse import csr_array
 
     expected, predicted = np.asarray(targets), np.asarray(predictions)
@@ -75,8 +77,10 @@ def macro_f1_metric(targets: Sequence[int], predictions: Sequence[int], n_labels
 def multilabel_macro_f1_metric(
     targets: Sequence[AbstractSet[int]], predictions: Sequence[AbstractSet[int]], n_labels: int
 ) -> MetricStats:
-    """Returns macro-F1 over the labels that occur, where a row has a set of them. Labels are numbers below
-    `n_labels`."""
+    """Return macro-F1 over the labels that occur, for rows with sets of labels.
+
+    Labels are integers below `n_labels`.
+    """
     from scipy.sparse import csr_array
 
     right = [expected & predicted for expected, predicted in zip(targets, predictions, strict=True)]
@@ -94,7 +98,7 @@ def multilabel_macro_f1_metric(
 
 
 def precision_recall(right: int, predicted: int, expected: int) -> dict[str, float]:
-    """Returns {"precision", "recall", "f1", "n"} of what was said, wanted (n) and both; 0 where there is no figure."""
+    """Return {"precision", "recall", "f1", "n"} from counts; n is `expected`. Undefined values are 0."""
     return {
         "precision": right / predicted if predicted else 0.0,
         "recall": right / expected if expected else 0.0,
@@ -104,19 +108,19 @@ def precision_recall(right: int, predicted: int, expected: int) -> dict[str, flo
 
 
 def mean(sums: Array) -> Array:
-    """Returns scores summed over rows: the mean."""
+    """Return the mean of scores summed over rows; sums are (b, 2)."""
     values: Array = sums[:, 0] / sums[:, 1]
     return values
 
 
 def micro_f1(sums: Array) -> Array:
-    """Returns 2 right / (said + wanted); 1 where nothing was wanted and nothing was said."""
+    """Return 2 right / (predicted + expected); 1 if both are 0."""
     both = sums[:, 1] + sums[:, 2]
     return np.where(both > 0, 2 * sums[:, 0] / np.maximum(both, 1e-12), 1.0)
 
 
 def macro_f1(sums: Array) -> Array:
-    """Returns the mean over labels of 2 right / (said + wanted), labels left out that neither side has."""
+    """Return the mean over labels of 2 right / (predicted + expected), without labels whose counts are 0."""
     right, predicted, expected = np.split(sums, 3, axis=1)
     both = predicted + expected
     occurs = both > 0

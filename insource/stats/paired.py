@@ -1,8 +1,8 @@
-"""The difference of two systems on the same rows: its interval, its test, and what these rows could have shown.
+"""Difference of two systems on the same rows: interval, test, and smallest detectable difference.
 
-a right in 912 of 1,000 rows, b in 887; a alone right in 60, b alone in 35
+a right in 912 of 1,000 rows, b in 887; only a right in 60, only b right in 35
   -> delta 0.025, 0.005 to 0.045, p 0.013 (exact McNemar), smallest detectable difference 0.027
-margin 0.02 -> superior: the whole interval is above 0
+margin 0.02 -> superior: all of the interval is above 0
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from insource.stats.resampling import (
 Conclusion = Literal["superior", "non-inferior", "worse", "undecided"]
 PERMUTATIONS = 10_000
 POWER = 0.8
-# Nobody labels more than this to decide.
+# Upper limit of required rows; larger numbers are not worth labelling.
 MAX_ROWS = 10_000_000
 
 
@@ -43,17 +43,17 @@ class PairedDifference:
     low: float
     high: float
     p_value: float
-    """Two-sided, of no difference."""
+    """Two-sided p-value of no difference."""
     test: str
     """exact McNemar | paired permutation | paired permutation by cluster."""
     alpha: float
     """The interval is at 1 - alpha."""
     discordant: int | None
-    """Rows that one of the two alone has right, for shares."""
+    """Rows that exactly one of the two has right; proportions only."""
     spread: float
-    """Standard deviation of one row's difference: the standard error times sqrt(n), so that clusters are in it."""
+    """Standard deviation of one row's difference: standard error times sqrt(n), clusters included."""
     mde: float
-    """The smallest true difference that n such rows find with a power of 80%, at alpha, two-sided."""
+    """Smallest true difference that n such rows detect with a power of 80%, at alpha, two-sided."""
     clusters: int | None
 
 
@@ -68,19 +68,20 @@ def compute_paired_difference(
     seed: int = SEED,
     distribution_free: bool = False,
 ) -> PairedDifference:
-    """Returns the difference a - b of one metric on the same rows.
+    """Return the difference a - b of one metric on the same rows.
 
-    Shares of independent rows: the exact McNemar test, and Gaffke's interval (bounded_mean.py), which excludes 0
-    exactly where the test rejects. Anything else: a permutation test that swaps a and b within a row, or within a whole
-    cluster, and the BCa interval of the paired difference, which contains 0 where the test does not reject.
-    With `distribution_free`, a mean of scores from 0 to 1 of independent rows has Gaffke's interval too, whatever their
-    distribution. Swapping a and b turns the signs and changes nothing else. Raises ValueError where a and b are not one
-    metric of the same rows, or where `distribution_free` is given for scores outside 0 to 1.
+    Proportions of independent rows: exact McNemar test and Gaffke's interval (bounded_mean.py), which excludes 0
+    exactly if the test rejects. All else: a permutation test that swaps a and b within a row or cluster, and the BCa
+    interval of the paired difference, which contains 0 if the test does not reject.
+
+    With `distribution_free`, a mean of scores in [0, 1] of independent rows has Gaffke's interval for any distribution.
+    Swapping a and b negates the signs and changes nothing else. Raises ValueError if a and b are not one metric of the
+    same rows, or if `distribution_free` is set for scores outside [0, 1].
     """
     if not a.n or a.rows.shape != b.rows.shape or a.value is not b.value:
         raise ValueError(f"tallies of {a.rows.shape} and {b.rows.shape} are not one metric of the same rows")
     if a.figure() < b.figure():
-        # One order for both, so that both draw the same resamples.
+        # (a, b) and (b, a) must draw the same resamples.
         swapped = compute_paired_difference(
             b,
             a,
@@ -104,9 +105,10 @@ def compute_paired_difference(
 
 
 def classify_difference(difference: PairedDifference, margin: float) -> Conclusion:
-    """Returns what the interval says of a against b: better, not worse by the margin, worse by it, or nothing.
+    """Return the conclusion that the interval supports for a against b.
 
-    An end that is at 0 or at the margin but for rounding has not passed it.
+    superior: above 0. non-inferior: above -margin. worse: below -margin. An end that equals 0 or -margin up to rounding
+    has not passed it.
     """
     if difference.low > ATOL:
         return "superior"
@@ -116,8 +118,11 @@ def classify_difference(difference: PairedDifference, margin: float) -> Conclusi
 
 
 def estimate_required_rows(difference: PairedDifference, margin: float, power: float = POWER) -> int | None:
-    """Returns how many rows would probably put the whole interval on one side of minus the margin, if the difference is
-    truly the one seen; None where that is about at the margin, so that ten million would not do."""
+    """Return the number of rows that would probably put the interval on one side of -margin.
+
+    Assumes that the true difference is the observed one. None if it is so close to -margin that MAX_ROWS do not
+    suffice.
+    """
     distance = abs(difference.delta + margin)
     reach = _detectable_z(difference.alpha, power) * difference.spread
     rows = (reach / distance) ** 2 if distance > ATOL else inf
@@ -125,18 +130,12 @@ def estimate_required_rows(difference: PairedDifference, margin: float, power: f
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns the p-values adjusted for their number (Holm 1979), in their order."""
+    """Return the p-values in their order, adjusted for their number (Holm 1979)."""
     from statsmodels.stats.multitest import multipletests
 
     if not p_values:
         return []
     return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
-
-
-def compute_expected_mde(n: int, discordance: float, alpha: float = ALPHA, power: float = POWER) -> float:
-    """Returns the smallest difference of two shares that n independent rows find, `discordance` being the share of rows
-    that one of the two alone has right: 0.045 for 391 rows and 0.1."""
-    return _detectable_z(alpha, power) * sqrt(discordance / n)
 
 
 def _compare_proportions(a: MetricStats, b: MetricStats, alpha: float) -> PairedDifference:
@@ -145,7 +144,7 @@ def _compare_proportions(a: MetricStats, b: MetricStats, alpha: float) -> Paired
     n, (only_a, only_b) = a.n, _count_discordant(a, b)
     low, high = proportion_interval(only_a, only_b, n, alpha)
     error = _bonett_price_error(only_a, only_b, n)
-    # The test reads nothing but the corners in which the two differ.
+    # The test reads only the discordant cells.
     p_value = float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
     return PairedDifference(
         n=n,
@@ -180,7 +179,7 @@ def _compare_by_resampling(
     bootstrap_rng, permutation_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     swap_deltas = _swap_deltas(pairs, columns)
     if swap_deltas.n == 0 or pairs.n == 1:
-        # No draw can differ from these rows, which is no proof that rows to come cannot: as of shares.
+        # No resample can differ from these rows, but future rows can: use the interval of proportions.
         (low, high), error = proportion_interval(0, 0, pairs.n, alpha), _bonett_price_error(0, 0, pairs.n)
         low, high = max(min(-1.0, delta), delta + low), min(max(1.0, delta), delta + high)
     else:
@@ -189,7 +188,7 @@ def _compare_by_resampling(
         error = float(np.std(resampled)) * sqrt(pairs.n / (pairs.n - 1))
     p_value = _permutation_p_value(swap_deltas, pairs.total, difference, permutations, permutation_rng)
     if p_value > alpha:
-        # Resamples of a few units that differ, all to one side, hardly ever reach 0; the exact test knows how few.
+        # Resamples of few discordant units, all on one side, almost never reach 0, but the exact test accounts for it.
         low, high = min(low, 0.0), max(high, 0.0)
     return PairedDifference(
         n=a.n,
@@ -207,7 +206,7 @@ def _compare_by_resampling(
 
 
 def _swap_deltas(pairs: ResamplingUnits, columns: int) -> ResamplingUnits:
-    """Returns what a unit adds to the sums of both where a and b change places in it, for units that differ."""
+    """Return the change of both sums if a and b swap places in a unit, for units where they differ."""
     deltas = pairs.sums[:, columns:] - pairs.sums[:, :columns]
     differ = np.flatnonzero(find_nonzero_rows(deltas))
     return ResamplingUnits(hstack_rows(deltas[differ], -deltas[differ]), pairs.counts[differ])
@@ -220,7 +219,7 @@ def _permutation_p_value(
     permutations: int,
     rng: np.random.Generator,
 ) -> float:
-    """Returns the share of permutations with a difference as large as that seen, which counts as one of them."""
+    """Return the fraction of permutations with a difference at least as large as the observed one, itself included."""
     if swap_deltas.n == 0:
         return 1.0
     observed = abs(float(difference(total[None, :])[0]))
@@ -229,19 +228,22 @@ def _permutation_p_value(
 
 
 def _count_discordant(a: MetricStats, b: MetricStats) -> tuple[int, int]:
-    """Returns the rows that a alone has right, and those of b."""
+    """Return the number of rows that only a has right, and that only b has right."""
     return int(np.sum(a.rows[:, 0] > b.rows[:, 0])), int(np.sum(a.rows[:, 0] < b.rows[:, 0]))
 
 
 def _bonett_price_error(only_a: int, only_b: int, n: int) -> float:
-    """Returns the standard error of a difference of shares, with one row more for each (Bonett and Price 2012,
-    J. Educational and Behavioral Statistics 37, 479-488), so that it is not 0 without discordant rows."""
+    """Return the standard error of a difference of proportions, with one row added to each discordant count.
+
+    The added rows keep it above 0 without discordant rows (Bonett and Price 2012, J. Educational and Behavioral
+    Statistics 37, 479-488).
+    """
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     return sqrt((share_a + share_b - (share_a - share_b) ** 2) / (n + 2))
 
 
 def _detectable_z(alpha: float, power: float) -> float:
-    """Returns how many standard errors a true difference must have to be found."""
+    """Return the true difference that is detected with this power, in standard errors."""
     from scipy.special import ndtri
 
     return float(ndtri(power) - ndtri(alpha / 2))

@@ -1,10 +1,10 @@
-"""Resamples of a tally: the units that are drawn, and the figure of each draw, from sums alone.
+"""Resampling of MetricStats: units to draw, and the metric of each draw, from sums only.
 
 rows [[1, 1], [0, 1], [1, 1]]                          -> sums [[0, 1], [1, 1]], counts [1, 2]
 the same, the first two of cluster "a", the third None -> sums [[1, 2], [1, 1]], counts [1, 1]
 
-A unit is what is drawn as a whole: a row, or a cluster of rows that belong together. Units with equal sums are one cell
-with a count, so that what is drawn is a count for each cell: 100,000 rows of right and wrong are two numbers a draw.
+A unit is drawn completely or not at all: a row, or a cluster of rows. Units with equal sums are one cell with a count,
+so a draw is one count per cell: 100,000 rows of right and wrong are two numbers per draw.
 """
 
 from collections import Counter
@@ -22,41 +22,41 @@ SumsToValue = Callable[[Array], Array]
 """Sums (b, k) -> the figure of each, (b,)."""
 Counts = npt.NDArray[np.int64]
 
-# Numbers that are in memory at once, in each of a few arrays: 16 MiB.
+# Values in memory at the same time, in each of a few arrays: 16 MiB.
 MAX_CHUNK_VALUES = 2 * 2**20
-# A count drawn for a cell costs as much as this many units drawn one by one.
+# Drawing one count for a cell costs as much as drawing this many units one by one.
 MULTINOMIAL_SPEEDUP = 8
 
 
 @dataclass(frozen=True)
 class ResamplingUnits:
-    """What is drawn: m cells of units that are equal."""
+    """m cells of equal units."""
 
     sums: Any
-    """(m, k), of one unit of each cell: a float64 array, or a csr_array."""
+    """(m, k) sums of one unit of each cell: a float64 array or a csr_array."""
     counts: Counts
     """(m,) units in each cell."""
 
     @property
     def n(self) -> int:
-        """Returns how many units there are."""
+        """Return the number of units."""
         return int(self.counts.sum())
 
     @property
     def total(self) -> Array:
-        """Returns the sums of all units, (k,)."""
+        """Return the sums over all units, (k,)."""
         return np.asarray(self.counts @ self.sums, dtype=np.float64)
 
     @property
     def by_cell(self) -> bool:
-        """Returns whether units repeat so often that one number a cell is drawn faster than one a unit."""
+        """Return whether one count per cell is faster to draw than one index per unit."""
         return len(self.counts) * MULTINOMIAL_SPEEDUP < self.n
 
 
 def index_clusters(clusters: Sequence[str | None] | None, n: int) -> Counts | None:
-    """Returns the number of each row's cluster, a row of None being one of its own; None where no two rows share one.
+    """Return the cluster index of each row, (n,); None if no two rows share a cluster.
 
-    Raises ValueError where there are not as many clusters as rows.
+    A row with cluster None is its own cluster. Raises ValueError if rows and clusters differ in number.
     """
     if clusters is None:
         return None
@@ -71,9 +71,9 @@ def index_clusters(clusters: Sequence[str | None] | None, n: int) -> Counts | No
 
 
 def group_units(rows: Any, cluster_indices: Counts | None = None) -> ResamplingUnits:
-    """Returns the units of rows (n, k): the rows, or their clusters, numbered from 0.
+    """Return the units of rows (n, k): the rows, or the clusters with these indices.
 
-    Cells are in an order of their own, so that the order of the rows means nothing.
+    Cells are sorted, so that the order of the rows has no effect.
     """
     if cluster_indices is not None:
         rows = _sum_by_cluster(rows, cluster_indices)
@@ -87,10 +87,9 @@ def group_units(rows: Any, cluster_indices: Counts | None = None) -> ResamplingU
 
 
 def bootstrap(units: ResamplingUnits, value: SumsToValue, resamples: int, rng: np.random.Generator) -> Array:
-    """Returns the figure of each resample, (resamples,): as many units as there are, drawn with replacement."""
+    """Return the metric of each resample, (resamples,): n units drawn with replacement."""
     cells, n = len(units.counts), units.n
     values = np.empty(resamples)
-    # Where each unit is drawn by itself: the cell of each.
     cell_by_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
     for chunk in iter_chunks(resamples, max(units.sums.shape[1], cells if cell_by_unit is None else n)):
         n_draws = chunk.stop - chunk.start
@@ -105,9 +104,9 @@ def bootstrap(units: ResamplingUnits, value: SumsToValue, resamples: int, rng: n
 
 
 def permute(units: ResamplingUnits, value: SumsToValue, permutations: int, rng: np.random.Generator) -> Array:
-    """Returns the figure of each permutation, (permutations,): each unit counts or not, by the toss of a coin.
+    """Return the metric of each permutation, (permutations,): each unit counts with probability 0.5.
 
-    `value` is given the sums of the units that count.
+    `value` gets the sums of the units that count.
     """
     cells, n = len(units.counts), units.n
     values = np.empty(permutations)
@@ -126,7 +125,7 @@ def permute(units: ResamplingUnits, value: SumsToValue, permutations: int, rng: 
 
 
 def jackknife(units: ResamplingUnits, value: SumsToValue) -> Array:
-    """Returns the figure without one unit of each cell, (m,). There must be two units at least."""
+    """Return the metric without one unit of each cell, (m,). Needs at least two units."""
     total, values = units.total, np.empty(len(units.counts))
     for chunk in iter_chunks(len(units.counts), units.sums.shape[1]):
         values[chunk] = value(total - _to_dense(units.sums[chunk]))
@@ -134,7 +133,7 @@ def jackknife(units: ResamplingUnits, value: SumsToValue) -> Array:
 
 
 def hstack_rows(a: Any, b: Any) -> Any:
-    """Returns the rows of two tallies side by side, (n, 2k)."""
+    """Return the rows of two metrics side by side, (n, 2k)."""
     if _is_sparse(a) or _is_sparse(b):
         from scipy.sparse import csr_array, hstack
 
@@ -143,7 +142,7 @@ def hstack_rows(a: Any, b: Any) -> Any:
 
 
 def find_nonzero_rows(sums: Any) -> npt.NDArray[np.bool_]:
-    """Returns which rows are not all zero, (m,)."""
+    """Return the mask of rows that are not all zero, (m,)."""
     return np.asarray(abs(sums).sum(axis=1)).ravel() > 0
 
 
@@ -159,10 +158,10 @@ def _sum_by_cluster(rows: Any, cluster_indices: Counts) -> Any:
 
 
 def _row_keys(rows: Any) -> list[bytes]:
-    """Returns bytes for each row that are equal where rows are."""
+    """Return bytes of each row; equal rows have equal bytes."""
     plain: Any
     if not _is_sparse(rows):
-        # Adding 0 makes 0 of -0.
+        # Adding 0 turns -0 into 0.
         plain = np.ascontiguousarray(rows, dtype=np.float64) + 0.0
         keys: list[bytes] = plain.view(np.dtype((np.void, plain.itemsize * plain.shape[1]))).ravel().tolist()
         return keys
@@ -174,7 +173,7 @@ def _row_keys(rows: Any) -> list[bytes]:
 
 
 def iter_chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Yields slices of `n_rows` rows of which each has at most MOST numbers, or one row."""
+    """Yield slices of `n_rows` rows, each with at most MAX_CHUNK_VALUES values or one row."""
     step = max(1, MAX_CHUNK_VALUES // max(width, 1))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
