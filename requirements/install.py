@@ -1,19 +1,18 @@
-"""`make setup`: installs the lock with plain pip, into `.venv-cpu` or `.venv-gpu`, and has `.venv` name that one; does
-nothing where it is installed already.
+"""`make setup`: install the lock with pip into `.venv-cpu` or `.venv-gpu`, and link `.venv` to it.
 
-Two locks never share an environment: vLLM's builds for CPUs and for GPUs are packages of different names with the same
-files, of which pip would keep the wrong ones when it comes back to the first lock.
+It does nothing if the lock is installed. Two locks never share an environment: vLLM's builds for CPUs and for GPUs are
+packages of different names with the same files, and pip would keep the wrong files on a change back to the first lock.
 
-pip installs one package after the other and spends most of its time unpacking: as many pips as there are cores each
-install a part of the lock, which share nothing because the lock is complete and nothing is resolved.
+pip installs packages one by one and spends most of its time unpacking. One pip for each core installs a part of the
+lock. The parts are independent, because the lock is complete and nothing is resolved.
 
-Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h: Triton compiles with them what PyTorch and vLLM run.
-The stamp in an environment says from the beginning that insource made it, and in the end what was installed, so that a
-set-up that was interrupted goes on when it is called again. Where one runs already, another waits for it. What bears no
-stamp is somebody else's: it is renamed, never removed.
+Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h, with which Triton compiles kernels for PyTorch and
+vLLM. The stamp in an environment marks it as insource's from the start, and in the end records the installed lock. An
+interrupted set-up therefore resumes when it is called again. A second set-up waits for the first. An environment
+without a stamp is not insource's: it is renamed, never removed.
 """
 
-from __future__ import annotations  # so that an older Python gets as far as being told
+from __future__ import annotations  # so that an older Python reaches the version check
 
 import contextlib
 import fcntl
@@ -34,19 +33,20 @@ from typing import Any
 REQUIREMENTS_DIR = Path(__file__).parent
 VENV_LINK = REQUIREMENTS_DIR.parent / ".venv"
 STAMP_FILE = "insource.json"
-# What the stamp says before the end: whether the environment itself is whole, with its pip.
+# The stamp before the end: whether the environment itself, with its pip, is complete.
 UNFINISHED_ENVIRONMENT, UNFINISHED_PACKAGES = {"unfinished": "environment"}, {"unfinished": "packages"}
 MAX_PIP_PROCESSES = 4
 
 
 def main() -> None:
+    """Install the lock of this machine unless it is installed."""
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
     # The project itself is not installed.
     sys.path.insert(0, str(REQUIREMENTS_DIR.parent))
     from insource.config import hardware
 
-    # HARDWARE as the recipes have it, else what they take by themselves here.
+    # HARDWARE as for recipes, else the hardware that they detect here.
     hardware_name = os.environ.get("HARDWARE") or hardware.detect()[0]
     family = "cpu" if hardware.uses_cpu(hardware_name) else "gpu"
     locks = ["torch.txt", "cpu.txt"] if family == "cpu" else ["gpu.txt"]
@@ -61,7 +61,7 @@ def main() -> None:
         if problem := hardware.driver_problem():
             log(f"warning   {problem}")
     with locked(folder) as lock:
-        # Another set-up may have installed it meanwhile.
+        # Another set-up may have installed it during the wait.
         if read_stamp(folder) == expected:
             set_link(folder)
             log(f"setup     .venv is {folder.name}, which is installed")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def read_stamp(folder: Path) -> dict[str, Any] | None:
-    """Returns what an environment holds, None where it has no stamp or half of one."""
+    """Return the stamp of an environment, None if it is missing or torn."""
     try:
         return json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):
@@ -84,17 +84,18 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
 
 
 def write_stamp(folder: Path, content: dict[str, Any]) -> None:
+    """Write the stamp of an environment."""
     (folder / STAMP_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
 def is_managed(path: Path) -> bool:
-    """Whether insource made what is there: an environment, whole or not, or a link to one."""
+    """Return whether insource created the path: an environment, complete or not, or a link to one."""
     return (path / STAMP_FILE).exists() or (path.is_symlink() and str(path.readlink()) in (".venv-cpu", ".venv-gpu"))
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """Waits until no other set-up works on an environment, and yields the lock's descriptor."""
+    """Wait until no other set-up uses an environment, and yield the lock's file descriptor."""
     with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,8 +108,11 @@ def locked(path: Path) -> Iterator[int]:
 
 
 def create_environment(folder: Path, packages: str) -> None:
-    """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
-    is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
+    """Create an environment with pip, unless one exists that works with this Python.
+
+    An earlier insource installed into `.venv` itself. That folder is renamed to `folder` if it has the same family.
+    `packages` is the command that installs what a Python may lack.
+    """
     with locked(VENV_LINK):
         installed_locks = [] if VENV_LINK.is_symlink() else (read_stamp(VENV_LINK) or {}).get("locks", [])
         if f"{folder.name.removeprefix('.venv-')}.txt" in installed_locks and not os.path.lexists(folder):
@@ -130,7 +134,7 @@ def create_environment(folder: Path, packages: str) -> None:
 
 
 def is_usable(python: Path) -> bool:
-    """Whether an environment's Python is of this version and has pip."""
+    """Return whether an environment's Python has this version and pip."""
     try:
         version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
         subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=True)
@@ -140,7 +144,7 @@ def is_usable(python: Path) -> bool:
 
 
 def clear_environment(folder: Path) -> None:
-    """Removes what an environment of ours holds but for its stamp, by which it stays ours if this is interrupted."""
+    """Remove the content of a managed environment except its stamp, so that it stays managed if this is interrupted."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -149,7 +153,7 @@ def clear_environment(folder: Path) -> None:
 
 
 def remove_environment(path: Path) -> None:
-    """Removes an environment of ours, or a link to one."""
+    """Remove a managed environment, or a link to one."""
     if path.is_symlink():
         path.unlink()
     else:
@@ -158,7 +162,7 @@ def remove_environment(path: Path) -> None:
 
 
 def move_aside(path: Path) -> None:
-    """Renames what insource did not make to `<name>.before`, or the next name that is free."""
+    """Rename a path that insource did not create to `<name>.before`, or to the next free name."""
     number, new_path = 1, path.with_name(f"{path.name}.before")
     while os.path.lexists(new_path):
         number += 1
@@ -171,7 +175,7 @@ def move_aside(path: Path) -> None:
 
 
 def set_link(folder: Path) -> None:
-    """Has `.venv` name an environment beside it, whatever has that name now."""
+    """Link `.venv` to an environment beside it, whatever has that name now."""
     temp_link = VENV_LINK.with_name(f".venv.{os.getpid()}")
     with locked(VENV_LINK):
         if os.path.lexists(VENV_LINK) and not is_managed(VENV_LINK):
@@ -187,7 +191,7 @@ def set_link(folder: Path) -> None:
 
 
 def install_locks(folder: Path, family: str, locks: list[str], lock: int) -> None:
-    """Installs the locks of a family into an environment."""
+    """Install the locks of a family into an environment."""
     python, builds = folder / "bin" / "python", []
     if family == "cpu" and (build := find_torch_cpu_build(python)):
         builds.append(build)
@@ -204,13 +208,15 @@ def install_locks(folder: Path, family: str, locks: list[str], lock: int) -> Non
 
 
 def read_pins(lock: str) -> list[str]:
-    """Returns the requirements of a lock, each with its hashes."""
+    """Return the requirements of a lock, each with its hashes."""
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
 def pip_install(python: Path, builds: list[str], pins: list[str], lock: int) -> None:
-    """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported.
-    The pips hold the lock too, so that the next set-up waits for those that outlive this one."""
+    """Install with several pips, without resolution (the lock is complete) and without compiling bytecode.
+
+    The pips inherit the lock's descriptor, so that the next set-up waits for those that outlive this process.
+    """
     argv = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     n_parts = min(MAX_PIP_PROCESSES, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
@@ -221,16 +227,16 @@ def pip_install(python: Path, builds: list[str], pins: list[str], lock: int) -> 
             processes.append(subprocess.Popen([*argv, "-r", str(part)], pass_fds=[lock]))
         try:
             exit_codes = [process.wait() for process in processes]
-        except KeyboardInterrupt:  # which the terminal has told them too
+        except KeyboardInterrupt:  # the terminal sends it to the pips too
             exit_codes = [process.wait() or 1 for process in processes]
     if any(exit_codes):
         sys.exit("error: pip could not install the lock, as it says above; `make setup` goes on from here")
 
 
 def find_torch_cpu_build(python: Path) -> str | None:
-    """Returns the CPU build of torch that pip would take here, by address and hash, if the lock knows the hash.
+    """Return the CPU build of torch that pip would install here, as address and hash, if the lock has the hash.
 
-    pip is asked without hashes first: with them it prefers a file whose hash its index tells, which is the CUDA build.
+    pip runs without hashes first: with hashes it prefers a file whose hash its index lists, which is the CUDA build.
     """
     lock = (REQUIREMENTS_DIR / "torch.txt").read_text(encoding="utf-8")
     pin = next(line for line in lock.splitlines() if line.startswith("torch==")).split(" ")[0]
@@ -258,6 +264,7 @@ def find_torch_cpu_build(python: Path) -> str | None:
 
 
 def log(line: str) -> None:
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

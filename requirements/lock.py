@@ -1,10 +1,10 @@
-"""Writes the locks from pyproject.toml: `make lock`. Resolves with uv, which `make setup` does not need.
+"""`make lock`: write the locks from pyproject.toml. It resolves with uv, which `make setup` does not need.
 
-cpu.txt       what a machine without a GPU installs, but for torch
-torch.txt     torch alone, in all builds whose hashes are known
-cuda.txt      torch's CUDA libraries, wanted beside the two where pip has torch only as its CUDA build
-gpu.txt       everything for a machine with a GPU
-calibrate.txt llm-compressor (calibrate.in), which gets an environment of its own
+cpu.txt       packages of a machine without a GPU, except torch
+torch.txt     only torch, in all builds with known hashes
+cuda.txt      torch's CUDA libraries, needed in addition if pip has torch only as its CUDA build
+gpu.txt       all packages of a machine with a GPU
+calibrate.txt llm-compressor (calibrate.in), for an environment of its own
 """
 
 import re
@@ -14,12 +14,12 @@ from pathlib import Path
 
 REQUIREMENTS_DIR = Path(__file__).parent
 CUDA_PACKAGES = re.compile(r"(nvidia-|cuda-|triton==)")
-# pip may be set up with torch's own index, whose CPU build bears another hash than the public one.
+# pip may be configured with torch's own index, whose CPU build has another hash than the public one.
 TORCH_CPU_BUILD = {"cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
 
 
 def resolve(*sources: str) -> list[str]:
-    """Returns one pinned requirement with its hashes for each package that the sources, words of uv's, need."""
+    """Return one pinned requirement with its hashes for each package that the sources (arguments of uv) need."""
     argv = ["uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
     argv += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
     text = subprocess.run(argv, cwd=REQUIREMENTS_DIR.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -27,11 +27,12 @@ def resolve(*sources: str) -> list[str]:
 
 
 def resolve_project(extra: str, *arguments: str) -> list[str]:
-    """Returns the pins of what pyproject.toml and the extra need."""
+    """Return the pins of pyproject.toml with an extra."""
     return resolve("pyproject.toml", "--extra", extra, "--extra", "dev", *arguments)
 
 
 def write_lock(name: str, comment: str, pins: list[str], source: str = "pyproject.toml") -> None:
+    """Write a lock file with a comment, its source and the pins."""
     (REQUIREMENTS_DIR / name).write_text(
         f"# {comment}\n# Made by `make lock` from {source}.\n" + "\n".join(pins) + "\n", encoding="utf-8"
     )
@@ -39,6 +40,7 @@ def write_lock(name: str, comment: str, pins: list[str], source: str = "pyprojec
 
 
 def main() -> None:
+    """Write all locks."""
     pins = resolve_project("cpu", "--override", "requirements/overrides-cpu.txt")
     hashes = "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in TORCH_CPU_BUILD.values())
     pins = [pin + hashes if pin.startswith("torch==") else pin for pin in pins]

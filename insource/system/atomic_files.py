@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their hashes."""
+"""Atomic writes of files and folders, and file hashes."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file aside, flushes it to disk and renames it into place."""
+    """Write a temporary file, flush it to disk and rename it into place."""
     temp_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temp_path.open("w", encoding="utf-8", newline="") as file:
@@ -29,47 +29,47 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as `write_text` does. Raises ValueError on NaN and infinity, which are not JSON."""
+    """Write JSON as `write_text` does. Raise ValueError on NaN and infinity, which are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value in a JSON file."""
+    """Return the value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """Yields the value of each line of a JSONL file."""
+    """Yield the value of each line of a JSONL file."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
 
 def sha256(path: Path) -> str:
-    """Returns the hash of a file."""
+    """Return the SHA-256 hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
-    """Returns 16 hex digits for any JSON value: the same for the same value."""
+    """Return 16 hex digits of a JSON value's hash. Key order does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes SHA256SUMS, the hash of every file of a folder as `sha256sum --check` reads them."""
+    """Write SHA256SUMS: the hash of every file of a folder, in the format of `sha256sum --check`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     write_text(folder / CHECKSUMS, "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Returns what SHA256SUMS says: {file: hash}."""
+    """Return the content of SHA256SUMS: {file: hash}."""
     lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     return {name: file_hash for file_hash, _, name in (line.partition("  ") for line in lines)}
 
 
 def find_changes(folder: Path) -> list[str]:
-    """Returns one line for each file that is not as SHA256SUMS says: missing, changed, or not named there."""
+    """Return one line for each file that differs from SHA256SUMS: missing, changed, or not listed."""
     recorded = read_checksums(folder)
     files = {
         str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS
@@ -83,11 +83,11 @@ def find_changes(folder: Path) -> list[str]:
 
 @contextmanager
 def atomic_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not.
+    """Yield an empty temporary folder beside `path`, which replaces `path` if the block succeeds and is removed if not.
 
-    With `keep_existing`, a folder that another process has put there in the meantime stays: for what is the same whoever makes
-    it. What a process left that was killed at this is removed first: whoever works at such a folder holds a lock on a
-    file beside it, and in two containers that share a disk a process id says nothing.
+    With `keep_existing`, a folder that another process creates meanwhile is kept: for content that is the same in every
+    process. Temporary folders of killed processes are removed first. A process holds a lock on a file beside its
+    temporary folder. A process id would not do, because two containers may share the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale_path in path.parent.glob(f".{path.name}.*"):
@@ -108,15 +108,18 @@ def _rename_into_place(temp_folder: Path, path: Path, keep_existing: bool) -> No
     try:
         temp_folder.rename(path)
     except OSError as error:
-        # Another process came first, between the look and the step.
+        # Another process created `path` between the check and the rename.
         if not keep_existing or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
 
 
 @contextmanager
 def _locked_temporary_folder(path: Path) -> Iterator[Path]:
-    """Makes a folder beside `path`, under a name of its own, while holding a lock on the file of that name and .lock;
-    both are gone afterwards. A file, because NFS has no exclusive lock for what is not open for writing."""
+    """Create a folder with a unique name beside `path`, while holding a lock on `<folder>.lock`; remove both
+    afterwards.
+
+    The lock is on a file opened for writing, because NFS has no exclusive lock for others.
+    """
     while True:
         temp_folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         lock_path = temp_folder.with_name(f"{temp_folder.name}.lock")
@@ -126,7 +129,7 @@ def _locked_temporary_folder(path: Path) -> Iterator[Path]:
             except OSError:  # a file system without locks
                 lock_path.unlink(missing_ok=True)
                 raise
-            # Before the lock was held, another process may have taken the file for one that was left.
+            # Before the lock was held, another process may have removed the file as abandoned.
             if not _is_same_file(lock_file, lock_path):
                 continue
             try:
@@ -139,7 +142,7 @@ def _locked_temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    """Removes a folder that no process works at, or the lock file of one."""
+    """Remove a temporary folder, or the lock file of one, that no process uses."""
     if path.suffix == ".lock":
         with suppress(FileNotFoundError, BlockingIOError), path.open("r+", encoding="utf-8") as lock_file:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,7 +154,7 @@ def _remove_if_abandoned(path: Path) -> None:
 
 
 def _is_same_file(opened: IO[str], path: Path) -> bool:
-    """Whether the file that is open is still the one at `path`."""
+    """Return whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(opened.fileno()), path.stat())
     except FileNotFoundError:

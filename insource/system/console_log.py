@@ -1,8 +1,8 @@
-"""What the gateway says while it runs."""
+"""Log lines of long-running processes, on stderr."""
 
 import sys
 
 
 def log_line(line: str) -> None:
-    """Prints a line of chatter, at once."""
+    """Print a line to stderr and flush it."""
     print(line, file=sys.stderr, flush=True)

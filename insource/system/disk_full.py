@@ -1,4 +1,4 @@
-"""A full disk, told in one message and not in a library's words.
+"""One error message for a full disk, instead of the messages of the libraries.
 
 runs/classifier/20261121T093000Z-x4fd/checkpoints/checkpoint-6 could not be written, the disk is full: File too large.
   8,130,560 bytes are free there without what was begun, which is removed; what was written before is untouched.
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from insource.config.errors import StageError
 
-# No space, over the quota, over the limit of one file.
+# No space, quota exceeded, file size limit exceeded.
 FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# torch.save says where in its C++ it stood, and not why the write failed.
+# Parts of torch.save's messages, which have a position in its C++ code and no reason.
 TORCH_WRITE_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 @contextmanager
 def raise_on_full_disk(path: Path) -> Iterator[None]:
-    """Raises StageError where what the block writes to `path`, or below it, does not fit on the disk."""
+    """Raise StageError if what the block writes to or below `path` does not fit on the disk."""
     from safetensors import SafetensorError
 
     try:
@@ -41,9 +41,9 @@ def raise_on_full_disk(path: Path) -> Iterator[None]:
 
 
 def disk_full_reason(error: Exception) -> str | None:
-    """Returns what the system said where an error means that a write did not fit, else None.
+    """Return the system's message if an error means that a write did not fit, else None.
 
-    Python gives the number of the system's error, safetensors writes it into its message, PyTorch keeps it to itself.
+    Python errors have an errno, safetensors errors have it in their message, and PyTorch errors have none.
     """
     if isinstance(error, OSError):
         return error.strerror if error.errno in FULL_ERRNOS else None
@@ -56,7 +56,7 @@ def disk_full_reason(error: Exception) -> str | None:
 
 
 def free_bytes(path: Path) -> int:
-    """Returns how much a user may still write where `path` is or would be."""
+    """Return the bytes that the user may still write at `path`, which need not exist."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""What a run ran on: env.json.
+"""The environment of a run: env.json, and facts about the machine.
 
 {"command": "python -m train classifier", "git_commit": "1a53...", "git_diff_sha256": null, "python": "3.11.7",
  "packages": {"torch": "2.13.0+cpu", ...}, "platform": "Linux ...", "cpu": "AMD EPYC", "cores": 2,
@@ -24,7 +24,7 @@ RECORDED_PACKAGES = (
 
 
 def describe_environment(recipe: Recipe) -> dict[str, Any]:
-    """Returns the environment of a run. It names no user, no host and no variable of the environment."""
+    """Return the environment of a run. It contains no user name, no host name and no environment variable."""
     return {
         "command": " ".join(["python -m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
         "git_commit": _run_git("rev-parse", "HEAD"),
@@ -41,7 +41,7 @@ def describe_environment(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide a result, those that are installed."""
+    """Return the versions of the installed packages among those that affect results."""
     versions = {}
     for name in RECORDED_PACKAGES:
         try:
@@ -52,7 +52,7 @@ def read_package_versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Returns the processor's name as the system gives it."""
+    """Return the processor's name."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -60,7 +60,7 @@ def cpu_name() -> str:
 
 
 def describe_machine(recipe: Recipe) -> str:
-    """Returns what a recipe computes on, in words: 2 cores, AMD EPYC; or 1x NVIDIA L4."""
+    """Return the hardware that a recipe uses, as text: 2 cores, AMD EPYC; or 1x NVIDIA L4."""
     if recipe.accelerate.use_cpu:
         return f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}"
     names = hardware.list_gpus()
@@ -68,27 +68,27 @@ def describe_machine(recipe: Recipe) -> str:
 
 
 def cpu_serves_w4a16() -> bool:
-    """Returns whether vLLM has a kernel for 4-bit weights on this processor: its build for AVX2 has none."""
+    """Return whether vLLM has a kernel for 4-bit weights on this processor: its AVX2 build has none."""
     return cpu_has_avx512()
 
 
 def cpu_has_avx512() -> bool:
-    """Returns whether the processor has AVX-512."""
+    """Return whether the processor has AVX-512."""
     return "avx512f" in hardware.read_cpu_flags()
 
 
 def cpu_has_amx() -> bool:
-    """Returns whether vLLM multiplies int8 by this CPU's AMX tiles: that kernel takes bfloat16 and no float32."""
+    """Return whether vLLM can use AMX tiles for int8 on this processor: that kernel takes bfloat16 and no float32."""
     return "amx_tile" in hardware.read_cpu_flags()
 
 
 def memory_bytes() -> int:
-    """Returns the memory that this machine has."""
+    """Return the memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_memory_bytes() -> int:
-    """Returns the memory that can be taken now without swapping, as the kernel estimates it."""
+    """Return the memory that is available without swapping, as the kernel estimates it."""
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -96,7 +96,7 @@ def available_memory_bytes() -> int:
 
 
 def _run_git(*args: str) -> str | None:
-    """What git says of this project; None where it is no checkout or git is missing."""
+    """Return git's output for this project; None without a checkout or without git."""
     folder = Path(__file__).parent
     try:
         completed = subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True, timeout=20)

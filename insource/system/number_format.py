@@ -7,12 +7,12 @@ from math import floor, log10
 
 
 def format_count(count: int, singular: str, plural: str = "") -> str:
-    """Returns "1 row", "13,083 rows"."""
+    """Return "1 row", "13,083 rows"."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def format_percent(fraction: float) -> str:
-    """Returns 12.3%. What is not nothing is never 0.0%, and what is not all is never 100.0%."""
+    """Return 12.3%. A non-zero value is never 0.0%, and a value below 1 is never 100.0%."""
     value = 100 * fraction
     if 0 < value < 0.05:
         return "<0.1%"
@@ -20,28 +20,29 @@ def format_percent(fraction: float) -> str:
 
 
 def format_range(low: float, high: float) -> str:
-    """Returns an interval of shares: 90.1 to 92.2."""
+    """Return an interval of fractions in percent: 90.1 to 92.2."""
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def format_delta(difference: float) -> str:
-    """Returns a difference of shares in points: +1.2, −0.8; two decimals where one would say nothing."""
+    """Return a difference of fractions in points: +1.2, −0.8. It has two decimals if one decimal would round to
+    zero."""
     value = 100 * difference
     text = f"{abs(value):.1f}" if abs(value) >= 0.05 or value == 0 else f"{abs(value):.2f}"
     return "0.0" if float(text) == 0 else ("+" if value > 0 else "−") + text
 
 
 def format_delta_range(low: float, high: float) -> str:
-    """Returns an interval of a difference in points: −1.9 to +0.3."""
+    """Return an interval of a difference in points: −1.9 to +0.3."""
     return f"{format_delta(low)} to {format_delta(high)}"
 
 
 def format_usd(value: float | None) -> str:
-    """Returns $1,234 or $12.34 or $0.0123 or $0.40; "not measured" for None."""
+    """Return $1,234 or $12.34 or $0.0123 or $0.40; "not measured" for None."""
     if value is None:
         return "not measured"
     if value >= 100 or value == 0:
-        # Halves are rounded up, as the page's script does.
+        # Halves are rounded up, as in report.js.
         return f"${floor(value + 0.5):,}"
     if value >= 1:
         return f"${value:.2f}"
@@ -50,7 +51,7 @@ def format_usd(value: float | None) -> str:
 
 
 def format_compact(value: float) -> str:
-    """Returns 950, 12.3k, 5M, 2.15B: three digits of a large number."""
+    """Return 950, 12.3k, 5M, 2.15B: three digits of a large number."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:
             return f"{float(f'{value / size:.3g}'):g}{letter}"
@@ -58,27 +59,27 @@ def format_compact(value: float) -> str:
 
 
 def format_axis_percent(fraction: float) -> str:
-    """Returns a share as an axis has it: 90%, 92.5%."""
+    """Return a fraction as an axis label: 90%, 92.5%."""
     return f"{round(100 * fraction, 3):g}%"
 
 
 def format_seconds(value: float) -> str:
-    """Returns 0.4 ms, 85 ms, 1.24 s."""
+    """Return 0.4 ms, 85 ms, 1.24 s."""
     if value >= 0.9995:
         return f"{value:.2f} s"
     return f"{1000 * value:.{0 if value >= 0.00995 else 1}f} ms"
 
 
 def format_points(difference: float) -> str:
-    """Returns a distance in points: 1.6."""
+    """Return an unsigned difference in points: 1.6."""
     return f"{100 * difference:.1f}"
 
 
 def format_p_value(value: float) -> str:
-    """Returns 0.013, <0.001."""
+    """Return 0.013, <0.001."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
-    """Returns a plain figure, and a dash for what is not known."""
+    """Return a plain number, a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, now and then a line in a log file.
+"""Progress of long work: a bar on a terminal, occasional lines in a log file.
 
 terminal    answered  ━━━━━━━━━━━╸━━━━━  1200/1840  merged, 31 requests/s  0:00:38 eta 0:00:20
 log file    answered  92/1,840    3 s so far, about 57 s left
@@ -17,21 +17,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ProgressUpdate = Callable[..., None]
 """advance(completed, note="")"""
 
-# In a log file: an estimate after so many units (or seconds), if it is worth telling; then quarters, and signs of life.
+# Lines in a log file: an estimate after MIN_UNITS_FOR_ETA units or MIN_SECONDS_FOR_ETA seconds, unless less than
+# MIN_SECONDS_LEFT remain; then one a quarter, and one after KEEPALIVE_SECONDS of silence.
 MIN_UNITS_FOR_ETA = 5
 MIN_SECONDS_FOR_ETA = 60
 MIN_SECONDS_LEFT = 20
 KEEPALIVE_SECONDS = 600
 
-# A terminal has one live display: what runs within a bar (an evaluation while training) is another line of it.
+# A terminal has one live display: nested work (an evaluation during training) is another line of it.
 _outer_bar: ContextVar["Progress | _LogProgress | None"] = ContextVar("outer bar", default=None)
 
 
 @contextmanager
 def show_progress(what: str, total: int, done: int = 0, visible: bool = True) -> Iterator[ProgressUpdate]:
-    """Yields `advance(completed, note)`: a bar with its ETA on a terminal, now and then a line where there is none.
+    """Yield `advance(completed, note)`: a bar with its ETA on a terminal, occasional lines otherwise.
 
-    `done` of `total` were done before, by a run that this one goes on with. Nothing is said where it is not `visible`.
+    `done` of `total` units were completed by an earlier run that this one resumes. Without `visible` nothing is
+    printed.
     """
     console, outer = Console(stderr=True), _outer_bar.get()
     if not visible:
@@ -50,7 +52,7 @@ def show_progress(what: str, total: int, done: int = 0, visible: bool = True) ->
         columns = (TextColumn("{task.description:<9}"), BarColumn(None), MofNCompleteColumn(),
                    TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"),
                    TimeRemainingColumn())  # fmt: skip
-        # The rate of the last minutes, so that an evaluation in between does not upset the ETA.
+        # The rate of the last 5 minutes, so that an evaluation in between does not distort the ETA.
         with Progress(*columns, console=console, speed_estimate_period=300) as progress, _nest_in(progress):
             task = progress.add_task(what, total=total, completed=done, note="")
             yield lambda completed, note="": progress.update(task, completed=completed, note=note)
@@ -66,7 +68,7 @@ def _nest_in(bar: "Progress | _LogProgress") -> Iterator[None]:
 
 
 class _LogProgress:
-    """Progress for a log file. What runs `within` another bar tells no quarters: its result is told anyway."""
+    """Progress in a log file. Nested work prints no quarters, because its result is printed anyway."""
 
     def __init__(self, what: str, total: int, done: int, nested: bool) -> None:
         self.what, self.total, self.within = what, max(1, total), nested
@@ -76,8 +78,9 @@ class _LogProgress:
         self.estimated = False
 
     def advance(self, completed: int, note: str = "") -> None:
+        """Record progress, and print a line if one is due."""
         now = time.monotonic()
-        # The first unit is no measure: it warms up.
+        # The first unit includes warm-up and is not measured.
         self.first = self.first or (completed, now)
         units, seconds = completed - self.first[0], now - self.first[1]
         remaining_seconds = seconds / units * (self.total - completed) if units else None
@@ -103,7 +106,7 @@ class _LogProgress:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration as one says it: 48 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Return a duration as text: 48 s, 12 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

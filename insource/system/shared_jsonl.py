@@ -1,5 +1,4 @@
-"""Files of lines that several processes append to: one line at a time, behind the end of one that a process was killed
-at."""
+"""JSONL files that several processes append to, one line at a time. A torn last line of a killed process is skipped."""
 
 import fcntl
 import json
@@ -14,8 +13,10 @@ from insource.config.errors import StageError
 
 @contextmanager
 def open_locked(path: Path, what: str) -> Iterator[BinaryIO]:
-    """Yields a file that nobody else reads or appends to meanwhile, made where it is not there. Raises StageError
-    saying `what` cannot be written where it cannot be opened."""
+    """Yield a file, created if missing, that is locked against other readers and writers.
+
+    Raise StageError with `what` if it cannot be opened or locked.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab+", buffering=0)
@@ -30,13 +31,13 @@ def open_locked(path: Path, what: str) -> Iterator[BinaryIO]:
 
 
 def restrict_to_owner(file: BinaryIO) -> None:
-    """Has this user alone read and write a file, whatever the umask. Raises OSError where that is not ours to say."""
+    """Set a file's mode to 0600, regardless of the umask. Raise OSError if that is not permitted."""
     if os.fstat(file.fileno()).st_mode & 0o077:
         os.fchmod(file.fileno(), 0o600)
 
 
 def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = True) -> None:
-    """Appends a line of JSON; `flush`: it is on the disk afterwards. Raises StageError where it cannot be written."""
+    """Append a JSON line; with `flush` it is on disk afterwards. Raise StageError if it cannot be written."""
     size = file.seek(0, os.SEEK_END)
     separator = b""
     if size:
@@ -53,7 +54,7 @@ def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bo
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yields the objects of the lines of a file; a torn one is left out."""
+    """Yield the objects in the lines of a file; torn lines are skipped."""
     with path.open("rb") as lines:
         for line in lines:
             try:

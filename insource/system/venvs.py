@@ -1,4 +1,5 @@
-"""Environments of their own, for programs that do not fit into ours: made once by pip, found again by a stamp."""
+"""Separate virtual environments for programs with conflicting dependencies: installed once by pip, identified by a
+stamp."""
 
 import json
 import re
@@ -16,10 +17,10 @@ STAMP_FILE = "insource.json"
 
 
 def ensure_venv(folder: Path, requirements: Sequence[str], uninstall: Sequence[str] = ()) -> Path:
-    """Returns the Python of an environment with these requirements, made where it is not there yet (minutes, once).
+    """Return the Python of an environment with these requirements, installed if missing (minutes, once).
 
-    `uninstall` is taken out again after the installation. Raises StageError with pip's last line where it cannot be
-    made.
+    `uninstall` lists packages that are removed after the installation. Raise StageError with pip's last line on
+    failure.
     """
 
     def install(python: Path) -> None:
@@ -33,10 +34,10 @@ def ensure_venv(folder: Path, requirements: Sequence[str], uninstall: Sequence[s
 
 
 def ensure_venv_from_lock(folder: Path, lock: Path, excluded: Collection[str] = ()) -> Path:
-    """Returns the Python of an environment that holds what a lock names, each file with a hash that the lock has, but
-    for the packages of `excluded`. Made where it is not there yet, or holds another lock.
+    """Return the Python of an environment with the packages and hashes of a lock, except those in `excluded`.
 
-    Raises StageError with pip's last line where it cannot be made, such as for a file with another hash.
+    It is installed if it is missing or has another lock. Raise StageError with pip's last line on failure, for example
+    for a file with another hash.
     """
 
     def install(python: Path) -> None:
@@ -44,7 +45,7 @@ def ensure_venv_from_lock(folder: Path, lock: Path, excluded: Collection[str] = 
         with tempfile.TemporaryDirectory() as temp_folder:
             requirements_path = Path(temp_folder) / "requirements.txt"
             requirements_path.write_text("\n".join(pins) + "\n", encoding="utf-8")
-            # Nothing is resolved, since the lock is complete.
+            # No resolution: the lock is complete.
             _run_pip(python, "install", "--no-compile", "--no-deps", "--require-hashes", "-r", str(requirements_path))
 
     stamp = [f"{lock.name} {atomic_files.sha256(lock)}", *(f"without {name}" for name in excluded)]
@@ -52,12 +53,12 @@ def ensure_venv_from_lock(folder: Path, lock: Path, excluded: Collection[str] = 
 
 
 def split_lock(lock: str) -> list[str]:
-    """Returns the requirements of a lock, each with its hashes."""
+    """Return the requirements of a lock, each with its hashes."""
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
 def _ensure_installed(folder: Path, expected: list[str], description: str, install: Callable[[Path], None]) -> Path:
-    """The Python of an environment, installed unless its stamp says that it is what is wanted."""
+    """Return the Python of an environment, installed unless its stamp equals `expected`."""
     python, stamp = folder / "bin" / "python", folder / STAMP_FILE
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == expected:
         return python
