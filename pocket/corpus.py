@@ -1,17 +1,17 @@
-"""What the pocket model learns from: the Schema-Guided Dialogue corpus, as conversations and as small tasks.
+"""The pretraining data of the pocket model: the Schema-Guided Dialogue corpus, as conversations and as small tasks.
 
 In: `dialogues.jsonl.gz`, one dialogue a line, and `schema.json`, its services, intents and slots:
 
     {"services": ["Restaurants_1"], "turns": [{"speaker": "user", "text": "I would like for it to be in San Jose.",
      "intents": ["FindRestaurants"], "slots": [{"slot": "city", "start": 29, "end": 37}]}, ...]}
 
-Out: `Pack`s. A pack is one prompt opening that several completions share, or no opening and one conversation:
+Out: `Pack`s. A pack is one prompt opening shared by several completions, or no opening and one conversation:
 
     Pack("<|begin|><|user|>\\nWhat does the user want?\\n\\nLabels:\\n- find_bus: ...\\n\\nInput:\\n",
-         (Part("I need to get to Fresno<|end|>\\n<|assistant|>\\n", "find_bus<|end|>\\n"), ...))
+         (PackPart("I need to get to Fresno<|end|>\\n<|assistant|>\\n", "find_bus<|end|>\\n"), ...))
 
-Source: Rastogi et al. 2020, arXiv:1909.05855, CC BY-SA 4.0. Nothing of the demo data, of Banking77 or of SROIE
-is read here; `tests/pocket/test_pocket.py` checks that none of their labels and messages can come out.
+Source: Rastogi et al. 2020, arXiv:1909.05855, CC BY-SA 4.0. This module reads nothing of the demo data, of Banking77 or
+of SROIE. `tests/pocket/test_pocket.py` checks that none of their labels and messages can be generated.
 """
 
 import gzip
@@ -29,7 +29,7 @@ ANSWER_PREFIX = f"{END}\n{ASSISTANT}\n"
 
 @dataclass(frozen=True)
 class PackPart:
-    """One branch of a pack: what is read and what is answered, special tokens included."""
+    """One branch of a pack: prompt and answer, special tokens included."""
 
     read: str
     answer: str
@@ -37,7 +37,7 @@ class PackPart:
 
 @dataclass(frozen=True)
 class Pack:
-    """One shared opening and the parts behind it, none of which sees another."""
+    """One shared opening and the parts after it, which do not see each other."""
 
     opening: str
     parts: tuple[PackPart, ...]
@@ -45,7 +45,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class SgdCorpus:
-    """The corpus in memory, indexed by what the tasks draw from."""
+    """The corpus in memory, indexed by the keys that the tasks sample from."""
 
     dialogues: list[dict[str, Any]]
     by_intent: dict[str, list[str]]
@@ -56,7 +56,7 @@ class SgdCorpus:
 
 
 def load_corpus(folder: Path) -> SgdCorpus:
-    """Returns the corpus of `folder` (`dialogues.jsonl.gz`, `schema.json`). Raises OSError where it is not there."""
+    """Return the corpus of `folder` (`dialogues.jsonl.gz`, `schema.json`). Raise OSError if a file is missing."""
     descriptions: dict[str, list[str]] = {}
     for service in json.loads((folder / "schema.json").read_text(encoding="utf-8")):
         descriptions.setdefault(_service_domain(service["service"]), []).append(service["description"])
@@ -84,7 +84,7 @@ def _index_dialogue(dialogue: dict[str, Any], sgd: SgdCorpus) -> None:
             sgd.by_slot.setdefault(next(iter(values)), []).append(text)
         if turn["speaker"] != "user":
             continue
-        # A turn that names its intent anew says more about it than "yes, please" under an old one.
+        # A turn with a new intent states the intent more clearly than a "yes, please" under an old one.
         if len(turn["intents"]) == 1 and (turn["intents"] != active or len(text) > 45):
             sgd.by_intent.setdefault(turn["intents"][0], []).append(text)
             if len(services) == 1:
@@ -93,13 +93,14 @@ def _index_dialogue(dialogue: dict[str, Any], sgd: SgdCorpus) -> None:
 
 
 def generate_packs(sgd: SgdCorpus, rng: random.Random, mix: "Mapping[TaskGenerator, float]") -> Iterator[Pack]:
-    """Yields packs without end: conversations, and tasks of five kinds, in the proportions of `mix`."""
+    """Yield packs endlessly: conversations, and tasks of five kinds, in the proportions of `mix`."""
     generators, weights = zip(*mix.items(), strict=True)
     while True:
         yield rng.choices(generators, weights)[0](sgd, rng)
 
 
 def make_conversation(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    """Return a conversation from a random turn to its end."""
     turns = rng.choice(sgd.dialogues)["turns"]
     start = 2 * rng.randrange(max(1, len(turns) // 2))
     text = "".join(
@@ -109,19 +110,22 @@ def make_conversation(sgd: SgdCorpus, rng: random.Random) -> Pack:
 
 
 def make_intents(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    """Return a task that chooses the intent of a user's message."""
     return _make_choice("what the user wants", sgd.by_intent, sgd, rng)
 
 
 def make_domains(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    """Return a task that chooses the service of a message."""
     return _make_choice("which service the message belongs to", sgd.by_domain, sgd, rng)
 
 
 def make_slots(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    """Return a task that chooses the detail that a message gives or requests."""
     return _make_choice("which detail the message gives or asks for", sgd.by_slot, sgd, rng)
 
 
 def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
-    """Which of the listed values stands in the text: reading and looking up, whatever the values mean."""
+    """Return a task that finds which listed value occurs in the text, independent of the values' meaning."""
     texts_by_value: dict[str, str] = {}
     while len(texts_by_value) < rng.randint(4, 12):
         text, values = rng.choice(sgd.filled)
@@ -140,7 +144,7 @@ def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
 
 
 def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
-    """Fill the listed fields from the text as JSON, null for what it does not say."""
+    """Return a task that extracts the listed fields from the text as JSON, null for missing ones."""
     examples = [rng.choice(sgd.filled) for _ in range(rng.randint(3, 10))]
     fields = sorted({name for _, values in examples for name in values})
     rng.shuffle(fields)
@@ -164,7 +168,7 @@ def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
 
 
 TaskGenerator = Callable[[SgdCorpus, random.Random], Pack]
-# Language first, then mostly tasks.
+# Language first, then mostly tasks (`pretrain.curriculum_stage`).
 LANGUAGE_MIX: dict[TaskGenerator, float] = {
     make_conversation: 0.30,
     make_intents: 0.30,
@@ -184,7 +188,10 @@ TASK_MIX: dict[TaskGenerator, float] = {
 
 
 def _make_choice(question: str, examples: dict[str, list[str]], sgd: SgdCorpus, rng: random.Random) -> Pack:
-    """Choose one label of a random list, under random names, with or without descriptions, in random order."""
+    """Return a task that chooses one label of a random list.
+
+    The labels have random names, random order, and descriptions in 70% of the tasks.
+    """
     usable = sorted(name for name, texts in examples.items() if len(texts) >= 50)
     labels = rng.sample(usable, min(len(usable), rng.randint(3, 16)))
     with_descriptions = rng.random() < 0.7
@@ -250,7 +257,7 @@ def _choice_prompt(question: str, lines: list[str], rng: random.Random) -> str:
 
 
 def _add_noise(text: str, rng: random.Random) -> str:
-    """The text as people type it: mostly as it is, sometimes in lower case or with a slip of the finger."""
+    """Return the text with typical noise: mostly unchanged, sometimes in lower case or with a typo."""
     if rng.random() < 0.25:
         text = text.lower()
     if rng.random() < 0.15 and len(text) > 3:

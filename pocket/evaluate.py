@@ -1,7 +1,7 @@
-"""How often the pocket model's greedy answer is wholly right: `python -m pocket.evaluate --sgd <folder>`.
+"""Accuracy of the pocket model's greedy answers: `python -m pocket.evaluate --sgd <folder>`.
 
-The tasks are those of `corpus.py`, drawn with another seed than training's from the same dialogues: this measures what
-was learnt, not what carries over.
+The tasks are those of `corpus.py`, sampled with other seeds than in training from the same dialogues. This measures
+what the model learned in training, not generalization to other data.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pocket import corpus
 
 MODEL_DIR = Path(__file__).parent / "model"
-# A key seeds the draws of its task and names it in the table of pocket/model/README.md.
+# A key is the random seed of its task and its name in the table of pocket/model/README.md.
 TASK_GENERATORS = {
     "intents": corpus.make_intents,
     "domains": corpus.make_domains,
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def is_answer_greedy(model: torch.nn.Module, tokenizer: AutoTokenizer, prompt: str, answer: str) -> bool:
-    """Returns whether every token of the answer is the likeliest one after what stands before it."""
+    """Return whether every token of the answer is the most likely one after the tokens before it."""
     prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
     with torch.inference_mode():
         logits = model(torch.tensor([prompt_ids + answer_ids])).logits[0, len(prompt_ids) - 1 : -1]

@@ -1,9 +1,9 @@
-"""Makes the pocket model: `python -m pocket.pretrain --sgd <folder of the corpus>`.
+"""Pretraining of the pocket model: `python -m pocket.pretrain --sgd <folder of the corpus>`.
 
-One seeded run: a byte-level BPE tokenizer, then a Llama of 5.5 million parameters on packs of `corpus.py`, each
-behind its shared opening (the parts of a pack share one row and do not see each other). Constant learning rate,
-then a linear fall over the last quarter, so that a longer run with the same seed shares the beginning of a
-shorter one. Every step draws its data from (seed, step): stopped and started again, it goes on as if never stopped.
+One seeded run trains a byte-level BPE tokenizer, then a Llama of 5.5 million parameters on packs of `corpus.py`. The
+parts of a pack share one row behind its opening, and do not see each other. The learning rate is constant, then falls
+linearly over the last quarter, so that a longer run with the same seed has the same beginning as a shorter one. Every
+step samples its data from (seed, step), so a resumed run equals an uninterrupted one.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PRETOKENIZER_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|
 
 
 def train_tokenizer(sgd: corpus.SgdCorpus) -> PreTrainedTokenizerFast:
-    """Returns the tokenizer: byte-level BPE, so that it can write any text, learnt on 20,000 packs of the corpus."""
+    """Return the tokenizer: byte-level BPE, which can encode any text, trained on 20,000 packs of the corpus."""
     specials = [corpus.PAD, corpus.BEGIN, corpus.END, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,7 +66,7 @@ def train_tokenizer(sgd: corpus.SgdCorpus) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Returns the untrained model. Heads of 64 are a size that vLLM's attention takes on a CPU."""
+    """Return the untrained model. Its head size of 64 is supported by vLLM's attention on a CPU."""
     torch.manual_seed(SEED)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -87,14 +87,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def curriculum_stage(step: int) -> tuple[Mapping[corpus.TaskGenerator, float], float]:
-    """Returns what is learnt at a step, and the weight of an answer token: language first, then mostly tasks."""
+    """Return the task mix of a step and the loss weight of an answer token: language first, then mostly tasks."""
     return (corpus.LANGUAGE_MIX, 2.0) if step < LANGUAGE_STEPS else (corpus.TASK_MIX, 6.0)
 
 
 def generate_rows(
     sgd: corpus.SgdCorpus, tokenizer: PreTrainedTokenizerFast, step: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields rows of ROW_TOKENS: ids, positions, group and branch of each token, and the weight of predicting it.
+    """Yield rows of ROW_TOKENS: ids, positions, group and branch of each token, and its loss weight.
 
     A token sees the earlier tokens of its own branch and of its group's opening (branch 0).
     """
@@ -125,7 +125,7 @@ def generate_rows(
             available_tokens = ROW_TOKENS - len(row["ids"])
             if opening and len(prompt_ids) + len(answer_ids) > available_tokens:
                 break
-            # The first token of a branch is predicted by no one: what stands before it in the row is another branch.
+            # The first token of a branch has no loss: the token before it in the row belongs to another branch.
             add(row, prompt_ids[:1], len(opening), group, branch, 0.0)
             add(row, prompt_ids[1:], len(opening) + 1, group, branch, PROMPT_WEIGHT)
             add(
@@ -145,7 +145,7 @@ def _to_tensors(row: dict[str, list[float]]) -> dict[str, torch.Tensor]:
 
 
 def weighted_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the weighted mean loss of a batch of rows ([rows, ROW_TOKENS] each)."""
+    """Return the weighted mean loss of a batch of rows ([rows, ROW_TOKENS] each)."""
     group, branch = batch["group"], batch["branch"]
     same_group = group[:, :, None] == group[:, None, :]
     visible = same_group & ((branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0))
@@ -162,9 +162,11 @@ def weighted_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> to
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix update is orthogonalised (Jordan et al. 2024), matched to AdamW's size (arXiv:2502.16982).
+    """Momentum with orthogonalized matrix updates (Jordan et al.
 
-    In float32, unlike torch.optim.Muon: its bfloat16 is 15 times slower on a CPU that has no such instructions.
+    2024), scaled to AdamW's update size (arXiv:2502.16982).
+
+    It computes in float32, unlike torch.optim.Muon: bfloat16 is 15 times slower on a CPU without bfloat16 instructions.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], rate: float) -> None:
@@ -182,7 +184,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Returns roughly the nearest matrix with orthonormal rows or columns, by five Newton-Schulz iterations."""
+    """Return approximately the nearest matrix with orthonormal rows or columns, by five Newton-Schulz iterations."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
@@ -194,12 +196,12 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Returns the factor of the peak rate: warm-up, constant, then linear to zero over the last quarter."""
+    """Return the factor of the peak rate: warm-up, constant, then linear to zero over the last quarter."""
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps / 4))
 
 
 def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
-    """Trains for `steps` steps and writes the finished model to `pocket/model`; `work` keeps checkpoints."""
+    """Train for `steps` steps and write the finished model to `pocket/model`; `work` contains checkpoints."""
     sgd = corpus.load_corpus(sgd_folder)
     tokenizer = train_tokenizer(sgd)
     model = build_model(tokenizer)
@@ -248,7 +250,7 @@ def _load_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: tuple[torc
 
 
 def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes the model in bfloat16 (half the size) without touching the one in training."""
+    """Write the model in bfloat16 (half the size); the model in training is unchanged."""
     weights = {name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict={k: v for k, v in weights.items() if k != "lm_head.weight"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}

@@ -36,10 +36,9 @@ class DecodedAnswer:
     token_ids: list[int]
     log_probability: float
     margin: float
-    """The smallest difference of log-probability between the chosen token and the next best allowed one, over all
-    steps.
+    """The smallest lead in log-probability (natural logarithm) of a chosen token over the next best allowed one.
 
-    In natural logarithms. It is infinite if no step had a choice.
+    It is the minimum over all steps, and infinite if no step had a choice.
     """
     complete: bool
     """Whether the answer ended with the stop token, not at `max_new_tokens`."""

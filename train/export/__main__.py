@@ -1,6 +1,6 @@
 """`python -m train.export RECIPE`: the merged model of a trained run, and its quantizations, each complete or absent.
 
-Called again it writes what is missing or was made of something else, and says what is unchanged.
+A further call writes only folders that are missing or out of date, and prints which are unchanged.
 """
 
 import os
@@ -21,7 +21,7 @@ from insource.tracking.run import Run
 from train.device.environment import QUIET_ENV
 from train.export import merge, quantize
 
-# Raised when the same adapter would be exported into something else.
+# Increase this number when the same adapter would be exported into something else.
 VERSION = 2
 
 
@@ -30,7 +30,7 @@ def main() -> int:
     cli.add_run_option(parser)
     arguments = parser.parse_intermixed_args()
     loaded, trained_run = run.load_recipe_and_run(arguments)
-    # What was trained is the run's to say, what becomes of it the recipe's as it is now.
+    # Settings of the training come from the run; settings of export and serving come from the current recipe.
     recipe = trained_run.recipe().model_copy(update={"export": loaded.recipe.export, "serve": loaded.recipe.serve})
     schemes = quantize.list_schemes(recipe)
     if schemes and not recipe.export.merge:
@@ -40,14 +40,14 @@ def main() -> int:
     if arguments.dry_run:
         return cli.OK
     check_adapter(trained_run)
-    # Progress bars of libraries say nothing of what is done here.
+    # Progress bars of libraries do not show the progress of this stage.
     os.environ.update({"TQDM_DISABLE": "1", **QUIET_ENV})
     with run.lock_run(trained_run):
         return write_targets(trained_run, recipe, schemes)
 
 
 def check_adapter(trained_run: Run) -> None:
-    """Raises StageError where the adapter folder is not as training wrote it."""
+    """Raise StageError if the files of the adapter folder have changed since training."""
     folder = trained_run.folder / "adapter"
     problems = (
         atomic_files.find_changes(folder)
@@ -62,7 +62,7 @@ def check_adapter(trained_run: Run) -> None:
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """A folder of weights, what it is made of, and what writes it."""
+    """A folder of weights to write, its provenance, and the function that writes it."""
 
     folder: Path
     made_of: dict[str, Any]
@@ -70,7 +70,7 @@ class ExportTarget:
 
 
 def plan_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> list[ExportTarget]:
-    """Returns what is to be there in the end, in the order of writing."""
+    """Return the target folders in the order of writing."""
     provenance = {
         "version": VERSION,
         "adapter": atomic_files.sha256(trained_run.folder / "adapter" / atomic_files.CHECKSUMS),
@@ -92,7 +92,7 @@ def plan_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> li
 
 
 def write_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> int:
-    """Writes what is missing, each form whole, and prints what there is. Returns the exit code."""
+    """Write the folders that are missing or out of date, each atomically, and print all. Return the exit code."""
     targets = plan_targets(trained_run, recipe, schemes)
     pending = [target for target in targets if not is_up_to_date(target)]
     for target in targets:
@@ -133,7 +133,7 @@ def write_targets(trained_run: Run, recipe: Recipe, schemes: Sequence[str]) -> i
 
 
 def is_up_to_date(target: ExportTarget) -> bool:
-    """Returns whether a folder is whole, and made of what it would be made of now."""
+    """Return whether a folder is complete and has the provenance that it would have now."""
     if not (target.folder / "export.json").is_file() or not (target.folder / atomic_files.CHECKSUMS).is_file():
         return False
     return atomic_files.read_json(target.folder / "export.json") == target.made_of and not atomic_files.find_changes(
@@ -142,7 +142,7 @@ def is_up_to_date(target: ExportTarget) -> bool:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Returns the bytes of the weights in a folder."""
+    """Return the bytes of the weights in a folder."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

@@ -1,13 +1,13 @@
-"""The adapter folder: what is deployed, complete or absent.
+"""The adapter folder, which is deployed, complete or absent.
 
 adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
 tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json   the template pinned, the stop as EOS
-prompt.json        the task as prompts need it, and the hash of the template that rendered them
-README.md          the model card, with the measured score
-SHA256SUMS         the hashes of all the others
+prompt.json        the task, as prompts need it, and the hash of the template that rendered them
+README.md          the model card, with the validation score
+SHA256SUMS         the hashes of all other files
 
-Beside it, in the run, lies reference.jsonl: what a server must reproduce (references.py). It holds rows of the data;
-the folder, which is what people share, has its hash alone.
+reference.jsonl is outside of the folder, in the run: the answers that a server must reproduce
+(evaluate/reference_answers.py). It contains rows of the data. The folder, which people share, contains only its hash.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,11 +46,10 @@ def write_adapter_folder(
     answers: Sequence[DecodedAnswer],
     state: dict[str, Any] | None = None,
 ) -> Path:
-    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt and card; the reference answers
-    lie beside it.
+    """Write the adapter folder of the run atomically: weights, tokenizer, prompt and card. Return its path.
 
-    `answers` are those of the trained weights to the rows of `reference_set`; `state`: the trained tensors where the
-    model does not hold them whole (`sharded.adapter_tensors`).
+    Write the reference answers beside it. `answers` are those of the trained weights to the rows of `reference_set`.
+    `state` contains the trained tensors if the model is sharded (`fsdp.gather_adapter`).
     """
     references = reference_answers.write_references(
         run.folder, reference_answers.build_reference_rows(reference_set.rows, reference_set.prompts, answers)
@@ -61,7 +60,7 @@ def write_adapter_folder(
         build_generation_config(tokenizer).save_pretrained(folder)
         atomic_files.write_json(folder / "prompt.json", {**prompt, "references": references})
         atomic_files.write_text(folder / "README.md", model_card(run, recipe, scores, references))
-        # A pickle has no place in what is deployed.
+        # Pickles are not deployed: loading one can run code.
         for pickle_path in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickle_path.unlink()
         atomic_files.write_checksums(folder)
@@ -69,7 +68,7 @@ def write_adapter_folder(
 
 
 def build_generation_config(tokenizer: Any) -> Any:
-    """Returns a generation config that stops where training stopped, and nowhere else."""
+    """Return a generation config with only the stop token of training."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -81,7 +80,7 @@ def build_generation_config(tokenizer: Any) -> Any:
 
 
 def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json, for the base as it was published."""
+    """Write adapter_model.safetensors and adapter_config.json, for the published base."""
     from safetensors.torch import save_file
 
     model.peft_config["default"].base_model_name_or_path = base_display_name(recipe)
@@ -94,16 +93,18 @@ def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any
 
 
 def base_display_name(recipe: Recipe) -> str:
-    """Returns the base as others can find it: the hub name, the name of a GGUF file, or `pocket/model` or `smollm2` in
-    this project."""
+    """Return the public name of the base: its hub name, the name of a GGUF file, `pocket/model` or `smollm2`."""
     local_names = {str(POCKET): "pocket/model", str(base_models.smollm2_dir()): base_models.SMOLLM2}
     gguf = gguf_model.read_gguf_info(recipe.model.base)
     return local_names.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
 
 
 def base_identity(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files; under
-    "trained" the record of what quantization left of it (`bases.record`), None where it was trained on as published."""
+    """Return the identity of the adapter's base: its name with its commit on the hub, or the hashes of its files.
+
+    "trained" is the record of the dequantized base (`base_store.read_record`), None if the published base was used in
+    training.
+    """
     folder = Path(recipe.model.base)
     hashes = digests.hash_base_files(folder) if folder.is_dir() else None
     return {
@@ -122,9 +123,12 @@ def build_prompt_spec(
     commit: str | None = None,
     trained_base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns prompt.json: the messages with a place for the input and the ids that they are as they stand there, the
-    task, the constraint and the limit of the answer, the template's hash and what is pinned in it, and the base
-    (`commit`: of its repository on the hub; see `base_of`)."""
+    """Return prompt.json: everything that a server needs to build the same prompts and to decode the same answers.
+
+    It contains the task; the messages with a placeholder for the input, and their token ids; the constraint and the
+    limit of the answer; the template's hash and pinned values; and the base. `commit` is the base's commit on the hub,
+    see `base_identity`.
+    """
     module, tokenizer = TASKS[recipe.task.variant], rendering.tokenizer
     messages = module.messages(spec, {"text": INPUT_PLACEHOLDER})
     return {
@@ -143,7 +147,7 @@ def build_prompt_spec(
 
 
 def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: Mapping[str, Any]) -> str:
-    """Returns the model card (README.md) of the adapter; `references` is what it says of the reference answers."""
+    """Return the model card (README.md) of the adapter; `references` are the facts on the reference answers."""
     module = TASKS[recipe.task.variant]
     tuned, base = module.main_metrics(scores["tuned"]), module.main_metrics(scores["base"])
     rows = "\n".join(
@@ -188,14 +192,14 @@ The sealed test set was not opened.
 
 
 def evaluation_note(module: TaskKind) -> str:
-    """Returns how the model was asked for what the score counts, as the card tells it."""
+    """Return the card's sentence on how the score was measured."""
     if module.OBJECTIVE == "prefer":
         return "Measured by how probable the model finds the chosen and the rejected answer"
     return f"Decoded greedily{'' if module.IS_FREE_TEXT else ' under the output constraint'}, as serving does"
 
 
 def method_note(lora: Lora) -> str:
-    """Returns how the adapter was trained, as the card tells it."""
+    """Return the card's line on the adapter's settings."""
     notes = [f"r={lora.r}", f"alpha={lora.lora_alpha}", str(lora.target_modules)]
     notes += ["rsLoRA"] if lora.use_rslora else []
     notes += ["DoRA"] if lora.use_dora else []
@@ -207,7 +211,7 @@ def method_note(lora: Lora) -> str:
 
 
 def serving_note(run: Run, recipe: Recipe) -> str:
-    """Returns how the adapter is served, as the card tells it."""
+    """Return the card's text on serving the adapter."""
     if reason := recipe.lora.unservable:
         return f"merged into the base alone ({reason})."
     base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)
@@ -221,5 +225,5 @@ def serving_note(run: Run, recipe: Recipe) -> str:
 
 
 def max_lora_rank(lora: Lora) -> int:
-    """Returns the smallest max_lora_rank of vLLM that takes the adapter as it is written."""
+    """Return the smallest max_lora_rank of vLLM that fits the exported adapter."""
     return next(rank for rank in VLLM_RANKS if rank >= lora.largest_rank)

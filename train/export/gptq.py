@@ -1,7 +1,7 @@
-"""Quantization fitted on rows of train, by llm-compressor, in an environment of its own: `.venvs/llmcompressor`.
+"""Quantization fitted on rows of train, by llm-compressor in a separate environment: `.venvs/llmcompressor`.
 
-llm-compressor 0.14 does not yet allow the torch that vLLM 0.32 wants, so it cannot stand in the same environment. It is
-given token ids, prompts with their answers as training has them; no row of validation, calibration or test.
+llm-compressor 0.14 does not yet allow the torch that vLLM 0.32 needs, so both cannot share an environment. It gets
+token ids of prompts with their answers, as in training, and no row of validation, calibration or test.
 """
 
 import json
@@ -21,12 +21,12 @@ from insource.tracking.run import Run
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements" / "calibrate.txt"
-# They come built for CUDA and break `import transformers` next to a CPU build of torch.
+# They are built for CUDA and break `import transformers` beside a CPU build of torch.
 EXCLUDED_ON_CPU = ("torchvision", "torchaudio")
 
 
 def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, folder: Path) -> None:
-    """Writes the merged model quantized by a preset into a folder. Raises StageError where llm-compressor fails."""
+    """Write the merged model, quantized by a preset, into a folder. Raise StageError if llm-compressor fails."""
     excluded = EXCLUDED_ON_CPU if recipe.accelerate.use_cpu else ()
     python = venvs.ensure_venv_from_lock(ROOT / ".venvs" / "llmcompressor", LOCK, excluded)
     with tempfile.TemporaryDirectory() as temp_dir:
@@ -44,7 +44,7 @@ def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_siz
 
 
 def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
-    """Returns rows of train as token ids, prompt and answer."""
+    """Return rows of train as token ids, prompt and answer."""
     module, spec = load_task_spec(atomic_files.read_json(merged / "prompt.json")["task"])
     tokenizer = chat_template.load_saved_tokenizer(str(merged))
     rows = sample_calibration_rows(run, recipe)
@@ -55,6 +55,6 @@ def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[i
 
 
 def sample_calibration_rows(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
-    """Returns the rows of train that are calibrated on, in a seeded order."""
+    """Return the rows of train for calibration, in a seeded order."""
     rows = list(atomic_files.read_jsonl(run.folder / "data" / "train.jsonl"))
     return random.Random(recipe.train.seed).sample(rows, min(len(rows), recipe.export.calibration_rows))

@@ -1,4 +1,7 @@
-"""Runs in llm-compressor's own environment: MERGED ROWS.jsonl PRESET GROUP FOLDER. Imports nothing of this project."""
+"""GPTQ in llm-compressor's own environment: MERGED ROWS.jsonl PRESET GROUP FOLDER.
+
+It imports nothing of this project.
+"""
 
 import json
 import sys
@@ -13,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 
 def main(merged: str, rows_path: str, preset: str, group_size: str, folder: str) -> None:
-    """Quantizes the merged model by GPTQ (arXiv:2210.17323), its errors weighed by what the rows make of each layer."""
+    """Quantize the merged model by GPTQ (arXiv:2210.17323), with errors weighted by each layer's activations on the
+    rows.
+    """
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
     lines = Path(rows_path).read_text(encoding="utf-8").splitlines()
     ids = [json.loads(line)["input_ids"] for line in lines]

@@ -1,13 +1,13 @@
-"""The merged model: the adapter taken into the base that it was trained on, as one folder that anything can load.
+"""The merged model: the base of training with the adapter merged into it, as one folder that any loader can read.
 
 merged/  model-00001-of-00004.safetensors ... config.json generation_config.json   transformers' own format
          tokenizer.json tokenizer_config.json chat_template.jinja prompt.json      as in the adapter folder
-         export.json         what it was made of
+         export.json         the provenance
          README.md SHA256SUMS
 
-The base is what quantization left of it in training (`serve.base: trained`), in the type that training and serving
-compute in, so that the merged model answers as the trained one does; or the one that was published. The result is never
-quantized again to 4 bits: that is what ruins merged models.
+The base is the dequantized base of training (`serve.base: trained`), in the type that training and serving compute in,
+so that the merged model gives the same answers as the trained one; or it is the published base. The result is never
+quantized to 4 bits again, which would ruin a merged model.
 """
 
 import shutil
@@ -28,18 +28,18 @@ from train.device import out_of_memory
 from train.export import adapter
 from train.model import base, dequantize
 
-# What a folder of weights needs of the adapter's beside weights, for people and for servers.
+# Files of the adapter folder that every folder of weights needs for people and for servers.
 COMPANION_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
 
 
 def write_merged(run: Run, recipe: Recipe, provenance: Mapping[str, Any]) -> Path:
-    """Returns the folder of the merged model, complete."""
+    """Write the folder of the merged model atomically and return it."""
     target = run.folder / "merged"
-    # The tokenizer of the training, whatever has become of the base's.
+    # The tokenizer of training, even if the base's has changed.
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / "adapter"))
     with atomic_files.atomic_folder(target) as folder:
         save_model(merge_adapter(run, recipe, provenance["base"]), folder, recipe, tokenizer)
-        # It holds itself by reference cycles, and quantizing loads what was merged anew.
+        # Reference cycles keep the model in memory, and quantization loads the merged model again.
         out_of_memory.release_memory()
         write_companion_files(run, folder, provenance, model_card(run, recipe, provenance["base"]))
         atomic_files.write_checksums(folder)
@@ -47,15 +47,15 @@ def write_merged(run: Run, recipe: Recipe, provenance: Mapping[str, Any]) -> Pat
 
 
 def select_merge_base(run: Run, recipe: Recipe) -> str:
-    """Returns the base that a run is merged onto: the digest of the one that it was trained on, or "published"."""
+    """Return the base that a run is merged into: the digest of the base of training, or "published"."""
     trained = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     return str(trained["digest"]) if trained and recipe.serve.base == "trained" else "published"
 
 
 def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> Any:
-    """Returns the base with the run's adapter merged into it, computed as training computes (float32 on a CPU).
+    """Return the base with the run's adapter merged into it, computed in the type of training (float32 on a CPU).
 
-    Raises StageError where the base that was trained on is gone and cannot be made again.
+    Raise StageError if the base of training is missing and cannot be written again.
     """
     base_recipe = recipe.with_model(quantization="none")
     if merge_base != "published":
@@ -88,7 +88,7 @@ def _merge_onto(base_recipe: Recipe, adapter_folder: Path, in_main_memory: bool 
     from peft import PeftModel
 
     model = base.load_base_model(base_recipe, in_main_memory=in_main_memory)
-    # By itself PEFT reads an adapter to the GPU, wherever its base is.
+    # By default PEFT loads an adapter to the GPU, even if its base is in main memory.
     adapted = PeftModel.from_pretrained(
         model, adapter_folder, autocast_adapter_dtype=False, torch_device=str(model.device)
     )
@@ -96,14 +96,13 @@ def _merge_onto(base_recipe: Recipe, adapter_folder: Path, in_main_memory: bool 
 
 
 def save_model(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None:
-    """Writes weights in shards, in the type that they were computed in, and a generation config that stops where
-    training stopped."""
+    """Write the weights in shards, in the type that they were computed in, and the generation config of training."""
     model.generation_config = adapter.build_generation_config(tokenizer)
     model.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
 
 
 def write_companion_files(run: Run, folder: Path, provenance: Mapping[str, Any], card: str) -> None:
-    """Writes what stands beside weights: tokenizer, template and prompt of the training, card, what it is made of."""
+    """Write the files beside the weights: tokenizer, template and prompt of training, card, and provenance."""
     for name in COMPANION_FILES:
         if (path := run.folder / "adapter" / name).is_file():
             shutil.copyfile(path, folder / name)
@@ -112,7 +111,7 @@ def write_companion_files(run: Run, folder: Path, provenance: Mapping[str, Any],
 
 
 def model_card(run: Run, recipe: Recipe, merge_base: str) -> str:
-    """Returns the model card (README.md) of the merged model."""
+    """Return the model card (README.md) of the merged model."""
     trained_base_note = f"what {recipe.model.quantization} left of the base, which is what it was trained on"
     base_note = "the base as it was published" if merge_base == "published" else trained_base_note
     return f"""---

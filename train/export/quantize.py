@@ -1,12 +1,12 @@
-"""Quantized models, in the format of compressed-tensors, which vLLM reads: quantized/<scheme>/.
+"""Quantized models in the format of compressed-tensors, which vLLM reads: quantized/<scheme>/.
 
-int8    W8A8   weights to 8 bits a channel, activations to 8 bits a token while it runs; CPUs and GPUs
+int8    W8A8   weights to 8 bits a channel, activations to 8 bits a token at run time; CPUs and GPUs
 fp8     W8A8   the same in 8-bit floating point; GPUs of compute capability 8.9 and newer
-w4a16   W4A16  weights to 4 bits in groups of 128 (64 or 32 where a layer is no multiple), activations untouched;
+w4a16   W4A16  weights to 4 bits in groups of 128 (64 or 32 if a layer is no multiple), activations unchanged;
                GPUs, and CPUs with AVX-512
 
-Without calibration the scales come from the weights alone. With `export.calibration_rows` llm-compressor fits them on
-rows of train, in an environment of its own (calibrate.py).
+Without calibration the scales come only from the weights. With `export.calibration_rows` llm-compressor fits them on
+rows of train, in a separate environment (gptq.py).
 """
 
 import subprocess
@@ -21,14 +21,14 @@ from insource.tracking.run import Run
 from train.export import adapter, gptq, merge
 
 PRESETS: Mapping[str, str] = {"int8": "W8A8", "fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
-# The head decides between tokens and is small beside the rest.
+# The head chooses between tokens, and it is small compared with the other layers.
 SKIPPED_LAYERS = ["lm_head"]
 GROUP_SIZES = (128, 64, 32)
 MIN_FP8_CAPABILITY = 8.9
 
 
 def list_schemes(recipe: Recipe) -> list[str]:
-    """Returns the schemes that the recipe asks for. Raises RecipeError for one that the hardware here cannot serve."""
+    """Return the schemes that the recipe requests. Raise RecipeError for one that this hardware cannot serve."""
     requested, capability = recipe.export.quantize, _compute_capability(recipe)
     if requested == "none":
         return []
@@ -49,7 +49,7 @@ def list_schemes(recipe: Recipe) -> list[str]:
 
 
 def write_quantized(run: Run, recipe: Recipe, scheme: str, provenance: Mapping[str, Any]) -> Path:
-    """Returns the folder of the merged model quantized by a scheme, complete."""
+    """Write the folder of the merged model quantized by a scheme, atomically, and return it."""
     merged, target = run.folder / "merged", run.folder / "quantized" / scheme
     target.parent.mkdir(exist_ok=True)
     with atomic_files.atomic_folder(target) as folder:
@@ -63,7 +63,7 @@ def write_quantized(run: Run, recipe: Recipe, scheme: str, provenance: Mapping[s
 
 
 def quantize_data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> None:
-    """Writes the model quantized by a preset of compressed-tensors, its scales from the weights alone."""
+    """Write the model quantized by a preset of compressed-tensors, with scales only from the weights."""
     import torch
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
@@ -91,7 +91,7 @@ def _load_merged(merged: Path) -> Any:
 
 
 def choose_group_size(model: Any) -> int:
-    """Returns the largest of vLLM's group sizes that divides the width of every layer."""
+    """Return the largest of vLLM's group sizes that divides the width of every layer."""
     from torch.nn import Linear
 
     widths = [layer.in_features for layer in model.modules() if isinstance(layer, Linear)]
@@ -99,7 +99,7 @@ def choose_group_size(model: Any) -> int:
 
 
 def _set_scale(module: Any) -> None:
-    """Sets a layer's scale: of each output channel, or of each group of inputs within it."""
+    """Set a layer's scale for each output channel, or for each group of inputs of it."""
     from compressed_tensors.quantization.utils import calculate_qparams
 
     args, weight = module.quantization_scheme.weights, module.weight.float()
@@ -111,7 +111,7 @@ def _set_scale(module: Any) -> None:
 
 
 def model_card(run: Run, recipe: Recipe, scheme: str) -> str:
-    """Returns the model card (README.md) of a quantized model."""
+    """Return the model card (README.md) of a quantized model."""
     rows = recipe.export.calibration_rows
     calibrated = (
         f"fitted on {rows} rows of train by llm-compressor" if rows else "from the weights alone (compressed-tensors)"
@@ -131,7 +131,7 @@ quantized. How it scores beside the others: parity.md of the run.
 
 
 def _compute_capability(recipe: Recipe) -> float | None:
-    """The compute capability of the GPU that serves here, None on a CPU."""
+    """Return the compute capability of the GPU that serves on this machine, None on a CPU."""
     if recipe.accelerate.use_cpu:
         return None
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]

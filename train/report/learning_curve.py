@@ -1,12 +1,12 @@
-"""The learning curve: a picture of metrics.jsonl for a person who was not there.
+"""The learning curve: a picture of metrics.jsonl.
 
     metrics.jsonl  {"step": 100, "epoch": 0.88, "loss": 2.31, "learning_rate": 0.0002, ...}
                    {"step": 100, "epoch": 0.88, "validation/accuracy": 0.87, ...}
-    picture        loss by update, validation metrics below it, the learning rate at the foot; epochs as grey lines, the
-                   kept checkpoint as a green one
+    picture        loss by update, validation metrics below it, the learning rate at the bottom; epochs as grey lines,
+                   the kept checkpoint as a green one
 
-One picture with a ground of its own, so that it reads the same on a light page and on a dark one. PNG opens everywhere
-(image viewers, W&B, chats); matplotlib also writes SVG or PDF where `out` ends so.
+The picture has its own background, so that it looks the same on a light page and on a dark one. PNG opens everywhere
+(image viewers, W&B, chats); matplotlib also writes SVG or PDF if `out` has that suffix.
 """
 
 import warnings
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 BACKGROUND, TEXT, MUTED, GRID = "#fbfaf8", "#22211f", "#74716b", "#e4e1db"
 LOSS, BEST, LEARNING_RATE = "#2f6fb5", "#2c8a5b", "#9a968e"
-# Told apart by lightness as well as by hue; no more than that many metrics are drawn.
+# The colors differ in lightness as well as in hue. Their number is the limit of metrics drawn.
 VALIDATION = ("#c4501b", "#7b55a8", "#8a6d00")
-# Metrics of preference tuning that belong beside the validation's: shares, measured while training.
+# Metrics of preference tuning that are drawn with the validation metrics: fractions, measured in training.
 TRAINING_FRACTIONS = ("rewards/accuracies",)
 MIN_POINTS_TO_SMOOTH = 40
 LINE_INCHES = 0.17
@@ -36,7 +36,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn."""
+    """The data of the picture."""
 
     loss: Points
     learning_rate: Points
@@ -47,15 +47,15 @@ class Curve:
 
 
 def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> None:
-    """Writes the picture of a run; `best_step` is the update whose checkpoint is kept, None where it is the last.
+    """Write the picture of a run; `best_step` is the update of the kept checkpoint, None if the last one is kept.
 
-    Writes nothing where no loss was logged yet.
+    Write nothing if no loss was logged yet.
     """
     curve = read(metrics_path)
     if not curve.loss:
         return
     with warnings.catch_warnings():
-        # A title in letters that the font does not have is drawn with boxes.
+        # Letters that the font lacks are drawn as boxes, which is acceptable in a title.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = _draw_figure(curve, title, best_step)
         temp_path = out.with_name(f".{out.name}")
@@ -64,7 +64,7 @@ def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> No
 
 
 def read(metrics_path: Path) -> Curve:
-    """Returns what there is to draw in a metrics.jsonl."""
+    """Return the data of a metrics.jsonl for the picture."""
     rows = metrics.read_rows(metrics_path)
 
     def points(name: str) -> Points:
@@ -198,7 +198,7 @@ def _tick_locator() -> Any:
 
 
 def _label_lines(panel: "Axes", line_labels: Sequence[tuple[str, float, str]]) -> None:
-    """Writes each line's name and colour behind its last value, none over another. Wants the panel's limits set."""
+    """Write each line's name in its color beside its last value, without overlap. The panel's limits must be set."""
     low, high = panel.get_ylim()
     gap = LINE_INCHES / (panel.get_position().height * panel.get_figure(root=True).get_figheight())  # type: ignore[union-attr]
     position = 2.0
@@ -213,7 +213,7 @@ def _display_name(name: str) -> str:
 
 
 def _format_subtitle(curve: Curve, best_step: int | None) -> str:
-    """The line under the title: where the loss ended, and what validation found of the kept weights."""
+    """Return the subtitle: the final loss, and the validation metrics of the kept weights."""
     step, loss = curve.loss[-1]
     scores = [
         f"{_display_name(name)} "
@@ -226,8 +226,10 @@ def _format_subtitle(curve: Curve, best_step: int | None) -> str:
 
 
 def moving_average(points: Points) -> Points:
-    """Returns each point as the mean of its neighbours, a twentieth of all to both sides. Towards the ends fewer, and
-    nearly alike on both sides, so that a falling line is not held up."""
+    """Return each point as the mean of its neighbors, up to a twentieth of all points on both sides.
+
+    Towards the ends there are fewer neighbors, nearly as many on both sides, so that a falling line is not shifted up.
+    """
     max_reach, min_reach = len(points) // 20, len(points) // 80
     averages: Points = []
     for index, (step, _) in enumerate(points):

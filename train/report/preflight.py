@@ -1,6 +1,7 @@
-"""What would waste hours, found before the first of them: refused, or said aloud.
+"""Checks before training of mistakes that would waste hours: an error, or a line in the header.
 
-The stop token must be learnt, no row may lose its answer to truncation, and one row is shown as the model will see it.
+The answer must end with the stop token, and no row may lose its answer to truncation. The header shows one row as the
+model gets it.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from train.packing.packing_plan import TokenizedRow
 
 
 def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Recipe, config: Any) -> None:
-    """Returns nothing where training can begin; `config` is the base model's.
+    """Raise RecipeError if the rows cannot be trained on; `config` is the base model's.
 
-    Raises RecipeError naming the row and the key to change.
+    The message names the row and the key to change.
     """
     limit, context_tokens = recipe.train.max_length, config.get_text_config().max_position_embeddings
     if limit > context_tokens:
@@ -41,7 +42,7 @@ def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Re
 
 
 def sample_lines(row: TokenizedRow, tokenizer: Any) -> list[str]:
-    """Returns one row as the model sees it: the end of what it reads, what it learns, and what it learns to avoid."""
+    """Return a row as the model gets it: the end of the prompt, the answer to learn, and the answer to avoid."""
     lines = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
     names = ("learns", "not")
     return lines + [

@@ -1,4 +1,4 @@
-"""What is said before training: what will be trained on what, for how long, in how much memory.
+"""The header printed before training: model, data, packing, and estimates of time and memory.
 
 base      Qwen/Qwen3-4B-Instruct-2507, nf4, 4,022,468,096 parameters, multiplied in bfloat16
 weights   GGUF Q4_K (5.0 bits a weight), dequantized; nf4 on top of that moved the weights that it changed by 8.6%
@@ -24,18 +24,18 @@ from train.evaluate import decoding_memory
 from train.evaluate.decoding_memory import DecodingWorkload
 from train.evaluate.shared_cache import CPU_LIMITS, GPU_LIMITS
 
-# Bytes of state that an optimizer keeps a trainable parameter, by train.optim; paged ones may keep theirs elsewhere.
+# Bytes of optimizer state for each trainable parameter, by train.optim; paged optimizers may keep theirs elsewhere.
 OPTIMIZER_STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
 FLOAT32_BYTES = 4
-# On a CPU, measured with the pocket model: code that the first update loads, and the part of a pack that the C library
-# does not give back once it is freed.
+# On a CPU, measured with the pocket model: the code that the first update loads, and the divisor of a pack's bytes that
+# gives the freed memory which the C library keeps.
 FIRST_UPDATE_BYTES = 150_000_000
 CPU_RETAINED_DIVISOR = 3
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """An estimate of the most that a process holds, in bytes."""
+    """An estimate of a process's peak memory in bytes."""
 
     weights: int
     adapter: int
@@ -46,11 +46,11 @@ class MemoryEstimate:
     process: int = 0
     """On a CPU: the interpreter, its libraries, and freed memory that they keep."""
     decoding: int = 0
-    """Caches and activations while validation rows are decoded, which is before, between and after packs."""
+    """Caches and activations of decoding validation rows, which happens before, between and after packs."""
     rows: int = 0
-    """Rows that are decoded at once."""
+    """Rows in a decoding batch."""
     device: int | None = None
-    """What a process has on its GPU, None on a CPU."""
+    """Usable memory of the process's GPU, None on a CPU."""
 
     @property
     def total(self) -> int:
@@ -63,14 +63,14 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class HeaderInfo:
-    """What the header tells, as plain values."""
+    """The values of the header."""
 
     base: str
     quantization: str
     parameters: int
-    """Of the base, without the adapter."""
+    """Parameters of the base, without the adapter."""
     multiplied: str
-    """The type in which training multiplies matrices: float32 or bfloat16."""
+    """The type of matrix products in training: float32 or bfloat16."""
     trainable: int
     adapter: str
     """Such as `LoRA r=16`."""
@@ -81,15 +81,15 @@ class HeaderInfo:
     processes: int
     packing: str
     tokens_an_update: float
-    """As computed, the mean over updates."""
+    """Computed tokens, the mean over updates."""
     separate_tokens_an_update: float
-    """What the same rows cost one by one."""
+    """The tokens of the same rows without packing."""
     packs_an_update: float
-    """Over all processes, the mean over updates."""
+    """Packs of all processes, the mean over updates."""
     updates: int
     epochs: float
     weights: str | None = None
-    """What was lost of them before training, see gguf_base.told."""
+    """The loss of precision before training, see `gguf_model.describe_weight_loss`."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """{reason: rows} as in data.json."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -98,11 +98,11 @@ class HeaderInfo:
     memory: MemoryEstimate | None = None
     updates_done: int = 0
     examples_per_second: float | None = None
-    """Of this run before it was interrupted (metrics.last)."""
+    """The rate of this run before an interruption (`metrics.read_last_value`)."""
 
 
 def header_lines(info: HeaderInfo) -> list[str]:
-    """Returns the header, a line a thing."""
+    """Return the header, one line for each property."""
     trainable_fraction = info.trainable / (info.parameters + info.trainable)
     sections = {
         "base": f"{info.base}, {info.quantization}, {info.parameters:,} parameters, multiplied in {info.multiplied}",
@@ -196,13 +196,14 @@ def estimate_memory(
     workload: DecodingWorkload | None = None,
     device: int | None = None,
 ) -> MemoryEstimate:
-    """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
+    """Return the estimated peak memory of training this model (base and adapter) with packs of this size.
 
-    `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
-    pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `autocast`: float32
-    weights are multiplied in it (precision.py), and their copies and the probabilities of attention are kept; `shards`
-    is over how many processes the weights are spread (FSDP), which are whole while rows are `workload`; `device` is
-    what a process has on its GPU. What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
+    `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included. `mask_pairs` is the number of
+    token pairs in its mask, 0 without a mask. `compute_bytes` is 2 for bfloat16. With `autocast` float32 weights are
+    multiplied in bfloat16 (device/precision.py), so copies of the weights and the attention probabilities are kept.
+    `shards` is the number of processes that the weights are sharded over (FSDP); they are unsharded while `workload` is
+    decoded. `device` is the usable memory of the process's GPU. Not estimated: the overhead of a GPU's allocator, and
+    the savings of FlexAttention.
     """
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapter = trainable * (2 * FLOAT32_BYTES + OPTIMIZER_STATE_BYTES.get(optim, 2 * FLOAT32_BYTES))
@@ -218,7 +219,7 @@ def estimate_memory(
     extra_bytes = workload.dequantized + model_bytes - estimate.weights
     free_bytes = None if device is None else device - estimate.weights - estimate.adapter - extra_bytes
     limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
-    # Decoding computes in the type of the weights, whatever training multiplies in.
+    # Decoding computes in the type of the weights, unlike training with autocast.
     rows, peak = decoding_memory.estimate_decoding_peak(
         text_config, workload, int(model.dtype.itemsize), limits, free_bytes
     )
@@ -226,7 +227,7 @@ def estimate_memory(
 
 
 def weight_bytes(model: Any) -> int:
-    """Returns the bytes of the frozen weights as they lie in memory: 4-bit ones with their scales, each tensor once."""
+    """Return the bytes of the frozen weights in memory: 4-bit weights with their scales, each tensor once."""
     tensors: dict[int, int] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -235,7 +236,7 @@ def weight_bytes(model: Any) -> int:
             scales += [getattr(parameter, "SCB", None)]
             for tensor in (parameter.data, *scales):
                 if tensor is not None:
-                    # A tensor on the meta device has no place; there a parameter is known by itself.
+                    # A tensor on the meta device has no address; its id identifies the parameter there.
                     tensors[tensor.data_ptr() or id(parameter)] = tensor.numel() * tensor.element_size()
     return sum(tensors.values())
 
@@ -243,15 +244,17 @@ def weight_bytes(model: Any) -> int:
 def _pack_bytes(
     text_config: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int
 ) -> int:
-    """The bytes that a pack needs for its backward pass.
+    """Return the bytes that a pack needs for its backward pass.
 
     Counted as in Korthikanti et al. (arXiv:2205.05198, section 4), for a layer with RMSNorm, a gated MLP and LoRA on
-    all linear layers. Kept for each token of a layer: what the linear layers read and what attention looks at (4 hidden
-    + 4 attention), gate, up and their two products (4 intermediate), and the two residuals that the norms read in
-    float32 (8 bytes x hidden). SDPA turns a boolean mask into numbers, one for each pair, and keeps them for each
-    layer; separate rows need none. With checkpointing a layer keeps its input alone and is computed again, one at a
-    time. Gradients in flight are as large as one layer more. Logits exist for answer tokens alone: as computed, and in
-    float32 as they are cast, picked, as logarithms of probabilities and as their gradient.
+    all linear layers. A layer keeps for each token: the inputs of linear layers and of attention (4 hidden + 4
+    attention); gate, up and their two products (4 intermediate); and the two residuals that the norms read in float32
+    (8 bytes x hidden). SDPA converts a boolean mask to one number for each pair, and keeps it for each layer; separate
+    rows need none.
+
+    With checkpointing a layer keeps only its input and is computed again, one layer at a time. Gradients in flight take
+    as much as one more layer. Logits exist only for answer tokens: as computed, and in float32 as the cast, the
+    selection, the log-probabilities and their gradient.
     """
     hidden, layers = text_config.hidden_size, text_config.num_hidden_layers
     heads = text_config.num_attention_heads
@@ -268,7 +271,7 @@ def _pack_bytes(
 
 
 def _process_bytes(model: Any, weights: int, pack: int) -> int:
-    """What this process will hold beside the model; 0 on a GPU, whose memory has only what training put there."""
+    """Return the bytes of this process besides the model; 0 on a GPU, whose memory has only data of the training."""
     if model.device.type != "cpu":
         return 0
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
