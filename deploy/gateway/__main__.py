@@ -1,6 +1,6 @@
 """Run `python -m deploy.gateway RECIPE ...`: serve the deployed versions on one address and follow the registry.
 
-    clients -> proxy (key, allow-list, names) -> Unix socket that only this user can open -> vLLM with versioned adapters
+    clients -> proxy (key, allow-list, names) -> Unix socket of this user -> vLLM with versioned adapters
 
 A new version is loaded while the old one answers, checked against its reference answers, and then activated. The old
 one is unloaded after its last request. A version that fails the check is not activated, and the old one continues to

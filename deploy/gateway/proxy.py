@@ -1,13 +1,13 @@
-"""The only door to vLLM: who may come in, what they may ask for, and which version answers.
+"""The HTTP application of the gateway: it checks keys and limits, maps model names to versions, and routes by path.
 
-Clients ask for `model: classifier`; vLLM knows `classifier@3f2a90c17b5e44d0`. The door puts the one for the other on
-the way in and takes it back on the way out. Because every version has a name of its own, no prefix cache of one version
-is ever read by another, and changing over is one assignment: requests on their way end where they began.
+Clients send `model: classifier`; vLLM has `classifier@3f2a90c17b5e44d0`. The proxy replaces the name in requests and
+restores it in answers. Each version has its own name, so no prefix cache of one version is read by another. A change of
+versions is one assignment: requests in flight end on the version that they started with.
 
-vLLM itself checks its key on some paths alone and lets everyone load adapters; here is what passes, and no more:
-POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models. The gateway itself answers POST
-/v1/tasks/<recipe>, /v1/decisions and /v1/feedback, chats that hold an input of a task (on_tasks.py), and GET /metrics;
-and without a key GET /healthz (the process runs) and /readyz (requests are passed on; /health is its name of before).
+vLLM checks its key only on some paths and lets every client load adapters. Therefore only these paths are forwarded:
+POST /v1/chat/completions, /v1/completions and /v1/messages. The gateway itself answers POST /v1/tasks/<recipe>,
+/v1/decisions and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), GET /v1/models and GET /metrics.
+Without a key it answers GET /healthz (the process runs) and /readyz (requests are forwarded; /health is its old name).
 """
 
 import asyncio
@@ -33,14 +33,14 @@ from insource.system.daemon_thread import run_in_thread
 FORWARDED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 HEALTH_PATHS = ("/health", "/healthz", "/readyz")
 GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *HEALTH_PATHS)
-"""Paths that the gateway itself answers, beside those of tasks."""
+"""Paths that the gateway itself answers, in addition to those of tasks."""
 MAX_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
-"""How long a client may take to send a body."""
+"""Maximum time for a client to send a body."""
 
 
 class ProxyState:
-    """What stands behind the door now, and what is on its way through it."""
+    """Active versions, the session with vLLM, and requests in flight."""
 
     def __init__(
         self,
@@ -54,31 +54,31 @@ class ProxyState:
         self.watch = monitor or Monitor()
         self.watch.mirror.under_way = self.under_way
         self.deployed = deployed_models
-        """Models that are deployed, whether or not a version of them answers."""
+        """Models that are deployed, with or without an active version."""
         self.versions: dict[str, str] = {}
-        """{model: version} that new requests go to."""
+        """{model: version} for new requests."""
         self.tasks: dict[str, Deployment] = {}
-        """{model: its task}, of that version."""
+        """{model: deployment of that version}."""
         self.engine: ClientSession | None = None
         """The session with vLLM, None while it is down."""
         self.answers = True
         """False while vLLM runs and sends nothing."""
         self.heard_at = 0.0
-        """When vLLM sent something the last time (time.monotonic)."""
+        """Time of the last data from vLLM (time.monotonic)."""
         self.stopping = False
         self.on_their_way: Counter[str] = Counter()
-        """{model@version: requests}."""
+        """{model@version: requests in flight}."""
         self.of_key: Counter[str] = Counter()
-        """{client: requests}."""
+        """{client: requests in flight}."""
 
     @property
     def ready(self) -> bool:
-        """Returns whether requests are passed on."""
+        """True if requests are forwarded."""
         return self.engine is not None and self.answers and not self.stopping
 
     @contextmanager
     def counted(self, client: str) -> Iterator[None]:
-        """Counts a request of a client while it is on its way. Raises RefusedError where there are too many."""
+        """Count a request of a client while it is in flight. Raise RequestError if there are too many."""
         limits = self.limits
         for count, limit, scope in (
             (self.of_key[client], limits.requests_per_key, "of this key "),
@@ -94,23 +94,23 @@ class ProxyState:
             self.of_key[client] -= 1
 
     def check_open(self) -> ClientSession:
-        """Returns the session with vLLM. Raises RefusedError while requests are not passed on."""
+        """Return the session with vLLM. Raise RequestError while requests are not forwarded."""
         if self.engine is None or not self.ready:
             raise RequestError(503, "overloaded_error", "the model is being started", 5)
         return self.engine
 
     def named(self, model: object) -> tuple[object, bool]:
-        """Returns the model that a request names, and whether it is to pass as it is."""
+        """Return the model name without ":raw", and whether the request is forwarded unchanged."""
         if isinstance(model, str) and model.endswith(chat_request.RAW_SUFFIX) and model not in self.versions:
             return model.removesuffix(chat_request.RAW_SUFFIX), True
         return model, False
 
     def task_of(self, names: forwarding.ModelNames) -> Deployment | None:
-        """Returns the task of a version, None where it states none."""
+        """Return the deployment of a version, None if its prompt.json states no task."""
         return self.tasks.get(names.model)
 
     def version_of(self, model: object) -> str:
-        """Returns the version that answers for a model. Raises RefusedError where there is none."""
+        """Return the active version of a model. Raise RequestError if there is none."""
         version = self.versions.get(model) if isinstance(model, str) else None
         if version is None and model in self.deployed:
             raise RequestError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
@@ -121,7 +121,7 @@ class ProxyState:
 
     @contextmanager
     def under_way(self, internal_name: str) -> Iterator[None]:
-        """Counts a request to a version while it is on its way: it is not taken out of vLLM meanwhile."""
+        """Count a request to a version while it is in flight, so that the version is not unloaded."""
         self.on_their_way[internal_name] += 1
         try:
             yield
@@ -129,25 +129,25 @@ class ProxyState:
             self.on_their_way[internal_name] -= 1
 
     def heard(self) -> None:
-        """Notes that vLLM sent something."""
+        """Record that vLLM sent data."""
         self.heard_at = time.monotonic()
 
 
 @dataclass
 class AccessRecord:
-    """What the access log says of a request, beside what aiohttp knows."""
+    """Fields of the access log that aiohttp does not have."""
 
     key: str = ""
     model: str = ""
     answered: Counter[str] = field(default_factory=Counter)
-    """Of inputs of a task: who answered them, and why."""
+    """Number of task inputs by answering system and reason."""
 
 
 ACCESS_RECORD = web.RequestKey("told", AccessRecord)
 
 
 def build_application(proxy_state: ProxyState) -> web.Application:
-    """Returns the door as an aiohttp application."""
+    """Return the aiohttp application of the gateway."""
 
     @web.middleware
     async def guard(
@@ -236,8 +236,10 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 async def _accept_body(
     proxy_state: ProxyState, request: web.Request, requires_engine: bool = True
 ) -> AsyncIterator[bytes]:
-    """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not;
-    `requires_engine`: whether that is so while vLLM is started."""
+    """Yield the body of a request, which counts as in flight meanwhile.
+
+    Raise RequestError if it is rejected. With `requires_engine` that includes requests while vLLM starts.
+    """
     client = _require_client(proxy_state, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
@@ -248,7 +250,7 @@ async def _accept_body(
 
 
 async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -> web.StreamResponse:
-    """Returns the answer to one request, vLLM's or a task's. Raises RefusedError where there is none."""
+    """Return the answer to a forwarded request or to a chat with a task input. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         fields, names, raw = _resolve_model(proxy_state, request, body)
         engine, deployment, monitor = proxy_state.check_open(), proxy_state.task_of(names), proxy_state.watch
@@ -273,14 +275,14 @@ async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -
 
 
 def normalize_path(path: str) -> str:
-    """Returns a path as log and metrics name it: of those that nobody knows there are no end."""
+    """Return a path as log and metrics name it. Unknown paths are "other", because their number is unlimited."""
     if path.startswith(tasks_path.PREFIX):
         return tasks_path.PREFIX.rstrip("/")
     return path if path in (*FORWARDED_PATHS, *GATEWAY_PATHS) else "other"
 
 
 def _rewrite_body(fields: model_names.Fields, names: forwarding.ModelNames, limits: Limits) -> bytes:
-    """Returns the body that vLLM gets in the place of a client's. Raises RefusedError for more than may be."""
+    """Return the body to send to vLLM for a client's body. Raise RequestError if it exceeds the limits."""
     try:
         return model_names.replace_values(fields, model=names.inside, **_apply_limits(fields, limits))
     except ValueError:
@@ -288,7 +290,7 @@ def _rewrite_body(fields: model_names.Fields, names: forwarding.ModelNames, limi
 
 
 async def _answer_decision_request(proxy_state: ProxyState, request: web.Request) -> web.StreamResponse:
-    """Returns the decision on an input of a task. Raises RefusedError where there is none."""
+    """Return the decision on an input of a task. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         _, names, _ = _resolve_model(proxy_state, request, body)
         if (deployment := proxy_state.task_of(names)) is None:
@@ -304,7 +306,10 @@ async def _answer_decision_request(proxy_state: ProxyState, request: web.Request
 def _resolve_model(
     proxy_state: ProxyState, request: web.Request, body: bytes
 ) -> tuple[model_names.Fields, forwarding.ModelNames, bool]:
-    """Returns a body's fields, the model that it asks, and whether it is to pass as it is. Raises RefusedError."""
+    """Return a body's fields, its model, and whether it is forwarded unchanged.
+
+    Raise RequestError if the model is invalid.
+    """
     try:
         fields = model_names.parse_fields(body)
         model = model_names.read_value(fields, "model")
@@ -317,7 +322,7 @@ def _resolve_model(
 
 
 async def _answer_task_request(proxy_state: ProxyState, request: web.Request) -> web.StreamResponse:
-    """Returns the answer to inputs of a task. Raises RefusedError where there is none."""
+    """Return the answer to inputs of a task. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         name = request.match_info["name"]
         version = proxy_state.version_of(name)
@@ -335,7 +340,7 @@ async def _answer_task_request(proxy_state: ProxyState, request: web.Request) ->
 
 
 def _require_client(proxy_state: ProxyState, request: web.Request) -> str:
-    """Returns the client that asks. Raises RefusedError where it has no valid key."""
+    """Return the client of a request. Raise RequestError without a valid key."""
     client = proxy_state.keys.owner(request.headers)
     if client is None:
         raise RequestError(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
@@ -344,11 +349,14 @@ def _require_client(proxy_state: ProxyState, request: web.Request) -> str:
 
 
 async def _read_body(proxy_state: ProxyState, request: web.Request) -> bytes:
-    """Returns the body of a request. Raises RefusedError where it is too large, too slow, breaks off or is no UTF-8."""
+    """Return the body of a request.
+
+    Raise RequestError if it is too large, too slow, incomplete or not UTF-8.
+    """
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await request.read()
-        body.decode()  # values of JSON are passed on unread, whatever bytes they are of
+        body.decode()  # JSON values are forwarded unread, whatever their bytes are
         return body
     except UnicodeDecodeError as error:
         raise RequestError(400, "invalid_request_error", f"the body is no UTF-8 at byte {error.start}") from None
@@ -362,8 +370,10 @@ async def _read_body(proxy_state: ProxyState, request: web.Request) -> bytes:
 
 
 def _apply_limits(fields: model_names.Fields, limits: Limits) -> dict[str, int]:
-    """Returns what the limits put into a request: its tokens, where it names none. Raises RefusedError for more than
-    they allow, ValueError for what is no JSON."""
+    """Return the fields that the limits add to a request: max_tokens, if it sets none.
+
+    Raise RequestError if it exceeds the limits, ValueError if it is not JSON.
+    """
     n_answers = model_names.count_prompts(fields) * max(1.0, model_names.read_number(fields, "n") or 1.0)
     if n_answers > limits.sequences:
         message = (
@@ -381,7 +391,7 @@ def _apply_limits(fields: model_names.Fields, limits: Limits) -> dict[str, int]:
 
 
 def _error_response(error: RequestError, close: bool) -> web.StreamResponse:
-    """An error as both SDKs read it."""
+    """Return an error in the format of both SDKs."""
     headers = {"Retry-After": str(error.retry_seconds)} if error.retry_seconds else None
     response = web.json_response({"type": "error", "error": error.json()}, status=error.status, headers=headers)
     if close:

@@ -74,8 +74,7 @@ def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
 
 
 def read_feedback(registry_dir: Path, deployment_id: str, since: datetime) -> list[Mapping[str, Any]]:
-    """Return the feedback in registry/<name> on the answers of a deployment received since `since`, the last per
-    answer."""
+    """Return the last feedback on each answer of a deployment in registry/<name>, received since `since`."""
     latest: dict[str, Mapping[str, Any]] = {}
     for line in _read_folder(registry_dir):
         if line["deployment"] == deployment_id and datetime.fromisoformat(line["at"]) >= since:

@@ -99,8 +99,10 @@ class Metrics:
             self._labels.labels(model, label).inc()
 
     def drifted(self, distances: Mapping[tuple[str, str, str], float]) -> None:
-        """Set the distances of answers from those to the calibration rows: {(model, version, "confidence" or "labels"):
-        distance}."""
+        """Set the distances of answers from those to the calibration rows.
+
+        `distances` is {(model, version, "confidence" or "labels"): distance from 0 to 1}.
+        """
         self._only(self._drift, distances)
 
     def mirrored(self, model: str, result: str) -> None:

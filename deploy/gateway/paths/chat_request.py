@@ -1,11 +1,11 @@
-"""A chat request that is taken as a task's input: `model: classifier`, and not the task's own prompt in it.
+"""A chat request taken as an input of a task: `model: classifier`, without the task's own prompt.
 
 {"model": "classifier", "messages": [{"role": "user", "content": "where is my money"}], "stream": true}
-->  the task's prompt with that input, its grammar, greedy decoding, room for the longest answer
+->  the task's prompt with that input, its grammar, greedy decoding, tokens for the longest answer
 
-The conversation becomes an input as preparation makes one of a chat: one user turn is its text, several bear their
-roles, the system prompt is left out. What sets how to answer is the task's own; of the request's parameters those in
-KEPT count.
+The conversation becomes an input as in data preparation. One user turn is the text, several turns get their roles, and
+the system prompt is dropped. Decoding settings are the task's own; of the request's parameters only those in
+FORWARDED_PARAMETERS are used.
 """
 
 from collections.abc import Mapping
@@ -22,26 +22,27 @@ from insource.tasks.source_record import UnusableRowError
 COMPLETIONS_PATH, MESSAGES_PATH = "/v1/chat/completions", "/v1/messages"
 CHAT_PATHS = (COMPLETIONS_PATH, MESSAGES_PATH)
 RAW_SUFFIX = ":raw"
-"""Behind a model's name: its requests pass as they are."""
+"""Suffix of a model name whose requests are forwarded unchanged."""
 PRIVATE_HEADER = "X-Insource-Private"
 FORWARDED_PARAMETERS = ("stream", "stream_options", "logprobs", "top_logprobs", "user", "seed")
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A chat request that holds a task's input."""
+    """A chat request with an input of a task."""
 
     text: str
     private: bool
     stream: bool
     with_usage: bool
-    """Whether a stream of OpenAI's wire ends in the tokens that were used."""
+    """True if a stream in OpenAI's format ends with the number of tokens."""
 
 
 def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatRequest | None:
-    """Returns a chat request as an input of the task, None where it holds the task's own prompt and passes as it is.
+    """Return a chat request as an input of the task, None if it contains the task's own prompt and is forwarded
+    unchanged.
 
-    `private`: whether its headers say so. Raises RefusedError where it asks for something else than the task's answer.
+    `private` is whether its headers mark it as private. Raise RequestError if it requests more than the task's answer.
     """
     try:
         messages = parse_messages(body.get("messages"), "messages")
@@ -58,12 +59,12 @@ def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatReques
 
 
 def contains_prompt(messages: Messages, task: Task) -> bool:
-    """Returns whether a message has the task's prompt in it: instruction, and labels or fields."""
+    """Return whether a message contains the task's prompt: instruction, and labels or fields."""
     return any(task.head in message["content"].replace("\r\n", "\n") for message in messages)
 
 
 def parse_private(value: Any) -> bool:
-    """Returns what `private` says. Raises RefusedError where it is neither true nor false."""
+    """Return the value of `private`. Raise RequestError if it is neither true nor false."""
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("1", "true", "0", "false", ""):
@@ -72,8 +73,8 @@ def parse_private(value: Any) -> bool:
 
 
 def has_private_header(headers: Any) -> bool:
-    """Returns whether any of the headers of that name says that an input is private. Raises RefusedError likewise."""
-    # All of them are read: one that says neither is refused, wherever it stands.
+    """Return whether any private header is true. Raise RequestError if one is neither true nor false."""
+    # All headers are read, so that an invalid one is rejected in any position.
     flags = [parse_private(value) for value in headers.getall(PRIVATE_HEADER, [])]
     return any(flags)
 
@@ -81,7 +82,7 @@ def has_private_header(headers: Any) -> bool:
 def build_forwarded_body(
     body: Mapping[str, Any], task: Task, prepared: PreparedInput, path: str, max_tokens: int | None
 ) -> dict[str, Any]:
-    """Returns the request that vLLM gets in the place of a client's, on the same wire."""
+    """Return the request to send to vLLM for a client's request, in the same API format."""
     request = task.request(prepared.given, max_tokens)
     forwarded = openai_chat.build_body(task.backend(), request)
     del forwarded["logprobs"]
@@ -92,7 +93,7 @@ def build_forwarded_body(
 
 
 def _check_parameters(body: Mapping[str, Any], task: Task) -> None:
-    """Raises RefusedError where a request asks for what a task does not give."""
+    """Raise RequestError if a request uses parameters that a task does not support."""
     hint = f"leave it out, or ask {task.name}{RAW_SUFFIX}"
     for name in ("tools", "functions"):
         if body.get(name):

@@ -1,4 +1,4 @@
-"""An answer of a task on the wires of chat clients: whole, or as a stream of events."""
+"""Format the answer of a task for chat clients of OpenAI and Anthropic: complete, or as a stream of events."""
 
 import json
 import secrets
@@ -23,7 +23,7 @@ ANSWERED_BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
 async def send_outcome(
     request: web.Request, path: str, chat: ChatRequest, outcome: Outcome, model: str, version: str
 ) -> web.StreamResponse:
-    """Sends an answer on the wire of the path that was asked. Returns what was sent."""
+    """Send an answer in the API format of the path. Return the response."""
     headers = {
         VERSION_HEADER: version,
         ANSWERED_BY_HEADER: outcome.answered_by,
@@ -40,7 +40,7 @@ async def send_outcome(
 
 
 def build_completion(outcome: Outcome, model: str) -> dict[str, Any]:
-    """Returns a chat completion; what the task says of the answer stands under `insource`."""
+    """Return a chat completion. The outcome is in its key `insource`."""
     message = {"role": "assistant", "content": outcome.text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     head = _build_completion_head("chat.completion", model)
@@ -48,7 +48,7 @@ def build_completion(outcome: Outcome, model: str) -> dict[str, Any]:
 
 
 def build_completion_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
-    """Returns a chat completion as a stream of chunks."""
+    """Return a chat completion as a stream of chunks."""
     head = _build_completion_head("chat.completion.chunk", model)
 
     def chunk(delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def build_completion_events(outcome: Outcome, model: str, with_usage: bool) -> b
 
 
 def build_message(outcome: Outcome, model: str) -> dict[str, Any]:
-    """Returns a message of Anthropic's wire."""
+    """Return a message in Anthropic's format."""
     input_tokens, output_tokens = outcome.usage
     return {
         **_build_message_head(model),
@@ -72,7 +72,7 @@ def build_message(outcome: Outcome, model: str) -> dict[str, Any]:
 
 
 def build_message_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
-    """Returns a message of Anthropic's wire as a stream of events, which always tells its usage."""
+    """Return a message in Anthropic's format as a stream of events, which always includes the usage."""
     input_tokens, output_tokens = outcome.usage
     message = {**_build_message_head(model), "content": [], "stop_reason": None}
     events: list[dict[str, Any]] = [

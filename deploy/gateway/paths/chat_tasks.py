@@ -1,7 +1,8 @@
-"""Chats that hold an input of a task.
+"""Chats that contain an input of a task.
 
-Where the input stays on this machine and the wire can carry the task's constraint, vLLM gets the task's own request and
-its answer passes, event by event. Else the answer is made as those of /v1/tasks are, and told on the client's wire.
+If the input must be answered locally and the API format supports the task's constraint, the task's own request is sent
+to vLLM and its answer is forwarded event by event. Otherwise the input is answered as by /v1/tasks, in the client's API
+format.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from insource.config.schema.serving_and_cost import Limits
 
 
 def accepts_tasks(deployment: Deployment, path: str, raw: bool) -> bool:
-    """Returns whether chats on a path may hold inputs of a task (serve.chat)."""
+    """Return whether chats on a path may contain inputs of a task (serve.chat)."""
     return path in chat_request.CHAT_PATHS and not raw and deployment.task.recipe.serve.chat == "task"
 
 
@@ -32,8 +33,11 @@ async def answer_chat(
     outcome_counts: Counter[str],
     monitor: Monitor,
 ) -> web.StreamResponse | None:
-    """Returns the answer to a chat, None where it holds the task's own prompt and passes as it is. Raises RefusedError
-    where there is no answer, and what passing.on raises; `outcome_counts` counts who answered, and why."""
+    """Return the answer to a chat, None if it contains the task's own prompt and is forwarded unchanged.
+
+    `outcome_counts` counts answers by system and reason. Raise RequestError if there is no answer, and the errors of
+    `forwarding.forward`.
+    """
     task, body = deployment.task, await json_body.read_object(raw_body)
     private = chat_request.has_private_header(request.headers)
     chat = chat_request.parse_chat(body, task, private)
@@ -53,6 +57,6 @@ async def answer_chat(
 
 
 def _supports_constraint(task: Task, path: str) -> bool:
-    """Returns whether vLLM holds an answer on a path to the task's schema: Anthropic's wire has no grammar."""
+    """Return whether vLLM can constrain an answer on a path to the task's schema: Anthropic's format has no grammar."""
     free_text = task.material.prompt["grammar"] is None
     return free_text or (path == chat_request.COMPLETIONS_PATH and task.grammar is not None)

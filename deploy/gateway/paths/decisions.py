@@ -1,16 +1,16 @@
-"""POST /v1/decisions as OpenAI's SDK sends it (openai 3.54, resources/decisions.py): the task's own choice, with a
-probability for every label.
+"""POST /v1/decisions in the format of OpenAI's SDK (openai 3.54, resources/decisions.py): a probability for every
+label.
 
-asked     {"model": "classifier", "input": "where is my money", "questions": [{"type": "choice", "instructions": "...",
+request   {"model": "classifier", "input": "where is my money", "questions": [{"type": "choice", "instructions": "...",
            "choices": [{"value": "refund_status"}, {"value": "delivery_delay"}, ...]},
            {"type": "predicate", "instructions": "refund_status"}]}
-answered  {"model": "classifier", "answers": [{"type": "choice", "name": null, "choice": "refund_status", "confidence":
-           0.93, "probabilities": [{"value": "refund_status", "probability": 0.97}, ...]},
+response  {"model": "classifier", "answers": [{"type": "choice", "name": null, "choice": "refund_status",
+           "confidence": 0.93, "probabilities": [{"value": "refund_status", "probability": 0.97}, ...]},
            {"type": "predicate", "name": null, "probability": 0.97}], "usage": {...}}
 
-The deployed model was trained for one question. Choices have to be labels of the task, all or some of them, and a
-predicate the label that it asks for; anything else is refused in words. Instructions of a choice are not read. The
-answer is the deployed model's own: nothing is escalated.
+The deployed model was trained for one question. Choices must be labels of the task, all or some of them. A predicate's
+instructions must be one label. Other questions are rejected with a reason. Instructions of a choice are ignored. Only
+the deployed model answers; no request is escalated.
 """
 
 import math
@@ -35,7 +35,7 @@ _KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_option
 async def answer_questions(
     body: bytes, deployment: Deployment, engine: EngineConnection, model: str, limits: Limits, monitor: Monitor
 ) -> dict[str, Any]:
-    """Returns the decision on a request. Raises RefusedError where it asks for what the model was not trained for."""
+    """Return the decision on a request. Raise RequestError for a question that the model was not trained for."""
     payload = await json_body.read_object(body)
     task = deployment.task
     questions = _validate(payload, task)
@@ -56,7 +56,7 @@ async def answer_questions(
 
 
 def _validate(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping[str, Any]]:
-    """Returns the questions. Raises RefusedError saying which of them cannot be answered, and why."""
+    """Return the questions. Raise RequestError with the first one that cannot be answered, and why."""
     if task.recipe.task.variant != "classification":
         raise invalid_request(f"{task.name} chooses no label: it is of kind {task.recipe.task.variant}; ask /v1/tasks")
     if unknown := sorted(payload.keys() - set(_KEYS)):
@@ -73,7 +73,7 @@ def _validate(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping[str, A
 
 
 def _find_problem(question: Any, labels: Mapping[str, str]) -> str | None:
-    """Returns why a question cannot be answered, None where it can."""
+    """Return why a question cannot be answered, None if it can."""
     if not isinstance(question, dict):
         return "a question is an object"
     kind, labels_note = question.get("type"), f"the labels are {', '.join(labels)}"
@@ -117,7 +117,9 @@ def _build_answer(question: Mapping[str, Any], probabilities: Mapping[str, float
 
 
 def compute_certainty(probabilities: Sequence[float]) -> float:
-    """Returns 0 where all options are as probable, 1 where one is certain: one minus the share of the greatest entropy
-    that theirs has."""
+    """Return 0 for equal probabilities and 1 for a certain option.
+
+    It is one minus the entropy of the probabilities divided by the largest possible entropy.
+    """
     entropy = -sum(probability * math.log(probability) for probability in probabilities if probability > 0)
     return min(1.0, max(0.0, 1 - entropy / math.log(len(probabilities))))

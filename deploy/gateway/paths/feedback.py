@@ -1,15 +1,10 @@
-"""POST /v1/feedback: what the right answer was, when somebody knows.
+"""POST /v1/feedback: right answers for earlier answers.
 
 {"id": "AWrk3Xq0...", "answer": "refund_status"}   -> {"recorded": 1, "right": false}
 {"feedback": [{"id": ..., "answer": ...}, ...]}    -> {"recorded": 2, "results": [{"right": true}, {"error": {...}}]}
 
-`id` is that of an answer (deploy/answers/answer_ids.py), `answer` has the form of the task's answers. On disk:
-
-registry/<name>/feedback/2026-11.jsonl
-{"at": "...", "answer": "9f2c...", "deployment": "51ab...", "local": true, "kept": true, "mirrored": false,
- "confidence": 0.974, "right": false, "right_digest": "07be..."}
-
-No answer stands there, only keyed digests. What is said of an answer last counts.
+`id` is an answer id (deploy/answers/answer_ids.py). `answer` has the format of the task's answers. Feedback is stored
+by deploy/monitoring/feedback_record.py.
 """
 
 import json
@@ -31,7 +26,10 @@ _KEYS = ("id", "answer")
 
 
 async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor: Monitor) -> dict[str, Any]:
-    """Returns what was recorded. Raises RefusedError where a request, or its only piece of feedback, is wrong."""
+    """Record the feedback of a request and return the JSON answer.
+
+    Raise RequestError if the request, or its only item, is invalid.
+    """
     payload = await json_body.read_object(body)
     is_batch = "feedback" in payload
     items = payload["feedback"] if is_batch else [payload]
@@ -87,8 +85,10 @@ def _check_encodable(value: Any) -> None:
 
 
 def parse_right_answer(task: Task, value: Any) -> Any:
-    """Returns a right answer that a client gives, as the task has it: a label, a list of labels, a record, a text, or
-    its JSON. Raises RefusedError where the task has no such answer."""
+    """Return a right answer as a value of the task, from a label, list of labels, record, text, or its JSON.
+
+    Raise RequestError if it is not an answer of the task.
+    """
     module, spec = task.material.module, task.material.spec
     if module.OBJECTIVE == "prefer":
         raise invalid_request(f"{task.name} is of kind preference, whose answers are neither right nor wrong")

@@ -1,7 +1,7 @@
-"""A request on its way to vLLM, and its answer on the way back: whole, or line by line where it is a stream.
+"""Forward a request to vLLM and its answer to the client: complete, or line by line for a stream.
 
-A client that takes nothing for WRITE_SECONDS is left: what waits for it is at most a piece of a stream, or an answer of
-ANSWER_BYTES.
+A client that reads nothing for WRITE_SECONDS is disconnected. At most a chunk of a stream or an answer of
+MAX_ANSWER_BYTES waits for it.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ MAX_ANSWER_BYTES = 32 * 2**20
 MAX_LINE_BYTES = 8 * 2**20
 WRITE_SECONDS, MIN_BYTES_PER_SECOND = 30.0, 64 * 2**10
 _CHUNK_BYTES = 64 * 2**10
-# Everything else is the door's own: keys, cookies, packing, and what belongs to one connection.
+# Other headers are not forwarded: keys, cookies, compression, and those of one connection.
 _REQUEST_HEADERS = ("accept", "anthropic-version", "anthropic-beta", "x-request-id", "traceparent", "tracestate")
 _RESPONSE_HEADERS = ("content-type", "cache-control", "retry-after", "x-request-id")
 
 
 USED_TOKENS = web.ResponseKey("used", tuple)
-"""Of an answer of vLLM that came as a whole: tokens that were read and written, as it tells them."""
+"""Input and output tokens of an answer of vLLM that is not a stream."""
 
 
 class ConnectionLostError(Exception):
@@ -35,12 +35,12 @@ class ConnectionLostError(Exception):
 
 
 class AnswerTooLargeError(Exception):
-    """The answer is larger than is kept."""
+    """The answer exceeds MAX_ANSWER_BYTES."""
 
 
 @dataclass(frozen=True)
 class ModelNames:
-    """The model as vLLM knows it, as the client does, and its version."""
+    """The names of a model in vLLM and for the client, and its version."""
 
     inside: str
     outside: str
@@ -48,22 +48,24 @@ class ModelNames:
 
     @property
     def model(self) -> str:
-        """Returns its name without the version."""
+        """Name without the version."""
         return self.inside.removesuffix(f"@{self.version}")
 
 
 async def forward(
     engine: ClientSession, request: web.Request, body: bytes, names: ModelNames, on_data: Callable[[], None]
 ) -> web.StreamResponse:
-    """Sends a request to vLLM and its answer back; `on_data` is called whenever vLLM sends something.
+    """Send a request to vLLM and its answer to the client. `on_data` is called whenever vLLM sends data.
 
-    Raises BrokeOffError where vLLM breaks off before anything went back, TooLargeError for an answer that is too large;
-    ConnectionError where half an answer is out, or the client is gone.
+    Raise ConnectionLostError if vLLM ends before data was sent to the client, and AnswerTooLargeError for a too large
+    answer. Raise ConnectionError if the answer is incomplete or the client disconnected.
     """
     answer: web.StreamResponse | None = None
     try:
         async with engine.post(request.path, data=BytesIO(body), headers=_build_headers(request.headers)) as response:
-            notify = on_data if response.status < 500 else _ignore  # the wire of vLLM outlives what computes behind it
+            notify = (
+                on_data if response.status < 500 else _ignore
+            )  # vLLM's HTTP server may answer 5xx after its engine died
             notify()
             if _is_stream(response):
                 answer = _build_response(response, names)
@@ -74,9 +76,9 @@ async def forward(
                 answer[USED_TOKENS] = model_names.read_usage(content)
                 await _send_whole(request, answer, content)
             return answer
-    except (ClientError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
+    except (ClientError, RuntimeError) as error:  # RuntimeError: the session was closed with its vLLM
         if answer is not None:
-            # Half an answer is out: the connection breaks off, which the client sees.
+            # Part of the answer was sent: close the connection, so that the client detects it.
             raise ConnectionResetError(f"vLLM broke off: {type(error).__name__}") from None
         raise ConnectionLostError(f"the model broke off: {type(error).__name__}") from None
     except model_names.LineTooLongError as error:
@@ -84,15 +86,20 @@ async def forward(
 
 
 async def send_json(request: web.Request, payload: Any, headers: Mapping[str, str]) -> web.StreamResponse:
-    """Sends a JSON answer of the gateway's own, within the time that one of vLLM's has. Raises ConnectionResetError
-    where the client takes nothing."""
+    """Send a JSON answer of the gateway itself, with the same timeout as vLLM's answers.
+
+    Raise ConnectionResetError if the client does not read it.
+    """
     answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8", **headers})
     await _send_whole(request, answer, json.dumps(payload).encode())
     return answer
 
 
 async def send_events(request: web.Request, payload: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
-    """Sends events that are known as a whole, within the same time. Raises ConnectionResetError likewise."""
+    """Send a complete list of events, with the same timeout.
+
+    Raise ConnectionResetError if the client does not read it.
+    """
     answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **headers})
     await answer.prepare(request)
     async with _write_timeout(request, WRITE_SECONDS + len(payload) / MIN_BYTES_PER_SECOND):
@@ -154,7 +161,7 @@ async def _send_whole(request: web.Request, answer: web.StreamResponse, content:
 
 @asynccontextmanager
 async def _write_timeout(request: web.Request, seconds: float) -> AsyncIterator[None]:
-    """Lets the block write to the client for so long. Raises ConnectionResetError where it takes longer."""
+    """Limit the time of the block that writes to the client. Raise ConnectionResetError if it takes longer."""
     try:
         async with asyncio.timeout(seconds):
             yield

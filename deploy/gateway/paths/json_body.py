@@ -1,4 +1,4 @@
-"""Bodies of requests as strict JSON: UTF-8, no key twice, no NaN, not nested without end."""
+"""Parse request bodies as strict JSON: UTF-8, no duplicate keys, no NaN, limited nesting."""
 
 import json
 from collections.abc import Iterable
@@ -8,16 +8,16 @@ from deploy.answers.request_errors import invalid_request
 from insource.system.daemon_thread import run_in_thread
 
 THREAD_MIN_BYTES = 32 * 2**10
-"""Larger bodies are read in a thread, so that others do not wait."""
+"""Larger bodies are parsed in a thread, so that other requests do not wait."""
 
 
 async def read_object(body: bytes) -> dict[str, Any]:
-    """Returns the object that a body is. Raises RefusedError saying what is wrong with it."""
+    """Return the JSON object of a body. Raise RequestError with the problem if it is invalid."""
     return await run_in_thread(parse_object, body) if len(body) > THREAD_MIN_BYTES else parse_object(body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns the object that a body is. Raises RefusedError saying what is wrong with it."""
+    """Return the JSON object of a body. Raise RequestError with the problem if it is invalid."""
     try:
         parsed = json.loads(body.decode(), object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except UnicodeDecodeError as error:

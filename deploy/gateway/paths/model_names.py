@@ -1,9 +1,9 @@
-"""Names of models in requests and answers: one is put for the other where a name stands, and nowhere else.
+"""Replace model names in requests and answers, and change no other byte.
 
 {"model": "classifier", "messages": [...]}  ->  {"model": "classifier@3f2a90c17b5e44d0", "messages": [...]}
 
-Bodies are read one level deep and kept as the bytes that they are (msgspec.Raw), so that large ones cost next to
-nothing and no number, text or escape is written otherwise than it came.
+Bodies are parsed one level deep, and the values are kept as bytes (msgspec.Raw). So large bodies cost little, and no
+number, text or escape is rewritten.
 """
 
 import re
@@ -24,7 +24,7 @@ class LineTooLongError(Exception):
 
 
 def parse_fields(body: bytes) -> Fields:
-    """Returns the top level of a JSON object, its values as they stand. Raises ValueError where it is none."""
+    """Return the top level of a JSON object, with values as bytes. Raise ValueError if it is not an object."""
     try:
         return _FIELDS_DECODER.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -32,9 +32,9 @@ def parse_fields(body: bytes) -> Fields:
 
 
 def read_value(fields: Fields, key: str) -> Any:
-    """Returns a value that may be a text or a number, None where there is none or it is something else.
+    """Return a text or number, None if it is missing or of another type.
 
-    Raises ValueError for a text that is none, such as half a surrogate.
+    Raise ValueError for an invalid text, such as an unpaired surrogate.
     """
     raw = bytes(fields[key]).lstrip() if key in fields else b""
     if not raw or raw[:1] in b"[{":
@@ -46,7 +46,7 @@ def read_value(fields: Fields, key: str) -> Any:
 
 
 def read_number(fields: Fields, key: str) -> float | None:
-    """Returns a number as vLLM reads it, which takes "3" and 3.0 for 3; None where there is none."""
+    """Return a number as vLLM parses it ("3" and 3.0 are 3), None if there is none."""
     try:
         return float(read_value(fields, key))
     except (TypeError, ValueError):
@@ -54,7 +54,7 @@ def read_number(fields: Fields, key: str) -> float | None:
 
 
 def read_usage(answer: bytes) -> tuple[int, int]:
-    """Returns how many tokens an answer read and wrote, on OpenAI's or Anthropic's wire; 0 where it does not say."""
+    """Return the input and output tokens of an answer in OpenAI's or Anthropic's format; 0 if it has none."""
     try:
         usage = parse_fields(bytes(parse_fields(answer)["usage"]))
     except (ValueError, KeyError):
@@ -67,21 +67,27 @@ def read_usage(answer: bytes) -> tuple[int, int]:
 
 
 def count_prompts(fields: Fields) -> int:
-    """Returns how many prompts a request has: a list of texts or of lists are several, a list of numbers is one."""
+    """Return the number of prompts in a request.
+
+    A list of texts or of lists has several, a list of numbers is one prompt.
+    """
     raw = bytes(fields.get("prompt", b""))
     return len(_ITEMS_DECODER.decode(raw)) if _MULTIPLE_PROMPTS.match(raw) else 1
 
 
 def replace_values(fields: Fields, **values: Any) -> bytes:
-    """Returns an object as JSON with some of its values replaced."""
+    """Return an object as JSON with some values replaced."""
     return msgspec.json.encode(
         {**fields, **{key: msgspec.Raw(msgspec.json.encode(value)) for key, value in values.items()}}
     )
 
 
 def restore_name(answer: bytes, internal_name: str, public_name: str) -> bytes:
-    """Returns an answer with the name of the model as the client gave it: the key `model` of the answer itself, or of
-    the message that Anthropic's wire begins a stream with. What is not JSON comes back as it is."""
+    """Return an answer with the model name that the client sent.
+
+    The name is in the key `model` of the answer, or of the message that starts a stream of Anthropic's format. Content
+    that is not JSON is returned unchanged.
+    """
     try:
         fields = parse_fields(answer)
         if _read_model(fields) == internal_name:
@@ -98,9 +104,9 @@ def restore_name(answer: bytes, internal_name: str, public_name: str) -> bytes:
 async def restore_name_in_stream(
     chunks: AsyncIterator[bytes], internal_name: str, public_name: str, max_bytes: int
 ) -> AsyncIterator[bytes]:
-    """Yields the whole lines of a stream of events as they come, with the name put back.
+    """Yield the complete lines of a stream of events as they arrive, with the client's model name.
 
-    Raises LineTooLongError for a line of more than `max_bytes` bytes.
+    Raise LineTooLongError for a line of more than `max_bytes` bytes.
     """
     pending = bytearray()
     async for chunk in chunks:

@@ -1,17 +1,16 @@
-"""An input of a task to its answer: prepared, answered by the deployed version, and where that is not sure enough, by
-the API model of the recipe, unless something keeps the input on this machine.
+"""Answer one input of a task: by the deployed version, or by the API model if the confidence is too low.
 
-    reason                      answered by
-    confident                   the deployed version, at or above the threshold of routing.json
-    below_threshold             the API model
-    own_answer_invalid          the API model: the deployed version's answer does not fit the schema
-    private, personal_data      the deployed version: the request says so, or personal data is found in the input
-    data_may_not_leave,         the deployed version: the recipe says so, names no API model, has no money for it, or
-    no_api_model, no_budget,    there is no threshold that keeps the recipe's target
-    no_threshold
-    before_switch               the API model, with route.mirror, which has the deployed version asked aside
-    api_failed, over_budget,    the deployed version, though it is not sure (degraded: true), where the recipe says
-    api_answer_invalid          route.when_api_fails: local
+reason                      answered by
+confident                   the deployed version, with a confidence at or above the threshold of routing.json
+below_threshold             the API model
+own_answer_invalid          the API model: the deployed version's answer does not fit the schema
+private, personal_data      the deployed version: the request sets private, or the input has personal data
+data_may_not_leave,         the deployed version: the recipe forbids API calls, names no API model or sets no
+no_api_model, no_budget,    budget, or there is no threshold for the recipe's target
+no_threshold
+before_switch               the API model, with route.mirror; the deployed version answers off the client's path
+api_failed, over_budget,    the deployed version despite a low confidence (degraded: true), if the recipe has
+api_answer_invalid          route.when_api_fails: local
 """
 
 from dataclasses import replace
@@ -27,13 +26,13 @@ from deploy.monitoring.monitor import Monitor
 from insource.system.daemon_thread import run_in_thread
 
 CONFIDENT, BEFORE_SWITCH = "confident", "before_switch"
-"""The reasons for answers that the threshold keeps, and for those of the API model while route.mirror is set."""
+"""Reasons of answers that the threshold keeps, and of those of the API model while route.mirror is set."""
 THREAD_MIN_CHARACTERS = 2048
-"""Longer inputs are prepared in a thread, so that others do not wait."""
+"""Longer inputs are prepared in a thread, so that other requests do not wait."""
 
 
 async def prepare_input(deployment: Deployment, raw: str, private: bool, monitor: Monitor) -> PreparedInput:
-    """Returns an input as it is asked. Raises RefusedError where preparation would reject it."""
+    """Return a cleaned input with its routing. Raise RequestError if data preparation would reject it."""
     if len(raw) > THREAD_MIN_CHARACTERS:
         prepared = await run_in_thread(_prepare, deployment, raw, private)
     else:
@@ -55,7 +54,7 @@ def _prepare(deployment: Deployment, raw: str, private: bool) -> PreparedInput:
 async def answer_input(
     engine: EngineConnection, deployment: Deployment, prepared: PreparedInput, max_tokens: int | None, monitor: Monitor
 ) -> Outcome:
-    """Returns the valid answer to an input. Raises RefusedError where there is none. Either is noted by `monitor`."""
+    """Return the valid answer to an input, and record it in `monitor`. Raise RequestError if there is none."""
     try:
         outcome = await _answer(engine, deployment, prepared, max_tokens, monitor)
     except RequestError as error:
@@ -110,7 +109,7 @@ async def _answer_before_switch(
     max_tokens: int | None,
     monitor: Monitor,
 ) -> Outcome:
-    """The API model's answer, whatever the deployed model would say; that is asked where the API model fails."""
+    """Return the API model's answer, or if it fails the deployed version's."""
     api_result = await _query_api(task, escalation, prepared, monitor)
     if isinstance(api_result, ScoredAnswer):
         return _build_outcome(task, prepared, api_result, None, escalation.name, BEFORE_SWITCH)
@@ -133,7 +132,7 @@ async def _query_api(
 
 
 def _build_api_error(escalation: Escalation, failure: str, context: str) -> RequestError:
-    """What is told where nothing but the API model may answer and it does not, `failure` saying why."""
+    """Return the error for an input that only the API model may answer. `failure` is why it did not."""
     reasons = {
         OVER_BUDGET: "this month's route.usd_per_month is used up",
         REFUSED: f"{escalation.name} refuses this input",
@@ -148,7 +147,7 @@ def _build_api_error(escalation: Escalation, failure: str, context: str) -> Requ
 def _local_outcome(
     task: Task, prepared: PreparedInput, local_answer: ScoredAnswer, reason: str, degraded: bool = False
 ) -> Outcome:
-    """The deployed version's answer. Raises RefusedError where it does not fit the task's schema."""
+    """Return the deployed version's answer. Raise RequestError if it does not fit the task's schema."""
     if local_answer.parsed.problem is not None:
         message = f"the model's answer does not fit the task's schema: {local_answer.parsed.problem}"
         raise RequestError(422, "invalid_answer_error", message)

@@ -1,10 +1,10 @@
-"""POST /v1/tasks/<recipe>: inputs of a task in, valid answers out.
+"""POST /v1/tasks/<recipe>: valid answers to inputs of a task.
 
 {"input": "where is my money"}            -> {"task", "version", "answer": "refund_status", "confidence": 0.97, ...}
 {"inputs": ["...", ...], "private": true} -> {"task", "version", "answers": [{"answer": ...} or {"error": {...}}, ...]}
 
-An input is a text, an object of the task's text columns, or a list of messages. Of several inputs one that has no
-answer has an error in its place.
+An input is a text, an object of the task's text columns, or a list of messages. With several inputs, one without an
+answer has an error instead.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ _KEYS = ("input", "inputs", "private")
 async def answer_inputs(
     body: bytes, deployment: Deployment, engine: EngineConnection, private: bool, limits: Limits, monitor: Monitor
 ) -> tuple[dict[str, Any], list[Outcome]]:
-    """Returns the answer to a request, and what became of its inputs. Raises RefusedError where it is wrong, or its
-    only input has no answer.
+    """Return the JSON answer to a request, and the outcomes of its inputs.
 
-    `private`: whether its headers say so. At most `limits.sequences` inputs are on their way at once.
+    `private` is whether its headers mark it as private. At most `limits.sequences` inputs are in flight at the same
+    time. Raise RequestError if the request is invalid or its only input has no answer.
     """
     payload = await json_body.read_object(body)
     is_batch, private = _validate(payload), private or parse_private(payload.get("private"))
@@ -60,7 +60,7 @@ async def answer_inputs(
 
 
 def _validate(payload: Mapping[str, Any]) -> bool:
-    """Returns whether a request has several inputs. Raises RefusedError where it is wrong."""
+    """Return whether a request has several inputs. Raise RequestError if it is invalid."""
     if unknown := sorted(payload.keys() - set(_KEYS)):
         raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(_KEYS)}")
     if ("input" in payload) == ("inputs" in payload):
