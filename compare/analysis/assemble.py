@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk: scores.json, routing.json, predictions/, report.html and report.md."""
+"""Assemble scores.json and fit the routing policy of routing.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +22,6 @@ from insource.tracking import run
 from insource.tracking.run import Run
 
 SCHEMA_VERSION = 1
-# As prompt.json names it.
 POCKET_MODEL = "pocket/model"
 
 
@@ -33,8 +32,10 @@ def fit_system_policy(
     target: Route,
     baseline: SystemResponses | None = None,
 ) -> RoutingPolicy:
-    """Returns from which confidence on a system may answer alone, by the calibration rows. `baseline`: the system that
-    the target names, None where it was not run."""
+    """Return the routing policy of a system, fitted on the calibration rows.
+
+    `baseline` is the system of the routing target, None if it was not run.
+    """
     rows = dataset.calibration if responses.calibration else []
     correct = confidence.row_correctness(predictions.score_answers(dataset, rows, responses.calibration), dataset)
     confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration)
@@ -56,7 +57,7 @@ def fit_system_policy(
 def fit_tuned_policy(
     scored_systems: Sequence[SystemScores], dataset: EvalDataset, tuned_scale: Scale | None, recipe: Recipe
 ) -> RoutingPolicy:
-    """Returns the policy of the tuned model, the first of these systems."""
+    """Return the policy of the tuned model, the first of these systems."""
     tuned, *others = (scored.gathered for scored in scored_systems)
     baseline = next((responses for responses in others if responses.system.name == recipe.route.not_worse_than), None)
     return fit_system_policy(tuned, dataset, tuned_scale, recipe.route, baseline)
@@ -72,13 +73,13 @@ def assemble_scores(
     sha256: str,
     calibrated: bool,
 ) -> dict[str, Any]:
-    """Returns scores.json without routing and verdict."""
+    """Return scores.json without routing and verdict."""
     primary = recipe.compare.primary
     systems = {
         scored.name: system_scores.system_json(scored, dataset, primary, calibrated) for scored in scored_systems
     }
     for scored in scored_systems[1:]:
-        # What an endpoint that decides could keep by itself, by the same rule as the tuned model.
+        # The traffic that a decision endpoint could answer without a fallback, by the same rule as the tuned model.
         is_routable = scored.gathered.scale is not None and recipe.route.target_accuracy is not None
         systems[scored.name]["routing"] = (
             fit_system_policy(scored.gathered, dataset, None, recipe.route).json() if is_routable else None
@@ -122,7 +123,7 @@ def assemble_scores(
             "openings": [
                 {key: opening[key] for key in ("opened", "run", "plan_sha256")} for opening in access.openings
             ],
-            # material.of ends the comparison over the first one.
+            # load_test_dataset raises StageError for the first one.
             "leaked_rows": 0,
             "cache_hits": sum(system["reused"] for system in systems.values()),
             "retries": sum(system["retries"] for system in systems.values()),
@@ -135,12 +136,12 @@ def assemble_scores(
 
 
 def describe_task_kind(recipe: Recipe) -> str:
-    """Returns the kind of the task as the report names it."""
+    """Return the task kind as the report names it."""
     return recipe.task.kind + (" with several labels a row" if recipe.task.labels_per_row == "many" else "")
 
 
 def preregistration_json(primary: Primary | None, access: TestSetAccess) -> dict[str, Any] | None:
-    """Returns what scores.json says of the plan."""
+    """Return the entry `plan` of scores.json."""
     if primary is None:
         return None
     reason = access.why_not_confirmatory
@@ -156,7 +157,7 @@ def preregistration_json(primary: Primary | None, access: TestSetAccess) -> dict
 def compare_costs(
     trained_run: Run, recipe: Recipe, dataset: EvalDataset, scored_systems: Sequence[SystemScores]
 ) -> ownership.CostComparison:
-    """Returns the comparison of costs: owning the tuned model as it is served, against every closed one."""
+    """Return the costs of self-hosting the tuned model, compared with those of every paid system."""
     tuned, on_gpu = scored_systems[0], not recipe.accelerate.use_cpu
     tokens, throughput = system_scores.tokens_per_request(tuned.gathered), tuned.gathered.rate
     reason = None
@@ -176,20 +177,20 @@ def compare_costs(
 
 
 def _is_paid(responses: SystemResponses) -> bool:
-    """Whether somebody is paid for its answers, whether or not the price is known here; a stand-in has one only if the
-    recipe says so."""
+    """Return whether answers of the system are paid for, even if the price is unknown. A stand-in needs a price in the
+    recipe."""
     return responses.system.kind == "file" or (
         responses.system.kind == "closed" and bool(responses.price or not responses.system.stand_in)
     )
 
 
 def used_pocket_model(dataset: EvalDataset) -> bool:
-    """Returns whether the pocket model stood in for the recipe's own."""
+    """Return whether the pocket model replaced the recipe's base."""
     return bool(dataset.prompt["base"]["name"] == POCKET_MODEL)
 
 
 def training_seconds(trained_run: Run) -> float:
-    """Returns how long the run was trained, as its manifest tells."""
+    """Return the duration of the training, from the manifest; 0 if it is missing."""
     stage = trained_run.stage("train")
     if not stage.get("started") or not stage.get("ended"):
         return 0.0

@@ -1,10 +1,10 @@
-"""How systems differ: paired differences row by row, agreement, which label is taken for which, and disagreements.
+"""Differences between systems: paired differences, agreement, confusion matrices and disagreements.
 
 paired_differences([tuned, luna], primary)
     [{"a": "tuned", "b": "openai:gpt-6-luna", "metric": "accuracy", "delta": 0.031, "ci_low": 0.012, ...}]
 
-Two systems are compared on the rows that were put to both: one that only explores is asked a part of the test rows, and
-of an INCOMPLETE one the rows that it was not asked are in no figure.
+Two systems are compared on the rows that both got. An exploratory system gets a subset of the test rows. Rows that an
+INCOMPLETE system did not get are in no figure.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,10 @@ EXPLORATORY_MARGIN = 0.02
 
 
 def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary | None) -> list[dict[str, Any]]:
-    """Returns the paired differences: the planned one, and of the tuned model to every other system by every metric,
-    their p-values adjusted for their number (Holm)."""
+    """Return the planned paired difference, and those of the tuned model to every other system in every metric.
+
+    The p-values of the latter are adjusted for their number (Holm).
+    """
     by_name = {scored.name: scored for scored in scored_systems}
     results = []
     if primary and primary.system in by_name and primary.baseline in by_name:
@@ -38,7 +40,8 @@ def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary 
 
 
 def agreement(scored_systems: Sequence[SystemScores]) -> dict[str, float]:
-    """Returns the share of rows, of those that both were asked, that the tuned model and another system read alike."""
+    """Return the fraction of common rows with the same answer of the tuned model and another system, for each
+    system."""
     tuned = scored_systems[0]
     return {
         f"{tuned.name} | {scored.name}": fraction_true(
@@ -51,8 +54,10 @@ def agreement(scored_systems: Sequence[SystemScores]) -> dict[str, float]:
 
 
 def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> dict[str, Any]:
-    """Returns which label was taken for which, a matrix a system, rows being targets; {} for tasks without labels, and
-    of several labels a row: which of them stands for which is not known."""
+    """Return a confusion matrix for each system, with targets as rows.
+
+    {} for tasks without labels. Also {} for several labels per row, as it is unknown which label replaces which.
+    """
     if not dataset.module.HAS_LABELS or dataset.module.IS_MULTILABEL:
         return {}
     targets = [row["target"] for row in dataset.test]
@@ -68,7 +73,7 @@ def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> d
 
 
 def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_rows: int = 500) -> list[dict[str, Any]]:
-    """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
+    """Return the rows with different answers of two systems. Rows that only one system has right come first."""
     entries = []
     for position_a, position_b in shared_positions(a, b):
         index_a, index_b = a.counted[position_a], b.counted[position_b]
@@ -92,7 +97,7 @@ def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_ro
 
 
 def shared_positions(a: SystemScores, b: SystemScores) -> list[tuple[int, int]]:
-    """Returns the positions, among the rows of a and of b that count, of the rows that both have, in their order."""
+    """Return the positions of the common rows, among the counted rows of a and among those of b, in the order of a."""
     positions_b = {b.rows[index]["id"]: position for position, index in enumerate(b.counted)}
     ids = [a.rows[index]["id"] for index in a.counted]
     return [(position, positions_b[row_id]) for position, row_id in enumerate(ids) if row_id in positions_b]

@@ -1,8 +1,8 @@
-"""From answers to scores.json: each system's metrics with their intervals, its slices, latency, tokens and cost.
+"""The figures of each system in scores.json: metrics with intervals, slices, latency, tokens and cost.
 
-Every figure here is made of the sums of the task's metrics (insource/stats/metric_stats.py), so that its interval, its
-difference to another system (comparisons.py) and its value on a slice are of one kind. A system that only explores is
-asked a part of the test rows: its figures are of these.
+Every figure is computed from the sums of the task's metrics (insource/stats/metric_stats.py). A value, its interval,
+its difference to another system (comparisons.py) and its value on a slice are therefore consistent. The figures of an
+exploratory system are of its subset of the test rows.
 """
 
 from collections import Counter
@@ -25,34 +25,34 @@ from insource.tasks.parsed_answer import ParsedAnswer
 
 LATENCY_PERCENTILES = (50, 95, 99)
 EXPLORATORY_ALPHA = 0.05
-# Slices of fewer rows have intervals that say nothing.
+# Intervals of smaller slices are too wide to be useful.
 MIN_SLICE_ROWS = 5
 
 
 @dataclass(frozen=True)
 class SystemScores:
-    """A system with what its answers are worth."""
+    """A system with its scored answers."""
 
     gathered: SystemResponses
     rows: Rows
-    """The test rows that it was to answer: all of them, or a part where it only explores."""
+    """The test rows that the system was to answer: all of them, or a subset for an exploratory system."""
     found: Predictions
     tallies: Mapping[str, MetricStats]
-    """Of the rows that count."""
+    """Metric statistics of the counted rows."""
     confidences: Sequence[float | None]
     right: Sequence[float]
-    """Of each row, 1 or 0."""
+    """1 or 0 for each row."""
     counted: Sequence[int]
-    """The positions of the rows that were put to the system: all of them but in an INCOMPLETE system."""
+    """The positions of the rows that the system got: all of them unless it is INCOMPLETE."""
 
     @cached_property
     def counted_rows(self) -> Rows:
-        """Returns the rows that count."""
+        """Return the counted rows."""
         return [self.rows[index] for index in self.counted]
 
     @cached_property
     def parsed(self) -> list[ParsedAnswer]:
-        """Returns the answers to the rows that count, as the task reads them."""
+        """Return the parsed answers to the counted rows."""
         return [self.found.parsed[index] for index in self.counted]
 
     @property
@@ -61,7 +61,7 @@ class SystemScores:
 
 
 def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> SystemScores:
-    """Returns a system's answers to the test rows, scored."""
+    """Return a system's answers to the test rows, scored."""
     asked_ids = {answer.id for answer in responses.test}
     rows = [row for row in dataset.test if row["id"] in asked_ids]
     scored = predictions.score_answers(dataset, rows, responses.test)
@@ -86,7 +86,7 @@ def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: 
 def system_json(
     scored: SystemScores, dataset: EvalDataset, primary: Primary | None, calibrated: bool
 ) -> dict[str, Any]:
-    """Returns what scores.json says of a system."""
+    """Return the entry of a system in scores.json."""
     responses, system, clusters = scored.gathered, scored.gathered.system, cluster_ids(scored.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
     targets = references.select_targets(dataset.module, dataset.spec, scored.counted_rows, scored.parsed)
@@ -180,7 +180,10 @@ def _validity(scored: SystemScores) -> dict[str, float]:
 
 
 def _latency(responses: SystemResponses) -> dict[str, Any] | None:
-    """Of answers that a server computed now; one from its cache of whole answers would have no latency at all."""
+    """Return latency percentiles of successful answers that a server computed, None if there are none.
+
+    An answer from a server's cache of complete answers has no latency.
+    """
     import numpy as np
 
     latencies = [
@@ -201,7 +204,7 @@ def _tokens(responses: SystemResponses) -> dict[str, int | None]:
 
 
 def token_usages(responses: SystemResponses) -> list[Usage]:
-    """Returns what the provider counted for each test row that it answered."""
+    """Return the token usage of each answered test row, as the provider counted it."""
     return [
         Usage(answer.input_tokens, answer.output_tokens, answer.reasoning_tokens, answer.cached_tokens)
         for answer in responses.test
@@ -210,7 +213,7 @@ def token_usages(responses: SystemResponses) -> list[Usage]:
 
 
 def request_cost(scored: SystemScores) -> ownership.ApiCost:
-    """Returns what a request to a system costs that is paid by the request."""
+    """Return the cost per request of a paid system."""
     reported_usd = reported_costs_usd(scored.gathered)
     if reported_usd is not None:
         return ownership.compute_reported_cost(scored.name, reported_usd)
@@ -218,8 +221,10 @@ def request_cost(scored: SystemScores) -> ownership.ApiCost:
 
 
 def reported_costs_usd(responses: SystemResponses) -> list[float] | None:
-    """Returns what the requests of a file of answers cost as its lines tell it (cost_usd); None where a price and
-    tokens tell it, and of every other system."""
+    """Return the costs in the lines of a file of answers (cost_usd).
+
+    None if price and token counts give the cost, and for every other system.
+    """
     has_usage = any(
         usage.input_tokens is not None and usage.output_tokens is not None for usage in token_usages(responses)
     )
@@ -229,13 +234,16 @@ def reported_costs_usd(responses: SystemResponses) -> list[float] | None:
 
 
 def tokens_per_request(responses: SystemResponses) -> float:
-    """Returns the mean of tokens read and written, 0 where nothing counted them."""
+    """Return the mean number of input and output tokens, 0 if no tokens were counted."""
     totals = [(usage.input_tokens or 0) + (usage.output_tokens or 0) for usage in token_usages(responses)]
     return sum(totals) / len(totals) if totals else 0.0
 
 
 def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
-    """USD a thousand requests, and a thousand right answers, at the list price or as answers tell it; in batches."""
+    """Return USD per 1,000 requests, per 1,000 right answers, and per 1,000 requests in batches.
+
+    The costs are at the list price or as the answers report them.
+    """
     cost = request_cost(scored)
     usd_per_request, batch = cost.usd_per_request, cost.usd_per_request_batch
     correct_fraction = fraction_true(scored.right[index] for index in scored.counted)
@@ -249,7 +257,7 @@ def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
 
 
 def _repeats(scored: SystemScores, dataset: EvalDataset) -> dict[str, Any] | None:
-    """How many answers are the same when the same rows are asked again."""
+    """Return the fraction of repeated requests with the same answer."""
     repeats = [answer for answer in scored.gathered.again if not answer.not_asked]
     if not repeats:
         return None
@@ -265,12 +273,12 @@ def _role(name: str, primary: Primary | None) -> str:
 
 
 def _error_class(error: str | None) -> str:
-    """An error without what differs from row to row."""
+    """Return an error message without its row-specific part."""
     text = (error or "").partition(":")[0]
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def fraction_true(values: Any) -> float:
-    """Returns the share of values that are true, 0 of none."""
+    """Return the fraction of true values, 0 for no values."""
     flags = [bool(value) for value in values]
     return sum(flags) / len(flags) if flags else 0.0

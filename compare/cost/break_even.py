@@ -1,55 +1,56 @@
-"""From which monthly volume on owning is cheaper than closed calls, where machines are bought whole.
+"""The monthly volume from which self-hosting is cheaper than API calls, with whole machines.
 
-Staircase(machine_usd=584, capacity=21_024_000, fixed_usd=3000.4) against $0.00045 a closed call:
+StepCost(machine_usd=584, capacity=21_024_000, fixed_usd=3000.4) against $0.00045 per API call:
 
     1,000,000 requests     $3,584.40 against $450.00
-    7,965,334 requests     the first volume at which owning is cheaper
-    21,024,001 requests    a second machine: $4,168.40 against $9,460.80, still cheaper, so that it is for good
+    7,965,334 requests     the first volume at which self-hosting is cheaper
+    21,024,001 requests    a second machine: $4,168.40 against $9,460.80, still cheaper, so that it stays cheaper
 
-Right above a step owning may cost more again, so there are two answers: the first volume that pays, and that from which
-every larger one does. Where a full machine costs more than the closed calls that it replaces, the answer is never.
+Just above a step self-hosting may cost more again. So there are two results: the first volume at which it is cheaper,
+and the volume from which it stays cheaper. If a full machine costs more than the API calls that it replaces, the result
+is never.
 """
 
 from dataclasses import dataclass
 from math import floor
 from typing import Any
 
-# More machines than this are no plan: what pays only with more of them never pays.
+# Upper bound of a plan: if only more machines would be cheaper, the result is never.
 MAX_MACHINES = 1e9
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What owning costs by the month, at any volume."""
+    """Monthly cost of self-hosting at any volume."""
 
     machine_usd: float
-    """Of one machine for a month."""
+    """Of one machine per month."""
     capacity: int
-    """Requests that one machine answers in a month."""
+    """Requests per month that one machine can answer."""
     fixed_usd: float
-    """Of engineer and training for a month."""
+    """Engineer and training per month."""
 
     def machines(self, requests: int) -> int:
-        """Returns how many machines a monthly volume takes, at least one."""
+        """Return the number of machines for a monthly volume, at least one."""
         return max(1, -(-requests // self.capacity))
 
     def usd(self, requests: int) -> float:
-        """Returns what a monthly volume costs."""
+        """Return the cost of a monthly volume."""
         return self.machines(requests) * self.machine_usd + self.fixed_usd
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Requests a month at which owning becomes cheaper; both None where it never does, or where nobody can tell."""
+    """Monthly requests from which self-hosting is cheaper; both None if it never is, or if the costs are unknown."""
 
     first_requests: int | None = None
     for_good_requests: int | None = None
     never: bool = False
     why: str | None = None
-    """Why never, or why it is withheld."""
+    """Why it never is cheaper, or why the result is withheld."""
 
     def json(self, tokens_per_request: float) -> dict[str, Any]:
-        """Returns the same with tokens beside requests."""
+        """Return the entry `break_even` of scores.json, with tokens beside requests."""
         first_requests, permanent_requests = self.first_requests, self.for_good_requests
         return {
             "first_requests": first_requests,
@@ -64,23 +65,27 @@ class BreakEven:
 def break_even_points(
     machine_usd: float, capacity: int, fixed_usd: float, usd_per_request: float
 ) -> tuple[int, int] | None:
-    """Returns the first number of requests a month at which owning is cheaper, and that from which it stays cheaper
-    whatever comes on top; None: never.
+    """Return the first monthly volume at which self-hosting is cheaper, and the volume from which it stays cheaper.
 
-    With M = machine_usd, C = capacity, F = fixed_usd, p = usd_per_request: v requests take k = max(1, ceil(v / C))
-    machines, and owning is cheaper where k M + F < v p. The report's page repeats these lines:
+    None if it never is. With M = machine_usd, C = capacity, F = fixed_usd, p = usd_per_request:
 
-        gain = p C - M                            what a full machine saves
-        never, if gain * 1e9 <= M + F             it saves nothing, or too little for a billion machines to pay for F
-        k = floor(F / gain) + 1                   the fewest machines that pay when they are full
-        while floor((k M + F) / p) + 1 > k C: k = k + 1       (where rounding made k too small by one)
+    v requests take k = max(1, ceil(v / C)) machines, and self-hosting is cheaper if k M + F < v p.
+
+    report.js repeats these lines:
+
+        gain = p C - M                            saving of a full machine
+        never, if gain * 1e9 <= M + F             it saves nothing, or too little for a billion machines to cover F
+        k = floor(F / gain) + 1                   the fewest machines that are cheaper when they are full
+        while floor((k M + F) / p) + 1 > k C: k = k + 1       (if rounding made k too small by one)
         first = floor((k M + F) / p) + 1
-        k = floor((F + (C - 1) p) / gain) + 1     the fewest machines of which the last pays with its first request
+        k = floor((F + (C - 1) p) / gain) + 1     the fewest of which the last is cheaper from its first request
         for_good = max(first, min(floor(((k - 1) M + F) / p), (k - 1) C) + 1)
 
-    The first: v = k C, all machines full, is the best that k machines can do, and k gain > F says that it pays.
-    The last: v = (k - 1) C + 1 is the worst, and k gain > F + (C - 1) p says that it pays too. With k - 1 machines it
-    does not, so the last volume that does not pay is theirs: the whole part of ((k - 1) M + F) / p.
+    The first: v = k C, all machines full, is the best case of k machines. It is cheaper if k gain > F.
+
+    The last: v = (k - 1) C + 1 is the worst case. It is cheaper if k gain > F + (C - 1) p. With k - 1 machines that
+    condition does not hold. So the last volume that is not cheaper has k - 1 machines. It is the integer part of ((k -
+    1) M + F) / p.
     """
     gain = usd_per_request * capacity - machine_usd
     if gain * MAX_MACHINES <= machine_usd + fixed_usd:
@@ -97,7 +102,7 @@ def break_even_points(
 
 
 def break_even(step_cost: StepCost, usd_per_request: float) -> BreakEven:
-    """Returns from which monthly volume owning is cheaper than closed calls at that price, or why it never is."""
+    """Return the break-even of self-hosting against API calls at that price, or why there is none."""
     points = break_even_points(step_cost.machine_usd, step_cost.capacity, step_cost.fixed_usd, usd_per_request)
     if points is not None:
         return BreakEven(*points)

@@ -1,4 +1,4 @@
-"""The estimate of --dry-run: how many requests each API model would get, and what they would cost."""
+"""The estimate of --dry-run: the number of requests to each API model, and their cost."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,10 @@ from insource.tracking.run import Run
 
 
 def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> list[str]:
-    """Returns what each closed system would be asked and would cost, by validation rows: the test stays shut."""
+    """Return the console lines with requests and cost of each API model.
+
+    Validation rows represent the test rows, so that the test set is not read.
+    """
     data = atomic_files.read_json(run.folder / "data" / "data.json")
     rows = int(data["rows"]["written"]["test"])
     context = first_request.validation_context(run, run.recipe_name, recipe)

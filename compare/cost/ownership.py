@@ -1,13 +1,14 @@
-"""What owning costs by the month, what closed calls cost, and what becomes of the break-even under other assumptions.
+"""Monthly cost of self-hosting and of API calls, and the break-even under other assumptions.
 
-Owned(requests_per_second=20, hardware="1x NVIDIA L4", on_gpu=True, training_seconds=1800, tokens_per_request=240)
-at $0.80 an hour, 40% utilization, $12,000 for an engineer of whom a quarter is taken, and $0.00045 for a closed call:
+SelfHostedMeasurement(requests_per_second=20, hardware="1x NVIDIA L4", on_gpu=True, training_seconds=1800,
+                      tokens_per_request=240)
+at $0.80 per hour, 40% utilization, $12,000 for an engineer with a share of a quarter, and $0.00045 per API call:
 
-    a machine     $584.00 a month, 21,024,000 requests of it
-    besides       $3,000.40 a month for engineer and training, whatever the volume
-    owning pays   from 7,965,334 requests a month, for good
+    a machine     $584.00 per month, 21,024,000 requests
+    fixed         $3,000.40 per month for engineer and training, at any volume
+    break-even    7,965,334 requests per month; above it self-hosting stays cheaper
 
-Nothing here is estimated: without a measured throughput nobody knows what owning costs, and nothing is said of it.
+Nothing is estimated: without a measured throughput the cost of self-hosting is unknown, and no cost is reported.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,6 @@ HOURS_PER_MONTH = 730
 MONTHLY_TOKENS = (10**6, 10**7, 10**8, 10**9, 10**10)
 UTILIZATIONS = (0.1, 0.2, 0.4, 0.8)
 ENGINEER_SHARES = (0.0, 0.1, 0.25, 0.5)
-# Keys of the recipe, as the report names them.
 SENSITIVITY_LABELS = {
     "gpu_usd_per_hour": "GPU, USD an hour",
     "cpu_usd_per_hour": "machine, USD an hour",
@@ -37,39 +37,38 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SelfHostedMeasurement:
-    """What was measured of the model that one would own."""
+    """Measurements of the self-hosted model."""
 
     requests_per_second: float | None
-    """Of one machine, at the concurrency stated; None: not measured on what would serve it."""
+    """Of one machine, at the reported concurrency; None if not measured on the serving hardware."""
     hardware: str
     on_gpu: bool
     gpus: int = 1
     """Of one machine."""
     training_seconds: float
     tokens_per_request: float
-    """Read and written, by its own tokenizer."""
+    """Input and output, by the model's own tokenizer."""
     why_not: str | None = None
     """Why its throughput was not measured."""
     right: float | None = None
-    """Share of the test rows that it answers right."""
+    """Fraction of the test rows with a right answer."""
 
 
 @dataclass(frozen=True)
 class ApiCost:
-    """What a request to a closed model, or to one whose answers one has, costs: the mean over the test set. None: not
-    known."""
+    """Mean cost of a request to a paid system over the test set. None: unknown."""
 
     name: str
     usd_per_request: float | None
-    """As it was used, at the list price."""
+    """As used, at the list price."""
     usd_per_request_batch: float | None = None
     usd_per_request_cached: float | None = None
-    """Had all input been read from the provider's cache: a bound, as no cache holds what is new in each request."""
+    """With all input read from the provider's cache: a lower bound, as no cache contains the new part of a request."""
     why_not: str | None = None
 
 
 def missing_reason(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> str | None:
-    """Returns why nobody can tell what owning costs; None where one can."""
+    """Return why the cost of self-hosting is unknown, None if it is known."""
     if owned.requests_per_second is None:
         return owned.why_not or "the throughput of this base was not measured on the hardware that would serve it"
     if machine_usd_per_hour(assumptions, owned) is None:
@@ -83,12 +82,12 @@ def missing_reason(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurem
 
 
 def machine_usd_per_hour(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> float | None:
-    """Returns what one machine costs an hour, with all its GPUs; None: a CPU whose price nobody gave."""
+    """Return the hourly cost of one machine with all its GPUs; None for a CPU machine without a price."""
     return assumptions.gpu_usd_per_hour * owned.gpus if owned.on_gpu else assumptions.cpu_usd_per_hour
 
 
 def build_step_cost(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> StepCost | None:
-    """Returns what owning costs by the month; None where nobody can tell (`why_not`)."""
+    """Return the monthly cost of self-hosting; None if it is unknown (`missing_reason`)."""
     hourly = machine_usd_per_hour(assumptions, owned)
     if hourly is None or missing_reason(assumptions, owned) is not None:
         return None
@@ -98,7 +97,7 @@ def build_step_cost(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasure
 
 
 def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage]) -> ApiCost:
-    """Returns what a request costs on average, over all those whose tokens the provider counted."""
+    """Return the mean cost of the requests whose tokens the provider counted."""
     if price is None:
         return ApiCost(name, None, why_not="nobody here knows its price; give it in the recipe (baselines: price)")
     counted = [usage for usage in usages if usage.input_tokens is not None and usage.output_tokens is not None]
@@ -117,7 +116,7 @@ def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage
 
 
 def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
-    """Returns what a request costs on average where each answer tells its own cost (cost_usd of a file of answers)."""
+    """Return the mean of the costs that answers report (cost_usd in a file of answers)."""
     if not usd:
         return ApiCost(name, None, why_not="no answer tells its cost_usd, and the recipe gives no price (price)")
     return ApiCost(name, sum(usd) / len(usd))
@@ -125,14 +124,14 @@ def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
 
 @dataclass(frozen=True)
 class CostComparison:
-    """The whole comparison of costs."""
+    """The cost of self-hosting compared with those of all paid systems."""
 
     given: serving_and_cost.Cost
     owned: SelfHostedMeasurement
     closed: Sequence[ApiCost]
 
     def break_even(self, api_cost: ApiCost) -> BreakEven:
-        """Returns from which volume owning is cheaper than a closed model; withheld where one of both is not known."""
+        """Return the break-even with a paid system. It is withheld if one of the two costs is unknown."""
         step_cost = build_step_cost(self.given, self.owned)
         if step_cost is None:
             return BreakEven(why=f"withheld: {missing_reason(self.given, self.owned)}")
@@ -141,7 +140,7 @@ class CostComparison:
         return break_even(step_cost, api_cost.usd_per_request)
 
     def json(self) -> Json:
-        """Returns what scores.json says of costs."""
+        """Return the entry `cost` of scores.json."""
         return {
             "owned": self_hosting_json(self.given, self.owned),
             "inputs": slider_inputs(self.given, self.owned),
@@ -160,7 +159,7 @@ class CostComparison:
 
 
 def monthly_table(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost) -> list[Json]:
-    """Returns the table of monthly volumes, the recipe's own among them, by volume."""
+    """Return the costs at several monthly volumes, including the recipe's volume, sorted by volume."""
     step_cost, tokens_each = build_step_cost(assumptions, owned), owned.tokens_per_request
 
     def row(requests: int, tokens: int, of_recipe: bool) -> Json:
@@ -183,7 +182,7 @@ def monthly_table(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasureme
 def sensitivity_table(
     assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost
 ) -> list[Json]:
-    """Returns the break-even under other assumptions, one changed at a time; nothing where it is withheld."""
+    """Return the break-even under other assumptions, one changed at a time; empty if it is withheld."""
     if api_cost.usd_per_request is None or build_step_cost(assumptions, owned) is None:
         return []
     hourly = "gpu_usd_per_hour" if owned.on_gpu else "cpu_usd_per_hour"
@@ -212,14 +211,14 @@ def _with_assumption(
     assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, usd_per_request: float, label: str, value: float
 ) -> Json:
     step_cost = build_step_cost(assumptions, owned)
-    # A machine that is hardly used may not answer one request a month: then no volume pays.
+    # At a low utilization a machine may not reach one request per month: then there is no break-even.
     first_requests = break_even(step_cost, usd_per_request).first_requests if step_cost else None
     tokens = None if first_requests is None else round(first_requests * owned.tokens_per_request)
     return {"what": label, "value": value, "first_requests": first_requests, "first_tokens": tokens}
 
 
 def self_hosting_json(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> Json:
-    """Returns what owning costs at the recipe's volume, or why nobody can tell."""
+    """Return the cost of self-hosting at the recipe's volume, or why it is unknown."""
     machine_fields = {"hardware": owned.hardware, "gpus": owned.gpus if owned.on_gpu else 0}
     step_cost, hourly = build_step_cost(assumptions, owned), machine_usd_per_hour(assumptions, owned)
     if step_cost is None or hourly is None or owned.requests_per_second is None:
@@ -248,8 +247,10 @@ def self_hosting_json(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasu
 
 
 def slider_inputs(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> Json:
-    """Returns what the report's sliders start from. `gpu_usd_per_hour` is of one machine with all that is in it, which
-    `machine` names: that is what a step of the staircase costs."""
+    """Return the start values of the report's sliders.
+
+    `gpu_usd_per_hour` is the cost of one machine with all its GPUs, named by `machine`: the cost of one step.
+    """
     machine = "CPU machine" if not owned.on_gpu else "GPU" if owned.gpus == 1 else f"machine of {owned.gpus} GPUs"
     return {
         "machine": machine,
@@ -266,7 +267,7 @@ def slider_inputs(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasureme
 
 
 def _capacity(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> int:
-    """Whole requests: a machine does not answer a part of one."""
+    """Return the monthly requests of one machine, rounded down."""
     return floor((owned.requests_per_second or 0.0) * 3600 * HOURS_PER_MONTH * assumptions.utilization)
 
 

@@ -1,9 +1,9 @@
-"""What answers to calibration rows look like, without a row: `calibration` in routing.json, deployed along with it.
+"""Distribution of the answers to calibration rows: `calibration` in routing.json, deployed with it.
 
 {"rows": 403, "confidences": {"974": 12, "998": 201}, "answers": {"delivery_delay": 31, "refund_status": 27}}
 
-Confidences in thousandths, and of tasks with labels how often each answer was given, both of valid answers alone. What
-traffic is held against (deploy/drift.py): the guarantee of a threshold is about requests that are exchangeable with
+Confidences are in thousandths. For tasks with labels it also counts each answer. Only valid answers count.
+deploy/drift.py compares traffic with this profile: a threshold's guarantee assumes requests that are exchangeable with
 these rows.
 """
 
@@ -22,17 +22,17 @@ ROUTING_KEY = "calibration"
 
 @dataclass
 class AnswerProfile:
-    """Answers by confidence and by what they are."""
+    """Counts of answers by confidence and by content."""
 
     rows: int = 0
-    """With a valid answer."""
+    """Rows with a valid answer."""
     confidences: Counter[int] = field(default_factory=Counter)
     """{thousandths: answers}, of those with a confidence."""
     answers: Counter[str] = field(default_factory=Counter)
-    """{label or JSON array of labels: answers}; nothing where a task has no labels."""
+    """{label or JSON array of labels: answers}; empty if a task has no labels."""
 
     def add(self, confidence: float | None, answer: str | None) -> None:
-        """Adds a valid answer; `answer` is its text where the task has labels."""
+        """Add a valid answer. `answer` is its text if the task has labels, else None."""
         self.rows += 1
         if confidence is not None:
             self.confidences[round(1000 * confidence)] += 1
@@ -40,19 +40,19 @@ class AnswerProfile:
             self.answers[answer] += 1
 
     def update(self, other: "AnswerProfile") -> None:
-        """Adds the answers of another profile."""
+        """Add the counts of another profile."""
         self.rows += other.rows
         self.confidences.update(other.confidences)
         self.answers.update(other.answers)
 
     def json(self) -> dict[str, Any]:
-        """Returns it as it stands in files."""
+        """Return the profile as routing.json contains it."""
         confidences = {str(bucket): self.confidences[bucket] for bucket in sorted(self.confidences)}
         return {"rows": self.rows, "confidences": confidences, "answers": dict(sorted(self.answers.items()))}
 
 
 def profile_from_json(payload: Mapping[str, Any]) -> AnswerProfile:
-    """Returns the profile of a file. Raises KeyError, TypeError or ValueError where it is none."""
+    """Return the profile of a file. Raise KeyError, TypeError or ValueError if it is not valid."""
     confidences = Counter({int(bucket): int(n) for bucket, n in payload["confidences"].items()})
     return AnswerProfile(
         int(payload["rows"]), confidences, Counter({str(answer): int(n) for answer, n in payload["answers"].items()})
@@ -60,8 +60,8 @@ def profile_from_json(payload: Mapping[str, Any]) -> AnswerProfile:
 
 
 def build_profile(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> AnswerProfile:
-    """Returns the profile of a system's answers to the calibration rows, of each group one: those that a threshold is
-    tested on."""
+    """Return the profile of a system's answers to the calibration rows, one row per group, as for testing a
+    threshold."""
     profile = AnswerProfile()
     if not responses.calibration:
         return profile

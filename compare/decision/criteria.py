@@ -1,4 +1,4 @@
-"""The five questions beside quality, each answered open, closed or neutral with its figure.
+"""The five questions beside quality, each answered open, closed or neutral, with a value.
 
     privacy             May the data leave?
     cost                Is the volume above the break-even?
@@ -6,7 +6,7 @@
     engineering         Does it still pay with all the engineering?
     prompt changes      How often does the prompt change?
 
-How they lead to a choice: compare/decision/verdict_rule.py.
+compare/decision/verdict_rule.py derives the choice from them.
 """
 
 from collections.abc import Mapping
@@ -23,19 +23,21 @@ QUESTION_TEXTS = {
     ENGINEERING: "Does it still pay with all the engineering?",
     PROMPTS: "How often does the prompt change?",
 }
-# Of answers that have the form: less is too little where the form is required.
+# Minimum fraction of valid answers if structured output is required.
 REQUIRED_FRACTION = 0.99
-# Where the form is only useful, a smaller difference speaks for nobody.
+# If structured output is only useful, a smaller difference is neutral.
 USEFUL_DIFFERENCE = 0.01
-# More than two trainings a week, each with a comparison after it.
+# About two trainings per week, each with a comparison after it; more favor the API model.
 MAX_PROMPT_CHANGES = 8
-# Engineering speaks where the answer is the same at so many times the share that the recipe gives.
+# Engineering is not neutral if the result is the same at these multiples of the recipe's share.
 HIGH_ENGINEERING_FACTOR, LOW_ENGINEERING_FACTOR = 2.0, 0.5
 
 
 def answer_questions(inputs: VerdictInputs, decides: bool) -> list[Reason]:
-    """Returns the answers to the five questions, in their order. `decides`: whether the planned baseline was really
-    asked; a stand-in's answers speak for nobody."""
+    """Return the answers to the five questions, in their order.
+
+    `decides` is whether the planned baseline was really queried. A stand-in's answers are neutral.
+    """
     reasons = [
         _privacy(inputs),
         _cost(inputs),
@@ -53,7 +55,7 @@ def _privacy(inputs: VerdictInputs) -> Reason:
 
 
 def _cost(inputs: VerdictInputs) -> Reason:
-    """The recipe's volume against the break-even with the planned baseline."""
+    """Compare the recipe's volume with the break-even against the planned baseline."""
     cost = inputs.scores["cost"]
     if not cost["owned"]["measured"]:
         reason = cost["owned"]["why_not"]
@@ -98,7 +100,7 @@ def _structured_output(inputs: VerdictInputs, decides: bool) -> Reason:
 
 
 def _structured_output_vote(requirement: str, tuned_valid: float, baseline_valid: float) -> Vote:
-    """For whom the shares of answers speak that have the form: who alone has enough of them, or clearly more."""
+    """Return the side with enough valid answers, if only one has enough, or with clearly more of them."""
     if requirement == "required" and (tuned_valid >= REQUIRED_FRACTION) != (baseline_valid >= REQUIRED_FRACTION):
         return "open" if tuned_valid > baseline_valid else "closed"
     if requirement == "useful" and abs(tuned_valid - baseline_valid) >= USEFUL_DIFFERENCE:
@@ -107,7 +109,7 @@ def _structured_output_vote(requirement: str, tuned_valid: float, baseline_valid
 
 
 def _engineering(inputs: VerdictInputs) -> Reason:
-    """Whether the answer to the question of cost holds whatever share of an engineer it takes."""
+    """Return whether the answer to the cost question is the same for other shares of an engineer."""
     cost, name = inputs.recipe.cost, _priced_baseline(inputs)
     usd = cost.engineer_usd_per_month * cost.engineer_share
     value, text = f"${usd:,.0f}", f"Running it takes {cost.engineer_share:.0%} of an engineer, ${usd:,.0f} a month"
@@ -143,8 +145,10 @@ def _make_reason(topic: str, text: str, vote: Vote, value: str) -> Reason:
 
 
 def _priced_baseline(inputs: VerdictInputs) -> str | None:
-    """Returns the closed system whose cost counts: the planned baseline, or without a plan the first that has a price;
-    None where it was not run, has none, or only stands in."""
+    """Return the paid system whose cost counts: the planned baseline, or without a plan the first one with a price.
+
+    None if it was not run, has no price, or is a stand-in.
+    """
     plan, systems = inputs.scores["plan"], inputs.scores["systems"]
     candidates = [
         name for name in inputs.scores["cost"]["systems"] if name in systems and not systems[name]["stand_in"]
@@ -156,6 +160,6 @@ def _priced_baseline(inputs: VerdictInputs) -> str | None:
 
 
 def _monthly_row(inputs: VerdictInputs, name: str) -> Mapping[str, Any]:
-    """Returns both costs at the recipe's volume."""
+    """Return both costs at the recipe's volume."""
     rows: list[Mapping[str, Any]] = inputs.scores["cost"]["systems"][name]["monthly"]
     return next(row for row in rows if row["of_recipe"])

@@ -1,14 +1,14 @@
-"""The plan, written down before the test set is opened, and every opening of a test set.
+"""The plan, written before the test set is read, and the record of every reading of a test set.
 
-runs/<recipe>/ledger.jsonl, one line an opening:
+runs/<recipe>/ledger.jsonl, one line per reading:
 {"opened": "2026-11-21T10:00:00Z", "run": "20261121T093000Z-x4fd", "test_sha256": "9f2c...", "plan_sha256": "17ab...",
  "plan": {"system": "tuned", "baseline": "openai:gpt-6-luna", "metric": "accuracy", "margin": 0.02, "alpha": 0.05}}
 
-A line with "recorded" in the place of "opened" says that a system was asked the test rows by `make record`: their texts
-were read and no target, so that it is no opening.
+A line with "recorded" instead of "opened" is from `make record`: a system got the test rows. Their texts were read, but
+no targets, so that this is no reading of the test set.
 
-The plan that counts for a run is the first that it opened this test set with. What was planned otherwise afterwards is
-exploratory: whoever has seen the answers can always find a question that they answer well.
+The plan of a run is the first with which it read this test set. A later plan is exploratory: with known answers one can
+always find a comparison with the desired result.
 """
 
 import fcntl
@@ -28,22 +28,22 @@ from insource.tracking.run import Run
 
 @dataclass(frozen=True)
 class TestSetAccess:
-    """A test set that was opened by a plan."""
+    """The access to a test set under a plan."""
 
     plan_sha256: str
     written: str
-    """When the plan that counts was written down."""
+    """When the plan that counts was written."""
     why_not_confirmatory: str | None
-    """Why this comparison only explores; None where it confirms."""
+    """Why this comparison is exploratory; None if it is confirmatory."""
     openings: Sequence[Mapping[str, Any]]
-    """Of this test set by any run of the recipe, this one included, the oldest first."""
+    """All readings of this test set by runs of the recipe, including this one, the oldest first."""
 
 
 def register_and_open(trained_run: Run, primary: Primary | None, test_sha256: str) -> TestSetAccess:
-    """Writes the opening into the ledger, flushed to disk, before anything of the test set is read.
+    """Append the access to the ledger and flush it to disk, before the test set is read.
 
-    The same plan of the same run again is the same opening: nothing is written. Raises StageError where the ledger
-    cannot be read.
+    The same plan of the same run is one access: nothing is written the second time. Raise StageError if the ledger
+    cannot be parsed.
     """
     plan = None if primary is None else primary.model_dump(mode="json")
     sha256 = atomic_files.digest(plan)
@@ -69,9 +69,11 @@ def register_and_open(trained_run: Run, primary: Primary | None, test_sha256: st
 
 
 def register_recording(folder: Path, primary: Primary | None, test_sha256: str, system: str) -> None:
-    """Writes into the ledger below `folder` (runs/<recipe>) that a system's answers to the test rows are recorded,
-    before they are asked for; once for each system, test set and plan. Raises StageError where the ledger cannot be
-    read."""
+    """Append to the ledger in `folder` (runs/<recipe>) that a system's answers to the test rows are recorded.
+
+    It is written before the requests, once for each system, test set and plan. Raise StageError if the ledger cannot be
+    parsed.
+    """
     plan = None if primary is None else primary.model_dump(mode="json")
     recording = {"system": system, "test_sha256": test_sha256, "plan_sha256": atomic_files.digest(plan)}
     path = folder / "ledger.jsonl"

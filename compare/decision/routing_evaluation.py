@@ -1,4 +1,4 @@
-"""What a routing policy does on the test rows, beside all-owned, all-closed and random routing of the same share.
+"""A routing policy on the test rows, compared with no routing and with random routing of the same fraction.
 
 {"rows": 2055, "kept": {"value": 0.71, "ci_low": 0.69, "ci_high": 0.73}, "right_of_kept": {"value": 0.968, ...},
  "difference_of_kept": null, "baseline": "openai:gpt-6-luna",
@@ -6,9 +6,10 @@
           "closed": {...}, "random": {...}},
  "curve": [{"threshold": 0.97, "kept": 0.41, "right_of_kept": 0.981, "right": 0.949}, ...]}
 
-The test rows choose nothing: the threshold is that of the calibration rows, and the curve is drawn at the thresholds of
-the validation rows. Routed, every request is answered by the owned model first, and those below the threshold by the
-closed one too: its cost is that of owning, and of the closed answers. What was not measured is None.
+The test rows choose nothing. The threshold is from the calibration rows, and the curve has the thresholds of the
+validation rows. With routing the tuned model answers every request. The fallback also answers those below the
+threshold. So the cost is that of self-hosting plus that of the fallback's answers. A value that was not measured is
+None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,11 @@ from insource.stats import intervals, learn_then_test, paired
 from insource.stats.metric_stats import mean_metric
 
 Json = dict[str, Any]
-# Points of the curve, at most.
 MAX_CURVE_POINTS = 40
 
 
 def select_fallback(recipe: Recipe, scored_systems: Sequence[SystemScores]) -> SystemScores | None:
-    """Returns the system that would answer the rest: the first that has answered everything; None where none has."""
+    """Return the system that answers the rest: the first by priority with all answers; None if there is none."""
     candidates = {
         scored.name: scored
         for scored in scored_systems
@@ -51,8 +51,10 @@ def evaluate_policy(
     scale: Scale | None,
     costs: Mapping[str, Any],
 ) -> Json | None:
-    """Returns what the policy does on the test rows that both systems answered; None where the owned model tells no
-    confidence. `costs`: those of scores.json."""
+    """Return the results of the policy on the test rows that both systems answered.
+
+    None if the tuned model has no confidences. `costs` is the entry `cost` of scores.json.
+    """
     if scale is None or all(value is None for value in tuned.confidences):
         return None
     rows, confidences, correct = tuned.rows, confidence_array(tuned.confidences), np.asarray(tuned.right)
@@ -83,8 +85,8 @@ def evaluate_policy(
 def compare_strategies(
     policy: RoutingPolicy, tuned: SystemScores, fallback: SystemScores | None, confidences: Any, owned_usd: float | None
 ) -> Json:
-    """Returns for each way to answer: the share that the owned model answers alone, the share that is right, and USD a
-    thousand requests."""
+    """Return for each strategy: the fraction that only the tuned model answers, the fraction right, and USD per 1,000
+    requests."""
     groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.right)
     strategies: Json = {"owned": {"local": 1.0, "right": _interval(correct, groups), "usd_per_1k": owned_usd}}
     if fallback is None:
@@ -96,7 +98,7 @@ def compare_strategies(
     is_kept = confidences >= policy.threshold
     kept_fraction = float(is_kept.mean())
     routed = _interval(np.where(is_kept, correct, fallback_correct), groups)
-    # Of a random share what is right is known without drawing it.
+    # The expected value of random routing needs no sampling.
     random_correct = kept_fraction * float(correct.mean()) + (1 - kept_fraction) * float(fallback_correct.mean())
     rest_usd = _api_usd_per_1k(fallback, np.flatnonzero(~is_kept))
     strategies["routed"] = {
@@ -110,7 +112,7 @@ def compare_strategies(
 
 
 def curve_point(threshold: float, confidences: Any, correct: Any, fallback_correct: Any) -> Json:
-    """Returns a point of the curve: what a threshold keeps, how much of it is right, and of the whole."""
+    """Return a point of the curve: the fraction kept at a threshold, the fraction right of those, and of all rows."""
     is_kept = confidences >= threshold
     return {
         "threshold": threshold,
@@ -121,13 +123,13 @@ def curve_point(threshold: float, confidences: Any, correct: Any, fallback_corre
 
 
 def owned_usd_per_1k(costs: Mapping[str, Any]) -> float | None:
-    """Returns what owning costs for a thousand requests at the recipe's volume; None where it was not measured."""
+    """Return the cost of self-hosting per 1,000 requests at the recipe's volume; None if it was not measured."""
     owned = costs["owned"]
     return 1000 * float(owned["usd_per_month"]) / int(owned["requests"]) if owned["measured"] else None
 
 
 def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None:
-    """What a thousand of these rows cost there, by default of all."""
+    """Return the fallback's cost per 1,000 of these rows, by default of all rows."""
     answers = fallback.gathered.test if indices is None else [fallback.gathered.test[index] for index in indices]
     usd_per_request = system_scores.request_cost(
         replace(fallback, gathered=replace(fallback.gathered, test=answers))

@@ -1,4 +1,4 @@
-"""The routing policy: from which confidence on the owned model may answer alone.
+"""The routing policy: the confidence from which the tuned model may answer without the fallback.
 
 routing.json
 {"schema_version": 2, "threshold": 0.83, "target_accuracy": 0.95, "not_worse_than": null, "margin": null,
@@ -7,11 +7,12 @@ routing.json
  "sequence": {"validation_rows": 500, "thresholds": 98, "start": 0.97, "tested": 41},
  "score": {"of": "answer", "slope": 1.4, "intercept": -0.3}, "guarantee": "...", "test": {...}, "calibration": {...}}
 
-An answer stays where its confidence is at least `threshold`. Thresholds are those of validation rows, tested on
-calibration rows, which serve nothing else, from strict to loose until one cannot be shown to keep the target (Learn
-then Test, insource/stats/learn_then_test.py; docs/routing.md). "None can be shown" is a usual outcome. `test` is what
-the policy does on the test rows (compare/decision/routing_evaluation.py), which choose nothing; `calibration` is what
-traffic is held against (compare/decision/answer_profile.py).
+An answer is kept if its confidence is at least `threshold`. Thresholds are confidences of validation rows. They are
+tested on calibration rows, which have no other use. The test goes from strict to loose thresholds and stops at the
+first that cannot be shown to reach the target (Learn then Test, insource/stats/learn_then_test.py; docs/routing.md).
+That no threshold passes is a usual result.
+`test` has the results on the test rows (compare/decision/routing_evaluation.py), which choose nothing. `calibration` is
+the profile with which traffic is compared (compare/decision/answer_profile.py).
 """
 
 import hashlib
@@ -31,24 +32,26 @@ from insource.stats.metric_stats import Array
 from insource.system import atomic_files
 
 SCHEMA_VERSION = 2
-# Below every threshold: an answer of unknown confidence never stays.
+# Below every threshold: an answer of unknown confidence is never kept.
 UNKNOWN_CONFIDENCE = -1.0
 
 
 @dataclass(frozen=True)
 class CalibrationAnswers:
-    """Answers of the owned model to calibration rows."""
+    """Answers of the tuned model to calibration rows."""
 
     ids: Sequence[str]
     confidences: Sequence[float | None]
     right: Sequence[float]
     groups: Sequence[str | None] | None = None
     baseline_right: Sequence[float] | None = None
-    """Of the baseline that `not_worse_than` names."""
+    """Of the baseline in `not_worse_than`."""
 
     def one_a_group(self) -> "CalibrationAnswers":
-        """Returns one row of each group, chosen by the hash of its id: rows of one group are not independent, and then
-        no p-value would hold."""
+        """Return one row of each group, selected by the hash of its id.
+
+        Rows of one group are not independent, and p-values would not be valid.
+        """
         if self.groups is None:
             return self
         indices = pick_one_per_group(self.ids, self.groups)
@@ -63,7 +66,8 @@ class CalibrationAnswers:
 
 
 def pick_one_per_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
-    """Returns the positions of one row of each group, see `Rows.one_a_group`; of all rows where there are no groups."""
+    """Return the positions of one row of each group, see `CalibrationAnswers.one_a_group`; of all rows if there are no
+    groups."""
     if groups is None:
         return list(range(len(ids)))
     chosen: dict[object, int] = {}
@@ -75,56 +79,56 @@ def pick_one_per_group(ids: Sequence[str], groups: Sequence[str | None] | None) 
 
 @dataclass(frozen=True)
 class TestedThresholds:
-    """Which thresholds were tested."""
+    """The sequence of tested thresholds."""
 
     validation_rows: int
-    """Whose confidences the thresholds are."""
+    """Number of rows whose confidences are the thresholds."""
     thresholds: int
     start: float
-    """The strictest that was tested; stricter ones keep too few rows to show anything."""
+    """The strictest tested threshold. Stricter ones keep too few rows for a significant result."""
     tested: int
-    """With the one that did not pass, if one did not."""
+    """Number of tested thresholds, including the first that did not pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingPolicy:
-    """What was found."""
+    """A routing policy, or the reason why there is no threshold."""
 
     threshold: float | None
-    """None: no threshold can be shown to keep the target."""
+    """None: no threshold can be shown to reach the target."""
     target_accuracy: float | None
     not_worse_than: str | None = None
     margin: float | None = None
     confidence: float
     calibration_rows: int
-    """That were tested: one of each group."""
+    """Tested rows: one of each group."""
     left_out_rows: int = 0
     """Further calibration rows of the same groups."""
     coverage: float | None = None
-    """Share of the calibration rows that the owned model would answer alone."""
+    """Fraction of the calibration rows that the tuned model would answer without the fallback."""
     accuracy: float | None = None
-    """Of those, the share that it has right."""
+    """Fraction of the kept rows that is right."""
     difference: float | None = None
-    """Of those, the share that it has right minus that of the baseline `not_worse_than`."""
+    """Fraction of the kept rows that is right, minus that of the baseline `not_worse_than`."""
     p_value: float | None = None
     """Of the threshold."""
     why_none: str | None = None
     rows_needed: int | None = None
-    """Without a threshold: how many calibration rows would probably show one, None where no number would."""
+    """Without a threshold: the number of calibration rows that would probably give one, None if no number would."""
     sequence: TestedThresholds | None = None
     score: Mapping[str, Any] | None = None
-    """How a confidence is computed: of the whole answer or of its least certain field, and the scale of its logit."""
+    """The computation of a confidence: the part of the answer, and the scale of its logit."""
 
     @property
     def target(self) -> str:
-        """Returns the target in words."""
+        """Return the target as text."""
         if self.not_worse_than is not None:
             return f"less than {self.margin:.1%} less often right than {self.not_worse_than}"
         return f"more than {self.target_accuracy:.1%} right"
 
     @property
     def guarantee(self) -> str | None:
-        """Returns what the threshold promises, and what it does not; None where there is none."""
+        """Return the guarantee of the threshold and its limits; None without a threshold."""
         if self.threshold is None:
             return None
         if self.not_worse_than is not None:
@@ -148,16 +152,16 @@ class RoutingPolicy:
         )
 
     def json(self) -> dict[str, Any]:
-        """Returns routing.json."""
+        """Return the content of routing.json."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "guarantee": self.guarantee}
 
 
 def fit_policy(
     scale: Scale | None, calibration: CalibrationAnswers, route: Route, missing_reason: str | None = None
 ) -> RoutingPolicy:
-    """Returns the loosest threshold that keeps the target of `route` with its confidence.
+    """Return the loosest threshold that reaches the target of `route` with its confidence.
 
-    `missing_reason`: why the answers of the baseline that the target needs are not there.
+    `missing_reason` is why answers of the baseline in the target are missing.
     """
     rows, claim, alpha = calibration.one_a_group(), build_claim(route), 1 - route.confidence
     settings: dict[str, Any] = {
@@ -204,7 +208,7 @@ def fit_policy(
 
 
 def build_claim(route: Route) -> Claim:
-    """Returns what is to be shown of the answers that stay."""
+    """Return the claim to be shown for the kept answers."""
     if route.margin is not None:
         return NonInferior(route.margin)
     assert route.target_accuracy is not None, "the schema wants one of the two targets"
@@ -212,12 +216,12 @@ def build_claim(route: Route) -> Claim:
 
 
 def confidence_array(confidences: Sequence[float | None]) -> Array:
-    """Returns confidences as an array, UNKNOWN where there is none."""
+    """Return confidences as an array, UNKNOWN_CONFIDENCE for None."""
     return np.array([UNKNOWN_CONFIDENCE if value is None else value for value in confidences], dtype=np.float64)
 
 
 def claim_scores(rows: CalibrationAnswers) -> Array:
-    """Returns what the claim is about: whether each row is right, or right minus the baseline's."""
+    """Return the score of each row for the claim: right (1 or 0), or right minus the baseline's."""
     correct = np.asarray(rows.right, dtype=np.float64)
     return correct if rows.baseline_right is None else correct - np.asarray(rows.baseline_right, dtype=np.float64)
 
@@ -225,8 +229,10 @@ def claim_scores(rows: CalibrationAnswers) -> Array:
 def estimate_rows_needed(
     claim: Claim, thresholds: Sequence[float], scale: Scale, confidences: Array, scores: Array, alpha: float
 ) -> int | None:
-    """Returns about how many calibration rows would show a threshold, more than there are; None where no number would.
-    Validation rows help to tell where the baseline's answers to them are not needed."""
+    """Return about how many calibration rows would give a threshold, more than there are; None if no number would.
+
+    Validation rows are used too if the claim does not need the baseline's answers.
+    """
     if isinstance(claim, MeanAbove):
         confidences = np.append(confidences, scale.confidences)
         all_scores = np.append(scores, scale.right)
@@ -241,7 +247,7 @@ def estimate_rows_needed(
 def no_threshold_reason(
     claim: Claim, rows: CalibrationAnswers, confidences: Array, route: Route, rows_needed: int | None
 ) -> str:
-    """Returns why no threshold passed, and how many calibration rows would do."""
+    """Return why no threshold passed, and how many calibration rows would suffice."""
     n, min_rows = len(rows.ids), claim.least_rows(1 - route.confidence)
     surest_rows = np.argsort(-confidences, kind="stable")[: max(1, n // 10)]
     accuracy_text = (
@@ -263,8 +269,10 @@ def no_threshold_reason(
 
 
 def read_policy(path: Path) -> RoutingPolicy:
-    """Returns the policy of a routing.json. Raises StageError where there is none, or one of another version: what came
-    before version 2 took thresholds from the calibration rows themselves, and its guarantee does not hold."""
+    """Return the policy of a routing.json. Raise StageError if the file is missing or has another version.
+
+    Before version 2 thresholds were from the calibration rows themselves, so that the guarantee does not hold.
+    """
     hint = "compare again (`make compare RECIPE=...`)"
     if not path.is_file():
         raise StageError(f"there is no {path}; {hint}")

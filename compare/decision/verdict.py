@@ -1,15 +1,15 @@
-"""The verdict: open, closed, hybrid or inconclusive, each reason with its number.
+"""The verdict: open, closed, hybrid or inconclusive, with reasons and their values.
 
-    facts    quality against the planned baseline, what a linear model reaches, the five questions (criteria.py), what
-             the router can show
+    inputs   quality against the planned baseline, the linear baseline, the five questions (criteria.py), the routing
+             policy
     verdict  "hybrid", because ...
 
-open          own it: as good as the baseline, and the questions speak for it; or the data may not leave
-closed        keep paying: owning is worse, or as good but the questions speak against it, or nobody would run it
-hybrid        own the bulk: the router shows on which part of the traffic the owned model keeps the target
-inconclusive  what was run does not decide it; what would is told
+open          self-host: as good as the baseline, and the questions favor it; or the data may not leave
+closed        keep the API model: self-hosting is worse, or the questions do not favor it, or it has no maintainer
+hybrid        self-host for part of the traffic: the part on which the tuned model reaches the target
+inconclusive  the results do not decide; the open points list what would decide it
 
-The rule is in rule.py. A stand-in on this machine decides nothing, whatever it scores: it is no provider.
+The rule is in verdict_rule.py. A local stand-in decides nothing, whatever its score: it is not the provider.
 """
 
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ from compare.decision.verdict_rule import Choice, Quality, RuleInputs, Vote
 from compare.scoring import completeness
 from insource.tasks import metric_label
 
-# Less of the traffic than this is no bulk: two systems would be kept for little.
+# Minimum fraction of the traffic for "hybrid"; below it running two systems is not worth it.
 MIN_COVERAGE = 0.2
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, and why."""
+    """The choice and its reasons."""
 
     choice: Choice
     headline: str
     reasons: Sequence[Reason]
     undecided: Sequence[str] = field(default=())
-    """What is left open, each with what would decide it."""
+    """Open points, each with the result that would decide it."""
 
     def count(self) -> dict[str, int]:
-        """Returns for how many of the five questions the answer is open, closed and neutral."""
+        """Return the number of the five questions with each vote: open, closed and neutral."""
         votes = [reason.speaks_for for reason in self.reasons if reason.question]
         return {vote: votes.count(vote) for vote in get_args(Vote)}
 
     def json(self) -> dict[str, Any]:
-        """Returns what scores.json says of the verdict."""
+        """Return the entry `verdict` of scores.json."""
         return {
             "choice": self.choice,
             "headline": self.headline,
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def decide(inputs: VerdictInputs) -> Verdict:
-    """Returns the verdict."""
+    """Return the verdict."""
     quality, open_questions = _quality(inputs)
     conclusion = _primary_conclusion(inputs)
     questions = criteria.answer_questions(inputs, decides=conclusion is not None)
@@ -78,7 +78,7 @@ def decide(inputs: VerdictInputs) -> Verdict:
 
 
 def _primary_conclusion(inputs: VerdictInputs) -> Quality | None:
-    """How the planned comparison ended, None where it decides nothing."""
+    """Return the conclusion of the planned comparison, None if it decides nothing."""
     primary, plan = inputs.primary, inputs.scores["plan"]
     if primary is None or plan is None or not plan["confirmatory"]:
         return None
@@ -91,14 +91,14 @@ def _primary_conclusion(inputs: VerdictInputs) -> Quality | None:
 
 
 def _incomplete_baseline(inputs: VerdictInputs) -> Reason | None:
-    """Why the verdict cannot rest on the planned baseline, where that was tried and not really answered."""
+    """Return why the verdict cannot use the planned baseline, if it was tried and its answers do not suffice."""
     plan = inputs.scores["plan"]
     reason = completeness.incomplete_reason(inputs.scores, plan["baseline"] if plan else None)
     return Reason("completeness", f"{reason}.", None, "INCOMPLETE") if reason else None
 
 
 def _quality(inputs: VerdictInputs) -> tuple[Reason | None, list[str]]:
-    """What the planned comparison says, and what it leaves open."""
+    """Return the result of the planned comparison, and its open points."""
     plan, primary = inputs.scores["plan"], inputs.primary
     if plan is None:
         return None, ["compare.primary: the recipe plans no comparison; name a baseline, a metric and a margin"]
@@ -143,7 +143,7 @@ def _quality(inputs: VerdictInputs) -> tuple[Reason | None, list[str]]:
 
 
 def _linear_baseline(inputs: VerdictInputs) -> Reason | None:
-    """The cheapest thing that could do: it is the first line where it does as well."""
+    """Return the result of the cheapest baseline. It comes first if it is as good as the tuned model."""
     names = [name for name, system in inputs.scores["systems"].items() if system["kind"] in ("linear", "nearest")]
     if not names:
         return None
@@ -185,7 +185,7 @@ def _routing(inputs: VerdictInputs) -> Reason | None:
 
 
 def _open_points(inputs: VerdictInputs, choice: Choice, cost_vote: Vote) -> list[str]:
-    """What was not run, and what that leaves open."""
+    """Return the systems that were not run, and the questions that this leaves open."""
     plan = inputs.scores["plan"]
     skipped = [system for system in inputs.scores["not_run"] if plan is None or system["name"] != plan["baseline"]]
     points = [f"{system['title']} was not run: {system['why']}." for system in skipped]

@@ -1,4 +1,4 @@
-"""What a verdict rests on, and what a reason of it is."""
+"""The inputs of a verdict, and its reasons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from insource.config.recipe import Recipe
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that speaks for or against."""
+    """One reason for or against self-hosting."""
 
     about: str
     says: str
     speaks_for: str | None = None
-    """open, closed, hybrid, of the five questions also neutral; None where it only informs."""
+    """open, closed or hybrid, for the five questions also neutral; None if it is only information."""
     figure: str | None = None
     question: str | None = None
-    """Which of the five questions it answers (compare/decision/criteria.py), None where it answers none of them."""
+    """The text of the question that it answers (compare/decision/criteria.py), None if it answers none."""
 
     def json(self) -> dict[str, Any]:
-        """Returns what scores.json says of the reason."""
+        """Return the entry of the reason in scores.json."""
         payload = {"about": self.about, "says": self.says, "for": self.speaks_for, "figure": self.figure}
         return {**payload, "question": self.question}
 
 
 @dataclass(frozen=True)
 class VerdictInputs:
-    """What a verdict rests on: scores.json as far as it is written, the recipe, the router."""
+    """The inputs of a verdict: the recipe, scores.json without the verdict, and the routing policy."""
 
     recipe: Recipe
     scores: Mapping[str, Any]
@@ -40,17 +40,17 @@ class VerdictInputs:
 
     @property
     def primary(self) -> Mapping[str, Any] | None:
-        """Returns the planned comparison, None where one of its sides was not run."""
+        """Return the planned comparison, None if one of its sides was not run."""
         return next(
             (comparison for comparison in self.scores["comparisons"] if comparison["family"] == "primary"), None
         )
 
     @property
     def metric(self) -> str:
-        """Returns the metric that decides."""
+        """Return the deciding metric."""
         plan = self.scores["plan"]
         return str(plan["metric"] if plan else self.scores["task"]["metrics"][0])
 
     def value(self, name: str) -> float:
-        """Returns a system's value of the metric that decides."""
+        """Return a system's value of the deciding metric."""
         return float(self.scores["systems"][name]["metrics"][self.metric]["value"])

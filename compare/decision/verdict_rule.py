@@ -1,9 +1,10 @@
-"""The rule of the verdict: from quality, the router and the five questions to a choice; in words: docs/comparing.md.
+"""The rule of the verdict, from quality, routing policy and the five questions to a choice. docs/comparing.md explains
+it.
 
-Position(tuned_complete=True, quality="non-inferior", routable=False, owner=True, form_required=True,
-         voices={"privacy": "neutral", "cost": "open", "structured output": "neutral", "engineering": "neutral",
-                 "prompt changes": "closed"})
-"open", "it is as good, and cheaper at this volume"            one voice each: the cost decides a tie
+RuleInputs(tuned_complete=True, quality="non-inferior", routable=False, owner=True, form_required=True,
+           voices={"privacy": "neutral", "cost": "open", "structured output": "neutral", "engineering": "neutral",
+                   "prompt changes": "closed"})
+"open", "it is as good, and cheaper at this volume"            one vote each: the cost decides a tie
 """
 
 from collections import Counter
@@ -23,29 +24,29 @@ PRIVACY, COST, STRUCTURE, ENGINEERING, PROMPTS = QUESTIONS = (
     "prompt changes",
 )
 COUNTED_QUESTIONS = (COST, STRUCTURE, ENGINEERING, PROMPTS)
-"""Those that are counted where quality is as good; privacy decides before."""
+"""Questions that are counted if quality is as good. Privacy decides before them."""
 
 
 @dataclass(frozen=True)
 class RuleInputs:
-    """All that the choice depends on."""
+    """All inputs of the choice."""
 
     tuned_complete: bool
-    """Whether the tuned model was asked every row."""
+    """Whether the tuned model got every row."""
     quality: Quality | None
-    """How the planned comparison ended; None where it decides nothing."""
+    """The conclusion of the planned comparison; None if it decides nothing."""
     routable: bool
-    """Whether the router keeps its target on enough of the traffic."""
+    """Whether the routing policy reaches its target on enough of the traffic."""
     owner: bool
-    """Whether somebody would run the owned model."""
+    """Whether the tuned model has a maintainer."""
     form_required: bool
-    """Whether structured output is required, and not only useful."""
+    """Whether structured output is required, not only useful."""
     voices: Mapping[str, Vote]
-    """Of each of QUESTIONS."""
+    """The vote of each of QUESTIONS."""
 
 
 def apply_rule(inputs: RuleInputs) -> tuple[Choice, str]:
-    """Returns the choice and, in a few words, what decided it."""
+    """Return the choice and a short text with the deciding reason."""
     if not inputs.tuned_complete:
         return "inconclusive", "the tuned model was not asked every row"
     if inputs.voices[PRIVACY] == "open":
@@ -69,7 +70,7 @@ def apply_rule(inputs: RuleInputs) -> tuple[Choice, str]:
 
 
 def _choose_by_questions(inputs: RuleInputs, quality: str) -> tuple[Choice, str]:
-    """The choice between two models of which the owned one is as good."""
+    """Return the choice between two models if the tuned one is at least as good."""
     structure, cost = inputs.voices[STRUCTURE], inputs.voices[COST]
     if inputs.form_required and structure == "open":
         return "open", f"{quality}, and its answers alone have the form that is required"
@@ -78,7 +79,7 @@ def _choose_by_questions(inputs: RuleInputs, quality: str) -> tuple[Choice, str]
     if cost == "neutral":
         return "inconclusive", f"{quality}, but what one of the two costs was not measured"
     votes = Counter(inputs.voices[question] for question in COUNTED_QUESTIONS)
-    # As many for as against: the cost decides.
+    # The cost decides a tie.
     choice: Literal["open", "closed"] = cost
     if votes["open"] != votes["closed"]:
         choice = "open" if votes["open"] > votes["closed"] else "closed"

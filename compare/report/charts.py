@@ -1,9 +1,9 @@
-"""Where things stand in the report's pictures: in percent of a picture's width and height, so that it fits any page.
+"""Positions in the report's charts, in percent of width and height, so that a chart fits any page.
 
-in   a share of 0.912 with an interval of 0.901 to 0.922, on an axis from 0.85 to 0.95
-out  {"x": 62.0, "from": 51.0, "to": 72.0}; a label beside it is placed in pixels, so that no two cover each other
+in   a fraction of 0.912 with an interval of 0.901 to 0.922, on an axis from 0.85 to 0.95
+out  {"x": 62.0, "from": 51.0, "to": 72.0}; label offsets are in pixels, so that no two labels overlap
 
-The page needs no script and no style of its own for a picture: positions are attributes of SVG.
+A chart needs no script and no style of its own: positions are attributes of SVG.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,42 +18,42 @@ CHARACTER_PX, LINE_PX = 7.2, 17.0
 DOT_PX = 7.0
 MAX_LABEL_CHARACTERS = 30
 HEAT_LEVELS = 5
-# Margins or interval widths, the larger ones, up to which a difference is near.
+# A difference is an outlier beyond this multiple of the largest margin or interval width.
 OUTLIER_FACTOR = 4
-# Share by which a system is so much worse than the best that it lies below the picture of quality against cost.
+# A system that is worse than the best by this fraction is drawn below the chart of quality against cost.
 FAR_BELOW_BEST = 0.15
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Figures laid along a length, evenly or by their logarithm."""
+    """A linear or logarithmic axis."""
 
     low: float
     high: float
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Returns where a value lies, in percent; what is outside lies at the end."""
+        """Return the position of a value in percent. Values outside the axis are clipped to its ends."""
         low, high, scaled = (
             log10(max(number, 1e-12)) if self.log else number for number in (self.low, self.high, value)
         )
         return round(min(max(100 * (scaled - low) / (high - low), 0.0), 100.0), 2)
 
     def ticks(self, max_ticks: int = 6) -> list[View]:
-        """Returns round values and where they lie, {"at", "x", "y"}: x from the left, y from the top."""
+        """Return round values with their positions, {"at", "x", "y"}: x from the left, y from the top."""
         values = (
             _log_ticks(self.low, self.high, max_ticks) if self.log else _linear_ticks(self.low, self.high, max_ticks)
         )
         return [{"at": value, "x": self.at(value), "y": round(100 - self.at(value), 2)} for value in values]
 
     def interval(self, value: float, low: float, high: float) -> View:
-        """Returns a value and its interval along the axis."""
+        """Return the positions of a value and its interval."""
         start, end = self.at(low), self.at(high)
         return {"x": self.at(value), "from": start, "to": end, "width": round(end - start, 2)}
 
 
 def fraction_axis(values: Iterable[float]) -> Axis:
-    """Returns an axis for shares that begins and ends at round values, with all of them on it."""
+    """Return an axis for fractions with round ends that contains all values."""
     numbers = list(values) or [0.0, 1.0]
     low, high = min(numbers), max(numbers)
     step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if high - low <= 5 * step or step == 0.2)
@@ -62,9 +62,9 @@ def fraction_axis(values: Iterable[float]) -> Axis:
 
 
 def difference_axis(comparisons: Sequence[Mapping[str, Any]]) -> Axis:
-    """Returns an axis for differences with no difference and the margins on it, and every interval that lies near.
+    """Return an axis for differences that contains zero, the margins and every interval near them.
 
-    One far away, as an untuned base may be, would leave no room to see the others by.
+    Outliers, such as an untuned base, are clipped: they would leave no room for the others.
     """
     margins = [comparison["margin"] for comparison in comparisons if comparison["margin"] is not None]
     limit = OUTLIER_FACTOR * max(
@@ -79,7 +79,7 @@ def difference_axis(comparisons: Sequence[Mapping[str, Any]]) -> Axis:
 
 
 def log_axis(values: Iterable[float]) -> Axis:
-    """Returns a logarithmic axis for amounts above 0, from a round value to a round value."""
+    """Return a logarithmic axis with round ends for amounts above 0."""
     amounts = [value for value in values if value > 0] or [1.0]
     low = max(takewhile(lambda tick: tick <= min(amounts) * (1 + 1e-9), _round_values(min(amounts))))
     high = next(tick for tick in _round_values(min(amounts)) if tick >= max(amounts) * (1 - 1e-9))
@@ -87,7 +87,7 @@ def log_axis(values: Iterable[float]) -> Axis:
 
 
 def forest_row(comparison: Mapping[str, Any], axis: Axis) -> View:
-    """Returns one paired difference with no difference and the margin as lines."""
+    """Return the positions of one paired difference, with lines for zero and the margin."""
     margin = comparison["margin"]
     return {
         **axis.interval(comparison["delta"], comparison["ci_low"], comparison["ci_high"]),
@@ -98,14 +98,14 @@ def forest_row(comparison: Mapping[str, Any], axis: Axis) -> View:
 
 
 def quality_cost_plot(points: Sequence[Mapping[str, Any]], size: tuple[int, int], named: bool) -> View | None:
-    """Returns quality against cost on a logarithmic axis; None where no system has a cost above 0.
+    """Return quality against cost on a logarithmic axis; None if no system has a cost above 0.
 
     points  {"key", "title", "class", "value", "low", "high", "cost"}
-    size    width and height in pixels for which labels are placed; the picture itself may be wider
-    named   whether labels are titles, or keys alone
+    size    width and height in pixels for which labels are placed; the chart itself may be wider
+    named   whether labels are titles, or only keys
 
-    Systems without a cost stand in a lane of their own, in which left and right mean nothing. One that is far worse
-    than the best lies below the picture ("below"), so that the others can be told apart.
+    Systems without a cost are in a column of their own, in which the horizontal position has no meaning. A system that
+    is far worse than the best is drawn below the chart ("below"), so that the others can be distinguished.
     """
     if not any(point["cost"] for point in points):
         return None
@@ -135,7 +135,7 @@ def quality_cost_plot(points: Sequence[Mapping[str, Any]], size: tuple[int, int]
 
 
 def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
-    """Returns the bins of a reliability picture: confidence to the right, accuracy upwards."""
+    """Return the bins of a reliability diagram: confidence on the x axis, accuracy on the y axis."""
     axis = Axis(0, 1)
     return [
         {
@@ -151,9 +151,9 @@ def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
 
 
 def confusion_paths(counts: Sequence[Sequence[int]]) -> list[View]:
-    """Returns the cells of a confusion matrix as one path for each level of shade, right and wrong apart.
+    """Return the cells of a confusion matrix as one SVG path for each shade, right and wrong separately.
 
-    A cell's shade is its share of the rows of its label, so that rare labels can be seen.
+    The shade is the cell's fraction of the rows of its label, so that rare labels are visible.
     """
     paths: dict[tuple[bool, int], list[str]] = {}
     for y, row in enumerate(counts):
@@ -166,12 +166,12 @@ def confusion_paths(counts: Sequence[Sequence[int]]) -> list[View]:
 
 
 def shade_level(count: int, total: int) -> int:
-    """Returns how dark a cell is, from 0 for nothing to HEAT_LEVELS for all."""
+    """Return the shade of a cell, from 0 for none to HEAT_LEVELS for all."""
     return min(ceil(HEAT_LEVELS * (count / total) ** 0.5), HEAT_LEVELS) if total else 0
 
 
 def _side_columns(points: Sequence[Mapping[str, Any]], fraction: float) -> tuple[list[View], float]:
-    """Returns the lanes of systems that have no place on the axis of costs, and where the axis begins, in percent."""
+    """Return the columns of systems without a position on the cost axis, and the start of the axis in percent."""
     free = [point for point in points if point["cost"] == 0]
     unknown = [point for point in points if point["cost"] is None]
     columns: list[View] = []
@@ -179,7 +179,7 @@ def _side_columns(points: Sequence[Mapping[str, Any]], fraction: float) -> tuple
     for label, members in (("costs nothing", free), ("no cost measured", unknown)):
         if members:
             width = min(100 * fraction + 2.5 * (len(members) - 1), 32.0)
-            # Neighbours in quality stand apart, so that their intervals do not cover each other.
+            # Systems of similar quality are spread horizontally, so that their intervals do not overlap.
             ordered = sorted(members, key=lambda point: -point["value"])
             positions = [start + width * (index + 0.7) / (len(ordered) + 0.4) for index in range(len(ordered))]
             keys = [point["key"] for point in ordered]
@@ -189,7 +189,7 @@ def _side_columns(points: Sequence[Mapping[str, Any]], fraction: float) -> tuple
 
 
 Box = tuple[float, float, float, float]
-# Where a label may stand, best first: pixels from its dot to its baseline, and which end of it is there.
+# Label positions, best first: pixel offset of the label's baseline from its dot, and the text anchor.
 LABEL_POSITIONS = [
     (10, 4, "start"),
     (-10, 4, "end"),
@@ -200,8 +200,10 @@ LABEL_POSITIONS = [
 
 
 def _place_labels(points: Sequence[View], size: tuple[int, int], named: bool) -> None:
-    """Gives every point {"label", "dx", "dy", "anchor", "crowded"}: its title where there is room for it, else its key;
-    crowded where there is room for neither."""
+    """Give every point {"label", "dx", "dy", "anchor", "crowded"}: its title if there is room, else its key.
+
+    It is crowded if there is room for neither.
+    """
     width, height = size
     positions = [(point["x"] * width / 100, point["y"] * height / 100) for point in points]
     taken: list[Box] = [(x - DOT_PX, y - DOT_PX, x + DOT_PX, y + DOT_PX) for x, y in positions]
@@ -234,7 +236,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _round_values(start: float) -> Iterator[float]:
-    """Yields 1, 2, 5, 10, 20 ... from the power of ten below `start` on."""
+    """Yield 1, 2, 5, 10, 20 ... from the power of ten below `start`."""
     power = floor(log10(start))
     while True:
         yield from (digit * 10.0**power for digit in (1, 2, 5))

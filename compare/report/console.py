@@ -1,4 +1,4 @@
-"""What a comparison says on the console: the ten lines at its end, and with --dry-run what it would ask and cost."""
+"""The console summary at the end of a comparison."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ MAX_LINES = 10
 
 
 def summary_lines(run: Run, scores: Mapping[str, Any]) -> list[str]:
-    """Returns the ten lines that a comparison ends with."""
+    """Return the summary of a comparison, at most MAX_LINES lines."""
     metric = scores["plan"]["metric"] if scores["plan"] else scores["task"]["metrics"][0]
     best_first = sorted(scores["systems"].values(), key=lambda system: -system["metrics"][metric]["value"])
     header = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]

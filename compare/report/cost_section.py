@@ -1,9 +1,10 @@
-"""What the report shows of costs: where owning pays, the curve behind it, and what the page's sliders start from.
+"""The cost section of the report: break-even, cost curves, and the start values of the page's sliders.
 
-in   "inputs": {"gpu_usd_per_hour": 0.8, "utilization": 0.4, "requests_per_second": 20, ...}, $0.0004 a closed request
+in   "inputs": {"gpu_usd_per_hour": 0.8, "utilization": 0.4, "requests_per_second": 20, ...}, $0.0004 per API request
 out  {"figure": "Owning pays from 8,961,001 requests a month.", "more": "...", "here": "..."}, and two polylines
 
-report.js says the same sentences and draws the same lines when a slider moves; `crossings` has the formula of both.
+report.js writes the same sentences and draws the same lines when a slider moves. The docstring of
+`cost.break_even.break_even_points` has the formula of both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from insource.system.number_format import format_axis_percent, format_compact, f
 View = dict[str, Any]
 
 CURVE_SAMPLES, DRAWN_STEPS = 240, 24
-"""Of a curve: volumes it is computed at, and machines whose steps are drawn as steps."""
+"""Volumes at which a curve is computed, and machines whose steps are drawn as steps."""
 MAX_REQUESTS = 1e12
 SLIDERS = (
     ("monthly_requests", "requests a month"),
@@ -30,7 +31,7 @@ SLIDERS = (
 
 
 def step_cost_from_inputs(inputs: Mapping[str, Any]) -> StepCost:
-    """Returns what owning costs by the month under these inputs."""
+    """Return the monthly cost of self-hosting under these inputs."""
     hourly = inputs["gpu_usd_per_hour"]
     capacity = inputs["requests_per_second"] * 3600 * inputs["hours_per_month"] * inputs["utilization"]
     engineer_usd = inputs["engineer_usd_per_month"] * inputs["engineer_share"]
@@ -39,7 +40,7 @@ def step_cost_from_inputs(inputs: Mapping[str, Any]) -> StepCost:
 
 
 def break_even_text(inputs: Mapping[str, Any], title: str, usd_per_request: float) -> dict[str, str]:
-    """Returns the sentences about one closed system: from when on owning pays, and what it is at the volume given."""
+    """Return the sentences about one paid system: its break-even, and the costs at the given volume."""
     step_cost, volume = step_cost_from_inputs(inputs), inputs["monthly_requests"]
     points = break_even_points(step_cost.machine_usd, step_cost.capacity, step_cost.fixed_usd, usd_per_request)
     if points is None:
@@ -66,7 +67,7 @@ def break_even_text(inputs: Mapping[str, Any], title: str, usd_per_request: floa
 
 
 def cost_polylines(inputs: Mapping[str, Any], usd_per_request: float, x_axis: Axis, y_axis: Axis) -> dict[str, str]:
-    """Returns both costs by the month over the volume as polylines on a square of 100 by 100, which they may leave."""
+    """Return both monthly costs over the volume as polylines on a square of 100 by 100. Points may be outside it."""
     step_cost = step_cost_from_inputs(inputs)
     step = (log10(x_axis.high) - log10(x_axis.low)) / CURVE_SAMPLES
     volumes = {round(x_axis.low * 10 ** (step * index)) for index in range(CURVE_SAMPLES + 1)}
@@ -80,11 +81,11 @@ def cost_polylines(inputs: Mapping[str, Any], usd_per_request: float, x_axis: Ax
 
 
 def build_cost_section(scores: Scores) -> View:
-    """Returns the section of costs. Without a measured throughput, or a closed price, it has no picture."""
+    """Return the cost section. It has no chart without a measured throughput or without a known price."""
     costs, titles = scores["cost"], wording.display_names(scores)
     systems = [{"name": name, "title": titles.get(name, name), **system} for name, system in costs["systems"].items()]
     baseline = wording.primary_pair(scores)[1]
-    # The plan's baseline is shown first, where its price is known.
+    # The plan's baseline comes first if its price is known.
     systems.sort(key=lambda system: (system["usd_per_request"] is None, system["name"] != baseline))
     priced = [system for system in systems if system["usd_per_request"] is not None]
     measured = costs["owned"]["measured"]
@@ -101,7 +102,7 @@ def build_cost_section(scores: Scores) -> View:
 
 
 def _cost_chart(costs: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -> View:
-    """Returns the curve and what the sliders start from."""
+    """Return the cost curves and the start values of the sliders."""
     inputs, first_system = costs["inputs"], priced[0]
     step_cost = step_cost_from_inputs(inputs)
     max_volume = max(
@@ -132,7 +133,7 @@ def _cost_chart(costs: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -
 
 
 def _slider(name: str, label: str, inputs: Mapping[str, Any], x_axis: Axis) -> View:
-    """Returns the ends of a slider. That of the volume moves its power of ten."""
+    """Return range and position of a slider. The slider of the volume moves its power of ten."""
     value = inputs[name]
     bounds = {"gpu_usd_per_hour": (0.0, max(10.0, 4 * value)), "utilization": (0.01, 1.0), "engineer_share": (0.0, 1.0)}
     low, high = bounds.get(name, (log10(x_axis.low), log10(x_axis.high)))
@@ -150,7 +151,7 @@ def _slider(name: str, label: str, inputs: Mapping[str, Any], x_axis: Axis) -> V
 
 
 def _monthly_rows(systems: Sequence[Mapping[str, Any]]) -> list[View]:
-    """Returns a row for each monthly volume, with what every closed system costs at it."""
+    """Return a row for each monthly volume, with the cost of every paid system."""
     if not systems:
         return []
     return [
@@ -169,7 +170,7 @@ def _polyline(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis)
 
 
 def _position(value: float, axis: Axis) -> float:
-    """Returns where a value lies on a logarithmic axis, in percent, beyond its ends too."""
+    """Return the position of a value on a logarithmic axis in percent, without clipping."""
     low, high = log10(axis.low), log10(axis.high)
     return 100 * (log10(max(value, 1e-9)) - low) / (high - low)
 

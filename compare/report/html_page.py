@@ -1,11 +1,11 @@
-"""report.html and report.md: what scores.json says, to look at and to sign. The page is one file that loads nothing.
+"""report.html and report.md from scores.json. The page is one file that loads nothing.
 
 in   scores.json, and the rows in which the two systems of the plan differ
 out  runs/<recipe>/<run id>/report.html, and report.md for a pull request
 
-Whatever a model, a label or a provider wrote may stand in it, a script tag too. So the template escapes everything,
-data for the page's script is JSON without a single <, the script sets text and never markup, and a
-Content-Security-Policy lets run that script and that style alone, known by their hashes.
+Texts of models, labels and providers can contain anything, for example a script tag. The template therefore escapes
+everything, the script's data are JSON without a "<", and the script sets text and never markup. A
+Content-Security-Policy allows only this script and this style, identified by their hashes.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from insource.system import atomic_files, number_format
 
 TEMPLATES = Path(__file__).parent / "templates"
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
-# Characters that show nothing are shown by their pictures; line ends and tabs are left.
+# Control characters get visible symbols, except line ends and tabs.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
 def write_report(folder: Path, scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Returns the two files that it writes into a folder."""
+    """Write both files into a folder and return their paths."""
     pages = {HTML_FILE: render_html(scores, disagreements), MARKDOWN_FILE: markdown_page.render_markdown(scores)}
     for name, text in pages.items():
         atomic_files.write_text(folder / name, text)
@@ -36,7 +36,7 @@ def write_report(folder: Path, scores: Scores, disagreements: Sequence[Mapping[s
 
 
 def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the page. `disagreements` are rows in which two systems differ, with both answers."""
+    """Return the page. `disagreements` are rows in which two systems differ, with both answers."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -55,12 +55,12 @@ def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> s
         policy=content_security_policy(css, script),
         told=script_json({"parts": context["parts"], "cost": (context["cost"]["picture"] or {}).get("for_script")}),
     )
-    # A model may answer with half a character, which is no text, or with NUL, which is none in HTML.
+    # An answer may contain a lone surrogate, which cannot be encoded, or NUL, which HTML does not allow.
     return page.encode("utf-8", errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def content_security_policy(css: str, script: str) -> str:
-    """Returns the Content-Security-Policy under which these two run, and nothing else does or loads."""
+    """Return a Content-Security-Policy that allows only this style and this script, and no loading."""
     style_hash, script_hash = (b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
     allowed = {"style-src": f"'sha256-{style_hash}'", "script-src": f"'sha256-{script_hash}'"}
     rules = {"default-src": "'none'", **allowed, "base-uri": "'none'", "form-action": "'none'"}
@@ -68,18 +68,18 @@ def content_security_policy(css: str, script: str) -> str:
 
 
 def script_json(value: Any) -> str:
-    """Returns JSON that can stand in a script element: no text in it ends the element, or a line of a script."""
+    """Return JSON that is safe inside a script element: no text in it can end the element or a line of the script."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def with_word_breaks(name: str) -> Markup:
-    """Returns a name that may be broken where its words end."""
+    """Return a name with a possible line break after each underscore."""
     return escape(show_control_characters(name)).replace("_", Markup("_<wbr>"))
 
 
 def show_control_characters(text: str) -> str:
-    """Returns a text with pictures in the place of characters that show nothing."""
+    """Return a text with visible symbols for control characters."""
     return text.translate(CONTROL_PICTURES)
 
 
@@ -112,7 +112,7 @@ def _template_filters() -> dict[str, Any]:
 
 
 def _template_context(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what each section shows."""
+    """Return the data of each section."""
     return {
         "KIND": wording.KIND_LABELS,
         "JUDGED": wording.CONCLUSION_LABELS,
@@ -141,7 +141,7 @@ def _template_context(scores: Scores, disagreements: Sequence[Mapping[str, Any]]
 
 
 def _page_sections(context: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Returns (id, name, whether it is there) of the page's sections in their order."""
+    """Return (id, title, whether it is present) of the page's sections in their order."""
     word = "Fields" if context["parts"] and context["parts"]["word"] == "field" else "Labels"
     return [
         ("reasons", "Reasons", True),

@@ -1,10 +1,9 @@
-"""report.md: a comparison for a pull request: verdict, main table, paired differences, cost, routing, what is not
-whole, hashes.
+"""report.md, for a pull request: verdict, systems, paired differences, cost, routing, incomplete parts, hashes.
 
 in   a label "a|b `x` <script>" in scores.json
 out  a&#124;b &#96;x&#96; &lt;script&gt;
 
-What models, labels and providers wrote is text here: it opens no table cell, no tag, no link, and calls nobody by name.
+Texts of models, labels and providers are escaped: they start no table cell, tag or link, and mention no user.
 """
 
 import re
@@ -26,13 +25,13 @@ from insource.system.number_format import (
     format_usd,
 )
 
-# A word joiner keeps a name from being called by its @.
+# The word joiner after @ prevents mentions of users.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "@": "&#64;\u2060", "#": "&#35;"}
 ESCAPED_CHARACTERS = r"\*_[]~$!"
 
 
 def render_markdown(scores: Scores) -> str:
-    """Returns the text of report.md."""
+    """Return the text of report.md."""
     parts = [
         *_verdict(scores),
         *_systems(scores),
@@ -42,24 +41,24 @@ def render_markdown(scores: Scores) -> str:
         *_incomplete(scores),
         *_integrity(scores),
     ]
-    # There is no tag and no quotation here; a figure may be <0.1%.
+    # The text has no tags and no quotations, but a number may be <0.1%.
     return "\n\n".join(parts).replace("<", "&lt;").replace(">", "&gt;") + "\n"
 
 
 def escape_markdown(text: object) -> str:
-    """Returns a text on one line in which Markdown finds nothing to do."""
+    """Return a text on one line without active Markdown syntax."""
     line = " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
     escaped = "".join(
         f"\\{character}" if character in ESCAPED_CHARACTERS else ENTITIES.get(character, character)
         for character in line
     )
-    # Bare addresses become links without any sign.
+    # Bare URLs become links without any markup.
     escaped = escaped.replace("://", ":&#47;&#47;")
     return re.sub(r"(?i)\b(www)\.", r"\1&#46;", escaped)
 
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table whose cells are Markdown already. The first column is text, the others are figures."""
+    """Return a table of cells that are Markdown already. The first column is text, the others are numbers."""
     rule = ["---", *["--:"] * (len(headers) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rule, *rows))
 

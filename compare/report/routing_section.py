@@ -1,4 +1,4 @@
-"""What the report shows of routing: the policy, what it does on the test rows, and the curve of all thresholds.
+"""The routing section of the report: the policy, its results on the test rows, and the curve of all thresholds.
 
 in   scores["routing"], which is routing.json
 out  {"said": "From a confidence of 0.8312 on ...", "ways": [{"title": "routed", "local": 0.71, ...}], "picture": {...}}
@@ -21,12 +21,12 @@ from insource.system.number_format import (
 )
 
 View = dict[str, Any]
-# Of fewer rows a share is no point of a curve.
+# A fraction of fewer rows is too uncertain for a point of the curve.
 MIN_KEPT_ROWS = 20
 
 
 def build_routing_section(scores: Scores) -> View | None:
-    """Returns the section of routing; None where there is no policy, or nobody tells a confidence."""
+    """Return the routing section; None if there is no policy, or if no confidences are known."""
     policy = scores.get("routing")
     if policy is None or policy["score"] is None:
         return None
@@ -41,7 +41,7 @@ def build_routing_section(scores: Scores) -> View | None:
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:
-    """Returns what the calibration rows show."""
+    """Return the result on the calibration rows."""
     if policy["threshold"] is None:
         return f"No part of the traffic can be given to the owned model alone: {policy['why_none']}."
     text = f"From a confidence of {policy['threshold']:.4f} on the owned model may answer alone: "
@@ -50,7 +50,7 @@ def policy_text(policy: Mapping[str, Any]) -> str:
 
 
 def policy_summary(policy: Mapping[str, Any]) -> str:
-    """Returns the same for a line of the console."""
+    """Return the result on the calibration rows for one console line."""
     if policy["threshold"] is None:
         rows_needed = policy["rows_needed"]
         hint = f"about {rows_needed:,} calibration rows would show one" if rows_needed else "see the report"
@@ -62,7 +62,7 @@ def policy_summary(policy: Mapping[str, Any]) -> str:
 
 
 def target_text(policy: Mapping[str, Any]) -> str:
-    """Returns the target with its confidence: more than 95.0% right, with 95% confidence."""
+    """Return the target with its confidence: more than 95.0% right, with 95% confidence."""
     confidence_text = f"with {format_axis_percent(policy['confidence'])} confidence"
     if policy["not_worse_than"] is not None:
         margin = format_points(policy["margin"])
@@ -71,7 +71,7 @@ def target_text(policy: Mapping[str, Any]) -> str:
 
 
 def test_result_text(scores: Scores) -> str | None:
-    """Returns what the policy does on the test rows; None where there is no threshold."""
+    """Return the results of the policy on the test rows; None without a threshold."""
     policy = scores["routing"]
     test = policy["test"]
     if not test or not test["kept"]:
@@ -92,7 +92,7 @@ def test_result_text(scores: Scores) -> str | None:
 
 
 def strategy_rows(scores: Scores) -> list[View]:
-    """Returns a row for each way to answer the test rows."""
+    """Return a row for each strategy of answering the test rows."""
     test = scores["routing"]["test"]
     if not test:
         return []
@@ -107,7 +107,7 @@ def strategy_rows(scores: Scores) -> list[View]:
 
 
 def threshold_chart(policy: Mapping[str, Any]) -> View:
-    """Returns the curve: to the right what a threshold keeps, upwards how much of that, and of the whole, is right."""
+    """Return the threshold curve: x is the fraction kept, y the fraction right of those and of all rows."""
     test = policy["test"]
     curve, strategies, min_fraction = test["curve"], test["ways"], MIN_KEPT_ROWS / test["rows"]
     kept_points = [(point["kept"], point["right_of_kept"]) for point in curve if point["kept"] >= min_fraction]

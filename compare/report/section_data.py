@@ -1,4 +1,4 @@
-"""What each section of the report shows, from scores.json alone; compare/page says it.
+"""The data of each section of the report, computed only from scores.json. compare/report/templates/ renders them.
 
 in   "systems": {"tuned": {"metrics": {"accuracy": {"value": 0.912, "ci_low": 0.901, "ci_high": 0.922}}, ...}, ...}
 out  a row {"rank": 2, "title": "tuned (adapter)", "class": "k-tuned", "fig": {"x": 61.0, "from": 50.1, "to": 71.2}}
@@ -15,11 +15,11 @@ from compare.report.wording import Scores
 View = dict[str, Any]
 
 DESKTOP, PHONE = (640, 340), (270, 300)
-"""Pixels that a picture has at least, on a desk and on a phone."""
+"""Minimum size of a chart in pixels, on a desktop and on a phone."""
 MAX_TABLE_LABELS = 12
-"""Labels up to which a confusion matrix is a table of numbers."""
+"""Maximum number of labels of a confusion matrix that is a table of numbers."""
 MAX_DRAWN_LABELS = 250
-"""Labels up to which it is drawn at all."""
+"""Maximum number of labels of a confusion matrix that is drawn."""
 MAX_PAIRS = 15
 MAX_SYSTEMS = 4
 MAX_TEXT_CHARACTERS = 2000
@@ -27,12 +27,12 @@ NO_VALID_ANSWER = "(no valid answer)"
 
 
 def css_class(system: Mapping[str, Any]) -> str:
-    """Returns the classes of a system's mark: its kind gives the colour, a stand-in is hollow."""
+    """Return the CSS classes of a system: its kind gives the colour, a stand-in is hollow."""
     return f"k-{system['kind']}" + (" hollow" if system["stand_in"] else "")
 
 
 def quality(scores: Scores) -> View:
-    """Returns every system with its metrics and costs, the best first and those that are not whole last."""
+    """Return every system with its metrics and costs, the best first and incomplete systems last."""
     metric = wording.deciding_metric(scores)
     other_metrics = [name for name in scores["task"]["metrics"] if name != metric]
     systems = {name: system for name, system in scores["systems"].items() if metric in system["metrics"]}
@@ -75,7 +75,7 @@ def quality(scores: Scores) -> View:
 
 
 def differences(scores: Scores) -> list[View]:
-    """Returns the paired differences by metric, the one that decides first, each group on one axis."""
+    """Return the paired differences by metric, the deciding one first, each group on one axis."""
     deciding, titles = wording.deciding_metric(scores), wording.display_names(scores)
     metrics = list(dict.fromkeys(comparison["metric"] for comparison in scores["comparisons"]))
     groups = []
@@ -100,7 +100,7 @@ def differences(scores: Scores) -> list[View]:
 
 
 def validity(scores: Scores) -> View:
-    """Returns how far the answers of each system get, and what was wrong with those that get nowhere."""
+    """Return the fraction of each system's answers that passes each validity stage, and the problems of the others."""
     systems = [(wording.display_name(system), system) for system in scores["systems"].values()]
     rows = [
         {"title": title, "stages": [(stage, system["validity"][stage]) for stage in wording.STAGE_LABELS]}
@@ -118,7 +118,7 @@ def validity(scores: Scores) -> View:
 
 
 def breakdown(scores: Scores) -> View | None:
-    """Returns precision, recall and F1 of each label or field and system; None where no system has any."""
+    """Return precision, recall and F1 of each label or field and system; None if no system has them."""
     systems = {name: system for name, system in scores["systems"].items() if system["per_part"]}
     if not systems:
         return None
@@ -150,7 +150,7 @@ def breakdown(scores: Scores) -> View | None:
 
 
 def confusion(scores: Scores) -> list[View]:
-    """Returns who takes what for what, system by system, the pair that the comparison is about first."""
+    """Return the confusion matrix of each system, the two systems of the plan first."""
     tuned, baseline = wording.primary_pair(scores)
     names = sorted(scores["confusion"], key=lambda name: (name != tuned, name != baseline))
     confused_pairs = {name: _confused_pairs(scores["confusion"][name]) for name in names}
@@ -195,7 +195,7 @@ def confusion(scores: Scores) -> list[View]:
 
 
 def calibration(scores: Scores) -> list[View]:
-    """Returns the reliability of each system that says how sure it is."""
+    """Return the reliability of each system with confidences."""
     return [
         {"title": wording.display_name(system), "class": css_class(system), "told": system["calibration"]}
         | {"bins": charts.reliability_bins(system["calibration"])}
@@ -205,7 +205,7 @@ def calibration(scores: Scores) -> list[View]:
 
 
 def latency(scores: Scores) -> View | None:
-    """Returns the latencies on one logarithmic axis; None where none was measured."""
+    """Return the latencies on one logarithmic axis; None if none was measured."""
     measured = [system for system in scores["systems"].values() if system["latency"]]
     if not measured:
         return None
@@ -228,7 +228,7 @@ def latency(scores: Scores) -> View | None:
 
 
 def slices(scores: Scores) -> list[View]:
-    """Returns the metric that decides on every slice, for the pair and a few others."""
+    """Return the deciding metric on every slice, for the two systems of the plan and a few others."""
     metric = wording.deciding_metric(scores)
     primary_names = [name for name in wording.primary_pair(scores) if name]
     names = [*primary_names, *(name for name in scores["systems"] if name not in primary_names)]
@@ -264,7 +264,7 @@ def slices(scores: Scores) -> list[View]:
 
 
 def disagreements(scores: Scores, rows: Sequence[Mapping[str, Any]]) -> View | None:
-    """Returns the rows in which two systems differ, by which of the two is right; None where there are none."""
+    """Return the rows in which two systems differ, with the system that is right; None if there are none."""
     if not rows:
         return None
     primary_names = [name for name in wording.primary_pair(scores) if name in rows[0]["answers"]]
@@ -292,7 +292,7 @@ def disagreements(scores: Scores, rows: Sequence[Mapping[str, Any]]) -> View | N
 
 
 def agreement(scores: Scores) -> list[View]:
-    """Returns how often two systems give the same answer, most often first."""
+    """Return the fraction of equal answers of two systems, the highest first."""
     titles = wording.display_names(scores)
     pairs = []
     for pair, fraction in sorted(scores["agreement"].items(), key=lambda item: -item[1]):
@@ -316,7 +316,7 @@ def _truncate(text: str) -> str:
 
 
 def _drop_invalid_row(matrix: Mapping[str, Any]) -> tuple[list[str], list[list[int]]]:
-    """Returns the labels and the counts without the row of what no row can want: no valid answer."""
+    """Return labels and counts without the row "no valid answer", which no target can have."""
     labels, counts = list(matrix["labels"]), [list(row) for row in matrix["counts"]]
     if len(counts) == len(labels) and labels and labels[-1] == NO_VALID_ANSWER:
         counts = counts[:-1]
@@ -324,7 +324,7 @@ def _drop_invalid_row(matrix: Mapping[str, Any]) -> tuple[list[str], list[list[i
 
 
 def _confused_pairs(matrix: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Returns {(wanted, given): (rows, rows of the wanted label)} of what was confused, most often first."""
+    """Return {(target, predicted): (rows, rows of the target label)} of the confusions, the most frequent first."""
     labels, counts = _drop_invalid_row(matrix)
     pairs = {
         (labels[y], labels[x]): (count, sum(row))

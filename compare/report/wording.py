@@ -1,8 +1,7 @@
-"""How a comparison is put into words and figures, the same on the page and in the pull request.
+"""Texts of a comparison that the HTML page, the Markdown page and the console share.
 
-0.9123 -> "91.2%", a difference of -0.0084 -> "−0.8 points", $0.0123, 120 ms, 1,234,567
-
-What model or label wrote it is never trusted here: the page escapes by its template, the pull request by its own rules.
+Texts of models and labels are not escaped: the HTML page escapes them in its template, the Markdown page by its own
+rules.
 """
 
 from collections.abc import Mapping
@@ -30,50 +29,50 @@ CONCLUSION_LABELS = {
     "undecided": "undecided",
 }
 STAGE_LABELS = {"parse": "readable", "schema": "in the schema", "label": "allowed", "right": "right"}
-"""What an answer must get through, each stage a share of all rows."""
+"""Validity stages of an answer, each a fraction of all rows."""
 
 
 def metric_name(metric: str) -> str:
-    """Returns a metric as it is shown: macro_f1 as macro-F1."""
+    """Return a metric's display name: macro-F1 for macro_f1."""
     return metric_label(metric)
 
 
 def count_answered(system: Mapping[str, Any]) -> int:
-    """Returns how many rows have an answer that can be scored: those that `ends` lists are the others."""
+    """Return the number of rows with an answer that can be scored. `format_outcomes` lists the others."""
     counts = system.get("rows") or {}
     return int(counts.get("answered", system["answered"]))
 
 
 def format_outcomes(system: Mapping[str, Any]) -> str:
-    """Returns what became of the rows that are no plain answers: 3 refused, 12 cut; "" where there are none."""
+    """Return the outcomes of rows without such an answer: 3 refused, 12 cut; "" if there are none."""
     counts = system.get("rows") or {}
     kinds = ("refused", "malformed", "cut", "failed", "not_asked")
     return ", ".join(f"{counts[kind]:,} {kind.replace('_', ' ')}" for kind in kinds if counts.get(kind))
 
 
 def display_name(system: Mapping[str, Any]) -> str:
-    """Returns what a system is called in every table; a stand-in is always called one."""
+    """Return a system's name in tables. A stand-in is always marked as one."""
     title: str = system["title"]
     return title if not system["stand_in"] or "stand-in" in title.lower() else f"{title} (stand-in)"
 
 
 def display_names(scores: Scores) -> dict[str, str]:
-    """Returns what each system is called, by its name, those that did not run too."""
+    """Return {name: display name} of all systems, including those that did not run."""
     return {skipped["name"]: skipped["title"] for skipped in scores["not_run"]} | {
         name: display_name(system) for name, system in scores["systems"].items()
     }
 
 
 def deciding_metric(scores: Scores) -> str:
-    """Returns the metric that decides: the plan's, else the task's first."""
+    """Return the deciding metric: the plan's, else the task's first."""
     plan = scores["plan"]
     return str(plan["metric"] if plan else scores["task"]["metrics"][0])
 
 
 def primary_pair(scores: Scores) -> tuple[str | None, str | None]:
-    """Returns the two systems that all is about: the plan's, else the tuned one and a closed or another one.
+    """Return the two main systems: those of the plan, else the tuned model and an API model or another system.
 
-    None where there is no such system.
+    None for a system that does not exist.
     """
     systems, plan = scores["systems"], scores["plan"]
     tuned = plan["system"] if plan and plan["system"] in systems else None
@@ -86,7 +85,7 @@ def primary_pair(scores: Scores) -> tuple[str | None, str | None]:
 
 
 def parity_text(scores: Scores) -> str:
-    """Returns how what was served answered the validation rows, beside the weights that were trained."""
+    """Return the result of the parity check: the served variant against the trained weights, on the validation rows."""
     parity = scores["systems"].get(TUNED, {}).get("parity")
     if parity is None:
         return "not checked in this comparison"
@@ -103,24 +102,24 @@ def parity_text(scores: Scores) -> str:
 
 
 def deciding_value(scores: Scores, name: str | None) -> float | None:
-    """Returns a system's value in the metric that decides, None where it has none."""
+    """Return a system's value in the deciding metric, None if it has none."""
     metric = scores["systems"][name]["metrics"].get(deciding_metric(scores)) if name else None
     return None if metric is None else float(metric["value"])
 
 
 @dataclass(frozen=True)
 class BaselineNote:
-    """A linear model that does as well as the tuned one."""
+    """A note that a linear model is as good as the tuned model."""
 
     says: str
     reason: int | None
-    """Which of the verdict's reasons says it."""
+    """Index of the verdict's reason with the same content."""
 
 
 def linear_baseline_note(scores: Scores) -> BaselineNote | None:
-    """Returns what stands first under the headline where a linear model does as well; None where none does.
+    """Return the note below the headline if a linear model is at least as good, else None.
 
-    None also where the headline says it already.
+    Also None if the headline mentions it.
     """
     tuned = primary_pair(scores)[0]
     value = deciding_value(scores, tuned)
@@ -145,19 +144,19 @@ def linear_baseline_note(scores: Scores) -> BaselineNote | None:
 
 
 def supporting_reasons(scores: Scores) -> list[Mapping[str, Any]]:
-    """Returns the verdict's reasons, but for the one that stands under the headline and for the five questions."""
+    """Return the verdict's reasons, without the one below the headline and without the five questions."""
     note = linear_baseline_note(scores)
     numbered = enumerate(scores["verdict"]["reasons"])
     return [reason for index, reason in numbered if not reason.get("question") and (not note or index != note.reason)]
 
 
 def question_reasons(scores: Scores) -> list[Mapping[str, Any]]:
-    """Returns the verdict's answers to the five questions; none of a scores.json that was written before they were."""
+    """Return the verdict's answers to the five questions; [] for a scores.json of an older version."""
     return [reason for reason in scores["verdict"]["reasons"] if reason.get("question")]
 
 
 def format_votes(scores: Scores) -> str:
-    """Returns for whom the five questions speak: 1 open (cost), 1 closed (prompt changes), 3 neutral."""
+    """Return the votes of the five questions: 1 open (cost), 1 closed (prompt changes), 3 neutral."""
     reasons = question_reasons(scores)
     parts = []
     for vote in ("open", "closed", "neutral"):
@@ -168,7 +167,7 @@ def format_votes(scores: Scores) -> str:
 
 
 def primary_comparison(scores: Scores) -> Mapping[str, Any] | None:
-    """Returns the one comparison that was planned, None where there was no plan or it could not be made."""
+    """Return the planned comparison, None if there was no plan or it could not be made."""
     planned: list[Mapping[str, Any]] = [
         comparison for comparison in scores["comparisons"] if comparison["family"] == "primary"
     ]
@@ -176,7 +175,7 @@ def primary_comparison(scores: Scores) -> Mapping[str, Any] | None:
 
 
 def incomplete_notes(scores: Scores) -> list[str]:
-    """Returns one line for each thing that is not whole: systems that stopped, and what the run itself names."""
+    """Return one line for each incomplete system, and for each further incomplete part of the run."""
     titles = display_names(scores)
     stopped = {
         name: f"{titles[name]}: {count_answered(system):,} of {system['n']:,} rows answered"

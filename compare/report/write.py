@@ -1,4 +1,4 @@
-"""Writing of a comparison's files: predictions/, routing.json, scores.json, report.html and report.md."""
+"""Write the files of a comparison: predictions/, routing.json, scores.json, report.html and report.md."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def write_comparison(
     scores: Mapping[str, Any],
     recipe: Recipe,
 ) -> None:
-    """Writes predictions, routing policy, scores and report."""
+    """Write predictions, routing policy, scores and report."""
     folder = trained_run.folder / "predictions"
     for scored in scored_systems:
         predictions.write_predictions(folder, scored.name, "test", scored.found, scored.confidences)

@@ -1,12 +1,12 @@
-"""How many rows a system really answered, and whether a verdict can rest on it.
+"""Outcomes of the rows of a system, and whether they suffice for a verdict.
 
 {"answered": 2031, "refused": 3, "cut": 12, "malformed": 5, "failed": 4, "not_asked": 0}
 
-answered   an answer that can be scored, right or wrong      refused    by the model or a filter, for what the row says
+answered   an answer that can be scored, right or wrong      refused    by the model or a content filter
 malformed  empty, no JSON, not in the schema, not a label    cut        by the output limit, before the answer ended
-failed     no answer after all attempts                      not_asked  not sent, or refused for how it was asked
+failed     no answer after all attempts                      not_asked  not sent, or the request itself was rejected
 
-All but the last are wrong answers where they hold no right one. Rows that were not asked are not counted at all: they
+All outcomes but `not_asked` are wrong answers unless the answer is right. Rows that were not asked do not count. They
 make the system INCOMPLETE, and it decides nothing.
 """
 
@@ -19,13 +19,13 @@ from compare.scoring.predictions import NO_ANSWER
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
 OUTCOMES = ("answered", "refused", "cut", "malformed", "failed", "not_asked")
-# What the model itself has said, whatever it is worth.
+# Outcomes with an answer of the model itself, of any quality.
 MODEL_OUTCOMES = ("answered", "refused", "malformed")
 MIN_ANSWERED_FRACTION = 0.99
 
 
 def count_outcomes(answers: Sequence[SystemAnswer], parsed: Sequence[ParsedAnswer]) -> dict[str, int]:
-    """Returns how many rows came to what end."""
+    """Return {outcome: number of rows} for all OUTCOMES."""
     counts = Counter(
         _outcome(answer, parsed_answer.problem) for answer, parsed_answer in zip(answers, parsed, strict=True)
     )
@@ -35,8 +35,10 @@ def count_outcomes(answers: Sequence[SystemAnswer], parsed: Sequence[ParsedAnswe
 def exclude_unanswered(
     all_responses: Sequence[SystemResponses], skipped: Sequence[SkippedSystem]
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
-    """Returns the systems that answered some row, and those that did not run, with the others among them: a figure of
-    a system that was never really asked would be no figure of it."""
+    """Return the systems that answered at least one row, and the skipped systems with the others added.
+
+    A system whose every row was not asked has no scores.
+    """
     answered = [
         responses for responses in all_responses if responses.system.kind == "tuned" or not _was_never_asked(responses)
     ]
@@ -52,18 +54,18 @@ def exclude_unanswered(
 
 
 def is_sufficient(system: Mapping[str, Any]) -> bool:
-    """Returns whether a verdict can rest on a system of scores.json."""
+    """Return whether a verdict can use a system of scores.json."""
     counts = system.get("rows")
     return bool(system["complete"]) and (counts is None or answered_fraction(counts) >= MIN_ANSWERED_FRACTION)
 
 
 def answered_fraction(counts: Mapping[str, int]) -> float:
-    """Returns the share of rows that the model itself said something to."""
+    """Return the fraction of rows to which the model itself gave an answer, of any quality."""
     return sum(counts[kind] for kind in MODEL_OUTCOMES) / max(1, sum(counts.values()))
 
 
 def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None:
-    """Returns why the verdict cannot rest on the planned baseline, None where it can, or was never to be asked."""
+    """Return why the verdict cannot use the planned baseline. None if it can, or if there is no planned baseline."""
     if name is None:
         return None
     for skipped in scores["not_run"]:
@@ -98,5 +100,5 @@ def _outcome(answer: SystemAnswer, problem: str | None) -> str:
         return "refused"
     if problem != NO_ANSWER:
         return "malformed"
-    # A 429 after all attempts says nothing of the row, and nothing of the model.
+    # A 429 after all attempts is due neither to the row nor to the model.
     return "refused" if (answer.error or "").startswith("HTTP 4") and not answer.may_pass else "failed"

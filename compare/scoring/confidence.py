@@ -1,12 +1,12 @@
-"""How sure each answer is: the probability of what was decoded, on a scale fitted on validation rows.
+"""The confidence of each answer: its decoded probability, on a scale fitted on validation rows.
 
-    a label, a text    the probability of the path that was decoded
-    a record           the probability of the field that the model was least sure of
+    a label, a text    the probability of the decoded sequence
+    a record           the lowest probability of a field
     (insource/tasks/records/field_confidence.py)
 
-The scale of the tuned model is fitted on its reference answers, which training left beside the weights; nothing is
-asked for it. That of an endpoint that decides is fitted on validation rows that it is asked for this. What other
-systems say of themselves is taken as they say it.
+The scale of the tuned model is fitted on its reference answers, which training writes beside the weights; no further
+request is needed. The scale of a decision endpoint is fitted on validation rows that are requested for it. Confidences
+that other systems report are used unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,16 @@ SELF_REPORTED = "nothing: as the system tells it"
 
 
 def scale_from_json(payload: Mapping[str, Any]) -> Scale:
-    """Returns the scale of `score` in routing.json, by which answers have the confidence that was compared; it has no
-    validation rows."""
+    """Return the scale in the entry `score` of routing.json, without validation rows.
+
+    With it serving computes the same confidences as the comparison.
+    """
     platt = None if payload["slope"] is None else Platt(float(payload["slope"]), float(payload["intercept"]))
     return Scale(platt, payload["of"])
 
 
 def fit_tuned_scale(run: Run, dataset: EvalDataset) -> Scale | None:
-    """Returns the scale of the tuned model, None where there are no references of validation rows."""
+    """Return the scale of the tuned model, None if there are no reference answers to validation rows."""
     path = run.references
     if dataset.module.OBJECTIVE == "prefer" or not path.exists():
         return None
@@ -52,13 +54,13 @@ def fit_tuned_scale(run: Run, dataset: EvalDataset) -> Scale | None:
 
 
 def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Scale | None:
-    """Returns the scale of a system by its answers to validation rows, None where they tell no probability."""
+    """Return the scale of a system from its answers to validation rows, None if no answer has a probability."""
     answered = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.log_probability is not None]
     if not answered:
         return None
     known_answers = [answer for _, answer in answered]
     scored = predictions.score_answers(dataset, [row for row, _ in answered], known_answers)
-    # References that were written before fields were told apart have the path alone.
+    # Older reference files have no probabilities of fields.
     by_field = any(answer.field_log_probability is not None for answer in known_answers)
     part: ScoredPart = (
         "least certain field" if by_field and dataset.prompt["task"]["kind"] == "extraction" else "answer"
@@ -76,7 +78,7 @@ def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer])
 def compute_confidences(
     responses: SystemResponses, tuned_scale: Scale | None, answers: Sequence[SystemAnswer]
 ) -> list[float | None]:
-    """Returns the confidence of each answer, None where nothing tells it."""
+    """Return the confidence of each answer, None if it has none."""
     return [
         _answer_confidence(answer, tuned_scale if responses.system.on_tuned_scale else responses.scale)
         for answer in answers
@@ -84,7 +86,7 @@ def compute_confidences(
 
 
 def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> list[float]:
-    """Returns for each row whether it is right: 1 or 0, by the first metric of the task that says so."""
+    """Return 1 or 0 for each row: whether it is right by the task's first metric of single rows."""
     kind = dataset.prompt["task"]["kind"]
     whole_metrics = {"generation": "exact_match"}
     return list(scored.metrics[whole_metrics.get(kind, ROW_METRICS[kind])])
@@ -93,7 +95,7 @@ def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> li
 def reliability(
     confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool
 ) -> dict[str, Any] | None:
-    """Returns how far the confidences can be believed, None where too few are told."""
+    """Return the reliability of the confidences, None if fewer than two are known."""
     pairs = [(c, bool(r)) for c, r in zip(confidences, correct, strict=True) if c is not None]
     if len(pairs) < 2:
         return None
@@ -113,7 +115,7 @@ def _answer_confidence(answer: SystemAnswer, scale: Scale | None) -> float | Non
 
 
 def _log_probability(answer: SystemAnswer, part: ScoredPart) -> float | None:
-    """That of the field, and of the whole answer where it is no record."""
+    """Return the log-probability of the part, that of the complete answer if it is not a record."""
     if part == "least certain field" and answer.field_log_probability is not None:
         return answer.field_log_probability
     return answer.log_probability

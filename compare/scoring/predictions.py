@@ -1,4 +1,4 @@
-"""predictions/<system>.jsonl: what a system answered to each row, read and scored, with what it cost.
+"""predictions/<system>.jsonl: the parsed and scored answers of a system to each row, with their costs.
 
 {"id": "T000017", "system": "tuned", "split": "test", "repeat": 0, "model_id": "classifier", "request_sha256": "...",
  "output": "delivery_delay", "parsed": "delivery_delay", "parse_ok": true, "schema_ok": true, "label_ok": true,
@@ -6,8 +6,8 @@
  "cached_tokens": 208, "latency_seconds": 0.041, "attempt_latencies_seconds": [0.041], "reused": false,
  "cost_usd": null, "error": null, "probabilities": null, "not_asked": false}
 
-Three things are told apart: whether an answer can be read at all (parse), whether it has the form that was asked for
-(schema), and whether it is among what may be answered (label). A row that was not answered is wrong in all of them.
+Three flags are separate: whether an answer can be read (parse), whether it has the required structure (schema), and
+whether it is an allowed answer (label). All three are false for a row without an answer.
 """
 
 import json
@@ -23,7 +23,7 @@ from insource.tasks import references
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
 NO_ANSWER = "no_answer"
-# What stops an answer at which stage; a problem that is not named has passed the first two.
+# Problems by the stage at which they stop an answer. Any other problem passes parse and schema.
 UNPARSEABLE = (NO_ANSWER, TRUNCATED, "refusal", "empty", "not_json")
 OUTSIDE_SCHEMA = ("wrong_schema", "invented_key")
 
@@ -35,15 +35,15 @@ class Predictions:
     answers: Sequence[SystemAnswer]
     parsed: Sequence[ParsedAnswer]
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Of each row, for metrics that one row has."""
+    """Values by row, for the metrics that a single row has."""
 
     def problem(self, index: int) -> str | None:
-        """Returns why an answer counts as wrong whatever it says, None where it can be scored."""
+        """Return why an answer counts as wrong, None if it can be scored."""
         return self.parsed[index].problem
 
 
 def score_answers(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Predictions:
-    """Returns the answers as the task reads and scores them."""
+    """Return the answers with parsed values and metrics of the task."""
     import numpy as np
 
     parsed = [parse_answer(dataset, answer) for answer in answers]
@@ -58,7 +58,7 @@ def score_answers(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnsw
 
 
 def parse_answer(dataset: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
-    """Returns an answer as the task reads it; one that was cut off, refused or never came has a problem."""
+    """Return the parsed answer. An answer that was cut off, refused or missing has a problem."""
     if answer.output is None:
         return ParsedAnswer(None, NO_ANSWER)
     if answer.finish_reason == "length":
@@ -74,7 +74,7 @@ def parse_answer(dataset: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
 
 
 def validity_flags(problem: str | None) -> tuple[bool, bool, bool]:
-    """Returns how far an answer came: read, in the form that was asked for, among what may be answered."""
+    """Return the flags parse, schema and label of an answer with this problem."""
     if problem is None:
         return True, True, True
     if problem in UNPARSEABLE:
@@ -90,7 +90,7 @@ def write_predictions(
     confidences: Sequence[float | None],
     repeat: int = 0,
 ) -> Path:
-    """Writes the predictions of a system to a split, whole. Returns the file."""
+    """Write the predictions of a system to a split atomically and return the file."""
     lines = []
     for index, (answer, parsed) in enumerate(zip(predictions.answers, predictions.parsed, strict=True)):
         parse_ok, schema_ok, label_ok = validity_flags(parsed.problem)
@@ -118,6 +118,7 @@ def write_predictions(
 
 
 def slug(system: str) -> str:
-    """Returns a system's name as a file's: two names that would be the same file differ by a digest."""
+    """Return a system's name as a file name. A name that had to be changed gets a digest, so that names stay
+    distinct."""
     plain = re.sub(r"[^\w.-]+", "-", system).strip("-.") or "system"
     return plain if plain == system else f"{plain}-{atomic_files.digest(system)[:6]}"

@@ -3,7 +3,7 @@
   const told = JSON.parse(document.getElementById("told").textContent);
   const at = (id) => document.getElementById(id);
 
-  // Figures, as compare/report/wording.py writes them.
+  // Numbers, formatted as in insource/system/number_format.py.
   const commas = (whole) => String(whole).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
   const many = (count, one) => `${commas(count)} ${count === 1 ? one : one + "s"}`;
   const usd = (value) => {
@@ -29,7 +29,7 @@
     return Number(text) === 0 ? "0.0" : (value > 0 ? "+" : "\u2212") + text;
   };
 
-  // Tables that sort. Without this script they have no buttons.
+  // Sortable tables. Without this script they have no buttons.
   for (const table of document.querySelectorAll("table.sortable")) {
     for (const head of table.querySelectorAll("thead th[data-sort]")) {
       const button = document.createElement("button");
@@ -41,7 +41,7 @@
   }
   function sort(table, head) {
     const numbers = head.dataset.sort === "number";
-    // Numbers fall at first, names rise.
+    // Numbers sort descending first, names ascending.
     const before = head.getAttribute("aria-sort");
     const down = before ? before === "ascending" : numbers;
     for (const other of table.querySelectorAll("thead th[aria-sort]")) other.removeAttribute("aria-sort");
@@ -54,7 +54,7 @@
     };
     const rows = [...body.rows].map((row) => [key(row), row]);
     rows.sort(([a], [b]) => {
-      // What is not known stays below.
+      // Unknown values stay at the bottom.
       if (a === null || b === null) return (a === null) - (b === null);
       const order = numbers ? a - b : a.localeCompare(b);
       return down ? -order : order;
@@ -62,7 +62,7 @@
     body.append(...rows.map(([, row]) => row));
   }
 
-  // Labels or fields: find one, and choose whose figures are shown.
+  // Labels or fields: search, and the choice of the system whose figures are shown.
   if (told.parts) {
     const rows = [...at("parts-table").tBodies[0].rows];
     const show = (cell, value, text) => {
@@ -92,7 +92,7 @@
     for (const id of ["parts-first", "parts-second"]) if (at(id)) at(id).addEventListener("change", choose);
   }
 
-  // Rows in which two systems differ: find, choose, turn pages.
+  // Rows in which two systems differ: search, filter, pages.
   if (at("rows-list")) {
     const shown = 10, rows = [...at("rows-list").children];
     const text = (row) => [...row.querySelectorAll(".where bdi, blockquote, .text")].map((one) => one.textContent);
@@ -118,7 +118,7 @@
     turn();
   }
 
-  // Where owning pays: the lines of `crossings` in compare/cost/break_even.py, the sentences and curves of compare/report/cost_section.py.
+  // Break-even: the formula of `break_even_points` in compare/cost/break_even.py, the sentences and curves of compare/report/cost_section.py.
   const MOST_MACHINES = 1e9;
   function crossings(machine, capacity, fixed, price) {
     const gain = price * capacity - machine;
@@ -182,7 +182,7 @@
       utilization: (value) => Number((100 * value).toFixed(3)) + "%",
       engineer_share: (value) => Number((100 * value).toFixed(3)) + "%",
     };
-    // A slider gives round figures; the recipe's own need not be.
+    // A slider gives round numbers; the recipe's values need not be round.
     const round = {
       monthly_requests: (value) => Math.max(1, Math.round(Number((10 ** value).toPrecision(3)))),
       gpu_usd_per_hour: (value) => Math.round(100 * value) / 100,
@@ -223,7 +223,7 @@
     form.addEventListener("submit", (event) => event.preventDefault());
   }
 
-  // What is folded is printed too.
+  // Folded sections are printed too.
   window.addEventListener("beforeprint", () => {
     for (const one of document.querySelectorAll("details")) one.open = true;
   });
