@@ -37,11 +37,11 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
+from insource.system.timestamps import utc_timestamp
 from insource.tasks import TASKS
 from insource.tasks.labels import display_label, find_label, map_spellings
 from insource.tasks.task_kind import LabelledTaskKind
 from insource.tracking import digests
-from insource.tracking.run import utc_timestamp
 
 # Below this, starting another process costs more time than it saves.
 MIN_BYTES_PER_PROCESS = 2_000_000

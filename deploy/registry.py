@@ -27,8 +27,9 @@ from typing import Any, BinaryIO
 
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
+from insource.system.timestamps import utc_timestamp
 from insource.tracking.base_models import base_store
-from insource.tracking.run import REFERENCES_FILE, Run, utc_timestamp
+from insource.tracking.run import REFERENCES_FILE, Run
 
 CURRENT = "current"
 

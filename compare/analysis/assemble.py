@@ -18,7 +18,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.compare import Primary
 from insource.config.schema.serving_and_cost import Route
 from insource.system import environment
-from insource.tracking import run
+from insource.system.timestamps import utc_timestamp
 from insource.tracking.run import Run
 
 SCHEMA_VERSION = 1
@@ -92,7 +92,7 @@ def assemble_scores(
         "schema_version": SCHEMA_VERSION,
         "run_id": trained_run.id,
         "recipe": trained_run.recipe_name,
-        "created": run.utc_timestamp(),
+        "created": utc_timestamp(),
         "task": {
             "kind": describe_task_kind(recipe),
             "instruction": recipe.task.instruction,

@@ -22,7 +22,7 @@ from typing import Any
 from insource.config.errors import StageError
 from insource.config.schema.compare import Primary
 from insource.system import atomic_files
-from insource.tracking import run
+from insource.system.timestamps import utc_timestamp
 from insource.tracking.run import Run
 
 
@@ -55,7 +55,7 @@ def register_and_open(trained_run: Run, primary: Primary | None, test_sha256: st
         openings = [entry for entry in lines if entry["test_sha256"] == test_sha256 and "opened" in entry]
         if not any(entry["run"] == trained_run.id and entry["plan_sha256"] == sha256 for entry in openings):
             opening = {
-                "opened": run.utc_timestamp(),
+                "opened": utc_timestamp(),
                 "run": trained_run.id,
                 "test_sha256": test_sha256,
                 "plan_sha256": sha256,
@@ -83,7 +83,7 @@ def register_recording(folder: Path, primary: Primary | None, test_sha256: str, 
         lines = _parse_ledger(ledger.readlines(), path)
         if not any("recorded" in entry and recording.items() <= entry.items() for entry in lines):
             ledger.write(
-                json.dumps({"recorded": run.utc_timestamp(), **recording, "plan": plan}, ensure_ascii=False) + "\n"
+                json.dumps({"recorded": utc_timestamp(), **recording, "plan": plan}, ensure_ascii=False) + "\n"
             )
             ledger.flush()
             os.fsync(ledger.fileno())

@@ -22,7 +22,7 @@ from insource.backends.wire import model_families
 from insource.backends.wire.model_families import UNKNOWN, Family
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline
-from insource.tracking import run
+from insource.system.timestamps import utc_timestamp
 
 CLOUD_PROVIDERS = ("azure", "bedrock", "vertex")
 
@@ -133,7 +133,7 @@ def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequ
 def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) -> str | None:
     """Return the shutdown date of a model: from the provider now, else from its last reply, else from its SDK."""
     fresh = (
-        {"shutdown_date": fetch_shutdown_date(system_requests.backend), "asked": run.utc_timestamp()}
+        {"shutdown_date": fetch_shutdown_date(system_requests.backend), "asked": utc_timestamp()}
         if collected.asked
         else None
     )

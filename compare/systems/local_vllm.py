@@ -24,6 +24,7 @@ from insource.backends.types import Backend, Completion, RowRequest, Usage
 from insource.config.errors import GateError, RecipeError, StageError
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files, environment
+from insource.system.timestamps import utc_timestamp
 from insource.tracking import run
 from serve import server
 from serve.parity import check
@@ -284,7 +285,7 @@ def _throughput(
             "concurrency": system_requests.backend.concurrency,
             "n": collected.asked,
             "hardware": environment.describe_machine(context.recipe),
-            "measured": run.utc_timestamp(),
+            "measured": utc_timestamp(),
         }
     return load_or_store(
         system_requests.journal.with_suffix(".rate.json"),

@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
 from deploy.gateway import proxy
-from insource.tracking.run import utc_timestamp
+from insource.system.timestamps import utc_timestamp
 from serve.vllm.server_process import Address
 
 HEADER_SECONDS = 30.0

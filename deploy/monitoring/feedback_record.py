@@ -17,7 +17,7 @@ from deploy.answers.answer_ids import AnswerRecord
 from deploy.answers.outcome import Deployment
 from deploy.monitoring import traffic_record
 from insource.system import shared_jsonl
-from insource.tracking.run import utc_timestamp
+from insource.system.timestamps import utc_timestamp
 
 FOLDER = "feedback"
 _DESCRIPTION = "feedback"

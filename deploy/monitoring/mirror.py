@@ -28,8 +28,8 @@ from insource.config.errors import StageError
 from insource.system import shared_jsonl
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
+from insource.system.timestamps import utc_timestamp
 from insource.tasks.pii.inputs import Input
-from insource.tracking.run import utc_timestamp
 
 FOLDER = "mirrored"
 MAX_CONCURRENT, MAX_WAITING = 4, 64

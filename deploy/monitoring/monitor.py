@@ -22,8 +22,8 @@ from deploy.monitoring.traffic_record import TrafficRecord
 from insource.config.errors import StageError
 from insource.stats import drift
 from insource.system.console_log import log_line
+from insource.system.timestamps import utc_timestamp
 from insource.tasks.pii.inputs import Input
-from insource.tracking.run import utc_timestamp
 
 WRITE_INTERVAL_SECONDS = 0.5
 

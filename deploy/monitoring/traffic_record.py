@@ -32,8 +32,8 @@ from insource.config.recipe import Recipe
 from insource.system import shared_jsonl
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
+from insource.system.timestamps import utc_timestamp
 from insource.tasks.pii import redaction
-from insource.tracking.run import utc_timestamp
 
 FOLDER = "traffic"
 FEEDBACK = "feedback"

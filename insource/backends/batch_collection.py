@@ -28,7 +28,7 @@ from insource.backends.session import CollectSession
 from insource.backends.types import ApiFormat, Backend, Completion, Constraint, Request, StructuredOutput
 from insource.config.errors import StageError
 from insource.system import atomic_files
-from insource.tracking.run import utc_timestamp
+from insource.system.timestamps import utc_timestamp
 
 # Each batch may take a day. Fewer requests are sent only if they are all that remain.
 MIN_BATCH_SIZE = 100

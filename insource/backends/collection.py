@@ -33,7 +33,7 @@ from insource.backends.response_cache import CachedResponse, compute_cache_key
 from insource.backends.session import CollectSession
 from insource.backends.types import Backend, Request, RequestResult, RowRequest
 from insource.config.errors import RecipeError
-from insource.tracking.run import utc_timestamp
+from insource.system.timestamps import utc_timestamp
 
 # Consecutive failures that no row's input caused, after which no more requests are sent.
 MAX_CONSECUTIVE_FAILURES = 20

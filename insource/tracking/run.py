@@ -28,6 +28,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, describe_precedence, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
+from insource.system.timestamps import utc_timestamp
 from insource.tracking import folder_ownership
 
 SCHEMA_VERSION = 1
@@ -264,11 +265,6 @@ def to_yaml(recipe: Recipe) -> str:
     writer.width = 110
     writer.dump(recipe.model_dump(mode="json"), buffer)
     return buffer.getvalue()
-
-
-def utc_timestamp() -> str:
-    """Return the current time in the format of all files of a run: UTC, to the second."""
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _mark_interrupted(entry: dict[str, Any]) -> dict[str, Any]:

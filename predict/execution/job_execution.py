@@ -9,7 +9,7 @@ from typing import Any
 from deploy.answers.task import Task
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files, progress_bar
-from insource.tracking import run
+from insource.system.timestamps import utc_timestamp
 from predict.execution.pipeline import Pipeline, PredictRow
 from predict.execution.state import PredictionState, RowCounts
 from predict.job import Job, info_path
@@ -30,7 +30,7 @@ class JobExecution:
         self.layout = self._layout()
         self.digest = atomic_files.digest(self._depends_on())
         folder = job.here.folder.parent / ".predict" / self.digest
-        self.state, self.started = PredictionState(folder, self.layout), run.utc_timestamp()
+        self.state, self.started = PredictionState(folder, self.layout), utc_timestamp()
 
     def held(self) -> AbstractContextManager[None]:
         """Return the lock on the prediction's folder, as a context.
@@ -135,7 +135,7 @@ class JobExecution:
             "why_no_threshold": None if routing.threshold is not None else routing.why_none,
             **counts.json(),
             "started": self.started,
-            "ended": run.utc_timestamp(),
+            "ended": utc_timestamp(),
         }
 
 

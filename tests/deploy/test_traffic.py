@@ -26,7 +26,7 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.source import Source
-from insource.tracking.run import utc_timestamp
+from insource.system.timestamps import utc_timestamp
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,
     ROUTER_TASK,
