@@ -1,0 +1,1 @@
+"""Measurements: one module a command, `python -m bench.NAME`."""

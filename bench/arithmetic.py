@@ -1,12 +1,14 @@
-"""The same recipe under other arithmetic: `python -m bench.arithmetic` runs it from train to verdict like `make run`,
-once for each setting below, prints a table and writes bench/results/arithmetic.json.
+"""Run one recipe under several kinds of arithmetic: `python -m bench.arithmetic`.
+
+It runs the recipe from train to verdict like `make run`, once for each setting below. It prints a table and writes
+bench/results/arithmetic.json.
 
     | setting | exit | validation accuracy | served = trained | tuned | verdict |
     | as the machine computes | 0 | 85.6% | 100.0% of 500 | 87.3% | inconclusive |
     | torch without AVX (ATEN_CPU_CAPABILITY=default) | 0 | ...
 
-Processors sum in different orders, and training amplifies the difference: each setting ends in another adapter. What
-must hold under all of them is that the pipeline ends with 0 and that vLLM answers as the trained weights do.
+Processors sum in different orders, and training amplifies the difference: each setting ends in another adapter. Under
+all settings the pipeline must exit with 0, and vLLM must answer as the trained weights do.
 
     --recipe extractor     another recipe          --only "one thread"     settings whose name begins so
 """
@@ -33,7 +35,7 @@ STAGES = ("train", "train.export", "compare")
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to compute the same thing."""
+    """A way to compute the same recipe."""
 
     name: str
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -53,14 +55,14 @@ SETTINGS = (
 
 
 def differs_from_default(setting: Setting) -> bool:
-    """Returns whether a setting computes otherwise than this processor does by itself."""
+    """Return whether a setting differs from the default arithmetic of this processor."""
     if setting.changes == ("accelerate.mixed_precision=no",):
         return hardware.cpu_has_bfloat16()
     return "AVX2" not in setting.variables.get("ONEDNN_MAX_CPU_ISA", "") or environment.cpu_has_avx512()
 
 
 def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
-    """Returns what a recipe ends with under a setting, run in a folder of its own."""
+    """Return the figures of a recipe under a setting; `runs` is an empty folder for its runs."""
     env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **setting.variables}
     started_at, codes = time.monotonic(), {}
     for stage in STAGES:
@@ -99,7 +101,7 @@ def _is_number(value: Any) -> bool:
 
 
 def table_row(result: Mapping[str, Any]) -> str:
-    """Returns a line of the table."""
+    """Return a line of the table."""
     name = next(iter(result.get("validation", {})), None)
     validation = number_format.format_percent(result["validation"][name]) if name else "-"
     served = result.get("served")

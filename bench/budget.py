@@ -1,13 +1,14 @@
-"""A comparison that is killed again and again: `python -m bench.budget` prints a table and writes
-bench/results/budget.json.
+"""Spending of a comparison that is killed repeatedly: `python -m bench.budget`.
 
-A process asks a provider on loopback (tests/helpers/provider/faulty_provider.py) and is killed (SIGKILL, SIGINT) at a
-random moment, 50 times; it goes on with the answers and attempts that it finds on disk. Once the provider answers all
-requests and takes money for all that it gets, once one in ten is refused, reset, late or cut off.
+A process queries a provider on loopback (tests/helpers/provider/faulty_provider.py). It is killed (SIGKILL, SIGINT) at
+a random moment, 50 times, and resumes from the answers and attempts on disk. In the first round the provider answers
+all requests and charges all that it receives. In the second it refuses, resets, delays or cuts off one in ten. The
+bench prints a table and writes bench/results/budget.json.
 
     | provider | kills | requests | sent | known | cap | over the cap |
 
-After each kill: what was sent costs no more than the cap, and no more than what is known of it on disk.
+After each kill, the requests sent so far must cost no more than the cap, and no more than the files on disk account
+for.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from tests.helpers.provider.provider_answers import count_tokens
 RESULTS = Path(__file__).parent / "results" / "budget.json"
 N_KILLS, N_ROWS, CAP_USD = 50, 1500, 1.0
 FAULT_RATES = (0.0, 0.1)
-# An attempt is settled by sums of the same figures in another order.
+# Settled attempts sum the same figures in another order.
 ROUNDING_TOLERANCE_USD = 1e-9
 
 
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of clients that were killed
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # errors of killed clients
     rows = []
     for fault_rate in FAULT_RATES:
         with tempfile.TemporaryDirectory() as name:
@@ -64,13 +65,16 @@ def main() -> int:
 
 
 def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
-    """Returns what came of so many kills: what was sent, what is known of it, how often one of both was exceeded."""
+    """Return the figures of a process that is killed `kills` times.
+
+    They contain the cost of all requests, the cost known on disk, and how often the cap or the known cost was exceeded.
+    """
     provider = Provider(faults=fault_rate, delay_seconds=0.0 if fault_rate else 0.05)
     rng, signal_counts, violations, n_killed_while_asking = random.Random(seed), Counter[str](), Counter[str](), 0
     with run_provider(provider) as address:
 
         def sent_usd() -> float:
-            """What it takes: for all that it gets, or where it refuses some, for all that it worked out."""
+            """Return what the provider charges: all requests received, or with faults those that it processed."""
             return Price().of(provider.charged if fault_rate else [count_tokens(body) for _, _, body in provider.seen])
 
         def known_usd() -> float:

@@ -1,4 +1,4 @@
-"""`python -m bench.budget_child ADDRESS JOURNAL ROWS CAP`: a comparison that goes on with what was spent before."""
+"""`python -m bench.budget_child ADDRESS JOURNAL ROWS CAP`: a comparison that resumes with the cost on disk."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.helpers.api_requests import IDENTITY, collect, make_endpoint, make_re
 
 
 def main(address: str, journal: str, rows: str, cap_usd: str) -> None:
-    """Asks what has no answer yet, within the budget."""
+    """Query the requests without an answer, within the budget."""
     path, requests = Path(journal), make_requests(int(rows))
     spent_usd = collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, requests, path)
     collect(address, path, requests, budget=Budget(float(cap_usd), spent_usd))

@@ -1,15 +1,15 @@
-"""`make bench BENCH=chat_templates ARGS=LIST.tsv`: which published chat templates are taken, and how; why others not.
+"""`make bench BENCH=chat_templates ARGS=LIST.tsv`: which published chat templates are accepted, and how.
 
-LIST.tsv, one model a line: its name, its base (a folder, a name on the hub, or a template file), and for a template
-file the bos_token and eos_token of its tokenizer, the EOS tokens of its generation config and further tokens of its
-vocabulary, each separated by spaces:
+LIST.tsv has one model a line: its name and its base (a folder, a name on the hub, or a template file). For a template
+file follow the bos_token and eos_token of its tokenizer, the EOS tokens of its generation config and further tokens of
+its vocabulary, each separated by spaces:
 
     Qwen3-0.6B <tab> templates/qwen3.jinja <tab>  <tab> <|im_end|> <tab> <|im_end|> <|endoftext|>
 
 A template file is put on the pocket model's tokenizer, with the tokens that it names added. Each base then goes through
-what training does before it reads weights: the template is pinned, the stop is found, rows are rendered and held to
-the constraint, on two days. Writes the table in docs/models.md. The templates themselves are their publishers' text and
-are no part of this project.
+the steps of training before weights are read, on two dates: the template is pinned, the stop token is determined, rows
+are rendered and checked against the constraint. The bench writes the table in docs/models.md. The templates are their
+publishers' text and no part of this project.
 """
 
 import argparse
@@ -44,7 +44,7 @@ TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED = (
 CLASSIFICATION_SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
 GENERATION_SPEC = generation.Spec("Sum it up.")
 ANSWERS = {"delivery_delay": "delivery_delay", "late_fee": "late_fee"}
-# Tokens as chat templates write them, and those of them that vocabularies do not mark as special.
+# Special tokens in chat templates, and those tags that vocabularies do not mark as special.
 SPECIAL_TOKEN = re.compile(
     r"<[|｜][^<>\s{}'\"]+?[|｜]>|<\|?[a-z_]+\|>|<\|[a-z_]+>|</?(?:start|end)_of_turn>|</?think>|\[/?[A-Z_]{3,}\]"
     r"|\[gMASK\]|<sop>|\[\|[a-z]+\|\]|<(?:bos|eos|s|/s)>|[\]\[][~!][be]\[?\]?|</?(?:seed|hy)[_:a-z]*>|<SPECIAL_\d+>"
@@ -54,7 +54,7 @@ ORDINARY_TAG = re.compile(r"</?(?:think|tool_call|tool_response|tools?|arg_key|a
 
 @dataclass(frozen=True)
 class TemplateResult:
-    """What became of one model's template."""
+    """The outcome of one model's template."""
 
     model: str
     taken: str
@@ -63,7 +63,7 @@ class TemplateResult:
     generation_prompt: str = ""
     """The end of an open prompt."""
     why: str = ""
-    """Why it is refused, or has an own suffix."""
+    """The reason if it is refused, or has a suffix of its own."""
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def check_line(columns: list[str], list_dir: Path) -> TemplateResult:
-    """Returns what becomes of one line of the list."""
+    """Return the outcome of one line of the list."""
     name, base, *token_columns = columns
     with tempfile.TemporaryDirectory() as folder:
         if (list_dir / base).is_file():
@@ -104,7 +104,10 @@ def check_line(columns: list[str], list_dir: Path) -> TemplateResult:
 
 
 def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult:
-    """Returns how a template is taken that was not refused; what is learnt is held to constraint and text."""
+    """Return the outcome of a template that was not refused.
+
+    Rendered answers are checked against the constraint and the text.
+    """
     tokenizer = rendering.tokenizer
     messages = classification.messages(CLASSIFICATION_SPEC, {"text": "my parcel is late"})
     pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
@@ -136,7 +139,7 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
 
 
 def iter_two_dates() -> Iterator[None]:
-    """Yields twice, today and on a day years later, as transformers' clock for templates has it."""
+    """Yield twice: today, and with transformers' template clock set to a day years later."""
     import transformers.utils.chat_template_utils as clock
 
     class Later(datetime):
@@ -156,7 +159,10 @@ def iter_two_dates() -> Iterator[None]:
 def write_base(
     folder: Path, template: str, bos: str = "", eos: str = "", stops: str = "", extra_tokens: str = ""
 ) -> Path:
-    """Returns a base without weights: the pocket model's tokenizer with a template and the tokens that it needs."""
+    """Write a base without weights and return its folder.
+
+    It is the pocket model's tokenizer with a template and the tokens that the template needs.
+    """
     from transformers import AddedToken
 
     tokenizer = base_tokenizer.load_auto_tokenizer(str(POCKET), Model(base=str(POCKET)))
@@ -175,12 +181,12 @@ def write_base(
 
 
 def shorten_error(error: str, base: str, name: str) -> str:
-    """Returns the first sentence of an error, without key and base."""
+    """Return the first sentence of an error, without key and base."""
     return error.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
 
 
 def results_table(results: list[TemplateResult]) -> str:
-    """Returns the table of docs/models.md."""
+    """Return the table of docs/models.md."""
     counts = {
         outcome: sum(result.taken == outcome for result in results)
         for outcome in (TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED)
@@ -203,7 +209,7 @@ def results_table(results: list[TemplateResult]) -> str:
 
 
 def table_cell(text: str) -> str:
-    """Returns a text as a cell of a Markdown table can hold it."""
+    """Return a text escaped for a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 

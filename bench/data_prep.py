@@ -1,8 +1,10 @@
-"""Data preparation at scale: `python -m bench.data_prep` times 10,000, 100,000 and 1,000,000 rows, and a million of
-which 30% are near-duplicates; it writes bench/results/data_prep.json and prints the table.
+"""Time data preparation at scale: `python -m bench.data_prep`.
 
-The rows are SYNTHETIC: messages of the demo's generator, each with details of its own (an order, a product, a place, a
-day), so that they differ as real ones do. A near-duplicate is an earlier row with one to three slips of the finger.
+It prepares 10,000, 100,000 and 1,000,000 rows, and a million rows of which 30% are near-duplicates. It writes
+bench/results/data_prep.json and prints the table.
+
+The rows are SYNTHETIC: messages of the demo's generator, each with its own details (order, product, place, day), so
+that they differ like real ones. A near-duplicate is an earlier row with one to three typos.
 
     T0000017,"My thermostat wont stop beeping. Order 48213-77, the Velmora 310, from Brenloft on 3 May.",device_fault
 """
@@ -61,7 +63,7 @@ model: {base: pocket}
 
 
 def generate_rows(count: int, near_fraction: float, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Yields (id, message, queue); `near_fraction` of the rows are slips of one of the last 10,000."""
+    """Yield (id, message, queue); a fraction `near_fraction` of the rows are earlier rows with typos."""
     rng = random.Random(seed)
     recent: list[tuple[str, str]] = []
     for index, ticket in enumerate(generate_tickets(count, seed)):
@@ -78,7 +80,7 @@ def generate_rows(count: int, near_fraction: float, seed: int) -> Iterator[tuple
 
 
 def make_detail(rng: random.Random) -> str:
-    """Returns a sentence that hardly any other row has."""
+    """Return a sentence that is almost unique."""
 
     def word() -> str:
         return "".join(rng.choices(SYLLABLES, k=rng.randint(2, 4))).capitalize()
@@ -94,7 +96,7 @@ def make_detail(rng: random.Random) -> str:
 
 
 def add_typos(text: str, rng: random.Random) -> str:
-    """Returns the text with one to three letters changed."""
+    """Return the text with one to three letters changed."""
     letters = list(text)
     for _ in range(rng.randint(1, 3)):
         letters[rng.randrange(len(letters))] = rng.choice("abcdefghijklmnopqrstuvwxyz")
@@ -102,7 +104,7 @@ def add_typos(text: str, rng: random.Random) -> str:
 
 
 def measure(count: int, near_fraction: float) -> dict[str, Any]:
-    """Returns the figures of one preparation, run as a user runs it, in a folder that is removed."""
+    """Return the figures of one preparation by the command of a user, in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
@@ -145,7 +147,7 @@ def measure(count: int, near_fraction: float) -> dict[str, Any]:
 
 
 def results_table(results: list[dict[str, Any]]) -> list[str]:
-    """Returns the figures as lines of a Markdown table."""
+    """Return the results as lines of a Markdown table."""
     steps = list(results[0]["step_seconds"])
     lines = [
         "| rows | seconds | rows/s | peak memory | " + " | ".join(f"{step}, rows/s" for step in steps) + " |",

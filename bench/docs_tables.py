@@ -1,4 +1,4 @@
-"""The tables of the docs that a bench writes, between <!-- name:begin --> and <!-- name:end -->."""
+"""Tables in the docs that a bench writes, between <!-- name:begin --> and <!-- name:end -->."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,7 @@ from insource.system import atomic_files
 
 
 def write_tables(docs: Path, name: str, results: Path, tables: Callable[[Any], str]) -> None:
-    """Writes what `tables` makes of the last results into the docs. Raises StageError where they, or their place, are
-    missing."""
+    """Write `tables` of the last results into a page. Raise StageError if the results or the marks are missing."""
     if not results.exists():
         raise StageError(f"there is no bench/results/{results.name}; run python -m bench.{name} first")
     begin_mark, end_mark = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"

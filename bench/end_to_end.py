@@ -1,8 +1,8 @@
-"""How long `make run` takes, beside an earlier build: `python -m bench.end_to_end --before CHECKOUT --runs 3`.
+"""Time `make run` against an earlier build: `python -m bench.end_to_end --before CHECKOUT --runs 3`.
 
-Runs train, export and compare of a recipe in both checkouts in turns, each time in a fresh folder of runs and with the
-same Python, prints the timeline of both and writes bench/results/end_to_end.json. Set-up is not part of it, and nothing
-else may run beside it.
+It runs train, export and compare of a recipe in both checkouts in turns, each time in a fresh folder of runs and with
+the same Python. It prints the timeline of both and writes bench/results/end_to_end.json. Set-up is not included.
+Nothing else may run on the machine meanwhile.
 
     | build | train | export | compare | all |
     | before | 332 s | 24 s | 530 s | 886 s |
@@ -27,15 +27,17 @@ from insource.system import environment
 
 RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
 STAGES = ("train", "train.export", "compare")
-# Lines of the console that begin or end a piece of work.
+# Lines of the console that begin or end a step.
 EVENT_LINES = re.compile(
     r"^(data|base|untuned|training|tuned|adapter|export|test|fitting|vllm|parity|asked|scoring|verdict)\b"
 )
 
 
 def run_stages(checkout: Path, recipe: str, runs: Path, extra_env: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the seconds of each stage and the timeline of one run from train to verdict, with `extra_env` variables
-    in its environment. Raises RuntimeError where a stage fails."""
+    """Return the seconds of each stage and the timeline of one run from train to verdict.
+
+    `extra_env`: further environment variables. Raise RuntimeError if a stage fails.
+    """
     env = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **extra_env}
     started_at = time.monotonic()
     stages: dict[str, float] = {}
@@ -59,14 +61,14 @@ def run_stages(checkout: Path, recipe: str, runs: Path, extra_env: Mapping[str, 
 
 
 def _continues_line(timeline: Sequence[Any], line: str) -> bool:
-    """Whether a line only says how far the piece of work of the line before has come."""
+    """Return whether a line only reports the progress of the previous line's step."""
     word = line.split()[0]
     progress = re.match(r"\w+ +[\d,]+/", line)
     return bool(progress and timeline and timeline[-1][1].split()[0] == word and not line.rstrip().endswith(" s"))
 
 
 def medians_table(builds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Returns medians of each build, a line each."""
+    """Return the medians of each build as lines of a Markdown table."""
     lines = ["| build | " + " | ".join(STAGES) + " | all |", "|" + "---|" * (len(STAGES) + 2)]
     for name, measured in builds.items():
         stages = [f"{statistics.median(run['stages'][stage] for run in measured):.0f} s" for stage in STAGES]

@@ -1,7 +1,7 @@
-"""`python -m bench.gpu_memory`: what fits on which GPU, by shapes of published models, into docs/training.md.
+"""`python -m bench.gpu_memory`: memory of published models on common GPUs, written into docs/training.md.
 
-Reckoned and not measured: the models are on PyTorch's meta device, which has shapes and no weights, and the figures are
-those of the header before training (train/report/run_header.py, train/evaluate/decoding_memory.py).
+The figures are computed, not measured: the models are on PyTorch's meta device, which has shapes and no weights. The
+estimates are those of the header before training (train/report/run_header.py, train/evaluate/decoding_memory.py).
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ from train.report import run_header
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
 BEGIN_MARK, END_MARK = "<!-- gpu_memory:begin -->", "<!-- gpu_memory:end -->"
 GPU_SIZES_GIB = (16, 24, 48, 80)
-# Half a byte a weight, a byte for 64 of them, a float32 for 256 of those.
+# Half a byte a weight, a byte for each 64 weights, a float32 for each 256 of those bytes.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# As their config.json says on the hub.
+# From config.json of each model on the hub.
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-4B": ("qwen3", {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728,
                            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -34,7 +34,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
                             "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 8,
                             "head_dim": 128, "tie_word_embeddings": False}),
 }  # fmt: skip
-# A pack as long as packs are by default, of short answers; then rows of one label behind 77, and documents.
+# A pack of the default length with short answers; then rows with one of 77 labels, and documents.
 PACK_SETTINGS: dict[str, Any] = {
     "pack_tokens": 8192,
     "answer_tokens": 512,
@@ -46,7 +46,7 @@ LABEL_DECODING, DOCUMENT_DECODING = DecodingWorkload(64, 700, 109), DecodingWork
 
 
 def build_meta_model(name: str) -> Any:
-    """Returns a base in bfloat16, without weights."""
+    """Return a base in bfloat16, without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -56,7 +56,7 @@ def build_meta_model(name: str) -> Any:
 
 
 def add_lora(name: str) -> Any:
-    """Returns the same with a LoRA adapter as recipes have it."""
+    """Return a base with the default LoRA adapter of recipes, without weights."""
     import torch
 
     with torch.device("meta"):
@@ -64,7 +64,7 @@ def add_lora(name: str) -> Any:
 
 
 def count_nf4_weights(model: Any) -> int:
-    """Returns how many weights NF4 packs: of all linear layers but the head."""
+    """Return the number of weights that NF4 packs: those of all linear layers but the head."""
     import torch
 
     head = model.get_output_embeddings()
@@ -73,12 +73,12 @@ def count_nf4_weights(model: Any) -> int:
 
 
 def nf4_bytes(model: Any) -> int:
-    """Returns the bytes of a base whose linear layers are in NF4, by shapes alone."""
+    """Return the bytes of a base with linear layers in NF4, computed from shapes."""
     return int(run_header.weight_bytes(model) - count_nf4_weights(model) * (2 - NF4_BYTES))
 
 
 def table_row(name: str) -> str:
-    """Returns the line of a base in the table."""
+    """Return the line of a base in the table."""
     model = add_lora(name)
     weights = nf4_bytes(model)
     train = run_header.estimate_memory(model, **PACK_SETTINGS)
@@ -86,8 +86,7 @@ def table_row(name: str) -> str:
     cells = [f"{weights / 1e9:.1f}", f"{training / 1e9:.1f}"]
     for gib in GPU_SIZES_GIB:
         usable = decoding_memory.usable_bytes(gib * 2**30)
-        # As train/model/dequantize.py does while it validates: weights are held dequantized where they take at most
-        # 40%.
+        # As in train/model/dequantize.py during validation: weights stay dequantized if they take at most 40%.
         dequantized_bytes = count_nf4_weights(model) * 2
         held_bytes = (
             weights
@@ -102,14 +101,14 @@ def table_row(name: str) -> str:
 
 
 def dequantized_memory_fraction() -> float:
-    """Returns the share of memory that dequantized weights may take."""
+    """Return the fraction of memory that dequantized weights may take."""
     from train.model import dequantize
 
     return dequantize.MAX_MEMORY_FRACTION
 
 
 def _concurrent_rows(model: Any, decoded: DecodingWorkload, free_bytes: int) -> int:
-    """How many rows are decoded at once, 0 where not even one fits."""
+    """Return the number of rows decoded concurrently, 0 if not even one fits."""
     from train.evaluate.shared_cache import GPU_LIMITS
 
     rows, peak = decoding_memory.estimate_decoding_peak(
@@ -119,14 +118,14 @@ def _concurrent_rows(model: Any, decoded: DecodingWorkload, free_bytes: int) -> 
 
 
 def memory_table() -> str:
-    """Returns the table, Markdown."""
+    """Return the table in Markdown."""
     cards = " | ".join(f"{gib} GB card" for gib in GPU_SIZES_GIB)
     head = f"| base | NF4 weights, GB | training, GB | {cards} |\n|{'---|' * (3 + len(GPU_SIZES_GIB))}\n"
     return head + "\n".join(map(table_row, BASES))
 
 
 def write_table(page: Path) -> None:
-    """Writes the table into a page, between its marks. Raises ValueError where they are missing."""
+    """Write the table into a page, between its marks. Raise ValueError if they are missing."""
     text = page.read_text(encoding="utf-8")
     head, tail = text[: text.index(BEGIN_MARK)], text[text.index(END_MARK) :]
     atomic_files.write_text(page, f"{head}{BEGIN_MARK}\n{memory_table()}\n{tail}")

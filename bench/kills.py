@@ -1,11 +1,14 @@
-"""Kills at random moments: `python -m bench.kills` trains a small recipe undisturbed, then twenty times with a kill -9
-of all its processes at a random moment and a second call that goes on; it prints a table and writes
-bench/results/kills.json. The same bytes must come out twenty times.
+"""Kill training at random moments: `python -m bench.kills`.
+
+It trains a small recipe without interruption. Then it trains it twenty times, each with a kill -9 of all its processes
+at a random moment and a second call that resumes. It prints a table and writes bench/results/kills.json. All twenty
+must end in the same bytes.
 
     | killed | when it had | went on from | adapter | metrics.jsonl |
     | 1.62 s after training began | logged update 9, checkpoint-10 being written | checkpoint-8 | same | same |
 
-Three of four kills fall between the first update and the end, where something can be lost; the others before.
+Three of four kills fall between the beginning of training and the end, where progress can be lost; the others fall
+before.
 """
 
 import argparse
@@ -49,7 +52,10 @@ VOLATILE_FIELDS = re.compile(r"second|memory")
 
 
 def write_recipe(folder: Path, rows: int = 200) -> Path:
-    """Returns a recipe on synthetic tickets that trains in seconds; saved and logged rows fall on different updates."""
+    """Write a recipe on synthetic tickets that trains in seconds, and return its path.
+
+    Checkpoints and logged rows fall on different updates.
+    """
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["message", "queue", "customer"])
@@ -61,7 +67,7 @@ def write_recipe(folder: Path, rows: int = 200) -> Path:
 
 
 def start_training(recipe: Path, runs: Path, *settings: str, **kwargs: Any) -> subprocess.Popen[str]:
-    """Returns the command as a user gives it, begun in a process group of its own."""
+    """Start the training command of a user in a process group of its own, and return the process."""
     return subprocess.Popen(
         [sys.executable, "-m", "train", str(recipe), *settings],
         cwd=machine.ROOT,
@@ -75,7 +81,7 @@ def start_training(recipe: Path, runs: Path, *settings: str, **kwargs: Any) -> s
 
 
 def run_training(recipe: Path, runs: Path) -> str:
-    """Returns what the command printed. Raises RuntimeError where it failed."""
+    """Return the output of the training command. Raise RuntimeError if it fails."""
     process = start_training(recipe, runs)
     printed, _ = process.communicate(timeout=600)
     if process.returncode:
@@ -84,9 +90,9 @@ def run_training(recipe: Path, runs: Path) -> str:
 
 
 def kill_when(process: subprocess.Popen[str], is_due: Callable[[], object]) -> bool:
-    """Kills all processes of a command the moment that `is_due` is true; returns False where it had ended well before.
+    """Kill all processes of a command as soon as `is_due` is true; return False if it ended first.
 
-    Raises RuntimeError where it had failed.
+    Raise RuntimeError if it failed.
     """
     while not is_due():
         if process.poll() is not None:
@@ -95,7 +101,7 @@ def kill_when(process: subprocess.Popen[str], is_due: Callable[[], object]) -> b
                 raise RuntimeError(f"ended with {process.returncode}:\n{printed}")
             return False
         time.sleep(0.0005)
-    # The parents first: none may see its children go and write something down.
+    # Parents first: a parent must not notice the end of a child and write to disk.
     for pid in machine.process_tree(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -104,13 +110,15 @@ def kill_when(process: subprocess.Popen[str], is_due: Callable[[], object]) -> b
 
 
 def find_run(runs: Path) -> Path | None:
-    """Returns the folder of the only run, None where there is none yet."""
+    """Return the folder of the only run, None if there is none yet."""
     return next((path.parent for path in runs.glob("*/*/manifest.json") if not path.parent.is_symlink()), None)
 
 
 def run_hashes(run: Path) -> dict[str, Any]:
-    """Returns what two runs must have in common: the bytes of the adapter, the rows of metrics.jsonl but for times, and
-    the checkpoints that are left."""
+    """Return the values that two runs must have in common.
+
+    These are the bytes of the adapter, the rows of metrics.jsonl without times, and the names of the checkpoints.
+    """
     rows = [
         {name: value for name, value in row.items() if not VOLATILE_FIELDS.search(name)}
         for row in metrics.read_rows(run / "metrics.jsonl")
@@ -123,7 +131,7 @@ def run_hashes(run: Path) -> dict[str, Any]:
 
 
 def describe_stage(runs: Path) -> str:
-    """Returns how far a run had come, by what is on disk."""
+    """Return a description of a run's progress on disk."""
     run = find_run(runs)
     if run is None:
         return "no run yet"
@@ -136,18 +144,18 @@ def describe_stage(runs: Path) -> str:
 
 
 def newest_checkpoint(runs: Path) -> str | None:
-    """Returns the name of the newest checkpoint, which a second call goes on from."""
+    """Return the name of the newest checkpoint, from which a second call resumes; None if there is none."""
     names = [path.name for path in runs.glob("*/2*/checkpoints/checkpoint-*")]
     return max(names, key=lambda name: int(name.rpartition("-")[2]), default=None)
 
 
 def has_training_begun(runs: Path) -> bool:
-    """Returns whether training has begun: Trainer makes its folder when it is set up."""
+    """Return whether training has begun: Trainer creates its folder during set-up."""
     return any(runs.glob("*/2*/checkpoints"))
 
 
 def measure_durations(recipe: Path, runs: Path) -> tuple[float, float]:
-    """Returns how long a run takes until it trains, and from there to its end."""
+    """Return the seconds until a run trains, and from there to its end."""
     started_at = time.monotonic()
     process = start_training(recipe, runs)
     while not has_training_begun(runs):
@@ -158,7 +166,10 @@ def measure_durations(recipe: Path, runs: Path) -> tuple[float, float]:
 
 
 def run_one_kill(recipe: Path, prepared: Path, after_seconds: float, reference_point: str) -> dict[str, Any]:
-    """Returns how a run ended that was killed so long after its start, or after training began, and called again."""
+    """Return the outcome of a run that is killed and called a second time.
+
+    `after_seconds` counts from `reference_point`: AT_START or IN_TRAINING.
+    """
     with tempfile.TemporaryDirectory() as name:
         runs = Path(name) / "runs"
         shutil.copytree(prepared, runs / recipe.stem / ".data")
@@ -185,7 +196,7 @@ def run_one_kill(recipe: Path, prepared: Path, after_seconds: float, reference_p
 
 
 def results_table(results: list[dict[str, Any]], expected: Mapping[str, Any]) -> list[str]:
-    """Returns the kills as lines of a Markdown table."""
+    """Return the kills as lines of a Markdown table."""
     lines = ["| killed | when it had | went on from | adapter | metrics.jsonl |", "|---" * 5 + "|"]
     for result in results:
         matches = [
@@ -209,7 +220,7 @@ def main() -> int:
         run = find_run(runs)
         assert run is not None
         expected, prepared = run_hashes(run), runs / recipe.stem / ".data"
-        # How long a run takes whose data is prepared.
+        # The duration of a run on prepared data.
         shutil.rmtree(run)
         to_training, to_end = measure_durations(recipe, runs)
         results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The machine that measures: it starts a system as a process of its own, and is named beside the figures."""
+"""The measuring machine: run a system in its own process, and name the hardware beside the figures."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from bench.peers.spec import RESULT_FILE, PeerSpec
 from insource.config.errors import StageError
 
 ROOT = Path(__file__).parent.parent
-# No peer may fetch, report home, or fork a tokenizer's threads while it is timed.
+# While it is timed, a peer must not download, send telemetry or start tokenizer threads.
 OFFLINE_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -25,7 +25,7 @@ PEER_TIMEOUT_SECONDS = 3 * 3600
 
 
 def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
-    """Returns what a process left in result.json. Raises StageError with the last line it said where it failed."""
+    """Return result.json of a peer's process. Raise StageError with its last line of stderr if it fails."""
     argv = [str(python), "-m", module, str(spec.save())]
     try:
         process = subprocess.run(
@@ -48,7 +48,7 @@ def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
 
 
 def describe_hardware(on_gpu: bool) -> str:
-    """Returns what was measured on: 2 cores, AMD EPYC; or the GPU's name."""
+    """Return the hardware: `2 cores, AMD EPYC`, or the name of the GPU."""
     if on_gpu:
         import torch
 
@@ -57,14 +57,16 @@ def describe_hardware(on_gpu: bool) -> str:
 
 
 def cpu_name() -> str:
-    """Returns the name of the processor."""
+    """Return the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
-    """Returns how many floating-point operations a second a large matrix product reaches in float32 or bfloat16, the
-    best of five."""
+    """Return the floating-point operations a second of a large matrix product, the best of five.
+
+    `precision`: float32 or bfloat16.
+    """
     import torch
 
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -80,15 +82,15 @@ def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
 
 
 def utc_date() -> str:
-    """Returns the day, UTC."""
+    """Return the current date in UTC, such as 2026-11-29."""
     return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 class PeakMemory:
-    """The most memory that a process and its children held together, sampled five times a second.
+    """Peak memory of a process and its descendants together, sampled five times a second.
 
-    Proportional set sizes are summed, so that a page which two processes share counts once. Pages of files that are
-    mapped count too, though the system may take them back.
+    It is a sum of proportional set sizes, so that a page of two processes counts once. Pages of mapped files count too,
+    though the system may reclaim them.
     """
 
     def __init__(self, pid: int) -> None:
@@ -104,7 +106,7 @@ class PeakMemory:
 
 
 def process_tree(pid: int) -> list[int]:
-    """Returns a process and all that descend from it."""
+    """Return the process id and those of all descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except OSError:
@@ -113,7 +115,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def proportional_set_bytes(pid: int) -> int:
-    """Returns the proportional set size of a process, 0 where it has ended."""
+    """Return the proportional set size of a process, 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -3,7 +3,7 @@
     rows      systems   clusters   seconds   peak memory
     100,000         5   no            21.4       0.9 GiB
 
-The answers are SYNTHETIC: labels drawn so that systems are right in 80 to 92% of the rows. Writes
+The answers are SYNTHETIC: labels drawn so that systems are right in 80 to 92% of the rows. It writes
 bench/results/scoring.json.
 """
 
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
-    """Returns how long everything that scores.json says of quality took."""
+    """Return the time and peak memory of all quality figures of scores.json."""
     material, responses = make_predictions(rows, labels, clusters)
     started_at = time.perf_counter()
     scores = [system_scores.score_system(response, material, None) for response in responses]
@@ -72,7 +72,7 @@ def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
 
 
 def make_predictions(rows: int, labels: int, clusters: bool) -> tuple[EvalDataset, list[SystemResponses]]:
-    """Returns rows with targets, and systems that answer them more or less well."""
+    """Return rows with targets, and answers of systems with different accuracies."""
     rng = random.Random(3)
     names = [f"label_{number}" for number in range(labels)]
     test: list[dict[str, Any]] = [

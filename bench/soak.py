@@ -1,11 +1,13 @@
-"""The gateway under load while everything goes wrong: `python -m bench.soak` serves the pocket model with a real vLLM
-for half an hour; it prints a table and writes bench/results/soak.json.
+"""The gateway under load and faults: `python -m bench.soak`.
 
-32 clients ask without pause, a version is deployed or rolled back every minute, vLLM or a process of its own is killed
-or frozen (SIGSTOP) at random moments, 200 connections say nothing and 50 send a byte a second. Every answer is held to
-the reference answer of the version that the gateway names, on rows that are no close calls (margin of transformers at
-least 0.5). What must not happen: a wrong answer, a request without an answer or a 429 or 503 with Retry-After, memory
-or descriptors that grow.
+It serves the pocket model with a real vLLM for half an hour, prints a table and writes bench/results/soak.json.
+
+32 clients query without pause. A version is deployed or rolled back every minute. vLLM or one of its processes is
+killed or frozen (SIGSTOP) at random moments. 200 connections send nothing and 50 send one byte a second.
+
+Every answer is compared with the reference answer of the version that the gateway names, on rows without close calls
+(margin of transformers at least 0.5). The bench fails on a wrong answer, and on a request that gets neither an answer
+nor a 429 or 503 with Retry-After. It also fails if memory or descriptors grow.
 
     --minutes 3   a short run, which writes no file unless --results names one
 """
@@ -41,11 +43,11 @@ from serve.vllm.server_process import free_port
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 N_CLIENTS, SILENT_CONNECTIONS, SLOW_CONNECTIONS = 32, 200, 50
 DEPLOY_INTERVAL_SECONDS, SAMPLE_INTERVAL_SECONDS = 60.0, 2.0
-# The gateway ends where vLLM fails four times within ten minutes: faults come more slowly than that.
+# The gateway ends if vLLM fails four times within ten minutes: faults must be rarer.
 FAULT_INTERVAL_SECONDS = (205.0, 260.0)
 MIN_MARGIN = 0.5
 MAX_UNANSWERED_SECONDS = 180.0
-# A process of Python that does the same all the time varies by some MiB.
+# The memory of a Python process under constant load varies by some MiB.
 MAX_GROWTH_MIB, MAX_GROWTH_DESCRIPTORS = 32.0, 50
 API_KEY = "soak-" + "0" * 16
 TRAIN_SETTINGS = ("train.max_steps=4", "train.save_steps=4")
@@ -53,13 +55,13 @@ TRAIN_SETTINGS = ("train.max_steps=4", "train.save_steps=4")
 
 @dataclass
 class SoakState:
-    """What happens, and what came of it."""
+    """Settings, counts and samples of a soak."""
 
     model: str
     port: int
     gateway: int
     references: dict[str, dict[str, Any]]
-    """{version: {row: its reference}}."""
+    """{version: {row id: its reference}}."""
     grammar: str | None
     rows: Sequence[str]
     until: float
@@ -68,9 +70,10 @@ class SoakState:
     samples: list[tuple[float, float, int]] = field(default_factory=list)
     """(seconds, MiB, descriptors) of the gateway's own process."""
     seconds: list[float] = field(default_factory=list)
-    """Of answers."""
+    """Latencies of answers."""
 
     def over(self) -> bool:
+        """Return whether the time is over."""
         return time.monotonic() >= self.until
 
 
@@ -96,7 +99,7 @@ def main() -> int:
 
 
 def train_and_deploy(folder: Path, recipe: Path, seed: int) -> Run:
-    """Returns a run that was trained with this seed, its adapter deployed."""
+    """Train a run with a seed, deploy its adapter and return the run."""
     run_command(folder, "train", recipe, f"train.seed={seed}", *TRAIN_SETTINGS)
     run = Run((folder / "runs" / recipe.stem / "latest").resolve())
     run_command(folder, "deploy", recipe, "--run", run.id, "--force")
@@ -104,12 +107,13 @@ def train_and_deploy(folder: Path, recipe: Path, seed: int) -> Run:
 
 
 def command_env(folder: Path) -> dict[str, str]:
+    """Return the environment of all commands."""
     variables = {"RUNS": str(folder / "runs"), "REGISTRY": str(folder / "registry"), "INSOURCE_API_KEY": API_KEY}
     return {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
 
 
 def run_command(folder: Path, *args: object) -> None:
-    """Runs `python -m <words>` to its end. Raises StageError where it fails."""
+    """Run `python -m <args>` to its end. Raise StageError if it fails."""
     argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
     process = subprocess.run(
         argv, cwd=machine.ROOT, env=command_env(folder), capture_output=True, text=True, check=False
@@ -119,7 +123,7 @@ def run_command(folder: Path, *args: object) -> None:
 
 
 def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rng: random.Random) -> dict[str, Any]:
-    """Returns what came of so many seconds. Raises StageError where the gateway does not come up, or ends."""
+    """Return the figures of a soak of so many seconds. Raise StageError if the gateway does not start, or ends."""
     port, log = free_port(), folder / "gateway.log"
     argv = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
     with log.open("wb") as log_file:
@@ -153,7 +157,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
 
 
 def rows_with_margin(references: dict[str, dict[str, Any]]) -> list[str]:
-    """Returns the rows that are no close call for any version: batches and kernels may turn those."""
+    """Return the rows that are a close call for no version: batching and kernels may change close calls."""
     common_rows = set.intersection(*(set(rows) for rows in references.values()))
     return sorted(
         row
@@ -163,7 +167,7 @@ def rows_with_margin(references: dict[str, dict[str, Any]]) -> list[str]:
 
 
 async def run_load(state: SoakState, folder: Path, recipe: Path, runs: Sequence[Run], rng: random.Random) -> None:
-    """Runs clients, changes, faults and idle connections until the time is over."""
+    """Run clients, deployments, faults and idle connections until the time is over."""
     timeout = ClientTimeout(total=MAX_UNANSWERED_SECONDS)
     async with ClientSession(headers={"Authorization": f"Bearer {API_KEY}"}, timeout=timeout) as session:
         clients = [run_client(state, session, random.Random(number)) for number in range(N_CLIENTS)]
@@ -180,7 +184,7 @@ async def run_load(state: SoakState, folder: Path, recipe: Path, runs: Sequence[
 
 
 async def run_client(state: SoakState, session: ClientSession, rng: random.Random) -> None:
-    """Asks one row after the other, and waits where it is told to."""
+    """Query one row after the other; wait as long as Retry-After requires."""
     while not state.over():
         row = rng.choice(state.rows)
         body = {
@@ -209,13 +213,13 @@ async def run_client(state: SoakState, session: ClientSession, rng: random.Rando
 
 
 async def hold_silent(state: SoakState) -> None:
-    """Holds a connection that says nothing, and opens it again when it is closed."""
+    """Hold a connection that sends nothing, and reopen it when it is closed."""
     while not state.over():
         await hold_connection(state, b"", 0.0)
 
 
 async def send_slowly(state: SoakState) -> None:
-    """Sends a request a byte a second."""
+    """Send a request at one byte a second."""
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {API_KEY}\r\n"
     head += "Content-Length: 100\r\n\r\n"
     while not state.over():
@@ -223,6 +227,10 @@ async def send_slowly(state: SoakState) -> None:
 
 
 async def hold_connection(state: SoakState, head: bytes, byte_seconds: float) -> None:
+    """Send `head` on a new connection, and hold it until it is closed.
+
+    Send a further byte every `byte_seconds`, unless that is 0.
+    """
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", state.port)
     except OSError:
@@ -241,7 +249,7 @@ async def hold_connection(state: SoakState, head: bytes, byte_seconds: float) ->
 
 
 async def deploy_in_turns(state: SoakState, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
-    """Deploys the first run, rolls back, deploys it again, and so on."""
+    """Deploy the first run and roll back, in turns."""
     number = 0
     while not state.over():
         await asyncio.sleep(min(DEPLOY_INTERVAL_SECONDS, max(0.0, state.until - time.monotonic())))
@@ -252,8 +260,8 @@ async def deploy_in_turns(state: SoakState, folder: Path, recipe: Path, runs: Se
 
 
 async def inject_faults(state: SoakState, rng: random.Random) -> None:
-    """Kills or freezes vLLM, or a process that it started."""
-    # In a short run all the same, once.
+    """Kill or freeze vLLM, or a process that it started."""
+    # A short run has one fault, too.
     wait = min(rng.uniform(*FAULT_INTERVAL_SECONDS), (state.until - time.monotonic()) / 3)
     while True:
         if time.monotonic() + wait > state.until - 10:
@@ -271,7 +279,7 @@ async def inject_faults(state: SoakState, rng: random.Random) -> None:
 
 
 async def sample_resources(state: SoakState) -> None:
-    """Notes what memory and descriptors the gateway has."""
+    """Sample memory and descriptors of the gateway."""
     started_at, page_mib = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
     while not state.over():
         process_dir = Path(f"/proc/{state.gateway}")
@@ -282,7 +290,7 @@ async def sample_resources(state: SoakState) -> None:
 
 
 def summarize(state: SoakState, seconds: float, stop_seconds: float, log: str) -> dict[str, Any]:
-    """Returns the figures, and which promise was broken."""
+    """Return the figures and the broken promises."""
     n_samples = max(1, len(state.samples) // 5)
     early, late = state.samples[n_samples : 2 * n_samples] or state.samples, state.samples[-n_samples:]
     growth = [median(sample[index] for sample in late) - median(sample[index] for sample in early) for index in (1, 2)]
@@ -314,7 +322,7 @@ def summarize(state: SoakState, seconds: float, stop_seconds: float, log: str) -
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Prints the figures."""
+    """Print the figures."""
     for name, value in result.items():
         text = ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else value
         print(f"{name:16} {text}")

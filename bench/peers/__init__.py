@@ -1,0 +1,1 @@
+"""Programs that run one measured system in a process of its own."""

@@ -1,0 +1,1 @@
+"""Simulated data and compared methods of the statistical benches."""

@@ -1,0 +1,1 @@
+"""The training bench: cases, workloads, runs and tables."""
