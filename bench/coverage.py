@@ -1,6 +1,7 @@
-"""Do the intervals hold what they promise: `python -m bench.coverage` draws 1,000 test sets whose true figures are
-known, and counts how often the 95% interval holds them and how often a verdict is false; it writes
-bench/results/coverage.json and prints the tables.
+"""Coverage of the 95% intervals: `python -m bench.coverage`.
+
+It draws 1,000 test sets with known true figures. It counts how often the interval contains the truth, and how often a
+verdict is false. It writes bench/results/coverage.json and prints the tables.
 
     figure                  n   clusters   holds the truth   truth below   truth above   width
     accuracy              400          -             95.2%          2.3%          2.5%   0.057
@@ -36,7 +37,7 @@ DOCS = machine.ROOT / "docs" / "statistics.md"
 
 ROWS = (100, 400, 2000)
 ALPHA, MARGIN = 0.05, 0.02
-# What is promised, and from how many rows.
+# The promised coverage, and the number of rows from which it is promised.
 MIN_COVERAGE, MAX_COVERAGE, MIN_PROMISED_ROWS = 0.93, 0.97, 400
 PERMUTATIONS = 999
 EXACT_MCNEMAR = "exact McNemar"
@@ -92,7 +93,7 @@ def main() -> int:
 
 
 def merge_results(previous: Sequence[Row], current: Sequence[Row]) -> list[Row]:
-    """Returns the rows of an earlier file, in their order, each replaced where it was measured again."""
+    """Return the rows of an earlier file in their order, each replaced if it was measured again."""
 
     def key(row: Row) -> tuple[Any, ...]:
         return row["figure"], row["truth"] < 0, row["n"], row["clusters"]
@@ -109,8 +110,10 @@ def simulate(
     seed: int = 1,
     metrics: Sequence[SimulatedMetric] = METRICS,
 ) -> list[Row]:
-    """Returns a row for each figure of so many test sets: the metrics, and their differences where there is none and
-    where it is just the margin."""
+    """Return a row for each figure over `sets` test sets of n rows.
+
+    The figures are the metrics, and their differences at a true difference of zero and of the margin.
+    """
     loss = {metric.name: accuracy_loss_for(metric, MARGIN) for metric in METRICS}
     single_intervals: dict[str, list[Interval]] = {}
     differences: dict[tuple[str, float], list[PairedDifference]] = {}
@@ -145,7 +148,7 @@ def simulate(
 
 
 def measure_coverage(truth: float, estimates: Sequence[Interval | PairedDifference]) -> Row:
-    """Returns how often intervals hold the truth, and on which side it lies where they do not."""
+    """Return how often intervals contain the truth, and on which side it is otherwise."""
     low, high = np.array([(estimate.low, estimate.high) for estimate in estimates]).T
     below, above = float(np.mean(truth < low - ATOL)), float(np.mean(truth > high + ATOL))
     return {
@@ -158,7 +161,7 @@ def measure_coverage(truth: float, estimates: Sequence[Interval | PairedDifferen
 
 
 def measure_false_verdicts(truth: float, differences: Sequence[PairedDifference]) -> Row:
-    """Returns how often something is said that is false where the true difference is none, or just the margin."""
+    """Return the rates of false verdicts at a true difference of zero, or of the margin."""
     verdicts = [paired.classify_difference(difference, MARGIN) for difference in differences]
     if truth < 0:
         return {"false_non_inferiority": (verdicts.count("superior") + verdicts.count("non-inferior")) / len(verdicts)}
@@ -170,10 +173,13 @@ def measure_false_verdicts(truth: float, differences: Sequence[PairedDifference]
 
 
 def meets_promise(row: Mapping[str, Any]) -> bool:
-    """Returns whether 93% to 97% of intervals hold the truth, of accuracy and of differences from 400 rows on (93% or
-    more where the test is exact), and no more verdicts are false than alpha and the simulation's own error allow."""
+    """Return whether a row meets the promise.
+
+    Of accuracy and of differences, from 400 rows on, 93% to 97% of the intervals must contain the truth, or 93% and
+    more if the test is exact. False verdicts must not exceed alpha plus the simulation's own error.
+    """
     promised = row["n"] >= MIN_PROMISED_ROWS and row["figure"] != "macro-F1"
-    # The interval that agrees with an exact test is too wide by as much as the test is discrete.
+    # The interval that agrees with an exact test is too wide, because the test is discrete.
     max_coverage = 1.0 if row["method"] == EXACT_MCNEMAR else MAX_COVERAGE
     allowed = ALPHA + simulation_error(row["sets"])
     return (MIN_COVERAGE <= row["coverage"] <= max_coverage or not promised) and all(
@@ -182,12 +188,12 @@ def meets_promise(row: Mapping[str, Any]) -> bool:
 
 
 def simulation_error(sets: int) -> float:
-    """Returns two standard errors of a share of 5% among so many sets."""
+    """Return two standard errors of a rate of 5% over `sets` sets."""
     return float(2 * np.sqrt(ALPHA * (1 - ALPHA) / sets))
 
 
 def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the results as two Markdown tables."""
+    """Return the results as two Markdown tables."""
     first_row = results[0]
     lines = [
         f"{first_row['sets']:,} sets each, {first_row['resamples']:,} resamples.",

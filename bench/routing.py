@@ -1,10 +1,12 @@
-"""Does the router keep its target: `python -m bench.routing` draws 1,000 sets of calibration rows whose truth is known,
-chooses a threshold by each, and counts how often it misses the target in truth; it writes bench/results/routing.json.
+"""Error rate of the router: `python -m bench.routing`.
+
+It draws 1,000 sets of calibration rows with a known truth and chooses a threshold from each. It counts how often the
+threshold truly misses the target, and writes bench/results/routing.json.
 
     rows                          n     insource: missed   threshold   kept    the build before: missed ...
     continuous, as sure as right  900   0.3%               100%        62.9%   0.0%
 
-Beside that, on data: what is promised, and what the rows that were left aside show (bench/statistics/router_data.py).
+A second part uses data: the promised figures, and those of held-out rows (bench/statistics/router_data.py).
 """
 
 import argparse
@@ -64,7 +66,7 @@ def main() -> int:
 
 
 def simulate(draws: int) -> list[Row]:
-    """Returns a row for each population and number of calibration rows."""
+    """Return a row for each population and number of calibration rows."""
     metadata = {
         "command": f"python -m bench.routing --only simulation --draws {draws}",
         "hardware": machine.describe_hardware(on_gpu=False),
@@ -85,8 +87,11 @@ def simulate(draws: int) -> list[Row]:
 
 
 def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str, Row]:
-    """Returns for each method how often it misses the target, how often it has a threshold at all, and which share of
-    the rows it keeps in truth, nothing where it has none."""
+    """Return the true figures of each method.
+
+    They are the rate of missing the target, the rate of finding a threshold, and the mean fraction of rows kept, 0
+    without a threshold.
+    """
     names = list(METHODS) if population.other is None else PAIRED_METHODS
     totals = {name: np.zeros(3) for name in names}
     for number in range(draws):
@@ -102,17 +107,17 @@ def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> 
 
 
 def meets_promise(row: Mapping[str, Any]) -> bool:
-    """Returns whether the target is missed in at most 5% of the draws, but for the simulation's own error."""
+    """Return whether the target is missed in at most 5% of the draws, plus the simulation's own error."""
     return bool(row["methods"][CURRENT_METHOD]["missed"] <= allowed_miss_rate(row["draws"]))
 
 
 def allowed_miss_rate(draws: int) -> float:
-    """Returns 5% and two standard errors of such a share among so many draws."""
+    """Return 5% plus two standard errors of such a rate over `draws` draws."""
     return ALPHA + 2 * sqrt(ALPHA * (1 - ALPHA) / draws)
 
 
 def results_tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Returns the results as Markdown."""
+    """Return the results as Markdown."""
     lines: list[str] = []
     if rows := results.get("simulation"):
         lines.append(f"{rows[0]['hardware']}, {rows[0]['date']}, `{rows[0]['command']}`.")

@@ -1,12 +1,14 @@
-"""A served run under load: `python -m bench.serving classifier` measures the newest run of a recipe with vLLM's own
-benchmark client, at 1, 8, 32 and 128 requests at a time; it writes bench/results/serving.json and prints the table.
+"""A served run under load: `python -m bench.serving classifier`.
+
+It measures the newest run of a recipe with vLLM's own benchmark client, at 1, 8, 32 and 128 concurrent requests. It
+writes bench/results/serving.json and prints the table.
 
     served   prefix caching   constraint   at a time   requests/s    p50      p95      p99
     adapter  on               grammar             32         41.7    0.74 s   0.91 s   1.02 s
 
-Adapter against merged model, prefix caching on against off, with the output constraint and without. The requests are
-rows of train, asked as clients ask them, and none is measured twice on a server: it would have it in its cache, and
-real messages have in common what they open with.
+It compares adapter and merged model, prefix caching on and off, with the output constraint and without. The requests
+are rows of train in the form that clients send. No row is measured twice on a server: a repeated row would be in its
+cache, while real messages share only their beginning.
 """
 
 import json
@@ -34,8 +36,8 @@ from serve.vllm.server_process import Address, VllmProcess, free_port
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 CONCURRENCIES = (1, 8, 32, 128)
-# Requests of one measurement, by how many are on their way at once: enough that the first and the last weigh little;
-# where answers are slow, one round and what half a minute answers.
+# Requests of one measurement: ROUNDS times the concurrency, so that the first and the last weigh little. If answers are
+# slow, the number answered in MAX_SECONDS, and at least one round.
 MIN_REQUESTS, ROUNDS, MAX_SECONDS = 64, 6, 30
 WARMUP_REQUESTS = 8  # of the first row, before the clock starts
 PERCENTILES = (50, 95, 99)
@@ -69,7 +71,7 @@ def main() -> int:
 
 
 def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yields what was measured of one server: with the constraint and without, at each concurrency."""
+    """Yield the figures of one server: with the constraint and without, at each concurrency."""
     rows = read_prompts(served)
     constraint = {"structured_outputs": {"grammar": served.prompt["grammar"]}}
     with bench_client(folder / "client.log") as client:
@@ -99,7 +101,7 @@ def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterat
 
 
 def read_prompts(served: ServedModel) -> list[str]:
-    """Returns what the user says in each train row. Raises StageError where there are too few of them."""
+    """Return the user message of each train row. Raise StageError if there are too few rows."""
     module, spec = load_task_spec(served.prompt["task"])
     rows = atomic_files.read_jsonl(served.run.folder / "data" / "train.jsonl")
     prompts = [module.messages(spec, row["input"])[0]["content"] for row in rows]
@@ -110,14 +112,14 @@ def read_prompts(served: ServedModel) -> list[str]:
 
 
 def request_count(concurrency: int, rate: float | None) -> int:
-    """Returns how many requests are measured; `rate` is what was answered a second before, None at first."""
+    """Return the number of requests to measure; `rate`: requests a second of the previous measurement, or None."""
     count = max(MIN_REQUESTS, ROUNDS * concurrency)
     return count if rate is None else min(count, max(concurrency, round(rate * MAX_SECONDS)))
 
 
 @dataclass(frozen=True)
 class BenchClient:
-    """vLLM's client as a process that waits for what to measure."""
+    """vLLM's client as a process that waits for measurements."""
 
     process: "subprocess.Popen[str]"
     log: Path
@@ -130,7 +132,7 @@ class BenchClient:
         concurrency: int,
         extra_body: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Returns what it measured of these prompts. Raises StageError where it fails."""
+        """Return the client's figures for these prompts. Raise StageError if it fails."""
         rows, result = self.log.with_name("rows.jsonl"), self.log.with_name(RESULT_FILE)
         rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
         result.unlink(missing_ok=True)
@@ -151,7 +153,7 @@ class BenchClient:
         return atomic_files.read_json(result)  # type: ignore[no-any-return]
 
     def _say(self, line: str) -> None:
-        """Tells it what to measure, and waits until it has, or has ended."""
+        """Send a measurement to the client, and wait until it has finished or the client has ended."""
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError("a client is started with pipes")
@@ -164,7 +166,7 @@ class BenchClient:
 
 @contextmanager
 def bench_client(log: Path) -> Iterator[BenchClient]:
-    """Starts the client, which takes vLLM's import, and ends it behind the block."""
+    """Start the client, which takes the time of vLLM's import; yield it, and kill it at the end of the block."""
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.peers.vllm_client"],
@@ -183,6 +185,7 @@ def bench_client(log: Path) -> Iterator[BenchClient]:
 
 
 def log_measurement(measured: Mapping[str, Any]) -> None:
+    """Print a measurement to stderr."""
     print(
         f"measured  {measured['system']}, {measured['constraint']}, {measured['concurrency']} at a time: "
         f"{measured['requests_per_second']:.1f} requests/s",
@@ -192,7 +195,7 @@ def log_measurement(measured: Mapping[str, Any]) -> None:
 
 
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the table."""
+    """Print the table."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,10 +1,10 @@
-"""Test sets of two systems whose true figures are known, for bench.coverage.
+"""Test sets of two systems with known true figures, for bench.coverage.
 
-    wanted 3 0 0 7 ...   one system 3 0 2 7 ...   the other 3 1 0 7 ...   clusters "0" "0" "0" "0" "0" "1" ...
+    targets 3 0 0 7 ...   tuned 3 0 2 7 ...   baseline 3 1 0 7 ...   clusters "0" "0" "0" "0" "0" "1" ...
 
-The rows are SYNTHETIC: ten labels, the most frequent ten times as frequent as the least, on which a system is right in
-96% to 80% of rows. Two systems find the same rows hard. In clusters, five rows share a difficulty for both systems, one
-for each, and often the label. True figures follow from the probabilities, not from a large sample.
+The rows are SYNTHETIC: ten labels, the most frequent ten times as frequent as the least. A system is right in 96% to
+80% of a label's rows. Two systems find the same rows hard. The five rows of a cluster share one difficulty for both
+systems, one for each system, and often the label. True figures follow from the probabilities, not from a large sample.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ from insource.stats.metric_stats import Array, MetricStats
 N_LABELS, CLUSTER_ROWS = 10, 5
 LABEL_FREQUENCIES: Array = 1 / np.arange(1, N_LABELS + 1) / np.sum(1 / np.arange(1, N_LABELS + 1))
 LABEL_ACCURACIES: Array = np.linspace(0.96, 0.80, N_LABELS)
-# What a wrong answer to a label is: another, as often as it occurs.
+# A wrong answer is another label, drawn by its frequency.
 CONFUSION: Array = np.where(np.eye(N_LABELS) == 1, 0, LABEL_FREQUENCIES) / (1 - LABEL_FREQUENCIES)[:, None]
-# Parts of a row's difficulty, of 1: for both systems alike, and of that the cluster's; the cluster's for one system.
+# Parts of a row's difficulty, of 1: shared by both systems; of that the cluster's; the cluster's for one system.
 SHARED_DIFFICULTY, CLUSTER_DIFFICULTY, SYSTEM_CLUSTER_DIFFICULTY = 0.6, 0.2, 0.2
 SAME_LABEL_RATE = 0.5
 
@@ -34,9 +34,9 @@ class SimulatedMetric:
 
     name: str
     tally: Callable[[LabelArray, LabelArray], MetricStats]
-    """Of what is wanted and what was said."""
+    """(targets, answers) -> the metric's sums."""
     truth: Callable[[Array], float]
-    """Share right of each label -> the figure of infinitely many rows."""
+    """Accuracy of each label -> the metric of infinitely many rows."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class SimulatedTestSet:
     clusters: list[str | None] | None
     system: LabelArray
     others: Mapping[float, LabelArray]
-    """What another system says that is worse by a loss."""
+    """{loss: answers of another system that is worse by this loss}."""
 
 
 def true_accuracy(accuracies: Array) -> float:
-    """Returns the share of rows that are right."""
+    """Return the fraction of rows that are right."""
     return float(LABEL_FREQUENCIES @ accuracies)
 
 
 def true_macro_f1(accuracies: Array) -> float:
-    """Returns the mean of the labels' F1 where a share `accuracies` of each is."""
+    """Return the mean F1 of the labels if a fraction `accuracies` of each label's rows is right."""
     correct = LABEL_FREQUENCIES * accuracies
     answer_frequencies = correct + (LABEL_FREQUENCIES * (1 - accuracies)) @ CONFUSION
     return float(np.mean(2 * correct / (answer_frequencies + LABEL_FREQUENCIES)))
@@ -75,7 +75,7 @@ METRICS = (
 
 
 def accuracy_loss_for(metric: SimulatedMetric, difference: float) -> float:
-    """Returns by how much less often each label must be right for the metric to fall by so much."""
+    """Return the loss of accuracy of each label that lowers the metric by `difference`."""
     from scipy.optimize import brentq
 
     full = metric.truth(LABEL_ACCURACIES)
@@ -83,7 +83,7 @@ def accuracy_loss_for(metric: SimulatedMetric, difference: float) -> float:
 
 
 def draw_test_set(n: int, clustered: bool, losses: Sequence[float], rng: np.random.Generator) -> SimulatedTestSet:
-    """Returns a test set of n rows. The other system, worse by each loss in turn, makes the same mistakes and more."""
+    """Return a test set of n rows. The other system, worse by each loss in turn, makes the same mistakes and more."""
     cluster = np.arange(n) // CLUSTER_ROWS if clustered else np.arange(n)
     units = int(cluster[-1]) + 1
     targets = rng.choice(N_LABELS, n, p=LABEL_FREQUENCIES)
@@ -117,7 +117,7 @@ def draw_test_set(n: int, clustered: bool, losses: Sequence[float], rng: np.rand
 
 
 def _difficulty_threshold(loss: float) -> Array:
-    """Returns for each label the difficulty up to which its rows are right."""
+    """Return for each label the difficulty below which its rows are right."""
     from scipy.special import ndtri
 
     return np.asarray(ndtri(LABEL_ACCURACIES - loss))

@@ -1,4 +1,4 @@
-"""Intervals of a paired difference that the parity check does not use, for bench.parity_check to compare.
+"""Intervals of a paired difference that bench.parity_check compares with the parity check's own.
 
 16 rows lost, 6 won of 161 -> a drop of 0.0054 to 0.1240 (Tango), 0.0032 to 0.1195 (Bonett and Price)
 """
@@ -15,7 +15,7 @@ ALPHA, Z, RESAMPLES = 0.05, 1.959964, 2_000
 
 
 def bca_mean(differences: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Returns the interval that the check had before: the plain BCa bootstrap of the mean of differences (n,)."""
+    """Return the interval that the check used before: the plain BCa bootstrap of the mean of differences, (n,)."""
     if np.ptp(differences) == 0:
         return float(differences[0]), float(differences[0])
     units = group_units(np.column_stack([differences, np.ones_like(differences)]))
@@ -24,7 +24,10 @@ def bca_mean(differences: Array, rng: np.random.Generator, resamples: int = RESA
 
 
 def sign_flip_p_value(differences: Array, drop: float, flips: int, rng: np.random.Generator) -> float:
-    """Returns the one-sided p-value of "the mean is at least -drop", of flipping the signs of differences around it."""
+    """Return the one-sided p-value of "the mean is at least -drop".
+
+    The signs of the differences around it are flipped at random.
+    """
     shifted = differences + drop
     units = group_units(np.column_stack([shifted, np.ones_like(shifted)]))
     sums = shifted.sum() - 2 * permute(units, lambda summed: summed[:, 0], flips, rng)
@@ -32,9 +35,9 @@ def sign_flip_p_value(differences: Array, drop: float, flips: int, rng: np.rando
 
 
 def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, float]:
-    """Returns the score interval of the drop (Tango 1998, Statistics in Medicine 17, 891-908).
+    """Return the score interval of the drop (Tango 1998, Statistics in Medicine 17, 891-908).
 
-    correction: rows that are taken from the distance, for continuity.
+    `correction`: rows subtracted from the distance, for continuity.
     """
 
     def low(n_first: int, n_second: int) -> float:
@@ -54,15 +57,17 @@ def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, 
 
 
 def bonett_price(lost: int, won: int, n: int) -> tuple[float, float]:
-    """Returns Wald's interval of the drop with one row more for each (Bonett and Price 2012, J. Educational and
-    Behavioral Statistics 37, 479-488)."""
+    """Return Wald's interval of the drop with one row added to each count.
+
+    Source: Bonett and Price 2012, J. Educational and Behavioral Statistics 37, 479-488.
+    """
     lost_rate, won_rate = (lost + 1) / (n + 2), (won + 1) / (n + 2)
     half_width = Z * sqrt((lost_rate + won_rate - (lost_rate - won_rate) ** 2) / (n + 2))
     return lost_rate - won_rate - half_width, lost_rate - won_rate + half_width
 
 
 def fay_lumbard(lost: int, won: int, n: int) -> float:
-    """Returns the low end of the drop, of two beta distributions that are combined (Fay and Lumbard 2021)."""
+    """Return the lower end of the drop, from two combined beta distributions (Fay and Lumbard 2021)."""
     from scipy.optimize import brentq
     from scipy.special import betainc, betaincinv
 
@@ -80,6 +85,6 @@ def fay_lumbard(lost: int, won: int, n: int) -> float:
 
 
 def bca_rates(lost: int, won: int, n: int) -> float:
-    """Returns the high end of served minus trained that the check had before, with its seed."""
+    """Return the upper end of served minus trained that the check used before, with its seed."""
     differences = np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])
     return bca_mean(differences, np.random.default_rng(17))[1]

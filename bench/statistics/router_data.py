@@ -1,11 +1,12 @@
-"""The routing policy on data: what it promises, and what rows that chose nothing show, for bench.routing.
+"""The routing policy on data: its promised figures, and figures of rows that did not choose it, for bench.routing.
 
     data        model                            promised          test rows   kept    right
     Banking77   TF-IDF + logistic regression     more than 95.0%   3,080       83.1%   96.4% (95.6 to 97.1)
 
-The linear model stands in for a tuned one on Banking77 and on the demo tickets, and is named so. A finished run brings
-its own routing.json. Resplits draw calibration rows anew from calibration and test rows together, whole groups each:
-how often the rest then misses the target, which has a chance of its own beside that of the threshold.
+On Banking77 and the demo tickets a linear model replaces the tuned one, and the results name it so. A finished run
+brings its own routing.json. Resplits draw new calibration rows from calibration and test rows together, in complete
+groups. They count how often the remaining rows miss the target. The sample of remaining rows adds an error of its own
+to that of the threshold.
 """
 
 import sys
@@ -33,7 +34,7 @@ RESPLITS = 1000
 
 
 def measure_all(banking77: Path, runs: Sequence[Path]) -> list[Row]:
-    """Returns a row for each data set and each run; one that is not here is left out, and a line says so."""
+    """Return a row for each data set and each run; report a missing data set on stderr and leave it out."""
     results = [measure_linear_model("demo tickets", "classifier", [])]
     if (banking77 / "train.csv").is_file():
         sources = [f"data.source.{name}={banking77 / name}.csv" for name in ("train", "test")]
@@ -44,7 +45,7 @@ def measure_all(banking77: Path, runs: Sequence[Path]) -> list[Row]:
 
 
 def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplits: int = RESPLITS) -> Row:
-    """Returns what the policy does with the answers of a linear model to the rows of a recipe."""
+    """Return the figures of the policy on a linear model's answers to the rows of a recipe."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(recipe, changes, "cpu").recipe
         data, _ = prepare.main(loaded, Path(folder))
@@ -82,8 +83,10 @@ def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplit
 def iter_resplits(
     scale: Scale, rows: routing_policy.CalibrationAnswers, n: int, route: Route, resplits: int, seed: int = 1
 ) -> Iterator[bool]:
-    """Yields whether the rows that are not drawn for calibration miss the target, for each draw of whole groups of
-    about n rows."""
+    """Yield for each resplit whether the remaining rows miss the target.
+
+    A resplit draws complete groups of about n rows for calibration.
+    """
     groups = rows.groups or [None] * len(rows.ids)
     numbers = np.unique([f"row {index}" if group is None else f"group {group}" for index, group in enumerate(groups)],
                         return_inverse=True)[1]  # fmt: skip
@@ -103,7 +106,7 @@ def iter_resplits(
 
 
 def select_rows(rows: routing_policy.CalibrationAnswers, indices: Any) -> routing_policy.CalibrationAnswers:
-    """Returns the rows of these numbers."""
+    """Return the rows with these indices."""
     groups = None if rows.groups is None else [rows.groups[index] for index in indices]
     return routing_policy.CalibrationAnswers(
         [rows.ids[index] for index in indices],
@@ -114,7 +117,7 @@ def select_rows(rows: routing_policy.CalibrationAnswers, indices: Any) -> routin
 
 
 def read_run(folder: Path) -> Row:
-    """Returns what the routing.json of a finished run says."""
+    """Return the figures of a finished run's routing.json."""
     routing, scores = atomic_files.read_json(folder / "routing.json"), atomic_files.read_json(folder / "scores.json")
     test = routing["test"] or {}
     kept_figure, accuracy = test.get("kept") or {}, test.get("right_of_kept") or {}
@@ -126,7 +129,7 @@ def read_run(folder: Path) -> Row:
 
 
 def promised_figures(name: str, model: str, routing: Mapping[str, Any]) -> Row:
-    """Returns what a routing.json promises."""
+    """Return the promised figures of a routing.json."""
     keys = ("target_accuracy", "confidence", "calibration_rows", "left_out_rows", "threshold", "coverage", "accuracy")
     extra = {key: routing[key] for key in (*keys, "why_none", "rows_needed")}
     sequence = routing["sequence"] or {}
@@ -134,7 +137,7 @@ def promised_figures(name: str, model: str, routing: Mapping[str, Any]) -> Row:
 
 
 def realized_figures(threshold: float | None, test: routing_policy.CalibrationAnswers) -> Row:
-    """Returns what a threshold keeps of test rows, and how much of it is right, with its interval."""
+    """Return the fraction of test rows that a threshold keeps, and their accuracy with its interval."""
     no_figures = {"kept": None, "right": None, "ci_low": None, "ci_high": None}
     is_kept = routing_policy.confidence_array(test.confidences) >= (threshold or 0.0)
     if threshold is None or not is_kept.any():
@@ -151,7 +154,7 @@ def realized_figures(threshold: float | None, test: routing_policy.CalibrationAn
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the lines of a Markdown table."""
+    """Return the results as lines of a Markdown table."""
     headers = ["data", "model", "promised right", "calibration rows", "kept", "right", "test rows", "kept", "right"]
     lines = [f"| {' | '.join([*headers, f'missed in {RESPLITS:,} resplits'])} |", "|---" * (len(headers) + 1) + "|"]
     for row in rows:

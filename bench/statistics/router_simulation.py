@@ -1,8 +1,8 @@
-"""Calibration rows whose truth above each threshold is known, and ways to choose a threshold, for bench.routing.
+"""Calibration rows with a known truth above each threshold, and methods to choose a threshold, for bench.routing.
 
     confidences 0.93 0.71 0.98 ...   right 1 0 1 ...   above 0.9 in truth: 41% of the rows, 96.2% of them right
 
-The rows are SYNTHETIC. What a threshold keeps in truth follows from the probabilities, not from a large sample.
+The rows are SYNTHETIC. The true figures of a threshold follow from the probabilities, not from a large sample.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,29 +24,30 @@ PREVIOUS_STEPS = 200
 
 @dataclass(frozen=True)
 class Population:
-    """Where rows come from."""
+    """A distribution of rows."""
 
     name: str
     confidences: Array
-    """Equally likely values: all that there are, or quantiles that lie close together."""
+    """Equally likely values: all of them, or closely spaced quantiles."""
     right: Array
-    """The probability that an answer of such a confidence is right."""
+    """The probability that an answer with this confidence is right."""
     other: float | None = None
-    """The same of another system, whatever the confidence; None where there is none to compare with."""
+    """The same of another system, whatever the confidence; None without a comparison."""
 
     @property
     def claim(self) -> Claim:
+        """Return the claim that a threshold must meet."""
         return MeanAbove(TARGET) if self.other is None else NonInferior(MARGIN)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-        """Returns confidences, right answers and what the claim is about, of n rows."""
+        """Return confidences, correctness and scores of n rows, each (n,); the claim is about the scores."""
         indices = rng.integers(0, len(self.confidences), n)
         correct = (rng.random(n) < self.right[indices]).astype(np.float64)
         scores = correct if self.other is None else correct - (rng.random(n) < self.other)
         return self.confidences[indices], correct, scores
 
     def truth(self, threshold: float) -> tuple[float, bool]:
-        """Returns which share of the rows a threshold keeps in truth, and whether these miss the target."""
+        """Return the true fraction of rows that a threshold keeps, and whether they miss the target."""
         is_kept = self.confidences >= threshold
         if not is_kept.any():
             return 0.0, False
@@ -81,26 +82,26 @@ POPULATIONS = (
 
 @dataclass(frozen=True)
 class CalibrationDraw:
-    """What a threshold is chosen by."""
+    """Rows from which a threshold is chosen."""
 
     claim: Claim
     validation: Array
     """Confidences of validation rows."""
     validation_right: Array
     confidences: Array
-    """Of calibration rows."""
+    """Confidences of calibration rows."""
     scores: Array
 
 
 def draw_calibration(population: Population, n: int, rng: np.random.Generator) -> CalibrationDraw:
-    """Returns n calibration rows, and as many validation rows up to VALIDATION_ROWS."""
+    """Return n calibration rows, and as many validation rows, at most VALIDATION_ROWS."""
     validation, correct, _ = population.draw(min(n, VALIDATION_ROWS), rng)
     confidences, _, scores = population.draw(n, rng)
     return CalibrationDraw(population.claim, validation, correct, confidences, scores)
 
 
 def insource_threshold(draw: CalibrationDraw) -> float | None:
-    """Returns the threshold as compare/decision/routing_policy.py chooses it."""
+    """Return the threshold that compare/decision/routing_policy.py chooses; None if there is none."""
     thresholds = learn_then_test.build_thresholds(draw.validation.tolist())
     n = len(draw.confidences)
     start = learn_then_test.find_start(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
@@ -109,10 +110,13 @@ def insource_threshold(draw: CalibrationDraw) -> float | None:
 
 
 class MapieMeanAbove(MeanAbove):
-    """The p-value that MAPIE 1.6 has for right and wrong: the exact binomial, of a count of wrong rows that is rounded
-    up from its share, now and then to one more."""
+    """The p-value of MAPIE 1.6 for right and wrong: the exact binomial.
+
+    MAPIE rounds the number of wrong rows up from their fraction, which sometimes adds one.
+    """
 
     def p_value(self, scores: Array) -> float:
+        """Return the p-value of scores 0 and 1, (n,)."""
         from scipy.stats import binom
 
         n = len(scores)
@@ -120,8 +124,10 @@ class MapieMeanAbove(MeanAbove):
 
 
 def previous_threshold(draw: CalibrationDraw) -> float | None:
-    """Returns the threshold as the build before chose it, written anew without MAPIE: quantiles of the calibration
-    rows' own confidences are tested from strict to loose."""
+    """Return the threshold of the build before, reimplemented without MAPIE.
+
+    It tests quantiles of the calibration rows' own confidences from strict to loose.
+    """
     n = len(draw.confidences)
     min_fraction = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
     steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - min_fraction, 0, PREVIOUS_STEPS)))[::-1].tolist()
@@ -130,7 +136,7 @@ def previous_threshold(draw: CalibrationDraw) -> float | None:
 
 
 def untested_threshold(draw: CalibrationDraw) -> float | None:
-    """Returns the loosest of the calibration rows' own confidences above which these rows keep the target."""
+    """Return the loosest confidence of calibration rows above which these rows meet the target."""
     order = np.argsort(-draw.confidences, kind="stable")
     thresholds = np.unique(draw.confidences)
     means = np.cumsum(draw.scores[order])[learn_then_test.count_kept(draw.confidences, thresholds.tolist()) - 1]
@@ -144,5 +150,5 @@ METHODS: Mapping[str, Callable[[CalibrationDraw], float | None]] = {
     "the build before": previous_threshold,
     "no test": untested_threshold,
 }
-# Of differences the build before knew nothing.
+# The build before had no method for differences.
 PAIRED_METHODS = ("insource", "no test")

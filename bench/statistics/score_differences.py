@@ -1,6 +1,6 @@
-"""Differences of row scores from -1 to 1 whose true mean is known, for bench.parity_check.
+"""Differences of row scores from -1 to 1 with a known true mean, for bench.parity_check.
 
-    lost entirely   0 0 0 -0.81 0 0 ...    a few rows lose all of their score, the others keep it
+    lost entirely   0 0 0 -0.81 0 0 ...    a few rows lose their complete score, the others keep it
 
 The rows are SYNTHETIC. A score before the change is drawn from a beta distribution with mean 0.8.
 """
@@ -15,12 +15,14 @@ WIN_RATE, CHANGE_RATE, CHANGE_STD, SMALL_LOSS_RATE, RARE_GAIN_RATE = 0.02, 0.3, 
 
 
 def draw_differences(kind: str, n: int, drop: float, rng: np.random.Generator) -> Array:
-    """Returns n differences, served minus trained, whose true mean is -drop.
+    """Return n differences, served minus trained, with a true mean of -drop.
 
-    lost entirely                  a row's whole score, in drop / 0.8 of rows
+    lost entirely                  the complete score of a row, in drop / 0.8 of rows
     lost and won                   the same, and as much lost as won in 2% of rows each
     many small changes             30% of rows, normal with a standard deviation of 0.15
-    many small losses, rare gains  half of all rows lose a little, 0.4% gain 1. Raises ValueError for another kind.
+    many small losses, rare gains  half of all rows lose a little, 0.4% gain 1
+
+    Raise ValueError for another kind.
     """
     uniform, previous_scores = rng.random(n), rng.beta(*TRAINED_SCORE_BETA, n)
     lost = drop / (TRAINED_SCORE_BETA[0] / sum(TRAINED_SCORE_BETA))
