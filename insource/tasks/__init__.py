@@ -1,4 +1,4 @@
-"""What a task is: its prompt, its output constraint, its parser, its score. One module a kind, found by its name."""
+"""Task kinds: prompt, output constraint, parser and score. One module per kind."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ TASKS: dict[str, TaskKind] = {
     "generation": generation,
     "preference": preference,
 }
-# Names that are written otherwise than in words.
+"""{variant of a task (Task.variant): its module}."""
 METRIC_LABELS = {
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",
@@ -21,24 +21,25 @@ METRIC_LABELS = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
 }
+"""Display names of metrics whose name is not written as its words."""
 
 
 def load_task_spec(task: Mapping[str, Any]) -> tuple[TaskKind, Any]:
-    """Returns the module of a task's kind, and the task as prompts need it, from `task` of a prompt.json."""
+    """Return the task module and the Spec from `task` of a prompt.json."""
     module = TASKS[task["kind"]]
     return module, module.Spec(**{name: value for name, value in task.items() if name != "kind"})
 
 
 def metric_label(metric: str) -> str:
-    """Returns a metric's name as it is shown: macro_f1 as macro-F1, exact_match as exact match."""
+    """Return the display name of a metric: macro_f1 as macro-F1, exact_match as exact match."""
     return METRIC_LABELS.get(metric, metric.replace("_", " "))
 
 
 def slice_name(value: str | bool) -> str:
-    """Returns a slice's value as reports name it: true and false as JSON has them, a text as it is written."""
+    """Return the display name of a slice's value: true and false as in JSON, text unchanged."""
     return value if isinstance(value, str) else str(value).lower()
 
 
 def format_metrics(headline: Mapping[str, float]) -> str:
-    """Returns the headline figures of a score as one line: accuracy 85.7%, macro-F1 84.9%."""
+    """Return the main metrics of a score as one line: accuracy 85.7%, macro-F1 84.9%."""
     return ", ".join(f"{metric_label(metric)} {value:.1%}" for metric, value in headline.items())

@@ -1,9 +1,9 @@
-"""Chats as they lie about, to the text that was asked and the answer that was given.
+"""Chats in various formats, converted to the prompt text and the answer.
 
 in   [{"role": "system", "content": "Route it."}, {"role": "user", "content": [{"type": "text", "text": "it is late"}]},
       {"role": "assistant", "content": "delivery_delay"}]                         OpenAI's format, TRL's, and
      [{"from": "human", "value": "it is late"}, {"from": "gpt", "value": "delivery_delay"}]        ShareGPT's
-out  Given("Route it.", "it is late", "delivery_delay")
+out  SourceRecord("Route it.", "it is late", "delivery_delay")
 
 A tool call before the last turn is a line of the text: "assistant: look_up({"id": 7})".
 """
@@ -21,14 +21,14 @@ Messages = Sequence[Mapping[str, str]]
 ROLE_ALIASES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
          "function_call": "assistant", "observation": "tool"}  # fmt: skip
 TEXT_PART_TYPES = ("text", "input_text", "output_text")
-# How hh-rlhf writes a conversation as one text.
+# Turns of a conversation that is one text, as in hh-rlhf.
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 
 
 def parse_messages(value: Any, column: str) -> Messages:
-    """Returns the messages that a column holds, as a list or as its JSON: [{"role", "content"}, ...].
+    """Return the messages of a column, a list or its JSON, as [{"role", "content"}, ...].
 
-    A message that calls a tool also has "call". Raises UnusableRowError naming the turn and what is in the way.
+    A message with a tool call also has "call". Raises UnusableRowError with the turn and the problem.
     """
     if isinstance(value, str):
         try:
@@ -42,7 +42,7 @@ def parse_messages(value: Any, column: str) -> Messages:
 
 
 def parse_conversation(value: Any, column: str) -> SourceRecord:
-    """Returns what a conversation gives that ends in the assistant's answer. Raises UnusableRowError."""
+    """Return the record of a conversation that ends in an assistant's answer. Raises UnusableRowError."""
     messages = parse_messages(value, column)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UnusableRowError(
@@ -53,17 +53,17 @@ def parse_conversation(value: Any, column: str) -> SourceRecord:
 
 
 def read_answer(message: Mapping[str, str]) -> str:
-    """Returns the text of an answer. Raises UnusableRowError where it calls a tool: that is no text to learn."""
+    """Return the text of an answer. Raises UnusableRowError for a tool call, which is not text to learn."""
     if call := message.get("call"):
         raise UnusableRowError("tool_call", f"the answer is a call of a tool, {call[:40]}; answers are texts here")
     return message["content"]
 
 
 def split_prompt(messages: Messages) -> tuple[str, str]:
-    """Returns the system prompt, and what was said up to the answer, of messages without that answer.
+    """Return the system prompt and the text of the other turns; `messages` does not include the answer.
 
-    One user turn is its text; of several turns each bears its role, as in "user: ...\\nassistant: ...". Raises
-    UnusableRowError where no user says anything.
+    A single user turn becomes its text. Several turns have their role as prefix: "user: ...\\nassistant: ...". Raises
+    UnusableRowError without a user turn.
     """
     system = "\n".join(message["content"] for message in messages if message["role"] in ("system", "developer"))
     turns = [message for message in messages if message["role"] not in ("system", "developer")]
@@ -80,8 +80,10 @@ def split_prompt(messages: Messages) -> tuple[str, str]:
 
 
 def parse_transcript(text: str) -> Messages:
-    """Returns the messages of a conversation that is written as one text ("\\n\\nHuman: ...\\n\\nAssistant: ...", as
-    hh-rlhf has them); [] where it is none."""
+    """Return the messages of a conversation in one text ("\\n\\nHuman: ...\\n\\nAssistant: ...", as in hh-rlhf).
+
+    [] if the text is not such a conversation.
+    """
     pieces = _SPEAKER.split(text)
     if pieces[0].strip() or len(pieces) < 3:
         return []
@@ -110,7 +112,7 @@ def _parse_message(raw: Any, location: str) -> dict[str, str]:
 
 
 def _content_text(content: Any, location: str) -> str:
-    """The text of a message's content: a text, or a list of parts that are texts."""
+    """Return the text of a message's content: a text, or a list of text parts."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -128,7 +130,7 @@ def _content_text(content: Any, location: str) -> str:
 
 
 def _format_tool_call(call: Any) -> str:
-    """A tool call as it is read: look_up({"id": 7})."""
+    """Return a tool call as text: look_up({"id": 7})."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     if not isinstance(function, dict) or "name" not in function:
         return to_text(call)

@@ -5,7 +5,8 @@
              \\n\\nAnswer with exactly one label.\\n\\nInput:\\nmy parcel is late"}]
     answer   "delivery_delay"
 
-All that is the same for every row comes first, so that it can be computed once: see train/packing/packing_plan.py.
+The parts of the prompt that all rows share come first, so that training computes them once: see
+train/packing/packing_plan.py. `insource/tasks/task_kind.py` describes the functions that all kinds share.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,33 +23,31 @@ from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, read_label, to_text
 from insource.tasks.task_kind import Objective
 
-# What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE: Objective = "imitate"
-# Whether targets are labels, to be counted, balanced and doubted; whether they are free text, in which personal data
-# are looked for as in an input.
-# MANY: whether a row has several labels.
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, False
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A classification task with its labels resolved: {label: description or ""}, in prompt order."""
+    """A classification task with resolved labels: {label: description or ""}, in prompt order."""
 
     instruction: str
     labels: Mapping[str, str]
     normalize_labels: bool = False
-    """Whether an answer may spell a label otherwise (data.normalize_labels); in runs that do not say, it may not."""
+    """Whether an answer may spell a label differently (data.normalize_labels); False for runs without this key."""
 
 
 def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
-    """Returns the task as prompts need it; `labels` as data preparation found or checked them (data.json). Every row
-    has a label: `may_be_empty` is not read."""
+    """Return the task as the prompt needs it.
+
+    `labels` are those of data.json. `may_be_empty` is unused: each row has a label.
+    """
     return Spec(task.instruction, dict(labels), normalize_labels=True)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    """Return the conversation up to the answer: one user message, which every chat template accepts."""
     content = "\n\n".join(
         (
             spec.instruction,
@@ -61,37 +60,37 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def label_lines(labels: Mapping[str, str]) -> list[str]:
-    """Returns the lines that list the labels in a prompt."""
+    """Return the lines that list the labels in a prompt."""
     return [f"- {label}: {description}" if description else f"- {label}" for label, description in labels.items()]
 
 
 def answer_text(spec: Spec, target: str) -> str:
-    """Returns the text that the model should answer."""
+    """Return the text that the model should answer."""
     return target
 
 
 def training_answers(spec: Spec, target: str) -> list[str]:
-    """Returns every text that is learnt from for a target: here the one answer."""
+    """Return the answer texts that training uses for a target: one."""
     return [target]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what the answer is read from."""
+    """Return {recipe key: column} of the answer."""
     return {"data.columns.label": recipe.data.columns.label}
 
 
 def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
-    """Returns the text and the label of a source row, as they stand there."""
+    """Return text and label of a source row, unchanged."""
     columns = recipe.data.columns
     label = read_label(values.get(columns.label), columns.label)
     return SourceRecord("", read_input(values, columns), label)
 
 
 def normalize_target(target: str, recipe: Recipe, redact: Callable[[str], str]) -> str:
-    """Returns the label as it was written, white space and all, so that what is merged can be shown; a label holds
-    nothing personal to `redact`.
+    """Return the label in its original spelling, with white space, so that reports can show merged spellings.
 
-    Raises UnusableRowError where it is empty, or not among those that the recipe lists.
+    `redact` is unused: labels hold no personal data. Raises UnusableRowError if the label is empty, or is not one of
+    the labels in the recipe.
     """
     label, listed = target, recipe.task.labels
     if not clean_label(label):
@@ -104,23 +103,26 @@ def normalize_target(target: str, recipe: Recipe, redact: Callable[[str], str]) 
 
 
 def parse_target(text: str) -> str:
-    """Returns the target behind its text."""
+    """Return the target from its stored text."""
     return text
 
 
 def target_labels(text: str) -> list[str]:
-    """Returns the labels of a target text, as they were written: here the one."""
+    """Return the labels of a target text in their original spelling: one."""
     return [text]
 
 
 def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
-    """Returns what turns a target text into the label that it stands for, by {label as written: its label}."""
+    """Return a function from a target text to its label, by {spelling: label}."""
     return lambda text: spellings.get(text, text)
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
-    """Returns what reads an answer that a person has as data preparation reads a label of the source: clean, and with
-    `normalize_labels` in any spelling of a label. What is no label stays as it stands there."""
+    """Return a function that reads an answer as data preparation reads a label of the source.
+
+    The answer is cleaned. With `normalize_labels` any spelling of a label is accepted. Text that is not a label stays
+    unchanged.
+    """
 
     def read_answer(value: Any) -> str:
         text = to_text(value)
@@ -130,37 +132,37 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: spellings of one label are one label."""
+    """Return a key that all spellings of one label share."""
     listed = recipe.task.labels
     return label_identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
 
 
 def conflict_key(key: str, text: str) -> str:
-    """Returns what can bear one target alone: here what the row says (its duplicate key)."""
+    """Return the key of rows that may have only one target: the duplicate key of the input."""
     return key
 
 
 def grammar(spec: Spec) -> str:
-    """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): exactly one of the labels."""
+    """Return the output constraint as a grammar (EBNF for xgrammar and vLLM): exactly one of the labels."""
     return "root ::= " + " | ".join(_quote_label(label) for label in spec.labels)
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
-    """Returns the output constraint as a JSON Schema, for backends that take one."""
+    """Return the output constraint as a JSON Schema."""
     return {"type": "string", "enum": list(spec.labels)}
 
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
-    """Returns the label that the output stands for, by the rule that holds for the data, or problem not_a_label."""
+    """Return the label of an output, by the spelling rule of the data, or problem not_a_label."""
     label = find_label(output.strip(), spec.labels, spec.normalize_labels)
     return ParsedAnswer(None, "not_a_label") if label is None else ParsedAnswer(label)
 
 
 def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
-    """Returns {"n", "accuracy", "macro_f1", "invalid", "per_class": {label: {"precision", "recall", "f1", "n"}}}.
+    """Return {"n", "accuracy", "macro_f1", "invalid", "per_class": {label: {"precision", "recall", "f1", "n"}}}.
 
-    An answer with a problem counts as wrong. macro_f1 is the mean over the labels that occur among the targets or the
-    answers. Raises ValueError without rows: no rows is no score.
+    An answer with a problem counts as wrong. macro_f1 is the mean over the labels that occur in targets or answers.
+    Raises ValueError without rows.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -183,7 +185,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
 
 
 def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
-    """Returns accuracy and macro_f1 as sums over rows, of which any resample can be computed."""
+    """Return accuracy and macro_f1 as sums over rows."""
     label_indices = {label: index for index, label in enumerate(dict.fromkeys([*spec.labels, *targets]))}
     expected = [label_indices[target] for target in targets]
     predicted = [-1 if answer.problem is not None else label_indices[answer.value] for answer in answers]
@@ -195,12 +197,12 @@ def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[P
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    """Return the main metrics of a score."""
     return {name: score[name] for name in ("accuracy", "macro_f1")}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the labels with their F1, the worst first."""
+    """Return the labels with their F1, lowest first."""
     return sorted(((name, entry["f1"]) for name, entry in score["per_class"].items()), key=lambda entry: entry[1])
 
 

@@ -1,12 +1,12 @@
-"""Pull the fields of a record out of a document.
+"""Extract the fields of a record from a document.
 
     row      {"id": "D000017", "input": {"text": "Invoice 20417 ..."}, "target": {"number": "20417", "due": null}}
     prompt   [{"role": "user", "content": "Read the document ...\\n\\nFields:\\n- number (text of at most 20
              characters): as printed ...\\n\\nAnswer with one JSON object ...\\n\\nInput:\\nInvoice 20417 ..."}]
     answer   {"number": "20417", "due": null}
 
-A record is canonical: every field, in the schema's order, null where the document has none. So a record has one
-spelling as an answer, and a field that the recipe's schema does not require may be null. With `task.absent: omit` the
+A record is canonical: every field, in the schema's order, null for a field that the document lacks. So a record has
+one spelling as an answer. A field that the recipe's schema does not require may be null. With `task.absent: omit` the
 answer leaves such fields out; targets and scores are the same.
 """
 
@@ -36,7 +36,6 @@ from insource.tasks.records.record_counts import Counts
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, to_text
 from insource.tasks.task_kind import Objective
 
-# What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "fields", "F1"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, False, False
@@ -44,25 +43,26 @@ HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, False, False
 
 @dataclass(frozen=True)
 class Spec:
-    """An extraction task. `json_schema` is what answers must fit: every field required, null allowed where it may lack.
+    """An extraction task.
 
-    `normalizers` are those of the recipe: what is evened out in a field before two values are compared.
+    `json_schema` is the schema of answers: every field required, null allowed if the field may be missing.
+    `normalizers` are those of the recipe; they apply to a field before two values are compared.
     """
 
     instruction: str
     json_schema: Mapping[str, Any]
     normalizers: Mapping[str, Sequence[str]]
     absent: str = "null"
-    """What stands in the answer for a field that the document does not have: null, or omit for nothing."""
+    """The form of a missing field in the answer: null, or omit to leave it out."""
 
     @property
     def fields(self) -> Mapping[str, FieldSchema]:
-        """The schema of each field, in the order of the answer."""
+        """Return the schema of each field, in the order of the answer."""
         return self.json_schema["properties"]  # type: ignore[no-any-return]
 
 
 def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
-    """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
+    """Return the task as the prompt needs it. `labels` and `may_be_empty` are unused."""
     json_schema: Any = task.json_schema
     normalizers = {name: list(steps) for name, steps in task.normalizers.items()}
     return Spec(
@@ -71,7 +71,7 @@ def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    """Return the conversation up to the answer: one user message, which every chat template accepts."""
     omission_note = " Leave out what the document does not give." if spec.absent == "omit" else ""
     key_phrase = "these keys" if spec.absent == "omit" else "exactly these keys"
     content = "\n\n".join(
@@ -86,9 +86,9 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def canonical_record(task_or_spec: Task | Spec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the canonical record: all fields in the schema's order, clean texts, null for what is empty or missing.
+    """Return the canonical record: all fields in the schema's order, clean texts, null for empty or missing values.
 
-    Text becomes the field's type, as a table needs it. Raises ValueError naming the field and what is wrong with it.
+    Text becomes the field's type, which tables need. Raises ValueError with the field and the problem.
     """
     spec = make_spec(task_or_spec, {}) if isinstance(task_or_spec, Task) else task_or_spec
     if unknown := [name for name in values if name not in spec.fields]:
@@ -96,7 +96,7 @@ def canonical_record(task_or_spec: Task | Spec, values: Mapping[str, Any]) -> di
     record = {name: canonicalize(field, values.get(name)) for name, field in spec.fields.items()}
     for name, field in spec.fields.items():
         try:
-            # A required text that is blank is as missing as one that is not there.
+            # A blank required text counts as missing.
             check_value(field, json_fields.blank_to_null(record[name]))
         except ValueError as error:
             raise ValueError(f"field {name}: {error}") from None
@@ -104,18 +104,18 @@ def canonical_record(task_or_spec: Task | Spec, values: Mapping[str, Any]) -> di
 
 
 def answer_text(spec: Spec, target: Mapping[str, Any]) -> str:
-    """Returns the text that the model should answer for a canonical record."""
+    """Return the text that the model should answer for a canonical record."""
     record = {name: target[name] for name in spec.fields}
     return canonical_json(json_fields.drop_nulls(record) if spec.absent == "omit" else record)
 
 
 def training_answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
-    """Returns every text that is learnt from for a target: here the one answer."""
+    """Return the answer texts that training uses for a target: one."""
     return [answer_text(spec, target)]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what the answer is read from; a column of a field may be missing."""
+    """Return {recipe key: column} of the answer. Columns of single fields may be missing, so they are not listed."""
     columns = recipe.data.columns
     if columns.targets is not None or columns.of_slots:
         return columns.of_targets or columns.of_slots
@@ -123,7 +123,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 
 
 def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
-    """Returns the text and the record of a source row, as they stand there."""
+    """Return text and record of a source row, unchanged."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
     text = read_input(values, columns)
     if columns.targets is not None:
@@ -136,7 +136,7 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
 
 
 def parse_record(target: Any) -> dict[str, Any]:
-    """Returns the record that a source gives as an object or as its JSON. Raises UnusableRowError."""
+    """Return the record of a source value, an object or its JSON. Raises UnusableRowError."""
     if isinstance(target, str) and target.strip():
         try:
             target = json.loads(target)
@@ -150,10 +150,10 @@ def parse_record(target: Any) -> dict[str, Any]:
 
 
 def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) -> str:
-    """Returns the canonical record as JSON, every field in it. What `redact` replaces in the input cannot be copied
-    from there.
+    """Return the canonical record as JSON, with every field.
 
-    Raises UnusableRowError where the record does not fit the schema.
+    `redact` applies to the values too, because the model cannot copy redacted text from the input. Raises
+    UnusableRowError if the record does not fit the schema.
     """
     spec = make_spec(recipe.task, {})
     try:
@@ -166,8 +166,10 @@ def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) 
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
-    """Returns what reads an answer that a person has. A record that stands there as an object is read as data
-    preparation reads one of the source; text, and an object that does not fit the schema, stays as it stands there."""
+    """Return a function that reads an answer as data preparation reads a record of the source.
+
+    Text, and an object that does not fit the schema, stay unchanged.
+    """
 
     def read_answer(value: Any) -> str:
         if isinstance(value, dict):
@@ -179,42 +181,41 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
 
 
 def parse_target(text: str) -> dict[str, Any]:
-    """Returns the target behind its text."""
+    """Return the target from its stored text."""
     return json.loads(text)  # type: ignore[no-any-return]
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order
-    unless they are `ordered`."""
+    """Return a key that equal targets share: the values after the normalizers, lists sorted unless `ordered`."""
     spec = make_spec(recipe.task, {})
     return record_equality_key(spec, json.loads(text))
 
 
 def record_equality_key(spec: Spec, target: Mapping[str, Any]) -> str:
-    """Returns what equal records share, see `comparable`."""
+    """Return a key that equal records share, see equality_key."""
     return canonical_json(record_counts.comparison_value(spec.json_schema, "", target, spec.normalizers))
 
 
 def conflict_key(key: str, text: str) -> str:
-    """Returns what can bear one target alone: here what the row says (its duplicate key)."""
+    """Return the key of rows that may have only one target: the duplicate key of the input."""
     return key
 
 
 def grammar(spec: Spec) -> str:
-    """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): canonical answers alone."""
+    """Return the output constraint as a grammar (EBNF for xgrammar and vLLM): canonical answers only."""
     return field_grammar.record_grammar(spec.fields, spec.absent)
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
-    """Returns the output constraint as a JSON Schema, for backends that take one."""
+    """Return the output constraint as a JSON Schema."""
     schema = json_fields.allow_omission(spec.json_schema) if spec.absent == "omit" else spec.json_schema
     return json_fields.strip_extensions(schema)  # type: ignore[no-any-return]
 
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
-    """Returns the canonical record that the output is, or why it is none: not_json, invented_key or wrong_schema.
+    """Return the canonical record of an output, or problem not_json, invented_key or wrong_schema.
 
-    JSON may be spaced as it likes; a key that stands there twice, NaN, or text around the object is no JSON.
+    Any white space in the JSON is accepted. A duplicate key, NaN, or text around the object is not_json.
     """
     try:
         record = json.loads(output, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
@@ -236,16 +237,17 @@ def parse(spec: Spec, output: str) -> ParsedAnswer:
 
 
 def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
-    """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value",
-    "per_field": {path: {"precision", "recall", "f1", "n"}}, "per_item": {path of a list of objects: the same}}.
+    """Return {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value", "per_field":
+    {path: {"precision", "recall", "f1", "n"}}, "per_item": {path of a list of objects: the same}}.
 
-    A value is right where it equals the target's after the field's normalizers; a list in any order, unless its schema
-    has `ordered: true`. The objects of a list are assigned to those of the target's so that most values are right, and
-    per_item counts those that are right in every value (insource/tasks/records/record_counts.py). null for null agrees
-    in exact_match and counts for nothing else. An invalid answer says nothing: it lowers recall and is never exact.
-    wrong_value counts valid answers that are not exact, so that every row is exact, wrong or invalid. field_f1 counts
-    the values of all fields together; per_field leaves out fields that neither targets nor answers have. Raises
-    ValueError without rows: no rows is no score.
+    A value is right if it equals the target's after the field's normalizers. Lists compare in any order, unless the
+    schema has `ordered: true`. The objects of a list are assigned to those of the target so that most values are right.
+    per_item counts objects with every value right (insource/tasks/records/record_counts.py). null for null counts in
+    exact_match only.
+
+    An invalid answer has no values: it lowers recall and is never exact. wrong_value counts valid answers that are not
+    exact, so every row is exact, wrong or invalid. field_f1 counts the values of all fields together. per_field has no
+    fields that neither targets nor answers have. Raises ValueError without rows.
     """
     if not targets:
         raise ValueError("no rows to score")
@@ -268,8 +270,7 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
 
 
 def nearest_target(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: ParsedAnswer) -> Mapping[str, Any]:
-    """Returns the record that an answer is nearest to: by exact match, then by the F1 of its values; the first of
-    those that are."""
+    """Return the target that is nearest to an answer, by exact match, then by F1 of values; the first of several."""
     counts = _count_rows(spec, targets, [answer] * len(targets))
     f1 = [_stats_from_counts([row], [answer])["field_f1"].figure() for row in counts]
     return max(zip(targets, counts, f1, strict=True), key=lambda candidate: (candidate[1].same, candidate[2]))[0]
@@ -278,12 +279,12 @@ def nearest_target(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: Par
 def compute_metric_stats(
     spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
 ) -> dict[str, MetricStats]:
-    """Returns exact_match, field_f1 and schema_valid as sums over rows, of which any resample can be computed."""
+    """Return exact_match, field_f1 and schema_valid as sums over rows."""
     return _stats_from_counts(_count_rows(spec, targets, answers), answers)
 
 
 def _count_rows(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]) -> list[Counts]:
-    """What was wanted, said and right in each row; an answer with a problem says nothing."""
+    """Return expected, predicted and right values of each row; an answer with a problem has no values."""
     return [
         record_counts.count_record(
             spec.fields, target, {} if answer.problem is not None else answer.value, spec.normalizers
@@ -305,12 +306,12 @@ def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) 
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    """Return the main metrics of a score."""
     return {name: score[name] for name in ("exact_match", "field_f1", "schema_valid")}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the fields with their F1, the worst first."""
+    """Return the fields with their F1, lowest first."""
     return sorted(((name, entry["f1"]) for name, entry in score["per_field"].items()), key=lambda entry: entry[1])
 
 
@@ -323,7 +324,7 @@ def _redact_values(value: Any, redact: Callable[[str], str]) -> Any:
 
 
 def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises ValueError where a key stands there twice: which one is meant is a guess."""
+    """Return the object of these pairs. Raises ValueError for a duplicate key, whose value is ambiguous."""
     pairs = list(pairs)
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key stands there twice")

@@ -1,8 +1,8 @@
-"""A prompt with examples: what people put before a question when they cannot train a model.
+"""A prompt with examples (shots), the usual alternative to training.
 
-user       Route the message ... Input: where is my refund     the whole prompt, around the first example
+user       Route the message ... Input: where is my refund     the complete prompt, with the first example as input
 assistant  refund_status
-user       Input: my parcel is late                            the row itself
+user       Input: my parcel is late                            the row
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,10 @@ INPUT_HEADER = "Input:\n"
 def messages(
     module: TaskKind, spec: Any, examples: Sequence[Mapping[str, Any]], row_input: Mapping[str, Any]
 ) -> list[dict[str, str]]:
-    """Returns the conversation up to the answer: the task, the examples (data rows) as turns, the row. Without examples
-    it is the task's own prompt."""
+    """Return the conversation up to the answer: task prompt, examples (data rows) as turns, row.
+
+    Without examples it is the task's own prompt.
+    """
     inputs = [*(example["input"] for example in examples), row_input]
     questions = [
         module.messages(spec, inputs[0]),

@@ -4,8 +4,8 @@
     prompt   [{"role": "user", "content": "Sum up the conversation ...\\n\\nInput:\\nCustomer: hi, my hub ..."}]
     answer   "Hub: silent. Wants a refund."
 
-Nothing constrains the answer but its length. It is scored by how much of its wording the target has, which is cheap and
-the same every time; two good answers may share few words, so the figures compare systems and grade none.
+Only the length of the answer is limited. The score is the word overlap with the target, which is cheap and
+deterministic. Two good answers may share few words, so the scores compare systems and do not grade one.
 """
 
 from collections import Counter
@@ -24,7 +24,6 @@ from insource.tasks.task_kind import Objective
 from insource.tasks.text_keys import clean, duplicate_key
 from insource.tasks.words import split_words
 
-# What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "ROUGE-L"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
@@ -34,39 +33,39 @@ EMPTY_ANSWER = "empty"
 
 @dataclass(frozen=True)
 class Spec:
-    """A generation task: what is to be written."""
+    """A generation task: its instruction."""
 
     instruction: str
 
 
 def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
-    """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
+    """Return the task as the prompt needs it. `labels` and `may_be_empty` are unused."""
     return Spec(task.instruction)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    """Return the conversation up to the answer: one user message, which every chat template accepts."""
     return [{"role": "user", "content": f"{spec.instruction}\n\nInput:\n{row_input['text']}"}]
 
 
 def answer_text(spec: Spec, target: str) -> str:
-    """Returns the text that the model should answer."""
+    """Return the text that the model should answer."""
     return target
 
 
 def training_answers(spec: Spec, target: str) -> list[str]:
-    """Returns every text that is learnt from for a target: here the one answer."""
+    """Return the answer texts that training uses for a target: one."""
     return [target]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what the answer is read from."""
+    """Return {recipe key: column} of the answer."""
     columns = recipe.data.columns
     return columns.of_targets if columns.targets else {"data.columns.target": columns.target or "target"}
 
 
 def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
-    """Returns the text and the answer of a source row, as they stand there."""
+    """Return text and answer of a source row, unchanged."""
     columns = recipe.data.columns
     if columns.targets is not None:
         target, *other_targets = references.read_references(values, columns)
@@ -75,56 +74,56 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
 
 
 def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) -> str:
-    """Returns the answer, clean and without what `redact` replaces. Raises UnusableRowError where it is empty."""
+    """Return the clean answer after `redact`. Raises UnusableRowError if it is empty."""
     return redact(clean_answer(target, "answer"))
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
-    """Returns what reads an answer that a person has: as it stands there, for `parse` cleans it."""
+    """Return a function that leaves an answer unchanged, because `parse` cleans it."""
     return to_text
 
 
 def parse_target(text: str) -> str:
-    """Returns the target behind its text."""
+    """Return the target from its stored text."""
     return text
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: themselves, for a word more is another answer."""
+    """Return the text itself: answers that differ in one word are different."""
     return text
 
 
 def conflict_key(key: str, text: str) -> str:
-    """Returns what can bear one target alone: a text with its answer, for two good answers may differ."""
+    """Return the key of rows that may have only one target: input and answer, because two good answers may differ."""
     return f"{key}\x1f{text}"
 
 
 def describe_answer(text: str, target: str) -> dict[str, float]:
-    """Returns what a person should know of an answer before anything is trained: data.html shows them over all rows."""
+    """Return length and word overlap with the input of one answer; data.html shows them over all rows."""
     input_words, answer_words = set(split_words(duplicate_key(text))), split_words(duplicate_key(target))
     return {"characters": len(target), "words_from_text": _mean([float(word in input_words) for word in answer_words])}
 
 
 def grammar(spec: Spec) -> None:
-    """Returns None: nothing constrains the answer."""
+    """Return None: the answer is unconstrained."""
 
 
 def output_schema(spec: Spec) -> None:
-    """Returns None: nothing constrains the answer."""
+    """Return None: the answer is unconstrained."""
 
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
-    """Returns the output, clean as targets are, or problem `empty`."""
+    """Return the output, cleaned as targets are, or problem `empty`."""
     text = clean(output)
     return ParsedAnswer(text) if text else ParsedAnswer(None, EMPTY_ANSWER)
 
 
 def score_rows(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> list[dict[str, float]]:
-    """Returns {"rouge_l", "chrf", "exact_match"} of each row, 0..1; all 0 for an answer with a problem.
+    """Return {"rouge_l", "chrf", "exact_match"} of each row, 0 to 1; all 0 for an answer with a problem.
 
-    rouge_l is the F1 of the longest common subsequence of words (Lin 2004), by torchmetrics. Words are those of
-    the duplicate key (insource/tasks/words.py), in any script: for ASCII they are those of Google's rouge-score. chrf
-    is the F2 of character n-grams up to 6 (Popović 2015), by sacrebleu with its defaults
+    rouge_l is the F1 of the longest common subsequence of words (Lin 2004), by torchmetrics. Words are those of the
+    duplicate key (insource/tasks/words.py), in any script; for ASCII they equal those of Google's rouge-score. chrf is
+    the F2 of character n-grams up to 6 (Popović 2015), by sacrebleu with its defaults
     (nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no).
     """
     from sacrebleu.metrics.chrf import CHRF
@@ -148,7 +147,7 @@ def score_rows(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswe
 
 
 def nearest_target(spec: Spec, targets: Sequence[str], answer: ParsedAnswer) -> str:
-    """Returns the reference that an answer is nearest to: by ROUGE-L, then chrF; the first of those that are."""
+    """Return the reference that is nearest to an answer, by ROUGE-L, then chrF; the first of several."""
     scores = score_rows(spec, targets, [answer] * len(targets))
     return max(
         zip(targets, scores, strict=True), key=lambda candidate: (candidate[1]["rouge_l"], candidate[1]["chrf"])
@@ -156,13 +155,12 @@ def nearest_target(spec: Spec, targets: Sequence[str], answer: ParsedAnswer) -> 
 
 
 def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
-    """Returns {"n", "rouge_l", "chrf", "exact_match", "length_ratio", "invalid": {problem: count},
-    "per_part": {part: {"rouge_l", "n"}}}.
+    """Return {"n", "rouge_l", "chrf", "exact_match", "length_ratio", "invalid": {problem: count}, "per_part": {part:
+    {"rouge_l", "n"}}}.
 
-    Each metric is the mean of its rows (row_scores), so that it can be resampled by rows. An answer with a problem
-    counts as wrong. length_ratio is the mean of the answer's characters over the target's, of answers without a
-    problem, 0 without any. The parts are thirds of the rows by the length of their targets. Raises ValueError without
-    rows: no rows is no score.
+    Each metric is the mean over rows (score_rows), so that rows can be resampled. An answer with a problem counts as
+    wrong. length_ratio is the mean of answer characters / target characters, over answers without a problem; 0 if there
+    are none. The parts are thirds of the rows by target length. Raises ValueError without rows.
     """
     if not targets:
         raise ValueError("no rows to score")
@@ -183,7 +181,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
 
 
 def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
-    """Returns rouge_l, chrf and exact_match as sums over rows, of which any resample can be computed."""
+    """Return rouge_l, chrf and exact_match as sums over rows."""
     scores = score_rows(spec, targets, answers)
     return {
         name: metric_stats.mean_metric([row[name] for row in scores]) for name in ("rouge_l", "chrf", "exact_match")
@@ -191,12 +189,12 @@ def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[P
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    """Return the main metrics of a score."""
     return {name: score[name] for name in ("rouge_l", "chrf", "exact_match")}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the groups of rows with their ROUGE-L, the worst first: by length, and the slices of the recipe."""
+    """Return the groups of rows with their ROUGE-L, lowest first: thirds by length, and the recipe's slices."""
     parts = dict(score["per_part"])
     for name, values in score.get("slices", {}).items():
         parts |= {f"{name} {value}": entry for value, entry in values.items()}
@@ -204,7 +202,7 @@ def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _score_by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[str, dict[str, float]]:
-    """The mean of each third of the rows, named by its longest target; rows of one length stay together."""
+    """Return the mean of each third of the rows, named by its longest target; rows of one length stay together."""
     lengths = sorted(map(len, targets))
     edges = sorted({lengths[len(lengths) * part // 3 - 1] for part in (1, 2, 3) if len(lengths) * part >= 3})
     parts, low = {}, 0

@@ -1,8 +1,8 @@
-"""Label identity: which label a spelling stands for. Listed labels, labels of rows, answers and scores all ask here.
+"""Label identity: the label of a spelling. Recipe labels, labels of rows, answers and scores all use these functions.
 
-find("Refund-Status", ["refund_status", "other"])     "refund_status"
-find("-1", ["-1", "0", "1"])                          "-1"
-find("Us", ["US", "us"])                              None: it could be either
+find_label("Refund-Status", ["refund_status", "other"])     "refund_status"
+find_label("-1", ["-1", "0", "1"])                          "-1"
+find_label("Us", ["US", "us"])                              None: ambiguous
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,14 +15,14 @@ _cached_label_key = lru_cache(maxsize=65536)(label_key)
 
 @lru_cache(maxsize=65536)
 def clean_label(label: str) -> str:
-    """Returns the label without white space at its edges and without characters that show nothing."""
+    """Return the label without white space at its edges and without invisible characters."""
     return clean(INVISIBLE.sub("", label))
 
 
 def find_label(spelling: str, labels: Collection[str], fold: bool = True) -> str | None:
-    """Returns the label that a spelling stands for: itself, or the one that differs from it in spelling alone.
+    """Return the label that a spelling denotes: an exact match, or the only label with the same `label_key` if `fold`.
 
-    Spellings are folded by `label_key` if `fold`. None where no label fits, or several do.
+    None if no label fits, or several do.
     """
     if spelling in labels:
         return spelling
@@ -34,7 +34,7 @@ def find_label(spelling: str, labels: Collection[str], fold: bool = True) -> str
 
 @lru_cache(maxsize=64)
 def _group_by_key(labels: tuple[str, ...]) -> dict[str, list[str]]:
-    """The labels of each key."""
+    """Return {label key: labels}."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(_cached_label_key(label), []).append(label)
@@ -42,9 +42,9 @@ def _group_by_key(labels: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def label_identity(spelling: str, labels: Collection[str] | None, fold: bool) -> str:
-    """Returns a text that spellings of one label share, and spellings of two labels never do.
+    """Return a text that all spellings of one label share, and spellings of different labels never share.
 
-    `labels` are those that the recipe lists, None where they are found in the rows.
+    `labels` are those of the recipe; None if the labels come from the rows.
     """
     if labels is None:
         return _cached_label_key(spelling) if fold else clean_label(spelling)
@@ -52,7 +52,7 @@ def label_identity(spelling: str, labels: Collection[str] | None, fold: bool) ->
 
 
 def map_spellings(counts: Mapping[str, int], fold: bool) -> dict[str, str]:
-    """Returns {spelling: its label} for spellings and how often each occurs: the most frequent one is the label."""
+    """Return {spelling: label} from {spelling: count}; the most frequent spelling is the label."""
     by_label: dict[str, list[str]] = {}
     for spelling, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         by_label.setdefault(label_identity(spelling, None, fold), []).append(spelling)
@@ -60,11 +60,11 @@ def map_spellings(counts: Mapping[str, int], fold: bool) -> dict[str, str]:
 
 
 def display_label(label: str, max_characters: int = 60) -> str:
-    """Returns a label in quotes for a message: invisible characters as their codes, what is long cut."""
+    """Return a label in quotes for a message: invisible characters as code points, cut to `max_characters`."""
     visible = INVISIBLE.sub(lambda match: f"<U+{ord(match[0]):04X}>", label)
     return repr(visible if len(visible) <= max_characters else visible[: max_characters - 1] + "…")
 
 
 def find_unclean(labels: Iterable[str]) -> list[str]:
-    """Returns the labels that could not be answered as they are written, for white space or invisible characters."""
+    """Return the labels that cannot be answered as written, because of white space or invisible characters."""
     return [label for label in labels if clean_label(label) != label]

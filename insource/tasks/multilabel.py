@@ -5,8 +5,8 @@
              with one JSON array of all labels that apply, in the order above; [] if none applies.\\n\\nInput:..."}]
     answer   ["damaged_item", "delivery_delay"]
 
-A set of labels is canonical: each label once, in the order of the task's list. So a set has one spelling as an answer.
-`task.labels_per_row: many` chooses this module; its kind is classification.
+A set of labels is canonical: each label once, in the order of the task's list. So each set has one spelling as an
+answer. `task.labels_per_row: many` selects this module; the task's kind is classification.
 """
 
 import json
@@ -27,7 +27,6 @@ from insource.tasks.records.json_fields import BOOLEAN_WORDS, canonical_json
 from insource.tasks.source_record import SourceRecord, UnusableRowError, parse_list, read_input, to_text
 from insource.tasks.task_kind import Objective
 
-# What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE: Objective = "imitate"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, True
@@ -35,24 +34,23 @@ HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, True
 
 @dataclass(frozen=True)
 class Spec:
-    """A classification task of several labels a row: {label: description or ""}, in the order of prompt and answer."""
+    """A classification task with several labels per row: {label: description or ""}, in the order of prompt and answer."""
 
     instruction: str
     labels: Mapping[str, str]
     may_be_empty: bool = True
-    """Whether a row may have no label: the prepared rows have such rows."""
+    """Whether a row may have no label: whether the prepared rows contain such rows."""
     normalize_labels: bool = True
-    """Whether an answer may spell a label otherwise (data.normalize_labels)."""
+    """Whether an answer may use another spelling of a label (data.normalize_labels)."""
 
 
 def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
-    """Returns the task as prompts need it; `labels`, and whether a row may have none, as data preparation found them
-    (data.json)."""
+    """Return the task as the prompt needs it. `labels` and `may_be_empty` are those of data.json."""
     return Spec(task.instruction, dict(labels), may_be_empty)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    """Return the conversation up to the answer: one user message, which every chat template accepts."""
     empty_rule = "[] if none applies" if spec.may_be_empty else "at least one"
     content = "\n\n".join(
         (
@@ -66,25 +64,27 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def answer_text(spec: Spec, target: Sequence[str]) -> str:
-    """Returns the text that the model should answer for a canonical set of labels."""
+    """Return the text that the model should answer for a canonical set of labels."""
     return canonical_json(list(target))
 
 
 def training_answers(spec: Spec, target: Sequence[str]) -> list[str]:
-    """Returns every text that is learnt from for a target: here the one answer."""
+    """Return the answer texts that training uses for a target: one."""
     return [answer_text(spec, target)]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what the answer is read from."""
+    """Return {recipe key: column} of the answer."""
     if names := recipe.data.columns.label_columns:
         return {f"data.columns.label_columns[{index}]": name for index, name in enumerate(names)}
     return classification.answer_columns(recipe)
 
 
 def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
-    """Returns the text and the labels of a source row, as they stand there. Raises UnusableRowError where a column of
-    one label holds neither 1 nor 0."""
+    """Return text and labels of a source row, unchanged.
+
+    Raises UnusableRowError if a column of one label contains neither 1 nor 0.
+    """
     columns = recipe.data.columns
     if columns.label_columns is None:
         return SourceRecord("", read_input(values, columns), values.get(columns.label))
@@ -96,10 +96,10 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
 
 
 def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) -> str:
-    """Returns the labels as they were written, as a JSON array. Labels hold nothing personal to `redact`.
+    """Return the labels in their original spelling, as a JSON array. `redact` is unused: labels hold no personal data.
 
-    `target` is a list, a JSON array in a text, or a text of labels with `data.columns.label_separator` between them.
-    Raises UnusableRowError where it is none of these, or a label is empty or not among those that the recipe lists.
+    `target` is a list, a JSON array in a text, or a text with `data.columns.label_separator` between labels. Raises
+    UnusableRowError for other targets, for an empty label, and for a label that is not in the recipe's list.
     """
     labels = parse_label_list(target, recipe.data.columns.label_separator)
     return canonical_json(
@@ -108,7 +108,7 @@ def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) 
 
 
 def parse_label_list(target: Any, separator: str | None) -> list[str]:
-    """Returns the labels that a source gives for a row, in its order. Raises UnusableRowError where it gives none."""
+    """Return the labels of a source value in its order. Raises UnusableRowError if the value is not a list of labels."""
     if (entries := parse_list(target)) is not None:
         if invalid := [entry for entry in entries if entry is None or isinstance(entry, list | dict)]:
             raise UnusableRowError(
@@ -122,17 +122,17 @@ def parse_label_list(target: Any, separator: str | None) -> list[str]:
 
 
 def parse_target(text: str) -> list[str]:
-    """Returns the target behind its text."""
+    """Return the target from its stored text."""
     return json.loads(text)  # type: ignore[no-any-return]
 
 
 def target_labels(text: str) -> list[str]:
-    """Returns the labels of a target text, as they were written."""
+    """Return the labels of a target text in their original spelling."""
     return parse_target(text)
 
 
 def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
-    """Returns what turns a target text into the canonical one: {label as written: its label}, each once, in order."""
+    """Return a function from a target text to its canonical text, by {spelling: label}; each label once, in `order`."""
     positions = {label: index for index, label in enumerate(order)}
 
     def map_labels(text: str) -> str:
@@ -142,8 +142,10 @@ def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Cal
 
 
 def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
-    """Returns what reads an answer that a person has as data preparation reads the labels of a row: a list, a JSON
-    array, or labels with the separator between them. What is none of these stays as it is."""
+    """Return a function that reads an answer as data preparation reads the labels of a row.
+
+    Accepts a list, a JSON array, or labels with the separator between them. Other values stay unchanged.
+    """
 
     def read_answer(value: Any) -> str:
         try:
@@ -157,19 +159,19 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: the same set of labels, in any order and"""
+    """Return a key that equal sets of labels share, in any order and spelling."""
     return canonical_json(sorted({classification.equality_key(label, recipe) for label in target_labels(text)}))
 
 
 def conflict_key(key: str, text: str) -> str:
-    """Returns what can bear one target alone: here what the row says (its duplicate key)."""
+    """Return the key of rows that may have only one target: the duplicate key of the input."""
     return key
 
 
 def grammar(spec: Spec) -> str:
-    """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): canonical sets alone.
+    """Return the output constraint as a grammar (EBNF for xgrammar and vLLM): canonical sets only.
 
-    from_i is a label from number i on, and what follows it; after_i is what may follow label i - 1.
+    from_i matches a label with index i or higher and its continuation; after_i matches the continuation of label i - 1.
     """
     labels, last_index = [quote_literal(canonical_json(label)) for label in spec.labels], len(spec.labels) - 1
     empty = ' | "]"' if spec.may_be_empty else ""
@@ -182,16 +184,16 @@ def grammar(spec: Spec) -> str:
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
-    """Returns the output constraint as a JSON Schema, for backends that take one."""
+    """Return the output constraint as a JSON Schema."""
     items = {"type": "string", "enum": list(spec.labels)}
     min_items = {} if spec.may_be_empty else {"minItems": 1}
     return {"type": "array", "items": items, **min_items, "maxItems": len(spec.labels), "uniqueItems": True}
 
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
-    """Returns the labels that the output names, in canonical order, or not_json, wrong_schema or not_a_label.
+    """Return the labels of an output in canonical order, or problem not_json, wrong_schema or not_a_label.
 
-    Order and repetition say nothing of a set, so they are no mistake. Spellings are those that hold for the data.
+    Order and repetition are ignored. Spellings follow the rule of the data.
     """
     try:
         entries = json.loads(output)
@@ -210,12 +212,12 @@ def parse(spec: Spec, output: str) -> ParsedAnswer:
 
 
 def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
-    """Returns {"n", "micro_f1", "macro_f1", "exact_match", "invalid": {problem: count}, "per_class": {label:
-    {"precision", "recall", "f1", "n"}}}.
+    """Return {"n", "micro_f1", "macro_f1", "exact_match", "invalid": {problem: count}, "per_class": {label: {...}}}.
 
-    micro_f1 counts the labels of all rows together; macro_f1 is the mean over the labels that occur among the targets
-    or the answers; exact_match is the share of rows with all labels right and no other. An answer with a problem names
-    no label: it lowers recall and is never exact. Raises ValueError without rows: no rows is no score.
+    An entry of per_class has "precision", "recall", "f1" and "n". micro_f1 counts the labels of all rows together.
+    macro_f1 is the mean over the labels that occur in targets or answers. exact_match is the fraction of rows with
+    exactly the right labels. An answer with a problem has no labels: it lowers recall and is never exact. Raises
+    ValueError without rows.
     """
     if not targets:
         raise ValueError("no rows to score")
@@ -239,7 +241,7 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
 def compute_metric_stats(
     spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[ParsedAnswer]
 ) -> dict[str, MetricStats]:
-    """Returns micro_f1, macro_f1 and exact_match as sums over rows, of which any resample can be computed."""
+    """Return micro_f1, macro_f1 and exact_match as sums over rows."""
     label_indices = {label: index for index, label in enumerate(spec.labels)}
     predictions = _predicted_labels(answers)
     expected, predicted = ([{label_indices[label] for label in row} for row in rows] for rows in (targets, predictions))
@@ -257,15 +259,15 @@ def compute_metric_stats(
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    """Return the main metrics of a score."""
     return {name: score[name] for name in ("micro_f1", "macro_f1", "exact_match")}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the labels with their F1, the worst first."""
+    """Return the labels with their F1, lowest first."""
     return classification.lowest_scoring(score)
 
 
 def _predicted_labels(answers: Sequence[ParsedAnswer]) -> list[Sequence[str]]:
-    """The labels that each answer names; none where it has a problem."""
+    """Return the labels of each answer; none if it has a problem."""
     return [() if answer.problem is not None else answer.value for answer in answers]

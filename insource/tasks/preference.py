@@ -1,12 +1,12 @@
-"""Prefer one answer to another: what is learnt is a taste, from pairs of answers to one prompt.
+"""Prefer one answer to another: training learns preferences from pairs of answers to one prompt.
 
     row      {"id": "M00017", "input": {"text": "Can I pay the plan by the year?"},
               "target": {"chosen": "Yes, under Plan in the app.", "rejected": "Yes, and I promise a discount!"}}
     prompt   [{"role": "user", "content": "Answer the customer ...\\n\\nInput:\\nCan I pay the plan by the year?"}]
     answers  "Yes, under Plan in the app." rather than "Yes, and I promise a discount!"
 
-Training is DPO (Rafailov et al. 2023, arXiv:2305.18290). Validation decodes nothing: it asks how probable the model
-finds both answers, and how probable the untuned base finds them.
+Training is DPO (Rafailov et al. 2023, arXiv:2305.18290). Validation decodes no text. It computes the log-probability
+of both answers under the model and under the untuned base.
 """
 
 import json
@@ -30,33 +30,32 @@ from insource.tasks.source_record import SourceRecord, UnusableRowError, clean_a
 from insource.tasks.task_kind import Objective
 from insource.tasks.text_keys import clean
 
-# What `weakest` tells of, and by which figure.
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "preference accuracy"
 OBJECTIVE: Objective = "prefer"
 HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
 
 PAIR_KEYS = ("chosen", "rejected")
-# A prompt may end in a short answer that it offers ("yes or no?"); in a longer one it does not by chance.
+# A prompt may end in a short answer by chance ("yes or no?"), but not in one of this length.
 LONG_ANSWER_CHARACTERS = 20
 
 
 def preference_pair(spec: Spec, target: Mapping[str, str]) -> tuple[str, str]:
-    """Returns the answer that is preferred, and the one that is not."""
+    """Return the chosen and the rejected answer."""
     return target["chosen"], target["rejected"]
 
 
 def answer_text(spec: Spec, target: Mapping[str, str]) -> str:
-    """Returns the text that the model should answer: the one that is preferred."""
+    """Return the text that the model should answer: the chosen answer."""
     return target["chosen"]
 
 
 def training_answers(spec: Spec, target: Mapping[str, str]) -> list[str]:
-    """Returns every text that is learnt from for a target: both answers."""
+    """Return the answer texts that training uses for a target: both."""
     return [*preference_pair(spec, target)]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what both answers are read from. Raises RecipeError where they could not be."""
+    """Return {recipe key: column} of both answers. Raises RecipeError if data.columns.messages is set."""
     columns = recipe.data.columns
     if columns.messages is not None:
         raise RecipeError(
@@ -67,11 +66,12 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 
 
 def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
-    """Returns the prompt and both answers of a source row, as TRL's preference format has them.
+    """Return the prompt and both answers of a source row, in TRL's preference format.
 
-    The answers are texts, or lists of messages that end in an assistant's turn. Turns before that one are the prompt,
-    and must be the same on both sides; else the text column has it, as text or as messages. Where the text column is
-    one of the answers, these may be texts of whole conversations, as hh-rlhf has them. Raises UnusableRowError.
+    The answers are texts, or lists of messages that end in an assistant turn. The turns before it are the prompt and
+    must be equal on both sides. Without such turns the text column has the prompt, as text or messages. If the text
+    column is one of the answers, the answers may be complete conversations in one text, as in hh-rlhf. Raises
+    UnusableRowError.
     """
     columns = recipe.data.columns
     names = (columns.chosen, columns.rejected)
@@ -96,7 +96,7 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
 
 
 def _parse_sides(sides: Sequence[Any], names: Sequence[str], prompt_inside: bool) -> list[Messages]:
-    """Both sides as conversations that differ in their last answer alone; [] where they are answers by themselves."""
+    """Return both sides as conversations that differ only in their last answer; [] if they are plain answers."""
     if any(isinstance(side, list) for side in sides):
         conversations = [parse_messages(side, name) for side, name in zip(sides, names, strict=True)]
     elif prompt_inside:
@@ -116,8 +116,10 @@ def _parse_sides(sides: Sequence[Any], names: Sequence[str], prompt_inside: bool
 
 
 def _check_prompt(text: str, last_turn: str, sides: Sequence[Any]) -> None:
-    """Raises UnusableRowError where the prompt, or the `last_turn` turn of the assistant in it, ends in one of its
-    answers: the model would be asked with the answer."""
+    """Raise UnusableRowError if the prompt, or its last assistant turn `last_turn`, ends in one of the answers.
+
+    The prompt would contain the answer.
+    """
     for side in (answer.strip() for answer in sides if isinstance(answer, str)):
         if (side and side == last_turn.strip()) or (
             len(side) >= LONG_ANSWER_CHARACTERS and text.rstrip().endswith(side)
@@ -128,9 +130,9 @@ def _check_prompt(text: str, last_turn: str, sides: Sequence[Any]) -> None:
 
 
 def normalize_target(target: Mapping[str, Any], recipe: Recipe, redact: Callable[[str], str]) -> str:
-    """Returns both answers as JSON, clean and without what `redact` replaces.
+    """Return both answers as JSON, cleaned and after `redact`.
 
-    Raises UnusableRowError where one is empty or both are the same: nothing is preferred then.
+    Raises UnusableRowError if an answer is empty, or if both are equal.
     """
     sides = {side: redact(clean_answer(target[side], f"{side} answer")) for side in PAIR_KEYS}
     if sides["chosen"] == sides["rejected"]:
@@ -139,36 +141,36 @@ def normalize_target(target: Mapping[str, Any], recipe: Recipe, redact: Callable
 
 
 def parse_target(text: str) -> dict[str, str]:
-    """Returns the target behind its text."""
+    """Return the target from its stored text."""
     return json.loads(text)  # type: ignore[no-any-return]
 
 
 def equality_key(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: both answers, word by word."""
+    """Return the text of both answers."""
     return text
 
 
 def conflict_key(key: str, text: str) -> str:
-    """Returns what can bear one target alone: a prompt with two answers, whichever of them is preferred."""
+    """Return the key of rows that may have only one target: prompt and both answers, in any order."""
     return "\x1f".join((key, *sorted(parse_target(text).values())))
 
 
 def describe_answer(text: str, target: Mapping[str, str]) -> dict[str, float]:
-    """Returns what a person should know of a pair before anything is trained: data.html shows them over all rows."""
+    """Return lengths of one pair; data.html shows them over all rows."""
     chosen, rejected = len(target["chosen"]), len(target["rejected"])
     return {"chosen_characters": chosen, "rejected_characters": rejected, "chosen_longer": float(chosen > rejected)}
 
 
 def grammar(spec: Spec) -> None:
-    """Returns None: nothing constrains the answer."""
+    """Return None: the answer is unconstrained."""
 
 
 def output_schema(spec: Spec) -> None:
-    """Returns None: nothing constrains the answer."""
+    """Return None: the answer is unconstrained."""
 
 
 def parse(spec: Spec, output: str) -> ParsedAnswer:
-    """Returns an answer that was asked for, clean, or problem `empty`. Scores need probabilities and not this."""
+    """Return a decoded answer, cleaned, or problem `empty`. Scores use log-probabilities instead."""
     text = clean(output)
     return ParsedAnswer(text) if text else ParsedAnswer(None, EMPTY_ANSWER)
 
@@ -176,11 +178,11 @@ def parse(spec: Spec, output: str) -> ParsedAnswer:
 def score_rows(
     spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[ParsedAnswer]
 ) -> list[dict[str, float]]:
-    """Returns {"preference_accuracy", "reward_accuracy", "margin", "reward_margin"} of each row; accuracies are 0 or 1.
+    """Return {"preference_accuracy", "reward_accuracy", "margin", "reward_margin"} of each row; accuracies are 0 or 1.
 
-    The value of an answer holds natural-log probabilities of whole answers: {"chosen", "rejected", "reference_chosen",
-    "reference_rejected"}, and {"chosen_tokens", "rejected_tokens"}, stop tokens counted. Equal is not preferred. A row
-    with a problem is 0 throughout.
+    The value of an answer has natural log-probabilities of complete answers: {"chosen", "rejected", "reference_chosen",
+    "reference_rejected"}, and {"chosen_tokens", "rejected_tokens"}, stop tokens included. Equal log-probabilities count
+    as not preferred. A row with a problem is 0 throughout.
     """
     scores = []
     for answer in answers:
@@ -198,17 +200,19 @@ def score_rows(
 
 
 def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
-    """Returns {"n", "preference_accuracy", "mean_margin", "reward_accuracy", "mean_reward_margin",
-    "invalid": {problem: count}, "per_part": {part: {"preference_accuracy", "n"}}}.
+    """Return {"n", "preference_accuracy", "mean_margin", "reward_accuracy", "mean_reward_margin", "invalid": {problem:
+    count}, "per_part": {part: {"preference_accuracy", "n"}}}.
 
-    preference_accuracy is the share of rows where the model finds the chosen answer more probable per token: the mean
-    log-probability of its tokens is higher. Without the division the shorter answer would nearly always win, whatever
-    it says. mean_margin is the mean difference of the two, in nats a token. reward_accuracy is the share of rows where
-    the implicit reward of DPO (log-probability of the whole answer, less what the base gives it) is higher for the
-    chosen answer, and mean_reward_margin the mean difference, in nats, before it is multiplied by beta. Lengths need no
-    division there, because base and model read the same tokens. Both are left out where every answer is as probable as
-    its reference, as for the base itself: it has no reward. The parts are the rows whose chosen answer is the shorter,
-    or the longer. Raises ValueError without rows: no rows is no score.
+    preference_accuracy is the fraction of rows whose chosen answer has the higher mean log-probability per token.
+    Without the division the shorter answer would nearly always win. mean_margin is the mean difference of the two, in
+    nats per token.
+
+    reward_accuracy is the fraction of rows whose chosen answer has the higher implicit reward of DPO: its
+    log-probability minus that under the base. mean_reward_margin is the mean difference in nats, before multiplication
+    by beta. Rewards are not divided by length, because base and model read the same tokens. Both are absent if every
+    answer has the log-probability of its reference, as for the base itself.
+
+    The parts are the rows whose chosen answer is shorter, longer, or of equal length. Raises ValueError without rows.
     """
     if not targets:
         raise ValueError("no rows to score")
@@ -228,20 +232,19 @@ def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Pa
 def compute_metric_stats(
     spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[ParsedAnswer]
 ) -> dict[str, MetricStats]:
-    """Returns preference_accuracy as sums over rows, of which any resample can be computed, and reward_accuracy where
-    the answers have a reward."""
+    """Return preference_accuracy as sums over rows, and reward_accuracy if the answers have a reward."""
     scores = score_rows(spec, targets, answers)
     names = ("preference_accuracy", "reward_accuracy") if _differs_from_reference(answers) else ("preference_accuracy",)
     return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in names}
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    """Return the main metrics of a score; reward_accuracy only if the score has it."""
     return {name: score[name] for name in ("preference_accuracy", "reward_accuracy") if name in score}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the groups of rows with their preference accuracy, the worst first: by length, and the slices."""
+    """Return the groups of rows with their preference accuracy, lowest first: by length, and the recipe's slices."""
     parts = dict(score["per_part"])
     for name, values in score.get("slices", {}).items():
         parts |= {f"{name} {value}": entry for value, entry in values.items()}
@@ -249,13 +252,16 @@ def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _differs_from_reference(answers: Sequence[ParsedAnswer]) -> bool:
-    """Whether any answer is more or less probable than its reference."""
+    """Return whether any answer has another log-probability than its reference."""
     values = [answer.value for answer in answers if answer.problem is None]
     return any(value[side] != value[f"reference_{side}"] for value in values for side in PAIR_KEYS)
 
 
 def _score_by_length(targets: Sequence[Mapping[str, str]], right: Sequence[float]) -> dict[str, dict[str, float]]:
-    """The share of right rows by which answer has more characters: who learns length alone fails in one of them."""
+    """Return the fraction of right rows by which answer is longer.
+
+    A model that learns only length fails in one of the groups.
+    """
     parts: dict[str, list[float]] = {}
     for target, value in zip(targets, right, strict=True):
         longer = len(target["chosen"]) - len(target["rejected"])

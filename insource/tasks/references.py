@@ -1,8 +1,8 @@
-"""Rows with several right answers: an answer is scored against the one that it is nearest to.
+"""Rows with several references: an answer is scored against the nearest one.
 
 row   {"target": "Refund sent.", "references": ["We have sent the refund."], ...}
 
-The target is the first reference, and the one that training learns.
+The target is the first reference and the one that training uses.
 """
 
 import json
@@ -18,7 +18,7 @@ from insource.tasks.task_kind import MultiReferenceTaskKind, TaskKind
 def select_targets(
     module: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
 ) -> list[Any]:
-    """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
+    """Return the reference that each answer is scored against: the nearest of the row's target and references."""
     return [
         _nearest_reference(module, spec, row, answer) if row.get("references") else row["target"]
         for row, answer in zip(rows, answers, strict=True)
@@ -26,9 +26,9 @@ def select_targets(
 
 
 def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
-    """Returns the answers that a source row gives, in the order of `data.columns.targets`, empty ones left out.
+    """Return the references of a source row, in the order of `data.columns.targets`, without empty ones.
 
-    Raises UnusableRowError where a column of several answers holds no list, or there is no answer.
+    Raises UnusableRowError if a column of several references contains no list, or if there is no reference.
     """
     assert columns.targets is not None
     if isinstance(columns.targets, str):

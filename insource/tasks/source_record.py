@@ -1,7 +1,7 @@
-"""What a source row gives a task: an input and a target, as they stand there; or why it gives none.
+"""Input and target of a source row before cleaning, or the reason why the row is unusable.
 
 in   {"message": "my parcel is late", "queue": "delivery_delay"}
-out  Given("", "my parcel is late", "delivery_delay")
+out  SourceRecord("", "my parcel is late", "delivery_delay")
 """
 
 import ast
@@ -18,7 +18,7 @@ from insource.tasks.text_keys import clean
 
 
 class UnusableRowError(Exception):
-    """Why a row cannot be used: the reason that is counted, and the detail that is told."""
+    """A row cannot be used. Reports count `reason` and show `detail`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -27,24 +27,24 @@ class UnusableRowError(Exception):
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """The parts of a row before anything is cleaned. `system` is the system prompt that a chat row brought along."""
+    """The parts of a row before cleaning. `system` is the system prompt of a chat row."""
 
     system: str
     text: str
     target: Any
     others: Sequence[Any] = ()
-    """Further right answers to the same input."""
+    """Further references for the same input."""
 
 
 def to_text(value: object) -> str:
-    """Returns a value of a source as the text of a column; null is empty."""
+    """Return a source value as text; null is empty."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_text(value: object, column: str) -> str:
-    """Returns the text of a column; a number is text too. Raises UnusableRowError over a list or an object."""
+    """Return the text of a column; a number becomes text. Raises UnusableRowError for a list or an object."""
     if isinstance(value, list | dict):
         is_chat = isinstance(value, list) and value and isinstance(value[0], dict)
         hint = (
@@ -59,13 +59,13 @@ def read_text(value: object, column: str) -> str:
 
 
 def read_input(values: Mapping[str, Any], columns: Columns) -> str:
-    """Returns the input of a row: the text of its column, or those of several, empty ones left out."""
+    """Return the input of a row: the text of its column, or the non-empty texts of several columns, joined."""
     texts = [read_text(values.get(column), column) for column in columns.texts]
     return texts[0] if len(texts) == 1 else columns.separator.join(text for text in texts if text.strip())
 
 
 def read_label(value: object, column: str) -> str:
-    """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
+    """Return the label of a column. Raises UnusableRowError for a list or an object."""
     if parse_list(value) is not None:
         hint = "for several labels a row, set task.labels_per_row: many"
         raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {hint}")
@@ -76,9 +76,9 @@ def read_label(value: object, column: str) -> str:
 
 
 def parse_list(value: object) -> list[Any] | None:
-    """Returns a list, also as tables write one (["a", "b"] or ['a', 'b']); None where a value is none.
+    """Return a list, or the list that a text contains (["a", "b"] or ['a', 'b']); None for other values.
 
-    Raises UnusableRowError over ['a' 'b'], as NumPy prints an array: Python reads one text in it, 'ab'.
+    Raises UnusableRowError for ['a' 'b'], NumPy's form of an array, which Python parses as one text 'ab'.
     """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value if isinstance(value, list) else None
@@ -95,8 +95,10 @@ def parse_list(value: object) -> list[Any] | None:
 
 
 def columns_to_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
-    stores a list of objects; None where a value is none."""
+    """Return the objects of columns of equal length ({"slot": ["a", "b"], "end": [2, 5]}); None for other values.
+
+    `datasets` stores a list of objects in this form.
+    """
     columns = list(value.values())
     if (
         not columns
@@ -108,7 +110,7 @@ def columns_to_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _lacks_commas(text: str) -> bool:
-    """Whether two texts stand side by side in an expression of Python."""
+    """Return whether two string literals are adjacent in a Python expression."""
     token_types = [
         token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL
     ]
@@ -116,7 +118,7 @@ def _lacks_commas(text: str) -> bool:
 
 
 def _nested_name_hint(value: object, column: str) -> str:
-    """How to name what an object holds, as a hint."""
+    """Return a hint with the name of a value inside an object."""
     names = [name for name, entry in value.items() if isinstance(entry, str | int)] if isinstance(value, dict) else []
     return f"; one inside of it has a name such as {column}.{names[-1]}"[:80] if names else ""
 
@@ -126,7 +128,7 @@ def _describe_type(value: object) -> str:
 
 
 def clean_answer(value: object, subject: str) -> str:
-    """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
+    """Return a clean free-text answer. Raises UnusableRowError if it is not text, or is empty."""
     if value is not None and not isinstance(value, str):
         hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
         raise UnusableRowError("bad_answer", f"the {subject} is no text: {to_text(value)[:40]}{hint}")
@@ -137,8 +139,10 @@ def clean_answer(value: object, subject: str) -> str:
 
 
 def check_characters(subject: str, value: Any) -> None:
-    """Returns nothing where a text, or each of those inside of a list or an object, can be stored. Raises
-    UnusableRowError over NUL bytes and halves of characters."""
+    """Raise UnusableRowError if a text, or a text inside a list or object, cannot be stored.
+
+    NUL bytes and lone surrogates cannot be stored.
+    """
     pending = [value]
     while pending:
         node = pending.pop()

@@ -1,4 +1,4 @@
-"""An input as the model sees it, and as it is compared with others.
+"""Cleaning of inputs, and keys that compare texts and labels.
 
     clean(" Where\\r\\nis  my card? ")            "Where\\nis my card?"
     duplicate_key("Where is my card?!")         "where is my card"
@@ -6,8 +6,8 @@
     label_key("Refund-Status ")                 "refund status"
     label_key("-1"), label_key("A+")            "-1", "a+"
 
-Preparation and the gateway clean alike (inputs.py), so that the model sees what it saw in training. A request that
-passes the gateway as it is (<recipe>:raw, or with the task's own prompt) is not cleaned.
+Preparation and the gateway clean in the same way (pii/inputs.py), so that the model reads inputs as in training. The
+gateway does not clean raw requests (<recipe>:raw, or with the task's own prompt).
 """
 
 import re
@@ -22,22 +22,21 @@ DUPLICATE_KEY_RULE = (
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
-# Characters that show nothing: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction, the
-# blanks of Hangul and Braille.
+# Invisible characters: soft hyphen, zero-width space, word joiner, byte order mark, direction marks, the blanks of
+# Hangul and Braille.
 INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u2800\u3164\ufeff\uffa0]"
 )
-# These join or choose the shape of what stands beside them: part of how a text is written, not of what it says.
+# Joiners and variation selectors change the shape of adjacent characters, not the meaning of the text.
 _JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-# NFKC would read 10² and 10₂ as 102, and 1½ as 11⁄2.
+# NFKC turns 10² and 10₂ into 102, and 1½ into 11⁄2.
 _SUPERSCRIPTS = re.compile(
     "(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u2070-\u208b\u00bc-\u00be\u2150-\u215f\u2189\u2460-\u249b])"
 )
 
 _DASH = "-\u2010\u2012\u2013\u2014\u2212"
 _DASHES = re.compile(f"[{_DASH}]")
-# Punctuation that carries meaning where it stands. It begins with one of a few characters, so that a search skips all
-# others.
+# Punctuation with a meaning in its context. The pattern begins with a small character set, which makes search fast.
 _SIGNS = re.compile(
     rf"[{_DASH}.#!*^/\u2044:;](?:"
     rf"(?<=[{_DASH}])(?<![\w.].)(?=\.?\d)"  # -5
@@ -50,9 +49,9 @@ _SIGNS = re.compile(
 )
 _NOT_WORDS = re.compile(r"[^\w]+|_+")
 _SIGN_OR_MARK = re.compile(r"[^\w ]|_")
-# The marks of a quoted mail, unless what follows is a number: "> 5 days".
+# Quotation marks of a mail, unless a number follows: "> 5 days".
 _QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>(?![ \t>]*[-+\u2212]?[$\u20ac\u00a3\u00a5]?\.?\d)")
-# What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text but the smileys.
+# Placeholders of _SIGNS matches while other punctuation is removed. After NFKC only the smileys can occur in a text.
 _PROTECTED_SIGNS = {
     "-": "\uff0d",
     ".": "\uff0e",
@@ -68,16 +67,16 @@ _PROTECTED_SIGNS = {
 
 
 def clean(text: str) -> str:
-    """Returns the text in NFC, line ends as \\n, runs of spaces as one, blank lines as one, no blank edges."""
+    """Return the text in NFC, with \\n line ends, single spaces, at most one blank line in a row, and no blank edges."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
 
 
 def duplicate_key(text: str) -> str:
-    """Returns what two texts share that say the same but for case, punctuation and spacing (see DUPLICATE_KEY).
+    """Return a key that texts share if they differ only in case, punctuation and spacing (see DUPLICATE_KEY_RULE).
 
-    A text of punctuation alone, or of invisible characters, is its own key: "?" and "!" are not the same message.
+    A text of only punctuation or invisible characters is its own key: "?" and "!" are different messages.
     """
     folded = _fold(text)
     plain = _QUOTED.sub(" ", folded) if ">" in folded else folded
@@ -86,18 +85,18 @@ def duplicate_key(text: str) -> str:
 
 
 def split_key(key: str) -> str:
-    """Returns what decides where the rows of a duplicate key go: its letters and digits.
+    """Return the letters and digits of a duplicate key, which decide the split of its rows.
 
-    Keys once held no more than these. So rows stay in the splits that they had before keys knew signs and marks.
+    Older versions of duplicate_key kept only letters and digits. With this key, rows stay in their earlier splits.
     """
     return _NOT_WORDS.sub(" ", key).strip() or key if _SIGN_OR_MARK.search(key) else key
 
 
 def label_key(label: str) -> str:
-    """Returns what spellings of one label share: "Refund-Status", "refund_status" and "refund status" are one.
+    """Return a key that spellings of one label share: "Refund-Status", "refund_status" and "refund status".
 
-    A hyphen or an underscore between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not
-    C. Quotation marks and dashes are the ones of the keyboard. A label of separators alone is its own key.
+    A hyphen or underscore between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not C.
+    Typographic quotes and dashes become ASCII. A label of only separators is its own key.
     """
     folded = _DASHES.sub("-", _fold(label.replace("\u00b4", "'")).translate(_STRAIGHT))
     spaced = " ".join(_UNDERSCORES.sub(" ", folded).split())
@@ -110,7 +109,7 @@ _HYPHENS = re.compile(r"(?<=[^\s-])-(?=[^\s-])| (?:- )+|(?<=[^\W\d])--+(?=[^\W\d
 
 
 def _fold(text: str) -> str:
-    """The text in NFKC and without case, without what cannot be seen."""
+    """Return the text in NFKC, case-folded, without invisible characters."""
     if text.isascii():
         return text.lower()
     visible = _JOINERS.sub("", INVISIBLE.sub("", text))
@@ -122,17 +121,19 @@ def _protect_sign(match: re.Match[str]) -> str:
 
 
 class _KeptCharacters(dict[int, str]):
-    """For str.translate: a letter, digit or combining mark as it is, a sign with spaces about it, else a space."""
+    """Mapping for str.translate: letters, digits and combining marks unchanged, signs surrounded by spaces, else a
+    space.
+    """
 
     def __missing__(self, code: int) -> str:
         char, category = chr(code), unicodedata.category(chr(code))
         if category[0] in "LMN":
             replacement = char
         elif category in ("So", "Sm", "Sc") or char in "%\u2030" or 0x1F3FB <= code <= 0x1F3FF:
-            # Frames of tables and marks of ownership say nothing.
+            # Table frames and trademark signs have no meaning here.
             replacement = " " if 0x2500 <= code <= 0x259F or char in "|~¦©®\u2212\u2044\ufffd" else f" {char} "
         else:
-            # The letters of a flag, of England or of Scotland, are invisible.
+            # Tag characters (in the flags of England and Scotland) are kept.
             replacement = char if 0xE0020 <= code <= 0xE007F else " "
         self[code] = replacement
         return replacement

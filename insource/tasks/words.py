@@ -1,10 +1,9 @@
-"""The words of a text, in scripts that put spaces between them and in scripts that do not.
+"""The words of a text, in scripts with and without spaces between words.
 
-    words(duplicate_key("Where's my card?"))     ["where", "s", "my", "card"]
-    words(duplicate_key("我的卡 VISA 5%"))        ["我", "的", "卡", "visa", "5"]
+    split_words(duplicate_key("Where's my card?"))     ["where", "s", "my", "card"]
+    split_words(duplicate_key("我的卡 VISA 5%"))        ["我", "的", "卡", "visa", "5"]
 
-ROUGE counts these, near-duplicates of kind word are made of them, and the linear baseline and the doubts about labels
-learn from them.
+ROUGE, word shingles of near-duplicates, the linear baseline and the search for label errors use these words.
 """
 
 import re
@@ -13,34 +12,38 @@ from itertools import pairwise
 
 from insource.tasks.text_keys import duplicate_key
 
-# Scripts that put no spaces between words: Thai to Tibetan, Burmese, Khmer, Tai Lue, kana and Han.
+# Scripts without spaces between words: Thai to Tibetan, Burmese, Khmer, Tai Lue, kana and Han.
 _UNSPACED = (
     r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005\u3040-\u30ff\u31f0-\u31ff"
     r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# Scripts of which a character says as much as two or three letters: kana, Han, Hangul.
+# Scripts in which one character carries the information of two or three letters: kana, Han, Hangul.
 _DENSE = r"\u3005\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _HAS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _RUN = re.compile(rf"[{_DENSE}]+|[^{_DENSE}]+")
 _HAS_DENSE = re.compile(rf"[{_DENSE}]")
 _LONG_WORD = re.compile(r"\b\w\w+\b")
-# From Hebrew and Arabic on: scripts whose vowels are marks, scripts without spaces, and emoji.
+# Hebrew and Arabic upwards: scripts with vowel marks, scripts without spaces, and emoji.
 _OTHER_SCRIPT = re.compile("[\u0300-\u036f\u0590-\u10ff\u1200-\u1dff\u2e80-\U000fffff]")
-# Signs that a duplicate key keeps and Google's rouge-score has no words for, smileys among them.
+# Signs (smileys too) that a duplicate key keeps and that are not words in Google's rouge-score.
 _SIGNS = frozenset("-+<>=$%#.*/^\u2639\u263a")
 
 
 def split_words(key: str) -> list[str]:
-    """Returns the words of a duplicate key, each character of a script without spaces as one; signs of ASCII texts are
-    none, unless there is nothing else."""
+    """Return the words of a duplicate key; each character of a script without spaces is a word.
+
+    ASCII signs are not words, unless there is nothing else.
+    """
     words = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
     return [word for word in words if word not in _SIGNS] or words
 
 
 def extract_terms(text: str) -> list[str]:
-    """Returns what a linear model sees of a text: its words of two letters and more, and the pairs of them; of a text
-    with combining marks, or without spaces, or without such words, all words of its duplicate key."""
+    """Return the features of a linear model: words of two letters or more, and pairs of adjacent words.
+
+    A text with combining marks, without spaces, or without such words uses all words of its duplicate key.
+    """
     lowered = text.lower()
     words = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
     words = words or split_words(duplicate_key(text))
@@ -48,7 +51,7 @@ def extract_terms(text: str) -> list[str]:
 
 
 def is_inside_word(text: str, index: int) -> bool:
-    """Returns whether two letters, or two digits, of a script with spaces stand before and behind a place in a text."""
+    """Return whether the position lies between two letters, or two digits, of a script with spaces."""
     if not 0 < index < len(text):
         return False
     pair = text[index - 1 : index + 1]
@@ -56,7 +59,10 @@ def is_inside_word(text: str, index: int) -> bool:
 
 
 def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Returns the text of tokens, with spaces between them but where a script has none, and where each stands in it."""
+    """Return the text of tokens, and the span of each token in it.
+
+    Tokens are joined by spaces, except in scripts without spaces.
+    """
     text, spans = "", []
     for token in tokens:
         boundary = text[-1:] + token[:1]
@@ -67,7 +73,7 @@ def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def split_runs(key: str) -> list[tuple[str, bool]]:
-    """Returns the key in runs of one kind: (text, whether each of its characters says as much as several letters)."""
+    """Return the key in runs of one kind: (text, whether the script is dense, see _DENSE)."""
     if not _HAS_DENSE.search(key):
         return [(key, False)]
     runs = [(run.strip(), bool(_HAS_DENSE.match(run))) for run in _RUN.findall(key)]

@@ -1,7 +1,6 @@
-"""An input as preparation writes it and as the gateway asks it: clean, and without the personal data that the recipe
-redacts.
+"""Preparation of an input, in data preparation and in the gateway: cleaning and redaction.
 
-prepared("  Reach me at\\r\\nann@example.org", ["email"])
+prepare_input("  Reach me at\\r\\nann@example.org", ["email"])
 -> Input(text="Reach me at\\n[EMAIL_1]", found={"email"}, hidden={"[EMAIL_1]": "ann@example.org"})
 """
 
@@ -15,18 +14,20 @@ from insource.tasks.text_keys import INVISIBLE, clean
 
 @dataclass(frozen=True)
 class Input:
-    """A prepared input. The values that were replaced are for memory alone: nothing writes or shows them."""
+    """A prepared input. Redacted values stay in memory: nothing writes or shows them."""
 
     text: str
     found: frozenset[str]
-    """Kinds of personal data in the clean text, before any was replaced."""
+    """Kinds of personal data in the clean text, before redaction."""
     hidden: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """{placeholder: value} of what was replaced."""
+    """{placeholder: value} of redacted values."""
 
 
 def prepare_input(raw: str, kinds: Collection[str]) -> Input:
-    """Returns an input clean, with personal data of these kinds replaced. Raises UnusableRowError where it is empty, or
-    holds characters that nothing can store."""
+    """Return an input cleaned, with personal data of these kinds redacted.
+
+    Raises UnusableRowError if it is empty, or contains characters that cannot be stored.
+    """
     text = clean(raw)
     if not (text if text.isascii() else INVISIBLE.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))

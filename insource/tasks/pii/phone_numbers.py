@@ -1,4 +1,4 @@
-"""Phone numbers in a text, by their shape: which country a text is from is seldom known.
+"""Phone numbers in a text, found by their shape, because the country of a text is seldom known.
 
 "call 415-555-2671 or +44 20 7946 0958 about order 4829104 of 2026-03-14"    [(5, 17), (21, 37)]
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 _PHONE_RUN = re.compile(r"[0-9](?:[ ()./-]{0,4}[0-9]){6,}")
 _SEPARATOR = r"(?:[ ]?-[ ]?|[./ ]|[ ]?\(|\)[ ]?-?[ ]?|\)[ ]?\()"
 _GAP = r"(?:[ ]?-[ ]?|[/ ])"
-# How numbers are grouped where they do not begin with 0: 3-3-4 in North America, 3-2-2-2 in Spain, 3-4-4 in China, ...
+# Digit groups of numbers without a leading 0: 3-3-4 in North America, 3-2-2-2 in Spain, 3-4-4 in China, ...
 _GROUPS = "|".join(
     _GAP.join(f"[0-9]{{{size}}}" for size in str(shape))
     for shape in (1334, 13322, 12222, 11222, 3322, 3222, 2322, 2222, 344, 334, 323, 433, 254, 244, 154, 144, 55)
@@ -58,18 +58,20 @@ _NO_PHONE = re.compile(
 
 
 def find_phone_numbers(text: str) -> list[tuple[int, int]]:
-    """Returns where phone numbers stand. Digits and separators (space, hyphen, dot, slash, brackets) make one if
+    """Return the spans of phone numbers.
 
-    1. "+" or "00" comes first and 7 to 15 digits follow, or
+    Digits and separators (space, hyphen, dot, slash, brackets) are a phone number if
+
+    1. they begin with "+" or "00", and 7 to 15 digits follow, or
     2. they are grouped as in some country: (415) 555-2671, 020 7946 0958, 016-5498845, 612 345 678, 555-2671, or
-    3. they are 9 to 11 digits without separators and the first is a single 0, or
+    3. they are 9 to 11 digits without separators, and begin with a single 0, or
     4. they are 7 to 15 digits after a word such as tel, phone, call, mobile, fax, whatsapp.
 
-    Not if they are part of a code (ORD-415-555-2671), a date, a time, an amount, an IPv4 address or a version, and,
-    but for 1 with a plus and 4, not after a word such as order, invoice, id.
+    Parts of a code (ORD-415-555-2671), dates, times, amounts, IPv4 addresses and versions are excluded. So are numbers
+    after a word such as order, invoice or id, except for rule 1 with a plus and rule 4.
     """
     spans = list(_find_spans(text))
-    # Only now, because few texts come so far: without what looks like a phone number and is none.
+    # Few texts need this second, slower pass without dates, times, amounts and addresses.
     return list(_find_spans(_NO_PHONE.sub(lambda match: "\0" * len(match[0]), text))) if spans else []
 
 
@@ -88,8 +90,8 @@ def _find_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _classify_label(text: str, start: int) -> str:
-    """Returns what the words before a number say that it is: "phone", "other" (an order, an id), or ""."""
-    # The first word of a window that does not begin with the text may be the end of one: the "tel" of hotel.
+    """Return the type that the words before a number suggest: "phone", "other" (an order, an id), or ""."""
+    # The window may begin inside a word (the "tel" of hotel), so its first word is dropped.
     words = _LABEL_WORDS.findall(text, max(0, start - 32), start)[start > 32 :]
     for word in map(str.lower, reversed(words[-4:])):
         if _PHONE_LABEL.fullmatch(word):

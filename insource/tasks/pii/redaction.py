@@ -5,14 +5,14 @@
     values      {"[EMAIL_1]": "Ann@example.org", "[PHONE_1]": "(415) 555-2671", "[CARD_1]": "4111 1111 1111 1111"}
 
     email    name@domain.tld in any alphabet that puts spaces between words
-    card     13 to 19 digits that pass the Luhn check, begin and are grouped as cards are (a barcode seldom does)
-    iban     country, length, format and checksum of ISO 13616, of 7 digits or more
-    phone    see phones.py: more is taken than is meant, except order numbers, dates, times, amounts and addresses
-    secret   key formats that have a prefix, private keys, and what stands after "password:" and looks like one
+    card     13 to 19 digits that pass the Luhn check, with prefix and grouping of cards (a barcode seldom has them)
+    iban     country, length, format and checksum of ISO 13616, with at least 7 digits
+    phone    see phone_numbers.py: prefers false positives, except for order numbers, dates, times, amounts, addresses
+    secret   key formats with a prefix, private keys, and secret-like values after "password:"
 
-Names, street addresses and what was spelled out ("ann at example dot org") are not found. Preparation and
-the gateway redact alike (inputs.py), so that the model sees in use what it saw in training. A request that passes the
-gateway as it is (<recipe>:raw, or with the task's own prompt) is not redacted.
+Names, street addresses and spelled-out values ("ann at example dot org") are not found. Preparation and the gateway
+redact in the same way (inputs.py), so that the model reads inputs as in training. The gateway does not redact raw
+requests (<recipe>:raw, or with the task's own prompt).
 """
 
 import re
@@ -29,9 +29,9 @@ PII_KINDS = ("email", "phone", "card", "iban", "secret")
 Span = tuple[int, int]
 
 _PLACEHOLDER = re.compile(r"\[(EMAIL|PHONE|CARD|IBAN|SECRET)(?:_([0-9]{1,9})|:[0-9a-f]{12})\]")
-# Stands for what is found already. No pattern below matches it, so that a text and its redacted form are read alike.
+# Mask of spans that are already found. No pattern below matches it, so a text and its redacted form are read alike.
 _BLANK = "\0"
-# Bytes of UTF-8 that a text may have without anything to look for: no digit in any script, no sign of a key or address.
+# UTF-8 bytes that cannot be part of personal data: no digit in any script, no sign of a key or address.
 _IRRELEVANT_BYTES = bytes(set(range(0xD9)) - set(b"0123456789@_-:"))
 _SEVEN_DIGITS = re.compile(r"(?:\d\D*+){7}")
 _SECRET_WORDS = ("key", "token", "pass", "pwd", "secret", "bearer", "akia", "asia", "aiza", "eyj")
@@ -40,7 +40,7 @@ _SECRET_SIGNS = (*_SECRET_WORDS, "_", "sk-", "://", "xox", "glpat")
 
 @dataclass(frozen=True)
 class Finding:
-    """Where something of a kind stands in a text: text[start:end]. The value itself is never kept here."""
+    """The span of personal data in a text: text[start:end]. The value itself is not stored here."""
 
     kind: str
     start: int
@@ -49,22 +49,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Redacted:
-    """A text without what was found in it, and {placeholder: value}, for memory alone: nothing writes or shows it."""
+    """A redacted text, and {placeholder: value}, which stays in memory: nothing writes or shows it."""
 
     text: str
     values: dict[str, str] = field(repr=False)
 
 
 def find_pii(text: str) -> list[Finding]:
-    """Returns what is found of any kind, ordered by start, never overlapping."""
+    """Return all findings, ordered by start, without overlaps."""
     return _find_kinds(text, PII_KINDS)
 
 
 def redact(text: str, kinds: Collection[str]) -> Redacted:
-    """Returns the text with what is found of these kinds as [EMAIL_1], [PHONE_1], ..., and the values replaced.
+    """Return the text with findings of these kinds as [EMAIL_1], [PHONE_1], ..., and the replaced values.
 
-    The same value gets the same number, whatever its case or separators. Numbers follow the order of appearance and
-    begin above those of the placeholders that the text has already, so a redacted text stays as it is.
+    Equal values get the same number, regardless of case and separators. Numbers follow the order of appearance and
+    begin above those of placeholders in the text, so a redacted text stays unchanged.
     """
     last_numbers = dict.fromkeys(PII_KINDS, 0)
     findings = _find_kinds(text, kinds)
@@ -85,10 +85,10 @@ def redact(text: str, kinds: Collection[str]) -> Redacted:
 
 
 def redact_values(values: Mapping[str, str], text: str) -> str:
-    """Returns the text with each of the values (see Redacted) as its placeholder, the longest first.
+    """Return the text with each of the values (see Redacted) as its placeholder, longest value first.
 
-    A value is known again in another case (email, iban) and with other separators (phone, card, iban), because a
-    target seldom repeats an input to the letter. It is not looked for inside a longer word or number.
+    A value also matches in another case (email, iban) and with other separators (phone, card, iban), because a target
+    seldom repeats an input verbatim. It does not match inside a longer word or number.
     """
     ascii_text = _to_ascii(text)
     squeezed = _without_separators(ascii_text)
@@ -102,10 +102,10 @@ def redact_values(values: Mapping[str, str], text: str) -> str:
 
 
 def pseudonymize(text: str, kinds: Collection[str]) -> str:
-    """Returns the text, such as a row id or a group, with what is found of these kinds as [EMAIL:<12 hex digits>].
+    """Return the text, such as a row id or a group, with findings of these kinds as [EMAIL:<12 hex digits>].
 
-    The same value gets the same digits in every run, so that rows of one customer stay together. This is a pseudonym
-    and no anonymisation: who has a list of addresses or numbers can hash them and compare.
+    Equal values get the same digits in every run, so that rows of one customer stay together. This is a pseudonym, not
+    anonymization: anyone with a list of addresses or numbers can hash them and compare.
     """
     findings = _find_kinds(text, kinds) if kinds else []
     names = []
@@ -117,9 +117,9 @@ def pseudonymize(text: str, kinds: Collection[str]) -> str:
 
 
 def _find_kinds(text: str, kinds: Collection[str]) -> list[Finding]:
-    """Finds all kinds and returns those asked for: a piece of an IBAN is no card because nobody asked for IBANs.
+    """Find all kinds and return the requested ones, so that part of an IBAN is never reported as a card.
 
-    Secrets alone are left out of the search if not asked for, because they may well contain what is asked for.
+    Only secrets are not searched unless requested, because they may contain other kinds.
     """
     relevant = text.encode("utf-8", "replace").translate(None, _IRRELEVANT_BYTES)
     digit_bytes = relevant.translate(None, b"@_-:")
@@ -139,7 +139,7 @@ def _find_kinds(text: str, kinds: Collection[str]) -> list[Finding]:
         "phone": has_digits,
     }
     findings: list[Finding] = []
-    # From the first kind again after each finding: what it hid must not come to light in the redacted text alone.
+    # Restart with the first kind after each finding, so that the redacted text has no finding that the text lacks.
     spans: list[Span] | None = None
     while spans is None or spans:
         for kind, finder in _FINDERS.items():
@@ -151,12 +151,12 @@ def _find_kinds(text: str, kinds: Collection[str]) -> list[Finding]:
     return sorted((finding for finding in findings if finding.kind in kinds), key=lambda finding: finding.start)
 
 
-# Characters that stand for an ASCII one: digits of other scripts, spaces, dashes, full-width forms.
+# Characters with an ASCII equivalent: digits of other scripts, spaces, dashes, full-width forms.
 _NON_ASCII_FORMS = re.compile(r"[^\D0-9]|[\u00a0\u2000-\u200a\u202f\u205f\u3000\u2010-\u2015\u2212\uff01-\uff5e]")
 
 
 def _to_ascii(text: str) -> str:
-    """Returns the text with ASCII digits, spaces, hyphens and signs, each character in its place."""
+    """Return the text with ASCII digits, spaces, hyphens and signs; positions stay the same."""
     return text if text.isascii() else _NON_ASCII_FORMS.sub(_ascii_character, text)
 
 
@@ -170,7 +170,7 @@ def _without_separators(text: str) -> str:
 
 
 def _canonical_value(kind: str, value: str) -> str:
-    """Returns what two spellings of one value share."""
+    """Return a text that spellings of one value share."""
     value = _to_ascii(value)
     if kind == "email":
         return value.casefold()
@@ -180,7 +180,7 @@ def _canonical_value(kind: str, value: str) -> str:
 
 
 def _value_pattern(placeholder: str, value: str) -> str:
-    """Returns the pattern of a value as a target may spell it."""
+    """Return the pattern of a value in the spellings that a target may use."""
     value = _to_ascii(value)
     if placeholder.startswith("[SECRET"):
         return re.escape(value)
@@ -202,14 +202,14 @@ def _replace_spans(text: str, spans: Iterable[Span], replacements: Iterable[str]
     return "".join([*pieces, text[position:]])
 
 
-# The letters and digits of alphabets that put spaces between words. With the others, a whole sentence would be taken.
+# Letters and digits of alphabets with spaces between words. In other scripts, a match would span a sentence.
 _LETTER = r"0-9A-Za-z_\u00c0-\u037d\u037f-\u060b\u0610-\u061a\u0620-\u0963\u0966-\u0dff\u10a0-\u177f\u1800-\u1fff"
-# A name is read from where its run of characters begins and never again from within, so time is linear in the text.
+# A name is matched only from the start of its run of characters, so time is linear in the text.
 _ADDRESS = (
     rf"[{_LETTER}][{_LETTER}.%+'-]*+@(?:[{_LETTER}-]++\.)+(?:[xX][nN]--[0-9A-Za-z]+|(?:(?![0-9_])[{_LETTER}]){{2,24}})"
 )
 _EMAIL = re.compile(rf"(?<![{_LETTER}.%+'-])[.%+'-]*+({_ADDRESS}(?:[.%+'-]*+{_ADDRESS})*)")
-# A digit comes first in these patterns, because the search for a set of characters is fast.
+# These patterns begin with a digit, because the search for a character set is fast.
 _IBAN_HEAD = re.compile(r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![0-9A-Za-z_][A-Za-z]{2}[0-9])[0-9]")
 
 
@@ -220,7 +220,7 @@ def _find_ibans(text: str) -> Iterator[Span]:
 
         position, start = head.end(), head.start() - 2
         rest = _iban_pattern(text[start : start + 2].upper()).match(text, position)
-        # Without the checks of single countries: an account number with a slip in it is still somebody's.
+        # Without the national checks: an account number with a typo is still personal data.
         if rest and iban.is_valid(text[start : rest.end()], check_country=False):
             position = rest.end()
             if len(re.findall("[0-9]", text[start:position])) >= 7:
@@ -229,7 +229,7 @@ def _find_ibans(text: str) -> Iterator[Span]:
 
 @cache
 def _iban_pattern(country: str) -> re.Pattern[str]:
-    """Returns the pattern of an IBAN after country and check digits; it matches nothing for a country without."""
+    """Return the pattern of an IBAN after country and check digits; it matches nothing for a country without IBANs."""
     from stdnum import numdb
 
     structure = numdb.get("iban").info(country)[0][1].get("bban", "")
@@ -238,7 +238,7 @@ def _iban_pattern(country: str) -> re.Pattern[str]:
 
 
 _CARD_START = re.compile(r"[234568](?<![\w+]\d)(?<!(?<!\d)\d\.\d)(?!(?<=2)[0189])(?=(?:[ -]?\d){12})", re.ASCII)
-# Longest first: what follows a card after a space may be its last group or its expiry date.
+# Longest first: digits after a space may be the last group of a card or its expiry date.
 _CARD_SHAPES = (
     re.compile(r"(?:\d{4}[ -]){4}\d{1,3}(?!\w)", re.ASCII),
     re.compile(r"(?:4\d{12}|3\d{13,14}|\d{16,19}|\d{6}[ -]\d{13}|(?:\d{4}[ -]){3}\d{1,4})(?!\w)", re.ASCII),
@@ -292,7 +292,7 @@ def _find_secrets(text: str) -> list[Span]:
 
 
 def _looks_secret(value: str, password: bool) -> bool:
-    """Returns whether what stands after "password:" or "token:" is one, and not the next word of a sentence."""
+    """Return whether the value after "password:" or "token:" is a secret, and not the next word of a sentence."""
     if len(value) < (6 if password else 8) or _REFERENCE.match(value) or _EMAIL.fullmatch(value):
         return False
     letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
@@ -300,11 +300,11 @@ def _looks_secret(value: str, password: bool) -> bool:
         return True
     if digits:
         return value.isdigit() and (password or len(value) >= 16)
-    # GetMyPassword is one, Forgotten and FORGOTTEN are none.
+    # GetMyPassword is a secret, Forgotten and FORGOTTEN are not.
     return letters and len(value) >= 12 and value.isalnum() and not (value[1:].islower() or value.isupper())
 
 
-# Where two kinds claim the same characters, the one named first has them.
+# If two kinds match the same characters, the first kind wins.
 _FINDERS: dict[str, Callable[[str], Iterable[Span]]] = {
     "secret": _find_secrets,
     "email": lambda text: [match.span(1) for match in _EMAIL.finditer(text)],

@@ -1,11 +1,11 @@
-"""The log-probability of the field of a record that the model is least sure of.
+"""Log-probability of the least certain field of a record.
 
 tokens             {"   number  ": "  204   17    ",   "due":   null   }
 log-probability     0     0      0   -0.1  -0.2   0      0     -1.2   0      -> -1.2, of "due"; "number" has -0.3
 
-A token belongs to the first field whose value ends behind the token's start: what is decided between two values (which
-key comes next, where fields may be left out) counts for the later one. Only the fields of the record itself are told
-apart, not those of objects within it.
+A token belongs to the first field whose value ends after the token's start. A decision between two values (the next
+key, an omitted field) counts for the later field. Only the top-level fields of the record are distinguished, not those
+of nested objects.
 """
 
 import json
@@ -19,10 +19,10 @@ DECODER = json.JSONDecoder()
 
 
 def lowest_field_log_probability(tokens: Sequence[str], log_probabilities: Sequence[float]) -> float | None:
-    """Returns the smallest sum of log-probabilities over the tokens of one field; None where the text is no JSON object
-    with a field.
+    """Return the smallest sum of log-probabilities over the tokens of one field.
 
-    The texts of tokens may differ from the answer where a character is split into several: that is within a string.
+    None if the text is not a JSON object with a field. The texts of tokens may differ from the answer inside a string,
+    where several tokens form one character.
     """
     value_ends = find_value_ends("".join(tokens))
     if not value_ends:
@@ -35,7 +35,7 @@ def lowest_field_log_probability(tokens: Sequence[str], log_probabilities: Seque
 
 
 def find_value_ends(text: str) -> list[int]:
-    """Returns where the value of each field of a JSON object ends; none where the text is no JSON object."""
+    """Return the end position of each field's value in a JSON object; [] if the text is not a JSON object."""
     value_ends: list[int] = []
     index = _skip_whitespace(text, 0)
     try:

@@ -1,10 +1,10 @@
-"""The fields of a record as an output constraint: a grammar (EBNF as xgrammar and vLLM read it) of canonical answers.
+"""Output constraint of a record: a grammar (EBNF for xgrammar and vLLM) of canonical answers.
 
 field       {"type": ["string", "null"], "maxLength": 20}
 rules       number ::= "\\"" char{1,20} "\\"" | "null"
 
-With `absent: omit` a field that may be null is left out instead: what follows it is then a rule of its own, once for
-where nothing stands before it in its object (first) and once for where something does (more).
+With `absent: omit` a nullable field is left out instead of null. The fields after it then need two rules: one if no
+field precedes them in their object (first), one if a field does (more).
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from insource.config.schema.json_schema_subset import is_nullable
 from insource.tasks.records.json_fields import FieldSchema, canonical_json, field_type
 
-# Written here and not by xgrammar's JSON Schema converter (0.2): in a string with maxLength that one knows no escape,
-# so that no value with a quote or a line break could be answered, and lets raw control characters through, which are no
-# JSON; its numbers need not end. Here a character has one spelling, that of json.dumps.
+# xgrammar's JSON Schema converter (0.2) is not used. For a string with maxLength it has no escapes, so a value with a
+# quote or a line break is impossible. It allows raw control characters, which are invalid JSON, and unbounded numbers.
+# Here each character has one spelling, that of json.dumps.
 GRAMMAR_RULES = {
     "char": r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\bfnrt] | "u00" [01] [0-9a-f])',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,17})',
@@ -25,20 +25,19 @@ GRAMMAR_RULES = {
 
 
 def record_grammar(fields: Mapping[str, FieldSchema], absent: str) -> str:
-    """Returns the grammar of a record. `absent` is what stands for a field that the document does not have: null, or
-    omit for nothing."""
+    """Return the grammar of a record. `absent` is the form of a missing field: null, or omit to leave it out."""
     lines = _object_rules("root", fields, absent, may_be_empty=True)
     return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in GRAMMAR_RULES.items())])
 
 
 def quote_literal(text: str) -> str:
-    """Returns a text without line breaks as a literal of the grammar."""
+    """Return a text without line breaks as a literal of the grammar."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def _object_rules(name: str, fields: Mapping[str, FieldSchema], absent: str, may_be_empty: bool) -> list[str]:
-    """The rule of an object, and those of its fields."""
+    """Return the rule of an object, and the rules of its fields."""
     keys = [quote_literal(f"{canonical_json(field)}: ") for field in fields]
     rules = [f"{name}_{index}" for index in range(len(keys))]
     field_lines = [
@@ -64,7 +63,7 @@ def _object_rules(name: str, fields: Mapping[str, FieldSchema], absent: str, may
 
 
 def _field_rules(name: str, field: FieldSchema, absent: str) -> list[str]:
-    """The rule of a field, and those of what is in it. A field that is left out where it is null is never null."""
+    """Return the rule of a field, and the rules of its content. An omittable field is never null."""
     kind, may_be_null = field_type(field), is_nullable(field)
     null = ' | "null"' if may_be_null and absent == "null" else ""
     if kind == "object":
@@ -82,7 +81,7 @@ def _field_rules(name: str, field: FieldSchema, absent: str) -> list[str]:
         else [f"{item} ::= {_scalar_rule(items)}"]
     )
     entries = f'{item} (", " {item}){{0,{field["maxItems"] - 1}}}'
-    # No entries is null where the field may be null: one spelling for nothing.
+    # A nullable array is null if it has no entries, so that "no value" has one spelling.
     array_rule = f'"[" {entries} "]"' if may_be_null else f'"[" ({entries})? "]"'
     return [f"{name} ::= {array_rule}{null}", *item_rules]
 

@@ -1,11 +1,11 @@
-"""One field of a record: its schema in words, its values made canonical and checked. Its grammar: field_grammar.py.
+"""Fields of a record: description for the prompt, canonical values, checks. field_grammar.py has their grammar.
 
-field       {"type": ["string", "null"], "maxLength": 20, "description": "as printed"}
-in_words    "text of at most 20 characters, or null"
-canonical   " 20417 " -> "20417", "" -> null; for a number, "12.50" -> 12.5
+field            {"type": ["string", "null"], "maxLength": 20, "description": "as printed"}
+describe_field   "text of at most 20 characters, or null"
+canonicalize     " 20417 " -> "20417", "" -> null; for a number, "12.50" -> 12.5
 
-A field may be an object of fields, and an array may have such objects as its items. A value in there is named by its
-path: line_items.price.
+A field may be an object of fields, and an array may have such objects as items. A path names a nested value:
+line_items.price.
 """
 
 import json
@@ -35,11 +35,11 @@ TYPE_LABELS = {
 
 
 class UnknownKeyError(ValueError):
-    """An object has a key that its schema does not have."""
+    """An object has a key that its schema lacks."""
 
 
 def resolve_field(field: FieldSchema, may_lack: bool) -> dict[str, Any]:
-    """Returns the field's schema with null among its types where it may lack, and choices as clean as its values."""
+    """Return the field's schema with null among its types if it may be missing, and with clean choices."""
     resolved = dict(field)
     kind = "string" if "enum" in field else field_type(field)
     resolved["type"] = [kind, "null"] if may_lack else kind
@@ -56,7 +56,9 @@ def resolve_field(field: FieldSchema, may_lack: bool) -> dict[str, Any]:
 
 
 def resolve_object(schema: FieldSchema) -> dict[str, Any]:
-    """Returns what makes an object of a given schema canonical: its fields, all required, null where one may lack."""
+    """Return properties, required and additionalProperties of a canonical object: all fields required, nullable if
+    optional.
+    """
     required = schema.get("required", ())
     fields = {
         name: resolve_field(field, is_nullable(field) or name not in required)
@@ -66,7 +68,7 @@ def resolve_object(schema: FieldSchema) -> dict[str, Any]:
 
 
 def allow_omission(schema: FieldSchema) -> dict[str, Any]:
-    """Returns the schema of an object of which fields that may be null may be left out as well."""
+    """Return the schema of an object whose nullable fields may be omitted."""
     relaxed = dict(schema)
     if "items" in schema:
         relaxed["items"] = allow_omission(schema["items"])
@@ -77,14 +79,14 @@ def allow_omission(schema: FieldSchema) -> dict[str, Any]:
 
 
 def drop_nulls(value: Any) -> Any:
-    """Returns a value without the fields that are null, in objects at any depth."""
+    """Return a value without null fields, in objects at any depth."""
     if isinstance(value, dict):
         return {name: drop_nulls(entry) for name, entry in value.items() if entry is not None}
     return [drop_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def fill_nulls(field: FieldSchema, value: Any) -> Any:
-    """Returns a value with null for the fields that may be null and were left out, in objects at any depth."""
+    """Return a value with null for omitted nullable fields, in objects at any depth."""
     if isinstance(value, list) and "items" in field:
         return [fill_nulls(field["items"], entry) for entry in value]
     if not isinstance(value, dict) or "properties" not in field:
@@ -95,26 +97,28 @@ def fill_nulls(field: FieldSchema, value: Any) -> Any:
 
 
 def strip_extensions(schema: Any) -> Any:
-    """Returns a schema as others know JSON Schema: without `ordered`, which says how this project compares a list."""
+    """Return a schema without `ordered`, this project's extension of JSON Schema for the comparison of lists."""
     if isinstance(schema, list):
         return [strip_extensions(entry) for entry in schema]
     if not isinstance(schema, Mapping):
         return schema
-    # A field may bear that name; it is an object then.
+    # A field may have the name "ordered"; its schema then is an object, not a boolean.
     return {
         key: strip_extensions(entry) for key, entry in schema.items() if key != "ordered" or not isinstance(entry, bool)
     }
 
 
 def field_type(field: FieldSchema) -> str:
-    """Returns the field's type, null aside."""
+    """Return the field's type without null."""
     kinds = [field["type"]] if isinstance(field["type"], str) else field["type"]
     return next(str(kind) for kind in kinds if kind != "null")
 
 
 def describe_fields(fields: Mapping[str, FieldSchema], absent: str = "null", indent: str = "") -> list[str]:
-    """Returns the lines that describe fields in the prompt, those of objects below them. `absent` is what stands for a
-    field that the document does not have: null, or omit for nothing."""
+    """Return the lines that describe fields in the prompt, with nested fields indented.
+
+    `absent` is the form of a missing field: null, or omit to leave it out.
+    """
     lines = []
     for name, field in fields.items():
         description = f": {field['description']}" if "description" in field else ""
@@ -125,7 +129,7 @@ def describe_fields(fields: Mapping[str, FieldSchema], absent: str = "null", ind
 
 
 def describe_field(field: FieldSchema, absent: str = "null") -> str:
-    """Returns what the field may hold, as the prompt says it."""
+    """Return the description of a field's values for the prompt."""
     if "enum" in field:
         words = "one of " + ", ".join(canonical_json(choice) for choice in field["enum"] if choice is not None)
     elif field_type(field) == "array":
@@ -138,9 +142,9 @@ def describe_field(field: FieldSchema, absent: str = "null") -> str:
 
 
 def canonicalize(field: FieldSchema, value: Any) -> Any:
-    """Returns the value as records hold it: clean text, text of a table as the field's type, null for nothing.
+    """Return the canonical value: clean text, table text converted to the field's type, null for blank values.
 
-    What fits no better way stays as it is, for `check` to tell.
+    A value that cannot be converted stays unchanged; check_value reports it.
     """
     kind = field_type(field)
     if kind == "boolean" and is_number(value):
@@ -168,7 +172,7 @@ def canonicalize(field: FieldSchema, value: Any) -> Any:
 
 
 def check_value(field: FieldSchema, value: Any) -> None:
-    """Returns nothing where a value fits its field. Raises ValueError saying what was given and what would do."""
+    """Raise ValueError, with the value given and the values allowed, if a value does not fit its field."""
     if value is None and is_nullable(field):
         return
     if value is None:
@@ -196,8 +200,7 @@ def check_value(field: FieldSchema, value: Any) -> None:
 
 
 def check_keys(fields: Mapping[str, FieldSchema], value: Mapping[str, Any]) -> None:
-    """Returns nothing where an object has each of these fields and no other key. Raises UnknownKeyError naming the keys
-    that it should not have, and ValueError naming those that it lacks."""
+    """Raise UnknownKeyError for keys that are not among `fields`, and ValueError for missing ones."""
     if unknown := [name for name in value if name not in fields]:
         raise UnknownKeyError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
     if missing := [name for name in fields if name not in value]:
@@ -212,7 +215,7 @@ def _check_nested(field: FieldSchema, value: Any, location: str) -> None:
 
 
 def blank_to_null(value: Any) -> Any:
-    """Returns a value with null for blank texts, in objects at any depth."""
+    """Return a value with null for blank texts, in objects at any depth."""
     if isinstance(value, dict):
         return {name: blank_to_null(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -221,17 +224,17 @@ def blank_to_null(value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether a value is a number, which true and false are not."""
+    """Return whether a value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def canonical_json(value: Any) -> str:
-    """Returns a value as JSON, in the one spelling that answers have."""
+    """Return a value as JSON in the spelling of answers."""
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
 def _parse_cell(text: str, kind: str) -> Any:
-    """Text of a table as the type it stands for; the text itself where it stands for none."""
+    """Return table text converted to the type; the text itself if it cannot be converted."""
     if kind == "boolean":
         return BOOLEAN_WORDS.get(text.casefold(), text)
     try:
@@ -250,7 +253,7 @@ def _is_exact(value: float) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    # Half of a surrogate pair is no text: it cannot be written as UTF-8.
+    # A lone surrogate cannot be encoded as UTF-8.
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -271,7 +274,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_blank(value: Any) -> bool:
-    """Whether a value says nothing: a blank text, or an object of nothing else."""
+    """Return whether a value is a blank text, or an object of only blank or null values."""
     return value == "" or (isinstance(value, dict) and all(entry in (None, "") for entry in value.values()))
 
 

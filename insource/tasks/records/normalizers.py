@@ -1,16 +1,16 @@
-"""Two spellings of one value made equal, as far as a recipe declares that they are.
+"""Normalizers of field values before comparison, as declared in a recipe.
 
-    normalize("RM 1,234.50", ["amount"])            "1234.50", as "1.234,50 €" and 1234.5 are
-    normalize("02 APR 2018", ["date_dmy"])          "2018-04-02", as "2/4/18" is
+    normalize("RM 1,234.50", ["amount"])            "1234.50", same for "1.234,50 €" and 1234.5
+    normalize("02 APR 2018", ["date_dmy"])          "2018-04-02", same for "2/4/18"
     normalize("  Ho Trading ", ["whitespace", "case"])    "ho trading"
 
-Only the score compares this way; what is stored and answered stays as it was written. What cannot be read as an amount
-or as a date stays as it is, with its white space folded.
+Only scores use normalized values; stored data and answers keep the original spelling. A value that is not an amount or
+date stays unchanged, with its white space folded.
 
-And numbers as tables write them, where a recipe says which sign stands before the decimals:
+The module also parses numbers of tables, with the decimal sign that a recipe declares:
 
-    number_of("1.234,56", ",")                      1234.56
-    amount_of("EUR 1.234,56", ",")                  (1234.56, "EUR")
+    parse_number("1.234,56", ",")                   1234.56
+    parse_amount("EUR 1.234,56", ",")               (1234.56, "EUR")
 """
 
 import re
@@ -41,7 +41,7 @@ _NUMERIC_DATE = re.compile(r"([0-9]{1,2}) ?[-/. ] ?([0-9]{1,2}) ?[-/. ] ?([0-9]{
 _DIGIT_RUN = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{4})")
 _TIME = re.compile(r"[ T][0-9]{1,2}[:.][0-9]{2}.*$", re.IGNORECASE)
 
-# A currency is a sign or at most four letters, before or behind; which one it is, is not compared.
+# A currency is a sign or at most four letters, before or after the number. Currencies are not compared.
 _CURRENCY = r"(?:[^\W\d_]{1,4}\.?)? ?[$£¥\u0e3f\u20a0-\u20c0]?"
 _AMOUNT = re.compile(
     rf"(?P<open>\()?(?P<sign>[-−+]?) ?(?P<before>{_CURRENCY}) ?(?P<inner>[-−+]?) ?"
@@ -62,10 +62,10 @@ _GROUPED = re.compile(r"[0-9]{1,3}(?:[.,' ][0-9]{2,3})*[.,' ][0-9]{3}")
 
 
 def normalize(value: Any, normalizers: Collection[str]) -> Any:
-    """Returns what equal values share: a text for a text, and for a number where `amount` is declared.
+    """Return a value that equal values share: text for text; for a number, text if `amount` is declared.
 
-    `normalizers` are whitespace, case, punctuation, amount, date_dmy (day first where a date can be read both ways),
-    date_mdy; their order does not matter. Applied twice, it changes nothing more.
+    `normalizers` are whitespace, case, punctuation, amount, date_dmy (day first in ambiguous dates), date_mdy. Their
+    order has no effect. The function is idempotent.
     """
     if isinstance(value, bool) or value is None:
         return value
@@ -78,7 +78,7 @@ def normalize(value: Any, normalizers: Collection[str]) -> Any:
 
 @lru_cache(maxsize=65536)
 def _normalize_text(value: str, normalizers: frozenset[str]) -> str:
-    """A text as `normalize` returns it. Records are compared value by value, entries of lists each with each."""
+    """Return a text as `normalize` returns it. Cached, because entries of lists are compared pairwise."""
     text = _fold_spaces(value)
     normalized = _normalize_date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
     if normalized is None and "amount" in normalizers:
@@ -87,22 +87,22 @@ def _normalize_text(value: str, normalizers: frozenset[str]) -> str:
         return normalized
     folded = _fold_spaces(text.casefold()) if "case" in normalizers else text
     if "punctuation" in normalizers:
-        # A text of punctuation alone is its own value: "?" is not "!".
+        # A text of only punctuation is its own value: "?" is not "!".
         folded = (
             _fold_spaces(
                 "".join(" " if unicodedata.category(character)[0] in "PS" else character for character in folded)
             )
             or folded
         )
-    # Without its punctuation, a text may be a date after all.
+    # Without punctuation the text may be a date.
     return folded if folded == text else _normalize_text(folded, normalizers)
 
 
 def parse_number(text: str, decimal: str) -> int | float | None:
-    """Returns the number that a text writes with `decimal` ("." or ",") before its decimals; None where it is none.
+    """Return the number of a text with `decimal` ("." or ",") as decimal sign; None if it is not a number.
 
-    The other sign, spaces and apostrophes may group its thousands, and nothing else: with a comma before the decimals,
-    1.5 and 0.123 are no numbers.
+    The other sign, spaces and apostrophes may group thousands only: with a decimal comma, 1.5 and 0.123 are not
+    numbers.
     """
     amount = parse_amount(text, decimal)
     if amount is not None:
@@ -111,8 +111,10 @@ def parse_number(text: str, decimal: str) -> int | float | None:
 
 
 def parse_amount(text: str, decimal: str) -> tuple[int | float, str] | None:
-    """Returns (number, currency as it is written or "") of an amount of money, whose number is written as number_of
-    says; None where it is none."""
+    """Return (number, currency in its spelling or "") of an amount of money; None if it is not one.
+
+    The number follows the rules of parse_number.
+    """
     match = _AMOUNT.fullmatch(_NO_CENTS.sub("", _fold_spaces(text)))
     if match is None or (match["open"] is None) != (match["close"] is None):
         return None
@@ -144,8 +146,11 @@ def _signs(amount: re.Match[str]) -> str:
 
 
 def _plain_number(digits: str) -> str | None:
-    """Digits with one point at most: of two kinds of separator the last is the decimal one; a single kind is decimal,
-    unless exactly three digits follow it (1,234 and 1.234 are both a thousand and more)."""
+    """Return digits with at most one decimal point; None if the text is not a number.
+
+    If there are two kinds of separator, the last one is decimal. A single separator is decimal, unless exactly three
+    digits follow (1,234 and 1.234 are thousands).
+    """
     last = max(digits.rfind("."), digits.rfind(","))
     whole, fraction = (digits[:last], digits[last + 1 :]) if last >= 0 else (digits, "")
     if last >= 0 and digits.count(digits[last]) > 1 and set(digits) & {".", ","} == {digits[last]}:
@@ -160,7 +165,7 @@ def _plain_number(digits: str) -> str | None:
 
 
 def _format_amount(amount: Decimal) -> str:
-    """The amount with two decimals, or all it has; never with three, which would read as thousands."""
+    """Return the amount with two decimals, or all of them; never with three, which would look like thousands."""
     text = f"{amount:f}"
     whole, _, fraction = text.partition(".")
     fraction = fraction.rstrip("0").ljust(2, "0")
@@ -186,7 +191,7 @@ def _normalize_date(text: str, day_first: bool) -> str | None:
 
 
 def _iso_date(year: str, month: int, day: int) -> str | None:
-    # Two digits are a year from 1969 to 2068, as strptime reads them.
+    # As in strptime, two digits are a year from 1969 to 2068.
     full_year = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)
     if not 1900 <= full_year < 2100:
         return None

@@ -1,12 +1,12 @@
-"""What of a record was wanted, said and right, value by value.
+"""Expected, predicted and right values of a record.
 
-wanted   {"supplier": "Ho", "line_items": [{"name": "nail", "price": "2"}, {"name": "saw", "price": "9"}]}
-said     {"supplier": "Ho", "line_items": [{"name": "saw", "price": "8"}, {"name": "nail", "price": "2"}]}
-values   supplier 1 of 1 right, line_items.name 2 of 2, line_items.price 1 of 2
-items    line_items 1 of 2 right in every value
+expected    {"supplier": "Ho", "line_items": [{"name": "nail", "price": "2"}, {"name": "saw", "price": "9"}]}
+predicted   {"supplier": "Ho", "line_items": [{"name": "saw", "price": "8"}, {"name": "nail", "price": "2"}]}
+values      supplier 1 of 1 right, line_items.name 2 of 2, line_items.price 1 of 2
+items       line_items 1 of 2 right in every value
 
-The objects of a list stand in no order that counts: each is assigned to one of the target's, so that most values are
-right (Kuhn 1955, by scipy). What has no counterpart was wanted and not said, or said and not wanted.
+The order of objects in a list is ignored: each is assigned to an object of the target so that most values are right
+(Kuhn 1955, by scipy). An unassigned object counts as expected only, or as predicted only.
 """
 
 from collections import Counter
@@ -23,17 +23,17 @@ Normalizers = Mapping[str, Sequence[str]]
 
 @dataclass
 class Counts:
-    """n (wanted), said and right of each path, in one row."""
+    """Counters n (expected), said (predicted) and right of each path, in one row."""
 
     values: dict[str, Counter[str]] = field(default_factory=dict)
-    """Of values that are no objects; a list of them is one value."""
+    """{path: counter} of values that are not objects. A list of such values is one value."""
     items: dict[str, Counter[str]] = field(default_factory=dict)
-    """Of the objects of lists, right where every value is."""
+    """{path: counter} of the objects in lists. An object is right if all its values are."""
     same: bool = True
-    """Whether all that was wanted was said, and nothing else."""
+    """Whether predicted and expected values are equal."""
 
     def add(self, other: "Counts") -> None:
-        """Adds the counts of another part of the row."""
+        """Add the counts of another part of the row."""
         for totals, additions in ((self.values, other.values), (self.items, other.items)):
             for path, count in additions.items():
                 totals.setdefault(path, Counter()).update(count)
@@ -41,7 +41,7 @@ class Counts:
 
     @property
     def right(self) -> int:
-        """Returns how many values are right."""
+        """Return the number of right values."""
         return sum(count["right"] for count in self.values.values())
 
 
@@ -52,8 +52,10 @@ def count_record(
     normalizers: Normalizers,
     prefix: str = "",
 ) -> Counts:
-    """Returns the counts of an object of these fields; {} stands for one that is not there. `prefix` is its path, with
-    a dot at its end."""
+    """Return the counts of an object with these fields; {} represents a missing object.
+
+    `prefix` is the path of the object with a dot at its end.
+    """
     counts = Counts()
     for name, schema in fields.items():
         counts.add(_count_field(schema, prefix + name, expected.get(name), predicted.get(name), normalizers))
@@ -61,7 +63,7 @@ def count_record(
 
 
 def list_value_paths(fields: Mapping[str, FieldSchema], prefix: str = "") -> list[str]:
-    """Returns the paths of all values, in the order of the schema."""
+    """Return the paths of all values, in schema order."""
     paths = []
     for name, schema in fields.items():
         nested = _nested_fields(schema)
@@ -70,7 +72,7 @@ def list_value_paths(fields: Mapping[str, FieldSchema], prefix: str = "") -> lis
 
 
 def list_object_arrays(fields: Mapping[str, FieldSchema], prefix: str = "") -> list[str]:
-    """Returns the paths of the lists of objects, in the order of the schema."""
+    """Return the paths of the lists of objects, in schema order."""
     paths = []
     for name, schema in fields.items():
         paths += [prefix + name] if _nested_fields(schema) and field_type(schema) == "array" else []
@@ -79,7 +81,7 @@ def list_object_arrays(fields: Mapping[str, FieldSchema], prefix: str = "") -> l
 
 
 def summarize_counts(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Returns {path: {"precision", "recall", "f1", "n"}} over rows, without paths that neither side has."""
+    """Return {path: {"precision", "recall", "f1", "n"}} over rows, without paths that neither side has."""
     counts = {name: sum((row[name] for row in rows if name in row), Counter[str]()) for name in names}
     return {
         name: metric_stats.precision_recall(count["right"], count["said"], count["n"])
@@ -89,9 +91,9 @@ def summarize_counts(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence
 
 
 def comparison_value(schema: FieldSchema, path: str, value: Any, normalizers: Normalizers) -> Any:
-    """Returns a value as it is compared: None for nothing, a list that is not `ordered` in an order of its own.
+    """Return a value for comparison: None for an empty value, a sorted list unless it is `ordered`.
 
-    A record has the path "".
+    The path of a record is "".
     """
     if isinstance(value, dict):
         prefix = f"{path}." if path else ""
@@ -124,8 +126,10 @@ def _count_field(schema: FieldSchema, path: str, expected: Any, predicted: Any, 
 def _count_objects(
     schema: FieldSchema, path: str, expected: Sequence[Any], predicted: Sequence[Any], normalizers: Normalizers
 ) -> Counts:
-    """The counts of two lists of objects, so assigned that most values are right, and then most objects; of `ordered`
-    ones the first is held against the first, and so on."""
+    """Return the counts of two lists of objects, assigned so that most values, then most objects, are right.
+
+    `ordered` lists are compared position by position.
+    """
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
@@ -134,7 +138,7 @@ def _count_objects(
 
     pairs: dict[tuple[int, int], Counts] = {}
     if schema.get("ordered") or expected == predicted:
-        # No other assignment of equal lists has more right.
+        # For equal lists no other assignment has more right values.
         assignment = [(index, index) for index in range(min(len(expected), len(predicted)))]
         pairs = {(index, index): count_pair(expected[index], predicted[index]) for index, _ in assignment}
     else:
@@ -167,6 +171,6 @@ def _count_objects(
 
 
 def _nested_fields(schema: FieldSchema) -> Mapping[str, FieldSchema]:
-    """The fields of an object, or of the objects of a list; none of other fields."""
+    """Return the fields of an object, or of the objects in a list; {} for other fields."""
     fields: Mapping[str, FieldSchema] = schema.get("items", schema).get("properties", {})
     return fields

@@ -1,5 +1,5 @@
-"""How a chat template writes the assistant's turn: what stands before an answer, in an open prompt and in an answered
-conversation, and what ends it.
+"""The assistant's turn of a chat template: the text before an answer, in an open prompt and in an answered conversation,
+and the text that ends it.
 
                     open prompt ends in         answered turn
     Qwen2.5         assistant\\n                 assistant\\nLABEL<|im_end|>         exact
@@ -8,8 +8,8 @@ conversation, and what ends it.
     Qwen3-Thinking  assistant\\n<think>\\n       (none)                            refused: it always thinks
     gpt-oss         <|start|>assistant          ...assistant<|channel|>final...   refused: a channel
 
-Where the two agree, the template's own rendering is learnt. Where they differ by white space or by an empty thought,
-open prompt, answer and stop are learnt as they are served (an own suffix). All else is refused.
+If the two agree, training uses the template's own rendering. If they differ only by white space or an empty thought,
+training uses open prompt, answer and stop as they are served (an own suffix). All other templates are refused.
 """
 
 import re
@@ -23,15 +23,15 @@ from insource.config.errors import RecipeError
 
 PROBE_QUESTION, PROBE_ANSWER, PROBE_FOLLOW_UP = "Where is my parcel?", "It is late.", "And my refund?"
 
-# What stands around a thought, as templates write it: <think> </think>, [THINK] [/THINK], <|START_THINKING|>
-# <|END_THINKING|>, <|channel>thought <channel|>, <seed:think> </seed:think>, </think:opensource>.
+# Marks around a thought in templates: <think> </think>, [THINK] [/THINK], <|START_THINKING|> <|END_THINKING|>,
+# <|channel>thought <channel|>, <seed:think> </seed:think>, </think:opensource>.
 _THOUGHT = r"(?:think|thought|reason)[\w:]*"
 _CLOSE = re.compile(rf"</[\w:]*?{_THOUGHT}>|\[/{_THOUGHT}\]|<\|end_?(?:of_)?{_THOUGHT}\|>|<channel\|>", re.IGNORECASE)
 _OPEN = re.compile(
     rf"<(?![/|])[\w:]*?{_THOUGHT}>|\[{_THOUGHT}\]|<\|(?:(?:start|begin)_?(?:of_)?)?{_THOUGHT}\|>|<\|channel>thought",
     re.IGNORECASE,
 )
-# Models that answer at once, by a part of the name of a model that does not.
+# {part of the name of a model that thinks first: a model that answers immediately}.
 _ALTERNATIVES = {
     "thinking-2507": "the Instruct-2507 model of the same size",
     "deepseek": "DeepSeek-V3.1",
@@ -43,24 +43,24 @@ _ALTERNATIVES = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What a template writes around an answer."""
+    """The texts that a template writes around an answer."""
 
     generation_prompt: str
-    """Before an answer that is still to come: the end of an open prompt."""
+    """Before an answer to be generated: the end of an open prompt."""
     lead: str
     """Before the answer of an answered conversation."""
     end: str
     """After an answer that ends the conversation."""
     next_message: str
-    """After an answer that another message follows; empty where the template takes no such conversation."""
+    """After an answer that is followed by another message; empty if the template refuses such a conversation."""
     continues: bool
-    """Whether the answered conversation goes on where the open prompt ends, with the answer."""
+    """Whether the answered conversation equals the open prompt followed by the answer."""
 
 
 def read_turn(tokenizer: Any) -> Turn:
-    """Returns how the tokenizer's chat template writes an answer.
+    """Return the assistant's turn of the tokenizer's chat template.
 
-    Raises RecipeError where the model answers otherwise than at once, or the template takes no plain conversation.
+    Raises RecipeError if the model does not answer immediately, or the template refuses a plain conversation.
     """
     name = tokenizer.name_or_path
     question = [{"role": "user", "content": PROBE_QUESTION}]
@@ -85,9 +85,9 @@ def read_turn(tokenizer: Any) -> Turn:
 
 
 def find_stop(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
-    """Returns which of the tokens that may end an answer the template ends one with, None where it writes none.
+    """Return the token among `stops` with which the template ends an answer, None if there is none.
 
-    Where nothing ends a last answer (GLM), the token that begins the following message does.
+    If nothing ends a last answer (GLM), the first token of the following message does.
     """
     for text in (turn.end, turn.next_message):
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -107,7 +107,7 @@ def _render_next_message(tokenizer: Any, conversation: list[dict[str, str]]) -> 
 
 
 def _check_answers_at_once(turn: Turn, name: str) -> None:
-    """Raises RecipeError where more than white space and empty thoughts separates an answer from the open prompt."""
+    """Raise RecipeError if more than white space and empty thoughts separates an answer from the open prompt."""
     prompt = turn.generation_prompt
     if _has_open_thought(prompt):
         raise RecipeError(
@@ -123,7 +123,7 @@ def _check_answers_at_once(turn: Turn, name: str) -> None:
 
 
 def _has_open_thought(generation_prompt: str) -> bool:
-    """Returns whether a thought is begun and not ended."""
+    """Return whether a thought begins and does not end."""
     open_starts, close_starts = (
         [match.start() for match in marks.finditer(generation_prompt)] for marks in (_OPEN, _CLOSE)
     )
@@ -131,7 +131,7 @@ def _has_open_thought(generation_prompt: str) -> bool:
 
 
 def _strip_thoughts(text: str) -> str:
-    """Returns a text without white space and without the marks of empty thoughts."""
+    """Return a text without white space and without the marks of empty thoughts."""
     return re.sub(r"\s+", "", _CLOSE.sub("", _OPEN.sub("", text)))
 
 

@@ -1,9 +1,9 @@
-"""The tokenizer of a base model as it was published, and the tokens at which its generation config stops.
+"""The published tokenizer of a base model, and the stop tokens of its generation config.
 
-    tokenizer = tokenizer_of(recipe.model)      AutoTokenizer, one chat template chosen, nothing pinned
-    stops(recipe.model, tokenizer)              ["<eos>", "<end_of_turn>"]
+    tokenizer = load_base_tokenizer(recipe.model)      AutoTokenizer, one chat template selected, nothing pinned
+    list_stop_tokens(recipe.model, tokenizer)          ["<eos>", "<end_of_turn>"]
 
-Every way in which a base can lack a tokenizer is refused here, before its weights are looked for.
+All errors of a missing tokenizer are raised here, before the weights are loaded.
 """
 
 import json
@@ -19,9 +19,9 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def load_base_tokenizer(model: Model) -> Any:
-    """Returns the tokenizer of a base model, with one chat template.
+    """Return the tokenizer of a base model, with one chat template.
 
-    Raises RecipeError where it is not there, or renders no conversations.
+    Raises RecipeError if there is no tokenizer, or no chat template.
     """
     check_not_gguf(model)
     tokenizer = load_auto_tokenizer(model.base, model)
@@ -35,10 +35,10 @@ def load_base_tokenizer(model: Model) -> Any:
 
 
 def load_auto_tokenizer(path: str, model: Model) -> Any:
-    """Returns the tokenizer in a folder or a repository, as it is there. Raises RecipeError where there is none.
+    """Return the unchanged tokenizer of a folder or repository. Raises RecipeError if there is none.
 
-    A Mistral repository may hold tekken.json beside tokenizer.json: transformers 5 would then take mistral-common's
-    tokenizer, which knows no chat templates.
+    A Mistral repository may have tekken.json beside tokenizer.json. transformers 5 would then use mistral-common's
+    tokenizer, which has no chat templates.
     """
     from transformers import AutoTokenizer
 
@@ -49,7 +49,7 @@ def load_auto_tokenizer(path: str, model: Model) -> Any:
 
 
 def list_stop_tokens(model: Model, tokenizer: Any) -> list[str]:
-    """Returns the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
+    """Return the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
     listed = _read_generation_config(model).get("eos_token_id")
     ids = [listed] if isinstance(listed, int) else list(listed or [])
     tokens = [
@@ -60,7 +60,7 @@ def list_stop_tokens(model: Model, tokenizer: Any) -> list[str]:
 
 
 def base_not_found_message(model: Model, error: Exception) -> str:
-    """Returns what to tell when a base model, or its tokenizer, cannot be loaded."""
+    """Return the error message for a base model, or its tokenizer, that cannot be loaded."""
     reason = str(error).strip().partition("\n")[0]
     if Path(model.base).is_dir():
         return f"model.base: {model.base} cannot be loaded: {reason}"
@@ -71,8 +71,10 @@ def base_not_found_message(model: Model, error: Exception) -> str:
 
 
 def check_not_gguf(model: Model) -> None:
-    """Raises RecipeError where the folder of a base has its weights as GGUF and not as safetensors: a recipe names the
-    file, which is dequantized before (insource/tracking/base_models/gguf_model.py)."""
+    """Raise RecipeError if the folder of a base has its weights as GGUF and not as safetensors.
+
+    A recipe names the GGUF file, which is dequantized first (insource/tracking/base_models/gguf_model.py).
+    """
     folder = Path(model.base)
     ggufs = base_models.find_gguf_weights(folder) if folder.is_dir() else []
     if ggufs:
@@ -83,7 +85,7 @@ def check_not_gguf(model: Model) -> None:
 
 
 def _select_template(model: Model, template: Any) -> Any:
-    """Returns the template that serves conversations without tools, of a tokenizer with several named ones."""
+    """Return the template for conversations without tools, if the tokenizer has several named templates."""
     if not isinstance(template, dict):
         return template
     if DEFAULT_TEMPLATE in template:
@@ -113,7 +115,7 @@ def _no_tokenizer_message(model: Model, error: Exception) -> str:
 
 
 def _list_files(model: Model) -> set[str] | None:
-    """Returns the names of the files of a base, None where it is neither a folder nor a repository in reach."""
+    """Return the file names of a base, None if it is neither a folder nor a reachable repository."""
     if (folder := Path(model.base)).is_dir():
         return {path.name for path in folder.iterdir()}
     from huggingface_hub import HfApi
@@ -125,7 +127,7 @@ def _list_files(model: Model) -> set[str] | None:
 
 
 def _read_generation_config(model: Model) -> dict[str, Any]:
-    """Returns what generation_config.json of a base says; config.json where there is none, as vLLM does."""
+    """Return generation_config.json of a base, or config.json if there is none, as vLLM does."""
     for name in (GENERATION_CONFIG, "config.json"):
         if path := _find_file(model, name):
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +136,7 @@ def _read_generation_config(model: Model) -> dict[str, Any]:
 
 
 def _find_file(model: Model, name: str) -> Path | None:
-    """Returns a small file of a base, fetched from the hub where needed; None where there is none."""
+    """Return a small file of a base, downloaded from the hub if needed; None if there is none."""
     if (folder := Path(model.base)).is_dir():
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import hf_hub_download

@@ -1,7 +1,7 @@
-"""From messages to token ids, by the base's own chat template and nothing else.
+"""Rendering of messages to token ids, by the base's own chat template only.
 
-Training, validation and the reference answers all render here; a server renders the same messages with the same
-template, and parity compares the ids.
+Training, validation and the reference answers all render with this module. A server renders the same messages with
+the same template, and the parity check compares the ids.
 """
 
 import hashlib
@@ -17,18 +17,17 @@ from insource.tasks.rendering.assistant_turn import Turn
 from insource.tasks.rendering.pinned_template import PinnedTemplate
 
 Messages = list[dict[str, str]]
-# Tokens before a completion that decide how its first token is written as text.
+# Number of prompt tokens that decide how the first token of a completion is written as text.
 CONTEXT_TOKENS = 8
 
-# An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
-# costs nothing.
+# A decoded answer may need more tokens than the longest one in train. A higher limit costs nothing if answers end early.
 ANSWER_LENGTH_FACTOR = 1.5
 MIN_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training example as token ids: what is read and what is answered, the stop token last."""
+    """One training example as token ids: prompt, and completion with the stop token at its end."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -39,30 +38,30 @@ class Rendering:
     """The prompt format of a base and the end of its answers."""
 
     tokenizer: Any
-    """With the pinned template as its chat template, and the stop as its EOS token."""
+    """With the pinned template as chat template, and the stop as EOS token."""
     pinned: dict[str, bool | str] = field(default_factory=dict)
-    """What is pinned in the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
+    """Pinned variables of the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
     differs: str | None = None
-    """Why answers are learnt otherwise than the template writes them (an own suffix), None where they are not."""
+    """Reason why training uses an own suffix instead of the template's, None if it does not."""
     stop_found: str | None = None
-    """How the stop was found where it is not the tokenizer's own EOS."""
+    """Description of the stop, if it is not the tokenizer's own EOS."""
 
     def lines(self) -> list[str]:
-        """Returns what is pinned, and how answers end, for the console."""
+        """Return console lines about pinned variables and the stop."""
         values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
         lines = [f"template  pinned: {values} (model.template)"] if values else []
         return lines + ([f"stop      {self.stop_found}"] if self.stop_found else [])
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Returns the tokenizer of a base model as training and serving use it, see `rendering_of`."""
+    """Return the tokenizer of a base model for training and serving, see load_rendering."""
     return load_rendering(model).tokenizer
 
 
 def load_rendering(model: Model) -> Rendering:
-    """Returns the rendering of a base: template pinned, stop found, by the recipe's model.template and model.stop.
+    """Return the rendering of a base, with pinned template and stop, by the recipe's model.template and model.stop.
 
-    Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
+    Raises RecipeError if there is no tokenizer, or the base cannot answer immediately.
     """
     tokenizer = base_tokenizer.load_base_tokenizer(model)
     candidates: list[tuple[PinnedTemplate, Turn]] = []
@@ -74,30 +73,31 @@ def load_rendering(model: Model) -> Rendering:
         except RecipeError as error:
             errors.append(error)
     if not candidates:
-        # Of several reasons that of the template with its switch off.
+        # The first error is that of the template with thinking off.
         raise errors[0]
-    # Of several ways the first one in which open and answered prompts agree.
+    # Prefer the first candidate in which open and answered prompts agree.
     pinned, turn = next((candidate for candidate in candidates if candidate[1].continues), candidates[0])
     tokenizer.chat_template = pinned.template
     return _make_rendering(model, tokenizer, pinned, turn)
 
 
 def load_saved_tokenizer(folder: str) -> Any:
-    """Returns the tokenizer that training saved with an adapter or a model, pinned as it was there."""
+    """Return the tokenizer that training saved with an adapter or a model, with its pinned template."""
     return base_tokenizer.load_auto_tokenizer(folder, Model(base=folder))
 
 
 def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
-    """Returns the ids of each conversation up to where the model answers."""
+    """Return the token ids of each conversation up to the answer."""
     return _encode(tokenizer, _render_prompts(tokenizer, conversations))
 
 
 def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequence[str]) -> list[Example]:
-    """Returns the ids of each conversation with its answer and the stop token (the tokenizer's EOS).
+    """Return the token ids of each conversation with its answer and the stop token (the tokenizer's EOS).
 
-    An answer that the template writes right behind the open prompt is learnt as the template has it. Another one is
-    learnt as it is served and decoded: the open prompt, the answer, the stop. So is an answer that spells a special
-    token: it is learnt as the text that it is. Raises RecipeError where the model does not answer at once.
+    If the template writes the answer directly after the open prompt, the template's rendering is used. Otherwise the
+    completion is the answer and the stop after the open prompt, as served and decoded. The same applies to an answer
+    that contains the text of a special token: it is encoded as plain text. Raises RecipeError if the model does not
+    answer immediately.
     """
     assistant_turn.read_turn(tokenizer)
     open_prompts = _render_prompts(tokenizer, conversations)
@@ -116,7 +116,7 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
     ):
         if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
             completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
-            # Labels come again and again, behind the same tokens.
+            # Labels repeat after the same tokens.
             key = (*prompt[-CONTEXT_TOKENS:], *completion)
             decoded[key] = decoded[key] if key in decoded else decode_completion(tokenizer, prompt, completion[:-1])
             if decoded[key] == answer:
@@ -127,7 +127,9 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
 
 
 def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """Returns the text of tokens as a server writes it behind a prompt: a space that begins it is a part of it."""
+    """Return the text of tokens as a server writes it after a prompt, with a leading space if it is part of the
+    completion.
+    """
     context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
     context, both = (
         str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -137,12 +139,12 @@ def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
 
 
 def max_answer_tokens(longest: int) -> int:
-    """Returns how many tokens an answer may have, where the longest that is learnt has so many, its stop token too."""
+    """Return the token limit of an answer. `longest` is the longest completion of training, with its stop token."""
     return max(MIN_ANSWER_TOKENS, math.ceil(ANSWER_LENGTH_FACTOR * longest))
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Returns how many tokens each text is by itself."""
+    """Return the number of tokens of each text."""
     if tokenizer.is_fast:
         return [
             len(encoding) for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -151,15 +153,15 @@ def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 
 def template_sha256(tokenizer: Any) -> str:
-    """Returns the hash of the chat template, by which a server's template is known to be the trained one."""
+    """Return the SHA-256 of the chat template, which identifies the trained template on a server."""
     return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
 
 
 def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
-    """Returns how many leading ids all the sequences share (0 for no sequences)."""
+    """Return the number of leading ids that all sequences share (0 without sequences)."""
     if not sequences:
         return 0
-    # What the least and the greatest share in lexicographic order, all between them share too.
+    # All sequences share the common prefix of the lexicographic minimum and maximum.
     low, high = min(sequences), max(sequences)
     length = 0
     while length < min(len(low), len(high)) and low[length] == high[length]:
@@ -168,7 +170,7 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
 
 
 def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: Turn) -> Rendering:
-    """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
+    """Return the rendering with its stop, which becomes the tokenizer's EOS. Raises RecipeError."""
     stops = base_tokenizer.list_stop_tokens(model, tokenizer)
     template_stop = assistant_turn.find_stop(turn, tokenizer, stops)
     stop = template_stop if model.stop == "auto" else _check_configured_stop(model, tokenizer, stops)
@@ -220,9 +222,9 @@ def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = F
 
 
 def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
-    """Returns the ids of an answer right behind an open prompt, such that they are that text there and no other.
+    """Return the ids of an answer after an open prompt that decode to exactly this text.
 
-    Some tokenizers (SentencePiece) write a space before a text that stands alone; behind a line break they do not.
+    Some tokenizers (SentencePiece) add a space before a text on its own, but not after a line break.
     """
     alone_ids, after_break = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
     candidates = [alone_ids]

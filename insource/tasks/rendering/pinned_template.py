@@ -1,11 +1,11 @@
-"""Chat templates with everything pinned that may vary: the template's own switch for thinking, and today's date.
+"""Chat templates with pinned variables: the template's switch for thinking, and today's date.
 
     {% set enable_thinking = false %}
     {% macro strftime_now(format) %}{{ {"%d %b %Y": "01 Jan 2026"}[format] }}{% endmacro %}
     <the published template>
 
-Client requests may set variables of a template, and a clock moves. What is pinned is a part of the template that is
-hashed, saved beside the adapter and given to the server, so that neither changes a prompt.
+Client requests may set template variables, and the date changes. Pinned values are part of the template that is hashed,
+saved beside the adapter and given to the server, so neither can change a prompt.
 """
 
 import json
@@ -19,27 +19,27 @@ from jinja2 import TemplateError, nodes
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Template
 
-# Names by which templates ask whether the model is to think first.
+# Template variables that enable thinking.
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 CLOCK_FUNCTION = "strftime_now"
 UNSET = "not set"
-# The date of a template that prints today's, where the recipe gives none: a constant, so that training is repeatable.
+# Default date of a template that prints today's date. It is constant, so that training is repeatable.
 DEFAULT_DATE = date(2026, 1, 1)
 
 
 @dataclass(frozen=True)
 class PinnedTemplate:
-    """A template and what is pinned in it."""
+    """A template and its pinned values."""
 
     template: str
     values: Mapping[str, bool | str] = field(default_factory=dict)
-    """Such as {"enable_thinking": False, "date": "2026-01-01"}; empty for a template that asks for neither."""
+    """Such as {"enable_thinking": False, "date": "2026-01-01"}; empty for a template without such variables."""
 
 
 def pin_template(template: str, settings: Template, name: str) -> Iterator[PinnedTemplate]:
-    """Yields the template pinned as the recipe says; for `auto` with the switch off, then with it not set.
+    """Yield the template pinned by the recipe's settings; for `auto` with thinking off, then with the switch undefined.
 
-    Raises RecipeError, naming the base `name`, where it is no template, or its date cannot be pinned.
+    `name` is the base, for errors. Raises RecipeError if the template is invalid, or its date cannot be pinned.
     """
     tree = _parse_template(template, name)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
@@ -50,7 +50,7 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
     switches = [switch for switch in THINKING_SWITCHES if switch in names]
     choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
-        # No client can set what is pinned as not set: an attribute that an empty mapping lacks is undefined.
+        # A missing attribute of an empty mapping is undefined, and no client can set it.
         value = "{}.unset" if choice == UNSET else str(choice).lower()
         prologue = "".join(f"{{% set {switch} = {value} %}}\n" for switch in switches)
         yield PinnedTemplate(prologue + clock + template, {**dict.fromkeys(switches, choice), **date_values})
@@ -59,7 +59,7 @@ def pin_template(template: str, settings: Template, name: str) -> Iterator[Pinne
 
 
 def _parse_template(template: str, name: str) -> nodes.Template:
-    # The environment is that in which transformers and vLLM render: its extensions and its trimming of line breaks.
+    # transformers and vLLM render in this environment, with its extensions and its trimming of line breaks.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
@@ -70,7 +70,7 @@ def _parse_template(template: str, name: str) -> nodes.Template:
 
 
 def _clock_macro(tree: nodes.Template, day: date, name: str) -> str:
-    """Returns a macro that prints a constant day in the formats that occur."""
+    """Return a macro that prints a constant day in the formats that the template uses."""
     dates_by_format: dict[str, str] = {}
     for call in tree.find_all(nodes.Call):
         if not isinstance(call.node, nodes.Name) or call.node.name != CLOCK_FUNCTION:
