@@ -1,9 +1,9 @@
-"""Validation decoding of a checkout as a program: `python decode_rows.py SPEC` with that checkout on PYTHONPATH.
+"""Validation decoding of a checkout, as a program: `python decode_rows.py SPEC` with that checkout on PYTHONPATH.
 
     spec.json     {"model": ..., "cases": [{"name": ..., "prompts": [[ids]], "grammar": ..., "max_new_tokens": 64}]}
     result.json   {case: {"seconds": 3.1, "peak_memory_bytes": ..., "answers": [[ids]]}}
 
-Nothing of this bench is imported, since the checkout may be an earlier build.
+It imports nothing of this bench, since the checkout may be an earlier build.
 """
 
 import json
@@ -16,7 +16,7 @@ WARM_UP_ROWS = 2
 
 
 def main() -> None:
-    """Decodes the rows of each case once, after a few to warm up, and leaves result.json beside the spec."""
+    """Decode the rows of each case once, after a warm-up, and write result.json beside the spec."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def reset_peak_memory() -> None:
-    """Begins anew to measure the most memory that this process holds."""
+    """Reset the peak memory of this process and of the GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -61,7 +61,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Returns the most memory since then: of the GPU, or of the process."""
+    """Return the peak memory since the reset: of the GPU, or of the process."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,5 +1,7 @@
-"""This project, through the modules that `make train` runs: base, packs, loop. Rows come as token ids and in an order
-that is given, where `make train` renders and shuffles them."""
+"""This project, with the modules of `make train`: base, packs, loop.
+
+Rows come as token ids in a given order; `make train` renders and shuffles them.
+"""
 
 import json
 import tomllib
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main(spec: PeerSpec) -> None:
-    """Trains, and leaves result.json."""
+    """Train, and write result.json."""
     from peft import PeftModel
 
     recipe = build_recipe(spec)
@@ -56,12 +58,12 @@ def main(spec: PeerSpec) -> None:
 
 
 def insource_version() -> str:
-    """Returns the version of this project, which is run from its folder and not installed."""
+    """Return the version of this project, which runs from its folder and is not installed."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
 def build_recipe(spec: PeerSpec) -> Recipe:
-    """Returns the recipe that says what the spec says, and for the rest what every recipe says."""
+    """Return a recipe with the settings of the spec, and the defaults for the rest."""
     keys: dict[str, Any] = {
         "model.base": spec.model,
         "model.quantization": spec.quantization,

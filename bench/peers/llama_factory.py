@@ -1,8 +1,7 @@
-"""LLaMA-Factory, in its own environment (`bench/training/environments.py`), on exactly our token ids: it trains on a
-tokenised data set that lies on disk, starts from a given adapter and leaves the order of rows alone, all by settings of
-its own.
+"""LLaMA-Factory in an environment of its own (bench/training/environments.py), on exactly the same token ids.
 
-It turns gradient checkpointing on unless told not to, which would cost it a quarter of its speed: it is told not to.
+Its own settings make it train on a tokenised data set on disk, start from a given adapter and keep the order of rows.
+It enables gradient checkpointing by default, which would cost a quarter of its speed; it is disabled here.
 """
 
 import sys
@@ -17,7 +16,7 @@ from bench.peers.training_probe import TrainingProbe
 
 
 def main(spec: PeerSpec) -> None:
-    """Trains, and leaves result.json."""
+    """Train, and write result.json."""
     stub_torchaudio()
     from datasets import Dataset
     from llamafactory.train.tuner import run_exp  # type: ignore[import-not-found]
@@ -44,7 +43,10 @@ def main(spec: PeerSpec) -> None:
 
 
 def stub_torchaudio() -> None:
-    """Leaves an empty module in place of torchaudio, which is imported for models that hear and not used for text."""
+    """Install an empty module as torchaudio if it is missing.
+
+    LLaMA-Factory imports it for audio models and does not use it for text.
+    """
     if find_spec("torchaudio") is None:
         module = ModuleType("torchaudio")
         module.__spec__ = ModuleSpec("torchaudio", None)
@@ -52,7 +54,7 @@ def stub_torchaudio() -> None:
 
 
 def build_settings(spec: PeerSpec, folder: Path) -> dict[str, Any]:
-    """Returns what its YAML file would say."""
+    """Return the settings of its YAML file."""
     quantized = {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
     return {
         "stage": "sft",
@@ -61,7 +63,7 @@ def build_settings(spec: PeerSpec, folder: Path) -> dict[str, Any]:
         "adapter_name_or_path": spec.adapter,
         "finetuning_type": "lora",
         "template": "empty",
-        # Asked for though what is tokenised already is taken.
+        # Required, though the tokenised data set is used.
         "dataset": "tokenized",
         "tokenized_path": str(folder / "tokenized"),
         "output_dir": str(folder / ADAPTER_DIR),

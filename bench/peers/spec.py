@@ -1,5 +1,7 @@
-"""What one process is told, and what it tells: two JSON files, because each system runs in a process of its own and one
-of them in an environment of its own. Nothing but the standard library is imported here.
+"""Spec and result of one process, as two JSON files.
+
+Each system runs in a process of its own, and one of them in an environment of its own. This module therefore imports
+only the standard library.
 
     spec.json     {"system": "trl", "model": ".../model", "rows": ".../rows.jsonl", "batch_size": 16, "updates": 4, ...}
     result.json   {"version": "trl 1.16.0, ...", "raw_seconds": [11.9, 11.6, ...], "losses": [8.31, ...], ...}
@@ -19,14 +21,14 @@ ADAPTER_DIR = "adapter"
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """One training, the same for every system but for how rows reach the model."""
+    """One training, the same for every system except for how rows reach the model."""
 
     system: str
     folder: str
-    """Where the trained adapter and result.json go."""
+    """The folder of the trained adapter and result.json."""
     model: str
     adapter: str
-    """The adapter that everybody starts from."""
+    """The initial adapter of all systems."""
     rows: str
     """A JSONL file of {"prompt_ids", "completion_ids"}, in the order of training."""
     quantization: str
@@ -35,33 +37,33 @@ class PeerSpec:
     learning_rate: float
     on_gpu: bool = False
     bfloat16: bool = False
-    """Whether matrices are multiplied in it; float32 otherwise."""
+    """Whether matrices are multiplied in bfloat16; otherwise in float32."""
     micro_batch: int = 1
     """Rows of one forward pass, for systems that pad."""
     pack_tokens: int = 0
     """Tokens of one sequence, for systems that pack; 0 leaves it to the system."""
     candidates: tuple[int, ...] = ()
-    """Where given, nothing is trained for keeps: each is tried as micro_batch or pack_tokens, and timed."""
+    """Values of micro_batch or pack_tokens to be timed; if given, no adapter is kept."""
 
     def save(self) -> Path:
-        """Returns the path of the file that the process reads."""
+        """Write spec.json and return its path."""
         path = Path(self.folder) / "spec.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
         return path
 
     def examples(self) -> list[tuple[list[int], list[int]]]:
-        """Returns the prompt and the answer of each row."""
+        """Return the token ids of prompt and answer of each row."""
         with Path(self.rows).open(encoding="utf-8") as lines:
             return [(row["prompt_ids"], row["completion_ids"]) for row in map(json.loads, lines)]
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Leaves result.json."""
+        """Write result.json."""
         (Path(self.folder) / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
 
 
 def read_spec() -> PeerSpec:
-    """Returns the spec that the command line names."""
+    """Return the spec that the command line names."""
     parser = argparse.ArgumentParser(description="One system on one shape; `python -m bench.training` calls it.")
     parser.add_argument("spec", type=Path)
     values = json.loads(parser.parse_args().spec.read_text(encoding="utf-8"))
@@ -69,7 +71,7 @@ def read_spec() -> PeerSpec:
 
 
 def build_features(examples: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, list[int]]]:
-    """Returns rows as trainers take pre-tokenised data; only the answer is learnt."""
+    """Return rows in the format of trainers for pre-tokenised data; only answer tokens have labels."""
     return [
         {
             "input_ids": [*prompt, *answer],
@@ -81,5 +83,5 @@ def build_features(examples: Sequence[tuple[list[int], list[int]]]) -> list[dict
 
 
 def package_versions(*names: str) -> str:
-    """Returns the versions of packages: trl 1.16.0, peft 0.21.2."""
+    """Return the versions of packages: trl 1.16.0, peft 0.21.2."""
     return ", ".join(f"{name} {version(name)}" for name in names)

@@ -1,11 +1,12 @@
-"""What a training really did, seen from outside and the same way for every system: when each optimizer update ended,
-and which token ids went through the model.
+"""Observations of a training from outside, the same for every system.
+
+They are the end of each optimizer update, and the token ids that went through the model.
 
     input_ids       5 6 1 9 2 | 3 4 8 2      position_ids   0 1 2 3 4 | 2 3 4 5     one prefix [5 6], two rows
     rows seen       [5 6 1 9 2]  [5 6 3 4 8 2]
 
-A token at position p stands behind the p tokens before it: this reads packs behind a shared prefix, packs of whole
-rows, and padded batches alike.
+A token at position p follows the p tokens before it. This rule reads packs with a shared prefix, packs of complete
+rows, and padded batches.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ TokenIds = tuple[int, ...]
 
 
 class TrainingProbe:
-    """Updates as they end. `on(model)` before training; it costs about a thousandth of a step."""
+    """Recorder of optimizer updates. Call `on(model)` before training; it costs about a thousandth of a step."""
 
     def __init__(self) -> None:
         self.ended: list[float] = [time.perf_counter()]
@@ -33,7 +34,7 @@ class TrainingProbe:
         self._hooks = [register_optimizer_step_post_hook(self._update)]
 
     def on(self, model: Any) -> None:
-        """Reads what this model is given from now on."""
+        """Record the inputs of this model from now on."""
         self._hooks.append(model.register_forward_pre_hook(self._forward, with_kwargs=True))
 
     def _forward(self, _module: Any, _args: Any, inputs: Mapping[str, Any]) -> None:
@@ -51,11 +52,14 @@ class TrainingProbe:
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds from the end of one update to the end of the next; the first holds all that is done once."""
+        """Return the seconds from the end of one update to the end of the next.
+
+        The first includes all work that is done once.
+        """
         return [current - previous for previous, current in zip(self.ended, self.ended[1:], strict=False)]
 
     def report(self) -> dict[str, Any]:
-        """Returns what result.json has of every system."""
+        """Return the figures that result.json contains for every system."""
         return {
             "raw_seconds": [round(seconds, 4) for seconds in self.seconds],
             "update_rows": [len(update) for update in self.updates],
@@ -67,7 +71,7 @@ class TrainingProbe:
         }
 
     def off(self) -> None:
-        """Stops watching."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -75,7 +79,7 @@ class TrainingProbe:
 def split_rows(
     ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None, mask: Sequence[Sequence[int]] | None
 ) -> Iterator[TokenIds]:
-    """Yields the rows that stand in a batch: [B, T] ids, and positions or a padding mask where there are any."""
+    """Yield the rows of a batch: [B, T] ids, and positions or a padding mask if there are any."""
     for index, line in enumerate(ids):
         if positions is None or mask is not None:
             yield tuple(
@@ -89,7 +93,7 @@ def _position_paths(ids: Sequence[int], positions: Sequence[int]) -> Iterator[To
     path: list[int] = []
     for token, position in zip(ids, positions, strict=True):
         if position < len(path):
-            # Filling up to a round length stands at position 0, token by token: no row is that short.
+            # Padding to a round length consists of tokens at position 0; no row has a single token.
             if len(path) > 1:
                 yield tuple(path)
             del path[position:]
@@ -105,12 +109,12 @@ def _to_lists(tensor: Any, dimensions: int | None = None) -> Any:
 
 
 def json_sha256(values: Iterable[Any]) -> str:
-    """Returns the hash of the values as JSON."""
+    """Return the SHA-256 of the values as JSON."""
     return hashlib.sha256(json.dumps(list(values), separators=(",", ":")).encode()).hexdigest()
 
 
 def peak_memory_bytes() -> int:
-    """Returns the most memory that this process held: the GPU's where it trained on one, else its resident size."""
+    """Return the peak memory of this process: of the GPU if there is one, else the resident size."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

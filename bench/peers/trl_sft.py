@@ -1,9 +1,9 @@
-"""TRL's SFTTrainer, as its documentation says to use it on rows that are tokenised already: padded batches (`trl`), or
-whole rows packed by best-fit decreasing (`trl_bfd`).
+"""TRL's SFTTrainer on rows that are tokenised already, as its documentation recommends.
 
-What is fastest differs with the rows and the machine, so `candidates` are tried first: rows of a forward pass for the
-one, tokens of a sequence for the other. TRL packs all rows at once and then counts sequences, so that an update of
-`trl_bfd` holds `batch_size` rows in the mean and not exactly; TRL shuffles the sequences.
+Batches are padded (`trl`), or complete rows are packed by best-fit decreasing (`trl_bfd`). The fastest setting differs
+with the rows and the machine, so `candidates` are timed first: rows of a forward pass for `trl`, tokens of a sequence
+for `trl_bfd`. TRL packs all rows together and then counts sequences, so that an update of `trl_bfd` holds `batch_size`
+rows only on average. TRL shuffles the sequences.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from bench.peers.training_probe import TrainingProbe
 
 
 def main(spec: PeerSpec) -> None:
-    """Trains, or tries the candidates, and leaves result.json."""
+    """Train, or time the candidates, and write result.json."""
     model, tokenizer = load_adapted(spec)
     version = package_versions("trl", "transformers", "peft", "torch")
     if spec.candidates:
@@ -37,7 +37,7 @@ def main(spec: PeerSpec) -> None:
 
 
 def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
-    """Returns the model with the adapter that everybody starts from, and the tokenizer."""
+    """Return the model with the initial adapter, and the tokenizer."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -66,7 +66,7 @@ def build_trainer(
     pack_tokens: int,
     accumulate: bool = True,
 ) -> Any:
-    """Returns the trainer; without `accumulate`, every forward pass is an update of its own."""
+    """Return the trainer; without `accumulate`, every forward pass is an update of its own."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
@@ -105,8 +105,10 @@ def build_trainer(
 
 
 def measure_seconds_per_token(spec: PeerSpec, model: Any, tokenizer: Any, candidate: int) -> float | None:
-    """Returns what a token of a row costs where `candidate` is micro_batch, or pack_tokens: the second forward and
-    backward pass of two. None where a GPU has no memory for it."""
+    """Return the seconds a token of a row with `candidate` as micro_batch or pack_tokens.
+
+    The second of two forward and backward passes counts. Return None if the GPU has too little memory for it.
+    """
     import torch
 
     packing = spec.system == "trl_bfd"

@@ -1,7 +1,9 @@
-"""Unsloth, on a GPU, in its own environment (`bench/training/environments.py`): it patches TRL, so the rest is
-`trl_sft.py`."""
+"""Unsloth on a GPU, in an environment of its own (bench/training/environments.py).
 
-# Unsloth patches transformers and TRL when it is imported, and has to come before them.
+It patches TRL, so the rest is `trl_sft.py`.
+"""
+
+# Unsloth patches transformers and TRL at import, so it must be imported before them.
 import unsloth  # type: ignore[import-not-found]  # isort: skip
 
 from pathlib import Path
@@ -15,7 +17,7 @@ TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 def main(spec: PeerSpec) -> None:
-    """Trains, and leaves result.json."""
+    """Train, and write result.json."""
     model, tokenizer = load_adapted(spec)
     trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, 0)
     probe = TrainingProbe()
@@ -32,7 +34,7 @@ def main(spec: PeerSpec) -> None:
 
 
 def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
-    """Returns Unsloth's own model with an adapter of the same shape, its weights those that everybody starts from."""
+    """Return Unsloth's own model with an adapter of the same shape and the initial weights, and the tokenizer."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
     max_tokens = max(len(prompt) + len(answer) for prompt, answer in spec.examples())

@@ -1,7 +1,7 @@
-"""vLLM's own benchmark client (`vllm bench serve`), as a program that starts where vLLM bears another name in pip.
+"""vLLM's own benchmark client (`vllm bench serve`), as a program that starts whatever name vLLM has in pip.
 
-It is started once a server, because importing vLLM takes long: each line of its input is a JSON list of arguments, and
-each measurement ends with a line that says so.
+One process serves all measurements, because importing vLLM takes long. Each line of its input is a JSON list of
+arguments. Each measurement ends with the line MEASURED_LINE.
 """
 
 import argparse
@@ -12,7 +12,7 @@ MEASURED_LINE = "measured"
 
 
 def main() -> None:
-    """Measures what its input says, until that ends."""
+    """Run the measurement of each input line, until the input ends."""
     from vllm.benchmarks import serve
 
     parser = argparse.ArgumentParser()

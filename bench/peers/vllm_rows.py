@@ -1,5 +1,8 @@
-"""vLLM on the rows of a decoding bench, offline: `python -m bench.peers.vllm_rows SPEC`, as spec and result of
-decode_rows.py are. It computes as the server of this project has it compute, each case from an empty prefix cache."""
+"""vLLM on the rows of bench.decoding, offline: `python -m bench.peers.vllm_rows SPEC`.
+
+Spec and result are those of decode_rows.py. vLLM computes with the serving settings of this project, each case from an
+empty prefix cache.
+"""
 
 import json
 import os
@@ -14,7 +17,7 @@ WARM_UP_ROWS = 2
 
 
 def main() -> None:
-    """Answers the rows of each case once, after a few to warm up, and leaves result.json beside the spec."""
+    """Answer the rows of each case once, after a warm-up, and write result.json beside the spec."""
     import torch
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams

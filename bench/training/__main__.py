@@ -1,15 +1,16 @@
-"""Training against its peers: `python -m bench.training` times insource, plain TRL, TRL with bfd packing and
-LLaMA-Factory (on a GPU also Unsloth) on the same model, adapter, token ids, order, precision and effective batch; it
-writes bench/results/training.json and prints the table.
+"""Training speed against other frameworks: `python -m bench.training`.
+
+It times insource, plain TRL, TRL with bfd packing and LLaMA-Factory, and on a GPU also Unsloth. All use the same model,
+adapter, token ids, order, precision and effective batch. It writes bench/results/training.json and prints the table.
 
     shape       system         examples/s  x TRL   memory   loss, 50th   validation   of the packs' ratio
     banking77   insource       19.6        9.1     1.1 GB   4.7301       4.8120       94% of 9.7
     banking77   trl            2.2         1.0     3.4 GB   4.7301       4.8120
 
-Every system runs in a process of its own, in turns (A B C A B C); the first update of each run warms up and does not
-count; the figure is the median of the runs. What TRL is fastest with on this machine (rows of a forward pass, tokens of
-a sequence) is tried first, on each shape. Equal quality is shown apart, on 50 updates of a small model: every adapter
-is judged by one neutral program on rows that nobody trained on.
+Every system runs in a process of its own, in turns (A B C A B C). The first update of each run warms up and does not
+count. The figure is the median of the runs. The fastest setting of TRL on this machine (rows of a forward pass, tokens
+of a sequence) is determined first, for each shape. Quality is compared separately, on 50 updates of a small model: one
+neutral program evaluates every adapter on held-out rows.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def main() -> int:
             started_at = time.monotonic()
             results += measure_case(bench, case, arguments.banking77, results)
             log(f"done      {time.monotonic() - started_at:.0f} s")
-            # After every case, so that what was measured stays when the rest is interrupted.
+            # After every case, so that an interruption loses no complete case.
             if path := arguments.results or (None if arguments.quick else RESULTS):
                 write_results(path, results)
     table.print_tables(results)
@@ -77,7 +78,7 @@ def main() -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
     banking77_dir = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
     parser.add_argument(
@@ -95,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Writes what was measured; what the file says of other cases stays."""
+    """Write the results; results of other cases in the file are kept."""
     previous = atomic_files.read_json(path) if path.exists() else []
     merged = [result for result in previous if not any(table.is_same_case(result, new) for new in results)] + list(
         results
@@ -107,9 +108,9 @@ def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
 def measure_case(
     bench: BenchConfig, case: Case, banking77: Path, previous: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Returns the result of every system on a case; what did not run is there too, and says why.
+    """Return the result of every system on a case; a system that did not run has a reason instead.
 
-    `previous` is what was measured already, where a carried rate is found.
+    `previous`: the results so far, from which carried rates are taken.
     """
     log(f"case      {case.shape}, batch {case.batch_size}, {case.quantization}")
     speed_rows = case.batch_size * (1 + case.timed_updates)

@@ -1,4 +1,4 @@
-"""What is measured by default: which shape, at which effective batch and precision, with which systems."""
+"""The cases of the training bench: shape, effective batch, precision and systems."""
 
 import argparse
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ MODULES: Mapping[str, str] = {
     "llama_factory": "llama_factory",
     "unsloth": "unsloth_sft",
 }
-"""The program in bench/peers/ that runs each system."""
+"""{system: its program in bench/peers/}."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Case:
     batch_size: int = 16
     quantization: str = "none"
     precision: str = "float32"
-    """What all systems multiply in: float32, or bfloat16 where GPU or processor do that themselves."""
+    """Precision of matrix products in all systems: float32, or bfloat16 if GPU or processor have it natively."""
     systems: tuple[str, ...] = tuple(MODULES)
     timed_updates: int = 3
-    """After one that warms up."""
+    """Timed updates, after one that warms up."""
     repeats: int | None = None
-    """Runs of each system, where it is not as many as were asked for."""
+    """Runs of each system, if not the default number."""
     quality: bool = True
     """Whether the small model is trained too, to compare losses."""
     carried: tuple[str, ...] = ()
-    """Peers whose rate is the one at a batch of 16: they compute more rows as more of the same forward passes."""
+    """Systems whose rate at a batch of 16 is used: they compute a larger batch as more of the same forward passes."""
 
 
 CASES = (
@@ -71,7 +71,7 @@ QUICK = (Case("classifier"),)
 
 
 def select_cases(arguments: argparse.Namespace) -> list[Case]:
-    """Returns the cases that were asked for. Raises RecipeError for a shape that there is none of."""
+    """Return the requested cases. Raise RecipeError for an unknown shape."""
     names = dict.fromkeys(case.shape for case in CASES)
     if unknown := [name for name in arguments.only or () if name not in names]:
         raise RecipeError(f"--only {unknown[0]}: there is no such shape; there are {', '.join(names)}")

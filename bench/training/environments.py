@@ -1,7 +1,9 @@
-"""Environments of peers that do not fit into ours: bench/.peers/<name>, made once, ignored by git.
+"""Environments of peers whose requirements conflict with this project's: bench/.peers/<name>, made once, ignored by
+git.
 
-LLaMA-Factory 0.9.5 wants transformers 5.6 and peft 0.18. It names torchvision and torchaudio, which come built for CUDA
-and break `import transformers` next to a CPU build of torch; text needs neither, so they are taken out again.
+LLaMA-Factory 0.9.5 requires transformers 5.6 and peft 0.18. It also requires torchvision and torchaudio, which come
+built for CUDA and break `import transformers` next to a CPU build of torch. Text needs neither, so they are
+uninstalled.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ PEERS_DIR = Path(__file__).parent.parent / ".peers"
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed, and what is taken out again where there is no GPU."""
+    """Packages to install, and packages to uninstall on a machine without a GPU."""
 
     requirements: tuple[str, ...]
     without_on_cpu: tuple[str, ...] = ()
@@ -29,6 +31,6 @@ ENVIRONMENTS = {
 
 
 def peer_python(name: str, on_gpu: bool) -> Path:
-    """Returns the Python of a peer's environment. Raises StageError where it cannot be made."""
+    """Return the Python of a peer's environment. Raise StageError if the environment cannot be made."""
     environment = ENVIRONMENTS[name]
     return venvs.ensure_venv(PEERS_DIR / name, environment.requirements, () if on_gpu else environment.without_on_cpu)

@@ -1,7 +1,7 @@
-"""What all systems are given, made once and the same: a model of random weights, an adapter to start from, rows of
-token ids; and the judge that says afterwards how good each trained adapter is.
+"""Inputs that all systems share: a model of random weights, an initial adapter and rows of token ids.
 
-Speed does not ask what the weights are, so they are drawn from a seed; the shape is Qwen3's, at a size for a CPU.
+The module also evaluates the trained adapters. Speed does not depend on the weights, so they are drawn from a seed. The
+shape is Qwen3's, at a size for a CPU.
 """
 
 import json
@@ -19,7 +19,7 @@ TINY_CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads":
         "head_dim": 16, "intermediate_size": 128}  # fmt: skip
 MODEL_CONFIGS: dict[str, dict[str, int]] = {
     "tiny": TINY_CONFIG,
-    # Fifty updates of every peer on long prompts would take hours with the large one.
+    # Fifty updates of every peer on long prompts would take hours with the large model.
     "small": TINY_CONFIG | {"hidden_size": 128, "num_hidden_layers": 4, "head_dim": 32, "intermediate_size": 384},
     "27M": TINY_CONFIG | {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8,
                           "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 1536},
@@ -34,11 +34,11 @@ class SavedModel:
 
     about: str
     linear_parameters: int
-    """Weights of the layers that every token passes; the head, which few pass, is not among them."""
+    """Weights of the layers that every token passes, without the head, which few tokens pass."""
 
 
 def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> SavedModel:
-    """Returns what the model is; leaves it, the tokenizer and the adapter that everybody starts from in the folder."""
+    """Save a model, the tokenizer and the initial adapter in a folder, and return the description of the model."""
     import torch
     import transformers
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -69,14 +69,14 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> SavedMo
 
 
 def count_linear_parameters(model: Any) -> int:
-    """Returns the weights of the layers that every token passes."""
+    """Return the number of weights in the layers that every token passes."""
     import torch
 
     return sum(layer.weight.numel() for layer in model.model.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def save_adapter(model: Any, base: str, folder: Path) -> None:
-    """Leaves the adapter that everybody starts from, on all linear layers of the model."""
+    """Save the initial adapter of all systems, on all linear layers of the model."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear")
@@ -86,7 +86,7 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
 
 
 def save_rows(path: Path, examples: Sequence[Example]) -> None:
-    """Leaves the rows as a JSONL file of {"prompt_ids", "completion_ids"}."""
+    """Write rows as a JSONL file of {"prompt_ids", "completion_ids"}."""
     lines = (
         json.dumps({"prompt_ids": example.prompt_ids, "completion_ids": example.completion_ids}) + "\n"
         for example in examples
@@ -97,9 +97,9 @@ def save_rows(path: Path, examples: Sequence[Example]) -> None:
 def evaluate_adapters(
     model: Path, adapters: Mapping[str, Path], held_out: Sequence[Example], quantization: str, on_gpu: bool
 ) -> dict[str, float]:
-    """Returns for each adapter the mean cross-entropy of the answer tokens of rows that nobody trained on.
+    """Return for each adapter the mean cross-entropy of answer tokens on held-out rows.
 
-    One row at a time, without packing or padding, in float32, on the base that was trained on.
+    Rows are evaluated one at a time, without packing or padding, in float32, on the base of the training.
     """
     import torch
     from peft import PeftModel

@@ -1,5 +1,8 @@
-"""The runs of one case, each a process: what a system is fastest with is tried, it is timed in turn with the others,
-and it trains the small model whose loss is compared."""
+"""The runs of one case, each in a process of its own.
+
+A system's fastest setting is determined, then the system is timed in turn with the others. It also trains the small
+model whose loss is compared.
+"""
 
 import os
 import statistics
@@ -18,7 +21,7 @@ from bench.training.workloads import Workload, count_tokens
 from insource.config.errors import StageError
 
 LEARNING_RATE = 1e-3
-# Of one forward pass that pads: a larger one is no faster, and takes more memory than a machine with two cores has.
+# Of one padded forward pass: a larger one is no faster, and exceeds the memory of a machine with two cores.
 MAX_CPU_TOKENS = 14_000
 
 Result = dict[str, Any]
@@ -26,27 +29,27 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What holds for the whole call."""
+    """Settings of the complete call."""
 
     folder: Path
     tokenizer: Any
     models: Mapping[str, fixtures.SavedModel]
-    """Each lies in the folder of its name."""
+    """{name: model}; each model is in the folder of its name."""
     model: str
     quality_model: str
     repeats: int
-    """Runs of each system for the clock; 0 takes the time of the quality run."""
+    """Timed runs of each system; 0 takes the time of the quality run."""
     updates: int
-    """Of a quality run."""
+    """Updates of a quality run."""
     on_gpu: bool
     matmul_flops: float
-    """What this machine's matrix products reach, a second."""
+    """Operations a second that matrix products reach on this machine."""
     tried: dict[tuple[str, str, str], dict[str, float]] = field(default_factory=dict)
-    """What was tried of a shape, a precision and a system already."""
+    """{(shape, quantization, system): {candidate: seconds a token}} of earlier cases."""
 
 
 class CaseRunner:
-    """The runs of one case: what was tried, what came out, what failed and why."""
+    """The runs of one case: tuning results, figures, and reasons of failures."""
 
     def __init__(self, bench: BenchConfig, case: Case, data: Workload) -> None:
         self.bench, self.case, self.data = bench, case, data
@@ -61,7 +64,7 @@ class CaseRunner:
         self.failed: dict[str, str] = {}
 
     def all(self, systems: Sequence[str]) -> None:
-        """Runs the systems, in turns; one that fails is left out of what follows."""
+        """Run the systems in turns; a system that fails is skipped from then on."""
         for system in systems:
             self._attempt(system, self._prepare)
         for number in range((self.bench.repeats and self.case.repeats) or self.bench.repeats):
@@ -73,7 +76,7 @@ class CaseRunner:
             self._judge()
 
     def rows(self) -> list[Result]:
-        """Returns a row of results/training.json for every system."""
+        """Return a row of results/training.json for every system."""
         results = [table.skipped_result(self.case, system, reason) for system, reason in self.failed.items()]
         return results + [self._row(system) for system in self.timed if system not in self.failed]
 
@@ -87,7 +90,7 @@ class CaseRunner:
             log(f"not run   {system}: {error}")
 
     def _prepare(self, system: str) -> None:
-        """Makes the environment and tries what the system is fastest with. Raises StageError where it cannot run."""
+        """Make the system's environment and determine its fastest setting. Raise StageError if it cannot run."""
         if system == "unsloth" and not self.bench.on_gpu:
             raise StageError("Unsloth needs a GPU")
         has_environment = system in environments.ENVIRONMENTS
@@ -102,7 +105,7 @@ class CaseRunner:
             self.bench.tried[self.case.shape, self.case.quantization, system] = self.tried[system]
 
     def _candidates(self, system: str) -> tuple[int, ...]:
-        """Returns what is worth trying: rows of a forward pass, or tokens of a sequence."""
+        """Return the settings to try: rows of a forward pass, or tokens of a sequence."""
         max_tokens = self._longest
         if system == "trl":
             max_rows = (
@@ -141,7 +144,7 @@ class CaseRunner:
         return machine.run_peer(self.pythons[spec.system], f"bench.peers.{MODULES[spec.system]}", spec)
 
     def _spec(self, system: str, rows: str, name: str, candidates: tuple[int, ...] = ()) -> PeerSpec:
-        """Returns what a process is told; `rows` is speed or quality."""
+        """Return the spec of one process; `rows` is speed or quality."""
         model = self.bench.folder / (self.bench.quality_model if rows == "quality" else self.bench.model)
         return PeerSpec(
             system=system,
@@ -155,7 +158,7 @@ class CaseRunner:
             learning_rate=LEARNING_RATE,
             on_gpu=self.bench.on_gpu,
             bfloat16=self.case.precision == "bfloat16",
-            # LLaMA-Factory and Unsloth pad as TRL does, on the same engine.
+            # LLaMA-Factory and Unsloth pad like TRL, on the same engine.
             micro_batch=1 if system == "trl_bfd" else min(self._fastest("trl", 4), self.case.batch_size),
             pack_tokens=self._fastest("trl_bfd", self._longest) if system == "trl_bfd" else 0,
             candidates=candidates,
@@ -166,8 +169,11 @@ class CaseRunner:
         return int(min(costs, key=lambda candidate: costs[candidate])) if costs else default
 
     def _matmul_share(self, result: Result) -> float:
-        """Returns the share of the machine's matrix products that training reached, by 2 operations a weight and token
-        forward and 2 backward: frozen weights have no gradient of their own. Attention is not counted."""
+        """Return the fraction of the machine's matrix product rate that training reached.
+
+        It counts 2 operations a weight and token forward and 2 backward: frozen weights have no gradient of their own.
+        Attention is not counted.
+        """
         weights = self.bench.models[self.bench.model].linear_parameters
         flops = 4 * weights * sum(result["computed_tokens"][1:]) / sum(result["raw_seconds"][1:])
         return float(flops / self.bench.matmul_flops)
@@ -212,5 +218,5 @@ class CaseRunner:
 
 
 def log(line: str) -> None:
-    """Prints to the person, not to the result."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""From what the processes told to the table and results/training.json.
+"""Results of the processes as the table and as rows of results/training.json.
 
 {"shape": "banking77", "batch_size": 16, "system": "trl", "examples_per_second": 2.15, "times_trl": 1.0, ...}
 {"shape": "banking77", "batch_size": 16, "system": "unsloth", "not_run": "Unsloth needs a GPU"}
@@ -22,26 +22,29 @@ SYSTEM_NAMES = {
     "llama_factory": "LLaMA-Factory",
     "unsloth": "Unsloth",
 }
-# Below, nothing is shared, and the speed-up over padded batches comes from elsewhere.
+# Below this ratio rows share nothing, and the speed-up over padded batches has other causes.
 MIN_COST_RATIO = 1.05
 CARRIED_NOTE = "* as at batch 16: the same forward passes, more of them an update (--full times them too)"
 
 
 def examples_per_second(result: Mapping[str, Any], row_tokens: float) -> float:
-    """Returns examples a second of one run, the first update left out.
+    """Return the examples a second of one run, without the first update.
 
-    An example is one of mean length, so that it does not matter whether long or short rows were in the updates timed.
+    An example is a row of mean length, so that the lengths of the timed rows do not matter.
     """
     return float(sum(result["update_tokens"][1:]) / row_tokens / sum(result["raw_seconds"][1:]))
 
 
 def skipped_result(case: Case, system: str, reason: str) -> Result:
-    """Returns the row of a system that did not run."""
+    """Return the row of a system that did not run."""
     return {**_case_key(case), "system": system, "not_run": reason}
 
 
 def carried_result(case: Case, reference: Result) -> Result:
-    """Returns the row of a peer whose forward passes are those of a batch of 16, more of them an update."""
+    """Return the row of a system with its rate at a batch of 16.
+
+    A larger batch is more of the same forward passes.
+    """
     fields = {name: reference[name] for name in ("not_run",) if name in reference}
     if not fields:
         names = (
@@ -63,10 +66,10 @@ def _case_key(case: Case) -> Result:
 
 
 def compare_systems(results: Sequence[Result], systems: Sequence[str]) -> list[Result]:
-    """Returns the results of one case in the order of its systems, each against plain TRL.
+    """Return the results of one case in the order of its systems, each relative to plain TRL.
 
-    `ratio_reached` is the share of the packs' token ratio that became speed, where rows share something at all;
-    `loss_from_trl` the largest distance of the two loss curves, where both had the same rows in every update.
+    `ratio_reached` is the fraction of the packs' token ratio that became speed, if rows share tokens at all.
+    `loss_from_trl` is the largest distance of the two loss curves, if both had the same rows in every update.
     """
     completed = {result["system"]: result for result in results if "not_run" not in result}
     trl, bfd = completed.get("trl"), completed.get("trl_bfd")
@@ -92,8 +95,8 @@ def compare_systems(results: Sequence[Result], systems: Sequence[str]) -> list[R
 
 
 def print_tables(results: Sequence[Result]) -> None:
-    """Prints the tables: side by side, and how cost grows with the number of labels."""
-    # What goes to a file keeps its columns.
+    """Print the tables: all systems, and the cost by number of labels."""
+    # A file gets a fixed width, which keeps all columns.
     console = Console(width=None if Console().is_terminal else 160)
     completed = [result for result in results if "not_run" not in result]
     for quantization in dict.fromkeys(result["quantization"] for result in results):
@@ -200,16 +203,16 @@ def _label_count_table(results: Sequence[Result], completed: Sequence[Result]) -
 
 
 def is_same_case(first: Result, second: Result) -> bool:
-    """Returns whether two results are of one case."""
+    """Return whether two results belong to one case."""
     return case_sort_key(first) == case_sort_key(second)
 
 
 def case_sort_key(result: Result) -> tuple[str, int]:
-    """Returns which of the cases a result is of, in which precision (results before 2026-11-29 are float32)."""
+    """Return precision and case number of a result; results before 2026-11-29 are float32."""
     cases = [tuple(getattr(case, name) for name in CASE_KEY) for case in CASES]
     return result.get("precision", "float32"), cases.index(tuple(result[name] for name in CASE_KEY))
 
 
 def format_number(value: float | None, format_spec: str) -> str:
-    """Returns the number as it is shown, empty where there is none."""
+    """Return a number as text, empty for None."""
     return "" if value is None else format(value, format_spec)

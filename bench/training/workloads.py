@@ -1,15 +1,15 @@
-"""The data that training is timed on, as token ids: what is asked and what is answered, row by row.
+"""Workloads of the training bench as token ids: prompt and answer of each row.
 
-    shape("banking77", ...)   727 tokens of instruction and 77 labels before every question, 31 of its own behind them
-    shape("no_prefix", ...)   free text of 30 to 300 tokens, no two rows need open alike
+    load_workload("banking77", ...)   727 shared tokens (instruction and 77 labels), then 31 of the row's own question
+    load_workload("no_prefix", ...)   free text of 30 to 300 tokens without a common beginning
 
-Ids are made once, here, and every system trains on them as they are. Banking77 is real (Casanueva et al. 2020, CC BY
-4.0) and not part of the project; the demo's tickets and documents are SYNTHETIC; the labels of `labels_12` to
-`labels_300` are made up to measure how cost grows with their number, and stand by chance.
+Ids are made once, here, and every system trains on them unchanged. Banking77 is real (Casanueva et al. 2020, CC BY 4.0)
+and not part of the project. The demo's tickets and documents are SYNTHETIC. The labels of `labels_12` to `labels_300`
+are synthetic names, to measure the cost by their number, and are assigned at random.
 
-The pocket tokenizer knows 4,096 tokens where a large model's knows 150,000, so a prompt is longer here. Banking77's
-labels are written as words ("card arrival"), which leaves 727 tokens shared and 31 own: the proportion that 600 and 25
-have in the large model's, and so the same bound on what sharing can save (10 times at 16 rows, 18 at 64).
+The pocket tokenizer has 4,096 tokens and a large model's has 150,000, so a prompt is longer here. Banking77's labels
+are written as words ("card arrival"), which gives 727 shared tokens and 31 own ones. This is the proportion of 600 and
+25 under a large model's tokenizer, with the same bound on the savings from sharing (10 times at 16 rows, 18 at 64).
 """
 
 import csv
@@ -43,7 +43,7 @@ LABEL_ISSUES = (
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows of one shape, in the order of training; the last `held_out` rows are never trained on."""
+    """Rows of one shape in the order of training; `held_out` rows are never trained on."""
 
     name: str
     examples: list[Example]
@@ -51,34 +51,34 @@ class Workload:
 
     @property
     def prefix_tokens(self) -> int:
-        """How many tokens all prompts open with."""
+        """Return the number of tokens with which all prompts begin."""
         return chat_template.shared_prefix_length([example.prompt_ids for example in self.examples])
 
     @property
     def row_tokens(self) -> float:
-        """Mean tokens of a row, prompt and answer."""
+        """Return the mean tokens of a row, prompt and answer."""
         return sum(map(count_tokens, self.examples)) / len(self.examples)
 
 
 def count_tokens(example: Example) -> int:
-    """Returns how many tokens a row has."""
+    """Return the number of tokens of a row."""
     return len(example.prompt_ids) + len(example.completion_ids)
 
 
 def load_workload(name: str, tokenizer: Any, rows: int, held_out: int, banking77: Path) -> Workload:
-    """Returns `rows` rows to train on and `held_out` others. Raises RecipeError where the data is not there."""
+    """Return `rows` rows for training and `held_out` others. Raise RecipeError if the data is missing."""
     examples = WORKLOADS[name](tokenizer, rows + held_out, banking77)
     return Workload(name, examples[:rows], examples[rows:])
 
 
 def banking77_examples(tokenizer: Any, count: int, folder: Path) -> list[Example]:
-    """Returns real questions with the 77 intents before each."""
+    """Return real questions, each after the 77 intents."""
     spec, rows = read_banking77(folder)
     return _classification_examples(tokenizer, spec, _sample(rows, count))
 
 
 def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, str]]]:
-    """Returns Banking77 as a task, and its questions with their intents. Raises RecipeError where it is not there."""
+    """Return Banking77 as a task, and its questions with their intents. Raise RecipeError if it is missing."""
     path = folder / "train.csv"
     if not path.exists():
         raise RecipeError(
@@ -91,20 +91,20 @@ def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, s
 
 
 def demo_ticket_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
-    """Returns the demo's messages with its twelve queues before each, as `make train RECIPE=classifier` has them."""
+    """Return the demo's messages, each after its twelve queues, as in `make train RECIPE=classifier`."""
     return _classification_examples(
         tokenizer, demo_classifier_task(), [(ticket.message, ticket.queue) for ticket in generate_tickets(count, SEED)]
     )
 
 
 def demo_classifier_task() -> classification.Spec:
-    """Returns the task of the demo classifier."""
+    """Return the task of the demo classifier."""
     task = load("classifier", hardware_name="cpu").recipe.task
     return classification.make_spec(task, task.labels if isinstance(task.labels, dict) else {})
 
 
 def demo_document_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
-    """Returns the demo's orders and invoices: a short opening, long texts, long answers."""
+    """Return the demo's orders and invoices: a short beginning, long texts, long answers."""
     recipe, spec = load("extractor", hardware_name="cpu").recipe, demo_extractor_task()
     lines = Path(str(recipe.data.source.path)).read_text(encoding="utf-8").splitlines()
     rows = _sample([json.loads(line) for line in lines], count)
@@ -115,12 +115,12 @@ def demo_document_examples(tokenizer: Any, count: int, _: Path) -> list[Example]
 
 
 def demo_extractor_task() -> extraction.Spec:
-    """Returns the task of the demo extractor."""
+    """Return the task of the demo extractor."""
     return extraction.make_spec(load("extractor", hardware_name="cpu").recipe.task, {})
 
 
 def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
-    """Returns one to six messages in a row and the queue of the last, without instruction or template."""
+    """Return one to six messages in a row and the queue of the last, without instruction or template."""
     rng = random.Random(SEED)
     source = list(generate_tickets(6 * count, SEED))
     examples = []
@@ -133,7 +133,7 @@ def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
 
 
 def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]]:
-    """Returns what makes rows with this many synthetic labels before each message."""
+    """Return a function that makes rows with this many synthetic labels before each message."""
 
     def make_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
         rng = random.Random(SEED)
@@ -163,7 +163,7 @@ def _classification_examples(
 
 
 def _sample(rows: Sequence[Any], count: int) -> list[Any]:
-    """Returns `count` rows in a seeded order."""
+    """Return `count` rows in a seeded order. Raise RecipeError if there are fewer."""
     if count > len(rows):
         raise RecipeError(f"{count} rows were asked for, and there are {len(rows)}")
     return random.Random(SEED).sample(rows, count)
