@@ -130,7 +130,7 @@ def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
     while len(texts_by_value) < rng.randint(4, 12):
         text, values = rng.choice(sgd.filled)
         value = rng.choice(list(values.values()))
-        if not any(value.lower() in chosen_value_text.lower() for chosen_value_text in texts_by_value.values()):
+        if not any(value.lower() in other_text.lower() for other_text in texts_by_value.values()):
             texts_by_value[value] = text
     names = list(texts_by_value)
     rng.shuffle(names)

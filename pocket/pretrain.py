@@ -1,9 +1,9 @@
 """Pretraining of the pocket model: `python -m pocket.pretrain --sgd <folder of the corpus>`.
 
 One seeded run trains a byte-level BPE tokenizer, then a Llama of 5.5 million parameters on packs of `corpus.py`. The
-parts of a pack share one row behind its opening, and do not see each other. The learning rate is constant, then falls
-linearly over the last quarter, so that a longer run with the same seed has the same beginning as a shorter one. Every
-step samples its data from (seed, step), so a resumed run equals an uninterrupted one.
+parts of a pack share one row after its opening, and do not see each other. The learning rate is constant, then falls
+linearly over the last quarter. So a longer run with the same seed has the same first steps as a shorter one. Every step
+samples its data from (seed, step), so a resumed run equals an uninterrupted one.
 """
 
 import argparse

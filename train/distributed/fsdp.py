@@ -14,7 +14,7 @@ from typing import Any
 
 
 def is_sharded(model: Any) -> bool:
-    """Return whether FSDP2 has sharded the model. Trainer does so when training begins, not before."""
+    """Return whether FSDP2 has sharded the model. Trainer shards it when training begins, not before."""
     return bool(_fsdp_modules(model))
 
 

@@ -1,4 +1,4 @@
-"""Greedy decoding under the task's output constraint, for many rows at once.
+"""Greedy decoding under the task's output constraint, for many rows together.
 
 This is the only decision rule of the project. The constraint is compiled by xgrammar, the library that also constrains
 vLLM's output; a free-text task has none. Common prefixes of prompts are computed and kept once (shared_cache.py).
@@ -77,9 +77,8 @@ def decode_answers(
         for group in _group_prompts(model, tokenizer, prompts, on_fallback):
             pending = group.places
             while pending:
-                batch = pending[
-                    : _fit_batch(model, group, [len(prompts[index]) for index in pending], max_new_tokens, batch_rows)
-                ]
+                lengths = [len(prompts[index]) for index in pending]
+                batch = pending[: _fit_batch(model, group, lengths, max_new_tokens, batch_rows)]
                 states = [
                     RowState(index, list(prompts[prompt_index][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
                     for index, prompt_index in enumerate(batch)
@@ -115,7 +114,7 @@ class _PrefixGroup:
     prefix: int
     """Shared tokens."""
     cache: Callable[[int], RowCache]
-    """Returns a cache for the given number of rows after the prefix."""
+    """Build a cache for the given number of rows after the prefix."""
 
 
 def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:

@@ -16,9 +16,7 @@ from transformers import AutoModelForCausalLM
 
 
 def main(merged: str, rows_path: str, preset: str, group_size: str, folder: str) -> None:
-    """Quantize the merged model by GPTQ (arXiv:2210.17323), with errors weighted by each layer's activations on the
-    rows.
-    """
+    """Quantize the merged model by GPTQ (arXiv:2210.17323), with errors weighted by activations on the rows."""
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
     lines = Path(rows_path).read_text(encoding="utf-8").splitlines()
     ids = [json.loads(line)["input_ids"] for line in lines]

@@ -212,8 +212,6 @@ def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, on_fall
                 "version": VERSION,
                 "base": _describe_base(recipe, model),
                 "quantization": recipe.model.quantization,
-            }
-            record |= {
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "bitsandbytes": metadata.version("bitsandbytes"),
             }

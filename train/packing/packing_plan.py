@@ -102,9 +102,9 @@ class PackCost:
     With blocks of `block_tokens` they are the prefix with its own past, and each other token with the prefix and its
     block.
 
-    For one token a layer of width d does 4 * 12 d * d operations in matrices (forward, and backward without weight
-    gradients), and 14 d for every visible token. The two are equal at 3.4 d tokens. Measured on two CPU cores: 3.1 to
-    3.5 d.
+    For one token a layer of width d does 4 * 12 d * d operations in matrices, forward and backward without weight
+    gradients. It does 14 d operations for every visible token. The two are equal at 3.4 d tokens. Measured on two CPU
+    cores: 3.1 to 3.5 d.
     """
 
     pass_tokens: float
