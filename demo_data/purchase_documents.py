@@ -1,14 +1,16 @@
-"""Writes the synthetic orders and invoices of `recipes/extractor.yaml`: `python -m demo_data.purchase_documents`.
+"""Write the synthetic orders and invoices of `recipes/extractor.yaml`: `python -m demo_data.purchase_documents`.
 
     {"document_id": "D00017", "received_at": "2026-03-09T14:02:11Z", "supplier_id": "S031", "layout": "email",
      "text": "Hello,\\nplease find our invoice 20417 of 9 March 2026 ...", "target": {"document_type": "invoice",
      "supplier": "Bramwick Timber Ltd", "number": "20417", "date": "9 March 2026", "currency": "EUR",
      "total": "1,284.50", "due_date": null}}
 
-No such company and no such document exists: a seeded generator puts them together from `purchase_phrases.py`. A value
-stands in the target as it stands in the text. It is hard in ways that real documents are: five layouts, many names for
-one field, each supplier with its own way to write dates and amounts, other dates, other amounts and other names beside
-the ones asked for, fields that are missing, and labels that a scanner misread.
+No such company or document exists: a seeded generator combines the phrases of `purchase_phrases.py`. A value is spelt
+in the target as in the text.
+
+The difficulties are those of real documents: five layouts, many names for one field, and date and amount formats that
+differ by supplier. There are other dates, amounts and names beside the requested ones, missing fields, and field names
+with scan errors.
 """
 
 import argparse
@@ -43,7 +45,7 @@ SCAN_ERRORS = {"o": "0", "l": "1", "i": "l", "m": "rn", "e": "c", "a": "o", "s":
 
 @dataclass(frozen=True)
 class Supplier:
-    """A company that sells, and how it writes."""
+    """A company that sells, and its formats."""
 
     id: str
     name: str
@@ -57,7 +59,7 @@ class Supplier:
 
 @dataclass(frozen=True)
 class Record:
-    """What is to be found in a document, as it is written there."""
+    """The requested values of a document, as written there."""
 
     document_type: str
     supplier: str
@@ -69,10 +71,10 @@ class Record:
 
 
 def generate_documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
-    """Yields `rows` synthetic documents, the same ones for the same arguments, in order of time."""
+    """Yield `rows` synthetic documents in order of time, deterministic for the same arguments."""
     rng = random.Random(seed)
     suppliers = [_make_supplier(number, rng) for number in range(SUPPLIERS)]
-    # A few suppliers write most of the documents, and many write one or two.
+    # A few suppliers write most of the documents, and many suppliers one or two.
     weights = [1 / (rank + 3) for rank in range(SUPPLIERS)]
     now = datetime(2026, 1, 5, 7, 0, tzinfo=UTC)
     for number in range(rows):
@@ -94,6 +96,7 @@ def generate_documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str,
 
 
 def _make_supplier(number: int, rng: random.Random) -> Supplier:
+    """Return a supplier with random formats."""
     currency = rng.choices(list(CURRENCY_SYMBOLS), (5, 3, 2, 1))[0]
     money_formats = (
         "{currency} {amount}",
@@ -116,7 +119,7 @@ def _make_supplier(number: int, rng: random.Random) -> Supplier:
 
 
 def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page, Record]:
-    """What a page of this supplier says, and what of it is asked for."""
+    """Return a page of this supplier, and its requested values."""
     kind = rng.choices(("invoice", "order"), (0.6, 0.4))[0]
     issued = received - timedelta(days=rng.randint(0, 4))
     due = issued + timedelta(days=rng.choice((7, 10, 14, 21, 30, 45)))
@@ -151,22 +154,25 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
 
 
 def _format_number(supplier: Supplier, kind: str, rng: random.Random) -> str:
+    """Return a document number in the supplier's format."""
     return supplier.number.format(n=rng.randint(100, 9999), kind="INV" if kind == "invoice" else "PO")
 
 
 def _format_amount(supplier: Supplier, value: float) -> str:
+    """Return an amount in the supplier's format."""
     if supplier.amount == "european":
         return f"{value:,.2f}".translate(str.maketrans(",.", ".,"))
     return supplier.amount.format(value)
 
 
 def _format_money(supplier: Supplier, money: str, value: float) -> str:
+    """Return an amount with its currency in the supplier's format."""
     symbol = CURRENCY_SYMBOLS[supplier.currency]
     return money.format(amount=_format_amount(supplier, value), symbol=symbol, currency=supplier.currency)
 
 
 def _add_scan_errors(text: str, page: Page, rng: random.Random) -> str:
-    """One to three letters as a poor scan shows them, none of them in a value that is asked for."""
+    """Replace one to three letters as a poor scan does, none of them in a requested value."""
     protected_values = [value for value in (page.supplier, page.number, page.date, page.due, page.total) if value]
     for _ in range(rng.randint(1, 3)):
         protected = {
@@ -184,6 +190,7 @@ def _add_scan_errors(text: str, page: Page, rng: random.Random) -> str:
 
 
 def _find_starts(text: str, value: str) -> Iterator[int]:
+    """Yield the indices at which a value begins in the text."""
     index = text.find(value)
     while index >= 0:
         yield index
@@ -191,6 +198,7 @@ def _find_starts(text: str, value: str) -> Iterator[int]:
 
 
 def main() -> None:
+    """Write the documents as JSON Lines to standard output."""
     parser = argparse.ArgumentParser(
         description="Write synthetic orders and invoices as JSON Lines to standard output."
     )

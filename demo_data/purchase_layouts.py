@@ -1,10 +1,10 @@
-"""How a purchase document is laid out: five ways in which the same facts stand on a page.
+"""The layouts of a purchase document: five arrangements of the same facts on a page.
 
     Page(kind="invoice", supplier="Bramwick Timber", number="20417", date="9 March 2026", total="EUR 120.00", ...)
     letter     ["Bramwick Timber", "Mill Lane 3, Selm", "Invoice 20417", "Date: 9 March 2026", ...]
     portal     ["Invoice 20417; Bramwick Timber to Hotel Miravel; date 9 March 2026; ...", "Total: EUR 120.00"]
 
-A fact that is None is not mentioned; beside the facts stand others that look like them.
+A fact that is None is omitted. Similar-looking distractors appear beside the facts.
 """
 
 import random
@@ -16,7 +16,7 @@ from demo_data import purchase_phrases as phrases
 
 @dataclass(frozen=True)
 class Page:
-    """All that a layout may write down. `total` and the other amounts are with their currency."""
+    """The content of a layout. `total` and the other amounts include their currency."""
 
     kind: str
     supplier: str
@@ -33,7 +33,7 @@ class Page:
 
 
 def _write_letter(page: Page, rng: random.Random) -> list[str]:
-    """The sender on top, each fact on a line of its own, the sums at the end."""
+    """Return a letter: the sender on top, one fact per line, the sums at the end."""
     address = f"{rng.choice(phrases.STREETS)} {rng.randint(1, 99)}, {rng.choice(phrases.TOWNS)}"
     title = rng.choice(phrases.TITLES[page.kind])
     is_invoice = page.kind == "invoice"
@@ -50,7 +50,7 @@ def _write_letter(page: Page, rng: random.Random) -> list[str]:
 
 
 def _write_form(page: Page, rng: random.Random) -> list[str]:
-    """A form with its fields in any order."""
+    """Return a form with its fields in random order."""
     facts = [
         (rng.choice(phrases.SUPPLIER), page.supplier),
         (rng.choice(phrases.BUYER), page.buyer),
@@ -65,7 +65,7 @@ def _write_form(page: Page, rng: random.Random) -> list[str]:
 
 
 def _write_columns(page: Page, rng: random.Random) -> list[str]:
-    """A table read line by line: a row of headings, and the values in the row below."""
+    """Return a table read line by line: a row of headings, and the values in the row below."""
     facts = [
         (rng.choice(phrases.NUMBER[page.kind]), page.number),
         (rng.choice(phrases.DATE[page.kind]), page.date),
@@ -81,7 +81,7 @@ def _write_columns(page: Page, rng: random.Random) -> list[str]:
 
 
 def _write_email(page: Page, rng: random.Random) -> list[str]:
-    """A few sentences, signed by the one who sends them."""
+    """Return a few sentences, signed by the sender."""
     goods = " and ".join(f"{count} {name}" for count, name, _ in page.items[:2])
     number = f"{rng.choice((' ', ' no. ', ' number '))}{page.number}" if page.number else ""
     date_text = f"{rng.choice((' of ', ' dated '))}{page.date}" if page.date else ""
@@ -99,7 +99,7 @@ def _write_email(page: Page, rng: random.Random) -> list[str]:
 
 
 def _write_portal_notice(page: Page, rng: random.Random) -> list[str]:
-    """A notice from a purchasing portal: one dense paragraph."""
+    """Return a notice of a purchasing portal: one dense paragraph."""
     title = rng.choice(phrases.TITLES[page.kind])
     parts = [f"{title} {page.number}" if page.number else title, f"{page.supplier} to {page.buyer}"]
     if page.kind == "order":
@@ -122,16 +122,19 @@ LAYOUTS: dict[str, Callable[[Page, random.Random], list[str]]] = {
 
 
 def _item_lines(page: Page, rng: random.Random) -> list[str]:
+    """Return one line per item, all in one format."""
     template = rng.choice(("{count} x {goods} {price}", "{goods}, {count} at {price}", "{count} {goods} @ {price}"))
     return [template.format(count=count, goods=goods, price=price) for count, goods, price in page.items]
 
 
 def _total_lines(page: Page, rng: random.Random) -> list[str]:
+    """Return the lines of the amounts and the due date, in random order."""
     due = [f"{rng.choice(phrases.DUE)}: {page.due}"] if page.due else []
     return due + _amount_lines(page, rng) if rng.random() < 0.3 else _amount_lines(page, rng) + due
 
 
 def _amount_lines(page: Page, rng: random.Random) -> list[str]:
+    """Return the lines of subtotal, tax and total; [] without a total."""
     if page.total is None:
         return []
     lines = []
@@ -141,6 +144,7 @@ def _amount_lines(page: Page, rng: random.Random) -> list[str]:
 
 
 def _distractor_line(page: Page, rng: random.Random) -> str:
+    """Return a line with a number or a date that is not requested."""
     if rng.random() < 0.5:
         return f"{rng.choice(phrases.OTHER_NUMBERS)}: {page.other_number}"
     return f"{rng.choice(phrases.OTHER_DATES)}: {page.other_date}"

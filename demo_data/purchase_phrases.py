@@ -1,6 +1,6 @@
-"""The words of the synthetic purchase documents: names, goods, and what each field is called on paper.
+"""The words of the synthetic purchase documents: names, goods, and the names of the fields.
 
-The companies, streets and people do not exist: names are made of a stem that is no word and a trade.
+The companies, streets and people do not exist: a name is an invented stem and a trade.
 """
 
 # fmt: off
@@ -50,7 +50,7 @@ SUBTOTAL = ("Subtotal", "Net", "Goods", "Sum of items")
 TAX = ("VAT", "Tax", "Sales tax", "VAT 20%")
 SUPPLIER = ("Supplier", "Seller", "Vendor", "Sold by")
 BUYER = ("Bill to", "Customer", "Ship to", "Deliver to", "Buyer")
-# What is a number or a date, and not the one that is asked for.
+# Numbers and dates that are not requested.
 OTHER_NUMBERS = ("Customer no.", "Our ref.", "VAT ID", "Phone", "Account")
 OTHER_DATES = ("Delivery date", "Shipped", "Printed", "Delivered on", "Valid until")
 CLOSINGS = ("Thank you for your business", "Goods remain ours until paid", "Please quote the number", "Page 1 of 1",

@@ -1,6 +1,6 @@
-"""The phrases of the synthetic replies: questions with their answers, and the ways to break the house style.
+"""The phrases of the synthetic replies: questions with their answers, and sentences that break the company style.
 
-TOPICS are (questions, answers); each answer answers each of its questions.
+TOPICS are (questions, answers); each answer fits each question of its topic.
 """
 
 # fmt: off

@@ -1,6 +1,7 @@
-"""The phrases of the synthetic support conversations: what customers and agents say, and what the summary makes of it.
+"""The phrases of the synthetic support conversations, of customers, agents and summaries.
 
-PROBLEMS, TRIED and DEADLINES have what the summary says as their keys, and what customers say in its place as values.
+In PROBLEMS, WISHES, ATTEMPTED_FIXES and DEADLINES, a key is the text of the summary, and the values are the words of
+customers for it.
 """
 
 # fmt: off

@@ -1,12 +1,12 @@
-"""Writes the synthetic support conversations of `recipes/summarizer.yaml`: `python -m demo_data.support_chats`.
+"""Write the synthetic support conversations of `recipes/summarizer.yaml`: `python -m demo_data.support_chats`.
 
     {"conversation_id": "S00017", "channel": "chat", "text": "Customer: Hi, are you there?\\nAgent: I am. What is it?\\n
      Customer: the pet feeder will not turn on any more. ...", "summary": "Pet feeder, order 48213: no power. Wants a
      refund. Tried a reset."}
 
-Nobody wrote these and no such shop exists: a seeded generator puts them together from `support_chat_phrases.py`. What a
-summary needs stands in several turns, in other words than the summary has, between greetings, a second device that is
-fine, orders that are not meant, and wishes that were given up. So its first sentence is no summary of a conversation.
+The conversations and the shop are invented: a seeded generator combines the phrases of `support_chat_phrases.py`. The
+facts of a summary are spread over several turns, in other words than in the summary. Between them are greetings, a
+second device that works, other orders, and abandoned wishes. The first sentence is therefore no summary.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CHANNELS = {"chat": 0.6, "email": 0.4}
 
 @dataclass(frozen=True)
 class Case:
-    """What a conversation is about: what the summary says, and how the customer says it."""
+    """The subject of a conversation: the words of the summary, and those of the customer."""
 
     device: str
     order: str | None
@@ -34,10 +34,10 @@ class Case:
     tried: tuple[str, str] | None
     deadline: tuple[str, str] | None
     aside: str | None
-    """What is said of another device, and means nothing here."""
+    """A remark on another device, which is irrelevant."""
 
     def summary(self) -> str:
-        """The line that an agent wants to read first."""
+        """Return the one-line summary for an agent."""
         subject = self.device.capitalize() + (f", order {self.order}" if self.order else "")
         line = f"{subject}: {self.problem[0]}. Wants {self.wish[0]}."
         line += f" Tried {self.tried[0]}." if self.tried else ""
@@ -45,7 +45,7 @@ class Case:
 
 
 def generate_conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
-    """Yields `rows` synthetic conversations with their summaries, the same ones for the same arguments."""
+    """Yield `rows` synthetic conversations with summaries, deterministic for the same arguments."""
     rng = random.Random(seed)
     for number in range(rows):
         channel = rng.choices(list(CHANNELS), list(CHANNELS.values()))[0]
@@ -55,6 +55,7 @@ def generate_conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[
 
 
 def _make_case(rng: random.Random) -> Case:
+    """Return a random case."""
     device, other_device, third_device = rng.sample(phrases.DEVICES, 3)
     group = rng.choice(list(phrases.PROBLEMS))
     slots = {
@@ -88,11 +89,12 @@ def _make_case(rng: random.Random) -> Case:
 
 
 def _make_order_number(rng: random.Random) -> str:
+    """Return a random order number of five digits."""
     return str(rng.randint(10000, 99999))
 
 
 def _write_chat(case: Case, rng: random.Random) -> str:
-    """Turns of customer and agent: the agent asks for what has not been said yet."""
+    """Return turns of customer and agent; the agent asks for missing facts."""
     order_text = case.order and rng.choice(phrases.ORDERS).format(order=case.order)
     lines = []
     if rng.random() < 0.5:
@@ -111,7 +113,7 @@ def _write_chat(case: Case, rng: random.Random) -> str:
 
 
 def _write_email(case: Case, rng: random.Random) -> str:
-    """One message that says everything, in an order of its own."""
+    """Return one message with all facts in random order."""
     order_text = case.order and rng.choice(phrases.ORDERS).format(order=case.order)
     middle = [case.problem[1], order_text, case.aside, case.tried and case.tried[1]]
     rng.shuffle(middle)
@@ -123,6 +125,7 @@ def _write_email(case: Case, rng: random.Random) -> str:
 
 
 def _write_sentences(rng: random.Random, *parts: str | None) -> list[str]:
+    """Return the parts that are not None as sentences."""
     return [_capitalize(part) + rng.choice((".", ".", ".", "!")) for part in parts if part]
 
 
@@ -131,6 +134,7 @@ def _capitalize(text: str) -> str:
 
 
 def main() -> None:
+    """Write the conversations as JSON Lines to standard output."""
     parser = argparse.ArgumentParser(
         description="Write synthetic support conversations as JSON Lines to standard output."
     )

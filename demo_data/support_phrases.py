@@ -1,10 +1,10 @@
-"""The phrases of the synthetic support desk: what people write to each of its twelve queues.
+"""The phrases of the synthetic support desk: messages to each of its twelve queues.
 
-Notation, expanded by `support_tickets.py`: `[a|b|c]` picks one branch (branches may nest, an empty branch
-is allowed) and `<name>` expands an entry of SLOTS. Each queue has
+Notation, expanded by `support_tickets.py`: `[a|b|c]` picks one branch (branches may nest, an empty branch is allowed)
+and `<name>` expands an entry of SLOTS. Each queue has
 
     core      messages that belong to the queue
-    resolved  the same matter mentioned as already settled: never a reason to route there
+    resolved  the same matter mentioned as already settled, which is never a reason to route there
     topic     the matter as a noun phrase, for "this is not about ..." and "... can wait"
 
 The shop, its products and its customers do not exist.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Queue:
-    """One destination of the support desk, with the phrases that its messages are made from."""
+    """A queue of the support desk, with the phrases of its messages."""
 
     description: str
     core: tuple[str, ...]

@@ -1,13 +1,12 @@
-"""Writes the synthetic support tickets of `recipes/classifier.yaml`: `python -m demo_data.support_tickets`.
+"""Write the synthetic support tickets of `recipes/classifier.yaml`: `python -m demo_data.support_tickets`.
 
     ticket_id,created_at,channel,customer_id,message,queue
     T000017,2026-03-09T14:02:11Z,chat,C01294,"my thermostat wont stop beeping. the refund is here now",device_fault
 
-Nothing here was written by a customer: every message is put together from `support_phrases.py` by a seeded
-generator. It is made hard on purpose, in ways that real tickets are hard: the same thing said in many ways,
-other matters mentioned only to say that they are settled or not meant, two requests in one message of which
-one is urgent, typing errors, chatter around the point, several tickets of one customer, and a share of
-tickets whose recorded queue is simply wrong (`LABEL_NOISE`), which no model can get right.
+No customer wrote these: a seeded generator combines the phrases of `support_phrases.py`. The difficulties are those of
+real tickets. A matter has many phrasings, and other matters are mentioned only as settled or not meant. Some messages
+have two requests of which one is urgent. There are typing errors, chatter, and several tickets of one customer. A
+fraction of tickets has a wrong queue (`LABEL_NOISE`), which no model can predict.
 """
 
 import argparse
@@ -30,7 +29,7 @@ QUEUE_WEIGHTS = {
     "return_exchange": 1.0, "account_access": 1.0, "plan_change": 0.9, "damaged_item": 0.9, "product_question": 0.8,
     "account_details": 0.7, "privacy_request": 0.5,
 }  # fmt: skip
-# Mistakes of the people who file tickets go to a neighbouring queue, not to any queue.
+# A wrong label is a neighbouring queue, as with human mistakes, not a random queue.
 CONFUSED_QUEUES = {
     "billing_dispute": "refund_status", "refund_status": "return_exchange", "return_exchange": "refund_status",
     "delivery_delay": "damaged_item", "damaged_item": "return_exchange", "device_setup": "device_fault",
@@ -73,7 +72,7 @@ KEYBOARD_NEIGHBORS = {
 
 @dataclass(frozen=True)
 class Ticket:
-    """One row of the file, column by column."""
+    """One row of the file; the fields are its columns."""
 
     ticket_id: str
     created_at: str
@@ -84,7 +83,7 @@ class Ticket:
 
 
 def generate_tickets(rows: int = ROWS, seed: int = SEED) -> Iterator[Ticket]:
-    """Yields `rows` synthetic tickets, the same ones for the same arguments, in order of time."""
+    """Yield `rows` synthetic tickets in order of time, deterministic for the same arguments."""
     rng = random.Random(seed)
     now = datetime(2026, 1, 5, 7, 0, tzinfo=UTC)
     step_seconds = 200 * 86400 / rows
@@ -104,7 +103,7 @@ def generate_tickets(rows: int = ROWS, seed: int = SEED) -> Iterator[Ticket]:
 
 
 def write_message(queue: str, channel: str, rng: random.Random) -> str:
-    """Returns one message whose request belongs to `queue`, in the manner of `channel`."""
+    """Return a message with a request for `queue`, in the style of `channel`."""
     text = _capitalize(_write_content(queue, rng))
     if rng.random() < 0.35:
         noise = rng.choice(NOISE)
@@ -124,7 +123,7 @@ def write_message(queue: str, channel: str, rng: random.Random) -> str:
 
 
 def _write_content(queue: str, rng: random.Random) -> str:
-    """The request alone, or the request beside another matter that must not decide the queue."""
+    """Return the request, alone or with another matter that must not decide the queue."""
     core = _expand(rng.choice(QUEUES[queue].core), rng)
     other_queue = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
     kind = rng.choices((None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2))[0]
@@ -139,7 +138,7 @@ def _write_content(queue: str, rng: random.Random) -> str:
 
 
 def _expand(pattern: str, rng: random.Random) -> str:
-    """Resolves `[a|b]` from the inside out and `<slot>` until nothing is left to resolve."""
+    """Resolve `[a|b]` from the inside out, and `<slot>`, until none is left."""
     while True:
         pattern, choices = CHOICE.subn(lambda match: rng.choice(match[1].split("|")), pattern)
         pattern, slots = SLOT.subn(lambda match: _fill_slot(match[1], rng), pattern)
@@ -148,6 +147,7 @@ def _expand(pattern: str, rng: random.Random) -> str:
 
 
 def _fill_slot(name: str, rng: random.Random) -> str:
+    """Return a random value of a slot."""
     if name == "signature":
         return rng.choice(SIGNATURES)
     if name == "phone":
@@ -159,7 +159,7 @@ def _fill_slot(name: str, rng: random.Random) -> str:
 
 
 def _add_typos(text: str, rng: random.Random) -> str:
-    """One to three slips of the finger: a letter swapped, dropped, doubled or hit beside its key."""
+    """Add one to three typos: a letter swapped, dropped, doubled or replaced by its keyboard neighbor."""
     for _ in range(rng.randint(1, 3)):
         index = rng.randrange(len(text) - 1)
         if not (text[index].isalpha() and text[index + 1].isalpha()):
@@ -177,7 +177,7 @@ def _add_typos(text: str, rng: random.Random) -> str:
 
 
 def _punctuate(text: str, rng: random.Random) -> str:
-    """Sentences get a capital and questions a question mark, as often as people bother to."""
+    """Add capitals and question marks as often as people do."""
     sentences = re.split(r"(?<=[.!]) ", text)
     for index, sentence in enumerate(sentences):
         stop = "?" if QUESTION.match(sentence) else rng.choice((".", ".", ".", "!", ""))
@@ -191,6 +191,7 @@ def _capitalize(text: str) -> str:
 
 
 def main() -> None:
+    """Write the tickets as CSV to standard output."""
     parser = argparse.ArgumentParser(description="Write synthetic support tickets as CSV to standard output.")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--seed", type=int, default=SEED)

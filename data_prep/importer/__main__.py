@@ -1,4 +1,4 @@
-"""`python -m data_prep.importer train.jsonl`: a recipe out of the file of a fine-tune, or of a log; prints its path."""
+"""`python -m data_prep.importer train.jsonl`: write a recipe from a fine-tuning file or a log; print its path."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from insource.config import cli
 
 
 def main() -> int:
+    """Import the file on the command line. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.importer",
         description="Write a recipe for the rows of an OpenAI or Azure fine-tune, of a log of API calls, or of spans.",
@@ -35,6 +36,7 @@ def main() -> int:
 
 
 def _read_environment(name: str) -> str | None:
+    """Return the value of an environment variable; None if it is empty or unset."""
     return os.environ.get(name) or None
 
 

@@ -1,13 +1,13 @@
-"""Calls of an API as people log them, {"request": ..., "response": ...} a line, to conversations with their answer.
+"""Conversations from logs of API calls, one {"request": ..., "response": ...} per line.
 
 in   {"request": {"model": "gpt-4o-mini", "messages": [...]}, "response": {"choices": [{"message": {...}}]}}
      {"request": {"model": "gpt-6-luna", "instructions": "Route it.", "input": "it is late"},
       "response": {"output": [{"type": "message", "content": [{"type": "output_text", "text": "delivery_delay"}]}]}}
      {"request": {"model": "claude-haiku-4-5", "system": "Route it.", "messages": [...]},
       "response": {"type": "message", "content": [{"type": "text", "text": "delivery_delay"}]}}
-out  Call("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])
+out  ApiCall("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])
 
-The forms are those of openai 3.54 (ChatCompletion, Response) and anthropic 2.12 (Message): what `model_dump()` writes.
+The formats are those that `model_dump()` writes in openai 3.54 (ChatCompletion, Response) and anthropic 2.12 (Message).
 """
 
 import json
@@ -18,20 +18,20 @@ from typing import Any
 from insource.tasks.source_record import UnusableRowError, to_text
 
 TRUNCATION_REASONS = ("length", "max_tokens", "model_context_window_exceeded", "max_output_tokens")
-# Blocks that a model writes for itself.
+# Types of reasoning blocks, which are no part of the answer.
 REASONING_TYPES = ("thinking", "redacted_thinking", "reasoning")
 
 
 @dataclass(frozen=True)
 class ApiCall:
-    """A call that was answered: the conversation ends in the answer."""
+    """An answered call: a conversation that ends in the answer."""
 
     model: str | None
     messages: list[dict[str, Any]]
 
 
 def read_calls(values: Mapping[str, Any]) -> Iterator[ApiCall | UnusableRowError]:
-    """Yields the call of a line, or why it has none that can be learnt from."""
+    """Yield the call of a line, or its problem."""
     try:
         yield _make_call(_parse_json_text(values.get("request")), _parse_json_text(values.get("response")))
     except UnusableRowError as error:
@@ -39,13 +39,14 @@ def read_calls(values: Mapping[str, Any]) -> Iterator[ApiCall | UnusableRowError
 
 
 def _make_call(request: Any, response: Any) -> ApiCall:
+    """Return the call. Raise UnusableRowError if it failed or is incomplete."""
     if isinstance(response, list) or (isinstance(response, str) and response.startswith("data:")):
         raise UnusableRowError("streamed", "the response is the chunks of a stream; log the message that they make")
     if not isinstance(response, dict) or response.get("error"):
         raise UnusableRowError("failed_call", f"the call failed: {to_text(response)[:60]}")
     if not isinstance(request, dict):
         raise UnusableRowError("bad_request", f"the request is no object: {to_text(request)[:60]}")
-    # The body may be one level down, as raw HTTP requests are logged.
+    # Logs of raw HTTP requests have the body one level down.
     request = request["body"] if isinstance(request.get("body"), dict) else request
     response = response["body"] if isinstance(response.get("body"), dict) else response
     model = request.get("model") or response.get("model")
@@ -54,7 +55,7 @@ def _make_call(request: Any, response: Any) -> ApiCall:
 
 
 def _request_messages(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a request, its system prompt first."""
+    """Return the messages of a request, with its system prompt first."""
     system = request.get("system", request.get("instructions"))
     messages = [{"role": "system", "content": system}] if system else []
     raw_messages = request.get("messages", request.get("input"))
@@ -71,7 +72,10 @@ def _request_messages(request: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _response_message(response: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer as a message, by the form of each SDK. Raises UnusableRowError where there is none, or half of one."""
+    """Return the answer as a message, from the response format of each SDK.
+
+    Raise UnusableRowError if there is no complete answer.
+    """
     if choices := response.get("choices"):
         _check_complete(choices[0].get("finish_reason"))
         message = dict(choices[0].get("message") or {})
@@ -105,6 +109,7 @@ def _response_message(response: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_complete(reason: Any) -> None:
+    """Raise UnusableRowError if the answer was truncated or filtered."""
     if reason in TRUNCATION_REASONS:
         raise UnusableRowError("cut", f"the answer was cut off ({reason})")
     if reason == "content_filter":
@@ -112,7 +117,7 @@ def _check_complete(reason: Any) -> None:
 
 
 def _parse_json_text(value: Any) -> Any:
-    """A value, or what a text holds as JSON."""
+    """Return the JSON value of a text; the text itself if it is not JSON."""
     if not isinstance(value, str):
         return value
     try:

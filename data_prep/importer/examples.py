@@ -1,12 +1,12 @@
-"""One line of a file that is imported, to what was asked and what was answered.
+"""Examples in a line of an imported file: system message, text and answer.
 
 in   {"messages": [{"role": "system", "content": "Route it."}, {"role": "user", "content": "it is late"},
-      {"role": "assistant", "content": "delivery_delay"}]}                       OpenAI's and Azure's fine-tuning format
-     {"input": {"messages": [...]}, "preferred_output": [{...}], "non_preferred_output": [{...}]}              their DPO
+      {"role": "assistant", "content": "delivery_delay"}]}           fine-tuning format of OpenAI and Azure
+     {"input": {"messages": [...]}, "preferred_output": [{...}], "non_preferred_output": [{...}]}  their DPO format
 out  Example("Route it.", "it is late", "delivery_delay")
 
 Sources: OpenAI API, FineTuneChatRequestInput and FineTunePreferenceRequestInput; Azure, "Customize a model with
-fine-tuning" and "Direct preference optimization". A line of a log may hold several calls (spans.py).
+fine-tuning" and "Direct preference optimization". A line of a log may contain several calls (`otel_spans.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,32 +24,32 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """What was asked and answered: system message and text as they stand there, answers clean."""
+    """A request and its answer: system message and text as written, answers cleaned."""
 
     system: str
     text: str
     answer: str
     rejected: str | None = None
-    """The answer that is not preferred, of a preference."""
+    """The answer that is not preferred, in preference data."""
     turns: int = 1
     """Messages in the text that are no system message."""
     model: str | None = None
-    """Who answered, where a log says so."""
+    """The model that answered, if a log has it."""
     plain: bool = True
-    """Whether data preparation would read the same from the line as it is."""
+    """Whether data preparation would read the same example from the line without conversion."""
     expanded: bool = False
-    """Whether its conversation gives other examples too."""
+    """Whether the conversation has other examples too."""
     one_system: bool = True
-    """Whether the system message stands in the first message alone, as a text."""
+    """Whether the first message is the only system message, and its content a text."""
 
 
 ExampleReader = Callable[[Values], Iterator[Example | UnusableRowError]]
 
 
 def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
-    """Yields what a line of the chat format teaches: one example for each answer of the assistant that is learnt.
+    """Yield one example per assistant answer that is trained on, from a line of the chat format.
 
-    OpenAI trains on every answer whose `weight` is not 0, so a conversation of three answers is three examples.
+    OpenAI trains on every answer whose `weight` is not 0: a conversation with three answers has three examples.
     """
     raw_messages = values.get("messages")
     try:
@@ -80,7 +80,7 @@ def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
 
 
 def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
-    """Yields the pair of a line of the DPO format."""
+    """Yield the pair of a line of the DPO format."""
     try:
         raw_input = values.get("input")
         prompt = parse_messages(
@@ -103,7 +103,7 @@ def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
 
 
 def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | UnusableRowError]]) -> ExampleReader:
-    """Returns what reads a log, by what reads the calls of one of its lines."""
+    """Return the reader of a log, given the function that reads the calls of a line."""
 
     def read(values: Values) -> Iterator[Example | UnusableRowError]:
         try:
@@ -123,9 +123,9 @@ def _example_from_call(call: api_logs.ApiCall) -> Example | UnusableRowError:
 
 
 def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
-    """Returns the format of a file, by its first readable row, and what reads its rows.
+    """Return the format name and the reader of a file, by its first readable row.
 
-    Raises RecipeError where it is none of those that are imported.
+    Raise RecipeError if the format is not supported.
     """
     for keys, title, reader in FORMATS:
         if all(key in values for key in keys):
@@ -143,6 +143,7 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
 
 
 def _has_one_system(messages: Any) -> bool:
+    """Return whether the first message is the only system message, and its content a text."""
     systems = (
         [message for message in messages if message.get("role") in ("system", "developer")]
         if isinstance(messages, list)
@@ -152,6 +153,7 @@ def _has_one_system(messages: Any) -> bool:
 
 
 def _make_example(messages: Sequence[Mapping[str, str]], **fields: Any) -> Example | UnusableRowError:
+    """Return the example of a conversation that ends in its answer, or its problem."""
     try:
         answer = clean(read_answer(messages[-1]))
         system, text = split_prompt(messages[:-1])
@@ -165,10 +167,11 @@ def _make_example(messages: Sequence[Mapping[str, str]], **fields: Any) -> Examp
 
 
 def _count_turns(messages: Sequence[Mapping[str, str]]) -> int:
+    """Return the number of messages that are no system message."""
     return sum(message["role"] not in ("system", "developer") for message in messages)
 
 
-# The keys that tell a format, what it is called, and what reads it; the first that fits counts.
+# (keys of a format, its name, its reader); the first format whose keys are all present is used.
 FORMATS: Sequence[tuple[tuple[str, ...], str, ExampleReader]] = (
     (("input", "preferred_output", "non_preferred_output"), "OpenAI's preference format (DPO)", read_preference),
     (("messages",), "OpenAI's chat fine-tuning format", read_chat),

@@ -1,7 +1,7 @@
-"""The rows of what is imported, as data preparation will read them: from the file as it is, or from a converted one.
+"""The rows of an import as data preparation will read them, from the given file or from a converted one.
 
-Every row is put through data preparation's own `row_of`: what it would reject is known before a recipe is written, and
-what is written to a converted file is cleaned and redacted.
+Every row passes `make_row` of data preparation. Rows that it would reject are known before a recipe is written, and
+rows of a converted file are cleaned and redacted.
 """
 
 import json
@@ -30,7 +30,7 @@ from insource.tasks import TASKS
 from insource.tasks.source_record import UnusableRowError
 from insource.tasks.text_keys import duplicate_key
 
-# What a reader of JSON looks for in an object that may be a row, or hold rows.
+# Keys by which the JSON reader recognizes rows and objects that contain rows.
 ROW_KEYS = (
     "messages",
     "input",
@@ -43,16 +43,16 @@ ROW_KEYS = (
 )
 # A line of a log may hold thousands of calls.
 LOG_ROW_MIB = 512
-# Near-duplicates are counted among so many rows; data preparation finds all of them.
+# Near-duplicates are counted among this many rows; data preparation finds all of them.
 COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
 
 
 @dataclass
 class ImportCounts:
-    """What becomes of the rows of a recipe."""
+    """Counts of imported rows by outcome."""
 
     meant: int = 0
-    """Rows that the recipe asks for, usable or not."""
+    """Rows that the recipe selects, usable or not."""
     usable: int = 0
     other_system: int = 0
     other_preamble: int = 0
@@ -60,31 +60,31 @@ class ImportCounts:
     """Rows with personal data, by kind."""
     duplicates: int = 0
     near: int = 0
-    """Rows that say nearly the same as another one."""
+    """Near-duplicate rows."""
     keys: list[str] = field(default_factory=list)
 
     @property
     def unusable_share(self) -> float:
-        """Returns the share of the rows that cannot be used."""
+        """Return the fraction of selected rows that are unusable."""
         return 1 - self.usable / self.meant if self.meant else 0.0
 
 
 def read_source_rows(path: Path) -> Iterator[SourceRow]:
-    """Yields the rows of a file, a folder or a glob, with what is wrong with those that cannot be read."""
+    """Yield the rows of a file, a folder or a glob; unreadable rows have a problem."""
     source = Source(path=str(path), max_row_mib=LOG_ROW_MIB)
     try:
         for file in sources.find_files(source):
             _, rows = read.read(file, source, ROW_KEYS)
             yield from rows
     except RecipeError as error:
-        # There is no recipe yet whose key could be raised.
+        # The hint names a recipe key, and there is no recipe yet.
         raise RecipeError(str(error).partition(f", or set {limits.ROW_LIMIT_KEY}")[0]) from None
 
 
 def read_examples(path: Path) -> Iterator[tuple[SourceRow, str, Example | UnusableRowError]]:
-    """Yields (row, the format of its file, what it gives) of every row; a row may give several examples.
+    """Yield (row, format of its file, example or problem) of every row; a row may have several examples.
 
-    Raises RecipeError where a file is in no format that is imported.
+    Raise RecipeError if a file is in no supported format.
     """
     formats: dict[str, tuple[str, ExampleReader]] = {}
     for row in read_source_rows(path):
@@ -97,7 +97,7 @@ def read_examples(path: Path) -> Iterator[tuple[SourceRow, str, Example | Unusab
 
 
 def survey_files(paths: list[Path]) -> Survey:
-    """Returns what is in the files. Raises RecipeError where they are in no format, or in several."""
+    """Return the survey of the files. Raise RecipeError if a file is in no supported format or the formats differ."""
     survey = Survey()
     for path in paths:
         previous = None
@@ -107,7 +107,7 @@ def survey_files(paths: list[Path]) -> Survey:
                 raise RecipeError(f"{row.file} is {title}, and the other file is {survey.format}: import one format")
             survey.format = title or survey.format
             if isinstance(example, UnusableRowError):
-                # Data preparation learns every last answer.
+                # Data preparation trains on the last answer whatever its weight.
                 survey.plain &= example.reason != "weight_0"
                 if example.reason != "other_span":
                     survey.problem(f"{row.file}:{row.line}", example.reason, example.detail)
@@ -124,7 +124,7 @@ def check_rows(
     outcome: ImportCounts,
     converted: "ConvertedFile | None",
 ) -> None:
-    """Counts what becomes of each row of a file, and writes the usable ones where they are to be converted."""
+    """Count the outcome of each row of a file, and write usable rows to `converted` if it is given."""
     examples_per_line = Counter[tuple[str, int]]()
     for row, _, example in read_examples(path):
         location = f"{row.file}:{row.line}"
@@ -159,7 +159,7 @@ def check_rows(
 
 
 def count_near_duplicates(outcome: ImportCounts) -> None:
-    """Counts rows that say the same, or nearly the same, as one before them, and gave the same answer."""
+    """Count the rows that are duplicates or near-duplicates of an earlier row with the same answer."""
     keys = list(dict.fromkeys(outcome.keys))
     outcome.duplicates = len(outcome.keys) - len(keys)
     settings = Deduplicate()
@@ -182,7 +182,7 @@ def count_near_duplicates(outcome: ImportCounts) -> None:
 
 
 class ConvertedFile:
-    """A converted file: whole or not at all. `keep` puts it in its place. The null device keeps nothing."""
+    """A converted file that is written atomically: `keep` puts it in place. The null device keeps nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
@@ -192,7 +192,7 @@ class ConvertedFile:
         self._file: IO[str] = self._opened.enter_context(self._aside.open("w", encoding="utf-8", newline=""))
 
     def write(self, row: data_row.Row, recipe: Recipe, group: str | None) -> None:
-        """Writes a row, as data preparation cleaned and redacted it."""
+        """Write a row as cleaned and redacted by data preparation."""
         target = TASKS[recipe.task.variant].parse_target(row.target)
         answer_fields = target if recipe.task.kind == "preference" else {"answer": target}
         group_fields = {group: row.group} if group else {}
@@ -202,7 +202,7 @@ class ConvertedFile:
         self.rows += 1
 
     def keep(self) -> None:
-        """Has the file on disk under its name."""
+        """Flush the file to disk and put it in place."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._opened.close()
@@ -220,7 +220,7 @@ class ConvertedFile:
 
 
 def _make_values(example: Example, text: str, location: str, number: int, group: str | None) -> dict[str, Any]:
-    """A row of a converted file before it is cleaned."""
+    """Return a row of a converted file before it is cleaned."""
     row_id = location if number == 1 else f"{location}#{number}"
     answers = (
         {"answer": example.answer}
@@ -231,6 +231,7 @@ def _make_values(example: Example, text: str, location: str, number: int, group:
 
 
 def _resolve_dotted_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return {dotted name: value} of the nested columns that the recipe reads."""
     from data_prep.readers import dotted_paths
 
     return dotted_paths.resolve_columns(

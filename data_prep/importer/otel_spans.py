@@ -1,14 +1,14 @@
-"""OpenTelemetry spans of calls to a model, as JSON lines, to conversations with their answer.
+"""Conversations from OpenTelemetry spans of model calls, as JSON lines.
 
 in   {"name": "chat gpt-4o-mini", "attributes": {"gen_ai.request.model": "gpt-4o-mini",
       "gen_ai.system_instructions": "[{\\"type\\": \\"text\\", \\"content\\": \\"Route it.\\"}]",
       "gen_ai.input.messages": "[{\\"role\\": \\"user\\", \\"parts\\": [{\\"type\\": \\"text\\", ...}]}]",
       "gen_ai.output.messages": "[{\\"role\\": \\"assistant\\", \\"parts\\": [...], \\"finish_reason\\": \\"stop\\"}]"}}
      {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": [{"key": ..., "value": {"stringValue": ...}}]}]}]}]}
-out  Call("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])
+out  ApiCall("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])
 
-Source: OpenTelemetry semantic conventions for generative AI (development; the attributes since 1.37). On spans they may
-be JSON texts or structured; both are read, also from the event gen_ai.client.inference.operation.details.
+Source: OpenTelemetry semantic conventions for generative AI (development; the attributes since 1.37). The attributes
+may be JSON texts or structured. They are read from spans and from the event gen_ai.client.inference.operation.details.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,18 +23,19 @@ MODEL_KEYS = ("gen_ai.request.model", "gen_ai.response.model")
 
 
 def read_calls(values: Mapping[str, Any]) -> Iterator[ApiCall | UnusableRowError]:
-    """Yields the call of each span of a line, or why it has none that can be learnt from."""
+    """Yield the call of each span of a line, or its problem."""
     for span in _iterate_spans(values):
         try:
             yield _make_call(_collect_attributes(span))
         except UnusableRowError as error:
             yield error
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            # One span: those behind it in the line are others.
+            # The error concerns one span; the next spans of the line may be valid.
             yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
 
 
 def _iterate_spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the spans of a line."""
     if "resourceSpans" not in values:
         yield values
         return
@@ -44,6 +45,7 @@ def _iterate_spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
+    """Return the call of a span. Raise UnusableRowError if it is no complete model call."""
     if OUTPUT_KEY not in attributes or INPUT_KEY not in attributes:
         if not any(name.startswith("gen_ai.request.") for name in attributes):
             raise UnusableRowError("other_span", "the span is no call of a model")
@@ -62,13 +64,14 @@ def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
 
 
 def _make_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of a span as role and text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UnusableRowError("bad_messages", f"a message of a span has no role: {to_text(message)[:60]}")
     return {"role": message["role"], "content": _join_text_parts(message.get("parts") or [])}
 
 
 def _join_text_parts(parts: Any) -> str:
-    """The text of the parts of a message. Raises UnusableRowError over parts that are no text."""
+    """Return the text of the parts of a message. Raise UnusableRowError for parts that are no text."""
     texts = []
     for part in parts if isinstance(parts, list) else [parts]:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -83,6 +86,7 @@ def _join_text_parts(parts: Any) -> str:
 
 
 def _parse_list(value: Any, name: str) -> list[Any]:
+    """Return the list in an attribute, structured or as JSON. Raise UnusableRowError if it is no list."""
     parsed = parse_json_text(value)
     if not isinstance(parsed, list):
         raise UnusableRowError("bad_messages", f"{name} is no list: {to_text(value)[:60]}")
@@ -90,7 +94,7 @@ def _parse_list(value: Any, name: str) -> list[Any]:
 
 
 def _collect_attributes(span: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a span and of its events."""
+    """Return the attributes of a span and of its events."""
     attributes: dict[str, Any] = {}
     for record in [*(span.get("events") or []), span]:
         raw_attributes = record.get("attributes") or {}
@@ -104,7 +108,7 @@ def _collect_attributes(span: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decode_value(typed_value: Mapping[str, Any]) -> Any:
-    """A value of OTLP's JSON: {"stringValue": "x"}, {"arrayValue": {"values": [...]}}, {"kvlistValue": {...}}."""
+    """Return a value of OTLP JSON: {"stringValue": "x"}, {"arrayValue": {"values": [...]}}, {"kvlistValue": {...}}."""
     if "arrayValue" in typed_value:
         return [_decode_value(item) for item in typed_value["arrayValue"].get("values") or []]
     if "kvlistValue" in typed_value:

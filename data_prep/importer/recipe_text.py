@@ -1,4 +1,4 @@
-"""A recipe as a person would write it, with comments that say where each value comes from."""
+"""The text of a recipe, with comments on the origin of each value."""
 
 import json
 import os
@@ -32,34 +32,34 @@ DEFAULT_INSTRUCTIONS = {
 MIN_INSTRUCTION_CHARACTERS = 10
 COMMENT_WIDTH = 118
 DEFAULT_EPOCHS = {"classification": 3, "extraction": 6, "generation": 6, "preference": 2}
-# An answer may be longer than any that was seen, and in some alphabets a character is more than one token.
+# New answers may be longer than the longest one so far, and some alphabets need more than one token per character.
 TOKENS_PER_CHARACTER, MIN_ANSWER_TOKENS = 2, 64
-# Limits of a row, the first of them the default; a token is taken for three characters, and the next limit for room.
+# Token limits of a row, the first is the default. The estimate is three characters per token; the next limit is chosen.
 CHARACTERS_PER_TOKEN, ROW_TOKEN_LIMITS, PACK_TOKENS = 3, (2048, 4096, 8192, 16384, 32768), 8192
 
 
 @dataclass(frozen=True)
 class RecipeSource:
-    """What the recipe reads."""
+    """The source of the recipe."""
 
     train: Path
     test: Path | None
     columns: Mapping[str, str]
     system: str
-    """The system message of the rows that are meant."""
+    """The system message of the selected rows."""
     preamble: Preamble
     where: bool
-    """Whether other rows of the file have another system message, and are left out."""
+    """Whether rows with another system message are filtered out by data.where."""
     group: str | None
-    """A column whose rows stay together."""
+    """A column whose rows stay in one split."""
     unusable_share: float
-    """Of the rows that are meant."""
+    """Fraction of the selected rows that are unusable."""
     redact: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class IncumbentModel:
-    """The model that the task is taken from."""
+    """The model that handles the task today."""
 
     name: str
     base_url: str | None
@@ -69,20 +69,20 @@ class IncumbentModel:
 
     @property
     def provider(self) -> str:
-        """Returns who serves it, by its name and address."""
+        """Return the provider, inferred from the model name and the address."""
         if any((parse_host(self.base_url) or "").endswith(host) for host in KEY_HOSTS["AZURE_OPENAI_API_KEY"]):
             return "azure"
         return "anthropic" if "claude" in self.name else "openai"
 
     @property
     def called(self) -> str:
-        """Returns its name in plan and report."""
+        """Return the name in plans and reports."""
         return f"{self.provider}:{self.name}"
 
 
-def make_instruction(task: InferredTask, sources: RecipeSource) -> str:
-    """Returns the instruction: the system message, with what all texts have in common; else one of ours."""
-    parts = [sources.system.strip(), sources.preamble.before.strip(), sources.preamble.after.strip()]
+def make_instruction(task: InferredTask, source: RecipeSource) -> str:
+    """Return the instruction: the system message with the preamble, or a default text if that is too short."""
+    parts = [source.system.strip(), source.preamble.before.strip(), source.preamble.after.strip()]
     instruction = "\n".join(part for part in parts if part)
     return (
         instruction
@@ -95,29 +95,29 @@ def render_recipe(
     folder: Path,
     head: list[str],
     task: InferredTask,
-    sources: RecipeSource,
+    source: RecipeSource,
     model: IncumbentModel | None,
     answers: AnswerStatistics,
 ) -> str:
-    """Returns the recipe; `folder` is where it will lie, `head` its first comments."""
+    """Return the text of the recipe. `folder` is the folder of the recipe, `head` its first comments."""
     lines = [f"# yaml-language-server: $schema={_relative_path(SCHEMA, folder)}"]
     for comment in head:
         lines += textwrap.wrap(
             comment, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
         )
-    lines += [*_task_lines(task, sources), *_data_lines(folder, task, sources)]
+    lines += [*_task_lines(task, source), *_data_lines(folder, task, source)]
     rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
-    limit = choose_row_tokens(answers.longest_row + len(make_instruction(task, sources)))
+    limit = choose_row_tokens(answers.longest_row + len(make_instruction(task, source)))
     limit_settings = f", max_length: {limit}" if limit > ROW_TOKEN_LIMITS[0] else ""
     limit_settings += f", pack_tokens: {limit}" if limit > PACK_TOKENS else ""
-    if sources.redact:
-        lines.append(f"privacy: {{redact: [{', '.join(sources.redact)}]}}    # replaced in the converted file already")
+    if source.redact:
+        lines.append(f"privacy: {{redact: [{', '.join(source.redact)}]}}    # replaced in the converted file already")
     lines += [
         "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md: what else can be tuned",
         "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}",
         f"train: {{num_train_epochs: {DEFAULT_EPOCHS[task.kind]}, {rate}, batch_size: 16, "
         f"packing: shared_prefix{limit_settings}}}",
-        *_compare_lines(task, sources, model, answers.longest),
+        *_compare_lines(task, source, model, answers.longest),
     ]
     if limit > ROW_TOKEN_LIMITS[0]:
         lines.append(f"serve: {{max_model_len: {limit}}}")
@@ -127,21 +127,22 @@ def render_recipe(
 
 
 def choose_row_tokens(longest_row: int) -> int:
-    """Returns the limit for rows of which the longest has so many characters."""
+    """Return the token limit for rows of up to `longest_row` characters."""
     needed = longest_row / CHARACTERS_PER_TOKEN
     return next((limit for limit in ROW_TOKEN_LIMITS if limit >= needed), ROW_TOKEN_LIMITS[-1])
 
 
 def choose_answer_tokens(longest_answer: int) -> int:
-    """Returns the output limit for a model whose longest answer has so many characters."""
+    """Return the output token limit for answers of up to `longest_answer` characters."""
     needed = max(MIN_ANSWER_TOKENS, TOKENS_PER_CHARACTER * longest_answer)
     return -(-needed // 64) * 64
 
 
-def _task_lines(task: InferredTask, sources: RecipeSource) -> list[str]:
-    instruction = make_instruction(task, sources)
-    origin = "the system message" if sources.system.strip() else "no system message: say what the model is to do"
-    origin += ", and what every text has in common" if sources.preamble else ""
+def _task_lines(task: InferredTask, source: RecipeSource) -> list[str]:
+    """Return the lines of the section `task`."""
+    instruction = make_instruction(task, source)
+    origin = "the system message" if source.system.strip() else "no system message: say what the model is to do"
+    origin += ", and what every text has in common" if source.preamble else ""
     if "\n" in instruction and _fits_block_scalar(instruction):
         instruction_lines = [
             "  instruction: |-    # " + origin,
@@ -177,35 +178,37 @@ def _task_lines(task: InferredTask, sources: RecipeSource) -> list[str]:
     return lines
 
 
-def _data_lines(folder: Path, task: InferredTask, sources: RecipeSource) -> list[str]:
-    train = _quote(_relative_path(sources.train, folder))
-    source = f"{{path: {train}}}"
+def _data_lines(folder: Path, task: InferredTask, source: RecipeSource) -> list[str]:
+    """Return the lines of the section `data`."""
+    train = _quote(_relative_path(source.train, folder))
+    location = f"{{path: {train}}}"
     split = "test: 0.2, validation: 0.1, calibration: 0.1"
-    if sources.test is not None:
-        source = f"{{train: {train}, test: {_quote(_relative_path(sources.test, folder))}}}"
+    if source.test is not None:
+        location = f"{{train: {train}, test: {_quote(_relative_path(source.test, folder))}}}"
         split = "validation: 0.1, calibration: 0.1"
     stratify = "label" if task.kind == "classification" and not task.many else "null"
-    group = f", group: {sources.group}" if sources.group else ""
-    lines = ["data:", f"  source: {source}", f"  columns: {_flow_style(dict(sources.columns))}"]
-    if sources.where:
+    group = f", group: {source.group}" if source.group else ""
+    lines = ["data:", f"  source: {location}", f"  columns: {_flow_style(dict(source.columns))}"]
+    if source.where:
         lines += [
             "  # Rows with another system message are left out; without this line they are read too.",
-            f"  where: {_flow_style({'messages.0.content': sources.system})}",
+            f"  where: {_flow_style({'messages.0.content': source.system})}",
         ]
     lines.append(f"  split: {{{split}, stratify: {stratify}{group}, seed: 17}}")
     if task.rare and not task.labels:
         lines.append(
             f"  rare_labels: {{min_rows: {task.least_rows}, do: drop}}    # {task.rare} answers are too rare for labels"
         )
-    if sources.unusable_share:
-        allowed = min(1.0, round(1.2 * sources.unusable_share + 0.005, 3))
-        lines.append(f"  max_rejected: {allowed:g}    # {sources.unusable_share:.1%} of the rows cannot be used")
+    if source.unusable_share:
+        allowed = min(1.0, round(1.2 * source.unusable_share + 0.005, 3))
+        lines.append(f"  max_rejected: {allowed:g}    # {source.unusable_share:.1%} of the rows cannot be used")
     return lines
 
 
 def _compare_lines(
-    task: InferredTask, sources: RecipeSource, model: IncumbentModel | None, longest_answer: int
+    task: InferredTask, source: RecipeSource, model: IncumbentModel | None, longest_answer: int
 ) -> list[str]:
+    """Return the lines of the section `compare`."""
     metric = DEFAULT_METRICS[task.variant]
     if task.kind == "preference":
         return [
@@ -221,7 +224,7 @@ def _compare_lines(
     )
     lines.append("  baselines:")
     if model:
-        lines += _incumbent_lines(sources, model, longest_answer)
+        lines += _incumbent_lines(source, model, longest_answer)
     if decides:
         lines += [
             "    - {provider: openai, api: decisions, model: gpt-6-luna,    # chooses among the labels",
@@ -232,10 +235,10 @@ def _compare_lines(
     return [*lines, "  budget_usd: 5    # the most that all of them may cost"]
 
 
-def _incumbent_lines(sources: RecipeSource, model: IncumbentModel, longest_answer: int) -> list[str]:
-    """The model that answers today, asked as it was taught, or as the log says that it is asked."""
-    system = [{"role": "system", "content": sources.system}] if sources.system.strip() else []
-    user = {"role": "user", "content": f"{sources.preamble.before}{{input}}{sources.preamble.after}"}
+def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer: int) -> list[str]:
+    """Return the baseline entry of the incumbent model, with the messages used in its training or in the log."""
+    system = [{"role": "system", "content": source.system}] if source.system.strip() else []
+    user = {"role": "user", "content": f"{source.preamble.before}{{input}}{source.preamble.after}"}
     lines = [f"    - provider: {model.provider}    # {model.why}", f"      model: {_quote(model.name)}"]
     if model.base_url:
         lines.append(f"      base_url: {_quote(model.base_url)}")
@@ -243,7 +246,7 @@ def _incumbent_lines(sources: RecipeSource, model: IncumbentModel, longest_answe
     lines += [f"        - {_flow_style(message)}" for message in (*system, user)]
     lines.append("      structured_output: false")
     family = model_families.find_family("anthropic" if model.provider == "anthropic" else "openai", model.name)
-    # A model that thinks needs room for that, which the comparison knows.
+    # A reasoning model needs more output tokens; the comparison knows how many.
     if family.default_effort in (None, "none") and (model.taught or family is not model_families.UNKNOWN):
         lines.append(f"      max_output_tokens: {choose_answer_tokens(longest_answer)}")
     if family.sampling == "yes":
@@ -260,14 +263,14 @@ def _relative_path(path: Path, folder: Path) -> str:
 
 
 def _fits_block_scalar(value: str) -> bool:
-    """Whether a text can stand in a block of YAML as it is."""
+    """Return whether a text can be a YAML block scalar without escapes."""
     lines = value.split("\n")
     is_plain = all(line.isprintable() and line == line.rstrip() for line in lines)
     return is_plain and bool(lines[0]) and not lines[0].startswith(" ")
 
 
 def _quote(value: str) -> str:
-    """A text as YAML: plain where that is plain to see, else in double quotes, as JSON has them."""
+    """Return a text as YAML: plain if that is unambiguous, else in double quotes as in JSON."""
     is_plain = (
         value
         and all(character.isalnum() or character in "_" for character in value)
@@ -276,7 +279,7 @@ def _quote(value: str) -> str:
     )
     if is_plain and value.lower() not in YAML_RESERVED_WORDS:
         return value
-    # YAML takes JSON's texts, and of what cannot be printed the escapes alone.
+    # YAML accepts JSON strings, but requires escapes for unprintable characters.
     return "".join(
         character if character.isprintable() else _escape_character(character)
         for character in json.dumps(value, ensure_ascii=False)
@@ -284,10 +287,12 @@ def _quote(value: str) -> str:
 
 
 def _escape_character(character: str) -> str:
+    """Return the YAML escape of a character."""
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _flow_style(value: Any) -> str:
+    """Return a value in YAML flow style."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_quote(name)}: {_flow_style(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):

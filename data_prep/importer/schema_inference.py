@@ -1,11 +1,11 @@
-"""A JSON Schema of the objects that rows have as answers, bounded by what is in them.
+"""A JSON Schema inferred from JSON answers, with bounds from their values.
 
 in   {"shop": "ABC Mart", "total": 12.5}, {"shop": "Kedai Ang", "total": null}, ...
 out  {"type": "object", "properties": {"shop": {"type": "string", "maxLength": 16}, "total": {"type": "number"}},
       "required": ["shop"]}
 
-A text of a few values that come again and again becomes an enum. What a recipe may say is
-insource/config/schema/json_schema_subset.py's.
+A text field with a few repeated values becomes an enum. `insource/config/schema/json_schema_subset.py` defines the
+keywords that a recipe allows.
 """
 
 import math
@@ -15,43 +15,43 @@ from typing import Any
 from insource.config.schema import json_schema_subset
 from insource.tasks.pii import redaction
 
-# A new document may have a longer text, or more lines, than any that was seen.
+# Headroom for new documents, which may have longer texts or more lines.
 HEADROOM = 1.5
 LENGTH_STEPS = (8, 16, 24, 32, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 4000)
-# An enum has few values, each of them in many rows, and no digits: dates and numbers are no choice.
+# An enum has few values, each in many rows, without digits: dates and numbers are not choices.
 MAX_CHOICES, MEAN_ROWS_PER_CHOICE, MIN_ROWS_PER_CHOICE = 12, 20, 3
 MAX_CHOICE_CHARACTERS = 40
-# Below this share of its values, a type is a slip: these rows do not fit.
+# Up to this fraction, values of another type are errors, and their rows are unusable.
 MAX_OTHER_TYPE_FRACTION = 0.1
-# A field that never has a value may be any short text.
+# The schema of a field without values: any short text.
 EMPTY_FIELD_SCHEMA = {"type": "string", "maxLength": 40}
-# Fields that fewer answers lack are slips too.
+# Up to this fraction, omitted fields are errors too.
 MAX_OMITTED_FRACTION = 0.01
-# Of its fields an object has so many on average, or the objects have no shape in common.
+# Minimum mean fraction of the fields that an object has; below it the objects have no common shape.
 MIN_FIELD_FRACTION = 0.5
 MAX_FIELDS, MAX_KEYS = 60, 1000
 
 
 class NoShapeError(Exception):
-    """Why no schema can be made of the objects."""
+    """The reason why no schema can be inferred from the objects."""
 
 
 class Shape:
-    """What the values at one place of the answers are."""
+    """Statistics of the values at one place of the answers."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
-        """By type, blank texts and null as "null"."""
+        """Values per JSON type; blank texts count as "null"."""
         self.rows = 0
         self.longest = 0
-        """Characters of a text, entries of a list."""
+        """Maximum characters of a text, or items of a list."""
         self.choices: Counter[str] | None = Counter()
-        """Texts with how often they occur; None once they are too many."""
+        """Rows per text; None if there are more than MAX_CHOICES texts."""
         self.fields: dict[str, Shape] = {}
         self.items: Shape | None = None
 
     def add(self, value: Any) -> None:
-        """Takes one more value."""
+        """Count a value."""
         self.rows += 1
         kind = _json_type(value)
         self.kinds[kind] += 1
@@ -73,7 +73,7 @@ class Shape:
 
 
 def infer_schema(shape: Shape) -> dict[str, Any]:
-    """Returns the schema of the objects in a shape. Raises NoShapeError where they have none that a recipe may say."""
+    """Return the schema of the objects of a shape. Raise NoShapeError if a recipe does not allow it."""
     _check_fields(shape, "the objects")
     schema = {"type": "object", **_infer_object(shape, "")}
     try:
@@ -84,13 +84,16 @@ def infer_schema(shape: Shape) -> dict[str, Any]:
 
 
 def omits_absent_fields(shape: Shape) -> bool:
-    """Returns whether answers leave out what a document does not give, where others have null, and more than by a slip:
-    under `absent: omit` both are read, under null a field that is left out is a wrong answer."""
+    """Return whether more than MAX_OMITTED_FRACTION of the answers omit a field that others have.
+
+    With `absent: omit`, omitted and null fields are both read. With null, an omitted field is a wrong answer.
+    """
     objects = shape.kinds["object"]
     return any(objects - field.rows > MAX_OMITTED_FRACTION * objects for field in shape.fields.values())
 
 
 def _infer_object(shape: Shape, path: str) -> dict[str, Any]:
+    """Return the properties and the required fields of an object."""
     objects = shape.kinds["object"]
     properties = {name: _infer_field(field, f"{path}{name}") for name, field in shape.fields.items()}
     required = [name for name, field in shape.fields.items() if field.rows == objects and not field.kinds["null"]]
@@ -98,6 +101,7 @@ def _infer_object(shape: Shape, path: str) -> dict[str, Any]:
 
 
 def _infer_field(shape: Shape, path: str) -> dict[str, Any]:
+    """Return the schema of a field."""
     if shape.kinds["null"] == shape.rows:
         return dict(EMPTY_FIELD_SCHEMA)
     kind = _find_main_type(shape, path)
@@ -115,7 +119,7 @@ def _infer_field(shape: Shape, path: str) -> dict[str, Any]:
 
 
 def _find_main_type(shape: Shape, path: str) -> str:
-    """The type that all values have but for slips. Raises NoShapeError where there is none."""
+    """Return the type of nearly all values. Raise NoShapeError if there is none."""
     kinds = Counter({kind: rows for kind, rows in shape.kinds.items() if kind != "null"})
     if kinds["integer"] and kinds["number"]:
         kinds["number"] += kinds.pop("integer")
@@ -127,10 +131,11 @@ def _find_main_type(shape: Shape, path: str) -> str:
 
 
 def _infer_choices(shape: Shape) -> list[str]:
+    """Return the values of an enum, sorted; [] if the field is no enum."""
     choices = shape.choices
     if not choices or shape.rows < MEAN_ROWS_PER_CHOICE * len(choices) or len(choices) < 2:
         return []
-    # Personal data is replaced in rows, so that a list of it would fit none of them.
+    # Personal data is redacted in rows, so that no row would match an enum of it.
     is_eligible = all(
         len(choice) <= MAX_CHOICE_CHARACTERS
         and choice == choice.strip()
@@ -142,6 +147,7 @@ def _infer_choices(shape: Shape) -> list[str]:
 
 
 def _check_fields(shape: Shape, location: str) -> None:
+    """Raise NoShapeError if the objects have no fields, too many, or too few in common."""
     names, objects = len(shape.fields), shape.kinds["object"]
     if not names:
         raise NoShapeError(f"{location} have no fields")
@@ -153,6 +159,7 @@ def _check_fields(shape: Shape, location: str) -> None:
 
 
 def _round_up_length(longest: int) -> int:
+    """Return a maxLength with headroom."""
     needed = math.ceil(longest * HEADROOM)
     return next((length for length in LENGTH_STEPS if length >= needed), math.ceil(needed / 1000) * 1000)
 
@@ -162,6 +169,7 @@ def _has_digit(text: str) -> bool:
 
 
 def _json_type(value: Any) -> str:
+    """Return the JSON type of a value; "null" for null and blank texts."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return "null"
     kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), (float, "number"), (list, "array"), (dict, "object"))

@@ -1,6 +1,6 @@
-"""An import from top to bottom: look at the rows, decide what task they are, write the recipe, say why.
+"""An import from top to bottom: survey the rows, infer their task, write the recipe, report the reasons.
 
-Called again it changes nothing: a recipe that is there is written over only where that is asked for.
+A repeated call changes nothing: an existing recipe is overwritten only with FORCE=1.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from insource.tasks.pii import redaction
 # A recipe has one instruction: rows with another system message are another task, unless they are few.
 MIN_SYSTEM_FRACTION = 0.8
 MAX_SYSTEMS_SHOWN, MAX_SYSTEM_CHARACTERS = 5, 70
-# Below this share of usable rows a file is something else than it looks like.
+# Below this fraction of usable rows the file is probably of another format.
 MIN_USABLE_FRACTION = 0.5
 MIN_ROWS = 10
 LOG_FORMATS = ("a log of API calls", "OpenTelemetry spans (OTLP)", "OpenTelemetry spans")
@@ -38,7 +38,10 @@ CHAT_MODEL_PREFIXES = ("gpt-", "chatgpt-", "o1", "o3", "o4", "ft:", "claude", "a
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Returns the exit code. Raises RecipeError where the rows make no recipe: then nothing is written."""
+    """Run the import and return the exit code.
+
+    Raise RecipeError if no recipe can be made of the rows; nothing is written then.
+    """
     if not arguments.source:
         raise RecipeError("FROM: give the file of the fine-tune, or of the log: make import FROM=train.jsonl")
     train, test = _absolute_path(arguments.source), _absolute_path(arguments.test) if arguments.test else None
@@ -113,7 +116,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _parse_recipe(draft: str) -> Recipe:
-    """The recipe of a text. Raises RecipeError where the rows, or the model asked for, make none that is valid."""
+    """Return the recipe of a YAML text. Raise RecipeError if the rows or the given model make it invalid."""
     try:
         return Recipe.model_validate(YAML(typ="safe").load(draft))
     except ValidationError as error:
@@ -122,11 +125,12 @@ def _parse_recipe(draft: str) -> Recipe:
 
 
 def _absolute_path(path: str) -> Path:
+    """Return the absolute path, with ~ expanded."""
     return Path(path).expanduser().absolute()
 
 
 def _choose_recipe_path(train: Path, raw_path: str | None) -> Path:
-    """Where the recipe goes: as asked, else into recipes/ by the name of the file."""
+    """Return the given recipe path, or else recipes/<name of the file>.yaml."""
     if raw_path:
         path = _absolute_path(raw_path)
         if path.suffix not in (".yaml", ".yml"):
@@ -137,7 +141,7 @@ def _choose_recipe_path(train: Path, raw_path: str | None) -> Path:
 
 
 def _check_no_overwrite(paths: Sequence[Path], forced: bool) -> None:
-    """Raises RecipeError where a file would be written over that nobody asked to replace."""
+    """Raise RecipeError if a file exists and `forced` is false."""
     if not forced and (existing := [path for path in paths if path.exists()]):
         raise RecipeError(
             f"{_display_path(existing[0])} is there already, and may hold your changes; give another name with "
@@ -146,6 +150,7 @@ def _check_no_overwrite(paths: Sequence[Path], forced: bool) -> None:
 
 
 def _check_usable(survey: Survey, usable: int, n_read: int) -> None:
+    """Raise RecipeError if fewer than MIN_ROWS or MIN_USABLE_FRACTION of the rows are usable."""
     if usable >= MIN_ROWS and usable >= MIN_USABLE_FRACTION * n_read:
         return
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common()) or "none were read"
@@ -159,7 +164,7 @@ def _check_usable(survey: Survey, usable: int, n_read: int) -> None:
 
 
 def _choose_system(survey: Survey, number: int | None) -> str:
-    """The system message of the rows that are meant. Raises RecipeError where it is not plain which."""
+    """Return the system message of the rows to import. Raise RecipeError if it is ambiguous."""
     frequent = survey.systems.most_common()
     if number is not None:
         if not 1 <= number <= len(frequent):
@@ -184,12 +189,15 @@ def _choose_system(survey: Survey, number: int | None) -> str:
 def _choose_source(
     train: Path, test: Path | None, recipe_path: Path, survey: Survey, system: str, task: InferredTask
 ) -> RecipeSource:
-    """What the recipe reads: the file as it is, wherever data preparation reads the same from it."""
+    """Return the source of the recipe.
+
+    It is the given file if data preparation reads the same rows from it, else a converted file.
+    """
     is_log = survey.format in LOG_FORMATS
     has_several_systems = len(survey.systems) > 1
     preamble = find_preamble(survey.sample[system])
     if INPUT_PLACEHOLDER in preamble.before + preamble.after:
-        preamble = Preamble()  # {input} could not be told from the place of the text
+        preamble = Preamble()  # {input} in the preamble would be ambiguous
     in_place = survey.plain and not is_log and not preamble
     if has_several_systems and (task.kind == "preference" or not survey.one_system or not system.strip()):
         in_place = False
@@ -211,6 +219,7 @@ def _choose_source(
 
 
 def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeSource) -> IncumbentModel | None:
+    """Return the model to compare with: the given one, or the most frequent chat model of a log; None without one."""
     if arguments.model:
         reason = "asked as it was taught; `make record` keeps its answers while it lives"
         return IncumbentModel(arguments.model, arguments.base_url, reason, taught=survey.format not in LOG_FORMATS)
@@ -227,7 +236,7 @@ def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeS
 def _format_header(
     survey: Survey, outcome: ImportCounts, source: RecipeSource, model: IncumbentModel | None, train: Path
 ) -> list[str]:
-    """The first comments of the recipe."""
+    """Return the comments at the top of the recipe."""
     head = [
         f"Made from {train.name} ({survey.format}, {outcome.meant:,} rows) by `make import`: read it, and change it."
     ]
@@ -261,7 +270,7 @@ def _format_report(
     converted: Sequence[Path],
     dry_run: bool,
 ) -> list[str]:
-    """What is printed: what was read, what it is and why, what does not fit, what was written or would be."""
+    """Return the lines to print: what was read, the task and its reason, unusable rows, and the files written."""
     lines = [f"read      {survey.read:,} lines: {survey.format}", f"task      {task.kind}: {task.why}"]
     if survey.problems:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common())
@@ -303,6 +312,7 @@ def _format_report(
 
 
 def _conversion_reason(survey: Survey, source: RecipeSource) -> str:
+    """Return the reason why the rows are converted."""
     if survey.format in LOG_FORMATS:
         return "a log is no table of rows; personal data are replaced"
     if source.preamble:
@@ -313,11 +323,13 @@ def _conversion_reason(survey: Survey, source: RecipeSource) -> str:
 
 
 def _abbreviate(text: str) -> str:
+    """Return the text on one line, cut to MAX_SYSTEM_CHARACTERS."""
     flat = " ".join(text.split())
     return flat if len(flat) <= MAX_SYSTEM_CHARACTERS else flat[: MAX_SYSTEM_CHARACTERS - 3] + "..."
 
 
 def _display_path(path: Path) -> str:
+    """Return the path relative to the working directory if it is inside it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -1,6 +1,6 @@
-"""What is in the examples of a file: system messages, what their texts have in common, what their answers are.
+"""A survey of the examples of a file: system messages, common parts of the texts, and answers.
 
-All of it is counted while the rows pass, so that a large log takes no more memory than a small one.
+Everything is counted while the rows pass, so that a large log needs no more memory than a small one.
 """
 
 import json
@@ -14,41 +14,42 @@ from data_prep.importer.schema_inference import Shape
 from insource.tasks.labels import clean_label
 from insource.tasks.text_keys import label_key
 
-# A label is short; of longer answers it is only counted how many there are.
+# Maximum length of a label; of longer answers only the number is counted.
 MAX_LABEL_CHARACTERS, MAX_ANSWERS = 80, 5000
-# A preamble is what so many of the first texts begin with, if it is as long and ends where a line or a heading does.
+# A preamble is common to at least this fraction of the first texts, has a minimum length, and ends at a line or
+# heading.
 MAX_SAMPLE_TEXTS, MIN_PREAMBLE_FRACTION, MIN_PREAMBLE_CHARACTERS = 2000, 0.95, 20
 MAX_PROBLEMS_SHOWN = 5
-# Of more system messages than these it is only counted how many rows have another one.
+# Maximum number of distinct system messages; of further ones only the number of rows is counted.
 MAX_SYSTEMS = 200
 
 
 @dataclass
 class AnswerStatistics:
-    """What answers are."""
+    """Statistics of the answers with one system message."""
 
     rows: int = 0
     longest: int = 0
-    """Characters of the longest one."""
+    """Characters of the longest answer."""
     longest_row: int = 0
     """Characters of the longest text with its answer."""
     short: Counter[str] = field(default_factory=Counter)
-    """Answers that could be labels, by what they say (label_key), as often as they occur."""
+    """Rows per answer that may be a label, by label_key."""
     spelt: dict[str, str] = field(default_factory=dict)
-    """The first spelling of each."""
+    """The first spelling of each short answer."""
     too_many: bool = False
-    """Whether there were more different short answers than are counted."""
+    """Whether there are more than MAX_ANSWERS distinct short answers."""
     objects: int = 0
-    """Rows whose answer is a JSON object."""
+    """Rows with a JSON object as the answer."""
     shape: Shape = field(default_factory=Shape)
-    """Of these objects."""
+    """The shape of these objects."""
     lists: int = 0
-    """Rows whose answer is a JSON array of texts."""
+    """Rows with a JSON array of texts as the answer."""
     listed: Counter[str] = field(default_factory=Counter)
-    """Texts in these arrays."""
+    """Rows per text in these arrays."""
 
     def add(self, answer: str) -> None:
-        """Takes one more answer."""
+        """Count an answer."""
         self.rows += 1
         self.longest = max(self.longest, len(answer))
         if answer[:1] in "{[" and (value := _parse_json(answer)) is not None:
@@ -69,37 +70,37 @@ class AnswerStatistics:
 
 @dataclass
 class Survey:
-    """What is in a file, or in several."""
+    """The survey of one or several files of one format."""
 
     format: str = ""
     read: int = 0
     """Lines read."""
     examples: int = 0
     problems: Counter[str] = field(default_factory=Counter)
-    """Rows that cannot be used, by reason."""
+    """Unusable rows, by reason."""
     shown: list[str] = field(default_factory=list)
-    """The first of them, with their line."""
+    """The first problems, with their lines."""
     reasons_shown: Counter[str] = field(default_factory=Counter)
     systems: Counter[str] = field(default_factory=Counter)
-    """Rows by their system message, "" for none."""
+    """Rows per system message, "" for none."""
     uncounted: int = 0
-    """Rows whose system message came when there were too many to count them."""
+    """Rows whose system message exceeded the maximum number."""
     models: Counter[str] = field(default_factory=Counter)
     several_turns: int = 0
     plain: bool = True
-    """Whether data preparation would read every row alike from the file as it is."""
+    """Whether data preparation would read the same rows from the file without conversion."""
     expanded: bool = False
-    """Whether some conversation gives several examples."""
+    """Whether a conversation has several examples."""
     one_system: bool = True
     """Whether each system message is the text of the first message."""
     sample: dict[str, list[str]] = field(default_factory=dict)
-    """The first texts of each system message."""
+    """The first texts with each system message."""
     answers: dict[str, AnswerStatistics] = field(default_factory=dict)
-    """By system message."""
+    """Answer statistics by system message."""
     preferences: int = 0
 
     def problem(self, location: str, reason: str, detail: str) -> None:
-        """Counts a row that cannot be used."""
+        """Count an unusable row."""
         self.problems[reason] += 1
         detail = "".join(character if character.isprintable() else " " for character in detail)
         if self.reasons_shown[reason] < 2 and len(self.shown) < MAX_PROBLEMS_SHOWN:
@@ -107,7 +108,7 @@ class Survey:
             self.reasons_shown[reason] += 1
 
     def add(self, example: Example) -> None:
-        """Takes one more example."""
+        """Count an example."""
         self.examples += 1
         self.several_turns += example.turns > 1
         self.plain &= example.plain
@@ -130,7 +131,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Preamble:
-    """What texts begin and end with, beside what varies."""
+    """The common beginning and end of texts."""
 
     before: str = ""
     after: str = ""
@@ -139,7 +140,7 @@ class Preamble:
         return bool(self.before or self.after)
 
     def within(self, text: str) -> str | None:
-        """Returns what varies in a text, None where it does not begin and end so."""
+        """Return the text between beginning and end; None if the text does not have both."""
         if not (text.startswith(self.before) and text.endswith(self.after)):
             return None
         middle = text[len(self.before) : len(text) - len(self.after)]
@@ -147,7 +148,7 @@ class Preamble:
 
 
 def find_preamble(texts: list[str]) -> Preamble:
-    """Returns what nearly all texts begin and end with, up to the end of a line or of a heading."""
+    """Return the common beginning and end of nearly all texts, up to the end of a line or of a heading."""
     if len(texts) < 10:
         return Preamble()
     prefix = _longest_common_prefix(texts)
@@ -163,7 +164,7 @@ def find_preamble(texts: list[str]) -> Preamble:
 
 
 def _longest_common_prefix(texts: list[str]) -> str:
-    """The longest beginning that SHARE of the texts have."""
+    """Return the longest prefix that MIN_PREAMBLE_FRACTION of the texts have."""
     min_count = math.ceil(MIN_PREAMBLE_FRACTION * len(texts))
     low, high = 0, max(map(len, texts))
     while low < high:
@@ -176,12 +177,13 @@ def _longest_common_prefix(texts: list[str]) -> str:
 
 
 def _most_common_prefix(texts: list[str], length: int) -> tuple[str, int]:
-    """What most texts begin with, so long, and how many they are."""
+    """Return the most common prefix of this length, and the number of texts that have it."""
     top = Counter(text[:length] for text in texts if len(text) >= length).most_common(1)
     return top[0] if top else ("", 0)
 
 
 def _parse_json(text: str) -> Any:
+    """Return the JSON object or array of a text; None if it is neither."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):

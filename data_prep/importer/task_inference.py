@@ -1,10 +1,10 @@
-"""What task the rows are, and why: by their answers alone.
+"""Inference of the task of rows from their answers.
 
-few short answers that come again and again   classification
-JSON arrays of such                           classification, several labels a row
-JSON objects of one shape                     extraction, with the schema of that shape
-two answers of which one is preferred         preference
-anything else                                 generation
+few short answers that repeat                  classification
+JSON arrays of such answers                    classification, several labels per row
+JSON objects of one shape                      extraction, with a schema of that shape
+two answers of which one is preferred          preference
+anything else                                  generation
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from data_prep.importer.survey import AnswerStatistics
 from insource.config.errors import RecipeError
 from insource.tasks.labels import clean_label
 
-# So many of the answers must be JSON objects, or labels; the rest are rows that do not fit.
+# Minimum fraction of answers that are JSON objects, or labels; the other rows are unusable.
 MIN_FITTING_FRACTION = 0.9
 MAX_LABELS_IN_RECIPE = 20
-# A label needs rows to learn from and rows to be judged by; of small files fewer.
+# A label needs rows for training and for evaluation; in small files fewer.
 MIN_ROWS_PER_LABEL, MIN_ROWS_PER_LABEL_OF_SMALL_FILE, SMALL_FILE_ROWS = 10, 4, 500
 MAX_LABELS = 1000
 
@@ -28,31 +28,31 @@ TaskKindName = Literal["classification", "extraction", "generation", "preference
 
 @dataclass(frozen=True)
 class InferredTask:
-    """A task, and by what it was told."""
+    """A task and the reason for it."""
 
     kind: TaskKindName
     why: str
     labels: tuple[str, ...] = ()
-    """As the recipe lists them; () where they are found in the rows."""
+    """The labels that the recipe lists; () if it takes them from the rows."""
     found_labels: int = 0
     rare: int = 0
-    """Labels with too few rows to learn and to judge them."""
+    """Labels with too few rows for training and evaluation."""
     least_rows: int = 0
-    """Rows that a label needs."""
+    """Minimum number of rows of a label."""
     many: bool = False
     """Whether a row has several labels."""
     json_schema: dict[str, Any] | None = None
     leaves_out: bool = False
-    """extraction: whether answers leave out what a document does not give."""
+    """Extraction: whether answers omit fields that the document does not give."""
 
     @property
     def variant(self) -> str:
-        """Returns the name of the module of tasks/ that does it."""
+        """Return the name of the module in insource/tasks/."""
         return "multilabel" if self.many else self.kind
 
 
 def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
-    """Returns the task. Raises RecipeError where there is nothing to learn: all answers are the same."""
+    """Return the task. Raise RecipeError if all answers are the same."""
     if preferences:
         return InferredTask("preference", f"{preferences:,} pairs of a preferred and another answer")
     extraction_note = ""
@@ -75,13 +75,13 @@ def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
 
 
 def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
-    """A classification, if so many of the answers are labels."""
+    """Return a classification task if enough of the answers are labels, else None."""
     min_rows = MIN_ROWS_PER_LABEL if answers.rows >= SMALL_FILE_ROWS else MIN_ROWS_PER_LABEL_OF_SMALL_FILE
     frequent = Counter({key: rows for key, rows in answers.short.items() if rows >= min_rows})
     if len(answers.short) == 1 and answers.short.total() == answers.rows:
         (label,) = answers.spelt.values()
         raise RecipeError(f"all {answers.rows:,} answers are {label!r}: there is nothing to learn from them")
-    # Answers that come once are labels of a small file, or texts of their own: the more rows, the clearer.
+    # Answers that occur once are labels of a small file or free texts; with more rows the distinction is clearer.
     if len(frequent) < 2 or frequent.total() < MIN_FITTING_FRACTION * answers.rows or len(frequent) > MAX_LABELS:
         return None
     rare = len(answers.short) - len(frequent)

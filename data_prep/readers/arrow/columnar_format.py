@@ -111,7 +111,10 @@ def _import_datasets() -> Any:
 
 @cache
 def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
-    """Return the splits of a hub data set, from the user's cache or the hub. Raise StageError if it cannot be loaded."""
+    """Return the splits of a hub data set, from the user's cache or the hub.
+
+    Raise StageError if it cannot be loaded.
+    """
     datasets = _import_datasets()
     try:
         return datasets.load_dataset(name, name=config, revision=revision, streaming=False)
