@@ -96,9 +96,8 @@ def load_test_dataset(run: Run) -> EvalDataset:
     for name in OTHER_SPLITS:
         if duplicates := [row["id"] for row in rows[name] if duplicate_key(row["input"]["text"]) in keys]:
             raise StageError(
-                f"{len(duplicates)} rows of {name} say the same as a test row, first {duplicates[0]}: a score "
-                "would flatter; "
-                "prepare the data anew (`make data`)"
+                f"{len(duplicates)} rows of {name} say the same as a test row, first {duplicates[0]}: a score would "
+                "flatter; prepare the data anew (`make data`)"
             )
     return EvalDataset(task, spec, prompt, rows["train"], rows["calibration"], rows["test"])
 

@@ -93,10 +93,8 @@ def send_first_request(context: ComparisonContext, system: System, budget: Budge
     price = pricing.lookup_price(system.baseline) if system.baseline else None
     while True:
         system_requests = api_models.build_first_request(context, system)
-        request, optional_parameters = (
-            system_requests.questions[0],
-            API_MODULES[system_requests.backend.wire].OPTIONAL_PARAMETERS,
-        )
+        request = system_requests.questions[0]
+        optional_parameters = API_MODULES[system_requests.backend.wire].OPTIONAL_PARAMETERS
         answer = collection.find_last_response(
             system_requests.backend, system_requests.identity, request, system_requests.journal
         )
@@ -143,10 +141,8 @@ def check_baselines(name: str, trained_run: Run, recipe: Recipe) -> int:
     skipped_names = {system.name for system in skipped}
     for system in skipped:
         print(f"not run   {system.title}: {system.why}")
-    context, runnable = (
-        validation_context(trained_run, name, recipe),
-        [system for system in systems if system.name not in skipped_names],
-    )
+    context = validation_context(trained_run, name, recipe)
+    runnable = [system for system in systems if system.name not in skipped_names]
     preflight.check(context, runnable)
     _, refused = send_first_requests(context, runnable)
     return cli.GATE_FAILED if refused or skipped else cli.OK

@@ -144,9 +144,8 @@ def parse_variants(models: Sequence[str], variants_text: str) -> list[Variant]:
     ]
     if len({variant.name for variant in variants}) < max(2, len(variants)):
         raise RecipeError(
-            "a sweep chooses among variants that differ, and "
-            f"MODELS={' '.join(models)!r} VARIANTS={variants_text!r} names "
-            f"{len({variant.name for variant in variants})}; give "
+            f"a sweep chooses among variants that differ, and MODELS={' '.join(models)!r} VARIANTS={variants_text!r} "
+            f"names {len({variant.name for variant in variants})}; give "
             'MODELS="pocket smollm2", or VARIANTS="lora.r=8; lora.r=32"'
         )
     return variants

@@ -109,8 +109,7 @@ def break_even(step_cost: StepCost, usd_per_request: float) -> BreakEven:
     replaced = step_cost.capacity * usd_per_request
     reason = (
         f"a full machine costs ${step_cost.machine_usd:,.2f} a month, and the {step_cost.capacity:,} closed calls "
-        "that it "
-        f"replaces cost ${replaced:,.2f}"
+        f"that it replaces cost ${replaced:,.2f}"
     )
     if replaced > step_cost.machine_usd:
         reason += f": too little is left to pay for engineer and training (${step_cost.fixed_usd:,.2f})"

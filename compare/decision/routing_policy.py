@@ -144,11 +144,11 @@ class RoutingPolicy:
         group_note = ", each group counting once," if self.left_out_rows else ""
         return (
             f"With {self.confidence:.0%} confidence{group_note} {promise}. It holds on average over requests that "
-            "come from "
-            "where the calibration rows come from (exchangeable with them), by labels like theirs, with the same "
-            "weights, prompt, constraint and scale. It says nothing of a single request, of one label or slice, of "
-            "answers of the closed model, or of traffic that has changed. The confidence is over the draw of the "
-            f"calibration rows: at most {100 * (1 - self.confidence):.4g}% of draws give a threshold that misses it."
+            "come from where the calibration rows come from (exchangeable with them), by labels like theirs, with "
+            "the same weights, prompt, constraint and scale. It says nothing of a single request, of one label or "
+            "slice, of answers of the closed model, or of traffic that has changed. The confidence is over the draw "
+            f"of the calibration rows: at most {100 * (1 - self.confidence):.4g}% of draws give a threshold that "
+            "misses it."
         )
 
     def json(self) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def _quality(inputs: VerdictInputs) -> tuple[Reason | None, list[str]]:
     }[primary["judged"]]
     text = (
         f"The tuned model {phrase} {baseline['title']}: {metric_label(primary['metric'])} "
-        f"{inputs.value(primary['a']):.1%} "
-        f"against {inputs.value(primary['b']):.1%} on {primary['n']:,} rows, difference {primary['delta']:+.1%} "
-        f"({primary['ci_low']:+.1%} to {primary['ci_high']:+.1%}), margin {primary['margin']:.1%}."
+        f"{inputs.value(primary['a']):.1%} against {inputs.value(primary['b']):.1%} on {primary['n']:,} rows, "
+        f"difference {primary['delta']:+.1%} ({primary['ci_low']:+.1%} to {primary['ci_high']:+.1%}), margin "
+        f"{primary['margin']:.1%}."
     )
     open_points = []
     if primary["judged"] == "undecided":
@@ -155,9 +155,8 @@ def _linear_baseline(inputs: VerdictInputs) -> Reason | None:
         margin = inputs.scores["plan"]["margin"] if inputs.scores["plan"] else 0.0
         word = "better" if linear_value > tuned_value + margin else "as well"
         text = (
-            f"{title} does {word}: {metric} {linear_value:.1%} against {tuned_value:.1%} of the tuned model. It "
-            "needs no GPU and "
-            "costs next to nothing: take it first."
+            f"{title} does {word}: {metric} {linear_value:.1%} against {tuned_value:.1%} of the tuned model. It needs "
+            "no GPU and costs next to nothing: take it first."
         )
         return Reason("linear", text, None, f"{linear_value:.1%}")
     return Reason(

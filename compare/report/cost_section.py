@@ -47,9 +47,7 @@ def break_even_text(inputs: Mapping[str, Any], title: str, usd_per_request: floa
         headline = "Owning never pays."
         detail = (
             f"A full machine costs {format_usd(step_cost.machine_usd)} a month, and the {step_cost.capacity:,} "
-            "requests "
-            "that "
-            f"it can answer cost {format_usd(step_cost.capacity * usd_per_request)} there."
+            f"requests that it can answer cost {format_usd(step_cost.capacity * usd_per_request)} there."
         )
     else:
         headline = f"Owning pays from {format_count(points[0], 'request')} a month."

@@ -70,8 +70,8 @@ def _verdict(scores: Scores) -> list[str]:
     meta = (
         f"{escape_markdown(task['kind']).capitalize()}, {format_count(task['n_test'], 'sealed test row')}, "
         f"{task['n_train']:,} to train on. Base {escape_markdown(base['name'])}, "
-        f"{escape_markdown(base['quantization'])}, measured on "
-        f"{escape_markdown(scores['hardware'])}.{pocket_note} Run {escape_markdown(scores['run_id'])}."
+        f"{escape_markdown(base['quantization'])}, measured on {escape_markdown(scores['hardware'])}.{pocket_note} "
+        f"Run {escape_markdown(scores['run_id'])}."
     )
     reasons = [
         f"- {escape_markdown(reason['says'])}"
@@ -150,14 +150,10 @@ def _cost(scores: Scores) -> list[str]:
     owned = cost["owned"]
     if owned["measured"]:
         text = (
-            f"Owned, at {format_count(owned['requests'], 'request')} a month: "
-            f"{format_usd(owned['usd_per_month'])} "
-            f"({format_count(owned['machines'], 'machine')} {format_usd(owned['machines_usd'])}, "
-            "engineer "
-            f"{format_usd(owned['engineer_usd'])}, training {format_usd(owned['training_usd'])}), "
-            "measured at "
-            f"{format_number(owned['requests_per_second'])} requests a second on "
-            f"{escape_markdown(owned['hardware'])}."
+            f"Owned, at {format_count(owned['requests'], 'request')} a month: {format_usd(owned['usd_per_month'])} "
+            f"({format_count(owned['machines'], 'machine')} {format_usd(owned['machines_usd'])}, engineer "
+            f"{format_usd(owned['engineer_usd'])}, training {format_usd(owned['training_usd'])}), measured at "
+            f"{format_number(owned['requests_per_second'])} requests a second on {escape_markdown(owned['hardware'])}."
         )
     else:
         text = f"What owning costs was not measured: {escape_markdown(owned['why_not'])}. So break-even is withheld."
@@ -221,8 +217,7 @@ def _integrity(scores: Scores) -> list[str]:
     if plan:
         state = "confirmatory" if plan["confirmatory"] else f"not confirmatory: {plan['why_not']}"
         plan_text = (
-            f"{plan['system']} against {plan['baseline']} by {plan['metric']}, margin "
-            f"{format_points(plan['margin'])} "
+            f"{plan['system']} against {plan['baseline']} by {plan['metric']}, margin {format_points(plan['margin'])} "
             f"points, alpha {plan['alpha']}, written {plan['written']}, {state}"
         )
     else:

@@ -80,8 +80,7 @@ def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None
     lost_text = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
     return (
         f"{system['title']} really answered {answered_fraction(counts):.1%} of the rows ({lost_text}), and a verdict "
-        "rests on at least "
-        f"{MIN_ANSWERED_FRACTION:.0%}"
+        f"rests on at least {MIN_ANSWERED_FRACTION:.0%}"
     )
 
 

@@ -65,10 +65,8 @@ def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer])
     part: ScoredPart = (
         "least certain field" if by_field and dataset.prompt["task"]["kind"] == "extraction" else "answer"
     )
-    log_probabilities, correct = (
-        [_log_probability(answer, part) or 0.0 for answer in known_answers],
-        row_correctness(scored, dataset),
-    )
+    log_probabilities = [_log_probability(answer, part) or 0.0 for answer in known_answers]
+    correct = row_correctness(scored, dataset)
     platt = calibration.fit_platt(log_probabilities, [bool(value) for value in correct])
     return Scale(
         platt, part, [_to_confidence(platt, log_probability) for log_probability in log_probabilities], correct

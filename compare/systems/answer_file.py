@@ -106,8 +106,7 @@ def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
         if (previous := by_id.get(row_id)) is not None:
             raise RecipeError(
                 f"{row.where}: id {row_id!r} stands in {answer_rows.unit} {previous.number} already; a row has one "
-                "answer: keep "
-                "one of them"
+                "answer: keep one of them"
             )
         by_id[row_id] = answer
     return AnswerFile(path, by_id, answer_rows.guessed_encoding, reformatted)

@@ -67,8 +67,8 @@ def _tuned_systems(recipe: Recipe, run: Run) -> list[System]:
     if unavailable := [variant for variant in variants if variant not in available]:
         raise RecipeError(
             f"run {run.id} has no {unavailable[0]}, which is to be compared; it has "
-            f"{', '.join(available) or 'nothing'}. "
-            f"`make export RECIPE={run.recipe_name}` writes merged and quantized models"
+            f"{', '.join(available) or 'nothing'}. `make export RECIPE={run.recipe_name}` writes merged and quantized "
+            "models"
         )
     others = [variant for variant in variants if variant != served] if recipe.task.kind != "preference" else []
     return [

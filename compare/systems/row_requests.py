@@ -66,7 +66,7 @@ def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str
     reserved."""
     labels = tuple(dataset.spec.labels.items())
     instruction = baseline.instruction or dataset.spec.instruction
-    assert isinstance(instruction, str), "instructions.py has not chosen among several yet"
+    assert isinstance(instruction, str), "prompt_selection.select_prompt has not run"
     return Request(row["id"], (), 0, choices=ChoiceQuestion(instruction, labels, row["input"]["text"]))
 
 
@@ -76,7 +76,7 @@ def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> lis
     if baseline is not None and baseline.messages:
         return [baseline.asked(row["input"]["text"]) for row in rows]
     if baseline is not None and baseline.instruction:
-        assert isinstance(baseline.instruction, str), "instructions.py has not chosen among several yet"
+        assert isinstance(baseline.instruction, str), "prompt_selection.select_prompt has not run"
         spec = dataclasses.replace(spec, instruction=baseline.instruction)
     examples = linear_baseline.nearest_rows(dataset.train, rows, system.shots)
     return [
@@ -97,10 +97,8 @@ def drop_examples_to_fit(
     shortened = list(requests)
     pending = list(range(len(shortened)))
     while pending:
-        lengths = [
-            len(ids)
-            for ids in chat_template.prompt_ids(tokenizer, [list(shortened[index].messages) for index in pending])
-        ]  # type: ignore[arg-type]
+        conversations = [list(shortened[index].messages) for index in pending]
+        lengths = [len(ids) for ids in chat_template.prompt_ids(tokenizer, conversations)]  # type: ignore[arg-type]
         pending = [
             index
             for index, length in zip(pending, lengths, strict=True)

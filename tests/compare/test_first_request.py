@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from compare.analysis import comparisons, system_scores
 from compare.cost import estimate
 from compare.records import System, SystemAnswer, SystemResponses
 from compare.scoring import completeness
-from compare.systems import api_models
+from compare.systems import api_models, collect
+from compare.systems.responses import ComparisonContext
 from insource.backends import failures
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
@@ -100,6 +102,27 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     first_request.send_first_requests(here, api_system(here))
     assert provider.broken_rules.total() == 2, "what was refused is remembered"
     assert len(provider.seen) == 3 + 10 * 2
+
+
+def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM serves the tuned model under the name of the recipe."""
+    price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
+    baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "price": price}
+    here = make_two_label_comparison(tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0)
+    provider.picky, provider.answer = ("temperature",), correct_answers(here)
+    names = []
+    collect_all = collect.collect_all
+
+    def record_name(context: ComparisonContext, systems: Sequence[System]) -> Any:
+        names.append(context.name)
+        return collect_all(context, systems)
+
+    monkeypatch.setattr(collect, "collect_all", record_name)
+    scores = run_comparison(here, api_system(here))
+    assert any("asked without temperature" in note for note in scores["integrity"]["fallbacks"])
+    assert names == ["mine"]
 
 
 def test_the_day_that_an_sdk_announces_is_shown_where_the_provider_says_none(
