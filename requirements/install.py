@@ -240,19 +240,7 @@ def find_torch_cpu_build(python: Path) -> str | None:
     """
     lock = (REQUIREMENTS_DIR / "torch.txt").read_text(encoding="utf-8")
     pin = next(line for line in lock.splitlines() if line.startswith("torch==")).split(" ")[0]
-    argv = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-qq",
-        "--dry-run",
-        "--no-deps",
-        "--ignore-installed",
-        "--report",
-        "-",
-        pin,
-    ]
+    argv = [python, "-m", "pip", "install", "-qq", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", pin]
     completed = subprocess.run(argv, capture_output=True, text=True, check=False)
     if completed.returncode:
         sys.exit(f"error: pip cannot find {pin}:\n{completed.stderr}")

@@ -97,11 +97,9 @@ async def collect_batches(session: CollectSession, poll_seconds: float, log: Cal
                 pending = None
         except _StopError as error:
             return str(error)
-    return (
-        f"{n_failed:,} requests brought no answer in their batch; the next run asks for them again"
-        if n_failed
-        else None
-    )
+    if n_failed:
+        return f"{n_failed:,} requests brought no answer in their batch; the next run asks for them again"
+    return None
 
 
 def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:

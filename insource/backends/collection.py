@@ -71,7 +71,7 @@ def collect(
     budget: Budget | None,
     price: Pricing | None,
     mode: Literal["live", "batch"] = "live",
-    on_response: Callable[[CachedResponse], None] = lambda answered: None,
+    on_response: Callable[[CachedResponse], None] = lambda response: None,
     poll_seconds: float = POLL_SECONDS,
     log: Callable[[str], None] = lambda message: None,
 ) -> CollectResult:
@@ -92,9 +92,8 @@ def collect(
         system_budget = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
         session = CollectSession(backend, cache, pending, system_budget, {}, on_response)
         for row_request, cached_response in cached_responses:
-            session.answers[row_request.id, row_request.repeat] = reused_response = replace(
-                cached_response, id=row_request.id, reused=True
-            )
+            reused_response = replace(cached_response, id=row_request.id, reused=True)
+            session.answers[row_request.id, row_request.repeat] = reused_response
             on_response(reused_response)
         started_at, retries, reason = time.monotonic(), 0, None
         if mode == "batch":
@@ -149,10 +148,7 @@ def find_last_response(
 def sum_cached_cost_usd(backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path) -> float:
     """Return the cost of these requests in earlier invocations, possible charges included, in USD."""
     build_body = API_MODULES[backend.wire].build_body
-    keys = {
-        compute_cache_key(identity, build_body(backend, row_request.request), row_request.repeat)
-        for row_request in row_requests
-    }
+    keys = {compute_cache_key(identity, build_body(backend, item.request), item.repeat) for item in row_requests}
     # All lines of a key, not only the last: each attempt of another invocation may have been charged.
     return sum(
         (response.usd or 0.0) + response.unsure_usd

@@ -150,8 +150,7 @@ def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
     """
     return [
         f"compare.baselines: the price of {baseline.called} is unknown, so compare.budget_usd could not be kept; "
-        "give it "
-        "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+        "give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         for baseline in baselines
         if not baseline.loopback and lookup_price(baseline) is None
     ]
@@ -167,9 +166,9 @@ def price_from_recipe(price: Price) -> TokenPrice:
         cached_input_usd_per_million=cached_price,
         batch_input_usd_per_million=batch_factor * price.input_usd_per_million if has_batch_price else None,
         batch_output_usd_per_million=batch_factor * price.output_usd_per_million if has_batch_price else None,
-        batch_cached_input_usd_per_million=batch_factor * cached_price
-        if has_batch_price and cached_price is not None
-        else None,
+        batch_cached_input_usd_per_million=(
+            batch_factor * cached_price if has_batch_price and cached_price is not None else None
+        ),
         source="recipe",
         date=price.date,
     )
@@ -207,8 +206,7 @@ def price_from_list(
         next_tier = highest.beyond
         note += (
             f"; prompts up to {highest.longest_input_tokens:,} tokens, longer ones "
-            f"{next_tier.input_usd_per_million:g} in "
-            f"and {next_tier.output_usd_per_million:g} out"
+            f"{next_tier.input_usd_per_million:g} in and {next_tier.output_usd_per_million:g} out"
         )
     return replace(highest, note=note)
 
@@ -251,10 +249,8 @@ def _build_tier(
         return float(price * MILLION / prompt_tokens)
 
     plain, batch = calculate(None, output_tokens=1), calculate(BATCH_CONTEXT, output_tokens=1)
-    cache_read, cache_write = (
-        calculate(None, cache_read_tokens=prompt_tokens),
-        calculate(None, cache_write_tokens=prompt_tokens),
-    )
+    cache_read = calculate(None, cache_read_tokens=prompt_tokens)
+    cache_write = calculate(None, cache_write_tokens=prompt_tokens)
     # A model without batch support is listed with the same price for batches.
     has_cache, has_batch = plain.model_price.cache_read_mtok is not None, batch.model_price != plain.model_price
     batch_cache_read = calculate(BATCH_CONTEXT, cache_read_tokens=prompt_tokens) if has_cache and has_batch else None

@@ -23,6 +23,6 @@ class CollectSession:
     def tell(self, response: CachedResponse) -> None:
         """Record a cached response as the answer to all row requests with its key."""
         for index, row_request in enumerate(self.waiting.get(response.key, ())):
-            answered = replace(response, id=row_request.id, reused=response.reused or index > 0)
-            self.answers[row_request.id, row_request.repeat] = answered
-            self.on_answer(answered)
+            row_response = replace(response, id=row_request.id, reused=response.reused or index > 0)
+            self.answers[row_request.id, row_request.repeat] = row_response
+            self.on_answer(row_response)

@@ -106,9 +106,8 @@ def main() -> int:
     print(f"W&B       {reason}: the specification is written instead; `wandb login`, then again", file=sys.stderr)
     if not arguments.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-        specification = (
-            build_workspace(loaded.recipe, loaded.name)._to_model().spec.model_dump(by_alias=True, mode="json")
-        )
+        model = build_workspace(loaded.recipe, loaded.name)._to_model()
+        specification = model.spec.model_dump(by_alias=True, mode="json")
         atomic_files.write_text(path, json.dumps(specification, indent=1, ensure_ascii=False) + "\n")
         print(f"dashboard {path}")
     return cli.OK

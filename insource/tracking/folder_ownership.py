@@ -36,13 +36,10 @@ def resolve_name(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
     The name is the recipe's own. If another recipe owns that folder, a hash of the recipe's path is appended, which is
     printed on stderr.
     """
-    default_folder, *suffixed_folders = folders = [
-        parent / loaded.name,
-        *sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}")),
-    ]
-    path = str(loaded.path)
-    for folder in folders:
-        if (owner := _read_owner(folder)) is not None and owner[0] == path:
+    default_folder = parent / loaded.name
+    suffixed_folders = sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}"))
+    for folder in (default_folder, *suffixed_folders):
+        if (owner := _read_owner(folder)) is not None and owner[0] == str(loaded.path):
             return replace(loaded, name=folder.name)
     if (
         not default_folder.is_symlink()

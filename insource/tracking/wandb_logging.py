@@ -213,21 +213,6 @@ def finish_run(wandb_run: Any, run: Run, summary: Mapping[str, float | int], dig
     wandb_run.finish()
 
 
-def _table_cell(value: Any) -> Any:
-    """Return a table cell: numbers and texts unchanged, a record as JSON."""
-    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
-
-
-def _limit_labels(max_labels: int, targets: Sequence[str], answers: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return {label: label or OTHER_LABELS} and the labels kept: those with the most mistakes, in alphabetic order."""
-    labels = sorted({*targets, *answers})
-    if len(labels) <= max_labels:
-        return {label: label for label in labels}, labels
-    mistakes = Counter(label for pair in zip(targets, answers, strict=True) if pair[0] != pair[1] for label in pair)
-    selected = sorted(sorted(labels, key=lambda label: (-mistakes[label], label))[: max_labels - 1])
-    return {label: label if label in selected else OTHER_LABELS for label in labels}, [*selected, OTHER_LABELS]
-
-
 def set_production_alias(run: Run, recipe: Recipe) -> None:
     """Move the alias `production` to the adapter of a run, if W&B is online and has that adapter."""
     tracking = recipe.tracking.wandb
@@ -244,3 +229,18 @@ def set_production_alias(run: Run, recipe: Recipe) -> None:
                 artifact.save()
     except wandb.errors.Error as error:
         print(f"W&B       the alias `production` was not moved: {error}", file=sys.stderr)
+
+
+def _table_cell(value: Any) -> Any:
+    """Return a table cell: numbers and texts unchanged, a record as JSON."""
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
+
+
+def _limit_labels(max_labels: int, targets: Sequence[str], answers: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return {label: label or OTHER_LABELS} and the labels kept: those with the most mistakes, in alphabetic order."""
+    labels = sorted({*targets, *answers})
+    if len(labels) <= max_labels:
+        return {label: label for label in labels}, labels
+    mistakes = Counter(label for pair in zip(targets, answers, strict=True) if pair[0] != pair[1] for label in pair)
+    selected = sorted(sorted(labels, key=lambda label: (-mistakes[label], label))[: max_labels - 1])
+    return {label: label if label in selected else OTHER_LABELS for label in labels}, [*selected, OTHER_LABELS]

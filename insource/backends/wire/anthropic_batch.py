@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anthropic.types.messages import MessageBatch
 
 # The local clock may differ from the provider's, and creation may be retried for a while. A foreign batch that is taken
-# for ours costs one download of its results; one of ours that is not found is paid for again.
+# for this one costs one download of its results; a batch that is not found is paid for again.
 CLOCK_SKEW, CREATION_WINDOW = timedelta(hours=1), timedelta(minutes=15)
 # HTTP status that each error type has in a live response. Any other type counts as transient.
 _HTTP_STATUS = {

@@ -92,11 +92,9 @@ class Family:
         if self.name == UNKNOWN.name and effort is None:
             return DEFAULT_THINKING_TOKENS
         effective_effort = effort or self.default_effort
-        return (
-            0
-            if effective_effort in (None, "none")
-            else THINKING_TOKENS.get(str(effective_effort), DEFAULT_THINKING_TOKENS)
-        )
+        if effective_effort in (None, "none"):
+            return 0
+        return THINKING_TOKENS.get(str(effective_effort), DEFAULT_THINKING_TOKENS)
 
 
 _OPENAI_DOCS = "OpenAI deployment checklist and reasoning guide, developers.openai.com/api/docs"

@@ -43,9 +43,8 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "A
         with hide_variables(default_address=backend.base_url is None):
             return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or DEFAULT_BASE_URL, **settings)
     # Without a key the SDK sends Azure's key from the environment, which a local stand-in must not get.
-    key = (
-        None if backend.api_key == DUMMY_API_KEY and not is_loopback(parse_host(backend.base_url)) else backend.api_key
-    )
+    is_local = is_loopback(parse_host(backend.base_url))
+    key = None if backend.api_key == DUMMY_API_KEY and not is_local else backend.api_key
     try:
         with hide_variables(default_address=False):
             return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
@@ -105,9 +104,8 @@ def parse_completion(completion: "ChatCompletion", backend: Backend, request: Re
     if backend.structured == "json_schema" and request.constraint.json_schema is not None:
         text = unwrap_answer(request.constraint.json_schema, text)
     token_logprobs = choice.logprobs.content if choice.logprobs else None
-    prompt_details, completion_details = (
-        (usage.prompt_tokens_details, usage.completion_tokens_details) if usage else (None, None)
-    )
+    prompt_details = usage.prompt_tokens_details if usage else None
+    completion_details = usage.completion_tokens_details if usage else None
     return Completion(
         output=text,
         model_id=completion.model,
@@ -119,9 +117,11 @@ def parse_completion(completion: "ChatCompletion", backend: Backend, request: Re
         ),
         finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason),
         log_probability=sum(token.logprob for token in token_logprobs) if token_logprobs else None,
-        field_log_probability=lowest_field_log_probability(
-            [token.token for token in token_logprobs], [token.logprob for token in token_logprobs]
-        )
-        if token_logprobs
-        else None,
+        field_log_probability=(
+            lowest_field_log_probability(
+                [token.token for token in token_logprobs], [token.logprob for token in token_logprobs]
+            )
+            if token_logprobs
+            else None
+        ),
     )
