@@ -44,13 +44,11 @@ class Gateway:
         hang_seconds: float = 60.0,
         recipes: Mapping[str, Recipe] = MappingProxyType({}),
     ) -> None:
-        self.places, self.vllm, self.door, self.parity, self.hang_seconds = (
-            registry_dirs,
-            vllm,
-            proxy_state,
-            min_agreement,
-            hang_seconds,
-        )
+        self.places = registry_dirs
+        self.vllm = vllm
+        self.door = proxy_state
+        self.parity = min_agreement
+        self.hang_seconds = hang_seconds
         self.deployments = Deployments(proxy_state, recipes)
         self.loaded: dict[str, set[str]] = {registry_dir.name: set() for registry_dir in registry_dirs}
         self.refused: set[tuple[str, str]] = set()

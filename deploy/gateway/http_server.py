@@ -90,6 +90,7 @@ class AccessLog(AbstractAccessLogger):
     """Access log: client, path, model and status of each request, without contents of requests and answers."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Write a request as a line of JSON."""
         record = request.get(proxy.ACCESS_RECORD, proxy.AccessRecord())
         line = {
             "at": utc_timestamp(),

@@ -13,11 +13,12 @@ Without a key it answers GET /healthz (the process runs) and /readyz (requests a
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, web
+from aiohttp.typedefs import Handler, Middleware
 
 from deploy.answers.local_model import LOCAL, EngineConnection
 from deploy.answers.outcome import VERSION_HEADER, Deployment
@@ -146,13 +147,11 @@ class AccessRecord:
 ACCESS_RECORD = web.RequestKey("told", AccessRecord)
 
 
-def build_application(proxy_state: ProxyState) -> web.Application:
-    """Return the aiohttp application of the gateway."""
+def _build_guard(proxy_state: ProxyState) -> Middleware:
+    """Return the middleware that counts requests, rejects cross-origin ones, and turns RequestError into a response."""
 
     @web.middleware
-    async def guard(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[ACCESS_RECORD] = AccessRecord()
         started_at, status = time.monotonic(), "500"
         try:
@@ -165,9 +164,7 @@ def build_application(proxy_state: ProxyState) -> web.Application:
         finally:
             proxy_state.watch.metrics.requested(normalize_path(request.path), status, time.monotonic() - started_at)
 
-    async def respond(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def respond(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             headers = request.headers
             if problem := cross_origin_problem(
@@ -177,6 +174,12 @@ def build_application(proxy_state: ProxyState) -> web.Application:
             return await handler(request)
         except RequestError as error:
             return _error_response(error, close=proxy_state.stopping)
+
+    return guard
+
+
+def build_application(proxy_state: ProxyState) -> web.Application:
+    """Return the aiohttp application of the gateway."""
 
     async def answer_model(request: web.Request) -> web.StreamResponse:
         return await _answer_model_request(proxy_state, request)
@@ -217,7 +220,7 @@ def build_application(proxy_state: ProxyState) -> web.Application:
     async def not_found(request: web.Request) -> web.StreamResponse:
         raise RequestError(404, "not_found_error", f"there is no {request.method} {request.path} here")
 
-    app = web.Application(client_max_size=proxy_state.limits.body_kib * 2**10, middlewares=[guard])
+    app = web.Application(client_max_size=proxy_state.limits.body_kib * 2**10, middlewares=[_build_guard(proxy_state)])
     for path in FORWARDED_PATHS:
         app.router.add_post(path, answer_model)
     app.router.add_post(f"{tasks_path.PREFIX}{{name}}", answer_task)

@@ -125,13 +125,8 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     if not problems and len({locate_base(served_model, serve)[0] for served_model in served}) > 1:
         details = ", ".join(f"{served_model.name}: {served_model.recipe.model.base}" for served_model in served)
         problems.append(f"recipes that share a server share their base; {details}")
-    if (
-        not problems
-        and len(
-            {(served_model.prompt["chat_template_sha256"], served_model.prompt.get("stop")) for served_model in served}
-        )
-        > 1
-    ):
+    prompts = [served_model.prompt for served_model in served] if not problems else []
+    if len({(prompt["chat_template_sha256"], prompt.get("stop")) for prompt in prompts}) > 1:
         problems.append("recipes that share a server share chat template and stop token; these have different ones")
     if problems:
         raise RecipeError("this cannot be served:\n" + "\n".join(f"  {problem}" for problem in problems))

@@ -39,10 +39,10 @@ class ChatRequest:
 
 
 def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatRequest | None:
-    """Return a chat request as an input of the task, None if it contains the task's own prompt and is forwarded
-    unchanged.
+    """Return the task input in a chat request, None if the request has the task's own prompt.
 
-    `private` is whether its headers mark it as private. Raise RequestError if it requests more than the task's answer.
+    A request with the task's own prompt is forwarded unchanged. `private` is whether the headers mark the input as
+    private. Raise RequestError if it requests more than the task's answer.
     """
     try:
         messages = parse_messages(body.get("messages"), "messages")

@@ -1,7 +1,7 @@
 """Chats that contain an input of a task.
 
-If the input must be answered locally and the API format supports the task's constraint, the task's own request is sent
-to vLLM and its answer is forwarded event by event. Otherwise the input is answered as by /v1/tasks, in the client's API
+The task's own request is sent to vLLM if the input must be answered locally and the API format supports the task's
+constraint. Its answer is forwarded event by event. Otherwise the input is answered as by /v1/tasks, in the client's API
 format.
 """
 

@@ -1,5 +1,4 @@
-"""POST /v1/decisions in the format of OpenAI's SDK (openai 3.54, resources/decisions.py): a probability for every
-label.
+"""POST /v1/decisions in OpenAI's format: choose a label of the task, with a probability for every label.
 
 request   {"model": "classifier", "input": "where is my money", "questions": [{"type": "choice", "instructions": "...",
            "choices": [{"value": "refund_status"}, {"value": "delivery_delay"}, ...]},
@@ -7,6 +6,8 @@ request   {"model": "classifier", "input": "where is my money", "questions": [{"
 response  {"model": "classifier", "answers": [{"type": "choice", "name": null, "choice": "refund_status",
            "confidence": 0.93, "probabilities": [{"value": "refund_status", "probability": 0.97}, ...]},
            {"type": "predicate", "name": null, "probability": 0.97}], "usage": {...}}
+
+The format is that of OpenAI's SDK (openai 3.54, resources/decisions.py).
 
 The deployed model was trained for one question. Choices must be labels of the task, all or some of them. A predicate's
 instructions must be one label. Other questions are rejected with a reason. Instructions of a choice are ignored. Only
