@@ -1,4 +1,4 @@
-"""The monthly volume from which self-hosting is cheaper than API calls, with whole machines.
+"""The monthly volume from which self-hosting is cheaper than API calls, in steps of one machine.
 
 StepCost(machine_usd=584, capacity=21_024_000, fixed_usd=3000.4) against $0.00045 per API call:
 
