@@ -14,7 +14,7 @@ from train.evaluate.shared_cache import GPU_LIMITS, GROWTH_SLOTS, PassLimits
 
 # Fraction of a GPU's memory that stays free: its allocator rounds and fragments, and libraries allocate memory too.
 SPARE_FRACTION = 0.1
-# Memory of the CUDA context.
+# The CUDA context's part of a GPU's total memory, which is given in GiB.
 CUDA_CONTEXT_BYTES = 500_000_000
 FLOAT32_BYTES = 4
 MAX_BATCH_ROWS = 64
