@@ -84,8 +84,8 @@ def break_even_points(
     The first: v = k C, all machines full, is the best case of k machines. It is cheaper if k gain > F.
 
     The last: v = (k - 1) C + 1 is the worst case. It is cheaper if k gain > F + (C - 1) p. With k - 1 machines that
-    condition does not hold. So the last volume that is not cheaper has k - 1 machines. It is the integer part of ((k -
-    1) M + F) / p.
+    condition does not hold. So the last volume that is not cheaper has k - 1 machines. It is the integer part of
+    ((k - 1) M + F) / p.
     """
     gain = usd_per_request * capacity - machine_usd
     if gain * MAX_MACHINES <= machine_usd + fixed_usd:

@@ -11,6 +11,7 @@ An answer is kept if its confidence is at least `threshold`. Thresholds are conf
 tested on calibration rows, which have no other use. The test goes from strict to loose thresholds and stops at the
 first that cannot be shown to reach the target (Learn then Test, insource/stats/learn_then_test.py; docs/routing.md).
 That no threshold passes is a usual result.
+
 `test` has the results on the test rows (compare/decision/routing_evaluation.py), which choose nothing. `calibration` is
 the profile with which traffic is compared (compare/decision/answer_profile.py).
 """

@@ -2,7 +2,7 @@
 
 {"answered": 2031, "refused": 3, "cut": 12, "malformed": 5, "failed": 4, "not_asked": 0}
 
-answered   an answer that can be scored, right or wrong      refused    by the model or a content filter
+answered   an answer that can be scored, right or wrong      refused    by model or filter, because of the row's text
 malformed  empty, no JSON, not in the schema, not a label    cut        by the output limit, before the answer ended
 failed     no answer after all attempts                      not_asked  not sent, or the request itself was rejected
 
