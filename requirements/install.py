@@ -1,10 +1,10 @@
 """`make setup`: install the lock with pip into `.venv-cpu` or `.venv-gpu`, and link `.venv` to it.
 
-It does nothing if the lock is installed. Two locks never share an environment: vLLM's builds for CPUs and for GPUs are
-packages of different names with the same files, and pip would keep the wrong files on a change back to the first lock.
+It does nothing if the lock is installed. Two locks never share an environment. vLLM's builds for CPUs and for GPUs are
+packages of different names with the same files. On a change back to the first lock, pip would keep the wrong files.
 
-pip installs packages one by one and spends most of its time unpacking. One pip for each core installs a part of the
-lock. The parts are independent, because the lock is complete and nothing is resolved.
+pip installs packages one by one and spends most of its time unpacking. One pip for each core, at most four, installs a
+part of the lock. The parts are independent, because the lock is complete and nothing is resolved.
 
 Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h, with which Triton compiles kernels for PyTorch and
 vLLM. The stamp in an environment marks it as insource's from the start, and in the end records the installed lock. An

@@ -55,8 +55,10 @@ class AttemptLog:
         self._begun = self._written = 0
 
     async def reserve(self, request: Request) -> bool:
-        """Reserve the cost of an attempt and log it. Return whether it may be sent. Raise StageError if the log is not
-        writable."""
+        """Reserve the cost of an attempt and log it. Return whether it may be sent.
+
+        Raise StageError if the log is not writable.
+        """
         if not await self._purse.reserve(request):
             return False
         try:

@@ -229,8 +229,7 @@ async def _await_results(
 def _store_results(
     session: CollectSession, pending: PendingBatch, outcomes: Mapping[str, Completion | AttemptFailure]
 ) -> int:
-    """Write the outcomes of a batch to the cache. Return the number of requests that a later invocation should
-    retry."""
+    """Write the outcomes of a batch to the cache. Return the number of requests to retry later."""
     responses, n_failed = [], 0
     for key, metadata in pending.keys.items():
         cached = session.journal.rows.get(key)

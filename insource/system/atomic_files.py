@@ -115,8 +115,7 @@ def _rename_into_place(temp_folder: Path, path: Path, keep_existing: bool) -> No
 
 @contextmanager
 def _locked_temporary_folder(path: Path) -> Iterator[Path]:
-    """Create a folder with a unique name beside `path`, while holding a lock on `<folder>.lock`; remove both
-    afterwards.
+    """Create a uniquely named folder beside `path` under a lock on `<folder>.lock`; remove both afterwards.
 
     The lock is on a file opened for writing, because NFS has no exclusive lock for others.
     """

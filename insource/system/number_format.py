@@ -25,8 +25,10 @@ def format_range(low: float, high: float) -> str:
 
 
 def format_delta(difference: float) -> str:
-    """Return a difference of fractions in points: +1.2, −0.8. It has two decimals if one decimal would round to
-    zero."""
+    """Return a difference of fractions in points: +1.2, −0.8.
+
+    It has two decimals if one decimal would round to zero.
+    """
     value = 100 * difference
     text = f"{abs(value):.1f}" if abs(value) >= 0.05 or value == 0 else f"{abs(value):.2f}"
     return "0.0" if float(text) == 0 else ("+" if value > 0 else "−") + text

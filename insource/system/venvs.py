@@ -1,5 +1,7 @@
-"""Separate virtual environments for programs with conflicting dependencies: installed once by pip, identified by a
-stamp."""
+"""Separate virtual environments for programs with conflicting dependencies.
+
+They are installed once by pip and identified by a stamp.
+"""
 
 import json
 import re

@@ -61,8 +61,7 @@ def _serialize_task(recipe: Recipe) -> str:
 
 
 def hash_base_files(folder: Path) -> dict[str, str]:
-    """Return {file: sha256} of a base model: weights, configuration, tokenizer, template; Markdown files are
-    excluded."""
+    """Return {file: sha256} of a base model: all files except Markdown."""
     return {
         path.name: atomic_files.sha256(path) for path in folder.iterdir() if path.is_file() and path.suffix != ".md"
     }

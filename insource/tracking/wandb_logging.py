@@ -41,11 +41,10 @@ MAX_PREDICTIONS = 100
 
 
 def build_config(recipe: Recipe, base_name: str) -> dict[str, Any]:
-    """Return the part of the recipe that may be sent; an empty tuple in LOGGED_CONFIG_KEYS permits the complete
-    section.
+    """Return the part of the recipe that may be sent.
 
-    A base in a local folder is sent by its name only. If data may not leave, tables of `train` are dropped, because
-    they have a value for each label.
+    An empty tuple in LOGGED_CONFIG_KEYS permits the complete section. A base in a local folder is sent by its name
+    only. If data may not leave, tables of `train` are dropped, because they have a value for each label.
     """
     sections = recipe.model_dump(mode="json", include=set(LOGGED_CONFIG_KEYS))
     allowed = {

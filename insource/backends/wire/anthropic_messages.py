@@ -1,7 +1,7 @@
-"""Anthropic's Messages API, through its SDK: Anthropic, vLLM's `/v1/messages`, and Anthropic models on Bedrock and
-Vertex.
+"""Anthropic's Messages API, through its SDK.
 
-It returns no log-probabilities.
+Providers: Anthropic, vLLM's `/v1/messages`, and Anthropic models on Bedrock and Vertex. It returns no
+log-probabilities.
 """
 
 import os

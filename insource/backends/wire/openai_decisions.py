@@ -1,5 +1,4 @@
-"""OpenAI's decisions (`POST /v1/decisions`, public beta since 2026-10-06): a question, its choices, and the row as
-input.
+"""OpenAI's decisions (`POST /v1/decisions`, public beta since 2026-10-06): a question with choices about a text.
 
 request   {"model": "gpt-6-luna", "input": "my parcel is late", "questions": [{"type": "choice", "instructions":
            "Choose the queue.", "choices": [{"value": "delivery_delay", "description": "parcel late or lost"}, ...]}]}

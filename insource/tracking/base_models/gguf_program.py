@@ -1,8 +1,9 @@
-"""`python -m insource.tracking.base_models.gguf_program FILE.gguf FOLDER float32`: write a GGUF model as a model
-folder.
+"""Conversion of a GGUF file to a model folder with dequantized weights, in a process of its own.
 
-The weights are dequantized. A process of its own (started by gguf_model.py), so that its memory is freed and the caller
-imports no torch. Prints the file's properties as JSON. Exits with 2 if the file is not supported.
+python -m insource.tracking.base_models.gguf_program FILE.gguf FOLDER float32
+
+gguf_model.py starts the process, so that its memory is freed and the caller imports no torch. It prints the file's
+properties as JSON. It exits with 2 if the file is not supported.
 """
 
 import json
@@ -147,8 +148,10 @@ def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
 
 
 def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
-    """Return the tensors that the older of transformers' two GGUF readers ignores; the newer one reports them
-    itself."""
+    """Return the tensors that transformers ignores silently.
+
+    Of its two GGUF readers only the older one does; the newer one reports them itself.
+    """
     from transformers.integrations.gguf import is_gguf_arch_supported
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
@@ -161,11 +164,10 @@ def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
 
 
 def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
-    """Return the tokenizer, with exactly the file's tokens. Raise RecipeError if it splits a token of the chat
-    template.
+    """Return the tokenizer, with exactly the file's tokens.
 
     transformers adds <|endoftext|> to a byte-level vocabulary without it, such as Llama 3's. That token has no row in
-    the embeddings.
+    the embeddings. Raise RecipeError if the tokenizer splits a token of the chat template.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
