@@ -94,6 +94,7 @@ STYLE_BREAKS: dict[str, Callable[[str, random.Random], list[str]]] = {
 
 
 def _join(*sentences: str) -> str:
+    """Return the sentences as one text."""
     return " ".join(sentences)
 
 

@@ -130,6 +130,7 @@ def _write_sentences(rng: random.Random, *parts: str | None) -> list[str]:
 
 
 def _capitalize(text: str) -> str:
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 

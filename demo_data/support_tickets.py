@@ -123,7 +123,7 @@ def write_message(queue: str, channel: str, rng: random.Random) -> str:
 
 
 def _write_content(queue: str, rng: random.Random) -> str:
-    """Return the request, alone or with another matter that must not decide the queue."""
+    """Return the request, with or without another matter that must not decide the queue."""
     core = _expand(rng.choice(QUEUES[queue].core), rng)
     other_queue = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
     kind = rng.choices((None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2))[0]
@@ -138,7 +138,7 @@ def _write_content(queue: str, rng: random.Random) -> str:
 
 
 def _expand(pattern: str, rng: random.Random) -> str:
-    """Resolve `[a|b]` from the inside out, and `<slot>`, until none is left."""
+    """Resolve `[a|b]` from the inside out, and `<slot>`, until the text has neither."""
     while True:
         pattern, choices = CHOICE.subn(lambda match: rng.choice(match[1].split("|")), pattern)
         pattern, slots = SLOT.subn(lambda match: _fill_slot(match[1], rng), pattern)
@@ -187,6 +187,7 @@ def _punctuate(text: str, rng: random.Random) -> str:
 
 
 def _capitalize(text: str) -> str:
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 

@@ -259,6 +259,7 @@ def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer
 
 
 def _relative_path(path: Path, folder: Path) -> str:
+    """Return the path relative to a folder, with forward slashes."""
     return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
 
 

@@ -165,6 +165,7 @@ def _round_up_length(longest: int) -> int:
 
 
 def _has_digit(text: str) -> bool:
+    """Return whether a text has a digit."""
     return any(character.isdigit() for character in text)
 
 

@@ -215,6 +215,7 @@ def _explain_csv_error(message: str) -> str:
 
 
 def _make_reader(content: Any, delimiter: str, source: Source, strict: bool) -> Any:
+    """Return a reader of the csv module with the recipe's quotes and escapes."""
     quoting: dict[str, Any] = {"quotechar": source.quote} if source.quote else {"quoting": csv.QUOTE_NONE}
     return csv.reader(content, delimiter=delimiter, escapechar=source.escape, strict=strict, **quoting)
 

@@ -76,7 +76,7 @@ ALPHABETS = {
     }.items()
 }
 # The letters that most of a text consists of: kana and Han, Hangul, Han, and single-byte alphabets. Any bytes decode to
-# letters of some of these alphabets, but nearly all of them are rarely lower case.
+# letters of some single-byte alphabet, but rarely nearly all to lower case.
 SCRIPT_LETTERS = {
     "cp932": re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]"),
     "cp949": re.compile("[\uac00-\ud7af]"),

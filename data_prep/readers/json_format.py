@@ -273,11 +273,13 @@ def _decode_element(text: str, offset: int) -> tuple[Any, int]:
 
 
 def _check_end(text: str, offset: int) -> None:
+    """Raise JSONDecodeError if more than white space follows."""
     if _skip_whitespace(text, offset) < len(text):
         raise json.JSONDecodeError("Extra data", text, _skip_whitespace(text, offset))
 
 
 def _skip_whitespace(text: str, offset: int) -> int:
+    """Return the offset of the next character that is not white space."""
     match = WHITESPACE.match(text, offset)
     return match.end() if match else offset
 

@@ -57,6 +57,7 @@ def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) 
 
 
 def _matches_header(row: Any, names: list[Any]) -> bool:
+    """Return whether a row is a list with one item per name."""
     return isinstance(row, list) and len(row) == len(names)
 
 
@@ -71,4 +72,5 @@ def _describe_contents(value: Mapping[str, Any]) -> str:
 
 
 def _describe_nesting(value: Any) -> str:
+    """Return "an array of arrays" if the value is one, else ""."""
     return "an array of arrays" if isinstance(value, list) and value and isinstance(value[0], list) else ""

@@ -21,7 +21,7 @@ from insource.config.schema.source import Source
 T = TypeVar("T")
 
 MIB = 1 << 20
-# Comparing a duplicate key takes up to a hundred times its length (dedup/near.py).
+# Comparing a duplicate key takes memory of up to a hundred times its length (dedup/minhash.py).
 CHUNK_BYTES = 8 << 20
 MAX_COLUMN_RATIO, MAX_FILE_RATIO = 100, 1000
 # Bytes of a row besides its texts (row_table.py).
@@ -128,4 +128,5 @@ def _limit_error(location: str, subject: str, size: int | None, limit: int, advi
 
 
 def _format_mib(size: int) -> str:
+    """Return a size in MiB, with one decimal below 100."""
     return f"{size / MIB:,.1f}" if size < 100 * MIB else f"{size / MIB:,.0f}"

@@ -147,4 +147,5 @@ def _label_from_path(folder: Path, *file_names: str) -> str:
 
 
 def _detect_compression(path: Path) -> str | None:
+    """Return the compression by suffix; None without one."""
     return {".gz": "gz", ".zst": "zst"}.get(path.suffix.lower())

@@ -34,6 +34,7 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
 
 
 def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
+    """Return the detected properties and the rows, without limits on the rows."""
     if file.kind == "documents":
         return plain_text.read_documents(file, source)
     if file.kind not in ("hub", "dataset"):

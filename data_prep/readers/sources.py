@@ -233,6 +233,7 @@ def _walk(folder: Path, ancestors: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def _is_hidden(name: str) -> bool:
+    """Return whether a folder of this name is skipped."""
     return name.startswith(".") or name in SKIPPED_FOLDERS
 
 

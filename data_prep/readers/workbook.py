@@ -117,6 +117,7 @@ def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collecti
 
 
 def _format_sheet_names(sheets: Collection[str]) -> str:
+    """Return the sheet names for a message, ten at most."""
     return f"it has {', '.join(map(repr, list(sheets)[:10]))}{', ...' if len(sheets) > 10 else ''}"
 
 
@@ -162,6 +163,7 @@ def _read_rows(
 def _make_source_row(
     file: SourceFile, number: int, row: Sequence[Any], header: list[str], columns: Collection[str]
 ) -> SourceRow:
+    """Return the source row; a cell with an error or without a JSON value is its problem."""
     values: dict[str, Any] = {}
     for index, column in enumerate(header):
         value = row[index] if index < len(row) else None
@@ -216,7 +218,7 @@ def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
 
 
 class _PartCounter:
-    """Counts of elements and rows in one pass over a part of a workbook."""
+    """Number of elements and rows of a workbook part, from one pass over it."""
 
     def __init__(self, name: str) -> None:
         self.name, self.elements, self.row, self.in_row = name, 0, 0, 0
@@ -233,9 +235,11 @@ class _PartCounter:
         parser.Parse(b"", True)
 
     def _refuse(self, *_: Any) -> None:
+        """Raise RecipeError for a document type declaration."""
         raise RecipeError(f"{self.name} has a document type, which no workbook has; save it anew")
 
     def _begin(self, tag: str, attributes: dict[str, str]) -> None:
+        """Count an element. Raise RecipeError if it exceeds a limit."""
         self.elements += 1
         if tag.endswith("main row"):
             previous_row, self.row = self.row, int(attributes.get("r", self.row + 1))
@@ -254,6 +258,7 @@ class _PartCounter:
 
 
 def _unreadable_error(file: SourceFile, error: Exception, location: str = "") -> RecipeError:
+    """Return the error for a damaged workbook."""
     message = (str(error) or type(error).__name__).splitlines()[0]
     return RecipeError(
         f"{file.name}{location}: not an Excel workbook, or a damaged one ({message[:120]}); save it anew"

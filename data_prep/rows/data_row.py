@@ -196,7 +196,7 @@ def _make_redactor(
         pii_kinds.update(match.kind for match in redaction.find_pii(answer))
         if not kinds:
             return answer
-        # Numbers go on above those that stand before.
+        # Placeholder numbers continue after those in use.
         context = " ".join([*placeholders, *values]) + "\n"
         redacted = redaction.redact(context + redaction.redact_values(values, answer), kinds)
         values.update(redacted.values)

@@ -91,10 +91,12 @@ def matches_value(value: Any, expected: Any) -> bool:
 
 
 def _as_list(value: Any) -> Sequence[Any]:
+    """Return the value as a list."""
     return value if isinstance(value, list) else [value]
 
 
 def _format_value(value: Any) -> str:
+    """Return the value for a message."""
     return "an empty cell" if value is None else display_label(to_text(value))
 
 

@@ -62,6 +62,7 @@ def parse_iso_seconds(text: str) -> float | None:
 
 
 def _parse_digit_date(text: str) -> float | None:
+    """Return seconds since 1970 of a date in digits; None if it is not one."""
     if not _DIGIT_DATE.fullmatch(text):
         return None
     digits = text.replace("-", "")
@@ -72,6 +73,7 @@ def _parse_digit_date(text: str) -> float | None:
 
 
 def _parse_number(text: str) -> float | None:
+    """Return seconds since 1970 of an epoch time in any unit; None if it is no number."""
     try:
         number = float(text)
     except ValueError:
@@ -83,6 +85,7 @@ def _parse_number(text: str) -> float | None:
 
 
 def _parse_iso(text: str) -> float | None:
+    """Return seconds since 1970 of an ISO 8601 time; None if it is not one."""
     try:
         parsed = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text))
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()

@@ -53,6 +53,7 @@ def _parse_object(
 
 
 def _is_empty(value: Any) -> bool:
+    """Return whether a value is null or a blank text."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
@@ -105,5 +106,6 @@ def _parse_date(text: str, date_format: str, path: str) -> str:
 
 
 def _field_types(field: Mapping[str, Any]) -> list[str]:
+    """Return the JSON types of a field."""
     types = field.get("type", [])
     return [types] if isinstance(types, str) else list(types)

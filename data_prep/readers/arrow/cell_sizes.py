@@ -191,6 +191,7 @@ def _collect_encodings(parts: list[ColumnChunk]) -> dict[str, set[str]]:
 
 
 def _is_text(kind: Any) -> bool:
+    """Return whether a type is a text type."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
