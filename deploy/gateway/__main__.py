@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 
 from deploy import registry
-from deploy.gateway import http_server, keys, proxy
+from deploy.gateway import http_server, keys
 from deploy.gateway.control_loop import serve_forever
 from deploy.gateway.gateway import Gateway
+from deploy.gateway.proxy_state import ProxyState
 from deploy.gateway.versions import plan_backend
 from deploy.monitoring.monitor import Monitor
 from insource.config import cli
@@ -47,7 +48,7 @@ def main() -> int:
         print(lifecycle.shell_command(plan, Address(socket=Path("vllm.sock")), with_key=False))
         return cli.OK
     client_keys = keys.load_keys(address, serve.loopback_without_key)
-    proxy_state = proxy.ProxyState(
+    proxy_state = ProxyState(
         client_keys, serve.limits, tuple(registry_dir.name for registry_dir in registry_dirs), Monitor(root)
     )
     server_process.check_port_free(serve.host, serve.port)

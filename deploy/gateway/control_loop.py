@@ -4,8 +4,9 @@ import asyncio
 import time
 from logging import Logger
 
-from deploy.gateway import http_server, proxy
+from deploy.gateway import http_server
 from deploy.gateway.gateway import POLL_SECONDS, Gateway
+from deploy.gateway.proxy_state import ProxyState
 from insource.config.errors import StageError
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
@@ -94,7 +95,7 @@ async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) 
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _wait_for_drain(proxy_state: proxy.ProxyState) -> None:
+async def _wait_for_drain(proxy_state: ProxyState) -> None:
     """Wait until no request is in flight, for at most DRAIN_SECONDS."""
     end = time.monotonic() + DRAIN_SECONDS
     while proxy_state.of_key.total() and time.monotonic() < end:

@@ -9,7 +9,7 @@ from deploy.answers import answer_ids, escalation, task
 from deploy.answers.escalation import Escalation, NoEscalation
 from deploy.answers.outcome import Deployment
 from deploy.gateway import versions
-from deploy.gateway.proxy import ProxyState
+from deploy.gateway.proxy_state import ProxyState
 from deploy.monitoring import traffic_record
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe

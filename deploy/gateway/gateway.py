@@ -9,8 +9,8 @@ from types import MappingProxyType
 from aiohttp import ClientError
 
 from deploy import registry
-from deploy.gateway import proxy
 from deploy.gateway.deployments import Deployments
+from deploy.gateway.proxy_state import ProxyState
 from deploy.gateway.versions import find_incompatibility, iter_candidates, load_version
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
@@ -39,7 +39,7 @@ class Gateway:
         self,
         registry_dirs: Sequence[Path],
         vllm: VllmProcess,
-        proxy_state: proxy.ProxyState,
+        proxy_state: ProxyState,
         min_agreement: float,
         hang_seconds: float = 60.0,
         recipes: Mapping[str, Recipe] = MappingProxyType({}),

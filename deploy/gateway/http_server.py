@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
 from deploy.gateway import proxy
+from deploy.gateway.proxy_state import ProxyState
 from insource.system.timestamps import utc_timestamp
 from serve.vllm.server_process import Address
 
@@ -58,7 +59,7 @@ def list_stop_signals() -> list[signal.Signals]:
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def build_runner(proxy_state: proxy.ProxyState, access_log: logging.Logger | None) -> web.AppRunner:
+def build_runner(proxy_state: ProxyState, access_log: logging.Logger | None) -> web.AppRunner:
     """Return the proxy as an aiohttp runner that does not listen yet."""
     error_logger = logging.getLogger("insource.gateway")
     error_logger.addFilter(_is_server_error)

@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from deploy.answers.outcome import VERSION_HEADER
 from deploy.gateway import http_server, proxy
 from deploy.gateway.paths import forwarding
+from deploy.gateway.proxy_state import ProxyState
 from insource.config.schema.serving_and_cost import Limits
 from serve.vllm.server_process import Address
 
@@ -25,7 +26,7 @@ ASKED = {"model": "classifier", "messages": [{"role": "user", "content": "classi
 @asynccontextmanager
 async def door(
     api_key: str | None = None, limits: Limits | None = None, name: str = "classifier"
-) -> AsyncIterator[tuple[TestClient[Any, Any], proxy.ProxyState, list[Any]]]:
+) -> AsyncIterator[tuple[TestClient[Any, Any], ProxyState, list[Any]]]:
     """A door with an engine behind it; yields a client, the door, and what the engine was asked."""
     asked: list[Any] = []
 
@@ -51,7 +52,7 @@ async def door(
 
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", answer)
-    made = proxy.ProxyState(api_key, limits)
+    made = ProxyState(api_key, limits)
     made.versions = {name: "v1", "extractor": "v7"}
     async with TestServer(app) as engine, ClientSession(str(engine.make_url("/"))) as session:
         made.engine = session
@@ -345,7 +346,7 @@ def test_a_packed_body_is_not_taken_and_nothing_is_unpacked() -> None:
 
 
 @asynccontextmanager
-async def listened() -> AsyncIterator[tuple[int, proxy.ProxyState, list[Any]]]:
+async def listened() -> AsyncIterator[tuple[int, ProxyState, list[Any]]]:
     """A door as it listens in the gateway."""
     async with door() as (_, made, asked):
         runner = http_server.build_runner(made, None)

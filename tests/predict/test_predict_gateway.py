@@ -12,6 +12,7 @@ from deploy import registry
 from deploy.answers.escalation import Escalation
 from deploy.answers.outcome import Deployment
 from deploy.gateway import proxy
+from deploy.gateway.proxy_state import ProxyState
 from deploy.routing import Routing
 from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
@@ -34,9 +35,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def door(
     deployed: Deployment, engine: StandInEngine, version: str, key: str | None = None
-) -> Iterator[tuple[str, proxy.ProxyState]]:
+) -> Iterator[tuple[str, ProxyState]]:
     """The gateway's door in a thread of its own, with an engine behind it. Yields its address, and the door."""
-    made_door = proxy.ProxyState(key, None, (TASK_NAME,))
+    made_door = ProxyState(key, None, (TASK_NAME,))
     made_door.versions, made_door.tasks = {TASK_NAME: version}, {TASK_NAME: deployed}
     with stand_in_engine.run_stand_in(engine) as behind:
 

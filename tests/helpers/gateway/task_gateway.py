@@ -22,6 +22,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from deploy.answers import answer_ids, escalation, task
 from deploy.answers.outcome import Deployment
 from deploy.gateway import proxy
+from deploy.gateway.proxy_state import ProxyState
 from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.config.load import load
@@ -182,12 +183,12 @@ class FakeEngine:
 @asynccontextmanager
 async def gateway_client(
     task_of: Deployment, api_key: str | None = None, limits: Limits | None = None, watch: Monitor | None = None
-) -> AsyncIterator[tuple[TestClient[Any, Any], FakeEngine, proxy.ProxyState]]:
+) -> AsyncIterator[tuple[TestClient[Any, Any], FakeEngine, ProxyState]]:
     """Yields a client of the door, the engine behind it, and the door."""
     engine = FakeEngine()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", engine.answer)
-    made = proxy.ProxyState(api_key, limits, (TASK_NAME,), watch)
+    made = ProxyState(api_key, limits, (TASK_NAME,), watch)
     made.versions, made.tasks = {TASK_NAME: TASK_VERSION}, {TASK_NAME: task_of}
     async with TestServer(app) as server, ClientSession(str(server.make_url("/"))) as session:
         made.engine = session
