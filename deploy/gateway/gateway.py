@@ -1,4 +1,4 @@
-"""The gateway's state machine: load, check, activate and unload versions, probe and restart vLLM."""
+"""The gateway: load, check, activate and unload versions; probe and restart vLLM."""
 
 import asyncio
 import time

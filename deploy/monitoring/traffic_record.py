@@ -51,7 +51,7 @@ class RecordedAnswer:
     place: Path
     id: str
     text: str
-    """The input as it was queried."""
+    """The cleaned input, as sent to the model."""
     value: Any
     labelled_by: str
     reason: str
