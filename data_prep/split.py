@@ -1,8 +1,8 @@
 """The split of each row, decided by a keyed hash of its group, or without a group by a hash of its content.
 
 The split of a row does not depend on other rows. Added rows therefore do not move existing ones, and duplicates go to
-the same split. The hash ignores the label, so that each label is distributed like all rows, up to chance. data.json has
-the deviation of each split and label.
+the same split. The hash ignores the label. Each label is therefore distributed like all rows, up to chance, which is
+the stratification. data.json has the deviation of each split and label.
 
 A split by time puts the rows from `data.split.cut` on into test, and hashes the rows before it. With a cut, newer rows
 do not move older ones. Without a cut, test is the newest fraction of the rows: its boundary moves when newer rows

@@ -9,7 +9,6 @@ A first pass over all bytes determines the encoding, so that a file fails before
 import codecs
 import gzip
 import io
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import IO, Any, Literal, cast
 # Backport of compression.zstd (Python 3.14).
 from backports import zstd
 
+from data_prep.readers.legacy_encodings import detect_western, find_fitting_codecs, is_mostly_utf8
 from data_prep.readers.limits import DEFAULT_LIMITS, MAX_FILE_RATIO, Limits, file_ratio_error
 from data_prep.readers.source_row import SourceFile
 from insource.config.errors import RecipeError
@@ -46,49 +46,6 @@ FORMAT_SIGNATURES = {
 }
 # Pointer to a file that Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Constants that identify single-byte Western European text (see _detect_western).
-DETECTION_BYTES = 1 << 20
-UTF8_CHARACTER = re.compile(rb"[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-UNDEFINED_IN_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
-# Adjacent letters above ASCII are rare in Western languages, except for doubled ones and those in ação, compañía,
-# Grüße.
-COMMON_LETTER_PAIRS = "çã çõ çá çâ çó çú çé çê éç ñá ñé ñí ñó ñú äß öß üß"
-COMMON_PAIR_PATTERN = "|".join(f"{COMMON_LETTER_PAIRS} {COMMON_LETTER_PAIRS.upper().replace('SS', 'ß')}".split())
-UNLIKELY_PAIR = re.compile(f"(?!{COMMON_PAIR_PATTERN})([À-ÿ])(?!\\1)[À-ÿ]".encode("latin-1") + rb"|[\x80-\xff]{4}")
-# Apostrophes, dashes, dots, hyphens and spaces may occur between letters; a pound sign or a brace may not.
-SYMBOL_IN_WORD = re.compile(
-    rb"[a-z][\x80-\x84\x86-\x89\x8b\x93-\x95\x98-\x99\x9b\xa1-\xac\xae-\xb3\xb5\xb6\xb8-\xbf][a-z]"
-)
-SYMBOLS = {
-    bytes([byte]).decode("cp1252", "replace")
-    for byte in {*range(0x80, 0xC0), 0xD7, 0xF7} - {*b"\x8a\x8c\x8e\x9a\x9c\x9e\x9f"}
-}
-ALPHABETS = {
-    language: {*letters, *letters.upper()} - {"S"}
-    for language, letters in {
-        "French": "àâæçèéêëîïôœùûü",
-        "German": "äöüßéà",
-        "Spanish, Catalan": "áéíñóúüçïàèò",
-        "Portuguese": "áâãàçéêíóôõú",
-        "Italian": "àèéìíîòóùú",
-        "Nordic": "åäæéöøüà",
-        "Dutch": "äéèëïöüêá",
-    }.items()
-}
-# The letters that most of a text consists of: kana and Han, Hangul, Han, and single-byte alphabets. Any bytes decode to
-# letters of some single-byte alphabet, but rarely nearly all to lower case.
-SCRIPT_LETTERS = {
-    "cp932": re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]"),
-    "cp949": re.compile("[\uac00-\ud7af]"),
-    "gb18030": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
-    "big5": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
-    "cp874": re.compile("[\u0e00-\u0e7f]"),
-    "cp1251": re.compile("[\u0400-\u04ff]"),
-    "koi8-r": re.compile("[\u0400-\u04ff]"),
-    "cp1253": re.compile("[\u0370-\u03ff]"),
-    "cp1255": re.compile("[\u0590-\u05ff]"),
-    "cp1256": re.compile("[\u0600-\u06ff]"),
-}
 DECOMPRESSION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
 
@@ -350,76 +307,18 @@ def _guess_encoding(file: SourceFile, failed_scan: Scan, key: str, limits: Limit
 
     Raise RecipeError with advice otherwise.
     """
-    western = _detect_western(read_blocks(file, failed_scan))
+    western = detect_western(read_blocks(file, failed_scan))
     if western is None or western == "utf-8" or (failed_scan.broken and failed_scan.broken[1]):
-        if western == "utf-8" and _is_mostly_utf8(read_blocks(file, failed_scan)):
+        if western == "utf-8" and is_mostly_utf8(read_blocks(file, failed_scan)):
             reason, advice = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
         else:
             reason = "not UTF-8, and not surely anything else"
-            advice = (
-                f"set {key}, such as "
-                f"{' or '.join(_find_fitting_codecs(file, failed_scan) or ['cp1252', 'cp1251', 'cp1250'])}"
-            )
+            first_block = b"".join(islice(read_blocks(file, failed_scan), 1))
+            codecs_to_try = find_fitting_codecs(first_block) or ["cp1252", "cp1251", "cp1250"]
+            advice = f"set {key}, such as {' or '.join(codecs_to_try)}"
         raise _decoding_error(file, failed_scan, reason, advice)
     scan = _scan_file(file, "cp1252", "strict", key, limits, row_is)
     return TextDecoding(western, "cp1252", "strict", guessed=True, bom=False, scan=scan, limits=limits)
-
-
-def _is_mostly_utf8(blocks: Iterator[bytes]) -> bool:
-    """Return whether three in four of the bytes above ASCII are UTF-8; in GBK and Shift-JIS some are by chance."""
-    n_high = fitting = 0
-    for block in blocks:
-        fitting += sum(map(len, UTF8_CHARACTER.findall(block)))
-        n_high += len(block.translate(None, bytes(range(128))))
-        if n_high > DETECTION_BYTES:
-            break
-    return fitting >= 0.75 * n_high
-
-
-def _find_fitting_codecs(file: SourceFile, failed_scan: Scan) -> list[str]:
-    """Return up to four encodings that fit the first MiB, the most plausible first.
-
-    A codec fits if nearly all letters above ASCII are in its alphabet. A few letters above ASCII are accents, not an
-    alphabet. The order is by the fraction of letters that are lower case or have no case.
-    """
-    head = b"".join(islice(read_blocks(file, failed_scan), 1))
-    head = head[: head.rfind(b"\n") + 1] or head
-    scores = {}
-    for codec, pattern in SCRIPT_LETTERS.items():
-        with suppress(UnicodeDecodeError):
-            letters = [character for character in head.decode(codec) if character > "\x7f"]
-            fitting = [character for character in letters if pattern.match(character)]
-            accents = codec.startswith(("cp12", "koi8")) and len(letters) < sum(map(head.count, b"aeiou"))
-            if len(fitting) >= 0.9 * len(letters) and not accents:
-                scores[codec] = sum(character == character.lower() for character in fitting) / max(len(letters), 1)
-    return sorted(scores, key=lambda codec: -scores[codec])[:4]
-
-
-def _detect_western(blocks: Iterator[bytes]) -> str | None:
-    """Return "latin-1" or "cp1252" for Western European text, "utf-8" if some of it is UTF-8, else None.
-
-    Other encodings are rejected, not misread. Cyrillic, Greek and Chinese have adjacent letters above ASCII. Polish and
-    MacRoman put symbols inside words. Czech, Hungarian and Turkish need letters that no single Western language has.
-    """
-    byte_counts: Counter[int] = Counter()
-    n_unlikely = 0
-    tail = b""
-    for block in blocks:
-        window, tail = tail + block, block[-3:]
-        if UTF8_CHARACTER.search(window):
-            return "utf-8"
-        if UNDEFINED_IN_CP1252.search(window):
-            return None
-        if byte_counts.total() < DETECTION_BYTES:
-            byte_counts.update(block.translate(None, bytes(range(128))))
-            n_unlikely += len(SYMBOL_IN_WORD.findall(window)) + len(UNLIKELY_PAIR.findall(window))
-    letters = Counter(
-        {char: byte_counts[byte] for byte in byte_counts if (char := bytes([byte]).decode("cp1252")) not in SYMBOLS}
-    )
-    fitting = max(sum(letters[char] for char in alphabet) for alphabet in ALPHABETS.values())
-    if n_unlikely > 0.05 * byte_counts.total() or fitting < 0.95 * letters.total():
-        return None
-    return "cp1252" if any(0x80 <= byte < 0xA0 for byte in byte_counts) else "latin-1"
 
 
 def _decoding_error(file: SourceFile, scan: Scan, reason: str, advice: str) -> RecipeError:

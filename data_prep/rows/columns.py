@@ -71,7 +71,7 @@ def columns_to_read(recipe: Recipe, split: str) -> list[str]:
 def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
     """Return {recipe key: column} of the needed columns that are not in `present`.
 
-    One of several reference columns is sufficient: test files often have more of them than train files.
+    One column of data.columns.targets is sufficient: test files often have more of them than train files.
     """
     needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
     optional = answers if any(column in present for column in answers.values()) else {}
@@ -114,7 +114,10 @@ def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mappin
 def check_answer_columns(
     missing_by_file: Collection[Collection[str]], present: Collection[str], recipe: Recipe
 ) -> None:
-    """Raise RecipeError if no file has a reference column. `missing_by_file` has the columns that each file lacks."""
+    """Raise RecipeError if no file has some column of data.columns.targets.
+
+    `missing_by_file` has the columns that each file lacks.
+    """
     for key, column in recipe.data.columns.of_targets.items():
         if present and all(column in missing for missing in missing_by_file):
             matches = get_close_matches(column, list(present), 1)
