@@ -1,8 +1,8 @@
 """`make bench BENCH=chat_templates ARGS=LIST.tsv`: which published chat templates are accepted, and how.
 
 LIST.tsv has one model a line: its name and its base (a folder, a name on the hub, or a template file). For a template
-file follow the bos_token and eos_token of its tokenizer, the EOS tokens of its generation config and further tokens of
-its vocabulary, each separated by spaces:
+file, four columns follow: bos_token, eos_token, the EOS tokens of the generation config, and further tokens of the
+vocabulary. Spaces separate tokens:
 
     Qwen3-0.6B <tab> templates/qwen3.jinja <tab>  <tab> <|im_end|> <tab> <|im_end|> <|endoftext|>
 

@@ -1,8 +1,8 @@
 """Time `make run` against an earlier build: `python -m bench.end_to_end --before CHECKOUT --runs 3`.
 
-It runs train, export and compare of a recipe in both checkouts in turns, each time in a fresh folder of runs and with
-the same Python. It prints the timeline of both and writes bench/results/end_to_end.json. Set-up is not included.
-Nothing else may run on the machine meanwhile.
+It runs train, export and compare of a recipe in both checkouts in turns. Each time the folder of runs is fresh and the
+Python is the same. It prints the timeline of both and writes bench/results/end_to_end.json. Set-up is not included.
+Nothing else may run on the machine.
 
     | build | train | export | compare | all |
     | before | 332 s | 24 s | 530 s | 886 s |

@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct (real weights) trains on Banking77, the pocket model on the demo's tickets, with the modules of
 `make train`. Both precisions get the same rows in the same order. Each run has a process of its own, and its first
-update is left out. The bench writes bench/results/precision.json. Nothing else may run on the machine meanwhile.
+update is left out. The bench writes bench/results/precision.json. Nothing else may run on the machine.
 
     | model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |
     | smollm2 | 16 | 4.1 examples/s | 7.4 | 1.79 | 44% | 3.7123, 3.7098 |

@@ -5,9 +5,9 @@ It serves the pocket model with a real vLLM for half an hour, prints a table and
 32 clients query without pause. A version is deployed or rolled back every minute. vLLM or one of its processes is
 killed or frozen (SIGSTOP) at random moments. 200 connections send nothing and 50 send one byte a second.
 
-Every answer is compared with the reference answer of the version that the gateway names, on rows without close calls
-(margin of transformers at least 0.5). The bench fails on a wrong answer, and on a request that gets neither an answer
-nor a 429 or 503 with Retry-After. It also fails if memory or descriptors grow.
+Every answer is compared with the reference answer of the version that the gateway names. Only rows without close calls
+count (margin of transformers at least 0.5). The bench fails on a wrong answer, and on a request that gets neither an
+answer nor a 429 or 503 with Retry-After. It also fails if memory or descriptors grow.
 
     --minutes 3   a short run, which writes no file unless --results names one
 """

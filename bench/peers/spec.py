@@ -41,7 +41,7 @@ class PeerSpec:
     micro_batch: int = 1
     """Rows of one forward pass, for systems that pad."""
     pack_tokens: int = 0
-    """Tokens of one sequence, for systems that pack; 0 leaves it to the system."""
+    """Tokens of one sequence, for systems that pack; 0 is the system's default."""
     candidates: tuple[int, ...] = ()
     """Values of micro_batch or pack_tokens to be timed; if given, no adapter is kept."""
 

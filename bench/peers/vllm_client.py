@@ -1,4 +1,4 @@
-"""vLLM's own benchmark client (`vllm bench serve`), as a program that starts whatever name vLLM has in pip.
+"""vLLM's own benchmark client (`vllm bench serve`), as a program that is independent of vLLM's name in pip.
 
 One process serves all measurements, because importing vLLM takes long. Each line of its input is a JSON list of
 arguments. Each measurement ends with the line MEASURED_LINE.

@@ -32,7 +32,7 @@ class Population:
     right: Array
     """The probability that an answer with this confidence is right."""
     other: float | None = None
-    """The same of another system, whatever the confidence; None without a comparison."""
+    """The same of another system, at every confidence; None without a comparison."""
 
     @property
     def claim(self) -> Claim:

@@ -1,5 +1,4 @@
-"""Environments of peers whose requirements conflict with this project's: bench/.peers/<name>, made once, ignored by
-git.
+"""Environments of peers with conflicting requirements: bench/.peers/<name>, made once, ignored by git.
 
 LLaMA-Factory 0.9.5 requires transformers 5.6 and peft 0.18. It also requires torchvision and torchaudio, which come
 built for CUDA and break `import transformers` next to a CPU build of torch. Text needs neither, so they are

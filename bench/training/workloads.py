@@ -8,8 +8,8 @@ and not part of the project. The demo's tickets and documents are SYNTHETIC. The
 are synthetic names, to measure the cost by their number, and are assigned at random.
 
 The pocket tokenizer has 4,096 tokens and a large model's has 150,000, so a prompt is longer here. Banking77's labels
-are written as words ("card arrival"), which gives 727 shared tokens and 31 own ones. This is the proportion of 600 and
-25 under a large model's tokenizer, with the same bound on the savings from sharing (10 times at 16 rows, 18 at 64).
+are written as words ("card arrival"), which makes 727 shared tokens and 31 own ones. This is the proportion of 600 and
+25 under a large model's tokenizer. The bound on the savings from sharing is the same: 10 times at 16 rows, 18 at 64.
 """
 
 import csv

@@ -80,7 +80,7 @@ class JobExecution:
     def conclude(self) -> None:
         """Write the output and its description, each atomically, and remove the progress.
 
-        Raise StageError if INPUT was changed meanwhile.
+        Raise StageError if INPUT changed since the survey.
         """
         if self.is_written():
             log_step("unchanged", f"{self.job.output} has these rows (FRESH=1 asks anew)")

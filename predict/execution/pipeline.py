@@ -5,7 +5,7 @@
 
 A segment's requests are sorted by text, so that inputs with a common beginning meet in the engine's prefix cache. The
 task's own prompt precedes all of them. Equal inputs are queried once. The next segment starts while the last answers of
-the previous one are in flight. Memory holds MAX_OPEN_SEGMENTS segments, whatever the number of rows.
+the previous one are in flight. Memory holds MAX_OPEN_SEGMENTS segments, independent of the number of rows.
 """
 
 import asyncio
@@ -220,7 +220,7 @@ def _group_by_segment(
 
 
 async def _run_to_completion(write: Callable[[KeyedPredictions], None], predictions: KeyedPredictions) -> None:
-    """Write in a thread, and wait for its end even if the task is cancelled meanwhile."""
+    """Write in a thread, and wait for its end even if the task is cancelled."""
     task = asyncio.ensure_future(asyncio.to_thread(write, predictions))
     try:
         await asyncio.shield(task)
