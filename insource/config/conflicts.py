@@ -1,9 +1,9 @@
-"""Values of different sections that cannot go together, each with what would do.
+"""Conflicts between values of different sections, each with a fix.
 
     task: {kind: extraction}   train: {class_weight: balanced}
     -> (("train", "class_weight"), "weighs labels, and kind is extraction; leave it out")
 
-And what one section leaves to another: the metric that chooses a checkpoint, and what is served.
+Also values that one section derives from another: the metric that selects a checkpoint, and the served model.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 
 def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
-    """Returns (key, what would do) for all of them."""
+    """Return (key, message) of all conflicts."""
     checks = (_check_task, _check_formats, _check_plan, _check_route, _check_hardware, _check_adapter)
     return [conflict for check in checks for conflict in check(recipe)]
 
 
 def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
-    """Returns the sections that leave something to other sections, with that filled in."""
+    """Return {section name: section} of the sections with derived values."""
     train, serve = recipe.train, recipe.serve
     changes: dict[str, Any] = {}
     train_changes: dict[str, Any] = {}
@@ -172,7 +172,7 @@ def _check_route(recipe: "Recipe") -> Mistakes:
 
 
 def _address_problem(baseline: "Baseline", data_may_leave: bool) -> str | None:
-    """Returns what stands against the address of a baseline, without the address: it may hold a secret."""
+    """Return the problem of a baseline's base_url, without the URL, which may contain a secret."""
     parts = urlsplit(baseline.base_url or "")
     if parts.username or parts.password or parts.query or parts.fragment:
         return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"

@@ -1,4 +1,4 @@
-"""pydantic's findings in the words of someone who reads a recipe.
+"""Conversion of pydantic's errors to messages for the author of a recipe.
 
 [(("train", "learning_rat"), "unknown key; did you mean learning_rate?"),
  (("lora", "r"), "given 600, allowed: at most 512")]
@@ -15,7 +15,7 @@ from insource.config.schema.section import ConflictError
 
 KeyPath = tuple[str | int, ...]
 
-# Upstream's keys that a recipe has no use for, by section, with the reason.
+# {section: {key of upstream that a recipe refuses: reason}}.
 UNSUPPORTED_KEYS = {
     "lora": lora.UNSUPPORTED_KEYS,
     "train": train.UNSUPPORTED_KEYS,
@@ -37,7 +37,7 @@ TYPE_LABELS = {
 
 
 def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Returns (key, what is wrong) for each wrong key, the branches of a union told as one mistake."""
+    """Return (key, message) of each wrong key. The branches of a union are one error."""
     by_key: dict[KeyPath, list[Any]] = {}
     conflicts: list[tuple[KeyPath, str]] = []
     for mistake in error.errors(include_url=False):
@@ -50,7 +50,7 @@ def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tupl
 
 
 def _recipe_key(mistake: Any, values: Any) -> KeyPath:
-    """The part of pydantic's location that stands in the recipe: without names of union branches."""
+    """Return the part of pydantic's location that exists in the recipe, without names of union branches."""
     key: list[str | int] = []
     for part in mistake["loc"]:
         if (isinstance(values, dict) and part in values) or (
@@ -78,7 +78,7 @@ def _format_error(key: KeyPath, mistakes: list[Any]) -> str:
     if "a number" in kinds_allowed:
         kinds_allowed.pop("a whole number", None)
     allowed = list(kinds_allowed)
-    # A branch that fits the given type says more than "not a number" of the branches that do not.
+    # A bound of the branch with the given type is more useful than "a number" of the other branches.
     bounds = [
         text
         for mistake, text in zip(mistakes, map(_describe_allowed, mistakes), strict=True)
@@ -131,7 +131,7 @@ def _describe_unknown_key(key: KeyPath) -> str:
 
 
 def _list_keys(key: KeyPath) -> list[str]:
-    """The keys that the schema knows at this place."""
+    """Return the keys that the schema allows at this place."""
     sections: list[type[BaseModel]] = [Recipe]
     for part in key:
         fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]

@@ -1,13 +1,13 @@
-"""The ways in which a stage ends badly and says so in words. Apart, so that --help imports no more than this."""
+"""Exceptions with a message for the user. They have a module of their own, so that --help imports nothing else."""
 
 
 class RecipeError(Exception):
-    """A mistake of the person who wrote the recipe, the data or the call: told without a traceback, exit code 2."""
+    """An error in recipe, data or call, printed without a traceback; exit code 2."""
 
 
 class StageError(Exception):
-    """A stage failed though recipe and call are right: told without a traceback, exit code 1."""
+    """A stage failed with a valid recipe and call, printed without a traceback; exit code 1."""
 
 
 class GateError(StageError):
-    """A stage would go on with what is not as it must be, and does not: told without a traceback, exit code 3."""
+    """A check failed, so the stage stopped, printed without a traceback; exit code 3."""

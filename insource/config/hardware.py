@@ -1,6 +1,6 @@
-"""What this machine has, as far as it decides how to train: the name of a file beside this one.
+"""Hardware of this machine, as far as training needs it: selects a file of `recipes/hardware/`.
 
-Looks at what the operating system and `nvidia-smi` say, so that nothing heavy is imported to find out.
+Reads only /proc and `nvidia-smi`, so that it imports no heavy library.
 """
 
 import os
@@ -10,27 +10,27 @@ import sysconfig
 from pathlib import Path
 
 HARDWARE_DIR = Path(__file__).parents[2] / "recipes" / "hardware"
-# A file beside the others that is for another program.
+# Files of the folder that are for other programs.
 NOT_HARDWARE_FILES = {"skypilot"}
-# Of PyTorch's CUDA 13 build, which requirements/gpu.txt has.
+# Requirement of PyTorch's CUDA 13 build in requirements/gpu.txt.
 MIN_DRIVER_VERSION = 580
 _DRIVER_QUERY = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
 COMPILER_INSTALL_COMMAND = "apt install build-essential python3-dev python3-venv (Debian, Ubuntu)"
-# (what a machine is, model.base): the file with the settings of that base.
+# {(hardware file, model.base): hardware file with the settings of that base}.
 BASE_HARDWARE = {("cpu", "smollm2"): "cpu-smollm2"}
 
-# Values of ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA that leave bfloat16 to float32's instructions.
+# Values of ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA that compute bfloat16 with float32 instructions.
 ATEN_WITHOUT_BFLOAT16 = {"default", "avx2"}
 ONEDNN_WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
 def list_names() -> list[str]:
-    """Returns the names that HARDWARE takes."""
+    """Return the allowed values of HARDWARE."""
     return sorted({path.stem for path in HARDWARE_DIR.glob("*.yaml")} - NOT_HARDWARE_FILES)
 
 
 def list_gpus() -> list[str]:
-    """Returns one line for each GPU that the driver shows, such as "NVIDIA H200, 143771 MiB"."""
+    """Return one line per GPU of the driver, such as "NVIDIA H200, 143771 MiB"."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -43,7 +43,7 @@ def list_gpus() -> list[str]:
 
 
 def count_gpus() -> int:
-    """Returns how many GPUs a process may use here: all that there are, or those that CUDA_VISIBLE_DEVICES names."""
+    """Return the number of GPUs that a process may use: all, or those in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     n_visible = (
         len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -54,14 +54,14 @@ def count_gpus() -> int:
 
 
 def read_cpu_flags() -> set[str]:
-    """Returns the instruction sets of the processor, as Linux names them."""
+    """Return the instruction sets of the processor, in Linux's names."""
     return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
 
 
 def cpu_has_bfloat16() -> bool:
-    """Returns whether the processor multiplies bfloat16 itself; where it does not, float32 is faster.
+    """Return whether the processor has bfloat16 multiplication; without it float32 is faster.
 
-    The variables that have PyTorch and oneDNN compute as an older processor does are heeded.
+    Respects the variables that limit PyTorch and oneDNN to older instruction sets.
     """
     if os.environ.get("ATEN_CPU_CAPABILITY", "avx512").lower() in ATEN_WITHOUT_BFLOAT16:
         return False
@@ -72,7 +72,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def read_driver_version() -> str | None:
-    """Returns the version of NVIDIA's driver, None where nvidia-smi does not tell it."""
+    """Return the version of NVIDIA's driver, None if nvidia-smi does not report it."""
     try:
         result = subprocess.run(_DRIVER_QUERY, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -81,7 +81,7 @@ def read_driver_version() -> str | None:
 
 
 def driver_problem() -> str | None:
-    """Returns what stands against the driver here, None where it is new enough or nobody can tell."""
+    """Return the problem of the installed driver, None if it is new enough or unknown."""
     version = read_driver_version()
     if version is None or not version[0].isdigit() or int(version.partition(".")[0]) >= MIN_DRIVER_VERSION:
         return None
@@ -91,7 +91,7 @@ def driver_problem() -> str | None:
 
 
 def compiler_problem() -> str | None:
-    """Returns what Triton lacks here to compile what a GPU runs, None where it has all."""
+    """Return the parts that Triton lacks to compile GPU kernels, None if it has all."""
     compiler = next(
         (name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)), None
     )
@@ -106,15 +106,14 @@ def compiler_problem() -> str | None:
 
 
 def uses_cpu(name: str) -> bool:
-    """Returns whether a hardware file computes on CPUs; one that is not here is taken for a GPU's."""
+    """Return whether a hardware file computes on CPUs; an unknown file counts as a GPU's."""
     path = HARDWARE_DIR / f"{name}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return any("use_cpu: true" in line.partition("#")[0] for line in lines)
 
 
 def select_for_base(name: str, reason: str, base: object) -> tuple[str, str]:
-    """Returns the hardware file and why it is the one, where this base is asked for: another one than is named where
-    the base has settings of its own."""
+    """Return hardware file and reason; if the base has settings of its own, those of that file."""
     override = next(
         (file for (machine, base_name), file in BASE_HARDWARE.items() if (machine, base_name) == (name, base)), None
     )
@@ -122,7 +121,7 @@ def select_for_base(name: str, reason: str, base: object) -> tuple[str, str]:
 
 
 def detect() -> tuple[str, str]:
-    """Returns the hardware file for this machine and why it is the one."""
+    """Return the hardware file for this machine, and the reason."""
     gpus = list_gpus()
     if not gpus:
         return "cpu", "this machine shows no GPU"

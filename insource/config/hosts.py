@@ -1,16 +1,16 @@
-"""Which addresses are this very machine, and which requests are those of web pages."""
+"""Loopback addresses, and requests sent by web pages of another origin."""
 
 import ipaddress
 from urllib.parse import urlsplit
 
 
 def parse_host(url: str | None) -> str | None:
-    """Returns the host of a URL, None where there is none."""
+    """Return the host of a URL, None if it has none."""
     return urlsplit(url).hostname if url else None
 
 
 def is_loopback(host: str | None) -> bool:
-    """Returns whether a host is this machine, whatever network it is in."""
+    """Return whether a host is this machine, by a loopback address or localhost."""
     try:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
@@ -18,7 +18,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def parse_netloc(url: str) -> str | None:
-    """Returns host and port of a URL, None where there are none."""
+    """Return host and port of a URL, None if it has none."""
     try:
         return urlsplit(url).netloc.lower() or None
     except ValueError:
@@ -26,11 +26,10 @@ def parse_netloc(url: str) -> str | None:
 
 
 def cross_origin_problem(host: str, origin: str | None, needs_key: bool) -> str | None:
-    """Returns why a request with these headers looks like one that a web page of another origin had a browser send,
-    None where not.
+    """Return the reason why a request with these headers looks like one from a web page of another origin, else None.
 
-    A page may send one to any address that its visitor reaches; and by a name that it lets point here (DNS rebinding)
-    it may read the answer, where no key is needed.
+    A page can send requests to any address that its visitor reaches. With a name that resolves to this machine (DNS
+    rebinding) it can also read the answer, unless a key is needed.
     """
     if origin is not None and parse_netloc(origin) != host.lower():
         return f"requests of web pages from {origin!r} are not taken"

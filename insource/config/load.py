@@ -1,10 +1,10 @@
-"""From YAML to a Recipe: schema defaults < recipe < hardware file < SET, every mistake reported at once.
+"""Loading of recipes: schema defaults < recipe < hardware file < SET, with all errors reported at once.
 
     loaded = load("classifier", ["train.learning_rate=1e-4"])
     loaded.recipe.train.learning_rate    # 0.0001
-    loaded.replaced                      # what hardware file and SET changed of what the recipe says
+    loaded.replaced                      # values of the recipe that hardware file and SET replaced
 
-A mistake is reported with file, line, dotted key, what was given, what would do and the nearest right spelling.
+An error has file, line, dotted key, the value given, the values allowed, and the closest valid spelling.
 """
 
 import re
@@ -29,14 +29,14 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-# W&B allows 128 characters, with what is added to a name.
+# W&B allows 128 characters; suffixes are added to a name.
 MAX_NAME_CHARACTERS = 100
 SOURCE_KEYS = ("path", "train", "validation", "calibration", "test")
 
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a value was written."""
+    """File and line of a value."""
 
     file: str
     line: int | None
@@ -48,7 +48,7 @@ class SourceLocation:
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe with where it came from."""
+    """A recipe with its origin."""
 
     recipe: Recipe
     name: str
@@ -56,22 +56,22 @@ class LoadedRecipe:
     hardware: str
     hardware_reason: str
     replaced: tuple[str, ...]
-    """One line for each value of the recipe that the hardware file or SET replaced by another."""
+    """One line per value of the recipe that the hardware file or SET replaced."""
 
 
 @dataclass
 class ConfigLayer:
-    """Plain values of one or more layers, and where each of them was written."""
+    """Plain values of one or more layers, and the location of each."""
 
     values: dict[str, Any]
     places: dict[KeyPath, SourceLocation]
 
 
 def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | None = None) -> LoadedRecipe:
-    """Returns the recipe of that name in `recipes/`, or at that path.
+    """Return the recipe of that name in `recipes/`, or at that path.
 
-    `overrides` are `dotted.key=value` with a YAML value; `hardware_name` a file of `recipes/hardware/`, by default
-    what this machine has. Raises RecipeError naming every mistake of all layers at once.
+    `overrides` are `dotted.key=value` with a YAML value. `hardware_name` is a file of `recipes/hardware/`, by default
+    that of this machine. Raises RecipeError with all errors of all layers.
     """
     path = find_recipe(name_or_path)
     recipe_layer = read_layer(path)
@@ -85,10 +85,10 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     hardware_layer = read_layer(_find_hardware_file(hardware_name))
     _apply_named_overrides(hardware_layer, "bases", _get_base(override_layer) or _get_base(hardware_layer))
     _apply_named_overrides(hardware_layer, "kinds", _get_value(recipe_layer, "task", "kind"))
-    # What the hardware file replaces is checked too: a recipe is right or wrong on every machine alike.
+    # Values that the hardware file replaces are checked too, so that a recipe is valid on every machine or on none.
     without_hardware = deepcopy(recipe_layer)
     _merge_layer(without_hardware, override_layer)
-    # But for `accelerate`: what SET says there, it says to the hardware file.
+    # Except `accelerate`: SET changes those values of the hardware file.
     mistakes = {
         key: message
         for key, message in _find_mistakes(without_hardware)
@@ -110,13 +110,13 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
 
 
 def describe_precedence(loaded: LoadedRecipe) -> list[str]:
-    """Returns the first lines of a stage: on which hardware, and each value of the recipe that is not in force."""
+    """Return the first lines of a stage: the hardware, and each value of the recipe that is replaced."""
     header = f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"
     return [header, *(f"          {line}" for line in loaded.replaced)]
 
 
 def make_recipe_name(path: Path) -> str:
-    """Returns the name of a recipe: its file's, in the letters that names of served models and W&B artifacts may have.
+    """Return the name of a recipe: its file's stem, in characters that names of served models and W&B artifacts allow.
 
     tickets.yaml: tickets; "my tickets.yaml": my-tickets; "tickets_lr=1e-4.yaml": tickets_lr-1e-4.
     """
@@ -125,7 +125,7 @@ def make_recipe_name(path: Path) -> str:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """Returns the recipe's file. Raises RecipeError with the nearest name there is."""
+    """Return the path of the recipe. Raises RecipeError with the closest name."""
     recipe_path = Path(name_or_path)
     if recipe_path.suffix in (".yaml", ".yml") or len(recipe_path.parts) > 1:
         if recipe_path.is_file():
@@ -143,7 +143,7 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def read_layer(path: Path) -> ConfigLayer:
-    """Returns the values of a YAML file with their lines. Raises RecipeError where it is not a YAML mapping."""
+    """Return the values of a YAML file with their lines. Raises RecipeError if it is not a YAML mapping."""
     display_path = _display_path(path)
     try:
         document = YAML().load(path.read_text(encoding="utf-8"))
@@ -197,7 +197,10 @@ def _parse_overrides(overrides: Sequence[str]) -> ConfigLayer:
 
 
 def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
-    """Lays a layer over the tree in place: mappings merge, all else is replaced. Returns what it replaced, told."""
+    """Merge a layer into the target in place: mappings merge, other values are replaced.
+
+    Returns one line per replaced value.
+    """
     overridden = []
     for key, value in _flatten(layer.values):
         section = target.values
@@ -217,7 +220,7 @@ def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
 
 
 def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: Any) -> None:
-    """Lays what a section of a hardware file (`bases`, `kinds`) says of a name over the rest of the file, in place."""
+    """Apply the overrides for a name in a section of a hardware file (`bases`, `kinds`) to the rest of it, in place."""
     overrides_by_name = hardware_layer.values.pop(section, {})
     if isinstance(name, str) and name in overrides_by_name:
         locations = {key[2:]: location for key, location in hardware_layer.places.items() if key[:2] == (section, name)}
@@ -229,20 +232,23 @@ def _get_base(layer: ConfigLayer) -> Any:
 
 
 def _get_value(layer: ConfigLayer, section: str, key: str) -> Any:
-    """Returns what a layer says of a key, None where it does not."""
+    """Return the value of a key in a layer, None if it has none."""
     values = layer.values.get(section)
     return values.get(key) if isinstance(values, dict) else None
 
 
 def _get_location(key: KeyPath, layer: ConfigLayer) -> SourceLocation:
-    """Where a value of a layer was written: a layer has no value without a place."""
+    """Return the location of a value of a layer; each value has one."""
     location = _find_location(key, layer.places)
     assert location is not None
     return location
 
 
 def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], path: Path) -> Recipe:
-    """Makes paths absolute: those of a file start at its folder, those of SET at the current one."""
+    """Return the recipe with absolute paths.
+
+    Paths of a file are relative to its folder, paths of SET to the current folder.
+    """
 
     def to_path(text: str, *key: str) -> Path:
         location = _find_location(key, locations)
@@ -290,7 +296,7 @@ def _format_mistakes(path: Path, mistakes: dict[KeyPath, str], locations: dict[K
 
 
 def _find_location(key: Sequence[str | int], locations: dict[KeyPath, SourceLocation]) -> SourceLocation | None:
-    """The place of a key, or of the nearest thing around it that was written down."""
+    """Return the location of a key, or of its nearest parent with a location."""
     for length in range(len(key), 0, -1):
         if location := locations.get(tuple(key[:length])):
             return location
@@ -298,10 +304,10 @@ def _find_location(key: Sequence[str | int], locations: dict[KeyPath, SourceLoca
 
 
 def _iterate_lines(node: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
-    """Yields the line (from 1) of every key and list entry below a ruamel node."""
+    """Yield the line (from 1) of every key and list entry below a ruamel node."""
     if isinstance(node, CommentedMap):
         for name, value in node.items():
-            # A key that `<<` merges in has its line where it was written first, and none here.
+            # A key merged by `<<` has no line in this mapping.
             yield (*key, name), (node.lc.key(name)[0] if name in (node.lc.data or {}) else node.lc.line) + 1
             yield from _iterate_lines(value, (*key, name))
     elif isinstance(node, CommentedSeq):
@@ -325,7 +331,7 @@ def _nest(key: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _to_plain(node: Any) -> Any:
-    """Strips ruamel's own number, text and container types, which pydantic's strict mode takes for foreign ones."""
+    """Return a node without ruamel's number, text and container types, which pydantic's strict mode refuses."""
     if isinstance(node, dict):
         return {name: _to_plain(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -350,7 +356,7 @@ def _abbreviate(value: Any) -> str:
 
 
 def _display_path(path: Path) -> str:
-    """The path as the user would type it from here."""
+    """Return the path relative to the current folder, if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a recipe may say: one frozen tree, strict at every depth.
+"""The schema of a recipe: one frozen tree, strict at every depth.
 
     task: {kind: classification, instruction: Route the message., labels: auto}
     data: {source: {path: tickets.csv}, columns: {text: message, label: queue}}
@@ -24,7 +24,7 @@ from insource.config.schema.train import Accelerate, Model, Train
 
 
 class Recipe(Section):
-    """A whole recipe, resolved: what the file says, the hardware file and SET laid over it, every default filled in."""
+    """A resolved recipe: the values of the file, hardware file and SET applied, all defaults filled in."""
 
     task: Task
     data: Data
@@ -43,7 +43,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> Self:
-        # The recipe of a run was checked when the run was made, by the rules of then.
+        # The recipe of a run was checked when the run was created, by the rules of that version.
         if not (info.context or {}).get("of_run") and (mistakes := conflicts.find_conflicts(self)):
             raise ConflictError(mistakes)
         changes = conflicts.fill_derived_values(self)
@@ -57,17 +57,17 @@ class Recipe(Section):
         return data
 
     def with_model(self, **changes: Any) -> Self:
-        """Returns the recipe with other values in its section `model`."""
+        """Return the recipe with changed values in its section `model`."""
         return self.model_copy(update={"model": self.model.model_copy(update=changes)})
 
 
 def make_json_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a recipe file, for editors."""
+    """Return the JSON Schema of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def main() -> None:
-    """Writes `.schema.json`, or with --check exits 1 where it is not what the code would write."""
+    """Write `.schema.json`, or with --check exit 1 if it is out of date."""
     path, text = Path(__file__).parents[2] / "recipes" / ".schema.json", json.dumps(make_json_schema(), indent=1) + "\n"
     if "--check" not in sys.argv[1:]:
         path.write_text(text, encoding="utf-8")

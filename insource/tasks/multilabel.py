@@ -34,7 +34,10 @@ HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, True
 
 @dataclass(frozen=True)
 class Spec:
-    """A classification task with several labels per row: {label: description or ""}, in the order of prompt and answer."""
+    """A classification task with several labels per row.
+
+    `labels` is {label: description or ""}, in the order of prompt and answer.
+    """
 
     instruction: str
     labels: Mapping[str, str]
@@ -108,7 +111,7 @@ def normalize_target(target: Any, recipe: Recipe, redact: Callable[[str], str]) 
 
 
 def parse_label_list(target: Any, separator: str | None) -> list[str]:
-    """Return the labels of a source value in its order. Raises UnusableRowError if the value is not a list of labels."""
+    """Return the labels of a source value in its order. Raises UnusableRowError if the value is not a label list."""
     if (entries := parse_list(target)) is not None:
         if invalid := [entry for entry in entries if entry is None or isinstance(entry, list | dict)]:
             raise UnusableRowError(
@@ -132,7 +135,10 @@ def target_labels(text: str) -> list[str]:
 
 
 def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
-    """Return a function from a target text to its canonical text, by {spelling: label}; each label once, in `order`."""
+    """Return a function from a target text to its canonical text, by {spelling: label}.
+
+    The canonical text has each label once, in `order`.
+    """
     positions = {label: index for index, label in enumerate(order)}
 
     def map_labels(text: str) -> str:

@@ -51,7 +51,7 @@ _NOT_WORDS = re.compile(r"[^\w]+|_+")
 _SIGN_OR_MARK = re.compile(r"[^\w ]|_")
 # Quotation marks of a mail, unless a number follows: "> 5 days".
 _QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>(?![ \t>]*[-+\u2212]?[$\u20ac\u00a3\u00a5]?\.?\d)")
-# Placeholders of _SIGNS matches while other punctuation is removed. After NFKC only the smileys can occur in a text.
+# Placeholders of _SIGNS matches while other punctuation is removed. After NFKC a text has none of them but smileys.
 _PROTECTED_SIGNS = {
     "-": "\uff0d",
     ".": "\uff0e",
@@ -67,7 +67,7 @@ _PROTECTED_SIGNS = {
 
 
 def clean(text: str) -> str:
-    """Return the text in NFC, with \\n line ends, single spaces, at most one blank line in a row, and no blank edges."""
+    """Return the text in NFC, with \\n line ends, single spaces, at most one blank line in a row, no blank edges."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()

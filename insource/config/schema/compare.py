@@ -1,4 +1,4 @@
-"""The section `compare`: with which systems, and by which plan fixed beforehand, the tuned model is compared.
+"""The section `compare`: the systems compared with the tuned model, and the plan fixed in advance.
 
 compare:
   primary: {system: tuned, baseline: "openai:gpt-6-luna", metric: accuracy, margin: 0.02, alpha: 0.05}
@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from insource.config.hosts import is_loopback, parse_host
 from insource.config.schema.section import Count, Name, NonNegative, OpenFraction, Positive, Section
 
-# Systems that every comparison has; a baseline may bear none of these names.
+# Systems of every comparison; a baseline must not use these names.
 TUNED, UNTUNED_BASE, LINEAR, ENCODER = "tuned", "base", "tfidf", "encoder"
 BUILT_IN_SYSTEMS = (TUNED, UNTUNED_BASE, LINEAR, ENCODER)
 PROVIDER_KEY_ENV = {
@@ -32,7 +32,7 @@ PROVIDER_KEY_ENV = {
     "vertex": None,
     "file": None,
 }
-"""The environment variable with a provider's key; None: its SDK finds the credentials by itself, or needs none."""
+"""The environment variable with a provider's key; None: its SDK finds the credentials, or none are needed."""
 SYSTEMONE_KEY_ENV = "TYPESAFE_API_KEY"
 KEY_HOSTS = {
     "OPENAI_API_KEY": ("api.openai.com",),
@@ -40,35 +40,35 @@ KEY_HOSTS = {
     "AZURE_OPENAI_API_KEY": ("azure.com", "azure.us", "azure.cn"),
     SYSTEMONE_KEY_ENV: ("typesafe.ai",),
 }
-"""The hosts that get a provider's key by default, with the hosts below them. No other does."""
+"""The hosts, with their subdomains, that get a provider's key by default."""
 
 
 Instruction = Annotated[str, Field(min_length=10)]
 
 
 class Primary(Section):
-    """The one comparison that decides, fixed before the test is opened."""
+    """The one comparison that decides, fixed before the test set is read."""
 
     system: Name = TUNED
     baseline: Name
     metric: Name = "accuracy"
-    """By default the first of the kind: accuracy, micro_f1 (several labels a row), exact_match (extraction), rouge_l,
+    """By default the first of the kind: accuracy, micro_f1 (several labels per row), exact_match (extraction), rouge_l,
     preference_accuracy."""
     margin: OpenFraction = 0.02
-    """How much worse counts as just as good."""
+    """The largest loss that counts as not worse."""
     alpha: OpenFraction = 0.05
 
 
 class Price(Section):
-    """What a provider takes, for models that the price list does not know or that one pays otherwise for."""
+    """Prices of a provider, for models that the price list lacks or that you pay differently for."""
 
     input_usd_per_million: NonNegative
     output_usd_per_million: NonNegative
     cached_input_usd_per_million: NonNegative | None = None
     batch_discount: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the price that a batch saves."""
+    """Fraction of the price that a batch saves."""
     date: Name | None = None
-    """The day on which it was looked up, YYYY-MM-DD."""
+    """The date of the price, YYYY-MM-DD."""
 
     @field_validator("date", mode="before")
     @classmethod
@@ -77,7 +77,7 @@ class Price(Section):
 
 
 INPUT_PLACEHOLDER = "{input}"
-"""What stands in a message in the place of the row's text."""
+"""Placeholder of the row's text in a message."""
 
 
 class Message(Section):
@@ -93,36 +93,36 @@ class Baseline(Section):
     provider: Literal["openai", "anthropic", "azure", "bedrock", "vertex", "file"]
     model: Name | None = None
     api: Literal["chat", "decisions", "systemone"] = "chat"
-    """decisions: OpenAI's endpoint that chooses among labels and gives the probability of each, for classification.
-    systemone: the same by the wire of TypeSafe's Jev, at base_url."""
+    """decisions: OpenAI's endpoint that selects a label and returns the probability of each, for classification.
+    systemone: the same in the API format of TypeSafe's Jev, at base_url."""
     base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    """Of a provider that speaks the wire of OpenAI or Anthropic; for azure, the resource's own address."""
+    """Address of a provider with the API format of OpenAI or Anthropic; for azure, the address of your resource."""
     api_key_env: Name | None = None
-    """The environment variable with the key; by default the provider's own, at the provider's own address alone: for a
-    base_url on another host, name one. Keys never stand in a recipe."""
+    """The environment variable with the key. By default the provider's own, but only at the provider's own address: for
+    a base_url on another host, name one. A recipe never contains keys."""
     path: Name | None = None
-    """For provider file: JSONL, CSV, TSV, JSON or Parquet with id and output, and what else is known of the answer."""
+    """For provider file: JSONL, CSV, TSV, JSON or Parquet with id and output, and optional facts about the answer."""
     encoding: Name = "auto"
-    """For provider file: the encoding of the file; auto: as its bytes say."""
+    """For provider file: the encoding of the file; auto: detected."""
     name: Name | None = None
     shots: Annotated[int, Field(ge=0, le=100)] = 0
-    """Examples in the prompt: for each row those of train that are most like it."""
+    """Number of examples in the prompt: for each row the most similar train rows."""
     mode: Literal["live", "batch"] = "live"
     instruction: Instruction | Annotated[list[Instruction], Field(min_length=2)] | None = None
-    """Its own instead of the task's; of several, the one that it answers validation rows best with."""
+    """An instruction instead of the task's; of several, the one with the best score on validation rows."""
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    """Its own prompt in the place of the task's, as a fine-tuned model was taught: messages up to the answer, {input}
+    """A prompt instead of the task's, for example that of a fine-tuned model: messages up to the answer, with {input}
     once in the last one for the text of the row."""
     structured_output: bool = True
-    """Whether it is held to the output schema by what the provider has for that."""
+    """Whether the provider's structured output constrains answers to the output schema."""
     temperature: NonNegative | None = None
-    """null: not sent. Most closed models of 2026 refuse any sampling parameter
-    (insource/backends/wire/model_families.py)."""
+    """null: not sent. Most API models of 2026 refuse any sampling parameter (insource/backends/wire/model_families.py).
+    """
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    """How much the model is to think before it answers; none: not at all. null: not sent, the provider's default."""
+    """Reasoning effort of the model; none: no reasoning. null: not sent, the provider's default."""
     max_output_tokens: Count | None = None
-    """Thinking included. By default four times the longest answer of training, at least 256, and beside that room to
-    think where the model thinks (1,024 to 65,536 tokens by effort)."""
+    """Reasoning included. By default four times the longest answer of training, at least 256, plus a reserve for
+    reasoning models (1,024 to 65,536 tokens by effort)."""
     concurrency: Count = 8
     timeout_seconds: Positive = 60.0
     retries: Annotated[int, Field(ge=0, le=20)] = 6
@@ -151,7 +151,7 @@ class Baseline(Section):
         return self
 
     def _what_a_decision_takes(self) -> None:
-        """Raises ValueError for what an endpoint that decides has no place for."""
+        """Raise ValueError for keys that a decision endpoint does not support."""
         if self.provider != "openai":
             raise ValueError(f"api: {self.api} takes provider: openai (with base_url for another host)")
         if self.api == "systemone" and self.base_url is None:
@@ -165,7 +165,7 @@ class Baseline(Section):
                 raise ValueError(f"api: {self.api} writes nothing, so it takes no {key}; leave it out")
 
     def _what_messages_take(self, messages: list[Message]) -> None:
-        """Raises ValueError where messages of its own do not ask for the answer to one row."""
+        """Raise ValueError if own messages conflict with other keys, or do not contain the input."""
         if self.provider == "file" or self.decides:
             raise ValueError("messages are for a model that is asked by chat; leave them out")
         if self.instruction is not None or self.shots:
@@ -174,7 +174,7 @@ class Baseline(Section):
             raise ValueError(f"messages: the last one must be of role user, and hold {INPUT_PLACEHOLDER} once")
 
     def asked(self, text: str) -> list[dict[str, str]]:
-        """Returns its own messages with the text of a row in its place. Needs `messages`."""
+        """Return the own messages with the text of a row in place of the placeholder. Needs `messages`."""
         messages: list[dict[str, str]] = [
             {"role": message.role, "content": message.content} for message in self.messages or ()
         ]
@@ -183,37 +183,43 @@ class Baseline(Section):
 
     @property
     def decides(self) -> bool:
-        """Returns whether it chooses among labels instead of writing."""
+        """Return whether it selects a label instead of generating text."""
         return self.api != "chat"
 
     @property
     def called(self) -> str:
-        """Returns its name in the report: `name`, else provider:model, and the api where it is not chat."""
+        """Return the name in reports: `name`, else provider:model, with the api unless it is chat."""
         api = f":{self.api}" if self.decides else ""
         return self.name or (f"{self.provider}:{self.model}{api}" if self.model else "file")
 
     @property
     def host(self) -> str | None:
-        """Returns the host of base_url, None where the provider's SDK knows the address."""
+        """Return the host of base_url, None if the provider's SDK has the address."""
         return parse_host(self.base_url)
 
     @property
     def loopback(self) -> bool:
-        """Returns whether it answers on this very machine: a stand-in, and no provider."""
+        """Return whether it answers on this machine: a local stand-in, not a provider."""
         return is_loopback(self.host)
 
     @property
     def key_env(self) -> str | None:
-        """Returns the environment variable with its key, None where it needs none that we would have to know, or where
-        the recipe has to name it (`unnamed_key`)."""
+        """Return the environment variable with its key.
+
+        None if no key is needed, if its SDK finds the credentials, or if the recipe must name the variable
+        (`unnamed_key`).
+        """
         if self.api_key_env or self.loopback or self.unnamed_key:
             return self.api_key_env
         return self._usual_key
 
     @property
     def unnamed_key(self) -> str | None:
-        """Returns the key that is not sent, because base_url is on another host than the provider's (or not https) and
-        the recipe names no key for it; None where nothing is in doubt."""
+        """Return the default key that is not sent, because base_url is on another host than the provider's, or is not
+        https.
+
+        None if the recipe names a key, or no key is withheld.
+        """
         key = self._usual_key
         if self.api_key_env or self.loopback or key is None or self.host is None:
             return None
@@ -226,32 +232,33 @@ class Baseline(Section):
 
 
 class Compare(Section):
-    """With what, and by which plan, the tuned model is compared."""
+    """The comparison of the tuned model: systems, plan and budget."""
 
     primary: Primary | None = None
     baselines: list[Baseline] = []
     budget_usd: NonNegative = 0
-    """The most that all baselines together may cost. 0: nothing that costs is asked."""
+    """Maximum cost of all baselines together, in USD. 0: no paid requests."""
     forms: Literal["served", "all"] | list[Annotated[str, Field(pattern=r"^(adapter|merged|quantized/\w+)$")]] = "all"
-    """Which exported forms are compared beside the one that is served (`tuned`)."""
+    """The exported variants that are compared in addition to the served one (`tuned`)."""
     explore_rows: Annotated[int, Field(ge=50)] = 300
-    """Test rows that other forms and the untuned base are asked, at most, unless the plan names them. They are chosen
-    by a hash of the row's id, the same for all."""
+    """Maximum number of test rows for other variants and the untuned base, unless the plan names them. A hash of the
+    row id selects the rows, the same for all."""
     base_shots: Annotated[int, Field(ge=0, le=100)] = 3
-    """Examples in the untuned base's second try; 0: it is asked without examples alone."""
+    """Number of examples for the second run of the untuned base; 0: only a run without examples."""
     tuned_shots: Annotated[int, Field(ge=0, le=100)] = 0
-    """Examples for the tuned model, as a further system: those that the untuned base gets. 0: there is none such."""
+    """Number of examples for the tuned model as a further system, the same as for the untuned base. 0: no such system.
+    """
     encoder: Name | None = None
-    """A sentence encoder (a folder or a name on the hub) under a linear model, as a further baseline."""
+    """A sentence encoder (a folder or a name on the hub) with a linear model, as a further baseline."""
     concurrency: Count = 32
-    """Requests that are on their way at once to a server of ours, at which its latency is measured."""
+    """Concurrent requests to a local server. Its latency is measured at this load."""
     choose_rows: Count = 100
-    """Validation rows that a closed model is asked with each of its instructions, where it has several."""
+    """Number of validation rows on which an API model is evaluated with each of its instructions, if it has several."""
     calibrate_rows: Annotated[int, Field(ge=0)] = 300
-    """Validation rows that an endpoint with `api: decisions` or `systemone` is asked, to put its probabilities on a
-    scale as the tuned model's are; 0: they are taken as it tells them."""
+    """Number of validation rows on which an endpoint with `api: decisions` or `systemone` is evaluated, to calibrate
+    its probabilities like those of the tuned model; 0: no calibration."""
     repeat_rows: Annotated[int, Field(ge=0)] = 50
-    """Test rows that a closed model is asked twice, to see how much its answers vary; 0: none."""
+    """Number of test rows that an API model answers twice, to measure how much its answers vary; 0: none."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -1,4 +1,4 @@
-"""The sections that say what to do and with which rows: task, data, privacy."""
+"""The sections task, data and privacy: the task and its rows."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -11,24 +11,24 @@ from insource.config.schema.source import Columns, Source
 
 
 class Task(Section):
-    """What the model is asked to do."""
+    """The task of the model."""
 
     kind: Literal["classification", "extraction", "generation", "preference"] = "classification"
     instruction: Annotated[str, Field(min_length=10)]
-    """What the model is told to do, as one would tell a new colleague."""
+    """The instruction of the prompt, as you would give it to a new colleague."""
     labels: Literal["auto"] | Annotated[list[Name], Field(min_length=2)] | dict[Name, str] = "auto"
-    """classification: the labels, with descriptions if you have them, or `auto`: those of the rows."""
+    """classification: the labels, optionally with descriptions, or `auto`: those of the rows."""
     labels_per_row: Literal["one", "many"] = "one"
-    """classification: whether a row has one label, or any number of them: the answer is a JSON array then."""
+    """classification: one label per row, or any number of labels; the answer then is a JSON array."""
     json_schema: dict[str, JsonValue] | None = None
-    """extraction: the JSON Schema of the answer; its strings bounded by maxLength, its arrays by maxItems. A field may
-    be an object, or an array of objects."""
+    """extraction: the JSON Schema of the answer, with maxLength for strings and maxItems for arrays. A field may be an
+    object, or an array of objects."""
     normalizers: dict[Name, list[Literal["whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy"]]] = {}
-    """extraction: what is evened out in a field before two values are compared; a field not named is compared as is.
-    A field in an object is named by its path: line_items.price."""
+    """extraction: normalizers of a field before two values are compared; other fields are compared unchanged. A path
+    names a field in an object: line_items.price."""
 
     absent: Literal["null", "omit"] = "null"
-    """extraction: what stands in the answer for a field that the document does not have: null, or nothing at all."""
+    """extraction: the form of a missing field in the answer: null, or omit to leave it out."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -59,7 +59,7 @@ class Task(Section):
 
     @property
     def variant(self) -> str:
-        """Returns the name of the module of tasks/ that does it: its kind, or multilabel."""
+        """Return the name of the task's module in insource/tasks: its kind, or multilabel."""
         return "multilabel" if self.labels_per_row == "many" else self.kind
 
     @model_validator(mode="after")
@@ -85,22 +85,22 @@ class Task(Section):
 
 
 class Split(Section):
-    """How rows are split where the source does not say; the rest is train."""
+    """How rows are split if the source has no splits; the remaining rows are train."""
 
     test: OpenFraction = 0.2
     validation: OpenFraction = 0.1
     calibration: Annotated[float, Field(ge=0, lt=1)] = 0.1
     stratify: Name | None = "label"
-    """Keep the shares of this within each split: `label`, or null for no stratification."""
+    """Keep the label proportions in each split: `label`, or null for no stratification."""
     group: Name | None = None
-    """A column whose rows with one value all go to one split, such as a customer."""
+    """A column, such as the customer. Rows with the same value go to the same split."""
     time: Name | None = None
-    """A column of times (ISO 8601, or seconds since 1970): test is the newest rows."""
+    """A column of times (ISO 8601, or seconds since 1970): the newest rows are test."""
     cut: Name | None = None
-    """The time from which on a row is test. Without it the newest `test` share is, and the cut moves as rows come."""
+    """The time at which test begins. Without it test is the newest fraction, and its begin moves with new rows."""
     straddling: Literal["keep", "drop"] = "keep"
-    """What becomes of train rows whose group is in a given held-out split too, or whose time is not before given test
-    rows; either way they are counted."""
+    """What happens to train rows whose group is also in a given held-out split, or whose time is not before given test
+    rows. They are counted in both cases."""
     seed: Annotated[int, Field(ge=0)] = 17
 
     @model_validator(mode="after")
@@ -116,17 +116,17 @@ class Split(Section):
 
 
 class Formats(Section):
-    """How the source writes numbers and dates, where JSON and ISO 8601 would write them in another way."""
+    """Formats of numbers and dates in the source, if they differ from JSON and ISO 8601."""
 
     decimal: Literal[".", ","] | None = None
-    """extraction: the sign before the decimals of numbers that are text (`1.234,56`, `1 234,56` with a comma); the
-    other one, spaces and apostrophes group thousands. Without it, numbers are read as JSON writes them."""
+    """extraction: the decimal sign of numbers in text (a comma in `1.234,56` and `1 234,56`). The other sign, spaces
+    and apostrophes group thousands. Without it, numbers are parsed as JSON."""
     amounts: dict[Name, Name | None] = {}
-    """extraction: {field of a number: field of its currency}: `EUR 1.234,56` is 1234.56, and its currency, as it is
-    written, goes to that field where the row gives none; null leaves it out."""
+    """extraction: {field of a number: field of its currency}. `EUR 1.234,56` becomes 1234.56, and the currency, in its
+    spelling, fills that field if the row has none; null discards the currency."""
     dates: dict[Name, Name] = {}
     """{field of an extraction, or split.time: format}, in Python's strptime codes (`%d.%m.%Y`). A field becomes an ISO
-    8601 date. What is in ISO 8601 already stays."""
+    8601 date. Values in ISO 8601 stay unchanged."""
 
     @field_validator("dates")
     @classmethod
@@ -146,7 +146,7 @@ class Formats(Section):
 
 
 def _has_full_date(date_format: str) -> bool:
-    """Whether a date can be read back from what this strptime format writes."""
+    """Return whether a date survives formatting and parsing with this strptime format."""
     day = datetime(2026, 11, 25, 13, 14, 15, tzinfo=UTC)
     try:
         return datetime.strptime(day.strftime(date_format), date_format).date() == day.date()
@@ -155,20 +155,20 @@ def _has_full_date(date_format: str) -> bool:
 
 
 class RareLabels(Section):
-    """What becomes of labels that are found in the rows and have few of them."""
+    """Policy for rare labels that were found in the rows."""
 
     min_rows: Annotated[int, Field(ge=2)]
     do: Literal["drop", "other", "fail"]
-    """drop: their rows leave; other: they become one label; fail: the stage stops and names them."""
+    """drop: their rows are dropped; other: they become one label; fail: the stage stops and lists them."""
     other: Name = "other"
     """With do: other, the name of that label."""
 
 
 class Deduplicate(Section):
-    """Which rows count as the same."""
+    """Which rows count as duplicates."""
 
     near: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Jaccard similarity from which two rows with one label are near-duplicates; 1 keeps to exact ones."""
+    """Minimum Jaccard similarity of near-duplicates with one label; 1: exact duplicates only."""
     shingle: Literal["char3", "char4", "char5", "char6", "word1", "word2", "word3"] = "char5"
 
 
@@ -185,37 +185,38 @@ class By(Section):
 
 
 class Data(Section):
-    """The rows: where they are, what is in them, how they are split."""
+    """The rows: source, columns, split."""
 
     source: Source
     columns: Columns = Columns()
     where: dict[Name, str | int | float | bool | list[str | int | float | bool | None] | None] = {}
-    """Which rows are meant: {column: value, or list of values}, all of them; null is an empty cell. The others are
-    counted and are otherwise not there."""
+    """The selected rows: {column: value, or list of values}, all conditions; null is an empty cell. Other rows are
+    counted and ignored."""
     formats: Formats = Formats()
     rare_labels: RareLabels | None = None
-    """classification with labels: auto: what becomes of labels with few rows."""
+    """classification with labels: auto: policy for labels with few rows."""
     split: Split = Split()
     deduplicate: Deduplicate = Deduplicate()
     conflicts: Literal["drop", "majority", "fail"] = "drop"
-    """What becomes of train rows with one text and several labels or records; preference: with one text and the same
+    """What happens to train rows with one text and several labels or records; preference: with one text and the same
     two answers, each preferred to the other. generation: one text may have several answers."""
     normalize_labels: bool = True
-    """Whether labels that differ in case, spaces, underscores and hyphens alone are one; the original is kept."""
+    """Whether labels that differ only in case, spaces, underscores and hyphens are one label; the original is kept."""
     too_long: Literal["drop", "fail"] = "drop"
-    """What becomes of train rows of more than train.max_length tokens; no row is ever cut."""
+    """What happens to train rows of more than train.max_length tokens; rows are never truncated."""
     num_proc: Literal["auto"] | Count = "auto"
-    """Processes to prepare with; auto: one a core. The bytes written are the same."""
+    """Number of processes for preparation; auto: one per core. The output does not depend on it."""
     max_rejected: Fraction = 0.01
-    """Above this share of unusable rows, preparation fails."""
+    """Maximum fraction of unusable rows; above it, preparation fails."""
     slices: dict[Name, NotInTrain | By] = {}
-    """Parts of the test set that are reported apart."""
+    """Parts of the test set that are reported separately."""
 
 
 class Privacy(Section):
-    """What may leave this machine."""
+    """Which data may leave this machine."""
 
     data_may_leave: bool = True
     trusted_hosts: list[Name] = []
     redact: list[Literal["email", "phone", "card", "iban", "secret"]] = []
-    """What is replaced by a placeholder before anything is written; the rest is counted."""
+    """Kinds of personal data that are replaced by placeholders before anything is written; other kinds are only
+    counted."""

@@ -1,13 +1,12 @@
-"""What `task.json_schema` may say: an object whose every answer is bounded, so that decoding always ends.
+"""Supported subset of JSON Schema in `task.json_schema`: an object with bounded values, so that decoding always ends.
 
     {"type": "object", "required": ["kind"], "properties": {
         "kind": {"enum": ["order", "invoice"]}, "total": {"type": "number", "description": "with tax"},
         "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}},
         "lines": {"type": "array", "maxItems": 20, "items": {"type": "object", "properties": {...}}}}}
 
-A keyword is allowed where the output constraint enforces it (`insource/tasks/extraction.py`): what a recipe asks for
-and nothing holds the model to would count against the model. `ordered: true` says that the order of an array's entries
-counts.
+A keyword is allowed if the output constraint enforces it (`insource/tasks/extraction.py`): a keyword that is not
+enforced would lower the score of the model. `ordered: true` means that the order of an array's entries counts.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -18,12 +17,12 @@ ANNOTATION_KEYS = ("title", "description")
 LIMIT_KEYS = ("maxLength", "maxItems")
 OBJECT_KEYS = (*ANNOTATION_KEYS, "type", "properties", "required", "additionalProperties")
 ROOT_KEYS = (*OBJECT_KEYS, "$schema")
-# Objects within objects, the record counted.
+# Depth of nested objects, the record included.
 MAX_DEPTH = 4
 
 
 def check_schema(json_schema: Mapping[str, Any]) -> None:
-    """Returns nothing where answers can be held to this schema. Raises ValueError saying what in it cannot be."""
+    """Raise ValueError with the unsupported part, if the output constraint cannot enforce this schema."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
@@ -43,12 +42,12 @@ def check_schema(json_schema: Mapping[str, Any]) -> None:
 
 
 def list_paths(json_schema: Mapping[str, Any]) -> list[str]:
-    """Returns the paths of all values of a record, those in objects as supplier.name and line_items.price."""
+    """Return the paths of all values of a record; nested ones as supplier.name and line_items.price."""
     return [path for path, _ in iterate_values(json_schema)]
 
 
 def iterate_values(json_schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (path, type) of each value of a record; of a list of values, the type of its entries."""
+    """Yield (path, type) of each value of a record; for a list of values, the type of its entries."""
     for name, field in json_schema["properties"].items():
         value_schema = field.get("items", field)
         if "properties" in value_schema:
@@ -58,8 +57,7 @@ def iterate_values(json_schema: Mapping[str, Any], prefix: str = "") -> Iterator
 
 
 def limits_to_int(json_schema: Any) -> Any:
-    """Returns the schema with maxLength and maxItems as whole numbers: JSON Schema takes 30.0 for 30, a grammar does
-    not."""
+    """Return the schema with integer maxLength and maxItems: JSON Schema allows 30.0 for 30, a grammar does not."""
     if isinstance(json_schema, list):
         return [limits_to_int(entry) for entry in json_schema]
     if not isinstance(json_schema, dict):
@@ -71,14 +69,14 @@ def limits_to_int(json_schema: Any) -> Any:
 
 
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
-    """Returns nothing where all fields that are evened out exist. Raises ValueError naming those that do not."""
+    """Raise ValueError with the unknown fields, if a normalizer names a field that does not exist."""
     fields = list_paths(json_schema)
     if unknown := [name for name in normalizers if name not in fields]:
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
 
 
 def _check_object(object_schema: Mapping[str, Any], path: str, depth: int) -> None:
-    """Checks an object and what is in it; `path` is "" for the record itself."""
+    """Check an object and its fields; `path` is "" for the record. Raises ValueError."""
     prefix = f"{path}: " if path else ""
     if depth > MAX_DEPTH:
         raise ValueError(f"{prefix}objects more than {MAX_DEPTH} deep; flatten them")
@@ -150,14 +148,14 @@ def _check_choices(choices: list[Any], kinds: list[str], path: str) -> None:
 
 
 def _list_types(field: Mapping[str, Any]) -> list[str]:
-    """The types that a field may have, null aside: it says whether the field may be missing, which any field may."""
+    """Return the types of a field without null. null only means that the field may be missing."""
     declared = field.get("type", [])
     kinds = [declared] if isinstance(declared, str) else list(declared)
     return [kind for kind in kinds if kind != "null"] or kinds
 
 
 def is_nullable(field: Mapping[str, Any]) -> bool:
-    """Returns whether a field says by itself that it may be null."""
+    """Return whether the field's own schema allows null."""
     return "null" in field.get("type", ()) or None in field.get("enum", ())
 
 

@@ -1,9 +1,9 @@
-"""The section that says what the adapter is, in the names of `peft.LoraConfig`.
+"""The section `lora`: the adapter, in the names of `peft.LoraConfig`.
 
     lora: {r: 16, lora_alpha: 32, target_modules: all-linear, init_lora_weights: pissa_niter_4}
 
-Every field of LoraConfig is a key here or stands in NOT_TAKEN with the reason, which
-`tests/insource/config/test_recipe.py` checks.
+Every field of LoraConfig is a key here, or is in UNSUPPORTED_KEYS with a reason;
+`tests/insource/config/test_recipe.py` checks that.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from insource.config.schema.section import ConflictError, Count, Name, Positive, Section
 
-# What vLLM 0.32 takes for --max-lora-rank.
+# Values of --max-lora-rank in vLLM 0.32.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_MAX_RANK = VLLM_RANKS[-1]
 
@@ -63,10 +63,10 @@ _UNSUPPORTED_INITIALISATION = {
 
 
 class LoftqConfig(Section):
-    """How LoftQ begins; the bits are those of model.quantization."""
+    """Settings of LoftQ; its bits are those of model.quantization."""
 
     loftq_iter: Annotated[int, Field(ge=1, le=20)] = 1
-    """Rounds of quantizing and of making up for it."""
+    """Rounds of quantization and correction."""
 
 
 class Lora(Section):
@@ -76,26 +76,26 @@ class Lora(Section):
     lora_alpha: Positive | Count = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Name | Annotated[list[Name], Field(min_length=1)] = "all-linear"
-    """Names of linear layers, a regular expression, or all-linear: all but the head."""
+    """Names of linear layers, a regular expression, or all-linear: all except the head."""
     exclude_modules: Name | list[Name] | None = None
     target_parameters: Annotated[list[Name], Field(min_length=1)] | None = None
-    """Parameters that are no layer of their own, such as mlp.experts.gate_up_proj of a mixture of experts."""
+    """Parameters that are not layers, such as mlp.experts.gate_up_proj of a mixture of experts."""
     layers_to_transform: (
         Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None
     ) = None
-    """Numbers of the layers that get an adapter, from 0; left out: all."""
+    """Indices of the layers with an adapter, from 0; left out: all."""
     layers_pattern: Name | list[Name] | None = None
-    """The name of the list of layers in the model, where it is none of the usual."""
+    """The name of the list of layers in the model, if it is unusual."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r), so that large ranks learn as fast as small ones."""
     use_dora: bool = False
-    """Train length and direction of the weights apart; vLLM serves it only merged."""
+    """Train length and direction of the weights separately; vLLM serves it only merged."""
     rank_pattern: dict[str, Rank] = {}
-    """Other ranks by the end of a layer's name, or a regular expression of it."""
+    """Other ranks, by the end of a layer's name or a regular expression of it."""
     alpha_pattern: dict[str, Positive | Count] = {}
     init_lora_weights: Initialisation = True
-    """pissa, pissa_niter_<n>, olora and loftq begin with a part of the base; they are exported as a plain adapter of
-    twice the rank, which vLLM serves on the base as it is."""
+    """pissa, pissa_niter_<n>, olora and loftq initialize the adapter with a part of the base. They are exported as a
+    plain adapter of twice the rank, which vLLM serves on the unchanged base."""
     loftq_config: LoftqConfig | None = None
 
     @field_validator("init_lora_weights", mode="before")
@@ -107,18 +107,18 @@ class Lora(Section):
 
     @property
     def takes_from_base(self) -> bool:
-        """Returns whether the adapter begins with a part of the base, so that base and adapter change together."""
+        """Return whether the adapter is initialized with a part of the base, so that both change together."""
         name = str(self.init_lora_weights)
         return name in ("olora", "loftq") or name.startswith("pissa")
 
     @property
     def largest_rank(self) -> int:
-        """Returns the largest rank of the adapter as it is exported."""
+        """Return the largest rank of the exported adapter."""
         return max([self.r, *self.rank_pattern.values()]) * (2 if self.takes_from_base else 1)
 
     @property
     def unservable(self) -> str | None:
-        """Returns why vLLM refuses this adapter unmerged, or None."""
+        """Return the reason why vLLM cannot serve the adapter unmerged, or None."""
         return "use_dora: vLLM serves DoRA only merged" if self.use_dora else None
 
     @model_validator(mode="after")

@@ -1,10 +1,10 @@
-"""Which settings the schedules and optimizers of transformers take, so that a recipe is checked without importing them.
+"""Settings of transformers' schedules and optimizers, so that a recipe is checked without importing transformers.
 
     train: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: 0.1}}
     train: {optim: sgd, optim_args: "momentum=0.9"}
 
-`tests/insource/config/test_recipe.py` holds the names to the signatures in transformers/optimization.py and to what
-transformers/trainer_optimizer.py reads.
+`tests/insource/config/test_recipe.py` compares the names with the signatures in transformers/optimization.py and with
+the settings that transformers/trainer_optimizer.py reads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ Schedule = Literal[
     "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
 ]  # fmt: skip
 
-# Others of transformers need packages of their own, or metrics between updates.
+# transformers' other optimizers need additional packages, or metrics between updates.
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop",
     "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
@@ -24,7 +24,7 @@ Optimizer = Literal[
     "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
 ]  # fmt: skip
 
-# What a value must be, in words, and the test of it.
+# (description of a valid value, predicate).
 _NON_NEGATIVE = ("a number of at least 0", lambda value: isinstance(value, int | float) and value >= 0)
 _FRACTION = ("a number from 0 to 1", lambda value: isinstance(value, int | float) and 0 <= value <= 1)
 _POSITIVE_INTEGER = ("a whole number of at least 1", lambda value: isinstance(value, int) and value >= 1)
@@ -64,12 +64,12 @@ Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 
 def uses_bitsandbytes(optim: str) -> bool:
-    """Returns whether bitsandbytes computes this optimizer."""
+    """Return whether the optimizer is one of bitsandbytes."""
     return any(part in optim for part in ("8bit", "32bit", "bnb", "ademamix"))
 
 
 def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: float) -> Mistakes:
-    """Yields (key, what would do) for what a schedule does not take, or misses."""
+    """Yield (key, message) for unknown, invalid and missing settings of a schedule."""
     allowed = SCHEDULE_KWARGS[kind]
     for name, value in kwargs.items():
         if name not in allowed:
@@ -91,7 +91,7 @@ def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: 
 
 
 def find_optim_mistakes(optim: str, optim_args: str) -> Mistakes:
-    """Yields (key, what would do) for what an optimizer does not read of `name=value,name=value`."""
+    """Yield (key, message) for unknown and invalid settings in `name=value,name=value` of an optimizer."""
     allowed = OPTIM_ARGS.get(optim, ())
     for pair in optim_args.replace(" ", "").split(","):
         name, equals, value = pair.partition("=")

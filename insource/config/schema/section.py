@@ -1,4 +1,4 @@
-"""What every section of a recipe is: immutable, strict, documented; and the number types that several of them use."""
+"""Base class of all recipe sections, and number types that several sections use."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, without unknown keys, without silent conversions."""
+    """A part of a recipe: immutable, without unknown keys, without implicit conversions."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -22,8 +22,10 @@ class Section(BaseModel):
 
 
 class ConflictError(ValueError):
-    """Values that are right by themselves and cannot go together: (key below the section that raises it, what would
-    do) for each of them."""
+    """Values that are valid alone and conflict with each other.
+
+    `mistakes` has (key below the section that raises it, message) of each conflict.
+    """
 
     def __init__(self, mistakes: Sequence[tuple[tuple[str, ...], str]]) -> None:
         super().__init__("; ".join(f"{'.'.join(key)}: {message}" for key, message in mistakes))

@@ -1,4 +1,4 @@
-"""The sections that say what becomes of a trained model: export, serve, cost, decide, route, tracking."""
+"""The sections export, serve, cost, decide, route and tracking: the use of a trained model."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -8,111 +8,110 @@ from insource.config.schema.section import Count, Fraction, Name, NonNegative, O
 
 
 class Export(Section):
-    """What is written besides the adapter."""
+    """Exported artifacts besides the adapter."""
 
     merge: bool = True
     quantize: Literal["auto", "none"] | list[Literal["fp8", "int8", "w4a16"]] = "auto"
-    """auto: what the hardware here serves, fp8 on recent GPUs and int8 elsewhere."""
+    """auto: the format of the hardware here, fp8 on recent GPUs and int8 elsewhere."""
     calibration_rows: Annotated[int, Field(ge=0)] = 0
-    """Rows of train that quantization is fitted on (llm-compressor, in an environment of its own); 0: on the weights
-    alone."""
+    """Number of train rows that calibrate quantization (llm-compressor, in its own environment); 0: weights only."""
     max_shard_size: Annotated[str, Field(pattern=r"^\d+(KB|MB|GB)$")] = "5GB"
 
 
 class Parity(Section):
-    """Floors below which serving is refused."""
+    """Minimum agreement of served and trained model; below it, serving is refused."""
 
     rows: Count = 500
-    """Validation rows that `make parity` asks for, as far as there are so many."""
+    """Maximum number of validation rows for `make parity`."""
     start_rows: Count = 500
-    """The same, each time that the server is started."""
+    """Maximum number of validation rows each time that the server starts."""
     same_weights: Fraction = 0.99
-    """Share of equal answers of the same weights (adapter, merged) in transformers and in vLLM."""
+    """Minimum fraction of equal answers in transformers and vLLM, for the same weights (adapter, merged)."""
     score_drop: Fraction = 0.01
-    """Score that other weights (quantized, or on the published base) may lose against the trained ones."""
+    """Maximum loss of score against the trained weights, for other weights (quantized, or on the published base)."""
 
 
 class Limits(Section):
-    """What the gateway takes at most. More requests are answered with 429, larger ones with 413."""
+    """Limits of the gateway. Excess requests get 429, larger ones 413."""
 
     requests: Count = 512
-    """Requests on their way in all; vLLM queues those that it does not compute yet."""
+    """Requests in flight, in total; vLLM queues those that it does not process yet."""
     requests_per_key: Count = 256
-    """Requests on their way of one key."""
+    """Requests in flight per key."""
     sequences: Count = 16
-    """Answers that one request may ask for: `n` times its prompts."""
+    """Answers per request: `n` times its prompts."""
     answer_tokens: Count | None = None
-    """Tokens of one answer (`max_tokens`), also where a request names none; null: as far as max_model_len goes."""
+    """Tokens per answer (`max_tokens`), also if a request has no limit; null: up to max_model_len."""
     body_kib: Count = 1024
-    """KiB of a request."""
+    """Size of a request in KiB."""
 
 
 class Record(Section):
-    """Which inputs of tasks the gateway writes down, redacted, as rows that data preparation reads."""
+    """Recording of task inputs in the gateway, redacted, as rows that data preparation reads."""
 
     share: Fraction = 0
-    """Of the inputs, chosen by chance; 0: none."""
+    """Random fraction of the inputs; 0: none."""
     days: Count = 90
-    """How long a row is kept."""
+    """Retention of a row in days."""
 
 
 class Serve(Section):
-    """What vLLM serves."""
+    """Serving with vLLM and the gateway."""
 
     model: Annotated[str, Field(pattern=r"^(auto|adapter|merged|quantized/(fp8|int8|w4a16))$")] = "auto"
-    """auto: on a CPU merged, which answers 3 to 5 times as fast as an adapter there, on a GPU the adapter; the adapter
-    where several recipes share a server. Where one form cannot be served, the next one is."""
+    """auto: on a CPU merged, which answers 3 to 5 times as fast as an adapter there; on a GPU the adapter; with several
+    recipes on one server the adapter. If a variant cannot be served, the next one is."""
     base: Literal["trained", "published"] = "trained"
-    """trained: the base as quantization left it in training, for adapter, merged and quantized models alike. published:
-    the base as it was published, on which answers can differ from those of training."""
+    """trained: the base as quantized in training, for adapter, merged and quantized models. published: the original
+    base, on which answers can differ from those of training."""
     host: Name = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_model_len: Count = 2048
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU, as in training, but for int8 on a CPU with AMX (bfloat16)."""
+    """auto: as in training, bfloat16 on a GPU and float32 on a CPU, except int8 on a CPU with AMX (bfloat16)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of the GPU's memory that vLLM takes for weights and cache."""
+    """Fraction of the GPU's memory that vLLM uses for weights and cache."""
     cpu_cache_gib: Positive = 1.0
-    """Memory for the key-value cache on a CPU, in GiB (vLLM's --kv-cache-memory-bytes)."""
+    """Memory of the key-value cache on a CPU, in GiB (vLLM's --kv-cache-memory-bytes)."""
     enforce_eager: bool = False
-    """Do not compile the model: it starts sooner, and answers large models' requests more slowly."""
+    """Do not compile the model: the server starts faster, and answers of large models are slower."""
     start_seconds: Count = 900
-    """How long the server may take until it is ready."""
+    """Time limit for the server to become ready, in seconds."""
     hang_seconds: Annotated[int, Field(ge=10)] = 60
-    """How long vLLM may send nothing, though it was asked, until it is started again; behind the gateway, requests wait
-    for it for half of that time. More, where one prompt takes longer."""
+    """Time without any response from vLLM to pending requests before it is restarted, in seconds. Behind the gateway,
+    requests wait half of that time for vLLM. Increase it if one prompt takes longer."""
     chat: Literal["task", "raw"] = "task"
-    """How the gateway takes a chat with a model's name. task: a conversation without the task's own prompt is its
-    input, to which prompt and constraint are added. raw: it passes as it is, as with <name>:raw."""
+    """How the gateway handles a chat with a model's name. task: a conversation without the task's own prompt is its
+    input; prompt and constraint are added. raw: it is forwarded unchanged, as with <name>:raw."""
     loopback_without_key: bool = False
-    """Whether the gateway takes requests without a key where it listens on this machine's own address."""
+    """Whether the gateway accepts requests without a key on a loopback address."""
     limits: Limits = Limits()
     record: Record = Record()
-    """registry/<name>/traffic/: none by default. Inputs that are private, or hold personal data that is not replaced,
-    are not written."""
+    """registry/<name>/traffic/: none by default. Private inputs, and inputs with personal data that is not redacted,
+    are not recorded."""
     structured_output: bool = True
-    """Whether answers are asked for under the task's output constraint."""
+    """Whether requests have the task's output constraint."""
     parity: Parity = Parity()
 
 
 class Cost(Section):
-    """What owning costs."""
+    """The cost of self-hosting."""
 
     gpu_usd_per_hour: NonNegative = 2.0
-    """Of one GPU, rented or written off, power and room included."""
+    """Of one GPU, rented or depreciated, with power and space."""
     cpu_usd_per_hour: NonNegative | None = None
-    """Of a machine without a GPU; without it, what was measured on a CPU has no cost."""
+    """Of a machine without a GPU; without it, measurements on a CPU have no cost."""
     utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """How busy machines are over the month: they are bought for the peak, and idle at night."""
+    """Average load of the machines over a month: they are sized for the peak, and idle at night."""
     engineer_usd_per_month: NonNegative = 12000
     engineer_share: Fraction = 0.25
-    """Share of an engineer that running a model of one's own takes."""
+    """Fraction of an engineer's time that self-hosting takes."""
     monthly_requests: Count = 1_000_000
     retrainings_per_month: NonNegative = 1.0
 
 
 class Decide(Section):
-    """What the verdict asks of you."""
+    """Facts about your organization for the verdict."""
 
     prompt_changes_per_month: NonNegative = 1
     structured_output: Literal["required", "useful", "no"] = "required"
@@ -120,33 +119,36 @@ class Decide(Section):
 
 
 class Route(Section):
-    """When the owned model may answer alone: `target_accuracy`, or `not_worse_than` with `margin`."""
+    """When the self-hosted model may answer without the API model: `target_accuracy`, or `not_worse_than` with
+    `margin`.
+    """
 
     target_accuracy: OpenFraction | None = 0.95
-    """Share of its answers that must be right where it answers alone; null with `not_worse_than`."""
+    """Minimum accuracy of its answers where it answers without the API model; null with `not_worse_than`."""
     confidence: OpenFraction = 0.95
-    """How sure that must be: the threshold misses the target with a probability of 1 - confidence at most."""
+    """Confidence of the guarantee: the threshold misses the target with a probability of at most 1 - confidence."""
     not_worse_than: Name | None = None
-    """A baseline (its name in the report). Where the owned model answers alone, it may be right less often than this
-    one by less than `margin`. The baseline is asked the calibration rows for this, within compare.budget_usd."""
+    """A baseline (its name in the report). Where the self-hosted model answers, its accuracy may be lower than that of
+    the baseline by less than `margin`. For this the baseline is evaluated on the calibration rows, within
+    compare.budget_usd."""
     margin: OpenFraction | None = None
     """By default 0.02, with `not_worse_than`."""
     baseline: Name | None = None
-    """The API model that the gateway asks below the threshold: one of compare.baselines, by its name. By default the
-    one that not_worse_than names, else that of the plan (compare.primary), else the first."""
+    """The API model for requests below the threshold: one of compare.baselines, by its name. By default that of
+    not_worse_than, else that of the plan (compare.primary), else the first."""
     personal_data: Literal["local", "may_leave"] = "local"
-    """Whether an input in which personal data is found may go to the API model, redacted as privacy.redact says."""
+    """Whether an input with personal data may go to the API model, redacted by privacy.redact."""
     when_api_fails: Literal["local", "error"] = "local"
-    """What is answered below the threshold while the API model does not answer, or there is no money left for it:
-    local: the deployed model's answer, marked as degraded."""
+    """The answer below the threshold if the API model fails, or its budget is spent. local: the deployed model's
+    answer, marked as degraded."""
     usd_per_month: NonNegative = 0
-    """The most that the gateway may spend on API calls in a calendar month (UTC), over all processes that share the
-    registry. 0: nothing that costs is asked."""
+    """Maximum cost of the gateway's API calls in a calendar month (UTC), in USD, over all processes with this registry.
+    0: no paid requests."""
     mirror: Fraction = 0
-    """Before the switch: above 0, the API model answers every request that may leave, and this share of them is also
-    answered by the deployed model, aside, for `make drift`. No threshold is needed. 0: local first."""
+    """Before the switch. Above 0, the API model answers every request that may leave, and the deployed model also
+    answers this fraction of them in the background, for `make drift`. No threshold is needed. 0: local first."""
     api_seconds: Positive = 20.0
-    """How long the API model may take for an answer, repeated attempts included."""
+    """Time limit for an answer of the API model, with retries, in seconds."""
 
     @model_validator(mode="before")
     @classmethod
@@ -177,7 +179,10 @@ class Wandb(Section):
     @field_validator("project", "entity")
     @classmethod
     def _taken_by_its_server(cls, name: str | None) -> str | None:
-        """W&B's own rule (wandb 0.31, Settings.validate_project); its server refuses the rest once training is done."""
+        """Raise ValueError for names that W&B refuses (wandb 0.31, Settings.validate_project).
+
+        Its server would refuse them only after training.
+        """
         if name is not None and (invalid := sorted(set(name) & set("/\\#?%:\r\n"))):
             raise ValueError(f"given {name!r}, which holds {' '.join(map(repr, invalid))}; W&B takes no such name")
         if name is not None and (len(name) > 128 or name != name.strip()):
@@ -186,6 +191,6 @@ class Wandb(Section):
 
 
 class Tracking(Section):
-    """Where runs are recorded besides the run folder."""
+    """Tracking of runs outside the run folder."""
 
     wandb: Wandb = Wandb()

@@ -1,4 +1,4 @@
-"""Where the rows of a recipe are, and which of their columns holds what: data.source and data.columns."""
+"""The sections data.source and data.columns: the location of the rows, and their columns."""
 
 import codecs
 from typing import Annotated, Literal, Self
@@ -11,7 +11,8 @@ SPLITS = ("train", "validation", "calibration", "test")
 
 
 class Source(Section):
-    """Where the rows are: one of `path`, `paths`, `hub` (split by us), or `train` and `test` (given splits).
+    """Location of the rows: one of `path`, `paths`, `hub` (split by this project), or `train` and `test` (given
+    splits).
 
     A path is a file, a glob, a folder of files, or a folder that `datasets` saved: CSV, TSV, JSON, JSONL, text (.txt),
     each also as .gz or .zst, Parquet, and Excel workbooks (.xlsx).
@@ -21,37 +22,37 @@ class Source(Section):
     paths: Annotated[list[Name], Field(min_length=1)] | None = None
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")] | None = None
-    """The commit of the hub data set: data that can change under a result is no evidence."""
+    """The commit of the hub data set, so that results stay reproducible."""
     config: Name | None = None
-    """The configuration of the hub data set, where it has several."""
+    """The configuration of the hub data set, if it has several."""
     train: Name | None = None
     validation: Name | None = None
     calibration: Name | None = None
     test: Name | None = None
     encoding: Name = "auto"
-    """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, said aloud, latin-1 and cp1252."""
+    """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, with a warning, latin-1 and cp1252."""
     delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=8)] = "auto"
-    """What separates the columns of a CSV file; several characters, such as `::`, with quotes: false alone. With a
-    space and quotes: false the last column has the rest of the line, spaces and all."""
+    """The delimiter of a CSV file; several characters, such as `::`, only with quotes: false. With a space and quotes:
+    false the last column has the rest of the line, spaces included."""
     header: Annotated[list[Name], Field(min_length=1)] | None = None
-    """The names of the columns of CSV, TSV and Excel files that have no header line."""
+    """The column names of CSV, TSV and Excel files without a header line."""
     quotes: bool | Annotated[str, Field(min_length=1, max_length=1)] = True
-    """What opens a quoted field in CSV and TSV: true is a double quote, or another character, such as `'`; false: no
-    character does."""
+    """The quote character of CSV and TSV: true is a double quote; any other character, such as `'`; false: no quotes.
+    """
     escape: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """What stands in CSV and TSV before a quote, a delimiter or a line end that is a character like any other: `\\`. A
-    cell of that sign and N is empty then."""
+    """The escape character of CSV and TSV before a literal quote, delimiter or line end: `\\`. A cell of this character
+    and N is empty."""
     sheet: Name | None = None
-    """The sheet of an Excel workbook; without it, the one visible sheet that has the recipe's columns."""
+    """The sheet of an Excel workbook; without it, the only visible sheet that has the recipe's columns."""
     sample_by: Literal["line", "document"] | None = None
-    """Whether a line or a whole file of .txt is one text. The label of a line is the name of its file, that of a
-    document the name of its folder. Without it, files that are named one by one are read by lines, and with `delimiter`
-    or `header` .txt files are tables."""
+    """Whether a line or a complete .txt file is one text. The label of a line is the name of its file, that of a
+    document the name of its folder. Without it, files that are named individually are read by lines, and with
+    `delimiter` or `header` .txt files are tables."""
     max_row_mib: Count = 8
-    """MiB that one row may have."""
+    """Maximum size of one row in MiB."""
     max_unpacked_mib: Count = 512
-    """MiB that may be unpacked as one piece: a JSON file, a workbook; of Parquet and packed files, what is 100 to 1,000
-    times larger than the file."""
+    """Maximum size of one unpacked piece in MiB: a JSON file, a workbook; in Parquet and compressed files, parts that
+    are 100 to 1,000 times larger than the file."""
 
     @field_validator("encoding")
     @classmethod
@@ -71,12 +72,12 @@ class Source(Section):
 
     @property
     def quote(self) -> str | None:
-        """Returns the character that opens a quoted field, None where none does."""
+        """Return the quote character, None without quotes."""
         return '"' if self.quotes is True else self.quotes or None
 
     @property
     def tables_in_txt(self) -> bool:
-        """Returns whether .txt files are read as CSV files are."""
+        """Return whether .txt files are read as CSV files."""
         return self.sample_by is None and (self.delimiter != "auto" or self.header is not None)
 
     @model_validator(mode="after")
@@ -107,7 +108,7 @@ class Source(Section):
 
     @property
     def given(self) -> dict[str, list[str]]:
-        """Returns {split or "all": paths} as this source names them; {} for a hub data set."""
+        """Return {split or "all": paths} as in the recipe; {} for a hub data set."""
         if self.paths is not None:
             return {"all": self.paths}
         if self.path is not None:
@@ -116,21 +117,23 @@ class Source(Section):
 
 
 class Slots(Section):
-    """extraction: a column of lists, each entry of which names a field of the record and has its value, or says where
-    in the text it stands. Names reach into an entry as columns do: `valueSpan.endIndex`, or `2` of a list."""
+    """extraction: a column of lists whose entries have the name of a field, and its value or its position in the text.
+
+    Names reach into an entry as columns do: `valueSpan.endIndex`, or `2` of a list.
+    """
 
     column: Name
     name: Name = "name"
-    """What names the field."""
+    """Key of the field's name."""
     value: Name | None = None
-    """What holds the value. Where `column` is the column of the text too, the text is all values, one after another,
-    and those without a name are no fields."""
+    """Key of the value. If `column` is also the column of the text, the text is the concatenation of all values, and
+    values without a name are not fields."""
     start: Name | None = None
-    """Where the value begins in the text, in characters; an entry without it begins at 0, as protobuf writes it."""
+    """Key of the first character's position in the text; an entry without it begins at 0, as in protobuf."""
     end: Name | None = None
-    """The character after its last one."""
+    """Key of the position after the last character."""
     end_inclusive: bool = False
-    """Whether `end` is the last character itself."""
+    """Whether `end` is the position of the last character itself."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -140,56 +143,58 @@ class Slots(Section):
 
 
 class Columns(Section):
-    """Which column of the source holds what. A dot reaches into an object or a list (`order.customer.name`,
-    `answers.text.0`), unless a column bears that very name."""
+    """Columns of the source and their roles.
+
+    A dot reaches into an object or a list (`order.customer.name`, `answers.text.0`), unless a column has that exact
+    name.
+    """
 
     text: Name | Annotated[list[Name], Field(min_length=1)] = "text"
-    """The input; several columns are joined by `separator`, empty ones left out. preference: text or a list of
-    messages; `chosen` where the prompt stands inside both conversations."""
+    """The input; several columns are joined by `separator`, without empty ones. preference: text or a list of messages;
+    `chosen` if both conversations contain the prompt."""
     label: Name = "label"
     """classification: the column of the label; with task.labels_per_row: many, of a list of labels."""
     label_separator: Name | None = None
-    """task.labels_per_row many: what stands between the labels of a text, such as ";"; without it, a text is a JSON
-    array."""
+    """task.labels_per_row many: the separator of labels in a text, such as ";"; without it, a text is a JSON array."""
     label_columns: Annotated[list[Name], Field(min_length=2)] | None = None
-    """task.labels_per_row many: a column for each label, named as the label is, with 1 (true, yes) where a row has it
-    and 0 where it has not; in place of `label`."""
+    """task.labels_per_row many: one column per label, with the label's name and values 1 (true, yes) or 0; replaces
+    `label`."""
     target: Name | None = None
-    """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
+    """extraction: the column of the complete record, a JSON object; without it, each field is a column of its name.
     generation: the column of the answer; without it, `target`."""
     slots: Slots | None = None
-    """extraction: where the fields of a record come as a list of names and values, or of places in the text."""
+    """extraction: fields of a record as a list of names with values, or with positions in the text."""
     tags: Name | None = None
-    """extraction: a column of tags, one a token (IOB, IOBES: B-artist, I-artist, O), as a list or with spaces between;
-    the text is a list of tokens, or has spaces between them."""
+    """extraction: a column of tags, one per token (IOB, IOBES: B-artist, I-artist, O), as a list or separated by
+    spaces; the text is a list of tokens, or tokens separated by spaces."""
     targets: Name | Annotated[list[Name], Field(min_length=2)] | None = None
-    """extraction, generation: a column of lists of right answers, or several columns of one each. An answer is scored
-    against the nearest of them, and training learns the first."""
+    """extraction, generation: a column of lists of references, or several columns of one reference each. An answer is
+    scored against the nearest reference, and training uses the first."""
     chosen: Name = "chosen"
     """preference: the better answer, as text or as a list of messages that ends in it (TRL's format)."""
     rejected: Name = "rejected"
     """preference: the worse answer, in the same form."""
     messages: Name | None = None
-    """A column of chat messages, in place of text and answer: the last assistant turn is the answer."""
+    """A column of chat messages instead of text and answer: the last assistant turn is the answer."""
     separator: str = "\n\n"
-    """What stands between the texts of several columns."""
+    """Separator between the texts of several columns."""
     id: Name | None = None
-    """A column of unique row ids; without it, ids are made from the file and the row number."""
+    """A column of unique row ids; without it, ids are made from file and row number."""
 
     @property
     def of_targets(self) -> dict[str, str]:
-        """Returns {recipe key: column} of the columns of several answers."""
+        """Return {recipe key: column} of the columns of references."""
         if self.targets is None or isinstance(self.targets, str):
             return {"data.columns.targets": self.targets} if self.targets else {}
         return {f"data.columns.targets[{index}]": name for index, name in enumerate(self.targets)}
 
     @property
     def of_slots(self) -> dict[str, str]:
-        """Returns {recipe key: column} of the column that fields come from as a list; {} where they do not."""
+        """Return {recipe key: column} of the column of slots or tags; {} if there is none."""
         slots = {"data.columns.slots.column": self.slots.column} if self.slots else {}
         return slots | ({"data.columns.tags": self.tags} if self.tags else {})
 
     @property
     def texts(self) -> list[str]:
-        """Returns the columns of the input."""
+        """Return the columns of the input."""
         return [self.text] if isinstance(self.text, str) else list(self.text)

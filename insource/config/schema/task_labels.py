@@ -1,8 +1,8 @@
-"""What `task.labels` may list.
+"""Validation of `task.labels`.
 
-[0, 1]                     ["0", "1"]: YAML reads digits as numbers, a source has them as text
+[0, 1]                     ["0", "1"]: YAML parses digits as numbers, a source has them as text
 {true: sent, false: not}   {"true": "sent", "false": "not"}
-[" billing", refund]       refused: no answer could ever equal the first
+[" billing", refund]       refused: no answer can equal the first label
 """
 
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def labels_to_text(labels: Any) -> Any:
-    """Returns the labels with numbers and truth values as the text that a source has of them; all else as it is."""
+    """Return the labels with numbers and booleans as text; other values stay unchanged."""
     if isinstance(labels, list):
         return [_label_to_text(label) for label in labels]
     if isinstance(labels, dict):
@@ -19,7 +19,7 @@ def labels_to_text(labels: Any) -> Any:
 
 
 def check_labels(labels: Collection[str]) -> None:
-    """Returns nothing where each label can be answered as it is listed. Raises ValueError naming those that cannot."""
+    """Raise ValueError with the labels that cannot be answered as written."""
     from insource.tasks.labels import clean_label, display_label, find_unclean  # late: tasks import this package
 
     if unclean := find_unclean(labels):

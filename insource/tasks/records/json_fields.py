@@ -56,8 +56,9 @@ def resolve_field(field: FieldSchema, may_lack: bool) -> dict[str, Any]:
 
 
 def resolve_object(schema: FieldSchema) -> dict[str, Any]:
-    """Return properties, required and additionalProperties of a canonical object: all fields required, nullable if
-    optional.
+    """Return properties, required and additionalProperties of a canonical object.
+
+    All fields are required; an optional field is nullable.
     """
     required = schema.get("required", ())
     fields = {

@@ -1,5 +1,6 @@
-"""The assistant's turn of a chat template: the text before an answer, in an open prompt and in an answered conversation,
-and the text that ends it.
+"""The assistant's turn of a chat template: the text before an answer and the text that ends it.
+
+The text before an answer occurs in two places: at the end of an open prompt, and in an answered conversation.
 
                     open prompt ends in         answered turn
     Qwen2.5         assistant\\n                 assistant\\nLABEL<|im_end|>         exact

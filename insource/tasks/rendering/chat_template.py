@@ -20,7 +20,7 @@ Messages = list[dict[str, str]]
 # Number of prompt tokens that decide how the first token of a completion is written as text.
 CONTEXT_TOKENS = 8
 
-# A decoded answer may need more tokens than the longest one in train. A higher limit costs nothing if answers end early.
+# A decoded answer may need more tokens than the longest one in train. A higher limit costs no time for short answers.
 ANSWER_LENGTH_FACTOR = 1.5
 MIN_ANSWER_TOKENS = 64
 
