@@ -107,8 +107,7 @@ def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
         label = next(iter(labels.values()))
         raise RecipeError(
             f"data.columns.label: all {len(table)} rows have one label, {display_label(label)}; a choice needs two "
-            "at least. "
-            "Is this an export that was filtered?"
+            "at least. Is this an export that was filtered?"
         )
 
 

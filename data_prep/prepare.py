@@ -284,7 +284,6 @@ def _check_unique_ids(table: Table) -> None:
     if len(repeated):
         row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {display_label(table.texts.value('id', row))} stands at "
-            f"{table.place(previous)} "
+            f"{table.place(row)}: id {display_label(table.texts.value('id', row))} stands at {table.place(previous)} "
             "already; ids must differ, or leave data.columns.id out"
         )

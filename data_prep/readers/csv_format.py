@@ -90,8 +90,7 @@ def check_no_header(location: str, cells: Sequence[str], names: Sequence[str]) -
     if any(matches) and looks_like_names(cells) and all(cell.strip() for cell in cells):
         raise RecipeError(
             f"{location}: the first line is a header itself ({', '.join(cells)[:80]}), and data.source.header "
-            "makes it a "
-            "row; leave data.source.header out, or the line"
+            "makes it a row; leave data.source.header out, or the line"
         )
 
 

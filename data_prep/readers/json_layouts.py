@@ -51,8 +51,7 @@ def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) 
     example = ", ".join(f'"{column[:40]}": ...' for column in list(columns)[:2])
     raise RecipeError(
         f"{name}:1: an object without rows: it holds {_describe_contents(value)}, and no array of objects; write "
-        "JSONL, an object a "
-        f"line, such as {{{example}}}"
+        f"JSONL, an object a line, such as {{{example}}}"
     )
 
 

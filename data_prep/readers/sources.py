@@ -322,8 +322,7 @@ def _check_unique(files: list[SourceFile]) -> None:
         if previous is not file:
             raise RecipeError(
                 f"data.source: {file.path} and {previous.path} are one {'folder' if file.documents else 'file'}; "
-                "its rows "
-                "would count twice. Name it once"
+                "its rows would count twice. Name it once"
             )
 
 
