@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from insource.config.errors import RecipeError, StageError
-from insource.system import atomic_files
+from insource.system import append_only, atomic_files
 from insource.system.timestamps import utc_timestamp
 from insource.tracking.base_models import base_store
 from insource.tracking.run import REFERENCES_FILE, Run
@@ -228,9 +228,7 @@ def _append_line(file: BinaryIO, line: bytes) -> None:
     end = file.read().rfind(b"\n") + 1
     try:
         file.truncate(end)
-        remaining = memoryview(line)
-        while remaining:
-            remaining = remaining[file.write(remaining) :]
+        append_only.append_bytes(file, line, flush=False)
     except OSError as error:
         with suppress(OSError):
             file.truncate(end)

@@ -9,7 +9,6 @@ attempt has a response.
 
 import asyncio
 import json
-import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from insource.backends.budgets import SystemBudget
 from insource.backends.types import Completion, Request
 from insource.config.errors import StageError
+from insource.system import append_only
 
 
 def attempt_log_path(cache_path: Path) -> Path:
@@ -103,10 +103,6 @@ class AttemptLog:
         try:
             with path.open("ab", buffering=0) as file:
                 # The newline first: it ends a line that a killed process left torn.
-                remaining = memoryview(b"\n" + "".join(lines).encode())
-                while remaining:
-                    remaining = remaining[file.write(remaining) :]
-                if flush:
-                    os.fsync(file.fileno())
+                append_only.append_bytes(file, b"\n" + "".join(lines).encode(), flush)
         except OSError as error:
             raise StageError(f"{path}: attempts cannot be written: {error.strerror or error}") from None

@@ -14,8 +14,6 @@ that is killed during a write leaves a torn last line, which is cut off when the
 import fcntl
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +23,7 @@ from typing import Any, BinaryIO
 from insource.backends import attempt_log
 from insource.backends.types import Completion, Usage
 from insource.config.errors import StageError
+from insource.system import append_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +77,7 @@ class ResponseCache:
         """Append responses and flush them to disk. Raise StageError if they cannot be written."""
         lines = "".join(to_json_line(response) for response in responses)
         try:
-            remaining = memoryview(lines.encode("utf-8", "surrogatepass"))
-            while remaining:
-                remaining = remaining[self._file.write(remaining) :]
-            os.fsync(self._file.fileno())
+            append_only.append_bytes(self._file, lines.encode("utf-8", "surrogatepass"))
         except OSError as error:
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
         self._rows.update((response.key, response) for response in responses)
@@ -104,8 +100,7 @@ def open_cache(path: Path) -> Iterator[ResponseCache]:
         data = file.read()
         responses, complete_bytes = _parse_lines(data, path)
         if complete_bytes < len(data):
-            print(f"{path}: cut off a torn last line of {len(data) - complete_bytes} bytes", file=sys.stderr)
-            file.truncate(complete_bytes)
+            append_only.cut_torn_line(file, path, len(data), complete_bytes)
         elif complete_bytes > len(data):
             # The last line is complete except for its newline.
             file.write(b"\n")

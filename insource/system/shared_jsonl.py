@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from insource.config.errors import StageError
+from insource.system import append_only
 
 
 @contextmanager
@@ -44,11 +45,8 @@ def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bo
         file.seek(size - 1)
         separator = b"" if file.read(1) == b"\n" else b"\n"
     try:
-        remaining = memoryview(separator + json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        while remaining:
-            remaining = remaining[file.write(remaining) :]
-        if flush:
-            os.fsync(file.fileno())
+        data = separator + json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        append_only.append_bytes(file, data, flush)
     except OSError as error:
         raise StageError(f"{file.name}: {what} cannot be written: {error.strerror or error}") from None
 

@@ -5,13 +5,12 @@ caller holds the lock of the folder (state.py), so that one process writes.
 """
 
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from insource.config.errors import StageError
+from insource.system import append_only
 from predict import prediction
 from predict.prediction import Prediction
 
@@ -25,14 +24,13 @@ class Journal:
         self._file = path.open("ab+", buffering=0)
         self._file.seek(0)
         data = self._file.read()
-        whole_length = data.rfind(b"\n") + 1
-        if whole_length < len(data):
-            print(f"{path}: cut off a torn last line of {len(data) - whole_length} bytes", file=sys.stderr)
-            self._file.truncate(whole_length)
-        self._length: int | None = whole_length
+        complete_bytes = data.rfind(b"\n") + 1
+        if complete_bytes < len(data):
+            append_only.cut_torn_line(self._file, path, len(data), complete_bytes)
+        self._length: int | None = complete_bytes
         """Bytes of complete lines; None after a failed write, when nothing more can be appended."""
         self.predictions: Mapping[str, Prediction] = dict(
-            self._read(number, line) for number, line in enumerate(data[:whole_length].splitlines(), start=1)
+            self._read(number, line) for number, line in enumerate(data[:complete_bytes].splitlines(), start=1)
         )
 
     def _read(self, number: int, line: bytes) -> tuple[str, Prediction]:
@@ -54,11 +52,8 @@ class Journal:
             raise StageError(f"{self.path}: answers cannot be written any more")
         lines = [json.dumps(prediction.to_journal_line(*entry), ensure_ascii=False) + "\n" for entry in predictions]
         data = "".join(lines).encode("utf-8", "surrogatepass")
-        remaining = memoryview(data)
         try:
-            while remaining:
-                remaining = remaining[self._file.write(remaining) :]
-            os.fsync(self._file.fileno())
+            append_only.append_bytes(self._file, data)
             self._length += len(data)
         except OSError as error:
             self._cut()
