@@ -45,12 +45,10 @@ def list_gpus() -> list[str]:
 def count_gpus() -> int:
     """Return the number of GPUs that a process may use: all, or those in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    n_visible = (
-        len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-        if visible is not None
-        else None
-    )
-    return len(list_gpus()) if n_visible is None else min(n_visible, len(list_gpus()))
+    if visible is None:
+        return len(list_gpus())
+    devices = [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return min(len(devices), len(list_gpus()))
 
 
 def read_cpu_flags() -> set[str]:
@@ -114,9 +112,8 @@ def uses_cpu(name: str) -> bool:
 
 def select_for_base(name: str, reason: str, base: object) -> tuple[str, str]:
     """Return hardware file and reason; if the base has settings of its own, those of that file."""
-    override = next(
-        (file for (machine, base_name), file in BASE_HARDWARE.items() if (machine, base_name) == (name, base)), None
-    )
+    # No dict lookup: `base` of an invalid recipe may be unhashable.
+    override = next((file for key, file in BASE_HARDWARE.items() if key == (name, base)), None)
     return (override, f"{name}, with the settings of model.base {base}") if override else (name, reason)
 
 

@@ -82,9 +82,9 @@ class MeanAbove:
     def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         from scipy.stats import binom
 
-        whole = np.floor(rows)
+        n_rows = np.floor(rows)
         # One more right answer than isf has a p-value of at most alpha. Too few rows have no such count.
-        return np.asarray(binom.sf(binom.isf(alpha, whole, self.target), whole, mean))
+        return np.asarray(binom.sf(binom.isf(alpha, n_rows, self.target), n_rows, mean))
 
     def least_rows(self, alpha: float) -> int:
         return ceil(log(alpha) / log(self.target) - 1e-9)

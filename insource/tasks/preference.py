@@ -85,10 +85,8 @@ def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
         prompt = conversations[0][:-1] or (None if prompt_inside else prompt)
     if isinstance(prompt, list):
         turns = prompt if conversations and conversations[0][:-1] else parse_messages(prompt, column)
-        (system, text), last_turn = (
-            split_prompt(turns),
-            turns[-1]["content"] if turns[-1]["role"] == "assistant" else "",
-        )
+        system, text = split_prompt(turns)
+        last_turn = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
     else:
         system, text, last_turn = "", "" if prompt_inside else read_input(values, columns), ""
     _check_prompt(text, last_turn, sides)
