@@ -35,11 +35,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first: on several cores the last file to end decides how long all take."""
-    slow = Counter[Path]()
+    slow_minutes = Counter[Path]()
     for item in items:
         if mark := item.get_closest_marker("slow"):
-            slow[item.path] += mark.kwargs.get("minutes", 1)
-    items.sort(key=lambda item: -slow[item.path])
+            slow_minutes[item.path] += mark.kwargs.get("minutes", 1)
+    items.sort(key=lambda item: -slow_minutes[item.path])
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -72,11 +72,11 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (made := folder.with_suffix(".made")).exists():
+        if not (marker := folder.with_suffix(".made")).exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             make(folder)
-            made.touch()
+            marker.touch()
     return folder
 
 
@@ -90,7 +90,7 @@ def _write_small_recipe(folder: Path) -> None:
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["message", "queue", "customer"])
-        writer.writerows((one.message, one.queue, one.customer_id) for one in generate_tickets(400, seed=5))
+        writer.writerows((ticket.message, ticket.queue, ticket.customer_id) for ticket in generate_tickets(400, seed=5))
     (folder / "small.yaml").write_text(
         """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -109,10 +109,10 @@ train: {max_steps: 6, logging_steps: 2, save_steps: 2}
 def python(tmp_path: Path) -> Iterator[Command]:
     """Runs `python -m <words>` in the project, with runs in a folder of this test, and returns how it ended."""
 
-    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        asked = [sys.executable, "-m", *map(str, words)]
+    def run(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", *map(str, args)]
         settings = {**os.environ, "RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", **environment}
-        return subprocess.run(asked, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=900, check=False)
+        return subprocess.run(argv, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=900, check=False)
 
     yield run
 

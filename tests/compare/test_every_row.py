@@ -69,12 +69,16 @@ def kill_and_revoke(
     """A process that is killed, and one whose key is revoked in the middle."""
     if mode == "batch":
         provider.ended = False
-        collect_and_kill(address, path, wire, mode, rows, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
+        collect_and_kill(
+            address, path, wire, mode, rows, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
+        )
         provider.ended = True
         provider.batch_revoked = lambda batch, at: batch is provider.batches[0] and at % 7 == 3
     else:
         provider.hold_after = rows // 3
-        collect_and_kill(address, path, wire, mode, rows, when=lambda: len(read_journal_lines(path)) >= rows // 4)
+        collect_and_kill(
+            address, path, wire, mode, rows, should_kill=lambda: len(read_journal_lines(path)) >= rows // 4
+        )
         provider.hold_after = None
         provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= rows // 2 else None
     found = asked(address, path, rows, wire, mode)

@@ -21,11 +21,13 @@ def test_several_columns_are_one_input_and_empty_ones_are_left_out(tmp_path: Pat
     rows = [{"subject": f"about {text}" if n % 3 else "", "body": text, "label": "ab"[n % 2]}
             for n, text in enumerate(texts(90))]  # fmt: skip
     put(tmp_path / "rows.jsonl", rows)
-    for separator, written in (("\\n\\n", "\n\n"), (" | ", " | ")):
+    for separator, decoded in (("\\n\\n", "\n\n"), (" | ", " | ")):
         columns = f'{{text: [subject, body], separator: "{separator}"}}'
         splits, _ = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, columns: {columns}}}")
-        found = {row["input"]["text"] for name in SPLITS for row in splits[name]}
-        assert found == {f"{row['subject']}{written}{row['body']}" if row["subject"] else row["body"] for row in rows}
+        input_texts = {row["input"]["text"] for name in SPLITS for row in splits[name]}
+        assert input_texts == {
+            f"{row['subject']}{decoded}{row['body']}" if row["subject"] else row["body"] for row in rows
+        }
 
 
 def test_each_column_of_several_must_be_there(tmp_path: Path) -> None:
@@ -40,15 +42,15 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
         writer.writerow(["text", "label", "language", "status"])
         for n, row in enumerate(labelled(160)):
             writer.writerow([row["text"], "" if n % 4 == 3 else row["label"], "en" if n % 4 < 3 else "de", "closed"])
-    where = "{language: en, status: [closed, solved]}"
-    splits, report = prepared(tmp_path, f"{{source: {{path: rows.csv}}, where: {where}}}")
+    condition = "{language: en, status: [closed, solved]}"
+    splits, report = prepared(tmp_path, f"{{source: {{path: rows.csv}}, where: {condition}}}")
     assert (report["rows"]["read"], report["rows"]["filtered"], report["rows"]["rejected"]) == (160, 40, {})
     assert sum(map(len, splits.values())) + sum(report["rows"]["dropped"].values()) == 120
     assert "40 rows are not those that data.where asks for" in console.format_summary(report, "prepared")
 
 
 @pytest.mark.parametrize(
-    ("values", "where", "same"),
+    ("values", "condition", "expected"),
     [
         ({"a": "1"}, {"a": 1}, True),
         ({"a": "1.0"}, {"a": 1}, True),
@@ -81,8 +83,8 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
         ({"a": "2026-05-x"}, {"a": "2026-05-x"}, True),
     ],
 )
-def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, where: Any, same: bool) -> None:
-    assert RowFilter(where).takes(values) is same
+def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, condition: Any, expected: bool) -> None:
+    assert RowFilter(condition).takes(values) is expected
 
 
 def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
@@ -98,12 +100,12 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
         {**row, "status": ("closed", "solved", "open")[n % 3], "done": n % 2} for n, row in enumerate(labelled(160))
     ]
     put(tmp_path / "rows.jsonl", rows)
-    where = "{status: [closed, sovled, null], done: [true, false]}"
-    _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, where: {where}}}")
-    told = console.format_summary(report, "prepared")
-    assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in told
-    assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in told
-    assert "data.where.done" not in told
+    condition = "{status: [closed, sovled, null], done: [true, false]}"
+    _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, where: {condition}}}")
+    summary = console.format_summary(report, "prepared")
+    assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in summary
+    assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in summary
+    assert "data.where.done" not in summary
     with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"):
         prepared(tmp_path, "{source: {path: rows.jsonl}, where: {status: Closed}}")
     with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"):
@@ -113,20 +115,20 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
 def rare(folder: Path) -> None:
     rows = labelled(120)
     rng = random.Random(3)
-    for at in rng.sample(range(120), 9):
-        rows[at]["label"] = rng.choice(["fax", "Fax", "telex", "telex"])
+    for index in rng.sample(range(120), 9):
+        rows[index]["label"] = rng.choice(["fax", "Fax", "telex", "telex"])
     put(folder / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("do", "labels"), [("drop", {"a", "b"}), ("other", {"a", "b", "rest"})])
-def test_rare_labels_leave_or_become_one(tmp_path: Path, do: str, labels: set[str]) -> None:
+@pytest.mark.parametrize(("action", "labels"), [("drop", {"a", "b"}), ("other", {"a", "b", "rest"})])
+def test_rare_labels_leave_or_become_one(tmp_path: Path, action: str, labels: set[str]) -> None:
     rare(tmp_path)
-    settings = f"{{min_rows: 10, do: {do}, other: rest}}"
+    settings = f"{{min_rows: 10, do: {action}, other: rest}}"
     splits, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, rare_labels: {settings}}}")
     assert set(report["labels"]) == labels
     assert {row["target"] for name in SPLITS for row in splits[name]} == labels
     assert "2 labels of fewer than 10 rows, 9 rows in all" in console.format_summary(report, "prepared")
-    if do == "drop":
+    if action == "drop":
         assert report["rows"]["dropped"]["rare_label"] == 9
     else:
         assert sum(report["labels"]["rest"][name] for name in SPLITS) == 9
@@ -142,7 +144,7 @@ def test_rare_labels_join_the_label_of_that_name_that_is_there_already(tmp_path:
     splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, rare_labels: {min_rows: 10, do: other}}")
     assert set(report["labels"]) == {"a", common.strip()}
     assert {row["target"] for name in SPLITS for row in splits[name]} == {"a", common.strip()}
-    assert sum(sum(one[name] for name in SPLITS) for one in report["labels"].values()) == 120
+    assert sum(sum(counts[name] for name in SPLITS) for counts in report["labels"].values()) == 120
 
 
 def test_rare_labels_are_refused_by_name_and_clash_with_a_list(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def put(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def labelled(count: int, **more: Any) -> list[dict[str, Any]]:
-    return [{"text": text, "label": "ab"[n % 2], **more} for n, text in enumerate(texts(count))]
+def labelled(count: int, **extra: Any) -> list[dict[str, Any]]:
+    return [{"text": text, "label": "ab"[n % 2], **extra} for n, text in enumerate(texts(count))]
 
 
 def prepared(
@@ -43,9 +43,9 @@ def prepared(
     (folder / "r.yaml").write_text(
         f"task: {TASKS.get(task, task)}\nmodel: {{base: pocket}}\ndata: {data}\n", encoding="utf-8"
     )
-    made, _ = prepare.main(load(str(folder / "r.yaml"), overrides, "cpu").recipe, folder / "runs")
-    splits = {name: list(atomic_files.read_jsonl(made / f"{name}.jsonl")) for name in SPLITS}
-    return splits, atomic_files.read_json(made / "data.json")
+    data_folder, _ = prepare.main(load(str(folder / "r.yaml"), overrides, "cpu").recipe, folder / "runs")
+    splits = {name: list(atomic_files.read_jsonl(data_folder / f"{name}.jsonl")) for name in SPLITS}
+    return splits, atomic_files.read_json(data_folder / "data.json")
 
 
 # Given splits, hidden copies, groups and times.
@@ -76,9 +76,9 @@ def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_b
     put(tmp_path / "in" / "test.jsonl", labelled(120)[100:])
     with pytest.raises(
         RecipeError, match=r"test.jsonl \(test\).*\n.*\{train: \.\.\., test: \.\.\.\}.*\{paths: \["
-    ) as told:
+    ) as error:
         prepared(tmp_path, "{source: {path: in}}")
-    assert "data.source.path" in str(told.value)
+    assert "data.source.path" in str(error.value)
     _, report = prepared(tmp_path, "{source: {paths: [in/tickets.jsonl, in/test.jsonl]}}")
     assert report["rows"]["read"] == 120
 
@@ -86,9 +86,9 @@ def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_b
 def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp_path: Path) -> None:
     put(tmp_path / "in" / "train.jsonl", labelled(100))
     put(tmp_path / "in" / "eval.jsonl", labelled(120)[100:])
-    with pytest.raises(RecipeError, match=r"train.jsonl \(train\).*\n.*\{paths: \[") as told:
+    with pytest.raises(RecipeError, match=r"train.jsonl \(train\).*\n.*\{paths: \[") as error:
         prepared(tmp_path, "{source: {path: in}}")
-    assert "eval.jsonl (held out)" in str(told.value)
+    assert "eval.jsonl (held out)" in str(error.value)
     (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
     _, report = prepared(tmp_path, "{source: {path: in}}")
     assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.format_summary(report, "prepared")
@@ -110,14 +110,14 @@ def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_o
     put(tmp_path / "test.jsonl", [{**row, "who": f"c{n % 5}"} for n, row in enumerate(labelled(200)[160:])])
     data = "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}"
     splits, report = prepared(tmp_path, data)
-    shared = [row for row in splits["train"] if row["group"] in {"c0", "c1", "c2", "c3", "c4"}]
-    assert report["straddling"] == {"group_in_test": len(shared)}
-    assert len(shared) > 10
-    assert f"{len(shared)} train rows share their group with given test rows (kept" in console.format_summary(
+    shared_rows = [row for row in splits["train"] if row["group"] in {"c0", "c1", "c2", "c3", "c4"}]
+    assert report["straddling"] == {"group_in_test": len(shared_rows)}
+    assert len(shared_rows) > 10
+    assert f"{len(shared_rows)} train rows share their group with given test rows (kept" in console.format_summary(
         report, "x"
     )
     splits, report = prepared(tmp_path, data, "classification", "data.split.straddling=drop")
-    assert report["rows"]["dropped"]["group_in_test"] == len(shared)
+    assert report["rows"]["dropped"]["group_in_test"] == len(shared_rows)
     assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
 
 
@@ -136,22 +136,22 @@ def test_train_rows_that_are_not_older_than_a_given_test_are_counted_and_by_choi
     data = "{source: {train: train.jsonl, test: test.jsonl}, split: {time: at, straddling: drop}}"
     splits, report = prepared(tmp_path, data)
     assert report["straddling"]["not_before_test"] == report["rows"]["dropped"]["not_before_test"] > 20
-    late = {row["text"] for n, row in enumerate(labelled(160)) if n // 8 >= 14}
-    assert not late & {row["input"]["text"] for row in splits["train"]}
+    late_texts = {row["text"] for n, row in enumerate(labelled(160)) if n // 8 >= 14}
+    assert not late_texts & {row["input"]["text"] for row in splits["train"]}
 
 
-@pytest.mark.parametrize("more", [0, 1, 7])
-def test_newer_rows_move_no_old_one_where_time_cuts(tmp_path: Path, more: int) -> None:
-    old = [{**row, "at": f"2026-03-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))]
-    new = [{**row, "at": "2026-05-01"} for row in labelled(160 + 60 * more)[160:]]
+@pytest.mark.parametrize("extra", [0, 1, 7])
+def test_newer_rows_move_no_old_one_where_time_cuts(tmp_path: Path, extra: int) -> None:
+    old_rows = [{**row, "at": f"2026-03-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))]
+    new_rows = [{**row, "at": "2026-05-01"} for row in labelled(160 + 60 * extra)[160:]]
     data = "{source: {path: rows.jsonl}, split: {time: at, cut: 2026-03-15, test: 0.3, validation: 0.2}}"
-    put(tmp_path / "rows.jsonl", old)
-    before, _ = prepared(tmp_path, data)
-    put(tmp_path / "rows.jsonl", [*new, *old])
-    after, _ = prepared(tmp_path, data)
+    put(tmp_path / "rows.jsonl", old_rows)
+    previous, _ = prepared(tmp_path, data)
+    put(tmp_path / "rows.jsonl", [*new_rows, *old_rows])
+    current, _ = prepared(tmp_path, data)
     for name in SPLITS:
-        mine = {row["input"]["text"] for row in before[name]}
-        assert mine & {row["input"]["text"] for row in after[name]} == mine
+        split_texts = {row["input"]["text"] for row in previous[name]}
+        assert split_texts & {row["input"]["text"] for row in current[name]} == split_texts
 
 
 # What a value means.
@@ -159,9 +159,9 @@ def test_newer_rows_move_no_old_one_where_time_cuts(tmp_path: Path, more: int) -
 
 def test_class_names_of_parquet_are_the_labels(tmp_path: Path) -> None:
     features = {"label": {"names": ["arrival", "refund"], "_type": "ClassLabel"}, "text": {"dtype": "string"}}
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     columns = {"text": texts(100), "label": [n % 2 for n in range(99)] + [-1]}
-    pq.write_table(pa.table(columns).replace_schema_metadata(told), tmp_path / "rows.parquet")
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / "rows.parquet")
     _, report = prepared(tmp_path, "{source: {path: rows.parquet}, max_rejected: 0.05}")
     assert list(report["labels"]) == ["arrival", "refund"]
     assert report["rows"]["rejected"] == {"no_label": 1}
@@ -170,23 +170,23 @@ def test_class_names_of_parquet_are_the_labels(tmp_path: Path) -> None:
 
 def test_class_names_inside_of_sequences_of_objects_are_the_values(tmp_path: Path) -> None:
     """As versions of `datasets` before 4 store them: columns of equal length, numbers for names among them."""
-    named = {"names": ["good", "service"], "_type": "ClassLabel"}
+    class_label = {"names": ["good", "service"], "_type": "ClassLabel"}
     features = {
-        "lines": {"feature": {"name": {"dtype": "string", "_type": "Value"}, "kind": named}, "_type": "Sequence"}
+        "lines": {"feature": {"name": {"dtype": "string", "_type": "Value"}, "kind": class_label}, "_type": "Sequence"}
     }
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     lines = [{"name": ["nail", "work"], "kind": [0, 1]} if n % 3 else {"name": [], "kind": []} for n in range(90)]
-    table = pa.table({"text": texts(90), "lines": lines}).replace_schema_metadata(told)
+    table = pa.table({"text": texts(90), "lines": lines}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
-    word = {"type": "string", "maxLength": 20}
-    entry = {"type": "object", "properties": {"name": word, "kind": word}}
+    string_schema = {"type": "string", "maxLength": 20}
+    entry = {"type": "object", "properties": {"name": string_schema, "kind": string_schema}}
     schema = {"type": "object", "properties": {"lines": {"type": "array", "maxItems": 5, "items": entry}}}
     task = json.dumps({"kind": "extraction", "instruction": "Read the lines of the bill.", "json_schema": schema})
     data = "{source: {path: rows.parquet}, split: {stratify: null}, deduplicate: {near: 1}}"
     splits, report = prepared(tmp_path, data, task)
-    found = [row["target"]["lines"] for name in splits for row in splits[name]]
+    values = [row["target"]["lines"] for name in splits for row in splits[name]]
     entries = [{"name": "nail", "kind": "good"}, {"name": "work", "kind": "service"}]
-    assert found.count(None) == 30 and found.count(entries) == 60
+    assert values.count(None) == 30 and values.count(entries) == 60
     assert report["rows"]["rejected"] == {}
 
 
@@ -199,8 +199,10 @@ def test_an_object_names_what_could_be_reached_in_it(tmp_path: Path) -> None:
 
 
 def test_a_number_without_a_name_is_called_so(tmp_path: Path) -> None:
-    told = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})}
-    table = pa.table({"text": texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(told)
+    metadata = {
+        b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})
+    }
+    table = pa.table({"text": texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(RecipeError, match=r"column 'label' holds 2, and its 2 names are those of 0 to 1"):
         prepared(tmp_path, "{source: {path: rows.parquet}}")
@@ -216,18 +218,18 @@ def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
         json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": "ab"[n % 2]}])
         for n, text in enumerate(texts(100))
     ]
-    told = {b"huggingface": json.dumps({"info": {"features": {"chat": {"_type": "Json"}}}}).encode()}
-    pq.write_table(pa.table({"chat": chats}).replace_schema_metadata(told), tmp_path / "rows.parquet")
+    chat_metadata = {b"huggingface": json.dumps({"info": {"features": {"chat": {"_type": "Json"}}}}).encode()}
+    pq.write_table(pa.table({"chat": chats}).replace_schema_metadata(chat_metadata), tmp_path / "rows.parquet")
     splits, _ = prepared(tmp_path, "{source: {path: rows.parquet}, columns: {messages: chat}}")
     assert {row["target"] for row in splits["train"]} == {"a", "b"}
-    listed = {b"huggingface": json.dumps({"info": {"features": {"label": {"_type": "Json"}}}}).encode()}
+    label_metadata = {b"huggingface": json.dumps({"info": {"features": {"label": {"_type": "Json"}}}}).encode()}
     columns = {"text": texts(120), "label": [json.dumps((404, "timeout")[n % 2]) for n in range(120)]}
-    pq.write_table(pa.table(columns).replace_schema_metadata(listed), tmp_path / "rows.parquet")
+    pq.write_table(pa.table(columns).replace_schema_metadata(label_metadata), tmp_path / "rows.parquet")
     assert set(prepared(tmp_path, "{source: {path: rows.parquet}}")[1]["labels"]) == {"404", "timeout"}
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"text": "hello", "label": ["a", "b"]}, "bad_label: column 'label' holds a list, and a row has one label"),
         ({"text": "\u200b\ufeff", "label": "a"}, "no_text: the text is empty, but for invisible characters"),
@@ -239,11 +241,11 @@ def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
         ({"text": [{"role": "user", "content": "hi"}], "label": "a"}, "data.columns.messages reads chats"),
     ],
 )
-def test_a_list_or_an_object_is_no_label_and_no_text(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+def test_a_list_or_an_object_is_no_label_and_no_text(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     put(tmp_path / "rows.jsonl", [*labelled(50), row, row])
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(RecipeError) as error:
         prepared(tmp_path, "{source: {path: rows.jsonl}}")
-    assert told in str(refused.value)
+    assert message in str(error.value)
 
 
 def test_values_of_lists_and_numbers_stand_in_the_text_as_they_are_written(tmp_path: Path) -> None:
@@ -252,14 +254,14 @@ def test_values_of_lists_and_numbers_stand_in_the_text_as_they_are_written(tmp_p
         "{kind: extraction, instruction: Read the fields., json_schema: {type: object, properties: "
         f"{{who: {schema}, sum: {{type: number}}}}}}}}"
     )
-    given = [(["Nina Simone", "Daft Punk"], "12.50"), (["Nina  Simone"], 7), (["Nobody Here", "Daft Punk"], 8)]
+    values = [(["Nina Simone", "Daft Punk"], "12.50"), (["Nina  Simone"], 7), (["Nobody Here", "Daft Punk"], 8)]
     rows = [
         {
             "text": f"{text}: play Nina\nSimone, Nina Simone, Daft Punk for 12.50 or 7",
-            "target": {"who": who, "sum": total},
+            "target": {"who": names, "sum": amount},
         }
         for n, text in enumerate(texts(90))
-        for who, total in [given[n % 3]]
+        for names, amount in [values[n % 3]]
     ]
     put(tmp_path / "rows.jsonl", rows)
     _, report = prepared(
@@ -274,13 +276,13 @@ def test_values_of_slices_are_counted_as_they_are_written(tmp_path: Path) -> Non
     put(tmp_path / "rows.jsonl", [{**row, "region": regions[n % 3]} for n, row in enumerate(labelled(90))])
     splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, slices: {region: {by: region}}}")
     assert set(report["slices"]["region"]["values"]) == set(regions)
-    written = sum(row["slices"]["region"] == "us" for name in SPLITS for row in splits[name])
-    assert sum(report["slices"]["region"]["values"]["us"].values()) == written
+    n_us = sum(row["slices"]["region"] == "us" for name in SPLITS for row in splits[name])
+    assert sum(report["slices"]["region"]["values"]["us"].values()) == n_us
     spec = classification.Spec("x", {"a": "", "b": ""})
-    scored = validation.score_with_slices(
+    scores = validation.score_with_slices(
         classification, spec, splits["train"], [ParsedAnswer(row["target"]) for row in splits["train"]]
     )
-    assert set(scored["slices"]["region"]) == set(regions)
+    assert set(scores["slices"]["region"]) == set(regions)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +357,7 @@ def test_chats_of_other_shapes_are_read(tmp_path: Path, turns: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("turns", "told"),
+    ("turns", "message"),
     [
         ([{"role": "user", "content": [{"type": "image_url"}]}], "turn 1: a part of type image_url"),
         ([{"speaker": "ann", "text": "hi"}], "turn 1: no role; its keys are speaker, text"),
@@ -365,12 +367,12 @@ def test_chats_of_other_shapes_are_read(tmp_path: Path, turns: Any) -> None:
     ],
 )
 def test_a_chat_that_cannot_be_read_names_the_turn_and_what_is_in_the_way(
-    tmp_path: Path, turns: Any, told: str
+    tmp_path: Path, turns: Any, message: str
 ) -> None:
     put(tmp_path / "rows.jsonl", [{"chat": turns}] * 3)
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(RecipeError) as error:
         prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
-    assert told in str(refused.value)
+    assert message in str(error.value)
 
 
 def pairs(count: int, chosen: str, rejected: str) -> list[dict[str, str]]:
@@ -392,7 +394,7 @@ def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tm
 
 
 @pytest.mark.parametrize(
-    ("row", "text", "told"),
+    ("row", "text", "message"),
     [
         ({"chosen": "Sorry about it.", "rejected": "No idea."}, "chosen", "is no conversation"),
         (
@@ -409,12 +411,12 @@ def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tm
         ),
     ],
 )  # fmt: skip
-def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: Any, text: str, told: str) -> None:
+def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: Any, text: str, message: str) -> None:
     put(tmp_path / "rows.jsonl", [row] * 5)
     data = f"{{source: {{path: rows.jsonl}}, columns: {{text: {text}}}, split: {{stratify: null}}}}"
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(RecipeError) as error:
         prepared(tmp_path, data, "preference")
-    assert told in str(refused.value)
+    assert message in str(error.value)
 
 
 # Doubts.
@@ -437,14 +439,16 @@ def test_plain_labels_of_chinese_texts_are_not_doubted(tmp_path: Path) -> None:
         "\u6628\u5929\u6536\u5230\u7684",
         "\u6211\u60f3\u4e86\u89e3",
     ]
-    ends = [
+    endings = [
         "\u51fa\u4e86\u95ee\u9898",
         "\u600e\u4e48\u5904\u7406",
         "\u4e00\u76f4\u6ca1\u6709\u6d88\u606f",
         "\u4ec0\u4e48\u65f6\u5019\u597d",
         "\u5df2\u7ecf\u4e09\u5929\u4e86",
     ]
-    rows = [{"text": a + topic + b, "label": label} for topic, label in topics.items() for a in openings for b in ends]
+    rows = [
+        {"text": a + topic + b, "label": label} for topic, label in topics.items() for a in openings for b in endings
+    ]
     put(tmp_path / "rows.jsonl", rows)
     _, report = prepared(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert report["suspects"]["accuracy"] > 0.9

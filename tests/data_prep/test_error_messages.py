@@ -23,12 +23,12 @@ MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
 
 
 def refused(folder: Path, data: str, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as error:
         prepared(folder, data, "classification", *overrides)
-    lines = str(told.value).splitlines()
+    lines = str(error.value).splitlines()
     assert len(lines) <= 10, "a message is a few lines"
     assert max(map(len, lines)) <= 400, "a message never shows a whole row"
-    return str(told.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_times_are_read_as_exports_write_them(text: str, seconds: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "'at' is empty"),
         ("  ", "'at' is empty"),
@@ -69,10 +69,10 @@ def test_times_are_read_as_exports_write_them(text: str, seconds: float) -> None
         ("9999-12-31T23:59:59-05:00", "no time"),
     ],
 )
-def test_a_time_that_is_none_says_what_stands_there(text: str, told: str) -> None:
-    with pytest.raises(UnusableRowError) as found:
+def test_a_time_that_is_none_says_what_stands_there(text: str, message: str) -> None:
+    with pytest.raises(UnusableRowError) as error:
         parse_epoch_seconds(text, "at")
-    assert told in found.value.detail
+    assert message in error.value.detail
 
 
 @pytest.mark.parametrize("unit", [1, 1000, 1_000_000])
@@ -109,9 +109,9 @@ def test_an_east_asian_file_is_refused_with_the_encoding_that_fits_and_read_with
 ) -> None:
     rows = "".join(f"{text} {n * 7919},{'ab'[n % 2]}\n" for n in range(100))
     (tmp_path / "rows.csv").write_bytes(f"text,label\n{rows}".encode(codec))
-    told = refused(tmp_path, "{source: {path: rows.csv}}")
-    assert "the rest is UTF-8" not in told
-    assert codec in told
+    message = refused(tmp_path, "{source: {path: rows.csv}}")
+    assert "the rest is UTF-8" not in message
+    assert codec in message
     _, report = prepared(tmp_path, f"{{source: {{path: rows.csv, encoding: {codec}}}}}")
     assert report["rows"]["read"] == 100
 
@@ -157,17 +157,17 @@ def test_a_folder_of_one_object_a_document_and_lines_of_json_in_a_json_file_are_
 @pytest.mark.parametrize("value", [{"train": [["hello", "a"]]}, {"a": 1}, {}])
 def test_an_object_without_rows_says_what_it_holds_and_what_to_write(tmp_path: Path, value: Any) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(value), encoding="utf-8")
-    told = refused(tmp_path, "{source: {path: rows.json}}")
-    assert "write JSONL" in told
-    assert all(repr(key) in told for key in value)
+    message = refused(tmp_path, "{source: {path: rows.json}}")
+    assert "write JSONL" in message
+    assert all(repr(key) in message for key in value)
 
 
 def test_a_file_without_a_header_is_called_so_and_read_with_the_names_of_the_recipe(tmp_path: Path) -> None:
     lines = [f'"{n % 2 + 1}","{"word " * 200}{text}"' for n, text in enumerate(texts(80))]
     (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
-    told = refused(tmp_path, "{source: {path: rows.csv}}")
-    assert "data.source.header" in told
-    assert len(told) < 1000
+    message = refused(tmp_path, "{source: {path: rows.csv}}")
+    assert "data.source.header" in message
+    assert len(message) < 1000
     _, report = prepared(tmp_path, "{source: {path: rows.csv, header: [label, text]}}")
     assert report["rows"]["read"] == 80
     assert set(report["labels"]) == {"1", "2"}
@@ -175,9 +175,9 @@ def test_a_file_without_a_header_is_called_so_and_read_with_the_names_of_the_rec
 
 def test_a_misspelt_column_of_a_file_with_a_header_is_not_called_a_missing_header(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,lable\nhello,a\n", encoding="utf-8")
-    told = refused(tmp_path, "{source: {path: rows.csv}}")
-    assert "did you mean 'lable'?" in told
-    assert "header" not in told.replace("lacks columns", "")
+    message = refused(tmp_path, "{source: {path: rows.csv}}")
+    assert "did you mean 'lable'?" in message
+    assert "header" not in message.replace("lacks columns", "")
 
 
 @pytest.mark.parametrize("labels", [["only"], ["only", "Only ", "only"]])
@@ -187,42 +187,42 @@ def test_a_single_label_is_no_choice(tmp_path: Path, labels: list[str]) -> None:
 
 
 def test_a_label_that_left_says_why(tmp_path: Path) -> None:
-    long = [{"text": f"{text} " * 40, "label": "long"} for text in texts(12)]
-    put(tmp_path / "rows.jsonl", [*labelled(90), *long])
-    told = refused(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}", "train.max_length=200")
-    assert "'long': 12 rows, none left in train (too_long " in told
-    assert "train.max_length is 200" in told
-    assert "does not occur" not in told
+    long_rows = [{"text": f"{text} " * 40, "label": "long"} for text in texts(12)]
+    put(tmp_path / "rows.jsonl", [*labelled(90), *long_rows])
+    message = refused(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}", "train.max_length=200")
+    assert "'long': 12 rows, none left in train (too_long " in message
+    assert "train.max_length is 200" in message
+    assert "does not occur" not in message
 
 
 def test_a_label_of_the_given_test_file_alone_says_where_it_is(tmp_path: Path) -> None:
     put(tmp_path / "train.jsonl", labelled(90))
     put(tmp_path / "test.jsonl", [{**row, "label": "c"} for row in labelled(110)[90:]])
-    told = refused(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}}")
-    assert "'c': 20 rows, none left in train (test 20)" in told
+    message = refused(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}}")
+    assert "'c': 20 rows, none left in train (test 20)" in message
 
 
 def test_of_many_missing_columns_some_are_shown(tmp_path: Path) -> None:
     put(tmp_path / "rows.jsonl", labelled(40))
     slices = ", ".join(f"s{n}: {{by: column_{n}}}" for n in range(30))
-    told = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, slices: {{{slices}}}}}")
-    assert "and 24 more" in told
+    message = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, slices: {{{slices}}}}}")
+    assert "and 24 more" in message
 
 
 def test_labels_that_fill_the_prompt_by_themselves_are_the_reason_told(tmp_path: Path) -> None:
     rows = [{"text": text, "label": f"{'a genre of films and ' * 8}{n // 2}"} for n, text in enumerate(texts(240))]
     put(tmp_path / "rows.jsonl", rows)
-    told = refused(tmp_path, "{source: {path: rows.jsonl}}")
-    assert "before any text stands in it (its instruction and 120 labels)" in told
-    assert "train.max_length" in told
+    message = refused(tmp_path, "{source: {path: rows.jsonl}}")
+    assert "before any text stands in it (its instruction and 120 labels)" in message
+    assert "train.max_length" in message
 
 
 def test_of_many_labels_with_too_few_rows_ten_are_shown(tmp_path: Path) -> None:
     rows = [{"text": text, "label": f"label {n}"} for n, text in enumerate(texts(40))]
     put(tmp_path / "rows.jsonl", rows)
-    told = refused(tmp_path, "{source: {path: rows.jsonl}}")
-    assert "labels with too few rows (the first 5 of 40)" in told
-    assert told.count("occurs once") == data_checks.MAX_LABELS_SHOWN
+    message = refused(tmp_path, "{source: {path: rows.jsonl}}")
+    assert "labels with too few rows (the first 5 of 40)" in message
+    assert message.count("occurs once") == data_checks.MAX_LABELS_SHOWN
 
 
 def test_what_the_hardware_file_replaces_is_told_and_named_where_rows_left_by_it(tmp_path: Path) -> None:
@@ -244,25 +244,28 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     put(tmp_path / "rows.jsonl", rows)
     data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
     splits, report = prepared(tmp_path, data, "classification", "serve.max_model_len=300")
-    longest = {name: max(len(row["input"]["text"]) for row in splits[name]) for name in splits}
-    assert longest["validation"] < 100 > longest["calibration"]
-    assert longest["train"] > 1000 < longest["test"]
+    max_lengths = {name: max(len(row["input"]["text"]) for row in splits[name]) for name in splits}
+    assert max_lengths["validation"] < 100 > max_lengths["calibration"]
+    assert max_lengths["train"] > 1000 < max_lengths["test"]
     served = report["tokens"]["served"]
     assert served["test_rows_that_do_not_fit"] == sum(len(row["input"]["text"]) > 1000 for row in splits["test"])
-    told = console.format_summary(report, "prepared")
-    assert "too_long_to_serve: more than serve.max_model_len (300 tokens, 64 of them for the answer)" in told
-    assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in told
-    learnt = sum(len(row["input"]["text"]) > 1000 for row in splits["train"])
-    assert f"{learnt} train rows are more than serve.max_model_len" in told and "learnt, though a served model" in told
+    summary = console.format_summary(report, "prepared")
+    assert "too_long_to_serve: more than serve.max_model_len (300 tokens, 64 of them for the answer)" in summary
+    assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in summary
+    n_long = sum(len(row["input"]["text"]) > 1000 for row in splits["train"])
+    assert (
+        f"{n_long} train rows are more than serve.max_model_len" in summary
+        and "learnt, though a served model" in summary
+    )
 
 
-@pytest.mark.parametrize("more", ["", ", split: {time: at}"])
+@pytest.mark.parametrize("extra", ["", ", split: {time: at}"])
 def test_a_source_of_which_no_row_can_be_used_is_refused_however_many_may_be_rejected(
-    tmp_path: Path, more: str
+    tmp_path: Path, extra: str
 ) -> None:
     put(tmp_path / "rows.jsonl", [{**row, "label": "", "at": "2026-01-01"} for row in labelled(30)])
-    told = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, max_rejected: 0.99{more}}}")
-    assert "30 of 30 rows cannot be used (no_label 30)" in told
+    message = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, max_rejected: 0.99{extra}}}")
+    assert "30 of 30 rows cannot be used (no_label 30)" in message
 
 
 def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:

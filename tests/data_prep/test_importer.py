@@ -31,20 +31,20 @@ SYSTEM = "Route the customer's message to one queue."
 QUEUES = ("refund", "delivery", "account")
 
 
-def chat(text: Any, answer: Any, system: str | None = SYSTEM, **answered: Any) -> dict[str, Any]:
-    first = [{"role": "system", "content": system}] if system else []
-    said = {"role": "assistant", "content": answer, **answered}
-    return {"messages": [*first, {"role": "user", "content": text}, said]}
+def chat(text: Any, answer: Any, system: str | None = SYSTEM, **fields: Any) -> dict[str, Any]:
+    system_turns = [{"role": "system", "content": system}] if system else []
+    assistant_turn = {"role": "assistant", "content": answer, **fields}
+    return {"messages": [*system_turns, {"role": "user", "content": text}, assistant_turn]}
 
 
 def tickets(count: int, system: str | None = SYSTEM) -> list[dict[str, Any]]:
-    return [chat(text(at), QUEUES[at % 3], system) for at in range(count)]
+    return [chat(text(index), QUEUES[index % 3], system) for index in range(count)]
 
 
-def text(at: int) -> str:
+def text(index: int) -> str:
     """Texts that no one takes for near-duplicates."""
-    words = [f"word{(at * 7919 + place * 104729) % 9973}" for place in range(8)]
-    return f"{QUEUES[at % 3]} {' '.join(words)}"
+    tokens = [f"word{(index * 7919 + position * 104729) % 9973}" for position in range(8)]
+    return f"{QUEUES[index % 3]} {' '.join(tokens)}"
 
 
 def put(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:
@@ -53,25 +53,25 @@ def put(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:
     return path
 
 
-def imported(monkeypatch: pytest.MonkeyPatch, source: Path, *words: object) -> tuple[int, Path]:
+def imported(monkeypatch: pytest.MonkeyPatch, source: Path, *args: object) -> tuple[int, Path]:
     """The exit code of the command, and the recipe that it writes beside the file."""
-    to = source.with_name("mine.yaml")
+    recipe_path = source.with_name("mine.yaml")
     for name in ("TEST", "MODEL", "BASE_URL", "TO", "FORCE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "argv", ["import", str(source), "--to", str(to), *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["import", str(source), "--to", str(recipe_path), *map(str, args)])
     umask = os.umask(0o077)
     try:
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_error:
             cli.run_cli(command_line.main)
     finally:
         os.umask(umask)
-    return int(ended.value.code or 0), to
+    return int(exit_error.value.code or 0), recipe_path
 
 
-def prepared(to: Path) -> tuple[Recipe, dict[str, Any]]:
+def prepared(recipe_path: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe as it was written, and data.json of its preparation."""
-    loaded = load(str(to), (), "cpu")
-    folder, _ = prepare.main(loaded.recipe, to.parent / "runs")
+    loaded = load(str(recipe_path), (), "cpu")
+    folder, _ = prepare.main(loaded.recipe, recipe_path.parent / "runs")
     return loaded.recipe, atomic_files.read_json(folder / "data.json")
 
 
@@ -82,15 +82,17 @@ def test_banking77_becomes_a_classification_of_77_labels(
         with (banking77 / f"{split}.csv").open(encoding="utf-8", newline="") as file:
             put(tmp_path / f"{split}.jsonl", (chat(row["text"], row["category"]) for row in csv.DictReader(file)))
     source = tmp_path / "train.jsonl"
-    code, to = imported(monkeypatch, source, "--test", tmp_path / "test.jsonl", "--model", MODEL)
+    code, recipe_path = imported(monkeypatch, source, "--test", tmp_path / "test.jsonl", "--model", MODEL)
     assert code == 0
-    assert len(to.read_text(encoding="utf-8").splitlines()) <= 40
-    recipe, told = prepared(to)
-    assert recipe.task.kind == "classification" and len(told["labels"]) == 77
-    assert told["rows"]["read"] == 13083 and not told["rows"]["rejected"] and told["rows"]["written"]["test"] == 3080
+    assert len(recipe_path.read_text(encoding="utf-8").splitlines()) <= 40
+    recipe, report = prepared(recipe_path)
+    assert recipe.task.kind == "classification" and len(report["labels"]) == 77
+    assert (
+        report["rows"]["read"] == 13083 and not report["rows"]["rejected"] and report["rows"]["written"]["test"] == 3080
+    )
     assert recipe.task.instruction == SYSTEM
-    planned = recipe.compare.primary
-    assert planned and planned.baseline == f"openai:{MODEL}" == recipe.compare.baselines[0].called
+    primary = recipe.compare.primary
+    assert primary and primary.baseline == f"openai:{MODEL}" == recipe.compare.baselines[0].called
     assert recipe.compare.baselines[0].asked("Where is my card?") == [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "Where is my card?"},
@@ -104,14 +106,14 @@ def test_sroie_becomes_an_extraction_with_a_bounded_schema(
     for split in ("train", "test"):
         rows = atomic_files.read_jsonl(sroie / f"{split}.jsonl")
         put(tmp_path / f"{split}.jsonl", (chat(row["text"], json.dumps(row["target"]), "Read it.") for row in rows))
-    code, to = imported(monkeypatch, tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl")
+    code, recipe_path = imported(monkeypatch, tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl")
     assert code == 0
-    recipe, told = prepared(to)
+    recipe, report = prepared(recipe_path)
     assert recipe.task.kind == "extraction" and recipe.task.json_schema
     fields: Any = recipe.task.json_schema["properties"]
     assert list(fields) == ["company", "date", "address", "total"]
-    assert all(one["type"] == "string" and one["maxLength"] < 400 for one in fields.values())
-    assert told["rows"]["read"] == 987 and not told["rows"]["rejected"]
+    assert all(field["type"] == "string" and field["maxLength"] < 400 for field in fields.values())
+    assert report["rows"]["read"] == 987 and not report["rows"]["rejected"]
 
 
 def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
@@ -120,8 +122,8 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
     chats = atomic_files.read_jsonl(RECIPES.parent / "demo_data" / "support_chats.jsonl")
     source = put(tmp_path / "chats.jsonl", (chat(row["text"], row["summary"], "Sum it up.") for row in chats))
     assert imported(monkeypatch, source, "--model", MODEL)[0] == 0
-    recipe, told = prepared(tmp_path / "mine.yaml")
-    assert recipe.task.kind == "generation" and told["rows"]["read"] == 1200 and not told["rows"]["rejected"]
+    recipe, report = prepared(tmp_path / "mine.yaml")
+    assert recipe.task.kind == "generation" and report["rows"]["read"] == 1200 and not report["rows"]["rejected"]
     assert f"{MODEL} was taught with these rows: give rows that it never saw" in capsys.readouterr().err
     assert "flatters it" in (tmp_path / "mine.yaml").read_text(encoding="utf-8")
     pairs = (
@@ -133,8 +135,8 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
         for row in atomic_files.read_jsonl(RECIPES.parent / "demo_data" / "reply_pairs.jsonl")
     )
     assert imported(monkeypatch, put(tmp_path / "pairs.jsonl", pairs), "--model", MODEL, "--force")[0] == 0
-    recipe, told = prepared(tmp_path / "mine.yaml")
-    assert recipe.task.kind == "preference" and told["rows"]["read"] == 800 and not told["rows"]["rejected"]
+    recipe, report = prepared(tmp_path / "mine.yaml")
+    assert recipe.task.kind == "preference" and report["rows"]["read"] == 800 and not report["rows"]["rejected"]
     assert recipe.compare.primary and recipe.compare.primary.baseline == "base"
     assert "no baseline: an API tells no probability" in capsys.readouterr().err
 
@@ -154,38 +156,41 @@ def test_a_recipe_that_is_there_is_not_written_over_unless_that_is_asked_for(
 def test_rows_with_another_system_message_are_counted_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    others = [chat("Hello there, my friend", "Good day", 'Be "kind":\nalways ☺') for _ in range(9)]
-    code, to = imported(monkeypatch, put(tmp_path / "train.jsonl", [*tickets(90), *others]))
+    other_rows = [chat("Hello there, my friend", "Good day", 'Be "kind":\nalways ☺') for _ in range(9)]
+    code, recipe_path = imported(monkeypatch, put(tmp_path / "train.jsonl", [*tickets(90), *other_rows]))
     assert code == 0 and "left out  9 rows with 1 other system messages" in capsys.readouterr().err
-    recipe, told = prepared(to)
-    assert told["rows"]["filtered"] == 9 and set(told["labels"]) == set(QUEUES)
+    recipe, report = prepared(recipe_path)
+    assert report["rows"]["filtered"] == 9 and set(report["labels"]) == set(QUEUES)
     assert recipe.data.source.path == str(tmp_path / "train.jsonl"), "the file is read where it lies"
 
 
 def test_several_tasks_in_one_file_are_refused_until_one_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = 'Sort the "letter":\nby its kind ☺\u2028.'
-    source = put(tmp_path / "train.jsonl", [*tickets(60), *tickets(50, other)])
+    second_instruction = 'Sort the "letter":\nby its kind ☺\u2028.'
+    source = put(tmp_path / "train.jsonl", [*tickets(60), *tickets(50, second_instruction)])
     assert imported(monkeypatch, source)[0] == 2
-    told = capsys.readouterr().err
-    assert "110 rows have 2 different system messages" in told and "SYSTEM=2  50 rows" in told
+    stderr = capsys.readouterr().err
+    assert "110 rows have 2 different system messages" in stderr and "SYSTEM=2  50 rows" in stderr
     assert list(tmp_path.iterdir()) == [source], "nothing is written"
-    own = put(tmp_path / "own.jsonl", (chat(text(at), "refund", f"You speak with customer {at}.") for at in range(300)))
-    assert imported(monkeypatch, own)[0] == 2
+    many_tasks = put(
+        tmp_path / "own.jsonl",
+        (chat(text(index), "refund", f"You speak with customer {index}.") for index in range(300)),
+    )
+    assert imported(monkeypatch, many_tasks)[0] == 2
     assert "300 rows have more than 200 different system messages" in capsys.readouterr().err
-    own.unlink()
-    code, to = imported(monkeypatch, source, "--system", 2)
+    many_tasks.unlink()
+    code, recipe_path = imported(monkeypatch, source, "--system", 2)
     assert code == 0
-    recipe, found = prepared(to)
-    assert recipe.task.instruction == other and found["rows"]["filtered"] == 60
+    recipe, report = prepared(recipe_path)
+    assert recipe.task.instruction == second_instruction and report["rows"]["filtered"] == 60
 
 
 def test_rows_that_cannot_be_used_are_counted_with_their_lines_and_the_recipe_allows_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
-    hostile: list[Any] = [
+    unusable: list[Any] = [
         '{"messages": [',
         "[]",
         chat("is it here?", ""),
@@ -195,37 +200,39 @@ def test_rows_that_cannot_be_used_are_counted_with_their_lines_and_the_recipe_al
         chat("say nothing", "refund", weight=0),
         {"messages": "no list"},
     ]  # fmt: skip
-    source = put(tmp_path / "train.jsonl", [*hostile, *tickets(90)])
-    code, to = imported(monkeypatch, source)
-    told = capsys.readouterr().err
-    assert code == 0 and "90 of 98 rows can be used" in told
+    source = put(tmp_path / "train.jsonl", [*unusable, *tickets(90)])
+    code, recipe_path = imported(monkeypatch, source)
+    stderr = capsys.readouterr().err
+    assert code == 0 and "90 of 98 rows can be used" in stderr
     for reason in ("unreadable 2", "tool_call 1", "no_answer 2", "weight_0 1", "bad_messages 2"):
-        assert reason in told, told
-    assert "train.jsonl:1  unreadable: not JSON" in told and "train.jsonl:4  tool_call: the answer is a call" in told
-    recipe, found = prepared(to)
+        assert reason in stderr, stderr
+    assert (
+        "train.jsonl:1  unreadable: not JSON" in stderr and "train.jsonl:4  tool_call: the answer is a call" in stderr
+    )
+    recipe, report = prepared(recipe_path)
     assert recipe.data.max_rejected < 0.12
     # The row of weight 0 is no answer to learn: it is not read from the file, which is converted for that.
-    assert found["rows"]["read"] - sum(found["rows"]["rejected"].values()) == 90
+    assert report["rows"]["read"] - sum(report["rows"]["rejected"].values()) == 90
 
 
 def test_a_file_of_tool_calls_or_of_nothing_that_is_imported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
-    calls = [chat(text(at), None, tool_calls=[call]) for at in range(50)]
+    calls = [chat(text(index), None, tool_calls=[call]) for index in range(50)]
     cases: list[tuple[list[Any], str]] = [
         (calls, "0 of 50 rows can be used (tool_call 50)"),
         ([{"prompt": "a ->", "completion": " b"}] * 50, "no conversations"),
         ([{"text": "a", "label": "b"}] * 50, "the first row has the keys text, label"),
-        ([chat(text(at), "refund") for at in range(50)], "all 50 answers are 'refund'"),
+        ([chat(text(index), "refund") for index in range(50)], "all 50 answers are 'refund'"),
         (tickets(5), "5 rows can be used; a recipe needs at least 10"),
         (['{"messages": '] * 20, "unreadable 20"),
     ]
-    for rows, why in cases:
+    for rows, reason in cases:
         source = put(tmp_path / "train.jsonl", rows)
-        assert imported(monkeypatch, source)[0] == 2, why
-        told = capsys.readouterr().err
-        assert why in told and told.startswith("error: "), told
+        assert imported(monkeypatch, source)[0] == 2, reason
+        stderr = capsys.readouterr().err
+        assert reason in stderr and stderr.startswith("error: "), stderr
         assert list(tmp_path.iterdir()) == [source], "nothing is half written"
 
 
@@ -235,59 +242,67 @@ def test_a_line_beyond_the_limit_is_refused_with_its_number(
     monkeypatch.setattr(importer_rows, "LOG_ROW_MIB", 1)
     source = put(tmp_path / "train.jsonl", [*tickets(30), chat("x" * (1100 << 10), "refund")])
     assert imported(monkeypatch, source)[0] == 2
-    told = capsys.readouterr().err
-    assert "train.jsonl:31: a line of more than 1 MiB" in told and "max_row_mib" not in told
+    stderr = capsys.readouterr().err
+    assert "train.jsonl:31: a line of more than 1 MiB" in stderr and "max_row_mib" not in stderr
 
 
 def test_an_answer_of_weight_1_is_a_row_and_one_conversation_stays_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def conversation(at: int) -> dict[str, Any]:
-        turns = [("user", text(3 * at)), ("assistant", "refund"), ("user", text(3 * at + 1)), ("assistant", "delivery")]
+    def conversation(index: int) -> dict[str, Any]:
+        turns = [
+            ("user", text(3 * index)),
+            ("assistant", "refund"),
+            ("user", text(3 * index + 1)),
+            ("assistant", "delivery"),
+        ]
         messages = [{"role": role, "content": content} for role, content in turns]
-        last: dict[str, Any] = {"role": "assistant", "content": "not learnt", "weight": 0}
-        return {"messages": [*messages, {"role": "user", "content": "and now?"}, last]}
+        unweighted: dict[str, Any] = {"role": "assistant", "content": "not learnt", "weight": 0}
+        return {"messages": [*messages, {"role": "user", "content": "and now?"}, unweighted]}
 
     source = put(tmp_path / "train.jsonl", map(conversation, range(60)))
-    code, to = imported(monkeypatch, source)
+    code, recipe_path = imported(monkeypatch, source)
     assert code == 0
     rows = list(atomic_files.read_jsonl(tmp_path / "mine.rows.jsonl"))
     assert len(rows) == 120 and {row["answer"] for row in rows} == {"refund", "delivery"}
     assert rows[1]["text"].startswith("user: refund") and "\nassistant: refund\nuser: delivery" in rows[1]["text"]
-    recipe, told = prepared(to)
-    assert recipe.data.split.group == "conversation" and told["rows"]["read"] == 120
+    recipe, report = prepared(recipe_path)
+    assert recipe.data.split.group == "conversation" and report["rows"]["read"] == 120
 
 
 def test_what_all_texts_begin_with_is_cut_off_and_the_fine_tune_is_asked_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, after = "Classify this message by its queue.\nMessage: ", "\n\nAnswer with the queue alone, in one word."
-    rows = [chat(f"{before}{text(at)}{after}", QUEUES[at % 3], None) for at in range(90)]
+    prefix, suffix = "Classify this message by its queue.\nMessage: ", "\n\nAnswer with the queue alone, in one word."
+    rows = [chat(f"{prefix}{text(index)}{suffix}", QUEUES[index % 3], None) for index in range(90)]
     source = put(tmp_path / "train.jsonl", [*rows, chat("something else", "refund", None)])
-    code, to = imported(monkeypatch, source, "--model", MODEL)
-    told = capsys.readouterr().err
-    assert code == 0 and "mine.rows.jsonl: the rows, converted" in told and "other_preamble 1" in told
+    code, recipe_path = imported(monkeypatch, source, "--model", MODEL)
+    stderr = capsys.readouterr().err
+    assert code == 0 and "mine.rows.jsonl: the rows, converted" in stderr and "other_preamble 1" in stderr
     assert [row["text"] for row in atomic_files.read_jsonl(tmp_path / "mine.rows.jsonl")] == [
-        text(at) for at in range(90)
+        text(index) for index in range(90)
     ]
-    recipe, _ = prepared(to)
+    recipe, _ = prepared(recipe_path)
     assert "Classify this message by its queue." in recipe.task.instruction
-    assert recipe.compare.baselines[0].asked("late")[0]["content"] == f"{before}late{after}"
+    assert recipe.compare.baselines[0].asked("late")[0]["content"] == f"{prefix}late{suffix}"
 
 
 def test_answers_that_do_not_fit_the_schema_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def record(at: int) -> str:
-        kind, lines = ("order", "invoice")[at % 2], [{"name": f"item {at}", "price": at + 0.5}] * (at % 3 + 1)
-        return json.dumps({"kind": kind, "number": f"N-{at}", "paid": at % 5 == 0, "lines": lines})
+    def record(index: int) -> str:
+        kind, lines = (
+            ("order", "invoice")[index % 2],
+            [{"name": f"item {index}", "price": index + 0.5}] * (index % 3 + 1),
+        )
+        return json.dumps({"kind": kind, "number": f"N-{index}", "paid": index % 5 == 0, "lines": lines})
 
-    rows = [chat(text(at), record(at), "Read the document.") for at in range(100)]
+    rows = [chat(text(index), record(index), "Read the document.") for index in range(100)]
     rows += [chat(text(100), "I cannot read this."), chat(text(101), '{"kind": 7}', "Read the document.")]
     rows[100]["messages"][0]["content"] = "Read the document."
-    code, to = imported(monkeypatch, put(tmp_path / "train.jsonl", rows))
+    code, recipe_path = imported(monkeypatch, put(tmp_path / "train.jsonl", rows))
     assert code == 0 and "bad_record 2; 100 of 102 rows can be used" in capsys.readouterr().err
-    recipe, told = prepared(to)
+    recipe, report = prepared(recipe_path)
     assert recipe.task.json_schema == {
         "type": "object",
         "properties": {
@@ -306,40 +321,42 @@ def test_answers_that_do_not_fit_the_schema_are_counted(
         },
         "required": ["kind"],
     }
-    assert told["rows"]["rejected"] == {"bad_record": 2}
+    assert report["rows"]["rejected"] == {"bad_record": 2}
 
 
 def test_answers_decide_the_task() -> None:
-    def of(answers: Iterable[str]) -> task_inference.InferredTask:
-        found = survey.AnswerStatistics()
-        for one in answers:
-            found.add(one)
-        return task_inference.infer_task(found, 0)
+    def decide_kind(answers: Iterable[str]) -> task_inference.InferredTask:
+        statistics = survey.AnswerStatistics()
+        for answer in answers:
+            statistics.add(answer)
+        return task_inference.infer_task(statistics, 0)
 
-    assert of(["yes", "No.", "no", "Yes"] * 20).kind == "classification"
-    assert of(["Yes", "yes", "no"] * 20).labels == ("Yes", "no"), "spellings of one label are one"
-    assert of(f"Answer number {at} is its own" for at in range(60)).kind == "generation"
-    several = of(json.dumps(one) for one in [["late", "lost"], [], ["late"]] * 20)
-    assert (several.kind, several.variant) == ("classification", "multilabel")
-    assert of(json.dumps({f"key {at}": at}) for at in range(60)).kind == "generation", "no shape in common"
-    mixed = of(json.dumps({"total": at if at % 2 else str(at)}) for at in range(60))
+    assert decide_kind(["yes", "No.", "no", "Yes"] * 20).kind == "classification"
+    assert decide_kind(["Yes", "yes", "no"] * 20).labels == ("Yes", "no"), "spellings of one label are one"
+    assert decide_kind(f"Answer number {index} is its own" for index in range(60)).kind == "generation"
+    label_lists = decide_kind(json.dumps(item) for item in [["late", "lost"], [], ["late"]] * 20)
+    assert (label_lists.kind, label_lists.variant) == ("classification", "multilabel")
+    assert decide_kind(json.dumps({f"key {index}": index}) for index in range(60)).kind == "generation", (
+        "no shape in common"
+    )
+    mixed = decide_kind(json.dumps({"total": index if index % 2 else str(index)}) for index in range(60))
     assert mixed.kind == "generation" and "field total has several types" in mixed.why
-    omitted = of(json.dumps({"a": "x y"} | ({"b": at} if at % 2 else {})) for at in range(60))
+    omitted = decide_kind(json.dumps({"a": "x y"} | ({"b": index} if index % 2 else {})) for index in range(60))
     assert omitted.kind == "extraction" and omitted.leaves_out
-    empty = of(json.dumps({"a": at, "b": None, "c": [], "d": {"e": ""}}) for at in range(60))
+    empty = decide_kind(json.dumps({"a": index, "b": None, "c": [], "d": {"e": ""}}) for index in range(60))
     assert empty.json_schema and list(empty.json_schema["properties"]) == ["a", "b", "c", "d"]
-    deep: Any = {"a": {"b": {"c": {"d": {"e": 1}}}}}
-    assert "objects more than" in of([json.dumps(deep)] * 60).why
+    nested: Any = {"a": {"b": {"c": {"d": {"e": 1}}}}}
+    assert "objects more than" in decide_kind([json.dumps(nested)] * 60).why
 
 
 def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = "Classify: {input}?\n\n  - yes: #1 \u2028 'q' \"w\"\t\\n\x85☺\U0001f600 \n" * 2
     labels = ("yes", "null", "-1", "true: x # y", "☺ {a}", "'[")
-    source = put(tmp_path / "train.jsonl", (chat(text(at), labels[at % 6], system) for at in range(120)))
-    code, to = imported(monkeypatch, source, "--model", MODEL)
+    source = put(tmp_path / "train.jsonl", (chat(text(index), labels[index % 6], system) for index in range(120)))
+    code, recipe_path = imported(monkeypatch, source, "--model", MODEL)
     assert code == 0
-    recipe, told = prepared(to)
-    assert recipe.task.instruction == system.strip() and set(told["labels"]) == set(labels)
+    recipe, report = prepared(recipe_path)
+    assert recipe.task.instruction == system.strip() and set(report["labels"]) == set(labels)
     assert recipe.compare.baselines[0].asked("a {input}") == [
         {"role": "system", "content": system},
         {"role": "user", "content": "a {input}"},
@@ -350,21 +367,21 @@ def test_a_deployment_on_azure_is_the_plan_at_its_own_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, address = put(tmp_path / "train.jsonl", tickets(60)), "https://me.openai.azure.com"
-    code, to = imported(monkeypatch, source, "--model", "tickets-4o", "--base-url", address)
+    code, recipe_path = imported(monkeypatch, source, "--model", "tickets-4o", "--base-url", address)
     assert code == 0
-    recipe = load(str(to), (), "gpu").recipe
-    one = recipe.compare.baselines[0]
-    assert (one.provider, one.base_url, one.key_env) == ("azure", address, "AZURE_OPENAI_API_KEY")
+    recipe = load(str(recipe_path), (), "gpu").recipe
+    baseline = recipe.compare.baselines[0]
+    assert (baseline.provider, baseline.base_url, baseline.key_env) == ("azure", address, "AZURE_OPENAI_API_KEY")
     assert recipe.compare.primary and recipe.compare.primary.baseline == "azure:tickets-4o"
     assert imported(monkeypatch, source, "--base-url", address, "--force")[0] == 2
     assert "BASE_URL goes with MODEL" in capsys.readouterr().err
 
 
 def test_long_documents_get_limits_that_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for words, limit in ((20, 2048), (2500, 8192), (8000, 16384)):
-        rows = (chat(f"{text(at)} {'word ' * words}", QUEUES[at % 3]) for at in range(30))
-        code, to = imported(monkeypatch, put(tmp_path / "train.jsonl", rows), "--force")
-        recipe = load(str(to), (), "gpu").recipe
+    for n_words, limit in ((20, 2048), (2500, 8192), (8000, 16384)):
+        rows = (chat(f"{text(index)} {'word ' * n_words}", QUEUES[index % 3]) for index in range(30))
+        code, recipe_path = imported(monkeypatch, put(tmp_path / "train.jsonl", rows), "--force")
+        recipe = load(str(recipe_path), (), "gpu").recipe
         assert code == 0 and recipe.train.max_length == recipe.serve.max_model_len == limit
 
 
@@ -374,34 +391,37 @@ def test_any_text_is_read_back_from_the_recipe(value: str) -> None:
 
 
 def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -> None:
-    asked = ["make", "-n", "import", "FROM=a b.jsonl", "SYSTEM=2"]
-    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert '-m data_prep.importer "a b.jsonl" --system 2' in answer.stdout
-    without = [sys.executable, "-m", "data_prep.importer", ""]
-    told = subprocess.run(without, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode == 2 and told.stderr.startswith("error: FROM: give the file")
+    argv = ["make", "-n", "import", "FROM=a b.jsonl", "SYSTEM=2"]
+    completed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert '-m data_prep.importer "a b.jsonl" --system 2' in completed.stdout
+    incomplete_argv = [sys.executable, "-m", "data_prep.importer", ""]
+    failed = subprocess.run(incomplete_argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2 and failed.stderr.startswith("error: FROM: give the file")
 
 
-def called(sdk: str, at: int) -> dict[str, Any]:
+def called(sdk: str, index: int) -> dict[str, Any]:
     """A call as its SDK dumps it; every second text is nearly that of the call before it."""
-    first = at - at % 2
-    said = f"{text(first)}{' ann@example.org' if first % 10 == 0 else ''}{' now' * (at % 2)}"
-    answer = QUEUES[first % 3]
-    user = {"role": "user", "content": said}
+    base_index = index - index % 2
+    message_text = f"{text(base_index)}{' ann@example.org' if base_index % 10 == 0 else ''}{' now' * (index % 2)}"
+    answer = QUEUES[base_index % 3]
+    user_turn = {"role": "user", "content": message_text}
     if sdk == "chat":
-        request: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "system", "content": SYSTEM}, user]}
+        request: dict[str, Any] = {
+            "model": "gpt-4o-mini",
+            "messages": [{"role": "system", "content": SYSTEM}, user_turn],
+        }
         message = {"role": "assistant", "content": answer, "refusal": None, "tool_calls": None}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return {"request": request, "response": {"object": "chat.completion", "choices": [choice]}}
     if sdk == "responses":
-        request = {"model": "gpt-6-luna", "instructions": SYSTEM, "input": [user]}
+        request = {"model": "gpt-6-luna", "instructions": SYSTEM, "input": [user_turn]}
         content = [{"type": "output_text", "text": answer, "annotations": []}]
         output = [{"type": "reasoning", "summary": []}, {"type": "message", "role": "assistant", "content": content}]
         return {"request": request, "response": json.dumps({"object": "response", "output": output})}
     request = {"model": "claude-haiku-4-5", "max_tokens": 64, "system": [{"type": "text", "text": SYSTEM}]}
     content = [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": answer}]
     response = {"type": "message", "role": "assistant", "content": content, "stop_reason": "end_turn"}
-    return {"request": {**request, "messages": [user]}, "response": response}
+    return {"request": {**request, "messages": [user_turn]}, "response": response}
 
 
 @pytest.mark.parametrize(
@@ -413,93 +433,100 @@ def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_mode
 ) -> None:
     failed = called(sdk, 0) | {"response": {"error": {"message": "rate limit"}}}
     streamed = called(sdk, 0) | {"response": [{"delta": "a"}]}
-    odd = called(sdk, 0) | {"response": {"choices": ["x"], "content": "y", "output": 3}}
-    rows = [called(sdk, at) for at in range(120)]
-    code, to = imported(monkeypatch, put(tmp_path / "log.jsonl", [failed, *rows, streamed, odd]))
-    told = capsys.readouterr().err
-    assert code == 0 and "120 of 123 rows can be used" in told and "failed_call 1" in told and "streamed 1" in told
-    assert "email 24 rows, replaced by placeholders" in told
-    assert "same      0 rows say what another one says, and 60 nearly that" in told
-    written = (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8")
-    before = sorted(tmp_path.iterdir())
+    malformed = called(sdk, 0) | {"response": {"choices": ["x"], "content": "y", "output": 3}}
+    rows = [called(sdk, index) for index in range(120)]
+    code, recipe_path = imported(monkeypatch, put(tmp_path / "log.jsonl", [failed, *rows, streamed, malformed]))
+    stderr = capsys.readouterr().err
+    assert (
+        code == 0 and "120 of 123 rows can be used" in stderr and "failed_call 1" in stderr and "streamed 1" in stderr
+    )
+    assert "email 24 rows, replaced by placeholders" in stderr
+    assert "same      0 rows say what another one says, and 60 nearly that" in stderr
+    rows_text = (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8")
+    files_before = sorted(tmp_path.iterdir())
     assert imported(monkeypatch, tmp_path / "log.jsonl", "--dry-run")[0] == 0
-    shown = capsys.readouterr()
-    assert shown.out == to.read_text(encoding="utf-8") and sorted(tmp_path.iterdir()) == before
-    assert "ann@example.org" not in written and written.count("[EMAIL_1]") == 24
-    assert "answers of" in to.read_text(encoding="utf-8"), "the targets are a model's, which is said"
-    recipe, found = prepared(to)
+    captured = capsys.readouterr()
+    assert captured.out == recipe_path.read_text(encoding="utf-8") and sorted(tmp_path.iterdir()) == files_before
+    assert "ann@example.org" not in rows_text and rows_text.count("[EMAIL_1]") == 24
+    assert "answers of" in recipe_path.read_text(encoding="utf-8"), "the targets are a model's, which is said"
+    recipe, report = prepared(recipe_path)
     assert recipe.compare.primary and recipe.compare.primary.baseline == model == recipe.compare.baselines[0].called
-    assert recipe.task.instruction == SYSTEM and not found["rows"]["rejected"]
+    assert recipe.task.instruction == SYSTEM and not report["rows"]["rejected"]
     assert recipe.privacy.redact
 
 
-def span(at: int, structured: bool) -> dict[str, Any]:
+def span(index: int, structured: bool) -> dict[str, Any]:
     """Attributes of a call by the semantic conventions; on spans they may be JSON texts."""
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": "gpt-4o-mini",
         "gen_ai.system_instructions": [{"type": "text", "content": SYSTEM}],
-        "gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": text(at)}]}],
+        "gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": text(index)}]}],
         "gen_ai.output.messages": [
-            {"role": "assistant", "parts": [{"type": "text", "content": QUEUES[at % 3]}], "finish_reason": "stop"}
+            {"role": "assistant", "parts": [{"type": "text", "content": QUEUES[index % 3]}], "finish_reason": "stop"}
         ],
     }
-    return {name: one if structured or isinstance(one, str) else json.dumps(one) for name, one in attributes.items()}
+    return {
+        name: value if structured or isinstance(value, str) else json.dumps(value) for name, value in attributes.items()
+    }
 
 
 def otlp(value: Any) -> dict[str, Any]:
     """A value as OTLP's JSON has it."""
     if isinstance(value, list):
-        return {"arrayValue": {"values": [otlp(one) for one in value]}}
+        return {"arrayValue": {"values": [otlp(item) for item in value]}}
     if isinstance(value, dict):
-        return {"kvlistValue": {"values": [{"key": name, "value": otlp(one)} for name, one in value.items()]}}
+        return {"kvlistValue": {"values": [{"key": name, "value": otlp(item)} for name, item in value.items()]}}
     return {"stringValue": value}
 
 
-@pytest.mark.parametrize("form", ["flat", "texts", "otlp", "event"])
+@pytest.mark.parametrize("format_name", ["flat", "texts", "otlp", "event"])
 def test_spans_become_a_recipe_however_their_attributes_are_written(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows: list[dict[str, Any]] = [{"name": "chat", "attributes": span(at, form != "texts")} for at in range(60)]
-    other: dict[str, Any] = {"name": "GET", "attributes": {"http.method": "GET"}}
-    if form == "event":
+    rows: list[dict[str, Any]] = [
+        {"name": "chat", "attributes": span(index, format_name != "texts")} for index in range(60)
+    ]
+    unrelated: dict[str, Any] = {"name": "GET", "attributes": {"http.method": "GET"}}
+    if format_name == "event":
         name = "gen_ai.client.inference.operation.details"
-        rows = [{"attributes": {}, "events": [{"name": name, "attributes": one["attributes"]}]} for one in rows]
-    if form == "otlp":
-        listed = [
+        rows = [{"attributes": {}, "events": [{"name": name, "attributes": row["attributes"]}]} for row in rows]
+    if format_name == "otlp":
+        spans = [
             {
-                "name": one["name"],
-                "attributes": [{"key": key, "value": otlp(of)} for key, of in one["attributes"].items()],
+                "name": row["name"],
+                "attributes": [{"key": key, "value": otlp(value)} for key, value in row["attributes"].items()],
             }
-            for one in [*rows, other]
+            for row in [*rows, unrelated]
         ]
         rows = [
             {"resourceMetrics": []},
-            {"resourceSpans": [{"scopeSpans": [{"spans": listed[:30]}, {"spans": listed[30:]}]}]},
+            {"resourceSpans": [{"scopeSpans": [{"spans": spans[:30]}, {"spans": spans[30:]}]}]},
         ]
     else:
-        rows.append(other)
-    code, to = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
-    told = capsys.readouterr().err
-    assert code == 0 and "OpenTelemetry spans" in told and "unusable" not in told
-    recipe, found = prepared(to)
-    assert (recipe.task.instruction, found["rows"]["read"]) == (SYSTEM, 60)
+        rows.append(unrelated)
+    code, recipe_path = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
+    stderr = capsys.readouterr().err
+    assert code == 0 and "OpenTelemetry spans" in stderr and "unusable" not in stderr
+    recipe, report = prepared(recipe_path)
+    assert (recipe.task.instruction, report["rows"]["read"]) == (SYSTEM, 60)
     assert recipe.compare.primary and recipe.compare.primary.baseline == "openai:gpt-4o-mini"
 
 
 def test_a_broken_span_costs_none_of_those_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = [span(at, True) for at in range(60)]
-    told[25]["gen_ai.output.messages"] = ["a text"]
-    listed = [
-        {"name": "chat", "attributes": [{"key": key, "value": otlp(of)} for key, of in one.items()]} for one in told
+    attribute_sets = [span(index, True) for index in range(60)]
+    attribute_sets[25]["gen_ai.output.messages"] = ["a text"]
+    spans = [
+        {"name": "chat", "attributes": [{"key": key, "value": otlp(value)} for key, value in attributes.items()]}
+        for attributes in attribute_sets
     ]
-    rows = [{"resourceSpans": [{"scopeSpans": [{"spans": listed}]}]}]
-    code, to = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
-    shown = capsys.readouterr().err
-    assert code == 0 and "59 of 59 answers" in shown and "bad_log 1" in shown, shown
-    assert prepared(to)[1]["rows"]["read"] == 59
+    rows = [{"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}]
+    code, recipe_path = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
+    stderr = capsys.readouterr().err
+    assert code == 0 and "59 of 59 answers" in stderr and "bad_log 1" in stderr, stderr
+    assert prepared(recipe_path)[1]["rows"]["read"] == 59
 
 
 def test_spans_without_content_say_what_was_not_captured(

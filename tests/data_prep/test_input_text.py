@@ -56,12 +56,14 @@ def test_the_input_is_that_of_the_row_with_its_answer(
     tmp_path: Path, task: str, columns: str, values: dict[str, Any], answers: dict[str, Any]
 ) -> None:
     recipe = task_gateway.make_recipe(tmp_path, task=task, columns=columns)
-    whole = {**values, **answers}
-    inside = [column for column in columns_to_read(recipe, "all") if "." in column]
-    prepared = make_row(SourceRow("in.csv", 2, {**whole, **dotted_paths.resolve_columns(whole, inside)}), recipe)
+    all_values = {**values, **answers}
+    dotted = [column for column in columns_to_read(recipe, "all") if "." in column]
+    prepared = make_row(
+        SourceRow("in.csv", 2, {**all_values, **dotted_paths.resolve_columns(all_values, dotted)}), recipe
+    )
     assert isinstance(prepared, Row), prepared
-    for given in (values, whole):
-        assert asked(given, recipe) == prepared.text
+    for source_values in (values, all_values):
+        assert asked(source_values, recipe) == prepared.text
 
 
 def asked(values: dict[str, Any], recipe: Recipe) -> str:

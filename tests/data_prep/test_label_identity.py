@@ -25,12 +25,12 @@ WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lo
 TOPICS = WORDS.split()
 
 
-def recipe_of(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto", more: str = "") -> Recipe:
+def recipe_of(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto", extra: str = "") -> Recipe:
     lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "r.yaml").write_text(
         f"task: {{kind: classification, instruction: Choose the queue of it., labels: {json.dumps(labels)}}}\n"
-        f"model: {{base: pocket}}\ndata:\n  source: {{path: rows.jsonl}}\n{more}",
+        f"model: {{base: pocket}}\ndata:\n  source: {{path: rows.jsonl}}\n{extra}",
         encoding="utf-8",
     )
     return load(str(folder / "r.yaml"), (), "cpu").recipe
@@ -69,7 +69,7 @@ def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[
     splits, report = prepared(recipe_of(tmp_path, rows), tmp_path / "runs")
     assert set(report["labels"]) == set(labels)
     assert {row["target"] for name in SPLITS for row in splits[name]} == set(labels)
-    assert not any("spellings" in one for one in report["labels"].values())
+    assert not any("spellings" in entry for entry in report["labels"].values())
 
 
 @pytest.mark.parametrize(
@@ -85,21 +85,21 @@ def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[
     ],
 )
 def test_spellings_of_one_label_are_one_label(spellings: list[str]) -> None:
-    assert len({label_identity(one, None, fold=True) for one in spellings}) == 1
-    assert {find_label(one, [spellings[0], "other"]) for one in spellings} == {spellings[0]}
+    assert len({label_identity(spelling, None, fold=True) for spelling in spellings}) == 1
+    assert {find_label(spelling, [spellings[0], "other"]) for spelling in spellings} == {spellings[0]}
 
 
 def test_each_label_of_a_list_is_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed, folded = [f"queue_{n}" for n in range(300)], Counter[str]()
+    names, fold_counts = [f"queue_{n}" for n in range(300)], Counter[str]()
 
     def counted(label: str) -> str:
-        folded[label] += 1
+        fold_counts[label] += 1
         return label_key(label)
 
     monkeypatch.setattr(labels, "_cached_label_key", counted)
-    assert [find_label(f"Queue {n}", listed) for n in range(300)] == listed
-    assert find_label("queue 300", dict.fromkeys(listed)) is None
-    assert set(folded.values()) == {1}
+    assert [find_label(f"Queue {n}", names) for n in range(300)] == names
+    assert find_label("queue 300", dict.fromkeys(names)) is None
+    assert set(fold_counts.values()) == {1}
     assert (
         find_label("Us", ["US", "us"]) is None
         and find_label("Us", ["US"]) == "US"
@@ -114,20 +114,20 @@ def test_the_key_of_a_label_settles_at_once(label: str) -> None:
 
 
 def test_what_is_merged_is_shown_with_every_spelling_and_its_rows(tmp_path: Path) -> None:
-    spelt = ["late", "late", "late", "Late\u200b", "LATE"]
-    rows = [(text, spelt[n % 5] if n % 2 else "other") for n, text in enumerate(texts(200))]
+    spellings = ["late", "late", "late", "Late\u200b", "LATE"]
+    rows = [(text, spellings[n % 5] if n % 2 else "other") for n, text in enumerate(texts(200))]
     splits, report = prepared(recipe_of(tmp_path, rows), tmp_path / "runs")
     assert set(report["labels"]) == {"late", "other"}
-    told = console.format_summary(report, "prepared")
-    assert "label 'late' in 3 spellings: 'late' 60, 'LATE' 20, 'Late<U+200B>' 20" in told
-    assert "data.normalize_labels=false" in told
+    summary = console.format_summary(report, "prepared")
+    assert "label 'late' in 3 spellings: 'late' 60, 'LATE' 20, 'Late<U+200B>' 20" in summary
+    assert "data.normalize_labels=false" in summary
     assert {row["original_target"] for row in splits["train"] if "original_target" in row} == {"LATE", "Late\u200b"}
 
 
 def test_a_label_that_is_always_written_with_an_invisible_character_can_be_answered(tmp_path: Path) -> None:
     rows = [(text, "late\u200b" if n % 2 else "other") for n, text in enumerate(texts(120))]
-    for number, more in enumerate(("", "  normalize_labels: false\n")):
-        splits, report = prepared(recipe_of(tmp_path, rows, "auto", more), tmp_path / str(number))
+    for number, settings in enumerate(("", "  normalize_labels: false\n")):
+        splits, report = prepared(recipe_of(tmp_path, rows, "auto", settings), tmp_path / str(number))
         spec = classification.Spec("x", dict.fromkeys(report["labels"], ""))
         assert {row["target"] for row in splits["train"]} == {"late", "other"}
         assert classification.parse(spec, "late").value == "late"
@@ -140,7 +140,7 @@ def test_opposite_labels_of_one_text_are_a_conflict_and_the_counts_add_up(tmp_pa
     assert report["rows"]["dropped"]["conflict"] > 20
     assert "duplicate" not in report["rows"]["dropped"]
     for name in SPLITS:
-        assert sum(one[name] for one in report["labels"].values()) == report["rows"]["written"][name]
+        assert sum(counts[name] for counts in report["labels"].values()) == report["rows"]["written"][name]
     # Every row of this label is contradicted: a listed one is told of, one that was found is refused.
     assert "label '1': 30 rows, none left in train" in console.format_summary(report, "x")
     with pytest.raises(RecipeError, match=r"'1': 30 rows, none left in train \(.*conflict"):
@@ -173,11 +173,11 @@ def test_labels_that_yaml_reads_as_numbers_are_the_text_that_a_source_has() -> N
 def test_answers_are_read_by_the_rule_of_the_data() -> None:
     labels = {"refund_status": "", "-1": "", "1": "", "US": "", "us": ""}
     spec = classification.Spec("x", labels, normalize_labels=True)
-    said = ["Refund-Status", "REFUND STATUS", "\u22121", "1", "us", "Us", "refund status."]
-    values = [classification.parse(spec, one).value for one in said]
+    outputs = ["Refund-Status", "REFUND STATUS", "\u22121", "1", "us", "Us", "refund status."]
+    values = [classification.parse(spec, output).value for output in outputs]
     assert values == ["refund_status", "refund_status", "-1", "1", "us", None, None]
-    kept_apart = classification.Spec("x", labels)
-    values = [classification.parse(kept_apart, one).value for one in said]
+    unfolded_spec = classification.Spec("x", labels)
+    values = [classification.parse(unfolded_spec, output).value for output in outputs]
     assert values == [None, None, None, "1", "us", None, None]
 
 

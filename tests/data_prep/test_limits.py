@@ -29,10 +29,10 @@ COLUMNS = ("text", "label")
 ROW = b'{"text": "%s", "label": "a"}'
 
 
-def parquet(columns: dict[str, Any], **given: Any) -> bytes:
-    written = BytesIO()
-    pq.write_table(pa.table(columns), written, compression="zstd", **given)
-    return written.getvalue()
+def parquet(columns: dict[str, Any], **kwargs: Any) -> bytes:
+    buffer = BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd", **kwargs)
+    return buffer.getvalue()
 
 
 def drained(path: Path, **settings: Any) -> int:
@@ -42,24 +42,24 @@ def drained(path: Path, **settings: Any) -> int:
 
 def shared_texts(cells: int, characters: int) -> bytes:
     """A workbook of one row whose cells share one text."""
-    names = "".join(f'<c t="inlineStr"><is><t>c{at}</t></is></c>' for at in range(cells))
+    names = "".join(f'<c t="inlineStr"><is><t>c{index}</t></is></c>' for index in range(cells))
     row = '<c t="s"><v>0</v></c>' * cells
     text = f'<sst xmlns="{MAIN}"><si><t>{"x" * characters}</t></si></sst>'
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
-    whole = workbook_bytes(f'<row r="1">{names}</row><row r="2">{row}</row>', sharedStrings=text.encode())
-    return with_part(whole, f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>')
+    workbook = workbook_bytes(f'<row r="1">{names}</row><row r="2">{row}</row>', sharedStrings=text.encode())
+    return with_part(workbook, f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>')
 
 
 def with_part(content: bytes, types: str) -> bytes:
     """The workbook with a further part among its types."""
-    made = BytesIO()
-    with zipfile.ZipFile(BytesIO(content)) as given, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in given.namelist():
-            told = given.read(name)
+    buffer = BytesIO()
+    with zipfile.ZipFile(BytesIO(content)) as original, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in original.namelist():
+            part = original.read(name)
             if name == "[Content_Types].xml":
-                told = told.replace(b"</Types>", types.encode())
-            archive.writestr(name, told)
-    return made.getvalue()
+                part = part.replace(b"</Types>", types.encode())
+            archive.writestr(name, part)
+    return buffer.getvalue()
 
 
 LONG = "x" * (3 * MIB // 2)
@@ -172,20 +172,20 @@ MUCH: dict[str, tuple[str, Callable[[], bytes], str | None]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "made", "told"), MUCH.values(), ids=MUCH)
+@pytest.mark.parametrize(("name", "make_content", "message"), MUCH.values(), ids=MUCH)
 def test_what_is_far_larger_than_its_file_is_refused_in_bounded_memory(
-    name: str, made: Callable[[], bytes], told: str | None, tmp_path: Path
+    name: str, make_content: Callable[[], bytes], message: str | None, tmp_path: Path
 ) -> None:
-    (tmp_path / name).write_bytes(made())
+    (tmp_path / name).write_bytes(make_content())
     assert (tmp_path / name).stat().st_size < MIB // 2
     settings = {"max_row_mib": 1, "max_unpacked_mib": 2} | ({"sample_by": "document"} if ".txt" in name else {})
     arrow = pa.total_allocated_bytes()
     tracemalloc.start()
     try:
-        if told is None:
+        if message is None:
             assert drained(tmp_path / name, **settings) == 1
             return
-        with pytest.raises(RecipeError, match=told) as error:
+        with pytest.raises(RecipeError, match=message) as error:
             drained(tmp_path / name, **settings)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -196,8 +196,8 @@ def test_what_is_far_larger_than_its_file_is_refused_in_bounded_memory(
 
 def test_what_the_key_allows_is_read(tmp_path: Path) -> None:
     for case in ("one text of many rows", "a row of many lines", "a text that cells share", "a value of an array"):
-        name, made, _ = MUCH[case]
-        (tmp_path / name).write_bytes(made())
+        name, make_content, _ = MUCH[case]
+        (tmp_path / name).write_bytes(make_content())
         assert drained(tmp_path / name, max_row_mib=4, max_unpacked_mib=1024)
         (tmp_path / name).unlink()
 
@@ -212,25 +212,25 @@ def test_rows_that_are_the_same_take_no_more_memory_the_more_they_are(tmp_path: 
 
 
 def test_footers_are_read_whatever_became_of_the_process_that_reads_them(tmp_path: Path) -> None:
-    good, bad = tmp_path / "good.parquet", tmp_path / "bad.parquet"
-    good.write_bytes(parquet({"text": ["x", "y"], "turns": [[1], [2, 3]]}))
-    bad.write_bytes(good.read_bytes()[:-9] + b"\0" * 9)
+    valid, corrupt = tmp_path / "good.parquet", tmp_path / "bad.parquet"
+    valid.write_bytes(parquet({"text": ["x", "y"], "turns": [[1], [2, 3]]}))
+    corrupt.write_bytes(valid.read_bytes()[:-9] + b"\0" * 9)
     for _ in range(2):
-        found = parquet_footer.read_footer(good)
-        assert found.rows == 2 and [(part.path, part.repeated) for part in found.parts] == [
+        footer = parquet_footer.read_footer(valid)
+        assert footer.rows == 2 and [(part.path, part.repeated) for part in footer.parts] == [
             ("text", False),
             ("turns.list.element", True),
         ]
         with pytest.raises(ValueError, match="damaged"):
-            parquet_footer.read_footer(bad)
+            parquet_footer.read_footer(corrupt)
         assert parquet_footer._FOOTER_PROCESS._process is not None
         parquet_footer._FOOTER_PROCESS._process.kill()
         parquet_footer._FOOTER_PROCESS._process.wait()
 
 
 def test_rows_are_handed_on_by_what_they_weigh() -> None:
-    found = list(limits.split_into_chunks([3, 4, limits.CHUNK_BYTES, 1, 1, 1], 3, lambda one: one))
-    assert found == [[3, 4, limits.CHUNK_BYTES], [1, 1, 1]]
+    chunks = list(limits.split_into_chunks([3, 4, limits.CHUNK_BYTES, 1, 1, 1], 3, lambda weight: weight))
+    assert chunks == [[3, 4, limits.CHUNK_BYTES], [1, 1, 1]]
     assert limits.estimate_bytes({"a": ["xyz", {"b": None}], "c": 1.5}) == 1 + 8 + 3 + 1 + 8 + 1 + 8
 
 
@@ -253,25 +253,30 @@ def test_sizes_of_arrow_arrays_are_those_of_their_texts() -> None:
 def test_parquet_is_read_whatever_its_encoding(encoding: str | None, kind: Any, tmp_path: Path) -> None:
     if pa.types.is_dictionary(kind) and str(encoding).startswith("DELTA"):
         pytest.skip("Arrow 26 does not read back what it writes so: it knows the column as a dictionary")
-    texts = [f"row {at} " + "and so on " * (at % 50) for at in range(1500)]
+    texts = [f"row {index} " + "and so on " * (index % 50) for index in range(1500)]
     table = pa.table({"text": pa.array(texts, kind), "label": pa.array(["a", None, "b"] * 500, kind)})
-    how = {"use_dictionary": True} if encoding is None else {"column_encoding": encoding, "use_dictionary": False}
-    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=400, **how)
+    options = {"use_dictionary": True} if encoding is None else {"column_encoding": encoding, "use_dictionary": False}
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=400, **options)
     source = Source(path=str(tmp_path / "rows.parquet"))
     rows = [row.values for row in read(find_files(source)[0], source, COLUMNS)[1]]
     assert [row["text"] for row in rows] == texts and [row["label"] for row in rows] == ["a", None, "b"] * 500
 
 
 def test_texts_in_objects_and_lists_are_read_over_row_groups_and_full_dictionaries(tmp_path: Path) -> None:
-    said = [f"{at} " * 300 for at in range(2000)]
-    turns = [[{"by": "user", "said": one}, {"by": "assistant", "said": "yes"}] for one in said]
-    columns = {"text": said, "label": ["a"] * 2000, "turns": turns, "mail": [{"body": one} for one in said]}
+    long_texts = [f"{index} " * 300 for index in range(2000)]
+    turns = [[{"by": "user", "said": long_text}, {"by": "assistant", "said": "yes"}] for long_text in long_texts]
+    columns = {
+        "text": long_texts,
+        "label": ["a"] * 2000,
+        "turns": turns,
+        "mail": [{"body": long_text} for long_text in long_texts],
+    }
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path, row_group_size=700, dictionary_pagesize_limit=50_000)
     assert len(cell_sizes.find_dictionary_columns(parquet_footer.read_footer(path), set(columns))) == 5
     source = Source(path=str(path))
     rows = [row.values for row in read(find_files(source)[0], source, COLUMNS)[1]]
-    assert [row["turns"] for row in rows] == turns and [row["mail"]["body"] for row in rows] == said
+    assert [row["turns"] for row in rows] == turns and [row["mail"]["body"] for row in rows] == long_texts
 
 
 def test_one_text_in_every_object_of_a_long_list_is_measured_before_it_is_there(tmp_path: Path) -> None:
@@ -296,8 +301,8 @@ def test_token_ids_that_a_recipe_does_not_name_refuse_no_file(tmp_path: Path) ->
 
 def test_a_table_by_columns_may_have_columns_larger_than_a_row(tmp_path: Path) -> None:
     columns = {
-        "text": {str(at): "x" * 2000 for at in range(800)},
-        "label": {str(at): "a" for at in range(800)},
+        "text": {str(index): "x" * 2000 for index in range(800)},
+        "label": {str(index): "a" for index in range(800)},
     }
     (tmp_path / "rows.json").write_text(json.dumps(columns), encoding="utf-8")
     assert drained(tmp_path / "rows.json", max_row_mib=1, max_unpacked_mib=4) == 800

@@ -22,14 +22,14 @@ from tests.helpers.malformed_files import MALFORMED_FILES, MalformedFile, parque
 Rows = Iterable[tuple[str, str]]
 
 
-def recipe_for(folder: Path, rows: Rows, more: str = "") -> Recipe:
+def recipe_for(folder: Path, rows: Rows, extra: str = "") -> Recipe:
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "customer"])
         writer.writerows((text, label, f"c{number % 7}") for number, (text, label) in enumerate(rows))
     (folder / "r.yaml").write_text(
         "task: {kind: classification, instruction: Route the message to one queue.}\nmodel: {base: pocket}\n"
-        f"data:\n  source: {{path: rows.csv}}\n{more}",
+        f"data:\n  source: {{path: rows.csv}}\n{extra}",
         encoding="utf-8",
     )
     return load(str(folder / "r.yaml"), (), "cpu").recipe
@@ -50,10 +50,10 @@ def prepared(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
 
 
 def refused(recipe: Recipe, runs: Path) -> str:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         prepare.main(recipe, runs)
     assert not list(runs.rglob("*.json*")), "something half-written is left"
-    return str(caught.value)
+    return str(error.value)
 
 
 def test_banking77_is_read_whole_and_what_test_has_leaves_train(banking77: Path, tmp_path: Path) -> None:
@@ -98,18 +98,18 @@ def test_every_row_is_accounted_for_and_same_seed_gives_same_bytes(tmp_path: Pat
     rows = [*many(200), ("message number 3 about cats!", "b"), ("", "a"), ("odd", "")]
     recipe = recipe_for(tmp_path, rows, "  max_rejected: 0.05\n")
     splits, report = prepared(recipe, tmp_path / "one")
-    left = list(atomic_files.read_jsonl(next((tmp_path / "one").rglob("rejected.jsonl"))))
-    assert sum(map(len, splits.values())) + len(left) == report["rows"]["read"] == 203
-    assert {(row["reason"], row["line"]) for row in left if row["kind"] == "rejected"} == {
+    rejected = list(atomic_files.read_jsonl(next((tmp_path / "one").rglob("rejected.jsonl"))))
+    assert sum(map(len, splits.values())) + len(rejected) == report["rows"]["read"] == 203
+    assert {(row["reason"], row["line"]) for row in rejected if row["kind"] == "rejected"} == {
         ("no_text", 203),
         ("no_label", 204),
     }
-    _, again = prepared(recipe, tmp_path / "two")
-    assert again["sha256"] == report["sha256"]
+    _, repeated_report = prepared(recipe, tmp_path / "two")
+    assert repeated_report["sha256"] == report["sha256"]
 
 
-@pytest.mark.parametrize(("conflicts", "kept"), [("drop", set()), ("majority", {"a"})])
-def test_train_rows_with_one_text_and_two_labels(tmp_path: Path, conflicts: str, kept: set[str]) -> None:
+@pytest.mark.parametrize(("conflicts", "expected"), [("drop", set()), ("majority", {"a"})])
+def test_train_rows_with_one_text_and_two_labels(tmp_path: Path, conflicts: str, expected: set[str]) -> None:
     (tmp_path / "test.csv").write_text("text,label\nquite another thing,a\nand one more,b\n", encoding="utf-8")
     recipe = recipe_for(tmp_path, [*many(100), ("torn apart", "a"), ("Torn apart!", "a"), ("torn apart.", "b")])
     source = recipe.data.source.model_copy(
@@ -118,13 +118,15 @@ def test_train_rows_with_one_text_and_two_labels(tmp_path: Path, conflicts: str,
     split = recipe.data.split.model_copy(update={"validation": 0.01, "calibration": 0.01})
     data = recipe.data.model_copy(update={"source": source, "conflicts": conflicts, "split": split})
     splits, report = prepared(recipe.model_copy(update={"data": data}), tmp_path / "runs")
-    torn = [row for name in SPLITS for row in splits[name] if duplicate_key(row["input"]["text"]) == "torn apart"]
-    assert {row["target"] for row in torn} == kept
+    conflicting = [
+        row for name in SPLITS for row in splits[name] if duplicate_key(row["input"]["text"]) == "torn apart"
+    ]
+    assert {row["target"] for row in conflicting} == expected
     assert report["rows"]["dropped"]["conflict"] == (3 if conflicts == "drop" else 1)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "problem"),
     [
         (b"", "the file is empty"),
         (b"text,label\n", "no rows below the header"),
@@ -138,12 +140,12 @@ def test_train_rows_with_one_text_and_two_labels(tmp_path: Path, conflicts: str,
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_its_place_and_leaves_nothing(
-    tmp_path: Path, content: bytes, told: str
+    tmp_path: Path, content: bytes, problem: str
 ) -> None:
     recipe = recipe_for(tmp_path, [])
     (tmp_path / "rows.csv").write_bytes(content)
     message = refused(recipe, tmp_path / "runs")
-    assert told in message
+    assert problem in message
     assert "rows.csv" in message or "label" in message
 
 
@@ -159,10 +161,10 @@ def test_spellings_of_a_label_are_one_and_the_original_is_kept(tmp_path: Path) -
     splits, report = prepared(recipe_for(tmp_path, rows), tmp_path / "one")
     assert set(report["labels"]) == {"Refund status", "other"}
     assert report["labels"]["Refund status"]["spellings"].keys() == {"Refund status", "refund_status", "REFUND-STATUS "}
-    odd = next(row for name in SPLITS for row in splits[name] if row["input"]["text"] == "an odd one out")
-    assert (odd["target"], odd["original_target"]) == ("Refund status", "refund_status")
-    told = refused(recipe_for(tmp_path, rows, "  normalize_labels: false\n"), tmp_path / "two")
-    assert "'refund_status' occurs once" in told
+    odd_row = next(row for name in SPLITS for row in splits[name] if row["input"]["text"] == "an odd one out")
+    assert (odd_row["target"], odd_row["original_target"]) == ("Refund status", "refund_status")
+    message = refused(recipe_for(tmp_path, rows, "  normalize_labels: false\n"), tmp_path / "two")
+    assert "'refund_status' occurs once" in message
 
 
 def test_what_is_redacted_stands_in_no_file_and_what_is_not_is_counted(tmp_path: Path, capsys: Any) -> None:
@@ -179,25 +181,27 @@ def test_what_is_redacted_stands_in_no_file_and_what_is_not_is_counted(tmp_path:
     assert "my account is [IBAN_1], again [IBAN_1]" in texts
     assert report["personal_data"]["email"] == {"rows": 1, "redacted": True, "at": ["rows.csv:5"]}
     assert report["personal_data"]["phone"]["redacted"] is False
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     for path in filter(Path.is_file, (tmp_path / "runs").rglob("*")):
         for secret in secrets:
             assert secret.encode() not in path.read_bytes(), path
-            assert secret not in told.out + told.err
+            assert secret not in captured.out + captured.err
 
 
 def test_train_rows_over_max_length_leave_and_test_rows_never_do(tmp_path: Path) -> None:
-    long = " ".join(f"word{number}" for number in range(150))
-    recipe = recipe_for(tmp_path, [*many(200), *((f"{long} {number * 7919}", "a") for number in range(20))])
+    long_text = " ".join(f"word{number}" for number in range(150))
+    recipe = recipe_for(tmp_path, [*many(200), *((f"{long_text} {number * 7919}", "a") for number in range(20))])
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 128})})
-    near_off = recipe.data.model_copy(update={"deduplicate": recipe.data.deduplicate.model_copy(update={"near": 1.0})})
-    splits, report = prepared(recipe.model_copy(update={"data": near_off}), tmp_path / "runs")
-    longer = {name: sum(len(row["input"]["text"]) > 900 for row in splits[name]) for name in SPLITS}
-    assert longer["train"] == 0
-    assert longer["test"] == report["tokens"]["over_max_length"]["test"] > 0
-    assert report["rows"]["dropped"]["too_long"] + sum(longer.values()) == 20
-    failing = recipe.model_copy(update={"data": near_off.model_copy(update={"too_long": "fail"})})
-    assert "longer than train.max_length (128 tokens)" in refused(failing, tmp_path / "none")
+    data_settings = recipe.data.model_copy(
+        update={"deduplicate": recipe.data.deduplicate.model_copy(update={"near": 1.0})}
+    )
+    splits, report = prepared(recipe.model_copy(update={"data": data_settings}), tmp_path / "runs")
+    n_long = {name: sum(len(row["input"]["text"]) > 900 for row in splits[name]) for name in SPLITS}
+    assert n_long["train"] == 0
+    assert n_long["test"] == report["tokens"]["over_max_length"]["test"] > 0
+    assert report["rows"]["dropped"]["too_long"] + sum(n_long.values()) == 20
+    failing_recipe = recipe.model_copy(update={"data": data_settings.model_copy(update={"too_long": "fail"})})
+    assert "longer than train.max_length (128 tokens)" in refused(failing_recipe, tmp_path / "none")
 
 
 def test_token_lengths_are_those_that_training_counts(tmp_path: Path, tokenizer: Any) -> None:
@@ -207,15 +211,17 @@ def test_token_lengths_are_those_that_training_counts(tmp_path: Path, tokenizer:
     recipe = load("classifier", (), "cpu").recipe
     folder, _ = prepare.main(recipe, tmp_path)
     report, rows = atomic_files.read_json(folder / "data.json"), list(atomic_files.read_jsonl(folder / "train.jsonl"))
-    spec = classification.make_spec(recipe.task, {name: one["description"] for name, one in report["labels"].items()})
+    spec = classification.make_spec(
+        recipe.task, {name: entry["description"] for name, entry in report["labels"].items()}
+    )
     examples = chat_template.render_examples(
         tokenizer, [classification.messages(spec, row["input"]) for row in rows], [row["target"] for row in rows]
     )
-    lengths = sorted(len(one.prompt_ids) + len(one.completion_ids) for one in examples)
+    lengths = sorted(len(example.prompt_ids) + len(example.completion_ids) for example in examples)
     edges, counts = report["tokens"]["histogram"]["edges"], report["tokens"]["histogram"]["train"]
     assert sum(counts) == len(lengths)
-    for at, edge in enumerate(edges[1:]):
-        assert abs(sum(length < edge for length in lengths) - sum(counts[: at + 1])) <= len(lengths) // 100
+    for index, edge in enumerate(edges[1:]):
+        assert abs(sum(length < edge for length in lengths) - sum(counts[: index + 1])) <= len(lengths) // 100
 
 
 def test_planted_label_errors_are_suspected_and_listed_safely_for_a_spreadsheet(tmp_path: Path) -> None:
@@ -224,20 +230,20 @@ def test_planted_label_errors_are_suspected_and_listed_safely_for_a_spreadsheet(
         "b": ["invoice", "charge", "refund", "bank", "payment", "statement", "currency", "fee", "receipt"],
     }
     rng = random.Random(2)
-    rows = [(f"{' '.join(rng.choices(topics['ab'[at % 2]], k=7))} {at}", "ab"[at % 2]) for at in range(600)]
-    wrong = {rows[at][0] for at in range(0, 600, 40)}
-    rows = [(text, {"a": "b", "b": "a"}[label] if text in wrong else label) for text, label in rows]
+    rows = [(f"{' '.join(rng.choices(topics['ab'[index % 2]], k=7))} {index}", "ab"[index % 2]) for index in range(600)]
+    mislabeled = {rows[index][0] for index in range(0, 600, 40)}
+    rows = [(text, {"a": "b", "b": "a"}[label] if text in mislabeled else label) for text, label in rows]
     rows[1] = ("=HYPERLINK(parcel) courier delivery late depot driver", "b")
     recipe = recipe_for(tmp_path, rows)
     folder, _ = prepare.main(recipe, tmp_path / "runs")
     with (folder / "suspects.csv").open(encoding="utf-8-sig", newline="") as file:
-        found = list(csv.DictReader(file))
-    held_back = {row["input"]["text"] for row in atomic_files.read_jsonl(folder / "test.jsonl")}
-    listed = {row["text"] for row in found}
-    assert len(listed & wrong) >= 0.8 * len(wrong - held_back)
-    assert not [one for row in found for one in row.values() if one.startswith(("=", "+", "-", "@"))]
-    assert not listed & held_back
-    assert atomic_files.read_json(folder / "data.json")["suspects"]["found"] == len(found)
+        suspects = list(csv.DictReader(file))
+    test_texts = {row["input"]["text"] for row in atomic_files.read_jsonl(folder / "test.jsonl")}
+    suspect_texts = {row["text"] for row in suspects}
+    assert len(suspect_texts & mislabeled) >= 0.8 * len(mislabeled - test_texts)
+    assert not [cell for row in suspects for cell in row.values() if cell.startswith(("=", "+", "-", "@"))]
+    assert not suspect_texts & test_texts
+    assert atomic_files.read_json(folder / "data.json")["suspects"]["found"] == len(suspects)
 
 
 def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(tmp_path: Path) -> None:
@@ -258,8 +264,8 @@ def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(t
             {"role": "assistant", "content": "a"},
         ]
     )
-    bad: list[Any] = [[{"role": "user", "content": "nobody answers"}], "no list", [{"role": "user"}]]
-    lines = [json.dumps({"messages": one}) for one in [*turns, *bad]]
+    invalid: list[Any] = [[{"role": "user", "content": "nobody answers"}], "no list", [{"role": "user"}]]
+    lines = [json.dumps({"messages": messages}) for messages in [*turns, *invalid]]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     data = recipe.data.model_copy(
         update={
@@ -275,31 +281,31 @@ def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(t
     assert report["system_prompts_replaced"] == 1
 
 
-@pytest.mark.parametrize("hostile", MALFORMED_FILES, ids=lambda hostile: hostile.case)
+@pytest.mark.parametrize("malformed", MALFORMED_FILES, ids=lambda malformed: malformed.case)
 def test_a_hostile_file_beside_a_good_one_is_refused_or_every_row_of_it_is_accounted_for(
-    tmp_path: Path, hostile: MalformedFile
+    tmp_path: Path, malformed: MalformedFile
 ) -> None:
     rows = [(text, label) for text, label in many(120)]
     (tmp_path / "good.parquet").write_bytes(
-        parquet_bytes({"text": [t for t, _ in rows], "label": [x for _, x in rows]})
+        parquet_bytes({"text": [message for message, _ in rows], "label": [label for _, label in rows]})
     )
     recipe = recipe_for(tmp_path, [])  # which writes a rows.csv of its own
-    (tmp_path / hostile.file).write_bytes(hostile.content)
-    paths = [str(tmp_path / "good.parquet"), str(tmp_path / hostile.file)]
-    source = Source.model_validate({"paths": paths, **hostile.source})
+    (tmp_path / malformed.file).write_bytes(malformed.content)
+    paths = [str(tmp_path / "good.parquet"), str(tmp_path / malformed.file)]
+    source = Source.model_validate({"paths": paths, **malformed.source})
     data = recipe.data.model_copy(update={"source": source, "max_rejected": 1.0})
     try:
         folder, _ = prepare.main(recipe.model_copy(update={"data": data}), tmp_path / "runs")
     except RecipeError as error:
-        assert any(word in str(error) for word in (hostile.file, "data.source", "label"))
+        assert any(word in str(error) for word in (malformed.file, "data.source", "label"))
         assert not list((tmp_path / "runs").rglob("*.json*"))
         return
-    written = {row["id"] for name in SPLITS for row in atomic_files.read_jsonl(folder / f"{name}.jsonl")}
-    left = [(row["file"], row["line"]) for row in atomic_files.read_jsonl(folder / "rejected.jsonl")]
-    places = {f"{hostile.file}:{line}" for line, _ in hostile.rows}
-    assert not hostile.refused
-    assert places <= written | {f"{file}:{line}" for file, line in left}
-    assert len(written) + len(left) == 120 + len(hostile.rows)
+    written_ids = {row["id"] for name in SPLITS for row in atomic_files.read_jsonl(folder / f"{name}.jsonl")}
+    rejected = [(row["file"], row["line"]) for row in atomic_files.read_jsonl(folder / "rejected.jsonl")]
+    expected_ids = {f"{malformed.file}:{line}" for line, _ in malformed.rows}
+    assert not malformed.refused
+    assert expected_ids <= written_ids | {f"{file}:{line}" for file, line in rejected}
+    assert len(written_ids) + len(rejected) == 120 + len(malformed.rows)
 
 
 def test_receipts_are_read_whole_and_their_oddities_are_found(sroie: Path, tmp_path: Path) -> None:
@@ -310,12 +316,12 @@ def test_receipts_are_read_whole_and_their_oddities_are_found(sroie: Path, tmp_p
     assert report["fields"]["address"]["train"]["absent"] == 1
     assert report["fields"]["total"]["train"]["empty"] == 1
     assert report["fields"]["address"]["test"]["verbatim"] + report["fields"]["address"]["test"]["rewrapped"] == 12
-    vendors = report["slices"]["unseen_vendor"]
-    assert vendors["test_rows_known_to_given_train"] == 261
-    assert vendors["values"]["true"]["test"] >= 100
+    unseen_counts = report["slices"]["unseen_vendor"]
+    assert unseen_counts["test_rows_known_to_given_train"] == 261
+    assert unseen_counts["values"]["true"]["test"] >= 100
     assert report["slices"]["official"]["values"]["true"]["test"] == 347
-    unseen = {row["target"]["company"] for row in splits["test"] if row["slices"]["unseen_vendor"]}
-    assert not unseen & {row["target"]["company"] for row in splits["train"]}
+    unseen_companies = {row["target"]["company"] for row in splits["test"] if row["slices"]["unseen_vendor"]}
+    assert not unseen_companies & {row["target"]["company"] for row in splits["train"]}
 
 
 def test_the_command_prints_the_folder_and_says_unchanged_the_second_time(small_recipe: Path, python: Command) -> None:

@@ -27,13 +27,13 @@ def prepared(folder: Path, recipe: str) -> tuple[Splits, Report]:
     lines = recipe.strip().splitlines()
     assert len(lines) <= 15
     (folder / "r.yaml").write_text(recipe, encoding="utf-8")
-    made, _ = prepare.main(load(str(folder / "r.yaml"), (), "cpu").recipe, folder / "runs")
-    report = atomic_files.read_json(made / "data.json")
-    splits = {name: list(atomic_files.read_jsonl(made / f"{name}.jsonl")) for name in SPLITS}
+    data_folder, _ = prepare.main(load(str(folder / "r.yaml"), (), "cpu").recipe, folder / "runs")
+    report = atomic_files.read_json(data_folder / "data.json")
+    splits = {name: list(atomic_files.read_jsonl(data_folder / f"{name}.jsonl")) for name in SPLITS}
     rows = report["rows"]
-    assert {name: len(mine) for name, mine in splits.items()} == rows["written"]
-    left = sum(rows["dropped"].values()) + sum(rows["rejected"].values()) + rows["filtered"]
-    assert rows["read"] == sum(rows["written"].values()) + left
+    assert {name: len(split_rows) for name, split_rows in splits.items()} == rows["written"]
+    n_left_out = sum(rows["dropped"].values()) + sum(rows["rejected"].values()) + rows["filtered"]
+    assert rows["read"] == sum(rows["written"].values()) + n_left_out
     return splits, report
 
 
@@ -45,13 +45,13 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]], **dialect: Any) -> None
 def test_clinc150_numbers_for_intents_and_texts_out_of_scope_in_given_splits(tmp_path: Path) -> None:
     intents = ["oos", "transfer", "pay_bill", "card_declined", "yes", "no"]
     features = {"text": {"dtype": "string"}, "intent": {"names": intents, "_type": "ClassLabel"}}
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    every = texts(300)
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    all_texts = texts(300)
     (tmp_path / "plus").mkdir()
-    for name, first, last in (("train", 0, 180), ("validation", 180, 220), ("test", 220, 300)):
-        mine = every[first:last] + (every[220:222] if name == "train" else [])
-        numbers = [0 if n % 20 == 19 else 1 + n % 5 for n in range(len(mine))]
-        table = pa.table({"text": mine, "intent": numbers}).replace_schema_metadata(told)
+    for name, start, end in (("train", 0, 180), ("validation", 180, 220), ("test", 220, 300)):
+        split_texts = all_texts[start:end] + (all_texts[220:222] if name == "train" else [])
+        numbers = [0 if n % 20 == 19 else 1 + n % 5 for n in range(len(split_texts))]
+        table = pa.table({"text": split_texts, "intent": numbers}).replace_schema_metadata(metadata)
         pq.write_table(table, tmp_path / "plus" / f"{name}-00000-of-00001.parquet")
     splits, report = prepared(
         tmp_path,
@@ -94,10 +94,10 @@ data:
   deduplicate: {near: 1}
 """,
     )
-    meant = [row for row in rows if row[3] != "IRR"]
-    few = [row for row in meant if row[2] == "cooking_recipe"]
-    assert (report["rows"]["read"], report["rows"]["filtered"]) == (240, 240 - len(meant))
-    assert report["rows"]["dropped"] == {"rare_label": len(few)}
+    relevant = [row for row in rows if row[3] != "IRR"]
+    rare = [row for row in relevant if row[2] == "cooking_recipe"]
+    assert (report["rows"]["read"], report["rows"]["filtered"]) == (240, 240 - len(relevant))
+    assert report["rows"]["dropped"] == {"rare_label": len(rare)}
     assert set(report["labels"]) == {"set", "query", "remove"}
     groups = [{row["group"] for row in splits[name]} for name in SPLITS]
     assert sum(map(len, groups)) == len(set.union(*groups))
@@ -108,9 +108,9 @@ def test_snips_slots_are_arrays_of_what_stands_in_the_text(tmp_path: Path) -> No
     rows = []
     for n, text in enumerate(texts(150)):
         artists = [singers[n % 3], singers[(n + 1) % 3]][: 1 + n % 2]
-        said = " and ".join(artists)
+        phrase = " and ".join(artists)
         slots = {"artist": artists, "playlist": ["road trip"]} if n % 4 else {"artist": artists}
-        rows.append({"text": f"{text}, put {said} on{' my road trip' if n % 4 else ''}", "slots": slots})
+        rows.append({"text": f"{text}, put {phrase} on{' my road trip' if n % 4 else ''}", "slots": slots})
     put(tmp_path / "snips.jsonl", rows)
     splits, report = prepared(
         tmp_path,
@@ -177,8 +177,8 @@ def test_10kgnad_has_no_header_and_quotes_of_its_own(tmp_path: Path) -> None:
         [topics[n % 4], f"Die gr\u00fc\u00dfe; {text}, so heisst's \u201eheute\u201c"]
         for n, text in enumerate(texts(160))
     ]
-    for name, mine in (("train", rows[:120]), ("test", rows[120:])):
-        write_csv(tmp_path / f"{name}.csv", mine, delimiter=";", quotechar="'")
+    for name, split_rows in (("train", rows[:120]), ("test", rows[120:])):
+        write_csv(tmp_path / f"{name}.csv", split_rows, delimiter=";", quotechar="'")
     splits, report = prepared(
         tmp_path,
         """
@@ -197,16 +197,21 @@ data:
 def test_chinese_headlines_with_keywords_in_lines_of_json(tmp_path: Path) -> None:
     topics = {"news_sports": "球赛", "news_finance": "股市", "news_travel": "旅行"}
     openings = ["今天", "明天", "昨晚", "上午", "下午", "本周", "下月", "去年"]
-    ends = ["开始了", "结束了", "很热闹", "没有消息", "让人意外", "创新高"]
+    endings = ["开始了", "结束了", "很热闹", "没有消息", "让人意外", "创新高"]
     rows = [
-        {"label": str(100 + at), "label_desc": label, "sentence": f"{a}{topic}{b}", "keywords": topic if at else ""}
-        for at, (label, topic) in enumerate(topics.items())
+        {
+            "label": str(100 + index),
+            "label_desc": label,
+            "sentence": f"{a}{topic}{b}",
+            "keywords": topic if index else "",
+        }
+        for index, (label, topic) in enumerate(topics.items())
         for a in openings
-        for b in ends
+        for b in endings
     ]
     for name in ("train", "dev", "test"):
-        mine = [row for n, row in enumerate(rows) if ("train", "train", "train", "dev", "test")[n % 5] == name]
-        put(tmp_path / "tnews" / f"{name}.json", mine)
+        split_rows = [row for n, row in enumerate(rows) if ("train", "train", "train", "dev", "test")[n % 5] == name]
+        put(tmp_path / "tnews" / f"{name}.json", split_rows)
     splits, report = prepared(
         tmp_path,
         """
@@ -221,20 +226,20 @@ data:
     )
     assert set(report["labels"]) == set(topics)
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 144
-    sports = {row["input"]["text"] for row in splits["test"] if row["target"] == "news_sports"}
-    assert not any("\uff1b" in text for text in sports)
+    sports_texts = {row["input"]["text"] for row in splits["test"] if row["target"] == "news_sports"}
+    assert not any("\uff1b" in text for text in sports_texts)
     assert report["suspects"]["found"] <= 0.1 * report["suspects"]["rows_looked_at"]
 
 
 def test_hh_rlhf_pairs_of_conversations_in_packed_lines(tmp_path: Path) -> None:
-    every = texts(130)
+    all_texts = texts(130)
     (tmp_path / "harmless").mkdir()
-    for name, mine in (("train", every[:100]), ("test", every[100:])):
+    for name, split_texts in (("train", all_texts[:100]), ("test", all_texts[100:])):
         pairs = []
-        for n, text in enumerate(mine):
-            asked = f"\n\nHuman: hello\n\nAssistant: hi\n\nHuman: {text}?\n\nAssistant:"
-            better = f"{asked} Of course, {text}." if n % 10 else asked
-            pairs.append({"chosen": better, "rejected": f"{asked} I will not say."})
+        for n, text in enumerate(split_texts):
+            prompt = f"\n\nHuman: hello\n\nAssistant: hi\n\nHuman: {text}?\n\nAssistant:"
+            chosen = f"{prompt} Of course, {text}." if n % 10 else prompt
+            pairs.append({"chosen": chosen, "rejected": f"{prompt} I will not say."})
         with gzip.open(tmp_path / "harmless" / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(pair) + "\n" for pair in pairs)
     splits, report = prepared(
@@ -261,15 +266,17 @@ def test_dialogsum_talks_of_many_lines_with_three_summaries_of_each_test_talk(tm
     def talk(text: str) -> str:
         return f'#Person1#: Did you hear, "{text}"?\r\n#Person2#: Yes, I did :-)'
 
-    head, every = ["id", "dialogue", "summary", "topic"], texts(100)
-    train = [[f"train_{n}", talk(text), f"#Person1# tells that {text}.", "news"] for n, text in enumerate(every[:80])]
-    test = [
-        [f"test_{n}_{reader}", talk(text), f"{word} hears that {text}.", "news"]
-        for n, text in enumerate(every[80:])
-        for reader, word in enumerate(("#Person2#", "One", "The other"), start=1)
+    head, all_texts = ["id", "dialogue", "summary", "topic"], texts(100)
+    train = [
+        [f"train_{n}", talk(text), f"#Person1# tells that {text}.", "news"] for n, text in enumerate(all_texts[:80])
     ]
-    for name, mine in (("train", train), ("test", test)):
-        write_csv(tmp_path / f"{name}.csv", [head, *mine])
+    test = [
+        [f"test_{n}_{reader}", talk(text), f"{speaker} hears that {text}.", "news"]
+        for n, text in enumerate(all_texts[80:])
+        for reader, speaker in enumerate(("#Person2#", "One", "The other"), start=1)
+    ]
+    for name, split_rows in (("train", train), ("test", test)):
+        write_csv(tmp_path / f"{name}.csv", [head, *split_rows])
     splits, report = prepared(
         tmp_path,
         """

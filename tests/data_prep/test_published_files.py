@@ -31,10 +31,10 @@ def found(splits: Splits) -> set[tuple[str, Any]]:
     return {(row["input"]["text"], row["target"]) for name in SPLITS for row in splits[name]}
 
 
-def clinc(folder: Path, rows: list[Any], **more: Any) -> None:
+def clinc(folder: Path, rows: list[Any], **extra: Any) -> None:
     """CLINC150's data_full.json: six arrays of pairs under the names of their splits."""
     arrays = {"oos_val": rows[:4], "val": rows[4:40], "train": rows[40:140], "oos_train": rows[140:150]}
-    arrays |= {"test": rows[150:190], "oos_test": rows[190:], **more}
+    arrays |= {"test": rows[150:190], "oos_test": rows[190:], **extra}
     (folder / "data_full.json").write_text(json.dumps(arrays), encoding="utf-8")
 
 
@@ -42,17 +42,17 @@ CLINC = "{source: {path: data_full.json, header: [text, label]}, split: {calibra
 
 
 def test_clinc150_splits_and_rows_as_arrays_of_one_file(tmp_path: Path) -> None:
-    outside = {*range(4), *range(140, 150), *range(190, 210)}
-    rows = [[text, "oos" if n in outside else label] for n, (text, label) in enumerate(pairs(210))]
+    out_of_scope = {*range(4), *range(140, 150), *range(190, 210)}
+    rows = [[text, "oos" if n in out_of_scope else label] for n, (text, label) in enumerate(pairs(210))]
     clinc(tmp_path, rows, domains=[["a", "b"]])
     splits, report = read(tmp_path, CLINC)
     assert found(splits) == {(text, label) for text, label in rows}
     assert {row["input"]["text"] for row in splits["test"]} == {text for text, _ in rows[150:]}
     assert len(splits["validation"]) == 40
     assert report["left_out"] == ["data_full.json/domains"]
-    told = console.format_summary(report, "prepared")
-    assert "data_full.json/oos_test is test" in told
-    assert "not read, as they are hidden or of no known kind or split: data_full.json/domains" in told
+    summary = console.format_summary(report, "prepared")
+    assert "data_full.json/oos_test is test" in summary
+    assert "not read, as they are hidden or of no known kind or split: data_full.json/domains" in summary
 
 
 def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as_well(tmp_path: Path) -> None:
@@ -74,8 +74,11 @@ def test_splits_of_one_file_are_found_in_every_encoding(tmp_path: Path, encoding
 
 
 def test_a_damaged_file_that_might_hold_splits_is_told_by_its_reader(tmp_path: Path) -> None:
-    whole = gzip.compress(json.dumps({"train": [["a", "b"]] * 9, "test": [["a", "b"]] * 9}).encode())
-    for name, content in (("cut.json.gz", whole[:-20]), ("bad.json.gz", whole[:12] + b"xxxx" + whole[16:])):
+    compressed = gzip.compress(json.dumps({"train": [["a", "b"]] * 9, "test": [["a", "b"]] * 9}).encode())
+    for name, content in (
+        ("cut.json.gz", compressed[:-20]),
+        ("bad.json.gz", compressed[:12] + b"xxxx" + compressed[16:]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(RecipeError, match=rf"{name}:1: the gz stream is cut off after line 0 or damaged there"):
             read(tmp_path, f"{{source: {{path: {name}}}}}")
@@ -103,31 +106,40 @@ SUMMARY = "task: {kind: generation, instruction: Sum up this conversation.}\nmod
 
 def dialogsum(folder: Path) -> list[dict[str, Any]]:
     """DialogSum as it is published: one summary of a talk of train, three of one of test, no id of that name."""
-    talks = [{"fname": f"d_{n}", "dialogue": f"#Person1#: {text}?"} for n, text in enumerate(texts(140))]
-    for name, mine in (("train", talks[:100]), ("dev", talks[100:110])):
-        put(folder / "talks" / f"dialogsum.{name}.jsonl", [{**one, "summary": f"{one['fname']} asks."} for one in mine])
-    summaries = {f"summary{reader}": f"{word} asks." for reader, word in ((1, "One"), (2, "Another"), (3, "Someone"))}
-    put(folder / "talks" / "dialogsum.test.jsonl", [{**one, **summaries} for one in talks[110:]])
-    return talks
+    dialogues = [{"fname": f"d_{n}", "dialogue": f"#Person1#: {text}?"} for n, text in enumerate(texts(140))]
+    for name, split_rows in (("train", dialogues[:100]), ("dev", dialogues[100:110])):
+        put(
+            folder / "talks" / f"dialogsum.{name}.jsonl",
+            [{**dialogue, "summary": f"{dialogue['fname']} asks."} for dialogue in split_rows],
+        )
+    summaries = {
+        f"summary{reader}": f"{speaker} asks." for reader, speaker in ((1, "One"), (2, "Another"), (3, "Someone"))
+    }
+    put(folder / "talks" / "dialogsum.test.jsonl", [{**dialogue, **summaries} for dialogue in dialogues[110:]])
+    return dialogues
 
 
 def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> None:
-    talks = dialogsum(tmp_path)
+    dialogues = dialogsum(tmp_path)
     columns = "{text: dialogue, targets: [summary, summary1, summary2, summary3], id: fname}"
-    rest = "split: {stratify: null}, deduplicate: {near: 1}"
-    splits, report = read(tmp_path, f"{{source: {{path: talks}}, columns: {columns}, {rest}}}", SUMMARY)
-    assert {row["input"]["text"] for row in splits["test"]} == {one["dialogue"] for one in talks[110:]}
+    settings = "split: {stratify: null}, deduplicate: {near: 1}"
+    splits, report = read(tmp_path, f"{{source: {{path: talks}}, columns: {columns}, {settings}}}", SUMMARY)
+    assert {row["input"]["text"] for row in splits["test"]} == {dialogue["dialogue"] for dialogue in dialogues[110:]}
     assert all((row["target"], row["references"]) == ("One asks.", ["Another asks.", "Someone asks."])
                for row in splits["test"])  # fmt: skip
     assert not any("references" in row for row in splits["train"])
-    told = console.format_summary(report, "prepared")
-    assert "dialogsum.train.jsonl has no column 'summary1' and 'summary2' and 'summary3': its answers are the" in told
-    assert "dialogsum.test.jsonl has no column 'summary': its answers are the others" in told
-    wrong = columns.replace("summary3", "sumary3")
+    summary = console.format_summary(report, "prepared")
+    assert (
+        "dialogsum.train.jsonl has no column 'summary1' and 'summary2' and 'summary3': its answers are the" in summary
+    )
+    assert "dialogsum.test.jsonl has no column 'summary': its answers are the others" in summary
+    misspelled = columns.replace("summary3", "sumary3")
     with pytest.raises(RecipeError, match=r"targets\[3\]: there is no column 'sumary3'; did you mean 'summary3'"):
-        read(tmp_path, f"{{source: {{path: talks}}, columns: {wrong}, {rest}}}", SUMMARY)
+        read(tmp_path, f"{{source: {{path: talks}}, columns: {misspelled}, {settings}}}", SUMMARY)
     with pytest.raises(RecipeError, match=r"data.columns.targets\[0\]: there is no column 'a'"):
-        read(tmp_path, f"{{source: {{path: talks}}, columns: {{text: dialogue, targets: [a, b]}}, {rest}}}", SUMMARY)
+        read(
+            tmp_path, f"{{source: {{path: talks}}, columns: {{text: dialogue, targets: [a, b]}}, {settings}}}", SUMMARY
+        )
 
 
 @pytest.mark.parametrize(
@@ -151,15 +163,15 @@ MANY = "task: {kind: classification, labels_per_row: many, instruction: Choose a
 
 def test_jigsaw_a_column_for_each_label(tmp_path: Path) -> None:
     marks = [(n % 2, int(n % 3 == 0), 0) for n in range(120)]
-    rows = [[f"i{n}", text, *of] for n, (text, of) in enumerate(zip(texts(120), marks, strict=True))]
+    rows = [[f"i{n}", text, *row_marks] for n, (text, row_marks) in enumerate(zip(texts(120), marks, strict=True))]
     write_csv(tmp_path / "train.csv", [["id", "comment_text", "toxic", "severe toxic", "threat"], *rows])
     columns = "{text: comment_text, id: id, label_columns: [toxic, severe toxic, threat]}"
     splits, report = read(
         tmp_path, f"{{source: {{path: train.csv}}, columns: {columns}, deduplicate: {{near: 1}}}}", MANY
     )
-    wanted = {text: {name for name, mark in zip(("toxic", "severe toxic"), of, strict=False) if mark}
-              for text, of in zip(texts(120), marks, strict=True)}  # fmt: skip
-    assert {text: {*target} for text, target in _targets(splits)} == wanted
+    expected = {text: {name for name, mark in zip(("toxic", "severe toxic"), row_marks, strict=False) if mark}
+              for text, row_marks in zip(texts(120), marks, strict=True)}  # fmt: skip
+    assert {text: {*target} for text, target in _targets(splits)} == expected
     assert report["labels_per_row"]["may_be_empty"]
     assert "column 'threat' marks no row: it is no label" in console.format_summary(report, "prepared")
 
@@ -168,16 +180,16 @@ def _targets(splits: Splits) -> list[tuple[str, list[str]]]:
     return [(row["input"]["text"], row["target"]) for name in SPLITS for row in splits[name]]
 
 
-@pytest.mark.parametrize(("mark", "told"), [("-1", "column 'b' holds -1; 1 or 0"), ("", "column 'b' holds nothing")])
-def test_a_mark_that_is_neither_1_nor_0_is_told(tmp_path: Path, mark: str, told: str) -> None:
+@pytest.mark.parametrize(("mark", "message"), [("-1", "column 'b' holds -1; 1 or 0"), ("", "column 'b' holds nothing")])
+def test_a_mark_that_is_neither_1_nor_0_is_told(tmp_path: Path, mark: str, message: str) -> None:
     write_csv(tmp_path / "rows.csv", [["text", "a", "b"], *([text, 1, mark] for text in texts(20))])
-    with pytest.raises(RecipeError, match=f"bad_labels: {told}"):
+    with pytest.raises(RecipeError, match=f"bad_labels: {message}"):
         read(tmp_path, "{source: {path: rows.csv}, columns: {label_columns: [a, b]}}", MANY)
 
 
-@pytest.mark.parametrize("written", ["{}:what {}", "__label__{} {}"])
-def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, written: str) -> None:
-    rows = [(f'Where is "{text}  now', written.format(label, "").strip()) for text, label in pairs(90)]
+@pytest.mark.parametrize("template", ["{}:what {}", "__label__{} {}"])
+def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, template: str) -> None:
+    rows = [(f'Where is "{text}  now', template.format(label, "").strip()) for text, label in pairs(90)]
     (tmp_path / "train.txt").write_text("".join(f"{label} {text}\n" for text, label in rows), encoding="utf-8")
     source = "{path: train.txt, delimiter: ' ', quotes: false, header: [label, text]}"
     splits, report = read(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
@@ -187,14 +199,14 @@ def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, writ
 
 def test_quotes_that_a_backslash_stands_before(tmp_path: Path) -> None:
     """MySQL and Spark write them so, and nothing before other characters."""
-    said = [f'{text}, "so" and C:\\new\\\\x' for text in texts(90)]
-    written = [text.replace("\\\\", "\\\\\\\\").replace('"', '\\"') for text in said]
-    lines = "".join(f'"{text}",{"ab"[n % 2]}\n' for n, text in enumerate(written))
+    originals = [f'{text}, "so" and C:\\new\\\\x' for text in texts(90)]
+    escaped = [text.replace("\\\\", "\\\\\\\\").replace('"', '\\"') for text in originals]
+    lines = "".join(f'"{text}",{"ab"[n % 2]}\n' for n, text in enumerate(escaped))
     (tmp_path / "rows.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"rows.csv:2: not CSV: .* or data.source.escape: '\\' if that stands before"):
         read(tmp_path, "{source: {path: rows.csv}}")
     splits, report = read(tmp_path, "{source: {path: rows.csv, escape: '\\'}, deduplicate: {near: 1}}")
-    assert {text for text, _ in found(splits)} == {*said}
+    assert {text for text, _ in found(splits)} == {*originals}
     assert report["sources"][0]["detected"]["escape"] == "\\"
 
 
@@ -265,17 +277,17 @@ def test_of_several_arrays_the_one_whose_objects_have_the_columns_is_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the data set server of the hub answers: the features in one array, the rows in another."""
-    answer = {
+    payload = {
         "features": [{"feature_idx": 0, "name": "text"}, {"feature_idx": 1, "name": "label"}],
         "rows": [{"row_idx": n, "row": {"text": text, "label": label}} for n, (text, label) in enumerate(pairs(80))],
     }
-    (tmp_path / "rows.json").write_text(json.dumps(answer), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps(payload), encoding="utf-8")
     columns = "columns: {text: row.text, label: row.label}"
     splits, _ = read(tmp_path, f"{{source: {{path: rows.json}}, {columns}, deduplicate: {{near: 1}}}}")
     assert found(splits) == {*pairs(80)}
     assert "rows.json: the rows are those of 'rows'; not read: features" in capsys.readouterr().err
-    several = {"may": answer["rows"][:40], "june": answer["rows"][40:]}
-    (tmp_path / "rows.json").write_text(json.dumps(several), encoding="utf-8")
+    arrays = {"may": payload["rows"][:40], "june": payload["rows"][40:]}
+    (tmp_path / "rows.json").write_text(json.dumps(arrays), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"it has several, 'may', 'june'; leave one"):
         read(tmp_path, f"{{source: {{path: rows.json}}, {columns}}}")
 
@@ -301,13 +313,13 @@ def test_a_text_of_another_alphabet_is_refused_with_its_encoding_among_those_nam
 
 
 def test_spellings_that_differ_in_white_space_are_merged_and_shown(tmp_path: Path) -> None:
-    spelt = ["new york", "new\u00a0york", "new  york", " new york", "paris"]
-    put(tmp_path / "rows.jsonl", [{"text": text, "label": spelt[n % 5]} for n, text in enumerate(texts(150))])
+    spellings = ["new york", "new\u00a0york", "new  york", " new york", "paris"]
+    put(tmp_path / "rows.jsonl", [{"text": text, "label": spellings[n % 5]} for n, text in enumerate(texts(150))])
     _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert set(report["labels"]) == {"new york", "paris"}
-    assert report["labels"]["new york"]["spellings"] == dict.fromkeys(spelt[:4], 30)
-    told = console.format_summary(report, "prepared")
-    assert r"in 4 spellings: ' new york' 30, 'new  york' 30, 'new york' 30, 'new\xa0york' 30" in told
+    assert report["labels"]["new york"]["spellings"] == dict.fromkeys(spellings[:4], 30)
+    summary = console.format_summary(report, "prepared")
+    assert r"in 4 spellings: ' new york' 30, 'new  york' 30, 'new york' 30, 'new\xa0york' 30" in summary
     # What all rows have at their edges is no other spelling.
     put(tmp_path / "rows.jsonl", [{"text": text, "label": f"{'ab'[n % 2]} "} for n, text in enumerate(texts(150))])
     _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
@@ -338,14 +350,14 @@ model: {base: pocket}
 def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refused(tmp_path: Path) -> None:
     rows = [(f"{text} 17", f"N{n}", 17) for n, text in enumerate(texts(90))]
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "total"), *rows])
-    rest = "split: {stratify: null}, deduplicate: {near: 1}"
-    _, report = read(tmp_path, f"{{source: {{path: rows.csv}}, {rest}}}", INVOICE)
-    told = console.format_summary(report, "prepared")
-    assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in told
-    assert "field total" not in told
+    settings = "split: {stratify: null}, deduplicate: {near: 1}"
+    _, report = read(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
+    summary = console.format_summary(report, "prepared")
+    assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in summary
+    assert "field total" not in summary
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "Sum"), *rows])
     with pytest.raises(RecipeError, match=r"no row has a value of any field .*; the columns are text, Invoice No, Sum"):
-        read(tmp_path, f"{{source: {{path: rows.csv}}, {rest}}}", INVOICE)
+        read(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
     put(tmp_path / "rows.jsonl", [{"text": text, "record": {"total": 17}} for text, *_ in rows])
     with pytest.raises(RecipeError, match=r"no row has a value of any field .*: data.columns.target names a column of"):
-        read(tmp_path, f"{{source: {{path: rows.jsonl}}, {rest}}}", INVOICE)
+        read(tmp_path, f"{{source: {{path: rows.jsonl}}, {settings}}}", INVOICE)

@@ -39,9 +39,9 @@ def rows_of(source: Source, columns: tuple[str, ...] = COLUMNS) -> list[SourceRo
 
 
 def refused(source: Source) -> str:
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as error:
         rows_of(source)
-    return str(told.value)
+    return str(error.value)
 
 
 def put(path: Path, content: bytes = PLAIN) -> Path:
@@ -56,30 +56,30 @@ def names(source: Source) -> list[tuple[str, str]]:
 
 def test_the_corpus_is_large_and_no_case_stands_there_twice() -> None:
     assert len(MALFORMED_FILES) >= 60
-    assert len({hostile.case for hostile in MALFORMED_FILES}) == len(MALFORMED_FILES)
+    assert len({malformed.case for malformed in MALFORMED_FILES}) == len(MALFORMED_FILES)
 
 
-@pytest.mark.parametrize("hostile", MALFORMED_FILES, ids=lambda hostile: hostile.case)
-def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, hostile: MalformedFile) -> None:
-    put(tmp_path / hostile.file, hostile.content)
-    source = Source(path=str(tmp_path / hostile.file), **hostile.source)
-    if hostile.refused:
+@pytest.mark.parametrize("malformed", MALFORMED_FILES, ids=lambda malformed: malformed.case)
+def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, malformed: MalformedFile) -> None:
+    put(tmp_path / malformed.file, malformed.content)
+    source = Source(path=str(tmp_path / malformed.file), **malformed.source)
+    if malformed.refused:
         message = refused(source)
-        assert hostile.refused in message
-        assert hostile.file in message or "data.source." in message
+        assert malformed.refused in message
+        assert malformed.file in message or "data.source." in message
         assert "\n" not in message
         return
-    about, rows = read(find_files(source)[0], source, COLUMNS)
-    found = list(rows)
-    assert [row.line for row in found] == [line for line, _ in hostile.rows][: len(found)]
-    for row, (_, expected) in zip(found, hostile.rows, strict=True):
+    info, rows = read(find_files(source)[0], source, COLUMNS)
+    rows_read = list(rows)
+    assert [row.line for row in rows_read] == [line for line, _ in malformed.rows][: len(rows_read)]
+    for row, (_, expected) in zip(rows_read, malformed.rows, strict=True):
         if isinstance(expected, str):
             assert expected in (row.problem or "")
             assert row.values == {}
         else:
             assert (row.problem, row.values) == (None, expected)
-    assert {key: about.get(key) for key in hostile.about} == hostile.about
-    assert json.loads(json.dumps(about)) == about
+    assert {key: info.get(key) for key in malformed.about} == malformed.about
+    assert json.loads(json.dumps(info)) == info
 
 
 @some
@@ -90,10 +90,12 @@ def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, hostile: Malfor
     st.integers(0, 300),
 )
 @example(b"\r", "csv", "", 0)
-def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: str, compression: str, cut: int) -> None:
+def test_any_bytes_are_read_or_refused(
+    tmp_path: Path, content: bytes, suffix: str, compression: str, cut_at: int
+) -> None:
     packed = PACK[compression](content)
-    if cut < len(packed) and cut % 3 == 0:
-        packed = packed[:cut] + packed[cut + 1 :]
+    if cut_at < len(packed) and cut_at % 3 == 0:
+        packed = packed[:cut_at] + packed[cut_at + 1 :]
     kind = (suffix, compression[1:] or None if suffix != "parquet" else None)
     file = SourceFile("all", put(tmp_path / f"any.{suffix}{compression}", packed), "any", *kind)
     try:
@@ -106,11 +108,11 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: s
 
 @some
 @given(st.integers(0, 2000), st.integers(0, 255))
-def test_a_parquet_file_with_a_changed_byte_is_read_or_refused(tmp_path: Path, place: int, byte: int) -> None:
-    written = io.BytesIO()
-    pq.write_table(pa.table({"text": ["hello", "wörld"], "label": ["a", "b"], "n": [1.5, 2.5]}), written)
-    content = bytearray(written.getvalue())
-    content[place % len(content)] = byte
+def test_a_parquet_file_with_a_changed_byte_is_read_or_refused(tmp_path: Path, position: int, byte: int) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["hello", "wörld"], "label": ["a", "b"], "n": [1.5, 2.5]}), buffer)
+    content = bytearray(buffer.getvalue())
+    content[position % len(content)] = byte
     try:
         rows_of(Source(path=str(put(tmp_path / "rows.parquet", bytes(content)))))
     except RecipeError as error:
@@ -136,14 +138,14 @@ ENCODINGS: dict[str, Callable[[str], bytes]] = {
     st.sampled_from(["", ".gz", ".zst"]),
 )
 def test_csv_gives_back_what_was_written(
-    tmp_path: Path, rows: list[Any], delimiter: str, end: str, encoding: str, quoting: Any, compression: str
+    tmp_path: Path, rows: list[Any], delimiter: str, line_end: str, encoding: str, quoting: Any, compression: str
 ) -> None:
     # Python before 3.13 leaves line ends unquoted that are not the ones it writes.
     quoting = csv.QUOTE_ALL if any(set(text) & {"\r", "\n"} for text, _ in rows) else quoting
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, delimiter=delimiter, lineterminator=end, quoting=quoting)
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
     writer.writerows([COLUMNS, *rows])
-    content = ENCODINGS[encoding](written.getvalue())
+    content = ENCODINGS[encoding](buffer.getvalue())
     packed = PACK[compression](content)
     read_back = rows_of(Source(path=str(put(tmp_path / f"rows.csv{compression}", packed))))
     assert [(row.values["text"], row.values["label"]) for row in read_back] == rows
@@ -158,10 +160,10 @@ def test_csv_gives_back_what_was_written(
     st.sampled_from(["jsonl", "json", "jsonl.gz", "json.zst"]),
 )
 def test_json_gives_back_what_was_written(
-    tmp_path: Path, rows: list[Any], escaped: bool, end: str, encoding: str, suffix: str
+    tmp_path: Path, rows: list[Any], escaped: bool, line_end: str, encoding: str, suffix: str
 ) -> None:
     lines = [json.dumps(row, ensure_ascii=escaped) for row in rows]
-    text = "".join(f"{line}{end}" for line in lines) if "jsonl" in suffix else f'{{"rows": [{",".join(lines)}]}}'
+    text = "".join(f"{line}{line_end}" for line in lines) if "jsonl" in suffix else f'{{"rows": [{",".join(lines)}]}}'
     path = tmp_path / f"rows.{suffix}"
     source = Source(path=str(put(path, PACK.get(path.suffix, bytes)(ENCODINGS[encoding](text)))))
     if text:
@@ -188,10 +190,10 @@ def test_a_guess_is_never_taken_for_knowledge(tmp_path: Path, text: str, codec: 
     content = b"text,label\n" + text.encode(codec, "ignore") + b"\n"
     file = SourceFile("all", put(tmp_path / "rows.csv", content), "rows.csv", "csv", None)
     try:
-        about, _ = read(file, Source(path="rows.csv"), COLUMNS)
+        info, _ = read(file, Source(path="rows.csv"), COLUMNS)
     except RecipeError:
         return
-    assert about["encoding_guessed"] == (about["encoding"] in ("latin-1", "cp1252"))
+    assert info["encoding_guessed"] == (info["encoding"] in ("latin-1", "cp1252"))
 
 
 def test_characters_over_the_edges_of_blocks_are_whole(tmp_path: Path) -> None:
@@ -256,11 +258,11 @@ def test_arrow_types_become_json(tmp_path: Path) -> None:
 
 
 def test_a_value_that_python_has_not_spoils_its_row_alone(tmp_path: Path) -> None:
-    when = pa.array([0, 2**62], pa.timestamp("us"))
-    pq.write_table(pa.table({"text": ["a", "b"], "when": when}), tmp_path / "rows.parquet")
-    good, bad = rows_of(Source(path=str(tmp_path / "rows.parquet")))
-    assert good.values == {"text": "a", "when": "1970-01-01T00:00:00"}
-    assert "column 'when'" in (bad.problem or "")
+    timestamps = pa.array([0, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a", "b"], "when": timestamps}), tmp_path / "rows.parquet")
+    valid, invalid = rows_of(Source(path=str(tmp_path / "rows.parquet")))
+    assert valid.values == {"text": "a", "when": "1970-01-01T00:00:00"}
+    assert "column 'when'" in (invalid.problem or "")
 
 
 def test_a_folder_gives_its_files_in_order_and_tells_what_it_leaves(tmp_path: Path) -> None:
@@ -313,7 +315,7 @@ def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
     notes = put(tmp_path / "notes.pdf")
-    told = {
+    cases = {
         "data.source.path: there is no file": Source(path=str(tmp_path / "none.csv")),
         "data.source.paths[1]: there is no file": Source(paths=[rows, str(tmp_path / "none.csv")]),
         "data.source.test: there is no file": Source(train=rows, test=str(tmp_path / "none.csv")),
@@ -323,8 +325,8 @@ def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
         "neither a file nor a folder": Source(path=str(tmp_path / "pipe.csv")),
         "are one file": Source(train=rows, test=rows),
     }
-    for words, source in told.items():
-        assert words in refused(source)
+    for message, source in cases.items():
+        assert message in refused(source)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -347,9 +349,9 @@ def saved(folder: Path, *splits: str) -> Path:
 def test_a_saved_data_set_is_read_with_its_names_of_labels(tmp_path: Path) -> None:
     source = Source(path=str(saved(tmp_path / "cards")))
     (file,) = find_files(source)
-    about, rows = read(file, source, COLUMNS)
+    info, rows = read(file, source, COLUMNS)
     assert (file.split, file.name, file.kind) == ("all", "cards", "dataset")
-    assert about == {"kind": "dataset", "columns": ["text", "label"], "class_labels": ["label"]}
+    assert info == {"kind": "dataset", "columns": ["text", "label"], "class_labels": ["label"]}
     assert list(rows) == [
         SourceRow("cards", 1, {"text": "from alone", "label": "yes"}),
         SourceRow("cards", 2, {"text": "odd", "label": None}),
@@ -377,22 +379,22 @@ def test_saved_data_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None
 def test_a_hub_that_does_not_answer_fails_the_stage_and_says_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(StageError, match=r"nobody/nothing at abcdef0 could not be loaded") as told:
+    with pytest.raises(StageError, match=r"nobody/nothing at abcdef0 could not be loaded") as error:
         find_files(Source(hub="nobody/nothing", revision="abcdef0"))
-    assert "data.source.path" in str(told.value)
+    assert "data.source.path" in str(error.value)
 
 
 def test_the_hash_follows_the_bytes(tmp_path: Path) -> None:
-    one, same, other = (
+    original, copy, different = (
         Source(path=str(put(tmp_path / name, content)))
         for name, content in (("a.csv", PLAIN), ("b.csv", PLAIN), ("c.csv", PLAIN + b"x,a\n"))
     )
-    hashes = [sha256(find_files(source)[0], source) for source in (one, same, other)]
+    hashes = [sha256(find_files(source)[0], source) for source in (original, copy, different)]
     assert hashes[0] == hashes[1] != hashes[2]
     folder = saved(tmp_path / "cards")
     source = Source(path=str(folder))
-    before = sha256(find_files(source)[0], source)
+    digest_before = sha256(find_files(source)[0], source)
     put(folder / "more.txt")
-    assert sha256(find_files(source)[0], source) != before
+    assert sha256(find_files(source)[0], source) != digest_before
     hub = Source(hub="owner/name", revision="abcdef0", config="en")
     assert sha256(SourceFile("all", Path("owner/name"), "owner/name", "hub"), hub) == "owner/name@abcdef0:en"

@@ -69,79 +69,84 @@ def targets(splits: Splits) -> dict[str, Any]:
 PLACES = "slots: {column: labels, name: slot, start: valueSpan.startIndex, end: valueSpan.endIndex"
 
 
-def restaurant(folder: Path, off: int = 0) -> dict[str, Any]:
+def restaurant(folder: Path, offset: int = 0) -> dict[str, Any]:
     """Restaurant8k: places of characters, none of a start at 0, no list where a row has no slot."""
-    rows, wanted = [], {}
+    rows, expected = [], {}
     for n, text in enumerate(texts(150)):
         hour, guests = f"{n % 9 + 1} in the morning", f"{n % 7 + 2} guests"
-        said = f"{hour} for {text}" if n % 3 else f"{text}, {guests}, at {hour}"
-        found = {} if n % 5 == 0 else {"time": hour} | ({} if n % 3 else {"people": guests})
+        message = f"{hour} for {text}" if n % 3 else f"{text}, {guests}, at {hour}"
+        values = {} if n % 5 == 0 else {"time": hour} | ({} if n % 3 else {"people": guests})
         labels = []
-        for slot, value in found.items():
-            span = {"startIndex": said.index(value), "endIndex": said.index(value) + len(value) - off}
-            labels.append({"slot": slot, "valueSpan": {key: at for key, at in span.items() if at}})
-        row = {"userInput": {"text": said}, "context": {"requestedSlots": ["time"]}}
+        for slot, value in values.items():
+            span = {"startIndex": message.index(value), "endIndex": message.index(value) + len(value) - offset}
+            labels.append({"slot": slot, "valueSpan": {key: position for key, position in span.items() if position}})
+        row = {"userInput": {"text": message}, "context": {"requestedSlots": ["time"]}}
         rows.append({**row, "labels": labels} if labels else row)
-        wanted[said] = {"time": None, "people": None} | found
-    for name, mine in (("train_0", rows[:110]), ("test", rows[110:])):
-        (folder / f"{name}.json").write_text(json.dumps(mine, indent=1), encoding="utf-8")
-    return wanted
+        expected[message] = {"time": None, "people": None} | values
+    for name, split_rows in (("train_0", rows[:110]), ("test", rows[110:])):
+        (folder / f"{name}.json").write_text(json.dumps(split_rows, indent=1), encoding="utf-8")
+    return expected
 
 
 GIVEN = "{train: train_0.json, test: test.json}"
 
 
 def test_restaurant8k_places_in_the_text_are_the_values(tmp_path: Path) -> None:
-    wanted = restaurant(tmp_path)
+    expected = restaurant(tmp_path)
     splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
-    assert targets(splits) == wanted
+    assert targets(splits) == expected
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 150
     assert report["fields"]["time"]["train"] == {"absent": 22, "verbatim": 88}
     assert "inside a word" not in console.format_summary(report, "prepared")
 
 
 def test_places_that_are_off_by_one_are_told_and_one_key_mends_them(tmp_path: Path) -> None:
-    wanted = restaurant(tmp_path, off=1)
+    expected = restaurant(tmp_path, offset=1)
     splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
-    assert targets(splits) != wanted
+    assert targets(splits) != expected
     assert report["fields"]["time"]["train"]["cut"] == 88
     assert "field time: in 120 rows its place begins or ends inside a word" in console.format_summary(
         report, "prepared"
     )
     assert "inside a word" in next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
     splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}, end_inclusive: true}}}}")
-    assert targets(splits) == wanted
+    assert targets(splits) == expected
     assert "cut" not in report["fields"]["time"]["train"]
 
 
 def test_places_in_lists_by_number_and_in_columns_of_a_table(tmp_path: Path) -> None:
-    said = [f"Nina and Ray for {text}" for text in texts(90)]
-    put(tmp_path / "doccano.jsonl", [{"text": one, "label": [[0, 4, "artist"], [9, 12, "artist"]]} for one in said])
+    messages = [f"Nina and Ray for {text}" for text in texts(90)]
+    put(
+        tmp_path / "doccano.jsonl",
+        [{"text": message, "label": [[0, 4, "artist"], [9, 12, "artist"]]} for message in messages],
+    )
     columns = '{text: text, slots: {column: label, name: "2", start: "0", end: "1"}}'
     splits, _ = read(tmp_path, MUSIC, "{path: doccano.jsonl}", columns)
-    assert {json.dumps(one) for one in targets(splits).values()} == {'{"artist": ["Nina", "Ray"], "playlist": null}'}
+    assert {json.dumps(target) for target in targets(splits).values()} == {
+        '{"artist": ["Nina", "Ray"], "playlist": null}'
+    }
     # As `datasets` stores a list of objects.
-    entities = [{"type": ["artist", "artist"], "start": [0, 9], "end": [4, 12]} for _ in said]
-    pq.write_table(pa.table({"text": said, "entities": entities}), tmp_path / "rows.parquet")
+    entities = [{"type": ["artist", "artist"], "start": [0, 9], "end": [4, 12]} for _ in messages]
+    pq.write_table(pa.table({"text": messages, "entities": entities}), tmp_path / "rows.parquet")
     columns = "{text: text, slots: {column: entities, name: type, start: start, end: end}}"
     assert targets(read(tmp_path, MUSIC, "{path: rows.parquet}", columns)[0]) == targets(splits)
 
 
 def test_snips_text_in_pieces_of_which_some_are_slots(tmp_path: Path) -> None:
-    rows, wanted = [], {}
+    rows, expected = [], {}
     for n, text in enumerate(texts(120)):
-        pieces = [{"text": f"{text}: put "}, {"text": "Don and Sherri", "entity": "artist"}]
-        pieces += [{"text": " and "}, {"text": "Bj\u00f6rk", "entity": "artist"}] if n % 2 else []
-        pieces += [{"text": " on "}, {"text": "road trip", "entity": "playlist"}, {"text": " now"}] if n % 3 else []
-        rows.append({"data": pieces})
-        wanted["".join(piece["text"] for piece in pieces)] = {
+        segments = [{"text": f"{text}: put "}, {"text": "Don and Sherri", "entity": "artist"}]
+        segments += [{"text": " and "}, {"text": "Bj\u00f6rk", "entity": "artist"}] if n % 2 else []
+        segments += [{"text": " on "}, {"text": "road trip", "entity": "playlist"}, {"text": " now"}] if n % 3 else []
+        rows.append({"data": segments})
+        expected["".join(segment["text"] for segment in segments)] = {
             "artist": ["Don and Sherri", "Bj\u00f6rk"] if n % 2 else ["Don and Sherri"],
             "playlist": "road trip" if n % 3 else None,
         }
     (tmp_path / "train_AddToPlaylist.json").write_text(json.dumps({"AddToPlaylist": rows}), encoding="utf-8")
     columns = "{text: data, slots: {column: data, name: entity, value: text}}"
     splits, report = read(tmp_path, MUSIC, "{path: train_AddToPlaylist.json}", columns)
-    assert targets(splits) == wanted
+    assert targets(splits) == expected
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 120
 
 
@@ -162,24 +167,29 @@ def test_several_values_of_one_slot_are_a_list(tmp_path: Path, slots: Callable[[
     put(tmp_path / "rows.jsonl", rows)
     columns = '{text: text, slots: {column: slots, name: "0", value: "1"}}'
     splits, _ = read(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
-    found = targets(splits)
-    assert [found[row["text"]]["artist"] for row in rows] == [
+    actual = targets(splits)
+    assert [actual[row["text"]]["artist"] for row in rows] == [
         [None, ["Nina"], ["Nina", "Ray"]][n % 3] for n in range(90)
     ]
 
 
 def test_tags_of_tokens_as_class_labels_of_parquet_and_as_text_of_a_table(tmp_path: Path) -> None:
     names = ["O", "B-artist", "I-artist", "B-playlist"]
-    tagged = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"}
-    told = {b"huggingface": json.dumps({"info": {"features": {"tags": tagged}}}).encode()}
-    words = [[*text.split(), "by", "Nina", "Simone", "Ray", "on", "walks"] for text in texts(90)]
-    tags = [[0] * (len(one) - 6) + [0, 1, 2, 1, 0, 3] for one in words]
-    table = pa.table({"tokens": words, "tags": tags}).replace_schema_metadata(told)
+    tag_feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"}
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"tags": tag_feature}}}).encode()}
+    tokens = [[*text.split(), "by", "Nina", "Simone", "Ray", "on", "walks"] for text in texts(90)]
+    tags = [[0] * (len(row_tokens) - 6) + [0, 1, 2, 1, 0, 3] for row_tokens in tokens]
+    table = pa.table({"tokens": tokens, "tags": tags}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
     splits, _ = read(tmp_path, MUSIC, "{path: rows.parquet}", "{text: tokens, tags: tags}")
-    assert targets(splits) == {" ".join(one): {"artist": ["Nina Simone", "Ray"], "playlist": "walks"} for one in words}
+    assert targets(splits) == {
+        " ".join(row_tokens): {"artist": ["Nina Simone", "Ray"], "playlist": "walks"} for row_tokens in tokens
+    }
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = ((" ".join(one), " ".join(names[tag] for tag in of)) for one, of in zip(words, tags, strict=True))
+        rows = (
+            (" ".join(row_tokens), " ".join(names[tag] for tag in row_tags))
+            for row_tokens, row_tags in zip(tokens, tags, strict=True)
+        )
         csv.writer(file).writerows([("seq_in", "seq_out"), *rows])
     assert targets(read(tmp_path, MUSIC, "{path: rows.csv}", "{text: seq_in, tags: seq_out}")[0]) == targets(splits)
 
@@ -200,11 +210,11 @@ def test_every_way_of_writing_tags(tmp_path: Path, tags: str, artists: list[str]
     rows = [{"text": f"Nina Simone and Ray {text}", "tags": f"{tags}{' O' * len(text.split())}"} for text in texts(60)]
     put(tmp_path / "rows.jsonl", rows)
     splits, _ = read(tmp_path, MUSIC, "{path: rows.jsonl}", "{text: text, tags: tags}")
-    assert {tuple(one["artist"]) for one in targets(splits).values()} == {tuple(artists)}
+    assert {tuple(target["artist"]) for target in targets(splits).values()} == {tuple(artists)}
 
 
 @pytest.mark.parametrize(
-    ("columns", "row", "told"),
+    ("columns", "row", "message"),
     [
         ("{text: t, tags: s}", {"t": "two words", "s": "O O B-artist"}, "bad_tags: 2 tokens, and 3 tags in column 's'"),
         ("{text: t, tags: s}", {"t": ["a", None], "s": ["O", "O"]}, "a token is null, and a token is a text"),
@@ -230,15 +240,15 @@ def test_every_way_of_writing_tags(tmp_path: Path, tags: str, artists: list[str]
     ],
 )
 def test_what_cannot_be_read_is_rejected_with_the_reason(
-    tmp_path: Path, columns: str, row: dict[str, Any], told: str
+    tmp_path: Path, columns: str, row: dict[str, Any], message: str
 ) -> None:
     put(tmp_path / "rows.jsonl", [row] * 3)
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         read(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ("{slots: {column: s}}", r"r.yaml:13  data.columns.slots: give value, or start and end"),
         ("{slots: {column: s, start: b}}", "data.columns.slots: give value, or start and end"),
@@ -247,10 +257,10 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(
         ("{text: [a, b], tags: t}", "tells places in one text, and data.columns.text names 2 columns; name one"),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_its_key(tmp_path: Path, columns: str, told: str) -> None:
+def test_what_does_not_go_together_is_refused_with_its_key(tmp_path: Path, columns: str, message: str) -> None:
     recipe = MUSIC.replace("SOURCE", "{path: rows.jsonl}").replace("COLUMNS", columns)
     (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         load(str(tmp_path / "r.yaml"), (), "cpu")
 
 
@@ -270,7 +280,8 @@ def test_tokens_are_joined_as_their_script_writes_words() -> None:
 def test_a_place_inside_of_a_word_is_between_two_letters_or_digits_of_a_script_with_spaces() -> None:
     assert is_inside_word("child", 4) and is_inside_word("2026", 2) and is_inside_word("Größe", 3)
     assert not any(
-        is_inside_word(text, at) for text, at in (("6pm", 1), ("a b", 1), ("我爱北京", 2), ("서울에서", 2), ("ab", 2))
+        is_inside_word(text, index)
+        for text, index in (("6pm", 1), ("a b", 1), ("我爱北京", 2), ("서울에서", 2), ("ab", 2))
     )
 
 
@@ -294,10 +305,10 @@ ANYTHING = st.recursive(
         "{text: t, tags: s}",
     ],
 )
-@given(text=ANYTHING, given_=ANYTHING)
-def test_whatever_stands_there_is_a_row_or_is_rejected(columns: str, text: Any, given_: Any) -> None:
-    found = make_row(SourceRow("rows.jsonl", 1, {"t": text, "s": given_}), _recipe(columns))
-    assert isinstance(found, Row | Rejected)
+@given(text=ANYTHING, slots=ANYTHING)
+def test_whatever_stands_there_is_a_row_or_is_rejected(columns: str, text: Any, slots: Any) -> None:
+    row = make_row(SourceRow("rows.jsonl", 1, {"t": text, "s": slots}), _recipe(columns))
+    assert isinstance(row, Row | Rejected)
 
 
 @lru_cache

@@ -104,19 +104,19 @@ def test_dotted_columns_serve_wherever_a_recipe_names_a_column(tmp_path: Path, k
             writer = csv.writer(file, delimiter=";")
             writer.writerow(nested[0])
             writer.writerows(
-                [[json.dumps(one) if isinstance(one, dict) else one for one in row.values()] for row in nested]
+                [[json.dumps(value) if isinstance(value, dict) else value for value in row.values()] for row in nested]
             )
     data = (
         f"{{source: {{path: rows.{kind}}}, columns: {{text: mail.body, label: queue.name, id: no}}, "
         "where: {queue.lang: en}, split: {group: customer.id}, slices: {day: {by: mail.at}}}"
     )
     splits, report = prepared(tmp_path, data)
-    written = [row for name in SPLITS for row in splits[name]]
+    written_rows = [row for name in SPLITS for row in splits[name]]
     assert report["rows"]["filtered"] == 30
-    assert {row["input"]["text"] for row in written} <= {row["mail"]["body"] for row in nested}
-    assert {row["target"] for row in written} == {"a", "b"}
-    assert {row["group"] for row in written} <= {f"C{n}" for n in range(30)}
-    assert all(row["slices"]["day"].startswith("2026-05-") for row in written)
+    assert {row["input"]["text"] for row in written_rows} <= {row["mail"]["body"] for row in nested}
+    assert {row["target"] for row in written_rows} == {"a", "b"}
+    assert {row["group"] for row in written_rows} <= {f"C{n}" for n in range(30)}
+    assert all(row["slices"]["day"].startswith("2026-05-") for row in written_rows)
 
 
 def test_a_dotted_column_that_is_not_there_is_told_with_the_nearest_inside(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_fields_of_a_record_may_stand_inside_a_dotted_column(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("escape", "reason"), [("\\ud83d", "lone_surrogate"), ("\\u0000", "nul_byte")])
 @pytest.mark.parametrize(
-    ("told", "data"),
+    ("message", "data"),
     [
         ("text", "columns: {text: meta.odd}"),
         ("answer", "columns: {label: meta.odd}"),
@@ -148,19 +148,21 @@ def test_fields_of_a_record_may_stand_inside_a_dotted_column(tmp_path: Path) -> 
     ],
 )
 def test_what_no_file_can_hold_is_told_where_json_in_a_cell_brings_it(
-    tmp_path: Path, told: str, data: str, escape: str, reason: str
+    tmp_path: Path, message: str, data: str, escape: str, reason: str
 ) -> None:
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "meta"])
         for n, row in enumerate(labelled(60)):
-            odd = row["label"] if "label:" in data else f"{row['text']} {n}"
-            writer.writerow([row["text"], row["label"], f'{{"odd": "{odd}{escape if n == 7 else ""}"}}'])
+            key = row["label"] if "label:" in data else f"{row['text']} {n}"
+            writer.writerow([row["text"], row["label"], f'{{"odd": "{key}{escape if n == 7 else ""}"}}'])
     prepared(tmp_path, f"{{source: {{path: rows.csv}}, max_rejected: 0.1, {data}}}")
     (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
-    (found,) = [one for one in map(json.loads, path.read_text("utf-8").splitlines()) if one["kind"] == "rejected"]
-    assert (found["line"], found["reason"]) == (9, reason)
-    assert found["detail"].startswith(f"the {told} holds ")
+    (rejected,) = [
+        entry for entry in map(json.loads, path.read_text("utf-8").splitlines()) if entry["kind"] == "rejected"
+    ]
+    assert (rejected["line"], rejected["reason"]) == (9, reason)
+    assert rejected["detail"].startswith(f"the {message} holds ")
 
 
 # Objects of JSON.
@@ -185,17 +187,17 @@ def test_an_object_with_the_columns_is_one_row_whatever_lists_it_has(
     tmp_path: Path, value: Any, columns: tuple[str, ...], rows: Any
 ) -> None:
     source = Source(path=str(place(tmp_path / "one.json", json.dumps(value, indent=1))))
-    found = [row.values for row in rows_of(source, *columns)]
+    values = [row.values for row in rows_of(source, *columns)]
     if rows == 2:
-        assert found == [{"text": "x", "items": {"no": 1}}, {"text": "y", "items": {"no": 2}}]
+        assert values == [{"text": "x", "items": {"no": 1}}, {"text": "y", "items": {"no": 2}}]
     else:
-        assert found == ([value] if rows == 1 else value[rows])
+        assert values == ([value] if rows == 1 else value[rows])
 
 
 def test_a_folder_of_records_with_lists_of_objects_is_a_row_a_file(tmp_path: Path) -> None:
     for n, text in enumerate(texts(60)):
-        bill = {"text": f"{text} {n}", "lines": [{"no": n, "text": "x"}, {"no": n + 1}]}
-        place(tmp_path / "in" / f"{n}.json", json.dumps(bill, indent=1))
+        record = {"text": f"{text} {n}", "lines": [{"no": n, "text": "x"}, {"no": n + 1}]}
+        place(tmp_path / "in" / f"{n}.json", json.dumps(record, indent=1))
     line = "{type: object, properties: {no: {type: integer}, text: {type: string, maxLength: 5}}}"
     schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
     task = f"{{kind: extraction, instruction: Read the lines., json_schema: {schema}}}"
@@ -209,22 +211,22 @@ def test_a_folder_of_records_with_lists_of_objects_is_a_row_a_file(tmp_path: Pat
 
 def reviews(folder: Path, count: int = 60) -> list[str]:
     """A folder of a text a file in pos/ and neg/, with what else lies there."""
-    found = texts(count)
-    for n, text in enumerate(found):
+    review_texts = texts(count)
+    for n, text in enumerate(review_texts):
         place(folder / ("pos" if n % 2 else "neg") / f"{n}_{n % 10}.txt", f"{text}\n")
     place(folder / "README.txt", "how they were gathered")
-    return found
+    return review_texts
 
 
 def test_a_folder_of_documents_is_labelled_by_its_folders(tmp_path: Path) -> None:
-    found = reviews(tmp_path / "in")
+    review_texts = reviews(tmp_path / "in")
     splits, report = prepared(tmp_path, "{source: {path: in, sample_by: document}}")
     rows = [row for name in SPLITS for row in splits[name]]
-    assert {row["input"]["text"] for row in rows} == set(found)
+    assert {row["input"]["text"] for row in rows} == set(review_texts)
     assert {row["id"].split("/")[0]: row["target"] for row in rows} == {"pos": "pos", "neg": "neg"}
     assert report["left_out"] == ["README.txt"]
     assert "README.txt" in console.format_summary(report, "prepared")
-    assert [(one["file"], one["rows_read"]) for one in report["sources"]] == [("neg", 30), ("pos", 30)]
+    assert [(entry["file"], entry["rows_read"]) for entry in report["sources"]] == [("neg", 30), ("pos", 30)]
 
 
 @pytest.mark.parametrize(
@@ -241,15 +243,15 @@ def test_documents_below_train_and_test_keep_their_splits(tmp_path: Path, source
 
 
 def test_messages_and_files_name_the_document_that_is_meant(tmp_path: Path) -> None:
-    found = reviews(tmp_path / "in")
-    place(tmp_path / "in" / "pos" / "copy.txt", found[3])
-    place(tmp_path / "in" / "neg" / "other.txt", found[5])
+    review_texts = reviews(tmp_path / "in")
+    place(tmp_path / "in" / "pos" / "copy.txt", review_texts[3])
+    place(tmp_path / "in" / "neg" / "other.txt", review_texts[5])
     data = "{source: {path: in, sample_by: document}, split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
     prepared(tmp_path, f"{data}}}")
     (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
     dropped = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert {one["id"] for one in dropped} == {f"{one['file']}:{one['line']}" for one in dropped}
-    assert {one["file"] for one in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
+    assert {entry["id"] for entry in dropped} == {f"{entry['file']}:{entry['line']}" for entry in dropped}
+    assert {entry["file"] for entry in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
     with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts bear several answers"):
         prepared(tmp_path, f"{data}, conflicts: fail}}")
     place(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
@@ -269,17 +271,17 @@ def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
     }.items():
         (tmp_path / "a" / name).write_bytes(content)
     source = Source(path=str(tmp_path / "a"), sample_by="document")
-    about, rows = read(find_files(source)[0], source, ("text", "label"))
-    good = {row.file: row.values for row in rows if not row.problem}
-    bad = {row.file: row.problem for row in rows_of(source) if row.problem}
-    assert {name: values["text"] for name, values in good.items()} == {
+    info, rows = read(find_files(source)[0], source, ("text", "label"))
+    valid = {row.file: row.values for row in rows if not row.problem}
+    problems = {row.file: row.problem for row in rows_of(source) if row.problem}
+    assert {name: values["text"] for name, values in valid.items()} == {
         "a/1.txt": "one\r\ntwo", "a/2.txt": "", "a/4.txt.gz": "three", "a/6.txt": "na\u00efve caf\u00e9",
     }  # fmt: skip
-    assert {values["label"] for values in good.values()} == {"a"}
-    assert set(bad) == {"a/3.txt", "a/5.txt"}
-    assert "data.source.encoding" in (bad["a/3.txt"] or "")
-    assert about["encodings"] == {"utf-16-le": 1, "utf-8": 1, "cesu-8": 1, "latin-1": 1}
-    assert about["encoding_guessed"]
+    assert {values["label"] for values in valid.values()} == {"a"}
+    assert set(problems) == {"a/3.txt", "a/5.txt"}
+    assert "data.source.encoding" in (problems["a/3.txt"] or "")
+    assert info["encodings"] == {"utf-16-le": 1, "utf-8": 1, "cesu-8": 1, "latin-1": 1}
+    assert info["encoding_guessed"]
 
 
 def test_a_document_that_is_named_outright_has_the_label_of_its_folder(tmp_path: Path) -> None:
@@ -289,14 +291,14 @@ def test_a_document_that_is_named_outright_has_the_label_of_its_folder(tmp_path:
 
 
 def test_lines_are_labelled_by_their_files(tmp_path: Path) -> None:
-    found = texts(80)
+    lines = texts(80)
     for n, name in enumerate(("late", "broken")):
-        place(tmp_path / "in" / f"{name}.txt", "\n".join(found[n * 40 : n * 40 + 40]))
+        place(tmp_path / "in" / f"{name}.txt", "\n".join(lines[n * 40 : n * 40 + 40]))
     for source in ("path: in, sample_by: line", "paths: [in/late.txt, in/broken.txt]"):
         splits, _ = prepared(tmp_path, f"{{source: {{{source}}}}}")
         rows = [row for name in SPLITS for row in splits[name]]
         assert {row["input"]["text"]: row["target"] for row in rows} == {
-            text: "late" if n < 40 else "broken" for n, text in enumerate(found)
+            text: "late" if n < 40 else "broken" for n, text in enumerate(lines)
         }
 
 
@@ -358,13 +360,13 @@ def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
 
 
 def save(path: Path, **sheets: list[list[Any]]) -> Path:
-    book = openpyxl.Workbook()
-    book.remove(book.active)
+    workbook = openpyxl.Workbook()
+    workbook.remove(workbook.active)
     for name, rows in sheets.items():
-        sheet = book.create_sheet(name)
+        sheet = workbook.create_sheet(name)
         for row in rows:
             sheet.append(row)
-    book.save(path)
+    workbook.save(path)
     return path
 
 
@@ -405,12 +407,12 @@ def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
 
 
 def test_the_sheet_that_has_the_columns_is_read_and_told(tmp_path: Path) -> None:
-    notes = [["what this is"], ["rows of May"]]
-    path = save(tmp_path / "rows.xlsx", About=notes, Tickets=table(labelled(3)), Empty=[])
+    note_rows = [["what this is"], ["rows of May"]]
+    path = save(tmp_path / "rows.xlsx", About=note_rows, Tickets=table(labelled(3)), Empty=[])
     source = Source(path=str(path))
-    about, rows = read(find_files(source)[0], source, ("text", "label"))
-    assert (about["sheet"], len(list(rows))) == ("Tickets", 3)
-    assert about["sheets"] == ["About", "Tickets", "Empty"]
+    info, rows = read(find_files(source)[0], source, ("text", "label"))
+    assert (info["sheet"], len(list(rows))) == ("Tickets", 3)
+    assert info["sheets"] == ["About", "Tickets", "Empty"]
 
 
 def test_sheets_that_all_have_the_columns_are_refused_until_one_is_named(tmp_path: Path) -> None:
@@ -423,9 +425,9 @@ def test_sheets_that_all_have_the_columns_are_refused_until_one_is_named(tmp_pat
 
 def test_a_hidden_sheet_is_read_where_it_is_named_alone(tmp_path: Path) -> None:
     path = save(tmp_path / "rows.xlsx", Old=table(labelled(9)), New=table(labelled(2)))
-    book = openpyxl.load_workbook(path)
-    book["Old"].sheet_state = "hidden"
-    book.save(path)
+    workbook = openpyxl.load_workbook(path)
+    workbook["Old"].sheet_state = "hidden"
+    workbook.save(path)
     assert len(rows_of(Source(path=str(path)))) == 2
     assert len(rows_of(Source(path=str(path), sheet="Old"))) == 9
 
@@ -446,8 +448,8 @@ def test_a_workbook_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
 
 def test_a_sheet_is_checked_whatever_its_name_is(tmp_path: Path) -> None:
     entities = '<!DOCTYPE worksheet [<!ENTITY e "x">]>'
-    moved = renamed(written(SHEET, entities), "worksheets/sheet1.xml", "worksheets/sheet1.png")
-    (tmp_path / "rows.xlsx").write_bytes(moved)
+    renamed_workbook = renamed(written(SHEET, entities), "worksheets/sheet1.xml", "worksheets/sheet1.png")
+    (tmp_path / "rows.xlsx").write_bytes(renamed_workbook)
     with pytest.raises(RecipeError, match=r"sheet1.png has a document type"):
         rows_of(Source(path=str(tmp_path / "rows.xlsx")))
     picture = renamed(written(SHEET, more=b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "xl/more.xml", "xl/more.png")
@@ -455,13 +457,18 @@ def test_a_sheet_is_checked_whatever_its_name_is(tmp_path: Path) -> None:
     assert len(rows_of(Source(path=str(tmp_path / "rows.xlsx")))) == 2
 
 
-def renamed(content: bytes, before: str, after: str) -> bytes:
+def renamed(content: bytes, old_name: str, new_name: str) -> bytes:
     """The workbook with a part under another name, wherever it is named."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as given, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in given.namelist():
-            archive.writestr(name.replace(before, after), given.read(name).replace(before.encode(), after.encode()))
-    return made.getvalue()
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as original,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in original.namelist():
+            archive.writestr(
+                name.replace(old_name, new_name), original.read(name).replace(old_name.encode(), new_name.encode())
+            )
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("setting", ["quotes: ',', delimiter: ','", "delimiter: '::'", "quotes: ab", "sample_by: word"])

@@ -44,8 +44,10 @@ def prepared(recipe: Recipe, runs: Path) -> dict[str, list[Any]]:
     """The rows of each split; and every row that was read is there, or in rejected.jsonl."""
     folder, _ = prepare.main(recipe, runs)
     splits = {name: list(atomic_files.read_jsonl(folder / f"{name}.jsonl")) for name in SPLITS}
-    left = list(atomic_files.read_jsonl(folder / "rejected.jsonl"))
-    assert sum(map(len, splits.values())) + len(left) == atomic_files.read_json(folder / "data.json")["rows"]["read"]
+    rejected = list(atomic_files.read_jsonl(folder / "rejected.jsonl"))
+    assert (
+        sum(map(len, splits.values())) + len(rejected) == atomic_files.read_json(folder / "data.json")["rows"]["read"]
+    )
     return splits
 
 
@@ -53,8 +55,8 @@ def filler(count: int = 60) -> list[Row]:
     """Rows unlike each other, so that every split and label has some."""
     rng = random.Random(9)
     return [
-        (" ".join("".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(6)), "ab"[at % 2], f"f{at}")
-        for at in range(count)
+        (" ".join("".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(6)), "ab"[index % 2], f"f{index}")
+        for index in range(count)
     ]
 
 
@@ -68,9 +70,9 @@ drawn = st.lists(st.tuples(sentences, st.sampled_from("ab"), st.sampled_from([f"
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def similarity(one: str, other: str) -> float:
+def similarity(first: str, second: str) -> float:
     return minhash.jaccard(
-        minhash.shingles(duplicate_key(one), "char5"), minhash.shingles(duplicate_key(other), "char5")
+        minhash.shingles(duplicate_key(first), "char5"), minhash.shingles(duplicate_key(second), "char5")
     )
 
 
@@ -87,8 +89,8 @@ def test_no_train_row_is_near_a_held_out_row_or_another_train_row_of_its_label(
     train = splits["train"]
     assert not [
         (a, b)
-        for at, a in enumerate(train)
-        for b in train[:at]
+        for index, a in enumerate(train)
+        for b in train[:index]
         if a["target"] == b["target"] and similarity(a["input"]["text"], b["input"]["text"]) >= 0.85
     ]
 
@@ -104,28 +106,35 @@ def test_the_order_of_the_rows_decides_nothing(
     contents = [
         {
             name: sorted((row["input"]["text"], row["target"], row["group"] or "") for row in split)
-            for name, split in prepared(recipe_of(folder / str(at), given, "data.split.group=customer"), folder).items()
+            for name, split in prepared(
+                recipe_of(folder / str(index), ordered, "data.split.group=customer"), folder
+            ).items()
         }
-        for at, given in enumerate((rows, shuffled))
+        for index, ordered in enumerate((rows, shuffled))
     ]
     assert contents[0] == contents[1]
 
 
 @few
-@given(rows=drawn, more=drawn)
+@given(rows=drawn, added=drawn)
 def test_adding_rows_moves_no_old_row_to_another_split(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], more: list[Row]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], added: list[Row]
 ) -> None:
     folder = tmp_path_factory.mktemp("more")
 
-    def where(given: list[Row], name: str) -> dict[str, str]:
-        splits = prepared(recipe_of(folder / name, given), folder)
+    def splits_by_text(source_rows: list[Row], name: str) -> dict[str, str]:
+        splits = prepared(recipe_of(folder / name, source_rows), folder)
         return {duplicate_key(row["input"]["text"]): split for split in SPLITS for row in splits[split]}
 
-    old, new = where([*filler(), *rows], "old"), where([*more, *filler(), *rows], "new")
+    old_splits, new_splits = (
+        splits_by_text([*filler(), *rows], "old"),
+        splits_by_text([*added, *filler(), *rows], "new"),
+    )
     # A row of train may leave because of a new one; none is ever found in another split.
-    assert {text: new[text] for text in old if text in new} == {text: old[text] for text in old if text in new}
-    assert {text for text in old if old[text] == "test"} <= set(new)
+    assert {text: new_splits[text] for text in old_splits if text in new_splits} == {
+        text: old_splits[text] for text in old_splits if text in new_splits
+    }
+    assert {text for text in old_splits if old_splits[text] == "test"} <= set(new_splits)
 
 
 @few
@@ -140,87 +149,93 @@ def test_no_group_straddles_two_splits(tmp_path_factory: pytest.TempPathFactory,
 def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
     rng = random.Random(4)
     rows = [*filler(), *((" ".join(rng.choices(WORDS, k=9)), rng.choice("ab"), f"c{n % 50}") for n in range(5000))]
-    wanted = [
+    expected = [
         prepare.main(recipe_of(tmp_path, rows, f"data.num_proc={count}"), tmp_path / str(count))[0] for count in (1, 2)
     ]
-    one, two = (
+    single, double = (
         {path.name: atomic_files.sha256(path) for path in folder.iterdir() if path.suffix in (".jsonl", ".csv")}
-        for folder in wanted
+        for folder in expected
     )
-    assert one == two
-    assert {"train.jsonl", "test.jsonl", "rejected.jsonl", "suspects.csv"} <= set(one)
-    assert [atomic_files.read_json(folder / "data.json")["processes"] for folder in wanted] == [1, 2]
+    assert single == double
+    assert {"train.jsonl", "test.jsonl", "rejected.jsonl", "suspects.csv"} <= set(single)
+    assert [atomic_files.read_json(folder / "data.json")["processes"] for folder in expected] == [1, 2]
 
 
 def test_near_rows_with_different_labels_are_both_kept(tmp_path: Path) -> None:
-    one = "what do i need to do to get my new card delivered to the new address in town"
-    other = "what do i need to do to get my new virtual card delivered to the new address in town"
-    assert similarity(one, other) > 0.8
+    text = "what do i need to do to get my new card delivered to the new address in town"
+    near_text = "what do i need to do to get my new virtual card delivered to the new address in town"
+    assert similarity(text, near_text) > 0.8
     override = ("data.split={test: 0.01, validation: 0.01, calibration: 0}", "data.deduplicate.near=0.8")
-    rows = [*filler(400), (one, "a", "c1"), (other, "b", "c1"), (other + " now", "b", "c1")]
+    rows = [*filler(400), (text, "a", "c1"), (near_text, "b", "c1"), (near_text + " now", "b", "c1")]
     texts = {row["input"]["text"] for row in prepared(recipe_of(tmp_path, rows, *override), tmp_path / "runs")["train"]}
-    assert one in texts
-    assert len(texts & {other, other + " now"}) == 1
+    assert text in texts
+    assert len(texts & {near_text, near_text + " now"}) == 1
 
 
 def test_test_is_the_newest_by_time_and_a_cut_holds_it_there(tmp_path: Path) -> None:
-    rows = [(text, label, f"2026-03-{1 + at // 4:02d}") for at, (text, label, _) in enumerate(filler(100))]
+    rows = [(text, label, f"2026-03-{1 + index // 4:02d}") for index, (text, label, _) in enumerate(filler(100))]
     splits = prepared(recipe_of(tmp_path, rows, "data.split.time=customer"), tmp_path / "newest")
     days = {row[0]: row[2] for row in rows}
-    held_back = {name: {days[row["input"]["text"]] for row in splits[name]} for name in SPLITS}
-    assert min(held_back["test"]) > max(held_back["train"] | held_back["validation"] | held_back["calibration"])
+    days_by_split = {name: {days[row["input"]["text"]] for row in splits[name]} for name in SPLITS}
+    assert min(days_by_split["test"]) > max(
+        days_by_split["train"] | days_by_split["validation"] | days_by_split["calibration"]
+    )
     assert 25 <= len(splits["test"]) <= 35
     override = ("data.split.time=customer", "data.split.cut=2026-03-21")
-    cut = prepared(recipe_of(tmp_path, [*rows, ("quite new here", "a", "2026-03-29")], *override), tmp_path / "cut")
-    assert {days.get(row["input"]["text"], "2026-03-29") for row in cut["test"]} == {
+    cut_splits = prepared(
+        recipe_of(tmp_path, [*rows, ("quite new here", "a", "2026-03-29")], *override), tmp_path / "cut"
+    )
+    assert {days.get(row["input"]["text"], "2026-03-29") for row in cut_splits["test"]} == {
         "2026-03-29",
         *(f"2026-03-{day}" for day in range(21, 26)),
     }
 
 
 @few
-@given(rows=drawn, more=drawn)
+@given(rows=drawn, added=drawn)
 def test_with_a_cut_rows_that_are_added_move_no_old_row_to_another_split(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], more: list[Row]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], added: list[Row]
 ) -> None:
     folder, override = tmp_path_factory.mktemp("cut"), ("data.split.time=customer", "data.split.cut=2026-03-21")
 
-    def where(name: str, *parts: tuple[list[Row], int]) -> dict[str, str]:
+    def splits_by_text(name: str, *parts: tuple[list[Row], int]) -> dict[str, str]:
         dated = [
             (text, label, f"2026-{month:02d}-{1 + int(customer[1:]) % 28:02d}")
-            for given, month in parts
-            for text, label, customer in given
+            for part_rows, month in parts
+            for text, label, customer in part_rows
         ]
         splits = prepared(recipe_of(folder / name, dated, *override), folder)
         return {duplicate_key(row["input"]["text"]): split for split in SPLITS for row in splits[split]}
 
     # The same text at two times may be test and train: what is asked here is about others.
-    said = {duplicate_key(text) for text, *_ in more}
-    rows = list({duplicate_key(row[0]): row for row in rows if duplicate_key(row[0]) not in said}.values())
-    old = where("old", (filler(), 3), (rows, 3))
+    added_keys = {duplicate_key(text) for text, *_ in added}
+    rows = list({duplicate_key(row[0]): row for row in rows if duplicate_key(row[0]) not in added_keys}.values())
+    old_splits = splits_by_text("old", (filler(), 3), (rows, 3))
     # Newer ones, all of them test; older ones; and those of the same month.
     for name, month in (("newer", 5), ("older", 1), ("same", 3)):
-        new = where(name, (more, month), (filler(), 3), (rows, 3))
-        assert {text: new[text] for text in old if text in new} == {text: old[text] for text in old if text in new}
-        assert {text for text in old if old[text] == "test"} <= set(new)
+        new_splits = splits_by_text(name, (added, month), (filler(), 3), (rows, 3))
+        assert {text: new_splits[text] for text in old_splits if text in new_splits} == {
+            text: old_splits[text] for text in old_splits if text in new_splits
+        }
+        assert {text for text in old_splits if old_splits[text] == "test"} <= set(new_splits)
 
 
 def test_rows_without_a_group_stay_where_they_are_when_rows_are_added_above_them(tmp_path: Path) -> None:
-    rows = [(text, label, customer if at % 3 else "") for at, (text, label, customer) in enumerate(filler(90))]
+    rows = [(text, label, customer if index % 3 else "") for index, (text, label, customer) in enumerate(filler(90))]
     added = [(f"{text} newly", label, customer) for text, label, customer in filler(60)[::-1]]
 
-    def where(given: list[Row], name: str) -> dict[str, str]:
+    def splits_by_text(source_rows: list[Row], name: str) -> dict[str, str]:
         overrides = ("data.split.group=customer", "data.deduplicate.near=1")
-        splits = prepared(recipe_of(tmp_path / name, given, *overrides), tmp_path / name)
+        splits = prepared(recipe_of(tmp_path / name, source_rows, *overrides), tmp_path / name)
         assert {row["group"] is None for split in SPLITS for row in splits[split]} == {True, False}
         return {row["input"]["text"]: split for split in SPLITS for row in splits[split]}
 
-    old, new = where(rows, "old"), where([*added, *rows], "new")
-    assert old == {text: new[text] for text in old}
+    old_splits, new_splits = splits_by_text(rows, "old"), splits_by_text([*added, *rows], "new")
+    assert old_splits == {text: new_splits[text] for text in old_splits}
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["data.split.time=text"], "bad_time: column .text.: .*is no time; known: ISO 8601"),
         (["data.split.time=customer", "data.split.cut=soon"], "is no ISO 8601 time"),
@@ -228,9 +243,9 @@ def test_rows_without_a_group_stay_where_they_are_when_rows_are_added_above_them
         (["data.split.time=customer", "data.split.cut=1999-01-01"], "no row is before 1999-01-01"),
     ],
 )
-def test_a_time_that_cannot_split_is_refused(tmp_path: Path, overrides: list[str], told: str) -> None:
+def test_a_time_that_cannot_split_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     rows = [(text, label, "2026-03-01") for text, label, _ in filler()]
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         prepare.main(recipe_of(tmp_path, rows, *overrides), tmp_path / "runs")
 
 
@@ -244,29 +259,31 @@ def test_pairs_at_the_threshold_are_found_and_the_promise_is_kept(threshold: flo
         edited = list(text)
         for _ in range(rng.randint(1, 12)):
             edited[rng.randrange(len(edited))] = rng.choice("klmnop")
-        other = "".join(edited)
+        edited_text = "".join(edited)
         if (
             threshold
-            <= minhash.jaccard(minhash.shingles(text, "char5"), minhash.shingles(other, "char5"))
+            <= minhash.jaccard(minhash.shingles(text, "char5"), minhash.shingles(edited_text, "char5"))
             < threshold + 0.05
         ):
             pairs.append((len(keys), len(keys) + 1))
-            keys += [text, other]
+            keys += [text, edited_text]
     bands, sketches = minhash.sketch(keys, Deduplicate(near=threshold))
     first, second = np.array(pairs).T
     assert (bands[first] == bands[second]).any(axis=1).mean() > 0.998
-    least = threshold - near.SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / minhash.PERMUTATIONS) ** 0.5
-    assert ((sketches[first] == sketches[second]).mean(axis=1) >= least).mean() > 0.999
+    min_similarity = (
+        threshold - near.SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / minhash.PERMUTATIONS) ** 0.5
+    )
+    assert ((sketches[first] == sketches[second]).mean(axis=1) >= min_similarity).mean() > 0.999
 
 
 def test_a_duplicate_of_many_is_one_comparison_each_and_not_all_pairs(tmp_path: Path) -> None:
     rows = [
         (
-            f"where is my order number {at:05d}, it was to be here last week and nobody answers my calls about it",
+            f"where is my order number {index:05d}, it was to be here last week and nobody answers my calls about it",
             "a",
             "c",
         )
-        for at in range(6000)
+        for index in range(6000)
     ]
     override = "data.split={test: 0.01, validation: 0.01, calibration: 0}"
     splits = prepared(recipe_of(tmp_path, [*filler(400), *rows], override), tmp_path / "runs")

@@ -107,10 +107,10 @@ def test_what_is_no_number_by_that_sign_is_none(text: str, decimal: str) -> None
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(0, 99), st.sampled_from([".", ","]), st.booleans())
-def test_numbers_come_back_as_they_were_written(whole: int, cents: int, decimal: str, grouped: bool) -> None:
+def test_numbers_come_back_as_they_were_written(units: int, cents: int, decimal: str, grouped: bool) -> None:
     group = {".": ",", ",": "."}[decimal] if grouped else ""
-    text = f"{whole:,}".replace(",", group) + f"{decimal}{cents:02}"
-    assert parse_number(text, decimal) == float(f"{whole}.{cents:02}")
+    text = f"{units:,}".replace(",", group) + f"{decimal}{cents:02}"
+    assert parse_number(text, decimal) == float(f"{units}.{cents:02}")
 
 
 @pytest.mark.parametrize(
@@ -142,23 +142,29 @@ def test_what_is_no_amount_is_none(text: str) -> None:
 
 def test_a_record_is_read_by_its_formats() -> None:
     formats = Formats(decimal=",", amounts={"total": "currency"}, dates={"issued": "%d.%m.%Y"})
-    given = {"total": "EUR 1.234,56", "pages": "1.000", "issued": " 01.05.2026 ", "paid": "yes", "prices": ["1,5", 2.5]}
-    found = read_record(given, SCHEMA, formats)
-    assert found == {
+    record = {
+        "total": "EUR 1.234,56",
+        "pages": "1.000",
+        "issued": " 01.05.2026 ",
+        "paid": "yes",
+        "prices": ["1,5", 2.5],
+    }
+    canonical = read_record(record, SCHEMA, formats)
+    assert canonical == {
         "total": 1234.56, "pages": 1000, "issued": "2026-05-01", "paid": "yes", "prices": [1.5, 2.5], "currency": "EUR",
     }  # fmt: skip
     # What the row says of its currency itself stays, and so does what is a number, a date or nothing already.
     assert read_record({"total": "5 \u20ac", "currency": "EUR"}, SCHEMA, formats) == {"total": 5, "currency": "EUR"}
-    plain = {"total": 12.5, "pages": None, "issued": "2026-05-01", "currency": None}
-    assert read_record(plain, SCHEMA, formats) == plain
+    plain_record = {"total": 12.5, "pages": None, "issued": "2026-05-01", "currency": None}
+    assert read_record(plain_record, SCHEMA, formats) == plain_record
 
 
 @pytest.mark.parametrize("empty", ["", "  ", None])
 def test_an_empty_currency_is_filled_wherever_it_stands(empty: str | None) -> None:
     formats = Formats(decimal=",", amounts={"total": "currency", "pages": "currency"})
     for record in ({"currency": empty, "total": "EUR 5,50"}, {"total": "EUR 5,50", "currency": empty, "pages": "2 kg"}):
-        found = read_record(record, SCHEMA, formats)
-        assert (found["total"], found["currency"]) == (5.5, "EUR")
+        canonical = read_record(record, SCHEMA, formats)
+        assert (canonical["total"], canonical["currency"]) == (5.5, "EUR")
 
 
 def test_a_required_currency_is_filled_where_its_cell_is_empty(tmp_path: Path) -> None:
@@ -182,14 +188,14 @@ def test_records_inside_of_records_are_read_by_dotted_names() -> None:
     line = {"type": "object", "properties": {"price": {"type": "number"}, "unit": {"type": "string"}}}
     schema = {"properties": {"lines": {"type": "array", "items": line}, "seller": line}}
     formats = Formats(decimal=",", amounts={"lines.price": "unit", "seller.price": None})
-    given = {"lines": [{"price": "EUR 1,5"}, {"price": "2,5"}], "seller": {"price": "$ 3"}}
-    assert read_record(given, schema, formats) == {
+    record = {"lines": [{"price": "EUR 1,5"}, {"price": "2,5"}], "seller": {"price": "$ 3"}}
+    assert read_record(record, schema, formats) == {
         "lines": [{"price": 1.5, "unit": "EUR"}, {"price": 2.5}], "seller": {"price": 3},
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("lines", "read"),
+    ("lines", "expected"),
     [
         ('[{"price": "1.234,5"}, {"price": 2.5}]', [{"price": 1234.5}, {"price": 2.5}]),
         (['{"price": "1,5"}', ""], [{"price": 1.5}, ""]),
@@ -197,15 +203,15 @@ def test_records_inside_of_records_are_read_by_dotted_names() -> None:
         ("", ""),
     ],
 )
-def test_what_is_inside_of_a_cell_of_json_is_read_by_the_formats(lines: Any, read: Any) -> None:
+def test_what_is_inside_of_a_cell_of_json_is_read_by_the_formats(lines: Any, expected: Any) -> None:
     line = {"type": "object", "properties": {"price": {"type": "number"}}}
     schema = {"properties": {"lines": {"type": ["array", "null"], "items": line}, "seller": line}}
-    found = read_record({"lines": lines, "seller": '{"price": "0,5"}'}, schema, Formats(decimal=","))
-    assert found == {"lines": read, "seller": {"price": 0.5}}
+    canonical = read_record({"lines": lines, "seller": '{"price": "0,5"}'}, schema, Formats(decimal=","))
+    assert canonical == {"lines": expected, "seller": {"price": 0.5}}
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "message"),
     [
         ({"total": "12.5"}, "field total: '12.5' is no number with ',' before its decimals (data.formats.decimal)"),
         ({"pages": "EUR 5"}, "field pages: 'EUR 5' names a currency or a unit, 'EUR'; data.formats.amounts"),
@@ -213,25 +219,25 @@ def test_what_is_inside_of_a_cell_of_json_is_read_by_the_formats(lines: Any, rea
         ({"issued": "31.02.2026"}, "field issued: '31.02.2026' is no date"),
     ],
 )
-def test_what_is_written_otherwise_is_told_with_its_field(record: dict[str, Any], told: str) -> None:
+def test_what_is_written_otherwise_is_told_with_its_field(record: dict[str, Any], message: str) -> None:
     formats = Formats(decimal=",", amounts={"total": None}, dates={"issued": "%d.%m.%Y"})
     with pytest.raises(UnusableRowError) as error:
         read_record(record, SCHEMA, formats)
-    assert told in error.value.detail
+    assert message in error.value.detail
     assert error.value.detail.count(" is no ") <= 1
 
 
 @pytest.mark.parametrize(
-    ("given", "value"),
+    ("raw", "value"),
     [
-        *((one, True) for one in ("true", "TRUE", "yes", "Yes", "Y", "t", "1", " 1 ", 1, 1.0, True)),
-        *((one, False) for one in ("false", "No", "n", "F", "0", "0.0", 0, 0.0, False)),
-        *((one, one) for one in ("maybe", "2", "ja", 2, -1)),
+        *((value, True) for value in ("true", "TRUE", "yes", "Yes", "Y", "t", "1", " 1 ", 1, 1.0, True)),
+        *((value, False) for value in ("false", "No", "n", "F", "0", "0.0", 0, 0.0, False)),
+        *((value, value) for value in ("maybe", "2", "ja", 2, -1)),
     ],
 )
-def test_truth_values_are_read_as_tables_write_them(given: Any, value: Any) -> None:
-    read = canonicalize({"type": "boolean"}, given)
-    assert (type(read), read) == (type(value), value)
+def test_truth_values_are_read_as_tables_write_them(raw: Any, value: Any) -> None:
+    canonical = canonicalize({"type": "boolean"}, raw)
+    assert (type(canonical), canonical) == (type(value), value)
 
 
 def test_a_model_that_answers_1_for_true_has_not_answered() -> None:
@@ -258,9 +264,9 @@ def test_a_table_of_a_german_office_is_prepared_to_the_row(tmp_path: Path) -> No
     bills(tmp_path)
     splits, report = prepared(tmp_path, f"{{source: {{path: bills.csv}}, formats: {FORMATS}}}", TASK)
     assert report["rows"]["rejected"] == {}
-    found = {row["target"]["pages"]: row["target"] for name in SPLITS for row in splits[name]}
-    assert len(found) == 100 - sum(report["rows"]["dropped"].values())
-    for n, target in found.items():
+    targets = {row["target"]["pages"]: row["target"] for name in SPLITS for row in splits[name]}
+    assert len(targets) == 100 - sum(report["rows"]["dropped"].values())
+    for n, target in targets.items():
         assert target == {
             "total": 1000 + n + 0.5 if n % 2 else n + 0.25,
             "pages": n,
@@ -291,8 +297,12 @@ def test_every_reference_answer_and_what_is_inside_of_lists_is_read_by_the_forma
     splits, report = prepared(tmp_path, data, task)
     assert report["rows"]["rejected"] == {}
     for row in (row for name in SPLITS for row in splits[name]):
-        (one,), (two,) = row["target"]["lines"], row["references"][0]["lines"]
-        assert (one["unit"], two["unit"], two["price"] - one["price"]) == ("EUR", "USD", 0.25)
+        (target_line,), (reference_line,) = row["target"]["lines"], row["references"][0]["lines"]
+        assert (target_line["unit"], reference_line["unit"], reference_line["price"] - target_line["price"]) == (
+            "EUR",
+            "USD",
+            0.25,
+        )
 
 
 def test_cells_of_json_are_read_by_the_formats_and_found_in_the_text(tmp_path: Path) -> None:
@@ -352,13 +362,13 @@ def test_a_row_that_is_written_otherwise_is_left_out_with_its_line(tmp_path: Pat
     (tmp_path / "bills.csv").write_text("\n".join(content), encoding="utf-8")
     prepared(tmp_path, f"{{source: {{path: bills.csv}}, formats: {FORMATS}, max_rejected: 0.02}}", TASK)
     (rejected,) = (tmp_path / "runs").rglob("rejected.jsonl")
-    unusable = [one for one in atomic_files.read_jsonl(rejected) if one["kind"] == "rejected"]
-    assert [(one["file"], one["line"], one["reason"]) for one in unusable] == [("bills.csv", 8, "bad_record")]
-    assert "is no number with ',' before its decimals" in unusable[0]["detail"]
+    rejected_rows = [row for row in atomic_files.read_jsonl(rejected) if row["kind"] == "rejected"]
+    assert [(row["file"], row["line"], row["reason"]) for row in rejected_rows] == [("bills.csv", 8, "bad_record")]
+    assert "is no number with ',' before its decimals" in rejected_rows[0]["detail"]
 
 
 @pytest.mark.parametrize(
-    ("text", "form", "seconds"),
+    ("text", "time_format", "seconds"),
     [
         ("01.05.2026", "%d.%m.%Y", MAY),
         ("05/01/26 01:30 PM", "%m/%d/%y %I:%M %p", MAY + 13.5 * 3600),
@@ -366,8 +376,8 @@ def test_a_row_that_is_written_otherwise_is_left_out_with_its_line(tmp_path: Pat
         ("2026-05-01T00:00:00", "%d.%m.%Y", MAY),
     ],
 )
-def test_times_are_read_by_the_format_that_the_recipe_gives(text: str, form: str, seconds: float) -> None:
-    assert parse_epoch_seconds(text, "at", form) == seconds
+def test_times_are_read_by_the_format_that_the_recipe_gives(text: str, time_format: str, seconds: float) -> None:
+    assert parse_epoch_seconds(text, "at", time_format) == seconds
 
 
 def test_a_time_of_another_format_is_told() -> None:
@@ -384,14 +394,14 @@ def test_rows_are_split_by_times_of_a_given_format(tmp_path: Path) -> None:
     put(tmp_path / "rows.jsonl", rows)
     data = '{source: {path: rows.jsonl}, split: {time: at, test: 0.25}, formats: {dates: {at: "%d.%m.%Y"}}}'
     splits, _ = prepared(tmp_path, data)
-    newest = {row["text"] for row in rows if row["at"].endswith("04.2026")}
-    assert {row["input"]["text"] for row in splits["test"]} == newest
+    newest_texts = {row["text"] for row in rows if row["at"].endswith("04.2026")}
+    assert {row["input"]["text"] for row in splits["test"]} == newest_texts
     with pytest.raises(RecipeError, match=r"data\.formats\.dates"):
         prepared(tmp_path, "{source: {path: rows.jsonl}, split: {time: at, test: 0.25}}")
 
 
 @pytest.mark.parametrize(
-    ("kind", "formats", "told"),
+    ("kind", "formats", "message"),
     [
         (TASK, "{amounts: {total: null}}", "amounts need decimal"),
         (TASK, '{decimal: ",", amounts: {issued: null}}', "formats.amounts.issued: is no field of a number"),
@@ -407,11 +417,11 @@ def test_rows_are_split_by_times_of_a_given_format(tmp_path: Path) -> None:
     ],
 )
 def test_formats_that_nothing_reads_are_refused_with_their_key(
-    tmp_path: Path, kind: str, formats: str, told: str
+    tmp_path: Path, kind: str, formats: str, message: str
 ) -> None:
     recipe = f"task: {kind}\nmodel: {{base: pocket}}\ndata: {{source: {{path: bills.csv}}, formats: {formats}}}\n"
     (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
     with pytest.raises(RecipeError) as error:
         load(str(tmp_path / "r.yaml"), (), "cpu")
     assert "data.formats" in str(error.value)
-    assert told in str(error.value)
+    assert message in str(error.value)

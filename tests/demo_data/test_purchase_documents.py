@@ -13,18 +13,18 @@ from tests.conftest import ROOT
 
 
 def test_the_demo_documents_are_the_committed_ones_and_fit_their_recipe() -> None:
-    written = io.StringIO()
-    with redirect_stdout(written):
+    buffer = io.StringIO()
+    with redirect_stdout(buffer):
         for document in purchase_documents.generate_documents():
             print(json.dumps(document, ensure_ascii=False))
     committed = (RECIPES.parent / "demo_data" / "purchase_documents.jsonl").read_text(encoding="utf-8")
-    assert committed == written.getvalue()
+    assert committed == buffer.getvalue()
     rows = [json.loads(line) for line in committed.splitlines()]
     recipe_task = load("extractor", (), "cpu").recipe.task
     assert all(extraction.canonical_record(recipe_task, row["target"]) == row["target"] for row in rows)
-    copied = ("supplier", "number", "date", "total", "due_date")
+    copied_fields = ("supplier", "number", "date", "total", "due_date")
     assert not [
-        row for row in rows for name in copied if row["target"][name] and row["target"][name] not in row["text"]
+        row for row in rows for name in copied_fields if row["target"][name] and row["target"][name] not in row["text"]
     ]
     assert {row["layout"] for row in rows} == set(purchase_documents.LAYOUTS)
     # Scarce and common suppliers, missing fields: what makes the slices and nulls mean something.
@@ -32,9 +32,9 @@ def test_the_demo_documents_are_the_committed_ones_and_fit_their_recipe() -> Non
 
 
 def test_the_demo_is_written_by_its_module() -> None:
-    asked = [sys.executable, "-m", "demo_data.purchase_documents", "--rows", "3"]
-    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True)
-    assert [json.loads(line)["document_id"] for line in answer.stdout.decode().splitlines()] == [
+    argv = [sys.executable, "-m", "demo_data.purchase_documents", "--rows", "3"]
+    completed = subprocess.run(argv, cwd=ROOT, capture_output=True, check=True)
+    assert [json.loads(line)["document_id"] for line in completed.stdout.decode().splitlines()] == [
         "D00000",
         "D00001",
         "D00002",

@@ -114,7 +114,7 @@ def served(folder: Path, one: Deployment, rows: Sequence[tuple[str, float]]) -> 
 
     async def all_of_it() -> None:
         watch = Monitor(folder / "registry")
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             found.extend(await ask(client, rows))
             await watch.close()
 
@@ -175,7 +175,7 @@ def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
 
     async def say() -> None:
         watch = Monitor(place.parent)
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             for _ in range(2):
                 if mirror:
                     assert (await client.post(PATH, json={"inputs": inputs})).status == 200
@@ -241,7 +241,7 @@ def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(
 
     async def say() -> None:
         watch = Monitor()
-        async with gateway_client(one, watch=watch) as (client, engine, _made):
+        async with gateway_client(one, monitor=watch) as (client, engine, _made):
             for text in ("says lost", "late cut"):
                 said = await client.post(PATH, json={"input": text})
                 assert said.status == 200
@@ -265,7 +265,7 @@ def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
 
     async def say() -> None:
         watch = Monitor(tmp_path / "registry")
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             answers.extend(await ask(client, [("lost", 0.95)] * 40 + [("lost", 0.5)] * 5))
             told = [{"id": answer["id"], "answer": "lost" if at < 30 else "late"} for at, answer in enumerate(answers)]
             said = await client.post(feedback.PATH, json={"feedback": told})
@@ -380,7 +380,7 @@ def test_drift_is_in_the_metrics(tmp_path: Path) -> None:
 
     async def say() -> None:
         watch = Monitor()
-        async with gateway_client(at(tmp_path, place), watch=watch) as (client, _, made):
+        async with gateway_client(at(tmp_path, place), monitor=watch) as (client, _, made):
             await ask(client, [("lost", 0.5)] * 49)
             assert shown(await (await client.get("/metrics")).text()) == set(), "of so few nothing is said"
             await ask(client, [("lost", 0.5)])

@@ -41,7 +41,7 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def mirrored(folder: Path, address: str, share: float, more: str = "", route: str = "", **told: str) -> Deployment:
     """A task before its switch, without a threshold."""
     asked = make_recipe(
-        folder, baselines=baseline_yaml(address, more=more), route=f"{{mirror: {share}{route}}}", **told
+        folder, baselines=baseline_yaml(address, extra=more), route=f"{{mirror: {share}{route}}}", **told
     )
     return make_deployed_task(folder, asked, Routing())
 
@@ -54,7 +54,7 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
 
     async def ask() -> None:
         watch = Monitor(one.place.parent)
-        async with gateway_client(one, watch=watch) as (client, engine, made):
+        async with gateway_client(one, monitor=watch) as (client, engine, made):
             said = await client.post(PATH, json={"input": "says broken p=0.97 wait=30"})
             told = await said.json()
             assert (told["answer"], told["answered_by"], told["reason"]) == ("broken", "api", "before_switch")
@@ -87,7 +87,7 @@ def test_a_share_is_mirrored(tmp_path: Path, address: str, provider: Provider) -
 
     async def ask() -> None:
         watch = Monitor()
-        async with gateway_client(one, watch=watch) as (client, engine, _):
+        async with gateway_client(one, monitor=watch) as (client, engine, _):
             said = await client.post(PATH, json={"inputs": [f"{at} says broken" for at in range(200)]})
             assert Counter(one["reason"] for one in (await said.json())["answers"]) == {"before_switch": 200}
             await watch.mirror.settled()
@@ -106,7 +106,7 @@ def test_what_stays_here_is_answered_here_and_where_the_api_model_fails_the_reci
 
     async def ask() -> None:
         watch = Monitor()
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             for text in ("mail ann@example.org", *["says lost"] * 30):
                 told = await (await client.post(PATH, json={"input": text})).json()
                 reasons[told["reason"]] += 1
@@ -145,7 +145,7 @@ def test_mirrored_inputs_beyond_the_room_are_left_out_and_counted(
 
     async def ask() -> None:
         watch = Monitor()
-        async with gateway_client(one, watch=watch) as (client, engine, _):
+        async with gateway_client(one, monitor=watch) as (client, engine, _):
             said = await client.post(PATH, json={"inputs": [f"{at} says lost wait=30" for at in range(n)]})
             assert len((await said.json())["answers"]) == n
             assert engine.most <= mirror.MAX_CONCURRENT
@@ -166,7 +166,7 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
 
     async def ask() -> None:
         watch = Monitor(place.parent)
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             inputs = [f"says {'broken' if at < 30 else 'lost'} p={0.95 if at % 2 else 0.5}" for at in range(40)]
             answers: list[Any] = (await (await client.post(PATH, json={"inputs": inputs})).json())["answers"]
             await watch.mirror.settled()
@@ -194,7 +194,7 @@ def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
 
     async def ask() -> None:
         watch = Monitor(place.parent)
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             inputs = {"inputs": ["says broken p=0.95"] * 40}
             answers: list[Any] = (await (await client.post(PATH, json=inputs)).json())["answers"]
             await watch.mirror.settled()
@@ -237,7 +237,7 @@ def test_drift_tells_agreement_before_there_is_a_comparison(
 
     async def ask() -> None:
         watch = Monitor(one.place.parent)
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             assert (await client.post(PATH, json={"input": "says broken"})).status == 200
             await watch.mirror.settled()
 

@@ -146,7 +146,7 @@ def test_where_the_recipe_says_that_data_may_not_leave_nothing_does(
     monkeypatch.setenv("API_KEY", "secret")
     may, may_not = (make_recipe(tmp_path, baselines=baseline_yaml(address), may_leave=one) for one in ("true", "false"))
     version, started_with = (may, may_not) if why == "recipe" else (may_not, may)
-    one = make_deployed_task(tmp_path, version, started_with=started_with)
+    one = make_deployed_task(tmp_path, version, gateway_recipe=started_with)
 
     async def ask() -> None:
         async with gateway_client(one) as (client, _, _made):

@@ -45,7 +45,7 @@ def test_inputs_are_counted_by_who_answered_and_why_with_validity_tokens_and_spe
 ) -> None:
     provider.answer = lambda prompt: "broken"
     price = ", price: {input_usd_per_million: 10, output_usd_per_million: 0}"
-    asked = make_recipe(tmp_path, baselines=baseline_yaml(address, more=price), route="{usd_per_month: 5}")
+    asked = make_recipe(tmp_path, baselines=baseline_yaml(address, extra=price), route="{usd_per_month: 5}")
     inputs = ["says lost p=0.94", "says lost p=0.94", "says late p=0.5", "says nonsense", "mail ann@example.org", ""]
 
     async def ask() -> None:

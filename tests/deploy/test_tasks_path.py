@@ -359,6 +359,6 @@ def test_a_recipe_that_routes_to_what_cannot_be_asked_is_told(
     tmp_path: Path, baselines: str, route: str, told: str
 ) -> None:
     address, _, more = baselines.partition(", ")
-    made = baseline_yaml(address, more=f", {more}" if more else "") if address != "[]" else "[]"
+    made = baseline_yaml(address, extra=f", {more}" if more else "") if address != "[]" else "[]"
     with pytest.raises(RecipeError, match=told):
         make_recipe(tmp_path, baselines=made, route=route)

@@ -55,7 +55,7 @@ def answered(one: Deployment, *bodies: Any, path: str = PATH, **headers: str) ->
 
     async def ask() -> None:
         watch = Monitor(one.place.parent)
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             for body in bodies:
                 said = await client.post(path, json=body, headers=headers)
                 assert said.status == 200, await said.text()
@@ -341,7 +341,7 @@ def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path)
 
     async def serve() -> None:
         watch = Monitor(one.place.parent)
-        async with gateway_client(one, watch=watch) as (_, _, made):
+        async with gateway_client(one, monitor=watch) as (_, _, made):
             Deployments(made, {}).put(one.place, "v1", one)
             await watch.write()
 

@@ -46,7 +46,7 @@ def test_a_fault_of_one_writer_is_said_once_and_the_other_goes_on(
         watch = Monitor(one.place.parent)
         watch.traffic = faulty = Faulty()
         running = asyncio.create_task(watch.run())
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             assert (await client.post(PATH, json={"input": "says lost"})).status == 200
             while faulty.calls < 3 and not running.done():
                 await asyncio.sleep(0.01)
@@ -66,7 +66,7 @@ def test_what_is_being_written_when_the_gateway_stops_is_waited_for(tmp_path: Pa
 
     async def say() -> None:
         watch = Monitor(one.place.parent)
-        async with gateway_client(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, monitor=watch) as (client, _, _made):
             assert (await client.post(PATH, json={"input": "says lost"})).status == 200
             await watch.write()
             (path,) = folder.glob("*.jsonl")

@@ -35,17 +35,18 @@ def make_comparison(
     """Returns a comparison of these rows by split; the words change `compare:`."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    for split, mine in rows.items():
-        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine), encoding="utf-8")
-    told = recipe.model_copy(update={"compare": Compare.model_validate(recipe.compare.model_dump() | compare)})
-    here = run.create(folder / "runs" / "mine", told, "digest", {}, data)
-    (here.folder / "adapter").mkdir()
-    given = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
-    spec = TASKS[recipe.task.variant].make_spec(recipe.task, given)
+    for split, split_rows in rows.items():
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in split_rows), encoding="utf-8")
+    modified = recipe.model_copy(update={"compare": Compare.model_validate(recipe.compare.model_dump() | compare)})
+    created_run = run.create(folder / "runs" / "mine", modified, "digest", {}, data)
+    (created_run.folder / "adapter").mkdir()
+    label_texts = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
+    spec = TASKS[recipe.task.variant].make_spec(recipe.task, label_texts)
     atomic_files.write_json(
-        here.folder / "adapter" / "prompt.json", adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16)
+        created_run.folder / "adapter" / "prompt.json",
+        adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16),
     )
-    return ComparisonContext(here, "mine", told, eval_dataset.load_test_dataset(here))
+    return ComparisonContext(created_run, "mine", modified, eval_dataset.load_test_dataset(created_run))
 
 
 def redirect_sdks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
@@ -59,48 +60,52 @@ def redirect_sdks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def make_target(recipe: Recipe, at: int = 0) -> Any:
+def make_target(recipe: Recipe, index: int = 0) -> Any:
     """A target that a row of the recipe could have; of a classification, its first labels in turn from number 0 on."""
     task = recipe.task
     if task.kind == "classification":
-        return list(task.labels)[at] if isinstance(task.labels, dict) else ("late", "lost")[at]
+        return list(task.labels)[index] if isinstance(task.labels, dict) else ("late", "lost")[index]
     if task.kind == "generation":
         return SUMMARY_TEXT
     fields = (task.json_schema or {})["properties"]
-    needed = (task.json_schema or {}).get("required", ())
-    return {name: (one.get("enum", ["x"])[0] if name in needed else None) for name, one in fields.items()}
+    required = (task.json_schema or {}).get("required", ())
+    return {name: (field.get("enum", ["x"])[0] if name in required else None) for name, field in fields.items()}
 
 
 def make_shipped_comparison(
-    name: str, folder: Path, tokenizer: Any, *words: str, labels: int = 1, **compare: Any
+    name: str, folder: Path, tokenizer: Any, *overrides: str, labels: int = 1, **compare: Any
 ) -> ComparisonContext:
     """Returns a comparison by a shipped recipe, with rows of so many labels; the words are those of a command."""
-    recipe = load(name, words, "gpu").recipe
-    wanted = [make_target(recipe, at) for at in range(labels)]
+    recipe = load(name, overrides, "gpu").recipe
+    targets = [make_target(recipe, index) for index in range(labels)]
     rows = {
         split: [
-            {"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": wanted[at % labels]}
-            for at in range(count)
+            {"id": f"{split}{index}", "input": {"text": f"{split} {index}"}, "target": targets[index % labels]}
+            for index in range(count)
         ]
         for split, count in (("train", 6), ("validation", 8), ("calibration", 4), ("test", 10))
     }
     return make_comparison(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
 
 
-def correct_answers(here: ComparisonContext) -> Callable[[str], str]:
+def correct_answers(comparison: ComparisonContext) -> Callable[[str], str]:
     """What answers every row of a comparison right, as text that ends a prompt."""
-    every = [*here.material.train, *eval_dataset.load_validation_dataset(here.here).test, *here.material.test]
-    known = {row["input"]["text"]: row["target"] for row in [*every, *here.material.calibration]}
+    rows = [
+        *comparison.material.train,
+        *eval_dataset.load_validation_dataset(comparison.here).test,
+        *comparison.material.test,
+    ]
+    targets = {row["input"]["text"]: row["target"] for row in [*rows, *comparison.material.calibration]}
 
     def answer(prompt: str) -> str:
-        said = next(to for text, to in known.items() if prompt.endswith(text))
-        return said if isinstance(said, str) else json.dumps(said)
+        target = next(value for text, value in targets.items() if prompt.endswith(text))
+        return target if isinstance(target, str) else json.dumps(target)
 
     return answer
 
 
-def api_system(here: ComparisonContext) -> list[System]:
-    return catalog.api_systems(here.recipe)
+def api_system(comparison: ComparisonContext) -> list[System]:
+    return catalog.api_systems(comparison.recipe)
 
 
 def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> ComparisonContext:
@@ -108,18 +113,22 @@ def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> C
     labels = ("billing_dispute", "refund_status")
     rows = {
         split: [
-            {"id": f"{split}{at}", "input": {"text": f"{split} {at}: {labels[at % 2]}"}, "target": labels[at % 2]}
-            for at in range(count)
+            {
+                "id": f"{split}{index}",
+                "input": {"text": f"{split} {index}: {labels[index % 2]}"},
+                "target": labels[index % 2],
+            }
+            for index in range(count)
         ]
         for split, count in (("train", 20), ("validation", 8), ("calibration", 4), ("test", 60))
     }
     return make_comparison(folder, recipe, tokenizer, rows, **compare)
 
 
-def run_comparison(here: ComparisonContext, running: list[System]) -> dict[str, Any]:
+def run_comparison(comparison: ComparisonContext, systems: list[System]) -> dict[str, Any]:
     """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
-    data = here.here.folder / "data"
+    data = comparison.here.folder / "data"
     atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
-    run.start_stage(here.here, "compare", {})
+    run.start_stage(comparison.here, "compare", {})
     tuned = System("tuned", "linear", "tuned (here a linear model)")
-    return stage.run_comparison(here.here, "mine", here.recipe, [tuned, *running], [])
+    return stage.run_comparison(comparison.here, "mine", comparison.recipe, [tuned, *systems], [])

@@ -35,8 +35,8 @@ class Price:
         usd = input_tokens * self.input_usd_per_million + max_output_tokens * self.output_usd_per_million
         return usd / 1e6 / (2 if batch else 1)
 
-    def of(self, charged: list[tuple[int, int]]) -> float:
-        return sum(self.most_usd(asked, written) for asked, written in charged)
+    def of(self, usages: list[tuple[int, int]]) -> float:
+        return sum(self.most_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
 
 
 def sum_cost_usd(path: Path) -> float:
@@ -45,7 +45,7 @@ def sum_cost_usd(path: Path) -> float:
 
 
 def make_requests(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:
-    return [make_request(f"T{at:06}", f"{instruction} {at}", max_tokens, repeat) for at in range(rows)]
+    return [make_request(f"T{index:06}", f"{instruction} {index}", max_tokens, repeat) for index in range(rows)]
 
 
 def make_request(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> RowRequest:
@@ -57,40 +57,40 @@ MODELS = {"anthropic": "claude-haiku-5-5", "systemone": "jev-1.14.0"}
 DECISION_WIRES: tuple[ApiFormat, ...] = ("decisions", "systemone")
 
 
-def make_endpoint(address: str, wire: ApiFormat = "openai", **changes: Any) -> Backend:
+def make_endpoint(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Backend:
     base_url = address if wire == "anthropic" else f"{address}/v1"
     model = MODELS.get(wire, "gpt-6-luna")
-    usual = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
-    return replace(usual, temperature=None, closed=True, **changes)
+    default = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
+    return replace(default, temperature=None, closed=True, **kwargs)
 
 
-def as_decisions(asked: list[RowRequest]) -> list[RowRequest]:
+def as_decisions(questions: list[RowRequest]) -> list[RowRequest]:
     """The same questions for an endpoint that decides."""
     labels = tuple((label, "") for label in LABEL_SCHEMA["enum"])
     return [
-        replace(one, request=replace(one.request, choices=ChoiceQuestion("Say what happened.", labels,
-                                                                  str(one.request.messages[-1]["content"]))))
-        for one in asked
+        replace(question, request=replace(question.request, choices=ChoiceQuestion("Say what happened.", labels,
+                                                                  str(question.request.messages[-1]["content"]))))
+        for question in questions
     ]  # fmt: skip
 
 
 def collect(
-    address: str, journal: Path, asked: list[RowRequest], wire: ApiFormat = "openai", **changes: Any
+    address: str, cache_path: Path, requests: list[RowRequest], wire: ApiFormat = "openai", **kwargs: Any
 ) -> CollectResult:
-    settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **changes}
-    asked = as_decisions(asked) if wire in DECISION_WIRES else asked
-    who = settings.pop("backend", None) or make_endpoint(address, wire)
-    return collection.collect(who, settings.pop("identity", IDENTITY), asked, journal, **settings)
+    settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **kwargs}
+    requests = as_decisions(requests) if wire in DECISION_WIRES else requests
+    backend = settings.pop("backend", None) or make_endpoint(address, wire)
+    return collection.collect(backend, settings.pop("identity", IDENTITY), requests, cache_path, **settings)
 
 
-def outputs_by_row(found: CollectResult) -> dict[tuple[str, int], str | None]:
-    return {key: one.output for key, one in found.answers.items()}
+def outputs_by_row(result: CollectResult) -> dict[tuple[str, int], str | None]:
+    return {key: response.output for key, response in result.answers.items()}
 
 
 def read_journal_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal that may be written at this moment."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
-    return [json.loads(line) for line in whole.split("\n") if line]
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in complete.split("\n") if line]
 
 
 def read_pending_batch(path: Path) -> dict[str, Any] | None:
@@ -100,15 +100,15 @@ def read_pending_batch(path: Path) -> dict[str, Any] | None:
 
 
 def collect_and_kill(
-    address: str, journal: Path, wire: ApiFormat, mode: str, rows: int, when: Callable[[], bool]
+    address: str, cache_path: Path, wire: ApiFormat, mode: str, rows: int, should_kill: Callable[[], bool]
 ) -> None:
-    """Collects in a process of its own, which is killed as soon as `when` says so."""
-    words = [address, str(journal), wire, mode, str(rows)]
-    process = subprocess.Popen([sys.executable, "-m", "tests.helpers.api_requests", *words], cwd=ROOT)
+    """Collects in a process of its own, which is killed as soon as `should_kill` says so."""
+    args = [address, str(cache_path), wire, mode, str(rows)]
+    process = subprocess.Popen([sys.executable, "-m", "tests.helpers.api_requests", *args], cwd=ROOT)
     try:
         for _ in range(60_000):
             assert process.poll() is None, "the process ended before it could be killed"
-            if when():
+            if should_kill():
                 break
             time.sleep(0.01)
         else:

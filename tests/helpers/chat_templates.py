@@ -33,8 +33,8 @@ class TemplateKind:
     def template(self) -> str:
         """Returns it as Jinja."""
         turns = "{% if m.role == 'user' %}" + self.user + "{% else %}" + self.answered + "{{ m.content }}" + self.end
-        last = "{% if add_generation_prompt %}" + self.asked + "{% endif %}"
-        return self.first + "{% for m in messages %}" + turns + "{% endif %}{% endfor %}" + last
+        ending = "{% if add_generation_prompt %}" + self.asked + "{% endif %}"
+        return self.first + "{% for m in messages %}" + turns + "{% endif %}{% endfor %}" + ending
 
 
 # Learnt as the template has it.
@@ -81,11 +81,11 @@ def write_base(folder: Path, kind: TemplateKind, weights: bool = False) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(POCKET)
     special = [kind.eos, *kind.stops, "<|user|>", "<|assistant|>", "<end_of_turn>", "<|end_response|>"]
     special += ["<|channel|>", "<|message|>", "<|channel>", "<channel|>"]
-    new = [AddedToken(one, special=True, normalized=False) for one in dict.fromkeys(special)]
-    tokenizer.add_tokens([*new, *(AddedToken(one, special=False) for one in ("<think>", "</think>"))])
+    added = [AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(special)]
+    tokenizer.add_tokens([*added, *(AddedToken(token, special=False) for token in ("<think>", "</think>"))])
     tokenizer.eos_token, tokenizer.chat_template = kind.eos, kind.template
     tokenizer.save_pretrained(folder)
-    ids = [tokenizer.convert_tokens_to_ids(one) for one in kind.stops or (kind.eos,)]
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in kind.stops or (kind.eos,)]
     if weights:
         model = AutoModelForCausalLM.from_pretrained(POCKET, dtype="float32")
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

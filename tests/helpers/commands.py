@@ -19,23 +19,23 @@ TRAIN_SETTINGS = ("train.max_steps=2", "train.save_steps=2")
 TIMEOUT_SECONDS = 400
 
 
-def exported_runs(factory: pytest.TempPathFactory, recipe: Path, into: str) -> Path:
+def exported_runs(factory: pytest.TempPathFactory, recipe: Path, name: str) -> Path:
     """Returns a folder of runs of its own with one trained, merged and quantized: a copy of one that all share."""
 
     def make(folder: Path) -> None:
-        for words in (("train", *TRAIN_SETTINGS), ("train.export",)):
-            answer = run_command(folder, words[0], recipe, *words[1:])
-            assert answer.returncode == 0, answer.stderr
+        for args in (("train", *TRAIN_SETTINGS), ("train.export",)):
+            completed = run_command(folder, args[0], recipe, *args[1:])
+            assert completed.returncode == 0, completed.stderr
 
-    shared = made_once(factory, "exported", make)
-    return shutil.copytree(shared, factory.mktemp(into) / "runs", symlinks=True)
+    runs_folder = made_once(factory, "exported", make)
+    return shutil.copytree(runs_folder, factory.mktemp(name) / "runs", symlinks=True)
 
 
-def run_command(runs: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(runs: Path, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `python -m <words>` on the CPU to its end."""
-    asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
+    argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
     return subprocess.run(
-        asked,
+        argv,
         cwd=ROOT,
         env=command_env(runs) | environment,
         capture_output=True,
@@ -46,12 +46,12 @@ def run_command(runs: Path, *words: object, **environment: str) -> subprocess.Co
 
 
 @contextmanager
-def background_command(runs: Path, log: Path, *words: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def background_command(runs: Path, log: Path, *args: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `python -m <words>` on the CPU until the block ends, what it says going to a file."""
-    asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
-    with log.open("wb") as out:
+    argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
+    with log.open("wb") as stdout:
         process = subprocess.Popen(
-            asked, cwd=ROOT, env=command_env(runs) | environment, stdout=out, stderr=out, start_new_session=True
+            argv, cwd=ROOT, env=command_env(runs) | environment, stdout=stdout, stderr=stdout, start_new_session=True
         )
     try:
         yield process
@@ -65,23 +65,23 @@ def background_command(runs: Path, log: Path, *words: object, **environment: str
                 process.wait()
 
 
-def wait_for(log: Path, said: str, process: subprocess.Popen[bytes], times: int = 1) -> str:
+def wait_for(log: Path, expected: str, process: subprocess.Popen[bytes], count: int = 1) -> str:
     """Waits until a process has said something so often. Returns its whole log."""
-    end = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         text = log.read_text(encoding="utf-8", errors="replace")
-        if text.count(said) >= times:
+        if text.count(expected) >= count:
             return text
         assert process.poll() is None, f"ended with {process.returncode}:\n{text}"
-        assert time.monotonic() < end, f"{said!r} was not said:\n{text}"
+        assert time.monotonic() < deadline, f"{expected!r} was not said:\n{text}"
         time.sleep(0.2)
 
 
 def command_env(runs: Path) -> dict[str, str]:
     """Returns the environment of a command."""
-    told = {"RUNS": str(runs), "HF_HUB_OFFLINE": "1", "REGISTRY": str(runs.parent / "registry")}
+    variables = {"RUNS": str(runs), "HF_HUB_OFFLINE": "1", "REGISTRY": str(runs.parent / "registry")}
     # Tests run side by side, and every vLLM would bind its threads to the first core.
-    return {**os.environ, **told, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return {**os.environ, **variables, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def child_pids(pid: int) -> list[int]:
@@ -92,19 +92,19 @@ def child_pids(pid: int) -> list[int]:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
+    pids = [pid]
+    for ancestor in pids:
+        pids += [child for child, parent in parents.items() if parent == ancestor]
+    return pids[1:]
 
 
 def running_pids(pids: list[int]) -> list[int]:
     """Returns those processes that still run; one that has ended and was not asked for does not."""
-    found = []
+    running = []
     for pid in pids:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        found += [pid] if state != "Z" else []
-    return found
+        running += [pid] if state != "Z" else []
+    return running

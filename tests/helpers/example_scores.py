@@ -26,16 +26,16 @@ N_ROWS = 3080
 def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, linear: float = 0.905) -> Json:
     """Returns what scores.json would hold. The last label is hostile; `linear` is the linear model's accuracy."""
     names = _labels(labels)
-    right = {"tuned": 0.912, "int8": 0.909, "base": 0.412, "base:3-shot": 0.683, "tfidf": linear}
-    right |= {API_MODEL: 0.921, SECOND_MODEL: 0.874, "what we pay for today": 0.902}
-    systems = {name: _system(name, share, names) for name, share in right.items()}
+    accuracies = {"tuned": 0.912, "int8": 0.909, "base": 0.412, "base:3-shot": 0.683, "tfidf": linear}
+    accuracies |= {API_MODEL: 0.921, SECOND_MODEL: 0.874, "what we pay for today": 0.902}
+    systems = {name: _system(name, accuracy, names) for name, accuracy in accuracies.items()}
     systems[SECOND_MODEL] |= {
         "stand_in": True,
         "complete": False,
         "answered": 2100,
         "why_incomplete": "the budget was spent",
     }
-    given = ownership.CostComparison(
+    assumptions = ownership.CostComparison(
         serving_and_cost.Cost(gpu_usd_per_hour=0.8),
         ownership.SelfHostedMeasurement(
             requests_per_second=20.0 if measured else None,
@@ -76,8 +76,8 @@ def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, li
         "comparisons": _comparisons(systems, planned),
         "agreement": {f"{TUNED_MODEL} | {API_MODEL}": 0.884, f"{TUNED_MODEL} | {LINEAR_MODEL}": 0.871},
         "confusion": {name: _confusion(systems[name], names) for name in (TUNED_MODEL, API_MODEL, LINEAR_MODEL)},
-        "cost": given.json(),
-        "routing": _routing(right["tuned"], right[API_MODEL]),
+        "cost": assumptions.json(),
+        "routing": _routing(accuracies["tuned"], accuracies[API_MODEL]),
         "verdict": _verdict(),
         "integrity": _integrity(),
     }
@@ -86,39 +86,44 @@ def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, li
 def make_disagreements(count: int = 57) -> list[Json]:
     """Returns rows in which the tuned and the closed model differ; every third is right in the tuned one alone."""
     names = _labels(9)
-    found = []
+    rows = []
     for number in range(count):
-        target, other = names[number % 9], names[(number + 4) % 9]
-        who = number % 3
-        found.append(
+        target, wrong = names[number % 9], names[(number + 4) % 9]
+        case = number % 3
+        rows.append(
             {
                 "id": f"test-{number:04d}",
                 "input": f"Message {number}: my card has not come.\n{SCRIPT_TAG if number % 5 == 0 else ''}",
                 "target": target,
-                "answers": {TUNED_MODEL: target if who == 0 else other, API_MODEL: target if who == 1 else SCRIPT_TAG},
-                "right": {TUNED_MODEL: who == 0, API_MODEL: who == 1},
+                "answers": {
+                    TUNED_MODEL: target if case == 0 else wrong,
+                    API_MODEL: target if case == 1 else SCRIPT_TAG,
+                },
+                "right": {TUNED_MODEL: case == 0, API_MODEL: case == 1},
                 "confidence": 0.5 + number / 200,
             }
         )
-    found[0]["input"] = MARKDOWN_LINES + "x" * 3000
-    found[1]["answers"][API_MODEL] = ""
-    found[2]["confidence"] = None
-    return found
+    rows[0]["input"] = MARKDOWN_LINES + "x" * 3000
+    rows[1]["answers"][API_MODEL] = ""
+    rows[2]["confidence"] = None
+    return rows
 
 
 def _labels(count: int) -> list[str]:
-    plain = ("card_arrival", "refund_not_showing_up", "lost_or_stolen_card", "exchange_rate", "top_up_failed", "pin")
-    names = [*plain, "a & b", *(f"another_rather_long_label_{number}" for number in range(max(count - 8, 0)))][:count]
+    examples = ("card_arrival", "refund_not_showing_up", "lost_or_stolen_card", "exchange_rate", "top_up_failed", "pin")
+    names = [*examples, "a & b", *(f"another_rather_long_label_{number}" for number in range(max(count - 8, 0)))][
+        :count
+    ]
     return [*names[: count - 1], f"label {SCRIPT_TAG} | `x`"]
 
 
-def _system(name: str, share: float, labels: list[str]) -> Json:
+def _system(name: str, accuracy: float, labels: list[str]) -> Json:
     kinds = {"tuned": "tuned", "int8": "tuned", "base": "base", "base:3-shot": "base", "tfidf": "linear"}
     kinds["what we pay for today"] = "file"
     kind = kinds.get(name, "closed")
-    served, sure = kind in ("tuned", "base"), kind in ("tuned", "linear")
+    served, calibrated = kind in ("tuned", "base"), kind in ("tuned", "linear")
     price = {API_MODEL: 0.4, "what we pay for today": 0.0131}.get(name)
-    speed = {"tuned": 0.08, "base": 0.09, "linear": 0.0004}.get(kind, 0.7)
+    latency_seconds = {"tuned": 0.08, "base": 0.09, "linear": 0.0004}.get(kind, 0.7)
     return {
         "kind": kind,
         "title": {"tuned": "tuned (adapter)", "tfidf": "TF-IDF + logistic regression"}.get(name, name),
@@ -133,20 +138,25 @@ def _system(name: str, share: float, labels: list[str]) -> Json:
         "complete": True,
         "why_incomplete": None,
         "n_train": 7842 if kind in ("tuned", "linear") else None,
-        "metrics": {"accuracy": _figure(share, N_ROWS), "macro_f1": _figure(share - 0.012, N_ROWS)},
-        "slices": {"channel": {value: _slice(share + off, n) for value, (off, n) in _channels().items()}},
-        "per_part": {label: _part(share, at) for at, label in enumerate(labels)},
-        "validity": {"parse": min(share + 0.08, 1), "schema": share + 0.06, "label": share + 0.05, "right": share},
+        "metrics": {"accuracy": _figure(accuracy, N_ROWS), "macro_f1": _figure(accuracy - 0.012, N_ROWS)},
+        "slices": {"channel": {value: _slice(accuracy + offset, n) for value, (offset, n) in _channels().items()}},
+        "per_part": {label: _part(accuracy, index) for index, label in enumerate(labels)},
+        "validity": {
+            "parse": min(accuracy + 0.08, 1),
+            "schema": accuracy + 0.06,
+            "label": accuracy + 0.05,
+            "right": accuracy,
+        },
         "invalid": {"not_json": 31, f"odd {SCRIPT_TAG}": 2} if kind == "closed" else {},
         "errors": {"timeout": 3} if kind == "closed" else {},
-        "calibration": _calibration(share) if sure else None,
+        "calibration": _calibration(accuracy) if calibrated else None,
         "latency": None
         if kind == "file"
         else {
             "n": N_ROWS,
-            "p50_seconds": speed,
-            "p95_seconds": 2.4 * speed,
-            "p99_seconds": 5.1 * speed,
+            "p50_seconds": latency_seconds,
+            "p95_seconds": 2.4 * latency_seconds,
+            "p99_seconds": 5.1 * latency_seconds,
             "concurrency": 32 if served else 8,
         },
         "parity": None,
@@ -164,36 +174,41 @@ def _system(name: str, share: float, labels: list[str]) -> Json:
         "price": _price() if name == API_MODEL else None,
         "cost_usd": None if price is None else price * N_ROWS / 1000,
         "cost_usd_per_1k": 3.584 if kind == "tuned" else price,
-        "cost_usd_per_1k_right": 3.93 if kind == "tuned" else price and price / share,
+        "cost_usd_per_1k_right": 3.93 if kind == "tuned" else price and price / accuracy,
         "cost_usd_per_1k_batch": price and price / 2,
         "repeats": {"rows": 50, "same": 0.94} if kind == "closed" else None,
         "shutdown_date": "2027-01-31" if name == API_MODEL else None,
     }
 
 
-def _figure(share: float, n: int) -> Json:
-    half = 1.96 * sqrt(max(share * (1 - share), 0.0001) / n)
-    return {"value": share, "ci_low": max(share - half, 0), "ci_high": min(share + half, 1), "method": "Wilson"}
+def _figure(accuracy: float, n: int) -> Json:
+    margin = 1.96 * sqrt(max(accuracy * (1 - accuracy), 0.0001) / n)
+    return {
+        "value": accuracy,
+        "ci_low": max(accuracy - margin, 0),
+        "ci_high": min(accuracy + margin, 1),
+        "method": "Wilson",
+    }
 
 
 def _channels() -> dict[str, tuple[float, int]]:
     return {"e-mail": (0.01, 2000), "chat": (-0.02, 1000), f"phone {SCRIPT_TAG}": (-0.06, 80)}
 
 
-def _slice(share: float, n: int) -> Json:
-    return {"n": n, "metrics": {"accuracy": _figure(share, n), "macro_f1": _figure(share - 0.01, n)}}
+def _slice(accuracy: float, n: int) -> Json:
+    return {"n": n, "metrics": {"accuracy": _figure(accuracy, n), "macro_f1": _figure(accuracy - 0.01, n)}}
 
 
-def _part(share: float, at: int) -> Json:
-    value = min(max(share + 0.02 * ((at * 7) % 5 - 2), 0), 1)
-    return {"precision": value, "recall": max(value - 0.01, 0), "f1": value - 0.005, "n": 30 + (at * 37) % 61}
+def _part(accuracy: float, index: int) -> Json:
+    value = min(max(accuracy + 0.02 * ((index * 7) % 5 - 2), 0), 1)
+    return {"precision": value, "recall": max(value - 0.01, 0), "f1": value - 0.005, "n": 30 + (index * 37) % 61}
 
 
-def _calibration(share: float) -> Json:
+def _calibration(mean_accuracy: float) -> Json:
     bins = []
-    for at in range(10):
-        confidence = 0.5 + 0.05 * at
-        accuracy = min(max(confidence - 0.02 + 0.01 * (at % 3), 0), 1) * share / 0.912
+    for index in range(10):
+        confidence = 0.5 + 0.05 * index
+        accuracy = min(max(confidence - 0.02 + 0.01 * (index % 3), 0), 1) * mean_accuracy / 0.912
         bins.append({"low": confidence - 0.02, "high": confidence + 0.02, "n": 308, "confidence": confidence})
         bins[-1] |= {"accuracy": accuracy, "ci_low": max(accuracy - 0.05, 0), "ci_high": min(accuracy + 0.05, 1)}
     return {"n": N_ROWS, "ece": 0.021, "bins": bins, "fitted_on": "988 calibration rows"}
@@ -226,42 +241,48 @@ def _plan() -> Json:
 
 
 def _comparisons(systems: Json, planned: bool) -> list[Json]:
-    found = []
+    comparisons = []
     for metric in ("accuracy", "macro_f1"):
-        for name, one in systems.items():
+        for name, system in systems.items():
             if name == TUNED_MODEL:
                 continue
-            delta = systems[TUNED_MODEL]["metrics"][metric]["value"] - one["metrics"][metric]["value"]
-            half, chief = 0.009, planned and name == API_MODEL and metric == "accuracy"
-            low, high = delta - half, delta + half
-            judged = (
+            delta = systems[TUNED_MODEL]["metrics"][metric]["value"] - system["metrics"][metric]["value"]
+            margin, is_primary = 0.009, planned and name == API_MODEL and metric == "accuracy"
+            low, high = delta - margin, delta + margin
+            judgment = (
                 "superior" if low > 0 else "worse" if high < -0.02 else "non-inferior" if low > -0.02 else "undecided"
             )
-            found.append(
+            comparisons.append(
                 {"a": TUNED_MODEL, "b": name, "metric": metric, "delta": delta, "ci_low": low, "ci_high": high}
             )
-            found[-1] |= {"p_value": 0.0412 if chief else 0.0001, "p_adjusted": 0.0824 if chief else 0.0007}
-            found[-1] |= {"test": "exact McNemar" if metric == "accuracy" else "paired permutation", "alpha": 0.05}
-            found[-1] |= {
+            comparisons[-1] |= {
+                "p_value": 0.0412 if is_primary else 0.0001,
+                "p_adjusted": 0.0824 if is_primary else 0.0007,
+            }
+            comparisons[-1] |= {
+                "test": "exact McNemar" if metric == "accuracy" else "paired permutation",
+                "alpha": 0.05,
+            }
+            comparisons[-1] |= {
                 "margin": 0.02,
                 "n": N_ROWS,
                 "discordant": 357 if metric == "accuracy" else None,
                 "mde": 0.0171,
             }
-            found[-1] |= {"family": "primary" if chief else "exploratory", "judged": judged}
-            found[-1]["rows_to_decide"] = 9120 if judged == "undecided" else None
-    return found
+            comparisons[-1] |= {"family": "primary" if is_primary else "exploratory", "judged": judgment}
+            comparisons[-1]["rows_to_decide"] = 9120 if judgment == "undecided" else None
+    return comparisons
 
 
 def _confusion(system: Json, labels: list[str]) -> Json:
     size = len(labels)
     counts = [[0] * (size + 1) for _ in range(size)]
-    for at, label in enumerate(labels):
+    for index, label in enumerate(labels):
         n = system["per_part"][label]["n"]
-        wrong = max(1, round(n * (1 - system["per_part"][label]["recall"])))
-        counts[at][at] = n - wrong
-        counts[at][(at + 1) % size] = wrong - 1
-        counts[at][size] += 1
+        n_wrong = max(1, round(n * (1 - system["per_part"][label]["recall"])))
+        counts[index][index] = n - n_wrong
+        counts[index][(index + 1) % size] = n_wrong - 1
+        counts[index][size] += 1
     return {"labels": [*labels, "(no valid answer)"], "counts": counts}
 
 
@@ -289,23 +310,25 @@ def _verdict() -> Json:
     }
 
 
-def _reason(about: str, says: str, voice: str, figure: str) -> Json:
+def _reason(criterion: str, text: str, favors: str, value: str) -> Json:
     return {
-        "about": about,
-        "says": says,
-        "for": voice,
-        "figure": figure,
-        "question": criteria.QUESTION_TEXTS.get(about),
+        "about": criterion,
+        "says": text,
+        "for": favors,
+        "figure": value,
+        "question": criteria.QUESTION_TEXTS.get(criterion),
     }
 
 
-def _routing(owned: float, closed: float) -> Json:
+def _routing(tuned_accuracy: float, api_accuracy: float) -> Json:
     curve = []
-    for at in range(21):
-        kept = 0.1 + 0.9 * at / 20
-        right = 0.995 - (0.995 - owned) * kept**2
-        whole = kept * right + (1 - kept) * (closed - 0.02)
-        curve.append({"threshold": 0.999 - 0.04 * at, "kept": kept, "right_of_kept": right, "right": whole})
+    for step in range(21):
+        coverage = 0.1 + 0.9 * step / 20
+        correct_kept = 0.995 - (0.995 - tuned_accuracy) * coverage**2
+        correct = coverage * correct_kept + (1 - coverage) * (api_accuracy - 0.02)
+        curve.append(
+            {"threshold": 0.999 - 0.04 * step, "kept": coverage, "right_of_kept": correct_kept, "right": correct}
+        )
     policy = routing_policy.RoutingPolicy(
         threshold=0.8312,
         target_accuracy=0.95,
@@ -318,19 +341,23 @@ def _routing(owned: float, closed: float) -> Json:
         sequence=routing_policy.TestedThresholds(500, 98, 0.9712, 41),
         score={"of": "answer", "slope": 1.4, "intercept": -0.3},
     )
-    kept, whole = 0.7, 0.93
-    at_random = {"value": kept * owned + (1 - kept) * closed, "ci_low": None, "ci_high": None}
+    coverage, correct = 0.7, 0.93
+    random_routing = {
+        "value": coverage * tuned_accuracy + (1 - coverage) * api_accuracy,
+        "ci_low": None,
+        "ci_high": None,
+    }
     test = {
         "rows": N_ROWS,
-        "kept": _figure(kept, N_ROWS),
+        "kept": _figure(coverage, N_ROWS),
         "right_of_kept": _figure(0.9646, 2156),
         "difference_of_kept": None,
         "baseline": API_MODEL,
         "ways": {
-            "owned": {"local": 1.0, "right": _figure(owned, N_ROWS), "usd_per_1k": 3.584},
-            "closed": {"local": 0.0, "right": _figure(closed, N_ROWS), "usd_per_1k": 0.4},
-            "routed": {"local": kept, "right": _figure(whole, N_ROWS), "usd_per_1k": 3.71},
-            "random": {"local": kept, "right": at_random, "usd_per_1k": 3.704},
+            "owned": {"local": 1.0, "right": _figure(tuned_accuracy, N_ROWS), "usd_per_1k": 3.584},
+            "closed": {"local": 0.0, "right": _figure(api_accuracy, N_ROWS), "usd_per_1k": 0.4},
+            "routed": {"local": coverage, "right": _figure(correct, N_ROWS), "usd_per_1k": 3.71},
+            "random": {"local": coverage, "right": random_routing, "usd_per_1k": 3.704},
         },
         "curve": curve,
     }

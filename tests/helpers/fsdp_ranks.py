@@ -42,27 +42,27 @@ TEXTS = [
 
 
 def recipe(*settings: str) -> Recipe:
-    made = load("classifier", ["lora.r=4", *settings], "cpu").recipe
-    return made.model_copy(update={"accelerate": made.accelerate.model_copy(update={"distributed_type": "FSDP"})})
+    loaded = load("classifier", ["lora.r=4", *settings], "cpu").recipe
+    return loaded.model_copy(update={"accelerate": loaded.accelerate.model_copy(update={"distributed_type": "FSDP"})})
 
 
 def make_prompts(tokenizer: Any) -> GenerationEvaluator:
     """The rows that are answered."""
-    rows = [{"id": str(at), "input": {"text": text}, "target": "other"} for at, text in enumerate(TEXTS)]
+    rows = [{"id": str(index), "input": {"text": text}, "target": "other"} for index, text in enumerate(TEXTS)]
     prompts = chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
     return GenerationEvaluator(classification, SPEC, rows, prompts, tokenizer, 24)
 
 
 def shard(model: Any) -> None:
     """Spreads a model as recipes/hardware/fsdp.yaml says."""
-    told = YAML(typ="safe").load((hardware.HARDWARE_DIR / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
+    config = YAML(typ="safe").load((hardware.HARDWARE_DIR / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
         "fsdp_config"
     ]
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=told["fsdp_version"],
-        auto_wrap_policy=told["fsdp_auto_wrap_policy"],
-        reshard_after_forward=told["fsdp_reshard_after_forward"],
-        cpu_ram_efficient_loading=told["fsdp_cpu_ram_efficient_loading"],
+        fsdp_version=config["fsdp_version"],
+        auto_wrap_policy=config["fsdp_auto_wrap_policy"],
+        reshard_after_forward=config["fsdp_reshard_after_forward"],
+        cpu_ram_efficient_loading=config["fsdp_cpu_ram_efficient_loading"],
     )
     fsdp2_prepare_model(
         SimpleNamespace(
@@ -89,29 +89,33 @@ def train_one_update(model: Any, prompts: list[list[int]]) -> float:
     return float(loss.detach())
 
 
-def main(folder: Path, quantization: str, begun: str) -> None:
-    settings = recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={begun}")
+def main(folder: Path, quantization: str, init: str) -> None:
+    settings = recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
     tokenizer = chat_template.load_tokenizer(settings.model)
     model, rows = base.load_base_model(settings), make_prompts(tokenizer)
     untuned = rows.ask(model, "untuned")
     model = base.add_adapter(model, settings.lora, 1)
     shard(model)
     assert fsdp.is_sharded(model)
-    unchanged = rows.ask(model, "spread")
-    first = train_one_update(model, rows.prompts)
+    initial = rows.ask(model, "spread")
+    first_loss = train_one_update(model, rows.prompts)
     tuned = rows.ask(model, "tuned")
-    kept = sum(one.to_local().numel() for one in model.parameters())
-    again = train_one_update(model, rows.prompts)
-    tuned_again = rows.ask(model, "tuned")
+    local_size = sum(parameter.to_local().numel() for parameter in model.parameters())
+    second_loss = train_one_update(model, rows.prompts)
+    tuned_twice = rows.ask(model, "tuned")
     state = fsdp.gather_adapter(model)
     if world.is_main_process():
         folder.mkdir()
         adapter._save_weights(model, settings, folder, state)
-        told = {"losses": [first, again], "local": kept, "whole": sum(one.numel() for one in model.parameters())}
-        every = {"untuned": untuned, "unchanged": unchanged, "tuned": tuned, "tuned_again": tuned_again}
-        for name, answers in every.items():
-            told[name] = [(one.token_ids, one.log_probability) for one in answers]
-        (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+        report = {
+            "losses": [first_loss, second_loss],
+            "local": local_size,
+            "whole": sum(parameter.numel() for parameter in model.parameters()),
+        }
+        answers_by_name = {"untuned": untuned, "unchanged": initial, "tuned": tuned, "tuned_again": tuned_twice}
+        for name, answers in answers_by_name.items():
+            report[name] = [(answer.token_ids, answer.log_probability) for answer in answers]
+        (folder / "told.json").write_text(json.dumps(report), encoding="utf-8")
     world.barrier()
 
 

@@ -19,18 +19,18 @@ def write_gguf(
     path: Path,
     kind: str = "F32",
     leave_out: Collection[str] = (),
-    more: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Path:
     """Returns a GGUF file of the model in a folder, its matrices stored as `kind`.
 
-    `leave_out` names metadata and tensors that are not written, `more` adds metadata, `tensors` adds or replaces
+    `leave_out` names metadata and tensors that are not written, `metadata` adds metadata, `tensors` adds or replaces
     tensors (float32), `rename` makes control tokens of other tokens.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     architecture = model.config.model_type.removesuffix("_text")
-    values = {**_settings(model.config, architecture), **_tokenizer(folder, rename or {}), **(more or {})}
+    values = {**_settings(model.config, architecture), **_tokenizer(folder, rename or {}), **(metadata or {})}
     writer = gguf.GGUFWriter(path, str(values.pop("general.architecture", architecture)))
     for name, value in values.items():
         if name not in leave_out:
@@ -86,42 +86,42 @@ def _settings(config: Any, architecture: str) -> dict[str, Any]:
 def _tokenizer(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
     """A byte-level BPE, the kind that llama.cpp calls gpt2."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
-    controls = {at for at, token in enumerate(tokens) if token in rename}
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])]
+    controls = {index for index, token in enumerate(tokens) if token in rename}
     tokens = [rename.get(token, token) for token in tokens]
     special = controls | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in about["model"]["merges"]]
-    found = {
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer_json["model"]["merges"]]
+    metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2" if "qwen" in type(tokenizer).__name__.lower() else "gpt-2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [CONTROL if at in special else NORMAL for at in range(len(tokens))],
+        "tokenizer.ggml.token_type": [CONTROL if index in special else NORMAL for index in range(len(tokens))],
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": tokenizer.bos_token_id,
         "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
         "tokenizer.ggml.padding_token_id": tokenizer.pad_token_id,
         "tokenizer.chat_template": tokenizer.chat_template,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in metadata.items() if value is not None}
 
 
 def _tensors(model: Any, architecture: str) -> dict[str, Any]:
     """The weights by GGUF's names, as llama.cpp keeps them: Llama's queries and keys in another order, Gemma's norms
     with the one that the model adds."""
     config = model.config
-    named = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(named, config.num_hidden_layers)
-    found = {}
+    architecture_id = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(architecture_id, config.num_hidden_layers)
+    tensors = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         weights = tensor.numpy()
         if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            halves = weights.reshape(heads, 2, weights.shape[0] // heads // 2, weights.shape[1])
-            weights = halves.swapaxes(1, 2).reshape(weights.shape)
+            pairs = weights.reshape(heads, 2, weights.shape[0] // heads // 2, weights.shape[1])
+            weights = pairs.swapaxes(1, 2).reshape(weights.shape)
         if architecture == "gemma3" and "norm" in name:
             weights = weights + 1
-        found[names.get_name(name, try_suffixes=(".weight", ".bias"))] = weights
-    return found
+        tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = weights
+    return tensors

@@ -16,8 +16,8 @@ from insource.tasks.parsed_answer import ParsedAnswer
 def compile_grammar(grammar: str) -> Any:
     """The grammar for a vocabulary of 256 bytes and a stop token."""
     vocabulary = [bytes([byte]) for byte in range(256)] + ["<stop>"]
-    about = xgrammar.TokenizerInfo(vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[256])
-    return xgrammar.GrammarCompiler(about, max_threads=1).compile_grammar(grammar)
+    tokenizer_info = xgrammar.TokenizerInfo(vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[256])
+    return xgrammar.GrammarCompiler(tokenizer_info, max_threads=1).compile_grammar(grammar)
 
 
 def matches(grammar: str, text: str) -> bool:
@@ -28,19 +28,19 @@ def matches(grammar: str, text: str) -> bool:
 def sample_text(grammar: str, rng: random.Random) -> str:
     """Returns a text that the grammar lets through, each byte drawn from those that it allows."""
     matcher = xgrammar.GrammarMatcher(compile_grammar(grammar))
-    allowed, written = xgrammar.allocate_token_bitmask(1, 257), bytearray()
+    bitmask, output = xgrammar.allocate_token_bitmask(1, 257), bytearray()
     while not matcher.is_terminated():
-        matcher.fill_next_token_bitmask(allowed)
-        bits = allowed[0].tolist()
-        byte = rng.choice([one for one in range(257) if bits[one // 32] >> one % 32 & 1])
+        matcher.fill_next_token_bitmask(bitmask)
+        bits = bitmask[0].tolist()
+        byte = rng.choice([candidate for candidate in range(257) if bits[candidate // 32] >> candidate % 32 & 1])
         assert matcher.accept_token(byte)
-        written += bytes([byte]) if byte < 256 else b""
-    return written.decode()
+        output += bytes([byte]) if byte < 256 else b""
+    return output.decode()
 
 
-def check_spelling(spec: extraction.Spec, given: Any) -> None:
+def check_spelling(spec: extraction.Spec, record: Any) -> None:
     """Asserts that the answer to a record is what the grammar takes, what is read back, and of the schema."""
-    canonical = extraction.canonical_record(spec, given)
+    canonical = extraction.canonical_record(spec, record)
     answer = extraction.answer_text(spec, canonical)
     assert matches(extraction.grammar(spec), answer)
     assert extraction.parse(spec, answer) == ParsedAnswer(canonical)

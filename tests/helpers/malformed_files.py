@@ -42,9 +42,9 @@ def expected_line(number: int, text: str, file: str = "rows.txt", label: str = "
 
 def parquet_bytes(columns: dict[str, Any]) -> bytes:
     """Returns the bytes of a Parquet file."""
-    written = BytesIO()
-    pq.write_table(pa.table(columns), written)
-    return written.getvalue()
+    buffer = BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
 
 
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
@@ -56,30 +56,34 @@ def workbook_bytes(rows: str, prolog: str = "", **parts: bytes) -> bytes:
     """Returns the bytes of an Excel workbook of one sheet, made of `rows` of XML, and of further parts."""
     sheet = f'{prolog}<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>'
     types = f'<Types xmlns="{PACKAGE}/content-types"><Default Extension="xml" ContentType="application/xml"/>'
-    for part, kind in (("workbook", "sheet.main"), ("worksheets/sheet1", "worksheet"), ("styles", "styles")):
+    for path, kind in (("workbook", "sheet.main"), ("worksheets/sheet1", "worksheet"), ("styles", "styles")):
         content = f"application/vnd.openxmlformats-officedocument.spreadsheetml.{kind}+xml"
-        types += f'<Override PartName="/xl/{part}.xml" ContentType="{content}"/>'
+        types += f'<Override PartName="/xl/{path}.xml" ContentType="{content}"/>'
     relation = '<Relationship Id="r{}" Type="' + RELATIONS + '/{}" Target="{}"/>'
     relations = f'<Relationships xmlns="{PACKAGE}/relationships">' + "{}</Relationships>"
-    book = f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets><sheet name="S" sheetId="1" r:id="r1"/></sheets>'
-    inside = relation.format(1, "worksheet", "worksheets/sheet1.xml") + relation.format(2, "styles", "styles.xml")
-    written = BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+    workbook = (
+        f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets><sheet name="S" sheetId="1" r:id="r1"/></sheets>'
+    )
+    relationships = relation.format(1, "worksheet", "worksheets/sheet1.xml") + relation.format(
+        2, "styles", "styles.xml"
+    )
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("[Content_Types].xml", f"{types}</Types>")
         archive.writestr("_rels/.rels", relations.format(relation.format(1, "officeDocument", "xl/workbook.xml")))
-        archive.writestr("xl/workbook.xml", f"{book}</workbook>")
-        archive.writestr("xl/_rels/workbook.xml.rels", relations.format(inside))
+        archive.writestr("xl/workbook.xml", f"{workbook}</workbook>")
+        archive.writestr("xl/_rels/workbook.xml.rels", relations.format(relationships))
         archive.writestr("xl/styles.xml", parts.pop("styles", f'<styleSheet xmlns="{MAIN}"/>'.encode()))
         archive.writestr("xl/worksheets/sheet1.xml", sheet)
         for name, content in parts.items():
             archive.writestr(f"xl/{name}.xml", content)
-    return written.getvalue()
+    return buffer.getvalue()
 
 
 def workbook_row(number: int, *texts: str) -> str:
     """Returns a row of texts as a sheet has it."""
-    written = "".join(f'<c t="inlineStr"><is><t>{text}</t></is></c>' for text in texts)
-    return f'<row r="{number}">{written}</row>'
+    cells = "".join(f'<c t="inlineStr"><is><t>{text}</t></is></c>' for text in texts)
+    return f'<row r="{number}">{cells}</row>'
 
 
 def to_cesu8(text: str) -> bytes:

@@ -11,7 +11,7 @@ from train.evaluate.constrained_decoding import DecodedAnswer, compile_grammar, 
 
 
 def decode_plainly(
-    model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, most: int
+    model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, max_tokens: int
 ) -> tuple[list[int], float]:
     """Returns the tokens of the answer and the log-probability of the path among what was allowed."""
     matcher = None
@@ -20,7 +20,7 @@ def decode_plainly(
         matcher = xgrammar.GrammarMatcher(compile_grammar(tokenizer, vocabulary_size, grammar))
     ids: list[int] = []
     log_probability = 0.0
-    while len(ids) < most and not (matcher.is_terminated() if matcher else ids[-1:] == [tokenizer.eos_token_id]):
+    while len(ids) < max_tokens and not (matcher.is_terminated() if matcher else ids[-1:] == [tokenizer.eos_token_id]):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[:, -1].float()
         if matcher:
@@ -39,10 +39,10 @@ def assert_equals_plain_decoding(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], grammar: str | None, max_new_tokens: int = 64
 ) -> list[DecodedAnswer]:
     """Checks the answers of `decode` against those of plain decoding, and returns them."""
-    found = decode_answers(model, tokenizer, prompts, grammar, max_new_tokens=max_new_tokens)
-    for prompt, one in zip(prompts, found, strict=True):
+    answers = decode_answers(model, tokenizer, prompts, grammar, max_new_tokens=max_new_tokens)
+    for prompt, answer in zip(prompts, answers, strict=True):
         ids, log_probability = decode_plainly(model, tokenizer, prompt, grammar, max_new_tokens)
-        assert one.token_ids == ids
-        assert one.log_probability == pytest.approx(log_probability, abs=1e-3)
-        assert one.margin >= 0
-    return found
+        assert answer.token_ids == ids
+        assert answer.log_probability == pytest.approx(log_probability, abs=1e-3)
+        assert answer.margin >= 0
+    return answers

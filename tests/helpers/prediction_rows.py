@@ -14,18 +14,18 @@ PHRASES = {
 }
 
 
-TEXTS = [f"order {at}: my parcel {PHRASES[LABELS[at % 3]][at // 3 % 3]}" for at in range(240)]
+TEXTS = [f"order {index}: my parcel {PHRASES[LABELS[index % 3]][index // 3 % 3]}" for index in range(240)]
 
 
 @cache
 def linear_predictions() -> dict[str, tuple[str, float]]:
     """What a linear model says of TEXTS, with its probability."""
-    train = [{"input": {"text": f"my parcel {words}"}} for label in LABELS for words in PHRASES[label]]
+    train = [{"input": {"text": f"my parcel {phrase}"}} for label in LABELS for phrase in PHRASES[label]]
     labels = [label for label in LABELS for _ in PHRASES[label]]
-    found = linear_baseline.predict_answers(train, [{"input": {"text": text}} for text in TEXTS], labels, True)
-    likely = [(one.output, math.exp(one.log_probability or 0.0)) for one in found]
-    return dict(zip(TEXTS, likely, strict=True))
+    predictions = linear_baseline.predict_answers(train, [{"input": {"text": text}} for text in TEXTS], labels, True)
+    probabilities = [(prediction.output, math.exp(prediction.log_probability or 0.0)) for prediction in predictions]
+    return dict(zip(TEXTS, probabilities, strict=True))
 
 
 def make_rows(texts: list[str]) -> list[dict[str, Any]]:
-    return [{"number": at, "message": text} for at, text in enumerate(texts)]
+    return [{"number": index, "message": text} for index, text in enumerate(texts)]

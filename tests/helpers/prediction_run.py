@@ -62,27 +62,27 @@ class PredictionRun:
     recipe: Path
     here: Run
 
-    def words(self, rows: object, output: str, address: str, *words: str) -> list[str]:
+    def words(self, rows: object, output: str, address: str, *args: str) -> list[str]:
         """The command line of a prediction by a vLLM server at an address."""
-        asked = [str(self.recipe), "--input", str(rows), "--output", str(self.output(output)), "--engine", "vllm"]
-        asked += ["--base-url", f"{address}/v1", "--hardware", "cpu", "--runs", str(self.folder / "runs")]
-        return [*asked, *words]
+        argv = [str(self.recipe), "--input", str(rows), "--output", str(self.output(output)), "--engine", "vllm"]
+        argv += ["--base-url", f"{address}/v1", "--hardware", "cpu", "--runs", str(self.folder / "runs")]
+        return [*argv, *args]
 
     def output(self, name: str) -> Path:
         return self.folder / "out" / name
 
-    def predicted(self, rows: object, output: str, address: str, *words: str) -> Path:
+    def predicted(self, rows: object, output: str, address: str, *args: str) -> Path:
         """Predicts in this process. Returns the output."""
-        assert __main__.main(self.words(rows, output, address, *words)) == 0
+        assert __main__.main(self.words(rows, output, address, *args)) == 0
         return self.output(output)
 
-    def process(self, segment_rows: int, die: str, words: Sequence[str]) -> subprocess.Popen[str]:
-        """Predicts in a process of its own, in small segments; `die`: where it kills itself, see COMMAND."""
-        told = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": die}
+    def process(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
+        """Predicts in a process of its own, in small segments; `kill_at`: where it kills itself, see COMMAND."""
+        variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": kill_at}
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *words],
+            [sys.executable, "-c", COMMAND, *args],
             cwd=ROOT,
-            env={**os.environ, **told},
+            env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -92,17 +92,17 @@ class PredictionRun:
         """How many rows have an answer on disk: in journals, and in segments that are done."""
         folders = list(self.here.folder.parent.glob(".predict/*"))
         done = [path for folder in folders for path in folder.glob("[0-9]*.json")]
-        left = [path for folder in folders for path in folder.glob("[0-9]*.jsonl")]
-        left = [path for path in left if path.with_suffix(".json") not in done]
+        open_segments = [path for folder in folders for path in folder.glob("[0-9]*.jsonl")]
+        open_segments = [path for path in open_segments if path.with_suffix(".json") not in done]
         try:
-            lines = sum(path.read_bytes().count(b"\n") for path in left)
+            lines = sum(path.read_bytes().count(b"\n") for path in open_segments)
         except FileNotFoundError:  # it was done in this moment
             return 0
         return lines + sum(atomic_files.read_json(path)["rows"] for path in done)
 
-    def compared(self, threshold: float | None, form: str = "merged") -> None:
+    def compared(self, threshold: float | None, variant: str = "merged") -> None:
         """Leaves what a comparison leaves: routing.json with a scale that keeps probabilities as they are."""
-        told = RoutingPolicy(
+        policy = RoutingPolicy(
             threshold=threshold,
             target_accuracy=0.95,
             confidence=0.95,
@@ -110,21 +110,21 @@ class PredictionRun:
             score={"of": "answer", "slope": 1.0, "intercept": 0.0},
             why_none=None if threshold else "no threshold passed",
         )
-        atomic_files.write_json(self.here.folder / "routing.json", told.json())
-        tuned = {"tuned": {"form": form}}
+        atomic_files.write_json(self.here.folder / "routing.json", policy.json())
+        tuned = {"tuned": {"form": variant}}
         atomic_files.write_json(self.here.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
-        sums = atomic_files.sha256(self.here.folder / "adapter" / atomic_files.CHECKSUMS)
-        run.start_stage(self.here, "compare", {f"adapter/{atomic_files.CHECKSUMS}": sums})
+        checksum = atomic_files.sha256(self.here.folder / "adapter" / atomic_files.CHECKSUMS)
+        run.start_stage(self.here, "compare", {f"adapter/{atomic_files.CHECKSUMS}": checksum})
         run.end_stage(self.here, "compare", "done", "compared")
 
 
-def make_run(folder: Path, tokenizer: Any = None, **changes: str) -> PredictionRun:
+def make_run(folder: Path, tokenizer: Any = None, **kwargs: str) -> PredictionRun:
     """A run of task_door's recipe with other values; with a tokenizer, its adapter has one."""
-    recipe: Recipe = task_gateway.make_recipe(folder, **changes)
+    recipe: Recipe = task_gateway.make_recipe(folder, **kwargs)
     path = folder / f"{TASK_NAME}.yaml"
     data = folder / "runs" / TASK_NAME / ".data" / "1"
     data.mkdir(parents=True)
-    here = run.create(folder / "runs" / TASK_NAME, load(str(path), [], "cpu").recipe, "digest", {}, data)
+    created_run = run.create(folder / "runs" / TASK_NAME, load(str(path), [], "cpu").recipe, "digest", {}, data)
     module = TASKS[recipe.task.variant]
     spec = module.make_spec(recipe.task, dict.fromkeys(LABELS, ""))
     prompt = {
@@ -135,26 +135,26 @@ def make_run(folder: Path, tokenizer: Any = None, **changes: str) -> PredictionR
         "max_answer_tokens": 16,
         "prompt_ids": [*PROMPT_IDS],
     }
-    adapter = here.folder / "adapter"
+    adapter = created_run.folder / "adapter"
     adapter.mkdir()
     atomic_files.write_json(adapter / "prompt.json", prompt)
     if tokenizer is not None:
         tokenizer.save_pretrained(adapter)
     atomic_files.write_checksums(adapter)
-    here.references.write_text(
+    created_run.references.write_text(
         json.dumps({"id": "r1", "prompt_ids": [1, 2], "answer": REFERENCE, "margin": None}) + "\n", encoding="utf-8"
     )
-    run.set_latest(here)
-    return PredictionRun(folder, path, here)
+    run.set_latest(created_run)
+    return PredictionRun(folder, path, created_run)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Writes rows with the columns of the first."""
-    written = io.StringIO()
-    writer = csv.DictWriter(written, list(rows[0]))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    path.write_text(written.getvalue(), encoding="utf-8", newline="")
+    path.write_text(buffer.getvalue(), encoding="utf-8", newline="")
     return path
 
 

@@ -24,8 +24,8 @@ class Model(torch.nn.Module):
         self.line = torch.nn.Linear(width, 1)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = self.line(torch.nn.functional.dropout(x, 0.3, self.training))[:, 0]
-        return {"loss": ((found - y) ** 2).mean(), "logits": found}
+        predictions = self.line(torch.nn.functional.dropout(x, 0.3, self.training))[:, 0]
+        return {"loss": ((predictions - y) ** 2).mean(), "logits": predictions}
 
 
 class TinyTrainer(Trainer):
@@ -47,8 +47,8 @@ class TinyTrainer(Trainer):
 class DoAfterUpdate(TrainerCallback):
     """Does something after an update."""
 
-    def __init__(self, update: int, what: Callable[[], None]) -> None:
-        self.update, self.what = update, what
+    def __init__(self, update: int, action: Callable[[], None]) -> None:
+        self.update, self.what = update, action
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.update:
@@ -56,12 +56,14 @@ class DoAfterUpdate(TrainerCallback):
 
 
 def make_trainer(
-    folder: Path, *, width: int = 4, callbacks: Sequence[TrainerCallback] = (), **given: Any
+    folder: Path, *, width: int = 4, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any
 ) -> TinyTrainer:
     generator = torch.Generator().manual_seed(3)
-    rows = [{"x": torch.randn(width, generator=generator), "y": torch.tensor(float(at))} for at in range(2 * UPDATES)]
-    asked = {"save_steps": 3, "logging_steps": 2, "learning_rate": 0.1, **given}
-    made = TinyTrainer(
+    rows = [
+        {"x": torch.randn(width, generator=generator), "y": torch.tensor(float(index))} for index in range(2 * UPDATES)
+    ]
+    arguments = {"save_steps": 3, "logging_steps": 2, "learning_rate": 0.1, **kwargs}
+    trainer = TinyTrainer(
         model=Model(width),
         args=TrainingArguments(
             output_dir=str(folder),
@@ -70,35 +72,35 @@ def make_trainer(
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
-            **asked,
+            **arguments,
         ),
         train_dataset=rows,
         eval_dataset=rows,
         callbacks=list(callbacks),
     )
-    made.callback_handler.callbacks = [
-        one for one in made.callback_handler.callbacks if type(one).__name__ != "PrinterCallback"
+    trainer.callback_handler.callbacks = [
+        callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "PrinterCallback"
     ]
-    return made
+    return trainer
 
 
 def resume_training(
-    folder: Path, values: Sequence[float] = (), announce: Callable[[str], None] = print, **given: Any
+    folder: Path, values: Sequence[float] = (), on_fallback: Callable[[str], None] = print, **kwargs: Any
 ) -> TinyTrainer:
     """Returns a new trainer that has trained to the end from the newest whole checkpoint."""
-    newest = checkpoints.find_latest_valid(folder).newest
-    assert newest is not None
-    made = make_trainer(folder, **given)
-    made.values = iter(values)
-    carried: list[dict[str, int]] = []
-    made.add_callback(RestoreTrainerState(made, newest, carried.append, announce))
-    made.train(resume_from_checkpoint=str(newest))
-    assert carried == [{"step": checkpoints.step(newest)}]
-    return made
+    checkpoint = checkpoints.find_latest_valid(folder).newest
+    assert checkpoint is not None
+    trainer = make_trainer(folder, **kwargs)
+    trainer.values = iter(values)
+    restored: list[dict[str, int]] = []
+    trainer.add_callback(RestoreTrainerState(trainer, checkpoint, restored.append, on_fallback))
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert restored == [{"step": checkpoints.step(checkpoint)}]
+    return trainer
 
 
-def logged_metrics(made: TinyTrainer) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in made.state.log_history if "loss" in line]
+def logged_metrics(trainer: TinyTrainer) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
 
 
 # Arguments of a trainer that evaluates, and knows which checkpoint is best.

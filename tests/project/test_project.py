@@ -21,9 +21,9 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_make_help_names_every_target() -> None:
-    answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    completed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     targets = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
-    assert [target for target in targets if f"  {target} " not in answer.stdout] == []
+    assert [target for target in targets if f"  {target} " not in completed.stdout] == []
 
 
 def test_the_readme_gets_to_a_result_in_its_first_screen_with_commands_that_are_there() -> None:
@@ -41,8 +41,8 @@ def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
         text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
         if lock == "cpu.txt":
             text += (ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8")
-        asked = project["dependencies"] + extras[extra] + extras["dev"]
-        for name in (re.split(r"[<>=]", line)[0].replace(".", "-") for line in asked):
+        requirements = project["dependencies"] + extras[extra] + extras["dev"]
+        for name in (re.split(r"[<>=]", line)[0].replace(".", "-") for line in requirements):
             assert re.search(rf"^{re.escape(name)}==.*\\\n    --hash=sha256:", text, re.MULTILINE), (lock, name)
         assert "://" not in text
         pins = re.split(r"\n(?=[a-zA-Z])", text)
@@ -53,15 +53,15 @@ def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
 
 def test_the_lock_of_the_calibration_environment_is_whole_and_hashed() -> None:
     text = gptq.LOCK.read_text(encoding="utf-8")
-    asked = (ROOT / "requirements" / "calibrate.in").read_text(encoding="utf-8").split()
-    found = venvs.split_lock(text)
-    assert all(any(pin.startswith(f"{name} ") for pin in found) for name in asked)
-    assert len(found) > 30 and all("--hash=sha256:" in pin for pin in found) and "://" not in text
+    requirements = (ROOT / "requirements" / "calibrate.in").read_text(encoding="utf-8").split()
+    locked = venvs.split_lock(text)
+    assert all(any(pin.startswith(f"{name} ") for pin in locked) for name in requirements)
+    assert len(locked) > 30 and all("--hash=sha256:" in pin for pin in locked) and "://" not in text
 
 
-@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("correct", [True, False])
 def test_an_environment_takes_what_its_lock_has_the_hash_of_and_nothing_else(
-    right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    correct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -72,50 +72,55 @@ def test_an_environment_takes_what_its_lock_has_the_hash_of_and_nothing_else(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     lock, folder = tmp_path / "lock.txt", tmp_path / "venvs" / "tiny"
-    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest() if right else "0" * 64
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest() if correct else "0" * 64
     lock.write_text(f"absent==2.0 \\\n    --hash=sha256:{sha256}\ntiny==1.0 \\\n    --hash=sha256:{sha256}\n")
-    if not right:
+    if not correct:
         with pytest.raises(StageError, match="pip install ended with 1"):
             venvs.ensure_venv_from_lock(folder, lock, ("absent",))
         assert not (folder / venvs.STAMP_FILE).exists()
         return
     python = venvs.ensure_venv_from_lock(folder, lock, ("absent",))
-    told = subprocess.run([python, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, text=True, check=True)
-    assert told.stdout == "7\n"
-    made = (folder / venvs.STAMP_FILE).stat().st_mtime_ns
+    completed = subprocess.run(
+        [python, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout == "7\n"
+    stamped_at = (folder / venvs.STAMP_FILE).stat().st_mtime_ns
     assert venvs.ensure_venv_from_lock(folder, lock, ("absent",)) == python
-    assert (folder / venvs.STAMP_FILE).stat().st_mtime_ns == made
+    assert (folder / venvs.STAMP_FILE).stat().st_mtime_ns == stamped_at
 
 
 def test_what_pips_install_side_by_side_is_the_whole_lock() -> None:
-    installing = runpy.run_path(str(ROOT / "requirements" / "install.py"))
+    install_module = runpy.run_path(str(ROOT / "requirements" / "install.py"))
     for lock in (ROOT / "requirements").glob("*.txt"):
         text = lock.read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        assert "\n".join(installing["pins"](text)).splitlines() == lines, lock.name
+        assert "\n".join(install_module["pins"](text)).splitlines() == lines, lock.name
 
 
 def test_every_direct_dependency_is_explained() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    explained = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
-    every = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
-    assert [name for name in (re.split(r"[<>=]", line)[0] for line in every) if name not in explained] == []
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    dependencies = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
+    assert [name for name in (re.split(r"[<>=]", line)[0] for line in dependencies) if name not in page] == []
 
 
 def test_the_doctor_names_keys_and_never_shows_them(python) -> None:  # type: ignore[no-untyped-def]
-    answer = python("insource.tracking.doctor", OPENAI_API_KEY="sk-test-0123456789")
-    assert answer.returncode == 0
-    assert "OPENAI_API_KEY" in answer.stdout
-    assert "0123456789" not in answer.stdout
-    assert "pocket" in answer.stdout
+    completed = python("insource.tracking.doctor", OPENAI_API_KEY="sk-test-0123456789")
+    assert completed.returncode == 0
+    assert "OPENAI_API_KEY" in completed.stdout
+    assert "0123456789" not in completed.stdout
+    assert "pocket" in completed.stdout
 
 
 def test_make_takes_modules_from_the_lock_whatever_the_shell_has_before_it() -> None:
     rule = 'show:\n\t@echo "[$$PYTHONPATH]"\n'
-    asked = ["make", "-s", "-f", "Makefile", "-f", "-", "show"]
+    argv = ["make", "-s", "-f", "Makefile", "-f", "-", "show"]
     settings = {**os.environ, "PYTHONPATH": "/other"}
-    answer = subprocess.run(asked, cwd=ROOT, env=settings, input=rule, capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+    completed = subprocess.run(argv, cwd=ROOT, env=settings, input=rule, capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"
 
 
 def test_the_library_imports_no_stage() -> None:

@@ -72,12 +72,12 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
         misread = shutil.copytree(second.folder, tmp_path / "misread", symlinks=True)
         asked_otherwise(misread / "adapter")
         registry.promote(place, Run(misread), ["by hand"])
-        said = commands.wait_for(log, "refused   small@", process, times=2)
+        said = commands.wait_for(log, "refused   small@", process, count=2)
         assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in said
 
         answer = commands.run_command(runs, "deploy", small_recipe, "--rollback", "--to", one)
         assert answer.returncode == 0, answer.stderr
-        commands.wait_for(log, f"current   small@{one}", process, times=2)
+        commands.wait_for(log, f"current   small@{one}", process, count=2)
         answers = asyncio.run(asked(port, prompt, 8))
         assert {(status, version) for status, version, _ in answers} == {(200, one)}
 

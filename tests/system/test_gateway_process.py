@@ -38,7 +38,7 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(pl
         newer = place.deploy("newer", recipe=lambda text: text.replace("\nserve:\n", "\nserve:\n  of_a_later_day: 5\n"))
         told = gateway.says(f"refused   {NAME}@{newer}: ")
         assert "serve.of_a_later_day" in told and f"{one} goes on" in told
-        other = place.deploy("other", answered="something else")
+        other = place.deploy("other", output="something else")
         assert "gives 0.0% of its reference answers" in gateway.says(f"refused   {NAME}@{other}: ")
         (place.registry / "versions" / other / "adapter" / "prompt.json").write_text("{}", encoding="utf-8")
         two = place.deploy("two")
@@ -48,13 +48,13 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(pl
         with pytest.raises(RecipeError, match="no whole version"):
             registry.roll_back(place.registry, other)
         registry.roll_back(place.registry, newer)  # whole, and refused before: deployed again, it is looked at again
-        gateway.says(f"refused   {NAME}@{newer}", times=2)
+        gateway.says(f"refused   {NAME}@{newer}", count=2)
         assert version_of(gateway.answers()) == two
 
 
 def test_where_the_current_version_cannot_be_served_the_one_before_answers(place: GatewaySetup) -> None:
     one = place.deploy("one")
-    two = place.deploy("two", answered="something else")
+    two = place.deploy("two", output="something else")
     with place.gateway(LOOPBACK_SETTING) as gateway:
         assert version_of(gateway.answers()) == one
         assert f"refused   {NAME}@{two}" in gateway.text()
@@ -108,7 +108,7 @@ def test_an_engine_that_hangs_is_told_refuses_and_is_started_again(place: Gatewa
         assert waiting[0][0] == 503  # what was with it is told, and not left waiting
         assert gateway.answers()[0] == 200 and gateway.engine() != stopped
         if at_a_load:
-            gateway.says("current   ", times=2)
+            gateway.says("current   ", count=2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -143,7 +143,7 @@ def test_answers_under_way_are_given_before_it_ends(place: GatewaySetup) -> None
 def test_what_nohup_had_ignored_stays_ignored(place: GatewaySetup) -> None:
     place.deploy("one")
     with place.gateway(
-        LOOPBACK_SETTING, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
+        LOOPBACK_SETTING, preexec=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
     ) as gateway:
         gateway.answers()
         gateway.process.send_signal(signal.SIGHUP)
@@ -214,7 +214,7 @@ def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(place: 
         place.will("slow_load")
         two = place.deploy("two")
         wait_until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
-        three, broken = place.deploy("three"), place.deploy("broken", answered="something else")
+        three, broken = place.deploy("three"), place.deploy("broken", output="something else")
         registry.roll_back(place.registry, two)
         registry.roll_back(place.registry, three)
         found = set()

@@ -24,53 +24,57 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainer:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainer:
     """A training that nothing has interrupted."""
-    made = make_trainer(tmp_path_factory.mktemp("whole"))
-    made.train()
-    return made
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.train()
+    return trainer
 
 
-def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_the_machine(whole: TinyTrainer) -> None:
-    folder = Path(whole.args.output_dir)
+def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_the_machine(
+    finished_run: TinyTrainer,
+) -> None:
+    folder = Path(finished_run.args.output_dir)
     assert names(folder) == ["checkpoint-12", "checkpoint-9"]
-    newest = folder / "checkpoint-12"
-    seal = atomic_files.read_json(newest / "checkpoint.json")
-    assert set(seal["files"]) == set(names(newest)) - {"checkpoint.json"}
+    checkpoint = folder / "checkpoint-12"
+    seal = atomic_files.read_json(checkpoint / "checkpoint.json")
+    assert set(seal["files"]) == set(names(checkpoint)) - {"checkpoint.json"}
     assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(seal["files"])
     assert (seal["step"], seal["processes"]) == (12, 1)
-    assert all(str(folder).encode() not in path.read_bytes() for path in newest.iterdir())
-    assert checkpoints.find_latest_valid(folder) == checkpoints.CheckpointScan(newest)
+    assert all(str(folder).encode() not in path.read_bytes() for path in checkpoint.iterdir())
+    assert checkpoints.find_latest_valid(folder) == checkpoints.CheckpointScan(checkpoint)
 
 
 @pytest.fixture
 def best_is_3(tmp_path: Path) -> Path:
     """The checkpoints of three evaluations, of which the first went best."""
-    made = make_trainer(tmp_path / "begun", max_steps=9, **SELECT_BEST)
-    made.values = iter([0.9, 0.4, 0.5])
-    made.train()
+    trainer = make_trainer(tmp_path / "begun", max_steps=9, **SELECT_BEST)
+    trainer.values = iter([0.9, 0.4, 0.5])
+    trainer.train()
     assert names(tmp_path / "begun") == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
-    assert made.state.best_model_checkpoint == str(tmp_path / "begun" / "checkpoint-3")
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "begun" / "checkpoint-3")
     return tmp_path / "begun"
 
 
 def test_the_best_checkpoint_is_kept_and_found_again_where_the_runs_were_moved(best_is_3: Path, tmp_path: Path) -> None:
     moved = best_is_3.rename(tmp_path / "moved")
-    told: list[str] = []
-    made = resume_training(moved, [0.6], told.append, load_best_model_at_end=True, **SELECT_BEST)
-    assert made.state.best_model_checkpoint == str(moved / "checkpoint-3")
-    made.save_model(str(tmp_path / "last"))
+    messages: list[str] = []
+    trainer = resume_training(moved, [0.6], messages.append, load_best_model_at_end=True, **SELECT_BEST)
+    assert trainer.state.best_model_checkpoint == str(moved / "checkpoint-3")
+    trainer.save_model(str(tmp_path / "last"))
     weights = [atomic_files.sha256(path / "model.safetensors") for path in (tmp_path / "last", moved / "checkpoint-3")]
     assert weights[0] == weights[1]
-    assert told == []
+    assert messages == []
 
 
 def test_a_best_checkpoint_that_is_damaged_is_announced_and_another_one_becomes_best(best_is_3: Path) -> None:
     os.truncate(best_is_3 / "checkpoint-3" / "model.safetensors", 0)
-    told: list[str] = []
-    made = resume_training(best_is_3, [0.6], told.append, **SELECT_BEST)
-    assert len(told) == 1 and "checkpoint-3" in told[0] and "model.safetensors is cut short, 0 of" in told[0]
-    assert made.state.best_model_checkpoint == str(best_is_3 / "checkpoint-12")
+    messages: list[str] = []
+    trainer = resume_training(best_is_3, [0.6], messages.append, **SELECT_BEST)
+    assert (
+        len(messages) == 1 and "checkpoint-3" in messages[0] and "model.safetensors is cut short, 0 of" in messages[0]
+    )
+    assert trainer.state.best_model_checkpoint == str(best_is_3 / "checkpoint-12")
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -98,40 +102,44 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    kind: str, whole: TinyTrainer, tmp_path: Path
+    kind: str, finished_run: TinyTrainer, tmp_path: Path
 ) -> None:
-    shutil.copytree(whole.args.output_dir, tmp_path / "runs")
-    act, told = DAMAGES[kind]
-    act(tmp_path / "runs" / "checkpoint-12")
-    found = checkpoints.find_latest_valid(tmp_path / "runs")
-    assert found.newest == tmp_path / "runs" / "checkpoint-9"
-    assert len(found.damaged) == 1
-    assert "checkpoint-12 is damaged" in found.damaged[0] and told in found.damaged[0]
-    assert checkpoints.find_latest_valid(tmp_path / "runs") == checkpoints.CheckpointScan(found.newest)
+    shutil.copytree(finished_run.args.output_dir, tmp_path / "runs")
+    damage, message = DAMAGES[kind]
+    damage(tmp_path / "runs" / "checkpoint-12")
+    result = checkpoints.find_latest_valid(tmp_path / "runs")
+    assert result.newest == tmp_path / "runs" / "checkpoint-9"
+    assert len(result.damaged) == 1
+    assert "checkpoint-12 is damaged" in result.damaged[0] and message in result.damaged[0]
+    assert checkpoints.find_latest_valid(tmp_path / "runs") == checkpoints.CheckpointScan(result.newest)
     resumed = resume_training(tmp_path / "runs")
-    assert torch.equal(resumed.model.line.weight, whole.model.line.weight)
+    assert torch.equal(resumed.model.line.weight, finished_run.model.line.weight)
     assert checkpoints.find_latest_valid(tmp_path / "runs").newest == tmp_path / "runs" / "checkpoint-12"
 
 
-def test_where_all_are_damaged_training_begins_anew(whole: TinyTrainer, tmp_path: Path) -> None:
-    shutil.copytree(whole.args.output_dir, tmp_path / "runs")
+def test_where_all_are_damaged_training_begins_anew(finished_run: TinyTrainer, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.args.output_dir, tmp_path / "runs")
     for path in (tmp_path / "runs").iterdir():
         (path / "optimizer.pt").unlink()
-    found = checkpoints.find_latest_valid(tmp_path / "runs")
-    assert found.newest is None and len(found.damaged) == 2
+    result = checkpoints.find_latest_valid(tmp_path / "runs")
+    assert result.newest is None and len(result.damaged) == 2
     assert checkpoints.find_latest_valid(tmp_path / "nowhere") == checkpoints.CheckpointScan(None)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, whole: TinyTrainer) -> None:
-    path = Path(whole.args.output_dir) / "checkpoint-9"
+def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, finished_run: TinyTrainer) -> None:
+    path = Path(finished_run.args.output_dir) / "checkpoint-9"
     file = path / data.draw(st.sampled_from([name for name in names(path) if name != "checkpoint.json"]))
     content = file.read_bytes()
-    at = data.draw(st.integers(0, len(content) - 1))
-    changed = bytes([content[at] ^ data.draw(st.integers(1, 255))])
+    position = data.draw(st.integers(0, len(content) - 1))
+    changed_byte = bytes([content[position] ^ data.draw(st.integers(1, 255))])
     try:
-        file.write_bytes(data.draw(st.sampled_from([content[:at], content[:at] + changed + content[at + 1 :]])))
+        file.write_bytes(
+            data.draw(
+                st.sampled_from([content[:position], content[:position] + changed_byte + content[position + 1 :]])
+            )
+        )
         assert file.name in str(checkpoints.find_corruption(path))
     finally:
         file.write_bytes(content)
@@ -142,61 +150,61 @@ TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
 
 def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    made = make_trainer(tmp_path, max_steps=6)
-    made.train()
-    killed, found = 0, set()
+    trainer = make_trainer(tmp_path, max_steps=6)
+    trainer.train()
+    n_kills, steps = 0, set()
     while True:
         if (child := os.fork()) == 0:
             try:
-                made.state.global_step = 9
-                kill_at_touch(killed + 1)
-                made._save_checkpoint(made.model, None)
+                trainer.state.global_step = 9
+                kill_at_touch(n_kills + 1)
+                trainer._save_checkpoint(trainer.model, None)
             finally:
                 os._exit(0)
         if os.WIFEXITED(os.waitpid(child, 0)[1]):
             break
-        killed += 1
-        newest = checkpoints.find_latest_valid(tmp_path)
-        assert newest.newest is not None and newest.damaged == ()
-        found.add(newest.newest.name)
+        n_kills += 1
+        checkpoint = checkpoints.find_latest_valid(tmp_path)
+        assert checkpoint.newest is not None and checkpoint.damaged == ()
+        steps.add(checkpoint.newest.name)
         assert not list(tmp_path.glob(".*"))
         shutil.rmtree(tmp_path / "checkpoint-9", ignore_errors=True)
-    assert killed > 15
-    assert found == {"checkpoint-6", "checkpoint-9"}
+    assert n_kills > 15
+    assert steps == {"checkpoint-6", "checkpoint-9"}
     assert names(tmp_path) == ["checkpoint-6", "checkpoint-9"]
 
 
 def kill_at_touch(number: int) -> None:
     """Kills this process before its n-th touch of the disk."""
-    seen = 0
+    n_touches = 0
 
     def count(event: str, _: tuple[object, ...]) -> None:
-        nonlocal seen
+        nonlocal n_touches
         if event in TOUCHES:
-            seen += 1
-            if seen == number:
+            n_touches += 1
+            if n_touches == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
 
 
 @pytest.fixture
-def largest_file() -> Iterator[Callable[[int], None]]:
+def limit_file_size() -> Iterator[Callable[[int], None]]:
     """Sets how many bytes a file may have, until the test ends: a disk that takes no more, which needs no mount."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda max_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, previous[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, previous)
 
 
-@pytest.mark.parametrize("most", [10, 40_000])
+@pytest.mark.parametrize("max_bytes", [10, 40_000])
 def test_a_full_disk_is_told_in_words_and_leaves_the_checkpoints_before(
-    most: int, largest_file: Callable[[int], None], tmp_path: Path
+    max_bytes: int, limit_file_size: Callable[[int], None], tmp_path: Path
 ) -> None:
-    made = make_trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
-    made.add_callback(DoAfterUpdate(7, lambda: largest_file(most)))
+    trainer = make_trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
+    trainer.add_callback(DoAfterUpdate(7, lambda: limit_file_size(max_bytes)))
     with pytest.raises(StageError) as failed:
-        made.train()
-    largest_file(resource.RLIM_INFINITY)
+        trainer.train()
+    limit_file_size(resource.RLIM_INFINITY)
     assert "checkpoint-9 could not be written, the disk is full" in str(failed.value)
     assert "bytes are free" in str(failed.value)
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-6"]

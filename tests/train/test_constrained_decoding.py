@@ -44,26 +44,26 @@ def label_log_probability(model: Any, tokenizer: Any, prompt: list[int], label: 
     answer = [*tokenizer(label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].log_softmax(-1)
-    return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
+    return float(sum(logits[len(prompt) - 1 + index, token] for index, token in enumerate(answer)))
 
 
 def test_only_labels_come_out_and_each_row_answers_as_it_would_alone(model: Any, tokenizer: Any) -> None:
-    asked = prompts(tokenizer)
-    together = decode_answers(model, tokenizer, asked, classification.grammar(SPEC))
-    assert all(one.complete and one.text in SPEC.labels for one in together)
-    for prompt, one in zip(asked, together, strict=True):
-        (alone,) = decode_answers(model, tokenizer, [prompt], classification.grammar(SPEC))
-        assert alone.token_ids == one.token_ids
-        assert alone.log_probability == pytest.approx(one.log_probability, abs=1e-4)
+    prompt_ids = prompts(tokenizer)
+    answers = decode_answers(model, tokenizer, prompt_ids, classification.grammar(SPEC))
+    assert all(answer.complete and answer.text in SPEC.labels for answer in answers)
+    for prompt, answer in zip(prompt_ids, answers, strict=True):
+        (single,) = decode_answers(model, tokenizer, [prompt], classification.grammar(SPEC))
+        assert single.token_ids == answer.token_ids
+        assert single.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
 
 def test_the_probability_is_that_of_the_path_among_what_was_allowed(model: Any, tokenizer: Any) -> None:
     # With two labels of one distinct first token each, the path is that one choice.
     spec = classification.make_spec(Task(kind="classification", instruction="Say what it is."), {"yes": "", "no": ""})
     (prompt,) = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": "rain?"})])
-    (one,) = decode_answers(model, tokenizer, [prompt], classification.grammar(spec))
-    assert 0 < torch.tensor(one.log_probability).exp() <= 1
-    assert label_log_probability(model, tokenizer, prompt, one.text) <= one.log_probability + 1e-4
+    (answer,) = decode_answers(model, tokenizer, [prompt], classification.grammar(spec))
+    assert 0 < torch.tensor(answer.log_probability).exp() <= 1
+    assert label_log_probability(model, tokenizer, prompt, answer.text) <= answer.log_probability + 1e-4
 
 
 def test_decoding_leaves_the_mode_as_it_was(model: Any, tokenizer: Any) -> None:
@@ -74,20 +74,20 @@ def test_decoding_leaves_the_mode_as_it_was(model: Any, tokenizer: Any) -> None:
 
 
 def test_an_answer_that_does_not_end_is_not_complete(model: Any, tokenizer: Any) -> None:
-    (one,) = decode_answers(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC), max_new_tokens=1)
-    assert not one.complete
+    (answer,) = decode_answers(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC), max_new_tokens=1)
+    assert not answer.complete
 
 
 def test_labels_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
     # The last opens otherwise, and shares no prefix.
-    asked = [*prompts(tokenizer), prompts(tokenizer)[0][3:]]
-    assert_equals_plain_decoding(model, tokenizer, asked, classification.grammar(SPEC))
+    prompt_ids = [*prompts(tokenizer), prompts(tokenizer)[0][3:]]
+    assert_equals_plain_decoding(model, tokenizer, prompt_ids, classification.grammar(SPEC))
 
 
 def test_records_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
     spec = extraction.make_spec(load("extractor", (), "cpu").recipe.task, {})
-    asked = chat_template.prompt_ids(tokenizer, [extraction.messages(spec, {"text": text}) for text in TEXTS])
-    assert_equals_plain_decoding(model, tokenizer, asked, extraction.grammar(spec), max_new_tokens=48)
+    prompt_ids = chat_template.prompt_ids(tokenizer, [extraction.messages(spec, {"text": text}) for text in TEXTS])
+    assert_equals_plain_decoding(model, tokenizer, prompt_ids, extraction.grammar(spec), max_new_tokens=48)
 
 
 def test_free_text_is_that_of_plain_decoding(model: Any, tokenizer: Any) -> None:
@@ -98,19 +98,19 @@ def test_labels_that_part_within_a_character_are_those_of_plain_decoding(model: 
     # Their certain beginning, the first byte of two, is no text.
     labels = dict.fromkeys(["é1", "ê1", "漢字", "漢子"], "")
     spec = classification.make_spec(Task(kind="classification", instruction="Say what it is."), labels)
-    asked = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": text}) for text in TEXTS])
-    assert_equals_plain_decoding(model, tokenizer, asked, classification.grammar(spec))
+    prompt_ids = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": text}) for text in TEXTS])
+    assert_equals_plain_decoding(model, tokenizer, prompt_ids, classification.grammar(spec))
 
 
 def test_an_answer_is_cut_where_plain_decoding_is(model: Any, tokenizer: Any) -> None:
-    for most in (1, 2, 3, 5):
+    for max_tokens in (1, 2, 3, 5):
         assert_equals_plain_decoding(
-            model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), max_new_tokens=most
+            model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), max_new_tokens=max_tokens
         )
 
 
 def test_small_batches_answer_as_large_ones(model: Any, tokenizer: Any) -> None:
-    asked = prompts(tokenizer) * 3
-    together = decode_answers(model, tokenizer, asked, classification.grammar(SPEC))
-    apart = decode_answers(model, tokenizer, asked, classification.grammar(SPEC), batch_rows=5)
-    assert [one.token_ids for one in together] == [one.token_ids for one in apart]
+    prompt_ids = prompts(tokenizer) * 3
+    large_batch = decode_answers(model, tokenizer, prompt_ids, classification.grammar(SPEC))
+    small_batches = decode_answers(model, tokenizer, prompt_ids, classification.grammar(SPEC), batch_rows=5)
+    assert [answer.token_ids for answer in large_batch] == [answer.token_ids for answer in small_batches]

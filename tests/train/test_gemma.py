@@ -66,62 +66,64 @@ def recipe(folder: object) -> Recipe:
     return load("classifier", [f"model.base={folder}", "model.quantization=none"], "cpu").recipe
 
 
-def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, most: int) -> list[int]:
+def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, max_tokens: int) -> list[int]:
     """The greedy answer, the whole sequence computed anew for each token."""
-    found: list[int] = []
+    token_ids: list[int] = []
     with torch.inference_mode():
-        while len(found) < most and stop not in found:
-            ids = torch.tensor([[*prompt, *found]])
-            found.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
-    return found
+        while len(token_ids) < max_tokens and stop not in token_ids:
+            ids = torch.tensor([[*prompt, *token_ids]])
+            token_ids.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
+    return token_ids
 
 
-def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window: int, most: int) -> list[str]:
+def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window: int, max_tokens: int) -> list[str]:
     """Rows behind one prefix that is longer than the window, answered together, against each one by itself."""
     settings = recipe(folder)
     model, tokenizer = base.load_base_model(settings), chat_template.load_tokenizer(settings.model)
     opening = "Say in one word what the customer wants. " * 20
     prompts = chat_template.prompt_ids(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
     assert chat_template.shared_prefix_length(prompts) > window
-    together = decode_answers(model, tokenizer, prompts, None, max_new_tokens=most)
-    for prompt, one in zip(prompts, together, strict=True):
-        assert one.token_ids == answered_without_a_cache(model, prompt, tokenizer.eos_token_id, most)
-    return [one.text for one in together]
+    answers = decode_answers(model, tokenizer, prompts, None, max_new_tokens=max_tokens)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == answered_without_a_cache(model, prompt, tokenizer.eos_token_id, max_tokens)
+    return [answer.text for answer in answers]
 
 
 def test_rows_longer_than_the_window_are_decoded_as_without_a_cache(gemma: Path) -> None:
     assert architecture.window_tokens(base.load_config(Model(base=str(gemma)))) == WINDOW
-    assert_decoded_as_without_a_cache(gemma, TEXTS, WINDOW, most=12)
+    assert_decoded_as_without_a_cache(gemma, TEXTS, WINDOW, max_tokens=12)
 
 
 def test_training_keeps_the_window_and_ends_answers_at_the_stop(
     gemma: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
-    words = (small_recipe, *commands.TRAIN_SETTINGS, f"model.base={gemma}", "model.quantization=none")
-    trained = commands.run_command(tmp_path / "runs", "train", *words)
-    assert trained.returncode == 0, trained.stderr
-    assert f"answers end in '{STOP}', not in the tokenizer's EOS '<eos>'" in trained.stderr
-    assert "fallback  train.packing: bfd, not shared_prefix: gemma3_text has layers that attend in" in trained.stderr
+    arguments = (small_recipe, *commands.TRAIN_SETTINGS, f"model.base={gemma}", "model.quantization=none")
+    completed = commands.run_command(tmp_path / "runs", "train", *arguments)
+    assert completed.returncode == 0, completed.stderr
+    assert f"answers end in '{STOP}', not in the tokenizer's EOS '<eos>'" in completed.stderr
+    assert "fallback  train.packing: bfd, not shared_prefix: gemma3_text has layers that attend in" in completed.stderr
     adapter = tmp_path / "runs" / "small" / "latest" / "adapter"
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
     assert atomic_files.read_json(adapter / "prompt.json")["stop"] == tokenizer.eos_token == STOP
     stop = tokenizer.convert_tokens_to_ids(STOP)
     assert atomic_files.read_json(adapter / "generation_config.json")["eos_token_id"] == stop
-    assert all(one["token_ids"][-1] == stop for one in atomic_files.read_jsonl(adapter.parent / "reference.jsonl"))
+    assert all(
+        reference["token_ids"][-1] == stop for reference in atomic_files.read_jsonl(adapter.parent / "reference.jsonl")
+    )
 
 
 @pytest.mark.slow(minutes=2)
 def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
     gemma: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
-    words = (small_recipe, f"model.base={gemma}", "model.quantization=none")
-    trained = commands.run_command(tmp_path / "runs", "train", *words, *commands.TRAIN_SETTINGS)
-    assert trained.returncode == 0, trained.stderr
-    parity = commands.run_command(tmp_path / "runs", "serve.parity", *words, "serve.model=adapter")
+    arguments = (small_recipe, f"model.base={gemma}", "model.quantization=none")
+    completed = commands.run_command(tmp_path / "runs", "train", *arguments, *commands.TRAIN_SETTINGS)
+    assert completed.returncode == 0, completed.stderr
+    parity = commands.run_command(tmp_path / "runs", "serve.parity", *arguments, "serve.model=adapter")
     assert parity.returncode == 0, parity.stderr
     (run,) = (tmp_path / "runs" / "small").glob("latest")
-    (form,) = atomic_files.read_json(run / "parity.json")["forms"]
-    assert form["prompt_ids_equal"] == 1 and form["same"]["agreement"] >= 0.99
+    (variant,) = atomic_files.read_json(run / "parity.json")["forms"]
+    assert variant["prompt_ids_equal"] == 1 and variant["same"]["agreement"] >= 0.99
 
 
 @pytest.mark.skipif(
@@ -135,9 +137,9 @@ def test_gemma_3_270m_itself(tmp_path: Path) -> None:
     assert rendering.tokenizer.eos_token == STOP and rendering.differs is None
     window = architecture.window_tokens(base.load_config(settings.model))
     assert window == 512
-    kind, why = model_support.supported_packing("shared_prefix", base.load_config(settings.model), window + 1)
-    assert kind == "bfd" and "a window of 512 tokens" in str(why)
+    kind, reason = model_support.supported_packing("shared_prefix", base.load_config(settings.model), window + 1)
+    assert kind == "bfd" and "a window of 512 tokens" in str(reason)
     opening = "Answer in one word. " * 120
-    asked = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]
-    texts = assert_decoded_as_without_a_cache(Path(settings.model.base), asked, window, most=8)
+    questions = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]
+    texts = assert_decoded_as_without_a_cache(Path(settings.model.base), questions, window, max_tokens=8)
     assert "Paris" in texts[0] and "Rome" in texts[1]

@@ -22,7 +22,7 @@ from train.packing.attention_blocks import SHARED_PREFIX
 
 
 @pytest.mark.parametrize(
-    ("cuda", "gpus", "environment", "told"),
+    ("cuda", "gpus", "environment", "expected"),
     [
         (None, ["NVIDIA L4"], {}, "built for CPUs: `make setup HARDWARE=gpu`"),
         ("13.0", ["NVIDIA L4"], {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides every GPU"),
@@ -31,10 +31,10 @@ from train.packing.attention_blocks import SHARED_PREFIX
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_refused_with_its_reason(
-    cuda: str | None, gpus: list[str], environment: dict[str, str], told: str
+    cuda: str | None, gpus: list[str], environment: dict[str, str], expected: str
 ) -> None:
-    said = gpu.explain_missing_gpu("2.13.0", cuda, "570.86", gpus, environment)
-    assert told in said and said.endswith("HARDWARE=cpu computes on the CPU")
+    message = gpu.explain_missing_gpu("2.13.0", cuda, "570.86", gpus, environment)
+    assert expected in message and message.endswith("HARDWARE=cpu computes on the CPU")
 
 
 def test_gpus_without_bfloat16_are_refused() -> None:
@@ -46,10 +46,10 @@ def test_gpus_without_bfloat16_are_refused() -> None:
 def test_hardware_gpu_without_one_ends_before_the_base_is_read_and_is_recorded(
     small_recipe: Path, python: Command, tmp_path: Path
 ) -> None:
-    answer = python("train", small_recipe, "--hardware", "gpu", CUDA_VISIBLE_DEVICES="")
-    assert answer.returncode == 2, answer.stderr
-    assert "error: accelerate.use_cpu: false, and PyTorch can use no GPU here" in answer.stderr
-    assert "Traceback" not in answer.stderr and "untuned" not in answer.stderr
+    completed = python("train", small_recipe, "--hardware", "gpu", CUDA_VISIBLE_DEVICES="")
+    assert completed.returncode == 2, completed.stderr
+    assert "error: accelerate.use_cpu: false, and PyTorch can use no GPU here" in completed.stderr
+    assert "Traceback" not in completed.stderr and "untuned" not in completed.stderr
     (manifest,) = (tmp_path / "runs").glob("small/*/manifest.json")
     stage = atomic_files.read_json(manifest)["stages"]["train"]
     assert stage["state"] == "failed" and "PyTorch can use no GPU here" in stage["exit_reason"]
@@ -59,8 +59,13 @@ def test_a_compiler_and_pythons_headers_are_looked_for(tmp_path: Path, monkeypat
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    told = hardware.compiler_problem()
-    assert told and "no C compiler" in told and "Python.h" in told and "apt install build-essential python3-dev" in told
+    problem = hardware.compiler_problem()
+    assert (
+        problem
+        and "no C compiler" in problem
+        and "Python.h" in problem
+        and "apt install build-essential python3-dev" in problem
+    )
     (tmp_path / "Python.h").touch()
     (tmp_path / "gcc").write_text("#!/bin/sh\n")
     (tmp_path / "gcc").chmod(0o755)
@@ -77,9 +82,9 @@ def test_the_doctor_tells_of_driver_and_compiler_where_there_is_a_gpu(
         f"#!{shutil.which('sh', path='/bin:/usr/bin')}\ncase $1 in *driver*) echo 570.86.10;; *) echo L4;; esac\n"
     )
     smi.chmod(0o755)
-    told = dict(doctor.describe_gpu_software())
-    assert "driver is 570.86.10" in told["driver"] and "580 or newer" in told["driver"]
-    assert told["compiler"]
+    report = dict(doctor.describe_gpu_software())
+    assert "driver is 570.86.10" in report["driver"] and "580 or newer" in report["driver"]
+    assert report["compiler"]
 
 
 def test_which_lock_a_machine_gets_follows_what_it_computes_on() -> None:
@@ -92,10 +97,10 @@ def test_flex_attention_is_taken_where_its_kernels_fit_and_given_up_where_they_d
     monkeypatch.setattr(attention, "_flex_disabled", False)
     device = torch.device("cuda")
     # A100, H100; RTX 3090, 4090, 5090, A10 and L4.
-    for shared, taken in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, SHARED_PREFIX)):
-        found = SimpleNamespace(shared_memory_per_block_optin=shared)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
-        assert attention.preferred_implementation(device) == taken
+    for shared_bytes, expected in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, SHARED_PREFIX)):
+        properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
+        assert attention.preferred_implementation(device) == expected
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(shared_memory_per_block_optin=232_448)
     )
@@ -111,9 +116,11 @@ def test_flex_attention_is_taken_where_its_kernels_fit_and_given_up_where_they_d
 def test_one_process_sees_one_gpu_and_a_person_is_told_of_the_idle_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(hardware, "list_gpus", lambda: ["NVIDIA H100"] * 8)
-    alone = load("classifier", [], "gpu")
-    assert "processes 1 on one GPU; 7 more are idle: HARDWARE=multi-gpu takes all" in launch.header_lines(alone)
-    for loaded in (alone, load("classifier", ["accelerate.num_processes=1"], "multi-gpu")):
+    single_process = load("classifier", [], "gpu")
+    assert "processes 1 on one GPU; 7 more are idle: HARDWARE=multi-gpu takes all" in launch.header_lines(
+        single_process
+    )
+    for loaded in (single_process, load("classifier", ["accelerate.num_processes=1"], "multi-gpu")):
         settings = launch._worker_environment(loaded.recipe, 1)
         assert settings["CUDA_VISIBLE_DEVICES"] == "0"
         assert settings["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
@@ -134,8 +141,8 @@ def test_the_launcher_of_a_gpu_is_named_in_words_by_install(tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, tmp_path / name)
     shutil.copytree(root / "requirements", tmp_path / "requirements")
-    asked = [sys.executable, str(tmp_path / "requirements" / "install.py")]
+    argv = [sys.executable, str(tmp_path / "requirements" / "install.py")]
     settings = {"PATH": str(tmp_path), "HARDWARE": "gpu"}
-    ended = subprocess.run(asked, env=settings, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1 and "no C compiler" in ended.stderr and "apt install" in ended.stderr
+    completed = subprocess.run(argv, env=settings, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1 and "no C compiler" in completed.stderr and "apt install" in completed.stderr
     assert not list(tmp_path.glob(".venv*"))

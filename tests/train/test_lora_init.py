@@ -24,8 +24,8 @@ SMALL = "lora={r: 8, lora_alpha: 16, init_lora_weights: %s}"
 
 def recipe(lora: str, quantization: str = "none") -> Recipe:
     keys = YAML(typ="safe").load(lora.removeprefix("lora="))
-    asked = [f"lora.{key}={json.dumps(value)}" for key, value in keys.items()]
-    return load("classifier", [f"model.quantization={quantization}", *asked], "cpu").recipe
+    overrides = [f"lora.{key}={json.dumps(value)}" for key, value in keys.items()]
+    return load("classifier", [f"model.quantization={quantization}", *overrides], "cpu").recipe
 
 
 def begun(settings: Recipe) -> Any:
@@ -33,7 +33,7 @@ def begun(settings: Recipe) -> Any:
 
 
 def train(model: Any, updates: int = 3) -> list[float]:
-    parameters = [one for one in model.parameters() if one.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, losses = torch.optim.AdamW(parameters, lr=2e-3), []
     model.train()
     for _ in range(updates):
@@ -56,23 +56,25 @@ def error_of_weights(model: Any, original: Any) -> float:
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
-    lost, whole = 0.0, 0.0
+    error, total = 0.0, 0.0
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             weight = original.get_submodule(name).weight.detach()
-            now = dequantize_module_weight(layer.get_base_layer()).float() + layer.get_delta_weight("default").detach()
-            lost += float((weight - now).square().sum())
-            whole += float(weight.square().sum())
-    return (lost / whole) ** 0.5
+            adapted = (
+                dequantize_module_weight(layer.get_base_layer()).float() + layer.get_delta_weight("default").detach()
+            )
+            error += float((weight - adapted).square().sum())
+            total += float(weight.square().sum())
+    return (error / total) ** 0.5
 
 
 @pytest.mark.parametrize("variant", ["true", "gaussian", "orthogonal", "mica", "pissa", "pissa_niter_4", "olora"])
 def test_on_an_unquantized_base_every_beginning_leaves_the_model_as_it_is(variant: str) -> None:
     settings = recipe(SMALL % variant)
     model = base.load_base_model(settings)
-    before = logits(model)
-    after = logits(base.add_adapter(model, settings.lora, seed=3))
-    torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
+    base_logits = logits(model)
+    adapted_logits = logits(base.add_adapter(model, settings.lora, seed=3))
+    torch.testing.assert_close(adapted_logits, base_logits, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -91,8 +93,8 @@ def test_what_begins_with_a_part_of_the_base_loses_less_by_quantization(quantiza
 def test_more_rounds_of_loftq_lose_less() -> None:
     original = base.load_base_model(recipe(SMALL % "true"))
     lora = "lora={r: 8, lora_alpha: 16, init_lora_weights: loftq, loftq_config: {loftq_iter: %d}}"
-    once, often = (error_of_weights(begun(recipe(lora % rounds, "nf4")), original) for rounds in (1, 4))
-    assert often < once
+    one_round, four_rounds = (error_of_weights(begun(recipe(lora % rounds, "nf4")), original) for rounds in (1, 4))
+    assert four_rounds < one_round
 
 
 @pytest.mark.parametrize("variant", ["pissa", "loftq"])
@@ -100,10 +102,10 @@ def test_a_beginning_takes_effect_after_forwards_and_is_the_same_again(variant: 
     settings = recipe(SMALL % variant, "int8")
     model = base.load_base_model(settings)
     untuned = logits(model)
-    after = logits(base.add_adapter(model, settings.lora, seed=3))
-    torch.testing.assert_close(logits(begun(settings)), after, atol=0, rtol=0)
+    adapted_logits = logits(base.add_adapter(model, settings.lora, seed=3))
+    torch.testing.assert_close(logits(begun(settings)), adapted_logits, atol=0, rtol=0)
     # The rest of the base alone would answer otherwise altogether.
-    assert (after - untuned).square().mean() < 0.05 * untuned.square().mean()
+    assert (adapted_logits - untuned).square().mean() < 0.05 * untuned.square().mean()
 
 
 @pytest.mark.parametrize(
@@ -120,11 +122,11 @@ def test_the_base_as_published_with_the_exported_adapter_answers_as_the_trained_
     model = begun(settings)
     untuned = logits(model)
     train(model)
-    trained = logits(model)
-    assert (trained - untuned).abs().max() > 0.1
+    trained_logits = logits(model)
+    assert (trained_logits - untuned).abs().max() > 0.1
     adapter._save_weights(model, settings, tmp_path, None)
-    again = PeftModel.from_pretrained(base.load_base_model(settings), tmp_path)
-    torch.testing.assert_close(logits(again), trained, atol=2e-3, rtol=0)
+    exported = PeftModel.from_pretrained(base.load_base_model(settings), tmp_path)
+    torch.testing.assert_close(logits(exported), trained_logits, atol=2e-3, rtol=0)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["init_lora_weights"] is True
     assert max(config["r"], *config["rank_pattern"].values(), 0) == settings.lora.largest_rank
@@ -135,21 +137,21 @@ def test_on_nf4_the_exported_adapter_is_the_whole_change_that_training_made(vari
     from peft.tuners.lora import LoraLayer
 
     model = begun(recipe(SMALL % variant, "nf4"))
-    layers = [one for one in model.modules() if isinstance(one, LoraLayer)]
-    before = [layer.get_delta_weight("default").clone() for layer in layers]
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    initial_deltas = [layer.get_delta_weight("default").clone() for layer in layers]
     losses = train(model)
     assert losses[-1] < losses[0]
     tensors, config = lora_init.to_standard_lora(model)
     names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     scaling = config.lora_alpha / config.r
-    for layer, first, name in zip(layers, before, names, strict=True):
+    for layer, initial_delta, name in zip(layers, initial_deltas, names, strict=True):
         exported = scaling * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
-        torch.testing.assert_close(exported, layer.get_delta_weight("default") - first, atol=1e-5, rtol=0)
+        torch.testing.assert_close(exported, layer.get_delta_weight("default") - initial_delta, atol=1e-5, rtol=0)
 
 
 def test_dora_learns_on_a_quantized_base_and_its_magnitudes_are_float32() -> None:
     model = begun(recipe("lora={r: 8, lora_alpha: 16, use_dora: true}", "nf4"))
-    assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
     losses = train(model, 6)
     assert losses[-1] < losses[0]
 
@@ -163,17 +165,19 @@ def test_gradients_on_a_quantized_base_are_the_same_after_an_evaluation(quantiza
         model.train()
         model.zero_grad()
         model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
-        return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]).clone()
+        return torch.cat(
+            [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        ).clone()
 
-    before = gradients()
+    expected = gradients()
     logits(model.eval())
-    assert torch.equal(gradients(), before)
-    assert before.norm() > 0
+    assert torch.equal(gradients(), expected)
+    assert expected.norm() > 0
 
 
 def test_layers_and_exceptions_are_followed() -> None:
     lora = "lora={target_modules: [q_proj, v_proj], exclude_modules: [v_proj], layers_to_transform: 1}"
-    trained = [name for name, one in begun(recipe(lora, "nf4")).named_parameters() if one.requires_grad]
+    trained = [name for name, parameter in begun(recipe(lora, "nf4")).named_parameters() if parameter.requires_grad]
     assert len(trained) == 2
     assert all(".layers.1.self_attn.q_proj.lora_" in name for name in trained)
 
@@ -188,12 +192,12 @@ def test_experts_of_a_mixture_are_parameters_that_can_be_adapted() -> None:
     )  # fmt: skip
     lora = "lora={r: 4, target_modules: [q_proj], target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]}"
     model = base.add_adapter(Qwen3MoeForCausalLM(config), recipe(lora).lora, seed=3)
-    assert sum("experts" in name for name, one in model.named_parameters() if one.requires_grad) == 4
+    assert sum("experts" in name for name, parameter in model.named_parameters() if parameter.requires_grad) == 4
     losses = train(model, 6)
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("optim", [one for one in get_args(optimizers.Optimizer) if not one.startswith("paged_")])
+@pytest.mark.parametrize("optim", [name for name in get_args(optimizers.Optimizer) if not name.startswith("paged_")])
 def test_optimizers_that_a_recipe_can_name_run_on_a_cpu(optim: str) -> None:
     from transformers import Trainer, TrainingArguments
 
@@ -203,8 +207,8 @@ def test_optimizers_that_a_recipe_can_name_run_on_a_cpu(optim: str) -> None:
     )
     torch.manual_seed(0)
     layer = torch.nn.Linear(128, 128)
-    kind, given = Trainer.get_optimizer_cls_and_kwargs(arguments, layer)
-    optimizer, rows = kind(layer.parameters(), **given), torch.randn(8, 128)
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments, layer)
+    optimizer, rows = kind(layer.parameters(), **kwargs), torch.randn(8, 128)
     losses = []
     for _ in range(10):
         loss = (layer(rows) - rows).square().mean()

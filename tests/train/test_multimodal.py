@@ -32,18 +32,22 @@ def gemma() -> Any:
 
 
 def adapted(model: Any, **lora: Any) -> list[str]:
-    return [name for name, one in base.add_adapter(model, Lora(r=4, **lora), 1).named_parameters() if one.requires_grad]
+    return [
+        name
+        for name, parameter in base.add_adapter(model, Lora(r=4, **lora), 1).named_parameters()
+        if parameter.requires_grad
+    ]
 
 
 def test_adapters_go_on_the_text_alone_and_each_gets_a_gradient(gemma: Any) -> None:
     model = base.add_adapter(gemma, Lora(r=4), 1)
-    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 7 * TEXT["num_hidden_layers"]
     assert all(".language_model.layers." in name for name in trained)
     ids = torch.arange(5, 25)[None]
     model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     # DDP waits in its second update for those that got none in its first.
-    assert [name for name, one in trained.items() if one.grad is None] == []
+    assert [name for name, parameter in trained.items() if parameter.grad is None] == []
 
 
 def test_a_projector_that_is_a_linear_layer_itself_gets_no_adapter(gemma: Any) -> None:
@@ -53,18 +57,18 @@ def test_a_projector_that_is_a_linear_layer_itself_gets_no_adapter(gemma: Any) -
     assert not [name for name in names if "multi_modal_projector" in name]
 
 
-@pytest.mark.parametrize("given", [["q_proj"], r".*\.q_proj"])
-def test_what_a_recipe_leaves_out_is_left_out_besides(gemma: Any, given: Any) -> None:
-    names = adapted(gemma, exclude_modules=given)
+@pytest.mark.parametrize("pattern", [["q_proj"], r".*\.q_proj"])
+def test_what_a_recipe_leaves_out_is_left_out_besides(gemma: Any, pattern: Any) -> None:
+    names = adapted(gemma, exclude_modules=pattern)
     assert len(names) == 2 * 6 * TEXT["num_hidden_layers"]
     assert not [name for name in names if "q_proj" in name or "vision" in name]
 
 
 def test_a_model_that_knows_text_alone_is_left_as_it_is(gemma: Any) -> None:
-    alone = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**TEXT))
-    assert multimodal.list_non_text_modules(alone) == [] and multimodal.build_exclude_modules(alone, ["q_proj"]) == [
-        "q_proj"
-    ]
+    text_model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**TEXT))
+    assert multimodal.list_non_text_modules(text_model) == [] and multimodal.build_exclude_modules(
+        text_model, ["q_proj"]
+    ) == ["q_proj"]
     assert multimodal.list_non_text_modules(gemma) == ["model.vision_tower", "model.multi_modal_projector"]
 
 

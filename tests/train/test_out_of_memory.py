@@ -16,7 +16,7 @@ from insource.tasks import classification
 from insource.tracking import run as runs
 from tests.helpers import commands
 from tests.train.test_constrained_decoding import SPEC, prompts
-from tests.train.test_trainer import recipe, rows, tiny, trained  # noqa: F401 - a fixture among them
+from tests.train.test_trainer import recipe, rows, tiny_model, trained  # noqa: F401 - a fixture among them
 from train.device import out_of_memory
 from train.evaluate.constrained_decoding import decode_answers
 from train.export import adapter, merge
@@ -41,12 +41,12 @@ if "train.worker" in " ".join(sys.orig_argv):
 @contextmanager
 def short_of(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iterator[None]:
     """Has a model raise an error in every pass of more than so many tokens."""
-    plain = model.forward
+    forward_pass = model.forward
 
-    def forward(*args: Any, **given: Any) -> Any:
-        if given["input_ids"].numel() > tokens:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].numel() > tokens:
             raise error()
-        return plain(*args, **given)
+        return forward_pass(*args, **kwargs)
 
     model.forward = forward
     try:
@@ -56,7 +56,7 @@ def short_of(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iter
 
 
 @pytest.mark.parametrize(
-    ("error", "short"),
+    ("error", "is_memory_error"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
@@ -70,97 +70,102 @@ def short_of(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iter
         (ValueError("out of memory"), False),
     ],
 )
-def test_what_means_too_little_memory(error: BaseException, short: bool) -> None:
-    assert out_of_memory.is_out_of_memory(error) == short
+def test_what_means_too_little_memory(error: BaseException, is_memory_error: bool) -> None:
+    assert out_of_memory.is_out_of_memory(error) == is_memory_error
 
 
-@pytest.mark.parametrize("said", ["CUDA out of memory", "CUDA error: out of memory"])
-def test_decoding_halves_its_batches_and_answers_the_same(said: str, tokenizer: Any) -> None:
+@pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: out of memory"])
+def test_decoding_halves_its_batches_and_answers_the_same(text: str, tokenizer: Any) -> None:
     model = base.load_base_model(load("classifier", (), "cpu").recipe)
-    asked = prompts(tokenizer) * 8
-    before = decode_answers(model, tokenizer, asked, classification.grammar(SPEC))
-    told: list[str] = []
-    done: list[int] = []
-    kind = torch.OutOfMemoryError if said.startswith("CUDA out") else RuntimeError
-    with short_of(model, max(map(len, asked)), lambda: kind(said)):
-        after = decode_answers(
-            model, tokenizer, asked, classification.grammar(SPEC), on_batch=done.append, on_fallback=told.append
+    prompt_ids = prompts(tokenizer) * 8
+    expected = decode_answers(model, tokenizer, prompt_ids, classification.grammar(SPEC))
+    messages: list[str] = []
+    progress: list[int] = []
+    kind = torch.OutOfMemoryError if text.startswith("CUDA out") else RuntimeError
+    with short_of(model, max(map(len, prompt_ids)), lambda: kind(text)):
+        actual = decode_answers(
+            model,
+            tokenizer,
+            prompt_ids,
+            classification.grammar(SPEC),
+            on_batch=progress.append,
+            on_fallback=messages.append,
         )
-    assert [one.token_ids for one in after] == [one.token_ids for one in before]
-    assert told and all(one.endswith("from here on, the same answers") for one in told)
-    assert done[-1] == len(asked) and done == sorted(done)
-    with short_of(model, 1, lambda: kind(said)), pytest.raises((StageError, RuntimeError)) as ended:
-        decode_answers(model, tokenizer, asked[:1], classification.grammar(SPEC))
-    assert out_of_memory.is_out_of_memory(ended.value) or "decoding one row ran out of memory" in str(ended.value)
+    assert [answer.token_ids for answer in actual] == [answer.token_ids for answer in expected]
+    assert messages and all(message.endswith("from here on, the same answers") for message in messages)
+    assert progress[-1] == len(prompt_ids) and progress == sorted(progress)
+    with short_of(model, 1, lambda: kind(text)), pytest.raises((StageError, RuntimeError)) as error:
+        decode_answers(model, tokenizer, prompt_ids[:1], classification.grammar(SPEC))
+    assert out_of_memory.is_out_of_memory(error.value) or "decoding one row ran out of memory" in str(error.value)
 
 
 @pytest.mark.slow(minutes=1)
-@pytest.mark.parametrize(("tokens", "whole"), [(400, True), (3, False)])
+@pytest.mark.parametrize(("tokens", "succeeds"), [(400, True), (3, False)])
 def test_a_training_on_a_small_card_ends_with_its_adapter_or_in_words(
-    tokens: int, whole: bool, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: int, succeeds: bool, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SIMULATED.format(tokens=tokens), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ended = commands.run_command(tmp_path / "runs", "train", small_recipe)
+    completed = commands.run_command(tmp_path / "runs", "train", small_recipe)
     (manifest,) = (tmp_path / "runs" / "small").glob("2*/manifest.json")
     stage = atomic_files.read_json(manifest)["stages"]["train"]
-    if whole:
-        assert ended.returncode == 0, ended.stderr
+    if succeeds:
+        assert completed.returncode == 0, completed.stderr
         assert (manifest.parent / "adapter" / "adapter_model.safetensors").is_file()
         assert stage["state"] == "done" and (manifest.parent / "reference.jsonl").is_file()
-        assert any("rows decoded at once" in told for told in stage["fallbacks"])
+        assert any("rows decoded at once" in message for message in stage["fallbacks"])
         return
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert "failed: out of memory: CUDA out of memory" in ended.stderr
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
+    assert "failed: out of memory: CUDA out of memory" in completed.stderr
     assert stage["state"] == "failed" and stage["exit_reason"].startswith("out of memory")
 
 
 @pytest.mark.slow
 def test_training_attends_by_blocks_where_flex_attention_does_not_fit(
-    tiny: Path,  # noqa: F811
+    tiny_model: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "_flex_disabled", False)
-    told = recipe(tiny, "train.max_steps=2", "train.batch_size=4")
-    _, whole = trained(told, tmp_path / "whole", rows(8))
+    settings = recipe(tiny_model, "train.max_steps=2", "train.batch_size=4")
+    _, expected = trained(settings, tmp_path / "whole", rows(8))
     failed: list[int] = []
-    plain = transformers.LlamaForCausalLM.forward
+    forward_pass = transformers.LlamaForCausalLM.forward
 
-    def once(*args: Any, **given: Any) -> Any:
+    def fail_once(*args: Any, **kwargs: Any) -> Any:
         if not failed:
             failed.append(1)
             raise RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
-        return plain(*args, **given)
+        return forward_pass(*args, **kwargs)
 
-    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", once)
-    announced: list[str] = []
-    _, again = trained(told, tmp_path / "again", rows(8), announce=announced.append)
-    assert announced == ["FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"]
-    assert [line["loss"] for line in again if "loss" in line] == [line["loss"] for line in whole if "loss" in line]
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fail_once)
+    messages: list[str] = []
+    _, actual = trained(settings, tmp_path / "again", rows(8), announce=messages.append)
+    assert messages == ["FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"]
+    assert [line["loss"] for line in actual if "loss" in line] == [line["loss"] for line in expected if "loss" in line]
 
 
 def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = load("classifier", ["model.quantization=none", "lora.r=2"], "cpu").recipe
-    on_gpu = settings.model_copy(update={"accelerate": settings.accelerate.model_copy(update={"use_cpu": False})})
+    gpu_settings = settings.model_copy(update={"accelerate": settings.accelerate.model_copy(update={"use_cpu": False})})
     run = runs.Run(tmp_path / "classifier" / "20260101T000000Z-0000")
     (run.folder / "adapter").mkdir(parents=True)
     atomic_files.write_json(run.folder / "manifest.json", {"digest": "", "stages": {"export": {"state": "running"}}})
     adapter._save_weights(
         base.add_adapter(base.load_base_model(settings), settings.lora, 1), settings, run.folder / "adapter", None
     )
-    plain, asked = transformers.AutoModelForCausalLM.from_pretrained, []
+    from_pretrained, calls = transformers.AutoModelForCausalLM.from_pretrained, []
 
-    def on_small_card(*args: Any, **given: Any) -> Any:
-        asked.append(given["device_map"])
-        if len(asked) == 1:
+    def on_small_card(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["device_map"])
+        if len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
-        return plain(*args, **given)
+        return from_pretrained(*args, **kwargs)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", on_small_card)
-    model = merge.merge_adapter(run, on_gpu, "published")
-    assert len(asked) == 2 and asked[1] == {"": "cpu"} and not hasattr(model, "peft_config")
+    model = merge.merge_adapter(run, gpu_settings, "published")
+    assert len(calls) == 2 and calls[1] == {"": "cpu"} and not hasattr(model, "peft_config")
     assert "fallback  merged in main memory" in capsys.readouterr().err
     assert "merged in main memory" in run.stage("export")["fallbacks"][0]

@@ -22,7 +22,10 @@ from train.packing.packing_plan import Pack, PackCost, TokenizedRow, UpdateShard
 PREFIX = list(range(100, 160))
 # Ragged, and the last one's own prompt is a single token.
 SUFFIXES = ([7, 8, 9, 40], [11, 12], [13, 14, 15, 16, 17, 18, 41], [19], [20, 21, 22], [23] * 9, [24], [25, 26])
-ROWS = [TokenizedRow(f"r{at}", PREFIX + own, ([50 + at, 60 + at, 2],), 1.0 + at % 2) for at, own in enumerate(SUFFIXES)]
+ROWS = [
+    TokenizedRow(f"r{index}", PREFIX + suffix, ([50 + index, 60 + index, 2],), 1.0 + index % 2)
+    for index, suffix in enumerate(SUFFIXES)
+]
 # One row that opens otherwise, so that nothing is shared by all.
 STRANGER = TokenizedRow("stranger", [99, *PREFIX[1:], 7, 8], ([70, 71, 72, 2],))
 PAIRS = [
@@ -91,25 +94,25 @@ def gradients(
     kind: packing_plan.PackingMode,
     packs: Sequence[Pack],
     objective: str = "imitate",
-    by: Implementation = SHARED_PREFIX,
+    kernel: Implementation = SHARED_PREFIX,
 ) -> dict[str, Any]:
     model.zero_grad()
     for pack in packs:
-        batch = collate.collate_pack(pack, kind, model.device, 0, by)
-        assert kind != "shared_prefix" or (batch.attention == by and (by != SHARED_PREFIX or batch.blocks))
+        batch = collate.collate_pack(pack, kind, model.device, 0, kernel)
+        assert kind != "shared_prefix" or (batch.attention == kernel and (kernel != SHARED_PREFIX or batch.blocks))
         with attention.pack_attention(model.config, batch):
             losses.OBJECTIVES[objective](model, batch, 0.1)[0].backward()
-    return {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def separate(model: Any, rows: Sequence[TokenizedRow], objective: str = "imitate") -> dict[str, Any]:
     return gradients(model, "none", [Pack((row,), 0) for row in rows], objective)
 
 
-def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+        assert (actual[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def update(
@@ -117,18 +120,21 @@ def update(
 ) -> list[Pack]:
     """All packs of one update of all rows, over all processes."""
     plan = packing_plan.build_packing_plan(rows, kind, pack_tokens, len(rows) // processes, COST)
-    shares = UpdateShards(rows, plan, [range(len(rows))], processes)
-    return [pack for share in shares for pack in share.packs]
+    shards = UpdateShards(rows, plan, [range(len(rows))], processes)
+    return [pack for shard in shards for pack in shard.packs]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
     model = adapted(folder / name).double()
     expected = separate(model, ROWS)
-    for by in (SHARED_PREFIX, "sdpa"):
-        found = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))], by=by)
+    for kernel in (SHARED_PREFIX, "sdpa"):
+        actual = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))], kernel=kernel)
         # The loss itself is computed in float32.
-        assert all((found[one] - gradient).norm() <= 1e-6 * gradient.norm() for one, gradient in expected.items())
+        assert all(
+            (actual[parameter_name] - gradient).norm() <= 1e-6 * gradient.norm()
+            for parameter_name, gradient in expected.items()
+        )
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
@@ -141,7 +147,7 @@ def test_a_pack_has_the_gradients_of_separate_rows(
     model = adapted(folder / name, quantization, checkpointing)
     pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate(model, ROWS)
     assert_equal(gradients(model, "shared_prefix", [pack]), expected)
-    assert_equal(gradients(model, "shared_prefix", [pack], by="sdpa"), expected)
+    assert_equal(gradients(model, "shared_prefix", [pack], kernel="sdpa"), expected)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -164,14 +170,14 @@ def test_an_update_has_the_gradients_of_separate_rows(
 
 @pytest.mark.parametrize("name", ["gemma3 of a short window", "mistral of a short window"])
 def test_a_window_shorter_than_a_row_falls_back_to_bfd_which_keeps_it(name: str, folder: Path) -> None:
-    kind, why = model_support.supported_packing("shared_prefix", CONFIGS[name], 80)
-    assert kind == "bfd" and "a window of 16 tokens" in str(why)
+    kind, reason = model_support.supported_packing("shared_prefix", CONFIGS[name], 80)
+    assert kind == "bfd" and "a window of 16 tokens" in str(reason)
     model = adapted(folder / name)
     assert_equal(gradients(model, "bfd", [Pack(tuple(ROWS), 0)]), separate(model, ROWS))
     # What would have happened: the mask of a pack looks further back than the window.
-    wrong = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))])
+    wrong_gradients = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))])
     with pytest.raises(AssertionError):
-        assert_equal(wrong, separate(model, ROWS))
+        assert_equal(wrong_gradients, separate(model, ROWS))
 
 
 @pytest.mark.parametrize("kind", ["shared_prefix", "bfd", "none"])
@@ -185,13 +191,13 @@ def test_pairs_have_the_gradients_of_separate_pairs(kind: packing_plan.PackingMo
 def test_evaluating_in_between_leaves_the_gradients_of_an_nf4_model_alone() -> None:
     # bitsandbytes 0.50 repacks weights at the first evaluation forward on CPUs with AVX512_BF16.
     model, packs = adapted(POCKET, "nf4"), [Pack(tuple(ROWS), len(PREFIX))]
-    before = gradients(model, "shared_prefix", packs)
+    expected = gradients(model, "shared_prefix", packs)
     model.eval()
     with torch.inference_mode():
         model(input_ids=torch.tensor([PREFIX]))
     model.train()
-    after = gradients(model, "shared_prefix", packs)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    actual = gradients(model, "shared_prefix", packs)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
 def test_models_whose_layers_carry_a_state_keep_their_rows_apart() -> None:
@@ -201,9 +207,9 @@ def test_models_whose_layers_carry_a_state_keep_their_rows_apart() -> None:
         transformers.GraniteMoeHybridConfig(layer_types=["mamba", "attention"], num_hidden_layers=2),
         transformers.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
     ):
-        for asked in ("shared_prefix", "bfd"):
-            kind, why = model_support.supported_packing(asked, config, 80)
-            assert kind == "none" and config.model_type in str(why), config.model_type
+        for requested in ("shared_prefix", "bfd"):
+            kind, reason = model_support.supported_packing(requested, config, 80)
+            assert kind == "none" and config.model_type in str(reason), config.model_type
         assert model_support.supported_packing("none", config, 80) == ("none", None)
 
 
@@ -212,17 +218,19 @@ def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
     branch = torch.tensor([0] * 100 + [0] * 20 + [1] * 20 + [2] * 20 + [1] * 90 + [0] * 6)
     dense = collate.dense_mask(unit, branch)[0, 0]
     blocks = collate.block_mask(unit, branch)
-    at = torch.arange(256)
-    shown = torch.vmap(torch.vmap(lambda q, k: blocks.mask_mod(0, 0, q, k), (None, 0)), (0, None))(at, at)
-    assert torch.equal(dense, shown)
-    computed = blocks.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
-    assert computed[dense].all(), "a block that holds something is left out"
+    positions = torch.arange(256)
+    visible = torch.vmap(torch.vmap(lambda query, key: blocks.mask_mod(0, 0, query, key), (None, 0)), (0, None))(
+        positions, positions
+    )
+    assert torch.equal(dense, visible)
+    computed_blocks = blocks.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert computed_blocks[dense].all(), "a block that holds something is left out"
 
 
 def test_a_pack_is_one_sequence_with_one_prefix() -> None:
     batch = collate.collate_pack(Pack(tuple(ROWS), len(PREFIX)), "shared_prefix", "cpu", 0)
-    own = sum(row.own_tokens(len(PREFIX)) for row in ROWS)
-    assert batch.inputs["input_ids"].shape == (1, len(PREFIX) + own)
+    own_tokens = sum(row.own_tokens(len(PREFIX)) for row in ROWS)
+    assert batch.inputs["input_ids"].shape == (1, len(PREFIX) + own_tokens)
     assert (batch.labels != collate.IGNORE_INDEX).sum() == sum(row.answer_tokens for row in ROWS)
     assert batch.inputs["position_ids"][0, 60:67].tolist() == list(range(60, 67))
     mask = batch.inputs["attention_mask"][0, 0]
@@ -250,19 +258,19 @@ rows_of_lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min
     st.sampled_from(["shared_prefix", "bfd", "none"]),
 )
 def test_every_row_of_an_update_is_learnt_once_and_packs_fit_their_budget(
-    lengths: list[tuple[int, int]], shared: int, pack_tokens: int, processes: int, kind: packing_plan.PackingMode
+    lengths: list[tuple[int, int]], prefix_tokens: int, pack_tokens: int, processes: int, kind: packing_plan.PackingMode
 ) -> None:
     rows = [
-        TokenizedRow(f"r{at}", list(range(shared)) + [1000 + at] * own, ([1] * answer,))
-        for at, (own, answer) in enumerate(lengths)
+        TokenizedRow(f"r{index}", list(range(prefix_tokens)) + [1000 + index] * own_tokens, ([1] * answer_tokens,))
+        for index, (own_tokens, answer_tokens) in enumerate(lengths)
     ]
     plan = packing_plan.build_packing_plan(rows, kind, pack_tokens, len(rows), COST)
-    shares = list(UpdateShards(rows, plan, [range(len(rows))], processes))
-    assert len({len(share.packs) for share in shares}) == 1, "a process would wait for another"
-    weighing = [row.id for share in shares for row in share.rows if row.weight]
-    assert sorted(weighing) == sorted(row.id for row in rows)
-    assert {share.normalizer for share in shares} == {sum(row.answer_tokens for row in rows)}
-    for pack in (pack for share in shares for pack in share.packs):
+    shards = list(UpdateShards(rows, plan, [range(len(rows))], processes))
+    assert len({len(shard.packs) for shard in shards}) == 1, "a process would wait for another"
+    weighted_ids = [row.id for shard in shards for row in shard.rows if row.weight]
+    assert sorted(weighted_ids) == sorted(row.id for row in rows)
+    assert {shard.normalizer for shard in shards} == {sum(row.answer_tokens for row in rows)}
+    for pack in (pack for shard in shards for pack in shard.packs):
         assert len(pack.rows) == 1 or pack.tokens <= pack_tokens
         assert all(pack.prefix < len(row.prompt_ids) for row in pack.rows)
         assert all(row.prompt_ids[: pack.prefix] == pack.rows[0].prompt_ids[: pack.prefix] for row in pack.rows)
@@ -270,7 +278,9 @@ def test_every_row_of_an_update_is_learnt_once_and_packs_fit_their_budget(
 
 def test_several_prompts_are_several_groups() -> None:
     rows = [
-        TokenizedRow(f"{opening}{at}", [opening] * 50 + [200 + at], ([1],)) for opening in (7, 9) for at in range(20)
+        TokenizedRow(f"{first_token}{index}", [first_token] * 50 + [200 + index], ([1],))
+        for first_token in (7, 9)
+        for index in range(20)
     ]
     rows.append(TokenizedRow("loose", [11, 12, 13], ([1],)))
     plan = packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST)
@@ -281,12 +291,12 @@ def test_several_prompts_are_several_groups() -> None:
 
 def test_prompts_that_share_most_and_go_on_in_a_few_ways_stay_one_group() -> None:
     # Twelve first words: packs of a twelfth of the rows would cost more prefixes than they save words.
-    rows = [TokenizedRow(f"r{at}", [*PREFIX, 200 + at % 12, 230 + at % 7], ([1],)) for at in range(96)]
+    rows = [TokenizedRow(f"r{index}", [*PREFIX, 200 + index % 12, 230 + index % 7], ([1],)) for index in range(96)]
     assert packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST).prefixes == (len(PREFIX),)
 
 
 def test_texts_that_nest_a_thousand_deep_are_grouped_without_end() -> None:
-    rows = [TokenizedRow(f"r{at}", [5] * at + [6], ([1],)) for at in range(1, 2000)]
+    rows = [TokenizedRow(f"r{index}", [5] * index + [6], ([1],)) for index in range(1, 2000)]
     plan = packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST)
     assert len(plan.group_of) == len(rows)
 
@@ -297,25 +307,27 @@ def test_every_epoch_shows_every_row_once_in_an_order_of_its_own(
 ) -> None:
     updates = sampler.batch_indices(rows, batch_size, epochs, -1, seed)
     assert len(updates) == sampler.count_updates(rows, batch_size, epochs, -1)
-    an_epoch = len(updates) // epochs
-    shown = [list(chain(*updates[first : first + an_epoch])) for first in range(0, len(updates), an_epoch)]
-    assert all(sorted(one) == list(range(rows)) for one in shown)
-    assert rows < 8 or epochs < 2 or shown[0] != shown[1]
+    epoch_updates = len(updates) // epochs
+    epoch_rows = [
+        list(chain(*updates[start : start + epoch_updates])) for start in range(0, len(updates), epoch_updates)
+    ]
+    assert all(sorted(row_indices) == list(range(rows)) for row_indices in epoch_rows)
+    assert rows < 8 or epochs < 2 or epoch_rows[0] != epoch_rows[1]
     assert updates == sampler.batch_indices(rows, batch_size, epochs, -1, seed)
 
 
 def test_balanced_sampling_shows_every_class_as_often() -> None:
     classes = ["often"] * 90 + ["seldom"] * 9 + ["once"]
-    shown = list(chain(*sampler.batch_indices(100, 10, 1, -1, 3, classes)))
-    counts = {name: sum(classes[at] == name for at in shown) for name in set(classes)}
-    assert len(shown) == 100 and max(counts.values()) - min(counts.values()) <= 1
-    assert {shown.count(at) for at in range(90, 99)} <= {3, 4}, "rows of a class are drawn unevenly"
+    sampled = list(chain(*sampler.batch_indices(100, 10, 1, -1, 3, classes)))
+    counts = {name: sum(classes[index] == name for index in sampled) for name in set(classes)}
+    assert len(sampled) == 100 and max(counts.values()) - min(counts.values()) <= 1
+    assert {sampled.count(index) for index in range(90, 99)} <= {3, 4}, "rows of a class are drawn unevenly"
 
 
 def test_balanced_weights_make_classes_count_the_same() -> None:
     from train.packing.dataset import apply_class_weights
 
-    rows = [TokenizedRow(str(at), [5], ([6, 2],)) for at in range(8)]
+    rows = [TokenizedRow(str(index), [5], ([6, 2],)) for index in range(8)]
     classes = ["a"] * 6 + ["b"] * 2
     balanced = apply_class_weights(rows, classes, "balanced")
     assert sum(row.weight for row in balanced[:6]) == pytest.approx(sum(row.weight for row in balanced[6:]))
@@ -330,38 +342,38 @@ def test_halving_a_pack_keeps_all_its_rows() -> None:
 
 @given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))
 def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, rows: list[int]) -> None:
-    found = attention_blocks.block_lengths(prefix, rows)
-    assert found is not None and sum(found) == sum(rows)
-    assert {sum(found[:at]) for at in range(len(found))} <= {sum(rows[:at]) for at in range(len(rows))}
-    assert all(0 < tokens <= max([*rows, attention_blocks.BLOCK_TOKENS]) for tokens in found)
+    lengths = attention_blocks.block_lengths(prefix, rows)
+    assert lengths is not None and sum(lengths) == sum(rows)
+    assert {sum(lengths[:index]) for index in range(len(lengths))} <= {sum(rows[:index]) for index in range(len(rows))}
+    assert all(0 < tokens <= max([*rows, attention_blocks.BLOCK_TOKENS]) for tokens in lengths)
 
 
 def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:
     unit = torch.tensor([0] * 9 + [1] * 6 + [2] * 8 + [3] * 5)
     branch = torch.tensor([0] * 9 + [0, 0, 1, 1, 2, 2] + [1] * 8 + [0, 1, 1, 2, 2])
-    dense, start, shown = collate.dense_mask(unit, branch), 9, 0
+    dense, start, n_visible = collate.dense_mask(unit, branch), 9, 0
     for mask in collate.dense_block_masks(unit, branch, 9, [14, 5]):
         end = start + mask.shape[2]
         columns = [*range(9), *range(start, end)]
         assert torch.equal(mask, dense[:, :, start:end, columns])
-        start, shown = end, shown + int(mask.sum())
-    assert start == 28 and shown == dense[:, :, 9:].sum(), "no more is seen in the dense mask"
+        start, n_visible = end, n_visible + int(mask.sum())
+    assert start == 28 and n_visible == dense[:, :, 9:].sum(), "no more is seen in the dense mask"
 
 
 @pytest.mark.slow
 def test_flex_attention_sees_what_the_dense_mask_shows(folder: Path) -> None:
     # Forward alone: FlexAttention has no backward pass on a CPU.
     model = adapted(folder / "qwen3").eval()
-    long = [TokenizedRow(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(96)]
-    dense = collate.collate_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0)
-    blocks = collate.collate_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
+    long_rows = [TokenizedRow(f"r{index}", [*PREFIX, *range(5, 5 + index % 50)], ([50, 2],)) for index in range(96)]
+    dense = collate.collate_pack(Pack(tuple(long_rows), len(PREFIX)), "shared_prefix", "cpu", 0)
+    blocks = collate.collate_pack(Pack(tuple(long_rows), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
     assert (dense.attention, blocks.attention) == ("sdpa", "flex_attention")
     assert blocks.inputs["input_ids"].shape[1] % collate.FLEX_BLOCK_SIZE == 0
     with torch.inference_mode():
         expected = losses.log_probabilities(model, dense)[0]
         with attention.pack_attention(model.config, blocks):
-            found = losses.log_probabilities(model, blocks)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            actual = losses.log_probabilities(model, blocks)[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -384,9 +396,12 @@ def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointin
     monkeypatch.setattr(Wrapped, "training", True, raising=False)
     model = adapted(folder / "qwen3", checkpointing=True)
     for count in (90, 100, 120):
-        rows = tuple(TokenizedRow(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(count))
+        rows = tuple(
+            TokenizedRow(f"r{index}", [*PREFIX, *range(5, 5 + index % 50)], ([50, 2],)) for index in range(count)
+        )
         dense, blocks = (
-            gradients(model, "shared_prefix", [Pack(rows, len(PREFIX))], by=by) for by in ("sdpa", "flex_attention")
+            gradients(model, "shared_prefix", [Pack(rows, len(PREFIX))], kernel=kernel)
+            for kernel in ("sdpa", "flex_attention")
         )
         assert_equal(blocks, dense)
     torch.compiler.reset()

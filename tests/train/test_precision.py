@@ -31,48 +31,52 @@ from train.packing.packing_plan import Pack, TokenizedRow
 
 PREFIX = list(range(100, 400))
 # Several blocks of a prefix, rows of several blocks, and rows of one token.
-ROWS = [TokenizedRow(str(at), [*PREFIX, *range(500, 501 + 7 * at)], ([60 + at, 2],)) for at in range(24)]
+ROWS = [TokenizedRow(str(index), [*PREFIX, *range(500, 501 + 7 * index)], ([60 + index, 2],)) for index in range(24)]
 
 
-def recipe(*changes: str) -> Any:
-    return load("classifier", [f"model.base={POCKET}", "model.quantization=none", *changes], "cpu").recipe
+def recipe(*overrides: str) -> Any:
+    return load("classifier", [f"model.base={POCKET}", "model.quantization=none", *overrides], "cpu").recipe
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    asked = recipe()
-    made = base.add_adapter(base.load_base_model(asked), asked.lora, 1)
+    settings = recipe()
+    adapted = base.add_adapter(base.load_base_model(settings), settings.lora, 1)
     generator = torch.Generator().manual_seed(5)
-    for name, parameter in made.named_parameters():
+    for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.02, generator=generator)
-    return made.train()
+    return adapted.train()
 
 
-def gradients(model: Any, rows: Sequence[TokenizedRow], prefix: int, how: str) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    model: Any, rows: Sequence[TokenizedRow], prefix: int, mode: str
+) -> tuple[float, dict[str, torch.Tensor]]:
     batch = collate.collate_pack(
         Pack(tuple(rows), prefix), "shared_prefix" if prefix else "none", model.device, 0, SHARED_PREFIX
     )
     assert not prefix or batch.blocks
     model.zero_grad()
     with attention.pack_attention(model.config, batch):
-        with precision.training_autocast(recipe(f"accelerate.mixed_precision={how}")):
+        with precision.training_autocast(recipe(f"accelerate.mixed_precision={mode}")):
             loss, _ = losses.supervised_loss(model, batch, 0.1)
         loss.backward()
-    return loss.item(), {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
+    return loss.item(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
-def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    apart = sum(float((found[name] - one).square().sum()) for name, one in expected.items())
-    return (apart / sum(float(one.square().sum()) for one in expected.values())) ** 0.5
+def distance(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    squared = sum(float((actual[name] - gradient).square().sum()) for name, gradient in expected.items())
+    return (squared / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5
 
 
 def test_a_pack_in_bfloat16_has_the_gradients_of_separate_rows_in_float32_up_to_its_rounding(model: Any) -> None:
     loss, expected = gradients(model, ROWS, 0, "no")
-    plain_loss, plain = gradients(model, ROWS, 0, "bf16")
+    plain_loss, separate = gradients(model, ROWS, 0, "bf16")
     packed_loss, packed = gradients(model, ROWS, len(PREFIX), "bf16")
-    assert {one.dtype for one in packed.values()} == {torch.float32}
-    rounding = distance(plain, expected)
+    assert {gradient.dtype for gradient in packed.values()} == {torch.float32}
+    rounding = distance(separate, expected)
     assert 1e-4 < rounding < 0.05, "bfloat16 was not multiplied in, or is far off"
     # Attention by products rounds scores, which the fused kernel of separate rows does not.
     assert distance(packed, expected) < 2 * rounding
@@ -84,18 +88,20 @@ def test_float32_is_left_alone(model: Any) -> None:
 
 
 def test_a_row_sees_no_other_row_in_bfloat16(model: Any) -> None:
-    other = [*ROWS[:-1], TokenizedRow("other", [*PREFIX, *range(900, 1000)], ([70, 2],))]
+    changed_rows = [*ROWS[:-1], TokenizedRow("other", [*PREFIX, *range(900, 1000)], ([70, 2],))]
 
     def logits(rows: Sequence[TokenizedRow]) -> torch.Tensor:
         batch = collate.collate_pack(Pack(tuple(rows), len(PREFIX)), "shared_prefix", model.device, 0, SHARED_PREFIX)
         bfloat16 = precision.training_autocast(recipe("accelerate.mixed_precision=bf16"))
         with torch.no_grad(), attention.pack_attention(model.config, batch), bfloat16:
-            found: torch.Tensor = model(**batch.inputs).logits[0]
-        return found
+            row_logits: torch.Tensor = model(**batch.inputs).logits[0]
+        return row_logits
 
-    kept = len(PREFIX) + sum(row.own_tokens(len(PREFIX)) for row in ROWS[:-1])
-    one, another = logits(ROWS), logits(other)
-    assert torch.equal(one[:kept], another[:kept]) and not torch.equal(one[kept:], another[kept : len(one)])
+    kept_tokens = len(PREFIX) + sum(row.own_tokens(len(PREFIX)) for row in ROWS[:-1])
+    expected, actual = logits(ROWS), logits(changed_rows)
+    assert torch.equal(expected[:kept_tokens], actual[:kept_tokens]) and not torch.equal(
+        expected[kept_tokens:], actual[kept_tokens : len(expected)]
+    )
 
 
 def test_auto_is_what_the_processor_multiplies_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,50 +123,50 @@ def test_half_precision_is_for_gpus() -> None:
 
 @pytest.mark.slow
 def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: Path) -> None:
-    small, asked = kills.write_recipe(tmp_path), ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
+    recipe_path, arguments = kills.write_recipe(tmp_path), ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
 
-    def trained(runs: Path) -> str:
-        process = kills.start_training(small, runs, *asked)
+    def train(runs: Path) -> str:
+        process = kills.start_training(recipe_path, runs, *arguments)
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed
         return printed
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert "multiplied in bfloat16" in trained(whole)
+    uninterrupted, interrupted = tmp_path / "whole", tmp_path / "killed"
+    assert "multiplied in bfloat16" in train(uninterrupted)
     for checkpoint in ("checkpoint-4", "checkpoint-8"):
-        found = partial(lambda path: list(killed.glob(path)), f"*/*/checkpoints/{checkpoint}")
-        assert kills.kill_when(kills.start_training(small, killed, *asked), found)
-    assert "going on with the unfinished run" in trained(killed)
-    folders = [kills.find_run(runs) for runs in (whole, killed)]
+        glob_checkpoint = partial(lambda path: list(interrupted.glob(path)), f"*/*/checkpoints/{checkpoint}")
+        assert kills.kill_when(kills.start_training(recipe_path, interrupted, *arguments), glob_checkpoint)
+    assert "going on with the unfinished run" in train(interrupted)
+    folders = [kills.find_run(runs) for runs in (uninterrupted, interrupted)]
     assert folders[0] and folders[1] and kills.run_hashes(folders[0]) == kills.run_hashes(folders[1])
     weights = load_file(folders[1] / "adapter" / "adapter_model.safetensors")
-    assert {one.dtype for one in weights.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 @pytest.mark.slow
 def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) -> None:
-    small, runs = kills.write_recipe(tmp_path), tmp_path / "runs"
-    process = kills.start_training(small, runs, "accelerate.mixed_precision=bf16", "--hardware", "cpu")
+    recipe_path, runs = kills.write_recipe(tmp_path), tmp_path / "runs"
+    process = kills.start_training(recipe_path, runs, "accelerate.mixed_precision=bf16", "--hardware", "cpu")
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     folder = kills.find_run(runs)
     assert folder
-    trained = Run(folder).recipe()
-    told = atomic_files.read_json(folder / "adapter" / "prompt.json")
-    known = base_store.get_trained_record(told)
-    assert known
-    held = base.load_base_model(
-        trained.with_model(base=str(runs / base_store.BASES_FOLDER / known["digest"]), quantization="none")
+    recipe_of_run = Run(folder).recipe()
+    prompt_spec = atomic_files.read_json(folder / "adapter" / "prompt.json")
+    base_record = base_store.get_trained_record(prompt_spec)
+    assert base_record
+    base_model = base.load_base_model(
+        recipe_of_run.with_model(base=str(runs / base_store.BASES_FOLDER / base_record["digest"]), quantization="none")
     )
-    adapted = PeftModel.from_pretrained(held, folder / "adapter").eval()
-    task = TASKS[trained.task.variant]
+    adapted = PeftModel.from_pretrained(base_model, folder / "adapter").eval()
+    task = TASKS[recipe_of_run.task.variant]
     spec, tokenizer = (
-        task.make_spec(trained.task, worker.read_labels(Run(folder))),
-        chat_template.load_tokenizer(trained.model),
+        task.make_spec(recipe_of_run.task, worker.read_labels(Run(folder))),
+        chat_template.load_tokenizer(recipe_of_run.model),
     )
     rows = list(atomic_files.read_jsonl(folder / "data" / "validation.jsonl"))[:8]
     prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in rows])
-    answers = GenerationEvaluator(task, spec, rows, prompts, tokenizer, told["max_answer_tokens"], False).ask(
+    answers = GenerationEvaluator(task, spec, rows, prompts, tokenizer, prompt_spec["max_answer_tokens"], False).ask(
         adapted, "asked"
     )
     for answer, line in zip(answers, atomic_files.read_jsonl(folder / "reference.jsonl"), strict=False):

@@ -58,13 +58,13 @@ def test_the_header_of_a_run_that_goes_on_tells_the_time_that_is_left_at_its_own
     from dataclasses import replace
 
     facts = replace(FACTS, updates_done=206, examples_per_second=20.0, processes=2, weighting="classes drawn equally")
-    told = run_header.header_lines(replace(facts, packing="none", rejected={}, dropped={}))
-    assert "batch     16 examples an update over 2 processes" in told
-    assert "weighting classes drawn equally" in told
-    assert "packing   each row alone: 1,131 tokens an update" in told
-    assert "updates   306 in 3 epochs, 206 of them done" in told
-    assert "time      about 80 s for the 100 updates left, at the 20 examples/s of before" in told
-    assert not [line for line in told if line.startswith("left out")]
+    lines = run_header.header_lines(replace(facts, packing="none", rejected={}, dropped={}))
+    assert "batch     16 examples an update over 2 processes" in lines
+    assert "weighting classes drawn equally" in lines
+    assert "packing   each row alone: 1,131 tokens an update" in lines
+    assert "updates   306 in 3 epochs, 206 of them done" in lines
+    assert "time      about 80 s for the 100 updates left, at the 20 examples/s of before" in lines
+    assert not [line for line in lines if line.startswith("left out")]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -82,27 +82,27 @@ def test_the_memory_of_a_pack_is_estimated_near_what_autograd_keeps(kind: str, c
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     tokens, answers = 512, 20
-    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
-    kept: dict[int, Any] = {}
+    parameter_pointers = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, Any] = {}
 
-    def keep(tensor: Any) -> Any:
-        if (storage := tensor.untyped_storage()).data_ptr() not in own:
-            kept[storage.data_ptr()] = tensor
+    def save_tensor(tensor: Any) -> Any:
+        if (storage := tensor.untyped_storage()).data_ptr() not in parameter_pointers:
+            saved[storage.data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        visible = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
-        last = torch.arange(tokens - answers, tokens)
+    with torch.autograd.graph.saved_tensors_hooks(save_tensor, lambda tensor: tensor):
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+        answer_positions = torch.arange(tokens - answers, tokens)
         ids = torch.arange(tokens)[None]
-        model(input_ids=ids, attention_mask=visible, position_ids=ids, use_cache=False, logits_to_keep=last)
-    counted = sum(one.untyped_storage().nbytes() for one in kept.values())
+        model(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False, logits_to_keep=answer_positions)
+    saved_bytes = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     text = model.config.get_text_config()
     # The estimate has a layer in flight (two with checkpointing), the boolean mask and the logits besides what is kept.
     pack = {"pack_tokens": tokens, "answer_tokens": answers, "mask_pairs": tokens * tokens}
     estimated = run_header.estimate_memory(model, **pack, checkpointing=checkpointing).pack
     layer = run_header.estimate_memory(model, **pack, checkpointing=False).pack / 7
     expected = estimated - (2 if checkpointing else 1) * layer - answers * text.vocab_size * 12
-    assert counted / 1.5 < expected < counted * 1.5
+    assert saved_bytes / 1.5 < expected < saved_bytes * 1.5
 
 
 def test_four_bit_weights_are_counted_with_their_scales() -> None:
@@ -116,9 +116,9 @@ def test_four_bit_weights_are_counted_with_their_scales() -> None:
         inner = text.hidden_size * (2 * text.hidden_size + 2 * text.hidden_size // 2 + 3 * text.intermediate_size)
         return run_header.weight_bytes(model), text.num_hidden_layers * inner
 
-    (plain, linear), (packed, _) = counted("none"), counted("nf4")
+    (unquantized, linear), (packed, _) = counted("none"), counted("nf4")
     # Half a byte a weight, a byte for 64 of them, a float32 for 256 of those.
-    assert plain - packed == pytest.approx(linear * (4 - 0.5 - 1 / 64 - 4 / (64 * 256)), rel=0.01)
+    assert unquantized - packed == pytest.approx(linear * (4 - 0.5 - 1 / 64 - 4 / (64 * 256)), rel=0.01)
 
 
 @given(st.integers(1, 5000), st.data())
@@ -126,13 +126,13 @@ def test_a_log_file_gets_quarters_whatever_the_total(total: int, data: st.DataOb
     import contextlib
     import io
 
-    done = data.draw(st.integers(0, total - 1))
-    steps = data.draw(st.lists(st.integers(done + 1, total), unique=True, max_size=50).map(sorted))
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), show_progress("training", total, done) as advance:
-        for completed in [*steps, total]:
-            advance(completed, "loss 1.000")
-    lines = told.getvalue().splitlines()
+    resumed_at = data.draw(st.integers(0, total - 1))
+    steps = data.draw(st.lists(st.integers(resumed_at + 1, total), unique=True, max_size=50).map(sorted))
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), show_progress("training", total, resumed_at) as advance:
+        for updates in [*steps, total]:
+            advance(updates, "loss 1.000")
+    lines = stderr.getvalue().splitlines()
     assert 1 <= len(lines) <= 4
     assert lines[-1].startswith(f"training  {total:,}/{total:,}  loss 1.000  ")
 
@@ -142,8 +142,8 @@ def test_a_log_file_is_told_the_time_left_as_soon_as_it_can_be_known(
 ) -> None:
     monkeypatch.setattr(progress_bar, "MIN_SECONDS_LEFT", 0)
     with show_progress("training", 1000) as advance:
-        for completed in range(1, 101):
-            advance(completed)
+        for updates in range(1, 101):
+            advance(updates)
             with show_progress("validating", 3) as inner:
                 inner(3)
     (line,) = capsys.readouterr().err.splitlines()
@@ -151,8 +151,8 @@ def test_a_log_file_is_told_the_time_left_as_soon_as_it_can_be_known(
 
 
 def test_durations_are_told_as_one_says_them() -> None:
-    told = [format_duration(seconds) for seconds in (0.4, 48, 119, 750, 12_000, 187_200)]
-    assert told == ["0 s", "48 s", "119 s", "12 min", "3 h 20 min", "2 d 4 h"]
+    durations = [format_duration(seconds) for seconds in (0.4, 48, 119, 750, 12_000, 187_200)]
+    assert durations == ["0 s", "48 s", "119 s", "12 min", "3 h 20 min", "2 d 4 h"]
 
 
 @pytest.fixture
@@ -172,16 +172,16 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
     class Small(Trainer):  # type: ignore[misc]
         recorder: MetricsCallback
 
-        def training_step(self, *given: Any, **named: Any) -> Any:
-            loss = super().training_step(*given, **named)
+        def training_step(self, *inputs: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*inputs, **kwargs)
             self.recorder.count(8, 100, 700)
             self.recorder.note({"rewards/accuracies": self.state.global_step % 2 * 8.0}, count=8)
             return loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            found = {"eval_accuracy": 0.5}
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-            return found
+            metrics = {"eval_accuracy": 0.5}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
 
     def make(recorder: MetricsCallback, **settings: Any) -> Any:
         arguments = TrainingArguments(
@@ -197,10 +197,10 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
             report_to="none",
             disable_tqdm=True,
         )
-        rows = [{"x": torch.tensor([float(at)])} for at in range(14)]
+        rows = [{"x": torch.tensor([float(index)])} for index in range(14)]
         trainer = Small(One(), arguments, train_dataset=rows, eval_dataset=rows, callbacks=[recorder])
         trainer.callback_handler.callbacks = [
-            one for one in trainer.callback_handler.callbacks if type(one).__name__ != "PrinterCallback"
+            callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "PrinterCallback"
         ]
         trainer.recorder = recorder
         return trainer
@@ -211,23 +211,23 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
 def test_a_training_records_every_interval_and_evaluation_and_its_last_updates(
     small_trainer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[tuple[int, str]] = []
-    recorder = MetricsCallback(tmp_path / "metrics.jsonl", None, 7, lambda step, note="": seen.append((step, note)))
+    progress: list[tuple[int, str]] = []
+    recorder = MetricsCallback(tmp_path / "metrics.jsonl", None, 7, lambda step, note="": progress.append((step, note)))
     small_trainer(recorder).train()
     rows = list(atomic_files.read_jsonl(tmp_path / "metrics.jsonl"))
     assert [(row["step"], "loss" in row) for row in rows] == [
         (4, True), (6, False), (8, True), (12, True), (12, False), (14, True), (14, False)
     ]  # fmt: skip
     assert [row["epoch"] for row in rows] == [0.5714, 0.8571, 1.1429, 1.7143, 1.7143, 2.0, 2.0]
-    first, evaluation = rows[:2]
-    assert set(first) == {
+    training_row, evaluation = rows[:2]
+    assert set(training_row) == {
         "step", "epoch", "loss", "learning_rate", "grad_norm", "rewards/accuracies", "examples_per_second",
         "tokens_per_second", "tokens_saved_per_second", "peak_memory_bytes",
     }  # fmt: skip
-    assert first["rewards/accuracies"] == 0.5
-    assert first["tokens_saved_per_second"] == pytest.approx(7 * first["tokens_per_second"], rel=1e-3)
+    assert training_row["rewards/accuracies"] == 0.5
+    assert training_row["tokens_saved_per_second"] == pytest.approx(7 * training_row["tokens_per_second"], rel=1e-3)
     assert set(evaluation) == {"step", "epoch", "validation/accuracy", "validation/seconds"}
-    assert seen[-1][0] == 14 and seen[-1][1].startswith(f"loss {rows[-2]['loss']:.3f}")
+    assert progress[-1][0] == 14 and progress[-1][1].startswith(f"loss {rows[-2]['loss']:.3f}")
     assert "validated 6/14  accuracy 0.500" in capsys.readouterr().err
 
 
@@ -247,14 +247,14 @@ def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer
     def compared() -> list[Any]:
         return [(row["step"], row["epoch"], row.get("rewards/accuracies")) for row in metrics.read_rows(path)]
 
-    first = Keeps(path, None, 7, lambda *_: None)
-    small_trainer(first).train()
+    interrupted = Keeps(path, None, 7, lambda *_: None)
+    small_trainer(interrupted).train()
     uninterrupted = compared()
     metrics.truncate_after(path, 6)
-    second = MetricsCallback(path, None, 7, lambda *_: None)
-    second.carry(first.kept)
-    assert second.interval.examples == 16
-    small_trainer(second).train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
+    resumed = MetricsCallback(path, None, 7, lambda *_: None)
+    resumed.carry(interrupted.kept)
+    assert resumed.interval.examples == 16
+    small_trainer(resumed).train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
     assert compared() == uninterrupted
     assert (
         metrics.read_last_value(path, "validation/accuracy") == 0.5 and metrics.read_last_value(path, "nothing") is None
@@ -275,20 +275,20 @@ def test_the_picture_shows_whatever_was_recorded(logged: int, evaluations: int, 
     path = tmp_path / "metrics.jsonl"
     for step in range(1, logged + 1):
         metrics.append(path, {"step": step, "epoch": step / 40, "loss": 3 / step, "learning_rate": 1e-4 * (step < 100)})
-    for at in range(1, evaluations + 1):
-        step = at * logged // evaluations
+    for number in range(1, evaluations + 1):
+        step = number * logged // evaluations
         metrics.append(path, {"step": step, "epoch": step / 40, "validation/accuracy": 1.0, "validation/seconds": 3.0})
-    best = logged if evaluations else None
-    learning_curve.draw(path, tmp_path / "learning_curve.png", "a $recipe$ 語", best)
-    shown = colours(tmp_path / "learning_curve.png")
+    best_step = logged if evaluations else None
+    learning_curve.draw(path, tmp_path / "learning_curve.png", "a $recipe$ 語", best_step)
+    found_colours = colours(tmp_path / "learning_curve.png")
 
     def rgb(colour: str) -> tuple[int, ...]:
         return tuple(bytes.fromhex(colour.removeprefix("#")))
 
-    assert rgb(learning_curve.BACKGROUND) in shown
-    assert (rgb(learning_curve.BEST) in shown) == (best is not None)
-    assert (rgb(learning_curve.VALIDATION[0]) in shown) == bool(evaluations)
-    assert [one.name for one in tmp_path.iterdir() if one.name != path.name] == ["learning_curve.png"]
+    assert rgb(learning_curve.BACKGROUND) in found_colours
+    assert (rgb(learning_curve.BEST) in found_colours) == (best_step is not None)
+    assert (rgb(learning_curve.VALIDATION[0]) in found_colours) == bool(evaluations)
+    assert [file.name for file in tmp_path.iterdir() if file.name != path.name] == ["learning_curve.png"]
 
 
 def test_there_is_no_picture_before_there_is_a_loss(tmp_path: Path) -> None:
@@ -299,6 +299,6 @@ def test_there_is_no_picture_before_there_is_a_loss(tmp_path: Path) -> None:
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=300))
 def test_the_smooth_line_stays_within_what_it_smooths(values: list[float]) -> None:
     points = [(float(step), value) for step, value in enumerate(values)]
-    smooth = learning_curve.moving_average(points)
-    assert [step for step, _ in smooth] == [step for step, _ in points]
-    assert all(min(values) - 1e-9 <= value <= max(values) + 1e-9 for _, value in smooth)
+    smoothed = learning_curve.moving_average(points)
+    assert [step for step, _ in smoothed] == [step for step, _ in points]
+    assert all(min(values) - 1e-9 <= value <= max(values) + 1e-9 for _, value in smoothed)

@@ -36,14 +36,14 @@ TINY = {
 }
 SIX = {**TINY, "num_hidden_layers": 6}
 CONFIGS = {
-    "llama": lambda **more: transformers.LlamaConfig(**TINY, **more),
-    "qwen3": lambda **more: transformers.Qwen3Config(**TINY, **more),
-    "gemma 2, whose logits are capped": lambda **more: transformers.Gemma2Config(**TINY, sliding_window=32, **more),
+    "llama": lambda **kwargs: transformers.LlamaConfig(**TINY, **kwargs),
+    "qwen3": lambda **kwargs: transformers.Qwen3Config(**TINY, **kwargs),
+    "gemma 2, whose logits are capped": lambda **kwargs: transformers.Gemma2Config(**TINY, sliding_window=32, **kwargs),
     # Shorter than the prefix, and longer than most rows.
-    "gemma 3, window of 16": lambda **more: transformers.Gemma3TextConfig(**SIX, sliding_window=16, **more),
-    "mistral, window of 16": lambda **more: transformers.MistralConfig(**TINY, sliding_window=16, **more),
-    "mistral, window of 1000": lambda **more: transformers.MistralConfig(**TINY, sliding_window=1000, **more),
-    "one head of keys": lambda **more: transformers.LlamaConfig(**{**TINY, "num_key_value_heads": 1}, **more),
+    "gemma 3, window of 16": lambda **kwargs: transformers.Gemma3TextConfig(**SIX, sliding_window=16, **kwargs),
+    "mistral, window of 16": lambda **kwargs: transformers.MistralConfig(**TINY, sliding_window=16, **kwargs),
+    "mistral, window of 1000": lambda **kwargs: transformers.MistralConfig(**TINY, sliding_window=1000, **kwargs),
+    "one head of keys": lambda **kwargs: transformers.LlamaConfig(**{**TINY, "num_key_value_heads": 1}, **kwargs),
 }
 QWEN3_4B = {
     "vocab_size": 151936,
@@ -76,14 +76,14 @@ def ids_of(tokenizer: Any) -> dict[str, int]:
 
 
 @pytest.fixture(params=["in one piece", "in many"])
-def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def pass_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of few tokens that attend a few at a time, as long rows need them, and without."""
     if request.param == "in many":
         monkeypatch.setattr(shared_cache, "CPU_LIMITS", PassLimits(pass_tokens=37, scores=4000))
         monkeypatch.setattr(shared_cache, "CHUNK_TOKENS", 11)
 
 
-@pytest.mark.usefixtures("pieces")
+@pytest.mark.usefixtures("pass_sizes")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_kind_of_layer_answers_as_in_plain_decoding(name: str, tokenizer: Any) -> None:
     model = model_of(CONFIGS[name](**ids_of(tokenizer)))
@@ -92,8 +92,8 @@ def test_every_kind_of_layer_answers_as_in_plain_decoding(name: str, tokenizer: 
 
 
 def test_a_head_that_has_an_adapter_answers_as_in_plain_decoding(tokenizer: Any) -> None:
-    asked = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
-    model = peft.get_peft_model(model_of(CONFIGS["llama"](**ids_of(tokenizer))), asked).eval()
+    config = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(model_of(CONFIGS["llama"](**ids_of(tokenizer))), config).eval()
     assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 
 
@@ -107,11 +107,11 @@ def test_however_a_model_attends_otherwise_it_does_so_afterwards(attention: str,
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "reason"),
     [("lfm2", "lfm2 has layers that carry a state"), ("bloom", "bloom attends in its own way")],
 )
 def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_told(
-    name: str, why: str, tokenizer: Any
+    name: str, reason: str, tokenizer: Any
 ) -> None:
     config = {
         "lfm2": lambda: transformers.Lfm2Config(
@@ -120,10 +120,12 @@ def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_tol
         "bloom": lambda: transformers.BloomConfig(hidden_size=64, n_layer=2, n_head=4, **ids_of(tokenizer)),
     }[name]()
     model = model_of(config, "eager" if name == "bloom" else "sdpa")
-    told: list[str] = []
-    found = decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), on_fallback=told.append)
-    assert len(told) == 1 and told[0].startswith(why)
-    assert found == assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    messages: list[str] = []
+    answers = decode_answers(
+        model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), on_fallback=messages.append
+    )
+    assert len(messages) == 1 and messages[0].startswith(reason)
+    assert answers == assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 
 
 class Held(TorchDispatchMode):
@@ -135,14 +137,17 @@ class Held(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self._count(tree_leaves(found), tree_leaves((args, kwargs)))
-        return found
+        outputs = func(*args, **(kwargs or {}))
+        self._count(tree_leaves(outputs), tree_leaves((args, kwargs)))
+        return outputs
 
-    def _count(self, made: Iterable[Any], given: Iterable[Any]) -> None:
-        old = {one.untyped_storage()._cdata for one in given if isinstance(one, torch.Tensor)}
-        for one in made:
-            if not isinstance(one, torch.Tensor) or (storage := one.untyped_storage())._cdata in self.known | old:
+    def _count(self, outputs: Iterable[Any], inputs: Iterable[Any]) -> None:
+        input_storages = {tensor.untyped_storage()._cdata for tensor in inputs if isinstance(tensor, torch.Tensor)}
+        for tensor in outputs:
+            if (
+                not isinstance(tensor, torch.Tensor)
+                or (storage := tensor.untyped_storage())._cdata in self.known | input_storages
+            ):
                 continue
             self.known.add(storage._cdata)
             self.bytes += storage.nbytes()
@@ -157,22 +162,22 @@ class Held(TorchDispatchMode):
 def test_64_rows_behind_700_tokens_of_a_4b_model_fit_beside_its_weights_on_24_gb() -> None:
     with torch.device("meta"):
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**QWEN3_4B)).to(torch.bfloat16).eval()
-    weights = sum(one.numel() for one in model.parameters())
-    linear = sum(one.weight.numel() for one in model.model.modules() if isinstance(one, torch.nn.Linear))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    linear = sum(module.weight.numel() for module in model.model.modules() if isinstance(module, torch.nn.Linear))
     assert 4.0e9 < weights < 4.1e9
-    rows, own, answer = 64, 60, 64
-    with torch.inference_mode(), Held() as held:
+    rows, own_tokens, answer_tokens = 64, 60, 64
+    with torch.inference_mode(), Held() as memory:
         prefix = SharedCache(model, 1)
         prefix.logits([Span(0, 0, [1] * 700, 0)])
         cache = SharedCache(model, rows, prefix)
         assert cache.limits == shared_cache.GPU_LIMITS
-        cache.logits([Span(row, 0, [1] * own, 1) for row in range(rows)])
-        for at in range(own, own + answer):
-            logits = cache.logits([Span(row, at, [1], 1) for row in range(rows)])
+        cache.logits([Span(row, 0, [1] * own_tokens, 1) for row in range(rows)])
+        for position in range(own_tokens, own_tokens + answer_tokens):
+            logits = cache.logits([Span(row, position, [1], 1) for row in range(rows)])
             assert logits.shape == (rows, QWEN3_4B["vocab_size"])
     # The weights both in 4 bits (with a scale of 8 bits a 64) and dequantized.
     resident = 2 * weights + linear * (0.5 + 1 / 64 + 0.001)
-    tokens = 700 + rows * (own + answer)
+    tokens = 700 + rows * (own_tokens + answer_tokens)
     cached = tokens * 36 * 2 * 8 * 128 * 2
-    assert cached < held.most < 4e9
-    assert resident + held.most < 24e9 * 0.9
+    assert cached < memory.most < 4e9
+    assert resident + memory.most < 24e9 * 0.9

@@ -34,38 +34,40 @@ def ended(name: str) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_where_nothing_is_trained_a_signal_ends_at_once(number: signal.Signals) -> None:
-    before = [signal.getsignal(one) for one in SIGNALS]
+    handlers = [signal.getsignal(signal_number) for signal_number in SIGNALS]
     with pytest.raises(KeyboardInterrupt), handle_signals(ended):
         os.kill(os.getpid(), number)
-    assert [signal.getsignal(one) for one in SIGNALS] == before
+    assert [signal.getsignal(signal_number) for signal_number in SIGNALS] == handlers
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_training_a_signal_and_its_echoes_are_put_off(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with handle_signals(ended) as wish:
-        wish.training = True
+    with handle_signals(ended) as stop_request:
+        stop_request.training = True
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert wish.signal_name == number.name
+        assert stop_request.signal_name == number.name
         assert capfd.readouterr().err.count("finishing the running update, then saving") == 1
         with pytest.raises(KeyboardInterrupt, match=number.name):
-            wish.heed()
+            stop_request.heed()
 
 
 def test_without_a_signal_training_goes_on_to_what_follows() -> None:
-    with handle_signals(ended) as wish:
-        wish.training = True
-        wish.heed()
-        assert not wish.training
+    with handle_signals(ended) as stop_request:
+        stop_request.training = True
+        stop_request.heed()
+        assert not stop_request.training
 
 
 def test_a_second_signal_records_the_end_and_leaves_on_the_spot(tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
         try:
-            with handle_signals(lambda name: (tmp_path / "ended").write_text(name, encoding="utf-8") and None) as wish:
-                wish.training = True
+            with handle_signals(
+                lambda name: (tmp_path / "ended").write_text(name, encoding="utf-8") and None
+            ) as stop_request:
+                stop_request.training = True
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(DUPLICATE_SIGNAL_SECONDS + 0.1)
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -78,82 +80,84 @@ def test_a_second_signal_records_the_end_and_leaves_on_the_spot(tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainer:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainer:
     """A training that nothing has interrupted."""
-    made = make_trainer(tmp_path_factory.mktemp("whole"))
-    made.train()
-    return made
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.train()
+    return trainer
 
 
 @pytest.mark.parametrize("update", [1, 4, 6, 11])
 def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same_log(
-    update: int, whole: TinyTrainer, tmp_path: Path
+    update: int, finished_run: TinyTrainer, tmp_path: Path
 ) -> None:
-    wish = StopRequest()
-    ask = DoAfterUpdate(update, lambda: setattr(wish, "signal_name", "SIGTERM"))
-    make_trainer(tmp_path, callbacks=[ask, GracefulStop(wish)]).train()
+    stop_request = StopRequest()
+    request_stop = DoAfterUpdate(update, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
+    make_trainer(tmp_path, callbacks=[request_stop, GracefulStop(stop_request)]).train()
     with pytest.raises(KeyboardInterrupt):
-        wish.heed()
+        stop_request.heed()
     assert checkpoints.find_latest_valid(tmp_path).newest == tmp_path / f"checkpoint-{update}"
     resumed = resume_training(tmp_path)
-    assert torch.equal(resumed.model.line.weight, whole.model.line.weight)
+    assert torch.equal(resumed.model.line.weight, finished_run.model.line.weight)
     # Updates of a logged mean lie on both sides of the interruption.
-    assert logged_metrics(resumed) == logged_metrics(whole)
-    last = [made.state.log_history[-1]["train_loss"] for made in (resumed, whole)]
-    assert last[0] == last[1]
+    assert logged_metrics(resumed) == logged_metrics(finished_run)
+    train_losses = [trainer.state.log_history[-1]["train_loss"] for trainer in (resumed, finished_run)]
+    assert train_losses[0] == train_losses[1]
 
 
 def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
-    wish = StopRequest()
-    asked = {**SELECT_BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
-    ask = DoAfterUpdate(3, lambda: setattr(wish, "signal_name", "SIGTERM"))
-    stopped = make_trainer(tmp_path, callbacks=[EarlyStoppingCallback(4), ask, GracefulStop(wish)], **asked)
+    stop_request = StopRequest()
+    arguments = {**SELECT_BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
+    request_stop = DoAfterUpdate(3, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
+    stopped = make_trainer(
+        tmp_path, callbacks=[EarlyStoppingCallback(4), request_stop, GracefulStop(stop_request)], **arguments
+    )
     stopped.values = iter([0.9, 0.1, 0.1])
     stopped.train()
-    resumed = resume_training(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **asked)
+    resumed = resume_training(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **arguments)
     assert resumed.state.global_step == 5
     assert resumed.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
 
 
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_update_and_go_on_as_if_they_had_not(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
     settings = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     settings |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    asked = [sys.executable, "-c", "from tests.train import test_signals as here; here.one_of_two()", str(tmp_path)]
-    both = [
-        subprocess.Popen(asked, cwd=ROOT, env={**settings, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE)
+    argv = [sys.executable, "-c", "from tests.train import test_signals as here; here.one_of_two()", str(tmp_path)]
+    processes = [
+        subprocess.Popen(argv, cwd=ROOT, env={**settings, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE)
         for rank in "01"
     ]
-    told = [process.communicate(timeout=300)[0].decode().split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    whole, stopped_at, resumed = zip(*told, strict=True)
+    outputs = [process.communicate(timeout=300)[0].decode().split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    finished, stopped_at, resumed = zip(*outputs, strict=True)
     assert stopped_at == ("4", "4")
-    assert len({*whole, *resumed}) == 1
+    assert len({*finished, *resumed}) == 1
     seal = atomic_files.read_json(tmp_path / "stopped" / "checkpoint-6" / "checkpoint.json")
     assert seal["processes"] == 2
-    assert {f"{name}_{rank}.{end}" for rank in "01" for name, end in (("rng_state", "pth"), ("carried", "json"))} < set(
-        seal["files"]
-    )
+    assert {
+        f"{name}_{rank}.{suffix}" for rank in "01" for name, suffix in (("rng_state", "pth"), ("carried", "json"))
+    } < set(seal["files"])
 
 
 def one_of_two() -> None:
     """Trains, and trains again with a stop that only the second process is asked for; prints weights, stop, weights."""
-    folder, second = Path(sys.argv[1]), os.environ["RANK"] == "1"
-    whole = make_trainer(folder / "whole")
-    whole.train()
-    wish = StopRequest()
-    ask = DoAfterUpdate(4, lambda: setattr(wish, "signal_name", "SIGTERM" if second else None))
-    stopped = make_trainer(folder / "stopped", callbacks=[ask, GracefulStop(wish)])
+    folder, is_second = Path(sys.argv[1]), os.environ["RANK"] == "1"
+    finished = make_trainer(folder / "whole")
+    finished.train()
+    stop_request = StopRequest()
+    request_stop = DoAfterUpdate(4, lambda: setattr(stop_request, "signal_name", "SIGTERM" if is_second else None))
+    stopped = make_trainer(folder / "stopped", callbacks=[request_stop, GracefulStop(stop_request)])
     stopped.train()
-    assert wish.signal_name == "SIGTERM"
+    assert stop_request.signal_name == "SIGTERM"
     resumed = make_trainer(folder / "stopped")
     resumed.add_callback(RestoreTrainerState(resumed, folder / "stopped" / "checkpoint-4", lambda carried: None, print))
     resumed.train(resume_from_checkpoint=str(folder / "stopped" / "checkpoint-4"))
-    print(hash_of(whole), stopped.state.global_step, hash_of(resumed))
+    print(hash_of(finished), stopped.state.global_step, hash_of(resumed))
 
 
-def hash_of(made: TinyTrainer) -> str:
-    return hashlib.sha256(made.model.line.weight.detach().numpy().tobytes()).hexdigest()
+def hash_of(trainer: TinyTrainer) -> str:
+    return hashlib.sha256(trainer.model.line.weight.detach().numpy().tobytes()).hexdigest()

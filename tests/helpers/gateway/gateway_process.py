@@ -50,19 +50,21 @@ class GatewayProcess:
     ) -> tuple[int, Any, dict[str, str]]:
         """Returns status, body and headers of an answer; (0, reason, {}) where there is none."""
         data = None if body is None else json.dumps(body).encode()
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, headers=told)
+        header_lines = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, headers=header_lines)
         try:
-            with NO_PROXY_OPENER.open(request, timeout=timeout) as answer:
-                return answer.status, json.loads(answer.read()), dict(answer.headers)
+            with NO_PROXY_OPENER.open(request, timeout=timeout) as response:
+                return response.status, json.loads(response.read()), dict(response.headers)
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null"), dict(error.headers)
         except OSError as error:
             return 0, str(error), {}
 
-    def says(self, said: str, times: int = 1) -> str:
+    def says(self, expected: str, count: int = 1) -> str:
         """Waits until the gateway has said something so often. Returns all that it said."""
-        return wait_until(lambda: (text := self.text()) if self.text().count(said) >= times else None, self, said)
+        return wait_until(
+            lambda: (text := self.text()) if self.text().count(expected) >= count else None, self, expected
+        )
 
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
@@ -70,7 +72,7 @@ class GatewayProcess:
     def answers(self) -> tuple[int, Any, dict[str, str]]:
         """Asks until a request is answered. Returns the answer."""
         return wait_until(
-            lambda: found if (found := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
+            lambda: response if (response := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
         )
 
     def engine(self) -> int:
@@ -79,11 +81,11 @@ class GatewayProcess:
         return int(children[0])
 
 
-def wait_until(found: Callable[[], Any], gateway: GatewayProcess, what: str = "it", seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while (value := found()) is None:
+def wait_until(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while (value := probe()) is None:
         assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.text()}"
-        assert time.monotonic() < end, f"{what!r} did not happen:\n{gateway.text()}"
+        assert time.monotonic() < deadline, f"{event!r} did not happen:\n{gateway.text()}"
         time.sleep(0.05)
     return value
 
@@ -107,18 +109,18 @@ class GatewaySetup:
     def registry(self) -> Path:
         return self.folder / "registry" / NAME
 
-    def will(self, what: str) -> None:
+    def will(self, behaviour: str) -> None:
         """Has the stand-in behave in a way once."""
-        (self.behaviour / what).touch()
+        (self.behaviour / behaviour).touch()
 
     def deploy(
         self,
         mark: str,
-        answered: str | None = None,
+        output: str | None = None,
         recipe: Callable[[str], str] = str,
         task: dict[str, Any] | None = None,
     ) -> str:
-        """Deploys a version that answers its mark. Returns the version. `answered`: what it answers in the place of
+        """Deploys a version that answers its mark. Returns the version. `output`: what it answers in the place of
         its reference answers; `recipe`: what becomes of its recipe; `task`: what else is in its prompt.json."""
         folder = self.folder / "runs" / NAME / f"run-{mark}"
         adapter = folder / "adapter"
@@ -129,7 +131,7 @@ class GatewaySetup:
         base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
         atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (task or {}))
-        line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": answered} if answered else {})
+        line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": output} if output else {})
         (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         atomic_files.write_checksums(adapter)
         settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]
@@ -138,18 +140,20 @@ class GatewaySetup:
         return registry.promote(self.registry, Run(folder), [])
 
     @contextmanager
-    def gateway(self, *settings: str, before: Callable[[], None] | None = None, **env: str) -> Iterator[GatewayProcess]:
+    def gateway(
+        self, *settings: str, preexec: Callable[[], None] | None = None, **env: str
+    ) -> Iterator[GatewayProcess]:
         """Runs the gateway until the block ends."""
         port, log = free_port(), self.folder / "gateway.log"
-        words = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
-        with log.open("wb") as out:
+        argv = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
+        with log.open("wb") as stdout:
             process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *words],
+                [sys.executable, "-c", COMMAND, *argv],
                 cwd=ROOT,
                 env={**os.environ, stand_in_vllm.FOLDER_VARIABLE: str(self.behaviour), **env},
-                stdout=out,
-                stderr=out,
-                preexec_fn=before,
+                stdout=stdout,
+                stderr=stdout,
+                preexec_fn=preexec,
             )
         try:
             yield GatewayProcess(port, process, log, self.folder)

@@ -57,25 +57,25 @@ class StandInEngine:
 
     def fall_ill_after(self, requests: int) -> None:
         """Has it fail behind so many more requests, until `recover`."""
-        left = requests
+        remaining = requests
 
-        def refuse(text: str, before: int) -> int:
-            nonlocal left
-            left -= 1
-            self.ill = left < 0
+        def refuse(text: str, attempts: int) -> int:
+            nonlocal remaining
+            remaining -= 1
+            self.ill = remaining < 0
             return 0
 
         self.refuse = refuse
 
     def recover(self) -> None:
         """Has it answer everything again."""
-        self.ill, self.refuse = False, lambda text, before: 0
+        self.ill, self.refuse = False, lambda text, attempts: 0
 
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.keys.add(request.headers.get("Authorization", ""))
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
-        before = self.seen[text]
+        attempts = self.seen[text]
         self.seen[text] += 1
         self.order.append(text)
         self.on_their_way += 1
@@ -85,7 +85,7 @@ class StandInEngine:
                 await asyncio.sleep(3600)
             self.passed += 1
             await asyncio.sleep(0)
-            if status := self.refuse(text, before) or (503 if self.ill else 0):
+            if status := self.refuse(text, attempts) or (503 if self.ill else 0):
                 return web.json_response({"error": {"message": f"refused with {status}"}}, status=status)
             answer, probability = self.answer(text)
             self.answered[text] += 1
@@ -140,32 +140,32 @@ def run_stand_in(engine: StandInEngine) -> Iterator[str]:
 def serve_application(app: web.Application) -> Iterator[str]:
     """Runs an application in a thread of its own. Yields its address."""
     loop, started = asyncio.new_event_loop(), threading.Event()
-    place: dict[str, Any] = {}
+    state: dict[str, Any] = {}
 
     async def serve() -> None:
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        place["port"], place["stop"] = runner.addresses[0][1], asyncio.Event()
+        state["port"], state["stop"] = runner.addresses[0][1], asyncio.Event()
         started.set()
-        await place["stop"].wait()
+        await state["stop"].wait()
         await runner.cleanup()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     started.wait()
     try:
-        yield f"http://127.0.0.1:{place['port']}"
+        yield f"http://127.0.0.1:{state['port']}"
     finally:
-        loop.call_soon_threadsafe(place["stop"].set)
+        loop.call_soon_threadsafe(state["stop"].set)
         thread.join()
         loop.close()
 
 
 def answer_by_hash(text: str) -> tuple[str, float]:
     """A label by the hash of an input, and a probability by another part of it."""
-    found = stable_number(text)
-    return LABELS[found % len(LABELS)], 0.5 + (found // 7 % 1000) / 2001
+    number = stable_number(text)
+    return LABELS[number % len(LABELS)], 0.5 + (number // 7 % 1000) / 2001
 
 
 class EmptyCounter(Counter[str]):

@@ -56,54 +56,56 @@ class StandInVllm:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        stand, model = body.get("stand", {}), body["model"]
-        if stand.get("end"):
+        behaviour, model = body.get("stand", {}), body["model"]
+        if behaviour.get("end"):
             os._exit(1)
-        await asyncio.sleep(stand.get("wait", 0))
-        if "sse" in stand or "line_kib" in stand:
+        await asyncio.sleep(behaviour.get("wait", 0))
+        if "sse" in behaviour or "line_kib" in behaviour:
             stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await stream.prepare(request)
-            for text in stand.get("sse", []):
+            for text in behaviour.get("sse", []):
                 await stream.write(text.replace("%M", model).encode())
-            if "line_kib" in stand:
-                await stream.write(b'data: {"text":"' + b"x" * (stand["line_kib"] * 1024) + b'"}\n\ndata: [DONE]\n\n')
+            if "line_kib" in behaviour:
+                await stream.write(
+                    b'data: {"text":"' + b"x" * (behaviour["line_kib"] * 1024) + b'"}\n\ndata: [DONE]\n\n'
+                )
             return stream
-        if "raw" in stand:
-            return web.Response(body=stand["raw"].replace("%M", model).encode(), content_type="application/json")
-        told: dict[str, Any] = {"text": self.text(body)}
+        if "raw" in behaviour:
+            return web.Response(body=behaviour["raw"].replace("%M", model).encode(), content_type="application/json")
+        choice: dict[str, Any] = {"text": self.text(body)}
         if "messages" in body:
-            said = {"role": "assistant", "content": self.text(body)}
-            told |= {"index": 0, "message": said, "finish_reason": "stop"}
-            told["logprobs"] = {"content": [{"token": self.text(body), "logprob": -0.1, "top_logprobs": []}]}
-        return web.json_response({"model": model, "choices": [told], "asked": body})
+            message = {"role": "assistant", "content": self.text(body)}
+            choice |= {"index": 0, "message": message, "finish_reason": "stop"}
+            choice["logprobs"] = {"content": [{"token": self.text(body), "logprob": -0.1, "top_logprobs": []}]}
+        return web.json_response({"model": model, "choices": [choice], "asked": body})
 
     def text(self, body: dict[str, Any]) -> str:
         folder = self.adapters.get(body["model"])
         if folder is None:
             return "base"
         for line in Run(folder.parent).references.read_text(encoding="utf-8").splitlines():
-            if (one := json.loads(line))["prompt_ids"] == body.get("prompt"):
-                return str(one.get("answered", one["answer"]))
+            if (reference := json.loads(line))["prompt_ids"] == body.get("prompt"):
+                return str(reference.get("answered", reference["answer"]))
         return str(json.loads((folder / "adapter_model.safetensors").read_bytes()[8:])["__metadata__"]["mark"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds")
-    known, _ = parser.parse_known_args()
-    made = StandInVllm(Path(os.environ[FOLDER_VARIABLE]))
-    if made.asked("no_start"):
+    args, _ = parser.parse_known_args()
+    server = StandInVllm(Path(os.environ[FOLDER_VARIABLE]))
+    if server.asked("no_start"):
         sys.exit("RuntimeError: not enough memory")
     app = web.Application(client_max_size=2**30)
-    app.router.add_get("/health", made.health)
-    app.router.add_post("/v1/load_lora_adapter", made.load)
-    app.router.add_post("/v1/unload_lora_adapter", made.unload)
-    app.router.add_post("/{path:.*}", made.answer)
-    asyncio.run(serve(app, known.uds, 60.0 if made.asked("slow_start") else 0.0))
+    app.router.add_get("/health", server.health)
+    app.router.add_post("/v1/load_lora_adapter", server.load)
+    app.router.add_post("/v1/unload_lora_adapter", server.unload)
+    app.router.add_post("/{path:.*}", server.answer)
+    asyncio.run(serve(app, args.uds, 60.0 if server.asked("slow_start") else 0.0))
 
 
-async def serve(app: web.Application, socket: str, later: float) -> None:
-    await asyncio.sleep(later)
+async def serve(app: web.Application, socket: str, delay_seconds: float) -> None:
+    await asyncio.sleep(delay_seconds)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, socket, backlog=2048).start()

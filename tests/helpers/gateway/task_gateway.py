@@ -50,9 +50,9 @@ EXTRACTOR_TASK = """{kind: extraction, instruction: Read the order number and th
   properties: {number: {type: string, maxLength: 20}, day: {type: string, maxLength: 10}}, required: [number]}}"""
 
 
-def make_recipe(folder: Path, **told: str) -> Recipe:
+def make_recipe(folder: Path, **values: str) -> Recipe:
     """A recipe with other values in the places of RECIPE."""
-    given = {
+    defaults = {
         "task": ROUTER_TASK,
         "columns": "{text: message, label: queue}",
         "may_leave": "true",
@@ -62,29 +62,29 @@ def make_recipe(folder: Path, **told: str) -> Recipe:
     }
     (folder / "rows.csv").write_text("message,queue\n", encoding="utf-8")
     path = folder / f"{TASK_NAME}.yaml"
-    path.write_text(RECIPE_TEMPLATE.format(**given | told), encoding="utf-8")
+    path.write_text(RECIPE_TEMPLATE.format(**defaults | values), encoding="utf-8")
     return load(str(path), [], "cpu").recipe
 
 
-def baseline_yaml(address: str, api: str = "chat", more: str = "") -> str:
+def baseline_yaml(address: str, api: str = "chat", extra: str = "") -> str:
     """A baseline that the provider of the tests plays."""
-    wires = {"chat": "openai", "messages": "anthropic", "decisions": "openai", "systemone": "openai"}
+    sdks = {"chat": "openai", "messages": "anthropic", "decisions": "openai", "systemone": "openai"}
     model = {"messages": "claude-haiku-5-5"}.get(api, "gpt-6-luna")
-    asked = f", api: {api}" if api in ("decisions", "systemone") else ""
+    field = f", api: {api}" if api in ("decisions", "systemone") else ""
     url = address if api == "messages" else f"{address}/v1"
     return (
-        f'[{{provider: {wires[api]}, model: {model}, base_url: "{url}", name: api, api_key_env: API_KEY{asked}{more}}}]'
+        f'[{{provider: {sdks[api]}, model: {model}, base_url: "{url}", name: api, api_key_env: API_KEY{field}{extra}}}]'
     )
 
 
 def make_deployed_task(
-    folder: Path, asked: Recipe, routing: Routing | None = None, started_with: Recipe | None = None
+    folder: Path, recipe: Recipe, routing: Routing | None = None, gateway_recipe: Recipe | None = None
 ) -> Deployment:
     """The task of a recipe as a version that is deployed, behind a gateway that was started with it, or another one."""
-    module, labels = TASKS[asked.task.variant], dict.fromkeys(LABELS, "")
-    spec = module.make_spec(asked.task, labels)
+    module, labels = TASKS[recipe.task.variant], dict.fromkeys(LABELS, "")
+    spec = module.make_spec(recipe.task, labels)
     prompt = {
-        "task": {"kind": asked.task.variant, **spec.__dict__},
+        "task": {"kind": recipe.task.variant, **spec.__dict__},
         "messages": module.messages(spec, {"text": "{input}"}),
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
@@ -93,11 +93,16 @@ def make_deployed_task(
     adapter = folder / "run" / "adapter"
     adapter.mkdir(parents=True, exist_ok=True)
     atomic_files.write_json(adapter / "prompt.json", prompt)
-    served = ServedModel(TASK_NAME, Run(folder / "run"), asked, "adapter")
-    found = task.build_task(served, TASK_VERSION, started_with or asked, routing or Routing(None, 0.9, None))
-    assert found is not None
-    place = folder / "registry" / TASK_NAME
-    return Deployment(found, escalation.build_escalation(found, place), place, answer_ids.load_answer_ids(place))
+    served = ServedModel(TASK_NAME, Run(folder / "run"), recipe, "adapter")
+    built_task = task.build_task(served, TASK_VERSION, gateway_recipe or recipe, routing or Routing(None, 0.9, None))
+    assert built_task is not None
+    registry_dir = folder / "registry" / TASK_NAME
+    return Deployment(
+        built_task,
+        escalation.build_escalation(built_task, registry_dir),
+        registry_dir,
+        answer_ids.load_answer_ids(registry_dir),
+    )
 
 
 def fake_log_probability(ids: list[int], token: int) -> float:
@@ -107,8 +112,10 @@ def fake_log_probability(ids: list[int], token: int) -> float:
 
 def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
     """What vLLM says of the tokens in `logprob_token_ids`."""
-    top = {f"token_id:{one}": fake_log_probability(body["prompt"], one) for one in body["logprob_token_ids"]}
-    return {"model": body["model"], "choices": [{"text": "", "logprobs": {"top_logprobs": [top]}}]}
+    log_probabilities = {
+        f"token_id:{token_id}": fake_log_probability(body["prompt"], token_id) for token_id in body["logprob_token_ids"]
+    }
+    return {"model": body["model"], "choices": [{"text": "", "logprobs": {"top_logprobs": [log_probabilities]}}]}
 
 
 @dataclass
@@ -138,25 +145,25 @@ class FakeEngine:
         if request.path == "/v1/completions":
             return web.json_response(score_tokens(body))
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
-        if found := re.search(r"wait=([\d.]+)", text):
-            await asyncio.sleep(float(found[1]))
+        if wait := re.search(r"wait=([\d.]+)", text):
+            await asyncio.sleep(float(wait[1]))
         else:
             await asyncio.sleep(0)
         if "too long" in text:
             return web.json_response({"error": {"message": "maximum context length is 2048 tokens"}}, status=400)
-        said = re.search(r"says (\{.*\}|\S+)", text)
-        free = re.search(r"freely (\S+)", text) if "structured_outputs" not in body else None
-        answer = free[1] if free else said[1] if said else "late"
-        sure = re.search(r"p=(\d\.\d+)", text)
-        likely = math.log(float(sure[1])) if sure else -0.01
-        cut = "cut" in text.split() and body.get("max_completion_tokens", 0) < 20
+        fixed = re.search(r"says (\{.*\}|\S+)", text)
+        unconstrained = re.search(r"freely (\S+)", text) if "structured_outputs" not in body else None
+        answer = unconstrained[1] if unconstrained else fixed[1] if fixed else "late"
+        probability = re.search(r"p=(\d\.\d+)", text)
+        log_probability = math.log(float(probability[1])) if probability else -0.01
+        truncated = "cut" in text.split() and body.get("max_completion_tokens", 0) < 20
         if body.get("stream"):
             return await self._streamed(request, body, answer)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": answer[:2] if cut else answer},
-            "finish_reason": "length" if cut else "stop",
-            "logprobs": {"content": [{"token": answer, "logprob": likely, "bytes": None, "top_logprobs": []}]}
+            "message": {"role": "assistant", "content": answer[:2] if truncated else answer},
+            "finish_reason": "length" if truncated else "stop",
+            "logprobs": {"content": [{"token": answer, "logprob": log_probability, "bytes": None, "top_logprobs": []}]}
             if body.get("logprobs")
             else None,
         }
@@ -167,8 +174,8 @@ class FakeEngine:
     async def _streamed(self, request: web.Request, body: dict[str, Any], answer: str) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await stream.prepare(request)
-        for part in ({"role": "assistant"}, {"content": answer[:2]}, {"content": answer[2:]}, {}):
-            choice = {"index": 0, "delta": part, "finish_reason": None if part else "stop"}
+        for delta in ({"role": "assistant"}, {"content": answer[:2]}, {"content": answer[2:]}, {}):
+            choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
             head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
             await stream.write(b"data: " + json.dumps({**head, "choices": [choice]}).encode() + b"\n\n")
         await stream.write(b"data: [DONE]\n\n")
@@ -182,17 +189,17 @@ class FakeEngine:
 
 @asynccontextmanager
 async def gateway_client(
-    task_of: Deployment, api_key: str | None = None, limits: Limits | None = None, watch: Monitor | None = None
+    deployment: Deployment, api_key: str | None = None, limits: Limits | None = None, monitor: Monitor | None = None
 ) -> AsyncIterator[tuple[TestClient[Any, Any], FakeEngine, ProxyState]]:
     """Yields a client of the door, the engine behind it, and the door."""
     engine = FakeEngine()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", engine.answer)
-    made = ProxyState(api_key, limits, (TASK_NAME,), watch)
-    made.versions, made.tasks = {TASK_NAME: TASK_VERSION}, {TASK_NAME: task_of}
+    state = ProxyState(api_key, limits, (TASK_NAME,), monitor)
+    state.versions, state.tasks = {TASK_NAME: TASK_VERSION}, {TASK_NAME: deployment}
     async with TestServer(app) as server, ClientSession(str(server.make_url("/"))) as session:
-        made.engine = session
-        async with TestClient(TestServer(proxy.build_application(made))) as client:
-            yield client, engine, made
-        if isinstance(task_of.escalation, escalation.Escalation):
-            await task_of.escalation.close()
+        state.engine = session
+        async with TestClient(TestServer(proxy.build_application(state))) as client:
+            yield client, engine, state
+        if isinstance(deployment.escalation, escalation.Escalation):
+            await deployment.escalation.close()

@@ -20,10 +20,10 @@ async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse
     provider = request.app[PROVIDER]
     if not ("/batches" in request.path or "/files" in request.path):
         return await handler(request)  # type: ignore[no-any-return]
-    what = f"{request.method} {request.path}"
-    before = provider.batch_attempts[what]
-    provider.batch_attempts[what] += 1
-    kind = provider.batch_fault(what, before)
+    endpoint = f"{request.method} {request.path}"
+    attempts = provider.batch_attempts[endpoint]
+    provider.batch_attempts[endpoint] += 1
+    kind = provider.batch_fault(endpoint, attempts)
     if kind is None:
         return await handler(request)  # type: ignore[no-any-return]
     provider.met_in_batches[kind] += 1
@@ -31,13 +31,13 @@ async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse
         return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
     if kind == "500":
         return web.json_response(error_response("internal"), status=500)
-    done = await handler(request)
+    handled = await handler(request)
     if kind == "text":
         return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
-    assert request.transport is not None and isinstance(done, web.Response)
+    assert request.transport is not None and isinstance(handled, web.Response)
     if kind == "truncated":
-        data = bytes(done.body or b"")  # type: ignore[arg-type]
-        response = web.StreamResponse(headers={"Content-Type": done.content_type, "Content-Length": str(len(data))})
+        data = bytes(handled.body or b"")  # type: ignore[arg-type]
+        response = web.StreamResponse(headers={"Content-Type": handled.content_type, "Content-Length": str(len(data))})
         await response.prepare(request)
         await response.write(data[: len(data) // 2])
         request.transport.close()
@@ -56,7 +56,7 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
     if provider.ended:
         status = provider.end_state
         outputs = openai_results(provider, batch) if status != "failed" else outputs
-    problem = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
+    error = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
     return {
         "id": batch.id,
         "object": "batch",
@@ -68,30 +68,30 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
         "status": status,
         "output_file_id": outputs[0],
         "error_file_id": outputs[1],
-        "errors": problem if status == "failed" else None,
+        "errors": error if status == "failed" else None,
         "request_counts": {"completed": 0, "failed": 0, "total": len(batch.requests)},
     }
 
 
 def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
     """The names of the files of answers and of errors."""
-    answered, failed = [], []
-    for at, (custom_id, body) in enumerate(batch.requests):
-        row: Json = {"id": f"r{at}", "custom_id": custom_id, "response": None, "error": None}
-        if provider.unanswered(at):
+    succeeded, failed = [], []
+    for index, (custom_id, body) in enumerate(batch.requests):
+        row: Json = {"id": f"r{index}", "custom_id": custom_id, "response": None, "error": None}
+        if provider.unanswered(index):
             failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
-        elif broken := provider.strictly("chat", AUTH_HEADERS, body):
-            failed.append({**row, "response": {"status_code": broken.status, "body": broken.body("chat")}})
+        elif violation := provider.strictly("chat", AUTH_HEADERS, body):
+            failed.append({**row, "response": {"status_code": violation.status, "body": violation.body("chat")}})
         elif provider.batch_refuse(read_prompt(body)):
             failed.append({**row, "response": {"status_code": 400, "body": error_response(*CONTENT_FILTER_ERROR)}})
-        elif provider.batch_revoked(batch, at):
+        elif provider.batch_revoked(batch, index):
             failed.append({**row, "response": {"status_code": 401, "body": KEY_REVOKED.body("chat")}})
         else:
             provider.answered_in_batches.add((batch.id, read_prompt(body)))
-            told = make_completion(body, provider.answer(read_prompt(body)))
-            answered.append({**row, "response": {"status_code": 200, "request_id": "q", "body": told}})
+            completion = make_completion(body, provider.answer(read_prompt(body)))
+            succeeded.append({**row, "response": {"status_code": 200, "request_id": "q", "body": completion}})
     names = (f"{batch.id}-out", f"{batch.id}-errors")
-    for name, rows in zip(names, (answered, failed), strict=True):
+    for name, rows in zip(names, (succeeded, failed), strict=True):
         # Not in the order of the requests, as it is allowed.
         provider.files[name] = "\n".join(json.dumps(row) for row in rows[::-1]).encode()
     return names
@@ -99,18 +99,18 @@ def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
 
 def anthropic_batch(provider: Provider, batch: Batch) -> Json:
     """A batch as Anthropic describes it."""
-    left = sum(provider.unanswered(at) for at in range(len(batch.requests))) if provider.ended else 0
+    n_unanswered = sum(provider.unanswered(index) for index in range(len(batch.requests))) if provider.ended else 0
     counts = {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    counts["succeeded" if provider.ended else "processing"] = len(batch.requests) - left
-    counts["expired" if provider.end_state == "expired" else "canceled"] = left
-    created = batch.created.isoformat()
+    counts["succeeded" if provider.ended else "processing"] = len(batch.requests) - n_unanswered
+    counts["expired" if provider.end_state == "expired" else "canceled"] = n_unanswered
+    created_at = batch.created.isoformat()
     return {
         "id": batch.id,
         "type": "message_batch",
         "processing_status": "ended" if provider.ended else "in_progress",
         "request_counts": counts,
-        "created_at": created,
-        "expires_at": created,
+        "created_at": created_at,
+        "expires_at": created_at,
         "results_url": None,
     }
 
@@ -122,71 +122,80 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
         file_id = f"file-{len(provider.files)}"
         with form["file"].file as file:  # type: ignore[union-attr]
             provider.files[file_id] = file.read()
-        told = {"id": file_id, "object": "file", "bytes": 1, "created_at": 1, "filename": "a", "purpose": "batch"}
-        return web.json_response({**told, "status": "processed"})
+        file_object = {
+            "id": file_id,
+            "object": "file",
+            "bytes": 1,
+            "created_at": 1,
+            "filename": "a",
+            "purpose": "batch",
+        }
+        return web.json_response({**file_object, "status": "processed"})
 
     async def content(request: web.Request) -> web.Response:
         return web.Response(body=provider.files[request.match_info["id"]], content_type="application/octet-stream")
 
     async def create(request: web.Request) -> web.Response:
-        asked = await request.json()
-        lines = provider.files[asked["input_file_id"]].decode().split("\n")
+        body = await request.json()
+        lines = provider.files[body["input_file_id"]].decode().split("\n")
         rows = [json.loads(line) for line in lines if line]
-        size = len(provider.files[asked["input_file_id"]])
-        if broken := provider_rules.openai_batch_problem(asked, rows, size):
-            return web.json_response(broken.body("chat"), status=broken.status)
+        size = len(provider.files[body["input_file_id"]])
+        if violation := provider_rules.openai_batch_problem(body, rows, size):
+            return web.json_response(violation.body("chat"), status=violation.status)
         requests = [(row["custom_id"], row["body"]) for row in rows]
         name = f"batch_{len(provider.batches)}"
-        batch = Batch(name, requests, datetime.now(UTC), asked.get("metadata"), asked["input_file_id"])
+        batch = Batch(name, requests, datetime.now(UTC), body.get("metadata"), body["input_file_id"])
         return await provider.made(batch, openai_batch(provider, batch))
 
-    async def look(request: web.Request) -> web.Response:
+    async def retrieve_batch(request: web.Request) -> web.Response:
         return web.json_response(openai_batch(provider, provider.one(request)))
 
-    async def every(request: web.Request) -> web.Response:
-        page, more = provider.page(request, "after")
+    async def list_batches(request: web.Request) -> web.Response:
+        page, has_more = provider.page(request, "after")
         return web.json_response(
-            {"object": "list", "data": [openai_batch(provider, one) for one in page], "has_more": more}
+            {"object": "list", "data": [openai_batch(provider, batch) for batch in page], "has_more": has_more}
         )
 
     return [
         web.post("/v1/files", upload),
         web.get("/v1/files/{id}/content", content),
         web.post("/v1/batches", create),
-        web.get("/v1/batches", every),
-        web.get("/v1/batches/{id}", look),
+        web.get("/v1/batches", list_batches),
+        web.get("/v1/batches/{id}", retrieve_batch),
     ]
 
 
 def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.Response:
-        asked = (await request.json())["requests"]
-        if broken := provider_rules.anthropic_batch_problem(asked):
-            return web.json_response(broken.body("messages"), status=broken.status)
-        requests = [(one["custom_id"], one["params"]) for one in asked]
+        entries = (await request.json())["requests"]
+        if violation := provider_rules.anthropic_batch_problem(entries):
+            return web.json_response(violation.body("messages"), status=violation.status)
+        requests = [(entry["custom_id"], entry["params"]) for entry in entries]
         batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
         return await provider.made(batch, anthropic_batch(provider, batch))
 
-    async def look(request: web.Request) -> web.Response:
+    async def retrieve_batch(request: web.Request) -> web.Response:
         return web.json_response(anthropic_batch(provider, provider.one(request)))
 
-    async def every(request: web.Request) -> web.Response:
-        page, more = provider.page(request, "after_id")
-        ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
-        return web.json_response({"data": [anthropic_batch(provider, one) for one in page], "has_more": more, **ends})
+    async def list_batches(request: web.Request) -> web.Response:
+        page, has_more = provider.page(request, "after_id")
+        bounds = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
+        return web.json_response(
+            {"data": [anthropic_batch(provider, batch) for batch in page], "has_more": has_more, **bounds}
+        )
 
     async def results(request: web.Request) -> web.Response:
         lines = []
-        for at, (custom_id, body) in enumerate(provider.one(request).requests):
+        for index, (custom_id, body) in enumerate(provider.one(request).requests):
             result: Json = {"type": "succeeded", "message": make_message(body, provider.answer(read_prompt(body)))}
-            if provider.unanswered(at):
+            if provider.unanswered(index):
                 result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
-            elif broken := provider.strictly("messages", AUTH_HEADERS, body):
-                result = {"type": "errored", "error": broken.body("messages")}
+            elif violation := provider.strictly("messages", AUTH_HEADERS, body):
+                result = {"type": "errored", "error": violation.body("messages")}
             elif provider.batch_refuse(read_prompt(body)):
-                told = {"type": "invalid_request_error", "message": CONTENT_FILTER_ERROR[0]}
-                result = {"type": "errored", "error": {"type": "error", "error": told}}
-            elif provider.batch_revoked(provider.one(request), at):
+                error = {"type": "invalid_request_error", "message": CONTENT_FILTER_ERROR[0]}
+                result = {"type": "errored", "error": {"type": "error", "error": error}}
+            elif provider.batch_revoked(provider.one(request), index):
                 result = {"type": "errored", "error": KEY_REVOKED.body("messages")}
             else:
                 provider.answered_in_batches.add((provider.one(request).id, read_prompt(body)))
@@ -195,7 +204,7 @@ def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
 
     return [
         web.post("/v1/messages/batches", create),
-        web.get("/v1/messages/batches", every),
-        web.get("/v1/messages/batches/{id}", look),
+        web.get("/v1/messages/batches", list_batches),
+        web.get("/v1/messages/batches/{id}", retrieve_batch),
         web.get("/v1/messages/batches/{id}/results", results),
     ]

@@ -102,14 +102,14 @@ class Provider:
     answered_in_batches: set[tuple[str, str]] = field(default_factory=set)
     """Batch and prompt of every answer that stands in results."""
 
-    def fault(self, prompt: str, before: int) -> str | None:
-        share = stable_number(f"{prompt} {before}") / 2**32
-        return FAULT_KINDS[int(share / self.faults * len(FAULT_KINDS))] if share < self.faults else None
+    def fault(self, prompt: str, attempts: int) -> str | None:
+        fraction = stable_number(f"{prompt} {attempts}") / 2**32
+        return FAULT_KINDS[int(fraction / self.faults * len(FAULT_KINDS))] if fraction < self.faults else None
 
-    def batch_fault(self, what: str, before: int) -> str | None:
+    def batch_fault(self, endpoint: str, attempts: int) -> str | None:
         kinds = [kind for kind in FAULT_KINDS if kind != "timeout"]
-        share = stable_number(f"{what} {before}") / 2**32
-        return kinds[int(share / self.batch_faults * len(kinds))] if share < self.batch_faults else None
+        fraction = stable_number(f"{endpoint} {attempts}") / 2**32
+        return kinds[int(fraction / self.batch_faults * len(kinds))] if fraction < self.batch_faults else None
 
     def work(self, body: Json) -> str:
         self.charged.append(count_tokens(body))
@@ -117,38 +117,38 @@ class Provider:
 
     def strictly(self, api: str, headers: Any, body: Json) -> Refusal | None:
         """Returns how the API would refuse a request."""
-        refused = provider_rules.find_refusal(api, headers, body)
+        refusal = provider_rules.find_refusal(api, headers, body)
         for name in (name for name in self.picky if name in body):
-            told = f"Unsupported parameter: '{name}' is not supported with this model."
-            refused = Refusal(400, told, name, "unsupported_parameter")
-        if refused:
-            self.broken_rules[refused.message] += 1
-        return refused
+            message = f"Unsupported parameter: '{name}' is not supported with this model."
+            refusal = Refusal(400, message, name, "unsupported_parameter")
+        if refusal:
+            self.broken_rules[refusal.message] += 1
+        return refusal
 
     async def complete(
-        self, request: web.Request, api: str, answer: Callable[[Json, str], Json] | None = None
+        self, request: web.Request, api: str, make_response: Callable[[Json, str], Json] | None = None
     ) -> web.StreamResponse:
-        body, answer = await request.json(), answer or self.bodies.get(api, RESPONSE_MAKERS[api])
+        body, make_response = await request.json(), make_response or self.bodies.get(api, RESPONSE_MAKERS[api])
         prompt = read_prompt(body)
-        before = self.attempts[prompt]
+        attempts = self.attempts[prompt]
         self.attempts[prompt] += 1
         self.seen.append((request.path, dict(request.headers), body))
         # A cloud names the model in the address.
-        named = {"model": request.match_info.get("model", "deployed"), **body}
-        if broken := self.strictly(api, request.headers, named):
-            return web.json_response(broken.body(api), status=broken.status)
+        rule_body = {"model": request.match_info.get("model", "deployed"), **body}
+        if violation := self.strictly(api, request.headers, rule_body):
+            return web.json_response(violation.body(api), status=violation.status)
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
         while self.hold_after is not None and self.delivered.total() >= self.hold_after:
             await asyncio.sleep(0.01)
-        if refused := self.refuse(prompt, before):
-            told = error_response(*CONTENT_FILTER_ERROR) if refused[0] == ROW_ERROR else error_response("refused")
-            status = 400 if refused[0] == ROW_ERROR else refused[0]
-            return web.json_response(told, status=status, headers=refused[1])
-        if kind := self.fault(prompt, before):
+        if refusal := self.refuse(prompt, attempts):
+            payload = error_response(*CONTENT_FILTER_ERROR) if refusal[0] == ROW_ERROR else error_response("refused")
+            status = 400 if refusal[0] == ROW_ERROR else refusal[0]
+            return web.json_response(payload, status=status, headers=refusal[1])
+        if kind := self.fault(prompt, attempts):
             self.met[kind] += 1
-            return await self.go_wrong(kind, request, body, answer)
-        data = json.dumps(answer(body, self.work(body))).encode()
+            return await self.go_wrong(kind, request, body, make_response)
+        data = json.dumps(make_response(body, self.work(body))).encode()
         response = await self.begun(request, len(data))
         await response.write(data)
         await response.write_eof()
@@ -162,13 +162,13 @@ class Provider:
         return response
 
     async def go_wrong(
-        self, kind: str, request: web.Request, body: Json, answer: Callable[[Json, str], Json]
+        self, kind: str, request: web.Request, body: Json, make_response: Callable[[Json, str], Json]
     ) -> web.StreamResponse:
         if kind == "429":
             return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
         if kind == "500":
             return web.json_response(error_response("internal"), status=500)
-        data = json.dumps(answer(body, self.work(body))).encode()
+        data = json.dumps(make_response(body, self.work(body))).encode()
         if kind == "text":
             return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
         if kind == "timeout":
@@ -184,32 +184,32 @@ class Provider:
 
     # Batches of both wires
 
-    async def made(self, batch: Batch, told: Json) -> web.Response:
+    async def made(self, batch: Batch, payload: Json) -> web.Response:
         self.batches.append(batch)
         if self.hold_created:
             await asyncio.sleep(SLOW_SECONDS)
         if self.fail_created:
             self.fail_created -= 1
             return web.json_response(error_response("internal"), status=500)
-        return web.json_response(told)
+        return web.json_response(payload)
 
     def one(self, request: web.Request) -> Batch:
         return next(batch for batch in self.batches if batch.id == request.match_info["id"])
 
-    def unanswered(self, at: int) -> bool:
-        return self.end_state in ("cancelled", "expired") and at % 2 == 1
+    def unanswered(self, index: int) -> bool:
+        return self.end_state in ("cancelled", "expired") and index % 2 == 1
 
-    def page(self, request: web.Request, after: str) -> tuple[list[Batch], bool]:
+    def page(self, request: web.Request, cursor_key: str) -> tuple[list[Batch], bool]:
         """The newest first, two on a page so that there is more than one."""
-        newest = self.batches[::-1]
-        if last := request.query.get(after):
-            newest = newest[[batch.id for batch in newest].index(last) + 1 :]
-        return newest[:2], len(newest) > 2
+        batches = self.batches[::-1]
+        if last_id := request.query.get(cursor_key):
+            batches = batches[[batch.id for batch in batches].index(last_id) + 1 :]
+        return batches[:2], len(batches) > 2
 
 
-def error_response(told: str, code: str | None = None) -> Json:
+def error_response(message: str, code: str | None = None) -> Json:
     kind = "invalid_request_error" if code else "api_error"
-    return {"type": "error", "error": {"type": kind, "message": told, "code": code}}
+    return {"type": "error", "error": {"type": kind, "message": message, "code": code}}
 
 
 # What is about the row: OpenAI's code, and what Anthropic says, who has none.
@@ -225,12 +225,14 @@ def make_application(provider: Provider) -> web.Application:
 
     async def model(request: web.Request) -> web.Response:
         """In the words of both wires, which have this address in common."""
-        name, day = request.match_info["model"], provider.shutdown
+        name, shutdown = request.match_info["model"], provider.shutdown
         if name == "unknown":
             return web.json_response({"error": {"message": "no such model"}}, status=404)
-        retires = {"lifecycle": "deprecated", "retires_at": f"{day}T00:00:00Z"} if day else {"lifecycle": "active"}
+        lifecycle = (
+            {"lifecycle": "deprecated", "retires_at": f"{shutdown}T00:00:00Z"} if shutdown else {"lifecycle": "active"}
+        )
         kind = {"object": "model", "type": "model", "owned_by": "nobody", "created": 1, "display_name": name}
-        return web.json_response({"id": name, **kind, "shutdown_date": day, **retires})
+        return web.json_response({"id": name, **kind, "shutdown_date": shutdown, **lifecycle})
 
     # late: it is about this very provider
     from tests.helpers.provider import faulty_batches
@@ -258,7 +260,7 @@ def make_application(provider: Provider) -> web.Application:
 def run_provider(provider: Provider) -> Iterator[str]:
     """The provider in a thread of its own. Yields its address."""
     loop, started = asyncio.new_event_loop(), threading.Event()
-    told: Json = {}
+    state: Json = {}
 
     async def serve() -> None:
         runner = web.AppRunner(
@@ -266,18 +268,18 @@ def run_provider(provider: Provider) -> Iterator[str]:
         )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        told["port"] = runner.addresses[0][1]
-        told["stop"] = asyncio.Event()
+        state["port"] = runner.addresses[0][1]
+        state["stop"] = asyncio.Event()
         started.set()
-        await told["stop"].wait()
+        await state["stop"].wait()
         await runner.cleanup()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     started.wait()
     try:
-        yield f"http://127.0.0.1:{told['port']}"
+        yield f"http://127.0.0.1:{state['port']}"
     finally:
-        loop.call_soon_threadsafe(told["stop"].set)
+        loop.call_soon_threadsafe(state["stop"].set)
         thread.join()
         loop.close()

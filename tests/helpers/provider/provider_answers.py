@@ -19,8 +19,8 @@ def stable_number(text: str) -> int:
 
 
 def read_prompt(body: Json) -> str:
-    told = body["messages"][-1]["content"] if "messages" in body else body.get("input", body.get("state"))
-    return str(told)
+    content = body["messages"][-1]["content"] if "messages" in body else body.get("input", body.get("state"))
+    return str(content)
 
 
 def count_tokens(body: Json) -> tuple[int, int]:
@@ -31,19 +31,23 @@ def count_tokens(body: Json) -> tuple[int, int]:
 
 
 def make_completion(body: Json, text: str) -> Json:
-    asked, written = count_tokens(body)
+    input_tokens, output_tokens = count_tokens(body)
     return {
         "id": "c1",
         "object": "chat.completion",
         "created": 1,
         "model": f"{body.get('model', 'deployed')}-2026-11-01",
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written},
+        "usage": {
+            "prompt_tokens": input_tokens,
+            "completion_tokens": output_tokens,
+            "total_tokens": input_tokens + output_tokens,
+        },
     }
 
 
 def make_message(body: Json, text: str) -> Json:
-    asked, written = count_tokens(body)
+    input_tokens, output_tokens = count_tokens(body)
     return {
         "id": "m1",
         "type": "message",
@@ -52,32 +56,32 @@ def make_message(body: Json, text: str) -> Json:
         "content": [{"type": "text", "text": text}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
-        "usage": {"input_tokens": asked, "output_tokens": written},
+        "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
     }
 
 
 def spread_probabilities(labels: list[str], text: str) -> dict[str, float]:
     """A probability for every label, most of it for one."""
-    return {one: 0.9 if one == text else 0.1 / (len(labels) - 1) for one in labels}
+    return {label: 0.9 if label == text else 0.1 / (len(labels) - 1) for label in labels}
 
 
 def make_decision(body: Json, text: str) -> Json:
     (question,) = body["questions"]
-    chances = spread_probabilities([one["value"] for one in question["choices"]], text)
+    by_label = spread_probabilities([choice["value"] for choice in question["choices"]], text)
     usage = {"input_tokens": count_tokens(body)[0], "output_tokens": 0, "total_tokens": count_tokens(body)[0]}
     usage |= {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}  # type: ignore[dict-item]
     usage |= {"output_tokens_details": {"reasoning_tokens": 0}}  # type: ignore[dict-item]
-    told = [{"value": value, "probability": chance} for value, chance in chances.items()]
-    answer: Json = {"type": "choice", "name": None, "choice": text, "confidence": 0.8, "probabilities": told}
-    if text not in chances:
+    probabilities = [{"value": value, "probability": probability} for value, probability in by_label.items()]
+    answer: Json = {"type": "choice", "name": None, "choice": text, "confidence": 0.8, "probabilities": probabilities}
+    if text not in by_label:
         answer = {"type": "refusal", "name": None}
     return {"model": body["model"], "answers": [answer], "usage": usage}
 
 
 def make_systemone(body: Json, text: str) -> Json:
     ((name, question),) = body["questions"].items()
-    chances = spread_probabilities([*question["criteria"]], text)
-    answer = {"type": "choice", "choice": text, "probabilities": chances, "confidence": 0.8}
+    probabilities = spread_probabilities([*question["criteria"]], text)
+    answer = {"type": "choice", "choice": text, "probabilities": probabilities, "confidence": 0.8}
     usage = {"input_tokens": count_tokens(body)[0], "output_tokens": 0}
     return {"model": body["model"], "answers": {name: answer}, "usage": usage}
 

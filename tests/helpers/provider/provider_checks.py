@@ -63,9 +63,9 @@ OPENAI_KEYWORDS = {
 
 def _allowed_efforts(body: Json) -> tuple[tuple[str, ...], str | None]:
     """The efforts that a model takes, and the one that holds."""
-    for pattern, taken, default in FAMILIES_OF_EFFORT:
+    for pattern, allowed, default in FAMILIES_OF_EFFORT:
         if pattern.search(str(body.get("model"))):
-            return taken, body.get("reasoning_effort") or default
+            return allowed, body.get("reasoning_effort") or default
     return (), None
 
 
@@ -91,7 +91,7 @@ def chat_fields(headers: Headers, body: Json) -> Refusal | None:
 def chat_messages(headers: Headers, body: Json) -> Refusal | None:
     messages = body.get("messages")
     roles = ("system", "developer", "user", "assistant", "tool")
-    if not messages or any(one.get("role") not in roles or not one.get("content") for one in messages):
+    if not messages or any(message.get("role") not in roles or not message.get("content") for message in messages):
         return Refusal(400, "Invalid 'messages': each needs a role and content.", "messages")
     return None
 
@@ -101,41 +101,43 @@ def chat_sampling(headers: Headers, body: Json) -> Refusal | None:
         return None
     for name in ("temperature", "top_p", "logprobs", "top_logprobs"):
         if name in body:
-            told = f"Unsupported parameter: '{name}' is not supported with this model."
-            return Refusal(400, told, name, "unsupported_parameter")
+            message = f"Unsupported parameter: '{name}' is not supported with this model."
+            return Refusal(400, message, name, "unsupported_parameter")
     return None
 
 
 def chat_effort(headers: Headers, body: Json) -> Refusal | None:
-    if (given := body.get("reasoning_effort")) is None:
+    if (effort := body.get("reasoning_effort")) is None:
         return None
-    taken = _allowed_efforts(body)[0]
-    if not taken:
+    allowed = _allowed_efforts(body)[0]
+    if not allowed:
         return Refusal(400, "Unrecognized request argument supplied: reasoning_effort", "reasoning_effort")
-    if given in taken:
+    if effort in allowed:
         return None
-    told = f"Unsupported value: 'reasoning_effort' does not support '{given}' with this model. Supported values are: "
-    return Refusal(400, told + ", ".join(taken), "reasoning_effort", "unsupported_value")
+    message = (
+        f"Unsupported value: 'reasoning_effort' does not support '{effort}' with this model. Supported values are: "
+    )
+    return Refusal(400, message + ", ".join(allowed), "reasoning_effort", "unsupported_value")
 
 
 def chat_limit(headers: Headers, body: Json) -> Refusal | None:
     if "max_tokens" in body and REASONING_MODEL.search(str(body.get("model"))):
-        told = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
-        return Refusal(400, told, "max_tokens", "unsupported_parameter")
+        message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+        return Refusal(400, message, "max_tokens", "unsupported_parameter")
     if not 1 <= body.get("max_completion_tokens", 1) <= 128_000:
         return Refusal(400, "max_completion_tokens is too large or too small", "max_completion_tokens")
     return None
 
 
 def chat_schema(headers: Headers, body: Json) -> Refusal | None:
-    form = body.get("response_format")
-    if form is None:
+    response_format = body.get("response_format")
+    if response_format is None:
         return None
-    asked = form.get("json_schema", {})
-    if form.get("type") != "json_schema" or not re.fullmatch(r"[\w-]{1,64}", asked.get("name", "")):
+    json_schema = response_format.get("json_schema", {})
+    if response_format.get("type") != "json_schema" or not re.fullmatch(r"[\w-]{1,64}", json_schema.get("name", "")):
         return Refusal(400, "Invalid 'response_format'", "response_format")
-    if problem := _strict_schema_problem(asked["schema"], top=True):
-        return Refusal(400, f"Invalid schema for response_format '{asked['name']}': {problem}", "response_format")
+    if problem := _strict_schema_problem(json_schema["schema"], top=True):
+        return Refusal(400, f"Invalid schema for response_format '{json_schema['name']}': {problem}", "response_format")
     return None
 
 
@@ -157,11 +159,11 @@ def _strict_schema_problem(schema: Json, top: bool = False, depth: int = 1) -> s
             return "'additionalProperties' is required to be supplied and to be false."
         if set(schema.get("required", ())) != set(properties):
             return "'required' is required to be supplied and to be an array including every key in properties."
-        for one in properties.values():
-            if problem := _strict_schema_problem(one, depth=depth + 1):
+        for subschema in properties.values():
+            if problem := _strict_schema_problem(subschema, depth=depth + 1):
                 return problem
-    for one in [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]:
-        if problem := _strict_schema_problem(one, depth=depth + 1):
+    for subschema in [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]:
+        if problem := _strict_schema_problem(subschema, depth=depth + 1):
             return problem
     return None
 
@@ -187,19 +189,19 @@ def messages_fields(headers: Headers, body: Json) -> Refusal | None:
 
 
 def messages_sampling(headers: Headers, body: Json) -> Refusal | None:
-    given = [name for name in ("temperature", "top_p", "top_k") if name in body]
-    if given and headers.get("anthropic-version") == "2026-10-21":
-        return Refusal(400, f"{given[0]}: Extra inputs are not permitted")
-    if given and CLAUDE_5.search(str(body.get("model"))):
-        return Refusal(400, f"`{given[0]}` is not supported for this model.")
+    unsupported = [name for name in ("temperature", "top_p", "top_k") if name in body]
+    if unsupported and headers.get("anthropic-version") == "2026-10-21":
+        return Refusal(400, f"{unsupported[0]}: Extra inputs are not permitted")
+    if unsupported and CLAUDE_5.search(str(body.get("model"))):
+        return Refusal(400, f"`{unsupported[0]}` is not supported for this model.")
     return None
 
 
 def messages_turns(headers: Headers, body: Json) -> Refusal | None:
-    talk = body.get("messages") or [{}]
-    if any(one.get("role") not in ("user", "assistant") or not one.get("content") for one in talk):
+    messages = body.get("messages") or [{}]
+    if any(message.get("role") not in ("user", "assistant") or not message.get("content") for message in messages):
         return Refusal(400, "messages: each needs a role of user or assistant, and content")
-    if talk[-1]["role"] == "assistant" and CLAUDE_5.search(str(body.get("model"))):
+    if messages[-1]["role"] == "assistant" and CLAUDE_5.search(str(body.get("model"))):
         return Refusal(400, "This model does not support assistant message prefill.")
     return None
 
@@ -230,14 +232,14 @@ def messages_thinking(headers: Headers, body: Json) -> Refusal | None:
 def messages_schema(headers: Headers, body: Json) -> Refusal | None:
     from anthropic.lib._parse._transform import transform_schema
 
-    form = body.get("output_config", {}).get("format")
-    if form is None:
+    output_format = body.get("output_config", {}).get("format")
+    if output_format is None:
         return None
     try:
-        taken = transform_schema(form["schema"])
+        transformed = transform_schema(output_format["schema"])
     except (ValueError, AssertionError) as error:
         return Refusal(400, f"output_config.format.schema: {error}")
-    if form.get("type") != "json_schema" or taken != form["schema"]:
+    if output_format.get("type") != "json_schema" or transformed != output_format["schema"]:
         return Refusal(400, "output_config.format.schema: holds keywords that are not supported")
     return None
 
@@ -257,14 +259,16 @@ def decision_questions(headers: Headers, body: Json) -> Refusal | None:
     questions = body.get("questions", [])
     if not 1 <= len(questions) <= 400:
         return Refusal(400, f"Invalid 'questions': 1 to 400 are taken, given {len(questions)}", "questions")
-    for one in questions:
-        if one.get("type") not in ("predicate", "choice", "score") or not one.get("instructions"):
+    for question in questions:
+        if question.get("type") not in ("predicate", "choice", "score") or not question.get("instructions"):
             return Refusal(400, "Invalid 'questions': each needs a type and instructions", "questions")
-        values = [choice.get("value") for choice in one.get("choices", [])]
-        if one["type"] == "choice" and (not 2 <= len(values) <= 255 or len(set(values)) < len(values)):
+        values = [choice.get("value") for choice in question.get("choices", [])]
+        if question["type"] == "choice" and (not 2 <= len(values) <= 255 or len(set(values)) < len(values)):
             return Refusal(400, f"Invalid 'choices': 2 to 255 unique ones are taken, given {len(values)}", "questions")
-        if any(not isinstance(about := choice.get("description", ""), str) for choice in one.get("choices", [])):
-            return Refusal(400, f"Invalid 'description': {about!r}", "questions")
+        if any(
+            not isinstance(description := choice.get("description", ""), str) for choice in question.get("choices", [])
+        ):
+            return Refusal(400, f"Invalid 'description': {description!r}", "questions")
     return None
 
 
@@ -273,9 +277,9 @@ def systemone(headers: Headers, body: Json) -> Refusal | None:
         return Refusal(422, f"{extra[0]}: unknown field")
     if not body.get("model") or not isinstance(body.get("questions"), dict) or not body["questions"]:
         return Refusal(422, "model and questions are required")
-    for name, one in body["questions"].items():
-        if one.get("type") not in ("noul", "choice", "score") or not one.get("instructions"):
+    for name, question in body["questions"].items():
+        if question.get("type") not in ("noul", "choice", "score") or not question.get("instructions"):
             return Refusal(422, f"questions.{name}: type and instructions are required")
-        if one["type"] == "choice" and not 1 <= len(one.get("criteria", {})) <= 255:
+        if question["type"] == "choice" and not 1 <= len(question.get("criteria", {})) <= 255:
             return Refusal(422, f"questions.{name}.criteria: 1 to 255 options are taken")
     return None

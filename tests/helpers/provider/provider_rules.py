@@ -34,8 +34,10 @@ class Rule:
 
 def find_refusal(api: str, headers: Headers, body: Json) -> Refusal | None:
     """Returns the first rule that a request breaks, None where it breaks none."""
-    lower = {name.lower(): value for name, value in headers.items()}
-    return next((found for rule in RULES if rule.api == api and (found := rule.broken(lower, body))), None)
+    lowercase_headers = {name.lower(): value for name, value in headers.items()}
+    return next(
+        (refusal for rule in RULES if rule.api == api and (refusal := rule.broken(lowercase_headers, body))), None
+    )
 
 
 OPENAI_REFERENCE = "openai SDK 3.54 types; developers.openai.com/api/docs: deployment checklist, structured outputs"
@@ -71,18 +73,18 @@ RULES = (
 # Batches
 
 
-def openai_batch_problem(asked: Json, lines: list[Json], size: int) -> Refusal | None:
+def openai_batch_problem(body: Json, lines: list[Json], size: int) -> Refusal | None:
     """Returns why OpenAI would not take a batch: endpoint, window, metadata, size, ids, one model (batch guide; openai
     SDK 3.54 types/batch_create_params.py)."""
     endpoints = ("/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/moderations")
-    if asked["endpoint"] not in endpoints or asked["completion_window"] != "24h":
+    if body["endpoint"] not in endpoints or body["completion_window"] != "24h":
         return Refusal(400, "Invalid 'endpoint' or 'completion_window'", "endpoint")
-    metadata = asked.get("metadata") or {}
+    metadata = body.get("metadata") or {}
     if len(metadata) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in metadata.items()):
         return Refusal(400, "Invalid 'metadata'", "metadata")
     if len(lines) > 50_000 or size > 200 * 2**20:
         return Refusal(400, "The file is too large", "input_file_id")
-    if any(line["method"] != "POST" or line["url"] != asked["endpoint"] for line in lines):
+    if any(line["method"] != "POST" or line["url"] != body["endpoint"] for line in lines):
         return Refusal(400, "Each line needs method POST and the batch's endpoint as url", "input_file_id")
     if len({line["custom_id"] for line in lines}) < len(lines):
         return Refusal(400, "The custom_id of each line must be unique", "input_file_id")
@@ -91,11 +93,11 @@ def openai_batch_problem(asked: Json, lines: list[Json], size: int) -> Refusal |
     return None
 
 
-def anthropic_batch_problem(asked: list[Json]) -> Refusal | None:
+def anthropic_batch_problem(entries: list[Json]) -> Refusal | None:
     """Returns why Anthropic would not take a batch: number, size, form of the ids (batch processing guide)."""
-    ids = [one["custom_id"] for one in asked]
-    if len(ids) > 100_000 or len(json.dumps(asked)) > 256 * 2**20:
+    ids = [entry["custom_id"] for entry in entries]
+    if len(ids) > 100_000 or len(json.dumps(entries)) > 256 * 2**20:
         return Refusal(413, "The batch is too large")
-    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", one) for one in ids):
+    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", custom_id) for custom_id in ids):
         return Refusal(400, "custom_id: must be unique, of 1 to 64 letters, digits, - and _")
     return None

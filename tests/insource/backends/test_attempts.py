@@ -18,15 +18,15 @@ SLOW = pytest.mark.slow(minutes=4)
 def test_what_is_sent_never_costs_more_than_the_budget_whenever_it_is_killed(
     kills: int, faults: float, tmp_path: Path
 ) -> None:
-    found = budget.run_with_kills(kills, faults, rows=400, cap_usd=0.03, path=tmp_path / "provider.jsonl", seed=kills)
-    assert found["over_cap"] == 0 and found["over_known"] == 0
-    assert not found["complete"] and 0 < found["sent_usd"] <= found["cap_usd"]
+    result = budget.run_with_kills(kills, faults, rows=400, cap_usd=0.03, path=tmp_path / "provider.jsonl", seed=kills)
+    assert result["over_cap"] == 0 and result["over_known"] == 0
+    assert not result["complete"] and 0 < result["sent_usd"] <= result["cap_usd"]
 
 
 def test_where_every_attempt_has_its_answer_nothing_is_left_of_it(address: str, tmp_path: Path) -> None:
     path = tmp_path / "provider.jsonl"
-    found = collect(address, path, make_requests(20), budget=Budget(1))
-    assert found.complete and not attempt_log.attempt_log_path(path).exists()
+    result = collect(address, path, make_requests(20), budget=Budget(1))
+    assert result.complete and not attempt_log.attempt_log_path(path).exists()
 
 
 def test_attempts_without_an_answer_count_beside_what_is_known(tmp_path: Path) -> None:

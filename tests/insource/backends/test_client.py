@@ -27,18 +27,18 @@ Answer = Callable[[web.Request, int], Any]
 
 
 @contextmanager
-def provider(answer: Answer, own: bool = False) -> Iterator[str]:
-    """A server on loopback; `answer` gets the request and how many came before it. Yields its address. A request that
-    its API would refuse is refused (provider_rules.py). `own`: it is a vLLM, which takes more."""
+def provider(handler: Answer, is_vllm: bool = False) -> Iterator[str]:
+    """A server on loopback; `handler` gets the request and how many came before it. Yields its address. A request that
+    its API would refuse is refused (provider_rules.py). `is_vllm`: it is a vLLM, which takes more."""
     loop, started, count = asyncio.new_event_loop(), threading.Event(), iter(range(10**6))
-    told: dict[str, Any] = {}
+    state: dict[str, Any] = {}
 
     async def handle(request: web.Request) -> web.StreamResponse:
         api = "messages" if request.path.endswith("/messages") else "chat"
-        if not own and (broken := find_refusal(api, request.headers, await request.json())):
-            return web.json_response(broken.body(api), status=broken.status)
-        found = answer(request, next(count))
-        return await found if asyncio.iscoroutine(found) else found
+        if not is_vllm and (violation := find_refusal(api, request.headers, await request.json())):
+            return web.json_response(violation.body(api), status=violation.status)
+        response = handler(request, next(count))
+        return await response if asyncio.iscoroutine(response) else response
 
     async def serve() -> None:
         app = web.Application()
@@ -47,19 +47,19 @@ def provider(answer: Answer, own: bool = False) -> Iterator[str]:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        told["port"] = runner.addresses[0][1]
-        told["stop"] = asyncio.Event()
+        state["port"] = runner.addresses[0][1]
+        state["stop"] = asyncio.Event()
         started.set()
-        await told["stop"].wait()
+        await state["stop"].wait()
         await runner.cleanup()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     started.wait()
     try:
-        yield f"http://127.0.0.1:{told['port']}"
+        yield f"http://127.0.0.1:{state['port']}"
     finally:
-        loop.call_soon_threadsafe(told["stop"].set)
+        loop.call_soon_threadsafe(state["stop"].set)
         thread.join()
         loop.close()
 
@@ -95,12 +95,12 @@ def message(text: str = "late") -> dict[str, Any]:
             "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}  # fmt: skip
 
 
-def openai(address: str, **changes: Any) -> Backend:
-    return replace(Backend("openai", "classifier", f"{address}/v1", api_key="secret", timeout_seconds=5), **changes)
+def openai(address: str, **kwargs: Any) -> Backend:
+    return replace(Backend("openai", "classifier", f"{address}/v1", api_key="secret", timeout_seconds=5), **kwargs)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
@@ -131,15 +131,15 @@ def test_anthropic_wire_counts_cached_tokens_as_read() -> None:
     assert (reply.received.usage.input_tokens, reply.received.usage.cached_tokens) == (30, 16)
 
 
-def seen(wire: ApiFormat, structured: Any, answer: Any) -> tuple[dict[str, Any], dict[str, str], RequestResult]:
+def seen(wire: ApiFormat, structured: Any, response_body: Any) -> tuple[dict[str, Any], dict[str, str], RequestResult]:
     """What a provider was sent, and what became of its answer."""
     bodies: list[Any] = []
 
-    async def keep(request: web.Request) -> web.Response:
+    async def record_request(request: web.Request) -> web.Response:
         bodies.append((await request.json(), dict(request.headers)))
-        return web.json_response(answer)
+        return web.json_response(response_body)
 
-    with provider(lambda request, n: keep(request), own=structured == "grammar") as address:
+    with provider(lambda request, n: record_request(request), is_vllm=structured == "grammar") as address:
         base, model = (f"{address}/v1", "classifier") if wire == "openai" else (address, "claude-haiku-5-5")
         temperature = 0.0 if wire == "openai" else None
         reply = one(Backend(wire, model, base, api_key="secret", structured=structured, temperature=temperature))
@@ -214,17 +214,17 @@ def test_retry_after_is_waited_for_and_too_long_a_wait_is_not() -> None:
         reply = one(openai(address))
         assert reply.received is not None and reply.latency_seconds >= 0.6
     with provider(lambda request, n: web.json_response({}, status=429, headers={"Retry-After": "3600"})) as address:
-        began = time.monotonic()
+        started_at = time.monotonic()
         reply = one(openai(address))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started_at < 5
     assert reply.received is None and reply.error is not None and "asks to wait 3600 s" in reply.error
 
 
 def test_retry_after_in_all_its_forms() -> None:
     assert retry_after_seconds({"retry-after-ms": "250"}) == 0.25
     assert retry_after_seconds({"retry-after": "7"}) == 7
-    in_a_minute = retry_after_seconds({"retry-after": formatdate(time.time() + 60, usegmt=True)})
-    assert in_a_minute is not None and 55 < in_a_minute <= 61
+    delay_seconds = retry_after_seconds({"retry-after": formatdate(time.time() + 60, usegmt=True)})
+    assert delay_seconds is not None and 55 < delay_seconds <= 61
     assert retry_after_seconds({"retry-after": "soon"}) is None
     assert retry_after_seconds({}) is None
 
@@ -242,7 +242,7 @@ def test_an_answer_that_cannot_be_read_is_a_failure_and_no_crash(wire: ApiFormat
 
 
 def test_a_reset_and_a_body_cut_short_are_asked_again() -> None:
-    async def cut(request: web.Request, n: int) -> web.StreamResponse:
+    async def truncate(request: web.Request, n: int) -> web.StreamResponse:
         assert request.transport is not None
         if n == 0:
             request.transport.abort()
@@ -255,7 +255,7 @@ def test_a_reset_and_a_body_cut_short_are_asked_again() -> None:
             return answer
         return web.json_response(completion())
 
-    with provider(cut) as address:
+    with provider(truncate) as address:
         reply = one(openai(address))
     assert reply.received is not None and len(reply.attempt_latencies_seconds) == 3
 
@@ -273,29 +273,29 @@ def test_no_answer_in_time_and_nobody_there() -> None:
 
 
 def test_only_so_many_at_once_and_all_in_order() -> None:
-    now, most = 0, 0
+    in_flight, max_in_flight = 0, 0
 
     async def slow(request: web.Request) -> web.Response:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        said = (await request.json())["messages"][0]["content"]
+        nonlocal in_flight, max_in_flight
+        in_flight += 1
+        max_in_flight = max(max_in_flight, in_flight)
+        content = (await request.json())["messages"][0]["content"]
         await asyncio.sleep(0.01)
-        now -= 1
-        return web.json_response(completion(said))
+        in_flight -= 1
+        return web.json_response(completion(content))
 
-    asked = [replace(QUESTION, id=f"T{n}", messages=[{"role": "user", "content": f"row {n}"}]) for n in range(40)]
+    requests = [replace(QUESTION, id=f"T{n}", messages=[{"role": "user", "content": f"row {n}"}]) for n in range(40)]
     with provider(lambda request, n: slow(request)) as address:
-        found = complete_all(openai(address, concurrency=7), asked)
-    assert [one.received.output for one in found if one.received] == [f"row {n}" for n in range(40)]
-    assert 1 < most <= 7
+        replies = complete_all(openai(address, concurrency=7), requests)
+    assert [reply.received.output for reply in replies if reply.received] == [f"row {n}" for n in range(40)]
+    assert 1 < max_in_flight <= 7
 
 
 def test_leaving_early_cancels_what_is_on_its_way() -> None:
-    came: list[int] = []
+    arrivals: list[int] = []
 
     async def answer(request: web.Request, n: int) -> web.Response:
-        came.append(n)
+        arrivals.append(n)
         await asyncio.sleep(0.01 if n == 0 else 30)
         return web.json_response(completion())
 
@@ -307,10 +307,10 @@ def test_leaving_early_cancels_what_is_on_its_way() -> None:
         raise AssertionError("no reply")
 
     with provider(answer) as address:
-        began = time.monotonic()
+        started_at = time.monotonic()
         assert asyncio.run(first(openai(address, concurrency=4))).received is not None
-    assert time.monotonic() - began < 10
-    assert len(came) <= 8
+    assert time.monotonic() - started_at < 10
+    assert len(arrivals) <= 8
 
 
 def test_requests_equal_to_the_byte_have_one_digest() -> None:

@@ -35,7 +35,7 @@ FULL = 3080
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
@@ -45,9 +45,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / ".answers" / "provider.jsonl"
 
 
-def right(found: CollectResult) -> bool:
+def right(result: CollectResult) -> bool:
     """Whether every answer is the provider's to that very prompt."""
-    return all(one.output == correct_label(f"row {int(row[1:])}") for (row, _), one in found.answers.items())
+    return all(response.output == correct_label(f"row {int(row[1:])}") for (row, _), response in result.answers.items())
 
 
 @pytest.mark.parametrize(
@@ -66,18 +66,18 @@ def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
 ) -> None:
     provider, budget, price = Provider(faults=0.2), Budget(10.0), Price()
     with run_provider(provider) as address:
-        found = collect(address, path, make_requests(rows), wire, budget=budget, price=price)
-    assert found.complete and found.asked == len(found.answers) == rows
-    assert right(found) and all(one.error is None and one.final for one in found.answers.values())
+        result = collect(address, path, make_requests(rows), wire, budget=budget, price=price)
+    assert result.complete and result.asked == len(result.answers) == rows
+    assert right(result) and all(response.error is None and response.final for response in result.answers.values())
     assert len(provider.delivered) == rows and set(provider.delivered.values()) == {1}
     if rows == FULL:
         assert provider.met.keys() == set(FAULT_KINDS)
-    assert found.retries == provider.attempts.total() - rows >= rows * 0.15
+    assert result.retries == provider.attempts.total() - rows >= rows * 0.15
     # What was worked out and did not arrive may have been charged: it is not held to be free.
     assert len(provider.charged) > rows
-    assert price.of(provider.charged) <= found.spent_usd == pytest.approx(budget.spent_usd)
+    assert price.of(provider.charged) <= result.spent_usd == pytest.approx(budget.spent_usd)
     assert budget.spent_usd <= budget.limit_usd
-    assert [one.key for one in response_cache.read_responses(path)] != [] and len(
+    assert [response.key for response in response_cache.read_responses(path)] != [] and len(
         response_cache.read_responses(path)
     ) == rows
 
@@ -86,12 +86,12 @@ def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
 def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None:
     provider = Provider()
     with run_provider(provider) as address:
-        asked = make_endpoint(address, wire)
-        assert asking.fetch_shutdown_date(asked) is None
+        endpoint = make_endpoint(address, wire)
+        assert asking.fetch_shutdown_date(endpoint) is None
         provider.shutdown = "2027-01-31"
-        assert asking.fetch_shutdown_date(asked) == "2027-01-31"
-        assert asking.fetch_shutdown_date(replace(asked, model="unknown")) is None
-    assert asking.fetch_shutdown_date(asked) is None, "nobody is there"
+        assert asking.fetch_shutdown_date(endpoint) == "2027-01-31"
+        assert asking.fetch_shutdown_date(replace(endpoint, model="unknown")) is None
+    assert asking.fetch_shutdown_date(endpoint) is None, "nobody is there"
 
 
 @pytest.mark.parametrize(
@@ -106,48 +106,50 @@ def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None
 def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, wire: ApiFormat, rows: int) -> None:
     path, provider = tmp_path / "killed.jsonl", Provider(faults=0.2, hold_after=rows // 2)
     with run_provider(provider) as address:
-        collect_and_kill(address, path, wire, "live", rows, when=lambda: len(read_journal_lines(path)) >= rows // 4)
+        collect_and_kill(
+            address, path, wire, "live", rows, should_kill=lambda: len(read_journal_lines(path)) >= rows // 4
+        )
         provider.hold_after = None
-        kept = {one["id"]: one for one in read_journal_lines(path)}
-        before = provider.attempts.copy()
-        again = collect(address, path, make_requests(rows), wire)
-    assert rows // 4 <= len(kept) < rows and again.reused == len(kept)
-    for row in kept:
-        assert provider.attempts[f"row {int(row[1:])}"] == before[f"row {int(row[1:])}"]
-        assert again.answers[row, 0].reused and again.answers[row, 0].output == kept[row]["output"]
+        cached = {entry["id"]: entry for entry in read_journal_lines(path)}
+        attempts_before = provider.attempts.copy()
+        resumed = collect(address, path, make_requests(rows), wire)
+    assert rows // 4 <= len(cached) < rows and resumed.reused == len(cached)
+    for row in cached:
+        assert provider.attempts[f"row {int(row[1:])}"] == attempts_before[f"row {int(row[1:])}"]
+        assert resumed.answers[row, 0].reused and resumed.answers[row, 0].output == cached[row]["output"]
     with run_provider(Provider()) as address:
-        without = collect(address, tmp_path / "whole.jsonl", make_requests(rows), wire)
-    assert again.complete and outputs_by_row(again) == outputs_by_row(without) and right(again)
+        uninterrupted = collect(address, tmp_path / "whole.jsonl", make_requests(rows), wire)
+    assert resumed.complete and outputs_by_row(resumed) == outputs_by_row(uninterrupted) and right(resumed)
 
 
 @pytest.mark.parametrize(("concurrency", "faults"), [(1, 0.0), (16, 0.0), (16, 0.2)])
 def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int, faults: float) -> None:
-    price, every = Price(), make_requests(200)
+    price, requests = Price(), make_requests(200)
     with run_provider(Provider(faults=faults)) as address:
-        whole = collect(address, path.with_name("whole.jsonl"), every).spent_usd
-    budget, provider = Budget(whole / 2), Provider(faults=faults)
+        full_usd = collect(address, path.with_name("whole.jsonl"), requests).spent_usd
+    budget, provider = Budget(full_usd / 2), Provider(faults=faults)
     with run_provider(provider) as address:
-        asked = make_endpoint(address, concurrency=concurrency)
-        found = collect(address, path, every, backend=asked, budget=budget, price=price)
-        assert not found.complete and found.why_incomplete is not None
-        told = f"asked {len(found.answers)} of 200: the next call could exceed budget_usd {budget.limit_usd:g}"
-        assert found.why_incomplete == told
-        assert price.of(provider.charged) <= found.spent_usd <= budget.limit_usd
+        endpoint = make_endpoint(address, concurrency=concurrency)
+        result = collect(address, path, requests, backend=endpoint, budget=budget, price=price)
+        assert not result.complete and result.why_incomplete is not None
+        message = f"asked {len(result.answers)} of 200: the next call could exceed budget_usd {budget.limit_usd:g}"
+        assert result.why_incomplete == message
+        assert price.of(provider.charged) <= result.spent_usd <= budget.limit_usd
         # Nor is it left unused: what was set aside for calls on their way was given back.
-        assert budget.left_usd < budgets.SystemBudget(None, price).most_usd(every[-1].request)
-        assert found.spent_usd == pytest.approx(sum_cost_usd(path))
-        again = collect(address, path, every, backend=asked, budget=Budget(2 * whole), price=price)
-    assert again.complete and right(again)
-    good = [one for one in found.answers.values() if one.error is None]
-    assert again.reused == len(good) and again.asked == 200 - len(good)
+        assert budget.left_usd < budgets.SystemBudget(None, price).most_usd(requests[-1].request)
+        assert result.spent_usd == pytest.approx(sum_cost_usd(path))
+        resumed = collect(address, path, requests, backend=endpoint, budget=Budget(2 * full_usd), price=price)
+    assert resumed.complete and right(resumed)
+    successful = [response for response in result.answers.values() if response.error is None]
+    assert resumed.reused == len(successful) and resumed.asked == 200 - len(successful)
 
 
 def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provider: Provider) -> None:
-    found = collect(address, path, make_requests(5), budget=Budget(0))
-    assert found.why_incomplete == "asked 0 of 5: the next call could exceed budget_usd 0"
-    assert not provider.seen and not found.answers
-    spent_before = collect(address, path, make_requests(5), budget=Budget(1, spent_usd=1))
-    assert not spent_before.complete and not provider.seen
+    result = collect(address, path, make_requests(5), budget=Budget(0))
+    assert result.why_incomplete == "asked 0 of 5: the next call could exceed budget_usd 0"
+    assert not provider.seen and not result.answers
+    exhausted = collect(address, path, make_requests(5), budget=Budget(1, spent_usd=1))
+    assert not exhausted.complete and not provider.seen
 
 
 def test_a_budget_without_a_price_is_refused(path: Path) -> None:
@@ -156,37 +158,40 @@ def test_a_budget_without_a_price_is_refused(path: Path) -> None:
 
 
 def test_tokens_that_are_not_told_count_at_their_most(path: Path) -> None:
-    def untold(body: Any, text: str) -> Any:
+    def complete_without_usage(body: Any, text: str) -> Any:
         return {**make_completion(body, text), "usage": None}
 
     class Silent(Provider):
-        async def complete(self, request: Any, api: str, answer: Any = None) -> Any:
-            return await super().complete(request, api, untold)
+        async def complete(self, request: Any, api: str, make_response: Any = None) -> Any:
+            return await super().complete(request, api, complete_without_usage)
 
     budget = Budget(1)
     with run_provider(Silent()) as address:
-        found = collect(address, path, make_requests(3), budget=budget)
-    (first, *_) = found.answers.values()
-    assert first.usd is None and first.unsure_usd > 0 and first.input_tokens is None
-    assert budget.spent_usd == pytest.approx(3 * first.unsure_usd, rel=0.1)
+        result = collect(address, path, make_requests(3), budget=budget)
+    (response, *_) = result.answers.values()
+    assert response.usd is None and response.unsure_usd > 0 and response.input_tokens is None
+    assert budget.spent_usd == pytest.approx(3 * response.unsure_usd, rel=0.1)
 
 
 def test_the_estimate_is_not_exceeded(path: Path, address: str) -> None:
-    every = make_requests(50)
-    told = budgets.estimate_cost(every, Price())
-    found = collect(address, path, every)
-    assert 0 < told.expected_usd < told.upper_usd and found.spent_usd <= told.upper_usd
-    assert told.requests == 50 and budgets.estimate_cost(every, Price(), batch=True).upper_usd == told.upper_usd / 2
+    requests = make_requests(50)
+    estimate = budgets.estimate_cost(requests, Price())
+    result = collect(address, path, requests)
+    assert 0 < estimate.expected_usd < estimate.upper_usd and result.spent_usd <= estimate.upper_usd
+    assert (
+        estimate.requests == 50
+        and budgets.estimate_cost(requests, Price(), batch=True).upper_usd == estimate.upper_usd / 2
+    )
     assert collection.count_pending_requests(make_endpoint(address), IDENTITY, make_requests(60), path) == 10
 
 
 def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address: str, provider: Provider) -> None:
-    first = collect(address, path, make_requests(3))
-    again = collect(address, path, make_requests(3))
-    assert (first.asked, first.reused, again.asked, again.reused) == (3, 0, 0, 3)
-    assert outputs_by_row(first) == outputs_by_row(again) and len(provider.seen) == 3
-    assert all(one.reused and one.latency_seconds for one in again.answers.values())
-    for changed in (
+    first_result = collect(address, path, make_requests(3))
+    repeated = collect(address, path, make_requests(3))
+    assert (first_result.asked, first_result.reused, repeated.asked, repeated.reused) == (3, 0, 0, 3)
+    assert outputs_by_row(first_result) == outputs_by_row(repeated) and len(provider.seen) == 3
+    assert all(response.reused and response.latency_seconds for response in repeated.answers.values())
+    for changes in (
         {"asked": make_requests(3, instruction="what of")},
         {"asked": make_requests(3, max_tokens=17)},
         {"asked": make_requests(3, repeat=1)},
@@ -194,84 +199,88 @@ def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address:
         {"backend": make_endpoint(address, model="other")},
         {"identity": ["openai", "somebody else"]},
     ):
-        found = collect(address, path, changed.pop("asked", make_requests(3)), **changed)
-        assert (found.asked, found.reused) == (3, 0), changed
+        result = collect(address, path, changes.pop("asked", make_requests(3)), **changes)
+        assert (result.asked, result.reused) == (3, 0), changes
     assert len(provider.seen) == 3 * 7
-    moved = make_endpoint(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
-    assert collect(address, path, make_requests(3), backend=moved).reused == 3
+    moved_endpoint = make_endpoint(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
+    assert collect(address, path, make_requests(3), backend=moved_endpoint).reused == 3
 
 
 def test_rows_with_the_same_request_share_one_answer(path: Path, address: str, provider: Provider) -> None:
-    same = [make_request("T1", "hello"), make_request("T2", "hello"), make_request("T1", "hello", repeat=1)]
-    told: list[CachedResponse] = []
-    found = collect(address, path, same, on_response=told.append)
-    assert found.complete and provider.attempts == {"hello": 2}
-    assert {key: one.reused for key, one in found.answers.items()} == {
+    requests = [make_request("T1", "hello"), make_request("T2", "hello"), make_request("T1", "hello", repeat=1)]
+    reported: list[CachedResponse] = []
+    result = collect(address, path, requests, on_response=reported.append)
+    assert result.complete and provider.attempts == {"hello": 2}
+    assert {key: response.reused for key, response in result.answers.items()} == {
         ("T1", 0): False,
         ("T2", 0): True,
         ("T1", 1): False,
     }
-    assert found.answers["T2", 0].id == "T2" and sorted(one.id for one in told) == ["T1", "T1", "T2"]
+    assert result.answers["T2", 0].id == "T2" and sorted(response.id for response in reported) == ["T1", "T1", "T2"]
 
 
 def test_what_may_pass_is_asked_again_another_day_and_what_will_not_is_not(path: Path, provider: Provider) -> None:
-    today: dict[str, tuple[int, dict[str, str]] | None] = {
+    refusals: dict[str, tuple[int, dict[str, str]] | None] = {
         "bad question": (ROW_ERROR, {}), "wrong key": (401, {}), "out of order": (500, {}), "fine": None,
     }  # fmt: skip
-    provider.refuse = lambda prompt, before: today[prompt]
-    asked = [make_request(prompt, prompt) for prompt in today]
+    provider.refuse = lambda prompt, attempts: refusals[prompt]
+    requests = [make_request(prompt, prompt) for prompt in refusals]
     with run_provider(provider) as address:
-        found = collect(address, path, asked, backend=make_endpoint(address, retries=1))
-        assert {row for (row, _), one in found.answers.items() if one.error} == {
+        result = collect(address, path, requests, backend=make_endpoint(address, retries=1))
+        assert {row for (row, _), response in result.answers.items() if response.error} == {
             "bad question", "wrong key", "out of order",
         }  # fmt: skip
         # The key is no fault of the model's: that row is no wrong answer, and nothing is decided by the others.
-        assert [one.id for one in found.answers.values() if one.refused] == ["wrong key"] and not found.complete
+        assert [response.id for response in result.answers.values() if response.refused] == [
+            "wrong key"
+        ] and not result.complete
         assert "asked 4 of 4: 1 refused for how they were asked, the last: HTTP 401: refused" in (
-            found.why_incomplete or ""
+            result.why_incomplete or ""
         )
         assert provider.attempts == {"bad question": 1, "wrong key": 1, "out of order": 2, "fine": 1}
-        today.update({"wrong key": None, "out of order": None})
-        again = collect(address, path, asked)
-    assert again.complete and [one.id for one in again.answers.values() if one.error] == ["bad question"]
+        refusals.update({"wrong key": None, "out of order": None})
+        repeated = collect(address, path, requests)
+    assert repeated.complete and [response.id for response in repeated.answers.values() if response.error] == [
+        "bad question"
+    ]
     assert provider.attempts == {"bad question": 1, "wrong key": 2, "out of order": 3, "fine": 1}
-    assert (again.asked, again.reused) == (2, 2)
+    assert (repeated.asked, repeated.reused) == (2, 2)
 
 
 def test_an_empty_answer_and_a_refusal_are_answers(path: Path) -> None:
     provider = Provider(answer=lambda prompt: "")
 
     def refusing(body: Any, text: str) -> Any:
-        told = make_completion(body, text)
-        told["choices"][0]["message"]["refusal"] = "I cannot help with that."
-        return told
+        completion = make_completion(body, text)
+        completion["choices"][0]["message"]["refusal"] = "I cannot help with that."
+        return completion
 
     class Refusing(Provider):
-        async def complete(self, request: Any, api: str, answer: Any = None) -> Any:
+        async def complete(self, request: Any, api: str, make_response: Any = None) -> Any:
             return await super().complete(request, api, refusing)
 
     with run_provider(provider) as address:
         (empty,) = collect(address, path, make_requests(1)).answers.values()
         assert collect(address, path, make_requests(1)).reused == 1
     with run_provider(Refusing()) as address:
-        (refusal,) = collect(address, path, make_requests(1, instruction="evil")).answers.values()
+        (response,) = collect(address, path, make_requests(1, instruction="evil")).answers.values()
     assert (empty.output, empty.error, empty.final, empty.finish_reason) == ("", None, True, "stop")
-    assert (refusal.error, refusal.final, refusal.finish_reason) == (None, True, "refusal")
+    assert (response.error, response.final, response.finish_reason) == (None, True, "refusal")
 
 
 def test_a_provider_that_is_gone_is_not_asked_three_thousand_times(path: Path) -> None:
-    nobody = make_endpoint("http://127.0.0.1:9", retries=0, concurrency=4)
-    found = collect("", path, make_requests(500), backend=nobody, budget=Budget(1))
-    assert not found.complete and MAX_CONSECUTIVE_FAILURES <= len(found.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 4
-    assert found.why_incomplete is not None and "20 requests in succession brought no answer" in found.why_incomplete
+    unreachable = make_endpoint("http://127.0.0.1:9", retries=0, concurrency=4)
+    result = collect("", path, make_requests(500), backend=unreachable, budget=Budget(1))
+    assert not result.complete and MAX_CONSECUTIVE_FAILURES <= len(result.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 4
+    assert result.why_incomplete is not None and "20 requests in succession brought no answer" in result.why_incomplete
     # Nothing reached anybody, so nothing can have been paid for.
-    assert found.spent_usd == 0
+    assert result.spent_usd == 0
 
 
 def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, provider: Provider) -> None:
-    provider.refuse = lambda prompt, before: (429, {"Retry-After": "3600"})
-    found = collect(address, path, make_requests(200))
-    assert not found.complete and found.why_incomplete is not None and "asks to wait 3600 s" in found.why_incomplete
+    provider.refuse = lambda prompt, attempts: (429, {"Retry-After": "3600"})
+    result = collect(address, path, make_requests(200))
+    assert not result.complete and result.why_incomplete is not None and "asks to wait 3600 s" in result.why_incomplete
     assert len(provider.seen) <= 16
 
 
@@ -282,31 +291,31 @@ def row(number: int) -> CachedResponse:
 
 
 def written(path: Path, rows: int) -> bytes:
-    with response_cache.open_cache(path) as opened:
-        opened.append([row(number) for number in range(rows)])
+    with response_cache.open_cache(path) as cache:
+        cache.append([row(number) for number in range(rows)])
     return path.read_bytes()
 
 
 @settings(deadline=None)
-@given(at=st.integers(0, 2000))
-def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(at: int) -> None:
+@given(position=st.integers(0, 2000))
+def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(position: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answers.jsonl"
         data = written(path, 4)
-        cut = min(at, len(data))
-        path.write_bytes(data[:cut])
-        with response_cache.open_cache(path) as opened:
-            kept = list(opened.rows)
-            opened.append([row(9)])
+        cut_at = min(position, len(data))
+        path.write_bytes(data[:cut_at])
+        with response_cache.open_cache(path) as cache:
+            cached = list(cache.rows)
+            cache.append([row(9)])
         # A last line that lacks nothing but its end is whole.
-        assert kept == [row(number).key for number in range((data[:cut] + b"\n").count(b"}\n"))]
-        assert [one.key for one in response_cache.read_responses(path)] == [*kept, row(9).key]
+        assert cached == [row(number).key for number in range((data[:cut_at] + b"\n").count(b"}\n"))]
+        assert [response.key for response in response_cache.read_responses(path)] == [*cached, row(9).key]
 
 
 def test_a_line_broken_in_the_middle_is_named(path: Path) -> None:
     data = written(path, 3).split(b"\n")
-    for broken in (data[1][:40], b"", b"[]", b'{"key": "x"}', b"\x00" * 10):
-        path.write_bytes(b"\n".join([data[0], broken, *data[2:]]))
+    for broken_line in (data[1][:40], b"", b"[]", b'{"key": "x"}', b"\x00" * 10):
+        path.write_bytes(b"\n".join([data[0], broken_line, *data[2:]]))
         with (
             pytest.raises(StageError, match=r"provider\.jsonl:2: this line is no answer"),
             response_cache.open_cache(path),
@@ -321,17 +330,17 @@ def test_a_journal_has_one_writer(path: Path) -> None:
         response_cache.open_cache(path),
     ):
         pass
-    with response_cache.open_cache(path) as opened:
-        assert not opened.rows
+    with response_cache.open_cache(path) as cache:
+        assert not cache.rows
 
 
 def test_the_last_line_of_a_key_counts(path: Path) -> None:
     failed = replace(row(1), error="HTTP 500", final=False, unsure_usd=0.25)
-    with response_cache.open_cache(path) as opened:
-        opened.append([failed])
-        opened.append([replace(row(1), output="late", usd=0.5)])
-    with response_cache.open_cache(path) as opened:
-        assert opened.rows[row(1).key].output == "late"
+    with response_cache.open_cache(path) as cache:
+        cache.append([failed])
+        cache.append([replace(row(1), output="late", usd=0.5)])
+    with response_cache.open_cache(path) as cache:
+        assert cache.rows[row(1).key].output == "late"
     assert sum_cost_usd(path) == 0.75
 
 
@@ -340,12 +349,12 @@ def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wro
     with run_provider(provider) as address:
         # As this project asked until November 2026: with a temperature, which neither of them takes.
         for wire in ("openai", "anthropic"):
-            old = replace(make_endpoint(address, wire), temperature=0.0)  # type: ignore[arg-type]
-            found = collect(address, path.with_name(wire), make_requests(500), backend=old)
-            assert not found.complete and all(one.refused for one in found.answers.values())
-            assert MAX_CONSECUTIVE_FAILURES <= len(found.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 16
-            assert "refused for how they were asked, the last: HTTP 400: " in (found.why_incomplete or "")
-            assert "temperature" in (found.why_incomplete or "") and found.spent_usd == 0
+            backend = replace(make_endpoint(address, wire), temperature=0.0)  # type: ignore[arg-type]
+            result = collect(address, path.with_name(wire), make_requests(500), backend=backend)
+            assert not result.complete and all(response.refused for response in result.answers.values())
+            assert MAX_CONSECUTIVE_FAILURES <= len(result.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 16
+            assert "refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
+            assert "temperature" in (result.why_incomplete or "") and result.spent_usd == 0
 
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic", "decisions"])
@@ -353,27 +362,29 @@ def test_a_key_that_is_revoked_in_the_middle_leaves_it_incomplete_and_the_next_r
     path: Path, wire: ApiFormat
 ) -> None:
     provider = Provider(faults=0.1)
-    provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= 60 else None
+    provider.refuse = lambda prompt, attempts: (401, {}) if provider.delivered.total() >= 60 else None
     with run_provider(provider) as address:
-        found = collect(address, path, make_requests(200), wire)
-        assert not found.complete and "HTTP 401" in (found.why_incomplete or "")
-        good = [one for one in found.answers.values() if one.error is None]
-        assert 60 <= len(good) < 200 and all(one.error is None or one.refused for one in found.answers.values())
-        provider.refuse = lambda prompt, before: None
-        again = collect(address, path, make_requests(200), wire)
-    assert again.complete and right(again) and again.reused == len(good)
+        result = collect(address, path, make_requests(200), wire)
+        assert not result.complete and "HTTP 401" in (result.why_incomplete or "")
+        successful = [response for response in result.answers.values() if response.error is None]
+        assert 60 <= len(successful) < 200 and all(
+            response.error is None or response.refused for response in result.answers.values()
+        )
+        provider.refuse = lambda prompt, attempts: None
+        repeated = collect(address, path, make_requests(200), wire)
+    assert repeated.complete and right(repeated) and repeated.reused == len(successful)
     assert set(provider.delivered.values()) == {1} and len(provider.delivered) == 200
 
 
 def test_a_decision_brings_the_probability_of_every_label_and_a_refusal_is_an_answer(path: Path) -> None:
     provider = Provider(answer=lambda prompt: "none of these" if prompt == "row 1" else "late")
     with run_provider(provider) as address:
-        found = collect(address, path, make_requests(2), "decisions")
-        again = collect(address, path, make_requests(2), "decisions")
-    decided, refused = found.answers["T000000", 0], found.answers["T000001", 0]
-    assert decided.output == "late" and decided.probabilities == pytest.approx(
+        result = collect(address, path, make_requests(2), "decisions")
+        repeated = collect(address, path, make_requests(2), "decisions")
+    decision, refusal = result.answers["T000000", 0], result.answers["T000001", 0]
+    assert decision.output == "late" and decision.probabilities == pytest.approx(
         {"late": 0.9, "lost": 0.05, "broken": 0.05}
     )
-    assert decided.log_probability == pytest.approx(-0.10536, abs=1e-4)
-    assert (refused.output, refused.finish_reason, refused.error, refused.final) == ("", "refusal", None, True)
-    assert again.reused == 2 and again.answers["T000000", 0].probabilities == decided.probabilities
+    assert decision.log_probability == pytest.approx(-0.10536, abs=1e-4)
+    assert (refusal.output, refusal.finish_reason, refusal.error, refusal.final) == ("", "refusal", None, True)
+    assert repeated.reused == 2 and repeated.answers["T000000", 0].probabilities == decision.probabilities

@@ -33,7 +33,7 @@ both = pytest.mark.parametrize("wire", ["openai", "anthropic"])
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
@@ -47,15 +47,20 @@ def path(tmp_path: Path) -> Path:
 def test_a_batch_brings_every_answer_at_its_own_price(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=Budget(1))
-    assert found.complete and outputs_by_row(found) == EXPECTED and found.asked == ROWS
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=Budget(1))
+    assert result.complete and outputs_by_row(result) == EXPECTED and result.asked == ROWS
     assert len(provider.batches) == 1 and read_pending_batch(path) is None and not provider.seen
-    one = found.answers["T000007", 0]
-    assert one.batch and one.latency_seconds is None and one.attempt_latencies_seconds == () and one.input_tokens
-    assert one.usd == pytest.approx(Price().most_usd(one.input_tokens, 3, batch=True))
-    assert found.spent_usd == pytest.approx(sum(row.usd or 0 for row in found.answers.values()))
-    again = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert again.reused == ROWS and len(provider.batches) == 1
+    response = result.answers["T000007", 0]
+    assert (
+        response.batch
+        and response.latency_seconds is None
+        and response.attempt_latencies_seconds == ()
+        and response.input_tokens
+    )
+    assert response.usd == pytest.approx(Price().most_usd(response.input_tokens, 3, batch=True))
+    assert result.spent_usd == pytest.approx(sum(row.usd or 0 for row in result.answers.values()))
+    repeated = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert repeated.reused == ROWS and len(provider.batches) == 1
     # The same request was answered, however it was sent.
     assert collect(address, path, make_requests(ROWS), wire, mode="live").reused == ROWS
 
@@ -64,9 +69,9 @@ def test_a_batch_brings_every_answer_at_its_own_price(
 def test_constrained_answers_are_unwrapped(path: Path, provider: Provider, wire: ApiFormat) -> None:
     provider.answer = lambda prompt: json.dumps({"answer": correct_label(prompt)})
     with run_provider(provider) as address:
-        asked = make_endpoint(address, wire, structured="json_schema")
-        found = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=asked)
-    assert outputs_by_row(found) == EXPECTED
+        endpoint = make_endpoint(address, wire, structured="json_schema")
+        result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=endpoint)
+    assert outputs_by_row(result) == EXPECTED
 
 
 @both
@@ -74,13 +79,15 @@ def test_killed_while_it_waits_it_waits_for_the_same_batch(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.ended = False
-    collect_and_kill(address, path, wire, "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
-    kept = read_pending_batch(path)
-    assert kept is not None and len(kept["keys"]) == ROWS and len(provider.batches) == 1
+    collect_and_kill(
+        address, path, wire, "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
+    )
+    pending = read_pending_batch(path)
+    assert pending is not None and len(pending["keys"]) == ROWS and len(provider.batches) == 1
     provider.ended = True
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert found.complete and outputs_by_row(found) == EXPECTED
-    assert [one.id for one in provider.batches] == [kept["id"]] and read_pending_batch(path) is None
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert result.complete and outputs_by_row(result) == EXPECTED
+    assert [batch.id for batch in provider.batches] == [pending["id"]] and read_pending_batch(path) is None
 
 
 @both
@@ -88,12 +95,12 @@ def test_killed_before_it_knew_the_id_it_finds_the_batch(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.hold_created = True
-    collect_and_kill(address, path, wire, "batch", ROWS, when=lambda: len(provider.batches) == 1)
-    kept = read_pending_batch(path)
-    assert kept is not None and kept["id"] is None
+    collect_and_kill(address, path, wire, "batch", ROWS, should_kill=lambda: len(provider.batches) == 1)
+    pending = read_pending_batch(path)
+    assert pending is not None and pending["id"] is None
     provider.hold_created = False
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert found.complete and outputs_by_row(found) == EXPECTED and len(provider.batches) == 1
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert result.complete and outputs_by_row(result) == EXPECTED and len(provider.batches) == 1
 
 
 @both
@@ -101,8 +108,8 @@ def test_a_batch_that_was_made_though_the_answer_was_an_error_is_not_made_again(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.fail_created = 1
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert found.complete and outputs_by_row(found) == EXPECTED and len(provider.batches) == 1
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert result.complete and outputs_by_row(result) == EXPECTED and len(provider.batches) == 1
 
 
 @both
@@ -110,15 +117,17 @@ def test_killed_between_journal_and_file_it_writes_no_line_twice(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.ended = False
-    collect_and_kill(address, path, wire, "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
+    collect_and_kill(
+        address, path, wire, "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
+    )
     file = path.with_suffix(".batch.json")
-    kept, provider.ended = file.read_bytes(), True
+    pending_bytes, provider.ended = file.read_bytes(), True
     collect(address, path, make_requests(ROWS), wire, mode="batch")
-    file.write_bytes(kept)
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    file.write_bytes(pending_bytes)
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert (
-        found.complete
-        and found.reused == ROWS
+        result.complete
+        and result.reused == ROWS
         and len(response_cache.read_responses(path)) == ROWS
         and not file.exists()
     )
@@ -127,15 +136,15 @@ def test_killed_between_journal_and_file_it_writes_no_line_twice(
 def test_a_strangers_batch_of_the_same_size_is_recognised(path: Path, provider: Provider) -> None:
     with run_provider(provider) as address:
         provider.hold_created = True
-        collect_and_kill(address, path, "anthropic", "batch", ROWS, when=lambda: len(provider.batches) == 1)
+        collect_and_kill(address, path, "anthropic", "batch", ROWS, should_kill=lambda: len(provider.batches) == 1)
         provider.hold_created = False
-        (ours,) = provider.batches
+        (own_batch,) = provider.batches
         # Ours never came to be; somebody else made one at that time.
-        others = [(f"other-{at}", body) for at, (_, body) in enumerate(ours.requests)]
-        provider.batches[:] = [Batch("msgbatch_other", others, ours.created)]
-        found = collect(address, path, make_requests(ROWS), "anthropic", mode="batch")
-    assert found.complete and outputs_by_row(found) == EXPECTED
-    assert [one.id for one in provider.batches] == ["msgbatch_other", "msgbatch_1"]
+        other_requests = [(f"other-{index}", body) for index, (_, body) in enumerate(own_batch.requests)]
+        provider.batches[:] = [Batch("msgbatch_other", other_requests, own_batch.created)]
+        result = collect(address, path, make_requests(ROWS), "anthropic", mode="batch")
+    assert result.complete and outputs_by_row(result) == EXPECTED
+    assert [batch.id for batch in provider.batches] == ["msgbatch_other", "msgbatch_1"]
 
 
 @both
@@ -144,17 +153,17 @@ def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
 ) -> None:
     provider.end_state = "expired"
     budget = Budget(1)
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=budget)
-    assert not found.complete and len(found.answers) == ROWS
-    told = f"asked {ROWS} of {ROWS}: {ROWS // 2} requests brought no answer in their batch"
-    assert found.why_incomplete is not None and found.why_incomplete.startswith(told)
-    left = [one for one in found.answers.values() if one.error]
-    assert len(left) == ROWS // 2 and all("expired" in (one.error or "") and not one.final for one in left)
-    assert budget.spent_usd == pytest.approx(sum(one.usd or 0 for one in found.answers.values()))
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=budget)
+    assert not result.complete and len(result.answers) == ROWS
+    message = f"asked {ROWS} of {ROWS}: {ROWS // 2} requests brought no answer in their batch"
+    assert result.why_incomplete is not None and result.why_incomplete.startswith(message)
+    expired = [item for item in result.answers.values() if item.error]
+    assert len(expired) == ROWS // 2 and all("expired" in (item.error or "") and not item.final for item in expired)
+    assert budget.spent_usd == pytest.approx(sum(item.usd or 0 for item in result.answers.values()))
     provider.end_state = "completed"
-    again = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert again.complete and outputs_by_row(again) == EXPECTED and again.reused == ROWS // 2
-    assert [len(one.requests) for one in provider.batches] == [ROWS, ROWS // 2]
+    repeated = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert repeated.complete and outputs_by_row(repeated) == EXPECTED and repeated.reused == ROWS // 2
+    assert [len(item.requests) for item in provider.batches] == [ROWS, ROWS // 2]
 
 
 @both
@@ -162,10 +171,10 @@ def test_a_bad_question_in_a_batch_is_wrong_for_good(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.batch_refuse = lambda prompt: prompt == "row 3"
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert found.complete
-    (bad,) = [one for one in found.answers.values() if one.error]
-    assert bad.id == "T000003" and bad.final and "flagged by the content filter" in (bad.error or "")
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert result.complete
+    (failed,) = [response for response in result.answers.values() if response.error]
+    assert failed.id == "T000003" and failed.final and "flagged by the content filter" in (failed.error or "")
     assert collect(address, path, make_requests(ROWS), wire, mode="batch").reused == ROWS
 
 
@@ -174,17 +183,20 @@ def test_a_cancelled_batch_is_told_and_what_it_brought_is_kept(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.end_state = "cancelled"
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert not found.complete and found.why_incomplete is not None and "was cancelled" in found.why_incomplete
-    assert sum(one.error is None for one in found.answers.values()) == ROWS // 2 and read_pending_batch(path) is None
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert not result.complete and result.why_incomplete is not None and "was cancelled" in result.why_incomplete
+    assert (
+        sum(response.error is None for response in result.answers.values()) == ROWS // 2
+        and read_pending_batch(path) is None
+    )
 
 
 def test_a_batch_that_the_provider_does_not_take_is_told(path: Path, address: str, provider: Provider) -> None:
     provider.end_state = "failed"
     budget = Budget(1)
-    found = collect(address, path, make_requests(ROWS), mode="batch", budget=budget)
-    assert found.why_incomplete is not None and "batch_0 failed: failed, 0 of 120 done" in found.why_incomplete
-    assert "too many tokens" in found.why_incomplete and not found.answers
+    result = collect(address, path, make_requests(ROWS), mode="batch", budget=budget)
+    assert result.why_incomplete is not None and "batch_0 failed: failed, 0 of 120 done" in result.why_incomplete
+    assert "too many tokens" in result.why_incomplete and not result.answers
     assert budget.spent_usd == 0 and budget.left_usd == pytest.approx(1) and read_pending_batch(path) is None
 
 
@@ -192,33 +204,35 @@ def test_one_batch_after_the_other_as_the_budget_surely_allows(
     path: Path, address: str, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_collection, "MIN_BATCH_SIZE", 20)
-    every, price = make_requests(300), Price()
-    whole = collect(address, path.with_name("whole.jsonl"), every, mode="batch").spent_usd
+    requests, price = make_requests(300), Price()
+    full_usd = collect(address, path.with_name("whole.jsonl"), requests, mode="batch").spent_usd
     provider.batches.clear()
-    budget = Budget(10 * whole)
-    found = collect(address, path, every, mode="batch", budget=budget)
-    assert found.complete and len(provider.batches) > 1 and found.spent_usd == pytest.approx(whole)
-    tight = Budget(1.2 * whole)
-    found = collect(address, path.with_name("tight.jsonl"), every, mode="batch", budget=tight, price=price)
-    assert not found.complete and "could exceed budget_usd" in (found.why_incomplete or "")
-    assert 0 < len(found.answers) < 300
-    assert found.spent_usd <= tight.limit_usd and tight.left_usd == pytest.approx(tight.limit_usd - tight.spent_usd)
+    budget = Budget(10 * full_usd)
+    result = collect(address, path, requests, mode="batch", budget=budget)
+    assert result.complete and len(provider.batches) > 1 and result.spent_usd == pytest.approx(full_usd)
+    tight_budget = Budget(1.2 * full_usd)
+    result = collect(address, path.with_name("tight.jsonl"), requests, mode="batch", budget=tight_budget, price=price)
+    assert not result.complete and "could exceed budget_usd" in (result.why_incomplete or "")
+    assert 0 < len(result.answers) < 300
+    assert result.spent_usd <= tight_budget.limit_usd and tight_budget.left_usd == pytest.approx(
+        tight_budget.limit_usd - tight_budget.spent_usd
+    )
 
 
 def test_a_batch_begun_elsewhere_is_not_looked_for_here(path: Path, address: str, provider: Provider) -> None:
     provider.ended = False
     collect_and_kill(
-        address, path, "openai", "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id"))
+        address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
-    elsewhere = replace(make_endpoint(address), base_url="http://127.0.0.1:9/v1")
+    other_endpoint = replace(make_endpoint(address), base_url="http://127.0.0.1:9/v1")
     with pytest.raises(StageError, match="holds a batch that was begun at"):
-        collect(address, path, make_requests(ROWS), mode="batch", backend=elsewhere)
+        collect(address, path, make_requests(ROWS), mode="batch", backend=other_endpoint)
 
 
 def test_what_is_on_its_way_in_a_batch_is_not_asked_live(path: Path, address: str, provider: Provider) -> None:
     provider.ended = False
     collect_and_kill(
-        address, path, "openai", "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id"))
+        address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     with pytest.raises(RecipeError, match="a batch that was begun and will be paid for"):
         collect(address, path, make_requests(ROWS), mode="live")
@@ -230,12 +244,12 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
 ) -> None:
     provider.ended = False
     collect_and_kill(
-        address, path, "openai", "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id"))
+        address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     provider.ended = True
     budget = Budget(1)
-    found = collect(address, path, make_requests(ROWS, max_tokens=17), mode="batch", budget=budget)
-    assert found.complete and found.asked == ROWS and len(provider.batches) == 2
+    result = collect(address, path, make_requests(ROWS, max_tokens=17), mode="batch", budget=budget)
+    assert result.complete and result.asked == ROWS and len(provider.batches) == 2
     assert budget.spent_usd == pytest.approx(sum_cost_usd(path))
     assert collect(address, path, make_requests(ROWS), mode="batch").reused == ROWS
 
@@ -246,12 +260,14 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.ended = False
-    collect_and_kill(address, path, wire, "batch", 3080, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
+    collect_and_kill(
+        address, path, wire, "batch", 3080, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
+    )
     provider.ended = True
-    patient = make_endpoint(address, wire, timeout_seconds=60.0)
-    found = collect(address, path, make_requests(3080), wire, mode="batch", budget=Budget(50), backend=patient)
-    assert found.complete and len(provider.batches) == 1 and not provider.broken_rules
-    assert outputs_by_row(found) == {(f"T{at:06}", 0): correct_label(f"row {at}") for at in range(3080)}
+    endpoint = make_endpoint(address, wire, timeout_seconds=60.0)
+    result = collect(address, path, make_requests(3080), wire, mode="batch", budget=Budget(50), backend=endpoint)
+    assert result.complete and len(provider.batches) == 1 and not provider.broken_rules
+    assert outputs_by_row(result) == {(f"T{index:06}", 0): correct_label(f"row {index}") for index in range(3080)}
     assert len(response_cache.read_responses(path)) == 3080
 
 
@@ -259,28 +275,28 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
 def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wrong_answers(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    old = replace(make_endpoint(address, wire), temperature=0.0)
-    found = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=old)
-    assert not found.complete and all(one.refused and not one.final for one in found.answers.values())
-    assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (found.why_incomplete or "")
+    backend = replace(make_endpoint(address, wire), temperature=0.0)
+    result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=backend)
+    assert not result.complete and all(response.refused and not response.final for response in result.answers.values())
+    assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
     assert collect(address, path, make_requests(ROWS), wire, mode="batch").complete
 
 
 def test_an_endpoint_that_decides_has_no_batches() -> None:
-    refused = provider_rules.openai_batch_problem({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
-    assert refused is not None and refused.status == 400
+    refusal = provider_rules.openai_batch_problem({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
+    assert refusal is not None and refusal.status == 400
 
 
 @both
 @pytest.mark.parametrize("minutes", [-40, 0, 40])
 def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: ApiFormat, minutes: int) -> None:
     async def ask() -> None:
-        one = make_endpoint(address, wire)
-        async with asking.API_MODULES[wire].make_client(one) as client:
-            asked = [replace(question.request, id=question.id) for question in make_requests(3)]
-            ids = [request.id for request in asked]
-            made = await batch_client.create_batch(client, one, "name", datetime.now(UTC), asked)
-            ours = datetime.now(UTC) + timedelta(minutes=minutes)
-            assert await batch_client.find_batch(client, one, "name", ours, ids) == made
+        backend = make_endpoint(address, wire)
+        async with asking.API_MODULES[wire].make_client(backend) as client:
+            requests = [replace(question.request, id=question.id) for question in make_requests(3)]
+            ids = [request.id for request in requests]
+            created = await batch_client.create_batch(client, backend, "name", datetime.now(UTC), requests)
+            local_time = datetime.now(UTC) + timedelta(minutes=minutes)
+            assert await batch_client.find_batch(client, backend, "name", local_time, ids) == created
 
     asyncio.run(ask())

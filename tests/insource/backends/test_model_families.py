@@ -33,8 +33,8 @@ BODY = {"openai": openai_chat.build_body, "anthropic": anthropic_messages.build_
 
 def sent(baseline: Baseline, schema: Any = RECORD, max_tokens: int = 64) -> dict[str, Any]:
     backend = api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": schema}))  # type: ignore[arg-type]
-    asked = Request("T1", [{"role": "user", "content": "x"}], max_tokens, Constraint(None, schema))
-    return BODY[backend.wire](backend, asked)
+    request = Request("T1", [{"role": "user", "content": "x"}], max_tokens, Constraint(None, schema))
+    return BODY[backend.wire](backend, request)
 
 
 def test_a_fine_tune_takes_what_its_base_takes() -> None:
@@ -51,7 +51,7 @@ def test_every_row_of_the_table_has_a_source_and_a_date() -> None:
 
 
 def test_every_baseline_of_the_recipes_is_of_a_known_family_and_gets_no_sampling_parameter() -> None:
-    seen = 0
+    n_baselines = 0
     for path in RECIPES.glob("*.yaml"):
         for baseline in load(path.stem, (), "gpu").recipe.compare.baselines:
             if baseline.decides:
@@ -62,27 +62,29 @@ def test_every_baseline_of_the_recipes_is_of_a_known_family_and_gets_no_sampling
                 is not UNKNOWN
             )
             assert not body.keys() & {"temperature", "top_p", "top_k", "logprobs"}
-            seen += 1
-    assert seen >= 8
+            n_baselines += 1
+    assert n_baselines >= 8
 
 
 @pytest.mark.parametrize(
-    ("model", "effort", "room"),
+    ("model", "effort", "thinking_tokens"),
     [
         ("gpt-6-luna", None, 8192), ("gpt-6-luna", "none", 0), ("gpt-6-luna", "low", 4096), ("gpt-5.1", None, 0),
         ("gpt-4o", None, 0), ("claude-haiku-5-5", None, 8192), ("us.anthropic.claude-sonnet-5-5", None, 16384),
         ("claude-haiku-4-5", None, 0), ("some-model-of-2027", None, 8192), ("some-model-of-2027", "none", 0),
     ],
 )  # fmt: skip
-def test_the_output_limit_leaves_room_to_think_where_a_model_thinks(model: str, effort: Any, room: int) -> None:
+def test_the_output_limit_leaves_room_to_think_where_a_model_thinks(
+    model: str, effort: Any, thinking_tokens: int
+) -> None:
     provider: Any = "anthropic" if "claude" in model else "openai"
-    assert row_requests.thinking_tokens(Baseline(provider=provider, model=model, effort=effort)) == room
+    assert row_requests.thinking_tokens(Baseline(provider=provider, model=model, effort=effort)) == thinking_tokens
 
 
 def test_an_unknown_model_on_this_machine_gets_no_room_that_its_context_may_lack() -> None:
-    here = Baseline(provider="openai", model="our-own", base_url="http://127.0.0.1:8000/v1")
-    assert row_requests.thinking_tokens(here) == 0
-    assert row_requests.thinking_tokens(here.model_copy(update={"effort": "low"})) == 4096
+    local_baseline = Baseline(provider="openai", model="our-own", base_url="http://127.0.0.1:8000/v1")
+    assert row_requests.thinking_tokens(local_baseline) == 0
+    assert row_requests.thinking_tokens(local_baseline.model_copy(update={"effort": "low"})) == 4096
 
 
 def test_effort_goes_where_each_wire_has_it() -> None:
@@ -94,7 +96,7 @@ def test_effort_goes_where_each_wire_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "told"),
+    ("baseline", "message"),
     [
         ({"provider": "openai", "model": "gpt-6-luna", "effort": "minimal"}, "given minimal, .* takes none, low"),
         ({"provider": "anthropic", "model": "claude-opus-5-5", "effort": "none"}, "given none, .* takes low, medium"),
@@ -103,19 +105,19 @@ def test_effort_goes_where_each_wire_has_it() -> None:
         ({"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 1}, "takes none .*; leave it out"),
     ],
 )
-def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any], told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         sent(Baseline(**baseline))
 
 
 @pytest.mark.parametrize(
-    ("model", "effort", "told"),
+    ("model", "effort", "available"),
     [("gpt-4o", None, True), ("gpt-5.1", None, True), ("gpt-6-luna", "none", True), ("gpt-6-luna", None, False),
      ("gpt-5", None, False), ("model-of-2028", None, False)],
 )  # fmt: skip
-def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str, effort: Any, told: bool) -> None:
+def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str, effort: Any, available: bool) -> None:
     body = sent(Baseline(provider="openai", model=model, effort=effort))
-    assert ("logprobs" in body) is told
+    assert ("logprobs" in body) is available
     assert find_refusal("chat", {"Authorization": "Bearer x"}, body) is None, "the provider's own rules agree"
 
 
@@ -129,8 +131,8 @@ def test_endpoints_that_decide_are_in_the_table_and_get_no_schema() -> None:
     for api in ("decisions", "systemone"):
         family = model_families.find_family(api, "any")  # type: ignore[arg-type]
         assert family.choices == (2, 255) and not family.structured and not family.batch
-    luna = Baseline(provider="openai", model="gpt-6-luna", api="decisions")
-    assert api_models.build_endpoint(luna, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
+    baseline = Baseline(provider="openai", model="gpt-6-luna", api="decisions")
+    assert api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
 
 
 def test_a_temperature_that_the_recipe_sets_is_sent_where_it_may_be() -> None:
@@ -153,14 +155,16 @@ fields = st.one_of(
 @given(st.dictionaries(st.text("abc", min_size=1), fields, min_size=1))
 def test_a_schema_sent_to_anthropic_is_one_that_its_own_helper_leaves_as_it_is(properties: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-    fitted = json_schema.restrict_keywords(schema, ANTHROPIC_KEYS, one_type=True)
-    assert transform_schema(fitted) == fitted
+    restricted = json_schema.restrict_keywords(schema, ANTHROPIC_KEYS, one_type=True)
+    assert transform_schema(restricted) == restricted
     assert json_schema.restrict_keywords(schema, None) == schema
 
 
 def test_keywords_that_are_not_taken_become_words() -> None:
-    found = json_schema.restrict_keywords(RECORD, OPENAI_KEYWORDS)["properties"]
-    assert found["total"] == {"type": ["string", "null"], "description": "with tax (at most 16 characters)"}
-    assert found["codes"]["maxItems"] == 5 and found["codes"]["items"]["description"] == "at most 3 characters"
-    found = json_schema.restrict_keywords(RECORD, ANTHROPIC_KEYS, one_type=True)["properties"]
-    assert found["codes"]["description"] == "at most 5 entries" and found["kind"] == {"enum": ["order", None]}
+    restricted = json_schema.restrict_keywords(RECORD, OPENAI_KEYWORDS)["properties"]
+    assert restricted["total"] == {"type": ["string", "null"], "description": "with tax (at most 16 characters)"}
+    assert (
+        restricted["codes"]["maxItems"] == 5 and restricted["codes"]["items"]["description"] == "at most 3 characters"
+    )
+    restricted = json_schema.restrict_keywords(RECORD, ANTHROPIC_KEYS, one_type=True)["properties"]
+    assert restricted["codes"]["description"] == "at most 5 entries" and restricted["kind"] == {"enum": ["order", None]}

@@ -34,8 +34,8 @@ STRICT = {
 @pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt"])
 def test_the_rules_were_checked_with_the_sdks_of_the_lock(lock: str) -> None:
     pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements" / lock).read_text(encoding="utf-8"), re.M))
-    for checked in (provider_rules.CHECKED_WITH, model_families.CHECKED_WITH):
-        for package, version in checked.items():
+    for versions in (provider_rules.CHECKED_WITH, model_families.CHECKED_WITH):
+        for package, version in versions.items():
             assert Version(pins[package]) <= Version(version), (
                 f"{lock} has {package} {pins[package]}; insource/backends/wire/model_families.py and "
                 "tests/helpers/provider/provider_rules.py were "
@@ -64,7 +64,7 @@ def schema_of(api: str, schema: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("api", "body", "told"),
+    ("api", "body", "message"),
     [
         ("chat", CHAT | {"temperature": 0}, "'temperature' is not supported with this model"),
         ("chat", CHAT | {"logprobs": True}, "'logprobs' is not supported"),
@@ -87,14 +87,14 @@ def schema_of(api: str, schema: Any) -> dict[str, Any]:
         ("systemone", JEV | {"temperature": 0}, "unknown field"),
     ],
 )  # fmt: skip
-def test_what_the_providers_refuse_is_refused(api: str, body: dict[str, Any], told: str) -> None:
-    found = find_refusal(api, SIGNED, body)
-    assert found is not None and found.status in (400, 404, 422) and told in found.message
+def test_what_the_providers_refuse_is_refused(api: str, body: dict[str, Any], message: str) -> None:
+    refusal = find_refusal(api, SIGNED, body)
+    assert refusal is not None and refusal.status in (400, 404, 422) and message in refusal.message
 
 
 def test_sampling_is_taken_where_it_still_is() -> None:
     assert find_refusal("chat", SIGNED, CHAT | {"temperature": 0, "reasoning_effort": "none"}) is None
     assert find_refusal("chat", SIGNED, CHAT | {"model": "gpt-4o", "temperature": 0}) is None
-    old = {**SIGNED, "anthropic-version": "2023-06-01"}
-    assert find_refusal("messages", old, CLAUDE | {"model": "claude-haiku-4-5", "temperature": 0}) is None
-    assert find_refusal("messages", old, CLAUDE | {"temperature": 0}) is not None
+    old_headers = {**SIGNED, "anthropic-version": "2023-06-01"}
+    assert find_refusal("messages", old_headers, CLAUDE | {"model": "claude-haiku-4-5", "temperature": 0}) is None
+    assert find_refusal("messages", old_headers, CLAUDE | {"temperature": 0}) is not None

@@ -21,76 +21,76 @@ from tests.helpers.provider.provider_answers import correct_label
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("text", "seconds"),
     [("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("1h2m3.5s", 3723.5), ("7", 7), ("0.25", 0.25), ("1d", 86400)],
 )
-def test_a_reset_is_read_as_a_duration(told: str, seconds: float) -> None:
-    assert parse_reset_seconds(told) == pytest.approx(seconds)
+def test_a_reset_is_read_as_a_duration(text: str, seconds: float) -> None:
+    assert parse_reset_seconds(text) == pytest.approx(seconds)
 
 
 def test_a_reset_at_a_point_in_time_is_counted_by_the_servers_clock() -> None:
-    theirs = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
-    at = (theirs + timedelta(seconds=7)).isoformat().replace("+00:00", "Z")
-    assert parse_reset_seconds(at, format_datetime(theirs, usegmt=True)) == 7
-    assert parse_reset_seconds(str(int(theirs.timestamp()) + 7), format_datetime(theirs, usegmt=True)) == 7
+    server_time = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
+    reset_at = (server_time + timedelta(seconds=7)).isoformat().replace("+00:00", "Z")
+    assert parse_reset_seconds(reset_at, format_datetime(server_time, usegmt=True)) == 7
+    assert parse_reset_seconds(str(int(server_time.timestamp()) + 7), format_datetime(server_time, usegmt=True)) == 7
     assert parse_reset_seconds("2020-01-01T00:00:00Z") == 0
-    for nonsense in ("soon", "", "5 apples", "s"):
+    for invalid in ("soon", "", "5 apples", "s"):
         with pytest.raises(ValueError):
-            parse_reset_seconds(nonsense)
+            parse_reset_seconds(invalid)
 
 
 def test_a_limit_counts_where_nothing_is_left_of_it() -> None:
     assert seconds_until_available({}) == 0
-    left = {"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "50s"}
-    assert seconds_until_available(left) == 0
+    headers = {"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "50s"}
+    assert seconds_until_available(headers) == 0
     tokens = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"}
-    assert seconds_until_available({**left, **tokens}) == 2
-    anthropic = {
+    assert seconds_until_available({**headers, **tokens}) == 2
+    anthropic_headers = {
         "date": "Sun, 01 Nov 2026 12:00:00 GMT",
         "anthropic-ratelimit-input-tokens-remaining": "0",
         "anthropic-ratelimit-input-tokens-reset": "2026-11-01T12:00:04Z",
     }
-    assert seconds_until_available(anthropic) == 4
+    assert seconds_until_available(anthropic_headers) == 4
     assert seconds_until_available({"x-ratelimit-remaining-requests": "0"}) == 0
     assert seconds_until_available({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}) == 0
 
 
 def test_refusals_halve_what_is_on_its_way_once_a_burst_and_answers_let_it_grow() -> None:
     async def burst() -> None:
-        pace = RateLimiter(16, 60)
-        started = time.monotonic()
+        limiter = RateLimiter(16, 60)
+        started_at = time.monotonic()
         for _ in range(5):
-            pace.slower(started)
-        assert pace.at_once == 8
+            limiter.slower(started_at)
+        assert limiter.at_once == 8
         await asyncio.sleep(0.01)
-        pace.slower(time.monotonic())
-        assert pace.at_once == 4
+        limiter.slower(time.monotonic())
+        assert limiter.at_once == 4
         for _ in range(5):
-            pace.faster()
-        assert 5 <= pace.at_once < 5.2
+            limiter.faster()
+        assert 5 <= limiter.at_once < 5.2
         for _ in range(500):
-            pace.faster()
-        assert pace.at_once == 16
+            limiter.faster()
+        assert limiter.at_once == 16
         for _ in range(50):
             await asyncio.sleep(0.001)
-            pace.slower(time.monotonic())
-        assert pace.at_once == 1
+            limiter.slower(time.monotonic())
+        assert limiter.at_once == 1
 
     asyncio.run(burst())
 
 
 def test_one_refusal_holds_everybody_until_the_time_it_told(tmp_path: Path) -> None:
-    came: list[float] = []
+    arrivals: list[float] = []
 
-    def refuse(prompt: str, before: int) -> tuple[int, dict[str, str]] | None:
-        came.append(time.monotonic())
-        return (429, {"Retry-After": "0.7"}) if len(came) == 1 else None
+    def refuse(prompt: str, attempts: int) -> tuple[int, dict[str, str]] | None:
+        arrivals.append(time.monotonic())
+        return (429, {"Retry-After": "0.7"}) if len(arrivals) == 1 else None
 
     with run_provider(Provider(refuse=refuse)) as address:
-        asked = make_endpoint(address, concurrency=1)
-        found = collect(address, tmp_path / "a.jsonl", make_requests(5), backend=asked)
-    assert found.complete and len(came) == 6
-    assert came[1] - came[0] >= 0.7
+        endpoint = make_endpoint(address, concurrency=1)
+        result = collect(address, tmp_path / "a.jsonl", make_requests(5), backend=endpoint)
+    assert result.complete and len(arrivals) == 6
+    assert arrivals[1] - arrivals[0] >= 0.7
 
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic"])
@@ -106,10 +106,12 @@ def test_a_limit_used_up_is_waited_for_before_it_is_refused(wire: str) -> None:
     }
     provider = Provider(headers=headers[wire])
     with run_provider(provider) as address:
-        began = time.monotonic()
-        replies = complete_all(make_endpoint(address, wire, concurrency=1), [one.request for one in make_requests(2)])  # type: ignore[arg-type]
-    assert [len(one.attempt_latencies_seconds) for one in replies] == [1, 1]
-    assert time.monotonic() - began >= 0.5
+        started_at = time.monotonic()
+        replies = complete_all(
+            make_endpoint(address, wire, concurrency=1), [question.request for question in make_requests(2)]
+        )  # type: ignore[arg-type]
+    assert [len(reply.attempt_latencies_seconds) for reply in replies] == [1, 1]
+    assert time.monotonic() - started_at >= 0.5
 
 
 def one(backend: Backend) -> str:
@@ -121,12 +123,12 @@ def one(backend: Backend) -> str:
 def test_azure_is_asked_at_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider()
     with run_provider(provider) as address:
-        asked = Backend("openai", "gpt-x", address, api_key="secret", cloud="azure")
+        backend = Backend("openai", "gpt-x", address, api_key="secret", cloud="azure")
         monkeypatch.delenv("OPENAI_API_VERSION", raising=False)
         with pytest.raises(RecipeError, match="OPENAI_API_VERSION"):
-            one(asked)
+            one(backend)
         monkeypatch.setenv("OPENAI_API_VERSION", "2026-01-01")
-        assert one(asked) == correct_label("row 0")
+        assert one(backend) == correct_label("row 0")
     ((path, headers, _),) = provider.seen
     assert path == "/openai/deployments/gpt-x/chat/completions" and headers["api-key"] == "secret"
 
@@ -135,8 +137,8 @@ def test_bedrock_is_asked_by_the_models_name(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     provider = Provider()
     with run_provider(provider) as address:
-        asked = Backend("anthropic", "anthropic.claude-x-v1:0", address, api_key="secret", cloud="bedrock")
-        assert one(asked) == correct_label("row 0")
+        backend = Backend("anthropic", "anthropic.claude-x-v1:0", address, api_key="secret", cloud="bedrock")
+        assert one(backend) == correct_label("row 0")
     ((path, headers, body),) = provider.seen
     assert path == "/model/anthropic.claude-x-v1:0/invoke" and headers["Authorization"] == "Bearer secret"
     assert "model" not in body and body["anthropic_version"] and body["max_tokens"] == 16
@@ -147,11 +149,11 @@ def test_vertex_is_asked_in_its_project(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("ANTHROPIC_VERTEX_PROJECT_ID", raising=False)
     provider = Provider()
     with run_provider(provider) as address:
-        asked = Backend("anthropic", "claude-x@20261001", address, api_key="secret", cloud="vertex")
+        backend = Backend("anthropic", "claude-x@20261001", address, api_key="secret", cloud="vertex")
         with pytest.raises(RecipeError, match="ANTHROPIC_VERTEX_PROJECT_ID"):
-            one(asked)
+            one(backend)
         monkeypatch.setenv("ANTHROPIC_VERTEX_PROJECT_ID", "ours")
-        assert one(asked) == correct_label("row 0")
+        assert one(backend) == correct_label("row 0")
     ((path, headers, body),) = provider.seen
     assert path.startswith("/projects/ours/locations/europe-west1/publishers/anthropic/models/claude-x")
     assert path.endswith(":rawPredict") and headers["Authorization"] == "Bearer secret" and "model" not in body

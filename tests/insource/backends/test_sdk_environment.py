@@ -19,7 +19,7 @@ HEADERS = "Authorization: Bearer of-another\nX-Gateway: 1\nanthropic-version: 20
 
 
 @pytest.fixture(autouse=True)
-def strange(monkeypatch: pytest.MonkeyPatch) -> None:
+def hostile_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment made for another host."""
     for name in IGNORED_VARIABLES:
         monkeypatch.setenv(name, "http://127.0.0.1:9/elsewhere" if name.endswith("_URL") else "of-another")
@@ -31,10 +31,10 @@ def strange(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sent(wire: ApiFormat) -> dict[str, str]:
     """The headers of a request to a host that is not the provider's own."""
-    provider, asked = Provider(), make_requests(1)
+    provider, requests = Provider(), make_requests(1)
     with run_provider(provider) as address:
-        chosen = as_decisions(asked) if wire in ("decisions", "systemone") else asked
-        (reply,) = complete_all(make_endpoint(address, wire), [chosen[0].request])
+        questions = as_decisions(requests) if wire in ("decisions", "systemone") else requests
+        (reply,) = complete_all(make_endpoint(address, wire), [questions[0].request])
     assert reply.received is not None, reply.error
     ((_, headers, _),) = provider.seen
     return {name.lower(): value for name, value in headers.items()}
@@ -42,21 +42,21 @@ def sent(wire: ApiFormat) -> dict[str, str]:
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic", "decisions", "systemone"])
 def test_no_header_of_the_environment_is_sent_to_another_host(wire: ApiFormat) -> None:
-    before = dict(os.environ)
+    environment = dict(os.environ)
     headers = sent(wire)
     assert headers["authorization"] == "Bearer secret"
     assert not headers.keys() & {"x-gateway", "x-api-key", "openai-organization", "openai-project"}
     assert headers.get("anthropic-version", "2026-10-21") == "2026-10-21"
-    assert "of-another" not in str(headers) and dict(os.environ) == before
+    assert "of-another" not in str(headers) and dict(os.environ) == environment
 
 
 def test_the_providers_own_address_is_asked_whatever_the_environment_says() -> None:
-    there = openai_chat.make_client(Backend("openai", "m", api_key="k"))
-    assert str(there.base_url) == "https://api.openai.com/v1/"
-    other = anthropic_messages.make_client(Backend("anthropic", "m", api_key="k"))
-    assert str(other.base_url).rstrip("/") == "https://api.anthropic.com"
+    openai_client = openai_chat.make_client(Backend("openai", "m", api_key="k"))
+    assert str(openai_client.base_url) == "https://api.openai.com/v1/"
+    anthropic_client = anthropic_messages.make_client(Backend("anthropic", "m", api_key="k"))
+    assert str(anthropic_client.base_url).rstrip("/") == "https://api.anthropic.com"
     # Which of one's own projects pays is for the account's owner to say.
-    assert (there.organization, there.project) == ("our-account", "our-account")
+    assert (openai_client.organization, openai_client.project) == ("our-account", "our-account")
 
 
 def test_a_cloud_has_the_address_of_its_region(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,20 +84,20 @@ def test_a_stand_in_for_azure_on_this_machine_does_not_get_azures_key(monkeypatc
 
 def test_every_variable_that_the_sdks_read_for_an_address_or_for_headers_is_known() -> None:
     """In the SDKs that are installed: a new variable of that kind fails here."""
-    found = set[str]()
+    variables = set[str]()
     for package in (openai, anthropic):
         assert package.__file__ is not None
         for path in Path(package.__file__).parent.rglob("*.py"):
-            told = re.findall(r'environ(?:\.get\(|\[)\s*"([A-Z_]+)"', path.read_text(encoding="utf-8"))
-            found |= {name for name in told if re.search(r"_BASE_URL$|_ENDPOINT$|_CUSTOM_HEADERS$", name)}
+            names = re.findall(r'environ(?:\.get\(|\[)\s*"([A-Z_]+)"', path.read_text(encoding="utf-8"))
+            variables |= {name for name in names if re.search(r"_BASE_URL$|_ENDPOINT$|_CUSTOM_HEADERS$", name)}
     # AZURE_OPENAI_ENDPOINT is read where no address is given, and provider azure has one
     # (insource/config/schema/compare.py).
     # The others belong to clients that this project does not make.
-    others = {
+    unrelated = {
         "AZURE_OPENAI_ENDPOINT",
         "AWS_BEDROCK_BASE_URL",
         "ANTHROPIC_BEDROCK_MANTLE_BASE_URL",
         "ANTHROPIC_FOUNDRY_BASE_URL",
         "ANTHROPIC_GOOGLE_CLOUD_BASE_URL",
     }
-    assert found - {*IGNORED_VARIABLES} == others
+    assert variables - {*IGNORED_VARIABLES} == unrelated

@@ -41,14 +41,14 @@ def write(folder: Path, text: str) -> str:
 
 
 def mistakes(path: str, *overrides: str, hardware_name: str = "gpu") -> str:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         load(path, overrides, hardware_name)
-    return str(caught.value)
+    return str(error.value)
 
 
 def test_every_recipe_loads_on_every_hardware() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    kinds = {
+    task_kinds = {
         "banking77": "classification",
         "classifier": "classification",
         "extractor": "extraction",
@@ -56,19 +56,19 @@ def test_every_recipe_loads_on_every_hardware() -> None:
         "sroie": "extraction",
         "summarizer": "generation",
     }
-    assert names == list(kinds)
+    assert names == list(task_kinds)
     assert hardware.list_names() == ["cpu", "cpu-smollm2", "fsdp", "gpu", "multi-cpu", "multi-gpu", "multi-node"]
     for name in names:
-        for machine in hardware.list_names():
-            assert load(name, (), machine).recipe.task.kind == kinds[name]
+        for hardware_name in hardware.list_names():
+            assert load(name, (), hardware_name).recipe.task.kind == task_kinds[name]
 
 
 def test_hardware_lies_over_the_recipe_and_set_over_both_and_both_are_told() -> None:
     loaded = load("classifier", ["train.learning_rate=5e-4"], "cpu")
     assert loaded.recipe.model.base == str(POCKET)
     assert loaded.recipe.train.learning_rate == 5e-4
-    assert any("model.base: pocket" in told and "Qwen" in told for told in loaded.replaced)
-    assert any("SET train.learning_rate" in told for told in loaded.replaced)
+    assert any("model.base: pocket" in line and "Qwen" in line for line in loaded.replaced)
+    assert any("SET train.learning_rate" in line for line in loaded.replaced)
 
 
 def test_settings_of_the_pocket_model_are_not_laid_over_what_a_recipe_says_of_another_base(tmp_path: Path) -> None:
@@ -76,27 +76,29 @@ def test_settings_of_the_pocket_model_are_not_laid_over_what_a_recipe_says_of_an
         tmp_path,
         GOOD.replace("some/model}", "some/model, stop: <|end|>}") + "lora: {r: 8}\ntrain: {learning_rate: 1e-4}\n",
     )
-    for machine in ("cpu", "multi-cpu"):
-        pocket, other = (load(path, given, machine).recipe for given in ((), ["model.base=another/model"]))
+    for hardware_name in ("cpu", "multi-cpu"):
+        pocket, other_base = (
+            load(path, overrides, hardware_name).recipe for overrides in ((), ["model.base=another/model"])
+        )
         assert (pocket.model.base, pocket.train.learning_rate, pocket.lora.r) == (str(POCKET), 2e-3, 32)
-        assert (other.model.base, other.train.learning_rate, other.lora.r) == ("another/model", 1e-4, 8)
-        assert other.train.adam_beta2 == 0.999 and other.accelerate.use_cpu
-    assert other.model.stop == "<|end|>" and load(path, (), "cpu").recipe.model.stop == "auto"
-    preferences = load("preference", ["model.base=another/model"], "cpu").recipe
-    assert preferences.train.learning_rate != load("preference", (), "cpu").recipe.train.learning_rate == 3e-4
+        assert (other_base.model.base, other_base.train.learning_rate, other_base.lora.r) == ("another/model", 1e-4, 8)
+        assert other_base.train.adam_beta2 == 0.999 and other_base.accelerate.use_cpu
+    assert other_base.model.stop == "<|end|>" and load(path, (), "cpu").recipe.model.stop == "auto"
+    preference_recipe = load("preference", ["model.base=another/model"], "cpu").recipe
+    assert preference_recipe.train.learning_rate != load("preference", (), "cpu").recipe.train.learning_rate == 3e-4
 
 
 def test_on_a_cpu_smollm2_has_its_own_settings_however_it_is_named(tmp_path: Path) -> None:
     settings = load("classifier", (), "cpu-smollm2")
-    asked = load("classifier", ["model.base=smollm2"], "cpu")
-    mine = load(write(tmp_path, GOOD.replace("some/model", "smollm2")), (), "cpu")
-    for loaded in (settings, asked, mine):
+    by_override = load("classifier", ["model.base=smollm2"], "cpu")
+    by_recipe = load(write(tmp_path, GOOD.replace("some/model", "smollm2")), (), "cpu")
+    for loaded in (settings, by_override, by_recipe):
         recipe = loaded.recipe
         assert loaded.hardware == "cpu-smollm2" and recipe.model.base == settings.recipe.model.base
         assert (recipe.model.quantization, recipe.train.learning_rate, recipe.lora.r) == ("none", 3e-4, 16)
-    assert asked.hardware_reason == "cpu, with the settings of model.base smollm2"
-    other = load("classifier", ["model.base=another/model"], "cpu-smollm2").recipe
-    assert (other.model.quantization, other.train.learning_rate) == (
+    assert by_override.hardware_reason == "cpu, with the settings of model.base smollm2"
+    other_base = load("classifier", ["model.base=another/model"], "cpu-smollm2").recipe
+    assert (other_base.model.quantization, other_base.train.learning_rate) == (
         "nf4",
         load("classifier", (), "gpu").recipe.train.learning_rate,
     )
@@ -104,8 +106,8 @@ def test_on_a_cpu_smollm2_has_its_own_settings_however_it_is_named(tmp_path: Pat
 
 
 def test_what_set_says_of_the_launch_it_says_to_the_hardware_file() -> None:
-    asked = ["accelerate.num_processes=4", "accelerate.machine_rank=1", "accelerate.main_process_ip=10.0.0.1"]
-    accelerate = load("classifier", asked, "multi-node").recipe.accelerate
+    overrides = ["accelerate.num_processes=4", "accelerate.machine_rank=1", "accelerate.main_process_ip=10.0.0.1"]
+    accelerate = load("classifier", overrides, "multi-node").recipe.accelerate
     assert (accelerate.num_processes, accelerate.num_machines, accelerate.machine_rank) == (4, 2, 1)
 
 
@@ -114,9 +116,13 @@ def test_what_is_pinned_in_a_template_is_a_switch_and_a_day(tmp_path: Path) -> N
         "classifier", ["model.template={enable_thinking: false, date: 2026-05-01}"], "cpu"
     ).recipe.model.template
     assert (template.enable_thinking, template.date) == (False, "2026-05-01")
-    for wrong in ("model.template.date=2026-13-01", "model.template.date=today", "model.template.enable_thinking=off"):
-        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
-            load("classifier", [wrong], "cpu")
+    for override in (
+        "model.template.date=2026-13-01",
+        "model.template.date=today",
+        "model.template.enable_thinking=off",
+    ):
+        with pytest.raises(RecipeError, match=override.partition("=")[0]):
+            load("classifier", [override], "cpu")
     path = tmp_path / "mine.yaml"
     path.write_text("model: {base: pocket, template: {date: 2026-13-01}}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"mine.yaml: month must be in"):
@@ -135,13 +141,13 @@ def test_all_mistakes_are_told_at_once_with_line_key_given_allowed_and_nearest(t
         GOOD
         + "lora:\n  r: 600\ntrain:\n  learning_rat: 2e-4\n  num_train_epochs: three\nprivcy: {}\nlearning_rate: 1\n",
     )
-    told = mistakes(path)
-    assert "has 5 mistakes" in told
-    assert f"{path}:5  lora.r: given 600, allowed: at most 512 (vLLM serves no larger rank)" in told
-    assert f"{path}:7  train.learning_rat: unknown key; did you mean learning_rate?" in told
-    assert f"{path}:8  train.num_train_epochs: given 'three', allowed: a number" in told
-    assert f"{path}:9  privcy: unknown key; did you mean privacy?" in told
-    assert f"{path}:10  learning_rate: unknown key here; it belongs at train.learning_rate" in told
+    messages = mistakes(path)
+    assert "has 5 mistakes" in messages
+    assert f"{path}:5  lora.r: given 600, allowed: at most 512 (vLLM serves no larger rank)" in messages
+    assert f"{path}:7  train.learning_rat: unknown key; did you mean learning_rate?" in messages
+    assert f"{path}:8  train.num_train_epochs: given 'three', allowed: a number" in messages
+    assert f"{path}:9  privcy: unknown key; did you mean privacy?" in messages
+    assert f"{path}:10  learning_rate: unknown key here; it belongs at train.learning_rate" in messages
 
 
 def test_a_mistake_is_told_though_the_hardware_file_replaces_the_value(tmp_path: Path) -> None:
@@ -150,7 +156,7 @@ def test_a_mistake_is_told_though_the_hardware_file_replaces_the_value(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (GOOD.replace("path: rows.csv", "path: a.csv, train: b.csv"), "exactly one of path, paths, hub, or train"),
         (
@@ -173,12 +179,12 @@ def test_a_mistake_is_told_though_the_hardware_file_replaces_the_value(tmp_path:
         (GOOD.replace("some/model", "./nowhere"), "there is no folder"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, text: str, told: str) -> None:
-    assert told in mistakes(write(tmp_path, text))
+def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert message in mistakes(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.lr=3", "SET train.lr"),
         ("train.max_steps=many", "given 'many'"),
@@ -189,8 +195,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, told: str) -> None
         ("accelerate.distributed_type=FSDP", "HARDWARE=fsdp has both"),
     ],
 )
-def test_a_wrong_set_is_refused(override: str, told: str) -> None:
-    assert told in mistakes("classifier", override)
+def test_a_wrong_set_is_refused(override: str, message: str) -> None:
+    assert message in mistakes("classifier", override)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
@@ -220,9 +226,9 @@ def test_sections_bear_upstream_names_and_every_field_of_lora_is_taken_or_refuse
     assert not set(Lora.model_fields) & set(lora.UNSUPPORTED_KEYS)
     assert set(Lora.model_fields) | set(lora.UNSUPPORTED_KEYS) == names(LoraConfig)
     assert set(lora.LoftqConfig.model_fields) <= names(LoftQConfig)
-    ours = {"batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
-    stopping = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
-    assert set(Train.model_fields) - ours <= names(SFTConfig) | {"beta", "loss_type"} | stopping
+    own_fields = {"batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
+    stopping_fields = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
+    assert set(Train.model_fields) - own_fields <= names(SFTConfig) | {"beta", "loss_type"} | stopping_fields
     assert {"beta", "loss_type"} <= names(DPOConfig)
     assert not set(Train.model_fields) & set(train.UNSUPPORTED_KEYS)
     assert set(Accelerate.model_fields) <= names(ClusterConfig)
@@ -233,13 +239,13 @@ def test_schedules_and_optimizers_take_what_transformers_takes() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.training_args import OptimizerNames
 
-    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    provided = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
     for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items():
         if kind.value in optimizers.SCHEDULE_KWARGS:
-            taken = set(inspect.signature(function).parameters) - given
-            assert set(optimizers.SCHEDULE_KWARGS[kind.value]) == taken, kind
+            accepted = set(inspect.signature(function).parameters) - provided
+            assert set(optimizers.SCHEDULE_KWARGS[kind.value]) == accepted, kind
     assert set(optimizers.SCHEDULE_KWARGS) <= {kind.value for kind in TYPE_TO_SCHEDULER_FUNCTION}
-    assert set(get_args(optimizers.Optimizer)) <= {one.value for one in OptimizerNames}
+    assert set(get_args(optimizers.Optimizer)) <= {optimizer.value for optimizer in OptimizerNames}
     source = inspect.getsource(trainer_optimizer)
     assert all(f'"{name}"' in source for names in optimizers.OPTIM_ARGS.values() for name in names)
 
@@ -250,7 +256,7 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ("train: {early_stopping_patience: 3}", "train.early_stopping_patience: needs the score of validation"),
         ("train: {load_best_model_at_end: true}", "set eval_strategy: steps or epoch"),
@@ -311,19 +317,19 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
         ("lora: {target_parameters: [mlp.experts.down_proj], lora_dropout: 0.1}", "take no dropout"),
     ],
 )
-def test_what_training_cannot_do_is_refused_with_what_would_do(tmp_path: Path, section: str, told: str) -> None:
-    good = GOOD.replace("model: {base: some/model}\n", "") if "\nmodel:" in section else GOOD
-    assert told in mistakes(write(tmp_path, f"{good}{section}\n"))
+def test_what_training_cannot_do_is_refused_with_what_would_do(tmp_path: Path, section: str, message: str) -> None:
+    recipe_text = GOOD.replace("model: {base: some/model}\n", "") if "\nmodel:" in section else GOOD
+    assert message in mistakes(write(tmp_path, f"{recipe_text}{section}\n"))
 
 
 def test_what_cannot_go_together_is_told_all_at_once_with_its_lines(tmp_path: Path) -> None:
     text = GOOD.replace("classification", "preference")
     text += "lora:\n  init_lora_weights: pissa\ntrain:\n  class_weight:\n    billing: 2\n  balanced_sampling: true\n"
     path = write(tmp_path, text)
-    told = mistakes(path)
-    assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in told
-    assert f"{path}:7  train.class_weight: weighs labels, and kind is preference" in told
-    assert f"{path}:9  train.balanced_sampling: evens out labels, and kind is preference" in told
+    messages = mistakes(path)
+    assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in messages
+    assert f"{path}:7  train.class_weight: weighs labels, and kind is preference" in messages
+    assert f"{path}:9  train.balanced_sampling: evens out labels, and kind is preference" in messages
 
 
 def test_weights_of_labels_that_there_are_not_are_refused(tmp_path: Path) -> None:
@@ -372,21 +378,21 @@ def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFac
 def test_help_imports_nothing_heavy(stage: str) -> None:
     code = "import sys; sys.argv = ['x', '--help']\n"
     code += f"try:\n import {stage}.__main__ as m; m.main()\nexcept SystemExit: pass\n"
-    heavy = ("torch", "transformers", "wandb", "datasets", "numpy", "pydantic")
-    code += f"print([name for name in {heavy} if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "usage: python -m" in answer.stdout
-    assert answer.stdout.splitlines()[-1] == "[]"
+    heavy_modules = ("torch", "transformers", "wandb", "datasets", "numpy", "pydantic")
+    code += f"print([name for name in {heavy_modules} if name in sys.modules])"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage: python -m" in completed.stdout
+    assert completed.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_recipe_of_a_run_is_read_by_the_rules_of_its_day(tmp_path: Path) -> None:
     """A rule of how keys go together that is newer than a run takes away neither its adapter nor what is deployed."""
     (tmp_path / "data").mkdir()
-    here = run.create(tmp_path / "mine", load("classifier", (), "cpu").recipe, "digest", {}, tmp_path / "data")
-    path = here.folder / "recipe.yaml"
+    trained_run = run.create(tmp_path / "mine", load("classifier", (), "cpu").recipe, "digest", {}, tmp_path / "data")
+    path = trained_run.folder / "recipe.yaml"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("optim: adamw_torch", "optim: paged_adamw_8bit"), encoding="utf-8")
-    assert here.recipe().train.optim == "paged_adamw_8bit"
+    assert trained_run.recipe().train.optim == "paged_adamw_8bit"
     path.write_text(text + "invented: {key: 1}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"recipe.yaml: this version of insource does not read it \(invented\)"):
-        here.recipe()
+        trained_run.recipe()

@@ -10,7 +10,9 @@ from bench import parity_check
 from bench.statistics.paired_intervals import bonett_price, fay_lumbard, tango
 from insource.stats.bounded_mean import mean_interval, proportion_interval
 
-counts = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400)).filter(lambda one: sum(one) > 0)
+counts = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400)).filter(
+    lambda row_counts: sum(row_counts) > 0
+)
 
 
 def rng() -> np.random.Generator:
@@ -20,8 +22,8 @@ def rng() -> np.random.Generator:
 def test_the_interval_is_gaffkes_as_published() -> None:
     # The gaffke package (PyPI): 3, 5 and 2 answers of 1, 2 and 3 have the interval 1.4276 to 2.4186.
     assert np.add(proportion_interval(2, 3, 10, 0.05), 2) == pytest.approx([1.4276, 2.4186], abs=5e-5)
-    drawn = mean_interval(np.repeat([-1.0, 0.0, 1.0], [3, 5, 2]), 0.05, rng(), draws=200_000)
-    assert drawn == pytest.approx(proportion_interval(2, 3, 10, 0.05), abs=3e-3)
+    interval = mean_interval(np.repeat([-1.0, 0.0, 1.0], [3, 5, 2]), 0.05, rng(), draws=200_000)
+    assert interval == pytest.approx(proportion_interval(2, 3, 10, 0.05), abs=3e-3)
 
 
 def test_other_intervals_are_as_published() -> None:
@@ -44,24 +46,24 @@ def test_the_interval_excludes_0_exactly_where_mcnemar_rejects(rows: tuple[int, 
 @settings(deadline=None)
 @given(counts)
 def test_it_lies_within_the_interval_of_fay_and_lumbard(rows: tuple[int, int, int]) -> None:
-    lost, won, _ = rows
-    assert fay_lumbard(lost, won, sum(rows)) <= -proportion_interval(won, lost, sum(rows), 0.05)[1] + 1e-4
+    losses, wins, _ = rows
+    assert fay_lumbard(losses, wins, sum(rows)) <= -proportion_interval(wins, losses, sum(rows), 0.05)[1] + 1e-4
 
 
 @settings(deadline=None)
 @given(counts)
 def test_more_lost_rows_are_a_lower_interval(rows: tuple[int, int, int]) -> None:
     only_a, only_b, _ = rows
-    before = proportion_interval(only_a, only_b, sum(rows) + 1, 0.05)
-    after = proportion_interval(only_a, only_b + 1, sum(rows) + 1, 0.05)
-    assert after[0] <= before[0] and after[1] <= before[1]
+    interval = proportion_interval(only_a, only_b, sum(rows) + 1, 0.05)
+    lower_interval = proportion_interval(only_a, only_b + 1, sum(rows) + 1, 0.05)
+    assert lower_interval[0] <= interval[0] and lower_interval[1] <= interval[1]
 
 
 @pytest.mark.parametrize(("scores", "n"), [(0, 20), (3, 60), (20, 20)])
 def test_scores_of_0_and_1_have_the_interval_of_clopper_and_pearson_on_the_side_of_1(scores: int, n: int) -> None:
     # A difference can be -1 too, so only the high end is theirs.
-    drawn = mean_interval(np.repeat([1.0, 0.0], [scores, n - scores]), 0.05, rng(), draws=100_000)
-    assert drawn[1] == pytest.approx(beta.ppf(0.975, scores + 1, n - scores) if scores < n else 1.0, abs=3e-3)
+    interval = mean_interval(np.repeat([1.0, 0.0], [scores, n - scores]), 0.05, rng(), draws=100_000)
+    assert interval[1] == pytest.approx(beta.ppf(0.975, scores + 1, n - scores) if scores < n else 1.0, abs=3e-3)
 
 
 @settings(deadline=None)
@@ -87,25 +89,25 @@ def test_the_check_says_worse_as_rarely_as_allowed(n: int) -> None:
     rows = list(parity_check.compute_rates(n))
     assert len(rows) == 8 and all(parity_check.meets_promise(row) for row in rows)
     # The bootstrap that was used before is above what is allowed where few rows differ.
-    before = [
+    published = [
         row["worse"][parity_check.PREVIOUS_METHOD] > parity_check.ALLOWED_RATES.get(row["drop"], 1) for row in rows
     ]
-    assert any(before) == (n < 500)
+    assert any(published) == (n < 500)
 
 
 @pytest.mark.parametrize(("n", "score_drop"), [(30, 0.05), (128, 0.01), (200, 0.02)])
 def test_other_shares_and_drops_are_not_called_worse_more_often_than_alpha_allows(n: int, score_drop: float) -> None:
-    least = parity_check.min_lost_rows(parity_check.METHODS[parity_check.CURRENT_METHOD], n, n // 2, score_drop)
+    min_lost = parity_check.min_lost_rows(parity_check.METHODS[parity_check.CURRENT_METHOD], n, n // 2, score_drop)
     for discordant in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6):
-        at_0 = parity_check.rejection_rate(least, n, discordant, 0.0)
+        rate_at_zero = parity_check.rejection_rate(min_lost, n, discordant, 0.0)
         if discordant >= score_drop:
-            assert at_0 <= parity_check.rejection_rate(least, n, discordant, score_drop) <= 0.025
-        assert (n, discordant) != (128, 0.2) or at_0 == pytest.approx(0.0077, abs=1e-4)
+            assert rate_at_zero <= parity_check.rejection_rate(min_lost, n, discordant, score_drop) <= 0.025
+        assert (n, discordant) != (128, 0.2) or rate_at_zero == pytest.approx(0.0077, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lost entirely", "many small losses, rare gains"])
 def test_lost_rows_of_other_scores_are_not_called_worse_too_often(kind: str) -> None:
-    found = [row for row in parity_check.simulate(64, 200, seed=2) if row["scores"] == kind and row["drop"] == 0.01]
-    assert parity_check.meets_promise(found[0]) and len(found) == 1
+    simulated = [row for row in parity_check.simulate(64, 200, seed=2) if row["scores"] == kind and row["drop"] == 0.01]
+    assert parity_check.meets_promise(simulated[0]) and len(simulated) == 1
     # 4.5 standard errors above 2.5%, of the bootstrap, where a few rows gain all of their score.
-    assert kind == "lost entirely" or found[0]["worse"][parity_check.PREVIOUS_METHOD] > 0.075
+    assert kind == "lost entirely" or simulated[0]["worse"][parity_check.PREVIOUS_METHOD] > 0.075

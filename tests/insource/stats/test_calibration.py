@@ -15,10 +15,10 @@ from insource.stats.calibration import Platt
 def test_the_scale_that_made_the_answers_is_found_again() -> None:
     rng = np.random.default_rng(5)
     logits = rng.normal(2, 2, 20_000)
-    right = rng.random(20_000) < 1 / (1 + np.exp(0.7 - 0.6 * logits))
-    found = calibration.fit_platt((-np.log1p(np.exp(-logits))).tolist(), right.tolist())
-    assert found is not None
-    assert found.slope == pytest.approx(0.6, abs=0.05) and found.intercept == pytest.approx(-0.7, abs=0.1)
+    correct = rng.random(20_000) < 1 / (1 + np.exp(0.7 - 0.6 * logits))
+    platt = calibration.fit_platt((-np.log1p(np.exp(-logits))).tolist(), correct.tolist())
+    assert platt is not None
+    assert platt.slope == pytest.approx(0.6, abs=0.05) and platt.intercept == pytest.approx(-0.7, abs=0.1)
 
 
 def test_a_scale_of_one_is_the_models_own_probability() -> None:
@@ -34,9 +34,9 @@ def test_no_scale_where_all_are_right_or_all_are_wrong() -> None:
 
 
 def test_answers_that_lie_apart_give_a_scale_and_no_step() -> None:
-    found = calibration.fit_platt([-0.01] * 50 + [-3.0] * 5, [True] * 50 + [False] * 5)
-    assert found is not None and 0 < found.slope < 10
-    assert 0.8 < found.confidence(-0.01) < 1
+    platt = calibration.fit_platt([-0.01] * 50 + [-3.0] * 5, [True] * 50 + [False] * 5)
+    assert platt is not None and 0 < platt.slope < 10
+    assert 0.8 < platt.confidence(-0.01) < 1
 
 
 def test_unequal_lengths_are_refused() -> None:
@@ -54,17 +54,19 @@ def test_a_confidence_is_a_probability(log_probability: float, slope: float, int
 
 
 def test_calibration_error_is_the_distance_weighted_by_rows() -> None:
-    found = calibration.reliability([0.6, 0.9, 0.6, 0.9, 0.9, 0.9, 0.6, 0.6], [True, True, False, True] * 2, bins=2)
-    low, high = found["bins"]
+    reliability = calibration.reliability(
+        [0.6, 0.9, 0.6, 0.9, 0.9, 0.9, 0.6, 0.6], [True, True, False, True] * 2, bins=2
+    )
+    low, high = reliability["bins"]
     assert (low["n"], low["low"], low["high"]) == (4, 0.6, 0.6) and (high["n"], high["confidence"]) == (4, 0.9)
     assert low["accuracy"] == 0.5 and high["accuracy"] == 1.0
-    assert found["ece"] == pytest.approx((4 * 0.1 + 4 * 0.1) / 8)
+    assert reliability["ece"] == pytest.approx((4 * 0.1 + 4 * 0.1) / 8)
     assert low["ci_low"] < 0.5 < low["ci_high"] and high["ci_high"] == 1.0
 
 
 def test_equal_confidences_share_a_bin() -> None:
-    found = calibration.reliability([0.99] * 90 + [0.4] * 10, [True] * 100)
-    assert [(one["confidence"], one["n"]) for one in found["bins"]] == [
+    reliability = calibration.reliability([0.99] * 90 + [0.4] * 10, [True] * 100)
+    assert [(bucket["confidence"], bucket["n"]) for bucket in reliability["bins"]] == [
         (pytest.approx(0.4), 10),
         (pytest.approx(0.99), 90),
     ]
@@ -75,12 +77,15 @@ def test_equal_confidences_share_a_bin() -> None:
 def test_bins_hold_every_row_once_whatever_their_order(
     rows: list[tuple[float, bool]], bins: int, random: Random
 ) -> None:
-    found = calibration.reliability([one for one, _ in rows], [one for _, one in rows], bins)
+    reliability = calibration.reliability([value for value, _ in rows], [value for _, value in rows], bins)
     random.shuffle(rows)
-    turned = calibration.reliability([one for one, _ in rows], [one for _, one in rows], bins)
-    assert sum(one["n"] for one in found["bins"]) == found["n"] == len(rows) and len(found["bins"]) <= bins
-    assert [one["n"] for one in found["bins"]] == [one["n"] for one in turned["bins"]]
-    assert found["ece"] == pytest.approx(turned["ece"]) and 0 <= found["ece"] <= 1
-    ends = [end for one in found["bins"] for end in (one["low"], one["high"])]
-    assert ends == sorted(ends)
-    assert all(one["ci_low"] <= one["accuracy"] <= one["ci_high"] for one in found["bins"])
+    shuffled = calibration.reliability([value for value, _ in rows], [value for _, value in rows], bins)
+    assert (
+        sum(bucket["n"] for bucket in reliability["bins"]) == reliability["n"] == len(rows)
+        and len(reliability["bins"]) <= bins
+    )
+    assert [bucket["n"] for bucket in reliability["bins"]] == [bucket["n"] for bucket in shuffled["bins"]]
+    assert reliability["ece"] == pytest.approx(shuffled["ece"]) and 0 <= reliability["ece"] <= 1
+    bounds = [bound for bucket in reliability["bins"] for bound in (bucket["low"], bucket["high"])]
+    assert bounds == sorted(bounds)
+    assert all(bucket["ci_low"] <= bucket["accuracy"] <= bucket["ci_high"] for bucket in reliability["bins"])

@@ -24,36 +24,41 @@ SCHEMA: dict[str, Any] = {
 @settings(deadline=None)
 @given(ROWS)
 def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | None]]) -> None:
-    targets, given_ = [row[0] for row in rows], [row[1] or "" for row in rows]
-    answers = [ParsedAnswer(label) if label else ParsedAnswer(None, "not_a_label") for label in given_]
+    targets, predictions = [row[0] for row in rows], [row[1] or "" for row in rows]
+    answers = [ParsedAnswer(label) if label else ParsedAnswer(None, "not_a_label") for label in predictions]
     spec = classification.Spec("Choose one of these.", dict.fromkeys(LABELS, ""))
-    found = classification.compute_metric_stats(spec, targets, answers)
-    occurring = [label for label in LABELS if label in set(targets) | set(given_)]
-    macro = f1_score(targets, given_, labels=occurring, average="macro", zero_division=0.0)
-    assert found["accuracy"].figure() == pytest.approx(accuracy_score(targets, given_))
-    assert found["macro_f1"].figure() == pytest.approx(macro)
-    assert classification.score(spec, targets, answers)["macro_f1"] == found["macro_f1"].figure()
+    metrics = classification.compute_metric_stats(spec, targets, answers)
+    present_labels = [label for label in LABELS if label in set(targets) | set(predictions)]
+    macro = f1_score(targets, predictions, labels=present_labels, average="macro", zero_division=0.0)
+    assert metrics["accuracy"].figure() == pytest.approx(accuracy_score(targets, predictions))
+    assert metrics["macro_f1"].figure() == pytest.approx(macro)
+    assert classification.score(spec, targets, answers)["macro_f1"] == metrics["macro_f1"].figure()
 
 
 @settings(deadline=None)
 @given(ROWS, st.integers(0, 2**31))
 def test_a_resample_is_the_sum_of_its_rows(rows: list[tuple[str, str | None]], seed: int) -> None:
-    targets, given_ = [LABELS.index(row[0]) for row in rows], [LABELS.index(row[1]) if row[1] else -1 for row in rows]
-    whole = metric_stats.macro_f1_metric(targets, given_, len(LABELS))
-    drawn = np.random.default_rng(seed).integers(0, len(rows), len(rows))
-    counts = np.bincount(drawn, minlength=len(rows)).astype(float)
-    again = metric_stats.macro_f1_metric([targets[at] for at in drawn], [given_[at] for at in drawn], len(LABELS))
-    assert whole.value((whole.rows.T @ counts).reshape(1, -1))[0] == pytest.approx(again.figure())
+    targets, predictions = (
+        [LABELS.index(row[0]) for row in rows],
+        [LABELS.index(row[1]) if row[1] else -1 for row in rows],
+    )
+    metric = metric_stats.macro_f1_metric(targets, predictions, len(LABELS))
+    sampled = np.random.default_rng(seed).integers(0, len(rows), len(rows))
+    counts = np.bincount(sampled, minlength=len(rows)).astype(float)
+    resampled = metric_stats.macro_f1_metric(
+        [targets[index] for index in sampled], [predictions[index] for index in sampled], len(LABELS)
+    )
+    assert metric.value((metric.rows.T @ counts).reshape(1, -1))[0] == pytest.approx(resampled.figure())
 
 
 def test_field_f1_counts_values_of_all_rows_together() -> None:
     spec = extraction.make_spec(Task(kind="extraction", instruction="Read the document.", json_schema=SCHEMA), {})
     targets = [{"number": "1", "total": None}, {"number": "2", "total": "9"}]
     answers = [ParsedAnswer({"number": "1", "total": "3"}), ParsedAnswer(None, "not_json")]
-    found = extraction.compute_metric_stats(spec, targets, answers)
-    assert found["field_f1"].figure() == pytest.approx(2 * 1 / (2 + 3))
-    assert found["exact_match"].figure() == 0 and found["schema_valid"].figure() == 0.5
-    assert list(found["field_f1"].value(found["field_f1"].rows)) == pytest.approx([2 / 3, 0.0])
+    metrics = extraction.compute_metric_stats(spec, targets, answers)
+    assert metrics["field_f1"].figure() == pytest.approx(2 * 1 / (2 + 3))
+    assert metrics["exact_match"].figure() == 0 and metrics["schema_valid"].figure() == 0.5
+    assert list(metrics["field_f1"].value(metrics["field_f1"].rows)) == pytest.approx([2 / 3, 0.0])
 
 
 def test_shares_are_known_as_such() -> None:
@@ -66,16 +71,18 @@ def test_shares_are_known_as_such() -> None:
 def test_examples_stand_before_the_row_as_turns() -> None:
     spec = classification.Spec("Choose one of these.", {"a": "", "b": ""})
     examples = [{"input": {"text": "first"}, "target": "a"}, {"input": {"text": "second"}, "target": "b"}]
-    talk = few_shot.messages(classification, spec, examples, {"text": "the row"})
-    assert [turn["role"] for turn in talk] == ["user", "assistant", "user", "assistant", "user"]
-    assert talk[0]["content"].startswith("Choose one of these.") and talk[0]["content"].endswith("first")
-    assert [talk[1]["content"], talk[3]["content"]] == ["a", "b"] and talk[4]["content"] == "Input:\nthe row"
+    messages = few_shot.messages(classification, spec, examples, {"text": "the row"})
+    assert [turn["role"] for turn in messages] == ["user", "assistant", "user", "assistant", "user"]
+    assert messages[0]["content"].startswith("Choose one of these.") and messages[0]["content"].endswith("first")
+    assert [messages[1]["content"], messages[3]["content"]] == ["a", "b"] and messages[4][
+        "content"
+    ] == "Input:\nthe row"
 
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_without_examples_it_is_the_tasks_own_prompt(kind: str) -> None:
     labels = {"a": "", "b": ""}
-    asked: dict[str, Any] = {"json_schema": SCHEMA} if kind == "extraction" else {}
-    asked |= {"labels_per_row": "many", "kind": "classification"} if kind == "multilabel" else {"kind": kind}
-    spec = TASKS[kind].make_spec(Task(instruction="Do it with care.", **asked), labels)
+    task_fields: dict[str, Any] = {"json_schema": SCHEMA} if kind == "extraction" else {}
+    task_fields |= {"labels_per_row": "many", "kind": "classification"} if kind == "multilabel" else {"kind": kind}
+    spec = TASKS[kind].make_spec(Task(instruction="Do it with care.", **task_fields), labels)
     assert few_shot.messages(TASKS[kind], spec, [], {"text": "row"}) == TASKS[kind].messages(spec, {"text": "row"})

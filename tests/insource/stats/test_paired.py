@@ -30,8 +30,8 @@ def tally_of(score: float, rows: int, n: int) -> MetricStats:
 
 
 def labels(pairs: list[tuple[int, int, int]]) -> tuple[MetricStats, MetricStats]:
-    wanted, a, b = zip(*pairs, strict=True)
-    return metric_stats.macro_f1_metric(wanted, a, 4), metric_stats.macro_f1_metric(wanted, b, 4)
+    targets, a, b = zip(*pairs, strict=True)
+    return metric_stats.macro_f1_metric(targets, a, 4), metric_stats.macro_f1_metric(targets, b, 4)
 
 
 answered = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3), st.integers(-1, 3)), min_size=2, max_size=60)
@@ -64,37 +64,41 @@ seen = PairedDifference(
 def test_shares_are_compared_as_published(
     counts: tuple[int, int, int, int], delta: float, low: float, high: float, p_value: float
 ) -> None:
-    found = paired.compute_paired_difference(*table(*counts))
-    assert (found.test, found.discordant, found.clusters) == ("exact McNemar", counts[1] + counts[2], None)
-    assert [found.delta, found.low, found.high] == pytest.approx([delta, low, high], abs=5e-5)
-    assert found.p_value == pytest.approx(p_value, abs=5e-5)
+    difference = paired.compute_paired_difference(*table(*counts))
+    assert (difference.test, difference.discordant, difference.clusters) == (
+        "exact McNemar",
+        counts[1] + counts[2],
+        None,
+    )
+    assert [difference.delta, difference.low, difference.high] == pytest.approx([delta, low, high], abs=5e-5)
+    assert difference.p_value == pytest.approx(p_value, abs=5e-5)
 
 
 def test_five_of_128_rows_lost_do_not_prove_a_drop() -> None:
     # The BCa bootstrap that the parity check had before claims at least 1.6 points of these rows.
-    found = paired.compute_paired_difference(*table(109, 0, 5, 14))
-    assert paired.classify_difference(found, 0.01) == paired.classify_difference(found, 0.016) == "undecided"
-    assert found.high > 0 and bca_rates(5, 0, 128) < -0.015
+    difference = paired.compute_paired_difference(*table(109, 0, 5, 14))
+    assert paired.classify_difference(difference, 0.01) == paired.classify_difference(difference, 0.016) == "undecided"
+    assert difference.high > 0 and bca_rates(5, 0, 128) < -0.015
     assert paired.classify_difference(paired.compute_paired_difference(*table(109, 0, 10, 9)), 0.01) == "worse"
 
 
 @pytest.mark.parametrize("rows", [64, 128, 500])
 def test_no_discordant_row_is_the_rule_of_three(rows: int) -> None:
     # Nothing in n rows: at most 1 - (alpha / 2)^(1 / n), Clopper and Pearson 1934.
-    found = paired.compute_paired_difference(*table(rows, 0, 0, 0), distribution_free=True)
-    assert found.high == -found.low == pytest.approx(1 - 0.025 ** (1 / rows))
-    assert paired.classify_difference(found, 0.01) == ("non-inferior" if rows == 500 else "undecided")
+    difference = paired.compute_paired_difference(*table(rows, 0, 0, 0), distribution_free=True)
+    assert difference.high == -difference.low == pytest.approx(1 - 0.025 ** (1 / rows))
+    assert paired.classify_difference(difference, 0.01) == ("non-inferior" if rows == 500 else "undecided")
 
 
 def test_scores_are_compared_like_shares_where_they_are_distribution_free() -> None:
     # Rows that lose half of their score: half of the difference, and about half of the interval.
-    whole, half = tally_of(0.0, 20, 300), tally_of(0.5, 20, 300)
-    full, right = paired.compute_paired_difference(whole, tally_of(1.0, 20, 300)), tally_of(1.0, 20, 300)
-    found = paired.compute_paired_difference(half, right, distribution_free=True)
-    assert found.delta == pytest.approx(full.delta / 2) and found.low == pytest.approx(full.low / 2, abs=5e-3)
-    assert found == paired.compute_paired_difference(half, right, distribution_free=True)
-    back = paired.compute_paired_difference(right, half, distribution_free=True)
-    assert [back.low, back.high] == [-found.high, -found.low]
+    zeros, halves = tally_of(0.0, 20, 300), tally_of(0.5, 20, 300)
+    full, ones = paired.compute_paired_difference(zeros, tally_of(1.0, 20, 300)), tally_of(1.0, 20, 300)
+    difference = paired.compute_paired_difference(halves, ones, distribution_free=True)
+    assert difference.delta == pytest.approx(full.delta / 2) and difference.low == pytest.approx(full.low / 2, abs=5e-3)
+    assert difference == paired.compute_paired_difference(halves, ones, distribution_free=True)
+    swapped = paired.compute_paired_difference(ones, halves, distribution_free=True)
+    assert [swapped.low, swapped.high] == [-difference.high, -difference.low]
 
 
 def test_scores_outside_0_to_1_have_no_distribution_free_interval() -> None:
@@ -106,51 +110,55 @@ def test_scores_outside_0_to_1_have_no_distribution_free_interval() -> None:
 
 def test_approval_of_the_prime_minister_fell() -> None:
     # Agresti 2002, Categorical Data Analysis, table 10.1: 4 points, 95% interval 2 to 6, z = -4.17.
-    found = paired.compute_paired_difference(*table(794, 150, 86, 570))
-    assert found.delta == pytest.approx(0.04) and found.p_value == pytest.approx(3.1e-5, rel=0.3)
-    assert [found.low, found.high] == pytest.approx([0.0207, 0.0594], abs=1e-4)
-    assert found.spread / 40 == pytest.approx(0.0095, abs=1e-4)
+    difference = paired.compute_paired_difference(*table(794, 150, 86, 570))
+    assert difference.delta == pytest.approx(0.04) and difference.p_value == pytest.approx(3.1e-5, rel=0.3)
+    assert [difference.low, difference.high] == pytest.approx([0.0207, 0.0594], abs=1e-4)
+    assert difference.spread / 40 == pytest.approx(0.0095, abs=1e-4)
 
 
 def test_a_paired_test_sees_what_an_unpaired_one_does_not() -> None:
-    found = paired.compute_paired_difference(*table(852, 60, 35, 53))
-    assert found.p_value == pytest.approx(0.013, abs=5e-4) and found.low > 0
+    difference = paired.compute_paired_difference(*table(852, 60, 35, 53))
+    assert difference.p_value == pytest.approx(0.013, abs=5e-4) and difference.low > 0
 
 
 def test_the_permutation_test_is_fishers_of_darwins_maize() -> None:
     # 863 of the 32,768 signs give as much or more: 0.0263, and twice that on both sides.
-    crossed = metric_stats.mean_metric([100 + one / 2 for one in DARWIN])
-    selfed = metric_stats.mean_metric([100 - one / 2 for one in DARWIN])
-    found = paired.compute_paired_difference(crossed, selfed, permutations=20_000)
-    assert (found.test, found.discordant) == ("paired permutation", None)
-    assert found.delta == pytest.approx(314 / 15)
-    assert found.p_value == pytest.approx(2 * 863 / 32_768, abs=0.006)
+    crossed = metric_stats.mean_metric([100 + height / 2 for height in DARWIN])
+    selfed = metric_stats.mean_metric([100 - height / 2 for height in DARWIN])
+    difference = paired.compute_paired_difference(crossed, selfed, permutations=20_000)
+    assert (difference.test, difference.discordant) == ("paired permutation", None)
+    assert difference.delta == pytest.approx(314 / 15)
+    assert difference.p_value == pytest.approx(2 * 863 / 32_768, abs=0.006)
 
 
 def test_a_few_rows_that_differ_all_to_one_side_are_no_proof() -> None:
     # Four of 280 rows, each a little better: one in eight of all signs does as much.
     better = metric_stats.mean_metric([0.9] * 4 + [0.8] * 276)
-    found = paired.compute_paired_difference(better, metric_stats.mean_metric([0.6, 0.7, 0.75, 0.8] + [0.8] * 276))
-    assert found.p_value == pytest.approx(2 / 16, abs=0.02)
-    assert found.low <= 0 < found.delta < found.high
-    assert paired.classify_difference(found, margin=0.02) == "non-inferior"
+    difference = paired.compute_paired_difference(better, metric_stats.mean_metric([0.6, 0.7, 0.75, 0.8] + [0.8] * 276))
+    assert difference.p_value == pytest.approx(2 / 16, abs=0.02)
+    assert difference.low <= 0 < difference.delta < difference.high
+    assert paired.classify_difference(difference, margin=0.02) == "non-inferior"
 
 
 def test_clusters_with_one_discordant_row_each_are_mcnemars() -> None:
     # A concordant row beside each of 40 discordant ones changes neither test.
     a, b = table(40, 27, 13, 0)
-    clusters: list[str | None] = [str(at % 40) for at in range(80)]
-    found, rows = paired.compute_paired_difference(a, b, clusters), paired.compute_paired_difference(a, b)
-    assert (found.test, found.clusters, found.discordant) == ("paired permutation by cluster", 40, 40)
-    assert found.p_value == pytest.approx(rows.p_value, abs=0.01)
-    assert found.spread == pytest.approx(rows.spread, rel=0.1)
+    clusters: list[str | None] = [str(index % 40) for index in range(80)]
+    difference, rows = paired.compute_paired_difference(a, b, clusters), paired.compute_paired_difference(a, b)
+    assert (difference.test, difference.clusters, difference.discordant) == ("paired permutation by cluster", 40, 40)
+    assert difference.p_value == pytest.approx(rows.p_value, abs=0.01)
+    assert difference.spread == pytest.approx(rows.spread, rel=0.1)
 
 
 def test_a_difference_that_whole_clusters_share_is_less_certain() -> None:
     a, b = table(80, 15, 5, 0)
-    clusters: list[str | None] = [str(at // 5) for at in range(100)]
-    found, rows = paired.compute_paired_difference(a, b, clusters), paired.compute_paired_difference(a, b)
-    assert found.p_value > rows.p_value and found.high - found.low > rows.high - rows.low and found.mde > rows.mde
+    clusters: list[str | None] = [str(index // 5) for index in range(100)]
+    difference, rows = paired.compute_paired_difference(a, b, clusters), paired.compute_paired_difference(a, b)
+    assert (
+        difference.p_value > rows.p_value
+        and difference.high - difference.low > rows.high - rows.low
+        and difference.mde > rows.mde
+    )
 
 
 def test_holm_adjusts_as_published() -> None:
@@ -170,25 +178,25 @@ def test_the_detectable_difference_is_that_of_the_rows_seen(n: int, points: floa
 
 @pytest.mark.parametrize("rows", [10, 400])
 def test_systems_that_answer_alike_are_not_proven_equal_by_few_rows(rows: int) -> None:
-    same, scores = metric_stats.mean_metric([1.0] * rows), metric_stats.mean_metric([0.5] * rows)
-    clusters: list[str | None] = [str(at // 2) for at in range(2 * rows)]
-    two_each = metric_stats.mean_metric([1.0] * 2 * rows)
-    for found in (
-        paired.compute_paired_difference(same, same),
+    equal_scores, scores = metric_stats.mean_metric([1.0] * rows), metric_stats.mean_metric([0.5] * rows)
+    clusters: list[str | None] = [str(index // 2) for index in range(2 * rows)]
+    paired_rows = metric_stats.mean_metric([1.0] * 2 * rows)
+    for difference in (
+        paired.compute_paired_difference(equal_scores, equal_scores),
         paired.compute_paired_difference(scores, scores),
-        paired.compute_paired_difference(two_each, two_each, clusters),
+        paired.compute_paired_difference(paired_rows, paired_rows, clusters),
     ):
-        assert found.delta == 0 and found.p_value == 1 and found.low == -found.high < 0
-        assert paired.classify_difference(found, 0.02) == ("undecided" if rows == 10 else "non-inferior")
+        assert difference.delta == 0 and difference.p_value == 1 and difference.low == -difference.high < 0
+        assert paired.classify_difference(difference, 0.02) == ("undecided" if rows == 10 else "non-inferior")
 
 
 def test_one_cluster_proves_nothing() -> None:
-    found = paired.compute_paired_difference(*table(5, 5, 0, 0), ["a"] * 10)
-    assert found.clusters == 1 and paired.classify_difference(found, 0.02) == "undecided"
+    difference = paired.compute_paired_difference(*table(5, 5, 0, 0), ["a"] * 10)
+    assert difference.clusters == 1 and paired.classify_difference(difference, 0.02) == "undecided"
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "judged"),
+    ("low", "high", "classification"),
     [
         (0.001, 0.03, "superior"),
         (0.0, 0.03, "non-inferior"),
@@ -200,73 +208,79 @@ def test_one_cluster_proves_nothing() -> None:
         (-0.05, -0.021, "worse"),
     ],
 )
-def test_what_an_interval_says(low: float, high: float, judged: str) -> None:
-    assert paired.classify_difference(replace(seen, low=low, high=high), 0.02) == judged
+def test_what_an_interval_says(low: float, high: float, classification: str) -> None:
+    assert paired.classify_difference(replace(seen, low=low, high=high), 0.02) == classification
 
 
 def test_rows_that_would_decide() -> None:
-    needed = paired.estimate_required_rows(seen, 0.02)
+    required_rows = paired.estimate_required_rows(seen, 0.02)
     # (2.80 x 0.25 / 0.015)^2, and there the distance to the margin is just detectable.
-    assert needed == pytest.approx(2181, abs=3)
+    assert required_rows == pytest.approx(2181, abs=3)
     assert 2.8016 * seen.spread / np.sqrt(2181) == pytest.approx(0.015, rel=1e-3)
-    assert paired.estimate_required_rows(replace(seen, delta=-0.035), 0.02) == needed
+    assert paired.estimate_required_rows(replace(seen, delta=-0.035), 0.02) == required_rows
     assert paired.estimate_required_rows(seen, 0.02, power=0.9) > 1.3 * 2181  # type: ignore[operator]
     assert paired.estimate_required_rows(replace(seen, delta=-0.02), 0.02) is None
     assert paired.estimate_required_rows(replace(seen, delta=-0.0201), 0.02) is None
 
 
 def test_tallies_of_other_rows_or_metrics_are_refused() -> None:
-    ten, eleven = metric_stats.mean_metric([1.0] * 10), metric_stats.mean_metric([1.0] * 11)
-    for other in (
-        eleven,
+    ten_rows, eleven_rows = metric_stats.mean_metric([1.0] * 10), metric_stats.mean_metric([1.0] * 11)
+    for mismatched in (
+        eleven_rows,
         metric_stats.macro_f1_metric([0] * 10, [0] * 10, 2),
-        MetricStats(ten.rows, metric_stats.micro_f1),
+        MetricStats(ten_rows.rows, metric_stats.micro_f1),
     ):
         with pytest.raises(ValueError, match="not one metric of the same rows"):
-            paired.compute_paired_difference(ten, other)
+            paired.compute_paired_difference(ten_rows, mismatched)
 
 
 @settings(deadline=None)
 @given(answered, st.integers(1, 4))
 def test_swapping_the_systems_turns_the_signs(pairs: list[tuple[int, int, int]], size: int) -> None:
-    right = [metric_stats.mean_metric([float(one[0] == one[at]) for one in pairs]) for at in (1, 2)]
-    for (a, b), clusters in product((labels(pairs), right), (None, [str(at // size) for at in range(len(pairs))])):
+    correct = [metric_stats.mean_metric([float(row[0] == row[index]) for row in pairs]) for index in (1, 2)]
+    for (a, b), clusters in product(
+        (labels(pairs), correct), (None, [str(index // size) for index in range(len(pairs))])
+    ):
         if a.figure() == b.figure():
             continue
-        one, other = (
-            paired.compute_paired_difference(*both, clusters, resamples=99, permutations=99)
-            for both in ((a, b), (b, a))
+        forward, backward = (
+            paired.compute_paired_difference(*systems, clusters, resamples=99, permutations=99)
+            for systems in ((a, b), (b, a))
         )
-        assert [one.delta, one.low, one.high] == [-other.delta, -other.high, -other.low]
-        kept = ("n", "p_value", "test", "discordant", "spread", "mde", "clusters")
-        assert [getattr(one, name) for name in kept] == [getattr(other, name) for name in kept]
-        assert -1 - 1e-9 <= one.low <= one.delta <= one.high <= 1 + 1e-9 and 0 < one.p_value <= 1
+        assert [forward.delta, forward.low, forward.high] == [-backward.delta, -backward.high, -backward.low]
+        unchanged = ("n", "p_value", "test", "discordant", "spread", "mde", "clusters")
+        assert [getattr(forward, name) for name in unchanged] == [getattr(backward, name) for name in unchanged]
+        assert -1 - 1e-9 <= forward.low <= forward.delta <= forward.high <= 1 + 1e-9 and 0 < forward.p_value <= 1
 
 
 @settings(deadline=None)
 @given(answered, st.integers(1, 4), st.randoms(use_true_random=False))
 def test_the_order_of_rows_means_nothing(pairs: list[tuple[int, int, int]], size: int, random: Random) -> None:
-    clusters: list[str | None] = [str(at // size) for at in range(len(pairs))]
+    clusters: list[str | None] = [str(index // size) for index in range(len(pairs))]
     order = list(range(len(pairs)))
     random.shuffle(order)
-    for before, after in ((None, None), (clusters, [clusters[at] for at in order])):
-        one = paired.compute_paired_difference(*labels(pairs), before, resamples=99, permutations=99)
-        other = paired.compute_paired_difference(
-            *labels([pairs[at] for at in order]), after, resamples=99, permutations=99
+    for groups, shuffled_groups in ((None, None), (clusters, [clusters[index] for index in order])):
+        difference = paired.compute_paired_difference(*labels(pairs), groups, resamples=99, permutations=99)
+        shuffled_difference = paired.compute_paired_difference(
+            *labels([pairs[index] for index in order]), shuffled_groups, resamples=99, permutations=99
         )
-        assert [one.delta, one.low, one.high] == pytest.approx([other.delta, other.low, other.high], abs=1e-12)
-        assert one.p_value == other.p_value
+        assert [difference.delta, difference.low, difference.high] == pytest.approx(
+            [shuffled_difference.delta, shuffled_difference.low, shuffled_difference.high], abs=1e-12
+        )
+        assert difference.p_value == shuffled_difference.p_value
 
 
 def test_the_same_seed_gives_the_same_and_another_nearly() -> None:
-    drawn = np.random.default_rng(3)
-    wanted = drawn.integers(0, 4, 400)
-    a, b = (np.where(drawn.random(400) < share, wanted, drawn.integers(0, 4, 400)) for share in (0.9, 0.8))
-    both = labels(list(zip(wanted.tolist(), a.tolist(), b.tolist(), strict=True)))
-    first, again, another = (
-        paired.compute_paired_difference(*both),
-        paired.compute_paired_difference(*both),
-        paired.compute_paired_difference(*both, seed=18),
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, 4, 400)
+    a, b = (np.where(rng.random(400) < accuracy, targets, rng.integers(0, 4, 400)) for accuracy in (0.9, 0.8))
+    systems = labels(list(zip(targets.tolist(), a.tolist(), b.tolist(), strict=True)))
+    first, repeated, other_seed = (
+        paired.compute_paired_difference(*systems),
+        paired.compute_paired_difference(*systems),
+        paired.compute_paired_difference(*systems, seed=18),
     )
-    assert first == again != another
-    assert [first.low, first.high] == pytest.approx([another.low, another.high], abs=0.1 * (first.high - first.low))
+    assert first == repeated != other_seed
+    assert [first.low, first.high] == pytest.approx(
+        [other_seed.low, other_seed.high], abs=0.1 * (first.high - first.low)
+    )

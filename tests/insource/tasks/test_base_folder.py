@@ -31,8 +31,10 @@ def test_a_base_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 def test_a_folder_that_has_its_weights_as_gguf_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model-Q4_1.gguf"
     path.write_bytes(b"GGUF\3" + bytes(19))
-    told = refused(tmp_path)
-    assert "has its weights as GGUF (model-Q4_1.gguf); name the file itself" in told and f"model.base={path}" in told
+    message = refused(tmp_path)
+    assert (
+        "has its weights as GGUF (model-Q4_1.gguf); name the file itself" in message and f"model.base={path}" in message
+    )
     # In a recipe the folder stands for its one file.
     assert load("classifier", [f"model.base={tmp_path}"], "cpu").recipe.model.base == str(path)
 
@@ -43,22 +45,22 @@ def test_a_repository_of_mistral_with_tekken_json_has_its_ordinary_tokenizer(tmp
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}), encoding="utf-8")
     assert chat_template.load_tokenizer(Model(base=str(folder))).chat_template == kinds.PLAIN.template
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    (real,) = (Path(str(files("mistral_common"))) / "data").glob("tekken_240911.json")
-    shutil.copyfile(real, alone / "tekken.json")
-    assert "has no chat template" in refused(alone) and "add chat_template.jinja" in refused(alone)
+    tekken_only = tmp_path / "alone"
+    tekken_only.mkdir()
+    (tekken,) = (Path(str(files("mistral_common"))) / "data").glob("tekken_240911.json")
+    shutil.copyfile(tekken, tekken_only / "tekken.json")
+    assert "has no chat template" in refused(tekken_only) and "add chat_template.jinja" in refused(tekken_only)
 
 
 def test_of_several_named_templates_the_default_is_taken_or_they_are_named(tmp_path: Path) -> None:
     folder = kinds.write_base(tmp_path / "base", kinds.PLAIN)
-    other = folder / "additional_chat_templates"
-    other.mkdir()
-    (other / "rag.jinja").write_text("{{ documents }}", encoding="utf-8")
+    extra_templates = folder / "additional_chat_templates"
+    extra_templates.mkdir()
+    (extra_templates / "rag.jinja").write_text("{{ documents }}", encoding="utf-8")
     tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
     assert tokenizer.chat_template == kinds.PLAIN.template
     assert len(chat_template.template_sha256(tokenizer)) == 64
-    (folder / "chat_template.jinja").rename(other / "tool_use.jinja")
+    (folder / "chat_template.jinja").rename(extra_templates / "tool_use.jinja")
     assert "several chat templates and none is named 'default': rag, tool_use" in refused(folder)
 
 

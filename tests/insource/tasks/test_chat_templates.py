@@ -50,7 +50,7 @@ def folder_of(tmp_path: Path, kind: TemplateKind) -> Path:
     return kinds.write_base(tmp_path / kind.model.replace(" ", "-"), kind)
 
 
-@pytest.mark.parametrize(("kind", "pinned", "stop", "own_suffix"), TAKEN, ids=lambda one: getattr(one, "model", ""))
+@pytest.mark.parametrize(("kind", "pinned", "stop", "own_suffix"), TAKEN, ids=lambda value: getattr(value, "model", ""))
 def test_what_is_learnt_is_what_is_served_and_decoded(
     tmp_path: Path, kind: TemplateKind, pinned: dict[str, Any], stop: str, own_suffix: bool
 ) -> None:
@@ -67,7 +67,7 @@ def test_what_is_learnt_is_what_is_served_and_decoded(
     )
 
 
-@pytest.mark.parametrize(("kind", "reason"), REFUSED, ids=lambda one: getattr(one, "model", ""))
+@pytest.mark.parametrize(("kind", "reason"), REFUSED, ids=lambda value: getattr(value, "model", ""))
 def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
     tmp_path: Path, kind: TemplateKind, reason: str
 ) -> None:
@@ -93,16 +93,19 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
     folder = folder_of(tmp_path, kind)
     tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
     tokenizer.save_pretrained(folder / "adapter")
-    saved = chat_template.load_saved_tokenizer(str(folder / "adapter"))
+    saved_tokenizer = chat_template.load_saved_tokenizer(str(folder / "adapter"))
     assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
-    before = chat_template.prompt_ids(saved, [ASK])[0]
+    prompt_ids = chat_template.prompt_ids(saved_tokenizer, [ASK])[0]
     monkeypatch.setattr(clock, "datetime", Tomorrow)
-    asked = {"enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF, "thinking": True}
-    after = saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked)
-    assert before == after
+    arguments = {"enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF, "thinking": True}
+    changed_ids = saved_tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **arguments)
+    assert prompt_ids == changed_ids
     # The published template does change, or this test would show nothing.
-    saved.chat_template = kind.template
-    assert saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked) != before
+    saved_tokenizer.chat_template = kind.template
+    assert (
+        saved_tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **arguments)
+        != prompt_ids
+    )
 
 
 @pytest.mark.parametrize("first", ["", "\n", "  ", "\n\n  "])
@@ -112,15 +115,15 @@ def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
     tokenizer = chat_template.load_tokenizer(Model(base=str(folder_of(tmp_path, kind))))
     assert tokenizer.chat_template.endswith(kind.template)
     pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
-    tokenizer.chat_template, off = kind.template, {"enable_thinking": False}
-    assert tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True, **off) == pinned
+    tokenizer.chat_template, thinking_off = kind.template, {"enable_thinking": False}
+    assert tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True, **thinking_off) == pinned
 
 
 def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -> None:
-    day = Template(date="2025-12-24")
-    model = Model(base=str(folder_of(tmp_path, kinds.DATE_IN_PROMPT)), template=day)
-    asked = chat_template.load_tokenizer(model).apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
-    assert asked.startswith("Today: 24 Dec 2025\n")
+    dated_template = Template(date="2025-12-24")
+    model = Model(base=str(folder_of(tmp_path, kinds.DATE_IN_PROMPT)), template=dated_template)
+    prompt = chat_template.load_tokenizer(model).apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    assert prompt.startswith("Today: 24 Dec 2025\n")
     with pytest.raises(RecipeError, match="always thinks"):
         chat_template.load_rendering(
             Model(
@@ -128,10 +131,10 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
                 template=Template(enable_thinking=True),
             )
         )
-    stopping = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
-    assert chat_template.load_tokenizer(stopping).eos_token == stopping.stop
+    stop_model = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
+    assert chat_template.load_tokenizer(stop_model).eos_token == stop_model.stop
     with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is no special token.*<eos>"):
-        chat_template.load_rendering(stopping.model_copy(update={"stop": "<|nonsense|>"}))
+        chat_template.load_rendering(stop_model.model_copy(update={"stop": "<|nonsense|>"}))
 
 
 def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_an_answer_that_spells_special_tokens_is_learnt_whole(tokenizer: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("learnt", "reason"),
+    ("completion", "reason"),
     [
         ("<think>\n\n</think>\n\nlate_fee<|end|>", "the output constraint forbids token 1 of it"),
         ("late_fee", "does not end in the stop token '<|end|>'"),
@@ -164,16 +167,21 @@ def test_an_answer_that_spells_special_tokens_is_learnt_whole(tokenizer: Any) ->
     ],
 )
 def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
-    tokenizer: Any, learnt: str, reason: str
+    tokenizer: Any, completion: str, reason: str
 ) -> None:
-    ids = tokenizer(learnt, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
     row = TokenizedRow("T000017", chat_template.prompt_ids(tokenizer, [ASK])[0], (ids,))
     with pytest.raises(RecipeError) as error:
         decodability.check_answers_decodable(
             classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer)
         )
-    told = str(error.value)
-    assert "row T000017" in told and reason in told and tokenizer.name_or_path in told and "model.template" in told
+    message = str(error.value)
+    assert (
+        "row T000017" in message
+        and reason in message
+        and tokenizer.name_or_path in message
+        and "model.template" in message
+    )
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
@@ -187,8 +195,8 @@ def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> No
 
     spec = generation.Spec("Sum it up.")
     prompt = chat_template.prompt_ids(tokenizer, [ASK])[0]
-    for learnt in (" late<|end|>", "late<|end|>fee<|end|>", "late"):
-        ids = tokenizer(learnt, add_special_tokens=False)["input_ids"]
+    for completion in (" late<|end|>", "late<|end|>fee<|end|>", "late"):
+        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
         with pytest.raises(RecipeError, match="row T1 of train"):
             decodability.check_answers_decodable(
                 generation, spec, [{"target": "late"}], [TokenizedRow("T1", prompt, (ids,))], tokenizer, 4096
@@ -200,18 +208,18 @@ def test_a_sentencepiece_vocabulary_learns_the_answer_without_the_space_before_i
     data = Path(str(files("mistral_common"))) / "data"
     shutil.copyfile(data / "mistral_instruct_tokenizer_240323.model.v3", tmp_path / "tokenizer.model")
     special = enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"])
-    added = {str(at): {"content": token, "special": True, "normalized": False} for at, token in special}
-    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "added_tokens_decoder": added}
+    added_tokens = {str(index): {"content": token, "special": True, "normalized": False} for index, token in special}
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "added_tokens_decoder": added_tokens}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     turn = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}"
     template = "{% for m in messages %}" + turn + "{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     rendering = chat_template.load_rendering(Model(base=str(tmp_path)))
-    tokenizer, ask = rendering.tokenizer, [{"role": "user", "content": "my parcel is late"}]
+    tokenizer, question = rendering.tokenizer, [{"role": "user", "content": "my parcel is late"}]
     assert rendering.differs is not None
     assert "\u2581delivery" in tokenizer.tokenize("delivery")
     for answer in ("delivery_delay", "Über die Brücke, 3 €", "<s>x</s>", '{"a": null}'):
-        (example,) = chat_template.render_examples(tokenizer, [ask], [answer])
+        (example,) = chat_template.render_examples(tokenizer, [question], [answer])
         assert constrained_decoding.decode_text(tokenizer, example.completion_ids) == answer
         row = TokenizedRow("T1", example.prompt_ids, (example.completion_ids,))
         spec = classification.Spec("Say it.", {answer: "", "other": ""})

@@ -41,8 +41,8 @@ SCHEMA: dict[str, Any] = {
 EMPTY = {"kind": "bill", "seller": "Ho", "total": None, "pages": None, "paid": None, "codes": None}
 
 
-def task(schema: dict[str, Any] = SCHEMA, **more: Any) -> Task:
-    return Task(kind="extraction", instruction="Read the document.", json_schema=schema, **more)
+def task(schema: dict[str, Any] = SCHEMA, **kwargs: Any) -> Task:
+    return Task(kind="extraction", instruction="Read the document.", json_schema=schema, **kwargs)
 
 
 SPEC = extraction.make_spec(task(), {})
@@ -53,7 +53,7 @@ def field_schema(**field: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "message"),
     [
         ({"type": "object", "properties": {}}, "needs type: object and properties"),
         ({"type": "array", "items": {}}, "not supported: items"),
@@ -77,10 +77,10 @@ def field_schema(**field: Any) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": True}}, "instead of a type"),
     ],
 )
-def test_a_schema_that_answers_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match="json_schema") as caught:
+def test_a_schema_that_answers_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match="json_schema") as error:
         task(schema)
-    assert told in str(caught.value)
+    assert message in str(error.value)
 
 
 def test_normalizers_name_fields_that_exist_and_belong_to_extraction() -> None:
@@ -131,7 +131,7 @@ def test_the_prompt_is_instruction_fields_and_the_input_last() -> None:
 
 
 def test_a_record_is_made_canonical() -> None:
-    given = {
+    record = {
         "paid": "TRUE",
         "seller": " Ho \r\n Co ",
         "total": "12.50",
@@ -139,7 +139,7 @@ def test_a_record_is_made_canonical() -> None:
         "kind": "bill",
         "codes": ["a ", ""],
     }
-    assert extraction.canonical_record(task(), given) == {
+    assert extraction.canonical_record(task(), record) == {
         "kind": "bill", "seller": "Ho\nCo", "total": 12.5, "pages": None, "paid": True, "codes": ["a"],
     }  # fmt: skip
     assert list(extraction.canonical_record(SPEC, {"seller": "Ho", "kind": "bill"})) == list(SPEC.fields)
@@ -149,7 +149,7 @@ def test_a_record_is_made_canonical() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("record", "message"),
     [
         ({"sellr": "Ho"}, "there is no field 'sellr'"),
         ({"kind": "quote"}, 'field kind: given \'quote\', allowed: one of "order", "bill"'),
@@ -171,10 +171,10 @@ def test_a_record_is_made_canonical() -> None:
         ({"codes": "a"}, "field codes"),
     ],
 )
-def test_what_is_no_record_is_told_with_its_field(given: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        extraction.canonical_record(SPEC, EMPTY | given)
-    assert told in str(caught.value)
+def test_what_is_no_record_is_told_with_its_field(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        extraction.canonical_record(SPEC, EMPTY | record)
+    assert message in str(error.value)
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
@@ -194,18 +194,18 @@ records = st.fixed_dictionaries(
 @settings(max_examples=150, deadline=None)
 @given(records)
 @example({"kind": "bill", "seller": "x", "total": -1.2345678901234567e-12})
-def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(given: dict[str, Any]) -> None:
-    check_spelling(SPEC, given)
+def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(record: dict[str, Any]) -> None:
+    check_spelling(SPEC, record)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
-    written = sample_text(extraction.grammar(SPEC), random.Random(seed))
-    assert extraction.parse(SPEC, written).problem is None
+    sample = sample_text(extraction.grammar(SPEC), random.Random(seed))
+    assert extraction.parse(SPEC, sample).problem is None
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "beginning",
     [
         '{"kind": "quote"',
         '{"kind": "bill", "buyer"',
@@ -218,9 +218,9 @@ def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> No
         '{"seller"',
     ],
 )
-def test_the_grammar_takes_nothing_invented_too_long_or_out_of_order(wrong: str) -> None:
-    rest = extraction.answer_text(SPEC, EMPTY)[len('{"kind": "bill", "seller": "Ho", "total": ') :]
-    assert not matches(extraction.grammar(SPEC), wrong + rest)
+def test_the_grammar_takes_nothing_invented_too_long_or_out_of_order(beginning: str) -> None:
+    ending = extraction.answer_text(SPEC, EMPTY)[len('{"kind": "bill", "seller": "Ho", "total": ') :]
+    assert not matches(extraction.grammar(SPEC), beginning + ending)
     assert matches(extraction.grammar(SPEC), extraction.answer_text(SPEC, EMPTY))
 
 
@@ -248,8 +248,8 @@ def test_an_answer_that_is_no_record_has_a_reason(output: str, problem: str) -> 
 
 
 def test_json_in_another_spelling_is_the_same_record() -> None:
-    spelled = json.dumps(EMPTY | {"total": 12.0, "codes": [], "seller": "Hô "}, indent=2) + "\n"
-    assert extraction.parse(SPEC, spelled) == ParsedAnswer(EMPTY | {"total": 12, "seller": "Hô"})
+    respelled = json.dumps(EMPTY | {"total": 12.0, "codes": [], "seller": "Hô "}, indent=2) + "\n"
+    assert extraction.parse(SPEC, respelled) == ParsedAnswer(EMPTY | {"total": 12, "seller": "Hô"})
 
 
 @settings(max_examples=200, deadline=None)
@@ -260,12 +260,12 @@ def test_json_in_another_spelling_is_the_same_record() -> None:
     | json_values
 )
 def test_the_parser_takes_what_the_schema_takes(value: Any) -> None:
-    fits = jsonschema.Draft202012Validator(extraction.output_schema(SPEC)).is_valid(value)
+    is_valid = jsonschema.Draft202012Validator(extraction.output_schema(SPEC)).is_valid(value)
     parsed = extraction.parse(SPEC, json.dumps(value))
     out_of_range = isinstance(value, dict) and any(
-        isinstance(one, int | float) and one and not 1e-99 <= abs(one) < 1e18 for one in value.values()
+        isinstance(number, int | float) and number and not 1e-99 <= abs(number) < 1e18 for number in value.values()
     )
-    assert (parsed.problem is None) == fits or out_of_range
+    assert (parsed.problem is None) == is_valid or out_of_range
 
 
 def test_the_score_against_a_worked_example() -> None:
@@ -305,10 +305,10 @@ def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
     run = runs.create(tmp_path, recipe, "digest", {}, tmp_path)
     spec = extraction.make_spec(recipe.task, {})
     target = extraction.canonical_record(spec, {"document_type": "order", "supplier": "Ho", "total": "9.00"})
-    right, half = ParsedAnswer(target), ParsedAnswer(target | {"supplier": "Hu"})
+    correct, half_correct = ParsedAnswer(target), ParsedAnswer(target | {"supplier": "Hu"})
     scores = {
-        "tuned": extraction.score(spec, [target] * 2, [right, half]),
-        "base": extraction.score(spec, [target] * 2, [half, ParsedAnswer(None, TRUNCATED)]),
+        "tuned": extraction.score(spec, [target] * 2, [correct, half_correct]),
+        "base": extraction.score(spec, [target] * 2, [half_correct, ParsedAnswer(None, TRUNCATED)]),
     }
     runs.start_stage(run, "train", {})
     runs.end_stage(run, "train", "done", "done", validation=scores)
@@ -342,9 +342,9 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     committed = (RECIPES / "extractor.yaml").read_text(encoding="utf-8")
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(committed.replace("../demo_data/purchase_documents.jsonl", "documents.jsonl"), encoding="utf-8")
-    answer = python("train", recipe, "train.max_steps=2", "train.save_steps=2", "--hardware", "cpu")
-    assert answer.returncode == 0, answer.stderr
-    _, tuned, *_, untuned = answer.stdout.splitlines()
+    completed = python("train", recipe, "train.max_steps=2", "train.save_steps=2", "--hardware", "cpu")
+    assert completed.returncode == 0, completed.stderr
+    _, tuned, *_, untuned = completed.stdout.splitlines()
     assert "schema valid" in tuned and "schema valid" in untuned
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/*/manifest.json") if not path.parent.is_symlink()]
     prompt = atomic_files.read_json(run / "adapter" / "prompt.json")
@@ -352,7 +352,7 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     # The grammar lets no other problem through than an answer that did not end.
     assert set(score["invalid"]) <= {TRUNCATED}
     probes = list(atomic_files.read_jsonl(run / "reference.jsonl"))
-    assert all(len(one["token_ids"]) <= prompt["max_answer_tokens"] for one in probes)
+    assert all(len(probe["token_ids"]) <= prompt["max_answer_tokens"] for probe in probes)
 
 
 def test_every_receipt_of_sroie_is_a_record_of_its_recipe(sroie: Path) -> None:
@@ -360,10 +360,10 @@ def test_every_receipt_of_sroie_is_a_record_of_its_recipe(sroie: Path) -> None:
     rows = [row for name in ("train", "test") for row in atomic_files.read_jsonl(sroie / f"{name}.jsonl")]
     records = [extraction.canonical_record(spec, row["target"]) for row in rows]
     assert len(records) == 626 + 361
-    assert sum(one["address"] is None for one in records) == 1
-    assert sum(one["total"] is None for one in records) == 1
+    assert sum(record["address"] is None for record in records) == 1
+    assert sum(record["total"] is None for record in records) == 1
     grammar = extraction.grammar(spec)
-    assert all(matches(grammar, extraction.answer_text(spec, one)) for one in records[:20])
+    assert all(matches(grammar, extraction.answer_text(spec, record)) for record in records[:20])
     # Every date and every total can be read.
-    assert all(len(normalize(one["date"], ["date_dmy"])) == len("2018-04-02") for one in records)
-    assert all(normalize(one["total"], ["amount"])[-3] == "." for one in records if one["total"])
+    assert all(len(normalize(record["date"], ["date_dmy"])) == len("2018-04-02") for record in records)
+    assert all(normalize(record["total"], ["amount"])[-3] == "." for record in records if record["total"])

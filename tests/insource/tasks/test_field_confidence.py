@@ -20,30 +20,32 @@ records = st.dictionaries(st.text(max_size=6), values, min_size=1, max_size=6)
 
 def test_a_record_as_the_module_tells_it() -> None:
     tokens = ['{"', "number", '": "', "204", "17", '", "', "due", '": ', "null", "}", "<|im_end|>"]
-    told = [0.0, 0.0, 0.0, -0.1, -0.2, 0.0, 0.0, 0.0, -1.2, 0.0, 0.0]
-    assert lowest_field_log_probability(tokens, told) == pytest.approx(-1.2)
-    told[8] = -0.1
-    assert lowest_field_log_probability(tokens, told) == pytest.approx(-0.3), "the parts of one value are added"
+    log_probabilities = [0.0, 0.0, 0.0, -0.1, -0.2, 0.0, 0.0, 0.0, -1.2, 0.0, 0.0]
+    assert lowest_field_log_probability(tokens, log_probabilities) == pytest.approx(-1.2)
+    log_probabilities[8] = -0.1
+    assert lowest_field_log_probability(tokens, log_probabilities) == pytest.approx(-0.3), (
+        "the parts of one value are added"
+    )
 
 
 @given(records, st.data(), st.booleans())
 def test_however_it_is_cut_each_field_has_what_was_decided_in_it(
-    record: dict[str, Any], data: st.DataObject, spaced: bool
+    record: dict[str, Any], data: st.DataObject, is_indented: bool
 ) -> None:
-    text = json.dumps(record, ensure_ascii=False, indent=2 if spaced else None)
-    ends = find_value_ends(text)
-    assert len(ends) == len(record)
-    for (start, end), (name, value) in zip(pairwise([0, *ends]), record.items(), strict=True):
+    text = json.dumps(record, ensure_ascii=False, indent=2 if is_indented else None)
+    bounds = find_value_ends(text)
+    assert len(bounds) == len(record)
+    for (start, end), (name, value) in zip(pairwise([0, *bounds]), record.items(), strict=True):
         assert json.loads("{" + text[start:end].lstrip("{, \n") + "}") == {name: value}
     cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1), max_size=20)))
     tokens = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
     # All that is uncertain lies in the token where the last character of one value stands.
-    chosen = data.draw(st.integers(0, len(ends) - 1))
+    field_index = data.draw(st.integers(0, len(bounds) - 1))
     starts = [0, *cuts]
-    holder = max(at for at, start in enumerate(starts) if start < ends[chosen])
-    told = [-2.0 if at == holder else 0.0 for at in range(len(tokens))]
-    assert lowest_field_log_probability(tokens, told) == -2.0
-    assert lowest_field_log_probability(tokens, [-1.0] * len(tokens)) <= -1.0 * len(tokens) / len(ends) + 1e-9  # type: ignore[operator]
+    holder = max(index for index, start in enumerate(starts) if start < bounds[field_index])
+    log_probabilities = [-2.0 if index == holder else 0.0 for index in range(len(tokens))]
+    assert lowest_field_log_probability(tokens, log_probabilities) == -2.0
+    assert lowest_field_log_probability(tokens, [-1.0] * len(tokens)) <= -1.0 * len(tokens) / len(bounds) + 1e-9  # type: ignore[operator]
 
 
 NO_RECORDS = ["billing_dispute", '["a", "b"]', "{}", '{"a": 1', '{"a" 1}', '{"a": 1 "b": 2}', '{"a": 1,}', "", " ", "{"]

@@ -49,7 +49,7 @@ def test_an_output_is_clean_text_or_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "answer", "wanted"),
+    ("target", "answer", "expected"),
     [
         # Lin 2004: of four words three, and two, are a common subsequence.
         ("police killed the gunman", "police kill the gunman", 3 / 4),
@@ -67,12 +67,12 @@ def test_an_output_is_clean_text_or_empty() -> None:
         ("?", "?", 1.0),
     ],
 )
-def test_rouge_l_is_what_is_computed_by_hand(target: str, answer: str, wanted: float) -> None:
-    assert rouge_l(target, answer) == pytest.approx(wanted, abs=1e-6)
+def test_rouge_l_is_what_is_computed_by_hand(target: str, answer: str, expected: float) -> None:
+    assert rouge_l(target, answer) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("target", "answer", "wanted"),
+    ("target", "answer", "expected"),
     [
         # Of 1-grams 2/2 and 2/3, of 2-grams 1/1 and 1/2, and no 3-gram in the answer: P = 1, R = 7/12, F2 = 5PR/(4P+R).
         ("abc", "ab", 5 * (7 / 12) / (4 + 7 / 12)),
@@ -83,8 +83,8 @@ def test_rouge_l_is_what_is_computed_by_hand(target: str, answer: str, wanted: f
         ("ab", "cd", 0.0),
     ],
 )
-def test_chrf_is_what_is_computed_by_hand(target: str, answer: str, wanted: float) -> None:
-    assert chrf(target, answer) == pytest.approx(wanted)
+def test_chrf_is_what_is_computed_by_hand(target: str, answer: str, expected: float) -> None:
+    assert chrf(target, answer) == pytest.approx(expected)
 
 
 def test_the_score_against_a_worked_example() -> None:
@@ -119,7 +119,9 @@ def test_no_rows_is_no_score() -> None:
         generation.score(SPEC, [], [])
 
 
-visible = st.text(min_size=1, max_size=40).map(lambda text: generation.parse(SPEC, text)).filter(lambda one: one.value)
+visible = (
+    st.text(min_size=1, max_size=40).map(lambda text: generation.parse(SPEC, text)).filter(lambda parsed: parsed.value)
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,27 +142,27 @@ def test_the_demo_is_what_its_generator_writes_and_no_baseline_sums_it_up(python
     assert python("demo_data.support_chats").stdout == committed
     rows = list(support_chats.generate_conversations(200))
     targets = [row["summary"] for row in rows]
-    first = [re.split(r"(?<=[.!?])\s", row["text"].split(": ", 1)[-1])[0] for row in rows]
+    first_sentences = [re.split(r"(?<=[.!?])\s", row["text"].split(": ", 1)[-1])[0] for row in rows]
     baselines = {
-        "first sentence": first,
+        "first sentence": first_sentences,
         "whole text": [row["text"] for row in rows],
         "one for all": ["Hub, order 48213: no power. Wants a refund."] * len(rows),
     }
     scores = {
-        name: generation.score(SPEC, targets, [generation.parse(SPEC, one) for one in said])["rouge_l"]
-        for name, said in baselines.items()
+        name: generation.score(SPEC, targets, [generation.parse(SPEC, output) for output in outputs])["rouge_l"]
+        for name, outputs in baselines.items()
     }
     assert scores["first sentence"] < 0.2
     assert scores["whole text"] < 0.2
     assert scores["one for all"] < 0.4
 
 
-def recipe_for(folder: Path, rows: list[Any], more: str = "") -> Recipe:
+def recipe_for(folder: Path, rows: list[Any], extra: str = "") -> Recipe:
     lines = [json.dumps(row) for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "r.yaml").write_text(
         "task: {kind: generation, instruction: Sum up the message.}\nmodel: {base: pocket}\n"
-        f"data:\n  source: {{path: rows.jsonl}}\n  split: {{stratify: null}}\n{more}",
+        f"data:\n  source: {{path: rows.jsonl}}\n  split: {{stratify: null}}\n{extra}",
         encoding="utf-8",
     )
     return load(str(folder / "r.yaml"), (), "cpu").recipe
@@ -185,15 +187,15 @@ def many(count: int) -> list[dict[str, Any]]:
 
 
 def test_the_recipe_is_prepared_whole(tmp_path: Path) -> None:
-    rows, told = prepared(load("summarizer", (), "cpu").recipe, tmp_path)
-    assert told["rows"]["read"] == support_chats.ROWS
-    assert told["rows"]["rejected"] == {}
+    rows, report = prepared(load("summarizer", (), "cpu").recipe, tmp_path)
+    assert report["rows"]["read"] == support_chats.ROWS
+    assert report["rows"]["rejected"] == {}
     assert len(rows) > 0.97 * support_chats.ROWS
     committed = list(atomic_files.read_jsonl(RECIPES.parent / "demo_data" / "support_chats.jsonl"))
-    assert all(rows[one["conversation_id"]]["target"] == one["summary"] for one in committed[:50])
-    assert told["labels"] == told["fields"] == {}
-    assert 0.3 < told["answers"]["words_from_text"]["mean"] < 0.7
-    assert told["tokens"]["longest"] < 400
+    assert all(rows[summary["conversation_id"]]["target"] == summary["summary"] for summary in committed[:50])
+    assert report["labels"] == report["fields"] == {}
+    assert 0.3 < report["answers"]["words_from_text"]["mean"] < 0.7
+    assert report["tokens"]["longest"] < 400
     page = next(tmp_path.rglob("data.html")).read_text(encoding="utf-8")
     assert "What are the answers like?" in page
     assert "None" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)
@@ -203,31 +205,31 @@ def test_a_text_may_have_several_answers_and_leaves_only_with_the_same_one(tmp_p
     (tmp_path / "test.jsonl").write_text(
         "".join(json.dumps({"text": f"quite another {n}", "target": "t"}) + "\n" for n in range(9)), encoding="utf-8"
     )
-    torn = [{"text": "torn apart", "target": one} for one in ("One way.", "Another way.", "One way.")]
-    recipe = recipe_for(tmp_path, [*many(200), *torn], "  conflicts: fail\n")
+    conflicting = [{"text": "torn apart", "target": target} for target in ("One way.", "Another way.", "One way.")]
+    recipe = recipe_for(tmp_path, [*many(200), *conflicting], "  conflicts: fail\n")
     source = recipe.data.source.model_copy(
         update={"path": None, "train": str(tmp_path / "rows.jsonl"), "test": str(tmp_path / "test.jsonl")}
     )
     split = recipe.data.split.model_copy(update={"validation": 0.05, "calibration": 0.01})
     data = recipe.data.model_copy(update={"source": source, "split": split})
-    rows, told = prepared(recipe.model_copy(update={"data": data}), tmp_path / "runs")
+    rows, report = prepared(recipe.model_copy(update={"data": data}), tmp_path / "runs")
     assert sorted(row["target"] for row in rows.values() if row["input"]["text"] == "torn apart") == [
         "Another way.",
         "One way.",
     ]
-    assert told["rows"]["dropped"] == {"duplicate": 1}
+    assert report["rows"]["dropped"] == {"duplicate": 1}
 
 
 def test_rows_without_a_usable_answer_are_rejected_with_the_reason(tmp_path: Path) -> None:
-    bad: dict[str, Any] = {
+    invalid: dict[str, Any] = {
         "no_answer": {"text": "what now", "target": " \n"},
         "bad_answer": {"text": "what now", "target": ["a", "list"]},
         "nul_byte": {"text": "what now", "target": "a\0b"},
         "no_text": {"text": None, "target": "Nothing."},
     }
-    recipe = recipe_for(tmp_path, [*many(80), *bad.values(), {"text": "no target at all"}], "  max_rejected: 0.2\n")
-    _, told = prepared(recipe, tmp_path / "runs")
-    assert told["rows"]["rejected"] == {**dict.fromkeys(bad, 1), "no_answer": 2}
+    recipe = recipe_for(tmp_path, [*many(80), *invalid.values(), {"text": "no target at all"}], "  max_rejected: 0.2\n")
+    _, report = prepared(recipe, tmp_path / "runs")
+    assert report["rows"]["rejected"] == {**dict.fromkeys(invalid, 1), "no_answer": 2}
 
 
 def test_a_missing_answer_column_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -251,23 +253,23 @@ def test_what_is_redacted_in_a_text_is_redacted_in_its_answer_alike_and_what_is_
     tmp_path: Path,
 ) -> None:
     secrets = ("ann.smith@example.org", "bob@example.net", "4111 1111 1111 1111")
-    asked = {
+    repeated_row = {
         "text": f"I am {secrets[0]}, see [EMAIL_4]",
         "target": f"Customer {secrets[0].upper()}, colleague {secrets[1]}, card {secrets[2]}",
     }
     only_answered = {"text": "who is it?", "target": f"It is {secrets[1]}."}
     redacted_before = {"text": "see [EMAIL_4]", "target": f"Ask {secrets[1]}."}
     recipe = recipe_for(
-        tmp_path, [asked, only_answered, redacted_before, *many(80)], "privacy: {redact: [email, card]}\n"
+        tmp_path, [repeated_row, only_answered, redacted_before, *many(80)], "privacy: {redact: [email, card]}\n"
     )
-    rows, told = prepared(recipe, tmp_path / "runs")
+    rows, report = prepared(recipe, tmp_path / "runs")
     first, second, third = (rows[f"rows.jsonl:{line}"] for line in (1, 2, 3))
     assert first["input"]["text"] == "I am [EMAIL_5], see [EMAIL_4]"
     assert first["target"] == "Customer [EMAIL_5], colleague [EMAIL_6], card [CARD_1]"
     assert second["target"] == "It is [EMAIL_1]."
     assert third["target"] == "Ask [EMAIL_5]."
-    assert told["personal_data"]["email"]["rows"] == 3
-    assert told["personal_data"]["card"]["rows"] == 1
+    assert report["personal_data"]["email"]["rows"] == 3
+    assert report["personal_data"]["card"]["rows"] == 1
     for path in filter(Path.is_file, (tmp_path / "runs").rglob("*")):
         assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path
 
@@ -288,11 +290,11 @@ anything = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({}, optional={"text": anything, "target": anything}))
 def test_any_row_is_used_or_rejected(values: dict[str, Any]) -> None:
-    found = make_row(SourceRow("rows.jsonl", 1, values), any_columns())
-    if isinstance(found, Rejected):
-        assert found.reason in {"no_text", "bad_text", "no_answer", "bad_answer", "nul_byte", "lone_surrogate"}
+    result = make_row(SourceRow("rows.jsonl", 1, values), any_columns())
+    if isinstance(result, Rejected):
+        assert result.reason in {"no_text", "bad_text", "no_answer", "bad_answer", "nul_byte", "lone_surrogate"}
         return
-    assert isinstance(found, Row)
-    target = TASKS["generation"].parse_target(found.target)
+    assert isinstance(result, Row)
+    target = TASKS["generation"].parse_target(result.target)
     assert generation.parse(SPEC, target) == ParsedAnswer(target)
-    assert found.text
+    assert result.text

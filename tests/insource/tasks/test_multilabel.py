@@ -68,8 +68,8 @@ def test_the_grammar_takes_each_set_in_one_spelling_and_nothing_else() -> None:
         for size in range(4):
             for chosen in combinations(LABELS, size):
                 assert matches(grammar, multilabel.answer_text(spec, chosen)) is (size > 0 or spec.may_be_empty)
-                others = [order for order in permutations(chosen) if order != chosen]
-                assert not any(matches(grammar, multilabel.answer_text(spec, order)) for order in others)
+                other_orders = [order for order in permutations(chosen) if order != chosen]
+                assert not any(matches(grammar, multilabel.answer_text(spec, order)) for order in other_orders)
         for text in ('["late", "late"]', '["other"]', '["late",]', '["late" "réclamé"]', '"late"', '["late"', "late"):
             assert not matches(grammar, text), text
 
@@ -108,42 +108,47 @@ def test_the_score_against_a_worked_example() -> None:
 
 @settings(deadline=None)
 @given(ROWS)
-def test_the_figures_are_scikit_learns(found: list[tuple[set[str], set[str] | None]]) -> None:
+def test_the_figures_are_scikit_learns(pairs: list[tuple[set[str], set[str] | None]]) -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
-    targets = [canonical(wanted) for wanted, _ in found]
-    answers = [ParsedAnswer(None, "not_json") if said is None else ParsedAnswer(canonical(said)) for _, said in found]
+    targets = [canonical(target) for target, _ in pairs]
+    answers = [
+        ParsedAnswer(None, "not_json") if prediction is None else ParsedAnswer(canonical(prediction))
+        for _, prediction in pairs
+    ]
     tallies = multilabel.compute_metric_stats(SPEC, targets, answers)
-    wanted, said = ([[int(label in row) for label in LABELS] for row in side] for side in
-                    (targets, [one.value or [] for one in answers]))  # fmt: skip
-    occurring = [at for at in range(3) if any(row[at] for row in wanted + said)]
+    target_indicators, predicted_indicators = ([[int(label in row) for label in LABELS] for row in side] for side in
+                    (targets, [answer.value or [] for answer in answers]))  # fmt: skip
+    occurring = [index for index in range(3) if any(row[index] for row in target_indicators + predicted_indicators)]
     if occurring:
-        given_ = (wanted, said)
-        macro = f1_score(*given_, labels=occurring, average="macro", zero_division=0.0)
-        assert tallies["micro_f1"].figure() == pytest.approx(f1_score(*given_, average="micro", zero_division=0.0))
+        indicators = (target_indicators, predicted_indicators)
+        macro = f1_score(*indicators, labels=occurring, average="macro", zero_division=0.0)
+        assert tallies["micro_f1"].figure() == pytest.approx(f1_score(*indicators, average="micro", zero_division=0.0))
         assert tallies["macro_f1"].figure() == pytest.approx(macro)
-    if all(one.problem is None for one in answers):
-        assert tallies["exact_match"].figure() == pytest.approx(accuracy_score(wanted, said))
+    if all(answer.problem is None for answer in answers):
+        assert tallies["exact_match"].figure() == pytest.approx(accuracy_score(target_indicators, predicted_indicators))
     score = multilabel.score(SPEC, targets, answers)
-    assert multilabel.main_metrics(score) == {name: one.figure() for name, one in tallies.items()}
+    assert multilabel.main_metrics(score) == {name: tally.figure() for name, tally in tallies.items()}
 
 
 def test_a_resample_of_label_sets_is_the_sum_of_its_rows() -> None:
-    wanted, said = [{0}, {0, 1}, set(), {2}], [{0}, {1}, {2}, set()]
-    whole = metric_stats.multilabel_macro_f1_metric(wanted, said, 3)
-    drawn = [1, 1, 3]
-    again = metric_stats.multilabel_macro_f1_metric([wanted[at] for at in drawn], [said[at] for at in drawn], 3)
-    assert whole.at(drawn).figure() == pytest.approx(again.figure())
+    targets, predictions = [{0}, {0, 1}, set(), {2}], [{0}, {1}, {2}, set()]
+    metric = metric_stats.multilabel_macro_f1_metric(targets, predictions, 3)
+    sampled = [1, 1, 3]
+    resampled = metric_stats.multilabel_macro_f1_metric(
+        [targets[index] for index in sampled], [predictions[index] for index in sampled], 3
+    )
+    assert metric.at(sampled).figure() == pytest.approx(resampled.figure())
 
 
 def test_a_closed_model_gets_an_object_with_the_array_and_is_read_without_it() -> None:
     schema = multilabel.output_schema(STRICT)
-    sent = restrict_keywords(
+    sent_schema = restrict_keywords(
         wrap_in_object(schema),
         frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "maxItems"}),
     )
-    assert sent["properties"]["answer"]["items"]["enum"] == list(LABELS)
-    assert "uniqueItems" not in sent["properties"]["answer"] and "no entry twice" in str(sent)
+    assert sent_schema["properties"]["answer"]["items"]["enum"] == list(LABELS)
+    assert "uniqueItems" not in sent_schema["properties"]["answer"] and "no entry twice" in str(sent_schema)
     answer = unwrap_answer(schema, '{"answer": ["réclamé", "late"]}')
     assert multilabel.parse(STRICT, answer) == ParsedAnswer(["late", "réclamé"])
     assert multilabel.parse(STRICT, unwrap_answer(schema, '{"answers": ["late"]}')) == ParsedAnswer(
@@ -152,12 +157,12 @@ def test_a_closed_model_gets_an_object_with_the_array_and_is_read_without_it() -
 
 
 def test_answers_that_one_has_are_read_as_the_rows_are() -> None:
-    read = multilabel.make_answer_reader(SPEC, True, ";")
-    for given_ in (["réclamé", "Late"], '["réclamé", "Late"]', "réclamé; Late", "réclamé;late;"):
-        assert read(given_) == '["late", "réclamé"]'
-    assert read("") == "[]" and read("lost; late") == '["late", "lost"]'
-    assert read("['late' 'réclamé']") == "['late' 'réclamé']"
-    assert read("['late',\n 'réclamé']") == '["late", "réclamé"]'
+    read_answer = multilabel.make_answer_reader(SPEC, True, ";")
+    for raw in (["réclamé", "Late"], '["réclamé", "Late"]', "réclamé; Late", "réclamé;late;"):
+        assert read_answer(raw) == '["late", "réclamé"]'
+    assert read_answer("") == "[]" and read_answer("lost; late") == '["late", "lost"]'
+    assert read_answer("['late' 'réclamé']") == "['late' 'réclamé']"
+    assert read_answer("['late',\n 'réclamé']") == '["late", "réclamé"]'
     assert multilabel.make_answer_reader(SPEC, True)("late; réclamé") == "late; réclamé"
     assert multilabel.make_answer_reader(SPEC, False)(["Late"]) == '["Late"]'
 
@@ -173,67 +178,71 @@ def test_one_vs_rest_finds_each_label_by_itself() -> None:
 
     train = [row("it came late", "late"), row("the box is torn", "torn"), row("late and torn", "late", "torn")] * 4
     train += [row("thank you very much"), row("have a good day")] * 4
-    asked = [row(text) for text in ("late again and torn again", "thank you", "my parcel was late")]
-    found = linear_baseline.predict_label_sets(train, asked, labels, may_be_empty=True)
-    assert [json.loads(one.output) for one in found] == [["late", "torn", "always"], ["always"], ["late", "always"]]
-    assert all(one.log_probability is not None and one.log_probability < 0 for one in found)
-    bare = [{**one, "target": one["target"][:-1]} for one in train]
+    test_rows = [row(text) for text in ("late again and torn again", "thank you", "my parcel was late")]
+    predictions = linear_baseline.predict_label_sets(train, test_rows, labels, may_be_empty=True)
+    assert [json.loads(prediction.output) for prediction in predictions] == [
+        ["late", "torn", "always"],
+        ["always"],
+        ["late", "always"],
+    ]
+    assert all(prediction.log_probability is not None and prediction.log_probability < 0 for prediction in predictions)
+    unlabeled = [{**train_row, "target": train_row["target"][:-1]} for train_row in train]
     for may_be_empty in (True, False):
-        (one,) = linear_baseline.predict_label_sets(bare, [row("thank you")], labels[:3], may_be_empty)
-        assert (one.output == "[]") is may_be_empty
+        (only_prediction,) = linear_baseline.predict_label_sets(unlabeled, [row("thank you")], labels[:3], may_be_empty)
+        assert (only_prediction.output == "[]") is may_be_empty
 
 
 # The rows.
 
 
-def as_lists(folder: Path, found: list[dict[str, Any]]) -> str:
-    put(folder / "rows.jsonl", found)
+def as_lists(folder: Path, source_rows: list[dict[str, Any]]) -> str:
+    put(folder / "rows.jsonl", source_rows)
     return "{source: {path: rows.jsonl}}"
 
 
-def as_json(folder: Path, found: list[dict[str, Any]]) -> str:
-    put(folder / "rows.jsonl", [{**row, "label": json.dumps(row["label"])} for row in found])
+def as_json(folder: Path, source_rows: list[dict[str, Any]]) -> str:
+    put(folder / "rows.jsonl", [{**row, "label": json.dumps(row["label"])} for row in source_rows])
     return "{source: {path: rows.jsonl}}"
 
 
-def as_separated(folder: Path, found: list[dict[str, Any]]) -> str:
+def as_separated(folder: Path, source_rows: list[dict[str, Any]]) -> str:
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
-        writer.writerows((row["text"], " | ".join(row["label"])) for row in found)
+        writer.writerows((row["text"], " | ".join(row["label"])) for row in source_rows)
     return '{source: {path: rows.csv}, columns: {label_separator: "|"}}'
 
 
-def as_tables_write_lists(folder: Path, found: list[dict[str, Any]]) -> str:
-    put(folder / "rows.jsonl", [{**row, "label": repr(row["label"])} for row in found])
+def as_tables_write_lists(folder: Path, source_rows: list[dict[str, Any]]) -> str:
+    put(folder / "rows.jsonl", [{**row, "label": repr(row["label"])} for row in source_rows])
     return "{source: {path: rows.jsonl}}"
 
 
 @pytest.mark.parametrize("write", [as_lists, as_json, as_separated, as_tables_write_lists])
 def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write: Any) -> None:
-    found = rows()
-    splits, report = prepared(tmp_path, write(tmp_path, found), TASK)
-    expected = {row["text"]: sorted(row["label"]) for row in found}
-    written = [row for name in SPLITS for row in splits[name]]
-    assert len(written) + sum(report["rows"]["dropped"].values()) == len(found)
-    assert all(row["target"] == expected[row["input"]["text"]] for row in written)
+    source_rows = rows()
+    splits, report = prepared(tmp_path, write(tmp_path, source_rows), TASK)
+    expected = {row["text"]: sorted(row["label"]) for row in source_rows}
+    prepared_rows = [row for name in SPLITS for row in splits[name]]
+    assert len(prepared_rows) + sum(report["rows"]["dropped"].values()) == len(source_rows)
+    assert all(row["target"] == expected[row["input"]["text"]] for row in prepared_rows)
     for label in ("late", "torn", "refund"):
         for name in SPLITS:
             assert report["labels"][label][name] == sum(label in row["target"] for row in splits[name])
-    sizes = {str(size): sum(len(row["target"]) == size for row in written) for size in range(4)}
+    sizes = {str(size): sum(len(row["target"]) == size for row in prepared_rows) for size in range(4)}
     assert report["labels_per_row"] == {"may_be_empty": True, "rows": sizes}
-    told = console.format_summary(report, "prepared")
-    assert f"labels a row: 0: {sizes['0']} rows" in told and "labels are not doubted" in told
+    summary = console.format_summary(report, "prepared")
+    assert f"labels a row: 0: {sizes['0']} rows" in summary and "labels are not doubted" in summary
     assert report["suspects"]["found"] == 0 and "several labels" in report["suspects"]["why_none"]
-    page = next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
-    assert "Classification with several labels a row" in page and "How many labels a row has" in page
+    html = next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
+    assert "Classification with several labels a row" in html and "How many labels a row has" in html
     assert report["split"]["shares"]["test"]["worst_label_deviation"] > 0
 
 
 def test_the_order_is_the_recipes_and_spellings_are_one_label(tmp_path: Path) -> None:
-    found = [{**row, "label": [label.upper() if at % 9 == 0 else label for label in row["label"]]}
-             for at, row in enumerate(rows())]  # fmt: skip
-    put(tmp_path / "rows.jsonl", found)
+    source_rows = [{**row, "label": [label.upper() if index % 9 == 0 else label for label in row["label"]]}
+             for index, row in enumerate(rows())]  # fmt: skip
+    put(tmp_path / "rows.jsonl", source_rows)
     data = "{source: {path: rows.jsonl}}"
     splits, report = prepared(tmp_path, data, TASK[:-1] + ", labels: [torn, refund, late]}")
     order = ["torn", "refund", "late"]
@@ -269,10 +278,10 @@ def test_a_row_whose_labels_cannot_be_read_is_rejected_with_the_reason(
     put(tmp_path / "rows.jsonl", [*rows(), {"text": "one row more", "label": label}])
     prepared(tmp_path, "{source: {path: rows.jsonl}}", TASK[:-1] + ", labels: [torn, refund, late]}")
     (line,) = [
-        one
+        rejected
         for path in (tmp_path / "runs" / ".data").glob("*/rejected.jsonl")
-        for one in atomic_files.read_jsonl(path)
-        if one["kind"] == "rejected"
+        for rejected in atomic_files.read_jsonl(path)
+        if rejected["kind"] == "rejected"
     ]
     assert line["reason"] == reason and detail in line["detail"] and line["line"] == 241
 
@@ -285,11 +294,11 @@ def test_a_label_that_no_file_can_hold_is_told(tmp_path: Path, escape: str, reas
 
 
 def test_numbers_are_labels_and_an_empty_cell_with_a_separator_is_no_label(tmp_path: Path) -> None:
-    found = [{"text": text, "label": [1, 2] if at % 3 else []} for at, text in enumerate(texts(120))]
-    splits, _ = prepared(tmp_path, as_lists(tmp_path, found), TASK)
+    source_rows = [{"text": text, "label": [1, 2] if index % 3 else []} for index, text in enumerate(texts(120))]
+    splits, _ = prepared(tmp_path, as_lists(tmp_path, source_rows), TASK)
     assert {json.dumps(row["target"]) for row in splits["train"]} == {'["1", "2"]', "[]"}
-    found = [{"text": text, "label": [["1"], ["1", "2"], []][at % 3]} for at, text in enumerate(texts(120))]
-    splits, _ = prepared(tmp_path, as_separated(tmp_path, found), TASK)
+    source_rows = [{"text": text, "label": [["1"], ["1", "2"], []][index % 3]} for index, text in enumerate(texts(120))]
+    splits, _ = prepared(tmp_path, as_separated(tmp_path, source_rows), TASK)
     assert {json.dumps(row["target"]) for row in splits["train"]} == {'["1"]', '["1", "2"]', "[]"}
 
 
@@ -299,55 +308,58 @@ def test_without_empty_rows_an_answer_names_a_label(tmp_path: Path) -> None:
 
 
 def test_the_same_set_is_a_duplicate_and_another_set_a_conflict(tmp_path: Path) -> None:
-    found = rows()
-    found[0]["label"], found[1]["label"] = ["late", "torn"], ["late"]
-    again = [{"text": found[0]["text"].upper(), "label": ["Torn", "late"]}, {**found[1], "label": ["late", "refund"]}]
-    more = ", split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
-    data = as_lists(tmp_path, [*found, *again])[:-1] + more
+    source_rows = rows()
+    source_rows[0]["label"], source_rows[1]["label"] = ["late", "torn"], ["late"]
+    repeated = [
+        {"text": source_rows[0]["text"].upper(), "label": ["Torn", "late"]},
+        {**source_rows[1], "label": ["late", "refund"]},
+    ]
+    settings = ", split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
+    data = as_lists(tmp_path, [*source_rows, *repeated])[:-1] + settings
     splits, report = prepared(tmp_path, data + "}", TASK)
     in_train = {row["input"]["text"] for row in splits["train"]}
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
-    assert found[1]["text"] not in in_train
+    assert source_rows[1]["text"] not in in_train
     with pytest.raises(RecipeError, match="1 texts bear several answers"):
         prepared(tmp_path, data + ", conflicts: fail}", TASK)
 
 
-@pytest.mark.parametrize("do", ["drop", "other", "fail"])
-def test_rare_labels_take_their_rows_along_or_become_one(tmp_path: Path, do: str) -> None:
-    found = rows()
-    for at in range(0, 12):
-        found[at * 20]["label"] = [*found[at * 20]["label"], ["Fax", "fax", "telex"][at % 3]]
-    data = as_lists(tmp_path, found)[:-1] + f", rare_labels: {{min_rows: 10, do: {do}}}}}"
-    if do == "fail":
+@pytest.mark.parametrize("action", ["drop", "other", "fail"])
+def test_rare_labels_take_their_rows_along_or_become_one(tmp_path: Path, action: str) -> None:
+    source_rows = rows()
+    for index in range(0, 12):
+        source_rows[index * 20]["label"] = [*source_rows[index * 20]["label"], ["Fax", "fax", "telex"][index % 3]]
+    data = as_lists(tmp_path, source_rows)[:-1] + f", rare_labels: {{min_rows: 10, do: {action}}}}}"
+    if action == "fail":
         with pytest.raises(RecipeError, match=r"2 labels of fewer than 10 rows, 12 rows in all \('Fax' 8, 'telex' 4\)"):
             prepared(tmp_path, data, TASK)
         return
     splits, report = prepared(tmp_path, data, TASK)
-    written = [row for name in SPLITS for row in splits[name]]
-    if do == "drop":
+    prepared_rows = [row for name in SPLITS for row in splits[name]]
+    if action == "drop":
         assert report["rows"]["dropped"]["rare_label"] == 12 and set(report["labels"]) == {"late", "torn", "refund"}
-        assert not any({"fax", "telex"} & {*row["target"]} for row in written)
+        assert not any({"fax", "telex"} & {*row["target"]} for row in prepared_rows)
     else:
-        assert set(report["labels"]) == {"late", "torn", "refund", "other"} and len(written) == len(found)
-        assert sum("other" in row["target"] for row in written) == 12
+        assert set(report["labels"]) == {"late", "torn", "refund", "other"} and len(prepared_rows) == len(source_rows)
+        assert sum("other" in row["target"] for row in prepared_rows) == 12
         assert sum(report["labels"]["other"][name] for name in SPLITS) == 12
 
 
 def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
-    found = rows()
-    found[5]["label"] = ["late", "lost"]
+    source_rows = rows()
+    source_rows[5]["label"] = ["late", "lost"]
     with pytest.raises(RecipeError, match=r"'lost' occurs once"):
-        prepared(tmp_path, as_lists(tmp_path, found), TASK)
-    none = [{**row, "label": []} for row in rows()]
+        prepared(tmp_path, as_lists(tmp_path, source_rows), TASK)
+    unlabeled = [{**row, "label": []} for row in rows()]
     with pytest.raises(RecipeError, match=r"240 rows have fewer than two labels between them: none"):
-        prepared(tmp_path, as_lists(tmp_path, none), TASK)
+        prepared(tmp_path, as_lists(tmp_path, unlabeled), TASK)
 
 
 # The recipe.
 
 
 @pytest.mark.parametrize(
-    ("task", "more", "told"),
+    ("task", "settings", "message"),
     [
         ("{kind: generation, instruction: Sum it up please., labels_per_row: many}", "",
          "task: labels_per_row belongs to kind classification"),
@@ -364,18 +376,18 @@ def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_several_labels_is_refused_with_its_line(
-    tmp_path: Path, task: str, more: str, told: str
+    tmp_path: Path, task: str, settings: str, message: str
 ) -> None:
     put(tmp_path / "rows.jsonl", rows())
     separator = "{label_separator: ';'}" if "many" not in task and "several" not in task else "{}"
     (tmp_path / "r.yaml").write_text(
         f"task: {task}\nmodel: {{base: pocket}}\n"
-        f"data:\n  source: {{path: rows.jsonl}}\n  columns: {separator}\n{more}\n",
+        f"data:\n  source: {{path: rows.jsonl}}\n  columns: {separator}\n{settings}\n",
         encoding="utf-8",
     )
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         load(str(tmp_path / "r.yaml"), (), "cpu")
-    (line,) = [one for one in str(caught.value).splitlines() if told in one]
+    (line,) = [text_line for text_line in str(error.value).splitlines() if message in text_line]
     assert "r.yaml:" in line
 
 
@@ -397,13 +409,13 @@ def test_the_plan_is_decided_by_micro_f1_where_it_names_no_metric(tmp_path: Path
 @pytest.mark.slow(minutes=4)
 def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
     rng = random.Random(11)
-    named = {"late": TOPICS[:5], "torn": TOPICS[5:10], "refund": TOPICS[10:]}
-    found = []
+    topics_by_label = {"late": TOPICS[:5], "torn": TOPICS[5:10], "refund": TOPICS[10:]}
+    source_rows = []
     for number in range(220):
-        labels = rng.sample(list(named), rng.choice([0, 1, 1, 2]))
-        words = [rng.choice(named[label]) for label in labels] or ["nothing"]
-        found.append({"text": f"message {number * 7919}: {' and '.join(words)}", "topics": "; ".join(labels)})
-    put(tmp_path / "rows.jsonl", found)
+        labels = rng.sample(list(topics_by_label), rng.choice([0, 1, 1, 2]))
+        topics = [rng.choice(topics_by_label[label]) for label in labels] or ["nothing"]
+        source_rows.append({"text": f"message {number * 7919}: {' and '.join(topics)}", "topics": "; ".join(labels)})
+    put(tmp_path / "rows.jsonl", source_rows)
     recipe = tmp_path / "topics.yaml"
     recipe.write_text(
         f"task: {TASK}\n"
@@ -416,19 +428,19 @@ def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) 
         encoding="utf-8",
     )
     runs = tmp_path / "runs"
-    for stage, *words in (("train", *commands.TRAIN_SETTINGS), ("train.export", "export.quantize=none"),
+    for stage, *arguments in (("train", *commands.TRAIN_SETTINGS), ("train.export", "export.quantize=none"),
                           ("compare", "export.quantize=none")):  # fmt: skip
-        answer = commands.run_command(runs, stage, recipe, *words)
-        assert answer.returncode == 0, answer.stderr
-    here = Run((runs / "topics" / "latest").resolve())
-    prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")
+        completed = commands.run_command(runs, stage, recipe, *arguments)
+        assert completed.returncode == 0, completed.stderr
+    run = Run((runs / "topics" / "latest").resolve())
+    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
     assert prompt["task"]["kind"] == "multilabel" and prompt["task"]["may_be_empty"] is True
-    scores = atomic_files.read_json(here.folder / "scores.json")
+    scores = atomic_files.read_json(run.folder / "scores.json")
     assert scores["plan"]["metric"] == "micro_f1" and scores["task"]["metrics"][0] == "micro_f1"
-    test = list(atomic_files.read_jsonl(here.folder / "data" / "test.jsonl"))
+    test = list(atomic_files.read_jsonl(run.folder / "data" / "test.jsonl"))
     # What vLLM lets through is always a canonical set of labels.
     for name in ("tuned", "base"):
-        predicted = list(atomic_files.read_jsonl(here.folder / "predictions" / f"{name}.jsonl"))
+        predicted = list(atomic_files.read_jsonl(run.folder / "predictions" / f"{name}.jsonl"))
         assert [row["id"] for row in predicted] == [row["id"] for row in test]
         for row in predicted:
             assert row["label_ok"] and row["output"] == json.dumps(row["parsed"])
@@ -440,5 +452,5 @@ def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) 
     assert linear_model["metrics"]["micro_f1"]["value"] > 0.9
     assert set(linear_model["per_part"]) == {"late", "refund", "torn"}
     assert scores["confusion"] == {}
-    assert "micro-F1" in (here.folder / "report.md").read_text(encoding="utf-8")
-    assert "several labels a row" in (here.folder / "report.html").read_text(encoding="utf-8")
+    assert "micro-F1" in (run.folder / "report.md").read_text(encoding="utf-8")
+    assert "several labels a row" in (run.folder / "report.html").read_text(encoding="utf-8")

@@ -61,15 +61,15 @@ def item(name: str | None = None, amount: int | None = None, price: str | None =
     return {"name": name, "amount": amount, "price": price}
 
 
-def of(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"kind": "bill", "seller": None, "line_items": list(items) or None, "total": None, **more}
+def of(*items: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    return {"kind": "bill", "seller": None, "line_items": list(items) or None, "total": None, **kwargs}
 
 
 # The schema.
 
 
 @pytest.mark.parametrize(
-    ("field", "told"),
+    ("field", "message"),
     [
         ({"type": "object"}, "properties.a: needs type: object and properties"),
         (
@@ -84,10 +84,10 @@ def of(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
         ({"type": "object", "properties": {"b\n": {"type": "integer"}}}, "one line of a prompt"),
     ],
 )
-def test_an_object_that_answers_cannot_be_held_to_is_refused_by_its_path(field: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError) as caught:
+def test_an_object_that_answers_cannot_be_held_to_is_refused_by_its_path(field: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
         task({"type": "object", "properties": {"a": field}})
-    assert told in str(caught.value)
+    assert message in str(error.value)
 
 
 def test_objects_go_four_deep_and_a_path_names_one_field() -> None:
@@ -97,9 +97,9 @@ def test_objects_go_four_deep_and_a_path_names_one_field() -> None:
     assert task({"type": "object", "properties": {"a": field}})
     with pytest.raises(ValidationError, match="objects more than 4 deep"):
         task({"type": "object", "properties": {"a": {"type": "object", "properties": {"a": field}}}})
-    twice = {"a.b": {"type": "integer"}, "a": {"type": "object", "properties": {"b": {"type": "integer"}}}}
+    ambiguous = {"a.b": {"type": "integer"}, "a": {"type": "object", "properties": {"b": {"type": "integer"}}}}
     with pytest.raises(ValidationError, match=r"'a\.b' names two fields"):
-        task({"type": "object", "properties": twice})
+        task({"type": "object", "properties": ambiguous})
 
 
 def test_normalizers_and_absent_name_what_is_there() -> None:
@@ -123,9 +123,11 @@ def test_the_prompt_lists_what_is_in_an_object_below_it() -> None:
         "- total (a number, or null)\n\n"
         "Answer with one JSON object that has exactly these keys, in this order.\n\nInput:\nBill"
     )
-    told = extraction.messages(OMIT, {"text": "Bill"})[0]["content"]
-    assert "- total (a number, or left out)\n\nAnswer with one JSON object that has these keys, in this order. " in told
-    assert "Leave out what the document does not give.\n\n" in told and "or null" not in told
+    prompt = extraction.messages(OMIT, {"text": "Bill"})[0]["content"]
+    assert (
+        "- total (a number, or left out)\n\nAnswer with one JSON object that has these keys, in this order. " in prompt
+    )
+    assert "Leave out what the document does not give.\n\n" in prompt and "or null" not in prompt
 
 
 # Records and answers.
@@ -148,18 +150,18 @@ records = st.fixed_dictionaries(
 
 @settings(max_examples=100, deadline=None)
 @given(records)
-def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(given_: dict[str, Any]) -> None:
+def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(record: dict[str, Any]) -> None:
     for spec in SPECS:
-        check_spelling(spec, given_)
+        check_spelling(spec, record)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
     spec = SPECS[seed % 2]
-    written = sample_text(extraction.grammar(spec), random.Random(seed))
-    assert extraction.parse(spec, written).problem is None
-    if spec is OMIT and not any(end in written for end in ('" "', '"\\')):
-        jsonschema.validate(json.loads(written), extraction.output_schema(spec))
+    sample = sample_text(extraction.grammar(spec), random.Random(seed))
+    assert extraction.parse(spec, sample).problem is None
+    if spec is OMIT and not any(end in sample for end in ('" "', '"\\')):
+        jsonschema.validate(json.loads(sample), extraction.output_schema(spec))
 
 
 def test_an_answer_has_the_given_fields_alone() -> None:
@@ -180,7 +182,7 @@ def test_an_answer_has_the_given_fields_alone() -> None:
 def test_the_omitting_grammar_takes_no_null_no_comma_too_many_and_no_other_order() -> None:
     grammar = extraction.grammar(OMIT)
     assert matches(grammar, '{"kind": "bill"}') and matches(grammar, '{"kind": "bill", "total": 4}')
-    for wrong in (
+    for invalid in (
         "{}",
         '{"kind": "bill", }',
         '{"kind": "bill", "total": null}',
@@ -190,20 +192,20 @@ def test_the_omitting_grammar_takes_no_null_no_comma_too_many_and_no_other_order
         '{"kind": "bill", "seller": {"towns": ["x"]}}',
         '{"kind": "bill", "line_items": [{"price": "1", "name": "x"}]}',
     ):
-        assert not matches(grammar, wrong), wrong
-    every = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
-    free = extraction.grammar(extraction.make_spec(task(every, absent="omit"), {}))
+        assert not matches(grammar, invalid), invalid
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    optional_grammar = extraction.grammar(extraction.make_spec(task(schema, absent="omit"), {}))
     for answer in ("{}", '{"a": 1}', '{"b": 1}', '{"a": 1, "b": 2}'):
-        assert matches(free, answer), answer
+        assert matches(optional_grammar, answer), answer
 
 
 def test_strict_providers_are_asked_for_every_key_and_may_answer_null() -> None:
     keywords = frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "anyOf"})
     assert extraction.output_schema(OMIT)["required"] == ["kind"]
-    sent = restrict_keywords(extraction.output_schema(OMIT), keywords, one_type=True)
-    assert sent["required"] == ["kind", "seller", "line_items", "total"]
-    seller, nothing = sent["properties"]["seller"]["anyOf"]
-    assert seller["required"] == ["name", "towns"] and nothing == {"type": "null"}
+    sent_schema = restrict_keywords(extraction.output_schema(OMIT), keywords, one_type=True)
+    assert sent_schema["required"] == ["kind", "seller", "line_items", "total"]
+    seller, null_schema = sent_schema["properties"]["seller"]["anyOf"]
+    assert seller["required"] == ["name", "towns"] and null_schema == {"type": "null"}
     assert seller["additionalProperties"] is False
     assert restrict_keywords(extraction.output_schema(OMIT), None) == extraction.output_schema(OMIT)
 
@@ -226,16 +228,16 @@ def test_an_answer_that_is_no_record_has_a_reason(output: Any, problem: str) -> 
 
 
 def test_a_record_is_canonical_at_every_depth() -> None:
-    given_ = {
+    record = {
         "kind": "bill",
         "seller": '{"name": " Ho "}',
         "line_items": [{"price": "2", "amount": "3", "name": ""}, {"name": " "}, {}],
         "total": "4.0",
     }
-    assert extraction.canonical_record(NULL, given_) == of(
+    assert extraction.canonical_record(NULL, record) == of(
         item(None, 3, "2"), seller={"name": "Ho", "towns": None}, total=4
     )
-    for wrong, told in (
+    for invalid, message in (
         ({"seller": {"towns": ["x"]}}, "field seller: name: is missing, and it is required"),
         (
             {"line_items": [{"name": "x"}, {"naem": "x"}]},
@@ -247,9 +249,9 @@ def test_a_record_is_canonical_at_every_depth() -> None:
         ),
         ({"line_items": {"name": "x"}}, "field line_items: given {'name': 'x'}, allowed: a list of at most 3"),
     ):
-        with pytest.raises(ValueError) as caught:
-            extraction.canonical_record(NULL, {"kind": "bill", **wrong})
-        assert told in str(caught.value)
+        with pytest.raises(ValueError) as error:
+            extraction.canonical_record(NULL, {"kind": "bill", **invalid})
+        assert message in str(error.value)
 
 
 # Scores.
@@ -257,8 +259,8 @@ def test_a_record_is_canonical_at_every_depth() -> None:
 
 def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None:
     target = of(item("nail", 2, "1.50"), item("saw", 1, "9"), item("glue", 1))
-    said = of(item("Saw", 1, "8"), item("NAIL", 2, "1,50 €"), seller={"name": "Ho", "towns": None})
-    score = extraction.score(NULL, [target], [ParsedAnswer(said)])
+    predicted = of(item("Saw", 1, "8"), item("NAIL", 2, "1,50 €"), seller={"name": "Ho", "towns": None})
+    score = extraction.score(NULL, [target], [ParsedAnswer(predicted)])
     # nail: 3 of 3; saw: name and amount of 3; glue: neither of its 2. The seller was made up.
     assert score["per_field"]["line_items.name"] == {
         "precision": 1.0,
@@ -277,8 +279,8 @@ def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None
 
 def test_an_item_too_many_and_one_said_twice_are_no_exact_match() -> None:
     target = of(item("nail", 2))
-    for said in (of(item("nail", 2), item("nail", 2)), of(item("nail", 2), item("saw")), of()):
-        score = extraction.score(NULL, [target], [ParsedAnswer(said)])
+    for predicted in (of(item("nail", 2), item("nail", 2)), of(item("nail", 2), item("saw")), of()):
+        score = extraction.score(NULL, [target], [ParsedAnswer(predicted)])
         assert score["exact_match"] == 0 and score["field_f1"] < 1
     empty = extraction.score(NULL, [of()], [ParsedAnswer(of())])
     assert empty["exact_match"] == 1 and empty["per_item"] == {}
@@ -286,32 +288,39 @@ def test_an_item_too_many_and_one_said_twice_are_no_exact_match() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(items, max_size=3), st.lists(items, max_size=3))
-def test_the_assignment_is_the_best_of_all(wanted: list[Any], said: list[Any]) -> None:
-    one, other = (extraction.canonical_record(NULL, {"kind": "bill", "line_items": side}) for side in (wanted, said))
-    found = record_counts.count_record(NULL.fields, one, other, NULL.normalizers)
-    rows, answers = one["line_items"] or [], other["line_items"] or []
-    short, long = sorted((rows, answers), key=len)
-    inside = NULL.fields["line_items"]["items"]["properties"]
+def test_the_assignment_is_the_best_of_all(target_items: list[Any], predicted_items: list[Any]) -> None:
+    target, prediction = (
+        extraction.canonical_record(NULL, {"kind": "bill", "line_items": side})
+        for side in (target_items, predicted_items)
+    )
+    counts = record_counts.count_record(NULL.fields, target, prediction, NULL.normalizers)
+    rows, answers = target["line_items"] or [], prediction["line_items"] or []
+    fewer, larger = sorted((rows, answers), key=len)
+    item_fields = NULL.fields["line_items"]["items"]["properties"]
 
-    def right(a: Any, b: Any) -> int:
-        return record_counts.count_record(inside, a, b, NULL.normalizers, "line_items.").right
+    def count_equal(a: Any, b: Any) -> int:
+        return record_counts.count_record(item_fields, a, b, NULL.normalizers, "line_items.").right
 
-    best = max(sum(right(a, b) for a, b in zip(short, order, strict=True)) for order in permutations(long, len(short)))
-    assert found.right == best + 1  # and the kind
-    assert found.same == (extraction.record_equality_key(NULL, one) == extraction.record_equality_key(NULL, other))
-    mirrored = record_counts.count_record(NULL.fields, other, one, NULL.normalizers)
-    assert mirrored.right == found.right and mirrored.same == found.same
+    best = max(
+        sum(count_equal(a, b) for a, b in zip(fewer, order, strict=True)) for order in permutations(larger, len(fewer))
+    )
+    assert counts.right == best + 1  # and the kind
+    assert counts.same == (
+        extraction.record_equality_key(NULL, target) == extraction.record_equality_key(NULL, prediction)
+    )
+    swapped_counts = record_counts.count_record(NULL.fields, prediction, target, NULL.normalizers)
+    assert swapped_counts.right == counts.right and swapped_counts.same == counts.same
 
 
 def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
     schema = json.loads(json.dumps(SCHEMA))
     schema["properties"]["line_items"]["ordered"] = True
     spec = extraction.make_spec(task(schema), {})
-    target, turned = of(item("nail", 2), item("saw", 1)), of(item("saw", 1), item("nail", 2))
+    target, reordered = of(item("nail", 2), item("saw", 1)), of(item("saw", 1), item("nail", 2))
     assert extraction.score(spec, [target], [ParsedAnswer(target)])["exact_match"] == 1
-    score = extraction.score(spec, [target], [ParsedAnswer(turned)])
+    score = extraction.score(spec, [target], [ParsedAnswer(reordered)])
     assert score["exact_match"] == 0 and score["per_item"]["line_items"]["f1"] == 0
-    assert extraction.record_equality_key(spec, target) != extraction.record_equality_key(spec, turned)
+    assert extraction.record_equality_key(spec, target) != extraction.record_equality_key(spec, reordered)
     assert "ordered" not in json.dumps(extraction.output_schema(spec))
 
 
@@ -321,12 +330,12 @@ TASK = {"kind": "extraction", "instruction": "Read the bill please.", "json_sche
 
 
 def bills(count: int) -> list[dict[str, Any]]:
-    found = []
-    for at, text in enumerate(texts(count)):
-        goods = [{"name": f"nail {at}", "amount": at, "price": "1,50"}, {"name": "saw"}][: at % 3]
-        said = "; ".join(f"{one.get('amount', '')} {one['name']}" for one in goods)
-        found.append({"text": f"{text}\n{said}", "kind": "bill", "line_items": goods, "total": None})
-    return found
+    rows = []
+    for index, text in enumerate(texts(count)):
+        line_items = [{"name": f"nail {index}", "amount": index, "price": "1,50"}, {"name": "saw"}][: index % 3]
+        description = "; ".join(f"{line_item.get('amount', '')} {line_item['name']}" for line_item in line_items)
+        rows.append({"text": f"{text}\n{description}", "kind": "bill", "line_items": line_items, "total": None})
+    return rows
 
 
 @pytest.mark.parametrize("absent", ["null", "omit"])
@@ -339,20 +348,20 @@ def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path,
         writer.writerows(
             {**row, "line_items": json.dumps(row["line_items"]) if row["line_items"] else ""} for row in rows
         )
-    told = json.dumps({**TASK, "absent": absent})
+    task_json = json.dumps({**TASK, "absent": absent})
     for name in ("rows.jsonl", "rows.csv"):
-        splits, report = prepared(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", told)
-        written = {row["input"]["text"].split("\n")[0]: row["target"] for of_ in SPLITS for row in splits[of_]}
-        assert len(written) == 120 and report["rows"]["rejected"] == {}
+        splits, report = prepared(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", task_json)
+        targets = {row["input"]["text"].split("\n")[0]: row["target"] for split in SPLITS for row in splits[split]}
+        assert len(targets) == 120 and report["rows"]["rejected"] == {}
         for row in rows:
-            items_ = [item(**one) for one in row["line_items"]]
-            assert written[row["text"].split("\n")[0]] == of(*items_)
+            expected_items = [item(**line_item) for line_item in row["line_items"]]
+            assert targets[row["text"].split("\n")[0]] == of(*expected_items)
         states = report["fields"]
         assert states["line_items.name"]["all"] == {"verbatim": 80}
         assert states["line_items.price"]["all"] == {"elsewhere": 80}
         assert sum(states["line_items"]["all"].values()) == 40
-        page = next((tmp_path / "runs" / ".data").glob(f"{report['digest']}/data.html")).read_text(encoding="utf-8")
-        assert "line_items.price" in page.replace("<wbr>", "")
+        html = next((tmp_path / "runs" / ".data").glob(f"{report['digest']}/data.html")).read_text(encoding="utf-8")
+        assert "line_items.price" in html.replace("<wbr>", "")
     assert "left out" not in console.format_summary(report, "prepared")
 
 
@@ -369,8 +378,8 @@ def test_answers_that_leave_out_what_is_absent_take_fewer_tokens(tmp_path: Path)
 def test_items_in_another_order_are_the_same_record(tmp_path: Path) -> None:
     rows = bills(150)
     row = {**rows[2], "line_items": rows[2]["line_items"][::-1]}
-    other = {**rows[5], "line_items": [{"name": "hammer"}]}
-    put(tmp_path / "rows.jsonl", [*rows, row, other])
+    changed = {**rows[5], "line_items": [{"name": "hammer"}]}
+    put(tmp_path / "rows.jsonl", [*rows, row, changed])
     split = "split: {stratify: null, test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
     _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, {split}}}", json.dumps(TASK))
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
@@ -378,11 +387,11 @@ def test_items_in_another_order_are_the_same_record(tmp_path: Path) -> None:
 
 def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
     rows = bills(120)
-    for at, row in enumerate(rows):
-        row["text"] += f"\nmail ho{at}@example.com"
-        row["seller"] = {"name": "Ho", "towns": [f"ho{at}@example.com"[:8]]}
-        row["line_items"] = [{"name": f"h{at}@ex.com"}]
-        row["text"] += f" h{at}@ex.com"
+    for index, row in enumerate(rows):
+        row["text"] += f"\nmail ho{index}@example.com"
+        row["seller"] = {"name": "Ho", "towns": [f"ho{index}@example.com"[:8]]}
+        row["line_items"] = [{"name": f"h{index}@ex.com"}]
+        row["text"] += f" h{index}@ex.com"
     put(tmp_path / "rows.jsonl", rows)
     schema = json.loads(json.dumps(SCHEMA))
     schema["properties"]["line_items"]["items"]["properties"]["name"]["maxLength"] = 20
@@ -392,16 +401,16 @@ def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
     )  # fmt: skip
     for name in SPLITS:
         for row in splits[name]:
-            (one,) = row["target"]["line_items"]
-            assert one["name"].startswith("[EMAIL_") and one["name"] in row["input"]["text"]
+            (line_item,) = row["target"]["line_items"]
+            assert line_item["name"].startswith("[EMAIL_") and line_item["name"] in row["input"]["text"]
 
 
 @pytest.mark.slow(minutes=4)
 def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
     rows = []
     for bill in bills(160):
-        given_ = {name: bill[name] for name in ("kind", "line_items")}
-        rows.append({"text": bill["text"], "records": [given_, {**given_, "total": 1}]})
+        record = {name: bill[name] for name in ("kind", "line_items")}
+        rows.append({"text": bill["text"], "records": [record, {**record, "total": 1}]})
     put(tmp_path / "rows.jsonl", rows)
     recipe = tmp_path / "bills.yaml"
     recipe.write_text(
@@ -415,22 +424,22 @@ def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_
         encoding="utf-8",
     )
     runs = tmp_path / "runs"
-    for stage, *words in (("train", *commands.TRAIN_SETTINGS), ("train.export", "export.quantize=none"),
+    for stage, *arguments in (("train", *commands.TRAIN_SETTINGS), ("train.export", "export.quantize=none"),
                           ("compare", "export.quantize=none", "compare.forms=served")):  # fmt: skip
-        answer = commands.run_command(runs, stage, recipe, *words)
-        assert answer.returncode == 0, answer.stderr
-    here = Run((runs / "bills" / "latest").resolve())
-    scores = atomic_files.read_json(here.folder / "scores.json")
-    test = {row["id"]: row for row in atomic_files.read_jsonl(here.folder / "data" / "test.jsonl")}
-    predicted = list(atomic_files.read_jsonl(here.folder / "predictions" / "tuned.jsonl"))
+        completed = commands.run_command(runs, stage, recipe, *arguments)
+        assert completed.returncode == 0, completed.stderr
+    run = Run((runs / "bills" / "latest").resolve())
+    scores = atomic_files.read_json(run.folder / "scores.json")
+    test = {row["id"]: row for row in atomic_files.read_jsonl(run.folder / "data" / "test.jsonl")}
+    predicted = list(atomic_files.read_jsonl(run.folder / "predictions" / "tuned.jsonl"))
     assert [row["id"] for row in predicted] == list(test)
-    ended = [row for row in predicted if row["parse_ok"]]
+    complete_rows = [row for row in predicted if row["parse_ok"]]
     # What ended has the form, leaves out what is null, and is read back with every field.
-    for row in ended:
+    for row in complete_rows:
         assert row["schema_ok"] and "null" not in row["output"] and set(row["parsed"]) == set(SCHEMA["properties"])
     assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
     # The answer of the nearest train row is no good one; its parts are told by path, and by whole entries.
-    copied = scores["systems"]["tfidf"]
-    assert {"kind", "line_items.name", "line_items, whole entries"} <= set(copied["per_part"])
-    assert copied["validity"]["schema"] == 1 and copied["per_part"]["kind"]["f1"] == 1
-    assert "line_items.name" in (here.folder / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+    linear_system = scores["systems"]["tfidf"]
+    assert {"kind", "line_items.name", "line_items, whole entries"} <= set(linear_system["per_part"])
+    assert linear_system["validity"]["schema"] == 1 and linear_system["per_part"]["kind"]["f1"] == 1
+    assert "line_items.name" in (run.folder / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")

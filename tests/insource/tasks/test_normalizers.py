@@ -17,12 +17,12 @@ NORMALIZERS = ("whitespace", "case", "punctuation", "amount", "date_dmy", "date_
     st.lists(st.sampled_from(NORMALIZERS), unique=True),
 )
 def test_normalizing_settles_at_once(text: str, normalizers: list[str]) -> None:
-    once = normalize(text, normalizers)
-    assert normalize(once, normalizers) == once
+    normalized = normalize(text, normalizers)
+    assert normalize(normalized, normalizers) == normalized
 
 
 @pytest.mark.parametrize(
-    ("normalizer", "same"),
+    ("normalizer", "spellings"),
     [
         ("amount", ("RM 1,234.50", "1.234,50 €", "1234.5", "$1 234.50", "CHF 1'234.50", 1234.5)),
         ("amount", ("9.00", "9", "9.0", "RM9", "EUR 9,00")),
@@ -38,12 +38,12 @@ def test_normalizing_settles_at_once(text: str, normalizers: list[str]) -> None:
         ("punctuation", ("7/4,KAWASAN", "7/4, KAWASAN.")),
     ],
 )
-def test_spellings_of_one_value_are_equal(normalizer: str, same: tuple[Any, ...]) -> None:
-    assert len({normalize(one, [normalizer]) for one in same}) == 1
+def test_spellings_of_one_value_are_equal(normalizer: str, spellings: tuple[Any, ...]) -> None:
+    assert len({normalize(spelling, [normalizer]) for spelling in spellings}) == 1
 
 
 @pytest.mark.parametrize(
-    ("normalizer", "one", "other"),
+    ("normalizer", "first", "second"),
     [
         ("amount", "9.00", "90.0"),
         ("amount", "1,234.50", "1,234.05"),
@@ -55,8 +55,8 @@ def test_spellings_of_one_value_are_equal(normalizer: str, same: tuple[Any, ...]
         ("whitespace", "a b", "ab"),
     ],
 )
-def test_different_values_stay_different(normalizer: str, one: str, other: str) -> None:
-    assert normalize(one, [normalizer]) != normalize(other, [normalizer])
+def test_different_values_stay_different(normalizer: str, first: str, second: str) -> None:
+    assert normalize(first, [normalizer]) != normalize(second, [normalizer])
 
 
 def test_what_cannot_be_read_stays_as_it_is() -> None:

@@ -29,7 +29,7 @@ KEYS = [
 
 
 def found(text: str) -> list[tuple[str, str]]:
-    return [(one.kind, text[one.start : one.end]) for one in find_pii(text)]
+    return [(finding.kind, text[finding.start : finding.end]) for finding in find_pii(text)]
 
 
 PHONES = {
@@ -164,7 +164,7 @@ def test_a_card_is_found(text: str, card: str) -> None:
     ],
 )
 def test_digits_that_are_not_those_of_a_card_survive(text: str) -> None:
-    assert "card" not in {one.kind for one in find_pii(text)}
+    assert "card" not in {finding.kind for finding in find_pii(text)}
 
 
 @pytest.mark.parametrize(
@@ -247,16 +247,16 @@ def test_kinds_not_asked_for_stay_and_hide_nothing_that_was_asked_for() -> None:
 
 
 def test_the_kinds_are_those_of_a_recipe() -> None:
-    (one,) = get_args(Privacy.model_fields["redact"].annotation)
-    assert get_args(one) == PII_KINDS
+    (annotation,) = get_args(Privacy.model_fields["redact"].annotation)
+    assert get_args(annotation) == PII_KINDS
 
 
 def test_a_value_is_replaced_in_a_target_however_it_is_spelled_there() -> None:
     values = redact("(415) 555-2671, ANN@example.org, DE89 3704 0044 0532 0130 00, pwd: hunter2", PII_KINDS).values
     assert redact_values(values, "4155552671 / ann@Example.org") == "[PHONE_1] / [EMAIL_1]"
     assert redact_values(values, "de89370400440532013000 hunter2") == "[IBAN_1] [SECRET_1]"
-    untouched = "94155552671, joann@example.org, HUNTER2"
-    assert redact_values(values, untouched) == untouched
+    unrelated = "94155552671, joann@example.org, HUNTER2"
+    assert redact_values(values, unrelated) == unrelated
 
 
 def test_the_longest_value_is_replaced_first() -> None:
@@ -267,10 +267,10 @@ def test_the_longest_value_is_replaced_first() -> None:
 def test_an_id_that_is_an_email_address_becomes_a_stable_pseudonym() -> None:
     assert pseudonymize("C01294", PII_KINDS) == "C01294"
     assert pseudonymize("ann@example.org", ["phone"]) == "ann@example.org"
-    made = pseudonymize("ann@example.org", PII_KINDS)
-    assert re.fullmatch(r"\[EMAIL:[0-9a-f]{12}\]", made)
-    assert pseudonymize("ANN@example.org", PII_KINDS) == made != pseudonymize("bob@example.org", PII_KINDS)
-    assert pseudonymize(made, PII_KINDS) == made
+    pseudonym = pseudonymize("ann@example.org", PII_KINDS)
+    assert re.fullmatch(r"\[EMAIL:[0-9a-f]{12}\]", pseudonym)
+    assert pseudonymize("ANN@example.org", PII_KINDS) == pseudonym != pseudonymize("bob@example.org", PII_KINDS)
+    assert pseudonymize(pseudonym, PII_KINDS) == pseudonym
 
 
 @st.composite
@@ -283,17 +283,17 @@ def ibans(draw: st.DrawFn) -> str:
         for length, kind in re.findall(r"(\d+)!([nac])", structure)
     ]
     account = "".join(parts)
-    whole = country + iban.calc_check_digits(f"{country}00{account}") + account
-    spellings: list[str] = [whole, whole.lower(), iban.format(whole), iban.format(whole, "-")]
+    value = country + iban.calc_check_digits(f"{country}00{account}") + account
+    spellings: list[str] = [value, value.lower(), iban.format(value), iban.format(value, "-")]
     return draw(st.sampled_from(spellings))
 
 
 @st.composite
 def cards(draw: st.DrawFn) -> str:
     digits = draw(st.from_regex(r"4[0-9]{11}|3[0-9]{12,13}|(2[2-7]|[4-6][0-9])[0-9]{13,16}", fullmatch=True))
-    whole = digits + luhn.calc_check_digit(digits)
+    value = digits + luhn.calc_check_digit(digits)
     separator = draw(st.sampled_from(["", " ", "-"]))
-    return separator.join(whole[at : at + 4] for at in range(0, len(whole), 4))
+    return separator.join(value[start : start + 4] for start in range(0, len(value), 4))
 
 
 EMAILS = st.from_regex(
@@ -315,37 +315,37 @@ ANYTHING = st.lists(
 
 
 @given(SURROUNDINGS, ibans(), SURROUNDINGS)
-def test_every_valid_iban_is_found_in_any_surroundings(before: str, value: str, after: str) -> None:
-    assume("://" not in before)
-    assert ("iban", value) in found(f"{before}, {value} ({after}")
+def test_every_valid_iban_is_found_in_any_surroundings(prefix: str, value: str, suffix: str) -> None:
+    assume("://" not in prefix)
+    assert ("iban", value) in found(f"{prefix}, {value} ({suffix}")
 
 
 @given(SURROUNDINGS, cards(), SURROUNDINGS)
-def test_every_valid_card_is_found_in_any_surroundings(before: str, value: str, after: str) -> None:
-    assert ("card", value) in found(f"{before}; {value}\n{after}")
+def test_every_valid_card_is_found_in_any_surroundings(prefix: str, value: str, suffix: str) -> None:
+    assert ("card", value) in found(f"{prefix}; {value}\n{suffix}")
 
 
 @given(SURROUNDINGS, EMAILS, SURROUNDINGS)
-def test_every_email_address_is_found_in_any_surroundings(before: str, value: str, after: str) -> None:
-    assert ("email", value) in found(f"{before} {value}, {after}")
+def test_every_email_address_is_found_in_any_surroundings(prefix: str, value: str, suffix: str) -> None:
+    assert ("email", value) in found(f"{prefix} {value}, {suffix}")
 
 
 @given(st.from_regex(r"[0-9]{10,20}", fullmatch=True))
 def test_digits_that_fail_the_check_are_no_card(digits: str) -> None:
-    assert luhn.is_valid(digits) or "card" not in {one.kind for one in find_pii(digits)}
+    assert luhn.is_valid(digits) or "card" not in {finding.kind for finding in find_pii(digits)}
 
 
 @given(ibans(), st.integers(0, 9))
 def test_an_iban_with_a_wrong_digit_is_none(value: str, digit: int) -> None:
     assume(value[-1] != str(digit) and value[-1].isdigit())
-    assert "iban" not in {one.kind for one in find_pii(value[:-1] + str(digit))}
+    assert "iban" not in {finding.kind for finding in find_pii(value[:-1] + str(digit))}
 
 
 @given(ANYTHING)
 def test_findings_are_ordered_and_never_overlap(text: str) -> None:
     findings = find_pii(text)
-    assert all(0 <= one.start < one.end <= len(text) and one.kind in PII_KINDS for one in findings)
-    assert all(one.end <= other.start for one, other in pairwise(findings))
+    assert all(0 <= finding.start < finding.end <= len(text) and finding.kind in PII_KINDS for finding in findings)
+    assert all(current.end <= following.start for current, following in pairwise(findings))
 
 
 @given(ANYTHING, st.sets(st.sampled_from(PII_KINDS)))
@@ -353,9 +353,9 @@ def test_findings_are_ordered_and_never_overlap(text: str) -> None:
 @example("+49 123 456 4567890@example.org", set(PII_KINDS))
 @example("KW81CBKUABCDEFGHIJKLMNOPQRSTUV1 a@b.io a@c.io a@d.io", set(PII_KINDS))
 def test_a_redacted_text_is_redacted_no_further(text: str, kinds: set[str]) -> None:
-    once = redact(text, kinds)
-    again = redact(once.text, kinds)
-    assert (again.text, again.values) == (once.text, {})
+    first_result = redact(text, kinds)
+    second_result = redact(first_result.text, kinds)
+    assert (second_result.text, second_result.values) == (first_result.text, {})
 
 
 @given(ANYTHING)

@@ -100,21 +100,23 @@ verdicts = st.tuples(nats, nats, nats, nats, st.integers(1, 90), st.integers(1, 
 
 @given(st.lists(verdicts, min_size=1, max_size=9))
 def test_who_prefers_the_opposite_gets_the_opposite_margins(rows: list[tuple[Any, ...]]) -> None:
-    there = [judged(a, b, m, n, reference_chosen=c, reference_rejected=d) for a, b, c, d, m, n in rows]
-    back = [judged(b, a, n, m, reference_chosen=d, reference_rejected=c) for a, b, c, d, m, n in rows]
-    for one, other in zip(*(preference.score_rows(SPEC, [PAIR] * len(rows), x) for x in (there, back)), strict=True):
-        assert one["margin"] == pytest.approx(-other["margin"])
-        assert one["reward_margin"] == pytest.approx(-other["reward_margin"])
-        assert one["preference_accuracy"] + other["preference_accuracy"] <= 1
-        assert one["reward_accuracy"] + other["reward_accuracy"] <= 1
+    answers = [judged(a, b, m, n, reference_chosen=c, reference_rejected=d) for a, b, c, d, m, n in rows]
+    swapped_answers = [judged(b, a, n, m, reference_chosen=d, reference_rejected=c) for a, b, c, d, m, n in rows]
+    for score, swapped_score in zip(
+        *(preference.score_rows(SPEC, [PAIR] * len(rows), side) for side in (answers, swapped_answers)), strict=True
+    ):
+        assert score["margin"] == pytest.approx(-swapped_score["margin"])
+        assert score["reward_margin"] == pytest.approx(-swapped_score["reward_margin"])
+        assert score["preference_accuracy"] + swapped_score["preference_accuracy"] <= 1
+        assert score["reward_accuracy"] + swapped_score["reward_accuracy"] <= 1
 
 
-def recipe_for(folder: Path, rows: list[Any], more: str = "") -> Recipe:
+def recipe_for(folder: Path, rows: list[Any], extra: str = "") -> Recipe:
     lines = [json.dumps(row) for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "r.yaml").write_text(
         "task: {kind: preference, instruction: Answer the customer.}\nmodel: {base: pocket}\n"
-        f"data:\n  source: {{path: rows.jsonl}}\n  split: {{stratify: null}}\n{more}",
+        f"data:\n  source: {{path: rows.jsonl}}\n  split: {{stratify: null}}\n{extra}",
         encoding="utf-8",
     )
     return load(str(folder / "r.yaml"), (), "cpu").recipe
@@ -156,8 +158,8 @@ EARLIER = [{"role": "user", "content": "hello"}, {"role": "assistant", "content"
     ],
 )
 def test_pairs_are_read_in_each_form_of_trl(tmp_path: Path, values: dict[str, Any], text: str, system: str) -> None:
-    inside = "" if "text" in values else "  columns: {text: chosen}\n"
-    row = make_row(SourceRow("rows.jsonl", 1, values), recipe_for(tmp_path, [], inside))
+    settings = "" if "text" in values else "  columns: {text: chosen}\n"
+    row = make_row(SourceRow("rows.jsonl", 1, values), recipe_for(tmp_path, [], settings))
     assert not isinstance(row, Rejected), row
     assert (row.text, row.system, json.loads(row.target)) == (text, system, PAIR)
 
@@ -201,8 +203,8 @@ def test_chat_rows_of_one_answer_and_missing_columns_are_refused(tmp_path: Path)
 
 def given_splits(folder: Path, train: list[dict[str, Any]], conflicts: str) -> Recipe:
     recipe = recipe_for(folder, [*many(200), *train], f"  conflicts: {conflicts}\n")
-    held = [{"text": f"quite another {n}", "chosen": "yes", "rejected": "no"} for n in range(9)]
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
+    test_rows = [{"text": f"quite another {n}", "chosen": "yes", "rejected": "no"} for n in range(9)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test_rows), encoding="utf-8")
     paths = {"path": None, "train": str(folder / "rows.jsonl"), "test": str(folder / "test.jsonl")}
     split = recipe.data.split.model_copy(update={"validation": 0.05, "calibration": 0.01})
     source = recipe.data.source.model_copy(update=paths)
@@ -219,16 +221,16 @@ TORN = [
 
 
 @pytest.mark.parametrize(
-    ("conflicts", "kept"), [("drop", {("A", "C"), ("D", "A")}), ("majority", {("A", "B"), ("A", "C"), ("D", "A")})]
+    ("conflicts", "expected"), [("drop", {("A", "C"), ("D", "A")}), ("majority", {("A", "B"), ("A", "C"), ("D", "A")})]
 )
 def test_opposite_preferences_are_a_conflict_and_other_pairs_of_one_prompt_are_not(
-    tmp_path: Path, conflicts: str, kept: set[tuple[str, str]]
+    tmp_path: Path, conflicts: str, expected: set[tuple[str, str]]
 ) -> None:
-    rows, told = prepared(given_splits(tmp_path, TORN, conflicts), tmp_path / "runs")
-    torn = [row["target"] for row in rows.values() if row["input"]["text"].lower().startswith("torn")]
-    assert {(one["chosen"], one["rejected"]) for one in torn} == kept
-    assert len(torn) == len(kept)
-    assert told["rows"]["dropped"]["conflict"] == (3 if conflicts == "drop" else 1)
+    rows, report = prepared(given_splits(tmp_path, TORN, conflicts), tmp_path / "runs")
+    conflicting = [row["target"] for row in rows.values() if row["input"]["text"].lower().startswith("torn")]
+    assert {(target["chosen"], target["rejected"]) for target in conflicting} == expected
+    assert len(conflicting) == len(expected)
+    assert report["rows"]["dropped"]["conflict"] == (3 if conflicts == "drop" else 1)
 
 
 def test_opposite_preferences_stop_the_stage_where_the_recipe_says_so(tmp_path: Path) -> None:
@@ -237,26 +239,27 @@ def test_opposite_preferences_stop_the_stage_where_the_recipe_says_so(tmp_path: 
 
 
 def test_the_longer_answer_counts_against_max_length(tmp_path: Path, tokenizer: Any) -> None:
-    long = " ".join(f"word{n}" for n in range(60))
+    long_text = " ".join(f"word{n}" for n in range(60))
     rows = many(200)
     for number, side in ((10, "chosen"), (11, "rejected"), (12, "chosen"), (13, "rejected")):
-        rows[number][side] = f"{long} {number}"
+        rows[number][side] = f"{long_text} {number}"
     recipe = recipe_for(tmp_path, rows)
     spec = preference.make_spec(recipe.task, {})
-    asked = [preference.messages(spec, row) for row in rows for _ in range(2)]
-    said = [row[side] for row in rows for side in ("chosen", "rejected")]
-    counted = [
-        len(one.prompt_ids) + len(one.completion_ids) for one in chat_template.render_examples(tokenizer, asked, said)
+    conversations = [preference.messages(spec, row) for row in rows for _ in range(2)]
+    answers = [row[side] for row in rows for side in ("chosen", "rejected")]
+    token_counts = [
+        len(example.prompt_ids) + len(example.completion_ids)
+        for example in chat_template.render_examples(tokenizer, conversations, answers)
     ]
-    lengths = [max(pair) for pair in zip(counted[::2], counted[1::2], strict=True)]
+    lengths = [max(pair) for pair in zip(token_counts[::2], token_counts[1::2], strict=True)]
     # Far from either, so that no row is counted anew for being close.
     limit = sum(sorted(lengths)[-5:-3]) // 2
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": limit})})
-    written, told = prepared(recipe, tmp_path / "runs")
-    assert told["tokens"]["longest"] == max(lengths)
-    over = {f"rows.jsonl:{at + 1}" for at, length in enumerate(lengths) if length > limit}
-    assert over == {f"rows.jsonl:{number + 1}" for number in (10, 11, 12, 13)}
-    assert told["rows"]["dropped"].get("too_long", 0) == len(over - written.keys()) > 0
+    prepared_rows, report = prepared(recipe, tmp_path / "runs")
+    assert report["tokens"]["longest"] == max(lengths)
+    too_long = {f"rows.jsonl:{index + 1}" for index, length in enumerate(lengths) if length > limit}
+    assert too_long == {f"rows.jsonl:{number + 1}" for number in (10, 11, 12, 13)}
+    assert report["rows"]["dropped"].get("too_long", 0) == len(too_long - prepared_rows.keys()) > 0
 
 
 def test_personal_data_get_one_placeholder_in_prompt_and_both_answers(tmp_path: Path) -> None:
@@ -266,11 +269,11 @@ def test_personal_data_get_one_placeholder_in_prompt_and_both_answers(tmp_path: 
         "chosen": f"Thanks {secrets[0]}, ask {secrets[1]}.",
         "rejected": f"Ask {secrets[2]}, then {secrets[1]}.",
     }
-    same_but_for_it = {"text": "who?", "chosen": f"It is {secrets[1]}", "rejected": f"It is {secrets[2]}"}
+    near_duplicate = {"text": "who?", "chosen": f"It is {secrets[1]}", "rejected": f"It is {secrets[2]}"}
     recipe = recipe_for(
-        tmp_path, [pair, *many(80), same_but_for_it], "  max_rejected: 0.05\nprivacy: {redact: [email]}\n"
+        tmp_path, [pair, *many(80), near_duplicate], "  max_rejected: 0.05\nprivacy: {redact: [email]}\n"
     )
-    rows, told = prepared(recipe, tmp_path / "runs")
+    rows, report = prepared(recipe, tmp_path / "runs")
     assert rows["rows.jsonl:1"]["input"]["text"] == "I am [EMAIL_1]"
     assert rows["rows.jsonl:1"]["target"] == {
         "chosen": "Thanks [EMAIL_1], ask [EMAIL_2].",
@@ -279,7 +282,7 @@ def test_personal_data_get_one_placeholder_in_prompt_and_both_answers(tmp_path: 
     assert rows["rows.jsonl:82"]["target"] == {"chosen": "It is [EMAIL_1]", "rejected": "It is [EMAIL_2]"}
     for path in filter(Path.is_file, (tmp_path / "runs").rglob("*")):
         assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path
-    assert told["personal_data"]["email"]["rows"] == 2
+    assert report["personal_data"]["email"]["rows"] == 2
 
 
 def test_the_demo_is_what_its_generator_writes_and_its_recipe_is_prepared_whole(
@@ -287,21 +290,21 @@ def test_the_demo_is_what_its_generator_writes_and_its_recipe_is_prepared_whole(
 ) -> None:
     committed = (RECIPES.parent / "demo_data" / "reply_pairs.jsonl").read_text(encoding="utf-8")
     assert python("demo_data.reply_pairs").stdout == committed
-    rows, told = prepared(load("preference", (), "cpu").recipe, tmp_path)
-    assert told["rows"]["read"] == reply_pairs.ROWS
-    assert told["rows"]["rejected"] == {}
+    rows, report = prepared(load("preference", (), "cpu").recipe, tmp_path)
+    assert report["rows"]["read"] == reply_pairs.ROWS
+    assert report["rows"]["rejected"] == {}
     assert len(rows) > 0.97 * reply_pairs.ROWS
     # Who always takes the shorter answer, or the longer one, is wrong too often to be taken for a model.
-    assert 0.25 < told["answers"]["chosen_longer"]["mean"] < 0.75
-    assert set(told["slices"]["broken_rule"]["values"]) == set(reply_pairs.STYLE_BREAKS)
-    page = next(tmp_path.rglob("data.html")).read_text(encoding="utf-8")
-    assert "The chosen answer is the longer one in 32" in page
-    assert "None" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)
+    assert 0.25 < report["answers"]["chosen_longer"]["mean"] < 0.75
+    assert set(report["slices"]["broken_rule"]["values"]) == set(reply_pairs.STYLE_BREAKS)
+    html = next(tmp_path.rglob("data.html")).read_text(encoding="utf-8")
+    assert "The chosen answer is the longer one in 32" in html
+    assert "None" not in re.findall(r"<td[^>]*>([^<]*)</td>", html)
 
 
 @cache
-def any_columns(inside: bool) -> Recipe:
-    overrides = ["data.columns.id=null", "data.slices={}", f"data.columns.text={'chosen' if inside else 'text'}"]
+def any_columns(prompt_inside: bool) -> Recipe:
+    overrides = ["data.columns.id=null", "data.slices={}", f"data.columns.text={'chosen' if prompt_inside else 'text'}"]
     return load("preference", overrides, "cpu").recipe
 
 
@@ -314,10 +317,10 @@ cells = st.none() | st.integers() | st.text(max_size=8) | st.lists(message | st.
 @settings(max_examples=200, deadline=None)
 @given(
     values=st.fixed_dictionaries({}, optional={"text": cells, "chosen": cells, "rejected": cells}),
-    inside=st.booleans(),
+    prompt_inside=st.booleans(),
 )
-def test_any_row_is_a_pair_of_different_answers_or_rejected(values: dict[str, Any], inside: bool) -> None:
-    row = make_row(SourceRow("rows.jsonl", 1, values), any_columns(inside))
+def test_any_row_is_a_pair_of_different_answers_or_rejected(values: dict[str, Any], prompt_inside: bool) -> None:
+    row = make_row(SourceRow("rows.jsonl", 1, values), any_columns(prompt_inside))
     if isinstance(row, Rejected):
         assert row.detail
         return

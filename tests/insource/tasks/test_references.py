@@ -31,8 +31,8 @@ def test_an_answer_is_scored_against_the_nearest_reference() -> None:
     assert references.select_targets(generation, SPEC, rows, answers) == ["We will look into it.", "No.", "Yes."]
     score = validation.score_with_slices(generation, SPEC, rows, answers)
     assert score["exact_match"] == pytest.approx(2 / 3)
-    for nothing in (ParsedAnswer(None, "empty"), ParsedAnswer("xyz")):
-        assert references.select_targets(generation, SPEC, [ROW], [nothing]) == ["It is late."]
+    for unmatched in (ParsedAnswer(None, "empty"), ParsedAnswer("xyz")):
+        assert references.select_targets(generation, SPEC, [ROW], [unmatched]) == ["It is late."]
 
 
 def test_of_records_the_one_with_the_most_right_values_counts() -> None:
@@ -49,7 +49,7 @@ def test_of_records_the_one_with_the_most_right_values_counts() -> None:
 
 def test_training_learns_the_first(tokenizer: Any) -> None:
     (row,) = dataset.tokenize_rows(generation, SPEC, tokenizer, [ROW])
-    assert [tokenizer.decode(one, skip_special_tokens=True) for one in row.completions] == ["It is late."]
+    assert [tokenizer.decode(completion, skip_special_tokens=True) for completion in row.completions] == ["It is late."]
 
 
 def as_list(folder: Path, rows: list[tuple[str, list[str]]]) -> str:
@@ -72,19 +72,19 @@ def as_columns(folder: Path, rows: list[tuple[str, list[str]]]) -> str:
 
 @pytest.mark.parametrize("write", [as_list, as_json, as_columns])
 def test_references_come_as_a_list_as_json_or_in_columns(tmp_path: Path, write: Any) -> None:
-    rows = [(text, [f"Answer {at}.", f"Or {at}."][: 1 + at % 2]) for at, text in enumerate(texts(80))]
+    rows = [(text, [f"Answer {index}.", f"Or {index}."][: 1 + index % 2]) for index, text in enumerate(texts(80))]
     splits, report = prepared(tmp_path, write(tmp_path, rows), GENERATION)
     assert report["rows"]["rejected"] == {}
-    written = {row["input"]["text"]: row for name in SPLITS for row in splits[name]}
-    assert len(written) == 80
+    prepared_rows = {row["input"]["text"]: row for name in SPLITS for row in splits[name]}
+    assert len(prepared_rows) == 80
     for text, (first, *others) in rows:
-        assert written[text]["target"] == first and written[text].get("references", []) == others
-    assert all("references" not in row or row["references"] for row in written.values())
+        assert prepared_rows[text]["target"] == first and prepared_rows[text].get("references", []) == others
+    assert all("references" not in row or row["references"] for row in prepared_rows.values())
 
 
 def test_references_are_cleaned_redacted_and_each_stands_once(tmp_path: Path) -> None:
-    rows = [(f"{text} ho{at}@example.com", ["Write to us.", " Write to us. ", f"Write to ho{at}@example.com."])
-            for at, text in enumerate(texts(80))]  # fmt: skip
+    rows = [(f"{text} ho{index}@example.com", ["Write to us.", " Write to us. ", f"Write to ho{index}@example.com."])
+            for index, text in enumerate(texts(80))]  # fmt: skip
     splits, _ = prepared(tmp_path, f"{as_list(tmp_path, rows)}\nprivacy: {{redact: [email]}}", GENERATION)
     for name in SPLITS:
         for row in splits[name]:
@@ -92,17 +92,17 @@ def test_references_are_cleaned_redacted_and_each_stands_once(tmp_path: Path) ->
 
 
 def test_records_may_have_references_and_the_same_ones_are_a_duplicate(tmp_path: Path) -> None:
-    rows = [{"text": text, "answers": [{"total": at}, {"total": at + 1, "due": "May"}]}
-            for at, text in enumerate(texts(120))]  # fmt: skip
-    again = {"text": rows[0]["text"], "answers": rows[0]["answers"][::-1]}
-    other = {"text": rows[1]["text"], "answers": rows[1]["answers"][:1]}
-    put(tmp_path / "rows.jsonl", [*rows, again, other])
+    rows = [{"text": text, "answers": [{"total": index}, {"total": index + 1, "due": "May"}]}
+            for index, text in enumerate(texts(120))]  # fmt: skip
+    reversed_row = {"text": rows[0]["text"], "answers": rows[0]["answers"][::-1]}
+    partial_row = {"text": rows[1]["text"], "answers": rows[1]["answers"][:1]}
+    put(tmp_path / "rows.jsonl", [*rows, reversed_row, partial_row])
     split = "split: {stratify: null, test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
     data = f"{{source: {{path: rows.jsonl}}, columns: {{targets: answers}}, {split}}}"
     splits, report = prepared(tmp_path, data, json.dumps(EXTRACTION))
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
     for row in splits["train"]:
-        totals = sorted(one["total"] for one in (row["target"], *row["references"]))
+        totals = sorted(record["total"] for record in (row["target"], *row["references"]))
         assert totals[1] == totals[0] + 1 and len(totals) == 2
 
 
@@ -130,7 +130,7 @@ def test_what_is_no_list_of_answers_is_rejected_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("task", "columns", "told"),
+    ("task", "columns", "message"),
     [
         ("{kind: classification, instruction: Choose the queue.}", "{targets: answers}",
          "data.columns.targets: holds several answers of a row, and kind is classification"),
@@ -140,15 +140,15 @@ def test_what_is_no_list_of_answers_is_rejected_with_the_reason(
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_several_answers_is_refused_with_its_line(
-    tmp_path: Path, task: str, columns: str, told: str
+    tmp_path: Path, task: str, columns: str, message: str
 ) -> None:
     (tmp_path / "r.yaml").write_text(
         f"task: {task}\nmodel: {{base: pocket}}\ndata:\n  source: {{path: rows.jsonl}}\n  columns: {columns}\n",
         encoding="utf-8",
     )
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         load(str(tmp_path / "r.yaml"), (), "cpu")
-    assert told in str(caught.value) and "r.yaml:5" in str(caught.value)
+    assert message in str(error.value) and "r.yaml:5" in str(error.value)
 
 
 def test_a_column_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:

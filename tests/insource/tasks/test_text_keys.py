@@ -11,7 +11,7 @@ from insource.tasks.words import extract_terms, split_words
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("\u0915\u093e\u0932", "\u0915\u0940\u0932"),  # Hindi: time, nail
         ("\u0e44\u0e21\u0e48\u0e14\u0e35", "\u0e44\u0e21\u0e48\u0e14\u0e39"),  # Thai: not good, not looking
@@ -38,13 +38,13 @@ from insource.tasks.words import extract_terms, split_words
         ("10\u2082", "102"),
     ],
 )
-def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(one: str, other: str) -> None:
-    assert duplicate_key(one) != duplicate_key(other)
-    assert split_words(duplicate_key(one)) != [] != split_words(duplicate_key(other))
+def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(first: str, second: str) -> None:
+    assert duplicate_key(first) != duplicate_key(second)
+    assert split_words(duplicate_key(first)) != [] != split_words(duplicate_key(second))
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("Where's my CARD?!", "where s my card"),
         ("5 % off - today", "5% off, today"),
@@ -60,8 +60,8 @@ def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(one: str, other: s
         (">> quoted", "quoted"),
     ],
 )
-def test_texts_that_say_the_same_have_one_key(one: str, other: str) -> None:
-    assert duplicate_key(one) == duplicate_key(other)
+def test_texts_that_say_the_same_have_one_key(first: str, second: str) -> None:
+    assert duplicate_key(first) == duplicate_key(second)
 
 
 def test_a_text_of_which_nothing_is_seen_has_a_key_and_words() -> None:
@@ -75,8 +75,8 @@ def test_a_text_of_which_nothing_is_seen_has_a_key_and_words() -> None:
 )
 def test_rows_go_where_their_letters_and_digits_send_them(text: str) -> None:
     # What keys were before they held signs and marks: splits of data that is prepared anew stay as they were.
-    before = re.sub(r"[^\w]+|_+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-    assert split_key(duplicate_key(text)) == before
+    cleaned = re.sub(r"[^\w]+|_+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    assert split_key(duplicate_key(text)) == cleaned
 
 
 def test_words_are_characters_where_a_script_puts_no_spaces_and_no_ascii_signs() -> None:
@@ -85,16 +85,16 @@ def test_words_are_characters_where_a_script_puts_no_spaces_and_no_ascii_signs()
 
 
 def test_near_duplicates_are_found_where_no_spaces_are() -> None:
-    one = duplicate_key(
+    key = duplicate_key(
         "\u8bf7\u95ee\u6211\u7684\u4fe1\u7528\u5361\u4ec0\u4e48\u65f6\u5019\u80fd\u591f\u5bc4\u5230\u5bb6"
     )
-    other = one.replace("\u80fd\u591f", "\u80fd")
-    apart = duplicate_key(
+    near_key = key.replace("\u80fd\u591f", "\u80fd")
+    distant_key = duplicate_key(
         "\u8bf7\u95ee\u6211\u7684\u9000\u6b3e\u51fa\u4e86\u95ee\u9898\u8c01\u6765\u5904\u7406\u4e00\u4e0b"
     )
     for kind in ("char5", "word2"):
-        near_by = minhash.jaccard(minhash.shingles(one, kind), minhash.shingles(other, kind))
-        assert near_by > 0.75 > minhash.jaccard(minhash.shingles(one, kind), minhash.shingles(apart, kind))
+        similarity = minhash.jaccard(minhash.shingles(key, kind), minhash.shingles(near_key, kind))
+        assert similarity > 0.75 > minhash.jaccard(minhash.shingles(key, kind), minhash.shingles(distant_key, kind))
     assert minhash.shingles("my card", "char5") == {"my ca", "y car", " card"}
     assert minhash.shingles("visa \u6211\u7684\u5361", "char5") == {"visa", "\u6211\u7684", "\u7684\u5361"}
 

@@ -34,41 +34,42 @@ with run.lock_run(here), run.record_stage(here, "compare"):
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Run:
+def example_run(tmp_path: Path) -> Run:
     data = tmp_path / "data"
     data.mkdir()
     return run.create(tmp_path / "runs" / "classifier", load("classifier", (), "cpu").recipe, "digest", {}, data)
 
 
-def on_disk(here: Run, stage: str) -> Any:
-    return here.manifest["stages"][stage]
+def on_disk(example_run: Run, stage: str) -> Any:
+    return example_run.manifest["stages"][stage]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_writes_it_down(
-    here: Run, number: signal.Signals
+    example_run: Run, number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(here.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", STAGE, str(example_run.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "runs\n"
-    assert here.stage("compare")["state"] == "running" and here.worked_on
-    with pytest.raises(StageError, match="worked on by another process"), run.lock_run(here):
+    assert example_run.stage("compare")["state"] == "running" and example_run.worked_on
+    with pytest.raises(StageError, match="worked on by another process"), run.lock_run(example_run):
         pass
-    run.start_stage(here, "deploy", {})
-    assert on_disk(here, "compare")["state"] == "running"
+    run.start_stage(example_run, "deploy", {})
+    assert on_disk(example_run, "compare")["state"] == "running"
     process.send_signal(number)
     process.wait()
     process.stdout.close()
     assert (
-        here.stage("compare")["state"] == "interrupted" and here.stage("compare")["exit_reason"] == run.UNRECORDED_EXIT
+        example_run.stage("compare")["state"] == "interrupted"
+        and example_run.stage("compare")["exit_reason"] == run.UNRECORDED_EXIT
     )
-    with run.lock_run(here):
-        run.start_stage(here, "parity", {})
-        assert here.stage("parity")["state"] == "running"
-        assert on_disk(here, "compare")["state"] == "interrupted"
-        run.end_stage(here, "parity", "done", "done")
-    assert here.stage("parity")["state"] == "done"
+    with run.lock_run(example_run):
+        run.start_stage(example_run, "parity", {})
+        assert example_run.stage("parity")["state"] == "running"
+        assert on_disk(example_run, "compare")["state"] == "interrupted"
+        run.end_stage(example_run, "parity", "done", "done")
+    assert example_run.stage("parity")["state"] == "done"
 
 
 FAILING = """
@@ -90,59 +91,63 @@ cli.run_cli(stage)
 """
 
 
-def test_a_stage_that_fails_on_a_full_disk_tells_both_and_does_not_stay_running(here: Run) -> None:
-    asked = [sys.executable, "-c", FAILING, str(here.folder)]
-    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.returncode == cli.FAILED
-    assert "does not record that compare failed: File too large" in answer.stderr
-    assert answer.stderr.endswith("failed: the provider is gone\n")
-    assert on_disk(here, "compare")["state"] == "running" and here.stage("compare")["state"] == "interrupted"
-    assert not list(here.folder.glob(".manifest.json.*"))
+def test_a_stage_that_fails_on_a_full_disk_tells_both_and_does_not_stay_running(example_run: Run) -> None:
+    argv = [sys.executable, "-c", FAILING, str(example_run.folder)]
+    completed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == cli.FAILED
+    assert "does not record that compare failed: File too large" in completed.stderr
+    assert completed.stderr.endswith("failed: the provider is gone\n")
+    assert (
+        on_disk(example_run, "compare")["state"] == "running" and example_run.stage("compare")["state"] == "interrupted"
+    )
+    assert not list(example_run.folder.glob(".manifest.json.*"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs mount")
-def test_a_disk_that_may_only_be_read_is_told_and_the_run_is_read_from_it(here: Run, tmp_path: Path) -> None:
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=False).returncode:
+def test_a_disk_that_may_only_be_read_is_told_and_the_run_is_read_from_it(example_run: Run, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=False).returncode:
         pytest.skip("this machine may not mount")
     try:
-        subprocess.run(["cp", "-a", here.folder, place / "run"], check=True)
-        there = Run(place / "run")
-        run.start_stage(there, "compare", {})
-        (there.folder / ".lock").touch()
-        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
-        assert there.stage("compare")["state"] == "interrupted"
-        with pytest.raises(OSError, match="Read-only") as error, run.lock_run(there):
+        subprocess.run(["cp", "-a", example_run.folder, disk / "run"], check=True)
+        disk_run = Run(disk / "run")
+        run.start_stage(disk_run, "compare", {})
+        (disk_run.folder / ".lock").touch()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert disk_run.stage("compare")["state"] == "interrupted"
+        with pytest.raises(OSError, match="Read-only") as error, run.lock_run(disk_run):
             pass
         assert cli.RUNS_HINT in cli.describe_os_error(error.value)
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_file_system_without_locks_is_told_and_nothing_is_left(
-    here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    for attempt in (
-        lambda: run.lock_run(here),
+    for lock in (
+        lambda: run.lock_run(example_run),
         lambda: registry.lock_model(tmp_path / "registry" / "classifier"),
         lambda: atomic_files.atomic_folder(tmp_path / "made"),
     ):
-        with pytest.raises(OSError, match="No locks") as error, attempt():  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="No locks") as error, lock():  # type: ignore[attr-defined]
             pass
         assert "keeps no locks" in cli.describe_os_error(error.value)
     assert not (tmp_path / "made").exists() and not list(tmp_path.glob(".made*"))
-    run.start_stage(here, "compare", {})
-    assert here.stage("compare")["state"] == "running"  # nothing can tell
+    run.start_stage(example_run, "compare", {})
+    assert example_run.stage("compare")["state"] == "running"  # nothing can tell
 
 
-def test_a_reader_does_not_keep_a_stage_from_beginning(here: Run) -> None:
-    (here.folder / ".lock").touch()
-    reader = subprocess.Popen(["flock", "--shared", here.folder / ".lock", "sleep", "0.2"], stdout=subprocess.DEVNULL)
+def test_a_reader_does_not_keep_a_stage_from_beginning(example_run: Run) -> None:
+    (example_run.folder / ".lock").touch()
+    reader = subprocess.Popen(
+        ["flock", "--shared", example_run.folder / ".lock", "sleep", "0.2"], stdout=subprocess.DEVNULL
+    )
     time.sleep(0.1)
-    with run.lock_run(here):
+    with run.lock_run(example_run):
         assert reader.wait() == 0

@@ -20,12 +20,12 @@ def test_a_recipe_that_names_it_fetches_nothing_by_itself(
     monkeypatch.setenv("INSOURCE_CACHE", str(tmp_path / "cache"))
     recipe = load("banking77", ["data.source.train=x.csv", "data.source.test=y.csv"], "cpu-smollm2").recipe
     assert recipe.model.base == str(tmp_path / "cache" / base_models.smollm2_dir().name)
-    for words in (("--hardware", "cpu-smollm2"), ("--hardware", "cpu", "model.base=smollm2")):
-        answer = python("train", "classifier", "--dry-run", *words)
-        assert answer.returncode == 0 and "on hardware cpu-smollm2" in answer.stderr
-        assert "quantization: none" in answer.stdout and "learning_rate: 0.0003" in answer.stdout
-    answer = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
-    assert answer.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in answer.stderr
+    for arguments in (("--hardware", "cpu-smollm2"), ("--hardware", "cpu", "model.base=smollm2")):
+        completed = python("train", "classifier", "--dry-run", *arguments)
+        assert completed.returncode == 0 and "on hardware cpu-smollm2" in completed.stderr
+        assert "quantization: none" in completed.stdout and "learning_rate: 0.0003" in completed.stdout
+    completed = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
+    assert completed.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in completed.stderr
     smollm2_wheel.ensure_model_folder("Qwen/Qwen3-4B-Instruct-2507")
     assert not (tmp_path / "cache").exists()
 
@@ -52,8 +52,8 @@ def test_it_is_an_ordinary_base_whose_template_lets_it_answer_at_once() -> None:
 
     folder = base_models.smollm2_dir()
     assert atomic_files.find_changes(folder) == []
-    told = gguf_model.describe_weight_loss(str(folder), "none", None)
-    assert told is not None and told.startswith("GGUF Q4_1 (5.")
+    message = gguf_model.describe_weight_loss(str(folder), "none", None)
+    assert message is not None and message.startswith("GGUF Q4_1 (5.")
     rendering = chat_template.load_rendering(Model(base=str(folder)))
     assert (rendering.pinned, rendering.differs, rendering.tokenizer.eos_token) == ({}, None, "<|im_end|>")
     (example,) = chat_template.render_examples(

@@ -42,20 +42,20 @@ def wandb_records(path: Path) -> Iterator[Any]:
     """Reads an offline .wandb file: a header of 7 bytes, then LevelDB log records in blocks of 32 KiB."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, at, whole = path.read_bytes(), 7, b""
+    content, offset, payload = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
-    while at + 7 <= len(content):
-        if (room := 32768 - at % 32768) < 7:
-            at += room
+    while offset + 7 <= len(content):
+        if (block_bytes := 32768 - offset % 32768) < 7:
+            offset += block_bytes
             continue
-        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
-        whole += content[at + 7 : at + 7 + length]
-        at += 7 + length
+        length, kind = struct.unpack("<HB", content[offset + 4 : offset + 7])
+        payload += content[offset + 7 : offset + 7 + length]
+        offset += 7 + length
         if kind in (1, 4):  # full, or the last piece
             record = Record()
-            record.ParseFromString(whole)
+            record.ParseFromString(payload)
             yield record
-            whole = b""
+            payload = b""
 
 
 SECRETS = {
@@ -103,20 +103,20 @@ def record_everything(run: runs.Run, recipe: Recipe) -> None:
     (run.folder / "adapter" / "prompt.json").write_text(json.dumps(LABELS), encoding="utf-8")
     for folder in (run.folder, run.folder / "adapter"):  # where it is, and where it was once
         (folder / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
-    given = [LABELS[0], *LABELS[1:-1], None]
+    predictions = [LABELS[0], *LABELS[1:-1], None]
     rows = [
         {
-            "id": f"ROW-{at}",
-            "input": f"a customer's words, number {at}",
-            "target": LABELS[at % 77],
-            "answer": LABELS[at % 76],
-            "right": at % 77 == at % 76,
-            "log_probability": -at / 1000,
+            "id": f"ROW-{index}",
+            "input": f"a customer's words, number {index}",
+            "target": LABELS[index % 77],
+            "answer": LABELS[index % 76],
+            "right": index % 77 == index % 76,
+            "log_probability": -index / 1000,
         }
-        for at in range(300)
+        for index in range(300)
     ]
     wandb_logging.log_predictions(wandb_run, recipe, rows)
-    wandb_logging.log_confusion(wandb_run, recipe, LABELS + LABELS[:1], [*given, LABELS[5]])
+    wandb_logging.log_confusion(wandb_run, recipe, LABELS + LABELS[:1], [*predictions, LABELS[5]])
     learning_curve.draw(run.folder / "metrics.jsonl", run.folder / "learning_curve.png", run.id, 10)
     wandb_logging.log_image(wandb_run, run.folder / "learning_curve.png")
     wandb_logging.finish_run(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
@@ -127,14 +127,18 @@ def records_of(run: runs.Run) -> list[Any]:
     (path,) = (run.folder / "wandb").rglob("*.wandb")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if path.stat().st_size > 7 and any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
+        if path.stat().st_size > 7 and any(
+            record.WhichOneof("record_type") == "exit" for record in wandb_records(path)
+        ):
             return list(wandb_records(path))
         time.sleep(0.05)
     raise AssertionError(f"{path} never ended")
 
 
 def history(records: list[Any]) -> list[dict[str, Any]]:
-    rows = [{item.key or ".".join(item.nested_key): item.value_json for item in r.history.item} for r in records]
+    rows = [
+        {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item} for record in records
+    ]
     return [{name: json.loads(value) for name, value in row.items()} for row in rows if row]
 
 
@@ -154,34 +158,38 @@ def test_an_offline_wandb_run_holds_config_history_and_adapter_and_no_secret(
     record_everything(run, recipe)
     records = records_of(run)
     config = {
-        item.key: json.loads(item.value_json) for r in records for item in r.run.config.update if item.key != "_wandb"
+        item.key: json.loads(item.value_json)
+        for record in records
+        for item in record.run.config.update
+        if item.key != "_wandb"
     }
     config |= {
         ".".join(item.nested_key): json.loads(item.value_json)
-        for r in records
-        for item in r.config.update
+        for record in records
+        for item in record.config.update
         if item.nested_key
     }
     assert config["train.learning_rate"] == recipe.train.learning_rate
     assert config["model.base"] == "pocket/model"
     assert not [key for key in config if key.startswith(("data", "privacy", "compare", "tracking"))]
-    sent = history(records)
+    history_rows = history(records)
     # One row a step: what training and what validation found there, under the names that metrics.jsonl has.
-    assert [row["_step"] for row in sent] == [10, 20]
-    assert METRICS[0].items() | METRICS[1].items() <= sent[0].items()
+    assert [row["_step"] for row in history_rows] == [10, 20]
+    assert METRICS[0].items() | METRICS[1].items() <= history_rows[0].items()
     assert (
-        METRICS[2].items() <= {name: value for name, value in sent[1].items() if isinstance(value, float | int)}.items()
+        METRICS[2].items()
+        <= {name: value for name, value in history_rows[1].items() if isinstance(value, float | int)}.items()
     )
-    (named,) = [r.run for r in records if r.run.run_id and r.run.display_name][:1]
-    assert (named.run_group, named.run_id, named.display_name) == ("classifier", run.id, run.id)
-    artifacts = [r.request.log_artifact.artifact for r in records] + [r.artifact for r in records]
-    (artifact,) = [one for one in artifacts if one.type == "model"]
+    (run_record,) = [record.run for record in records if record.run.run_id and record.run.display_name][:1]
+    assert (run_record.run_group, run_record.run_id, run_record.display_name) == ("classifier", run.id, run.id)
+    artifacts = [record.request.log_artifact.artifact for record in records] + [record.artifact for record in records]
+    (artifact,) = [candidate for candidate in artifacts if candidate.type == "model"]
     assert artifact.name == "classifier-adapter"
     assert json.loads(artifact.metadata)["data_train_sha256"] == "abc123"
-    assert {one.path for one in artifact.manifest.contents} == {"adapter_model.safetensors", "prompt.json"}
-    everything = everything_in(run)
+    assert {entry.path for entry in artifact.manifest.contents} == {"adapter_model.safetensors", "prompt.json"}
+    content = everything_in(run)
     for value in (*SECRETS.values(), "a prompt of the reference", str(ROOT)):
-        assert value.encode() not in everything
+        assert value.encode() not in content
 
 
 def test_wandb_gets_the_predictions_with_the_wrong_ones_first_the_confusions_and_the_picture(
@@ -189,8 +197,8 @@ def test_wandb_gets_the_predictions_with_the_wrong_ones_first_the_confusions_and
 ) -> None:
     run, recipe = offline_run(tmp_path, monkeypatch)
     record_everything(run, recipe)
-    last = history(records_of(run))[-1]
-    assert {name.split(".")[0] for name in last if name.startswith(("validation/", "learning"))} == {
+    last_row = history(records_of(run))[-1]
+    assert {name.split(".")[0] for name in last_row if name.startswith(("validation/", "learning"))} == {
         "validation/predictions",
         "validation/confusion_matrix_table",
         "validation/confusions",
@@ -198,10 +206,10 @@ def test_wandb_gets_the_predictions_with_the_wrong_ones_first_the_confusions_and
     }
     predictions = table(run, "validation/predictions")
     columns = predictions["columns"]
-    shown = [dict(zip(columns, row, strict=True)) for row in predictions["data"]]
+    prediction_rows = [dict(zip(columns, row, strict=True)) for row in predictions["data"]]
     assert columns == ["id", "input", "target", "answer", "right", "log_probability"]
-    assert len(shown) == 100 and not any(row["right"] for row in shown)
-    assert shown[0]["input"] == "a customer's words, number 76"
+    assert len(prediction_rows) == 100 and not any(row["right"] for row in prediction_rows)
+    assert prediction_rows[0]["input"] == "a customer's words, number 76"
     matrix = table(run, "validation/confusion_matrix_table")["data"]
     assert len(matrix) == 78 * 78
     cells = {(target, answer): count for target, answer, count in matrix}
@@ -224,22 +232,27 @@ def test_with_data_that_may_not_leave_wandb_gets_figures_and_nothing_that_tells_
     record_everything(run, recipe)
     records = records_of(run)
     assert [row["_step"] for row in history(records)] == [10, 20]
-    assert not [one for r in records for one in (r.artifact, r.request.log_artifact.artifact) if one.name]
-    everything = everything_in(run)
-    assert b"validation/accuracy" in everything and b"abc123" in everything
+    assert not [
+        artifact
+        for record in records
+        for artifact in (record.artifact, record.request.log_artifact.artifact)
+        if artifact.name
+    ]
+    content = everything_in(run)
+    assert b"validation/accuracy" in content and b"abc123" in content
     assert list((run.folder / "wandb").rglob("learning_curve_*.png"))
-    of_rows = ("customer", "ROW-", "queue for matter", "damaged_item", "a prompt of", "what was learnt")
-    for value in (*of_rows, *SECRETS.values()):
-        assert value.encode() not in everything, value
+    row_texts = ("customer", "ROW-", "queue for matter", "damaged_item", "a prompt of", "what was learnt")
+    for value in (*row_texts, *SECRETS.values()):
+        assert value.encode() not in content, value
 
 
 def test_more_labels_than_wandb_draws_are_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, recipe = offline_run(tmp_path, monkeypatch)
     labels = [f"label {number:03}" for number in range(300)]
     # The labels that are hard, the last fifty, are kept.
-    given = labels[:250] + labels[251:] + labels[250:251]
+    predictions = labels[:250] + labels[251:] + labels[250:251]
     wandb_run = wandb_logging.init_run(run, recipe, {})
-    wandb_logging.log_confusion(wandb_run, recipe, labels, given)
+    wandb_logging.log_confusion(wandb_run, recipe, labels, predictions)
     wandb_run.finish()
     matrix = table(run, "validation/confusion_matrix_table")["data"]
     assert len(matrix) == 100 * 100
@@ -253,9 +266,11 @@ def test_an_offline_run_that_was_killed_goes_on_as_one_run_without_gaps_or_doubl
 ) -> None:
     run, recipe = offline_run(tmp_path, monkeypatch)
     # Not with the W&B service of this process, which would hold the run open.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, str(run.folder)], cwd=ROOT, env=own, check=False)
-    assert killed.returncode == -9
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    completed = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(run.folder)], cwd=ROOT, env=environment, check=False
+    )
+    assert completed.returncode == -9
     metrics.truncate_after(run.folder / "metrics.jsonl", 20)
     wandb_run = wandb_logging.init_run(run, recipe, {})
     wandb_logging.replay_rows(wandb_run, run.folder / "metrics.jsonl")
@@ -273,17 +288,17 @@ def test_before_wandb_gets_rows_a_line_says_so(
 ) -> None:
     import wandb
 
-    said: list[str] = []
+    lines: list[str] = []
 
     def refuse(**_: Any) -> None:
-        said.append(capsys.readouterr().err)
+        lines.append(capsys.readouterr().err)
         raise ConnectionError
 
     monkeypatch.setattr(wandb, "init", refuse)
-    asked = ["tracking.wandb.mode=online", f"privacy.data_may_leave={str(may_leave).lower()}"]
+    overrides = ["tracking.wandb.mode=online", f"privacy.data_may_leave={str(may_leave).lower()}"]
     with pytest.raises(ConnectionError):
-        wandb_logging.init_run(runs.Run(tmp_path), load("classifier", asked, "cpu").recipe, {})
-    assert ("insource gets rows of the data, with labels and answers, and the adapter" in said[0]) == may_leave
+        wandb_logging.init_run(runs.Run(tmp_path), load("classifier", overrides, "cpu").recipe, {})
+    assert ("insource gets rows of the data, with labels and answers, and the adapter" in lines[0]) == may_leave
 
 
 def test_wandb_mode_off_is_respected(tmp_path: Path) -> None:
@@ -314,10 +329,10 @@ def test_metrics_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Pa
 
 
 def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_path: Path) -> None:
-    killed = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "prepared")], cwd=ROOT, capture_output=True, check=False
     )
-    assert killed.returncode == -9
+    assert completed.returncode == -9
     assert [file.name for file in tmp_path.glob("*/*")] == ["half.jsonl"]
     with atomic_files.atomic_folder(tmp_path / "prepared") as folder:
         (folder / "whole.jsonl").touch()
@@ -326,14 +341,14 @@ def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_p
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_two_processes_that_make_one_folder_remove_nothing_of_each_other(keep: bool, tmp_path: Path) -> None:
-    with atomic_files.atomic_folder(tmp_path / "prepared", keep_existing=keep) as first:
-        (first / "first.jsonl").touch()
-        asked = [sys.executable, "-c", MADE, str(tmp_path / "prepared"), str(keep)]
-        subprocess.run(asked, cwd=ROOT, check=True)
+    with atomic_files.atomic_folder(tmp_path / "prepared", keep_existing=keep) as folder:
+        (folder / "first.jsonl").touch()
+        argv = [sys.executable, "-c", MADE, str(tmp_path / "prepared"), str(keep)]
+        subprocess.run(argv, cwd=ROOT, check=True)
         assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["second.jsonl"]
-        (first / "more.jsonl").touch()
-    there = sorted(path.name for path in (tmp_path / "prepared").iterdir())
-    assert there == (["second.jsonl"] if keep else ["first.jsonl", "more.jsonl"])
+        (folder / "more.jsonl").touch()
+    remaining = sorted(path.name for path in (tmp_path / "prepared").iterdir())
+    assert remaining == (["second.jsonl"] if keep else ["first.jsonl", "more.jsonl"])
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 
 
@@ -343,31 +358,41 @@ def test_not_a_number_is_never_recorded(tmp_path: Path) -> None:
 
 
 def test_digests_change_with_what_they_depend_on_and_with_nothing_else() -> None:
-    plain = load("classifier", (), "cpu").recipe
+    base_recipe = load("classifier", (), "cpu").recipe
     sources = [("all", "tickets.csv", "sha256 of it")]
-    data, training = digests.compute_data_digest(plain, sources), digests.compute_training_digest(plain, "data")
+    data, training = (
+        digests.compute_data_digest(base_recipe, sources),
+        digests.compute_training_digest(base_recipe, "data"),
+    )
 
-    def changed(setting: str) -> tuple[bool, bool]:
+    def changed_digests(setting: str) -> tuple[bool, bool]:
         recipe = load("classifier", [setting], "cpu").recipe
         return digests.compute_data_digest(recipe, sources) != data, digests.compute_training_digest(
             recipe, "data"
         ) != training
 
-    assert changed("data.split.seed=18") == (True, False)
-    assert changed("train.learning_rate=1e-4") == (False, True)
+    assert changed_digests("data.split.seed=18") == (True, False)
+    assert changed_digests("train.learning_rate=1e-4") == (False, True)
     # How long a row is depends on the prompt, and what is too long leaves train.
-    assert changed("task.instruction=Do something else entirely.") == (True, True)
-    assert changed("train.max_length=512") == (True, True)
-    assert changed("data.num_proc=2") == (False, False)
+    assert changed_digests("task.instruction=Do something else entirely.") == (True, True)
+    assert changed_digests("train.max_length=512") == (True, True)
+    assert changed_digests("data.num_proc=2") == (False, False)
     # Labels stand in the prompt in the recipe's order.
-    assert changed("task.labels={b: '', a: ''}") == (True, True)
-    other, same = ([f"task.labels={{{words}}}"] for words in ("a: '', b: ''", "b: '', a: ''"))
-    one, two = load("classifier", other, "cpu").recipe, load("classifier", same, "cpu").recipe
-    assert digests.compute_data_digest(one, sources) != digests.compute_data_digest(two, sources)
-    assert digests.compute_training_digest(one, "data") != digests.compute_training_digest(two, "data")
-    assert digests.compute_data_digest(plain, [("all", "tickets.csv", "another sha256")]) != data
-    assert changed("cost.gpu_usd_per_hour=9") == (False, False)
-    assert changed("tracking.wandb.mode=off") == (False, False)
+    assert changed_digests("task.labels={b: '', a: ''}") == (True, True)
+    label_override, reordered_override = (
+        [f"task.labels={{{label_texts}}}"] for label_texts in ("a: '', b: ''", "b: '', a: ''")
+    )
+    first_recipe, second_recipe = (
+        load("classifier", label_override, "cpu").recipe,
+        load("classifier", reordered_override, "cpu").recipe,
+    )
+    assert digests.compute_data_digest(first_recipe, sources) != digests.compute_data_digest(second_recipe, sources)
+    assert digests.compute_training_digest(first_recipe, "data") != digests.compute_training_digest(
+        second_recipe, "data"
+    )
+    assert digests.compute_data_digest(base_recipe, [("all", "tickets.csv", "another sha256")]) != data
+    assert changed_digests("cost.gpu_usd_per_hour=9") == (False, False)
+    assert changed_digests("tracking.wandb.mode=off") == (False, False)
 
 
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
