@@ -74,8 +74,7 @@ class KnownModel:
 
 
 def list_models(today: str) -> list[KnownModel]:
-    """Return the models that the SDKs or genai-prices list and that are not shut down by `today` (ISO 8601), with
-    prices.
+    """Return the models that the SDKs or genai-prices list, with prices, without those shut down by `today` (ISO 8601).
 
     Models that only genai-prices lists are omitted if they do not write text.
     """

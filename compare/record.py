@@ -141,8 +141,10 @@ def write_answers(responses: SystemResponses, path: Path) -> int:
 
 
 def _answer_json(answer: SystemAnswer) -> dict[str, object]:
-    """Return an answer as `provider: file` reads it. A refusal, or a row that the provider rejected, has output
-    null."""
+    """Return an answer as `provider: file` reads it.
+
+    A refusal, or a row that the provider rejected, has output null.
+    """
     refused = answer.output is None or answer.finish_reason == "refusal"
     payload: dict[str, object] = {"id": answer.id, "output": None if refused else answer.output}
     numbers = {name: getattr(answer, name) for name in NUMERIC_FIELDS}

@@ -284,8 +284,10 @@ def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: M
 
 
 def compare_best(arguments: argparse.Namespace, best: TrainedVariant) -> int:
-    """Export the best variant, compare it on the test set and return the exit code. No other variant reads the test
-    set."""
+    """Export the best variant, compare it on the test set and return the exit code.
+
+    No other variant reads the test set.
+    """
     if not arguments.compare:
         return cli.OK
     run_options = ("--run", best.run.id, *best.variant.settings)

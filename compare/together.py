@@ -61,8 +61,10 @@ class SharingMeasurement:
 
     @property
     def may_share(self) -> bool:
-        """Return whether a shared request gives the same answers as single requests, within the variation without
-        sharing."""
+        """Return whether a shared request gives the same answers as single requests.
+
+        Probabilities may differ as much as they do without sharing.
+        """
         return self.together.same_choices == self.rows and self.together.most <= max(
             PROBABILITY_ROUNDING, self.by_itself.most
         )
@@ -83,8 +85,10 @@ class SharingMeasurement:
 
 
 def measure_sharing(backend: Backend, requests: Sequence[Request]) -> SharingMeasurement:
-    """Return the answers of an endpoint to single and to shared requests, compared. Raise StageError if one is
-    missing."""
+    """Return the comparison of an endpoint's answers to single and to shared requests.
+
+    Raise StageError if an answer is missing.
+    """
     individual, repeat = (asyncio.run(_request_individually(backend, requests)) for _ in range(2))
     shared, usage = asyncio.run(_request_together(backend, requests))
     return SharingMeasurement(

@@ -177,8 +177,10 @@ def compare_costs(
 
 
 def _is_paid(responses: SystemResponses) -> bool:
-    """Return whether answers of the system are paid for, even if the price is unknown. A stand-in needs a price in the
-    recipe."""
+    """Return whether answers of the system are paid for, even if the price is unknown.
+
+    A stand-in counts only if the recipe gives it a price.
+    """
     return responses.system.kind == "file" or (
         responses.system.kind == "closed" and bool(responses.price or not responses.system.stand_in)
     )

@@ -40,8 +40,7 @@ def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary 
 
 
 def agreement(scored_systems: Sequence[SystemScores]) -> dict[str, float]:
-    """Return the fraction of common rows with the same answer of the tuned model and another system, for each
-    system."""
+    """Return {pair: fraction of common rows with the same answer} for the tuned model and each other system."""
     tuned = scored_systems[0]
     return {
         f"{tuned.name} | {scored.name}": fraction_true(

@@ -60,8 +60,10 @@ def profile_from_json(payload: Mapping[str, Any]) -> AnswerProfile:
 
 
 def build_profile(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> AnswerProfile:
-    """Return the profile of a system's answers to the calibration rows, one row per group, as for testing a
-    threshold."""
+    """Return the profile of a system's answers to the calibration rows.
+
+    One row per group counts, as in the test of a threshold.
+    """
     profile = AnswerProfile()
     if not responses.calibration:
         return profile

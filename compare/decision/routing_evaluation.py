@@ -85,8 +85,10 @@ def evaluate_policy(
 def compare_strategies(
     policy: RoutingPolicy, tuned: SystemScores, fallback: SystemScores | None, confidences: Any, owned_usd: float | None
 ) -> Json:
-    """Return for each strategy: the fraction that only the tuned model answers, the fraction right, and USD per 1,000
-    requests."""
+    """Return the results of each strategy: owned, closed, routed and random.
+
+    A result has the fraction that only the tuned model answers, the fraction right, and USD per 1,000 requests.
+    """
     groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.right)
     strategies: Json = {"owned": {"local": 1.0, "right": _interval(correct, groups), "usd_per_1k": owned_usd}}
     if fallback is None:

@@ -67,8 +67,10 @@ class CalibrationAnswers:
 
 
 def pick_one_per_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
-    """Return the positions of one row of each group, see `CalibrationAnswers.one_a_group`; of all rows if there are no
-    groups."""
+    """Return the positions of one row of each group, see `CalibrationAnswers.one_a_group`.
+
+    Return all positions if there are no groups.
+    """
     if groups is None:
         return list(range(len(ids)))
     chosen: dict[object, int] = {}

@@ -1,5 +1,4 @@
-"""The rule of the verdict, from quality, routing policy and the five questions to a choice. docs/comparing.md explains
-it.
+"""The rule of the verdict, from quality, routing policy and the five questions to a choice (docs/comparing.md).
 
 RuleInputs(tuned_complete=True, quality="non-inferior", routable=False, owner=True, form_required=True,
            voices={"privacy": "neutral", "cost": "open", "structured output": "neutral", "engineering": "neutral",

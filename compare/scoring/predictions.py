@@ -118,7 +118,6 @@ def write_predictions(
 
 
 def slug(system: str) -> str:
-    """Return a system's name as a file name. A name that had to be changed gets a digest, so that names stay
-    distinct."""
+    """Return a system's name as a file name. If the name had to be changed, a digest keeps it unique."""
     plain = re.sub(r"[^\w.-]+", "-", system).strip("-.") or "system"
     return plain if plain == system else f"{plain}-{atomic_files.digest(system)[:6]}"

@@ -50,8 +50,10 @@ def collect_all(
 def collect_served(
     context: ComparisonContext, systems: Sequence[System], servers: VllmServers
 ) -> tuple[list[SystemResponses], list[SkippedSystem]]:
-    """Return the responses of the systems that vLLM serves, the tuned model first, and those that could not be
-    served."""
+    """Return the responses of the systems that vLLM serves, the tuned model first.
+
+    Also return the systems that could not be served.
+    """
     responses: dict[str, SystemResponses] = {}
     failed: list[SkippedSystem] = []
     pending_groups = group_by_server(systems)

@@ -260,8 +260,10 @@ def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, addr
 
 
 def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan) -> list[Any]:
-    """Return the identity of a local server, without its port: hashes of weights and template, stop, vLLM version,
-    dtype."""
+    """Return the identity of a local server, without its port.
+
+    It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
+    """
     versions = environment.read_package_versions()
     weights: Any = context.material.prompt["base"]
     if system.which:

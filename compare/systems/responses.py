@@ -85,8 +85,10 @@ class SystemRequests:
 
 
 def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Store `fresh` if given and return it. Otherwise return the stored value if its identity is the same, else
-    None."""
+    """Store `fresh` if given and return it. Otherwise return the stored value.
+
+    None if no value is stored, or if the stored one has another identity.
+    """
     digest = atomic_files.digest(identity)
     if fresh is not None:
         atomic_files.write_json(path, {"of": digest, **fresh})
@@ -99,8 +101,10 @@ def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) ->
 def to_responses(
     system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext, **fields: Any
 ) -> SystemResponses:
-    """Return the collected answers as responses: test rows, calibration rows and repeats. `fields` are further
-    fields."""
+    """Return the collected answers as responses: test rows, calibration rows and repeats.
+
+    `fields` are further fields of SystemResponses.
+    """
     requested = {(request.id, request.repeat) for request in system_requests.questions}
     test, calibration = context.material.test, context.material.calibration
     return SystemResponses(

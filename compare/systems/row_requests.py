@@ -62,8 +62,10 @@ def lookup_api_format(baseline: Baseline) -> ApiFormat:
 
 
 def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str, Any]) -> Request:
-    """Return a row as a question with the labels as choices. No text is generated, so that no output tokens are
-    reserved."""
+    """Return a row as a question with the labels as choices.
+
+    No text is generated, so that no output tokens are reserved.
+    """
     labels = tuple(dataset.spec.labels.items())
     instruction = baseline.instruction or dataset.spec.instruction
     assert isinstance(instruction, str), "prompt_selection.select_prompt has not run"
@@ -88,8 +90,7 @@ def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> lis
 def drop_examples_to_fit(
     requests: Sequence[Request], tokenizer: Any, recipe: Recipe, max_answer_tokens: int
 ) -> tuple[list[Request], int]:
-    """Return the requests without the examples that do not fit `serve.max_model_len`, and the number of shortened
-    requests.
+    """Return requests without the examples that do not fit `serve.max_model_len`, and the number of shortened ones.
 
     The least similar examples are dropped first.
     """
