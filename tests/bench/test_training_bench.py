@@ -36,18 +36,18 @@ CONTRACT = {
 }
 
 
-def bound(made: Workload, rows: int) -> float:
+def bound(workload: Workload, rows: int) -> float:
     """How many times fewer tokens one prefix for so many rows can make of them."""
-    own = made.row_tokens - made.prefix_tokens
-    return rows * made.row_tokens / (made.prefix_tokens + rows * own)
+    suffix_tokens = workload.row_tokens - workload.prefix_tokens
+    return rows * workload.row_tokens / (workload.prefix_tokens + rows * suffix_tokens)
 
 
 def test_banking77_has_the_proportions_that_are_promised(tokenizer: Any, banking77: Path) -> None:
-    made = load_workload("banking77", tokenizer, 160, 32, banking77)
-    assert 600 <= made.prefix_tokens <= 800
-    assert 20 <= made.row_tokens - made.prefix_tokens <= 40
-    assert bound(made, 16) == pytest.approx(10, abs=0.5)
-    assert bound(made, 64) == pytest.approx(18, abs=1)
+    workload = load_workload("banking77", tokenizer, 160, 32, banking77)
+    assert 600 <= workload.prefix_tokens <= 800
+    assert 20 <= workload.row_tokens - workload.prefix_tokens <= 40
+    assert bound(workload, 16) == pytest.approx(10, abs=0.5)
+    assert bound(workload, 64) == pytest.approx(18, abs=1)
 
 
 def test_without_banking77_one_is_told_what_to_say(tokenizer: Any) -> None:
@@ -56,22 +56,22 @@ def test_without_banking77_one_is_told_what_to_say(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"),
+    ("name", "min_tokens", "max_tokens"),
     [("classifier", 150, 250), ("extractor", 200, 300), ("labels_12", 100, 200), ("labels_150", 1200, 1600)],
 )
-def test_prompts_of_a_shape_open_alike(name: str, least: int, most: int, tokenizer: Any) -> None:
-    made = load_workload(name, tokenizer, 48, 8, NOWHERE)
-    assert (len(made.examples), len(made.held_out)) == (48, 8)
-    assert least <= made.prefix_tokens <= most
-    assert all(one.prompt_ids[: made.prefix_tokens] == made.examples[0].prompt_ids[: made.prefix_tokens]
-               for one in made.held_out)  # fmt: skip
-    assert all(one.completion_ids[-1] == tokenizer.eos_token_id for one in made.examples)
+def test_prompts_of_a_shape_open_alike(name: str, min_tokens: int, max_tokens: int, tokenizer: Any) -> None:
+    workload = load_workload(name, tokenizer, 48, 8, NOWHERE)
+    assert (len(workload.examples), len(workload.held_out)) == (48, 8)
+    assert min_tokens <= workload.prefix_tokens <= max_tokens
+    assert all(example.prompt_ids[: workload.prefix_tokens] == workload.examples[0].prompt_ids[: workload.prefix_tokens]
+               for example in workload.held_out)  # fmt: skip
+    assert all(example.completion_ids[-1] == tokenizer.eos_token_id for example in workload.examples)
 
 
 def test_free_text_shares_no_opening_and_differs_in_length(tokenizer: Any) -> None:
-    made = load_workload("no_prefix", tokenizer, 200, 8, NOWHERE)
-    lengths = [count_tokens(one) for one in made.examples]
-    assert made.prefix_tokens == 0
+    workload = load_workload("no_prefix", tokenizer, 200, 8, NOWHERE)
+    lengths = [count_tokens(example) for example in workload.examples]
+    assert workload.prefix_tokens == 0
     assert max(lengths) > 5 * min(lengths)
 
 
@@ -91,30 +91,32 @@ ids = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 def test_what_went_through_the_model_is_read_back_from_every_kind_of_batch(
     opening: list[int], rows: list[tuple[list[int], list[int]]]
 ) -> None:
-    made = tuple(TokenizedRow(str(at), opening + own, (answer,)) for at, (own, answer) in enumerate(rows))
-    wanted = sorted(tuple(row.prompt_ids + row.completions[0]) for row in made)
+    token_rows = tuple(
+        TokenizedRow(str(index), opening + suffix, (completed,)) for index, (suffix, completed) in enumerate(rows)
+    )
+    expected = sorted(tuple(row.prompt_ids + row.completions[0]) for row in token_rows)
     for kind, prefix in (("shared_prefix", len(opening)), ("bfd", 0), ("none", 0)):
-        inputs = collate.collate_pack(Pack(made, prefix), kind, "cpu", pad_token_id=0).inputs  # type: ignore[arg-type]
+        inputs = collate.collate_pack(Pack(token_rows, prefix), kind, "cpu", pad_token_id=0).inputs  # type: ignore[arg-type]
         mask = inputs.get("attention_mask")
         positions = inputs["position_ids"].tolist() if "position_ids" in inputs else None
         padding = mask.tolist() if mask is not None and mask.dim() == 2 else None
-        assert sorted(split_rows(inputs["input_ids"].tolist(), positions, padding)) == wanted
+        assert sorted(split_rows(inputs["input_ids"].tolist(), positions, padding)) == expected
 
 
-def result(system: str, rate: float, losses: list[float], **more: Any) -> dict[str, Any]:
-    known = {"shape": "banking77", "batch_size": 16, "quantization": "none", "quality_updates_sha256": "a"}
-    return {**known, "system": system, "examples_per_second": rate, "losses": losses, **more}
+def result(system: str, rate: float, losses: list[float], **fields: Any) -> dict[str, Any]:
+    defaults = {"shape": "banking77", "batch_size": 16, "quantization": "none", "quality_updates_sha256": "a"}
+    return {**defaults, "system": system, "examples_per_second": rate, "losses": losses, **fields}
 
 
 def test_systems_are_compared_with_trl_in_the_order_of_the_case() -> None:
     case = Case("banking77")
-    given_results = [
+    results = [
         result("trl", 2.0, [3.0, 2.0]),
         table.skipped_result(case, "unsloth", "Unsloth needs a GPU"),
         result("insource", 18.0, [3.0, 2.0005], token_ratio=10.0),
         result("trl_bfd", 1.5, [3.1, 2.2], quality_updates_sha256="b"),
     ]
-    ours, trl, bfd, unsloth = table.compare_systems(given_results, case.systems)
+    ours, trl, bfd, unsloth = table.compare_systems(results, case.systems)
     assert ours["times_trl"] == 9.0
     assert ours["times_trl_bfd"] == 12.0
     assert ours["ratio_reached"] == pytest.approx(0.9)
@@ -125,11 +127,11 @@ def test_systems_are_compared_with_trl_in_the_order_of_the_case() -> None:
 
 
 def test_a_case_that_is_measured_anew_leaves_the_others_as_they_were(tmp_path: Path) -> None:
-    path, other = tmp_path / "training.json", result("trl", 1.0, []) | {"shape": "labels_12"}
-    training.write_results(path, [other, result("trl", 2.0, []), result("insource", 3.0, [])])
+    path, other_result = tmp_path / "training.json", result("trl", 1.0, []) | {"shape": "labels_12"}
+    training.write_results(path, [other_result, result("trl", 2.0, []), result("insource", 3.0, [])])
     training.write_results(path, [result("insource", 4.0, [])])
-    found = [(one["shape"], one["system"], one["examples_per_second"]) for one in atomic_files.read_json(path)]
-    assert found == [("banking77", "insource", 4.0), ("labels_12", "trl", 1.0)]
+    rows = [(row["shape"], row["system"], row["examples_per_second"]) for row in atomic_files.read_json(path)]
+    assert rows == [("banking77", "insource", 4.0), ("labels_12", "trl", 1.0)]
 
 
 def test_the_length_of_the_rows_that_were_timed_does_not_move_the_rate() -> None:
@@ -143,18 +145,18 @@ def test_the_length_of_the_rows_that_were_timed_does_not_move_the_rate() -> None
 
 
 def test_a_shape_that_there_is_none_of_is_refused(python: Command) -> None:
-    answer = python("bench.training", "--only", "banking78")
-    assert answer.returncode == 2
-    assert "there is no such shape; there are banking77" in answer.stderr
-    assert "Traceback" not in answer.stderr
+    completed = python("bench.training", "--only", "banking78")
+    assert completed.returncode == 2
+    assert "there is no such shape; there are banking77" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.slow
 def test_a_quick_run_compares_equal_losses_on_the_same_token_ids(python: Command, tmp_path: Path) -> None:
     path = tmp_path / "training.json"
-    answer = python("bench.training", "--quick", "--systems", "insource", "trl", "unsloth", "--results", path)
-    assert answer.returncode == 0, answer.stderr
-    assert "insource" in answer.stdout and "Unsloth did not run" in answer.stdout
+    completed = python("bench.training", "--quick", "--systems", "insource", "trl", "unsloth", "--results", path)
+    assert completed.returncode == 0, completed.stderr
+    assert "insource" in completed.stdout and "Unsloth did not run" in completed.stdout
     ours, trl, unsloth = json.loads(path.read_text(encoding="utf-8"))
     assert (ours["system"], trl["system"]) == ("insource", "trl")
     assert set(ours) >= CONTRACT and set(trl) >= CONTRACT

@@ -23,7 +23,7 @@ from insource.config.schema.compare import Baseline
 from insource.tasks import TASKS, classification
 
 LABELS = ("delivery_delay", "refund_status", "réclamation")
-TARGETS = {f"r{at}": LABELS[at % 3] for at in range(9)}
+TARGETS = {f"r{index}": LABELS[index % 3] for index in range(9)}
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 ONE = '{"id": "r0", "output": "delivery_delay"'
 
@@ -32,28 +32,35 @@ def material(targets: dict[str, Any] = TARGETS, kind: str = "classification", sp
     """What the file is read against: test rows and the task, without a run on disk."""
     module = TASKS[kind]
     task = spec or classification.Spec("Choose.", dict.fromkeys(LABELS, ""))
-    return SimpleNamespace(module=module, spec=task, test=[{"id": one, "target": to} for one, to in targets.items()])
+    return SimpleNamespace(
+        module=module, spec=task, test=[{"id": row_id, "target": target} for row_id, target in targets.items()]
+    )
 
 
-def lines_of(targets: dict[str, Any] = TARGETS, **more: Any) -> str:
-    rows = [{"id": one, "output": to, **more} for one, to in targets.items()]
+def lines_of(targets: dict[str, Any] = TARGETS, **extra: Any) -> str:
+    rows = [{"id": row_id, "output": target, **extra} for row_id, target in targets.items()]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def gathered(path: Path, rules: ReadingRules = DEFAULT_RULES, of: Any = None, **baseline: Any) -> SystemResponses:
-    told = Baseline(provider="file", path=str(path), name="today", **baseline)
-    found, why, notes = answer_file.match_rows(
-        answer_file.read_answer_file(told, rules), "today", of or material(), rules
+def gathered(path: Path, rules: ReadingRules = DEFAULT_RULES, dataset: Any = None, **overrides: Any) -> SystemResponses:
+    baseline = Baseline(provider="file", path=str(path), name="today", **overrides)
+    answers, reason, notes = answer_file.match_rows(
+        answer_file.read_answer_file(baseline, rules), "today", dataset or material(), rules
     )
-    system = System("today", "file", "today", baseline=told)
+    system = System("today", "file", "today", baseline=baseline)
     return SystemResponses(
-        system, found, complete=why is None, why_incomplete=why, price=pricing.lookup_price(told), notes=notes
+        system,
+        answers,
+        complete=reason is None,
+        why_incomplete=reason,
+        price=pricing.lookup_price(baseline),
+        notes=notes,
     )
 
 
-def right(found: SystemResponses, of: Any = None) -> float:
-    of = of or material()
-    metrics = predictions.score_answers(of, of.test, found.test).metrics
+def right(responses: SystemResponses, dataset: Any = None) -> float:
+    dataset = dataset or material()
+    metrics = predictions.score_answers(dataset, dataset.test, responses.test).metrics
     values = metrics.get("accuracy") or metrics["exact_match"]
     return sum(values) / len(values)
 
@@ -64,24 +71,26 @@ def written(folder: Path, text: str | bytes, name: str = "answers.jsonl") -> Pat
     return path
 
 
-def refused(folder: Path, text: str | bytes, rules: ReadingRules = DEFAULT_RULES, **baseline: Any) -> str:
+def refused(folder: Path, text: str | bytes, rules: ReadingRules = DEFAULT_RULES, **overrides: Any) -> str:
     with pytest.raises(RecipeError) as error:
-        gathered(written(folder, text), rules, **baseline)
+        gathered(written(folder, text), rules, **overrides)
     return str(error.value)
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(blacklist_categories=["Cs"])), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_any_text_of_an_answer_is_one_line_of_the_file(tmp_path_factory: Any, text: str, end: str) -> None:
+def test_any_text_of_an_answer_is_one_line_of_the_file(tmp_path_factory: Any, text: str, line_end: str) -> None:
     """JSON escapes line feeds and carriage returns; what else Python calls a line end is a character like any other."""
-    told = {one: {"id": one, "output": to, "reason": f"{text}{SEPARATORS}"} for one, to in TARGETS.items()}
-    content = end.join(json.dumps(row, ensure_ascii=False) for row in told.values())
-    found = gathered(written(tmp_path_factory.mktemp("answers"), content))
-    assert found.complete and right(found) == 1
+    rows = {
+        row_id: {"id": row_id, "output": target, "reason": f"{text}{SEPARATORS}"} for row_id, target in TARGETS.items()
+    }
+    content = line_end.join(json.dumps(row, ensure_ascii=False) for row in rows.values())
+    responses = gathered(written(tmp_path_factory.mktemp("answers"), content))
+    assert responses.complete and right(responses) == 1
 
 
 @pytest.mark.parametrize(
-    ("encoding", "mark"),
+    ("encoding", "bom"),
     [
         ("utf-8", b""),
         ("utf-8", codecs.BOM_UTF8),
@@ -92,19 +101,23 @@ def test_any_text_of_an_answer_is_one_line_of_the_file(tmp_path_factory: Any, te
         ("cp1252", b""),
     ],
 )
-def test_the_bytes_say_the_encoding(tmp_path: Path, encoding: str, mark: bytes) -> None:
-    found = gathered(written(tmp_path, mark + lines_of().encode(encoding)))
-    assert right(found) == 1
-    assert bool(found.notes) is (encoding == "cp1252"), "what is guessed is told"
+def test_the_bytes_say_the_encoding(tmp_path: Path, encoding: str, bom: bytes) -> None:
+    responses = gathered(written(tmp_path, bom + lines_of().encode(encoding)))
+    assert right(responses) == 1
+    assert bool(responses.notes) is (encoding == "cp1252"), "what is guessed is told"
 
 
 def test_an_encoding_that_the_recipe_names_is_taken_and_one_that_is_wrong_is_told_with_its_line(tmp_path: Path) -> None:
     cyrillic = dict.fromkeys(TARGETS, "возврат")
-    of = material(cyrillic, spec=classification.Spec("Choose.", {"возврат": ""}))
+    dataset = material(cyrillic, spec=classification.Spec("Choose.", {"возврат": ""}))
     path = written(tmp_path, lines_of(cyrillic).encode("cp1251"))
-    assert right(gathered(path, of=of, encoding="cp1251"), of) == 1
-    told = refused(tmp_path, path.read_bytes())
-    assert "answers.jsonl:1: byte 0x" in told and "set encoding of this baseline" in told and "data.source" not in told
+    assert right(gathered(path, dataset=dataset, encoding="cp1251"), dataset) == 1
+    message = refused(tmp_path, path.read_bytes())
+    assert (
+        "answers.jsonl:1: byte 0x" in message
+        and "set encoding of this baseline" in message
+        and "data.source" not in message
+    )
     assert "is not an encoding of text" in refused(tmp_path, lines_of(), encoding="utf-9")
 
 
@@ -116,21 +129,21 @@ def test_a_compressed_file_is_read(tmp_path: Path) -> None:
 
 
 def test_an_id_that_stands_there_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
-    told = refused(tmp_path, lines_of() + "\n" + '{"id": "r4", "output": "I cannot help"}\n')
-    assert "answers.jsonl:11: id 'r4' stands in line 5 already" in told
+    message = refused(tmp_path, lines_of() + "\n" + '{"id": "r4", "output": "I cannot help"}\n')
+    assert "answers.jsonl:11: id 'r4' stands in line 5 already" in message
     assert ":2: id '7' stands in line 1" in refused(tmp_path, '{"id": 7, "output": "a"}\n{"id": " 7", "output": "b"}')
 
 
 def test_labels_may_be_spelt_as_the_source_spells_them(tmp_path: Path) -> None:
-    spelt = {
+    spellings = {
         "delivery_delay": "Delivery-Delay",
         "refund_status": " REFUND  STATUS\r\n",
         "réclamation": "re\u0301clamation",
     }
-    path = written(tmp_path, lines_of({one: spelt[to] for one, to in TARGETS.items()}))
-    found = gathered(path)
-    assert right(found) == 1 and {one.output for one in found.test} == set(LABELS)
-    assert "9 answers in another spelling" in found.notes[0]
+    path = written(tmp_path, lines_of({row_id: spellings[target] for row_id, target in TARGETS.items()}))
+    responses = gathered(path)
+    assert right(responses) == 1 and {answer.output for answer in responses.test} == set(LABELS)
+    assert "9 answers in another spelling" in responses.notes[0]
     # Where preparation keeps spellings apart, they stay apart here; white space and NFC are cleaned as in targets.
     assert right(gathered(path, ReadingRules(normalize_labels=False))) == pytest.approx(1 / 3)
     wrong = gathered(written(tmp_path, lines_of(dict.fromkeys(TARGETS, "delivery"))))
@@ -139,27 +152,29 @@ def test_labels_may_be_spelt_as_the_source_spells_them(tmp_path: Path) -> None:
 
 def test_ids_are_read_as_preparation_reads_them(tmp_path: Path) -> None:
     """Numbers as text, and personal data in them as pseudonyms."""
-    of = material({"7": LABELS[1]})
-    assert right(gathered(written(tmp_path, '{"id": 7, "output": "refund_status"}'), of=of), of) == 1
+    dataset = material({"7": LABELS[1]})
+    assert right(gathered(written(tmp_path, '{"id": 7, "output": "refund_status"}'), dataset=dataset), dataset) == 1
     rules = ReadingRules(redact=["email"])
-    of = material({answer_file.redaction.pseudonym("ann@example.org", ["email"]): LABELS[0]})
+    dataset = material({answer_file.redaction.pseudonym("ann@example.org", ["email"]): LABELS[0]})
     path = written(tmp_path, '{"id": "ann@example.org", "output": "delivery_delay"}')
-    assert right(gathered(path, rules, of=of), of) == 1
+    assert right(gathered(path, rules, dataset=dataset), dataset) == 1
 
 
 def test_personal_data_in_an_answer_is_replaced_where_the_recipe_says_so(tmp_path: Path) -> None:
-    told = lines_of(dict.fromkeys(TARGETS, "Write to ann@example.org"))
-    assert gathered(written(tmp_path, told), ReadingRules(redact=["email"])).test[0].output == "Write to [EMAIL_1]"
+    content = lines_of(dict.fromkeys(TARGETS, "Write to ann@example.org"))
+    assert gathered(written(tmp_path, content), ReadingRules(redact=["email"])).test[0].output == "Write to [EMAIL_1]"
 
 
 def test_null_is_a_refusal_and_not_a_missing_answer(tmp_path: Path) -> None:
     path = written(tmp_path, lines_of(dict.fromkeys(TARGETS), input_tokens=200, output_tokens=1))
-    found = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
-    of = material()
-    assert found.complete and right(found) == 0
-    assert {one.problem for one in predictions.score_answers(of, of.test, found.test).parsed} == {"refusal"}
+    responses = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
+    dataset = material()
+    assert responses.complete and right(responses) == 0
+    assert {answer.problem for answer in predictions.score_answers(dataset, dataset.test, responses.test).parsed} == {
+        "refusal"
+    }
     # It was asked and paid for.
-    assert len(system_scores.token_usages(found)) == 9
+    assert len(system_scores.token_usages(responses)) == 9
 
 
 def test_a_record_as_an_object_is_read_as_the_source_writes_it(tmp_path: Path) -> None:
@@ -170,14 +185,14 @@ def test_a_record_as_an_object_is_read_as_the_source_writes_it(tmp_path: Path) -
     }
     task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
     spec = TASKS["extraction"].make_spec(task, {})
-    of = material({"a": {"total": 12.5, "due": None}, "b": {"total": 3, "due": "May"}}, "extraction", spec)
+    dataset = material({"a": {"total": 12.5, "due": None}, "b": {"total": 3, "due": "May"}}, "extraction", spec)
     rows = [{"id": "a", "output": {"due": "", "total": "12.50"}}, {"id": "b", "output": {"total": 3.0, "due": " May "}}]
     path = written(tmp_path, "\n".join(json.dumps(row) for row in rows))
-    assert right(gathered(path, of=of), of) == 1
+    assert right(gathered(path, dataset=dataset), dataset) == 1
     # Text is what a model wrote: it is held to the same form as every model's answer.
     rows = [{"id": row["id"], "output": json.dumps(row["output"])} for row in rows]
     path = written(tmp_path, "\n".join(json.dumps(row) for row in rows))
-    assert right(gathered(path, of=of), of) == 0.5
+    assert right(gathered(path, dataset=dataset), dataset) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -185,18 +200,20 @@ def test_a_record_as_an_object_is_read_as_the_source_writes_it(tmp_path: Path) -
 )
 @pytest.mark.parametrize("name", ["cost_usd", "latency_seconds", "input_tokens", "cached_tokens", "confidence"])
 def test_a_figure_that_is_no_finite_number_is_refused_by_name(tmp_path: Path, name: str, figure: str) -> None:
-    told = refused(tmp_path, f'{lines_of()}{{"id": "r9", "output": "x", "{name}": {figure}}}\n')
-    assert f"answers.jsonl:10: id 'r9': {name} is " in told and "or null where it is not known" in told
+    message = refused(tmp_path, f'{lines_of()}{{"id": "r9", "output": "x", "{name}": {figure}}}\n')
+    assert f"answers.jsonl:10: id 'r9': {name} is " in message and "or null where it is not known" in message
 
 
 def test_figures_that_are_not_known_are_left_out(tmp_path: Path) -> None:
-    found = gathered(written(tmp_path, lines_of(cost_usd=None, input_tokens=300.0, confidence=1, latency_seconds=0)))
-    one = found.test[0]
-    assert (one.cost_usd, one.input_tokens, one.confidence, one.latency_seconds) == (None, 300, 1.0, 0.0)
+    responses = gathered(
+        written(tmp_path, lines_of(cost_usd=None, input_tokens=300.0, confidence=1, latency_seconds=0))
+    )
+    answer = responses.test[0]
+    assert (answer.cost_usd, answer.input_tokens, answer.confidence, answer.latency_seconds) == (None, 300, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("[1]", "needs a JSON object"),
         ("{", 'needs a JSON object with "id" and "output", given {'),
@@ -212,15 +229,15 @@ def test_figures_that_are_not_known_are_left_out(tmp_path: Path) -> None:
         ("[" * 100_000, "needs a JSON object"),
     ],
 )
-def test_a_line_that_cannot_be_used_is_told_with_its_number(tmp_path: Path, line: str, told: str) -> None:
+def test_a_line_that_cannot_be_used_is_told_with_its_number(tmp_path: Path, line: str, expected: str) -> None:
     message = refused(tmp_path, f"\n{line}\n")
-    assert f"answers.jsonl:2: {told}" in message and len(message) < 400
+    assert f"answers.jsonl:2: {expected}" in message and len(message) < 400
 
 
 def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
     assert "answers none of the 9 test rows" in refused(tmp_path, '{"id": "other", "output": "a"}')
-    some = gathered(written(tmp_path, ONE + '}\n{"id": "other", "output": "a"}'))
-    assert not some.complete and some.why_incomplete == (
+    partial = gathered(written(tmp_path, ONE + '}\n{"id": "other", "output": "a"}'))
+    assert not partial.complete and partial.why_incomplete == (
         "answers.jsonl answers 1 of 9 test rows, and has 1 ids that are none of them"
     )
     assert "is empty" in refused(tmp_path, "")
@@ -228,12 +245,12 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
         gathered(tmp_path / "nothing.jsonl")
 
 
-def costs(found: SystemResponses) -> tuple[float | None, float | None]:
+def costs(responses: SystemResponses) -> tuple[float | None, float | None]:
     """USD a request, and a thousand requests as the table of systems has it."""
-    of = material()
-    n = len(found.test)
-    read = predictions.score_answers(of, of.test, found.test)
-    scored = system_scores.SystemScores(found, of.test, read, {}, [], [1.0] * n, range(n))
+    dataset = material()
+    n = len(responses.test)
+    parsed = predictions.score_answers(dataset, dataset.test, responses.test)
+    scored = system_scores.SystemScores(responses, dataset.test, parsed, {}, [], [1.0] * n, range(n))
     return system_scores.request_cost(scored).usd_per_request, system_scores._cost_fields(scored)["cost_usd_per_1k"]
 
 
@@ -246,10 +263,10 @@ def test_its_price_and_tokens_cost_as_a_closed_models_do(tmp_path: Path) -> None
 
 
 def test_what_its_lines_cost_is_its_cost_where_no_price_tells_it(tmp_path: Path) -> None:
-    half = "".join(lines_of(cost_usd=0.2).splitlines(keepends=True)[:4]) + "".join(
+    content = "".join(lines_of(cost_usd=0.2).splitlines(keepends=True)[:4]) + "".join(
         lines_of(cost_usd=None).splitlines(keepends=True)[4:]
     )
-    assert costs(gathered(written(tmp_path, half))) == (pytest.approx(0.2), pytest.approx(200))
+    assert costs(gathered(written(tmp_path, content))) == (pytest.approx(0.2), pytest.approx(200))
     price = {"input_usd_per_million": 1.0, "output_usd_per_million": 1.0}
     assert costs(gathered(written(tmp_path, lines_of(cost_usd=0.2)), price=price))[0] == pytest.approx(0.2)
     assert costs(gathered(written(tmp_path, lines_of()))) == (None, None)

@@ -22,7 +22,7 @@ FIGURES = {"input_tokens": 231, "output_tokens": 5, "cost_usd": 0.0004, "latency
 
 
 def as_table(targets: dict[str, str], delimiter: str, **figures: Any) -> str:
-    rows = [["id", "output", *figures], *([one, to, *figures.values()] for one, to in targets.items())]
+    rows = [["id", "output", *figures], *([row_id, target, *figures.values()] for row_id, target in targets.items())]
     content = io.StringIO()
     csv.writer(content, delimiter=delimiter, lineterminator="\r\n").writerows(rows)
     return content.getvalue()
@@ -30,7 +30,7 @@ def as_table(targets: dict[str, str], delimiter: str, **figures: Any) -> str:
 
 def in_format(folder: Path, name: str, targets: dict[str, Any], **figures: Any) -> Path:
     """The answers as a file of that name."""
-    rows = [{"id": one, "output": to, **figures} for one, to in targets.items()]
+    rows = [{"id": row_id, "output": target, **figures} for row_id, target in targets.items()]
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), folder / name)
         return folder / name
@@ -50,37 +50,37 @@ FORMATS = ["csv", "semicolons.csv", "tsv", "json", "wrapped.json", "csv.gz", "js
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_that_data_may_have_is_read_with_its_figures(tmp_path: Path, name: str) -> None:
-    long = TARGETS | {"r0": 'I cannot say;\nit is, \u2028 "late"'}
-    path = in_format(tmp_path, f"answers.{name}", long, **FIGURES)
-    found = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
-    assert found.complete and right(found) == pytest.approx(8 / 9) and found.test[0].output == long["r0"]
-    one = found.test[1]
-    assert {figure: getattr(one, figure) for figure in FIGURES} == FIGURES and type(one.input_tokens) is int
-    assert not found.notes
+    targets = TARGETS | {"r0": 'I cannot say;\nit is, \u2028 "late"'}
+    path = in_format(tmp_path, f"answers.{name}", targets, **FIGURES)
+    responses = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
+    assert responses.complete and right(responses) == pytest.approx(8 / 9) and responses.test[0].output == targets["r0"]
+    answer = responses.test[1]
+    assert {figure: getattr(answer, figure) for figure in FIGURES} == FIGURES and type(answer.input_tokens) is int
+    assert not responses.notes
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 def test_a_table_is_decoded_as_its_bytes_say(tmp_path: Path, encoding: str) -> None:
-    found = gathered(written(tmp_path, as_table(TARGETS, ";").encode(encoding), "answers.csv"))
-    assert right(found) == 1 and bool(found.notes) is (encoding == "cp1252")
+    responses = gathered(written(tmp_path, as_table(TARGETS, ";").encode(encoding), "answers.csv"))
+    assert right(responses) == 1 and bool(responses.notes) is (encoding == "cp1252")
 
 
 def test_what_a_table_has_for_no_value(tmp_path: Path) -> None:
     """An empty cell is no figure, and as an answer an empty one; null of Parquet and JSON is a refusal."""
     path = written(tmp_path, as_table(TARGETS | {"r0": ""}, ",", cost_usd="", model_id=""), "answers.csv")
-    found = gathered(path)
-    assert found.test[1].cost_usd is None and found.test[1].model_id == "today"
-    assert (found.test[0].output, found.test[0].finish_reason) == ("", "stop")
+    responses = gathered(path)
+    assert responses.test[1].cost_usd is None and responses.test[1].model_id == "today"
+    assert (responses.test[0].output, responses.test[0].finish_reason) == ("", "stop")
     for name in ("answers.json", "answers.parquet"):
-        found = gathered(in_format(tmp_path, name, TARGETS | {"r0": None}, cost_usd=None))
-        assert (found.test[0].output, found.test[0].finish_reason) == ("", "refusal") and found.complete
+        responses = gathered(in_format(tmp_path, name, TARGETS | {"r0": None}, cost_usd=None))
+        assert (responses.test[0].output, responses.test[0].finish_reason) == ("", "refusal") and responses.complete
     frame = pa.table({"id": [*TARGETS], "output": [*TARGETS.values()], "cost_usd": [float("nan")] * 9})
     pq.write_table(frame, tmp_path / "pandas.parquet")
     assert gathered(tmp_path / "pandas.parquet").test[0].cost_usd is None
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.csv", "id,output\nr0,a\nr1,b\nr0,c\n", "a.csv:4: id 'r0' stands in line 2 already"),
         ("a.csv", "id,answer\nr0,a\n", "a.csv:2: needs id and output, and has no output: id, answer"),
@@ -98,11 +98,11 @@ def test_what_a_table_has_for_no_value(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_table_or_a_json_file_cannot_have_is_told_with_its_place(
-    tmp_path: Path, name: str, content: str, told: str
+    tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     with pytest.raises(RecipeError) as error:
         gathered(written(tmp_path, content, name))
-    assert told in str(error.value) and "data.source" not in str(error.value)
+    assert message in str(error.value) and "data.source" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.json", "answers.csv", "answers.tsv"])
@@ -118,7 +118,7 @@ def test_records_are_read_by_the_formats_of_the_data(tmp_path: Path, name: str) 
     }
     task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
     spec = TASKS["extraction"].make_spec(task, {})
-    of = material({"a": {"total": 1234, "currency": "EUR", "issued": "2026-05-01"},
+    dataset = material({"a": {"total": 1234, "currency": "EUR", "issued": "2026-05-01"},
                    "b": {"total": 0.5, "currency": None, "issued": None}}, "extraction", spec)  # fmt: skip
     formats = Formats(decimal=",", amounts={"total": "currency"}, dates={"issued": "%d.%m.%Y"})
     rules = ReadingRules(formats=formats, json_schema=schema)
@@ -130,20 +130,20 @@ def test_records_are_read_by_the_formats_of_the_data(tmp_path: Path, name: str) 
         content = "".join(json.dumps({"id": key, "output": row}) + "\n" for key, row in rows.items())
     else:
         content = as_table({key: json.dumps(row) for key, row in rows.items()}, "\t" if name.endswith("tsv") else ",")
-    found = gathered(written(tmp_path, content, name), rules, of)
-    assert right(found, of) == 1
-    assert found.notes == ["today: numbers or dates of 2 answers are read as data.formats says"]
-    assert right(gathered(tmp_path / name, ReadingRules(json_schema=schema), of), of) == 0
-    said = "".join(json.dumps({"id": key, "output": json.dumps(row)}) + "\n" for key, row in rows.items())
-    found = gathered(written(tmp_path, said), rules, of)
-    assert right(found, of) == 0 and not found.notes
+    responses = gathered(written(tmp_path, content, name), rules, dataset)
+    assert right(responses, dataset) == 1
+    assert responses.notes == ["today: numbers or dates of 2 answers are read as data.formats says"]
+    assert right(gathered(tmp_path / name, ReadingRules(json_schema=schema), dataset), dataset) == 0
+    model_output = "".join(json.dumps({"id": key, "output": json.dumps(row)}) + "\n" for key, row in rows.items())
+    responses = gathered(written(tmp_path, model_output), rules, dataset)
+    assert right(responses, dataset) == 0 and not responses.notes
 
 
 def test_a_record_that_its_format_does_not_fit_is_a_wrong_answer_and_no_error(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"total": {"type": "number"}}}
     task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
     spec = TASKS["extraction"].make_spec(task, {})
-    of = material({"a": {"total": 12.5}}, "extraction", spec)
+    dataset = material({"a": {"total": 12.5}}, "extraction", spec)
     rules = ReadingRules(formats=Formats(decimal=","), json_schema=schema)
-    found = gathered(written(tmp_path, '{"id": "a", "output": {"total": "12.5"}}\n'), rules, of)
-    assert found.complete and right(found, of) == 0 and not found.notes
+    responses = gathered(written(tmp_path, '{"id": "a", "output": {"total": "12.5"}}\n'), rules, dataset)
+    assert responses.complete and right(responses, dataset) == 0 and not responses.notes

@@ -37,32 +37,34 @@ PRICE = {"input_usd_per_million": 0.1, "output_usd_per_million": 0, "date": "202
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict[str, Any]]]:
     """Tickets of the demo set by split."""
-    made = iter(generate_tickets(sum(SPLITS.values()) + 200, seed=11))
+    tickets = iter(generate_tickets(sum(SPLITS.values()) + 200, seed=11))
     seen: set[str] = set()
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_split: dict[str, list[dict[str, Any]]] = {}
     for split, count in SPLITS.items():
-        mine = found.setdefault(split, [])
-        while len(mine) < count:
-            one = next(made)
-            if (key := duplicate_key(one.message)) not in seen:
+        split_rows = by_split.setdefault(split, [])
+        while len(split_rows) < count:
+            ticket = next(tickets)
+            if (key := duplicate_key(ticket.message)) not in seen:
                 seen.add(key)
-                mine.append({"id": f"{split}{len(mine)}", "input": {"text": one.message}, "target": one.queue})
-    return found
+                split_rows.append(
+                    {"id": f"{split}{len(split_rows)}", "input": {"text": ticket.message}, "target": ticket.queue}
+                )
+    return by_split
 
 
 @pytest.fixture(scope="module")
 def linear(rows: dict[str, list[dict[str, Any]]]) -> Any:
     """A model that is too sure of itself: its scale has something to mend."""
     model = make_pipeline(TfidfVectorizer(), LogisticRegression(C=300.0, max_iter=2000))
-    few = rows["train"][:150]
-    return model.fit([row["input"]["text"] for row in few], [row["target"] for row in few])
+    train_rows = rows["train"][:150]
+    return model.fit([row["input"]["text"] for row in train_rows], [row["target"] for row in train_rows])
 
 
 class StandIn(Provider):
@@ -78,16 +80,16 @@ class StandIn(Provider):
         return dict(zip(self.model.classes_, map(float, self.model.predict_proba([text])[0]), strict=True))
 
     def decided(self, body: Json, label: str) -> Json:
-        told = make_decision(body, label)
-        chances = self.chances(body["input"])
-        for one in told["answers"][0]["probabilities"]:
-            one["probability"] = chances.get(one["value"], 0.0)
-        return told
+        decision = make_decision(body, label)
+        probabilities = self.chances(body["input"])
+        for entry in decision["answers"][0]["probabilities"]:
+            entry["probability"] = probabilities.get(entry["value"], 0.0)
+        return decision
 
     def judged(self, body: Json, label: str) -> Json:
-        told = make_systemone(body, label)
-        told["answers"]["label"]["probabilities"].update(self.chances(body["state"]))
-        return told
+        response = make_systemone(body, label)
+        response["answers"]["label"]["probabilities"].update(self.chances(body["state"]))
+        return response
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def stand_in(linear: Any) -> Iterator[tuple[StandIn, str]]:
 
 def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str = "decisions") -> ComparisonContext:
     model = {"decisions": "gpt-6-luna", "systemone": "jev-1.14.0"}[api]
-    one = {
+    baseline = {
         "provider": "openai",
         "api": api,
         "model": model,
@@ -111,7 +113,7 @@ def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str =
     primary = {"system": "tuned", "baseline": "decides", "metric": "accuracy"}
     recipe = load("classifier", (), "gpu").recipe
     return make_comparison(
-        folder, recipe, tokenizer, rows, baselines=[one], primary=primary, repeat_rows=20, calibrate_rows=200
+        folder, recipe, tokenizer, rows, baselines=[baseline], primary=primary, repeat_rows=20, calibrate_rows=200
     )
 
 
@@ -120,46 +122,61 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     api: str, tmp_path: Path, tokenizer: Any, rows: Any, stand_in: tuple[StandIn, str]
 ) -> None:
     provider, address = stand_in
-    here = comparison(tmp_path, tokenizer, rows, address, api)
-    system = catalog.api_systems(here.recipe)[0]
+    context = comparison(tmp_path, tokenizer, rows, address, api)
+    system = catalog.api_systems(context.recipe)[0]
     assert system.stand_in and "stand-in on this machine" in system.title
     provider.charged.clear()
-    found = api_models.collect_from_apis(here, [system])["decides"]
-    assert found.complete and len(found.test) == 300 and len(found.calibration) == 250 and len(found.again) == 20
-    for row, one in zip(here.material.test, found.test, strict=True):
-        assert one.probabilities is not None and sum(one.probabilities.values()) == pytest.approx(1)
-        assert one.output == max(one.probabilities, key=lambda label: one.probabilities[label])  # type: ignore[index]
-        assert one.probabilities == pytest.approx(provider.chances(row["input"]["text"]))
+    responses = api_models.collect_from_apis(context, [system])["decides"]
+    assert (
+        responses.complete
+        and len(responses.test) == 300
+        and len(responses.calibration) == 250
+        and len(responses.again) == 20
+    )
+    for row, answer in zip(context.material.test, responses.test, strict=True):
+        assert answer.probabilities is not None and sum(answer.probabilities.values()) == pytest.approx(1)
+        assert answer.output == max(answer.probabilities, key=lambda label: answer.probabilities[label])  # type: ignore[index]
+        assert answer.probabilities == pytest.approx(provider.chances(row["input"]["text"]))
     # On a scale that was fitted on other rows, it knows better how sure it may be.
-    assert found.scale is not None
-    scored = system_scores.score_system(found, here.material, None)
-    as_told = [float(np.exp(one.log_probability or 0.0)) for one in found.test]
-    before, after = (confidence.reliability(c, scored.right, True) for c in (as_told, scored.confidences))
-    assert before is not None and after is not None and after["ece"] < before["ece"]
+    assert responses.scale is not None
+    scored = system_scores.score_system(responses, context.material, None)
+    reported = [float(np.exp(answer.log_probability or 0.0)) for answer in responses.test]
+    uncalibrated, calibrated = (
+        confidence.reliability(values, scored.right, True) for values in (reported, scored.confidences)
+    )
+    assert uncalibrated is not None and calibrated is not None and calibrated["ece"] < uncalibrated["ece"]
 
-    tuned = tuned_by_a_linear_model(here)
-    every = [system_scores.score_system(one, here.material, None) for one in (tuned, found)]
-    opened = preregistration.register_and_open(here.here, here.recipe.compare.primary, "0" * 64)
-    policy = assemble.fit_tuned_policy(every, here.material, None, here.recipe)
-    scores = assemble.assemble_scores(here.here, here.recipe, here.material, every, [], opened, "0" * 64, False)
-    told = scores["systems"]["decides"]
-    assert told["stand_in"] and told["rows"]["answered"] == 300 and told["calibration"]["fitted_on"] == "validation"
-    assert told["routing"]["calibration_rows"] == 250 and told["tokens"]["output"] in (0, None)
-    usd = 1000 * sum((one.input_tokens or 0) * 1e-7 for one in found.test) / 300
-    assert told["cost_usd_per_1k"] == pytest.approx(usd) and told["price"]["date"] == "2026-10-10"
+    tuned = tuned_by_a_linear_model(context)
+    scored_systems = [
+        system_scores.score_system(system_responses, context.material, None) for system_responses in (tuned, responses)
+    ]
+    registration = preregistration.register_and_open(context.here, context.recipe.compare.primary, "0" * 64)
+    policy = assemble.fit_tuned_policy(scored_systems, context.material, None, context.recipe)
+    scores = assemble.assemble_scores(
+        context.here, context.recipe, context.material, scored_systems, [], registration, "0" * 64, False
+    )
+    payload = scores["systems"]["decides"]
+    assert (
+        payload["stand_in"]
+        and payload["rows"]["answered"] == 300
+        and payload["calibration"]["fitted_on"] == "validation"
+    )
+    assert payload["routing"]["calibration_rows"] == 250 and payload["tokens"]["output"] in (0, None)
+    usd = 1000 * sum((answer.input_tokens or 0) * 1e-7 for answer in responses.test) / 300
+    assert payload["cost_usd_per_1k"] == pytest.approx(usd) and payload["price"]["date"] == "2026-10-10"
     scores["routing"] = {**policy.json(), "test": None}
-    scores["verdict"] = verdict.decide(VerdictInputs(here.recipe, scores, policy)).json()
+    scores["verdict"] = verdict.decide(VerdictInputs(context.recipe, scores, policy)).json()
     assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
-    write.write_comparison(here.here, here.material, every, scores, here.recipe)
-    assert "stand-in" in (here.here.folder / "report.md").read_text(encoding="utf-8")
-    predicted = list(atomic_files.read_jsonl(here.here.folder / "predictions" / "decides.jsonl"))
-    assert predicted[0]["probabilities"] == found.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
+    write.write_comparison(context.here, context.material, scored_systems, scores, context.recipe)
+    assert "stand-in" in (context.here.folder / "report.md").read_text(encoding="utf-8")
+    predicted = list(atomic_files.read_jsonl(context.here.folder / "predictions" / "decides.jsonl"))
+    assert predicted[0]["probabilities"] == responses.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
 
 
-def tuned_by_a_linear_model(here: ComparisonContext) -> SystemResponses:
+def tuned_by_a_linear_model(context: ComparisonContext) -> SystemResponses:
     """Answers for the system that a comparison must have first: no test here serves a model."""
-    learnt = collect.fit_baseline(here, System("tfidf", "linear", "TF-IDF"))
-    return SystemResponses(System("tuned", "tuned", "tuned (here a linear model)"), learnt.test)
+    fitted = collect.fit_baseline(context, System("tfidf", "linear", "TF-IDF"))
+    return SystemResponses(System("tuned", "tuned", "tuned (here a linear model)"), fitted.test)
 
 
 def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_the_budget(
@@ -167,19 +184,19 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
 ) -> None:
     provider = StandIn(linear, faults=0.2)
     with run_provider(provider) as address:
-        here = comparison(tmp_path, tokenizer, rows, address)
-        system = catalog.api_systems(here.recipe)[0]
-        found = api_models.collect_from_apis(here, [system])["decides"]
-        again = api_models.collect_from_apis(here, [system])["decides"]
+        context = comparison(tmp_path, tokenizer, rows, address)
+        system = catalog.api_systems(context.recipe)[0]
+        responses = api_models.collect_from_apis(context, [system])["decides"]
+        repeated = api_models.collect_from_apis(context, [system])["decides"]
     # 300 test rows, 20 of them twice, 200 for the scale, 250 for routing.
     assert sum(provider.delivered.values()) == 300 + 20 + 200 + 250
-    assert found.spent_usd == pytest.approx(again.spent_usd) and again.reused == 300 + 20 + 200 + 250
-    floor = sum(read for read, _ in provider.charged) * 1e-7
-    assert found.spent_usd is not None and floor <= found.spent_usd <= here.recipe.compare.budget_usd
+    assert responses.spent_usd == pytest.approx(repeated.spent_usd) and repeated.reused == 300 + 20 + 200 + 250
+    min_usd = sum(input_tokens for input_tokens, _ in provider.charged) * 1e-7
+    assert responses.spent_usd is not None and min_usd <= responses.spent_usd <= context.recipe.compare.budget_usd
 
 
 @pytest.mark.parametrize(
-    ("baseline", "told"),
+    ("baseline", "message"),
     [
         ("{provider: openai, api: decisions, model: gpt-6-luna, shots: 3}", "takes no examples"),
         ("{provider: openai, api: decisions, model: gpt-6-luna, mode: batch}", "has no batches"),
@@ -189,14 +206,14 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
         ("{provider: openai, api: decision, model: gpt-6-luna}", "did you mean decisions"),
     ],
 )
-def test_what_an_endpoint_that_decides_has_no_place_for_is_told(baseline: str, told: str) -> None:
-    assert told in mistakes("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
+def test_what_an_endpoint_that_decides_has_no_place_for_is_told(baseline: str, message: str) -> None:
+    assert message in mistakes("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
 
 
 def test_other_kinds_than_classification_are_told() -> None:
-    words = "compare.baselines=[{provider: openai, api: decisions, model: gpt-6-luna}]"
+    override = "compare.baselines=[{provider: openai, api: decisions, model: gpt-6-luna}]"
     assert "chooses one of the labels, and this is kind extraction" in mistakes(
-        "extractor", words, "compare.primary=null"
+        "extractor", override, "compare.primary=null"
     )
 
 
@@ -211,8 +228,8 @@ def test_a_label_without_a_probability_is_no_answer(tmp_path: Path, tokenizer: A
     provider = StandIn(linear)
     provider.bodies = {"decisions": lambda body, label: {**make_decision(body, label), "answers": []}}
     with run_provider(provider) as address:
-        here = comparison(tmp_path, tokenizer, {**rows, "test": rows["test"][:3]}, address)
-        baseline = here.recipe.compare.baselines[0].model_copy(update={"retries": 0})
-        found = api_models.collect_from_apis(here, [catalog._api_system(baseline)])["decides"]
-    assert all("0 answers to one question" in (one.error or "") for one in found.test)
-    assert found.scale is None
+        context = comparison(tmp_path, tokenizer, {**rows, "test": rows["test"][:3]}, address)
+        baseline = context.recipe.compare.baselines[0].model_copy(update={"retries": 0})
+        responses = api_models.collect_from_apis(context, [catalog._api_system(baseline)])["decides"]
+    assert all("0 answers to one question" in (answer.error or "") for answer in responses.test)
+    assert responses.scale is None

@@ -39,28 +39,28 @@ WAYS: list[tuple[ApiFormat, Mode]] = [
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> CollectResult:
-    patient = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
-    return collect(address, path, make_requests(rows), wire, mode=mode, backend=patient)
+    endpoint = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
+    return collect(address, path, make_requests(rows), wire, mode=mode, backend=endpoint)
 
 
-def scores(found: CollectResult, rows: int) -> dict[str, Any]:
+def scores(result: CollectResult, rows: int) -> dict[str, Any]:
     """The figures of a comparison: two of three rows have a right answer."""
     material: Any = SimpleNamespace(
         module=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
     )
-    ids = [f"T{at:06}" for at in range(rows)]
-    targets = [LABELS[0] if at % 3 == 0 else correct_label(f"row {at}") for at in range(rows)]
-    answers = [SystemAnswer(one, found.answers[one, 0].output) for one in ids]
-    read = predictions.score_answers(
-        material, [{"id": one, "target": to} for one, to in zip(ids, targets, strict=True)], answers
+    ids = [f"T{index:06}" for index in range(rows)]
+    targets = [LABELS[0] if index % 3 == 0 else correct_label(f"row {index}") for index in range(rows)]
+    answers = [SystemAnswer(row_id, result.answers[row_id, 0].output) for row_id in ids]
+    parsed = predictions.score_answers(
+        material, [{"id": row_id, "target": target} for row_id, target in zip(ids, targets, strict=True)], answers
     )
-    return classification.score(material.spec, targets, read.parsed)
+    return classification.score(material.spec, targets, parsed.parsed)
 
 
 def kill_and_revoke(
@@ -73,17 +73,17 @@ def kill_and_revoke(
             address, path, wire, mode, rows, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
         )
         provider.ended = True
-        provider.batch_revoked = lambda batch, at: batch is provider.batches[0] and at % 7 == 3
+        provider.batch_revoked = lambda batch, index: batch is provider.batches[0] and index % 7 == 3
     else:
         provider.hold_after = rows // 3
         collect_and_kill(
             address, path, wire, mode, rows, should_kill=lambda: len(read_journal_lines(path)) >= rows // 4
         )
         provider.hold_after = None
-        provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= rows // 2 else None
-    found = asked(address, path, rows, wire, mode)
-    provider.refuse = lambda prompt, before: None
-    return found
+        provider.refuse = lambda prompt, attempts: (401, {}) if provider.delivered.total() >= rows // 2 else None
+    result = asked(address, path, rows, wire, mode)
+    provider.refuse = lambda prompt, attempts: None
+    return result
 
 
 @pytest.mark.parametrize(
@@ -99,22 +99,24 @@ def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_
     path = tmp_path / "provider.jsonl"
     provider = Provider(faults=0.2, batch_faults=0.3)
     with run_provider(provider) as address:
-        refused = kill_and_revoke(provider, address, path, rows, wire, mode)
-        assert not refused.complete and "HTTP 401" in (refused.why_incomplete or "")
-        good = [one for one in refused.answers.values() if one.error is None]
-        assert rows // 3 <= len(good) < rows
-        assert all(one.refused and not one.final for one in refused.answers.values() if one.error)
-        again = asked(address, path, rows, wire, mode)
-    assert again.complete and again.reused == len(good)
+        interrupted = kill_and_revoke(provider, address, path, rows, wire, mode)
+        assert not interrupted.complete and "HTTP 401" in (interrupted.why_incomplete or "")
+        succeeded = [answer for answer in interrupted.answers.values() if answer.error is None]
+        assert rows // 3 <= len(succeeded) < rows
+        assert all(answer.refused and not answer.final for answer in interrupted.answers.values() if answer.error)
+        resumed = asked(address, path, rows, wire, mode)
+    assert resumed.complete and resumed.reused == len(succeeded)
     with run_provider(Provider()) as address:
-        plain = asked(address, tmp_path / "plain.jsonl", rows, wire, "live")
-    assert outputs_by_row(again) == outputs_by_row(plain) and len(outputs_by_row(again)) == rows
-    assert scores(again, rows) == scores(plain, rows) and 0.6 < scores(again, rows)["accuracy"] < 0.9
-    assert {one.key for one in response_cache.read_responses(path)} == {one.key for one in again.answers.values()}
+        expected = asked(address, tmp_path / "plain.jsonl", rows, wire, "live")
+    assert outputs_by_row(resumed) == outputs_by_row(expected) and len(outputs_by_row(resumed)) == rows
+    assert scores(resumed, rows) == scores(expected, rows) and 0.6 < scores(resumed, rows)["accuracy"] < 0.9
+    assert {answer.key for answer in response_cache.read_responses(path)} == {
+        answer.key for answer in resumed.answers.values()
+    }
     assert not provider.broken_rules
     if mode == "batch":
-        paid = Counter(prompt for _, prompt in provider.answered_in_batches)
-        assert len(paid) == rows and set(paid.values()) == {1}
+        answered = Counter(prompt for _, prompt in provider.answered_in_batches)
+        assert len(answered) == rows and set(answered.values()) == {1}
         assert len(provider.batches) == 2 and provider.met_in_batches.total() >= 3
     else:
         # But for what was on its way when the process was killed: nobody knows of it.

@@ -43,13 +43,13 @@ def test_a_classification_is_compared_with_a_decision_endpoint_by_its_plan_and_w
     for name in WITH_CLOSED:
         recipe = load(name, (), "gpu").recipe
         if recipe.task.kind == "classification":
-            apis = {one.called: one.api for one in recipe.compare.baselines}
+            apis = {baseline.called: baseline.api for baseline in recipe.compare.baselines}
             assert recipe.compare.primary and apis[recipe.compare.primary.baseline] == "decisions", name
             assert "chat" in apis.values(), name
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
@@ -63,43 +63,43 @@ def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every_row(
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = make_shipped_comparison(name, tmp_path, tokenizer)
-    provider.answer = correct_answers(here)
-    asked, refused = first_request.send_first_requests(here, api_system(here))
-    assert not refused and len(asked) == len(here.recipe.compare.baselines)
+    context = make_shipped_comparison(name, tmp_path, tokenizer)
+    provider.answer = correct_answers(context)
+    systems, refused = first_request.send_first_requests(context, api_system(context))
+    assert not refused and len(systems) == len(context.recipe.compare.baselines)
     # Nothing of the test set was shown to anybody yet.
     assert not any("test" in prompt for prompt in provider.attempts)
-    found = api_models.collect_from_apis(here, asked)
-    for one in found.values():
-        assert one.complete and all(answer.error is None for answer in one.test), one.system.name
-        mine = system_scores.system_json(
-            system_scores.score_system(one, here.material, None), here.material, None, False
+    by_system = api_models.collect_from_apis(context, systems)
+    for responses in by_system.values():
+        assert responses.complete and all(answer.error is None for answer in responses.test), responses.system.name
+        payload = system_scores.system_json(
+            system_scores.score_system(responses, context.material, None), context.material, None, False
         )
-        assert mine["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, one.system.name
-        assert one.spent_usd is not None and one.spent_usd > 0 and not one.notes
+        assert payload["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, responses.system.name
+        assert responses.spent_usd is not None and responses.spent_usd > 0 and not responses.notes
     assert not provider.broken_rules
-    before = provider.attempts.total()
-    first_request.send_first_requests(here, api_system(here))
-    assert provider.attempts.total() == before, "called again it asks for nothing"
+    n_attempts = provider.attempts.total()
+    first_request.send_first_requests(context, api_system(context))
+    assert provider.attempts.total() == n_attempts, "called again it asks for nothing"
 
 
 def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
-    one = {"provider": "openai", "model": "gateway-model", "temperature": 0, "effort": "low", "price": price}
-    here = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[one], primary=None)
+    baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "effort": "low", "price": price}
+    context = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[baseline], primary=None)
     provider.picky, provider.answer = ("temperature", "reasoning_effort"), lambda prompt: "billing_dispute"
-    asked, refused = first_request.send_first_requests(here, api_system(here))
-    assert not refused and set(asked[0].left_out) == {"temperature", "reasoning_effort"}
+    systems, refused = first_request.send_first_requests(context, api_system(context))
+    assert not refused and set(systems[0].left_out) == {"temperature", "reasoning_effort"}
     assert (
         provider.attempts.total() == 3
         and "left out  temperature, which openai:gateway-model refuses: HTTP 400" in capsys.readouterr().err
     )
-    found = api_models.collect_from_apis(here, asked)["openai:gateway-model"]
-    assert found.complete and sum("asked without" in note for note in found.notes) == 2
+    responses = api_models.collect_from_apis(context, systems)["openai:gateway-model"]
+    assert responses.complete and sum("asked without" in note for note in responses.notes) == 2
     assert not any("temperature" in body for _, _, body in provider.seen[3:])
-    first_request.send_first_requests(here, api_system(here))
+    first_request.send_first_requests(context, api_system(context))
     assert provider.broken_rules.total() == 2, "what was refused is remembered"
     assert len(provider.seen) == 3 + 10 * 2
 
@@ -110,8 +110,8 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
     """vLLM serves the tuned model under the name of the recipe."""
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
     baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "price": price}
-    here = make_two_label_comparison(tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0)
-    provider.picky, provider.answer = ("temperature",), correct_answers(here)
+    comparison = make_two_label_comparison(tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0)
+    provider.picky, provider.answer = ("temperature",), correct_answers(comparison)
     names = []
     collect_all = collect.collect_all
 
@@ -120,7 +120,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
         return collect_all(context, systems)
 
     monkeypatch.setattr(collect, "collect_all", record_name)
-    scores = run_comparison(here, api_system(here))
+    scores = run_comparison(comparison, api_system(comparison))
     assert any("asked without temperature" in note for note in scores["integrity"]["fallbacks"])
     assert names == ["mine"]
 
@@ -128,174 +128,186 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
 def test_the_day_that_an_sdk_announces_is_shown_where_the_provider_says_none(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = {"provider": "openai", "model": "gpt-4o-mini"}
-    here = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[one], primary=None, repeat_rows=0)
-    provider.answer = correct_answers(here)
-    asked, _ = first_request.send_first_requests(here, api_system(here))
-    assert "it is shut down on 2027-01-14" in capsys.readouterr().err
-    assert api_models.collect_from_apis(here, asked)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
-    provider.shutdown = "2026-12-31"
-    another = make_shipped_comparison(
-        "classifier", tmp_path / "another", tokenizer, baselines=[one], primary=None, repeat_rows=0
+    baseline = {"provider": "openai", "model": "gpt-4o-mini"}
+    context = make_shipped_comparison(
+        "classifier", tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0
     )
-    assert api_models.collect_from_apis(another, asked)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
+    provider.answer = correct_answers(context)
+    systems, _ = first_request.send_first_requests(context, api_system(context))
+    assert "it is shut down on 2027-01-14" in capsys.readouterr().err
+    assert api_models.collect_from_apis(context, systems)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
+    provider.shutdown = "2026-12-31"
+    other_context = make_shipped_comparison(
+        "classifier", tmp_path / "another", tokenizer, baselines=[baseline], primary=None, repeat_rows=0
+    )
+    assert api_models.collect_from_apis(other_context, systems)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
     assert not provider.broken_rules
 
 
 def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so_first(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = make_shipped_comparison("classifier", tmp_path, tokenizer)
-    provider.refuse = lambda prompt, before: (401, {})
-    asked, refused = first_request.send_first_requests(here, api_system(here))
-    assert not asked and [one.incomplete for one in refused] == [True] * 3
-    assert all(one.why == "INCOMPLETE: its first request: HTTP 401: refused" for one in refused)
+    context = make_shipped_comparison("classifier", tmp_path, tokenizer)
+    provider.refuse = lambda prompt, attempts: (401, {})
+    systems, refused = first_request.send_first_requests(context, api_system(context))
+    assert not systems and [entry.incomplete for entry in refused] == [True] * 3
+    assert all(entry.why == "INCOMPLETE: its first request: HTTP 401: refused" for entry in refused)
     assert not any("test" in prompt for prompt in provider.attempts)
 
 
 def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    good = {"provider": "anthropic", "model": "claude-haiku-5-5"}
-    for bad, told in (
+    valid = {"provider": "anthropic", "model": "claude-haiku-5-5"}
+    for invalid, message in (
         (
             {"provider": "openai", "api": "decisions", "model": "gpt-6-luna"},
             "the price of openai:gpt-6-luna:decisions is unknown",
         ),
         ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, "takes none unless effort"),
     ):
-        folder = tmp_path / str(bad.get("api"))
+        folder = tmp_path / str(invalid.get("api"))
         folder.mkdir()
-        here = make_shipped_comparison("classifier", folder, tokenizer, baselines=[bad, good], primary=None)
-        with pytest.raises(RecipeError, match=told):
-            first_request.send_first_requests(here, api_system(here))
+        context = make_shipped_comparison("classifier", folder, tokenizer, baselines=[invalid, valid], primary=None)
+        with pytest.raises(RecipeError, match=message):
+            first_request.send_first_requests(context, api_system(context))
     assert not provider.seen
 
 
 def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    labels = {f"label_{at}": "" for at in range(256)}
+    labels = {f"label_{index}": "" for index in range(256)}
     recipe = load("classifier", (), "gpu").recipe
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": labels})})
-    rows = [{"id": f"r{at}", "input": {"text": f"text {at}"}, "target": "label_0"} for at in range(4)]
+    rows = [{"id": f"r{index}", "input": {"text": f"text {index}"}, "target": "label_0"} for index in range(4)]
     splits = {
         name: [{**row, "id": name + row["id"], "input": {"text": name}} for row in rows] for name in ("train", "test")
     }
-    here = make_comparison(tmp_path, recipe, tokenizer, splits, primary=None)
+    context = make_comparison(tmp_path, recipe, tokenizer, splits, primary=None)
     with pytest.raises(
         RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
     ):
-        first_request.send_first_requests(here, api_system(here))
+        first_request.send_first_requests(context, api_system(context))
     assert not provider.seen
 
 
 def test_the_dry_run_shows_the_body_and_sends_nothing(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    atomic_files.write_json(here.here.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
-    told = "\n".join(estimate.cost_estimate_lines(here.here, here.recipe, api_system(here)))
-    assert not provider.seen and "train 0" in told and "test 0" not in told
-    bodies = [json.loads(one) for one in re.findall(r"^\{.*?^\}", told, re.MULTILINE | re.DOTALL)]
+    context = make_shipped_comparison("extractor", tmp_path, tokenizer)
+    atomic_files.write_json(context.here.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
+    output = "\n".join(estimate.cost_estimate_lines(context.here, context.recipe, api_system(context)))
+    assert not provider.seen and "train 0" in output and "test 0" not in output
+    bodies = [json.loads(text) for text in re.findall(r"^\{.*?^\}", output, re.MULTILINE | re.DOTALL)]
     assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
     assert all("temperature" not in body for body in bodies)
 
 
-def revoked_after(provider: Provider, answers: int) -> None:
-    provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= answers else None
+def revoked_after(provider: Provider, n_answers: int) -> None:
+    provider.refuse = lambda prompt, attempts: (401, {}) if provider.delivered.total() >= n_answers else None
 
 
 def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = make_shipped_comparison("classifier", tmp_path, tokenizer, repeat_rows=0)
+    context = make_shipped_comparison("classifier", tmp_path, tokenizer, repeat_rows=0)
     provider.answer = lambda prompt: "billing_dispute"
-    chat = api_system(here)[1]
+    chat = api_system(context)[1]
     revoked_after(provider, 6)
-    found = api_models.collect_from_apis(here, [chat])[chat.name]
-    told = system_scores.system_json(system_scores.score_system(found, here.material, None), here.material, None, False)
-    assert told["rows"]["answered"] == 6 and told["rows"]["not_asked"] == 4 and not told["complete"]
-    # Of the rows that were put to it all are right: the others are not counted at all.
-    assert told["metrics"]["accuracy"]["value"] == 1.0 and told["validity"]["label"] == 1.0
-    assert "HTTP 401" in told["why_incomplete"] and not completeness.is_sufficient(told)
-    tuned = SystemResponses(
-        System("tuned", "tuned", "tuned"), [SystemAnswer(one.id, "billing_dispute") for one in found.test]
+    responses = api_models.collect_from_apis(context, [chat])[chat.name]
+    payload = system_scores.system_json(
+        system_scores.score_system(responses, context.material, None), context.material, None, False
     )
-    every = [system_scores.score_system(one, here.material, None) for one in (tuned, found)]
-    (paired,) = [one for one in comparisons.paired_differences(every, None) if one["metric"] == "accuracy"]
+    assert payload["rows"]["answered"] == 6 and payload["rows"]["not_asked"] == 4 and not payload["complete"]
+    # Of the rows that were put to it all are right: the others are not counted at all.
+    assert payload["metrics"]["accuracy"]["value"] == 1.0 and payload["validity"]["label"] == 1.0
+    assert "HTTP 401" in payload["why_incomplete"] and not completeness.is_sufficient(payload)
+    tuned = SystemResponses(
+        System("tuned", "tuned", "tuned"), [SystemAnswer(answer.id, "billing_dispute") for answer in responses.test]
+    )
+    scored_systems = [
+        system_scores.score_system(system_responses, context.material, None) for system_responses in (tuned, responses)
+    ]
+    (paired,) = [
+        difference
+        for difference in comparisons.paired_differences(scored_systems, None)
+        if difference["metric"] == "accuracy"
+    ]
     assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
 
 
 def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
     tuned = SystemResponses(System("tuned", "tuned", "tuned"), [])
-    why = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
-    other = System("openai:x", "closed", "openai:x")
-    refused = SystemResponses(other, [SystemAnswer("T1", None, not_asked=True)], complete=False, why_incomplete=why)
-    asked, missing = completeness.exclude_unanswered([tuned, refused], [])
-    assert asked == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {why}"
+    reason = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
+    system = System("openai:x", "closed", "openai:x")
+    refused = SystemResponses(system, [SystemAnswer("T1", None, not_asked=True)], complete=False, why_incomplete=reason)
+    answered, missing = completeness.exclude_unanswered([tuned, refused], [])
+    assert answered == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {reason}"
 
 
 def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> None:
-    told = {
+    payload = {
         "complete": True,
         "rows": dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 980, "malformed": 9, "refused": 2},
     }
-    told["rows"]["cut"] = 9
-    assert completeness.answered_fraction(told["rows"]) == pytest.approx(0.991) and completeness.is_sufficient(told)
-    told["rows"] |= {"cut": 40}
-    assert not completeness.is_sufficient(told)
-    scores = {"not_run": [], "systems": {"x": {**told, "title": "x"}}}
+    payload["rows"]["cut"] = 9
+    assert completeness.answered_fraction(payload["rows"]) == pytest.approx(0.991) and completeness.is_sufficient(
+        payload
+    )
+    payload["rows"] |= {"cut": 40}
+    assert not completeness.is_sufficient(payload)
+    scores = {"not_run": [], "systems": {"x": {**payload, "title": "x"}}}
     assert "really answered 96.1% of the rows (40 cut)" in (completeness.incomplete_reason(scores, "x") or "")
 
 
 def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_and_exit_code_0(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = make_two_label_comparison(tmp_path, tokenizer)
-    provider.refuse = lambda prompt, before: (400, {})
-    scores = run_comparison(here, api_system(here))
+    context = make_two_label_comparison(tmp_path, tokenizer)
+    provider.refuse = lambda prompt, attempts: (400, {})
+    scores = run_comparison(context, api_system(context))
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for it"
-    assert [one["why"] for one in scores["not_run"]] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
+    assert [entry["why"] for entry in scores["not_run"]] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
     assert scores["verdict"]["choice"] == "inconclusive" and scores["verdict"]["reasons"][0]["about"] == "completeness"
     assert "openai:gpt-6-luna:decisions is INCOMPLETE: its first request: HTTP 400" in scores["verdict"]["headline"]
     assert len(scores["integrity"]["incomplete"]) == 3, "the next comparison tries again"
     assert not any("test" in prompt for prompt in provider.attempts)
-    assert stage.finish(here.here, here.recipe, scores) == 0
+    assert stage.finish(context.here, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith(
         "verdict   INCONCLUSIVE: Not decided yet: openai:gpt-6-luna:decisions is INC"
     )
-    report = (here.here.folder / "report.html").read_text(encoding="utf-8")
+    report = (context.here.folder / "report.html").read_text(encoding="utf-8")
     assert "INCOMPLETE" in report and "against 0.0%" not in report
 
 
 def test_refused_in_the_middle_it_is_incomplete_and_what_it_answered_is_scored_by_itself(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = make_two_label_comparison(
+    context = make_two_label_comparison(
         tmp_path, tokenizer, repeat_rows=0, calibrate_rows=0, primary={"baseline": "openai:gpt-6-luna"}
     )
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     revoked_after(provider, 31)
-    scores = run_comparison(here, api_system(here)[1:2])
-    told = scores["systems"]["openai:gpt-6-luna"]
-    assert told["rows"]["answered"] == 30 and told["rows"]["not_asked"] == 30 and not told["complete"]
-    assert told["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30
+    scores = run_comparison(context, api_system(context)[1:2])
+    payload = scores["systems"]["openai:gpt-6-luna"]
+    assert payload["rows"]["answered"] == 30 and payload["rows"]["not_asked"] == 30 and not payload["complete"]
+    assert payload["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "HTTP 401: refused" in scores["verdict"]["reasons"][0]["says"]
-    assert stage.finish(here.here, here.recipe, scores) == 0
+    assert stage.finish(context.here, context.recipe, scores) == 0
 
 
 def test_make_doctor_asks_each_baseline_one_train_row_and_says_which_do_not_answer(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = make_two_label_comparison(tmp_path, tokenizer)
+    context = make_two_label_comparison(tmp_path, tokenizer)
     provider.answer = lambda prompt: "refund_status"
-    assert first_request.check_baselines("mine", here.here, here.recipe) == 0
+    assert first_request.check_baselines("mine", context.here, context.recipe) == 0
     assert provider.attempts.total() == 3
-    told = capsys.readouterr().err
-    assert told.count("asked     ") == 3 and "model claude-haiku-5-5-20261101" in told
-    other = make_two_label_comparison(tmp_path / "other", tokenizer)
-    provider.refuse = lambda prompt, before: (403, {})
-    assert first_request.check_baselines("mine", other.here, other.recipe) == 3
+    stderr = capsys.readouterr().err
+    assert stderr.count("asked     ") == 3 and "model claude-haiku-5-5-20261101" in stderr
+    other_context = make_two_label_comparison(tmp_path / "other", tokenizer)
+    provider.refuse = lambda prompt, attempts: (403, {})
+    assert first_request.check_baselines("mine", other_context.here, other_context.recipe) == 3
     assert capsys.readouterr().err.count("refused   ") == 3

@@ -23,12 +23,14 @@ def test_on_banking77_it_reaches_what_others_have_measured(banking77: Path, tmp_
     folder, _ = prepare.main(load("banking77", sources, "cpu").recipe, tmp_path)
     train, test = (list(atomic_files.read_jsonl(folder / f"{name}.jsonl")) for name in ("train", "test"))
     assert len(test) == 3080
-    found = linear_baseline.predict_answers(train, test, [one["target"] for one in train], labelled=True)
-    right = [float(guess.output == one["target"]) for guess, one in zip(found, test, strict=True)]
-    value = intervals.compute_interval(metric_stats.mean_metric(right))
+    predictions = linear_baseline.predict_answers(train, test, [example["target"] for example in train], labelled=True)
+    correct = [
+        float(prediction.output == example["target"]) for prediction, example in zip(predictions, test, strict=True)
+    ]
+    value = intervals.compute_interval(metric_stats.mean_metric(correct))
     assert 0.90 <= value.value <= 0.92
     assert value.method == "Wilson" and value.high - value.low == pytest.approx(0.0202, abs=0.002)
-    assert all(guess.log_probability is not None and guess.log_probability <= 0 for guess in found)
+    assert all(prediction.log_probability is not None and prediction.log_probability <= 0 for prediction in predictions)
 
 
 def test_examples_are_the_most_similar_train_rows_the_most_similar_last() -> None:
@@ -39,13 +41,13 @@ def test_examples_are_the_most_similar_train_rows_the_most_similar_last() -> Non
 
 def test_other_kinds_get_the_answer_of_the_most_similar_row() -> None:
     train = [row(0, "invoice 17 of Acme"), row(1, "order 4 of Umbrella")]
-    (found,) = linear_baseline.predict_answers(
+    (prediction,) = linear_baseline.predict_answers(
         train, [row(9, "invoice 18 of Acme")], ["first", "second"], labelled=False
     )
-    assert found.output == "first" and found.log_probability is None
+    assert prediction.output == "first" and prediction.log_probability is None
 
 
 def test_one_label_is_no_classification_and_still_an_answer() -> None:
     train = [row(0, "one thing"), row(1, "another thing")]
-    (found,) = linear_baseline.predict_answers(train, [row(9, "a third")], ["same", "same"], labelled=True)
-    assert found.output == "same"
+    (prediction,) = linear_baseline.predict_answers(train, [row(9, "a third")], ["same", "same"], labelled=True)
+    assert prediction.output == "same"

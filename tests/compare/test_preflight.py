@@ -25,19 +25,19 @@ def recipe(*baselines: str) -> Recipe:
     return load("classifier", (f"compare.baselines=[{', '.join(baselines)}]",), "cpu").recipe
 
 
-def check(made: ComparisonContext, asked: Recipe) -> None:
-    chosen = [catalog._api_system(one) for one in asked.compare.baselines]
-    left_out = {one.name for one in catalog.skipped_systems(chosen, asked)}
-    preflight.check(replace(made, recipe=asked), [one for one in chosen if one.name not in left_out])
+def check(context: ComparisonContext, loaded: Recipe) -> None:
+    systems = [catalog._api_system(baseline) for baseline in loaded.compare.baselines]
+    left_out = {system.name for system in catalog.skipped_systems(systems, loaded)}
+    preflight.check(replace(context, recipe=loaded), [system for system in systems if system.name not in left_out])
 
 
 def test_everything_that_would_end_the_comparison_is_told_at_once(
-    place: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_context: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     path = tmp_path / "twice.jsonl"
     path.write_text('{"id": "r0", "output": "a"}\n{"id": "r0", "output": "b"}\n', encoding="utf-8")
-    asked = recipe(
+    loaded = recipe(
         "{provider: openai, model: gpt-6-luna}",
         "{provider: openai, model: nobody-lists-this}",
         "{provider: openai, model: nor-this, base_url: 'https://models.example.org/v1', name: elsewhere}",
@@ -46,20 +46,20 @@ def test_everything_that_would_end_the_comparison_is_told_at_once(
         f"{{provider: file, path: '{tmp_path / 'none.jsonl'}', name: lost}}",
     )
     with pytest.raises(RecipeError) as error:
-        check(place(), asked)
-    told = str(error.value).splitlines()
-    assert len(told) == 5
-    assert "the price of openai:nobody-lists-this is unknown" in told[0] and "give it price: {input_usd" in told[0]
-    assert "the price of elsewhere is unknown" in told[1]
-    assert "elsewhere: OPENAI_API_KEY is not sent to https://models.example.org/v1" in told[2]
-    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in told[3]
-    assert "there is no file" in told[4]
+        check(make_context(), loaded)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5
+    assert "the price of openai:nobody-lists-this is unknown" in lines[0] and "give it price: {input_usd" in lines[0]
+    assert "the price of elsewhere is unknown" in lines[1]
+    assert "elsewhere: OPENAI_API_KEY is not sent to https://models.example.org/v1" in lines[2]
+    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in lines[3]
+    assert "there is no file" in lines[4]
 
 
-def test_nothing_is_wrong_with_what_is_not_run(place: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_wrong_with_what_is_not_run(make_context: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a key nobody is asked, so that nobody needs a price."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    check(place(), recipe("{provider: openai, model: nobody-lists-this}"))
+    check(make_context(), recipe("{provider: openai, model: nobody-lists-this}"))
 
 
 @pytest.mark.parametrize(
@@ -82,39 +82,48 @@ def test_nothing_is_wrong_with_what_is_not_run(place: Made, monkeypatch: pytest.
     ],
 )
 def test_a_key_goes_to_its_providers_own_hosts_alone(
-    place: Made, monkeypatch: pytest.MonkeyPatch, baseline: dict[str, str], key: str | None
+    make_context: Made, monkeypatch: pytest.MonkeyPatch, baseline: dict[str, str], key: str | None
 ) -> None:
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "TYPESAFE_API_KEY"):
         monkeypatch.setenv(name, f"the key of {name}")
-    asked = Baseline.model_validate({"model": "m", **baseline})
-    made = place()
-    assert asked.key_env == key and bool(asked.unnamed_key) is (key is None)
-    assert api_models.build_endpoint(asked, made.material).api_key == (f"the key of {key}" if key else DUMMY_API_KEY)
-    told = list(preflight.unnamed_keys(made, [catalog._api_system(asked)]))
-    assert bool(told) is (key is None) and all("api_key_env" in one for one in told)
-    named = asked.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
-    assert named.key_env == "OPENAI_API_KEY" and named.unnamed_key is None, "who names it has chosen"
+    parsed = Baseline.model_validate({"model": "m", **baseline})
+    context = make_context()
+    assert parsed.key_env == key and bool(parsed.unnamed_key) is (key is None)
+    assert api_models.build_endpoint(parsed, context.material).api_key == (
+        f"the key of {key}" if key else DUMMY_API_KEY
+    )
+    messages = list(preflight.unnamed_keys(context, [catalog._api_system(parsed)]))
+    assert bool(messages) is (key is None) and all("api_key_env" in message for message in messages)
+    explicit = parsed.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
+    assert explicit.key_env == "OPENAI_API_KEY" and explicit.unnamed_key is None, "who names it has chosen"
 
 
-def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(place: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(
+    make_context: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "x")
-    asked = Baseline(provider="openai", model="m", base_url="http://127.0.0.1:8000/v1")
-    assert asked.key_env is None and asked.unnamed_key is None
-    assert api_models.build_endpoint(asked, place().material).api_key == DUMMY_API_KEY
+    baseline = Baseline(provider="openai", model="m", base_url="http://127.0.0.1:8000/v1")
+    assert baseline.key_env is None and baseline.unnamed_key is None
+    assert api_models.build_endpoint(baseline, make_context().material).api_key == DUMMY_API_KEY
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_a_comparison_that_cannot_end_does_not_begin(place: Made, options: tuple[str, ...]) -> None:
+def test_a_comparison_that_cannot_end_does_not_begin(make_context: Made, options: tuple[str, ...]) -> None:
     """The first baseline has a price and answers; the second has none: nobody is asked, and the test set stays shut."""
-    here, provider = place().here, Provider()
+    trained_run, provider = make_context().here, Provider()
     with run_provider(provider) as address:
         priced = f"{{provider: openai, model: m, base_url: '{address}/v1', name: first, price: {PRICE}}}"
         unpriced = (
             "{provider: openai, model: m, base_url: 'https://models.invalid/v1', name: second, api_key_env: PATH}"
         )
-        words = [f"compare.baselines=[{priced}, {unpriced}]", "compare.primary.baseline=first", "compare.budget_usd=5"]
-        told = commands.run_command(here.folder.parents[1], "compare", "classifier", *words, "--run", here.id, *options)
-    assert told.returncode == 2, told.stderr
-    assert "error: compare.baselines: the price of second is unknown" in told.stderr and "Traceback" not in told.stderr
+        args = [f"compare.baselines=[{priced}, {unpriced}]", "compare.primary.baseline=first", "compare.budget_usd=5"]
+        completed = commands.run_command(
+            trained_run.folder.parents[1], "compare", "classifier", *args, "--run", trained_run.id, *options
+        )
+    assert completed.returncode == 2, completed.stderr
+    assert (
+        "error: compare.baselines: the price of second is unknown" in completed.stderr
+        and "Traceback" not in completed.stderr
+    )
     assert not provider.attempts
-    assert not (here.folder.parent / "ledger.jsonl").exists() and here.stage("compare") == {}
+    assert not (trained_run.folder.parent / "ledger.jsonl").exists() and trained_run.stage("compare") == {}

@@ -24,7 +24,7 @@ from train.export import adapter
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
@@ -35,13 +35,13 @@ def recipe(tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = tickets(150)
     put(tmp_path / "heldout.jsonl", rows[110:])
-    code, to = imported(
+    code, recipe_path = imported(
         monkeypatch, put(tmp_path / "train.jsonl", rows[:110]), "--test", tmp_path / "heldout.jsonl", "--model", MODEL
     )
     assert code == 0
-    known = {text(at): QUEUES[(at + (at % 7 == 0)) % 3] for at in range(150)}
-    provider.answer = lambda prompt: known[prompt]
-    return to
+    targets = {text(index): QUEUES[(index + (index % 7 == 0)) % 3] for index in range(150)}
+    provider.answer = lambda prompt: targets[prompt]
+    return recipe_path
 
 
 def recorded(recipe: Path, *overrides: str, name: str | None = None) -> int:
@@ -52,66 +52,70 @@ def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
     """A run that looks trained on the data that the recording prepared."""
     loaded = load(str(recipe), (), "cpu")
     folder = recipe.parent / "runs" / loaded.name
-    (data,) = (one.parent for one in folder.glob(".data/*/data.json"))
-    here = run.create(folder, loaded.recipe, "digest", {}, data)
-    labels = {label: one["description"] for label, one in atomic_files.read_json(data / "data.json")["labels"].items()}
+    (data,) = (path.parent for path in folder.glob(".data/*/data.json"))
+    trained_run = run.create(folder, loaded.recipe, "digest", {}, data)
+    labels = {
+        label: entry["description"] for label, entry in atomic_files.read_json(data / "data.json")["labels"].items()
+    }
     spec = TASKS[loaded.recipe.task.variant].make_spec(loaded.recipe.task, labels)
-    told = atomic_files.read_json(data / "data.json")["tokens"]["served"]["for_the_answer"]
-    prompt = adapter.build_prompt_spec(loaded.recipe, Rendering(tokenizer), spec, told)
-    (here.folder / "adapter").mkdir()
-    atomic_files.write_json(here.folder / "adapter" / "prompt.json", prompt)
-    return here, loaded.recipe
+    answer_tokens = atomic_files.read_json(data / "data.json")["tokens"]["served"]["for_the_answer"]
+    prompt = adapter.build_prompt_spec(loaded.recipe, Rendering(tokenizer), spec, answer_tokens)
+    (trained_run.folder / "adapter").mkdir()
+    atomic_files.write_json(trained_run.folder / "adapter" / "prompt.json", prompt)
+    return trained_run, loaded.recipe
 
 
-def compared(here: run.Run, recipe: Any, closed: list[System]) -> Mapping[str, Any]:
-    run.start_stage(here, "compare", {})
+def compared(trained_run: run.Run, recipe: Any, api_systems: list[System]) -> Mapping[str, Any]:
+    run.start_stage(trained_run, "compare", {})
     tuned = System("tuned", "linear", "tuned (here a linear model)")
-    return stage.run_comparison(here, "mine", recipe, [tuned, *closed], [])
+    return stage.run_comparison(trained_run, "mine", recipe, [tuned, *api_systems], [])
 
 
 def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks_for_nothing_again(
     recipe: Path, tokenizer: Any, provider: Provider, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert recorded(recipe) == 0
-    told = capsys.readouterr()
-    path = Path(told.out.strip())
+    captured = capsys.readouterr()
+    path = Path(captured.out.strip())
     rows = list(atomic_files.read_jsonl(path))
     assert path.parent == recipe.parent and len(rows) == 40 and all(row["cost_usd"] > 0 for row in rows)
-    assert "shuts it down on 2027-01-14" in told.err
+    assert "shuts it down on 2027-01-14" in captured.err
     body = provider.seen[-1][2]
-    assert [one["role"] for one in body["messages"]] == ["system", "user"]
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
     assert body["messages"][0]["content"] == SYSTEM and body["temperature"] == 0 and "response_format" not in body
     assert not provider.broken_rules
 
     ledger = list(atomic_files.read_jsonl(recipe.parent / "runs" / "mine" / "ledger.jsonl"))
-    assert [(one["system"], "opened" in one) for one in ledger] == [(f"openai:{MODEL}", False)]
+    assert [(entry["system"], "opened" in entry) for entry in ledger] == [(f"openai:{MODEL}", False)]
 
-    before = provider.attempts.total()
-    assert recorded(recipe) == 0 and provider.attempts.total() == before, "called again it asks for nothing"
-    here, loaded = as_trained(recipe, tokenizer)
-    assert here.recipe().compare == loaded.compare, "a run's own recipe has the messages too"
-    closed = [one for one in catalog.api_systems(loaded) if one.name == f"openai:{MODEL}"]
-    scores = compared(here, loaded, closed)
-    assert provider.attempts.total() == before, "nor does a comparison"
-    live = scores["systems"][f"openai:{MODEL}"]
-    assert live["complete"] and live["metrics"]["accuracy"]["value"] == pytest.approx(34 / 40)
+    n_attempts = provider.attempts.total()
+    assert recorded(recipe) == 0 and provider.attempts.total() == n_attempts, "called again it asks for nothing"
+    trained_run, loaded = as_trained(recipe, tokenizer)
+    assert trained_run.recipe().compare == loaded.compare, "a run's own recipe has the messages too"
+    api_systems = [system for system in catalog.api_systems(loaded) if system.name == f"openai:{MODEL}"]
+    scores = compared(trained_run, loaded, api_systems)
+    assert provider.attempts.total() == n_attempts, "nor does a comparison"
+    api_scores = scores["systems"][f"openai:{MODEL}"]
+    assert api_scores["complete"] and api_scores["metrics"]["accuracy"]["value"] == pytest.approx(34 / 40)
     assert len(scores["integrity"]["openings"]) == 1, "what was recorded is no opening"
 
-    (line,) = re.findall(r"- (\{provider: file.*\})", told.err)
-    changed = re.sub(
+    (line,) = re.findall(r"- (\{provider: file.*\})", captured.err)
+    recipe_text = re.sub(
         r"    - provider: openai.*?(?=    - \{provider)", f"    - {line}\n", recipe.read_text("utf-8"), flags=re.S
     )
-    recipe.write_text(changed, encoding="utf-8")
-    kept = load(str(recipe), (), "cpu").recipe
-    assert kept.compare.primary and kept.compare.primary.baseline == f"openai:{MODEL}", "the plan is as it was"
-    (baseline,) = [one for one in kept.compare.baselines if one.provider == "file"]
-    of_file = System(baseline.called, "file", baseline.called, baseline=baseline)
-    place = responses.ComparisonContext(here, "mine", kept, eval_dataset.load_test_dataset(here))
-    again = api_models.load_answer_file(place, of_file)
-    first, _ = first_request.send_first_requests(place, closed)
-    asked = api_models.collect_from_apis(place, first)[f"openai:{MODEL}"]
-    assert [one.output for one in again.test] == [one.output for one in asked.test] and again.complete
-    assert again.price and again.price.input_usd_per_million == 0.3
+    recipe.write_text(recipe_text, encoding="utf-8")
+    updated = load(str(recipe), (), "cpu").recipe
+    assert updated.compare.primary and updated.compare.primary.baseline == f"openai:{MODEL}", "the plan is as it was"
+    (baseline,) = [candidate for candidate in updated.compare.baselines if candidate.provider == "file"]
+    file_system = System(baseline.called, "file", baseline.called, baseline=baseline)
+    context = responses.ComparisonContext(trained_run, "mine", updated, eval_dataset.load_test_dataset(trained_run))
+    from_file = api_models.load_answer_file(context, file_system)
+    systems, _ = first_request.send_first_requests(context, api_systems)
+    from_api = api_models.collect_from_apis(context, systems)[f"openai:{MODEL}"]
+    assert [answer.output for answer in from_file.test] == [
+        answer.output for answer in from_api.test
+    ] and from_file.complete
+    assert from_file.price and from_file.price.input_usd_per_million == 0.3
 
 
 def test_a_budget_holds_and_the_rest_is_asked_for_with_a_larger_one(
@@ -119,8 +123,8 @@ def test_a_budget_holds_and_the_rest_is_asked_for_with_a_larger_one(
 ) -> None:
     with pytest.raises(StageError, match=r"budget_usd 0.0005; nothing is lost"):
         recorded(recipe, "compare.budget_usd=0.0005")
-    before = provider.attempts.total()
-    assert 0 < before < 80 and not list(recipe.parent.glob("mine.openai*"))
+    n_attempts = provider.attempts.total()
+    assert 0 < n_attempts < 80 and not list(recipe.parent.glob("mine.openai*"))
     assert recorded(recipe, "compare.budget_usd=1") == 0
     assert provider.attempts.total() == 1 + 40 + 40, "a train row, the test rows, and those again that are repeated"
     assert max(provider.attempts.values()) == 2
@@ -149,7 +153,7 @@ def test_what_cannot_be_recorded_is_told_before_anybody_is_asked(
 
 def test_a_baseline_with_messages_of_its_own_is_held_to_what_they_need(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    good = """\
+    recipe_text = """\
 task: {kind: classification, instruction: Route the message to one queue.}
 data: {source: {path: rows.csv}}
 model: {base: some/model}
@@ -163,10 +167,10 @@ compare: {baselines: [{provider: openai, model: x, MORE}]}
         'api: decisions, messages: [{role: user, content: "{input}"}]': "asked by chat",
         "messages: []": "at least 1",
     }
-    for more, why in cases.items():
-        path.write_text(good.replace("MORE", more), encoding="utf-8")
-        with pytest.raises(RecipeError, match=why):
+    for extra, reason in cases.items():
+        path.write_text(recipe_text.replace("MORE", extra), encoding="utf-8")
+        with pytest.raises(RecipeError, match=reason):
             load(str(path), (), "gpu")
-    path.write_text(good.replace("MORE", 'messages: [{role: user, content: "Q: {input}"}]'), encoding="utf-8")
+    path.write_text(recipe_text.replace("MORE", 'messages: [{role: user, content: "Q: {input}"}]'), encoding="utf-8")
     (baseline,) = load(str(path), (), "gpu").recipe.compare.baselines
     assert baseline.asked("a {input}") == [{"role": "user", "content": "Q: a {input}"}]

@@ -30,7 +30,7 @@ CHAT = "openai:gpt-6-luna"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
@@ -44,18 +44,18 @@ def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered_every_row(
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
-    provider.answer = correct_answers(here)
-    scores = run_comparison(here, api_system(here))
+    context = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
+    provider.answer = correct_answers(context)
+    scores = run_comparison(context, api_system(context))
     assert not provider.broken_rules and not scores["not_run"] and not scores["integrity"]["incomplete"]
-    asked = {one.called for one in here.recipe.compare.baselines}
-    assert asked == {system for system, one in scores["systems"].items() if one["kind"] == "closed"}
-    for system in asked:
-        told = scores["systems"][system]
-        assert told["complete"] and told["rows"]["answered"] == told["n"] == 10, system
-        assert told["cost_usd_per_1k"] > 0 and told["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
+    names = {baseline.called for baseline in context.recipe.compare.baselines}
+    assert names == {system for system, entry in scores["systems"].items() if entry["kind"] == "closed"}
+    for system in names:
+        payload = scores["systems"][system]
+        assert payload["complete"] and payload["rows"]["answered"] == payload["n"] == 10, system
+        assert payload["cost_usd_per_1k"] > 0 and payload["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
     assert scores["verdict"]["reasons"][0]["about"] != "completeness"
-    assert stage.finish(here.here, here.recipe, scores) == 0
+    assert stage.finish(context.here, context.recipe, scores) == 0
 
 
 def as_until_november(body: Callable[[Backend, Request], Json]) -> Callable[[Backend, Request], Json]:
@@ -75,31 +75,31 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
 ) -> None:
     for wire in (openai_chat, anthropic_messages):
         monkeypatch.setattr(wire, "build_body", as_until_november(wire.build_body))
-    classifies = name in ("classifier", "banking77")
+    is_classification = name in ("classifier", "banking77")
     # Then the plan was against the chat model; the decision endpoint was not asked at all.
-    here = make_shipped_comparison(
-        name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if classifies else 1
+    context = make_shipped_comparison(
+        name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if is_classification else 1
     )
-    chats = [one for one in api_system(here) if one.baseline and not one.baseline.decides]
-    scores = run_comparison(here, chats)
+    chats = [system for system in api_system(context) if system.baseline and not system.baseline.decides]
+    scores = run_comparison(context, chats)
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for how it was asked"
-    assert {one["name"] for one in scores["not_run"]} == {one.name for one in chats}
-    for one in scores["not_run"]:
-        assert one["incomplete"] and one["why"].startswith("INCOMPLETE: its first request: HTTP 400: ")
-        assert "temperature" in one["why"]
+    assert {entry["name"] for entry in scores["not_run"]} == {entry.name for entry in chats}
+    for entry in scores["not_run"]:
+        assert entry["incomplete"] and entry["why"].startswith("INCOMPLETE: its first request: HTTP 400: ")
+        assert "temperature" in entry["why"]
     assert scores["verdict"]["choice"] == "inconclusive"
     assert scores["verdict"]["reasons"][0]["about"] == "completeness"
     assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
     assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
-    assert stage.finish(here.here, here.recipe, scores) == 0
+    assert stage.finish(context.here, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
-    assert "against 0.0%" not in (here.here.folder / "report.md").read_text(encoding="utf-8")
+    assert "against 0.0%" not in (context.here.folder / "report.md").read_text(encoding="utf-8")
 
 
-def one_baseline(folder: Path, tokenizer: Any, **changes: Any) -> Any:
+def one_baseline(folder: Path, tokenizer: Any, **overrides: Any) -> Any:
     """A comparison with one chat model as the planned baseline."""
-    baseline = {"provider": "openai", "model": "gpt-6-luna", **changes}
+    baseline = {"provider": "openai", "model": "gpt-6-luna", **overrides}
     name = f"{baseline['provider']}:{baseline['model']}"
     return make_two_label_comparison(folder, tokenizer, baselines=[baseline], primary={"baseline": name}, repeat_rows=0)
 
@@ -111,35 +111,35 @@ def last_word(prompt: str) -> str:
 def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = one_baseline(tmp_path, tokenizer, retries=1)
+    context = one_baseline(tmp_path, tokenizer, retries=1)
     provider.answer = last_word
-    limited = {f"test {at}: " for at in range(0, 60, 10)}
-    provider.refuse = lambda prompt, before: (429, {}) if any(one in prompt for one in limited) else None
-    scores = run_comparison(here, api_system(here))
-    told = scores["systems"][CHAT]
-    assert told["rows"]["failed"] == 6 and told["rows"]["refused"] == 0 and told["rows"]["answered"] == 54
+    prefixes = {f"test {index}: " for index in range(0, 60, 10)}
+    provider.refuse = lambda prompt, attempts: (429, {}) if any(prefix in prompt for prefix in prefixes) else None
+    scores = run_comparison(context, api_system(context))
+    payload = scores["systems"][CHAT]
+    assert payload["rows"]["failed"] == 6 and payload["rows"]["refused"] == 0 and payload["rows"]["answered"] == 54
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 90.0% of the rows (6 failed)" in scores["verdict"]["reasons"][0]["says"]
-    provider.refuse = lambda prompt, before: None
-    again = run_comparison(here, api_system(here))["systems"][CHAT]
-    assert again["rows"]["answered"] == 60 and again["reused"] == 54
+    provider.refuse = lambda prompt, attempts: None
+    repeated = run_comparison(context, api_system(context))["systems"][CHAT]
+    assert repeated["rows"]["answered"] == 60 and repeated["reused"] == 54
 
 
 def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = one_baseline(tmp_path, tokenizer)
+    context = one_baseline(tmp_path, tokenizer)
     provider.answer = last_word
-    provider.refuse = lambda prompt, before: (ROW_ERROR, {}) if "train 0: " in prompt else None
-    told = run_comparison(here, api_system(here))["systems"][CHAT]
+    provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if "train 0: " in prompt else None
+    payload = run_comparison(context, api_system(context))["systems"][CHAT]
     assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
-    assert told["complete"] and told["rows"]["answered"] == 60
+    assert payload["complete"] and payload["rows"]["answered"] == 60
 
 
 def cut_chat(body: Json, text: str) -> Json:
-    told = make_completion(body, "")
-    told["choices"][0]["finish_reason"] = "length"
-    return told
+    completion = make_completion(body, "")
+    completion["choices"][0]["finish_reason"] = "length"
+    return completion
 
 
 def cut_message(body: Json, text: str) -> Json:
@@ -155,43 +155,45 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     address: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    here = one_baseline(tmp_path, tokenizer, **baseline)
+    context = one_baseline(tmp_path, tokenizer, **baseline)
     provider.bodies = {"chat": cut_chat, "messages": cut_message}
-    scores = run_comparison(here, api_system(here))
+    scores = run_comparison(context, api_system(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
-    (name,) = (one.called for one in here.recipe.compare.baselines)
+    (name,) = (planned.called for planned in context.recipe.compare.baselines)
     assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
     assert scores["systems"][name]["invalid"] == {"unfinished": 60}
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
-    assert "0 of 60 (60 cut)" in (here.here.folder / "report.md").read_text(encoding="utf-8")
-    assert "60 cut" in (here.here.folder / "report.html").read_text(encoding="utf-8")
+    assert "0 of 60 (60 cut)" in (context.here.folder / "report.md").read_text(encoding="utf-8")
+    assert "60 cut" in (context.here.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_a_schema_could_not_say_is_checked_here(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     """A supplier of more than 40 characters is invalid, though neither provider takes maxLength."""
-    here = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    long = {**here.material.test[0]["target"], "supplier": "x" * 41}
-    provider.answer = lambda prompt: json.dumps(long)
-    scores = run_comparison(here, api_system(here))
-    for one in here.recipe.compare.baselines:
-        told = scores["systems"][one.called]
-        assert told["rows"]["malformed"] == 10 and told["validity"]["label"] == 0 and told["complete"]
+    context = make_shipped_comparison("extractor", tmp_path, tokenizer)
+    target = {**context.material.test[0]["target"], "supplier": "x" * 41}
+    provider.answer = lambda prompt: json.dumps(target)
+    scores = run_comparison(context, api_system(context))
+    for baseline in context.recipe.compare.baselines:
+        payload = scores["systems"][baseline.called]
+        assert payload["rows"]["malformed"] == 10 and payload["validity"]["label"] == 0 and payload["complete"]
     bodies = [json.dumps(body) for _, _, body in provider.seen]
-    assert bodies and all("at most 40 characters" in one and "maxLength" not in one for one in bodies)
+    assert bodies and all("at most 40 characters" in text and "maxLength" not in text for text in bodies)
 
 
 def test_everything_that_can_be_known_is_checked_before_the_first_request(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     """The first baseline could be asked; the others have more labels, a value and a mode that nobody takes."""
-    labels = {f"label_{at}": "" for at in range(256)}
+    labels = {f"label_{index}": "" for index in range(256)}
     recipe = load("classifier", (), "gpu").recipe
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": labels})})
     rows = {
-        split: [{"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": "label_0"} for at in range(3)]
+        split: [
+            {"id": f"{split}{index}", "input": {"text": f"{split} {index}"}, "target": "label_0"} for index in range(3)
+        ]
         for split in ("train", "validation", "test")
     }
     price = {"input_usd_per_million": 1, "output_usd_per_million": 1}
@@ -201,15 +203,15 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
         {"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 0},
         {"provider": "openai", "model": "model-of-2028", "mode": "batch", "price": price},
     ]
-    here = make_comparison(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
+    context = make_comparison(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
     with pytest.raises(RecipeError) as error:
-        first_request.check_baselines("mine", here.here, here.recipe)
-    told = str(error.value).splitlines()
-    assert len(told) == 3
-    assert told[0].startswith(
+        first_request.check_baselines("mine", context.here, context.recipe)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(
         "compare.baselines: openai:gpt-6-luna:decisions: api: decisions takes 2 to 255 labels, and the task has 256 "
         "(openai SDK 3.54, types/decision_create_params.py"
     )
-    assert "temperature: given 0, but claude haiku 5.5 takes none" in told[1]
-    assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in told[2]
+    assert "temperature: given 0, but claude haiku 5.5 takes none" in lines[1]
+    assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in lines[2]
     assert not provider.seen

@@ -40,12 +40,12 @@ class Page(HTMLParser):
         assert not self._open, f"never closed: {self._open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = {name: value or "" for name, value in attrs}
-        self.tags.append((tag, known))
+        attributes = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, attributes))
         if tag not in VOID:
             self._open.append(tag)
         if tag == "section":
-            self._section = known["id"]
+            self._section = attributes["id"]
         if tag in ("td", "th"):
             self.cells.append("")
         if tag in ("p", "h1"):
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
     @property
     def ids(self) -> list[str]:
-        return [known["id"] for _, known in self.tags if "id" in known]
+        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
 
 
 def page_of(scores: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Page:
@@ -84,47 +84,47 @@ def page() -> Page:
 def test_the_verdict_comes_first_and_every_reason_has_its_figure(page: Page) -> None:
     verdict = example_scores.make_scores()["verdict"]
     assert page.paragraphs[1] == verdict["headline"]
-    for one in verdict["reasons"]:
-        assert one["says"] in page.words["reasons"]
-        assert (one["figure"] or "") in page.words["reasons"]
+    for reason in verdict["reasons"]:
+        assert reason["says"] in page.words["reasons"]
+        assert (reason["figure"] or "") in page.words["reasons"]
     assert verdict["undecided"][0] in page.words["reasons"]
 
 
 def test_the_five_questions_are_counted_and_each_has_its_answer_and_its_figure(page: Page) -> None:
     scores = example_scores.make_scores()
-    counted = "1 open (prompt changes), 1 closed (cost), 3 neutral"
+    tally = "1 open (prompt changes), 1 closed (cost), 3 neutral"
     text = markdown_page.render_markdown(scores)
-    assert f"{counted}." in page.paragraphs and counted in text.replace("\\", "")
-    asked = wording.question_reasons(scores)
-    assert [one["about"] for one in asked] == list(criteria.QUESTION_TEXTS)
-    for one in asked:
-        told = one["for"] if one["for"] == "neutral" else f"speaks for {one['for']}"
-        assert f"{one['question']} {one['says']}" in page.paragraphs
-        assert f"{one['about']}, {told}" in page.words["reasons"] and one["figure"] in page.words["reasons"]
-        assert f"- **{one['for']}**, {one['question']} " in text
-        assert page.words["reasons"].count(one["says"]) == 1, "told once"
-    first = [line for line in console.summary_lines(Run(Path("run")), scores) if line.startswith("questions ")]
-    assert first == [f"questions {counted}"]
+    assert f"{tally}." in page.paragraphs and tally in text.replace("\\", "")
+    reasons = wording.question_reasons(scores)
+    assert [reason["about"] for reason in reasons] == list(criteria.QUESTION_TEXTS)
+    for reason in reasons:
+        vote = reason["for"] if reason["for"] == "neutral" else f"speaks for {reason['for']}"
+        assert f"{reason['question']} {reason['says']}" in page.paragraphs
+        assert f"{reason['about']}, {vote}" in page.words["reasons"] and reason["figure"] in page.words["reasons"]
+        assert f"- **{reason['for']}**, {reason['question']} " in text
+        assert page.words["reasons"].count(reason["says"]) == 1, "told once"
+    lines = [line for line in console.summary_lines(Run(Path("run")), scores) if line.startswith("questions ")]
+    assert lines == [f"questions {tally}"]
 
 
 def test_every_system_stands_in_the_main_table_with_its_figure_and_interval(page: Page) -> None:
     for name, system in example_scores.make_scores()["systems"].items():
-        row = next(
-            at
-            for at, cell in enumerate(page.cells)
+        position = next(
+            index
+            for index, cell in enumerate(page.cells)
             if cell.startswith(wording.display_name(system) + wording.KIND_LABELS[system["kind"]])
         )
         figure = system["metrics"]["accuracy"]
         interval = number_format.format_range(figure["ci_low"], figure["ci_high"])
         expected = number_format.format_percent(figure["value"]) + interval
-        assert expected in page.cells[row : row + 3], name
-        assert number_format.format_usd(system["cost_usd_per_1k"]) in page.cells[row + 4]
+        assert expected in page.cells[position : position + 3], name
+        assert number_format.format_usd(system["cost_usd_per_1k"]) in page.cells[position + 4]
 
 
 def test_a_stand_in_is_named_as_such_in_every_table(page: Page) -> None:
-    found = [cell for cell in page.cells if IMAGE_TAG in cell]
-    assert len(found) >= 8
-    assert [cell for cell in found if "stand-in" not in cell] == []
+    cells = [cell for cell in page.cells if IMAGE_TAG in cell]
+    assert len(cells) >= 8
+    assert [cell for cell in cells if "stand-in" not in cell] == []
     lines = [
         line for line in markdown_page.render_markdown(example_scores.make_scores()).splitlines() if "onerror" in line
     ]
@@ -153,14 +153,14 @@ def test_a_linear_model_that_does_as_well_is_the_first_line_and_is_said_once() -
     assert page_of(scores).paragraphs[2].startswith("A linear model does as well: TF-IDF + logistic regression reaches")
     says = "TF-IDF does as well as what was trained."
     scores["verdict"]["reasons"].insert(0, {"about": "linear", "says": says, "for": "closed", "figure": "91.2%"})
-    shown = page_of(scores)
-    assert shown.paragraphs[2] == says
-    assert shown.text.count(says) == 1
+    report = page_of(scores)
+    assert report.paragraphs[2] == says
+    assert report.text.count(says) == 1
     assert markdown_page.render_markdown(scores).count(says.replace("_", "\\_")) == 1
     scores["verdict"]["headline"] = "A linear model does as well."
-    shown = page_of(scores)
-    assert "linear" not in shown.ids
-    assert says in shown.words["reasons"]
+    report = page_of(scores)
+    assert "linear" not in report.ids
+    assert says in report.words["reasons"]
 
 
 def test_a_linear_model_that_does_worse_is_no_first_line(page: Page) -> None:
@@ -168,27 +168,27 @@ def test_a_linear_model_that_does_worse_is_no_first_line(page: Page) -> None:
 
 
 def test_where_owning_was_not_measured_the_page_says_why_and_has_no_sliders() -> None:
-    shown = page_of(example_scores.make_scores(measured=False))
-    assert "withheld" in shown.words["cost"]
-    assert f"no server was started {SCRIPT_TAG}" in shown.words["cost"]
-    assert "pays-controls" not in shown.ids
-    assert json.loads(told_of(shown.text))["cost"] is None
+    report = page_of(example_scores.make_scores(measured=False))
+    assert "withheld" in report.words["cost"]
+    assert f"no server was started {SCRIPT_TAG}" in report.words["cost"]
+    assert "pays-controls" not in report.ids
+    assert json.loads(told_of(report.text))["cost"] is None
     assert "break-even is withheld" in markdown_page.render_markdown(example_scores.make_scores(measured=False))
 
 
 def test_without_a_closed_price_there_is_no_break_even() -> None:
     scores = example_scores.make_scores()
     scores["cost"]["systems"] = {}
-    shown = page_of(scores)
-    assert "there is no break-even" in shown.words["cost"]
-    assert "20.0 requests a second" in shown.words["cost"]
+    report = page_of(scores)
+    assert "there is no break-even" in report.words["cost"]
+    assert "20.0 requests a second" in report.words["cost"]
 
 
 def test_without_a_plan_all_is_called_exploratory() -> None:
-    shown = page_of(example_scores.make_scores(planned=False))
-    assert "No comparison was planned" in shown.words["quality"]
-    assert "none of these decides" in shown.words["differences"]
-    assert "No plan was written" in shown.words["integrity"]
+    report = page_of(example_scores.make_scores(planned=False))
+    assert "No comparison was planned" in report.words["quality"]
+    assert "none of these decides" in report.words["differences"]
+    assert "No plan was written" in report.words["integrity"]
     assert "none, so every comparison is exploratory" in markdown_page.render_markdown(
         example_scores.make_scores(planned=False)
     )
@@ -199,12 +199,12 @@ def test_few_labels_are_a_table_of_numbers_and_many_a_drawing_with_the_most_conf
     assert "wanted, and what was given" in few
     assert "wanted, and what was given" not in many
     assert "the darker a cell" in many
-    drawn = section_data.confusion(example_scores.make_scores(labels=77))[0]
+    matrix = section_data.confusion(example_scores.make_scores(labels=77))[0]
     counts = example_scores.make_scores(labels=77)["confusion"][TUNED_MODEL]["counts"]
-    assert sum(path["path"].count("M") for path in drawn["paths"]) == sum(bool(one) for row in counts for one in row)
-    pairs = [one["count"] for one in drawn["pairs"]]
+    assert sum(path["path"].count("M") for path in matrix["paths"]) == sum(bool(cell) for row in counts for cell in row)
+    pairs = [pair["count"] for pair in matrix["pairs"]]
     assert len(pairs) == section_data.MAX_PAIRS and pairs == sorted(pairs, reverse=True)
-    assert drawn["wrong"] == sum(map(sum, counts)) - sum(counts[at][at] for at in range(77))
+    assert matrix["wrong"] == sum(map(sum, counts)) - sum(counts[index][index] for index in range(77))
 
 
 def test_sections_without_content_are_left_out_and_the_links_are_those_that_are_there(page: Page) -> None:
@@ -213,34 +213,34 @@ def test_sections_without_content_are_left_out_and_the_links_are_those_that_are_
     scores["task"]["parts"] = "fields"
     for system in scores["systems"].values():
         system |= {"slices": {}, "per_part": {}, "calibration": None, "latency": None, "invalid": {}, "errors": {}}
-    bare = page_of(scores, [])
-    gone = {"differences", "routing", "parts", "confusion", "calibration", "slices", "latency", "disagreements"}
-    assert not gone & set(bare.ids)
-    assert gone <= set(page.ids)
-    for one in (page, bare):
-        links = [known["href"] for tag, known in one.tags if tag == "a"]
-        sections = [known["id"] for tag, known in one.tags if tag == "section"]
+    bare_report = page_of(scores, [])
+    removed = {"differences", "routing", "parts", "confusion", "calibration", "slices", "latency", "disagreements"}
+    assert not removed & set(bare_report.ids)
+    assert removed <= set(page.ids)
+    for rendered in (page, bare_report):
+        links = [attributes["href"] for tag, attributes in rendered.tags if tag == "a"]
+        sections = [attributes["id"] for tag, attributes in rendered.tags if tag == "section"]
         assert [link[1:] for link in links if link != "scores.json"][-len(sections) :] == sections
 
 
 def test_the_page_is_well_formed_and_everything_on_it_has_a_name(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert all("scope" in known for tag, known in page.tags if tag == "th")
+    assert all(next_level - level <= 1 for level, next_level in pairwise(levels))
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
     assert len(page.ids) == len(set(page.ids))
-    labels = {known["for"] for tag, known in page.tags if tag == "label"}
-    assert {known["id"] for tag, known in page.tags if tag in ("input", "select")} == labels
-    figures = [known for tag, known in page.tags if tag == "svg" and known.get("class") != "inset"]
-    assert all(known.get("role") == "img" or known.get("aria-hidden") == "true" for known in figures)
+    labels = {attributes["for"] for tag, attributes in page.tags if tag == "label"}
+    assert {attributes["id"] for tag, attributes in page.tags if tag in ("input", "select")} == labels
+    figures = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") != "inset"]
+    assert all(attributes.get("role") == "img" or attributes.get("aria-hidden") == "true" for attributes in figures)
 
 
 def test_nothing_that_was_written_elsewhere_becomes_markup(page: Page) -> None:
-    assert [known.get("type", "") for tag, known in page.tags if tag == "script"] == ["application/json", ""]
+    assert [attributes.get("type", "") for tag, attributes in page.tags if tag == "script"] == ["application/json", ""]
     assert {"img", "iframe", "link", "object", "base"}.isdisjoint(tag for tag, _ in page.tags)
-    for _, known in page.tags:
-        assert not {"src", "srcset", "style", "action", "data"} & known.keys()
-        assert not [name for name in known if name.startswith("on")]
+    for _, attributes in page.tags:
+        assert not {"src", "srcset", "style", "action", "data"} & attributes.keys()
+        assert not [name for name in attributes if name.startswith("on")]
     for section in ("reasons", "quality", "parts", "confusion", "slices", "validity", "disagreements", "systems"):
         assert SCRIPT_TAG in page.words[section] or IMAGE_TAG in page.words[section], section
     assert "<script>document" not in page.text
@@ -255,9 +255,9 @@ def test_data_for_the_script_is_json_in_which_no_tag_begins(value: Any) -> None:
 
 
 def told_of(text: str) -> str:
-    found = re.search(r'<script type="application/json" id="told">(.*?)</script>', text, re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(r'<script type="application/json" id="told">(.*?)</script>', text, re.DOTALL)
+    assert match
+    return match[1]
 
 
 # report.md
@@ -290,11 +290,11 @@ def test_no_text_of_a_model_opens_a_cell_a_tag_or_a_link_in_the_pull_request() -
 
 @given(st.text())
 def test_a_text_in_the_pull_request_is_one_line_of_plain_words(text: str) -> None:
-    found = markdown_page.escape_markdown(text)
-    assert not set("<>|`\n\r\0\u2028\u2029") & set(found)
-    assert len(found.splitlines()) <= 1
-    shown = re.sub(r"\\(.)", r"\1", unescape(found)).replace("\u2060", "")
-    assert shown.split() == "".join(one if one.isprintable() else " " for one in text).replace("\u2060", "").split()
+    escaped = markdown_page.escape_markdown(text)
+    assert not set("<>|`\n\r\0\u2028\u2029") & set(escaped)
+    assert len(escaped.splitlines()) <= 1
+    plain = re.sub(r"\\(.)", r"\1", unescape(escaped)).replace("\u2060", "")
+    assert plain.split() == "".join(char if char.isprintable() else " " for char in text).replace("\u2060", "").split()
 
 
 def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) -> None:
@@ -308,9 +308,9 @@ def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) ->
 
 def test_a_kind_without_labels_and_fields_has_a_report_too() -> None:
     """Generations and preferences have neither parts with an F1, nor a confusion, nor always a confidence."""
-    told = example_scores.make_scores()
-    for one in told["systems"].values():
-        one |= {"per_part": {}, "slices": {}, "calibration": None}
-    told |= {"confusion": {}, "task": {**told["task"], "kind": "generation", "parts": "groups of rows"}}
-    page = html_page.render_html(told, example_scores.make_disagreements())
-    assert "Which labels are hard?" not in page and "How good is each system?" in page
+    scores = example_scores.make_scores()
+    for system in scores["systems"].values():
+        system |= {"per_part": {}, "slices": {}, "calibration": None}
+    scores |= {"confusion": {}, "task": {**scores["task"], "kind": "generation", "parts": "groups of rows"}}
+    html = html_page.render_html(scores, example_scores.make_disagreements())
+    assert "Which labels are hard?" not in html and "How good is each system?" in html

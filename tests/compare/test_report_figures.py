@@ -13,7 +13,7 @@ from tests.helpers.example_scores import API_MODEL
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [
         (None, "not measured"),
         (0, "$0"),
@@ -26,42 +26,42 @@ from tests.helpers.example_scores import API_MODEL
         (1234567, "$1,234,567"),
     ],
 )
-def test_amounts_are_shown_to_three_digits_or_to_the_dollar(value: float | None, shown: str) -> None:
-    assert number_format.format_usd(value) == shown
+def test_amounts_are_shown_to_three_digits_or_to_the_dollar(value: float | None, expected: str) -> None:
+    assert number_format.format_usd(value) == expected
 
 
 def test_figures_are_written_exactly() -> None:
-    assert [number_format.format_percent(one) for one in (0, 0.0001, 0.912, 0.99999, 1)] == [
+    assert [number_format.format_percent(value) for value in (0, 0.0001, 0.912, 0.99999, 1)] == [
         "0.0%",
         "<0.1%",
         "91.2%",
         ">99.9%",
         "100.0%",
     ]
-    assert [number_format.format_delta(one) for one in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
+    assert [number_format.format_delta(value) for value in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
         "+1.2",
         "−0.8",
         "+0.02",
         "0.0",
         "0.0",
     ]
-    assert [number_format.format_seconds(one) for one in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
-    assert [number_format.format_compact(one) for one in (950, 12345, 999_900, 2.15e9)] == [
+    assert [number_format.format_seconds(value) for value in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
+    assert [number_format.format_compact(value) for value in (950, 12345, 999_900, 2.15e9)] == [
         "950",
         "12.3k",
         "1M",
         "2.15B",
     ]
-    assert [number_format.format_p_value(one) for one in (0.0001, 0.0131)] == ["<0.001", "0.013"]
+    assert [number_format.format_p_value(value) for value in (0.0001, 0.0131)] == ["<0.001", "0.013"]
 
 
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=12))
 def test_an_axis_of_amounts_holds_them_all_in_their_order_between_round_ends(amounts: list[float]) -> None:
     axis = charts.log_axis(amounts)
     assert axis.low <= min(amounts) * (1 + 1e-6) and axis.high >= max(amounts) * (1 - 1e-6)
-    places = [axis.at(one) for one in sorted(amounts)]
-    assert places == sorted(places)
-    ticks = [one["x"] for one in axis.ticks()]
+    positions = [axis.at(amount) for amount in sorted(amounts)]
+    assert positions == sorted(positions)
+    ticks = [tick["x"] for tick in axis.ticks()]
     assert 1 <= len(ticks) <= 6 and ticks == sorted(ticks)
 
 
@@ -92,11 +92,11 @@ points = st.lists(
 
 
 @given(points, st.booleans())
-def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(told: list[Any], named: bool) -> None:
+def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(entries: list[Any], named: bool) -> None:
     width, height = section_data.DESKTOP if named else section_data.PHONE
     rows = [
         {
-            "key": at,
+            "key": index,
             "title": title,
             "class": "",
             "value": value,
@@ -104,37 +104,37 @@ def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(told: list[A
             "high": value + 0.05,
             "cost": cost,
         }
-        for at, (cost, value, title) in enumerate(told)
+        for index, (cost, value, title) in enumerate(entries)
     ]
     picture = charts.quality_cost_plot(rows, (width, height), named)
     if picture is None:
-        assert not any(cost for cost, _, _ in told)
+        assert not any(cost for cost, _, _ in entries)
         return
-    assert {one["key"] for one in picture["points"]} == set(range(len(told)))
-    best = max(value for _, value, _ in told)
-    far = [one["below"] for one in picture["points"] if abs(one["value"] - best + 0.4) > 1e-6]
-    assert far == [value < best - 0.4 for _, value, _ in told if abs(value - best + 0.4) > 1e-6]
+    assert {point["key"] for point in picture["points"]} == set(range(len(entries)))
+    best = max(value for _, value, _ in entries)
+    far = [point["below"] for point in picture["points"] if abs(point["value"] - best + 0.4) > 1e-6]
+    assert far == [value < best - 0.4 for _, value, _ in entries if abs(value - best + 0.4) > 1e-6]
     lanes = [key for lane in picture["lanes"] for key in lane["keys"]]
-    assert sorted(lanes) == [at for at, (cost, _, _) in enumerate(told) if not cost]
+    assert sorted(lanes) == [index for index, (cost, _, _) in enumerate(entries) if not cost]
     boxes = []
-    for one in picture["points"]:
-        x, y = one["x"] * width / 100 + one["dx"], one["y"] * height / 100 + one["dy"]
-        length = charts.CHARACTER_PX * len(one["label"])
-        left = x - length if one["anchor"] == "end" else x
-        boxes.append((left, y - 12, left + length, y + 4, one["crowded"]))
+    for point in picture["points"]:
+        x, y = point["x"] * width / 100 + point["dx"], point["y"] * height / 100 + point["dy"]
+        length = charts.CHARACTER_PX * len(point["label"])
+        remaining = x - length if point["anchor"] == "end" else x
+        boxes.append((remaining, y - 12, remaining + length, y + 4, point["crowded"]))
     free = [box for box in boxes if not box[4]]
-    dots = [(one["x"] * width / 100, one["y"] * height / 100) for one in picture["points"]]
-    for left, top, right, bottom, _ in free:
-        assert not [1 for x, y in dots if left - 5 < x < right + 5 and top - 5 < y < bottom + 5]
-    for at, a in enumerate(free):
-        for b in free[at + 1 :]:
+    dots = [(point["x"] * width / 100, point["y"] * height / 100) for point in picture["points"]]
+    for remaining, top, correct, bottom, _ in free:
+        assert not [1 for x, y in dots if remaining - 5 < x < correct + 5 and top - 5 < y < bottom + 5]
+    for index, a in enumerate(free):
+        for b in free[index + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
 def test_the_sentences_of_cost_are_those_of_the_break_even() -> None:
     scores = example_scores.make_scores()
-    found = scores["cost"]["systems"][API_MODEL]["break_even"]
-    told = cost_section.break_even_text(scores["cost"]["inputs"], "X", 0.0004)
-    assert told["figure"] == f"Owning pays from {found['first_requests']:,} requests a month."
-    assert told["here"] == "At 1,000,000 requests a month: owned $3,584 with 1 machine, X $400."
+    break_even = scores["cost"]["systems"][API_MODEL]["break_even"]
+    texts = cost_section.break_even_text(scores["cost"]["inputs"], "X", 0.0004)
+    assert texts["figure"] == f"Owning pays from {break_even['first_requests']:,} requests a month."
+    assert texts["here"] == "At 1,000,000 requests a month: owned $3,584 with 1 machine, X $400."
     assert cost_section.break_even_text(scores["cost"]["inputs"], "X", 0.0000131)["figure"] == "Owning never pays."

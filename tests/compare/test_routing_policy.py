@@ -36,63 +36,68 @@ LABELS = ("billing_dispute", "refund_status")
 def drawn(n: int, seed: int, groups: bool = False) -> tuple[list[float], list[float], CalibrationAnswers]:
     """Confidences and right answers of 500 validation rows, and calibration rows: as often right as sure."""
     rng = np.random.default_rng(seed)
-    validation, mine = 0.3 + 0.7 * rng.random(500) ** 0.1, 0.3 + 0.7 * rng.random(n) ** 0.1
-    right = [float(one) for one in rng.random(n) < mine]
-    ids = [f"c{at}" for at in range(n)]
-    rows = CalibrationAnswers(ids, mine.tolist(), right, [f"g{at // 3}" for at in range(n)] if groups else None)
-    return validation.tolist(), [float(one) for one in rng.random(500) < validation], rows
+    validation, calibration = 0.3 + 0.7 * rng.random(500) ** 0.1, 0.3 + 0.7 * rng.random(n) ** 0.1
+    correct = [float(value) for value in rng.random(n) < calibration]
+    ids = [f"c{index}" for index in range(n)]
+    rows = CalibrationAnswers(
+        ids, calibration.tolist(), correct, [f"g{index // 3}" for index in range(n)] if groups else None
+    )
+    return validation.tolist(), [float(value) for value in rng.random(500) < validation], rows
 
 
-def policy_of(n: int, seed: int, wanted: Route, **more: Any) -> RoutingPolicy:
-    validation, right, rows = drawn(n, seed, **more)
-    return routing_policy.fit_policy(Scale(Platt(1.0, 0.0), "answer", validation, right), rows, wanted)
+def policy_of(n: int, seed: int, route: Route, **kwargs: Any) -> RoutingPolicy:
+    validation, correct, rows = drawn(n, seed, **kwargs)
+    return routing_policy.fit_policy(Scale(Platt(1.0, 0.0), "answer", validation, correct), rows, route)
 
 
 def test_the_threshold_is_a_confidence_of_the_validation_rows_and_the_calibration_rows_keep_the_target() -> None:
-    validation, right, rows = drawn(900, 1)
-    scale = Scale(Platt(1.4, -0.3), "answer", validation, right)
-    found = routing_policy.fit_policy(scale, rows, Route())
-    assert found.threshold in validation and found.sequence is not None
-    stays = np.array(rows.confidences) >= found.threshold
-    assert found.coverage == stays.mean() > 0.3
-    assert found.accuracy == np.array(rows.right)[stays].mean() > 0.95
-    assert found.p_value is not None and found.p_value <= 0.05
-    assert found.threshold <= found.sequence.start and found.sequence.validation_rows == 500
-    assert found.score == {"of": "answer", "slope": 1.4, "intercept": -0.3}
+    validation, correct, rows = drawn(900, 1)
+    scale = Scale(Platt(1.4, -0.3), "answer", validation, correct)
+    policy = routing_policy.fit_policy(scale, rows, Route())
+    assert policy.threshold in validation and policy.sequence is not None
+    kept_mask = np.array(rows.confidences) >= policy.threshold
+    assert policy.coverage == kept_mask.mean() > 0.3
+    assert policy.accuracy == np.array(rows.right)[kept_mask].mean() > 0.95
+    assert policy.p_value is not None and policy.p_value <= 0.05
+    assert policy.threshold <= policy.sequence.start and policy.sequence.validation_rows == 500
+    assert policy.score == {"of": "answer", "slope": 1.4, "intercept": -0.3}
     shuffled = np.random.default_rng(9).permutation(900)
-    again = CalibrationAnswers(
-        *([values[at] for at in shuffled] for values in (rows.ids, rows.confidences, rows.right))
+    shuffled_rows = CalibrationAnswers(
+        *([values[index] for index in shuffled] for values in (rows.ids, rows.confidences, rows.right))
     )
-    assert routing_policy.fit_policy(scale, again, Route()) == found, "the order of the rows means nothing"
+    assert routing_policy.fit_policy(scale, shuffled_rows, Route()) == policy, "the order of the rows means nothing"
 
 
 def test_the_guarantee_says_what_it_covers_and_what_not() -> None:
-    found = policy_of(900, 1, Route(target_accuracy=0.94, confidence=0.9))
-    told = found.guarantee or ""
-    assert told.startswith("With 90% confidence more than 94.0% of the answers that the owned model gives alone")
-    for words in ("on average", "exchangeable", "a single request", "of the closed model", "at most 10% of draws"):
-        assert words in told
-    assert "each group counting once" not in told
+    policy = policy_of(900, 1, Route(target_accuracy=0.94, confidence=0.9))
+    guarantee = policy.guarantee or ""
+    assert guarantee.startswith("With 90% confidence more than 94.0% of the answers that the owned model gives alone")
+    for phrase in ("on average", "exchangeable", "a single request", "of the closed model", "at most 10% of draws"):
+        assert phrase in guarantee
+    assert "each group counting once" not in guarantee
     grouped = policy_of(2400, 1, Route(target_accuracy=0.94), groups=True)
     assert grouped.threshold is not None and "each group counting once" in (grouped.guarantee or "")
 
 
 def test_of_rows_of_one_group_one_counts() -> None:
-    validation, right, rows = drawn(900, 2)
-    scale = Scale(None, "answer", validation, right)
+    validation, correct, rows = drawn(900, 2)
+    scale = Scale(None, "answer", validation, correct)
     # Copies within a group bring no evidence.
     copied = CalibrationAnswers(
-        [f"{one}-{copy}" for one in rows.ids for copy in range(4)],
-        [one for one in rows.confidences for _ in range(4)],
-        [one for one in rows.right for _ in range(4)],
-        [one for one in rows.ids for _ in range(4)],
+        [f"{row_id}-{copy}" for row_id in rows.ids for copy in range(4)],
+        [confidence for confidence in rows.confidences for _ in range(4)],
+        [value for value in rows.right for _ in range(4)],
+        [group for group in rows.ids for _ in range(4)],
     )
-    one, many = routing_policy.fit_policy(scale, rows, Route()), routing_policy.fit_policy(scale, copied, Route())
-    assert (many.calibration_rows, many.left_out_rows) == (900, 2700)
-    assert (one.threshold, one.p_value) == (many.threshold, many.p_value)
+    single, repeated = (
+        routing_policy.fit_policy(scale, rows, Route()),
+        routing_policy.fit_policy(scale, copied, Route()),
+    )
+    assert (repeated.calibration_rows, repeated.left_out_rows) == (900, 2700)
+    assert (single.threshold, single.p_value) == (repeated.threshold, repeated.p_value)
     # A row without a group is one of its own.
-    alone = replace(copied, groups=[None] * 3600)
-    assert routing_policy.fit_policy(scale, alone, Route()).calibration_rows == 3600
+    ungrouped = replace(copied, groups=[None] * 3600)
+    assert routing_policy.fit_policy(scale, ungrouped, Route()).calibration_rows == 3600
 
 
 def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -> None:
@@ -100,13 +105,15 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
     assert few.threshold is None and few.guarantee is None and few.coverage is None
     assert few.rows_needed is not None and few.rows_needed > 120
     assert f"about {few.rows_needed:,} calibration rows would probably show one" in (few.why_none or "")
-    shown = [policy_of(few.rows_needed, seed, Route(target_accuracy=0.97)).threshold is not None for seed in range(40)]
-    assert sum(shown) >= 20, "by 620 rows it is only known about"
+    succeeded = [
+        policy_of(few.rows_needed, seed, Route(target_accuracy=0.97)).threshold is not None for seed in range(40)
+    ]
+    assert sum(succeeded) >= 20, "by 620 rows it is only known about"
     ten = policy_of(10, 3, Route())
     assert "fewer than 59 rows, not even where all are right" in (ten.why_none or "")
     hopeless = routing_policy.fit_policy(
         Scale(None, "answer", [0.5, 0.7, 0.9] * 100, [0.0, 1.0] * 150),
-        CalibrationAnswers([str(at) for at in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
+        CalibrationAnswers([str(index) for index in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
         Route(),
     )
     assert hopeless.rows_needed is None and "even a million rows would probably show none" in (hopeless.why_none or "")
@@ -123,20 +130,26 @@ def test_without_confidences_or_rows_the_reason_is_told() -> None:
 
 
 def test_an_answer_of_unknown_confidence_never_stays() -> None:
-    validation, right, rows = drawn(900, 1)
-    scale = Scale(None, "answer", validation, right)
+    validation, correct, rows = drawn(900, 1)
+    scale = Scale(None, "answer", validation, correct)
     unsure = replace(rows, confidences=[*rows.confidences[:450], *[None] * 450])
-    found = routing_policy.fit_policy(scale, unsure, Route(target_accuracy=0.5))
-    assert found.threshold == 0.0 and found.coverage == 0.5
+    policy = routing_policy.fit_policy(scale, unsure, Route(target_accuracy=0.5))
+    assert policy.threshold == 0.0 and policy.coverage == 0.5
 
 
 def test_routing_json_is_read_again_and_an_older_one_is_told_to_be_old(tmp_path: Path) -> None:
     path = tmp_path / "routing.json"
-    for found in (policy_of(900, 1, Route()), policy_of(30, 1, Route())):
-        atomic_files.write_json(path, {**found.json(), "test": {"rows": 7}})
-        assert routing_policy.read_policy(path) == found
-    old = {"threshold": 0.83, "target_accuracy": 0.95, "confidence": 0.95, "calibration_rows": 1180, "coverage": 0.71}
-    path.write_text(json.dumps(old), encoding="utf-8")
+    for policy in (policy_of(900, 1, Route()), policy_of(30, 1, Route())):
+        atomic_files.write_json(path, {**policy.json(), "test": {"rows": 7}})
+        assert routing_policy.read_policy(path) == policy
+    old_payload = {
+        "threshold": 0.83,
+        "target_accuracy": 0.95,
+        "confidence": 0.95,
+        "calibration_rows": 1180,
+        "coverage": 0.71,
+    }
+    path.write_text(json.dumps(old_payload), encoding="utf-8")
     with pytest.raises(StageError, match=r"routing.json has schema_version 1, this insource reads 2; compare again"):
         routing_policy.read_policy(path)
     with pytest.raises(StageError, match="there is no"):
@@ -147,49 +160,51 @@ def test_routing_json_is_read_again_and_an_older_one_is_told_to_be_old(tmp_path:
 
 
 def test_a_recipe_has_one_target() -> None:
-    plain = load("classifier", (), "gpu").recipe.route
-    assert (plain.target_accuracy, plain.not_worse_than, plain.margin) == (0.95, None, None)
-    words = f"route.not_worse_than={CHAT}"
-    other = load("classifier", (words,), "gpu").recipe.route
-    assert (other.target_accuracy, other.not_worse_than, other.margin) == (None, CHAT, 0.02)
-    assert Route.model_validate(other.model_dump()) == other, "as the recipe of a run is read again"
-    assert "leave one out" in mistakes("classifier", words, "route.target_accuracy=0.9")
+    default = load("classifier", (), "gpu").recipe.route
+    assert (default.target_accuracy, default.not_worse_than, default.margin) == (0.95, None, None)
+    override = f"route.not_worse_than={CHAT}"
+    route = load("classifier", (override,), "gpu").recipe.route
+    assert (route.target_accuracy, route.not_worse_than, route.margin) == (None, CHAT, 0.02)
+    assert Route.model_validate(route.model_dump()) == route, "as the recipe of a run is read again"
+    assert "leave one out" in mistakes("classifier", override, "route.target_accuracy=0.9")
     assert "goes with not_worse_than" in mistakes("classifier", "route.margin=0.01")
     assert "needs a target" in mistakes("classifier", "route.target_accuracy=null")
     assert "below 1" in mistakes("classifier", "route.target_accuracy=1.0")
 
 
 def test_a_target_names_a_baseline_that_there_is() -> None:
-    told = mistakes("classifier", "route.not_worse_than=openai:gpt-9")
-    assert "route.not_worse_than: given 'openai:gpt-9', allowed: a baseline" in told and CHAT in told
+    message = mistakes("classifier", "route.not_worse_than=openai:gpt-9")
+    assert "route.not_worse_than: given 'openai:gpt-9', allowed: a baseline" in message and CHAT in message
     assert "not asked for preferences" in mistakes("preference", "route.not_worse_than=x")
 
 
 # The test rows
 
 
-def scored(right: list[float], confidences: list[float], name: str = "tuned", usd: list[float] | None = None) -> Any:
+def scored(correct: list[float], confidences: list[float], name: str = "tuned", usd: list[float] | None = None) -> Any:
     kind: Any = "tuned" if name == "tuned" else "file"
-    costs = usd or [None] * len(right)
-    answers = [SystemAnswer(f"t{at}", "x", cost_usd=one) for at, one in enumerate(costs)]
-    rows = [{"id": f"t{at}"} for at in range(len(right))]
-    gathered = SystemResponses(System(name, kind, name), answers)
-    found = predictions.Predictions(answers, [])
-    return system_scores.SystemScores(gathered, rows, found, {}, confidences, right, range(len(right)))
+    costs = usd or [None] * len(correct)
+    answers = [SystemAnswer(f"t{index}", "x", cost_usd=cost) for index, cost in enumerate(costs)]
+    rows = [{"id": f"t{index}"} for index in range(len(correct))]
+    responses = SystemResponses(System(name, kind, name), answers)
+    predicted = predictions.Predictions(answers, [])
+    return system_scores.SystemScores(responses, rows, predicted, {}, confidences, correct, range(len(correct)))
 
 
 def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routing() -> None:
-    own = scored([1, 1, 1, 0, 0, 1, 0, 0, 0, 0], [0.9, 0.9, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
-    other = scored([1, 0, 1, 1, 1, 1, 1, 1, 0, 1], [0.0] * 10, "answers", [0.001, 0.001, 0.001, 0.001] + [0.002] * 6)
+    tuned_scores = scored([1, 1, 1, 0, 0, 1, 0, 0, 0, 0], [0.9, 0.9, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+    baseline_scores = scored(
+        [1, 0, 1, 1, 1, 1, 1, 1, 0, 1], [0.0] * 10, "answers", [0.001, 0.001, 0.001, 0.001] + [0.002] * 6
+    )
     scale = Scale(None, "answer", [0.8, 0.5, 0.9], [1.0, 0.0, 1.0])
     policy = RoutingPolicy(
         threshold=0.8, target_accuracy=0.7, confidence=0.9, calibration_rows=99, coverage=0.5, accuracy=0.8
     )
     costs = {"owned": {"measured": True, "usd_per_month": 500.0, "requests": 1_000_000}}
-    told = routing_evaluation.evaluate_policy(policy, own, other, scale, costs)
-    assert told is not None and told["rows"] == 10 and told["baseline"] == "answers"
-    assert told["kept"]["value"] == 0.4 and told["right_of_kept"]["value"] == 0.75
-    ways = told["ways"]
+    payload = routing_evaluation.evaluate_policy(policy, tuned_scores, baseline_scores, scale, costs)
+    assert payload is not None and payload["rows"] == 10 and payload["baseline"] == "answers"
+    assert payload["kept"]["value"] == 0.4 and payload["right_of_kept"]["value"] == 0.75
+    ways = payload["ways"]
     assert {name: way["local"] for name, way in ways.items()} == {
         "owned": 1.0, "closed": 0.0, "routed": 0.4, "random": 0.4
     }  # fmt: skip
@@ -200,37 +215,44 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
     assert ways["owned"]["usd_per_1k"] == 0.5 and ways["closed"]["usd_per_1k"] == pytest.approx(1.6)
     assert ways["routed"]["usd_per_1k"] == pytest.approx(0.5 + 0.6 * 2.0), "the rest is what is dear"
     assert ways["random"]["usd_per_1k"] == pytest.approx(0.5 + 0.6 * 1.6)
-    assert [one["threshold"] for one in told["curve"]] == [0.9, 0.8, 0.5, 0.0]
-    assert told["curve"][-1] == {"threshold": 0.0, "kept": 1.0, "right_of_kept": 0.4, "right": 0.4}
+    assert [point["threshold"] for point in payload["curve"]] == [0.9, 0.8, 0.5, 0.0]
+    assert payload["curve"][-1] == {"threshold": 0.0, "kept": 1.0, "right_of_kept": 0.4, "right": 0.4}
     # Without a threshold there is still the curve, without a cost of owning there is none of routing.
     bare = routing_evaluation.evaluate_policy(
-        replace(policy, threshold=None), own, other, scale, {"owned": {"measured": False, "why_not": "no"}}
+        replace(policy, threshold=None),
+        tuned_scores,
+        baseline_scores,
+        scale,
+        {"owned": {"measured": False, "why_not": "no"}},
     )
     assert bare is not None and set(bare["ways"]) == {"owned", "closed"} and bare["kept"] is None
-    assert bare["ways"]["owned"]["usd_per_1k"] is None and bare["curve"] == told["curve"]
-    alone = routing_evaluation.evaluate_policy(policy, own, None, scale, costs)
+    assert bare["ways"]["owned"]["usd_per_1k"] is None and bare["curve"] == payload["curve"]
+    alone = routing_evaluation.evaluate_policy(policy, tuned_scores, None, scale, costs)
     assert alone is not None and set(alone["ways"]) == {"owned"} and alone["curve"][0]["right"] is None
 
 
 def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> None:
-    one, two = (replace_kind(scored([1.0], [0.5], name)) for name in ("one", "two"))
-    own = scored([1.0], [0.5])
+    first, second = (replace_kind(scored([1.0], [0.5], name)) for name in ("one", "two"))
+    tuned_scores = scored([1.0], [0.5])
     recipe: Any = SimpleNamespace(route=Route(), compare=SimpleNamespace(primary=None, baselines=[]))
-    assert routing_evaluation.select_fallback(recipe, [own]) is None
-    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is one
+    assert routing_evaluation.select_fallback(recipe, [tuned_scores]) is None
+    assert routing_evaluation.select_fallback(recipe, [tuned_scores, first, second]) is first
     recipe.compare.primary = SimpleNamespace(baseline="two")
-    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is two
+    assert routing_evaluation.select_fallback(recipe, [tuned_scores, first, second]) is second
     recipe.route = Route(not_worse_than="one")
-    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is one
+    assert routing_evaluation.select_fallback(recipe, [tuned_scores, first, second]) is first
     recipe.route = Route(not_worse_than="one", baseline="two")
-    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is two
+    assert routing_evaluation.select_fallback(recipe, [tuned_scores, first, second]) is second
     recipe.route = Route(not_worse_than="one")
-    partly = replace(one, gathered=replace(one.gathered, complete=False))
-    assert routing_evaluation.select_fallback(recipe, [own, partly, two]) is two
+    incomplete = replace(first, gathered=replace(first.gathered, complete=False))
+    assert routing_evaluation.select_fallback(recipe, [tuned_scores, incomplete, second]) is second
 
 
-def replace_kind(one: Any) -> Any:
-    return replace(one, gathered=replace(one.gathered, system=replace(one.gathered.system, kind="closed")))
+def replace_kind(scored_system: Any) -> Any:
+    return replace(
+        scored_system,
+        gathered=replace(scored_system.gathered, system=replace(scored_system.gathered.system, kind="closed")),
+    )
 
 
 # The report
@@ -240,21 +262,22 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
     scores = example_scores.make_scores()
     policy = scores["routing"]
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores).replace("\\", "")
-    for shown in (page, text):
+    for document in (page, text):
         assert (
-            "From a confidence of 0.8312 on the owned model may answer alone: 71.0% of 1,180 calibration rows" in shown
+            "From a confidence of 0.8312 on the owned model may answer alone: 71.0% of 1,180 calibration rows"
+            in document
         )
-        assert "target more than 95.0% right, with 95% confidence" in shown
-        assert policy["guarantee"] in shown
-        assert "it keeps 70.0%; 96.5% of these are right" in shown
+        assert "target more than 95.0% right, with 95% confidence" in document
+        assert policy["guarantee"] in document
+        assert "it keeps 70.0%; 96.5% of these are right" in document
         for name in ("all by the owned model", "routed, the rest by", "the same share at random"):
-            assert name in shown
+            assert name in document
     assert "120 rows of the same groups left out" in page and "41 thresholds of 98" in page
-    none = routing_policy.RoutingPolicy(
+    no_policy = routing_policy.RoutingPolicy(
         threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=60, rows_needed=400,
         why_none=f"too few {example_scores.SCRIPT_TAG}", score=policy["score"],
     )  # fmt: skip
-    scores["routing"] = {**none.json(), "test": None}
+    scores["routing"] = {**no_policy.json(), "test": None}
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores)
     assert "No part of the traffic can be given to the owned model alone: too few" in page
     assert example_scores.SCRIPT_TAG not in page and example_scores.SCRIPT_TAG not in text
@@ -264,7 +287,7 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
@@ -278,8 +301,12 @@ def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> ComparisonC
     recipe = load("classifier", (f"route.not_worse_than={CHAT}", "route.margin=0.05"), "gpu").recipe
     rows = {
         split: [
-            {"id": f"{split}{at}", "input": {"text": f"{split} {at}: {LABELS[at % 2]}"}, "target": LABELS[at % 2]}
-            for at in range(count)
+            {
+                "id": f"{split}{index}",
+                "input": {"text": f"{split} {index}: {LABELS[index % 2]}"},
+                "target": LABELS[index % 2],
+            }
+            for index in range(count)
         ]
         for split, count in (("train", 20), ("validation", 60), ("calibration", 150), ("test", 40))
     }
@@ -290,64 +317,76 @@ def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> ComparisonC
     )  # fmt: skip
 
 
-def tuned(here: ComparisonContext) -> tuple[SystemResponses, Scale]:
+def tuned(context: ComparisonContext) -> tuple[SystemResponses, Scale]:
     """A tuned model that is right where it is sure: a third of its answers are neither."""
-    mine = here.material
+    dataset = context.material
 
     def answers(rows: Any) -> list[SystemAnswer]:
         return [
             SystemAnswer(
-                row["id"], row["target"] if at % 3 else "refund_status", log_probability=-0.01 if at % 3 else -1.0
+                row["id"], row["target"] if index % 3 else "refund_status", log_probability=-0.01 if index % 3 else -1.0
             )
-            for at, row in enumerate(rows)
+            for index, row in enumerate(rows)
         ]
 
-    known = list(atomic_files.read_jsonl(here.here.folder / "data" / "validation.jsonl"))
-    scale = confidence.fit_scale(mine, known, answers(known))
+    validation_rows = list(atomic_files.read_jsonl(context.here.folder / "data" / "validation.jsonl"))
+    scale = confidence.fit_scale(dataset, validation_rows, answers(validation_rows))
     assert scale is not None
     system = System("tuned", "tuned", "tuned")
-    return SystemResponses(system, answers(mine.test), answers(mine.calibration)), scale
+    return SystemResponses(system, answers(dataset.test), answers(dataset.calibration)), scale
 
 
 def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = comparison(tmp_path, tokenizer)
+    context = comparison(tmp_path, tokenizer)
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
-    first = api_models.collect_from_apis(here, api_system(here))[CHAT]
-    asked = [prompt for prompt in provider.delivered if "calibration" in prompt]
-    assert len(asked) == 150 and len(first.calibration) == 150 and first.why_not_calibration is None
-    again = api_models.collect_from_apis(here, api_system(here))[CHAT]
-    assert sum(provider.delivered.values()) == 190 and again.spent_usd == pytest.approx(first.spent_usd)
-    own, scale = tuned(here)
-    every = [system_scores.score_system(one, here.material, scale) for one in (own, first)]
-    found = assemble.fit_tuned_policy(every, here.material, scale, here.recipe)
+    responses = api_models.collect_from_apis(context, api_system(context))[CHAT]
+    prompts = [prompt for prompt in provider.delivered if "calibration" in prompt]
+    assert len(prompts) == 150 and len(responses.calibration) == 150 and responses.why_not_calibration is None
+    repeated = api_models.collect_from_apis(context, api_system(context))[CHAT]
+    assert sum(provider.delivered.values()) == 190 and repeated.spent_usd == pytest.approx(responses.spent_usd)
+    tuned_responses, scale = tuned(context)
+    scored_systems = [
+        system_scores.score_system(system_responses, context.material, scale)
+        for system_responses in (tuned_responses, responses)
+    ]
+    policy = assemble.fit_tuned_policy(scored_systems, context.material, scale, context.recipe)
     # 100 rows of which it is sure and right, as the baseline is: as good within 5 points; of the others it is not.
-    assert found.threshold is not None and found.coverage == pytest.approx(2 / 3) and found.difference == 0
-    assert "less than 5.0% less often right than openai:gpt-6-luna" in found.target
-    assert "less often than those of openai:gpt-6-luna to the same requests" in (found.guarantee or "")
-    told = routing_evaluation.evaluate_policy(found, every[0], every[1], scale, {"owned": {"measured": False}})
-    assert told is not None and told["difference_of_kept"]["value"] == 0
-    assert told["ways"]["routed"]["right"]["value"] == 1.0 > told["ways"]["random"]["right"]["value"]
+    assert policy.threshold is not None and policy.coverage == pytest.approx(2 / 3) and policy.difference == 0
+    assert "less than 5.0% less often right than openai:gpt-6-luna" in policy.target
+    assert "less often than those of openai:gpt-6-luna to the same requests" in (policy.guarantee or "")
+    payload = routing_evaluation.evaluate_policy(
+        policy, scored_systems[0], scored_systems[1], scale, {"owned": {"measured": False}}
+    )
+    assert payload is not None and payload["difference_of_kept"]["value"] == 0
+    assert payload["ways"]["routed"]["right"]["value"] == 1.0 > payload["ways"]["random"]["right"]["value"]
 
 
 def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_whole_and_the_reason_is_told(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
-    enough = comparison(tmp_path / "enough", tokenizer)
-    whole = api_models.collect_from_apis(enough, api_system(enough))
-    assert whole[CHAT].spent_usd is not None
+    full_context = comparison(tmp_path / "enough", tokenizer)
+    full_responses = api_models.collect_from_apis(full_context, api_system(full_context))
+    assert full_responses[CHAT].spent_usd is not None
     # Enough for the test rows, and for some of the calibration rows.
-    here = comparison(tmp_path / "few", tokenizer, 0.66 * whole[CHAT].spent_usd)
-    found = api_models.collect_from_apis(here, api_system(here))[CHAT]
-    assert found.complete and not found.calibration and "could exceed budget_usd" in (found.why_not_calibration or "")
-    assert found.spent_usd is not None and found.spent_usd <= here.recipe.compare.budget_usd
-    own, scale = tuned(here)
-    every = [system_scores.score_system(one, here.material, scale) for one in (own, found)]
-    told = assemble.fit_tuned_policy(every, here.material, scale, here.recipe)
-    assert told.threshold is None and "has not answered the calibration rows (asked" in (told.why_none or "")
-    missing = assemble.fit_tuned_policy(every[:1], here.material, scale, here.recipe)
+    context = comparison(tmp_path / "few", tokenizer, 0.66 * full_responses[CHAT].spent_usd)
+    responses = api_models.collect_from_apis(context, api_system(context))[CHAT]
+    assert (
+        responses.complete
+        and not responses.calibration
+        and "could exceed budget_usd" in (responses.why_not_calibration or "")
+    )
+    assert responses.spent_usd is not None and responses.spent_usd <= context.recipe.compare.budget_usd
+    tuned_responses, scale = tuned(context)
+    scored_systems = [
+        system_scores.score_system(system_responses, context.material, scale)
+        for system_responses in (tuned_responses, responses)
+    ]
+    policy = assemble.fit_tuned_policy(scored_systems, context.material, scale, context.recipe)
+    assert policy.threshold is None and "has not answered the calibration rows (asked" in (policy.why_none or "")
+    missing = assemble.fit_tuned_policy(scored_systems[:1], context.material, scale, context.recipe)
     assert "it was not run" in (missing.why_none or "")
 
 
@@ -355,40 +394,42 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
 def test_answers_one_has_may_be_the_baseline_if_they_answer_every_calibration_row(
     answered: int, tmp_path: Path, tokenizer: Any
 ) -> None:
-    here = comparison(tmp_path, tokenizer)
-    rows = [*here.material.test, *here.material.calibration[:answered]]
+    context = comparison(tmp_path, tokenizer)
+    rows = [*context.material.test, *context.material.calibration[:answered]]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps({"id": row["id"], "output": row["target"]}) + "\n" for row in rows))
     baseline = Baseline(provider="file", path=str(path), name=CHAT)
-    found = api_models.load_answer_file(here, catalog._api_system(baseline))
-    assert found.complete and len(found.calibration) == (150 if answered == 150 else 0)
+    responses = api_models.load_answer_file(context, catalog._api_system(baseline))
+    assert responses.complete and len(responses.calibration) == (150 if answered == 150 else 0)
     if answered == 149:
-        assert found.why_not_calibration == "answers.jsonl has no answer to 1 of the 150 calibration rows"
+        assert responses.why_not_calibration == "answers.jsonl has no answer to 1 of the 150 calibration rows"
 
 
 def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path: Path, tokenizer: Any) -> None:
-    here = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    row, wrong = here.material.test[0], {**here.material.test[0]["target"], "supplier": "y"}
+    context = make_shipped_comparison("extractor", tmp_path, tokenizer)
+    row, wrong = context.material.test[0], {**context.material.test[0]["target"], "supplier": "y"}
 
-    def answered(at: int, path: float, field: float | None) -> SystemAnswer:
-        said = row["target"] if at % 2 else wrong
-        return SystemAnswer(row["id"], json.dumps(said), log_probability=path, field_log_probability=field)
+    def make_answer(index: int, path: float, field: float | None) -> SystemAnswer:
+        output = row["target"] if index % 2 else wrong
+        return SystemAnswer(row["id"], json.dumps(output), log_probability=path, field_log_probability=field)
 
     # The whole answer tells nothing here, the field does.
-    known = [answered(at, -1.0, -0.01 if at % 2 else -0.9) for at in range(40)]
-    scale = confidence.fit_scale(here.material, [row] * 40, known)
+    answers = [make_answer(index, -1.0, -0.01 if index % 2 else -0.9) for index in range(40)]
+    scale = confidence.fit_scale(context.material, [row] * 40, answers)
     assert scale is not None and scale.part == "least certain field" and scale.platt is not None
-    mine = SystemResponses(System("tuned", "tuned", "tuned"), known)
-    sure, unsure = confidence.compute_confidences(mine, scale, [answered(1, -1.0, -0.01), answered(1, -1.0, -0.9)])
+    responses = SystemResponses(System("tuned", "tuned", "tuned"), answers)
+    sure, unsure = confidence.compute_confidences(
+        responses, scale, [make_answer(1, -1.0, -0.01), make_answer(1, -1.0, -0.9)]
+    )
     assert sure is not None and unsure is not None and sure > 0.8 > 0.2 > unsure
-    assert confidence.compute_confidences(mine, confidence.scale_from_json(scale.json()), known) == list(
+    assert confidence.compute_confidences(responses, confidence.scale_from_json(scale.json()), answers) == list(
         scale.confidences
     )
     # What is no record has no field; its whole path counts.
-    cut = confidence.compute_confidences(mine, scale, [SystemAnswer(row["id"], "{", log_probability=-0.9)])
-    assert cut == [unsure]
+    truncated = confidence.compute_confidences(responses, scale, [SystemAnswer(row["id"], "{", log_probability=-0.9)])
+    assert truncated == [unsure]
     # References that were written before fields were told apart.
-    before = confidence.fit_scale(
-        here.material, [row] * 40, [replace(one, field_log_probability=None) for one in known]
+    old_scale = confidence.fit_scale(
+        context.material, [row] * 40, [replace(answer, field_log_probability=None) for answer in answers]
     )
-    assert before is not None and before.part == "answer"
+    assert old_scale is not None and old_scale.part == "answer"

@@ -22,7 +22,7 @@ ROWS = 12
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
@@ -31,46 +31,57 @@ def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:
     request; `mixed_up`: each question by the text of the one before."""
 
     def answers(body: Json, _: str) -> Json:
-        texts = [one["instructions"][-1]["text"] if isinstance(one["instructions"], list) else body["input"]
-                 for one in body["questions"]]  # fmt: skip
-        told = []
-        for at, question in enumerate(body["questions"]):
-            text = texts[at - 1] if mixed_up else texts[at]
-            (one,) = make_decision({**body, "input": text, "questions": [question]}, correct_label(text))["answers"]
-            for chance in one.get("probabilities", []):
-                chance["probability"] += -drift * at if chance["value"] == one["choice"] else drift * at / 2
-            told.append(one)
-        return {**make_decision({**body, "questions": body["questions"][:1]}, correct_label("")), "answers": told}
+        texts = [question["instructions"][-1]["text"] if isinstance(question["instructions"], list) else body["input"]
+                 for question in body["questions"]]  # fmt: skip
+        decided = []
+        for index, question in enumerate(body["questions"]):
+            text = texts[index - 1] if mixed_up else texts[index]
+            (answer,) = make_decision({**body, "input": text, "questions": [question]}, correct_label(text))["answers"]
+            for entry in answer.get("probabilities", []):
+                entry["probability"] += -drift * index if entry["value"] == answer["choice"] else drift * index / 2
+            decided.append(answer)
+        return {**make_decision({**body, "questions": body["questions"][:1]}, correct_label("")), "answers": decided}
 
     return Provider(bodies={"decisions": answers})
 
 
 def requests() -> list[Request]:
-    return [one.request for one in as_decisions(make_requests(ROWS))]
+    return [question.request for question in as_decisions(make_requests(ROWS))]
 
 
 def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_rows() -> None:
     provider = endpoint()
     with run_provider(provider) as address:
-        found = together.measure_sharing(make_endpoint(address, "decisions"), requests())
-    assert found.may_share and found.together.same_choices == ROWS and found.together.most == pytest.approx(0)
+        measurement = together.measure_sharing(make_endpoint(address, "decisions"), requests())
+    assert (
+        measurement.may_share
+        and measurement.together.same_choices == ROWS
+        and measurement.together.most == pytest.approx(0)
+    )
     assert [len(body["questions"]) for _, _, body in provider.seen] == [1] * 2 * ROWS + [ROWS]
-    assert not provider.broken_rules and found.alone_tokens > 0 and found.together_tokens > 0
-    assert "yes       rows that share" in "\n".join(found.lines("luna"))
+    assert not provider.broken_rules and measurement.alone_tokens > 0 and measurement.together_tokens > 0
+    assert "yes       rows that share" in "\n".join(measurement.lines("luna"))
 
 
 def test_an_endpoint_whose_answers_depend_on_the_other_rows_is_found_out() -> None:
-    for bad, same, most in ((endpoint(drift=0.001), ROWS, 0.011), (endpoint(mixed_up=True), None, 0.85)):
-        with run_provider(bad) as address:
-            found = together.measure_sharing(make_endpoint(address, "decisions"), requests())
-        assert not found.may_share and found.together.most == pytest.approx(most)
-        assert found.together.same_choices == same if same else found.together.same_choices < ROWS
-        assert found.by_itself.most == 0 and "no        rows that share" in "\n".join(found.lines("luna"))
+    for faulty, same_choices, max_shift in (
+        (endpoint(drift=0.001), ROWS, 0.011),
+        (endpoint(mixed_up=True), None, 0.85),
+    ):
+        with run_provider(faulty) as address:
+            measurement = together.measure_sharing(make_endpoint(address, "decisions"), requests())
+        assert not measurement.may_share and measurement.together.most == pytest.approx(max_shift)
+        assert (
+            measurement.together.same_choices == same_choices
+            if same_choices
+            else measurement.together.same_choices < ROWS
+        )
+        assert measurement.by_itself.most == 0 and "no        rows that share" in "\n".join(measurement.lines("luna"))
 
 
 def test_what_is_not_answered_is_no_measurement() -> None:
     provider = endpoint()
-    provider.refuse = lambda prompt, before: (400, {}) if prompt.startswith("Each question") else None
+    provider.refuse = lambda prompt, attempts: (400, {}) if prompt.startswith("Each question") else None
     with run_provider(provider) as address, pytest.raises(StageError, match="12 rows in one request were not answered"):
         together.measure_sharing(make_endpoint(address, "decisions"), requests())
 
@@ -81,25 +92,27 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
     provider = endpoint()
     with run_provider(provider) as address:
         redirect_sdks(monkeypatch, address)
-        here = make_two_label_comparison(tmp_path, tokenizer)
-        chosen: System = api_system(here)[0]
-        found = together._measure_system(here, chosen, 5)
-        assert found.rows == 5 and all("test" not in str(body) for _, _, body in provider.seen)
-        poor = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
-        seen = len(provider.seen)
+        context = make_two_label_comparison(tmp_path, tokenizer)
+        system: System = api_system(context)[0]
+        measurement = together._measure_system(context, system, 5)
+        assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.seen)
+        poor_context = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
+        n_requests = len(provider.seen)
         with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
-            together._measure_system(poor, chosen, 5)
-        assert len(provider.seen) == seen
+            together._measure_system(poor_context, system, 5)
+        assert len(provider.seen) == n_requests
 
 
-def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(place: Made) -> None:
-    here = place().here
-    for provider, code, told in ((endpoint(), 0, "yes "), (endpoint(mixed_up=True), 3, "no ")):
+def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_context: Made) -> None:
+    trained_run = make_context().here
+    for provider, code, prefix in ((endpoint(), 0, "yes "), (endpoint(mixed_up=True), 3, "no ")):
         with run_provider(provider) as address:
-            one = f"{{provider: openai, api: decisions, model: gpt-6-luna, name: decides, base_url: '{address}/v1'}}"
-            words = [f"compare.baselines=[{one}]", "compare.primary=null", "--run", here.id, "--rows", "3"]
-            done = commands.run_command(here.folder.parents[1], "compare.together", "classifier", *words)
-        assert done.returncode == code, done.stderr
-        alone, together, said = done.stdout.splitlines()
+            baseline = (
+                f"{{provider: openai, api: decisions, model: gpt-6-luna, name: decides, base_url: '{address}/v1'}}"
+            )
+            args = [f"compare.baselines=[{baseline}]", "compare.primary=null", "--run", trained_run.id, "--rows", "3"]
+            completed = commands.run_command(trained_run.folder.parents[1], "compare.together", "classifier", *args)
+        assert completed.returncode == code, completed.stderr
+        alone, together, conclusion = completed.stdout.splitlines()
         assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")
-        assert said.startswith(told) and len(provider.seen) == 7
+        assert conclusion.startswith(prefix) and len(provider.seen) == 7

@@ -11,27 +11,30 @@ from tests.helpers import commands
 
 
 def test_models_and_groups_of_settings_are_combined() -> None:
-    found = sweep.parse_variants(["pocket", "smollm2"], "lora.r=8; lora.r=16 train.seed=3")
-    assert [one.name for one in found] == [
+    variants = sweep.parse_variants(["pocket", "smollm2"], "lora.r=8; lora.r=16 train.seed=3")
+    assert [variant.name for variant in variants] == [
         "pocket lora.r=8",
         "pocket lora.r=16 train.seed=3",
         "smollm2 lora.r=8",
         "smollm2 lora.r=16 train.seed=3",
     ]
-    assert found[3].settings == ("model.base=smollm2", "lora.r=16", "train.seed=3")
-    assert [one.settings for one in sweep.parse_variants([], "lora.r=8; lora.r=16")] == [("lora.r=8",), ("lora.r=16",)]
+    assert variants[3].settings == ("model.base=smollm2", "lora.r=16", "train.seed=3")
+    assert [variant.settings for variant in sweep.parse_variants([], "lora.r=8; lora.r=16")] == [
+        ("lora.r=8",),
+        ("lora.r=16",),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("models", "given"), [([], ""), (["pocket"], ""), (["pocket", "pocket"], ""), ([], "lora.r=8;")]
+    ("models", "settings"), [([], ""), (["pocket"], ""), (["pocket", "pocket"], ""), ([], "lora.r=8;")]
 )
-def test_one_variant_is_no_choice(models: list[str], given: str) -> None:
+def test_one_variant_is_no_choice(models: list[str], settings: str) -> None:
     with pytest.raises(RecipeError, match="chooses among variants that differ"):
-        sweep.parse_variants(models, given)
+        sweep.parse_variants(models, settings)
 
 
 @pytest.mark.parametrize(
-    ("variants", "told"),
+    ("variants", "message"),
     [
         ("lora.r=8; data.split.test=0.3", "variant data.split.test=0.3 changes `data`"),
         ("lora.r=8; lora.rank=3", "variant lora.rank=3"),
@@ -39,26 +42,26 @@ def test_one_variant_is_no_choice(models: list[str], given: str) -> None:
     ],
 )
 def test_a_variant_that_cannot_be_compared_is_told_before_anything_is_trained(
-    small_recipe: Path, tmp_path: Path, variants: str, told: str
+    small_recipe: Path, tmp_path: Path, variants: str, message: str
 ) -> None:
-    answer = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, VARIANTS=variants)
-    assert answer.returncode == 2 and told in answer.stderr
+    completed = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, VARIANTS=variants)
+    assert completed.returncode == 2 and message in completed.stderr
     assert not list((tmp_path / "runs").glob("*/2*"))
 
 
 def test_an_adapter_that_is_served_merged_is_a_variant_as_well(small_recipe: Path, tmp_path: Path) -> None:
     variants = "lora.r=8; lora.use_dora=true"
-    answer = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, "--dry-run", VARIANTS=variants)
-    assert answer.returncode == 0 and "would train  lora.use_dora=true" in answer.stdout, answer.stderr
+    completed = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, "--dry-run", VARIANTS=variants)
+    assert completed.returncode == 0 and "would train  lora.use_dora=true" in completed.stdout, completed.stderr
 
 
-@pytest.mark.parametrize(("given", "compares"), [(None, True), ("", True), ("1", True), ("0", False)])
+@pytest.mark.parametrize(("value", "compares"), [(None, True), ("", True), ("1", True), ("0", False)])
 def test_the_best_is_compared_unless_that_is_declined(
-    given: str | None, compares: bool, monkeypatch: pytest.MonkeyPatch
+    value: str | None, compares: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COMPARE", raising=False)
-    if given is not None:
-        monkeypatch.setenv("COMPARE", given)
+    if value is not None:
+        monkeypatch.setenv("COMPARE", value)
     assert sweep.build_parser().parse_args(["classifier"]).compare is compares
 
 
@@ -68,23 +71,23 @@ def test_the_best_on_validation_becomes_the_latest_run_and_nobody_reads_the_test
 ) -> None:
     # The better one first, so that the latest run is not the winner by itself.
     settings = {"VARIANTS": "train.max_steps=40; train.max_steps=2; train.max_steps=2 train.seed=4", "COMPARE": "0"}
-    answer = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
-    assert answer.returncode == 0, answer.stderr
+    completed = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
+    assert completed.returncode == 0, completed.stderr
     parent = tmp_path / "runs" / "small"
-    told = atomic_files.read_json(next(parent.glob("sweep-*.json")))
-    assert told["winner"] == "train.max_steps=40" and (parent / "latest").resolve().name == told["run"]
-    figures = [one["figures"]["accuracy"] for one in told["variants"]]
-    assert figures == sorted(figures, reverse=True) and len({one["run"] for one in told["variants"]}) == 3
-    best, *others = told["variants"]
+    payload = atomic_files.read_json(next(parent.glob("sweep-*.json")))
+    assert payload["winner"] == "train.max_steps=40" and (parent / "latest").resolve().name == payload["run"]
+    figures = [variant["figures"]["accuracy"] for variant in payload["variants"]]
+    assert figures == sorted(figures, reverse=True) and len({variant["run"] for variant in payload["variants"]}) == 3
+    best, *others = payload["variants"]
     assert best["to_the_best"] is None and best["interval"]["low"] < figures[0] < best["interval"]["high"]
-    for one in others:
-        apart = one["to_the_best"]
-        assert apart["low"] <= apart["delta"] <= apart["high"]
-        assert apart["delta"] == pytest.approx(one["figures"]["accuracy"] - figures[0])
+    for variant in others:
+        difference = variant["to_the_best"]
+        assert difference["low"] <= difference["delta"] <= difference["high"]
+        assert difference["delta"] == pytest.approx(variant["figures"]["accuracy"] - figures[0])
     assert not list(parent.glob("*/scores.json")) and not list(parent.glob("*/merged"))
-    board = answer.stdout.partition("variant  ")[2].splitlines()
-    assert [line.split("  ")[0] for line in board[1:4]] == [one["variant"] for one in told["variants"]]
+    board = completed.stdout.partition("variant  ")[2].splitlines()
+    assert [line.split("  ")[0] for line in board[1:4]] == [variant["variant"] for variant in payload["variants"]]
 
-    again = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
-    assert again.returncode == 0 and again.stderr.count("train     unchanged") == 3
-    assert (parent / "latest").resolve().name == told["run"]
+    repeated = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
+    assert repeated.returncode == 0 and repeated.stderr.count("train     unchanged") == 3
+    assert (parent / "latest").resolve().name == payload["run"]

@@ -28,25 +28,25 @@ ROUTE = RoutingPolicy(
 )
 
 
-def recipe(*asked: str) -> Recipe:
-    return load("classifier", asked, "cpu").recipe
+def recipe(*overrides: str) -> Recipe:
+    return load("classifier", overrides, "cpu").recipe
 
 
-def scores(judged: str = "non-inferior", cheaper: bool = True, **changes: Any) -> dict[str, Any]:
+def scores(judged: str = "non-inferior", cheaper: bool = True, **kwargs: Any) -> dict[str, Any]:
     """The example's scores, with the planned comparison judged so, and owning cheaper or dearer at the volume."""
-    found = example_scores.make_scores(**changes)
-    found["training_seconds"] = 1800.0
-    found["systems"][API_MODEL]["complete"] = True
-    for one in found["comparisons"]:
-        if one["family"] == "primary":
-            one |= {"a": TUNED_MODEL, "b": API_MODEL, "judged": judged, "rows_to_decide": 9000}
-    row = next(line for line in found["cost"]["systems"][API_MODEL]["monthly"] if line["of_recipe"])
+    example = example_scores.make_scores(**kwargs)
+    example["training_seconds"] = 1800.0
+    example["systems"][API_MODEL]["complete"] = True
+    for entry in example["comparisons"]:
+        if entry["family"] == "primary":
+            entry |= {"a": TUNED_MODEL, "b": API_MODEL, "judged": judged, "rows_to_decide": 9000}
+    row = next(line for line in example["cost"]["systems"][API_MODEL]["monthly"] if line["of_recipe"])
     row |= {"owned_usd": 100.0, "closed_usd": 900.0 if cheaper else 9.0}
-    return found
+    return example
 
 
-def decided(found: dict[str, Any], policy: RoutingPolicy = NO_ROUTE, *asked: str) -> verdict.Verdict:
-    return verdict.decide(VerdictInputs(recipe(*asked), found, policy))
+def decided(example: dict[str, Any], policy: RoutingPolicy = NO_ROUTE, *overrides: str) -> verdict.Verdict:
+    return verdict.decide(VerdictInputs(recipe(*overrides), example, policy))
 
 
 @pytest.mark.parametrize(
@@ -67,48 +67,48 @@ def test_quality_cost_and_routing_decide(judged: str, cheaper: bool, policy: Rou
 
 def test_a_stand_in_never_decides() -> None:
     for judged in ("superior", "non-inferior", "worse", "undecided"):
-        found = scores(judged)
-        found["systems"][API_MODEL]["stand_in"] = True
-        told = decided(found, ROUTE)
-        assert told.choice == "inconclusive"
-        assert any("decides nothing" in line for line in told.undecided)
+        example = scores(judged)
+        example["systems"][API_MODEL]["stand_in"] = True
+        result = decided(example, ROUTE)
+        assert result.choice == "inconclusive"
+        assert any("decides nothing" in line for line in result.undecided)
 
 
 def test_an_incomplete_baseline_never_decides() -> None:
-    found = scores("superior")
-    found["systems"][API_MODEL] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
-    told = decided(found)
-    assert told.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in told.undecided)
+    example = scores("superior")
+    example["systems"][API_MODEL] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
+    result = decided(example)
+    assert result.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in result.undecided)
 
 
 def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_its_quality() -> None:
-    found = scores("superior")
-    why = "INCOMPLETE: its first request: HTTP 400: temperature: Extra inputs are not permitted"
-    del found["systems"][API_MODEL]
-    found["comparisons"] = [one for one in found["comparisons"] if API_MODEL not in (one["a"], one["b"])]
-    found["not_run"].append({"name": API_MODEL, "title": API_MODEL, "why": why, "incomplete": True})
-    told = decided(found)
-    assert told.choice == "inconclusive" and why in told.headline
-    assert told.reasons[0].about == "completeness" and why in told.reasons[0].says
-    assert not any(one.about == "quality" for one in told.reasons)
+    example = scores("superior")
+    reason = "INCOMPLETE: its first request: HTTP 400: temperature: Extra inputs are not permitted"
+    del example["systems"][API_MODEL]
+    example["comparisons"] = [entry for entry in example["comparisons"] if API_MODEL not in (entry["a"], entry["b"])]
+    example["not_run"].append({"name": API_MODEL, "title": API_MODEL, "why": reason, "incomplete": True})
+    result = decided(example)
+    assert result.choice == "inconclusive" and reason in result.headline
+    assert result.reasons[0].about == "completeness" and reason in result.reasons[0].says
+    assert not any(entry.about == "quality" for entry in result.reasons)
 
 
 def test_a_baseline_that_answered_less_than_99_of_100_rows_never_decides() -> None:
-    found = scores("superior")
-    ends = {"answered": 1980, "refused": 0, "cut": 100, "malformed": 0, "failed": 0, "not_asked": 0}
-    found["systems"][API_MODEL]["rows"] = ends
-    told = decided(found)
-    assert told.choice == "inconclusive" and told.reasons[0].about == "completeness"
-    assert "really answered 95.2% of the rows (100 cut)" in told.reasons[0].says
-    ends |= {"answered": 2078, "cut": 2}
-    assert decided(found).choice == "open"
+    example = scores("superior")
+    outcomes = {"answered": 1980, "refused": 0, "cut": 100, "malformed": 0, "failed": 0, "not_asked": 0}
+    example["systems"][API_MODEL]["rows"] = outcomes
+    result = decided(example)
+    assert result.choice == "inconclusive" and result.reasons[0].about == "completeness"
+    assert "really answered 95.2% of the rows (100 cut)" in result.reasons[0].says
+    outcomes |= {"answered": 2078, "cut": 2}
+    assert decided(example).choice == "open"
 
 
 def test_a_plan_that_was_changed_after_the_opening_never_decides() -> None:
-    found = scores("superior")
-    found["plan"] |= {"confirmatory": False, "why_not": "the plan was changed after the test set was opened"}
-    told = decided(found)
-    assert told.choice == "inconclusive" and any("was changed" in line for line in told.undecided)
+    example = scores("superior")
+    example["plan"] |= {"confirmatory": False, "why_not": "the plan was changed after the test set was opened"}
+    result = decided(example)
+    assert result.choice == "inconclusive" and any("was changed" in line for line in result.undecided)
 
 
 def test_data_that_may_not_leave_ends_the_debate() -> None:
@@ -120,14 +120,14 @@ def test_without_somebody_who_looks_after_it_nothing_is_owned() -> None:
 
 
 def test_as_good_without_a_measured_cost_is_not_decided() -> None:
-    told = decided(scores("non-inferior", measured=False))
-    assert told.choice == "inconclusive" and "was not measured" in told.headline
+    result = decided(scores("non-inferior", measured=False))
+    assert result.choice == "inconclusive" and "was not measured" in result.headline
 
 
 def test_a_linear_model_that_does_as_well_is_the_first_line() -> None:
     for accuracy, word in ((0.915, "does as well"), (0.95, "does better")):
-        told = decided(scores("superior", linear=accuracy))
-        assert told.reasons[0].about == "linear" and word in told.reasons[0].says
+        result = decided(scores("superior", linear=accuracy))
+        assert result.reasons[0].about == "linear" and word in result.reasons[0].says
 
 
 def test_undecided_tells_how_many_rows_would_decide() -> None:
@@ -135,19 +135,19 @@ def test_undecided_tells_how_many_rows_would_decide() -> None:
 
 
 def test_each_of_the_five_questions_has_a_voice_and_a_figure_and_is_counted() -> None:
-    told = decided(scores())
-    asked = [one for one in told.reasons if one.question]
-    assert [one.about for one in asked] == list(verdict_rule.QUESTIONS)
-    assert all(one.figure and one.speaks_for in ("open", "closed", "neutral") for one in asked)
-    assert told.json()["count"] == {"open": 1, "closed": 0, "neutral": 4}
+    result = decided(scores())
+    reasons = [reason for reason in result.reasons if reason.question]
+    assert [reason.about for reason in reasons] == list(verdict_rule.QUESTIONS)
+    assert all(reason.figure and reason.speaks_for in ("open", "closed", "neutral") for reason in reasons)
+    assert result.json()["count"] == {"open": 1, "closed": 0, "neutral": 4}
 
 
-def voice(about: str, found: dict[str, Any], *asked: str) -> str | None:
-    return next(one.speaks_for for one in decided(found, NO_ROUTE, *asked).reasons if one.about == about)
+def voice(topic: str, example: dict[str, Any], *overrides: str) -> str | None:
+    return next(reason.speaks_for for reason in decided(example, NO_ROUTE, *overrides).reasons if reason.about == topic)
 
 
 @pytest.mark.parametrize(
-    ("needed", "tuned", "closed", "expected"),
+    ("requirement", "tuned", "closed", "expected"),
     [
         ("required", 1.0, 0.98, "open"),
         ("required", 0.98, 1.0, "closed"),
@@ -159,16 +159,18 @@ def voice(about: str, found: dict[str, Any], *asked: str) -> str | None:
         ("'no'", 1.0, 0.5, "neutral"),
     ],
 )
-def test_who_alone_delivers_the_form_has_its_voice(needed: str, tuned: float, closed: float, expected: str) -> None:
-    found = scores()
-    for name, share in ((TUNED_MODEL, tuned), (API_MODEL, closed)):
-        found["systems"][name]["validity"]["label"] = share
-    words = f"decide.structured_output={needed}"
-    assert voice("structured output", found, words) == expected
-    if needed == "required" and expected != "neutral":
-        assert decided(found, NO_ROUTE, words).choice == expected
-    found["systems"][API_MODEL]["stand_in"] = True
-    assert voice("structured output", found, words) == "neutral"
+def test_who_alone_delivers_the_form_has_its_voice(
+    requirement: str, tuned: float, closed: float, expected: str
+) -> None:
+    example = scores()
+    for name, fraction in ((TUNED_MODEL, tuned), (API_MODEL, closed)):
+        example["systems"][name]["validity"]["label"] = fraction
+    override = f"decide.structured_output={requirement}"
+    assert voice("structured output", example, override) == expected
+    if requirement == "required" and expected != "neutral":
+        assert decided(example, NO_ROUTE, override).choice == expected
+    example["systems"][API_MODEL]["stand_in"] = True
+    assert voice("structured output", example, override) == "neutral"
 
 
 @pytest.mark.parametrize(("times", "expected"), [(0, "open"), (1, "neutral"), (8, "neutral"), (9, "closed")])
@@ -182,53 +184,53 @@ def test_how_often_the_prompt_changes_has_a_voice(times: int, expected: str) -> 
 )
 def test_engineering_speaks_where_its_share_does_not_matter(owned: float, closed: float, expected: str) -> None:
     """An engineer of $3,000 a month: twice that, and half of it."""
-    found = scores()
-    row = next(line for line in found["cost"]["systems"][API_MODEL]["monthly"] if line["of_recipe"])
+    example = scores()
+    row = next(line for line in example["cost"]["systems"][API_MODEL]["monthly"] if line["of_recipe"])
     row |= {"owned_usd": float(owned), "closed_usd": float(closed)}
-    assert voice("engineering", found) == expected
-    assert voice("engineering", found, "decide.operations_owner=false") == "closed"
+    assert voice("engineering", example) == expected
+    assert voice("engineering", example, "decide.operations_owner=false") == "closed"
 
 
 def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
-    found = scores()
-    found["systems"][TUNED_MODEL]["validity"]["label"] = 0.9
-    words = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
-    told = decided(found, NO_ROUTE, *words)
-    assert told.choice == "closed" and "2 of the other questions speak against owning" in told.headline
-    assert decided(found, NO_ROUTE, words[0]).choice == "open", "one alone does not"
+    example = scores()
+    example["systems"][TUNED_MODEL]["validity"]["label"] = 0.9
+    overrides = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
+    result = decided(example, NO_ROUTE, *overrides)
+    assert result.choice == "closed" and "2 of the other questions speak against owning" in result.headline
+    assert decided(example, NO_ROUTE, overrides[0]).choice == "open", "one alone does not"
 
 
 def test_the_cost_of_another_model_than_the_planned_one_decides_nothing() -> None:
-    found = scores()
-    del found["cost"]["systems"][API_MODEL]
-    told = decided(found)
-    assert voice("cost", found) == "neutral" and told.choice == "inconclusive"
+    example = scores()
+    del example["cost"]["systems"][API_MODEL]
+    result = decided(example)
+    assert voice("cost", example) == "neutral" and result.choice == "inconclusive"
 
 
 def test_a_baseline_that_was_not_run_leaves_the_verdict_open_and_says_why() -> None:
-    found = scores()
-    found["comparisons"] = [one for one in found["comparisons"] if one["family"] != "primary"]
-    del found["systems"][API_MODEL]
-    found["not_run"] = [{"name": API_MODEL, "title": API_MODEL, "why": "no key: OPENAI_API_KEY is not set"}]
-    told = decided(found)
-    assert told.choice == "inconclusive"
-    assert any("OPENAI_API_KEY" in line for line in told.undecided)
+    example = scores()
+    example["comparisons"] = [entry for entry in example["comparisons"] if entry["family"] != "primary"]
+    del example["systems"][API_MODEL]
+    example["not_run"] = [{"name": API_MODEL, "title": API_MODEL, "why": "no key: OPENAI_API_KEY is not set"}]
+    result = decided(example)
+    assert result.choice == "inconclusive"
+    assert any("OPENAI_API_KEY" in line for line in result.undecided)
 
 
 def a_run(folder: Path, name: str = "20261121T090000Z-aaaa") -> Run:
-    here = Run(folder / "runs" / "classifier" / name)
-    here.folder.mkdir(parents=True)
-    return here
+    created_run = Run(folder / "runs" / "classifier" / name)
+    created_run.folder.mkdir(parents=True)
+    return created_run
 
 
 def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tmp_path: Path) -> None:
-    here = a_run(tmp_path)
-    first = preregistration.register_and_open(here, PRIMARY, "t" * 64)
-    again = preregistration.register_and_open(here, PRIMARY, "t" * 64)
-    assert first.why_not_confirmatory is None and again.why_not_confirmatory is None
-    assert len(again.openings) == 1 and again.written == first.written
-    other = preregistration.register_and_open(here, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
-    assert other.why_not_confirmatory is not None and "margin was 0.02" in other.why_not_confirmatory
+    created_run = a_run(tmp_path)
+    first = preregistration.register_and_open(created_run, PRIMARY, "t" * 64)
+    repeated = preregistration.register_and_open(created_run, PRIMARY, "t" * 64)
+    assert first.why_not_confirmatory is None and repeated.why_not_confirmatory is None
+    assert len(repeated.openings) == 1 and repeated.written == first.written
+    changed = preregistration.register_and_open(created_run, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
+    assert changed.why_not_confirmatory is not None and "margin was 0.02" in changed.why_not_confirmatory
     second = preregistration.register_and_open(a_run(tmp_path, "20261121T100000Z-bbbb"), PRIMARY, "t" * 64)
     assert second.why_not_confirmatory is None and len(second.openings) == 3
     ledger = (tmp_path / "runs" / "classifier" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
@@ -236,29 +238,31 @@ def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tm
 
 
 def test_another_test_set_has_openings_of_its_own(tmp_path: Path) -> None:
-    here = a_run(tmp_path)
-    preregistration.register_and_open(here, PRIMARY, "a" * 64)
-    assert len(preregistration.register_and_open(here, PRIMARY, "b" * 64).openings) == 1
+    created_run = a_run(tmp_path)
+    preregistration.register_and_open(created_run, PRIMARY, "a" * 64)
+    assert len(preregistration.register_and_open(created_run, PRIMARY, "b" * 64).openings) == 1
 
 
 def test_a_ledger_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
-    here = a_run(tmp_path)
-    (here.folder.parent / "ledger.jsonl").write_text('{"run": \n', encoding="utf-8")
+    created_run = a_run(tmp_path)
+    (created_run.folder.parent / "ledger.jsonl").write_text('{"run": \n', encoding="utf-8")
     with pytest.raises(StageError, match=r"ledger.jsonl:1"):
-        preregistration.register_and_open(here, PRIMARY, "t" * 64)
+        preregistration.register_and_open(created_run, PRIMARY, "t" * 64)
 
 
 def test_without_a_plan_nothing_is_confirmed(tmp_path: Path) -> None:
-    told = preregistration.register_and_open(a_run(tmp_path), None, "t" * 64)
-    assert told.why_not_confirmatory is not None and "no primary comparison" in told.why_not_confirmatory
+    registration = preregistration.register_and_open(a_run(tmp_path), None, "t" * 64)
+    assert (
+        registration.why_not_confirmatory is not None and "no primary comparison" in registration.why_not_confirmatory
+    )
 
 
 def test_a_target_against_a_stand_in_decides_nothing() -> None:
-    found = scores("worse")
-    named = replace(ROUTE, target_accuracy=None, not_worse_than=API_MODEL, margin=0.02)
-    assert decided(found, named).choice == "hybrid"
-    found["systems"]["here"] = {**found["systems"][API_MODEL], "stand_in": True}
-    assert decided(found, replace(named, not_worse_than="here")).choice == "closed"
+    example = scores("worse")
+    route = replace(ROUTE, target_accuracy=None, not_worse_than=API_MODEL, margin=0.02)
+    assert decided(example, route).choice == "hybrid"
+    example["systems"]["here"] = {**example["systems"][API_MODEL], "stand_in": True}
+    assert decided(example, replace(route, not_worse_than="here")).choice == "closed"
 
 
 def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
@@ -269,13 +273,13 @@ def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
         "{provider: anthropic, model: m, base_url: 'http://127.0.0.1:9', name: here}",
         "{provider: bedrock, model: m}",
     ]
-    asked = recipe(
+    loaded = recipe(
         "privacy.data_may_leave=false",
         "privacy.trusted_hosts=[gateway.corp.example]",
         f"compare.baselines=[{', '.join(baselines)}]",
     )
-    every = [catalog._api_system(one) for one in asked.compare.baselines]
-    assert {one.name for one in catalog.skipped_systems(every, asked)} == {
+    systems = [catalog._api_system(baseline) for baseline in loaded.compare.baselines]
+    assert {system.name for system in catalog.skipped_systems(systems, loaded)} == {
         "openai:gpt-6-luna",
         "elsewhere",
         "bedrock:m",
@@ -283,13 +287,13 @@ def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
 
 
 def test_a_stand_in_is_called_one() -> None:
-    asked = recipe("compare.baselines=[{provider: openai, model: gpt-6-luna, base_url: 'http://localhost:1/v1'}]")
-    (one,) = [catalog._api_system(baseline) for baseline in asked.compare.baselines]
-    assert one.stand_in and "stand-in" in one.title
+    loaded = recipe("compare.baselines=[{provider: openai, model: gpt-6-luna, base_url: 'http://localhost:1/v1'}]")
+    (system,) = [catalog._api_system(baseline) for baseline in loaded.compare.baselines]
+    assert system.stand_in and "stand-in" in system.title
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("override", "message"),
     [
         ("compare.primary.metric=rouge_l", "compare.primary.metric: given 'rouge_l'"),
         ("compare.baselines=[{provider: openai, model: m, name: tfidf}]", "choose another"),
@@ -298,6 +302,6 @@ def test_a_stand_in_is_called_one() -> None:
         ("compare.baselines=[{provider: file, path: x, mode: batch}]", "no batches"),
     ],
 )
-def test_a_comparison_that_cannot_be_is_told_when_the_recipe_is_read(asked: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told.replace("(", r"\(")):
-        recipe(asked)
+def test_a_comparison_that_cannot_be_is_told_when_the_recipe_is_read(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
+        recipe(override)

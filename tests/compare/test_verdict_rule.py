@@ -25,25 +25,27 @@ FLAGS = (True, False)
 def every() -> Iterator[RuleInputs]:
     for complete, quality, routable, owner, required in product(FLAGS, QUALITIES, FLAGS, FLAGS, FLAGS):
         for voices in product(VOICES, repeat=len(QUESTIONS)):
-            told = dict(zip(QUESTIONS, voices, strict=True))
-            yield RuleInputs(complete, quality, routable, owner, required, told)
+            votes = dict(zip(QUESTIONS, voices, strict=True))
+            yield RuleInputs(complete, quality, routable, owner, required, votes)
 
 
-def expected(of: RuleInputs) -> str:
+def expected(inputs: RuleInputs) -> str:
     """The table of docs/comparing.md, line by line."""
-    structure = of.voices["structured output"]
+    structure = inputs.voices["structured output"]
     others = sum(
-        (of.voices[one] == "open") - (of.voices[one] == "closed") for one in COUNTED_QUESTIONS if one != "cost"
+        (inputs.voices[question] == "open") - (inputs.voices[question] == "closed")
+        for question in COUNTED_QUESTIONS
+        if question != "cost"
     )
     lines: list[tuple[bool, str]] = [
-        (not of.tuned_complete, "inconclusive"),
-        (of.voices["privacy"] == "open", "open"),
-        (of.quality is None, "inconclusive"),
-        (not of.owner, "closed"),
-        (of.quality == "worse", "hybrid" if of.routable else "closed"),
-        (of.quality == "undecided", "hybrid" if of.routable else "inconclusive"),
-        (of.form_required and structure != "neutral", structure),
-        (True, BY_COUNT[of.voices["cost"]][others]),
+        (not inputs.tuned_complete, "inconclusive"),
+        (inputs.voices["privacy"] == "open", "open"),
+        (inputs.quality is None, "inconclusive"),
+        (not inputs.owner, "closed"),
+        (inputs.quality == "worse", "hybrid" if inputs.routable else "closed"),
+        (inputs.quality == "undecided", "hybrid" if inputs.routable else "inconclusive"),
+        (inputs.form_required and structure != "neutral", structure),
+        (True, BY_COUNT[inputs.voices["cost"]][others]),
     ]
     return next(choice for fits, choice in lines if fits)
 
@@ -51,31 +53,31 @@ def expected(of: RuleInputs) -> str:
 def test_every_combination_ends_as_the_documentation_says() -> None:
     positions = list(every())
     assert len(positions) == 2 * 5 * 2 * 2 * 2 * 3**5
-    for one in positions:
-        choice, why = verdict_rule.apply_rule(one)
-        assert choice == expected(one), one
-        assert why and not why.endswith(".")
+    for inputs in positions:
+        choice, reason = verdict_rule.apply_rule(inputs)
+        assert choice == expected(inputs), inputs
+        assert reason and not reason.endswith(".")
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_each_question_reaches_the_choice_and_never_against_its_own_side(question: str) -> None:
     """What speaks for owning never turns owning into keeping."""
     reached = False
-    for one in every():
-        if one.voices[question] != "closed":
+    for inputs in every():
+        if inputs.voices[question] != "closed":
             continue
-        for_owning = RuleInputs(**{**vars(one), "voices": {**one.voices, question: "open"}})
-        before, after = verdict_rule.apply_rule(one)[0], verdict_rule.apply_rule(for_owning)[0]
-        reached |= before != after
-        assert not (before == "open" and after != "open"), one
-        assert not (after == "closed" and before != "closed"), one
+        for_owning = RuleInputs(**{**vars(inputs), "voices": {**inputs.voices, question: "open"}})
+        choice, changed_choice = verdict_rule.apply_rule(inputs)[0], verdict_rule.apply_rule(for_owning)[0]
+        reached |= choice != changed_choice
+        assert not (choice == "open" and changed_choice != "open"), inputs
+        assert not (changed_choice == "closed" and choice != "closed"), inputs
     assert reached
 
 
 def test_the_headline_says_what_outvoted_the_cost() -> None:
     voices: dict[str, Any] = dict.fromkeys(QUESTIONS, "closed") | {"privacy": "neutral", "cost": "open"}
-    told = verdict_rule.apply_rule(RuleInputs(True, "superior", False, True, False, voices))
-    assert told == (
+    result = verdict_rule.apply_rule(RuleInputs(True, "superior", False, True, False, voices))
+    assert result == (
         "closed",
         "it is better and cheaper at this volume, but 3 of the other questions speak against owning",
     )
@@ -86,4 +88,4 @@ def test_the_documentation_has_the_figures_of_the_code() -> None:
     assert f"at least {criteria.REQUIRED_FRACTION:.0%}" in text
     assert f"at least {100 * criteria.USEFUL_DIFFERENCE:g} point more" in text
     assert f"more than {criteria.MAX_PROMPT_CHANGES} times a month" in text
-    assert all(f"| {one}: " in text for one in QUESTIONS)
+    assert all(f"| {question}: " in text for question in QUESTIONS)

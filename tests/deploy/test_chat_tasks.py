@@ -23,12 +23,12 @@ from tests.helpers.gateway.task_gateway import (
 from tests.helpers.provider.faulty_provider import Provider
 
 
-def run(what: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(what())  # type: ignore[arg-type]
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(scenario())  # type: ignore[arg-type]
 
 
-def user(text: str, **more: Any) -> dict[str, Any]:
-    return {"model": TASK_NAME, "messages": [{"role": "user", "content": text}], **more}
+def user(text: str, **extra: Any) -> dict[str, Any]:
+    return {"model": TASK_NAME, "messages": [{"role": "user", "content": text}], **extra}
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def hybrid(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Dep
 
 
 def test_a_chat_is_asked_as_the_comparison_asks_the_task(router: Deployment) -> None:
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router) as (client, engine, _):
-            said = await client.post("/v1/chat/completions", json=user(" my  parcel\r\nis  late ", temperature=1.5))
-            assert said.status == 200
-            told = await said.json()
-            assert told["model"] == TASK_NAME and told["choices"][0]["message"]["content"] == "late"
+            response = await client.post("/v1/chat/completions", json=user(" my  parcel\r\nis  late ", temperature=1.5))
+            assert response.status == 200
+            payload = await response.json()
+            assert payload["model"] == TASK_NAME and payload["choices"][0]["message"]["content"] == "late"
             ((path, body),) = engine.asked
             material = router.task.material
             assert path == "/v1/chat/completions" and body["model"] == "router@v1" and body["temperature"] == 0
@@ -57,28 +57,28 @@ def test_a_chat_is_asked_as_the_comparison_asks_the_task(router: Deployment) -> 
             assert body["structured_outputs"] == {"grammar": material.prompt["grammar"]}
             assert body["max_completion_tokens"] == material.prompt["max_answer_tokens"]
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize("model", [TASK_NAME, f"{TASK_NAME}:raw"])
 def test_the_tasks_own_prompt_and_raw_requests_pass_unchanged(router: Deployment, model: str) -> None:
     material = router.task.material
-    own = material.module.messages(material.spec, {"text": "  my   parcel"})
-    sent: dict[str, Any] = {"model": model, "messages": own, "temperature": 0.7, "max_tokens": 3, "n": 2}
+    messages = material.module.messages(material.spec, {"text": "  my   parcel"})
+    sent: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0.7, "max_tokens": 3, "n": 2}
     if model != TASK_NAME:
         sent["messages"] = [{"role": "user", "content": "a@b.example  is   late"}]
 
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router) as (client, engine, _):
-            said = await client.post("/v1/chat/completions", json=sent)
-            assert (await said.json())["model"] == model
+            response = await client.post("/v1/chat/completions", json=sent)
+            assert (await response.json())["model"] == model
             assert engine.asked[0][1] == sent | {"model": "router@v1"}
 
-    run(ask)
+    run(scenario)
 
 
 def test_serve_chat_raw_leaves_every_chat_as_it_is(tmp_path: Path) -> None:
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{chat: raw}"))) as (
             client,
             engine,
@@ -86,10 +86,10 @@ def test_serve_chat_raw_leaves_every_chat_as_it_is(tmp_path: Path) -> None:
         ):
             await client.post("/v1/chat/completions", json=user("late"))
             assert engine.asked[0][1] == user("late") | {"model": "router@v1"}
-            said = await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": "late"})
-            assert (await said.json())["answer"] == "late"
+            response = await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": "late"})
+            assert (await response.json())["answer"] == "late"
 
-    run(ask)
+    run(scenario)
 
 
 def test_turns_become_one_input_as_in_preparation_and_a_system_prompt_is_left_out(router: Deployment) -> None:
@@ -100,28 +100,28 @@ def test_turns_become_one_input_as_in_preparation_and_a_system_prompt_is_left_ou
         {"role": "user", "content": "my parcel"},
     ]
 
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router) as (client, engine, _):
             await client.post("/v1/chat/completions", json={"model": TASK_NAME, "messages": turns})
             assert engine.inputs == ["user: it is late\nassistant: what is?\nuser: my parcel"]
 
-    run(ask)
+    run(scenario)
 
 
 def test_personal_data_are_replaced_before_the_model_sees_them_and_not_on_the_raw_path(router: Deployment) -> None:
     text = "write to ann@example.org"
 
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router) as (client, engine, _):
             await client.post("/v1/chat/completions", json=user(text))
             await client.post("/v1/chat/completions", json=user(text) | {"model": f"{TASK_NAME}:raw"})
             assert engine.inputs == ["write to [EMAIL_1]", text]
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("changes", "message"),
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": ""}]}, "empty"),
@@ -138,31 +138,31 @@ def test_personal_data_are_replaced_before_the_model_sees_them_and_not_on_the_ra
     ],
 )
 def test_what_is_no_input_of_the_task_is_told_and_how_to_ask_else(
-    router: Deployment, more: dict[str, Any], told: str
+    router: Deployment, changes: dict[str, Any], message: str
 ) -> None:
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router) as (client, engine, _):
-            said = await client.post("/v1/chat/completions", json=user("late") | more)
-            error = (await said.json())["error"]
-            assert said.status == 400 and told in error["message"] and error["type"] == "invalid_request_error"
+            response = await client.post("/v1/chat/completions", json=user("late") | changes)
+            error = (await response.json())["error"]
+            assert response.status == 400 and message in error["message"] and error["type"] == "invalid_request_error"
             assert engine.asked == []
 
-    run(ask)
+    run(scenario)
 
 
 def test_bodies_that_are_no_strict_json_are_told(router: Deployment) -> None:
-    async def ask() -> None:
-        async with gateway_client(router) as (client, _, _made):
+    async def scenario() -> None:
+        async with gateway_client(router) as (client, _, _state):
             for body in (
                 b'{"model": "router", "messages": [], "messages": []}',
                 b'{"model": "router", "messages": NaN}',
                 b'{"model": "router", "messages": [{"role": "user", "content": "\xff"}]}',
                 b'{"model": "router", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
             ):
-                said = await client.post("/v1/chat/completions", data=body)
-                assert said.status == 400 and (await said.json())["error"]["message"]
+                response = await client.post("/v1/chat/completions", data=body)
+                assert response.status == 400 and (await response.json())["error"]["message"]
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize("text", ["says lost p=0.99", "says lost p=0.5"])
@@ -172,48 +172,51 @@ def test_both_sdks_get_the_label_whole_and_as_a_stream_whoever_answers(
     provider.answer = lambda prompt: "broken"
     expected = "lost" if "0.99" in text else "broken"
 
-    async def ask() -> None:
-        async with gateway_client(hybrid, "secret") as (client, _, _made):
-            where = str(client.make_url("/"))
+    async def scenario() -> None:
+        async with gateway_client(hybrid, "secret") as (client, _, _state):
+            base_url = str(client.make_url("/"))
             async with (
-                openai.AsyncOpenAI(api_key="secret", base_url=f"{where}v1") as one,
-                anthropic.AsyncAnthropic(api_key="secret", base_url=where) as other,
+                openai.AsyncOpenAI(api_key="secret", base_url=f"{base_url}v1") as openai_client,
+                anthropic.AsyncAnthropic(api_key="secret", base_url=base_url) as anthropic_client,
             ):
-                asked: Any = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}]}
-                whole = await one.chat.completions.create(**asked)
-                assert whole.choices[0].message.content == expected and whole.model == TASK_NAME
-                chunks = [part async for part in await one.chat.completions.create(**asked, stream=True)]
+                request: Any = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}]}
+                completion = await openai_client.chat.completions.create(**request)
+                assert completion.choices[0].message.content == expected and completion.model == TASK_NAME
+                chunks = [part async for part in await openai_client.chat.completions.create(**request, stream=True)]
                 assert "".join(part.choices[0].delta.content or "" for part in chunks) == expected
                 assert chunks[-1].choices[0].finish_reason == "stop"
-                told = await other.messages.create(**asked, max_tokens=1000)
-                assert [block.text for block in told.content if block.type == "text"] == [expected]
-                assert told.stop_reason == "end_turn" and told.model == TASK_NAME
-                async with other.messages.stream(**asked, max_tokens=1000) as stream:
+                message = await anthropic_client.messages.create(**request, max_tokens=1000)
+                assert [block.text for block in message.content if block.type == "text"] == [expected]
+                assert message.stop_reason == "end_turn" and message.model == TASK_NAME
+                async with anthropic_client.messages.stream(**request, max_tokens=1000) as stream:
                     assert await stream.get_final_text() == expected
 
-    run(ask)
+    run(scenario)
 
 
 def test_an_answer_says_in_headers_who_gave_it_and_why(hybrid: Deployment, provider: Provider) -> None:
     provider.answer = lambda prompt: "broken"
 
-    async def ask() -> None:
-        async with gateway_client(hybrid) as (client, _, _made):
-            for text, by, reason in (
+    async def scenario() -> None:
+        async with gateway_client(hybrid) as (client, _, _state):
+            for text, answered_by, reason in (
                 ("says lost p=0.99", "local", "confident"),
                 ("says lost p=0.5", "api", "below_threshold"),
             ):
-                said = await client.post("/v1/chat/completions", json=user(text))
-                assert said.headers["X-Insource-Answered-By"] == by and said.headers["X-Insource-Reason"] == reason
-                assert (await said.json())["insource"]["reason"] == reason
+                response = await client.post("/v1/chat/completions", json=user(text))
+                assert (
+                    response.headers["X-Insource-Answered-By"] == answered_by
+                    and response.headers["X-Insource-Reason"] == reason
+                )
+                assert (await response.json())["insource"]["reason"] == reason
 
-    run(ask)
+    run(scenario)
 
 
 def test_a_private_chat_never_reaches_the_api(hybrid: Deployment, provider: Provider) -> None:
     text = "says lost p=0.5"
 
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(hybrid) as (client, engine, _):
             for body, headers in (
                 (user(text, private=True), {}),
@@ -222,38 +225,38 @@ def test_a_private_chat_never_reaches_the_api(hybrid: Deployment, provider: Prov
                 (user(text), CIMultiDict([("X-Insource-Private", "false"), ("X-Insource-Private", "true")])),
                 (user(text, private=True, stream=True), {}),
             ):
-                said = await client.post("/v1/chat/completions", json=body, headers=headers)
-                assert said.status == 200
-                await said.read()
-            said = await client.post("/v1/messages", json=user(text, private=True, max_tokens=9))
-            assert (await said.json())["content"][0]["text"] == "lost"
+                response = await client.post("/v1/chat/completions", json=body, headers=headers)
+                assert response.status == 200
+                await response.read()
+            response = await client.post("/v1/messages", json=user(text, private=True, max_tokens=9))
+            assert (await response.json())["content"][0]["text"] == "lost"
             assert len(engine.asked) == 6 and all("private" not in body for _, body in engine.asked)
             assert provider.seen == []
 
-    run(ask)
+    run(scenario)
 
 
 def test_an_extraction_answers_with_the_record_also_where_json_is_asked_for(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, task=EXTRACTOR_TASK, columns="{text: message}"))
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, task=EXTRACTOR_TASK, columns="{text: message}"))
     text = 'order 17 says {"number": "17", "day": null} p=0.9'
 
-    async def ask() -> None:
-        async with gateway_client(one) as (client, _, _made):
+    async def scenario() -> None:
+        async with gateway_client(deployment) as (client, _, _state):
             body = user(text, response_format={"type": "json_object"}, max_tokens=9)
-            for path, said_in in (("/v1/chat/completions", "choices"), ("/v1/messages", "content")):
-                said = (await (await client.post(path, json=body)).json())[said_in][0]
-                record = said["message"]["content"] if said_in == "choices" else said["text"]
+            for path, key in (("/v1/chat/completions", "choices"), ("/v1/messages", "content")):
+                part = (await (await client.post(path, json=body)).json())[key][0]
+                record = part["message"]["content"] if key == "choices" else part["text"]
                 assert json.loads(record) == {"number": "17", "day": None}
 
-    run(ask)
+    run(scenario)
 
 
 def test_models_are_listed_with_their_raw_names(router: Deployment) -> None:
-    async def ask() -> None:
-        async with gateway_client(router) as (client, _, _made):
+    async def scenario() -> None:
+        async with gateway_client(router) as (client, _, _state):
             listed = await (await client.get("/v1/models")).json()
-            assert [one["id"] for one in listed["data"]] == [TASK_NAME, f"{TASK_NAME}:raw"]
-            said = await client.post("/v1/chat/completions", json={"model": "other:raw", "messages": []})
-            assert said.status == 404
+            assert [model["id"] for model in listed["data"]] == [TASK_NAME, f"{TASK_NAME}:raw"]
+            response = await client.post("/v1/chat/completions", json={"model": "other:raw", "messages": []})
+            assert response.status == 404
 
-    run(ask)
+    run(scenario)

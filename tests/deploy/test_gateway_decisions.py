@@ -27,28 +27,28 @@ from tests.helpers.gateway.task_gateway import (
 )
 
 
-def run(what: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(what())  # type: ignore[arg-type]
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(scenario())  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def router(tmp_path: Path) -> Deployment:
-    found = make_deployed_task(tmp_path, make_recipe(tmp_path))
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path))
     for path in (ROOT / "pocket" / "model").iterdir():
         if path.suffix in (".json", ".jinja") and path.name != "prompt.json":
-            shutil.copyfile(path, found.task.folder / path.name)
-    return found
+            shutil.copyfile(path, deployment.task.folder / path.name)
+    return deployment
 
 
-def choice(*values: Any, **more: Any) -> dict[str, Any]:
-    return {"type": "choice", "instructions": "Choose.", "choices": [{"value": one} for one in values], **more}
+def choice(*values: Any, **extra: Any) -> dict[str, Any]:
+    return {"type": "choice", "instructions": "Choose.", "choices": [{"value": value} for value in values], **extra}
 
 
 def test_the_sdk_gets_the_probability_of_every_label(router: Deployment) -> None:
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router, "secret") as (client, engine, _):
-            async with openai.AsyncOpenAI(api_key="secret", base_url=f"{client.make_url('/')}v1") as one:
-                said = await one.decisions.create(
+            async with openai.AsyncOpenAI(api_key="secret", base_url=f"{client.make_url('/')}v1") as sdk_client:
+                response = await sdk_client.decisions.create(
                     model=TASK_NAME,
                     input=" my  parcel is late ann@example.org",
                     questions=[
@@ -57,33 +57,35 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployment) -> None
                         {"type": "predicate", "instructions": "broken"},
                     ],
                 )
-            whole, some, predicate = said.answers
-            assert whole.type == "choice" and some.type == "choice" and predicate.type == "predicate"
-            told = {str(one.value): one.probability for one in whole.probabilities}
-            assert list(told) == list(LABELS) and sum(told.values()) == pytest.approx(1, abs=1e-12)
-            assert whole.name == "queue" and whole.choice == max(told, key=told.__getitem__)
-            two = {str(one.value): one.probability for one in some.probabilities}
-            assert two["late"] == pytest.approx(told["late"] / (told["late"] + told["lost"]))
-            assert predicate.probability == told["broken"]
-            assert said.model == TASK_NAME and said.usage.input_tokens > 0
+            full, subset, predicate = response.answers
+            assert full.type == "choice" and subset.type == "choice" and predicate.type == "predicate"
+            probabilities = {str(entry.value): entry.probability for entry in full.probabilities}
+            assert list(probabilities) == list(LABELS) and sum(probabilities.values()) == pytest.approx(1, abs=1e-12)
+            assert full.name == "queue" and full.choice == max(probabilities, key=probabilities.__getitem__)
+            subset_probabilities = {str(entry.value): entry.probability for entry in subset.probabilities}
+            assert subset_probabilities["late"] == pytest.approx(
+                probabilities["late"] / (probabilities["late"] + probabilities["lost"])
+            )
+            assert predicate.probability == probabilities["broken"]
+            assert response.model == TASK_NAME and response.usage.input_tokens > 0
 
             # The same as step by step with nothing but labels allowed, behind the prepared input's prompt.
             ids, tree = router.task.tokens.of("my parcel is late [EMAIL_1]")
             paths = tree.paths
             for label, path in paths.items():
                 expected = 1.0
-                for at in range(len(path)):
-                    allowed = {other[at] for other in paths.values() if other[:at] == path[:at]}
-                    likely = {token: math.exp(fake_log_probability([*ids, *path[:at]], token)) for token in allowed}
-                    expected *= likely[path[at]] / sum(likely.values())
-                assert told[label] == pytest.approx(expected, abs=1e-9)
+                for depth in range(len(path)):
+                    allowed = {other_path[depth] for other_path in paths.values() if other_path[:depth] == path[:depth]}
+                    weights = {token: math.exp(fake_log_probability([*ids, *path[:depth]], token)) for token in allowed}
+                    expected *= weights[path[depth]] / sum(weights.values())
+                assert probabilities[label] == pytest.approx(expected, abs=1e-9)
             assert {body["model"] for _, body in engine.asked} == {"router@v1"}
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ({"questions": [choice("late", "other")]}, "not trained for the choice 'other'"),
         ({"questions": [choice("late", True)]}, "not trained for the choice 'True'"),
@@ -100,39 +102,40 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployment) -> None
     ],
 )
 def test_what_the_model_was_not_trained_for_is_refused_in_words(
-    router: Deployment, body: dict[str, Any], told: str
+    router: Deployment, body: dict[str, Any], message: str
 ) -> None:
-    async def ask() -> None:
+    async def scenario() -> None:
         async with gateway_client(router) as (client, engine, _):
-            said = await client.post("/v1/decisions", json={"model": TASK_NAME, "input": "late"} | body)
-            assert said.status == 400 and told in (await said.json())["error"]["message"]
+            response = await client.post("/v1/decisions", json={"model": TASK_NAME, "input": "late"} | body)
+            assert response.status == 400 and message in (await response.json())["error"]["message"]
             assert engine.asked == []
 
-    run(ask)
+    run(scenario)
 
 
 def test_a_task_that_chooses_no_label_decides_nothing(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, task=EXTRACTOR_TASK, columns="{text: message}"))
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, task=EXTRACTOR_TASK, columns="{text: message}"))
 
-    async def ask() -> None:
-        async with gateway_client(one) as (client, _, _made):
-            said = await client.post(
+    async def scenario() -> None:
+        async with gateway_client(deployment) as (client, _, _state):
+            response = await client.post(
                 "/v1/decisions", json={"model": TASK_NAME, "input": "a", "questions": [choice("a", "b")]}
             )
-            assert said.status == 400 and "/v1/tasks" in (await said.json())["error"]["message"]
-            said = await client.post("/v1/decisions", json={"model": "other", "input": "a", "questions": []})
-            assert said.status == 404
+            assert response.status == 400 and "/v1/tasks" in (await response.json())["error"]["message"]
+            response = await client.post("/v1/decisions", json={"model": "other", "input": "a", "questions": []})
+            assert response.status == 404
 
-    run(ask)
+    run(scenario)
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple), min_size=1, max_size=30, unique=True))
-def test_probabilities_of_any_labels_sum_to_one(ways: list[tuple[int, ...]]) -> None:
-    tree = label_tree.build_tree({str(number): (*way, 0) for number, way in enumerate(ways)})
-    told = {
-        at: {token: fake_log_probability(list(at), token) for token in tokens} for at, tokens in tree.choices.items()
+def test_probabilities_of_any_labels_sum_to_one(paths: list[tuple[int, ...]]) -> None:
+    tree = label_tree.build_tree({str(number): (*path, 0) for number, path in enumerate(paths)})
+    log_probabilities = {
+        prefix: {token: fake_log_probability(list(prefix), token) for token in tokens}
+        for prefix, tokens in tree.choices.items()
     }
-    assert sum(tree.probabilities(told).values()) == pytest.approx(1)
+    assert sum(tree.probabilities(log_probabilities).values()) == pytest.approx(1)
 
 
 def test_unevenness_is_0_for_equal_options_and_1_for_a_certain_one() -> None:

@@ -21,25 +21,25 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_of_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# who asks\nteam-a  0123456789abcdef # old\n\nteam-b fedcba#9876543210\n", encoding="utf-8")
-    found = Keys("the key of the environment", file)
-    assert found.owner({"Authorization": "Bearer 0123456789abcdef"}) == "team-a"
-    assert found.owner({"x-api-key": "fedcba#9876543210"}) == "team-b"
-    assert found.owner({"Authorization": "bearer the key of the environment"}) == "default"
-    assert found.owner({"Authorization": "Bearer 0123456789abcde"}) is None and found.owner({}) is None
-    assert found.refresh() is None
+    loaded_keys = Keys("the key of the environment", file)
+    assert loaded_keys.owner({"Authorization": "Bearer 0123456789abcdef"}) == "team-a"
+    assert loaded_keys.owner({"x-api-key": "fedcba#9876543210"}) == "team-b"
+    assert loaded_keys.owner({"Authorization": "bearer the key of the environment"}) == "default"
+    assert loaded_keys.owner({"Authorization": "Bearer 0123456789abcde"}) is None and loaded_keys.owner({}) is None
+    assert loaded_keys.refresh() is None
     file.write_text("team-b another-key-of-team-b\n", encoding="utf-8")
-    assert found.refresh() == "read again: team-b"
-    assert found.owner({"x-api-key": "0123456789abcdef"}) is None
-    assert found.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
+    assert loaded_keys.refresh() == "read again: team-b"
+    assert loaded_keys.owner({"x-api-key": "0123456789abcdef"}) is None
+    assert loaded_keys.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
     file.unlink()
-    assert "stay valid" in str(found.refresh()) and found.refresh() is None
-    assert found.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
+    assert "stay valid" in str(loaded_keys.refresh()) and loaded_keys.refresh() is None
+    assert loaded_keys.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
     file.write_text("team-c 0123456789abcdef\n", encoding="utf-8")
-    assert found.refresh() == "read again: team-c"
+    assert loaded_keys.refresh() == "read again: team-c"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "has no key"),
         ("# nobody\n", "has no key"),
@@ -50,10 +50,12 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
         ("default 0123456789abcdef\n", ":1: the name default is taken"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_by_its_line_and_without_a_key(text: str, told: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_file_is_told_by_its_line_and_without_a_key(
+    text: str, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "keys"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match=told) as error:
+    with pytest.raises(RecipeError, match=message) as error:
         Keys(None, file)
     assert "0123456789" not in str(error.value)
 

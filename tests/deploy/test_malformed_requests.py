@@ -28,7 +28,7 @@ MALFORMED = {
     "chunks that are packed": post(b"0\r\n\r\n", b"Transfer-Encoding: gzip, chunked\r\n"),
     "a trailer without end": post(b"0\r\n" + b"X: y\r\n" * 10_000 + b"\r\n", b"Transfer-Encoding: chunked\r\n"),
     "a long header": post(RIGHT, b"X-A: " + b"x" * 100_000 + b"\r\n"),
-    "many headers": post(RIGHT, b"".join(b"X-%d: y\r\n" % at for at in range(5000))),
+    "many headers": post(RIGHT, b"".join(b"X-%d: y\r\n" % index for index in range(5000))),
     "a header over two lines": post(RIGHT, b"X-A: a\r\n b\r\n"),
     "a zero in a header": post(RIGHT, b"X-A: \0\r\n"),
     "a space before the colon": post(RIGHT, b"X-A : y\r\n"),
@@ -65,52 +65,52 @@ def test_what_is_malformed_is_refused_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(proxy, "BODY_SECONDS", 0.5)
 
-    async def ask() -> None:
-        async with listened() as (port, made, asked), ClientSession() as client:
+    async def scenario() -> None:
+        async with listened() as (port, state, requests), ClientSession() as client:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with suppress(ConnectionError):
                 writer.write(sent)
                 await writer.drain()
-            said = b""
+            received = b""
             async with asyncio.timeout(20):
                 with suppress(ConnectionError):
-                    said = await reader.read()
+                    received = await reader.read()
             writer.close()
-            status = int(said.split(b" ", 2)[1]) if said.startswith(b"HTTP/1.1 ") else 400
-            assert 400 <= status < 500, said[:200]
-            assert asked == [] and made.of_key.total() == 0 and made.on_their_way.total() == 0
-            async with client.post(f"http://127.0.0.1:{port}/v1/completions", json=ASKED) as answer:
-                assert answer.status == 200
+            status = int(received.split(b" ", 2)[1]) if received.startswith(b"HTTP/1.1 ") else 400
+            assert 400 <= status < 500, received[:200]
+            assert requests == [] and state.of_key.total() == 0 and state.on_their_way.total() == 0
+            async with client.post(f"http://127.0.0.1:{port}/v1/completions", json=ASKED) as response:
+                assert response.status == 200
 
-    run(ask)
-    assert "Traceback" not in caplog.text and not [one for one in caplog.records if one.exc_info]
+    run(scenario)
+    assert "Traceback" not in caplog.text and not [log_record for log_record in caplog.records if log_record.exc_info]
 
 
 def test_of_a_key_that_stands_twice_the_one_that_is_checked_is_the_one_that_is_passed_on() -> None:
-    async def ask() -> None:
-        async with door(limits=Limits(answer_tokens=10)) as (client, _, asked):
+    async def scenario() -> None:
+        async with door(limits=Limits(answer_tokens=10)) as (client, _, requests):
             body = b'{"model": "none", "max_tokens": 99, "model": "classifier", "max_tokens": 5}'
             assert (await client.post("/v1/completions", data=body)).status == 200
-            ((_, passed, _),) = asked
-            assert passed == {"model": "classifier@v1", "max_tokens": 5}
+            ((_, forwarded, _),) = requests
+            assert forwarded == {"model": "classifier@v1", "max_tokens": 5}
             body = b'{"model": "classifier", "max_tokens": 5, "max_tokens": 99}'
             assert (await client.post("/v1/completions", data=body)).status == 413
 
-    run(ask)
+    run(scenario)
 
 
 def test_requests_one_after_the_other_on_one_connection_hold_little_and_are_answered_in_turn() -> None:
-    async def ask() -> None:
-        async with listened() as (port, made, asked):
+    async def scenario() -> None:
+        async with listened() as (port, state, requests):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            one = post(json.dumps(ASKED | {"wait": 0.5}).encode()).replace(b"Connection: close\r\n", b"")
-            writer.write(one + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
-            said = b""
+            request_bytes = post(json.dumps(ASKED | {"wait": 0.5}).encode()).replace(b"Connection: close\r\n", b"")
+            writer.write(request_bytes + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+            received = b""
             async with asyncio.timeout(30):
-                while said.count(b"HTTP/1.1 200") < 2001:
-                    said += await reader.read(65536)
-            assert said.find(b"classifier") < said.find(b"ready") and len(asked) == 1
+                while received.count(b"HTTP/1.1 200") < 2001:
+                    received += await reader.read(65536)
+            assert received.find(b"classifier") < received.find(b"ready") and len(requests) == 1
             writer.close()
-            assert made.of_key.total() == 0
+            assert state.of_key.total() == 0
 
-    run(ask)
+    run(scenario)

@@ -83,22 +83,22 @@ def test_any_text_can_be_read(text: str) -> None:
 
 def requests() -> list[tuple[dict[str, Any], dict[str, str], bool]]:
     """1,000 requests in an order of chance: (body, headers, whether the input has to stay)."""
-    chance = random.Random(7)
-    found: list[tuple[dict[str, Any], dict[str, str], bool]] = []
-    for at in range(1000):
-        kind, sure = at % 5, chance.choice(["p=0.99", "p=0.5", "p=0.2"])
-        text = f"marker-{at} says lost {sure}. {chance.choice(HARMLESS)}"
+    rng = random.Random(7)
+    cases: list[tuple[dict[str, Any], dict[str, str], bool]] = []
+    for index in range(1000):
+        kind, confidence_text = index % 5, rng.choice(["p=0.99", "p=0.5", "p=0.2"])
+        text = f"marker-{index} says lost {confidence_text}. {rng.choice(HARMLESS)}"
         body: dict[str, Any] = {"text": text}
         headers: dict[str, str] = {}
         if kind == 1:
-            body = {"text": text, "private": chance.choice([True, "true"])}
+            body = {"text": text, "private": rng.choice([True, "true"])}
         elif kind == 2:
-            headers = {"X-Insource-Private": chance.choice(["1", "true", "TRUE"])}
+            headers = {"X-Insource-Private": rng.choice(["1", "true", "TRUE"])}
         elif kind == 3:
-            body = {"text": f"{text} {chance.choice(PERSONAL)} thanks"}
-        found.append((body, headers, kind in (1, 2, 3)))
-    chance.shuffle(found)
-    return found
+            body = {"text": f"{text} {rng.choice(PERSONAL)} thanks"}
+        cases.append((body, headers, kind in (1, 2, 3)))
+    rng.shuffle(cases)
+    return cases
 
 
 def test_of_a_thousand_mixed_requests_no_private_one_reaches_the_api(
@@ -106,54 +106,56 @@ def test_of_a_thousand_mixed_requests_no_private_one_reaches_the_api(
 ) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     provider.answer = lambda prompt: "broken"
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, baselines=baseline_yaml(address)))
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, baselines=baseline_yaml(address)))
     sent = requests()
 
-    async def ask() -> None:
-        async with gateway_client(one) as (client, _, _made):
-            room = asyncio.Semaphore(32)
+    async def scenario() -> None:
+        async with gateway_client(deployment) as (client, _, _state):
+            semaphore = asyncio.Semaphore(32)
 
-            async def send(at: int, body: dict[str, Any], headers: dict[str, str]) -> None:
-                text, more = body["text"], {key: body[key] for key in body if key != "text"}
-                chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 9} | more
+            async def send(index: int, body: dict[str, Any], headers: dict[str, str]) -> None:
+                text, extra = body["text"], {key: body[key] for key in body if key != "text"}
+                chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 9} | extra
                 paths: list[tuple[str, dict[str, Any]]] = [
-                    (f"/v1/tasks/{TASK_NAME}", {"input": text} | more),
+                    (f"/v1/tasks/{TASK_NAME}", {"input": text} | extra),
                     ("/v1/chat/completions", chat),
                     ("/v1/messages", chat),
                     ("/v1/chat/completions", chat | {"stream": True}),
-                    (f"/v1/tasks/{TASK_NAME}", {"inputs": [text]} | more),
+                    (f"/v1/tasks/{TASK_NAME}", {"inputs": [text]} | extra),
                 ]
-                path, asked = paths[at % len(paths)]
-                async with room:
-                    said = await client.post(path, json=asked, headers=headers)
-                    assert said.status == 200, await said.text()
-                    await said.read()
+                path, request_body = paths[index % len(paths)]
+                async with semaphore:
+                    response = await client.post(path, json=request_body, headers=headers)
+                    assert response.status == 200, await response.text()
+                    await response.read()
 
-            await asyncio.gather(*(send(at, body, headers) for at, (body, headers, _) in enumerate(sent)))
+            await asyncio.gather(*(send(index, body, headers) for index, (body, headers, _) in enumerate(sent)))
 
-    asyncio.run(ask())
+    asyncio.run(scenario())
     log = [str(body) for _, _, body in provider.seen]
-    stays = {body["text"].split()[0] + " ": stays for body, _, stays in sent}
-    reached = [one for one in stays if any(one in line for line in log)]
-    assert not [one for one in reached if stays[one]]
+    must_stay = {body["text"].split()[0] + " ": must_stay for body, _, must_stay in sent}
+    reached = [marker for marker in must_stay if any(marker in line for line in log)]
+    assert not [marker for marker in reached if must_stay[marker]]
     assert len(reached) > 100  # and others do
 
 
-@pytest.mark.parametrize("why", ["recipe", "version"])
+@pytest.mark.parametrize("source", ["recipe", "version"])
 def test_where_the_recipe_says_that_data_may_not_leave_nothing_does(
-    tmp_path: Path, address: str, provider: Provider, monkeypatch: pytest.MonkeyPatch, why: str
+    tmp_path: Path, address: str, provider: Provider, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.setenv("API_KEY", "secret")
-    may, may_not = (make_recipe(tmp_path, baselines=baseline_yaml(address), may_leave=one) for one in ("true", "false"))
-    version, started_with = (may, may_not) if why == "recipe" else (may_not, may)
-    one = make_deployed_task(tmp_path, version, gateway_recipe=started_with)
+    allowing, forbidding = (
+        make_recipe(tmp_path, baselines=baseline_yaml(address), may_leave=value) for value in ("true", "false")
+    )
+    version, started_with = (allowing, forbidding) if source == "recipe" else (forbidding, allowing)
+    deployment = make_deployed_task(tmp_path, version, gateway_recipe=started_with)
 
-    async def ask() -> None:
-        async with gateway_client(one) as (client, _, _made):
-            told = await (await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": "p=0.5"})).json()
-            assert told["reason"] == "data_may_not_leave"
+    async def scenario() -> None:
+        async with gateway_client(deployment) as (client, _, _state):
+            payload = await (await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": "p=0.5"})).json()
+            assert payload["reason"] == "data_may_not_leave"
 
-    asyncio.run(ask())
+    asyncio.run(scenario())
     assert provider.seen == []
 
 
@@ -163,13 +165,13 @@ def test_personal_data_may_go_redacted_where_the_recipe_says_so(
     monkeypatch.setenv("API_KEY", "secret")
     provider.answer = lambda prompt: "broken"
     route = "{personal_data: may_leave}"
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, baselines=baseline_yaml(address), route=route))
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, baselines=baseline_yaml(address), route=route))
 
-    async def ask() -> None:
-        async with gateway_client(one) as (client, _, _made):
+    async def scenario() -> None:
+        async with gateway_client(deployment) as (client, _, _state):
             text = "p=0.5 write to ann@example.org"
-            told = await (await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": text})).json()
-            assert told["answered_by"] == "api" and told["redacted"] == ["email"]
+            payload = await (await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": text})).json()
+            assert payload["answered_by"] == "api" and payload["redacted"] == ["email"]
 
-    asyncio.run(ask())
+    asyncio.run(scenario())
     assert "[EMAIL_1]" in str(provider.seen) and "ann@" not in str(provider.seen)

@@ -28,11 +28,11 @@ async def door(
     api_key: str | None = None, limits: Limits | None = None, name: str = "classifier"
 ) -> AsyncIterator[tuple[TestClient[Any, Any], ProxyState, list[Any]]]:
     """A door with an engine behind it; yields a client, the door, and what the engine was asked."""
-    asked: list[Any] = []
+    requests: list[Any] = []
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        asked.append((request.path, body, dict(request.headers)))
+        requests.append((request.path, body, dict(request.headers)))
         if body.get("wait"):
             await asyncio.sleep(body["wait"])
         if body.get("break"):
@@ -51,46 +51,46 @@ async def door(
         return stream
 
     app = web.Application(client_max_size=2**30)
-    app.router.add_route("*", "/{path:.*}", answer)
-    made = ProxyState(api_key, limits)
-    made.versions = {name: "v1", "extractor": "v7"}
+    app.router.add_route("*", "/{path:.*}", handle)
+    state = ProxyState(api_key, limits)
+    state.versions = {name: "v1", "extractor": "v7"}
     async with TestServer(app) as engine, ClientSession(str(engine.make_url("/"))) as session:
-        made.engine = session
-        async with TestClient(TestServer(proxy.build_application(made))) as client:
-            yield client, made, asked
+        state.engine = session
+        async with TestClient(TestServer(proxy.build_application(state))) as client:
+            yield client, state, requests
 
 
-def run(what: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(what())  # type: ignore[arg-type]
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(scenario())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", proxy.FORWARDED_PATHS)
 def test_a_name_goes_in_as_its_version_and_comes_out_as_it_was(path: str) -> None:
-    async def ask() -> None:
-        async with door() as (client, _, asked):
-            answer = await client.post(path, json=ASKED | {"temperature": 0})
-            assert answer.status == 200
-            assert await answer.json() == {"model": "classifier", "text": "late"}
-            assert answer.headers[VERSION_HEADER] == "v1"
-            ((there, body, _),) = asked
-            assert there == path and body["model"] == "classifier@v1" and body["temperature"] == 0
+    async def scenario() -> None:
+        async with door() as (client, _, requests):
+            response = await client.post(path, json=ASKED | {"temperature": 0})
+            assert response.status == 200
+            assert await response.json() == {"model": "classifier", "text": "late"}
+            assert response.headers[VERSION_HEADER] == "v1"
+            ((received_path, body, _),) = requests
+            assert received_path == path and body["model"] == "classifier@v1" and body["temperature"] == 0
             # What the person wrote is not touched.
             assert body["messages"] == ASKED["messages"]
 
-    run(ask)
+    run(scenario)
 
 
 def test_a_stream_passes_event_by_event_with_the_name_put_back() -> None:
-    async def ask() -> None:
-        async with door() as (client, _, _asked):
-            answer = await client.post("/v1/chat/completions", json=ASKED | {"stream": True})
-            lines = (await answer.text()).split("\n\n")
+    async def scenario() -> None:
+        async with door() as (client, _, _requests):
+            response = await client.post("/v1/chat/completions", json=ASKED | {"stream": True})
+            lines = (await response.text()).split("\n\n")
             assert lines == [
                 'data: {"model":"classifier","text":"la"}', 'data: {"model":"classifier","text":"te"}',
                 "data: [DONE]", "",
             ]  # fmt: skip
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -108,16 +108,16 @@ def test_a_stream_passes_event_by_event_with_the_name_put_back() -> None:
     ],
 )
 def test_only_who_has_the_key_comes_in_and_the_engine_never_sees_it(headers: dict[str, str], status: int) -> None:
-    async def ask() -> None:
-        async with door("secret") as (client, _, asked):
-            answer = await client.post("/v1/chat/completions", json=ASKED, headers=headers)
-            assert answer.status == status
+    async def scenario() -> None:
+        async with door("secret") as (client, _, requests):
+            response = await client.post("/v1/chat/completions", json=ASKED, headers=headers)
+            assert response.status == status
             assert (await client.get("/v1/models", headers=headers)).status == status
-            assert len(asked) == (status == 200)
-            assert all("secret" not in str(one) for one in asked)
+            assert len(requests) == (status == 200)
+            assert all("secret" not in str(received) for received in requests)
             assert (await client.get("/health")).status == 200
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_only_who_has_the_key_comes_in_and_the_engine_never_sees_it(headers: dic
      "/v1/chat/completions/../../tokenize", "/v1/chat/completions/", "/docs", "/"],
 )  # fmt: skip
 def test_nothing_else_passes(path: str) -> None:
-    async def ask() -> None:
-        async with door() as (client, _, asked):
+    async def scenario() -> None:
+        async with door() as (client, _, requests):
             for method in ("GET", "POST", "PUT", "DELETE"):
-                answer = await client.request(method, path, json=ASKED)
-                assert answer.status in (404, 405), (method, path)
-            assert asked == []
+                response = await client.request(method, path, json=ASKED)
+                assert response.status in (404, 405), (method, path)
+            assert requests == []
 
-    run(ask)
+    run(scenario)
 
 
 def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
-    async def ask() -> None:
-        async with door() as (client, made, asked):
+    async def scenario() -> None:
+        async with door() as (client, state, requests):
             for body, status in (
                 (b"{", 400),
                 (b"[]", 400),
@@ -149,104 +149,110 @@ def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
                 (b'{"model": "pocket/model"}', 404),
                 (b" " * (proxy.MAX_BODY_BYTES + 1), 413),
             ):
-                answer = await client.post("/v1/messages", data=io.BytesIO(body))
-                assert answer.status == status, body[:20]
-                assert (await answer.json())["error"]["message"]
-            assert asked == []
+                response = await client.post("/v1/messages", data=io.BytesIO(body))
+                assert response.status == status, body[:20]
+                assert (await response.json())["error"]["message"]
+            assert requests == []
             listed = await (await client.get("/v1/models")).json()
-            assert [one["id"] for one in listed["data"]] == ["classifier", "extractor"]
-            made.engine = None
-            answer = await client.post("/v1/messages", json=ASKED)
-            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert [model["id"] for model in listed["data"]] == ["classifier", "extractor"]
+            state.engine = None
+            response = await client.post("/v1/messages", json=ASKED)
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
             assert (await client.get("/health")).status == 503
 
-    run(ask)
+    run(scenario)
 
 
 def test_the_engines_own_refusal_passes_and_its_death_is_told() -> None:
-    async def ask() -> None:
-        async with door() as (client, made, _asked):
-            answer = await client.post("/v1/messages", json=ASKED | {"status": 422})
-            assert answer.status == 422
-            answer = await client.post("/v1/messages", json=ASKED | {"break": True})
-            assert answer.status == 503 and "broke off" in (await answer.json())["error"]["message"]
-            assert made.on_their_way["classifier@v1"] == 0
+    async def scenario() -> None:
+        async with door() as (client, state, _requests):
+            response = await client.post("/v1/messages", json=ASKED | {"status": 422})
+            assert response.status == 422
+            response = await client.post("/v1/messages", json=ASKED | {"break": True})
+            assert response.status == 503 and "broke off" in (await response.json())["error"]["message"]
+            assert state.on_their_way["classifier@v1"] == 0
 
-    run(ask)
+    run(scenario)
 
 
 def test_requests_on_their_way_end_where_they_began() -> None:
-    async def ask() -> None:
-        async with door() as (client, made, asked):
-            before = asyncio.create_task(client.post("/v1/messages", json=ASKED | {"wait": 0.3}))
-            while not asked:
+    async def scenario() -> None:
+        async with door() as (client, state, requests):
+            earlier = asyncio.create_task(client.post("/v1/messages", json=ASKED | {"wait": 0.3}))
+            while not requests:
                 await asyncio.sleep(0.01)
-            assert made.on_their_way["classifier@v1"] == 1
-            made.versions = made.versions | {"classifier": "v2"}
-            after = await client.post("/v1/messages", json=ASKED)
-            assert after.headers[VERSION_HEADER] == "v2"
-            assert (await before).headers[VERSION_HEADER] == "v1"
-            assert made.on_their_way["classifier@v1"] == 0
+            assert state.on_their_way["classifier@v1"] == 1
+            state.versions = state.versions | {"classifier": "v2"}
+            later = await client.post("/v1/messages", json=ASKED)
+            assert later.headers[VERSION_HEADER] == "v2"
+            assert (await earlier).headers[VERSION_HEADER] == "v1"
+            assert state.on_their_way["classifier@v1"] == 0
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize("name", ["classifier", "étiquettes", "分类", 'a"b'])
 def test_a_name_is_put_back_where_a_name_stands_and_the_text_of_an_answer_is_left(name: str) -> None:
-    inside = f"{name}@v1"
-    said = {"model": inside, "choices": [{"message": {"content": inside}}], "parsed": {"model": inside, "tag": inside}}
-    begun = {"type": "message_start", "message": {"id": "1", "model": inside, "content": [inside]}}
-    delta = {"type": "content_block_delta", "model": inside, "delta": {"text": f'"model": "{inside}"'}}
+    engine_name = f"{name}@v1"
+    payload = {
+        "model": engine_name,
+        "choices": [{"message": {"content": engine_name}}],
+        "parsed": {"model": engine_name, "tag": engine_name},
+    }
+    start_event = {"type": "message_start", "message": {"id": "1", "model": engine_name, "content": [engine_name]}}
+    delta_event = {"type": "content_block_delta", "model": engine_name, "delta": {"text": f'"model": "{engine_name}"'}}
 
-    async def ask() -> None:
-        async with door(name=name) as (client, _, _asked):
+    async def scenario() -> None:
+        async with door(name=name) as (client, _, _requests):
             for escaped in (True, False):
-                raw = json.dumps(said, ensure_ascii=escaped)
-                answer = await client.post("/v1/chat/completions", json={"model": name, "raw": raw})
-                assert await answer.json() == said | {"model": name}
-                events = [f"data: {json.dumps(one, ensure_ascii=escaped)}\n\n" for one in (begun, delta)]
-                asked = {"model": name, "raw": "".join(events), "type": "text/event-stream"}
-                answer = await client.post("/v1/messages", json=asked)
-                first, second, _ = (await answer.text()).split("\n\n")
-                message = begun["message"]
+                raw = json.dumps(payload, ensure_ascii=escaped)
+                response = await client.post("/v1/chat/completions", json={"model": name, "raw": raw})
+                assert await response.json() == payload | {"model": name}
+                events = [
+                    f"data: {json.dumps(event, ensure_ascii=escaped)}\n\n" for event in (start_event, delta_event)
+                ]
+                body = {"model": name, "raw": "".join(events), "type": "text/event-stream"}
+                response = await client.post("/v1/messages", json=body)
+                first, second, _ = (await response.text()).split("\n\n")
+                message = start_event["message"]
                 assert isinstance(message, dict)
-                assert json.loads(first[len("data: ") :]) == begun | {"message": message | {"model": name}}
-                assert json.loads(second[len("data: ") :]) == delta | {"model": name}
+                assert json.loads(first[len("data: ") :]) == start_event | {"message": message | {"model": name}}
+                assert json.loads(second[len("data: ") :]) == delta_event | {"model": name}
 
-    run(ask)
+    run(scenario)
 
 
 def test_numbers_texts_and_what_is_no_json_pass_as_they_came() -> None:
     sent = b'{"seed": 12345678901234567890123, "t": 1.10, "s": "\\ud83d\\ude00 \\u00e9", "model": "classifier"}'
 
-    async def ask() -> None:
-        async with door() as (client, _, asked):
+    async def scenario() -> None:
+        async with door() as (client, _, requests):
             await client.post("/v1/completions", data=sent)
-            ((_, body, _),) = asked
+            ((_, body, _),) = requests
             assert body == json.loads(sent) | {"model": "classifier@v1"}
-            answer = await client.post("/v1/completions", json=ASKED | {"raw": "no json: classifier@v1"})
-            assert await answer.text() == "no json: classifier@v1"
+            response = await client.post("/v1/completions", json=ASKED | {"raw": "no json: classifier@v1"})
+            assert await response.text() == "no json: classifier@v1"
 
-    run(ask)
+    run(scenario)
 
 
 def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarding, "MAX_LINE_BYTES", 2 * 2**20)
 
-    async def ask() -> None:
-        async with door(limits=Limits(body_kib=8192)) as (client, made, _asked):
-            for mib, whole in ((1, True), (3, False)):
+    async def scenario() -> None:
+        async with door(limits=Limits(body_kib=8192)) as (client, state, _requests):
+            for mib, fits in ((1, True), (3, False)):
                 line = 'data: {"model": "classifier@v1", "text": "' + "x" * (mib * 2**20) + '"}\n\n'
                 body = ASKED | {"raw": line, "type": "text/event-stream"}
                 try:
-                    answer = await client.post("/v1/completions", data=io.BytesIO(json.dumps(body).encode()))
-                    text = await answer.text()
-                    assert whole and json.loads(text[len("data: ") :])["model"] == "classifier"
+                    response = await client.post("/v1/completions", data=io.BytesIO(json.dumps(body).encode()))
+                    text = await response.text()
+                    assert fits and json.loads(text[len("data: ") :])["model"] == "classifier"
                 except ClientError:
-                    assert not whole
-            assert made.of_key.total() == 0
+                    assert not fits
+            assert state.of_key.total() == 0
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -266,42 +272,42 @@ def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.
     ],
 )
 def test_what_asks_for_too_much_is_too_large(limits: Limits, body: dict[str, Any], status: int) -> None:
-    async def ask() -> None:
-        async with door(limits=limits) as (client, _, asked):
-            answer = await client.post("/v1/completions", json=ASKED | body)
-            assert answer.status == status
+    async def scenario() -> None:
+        async with door(limits=limits) as (client, _, requests):
+            response = await client.post("/v1/completions", json=ASKED | body)
+            assert response.status == status
             if status == 413:
-                error = (await answer.json())["error"]
+                error = (await response.json())["error"]
                 assert error["type"] == "request_too_large" and "serve.limits." in error["message"]
-            assert len(asked) == (status == 200)
+            assert len(requests) == (status == 200)
 
-    run(ask)
+    run(scenario)
 
 
 def test_who_names_no_tokens_gets_as_many_as_the_limit() -> None:
-    async def ask() -> None:
-        async with door(limits=Limits(answer_tokens=7)) as (client, _, asked):
+    async def scenario() -> None:
+        async with door(limits=Limits(answer_tokens=7)) as (client, _, requests):
             await client.post("/v1/completions", json=ASKED)
-            assert asked[0][1]["max_tokens"] == 7
+            assert requests[0][1]["max_tokens"] == 7
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize("limits", [Limits(requests=3), Limits(requests_per_key=3)])
 def test_more_requests_at_once_are_told_when_to_ask_again(limits: Limits) -> None:
-    async def ask() -> None:
-        async with door(limits=limits) as (client, made, asked):
+    async def scenario() -> None:
+        async with door(limits=limits) as (client, state, requests):
             posts = [client.post("/v1/messages", json=ASKED | {"wait": 0.5}) for _ in range(8)]
             answers = await asyncio.gather(*posts)
-            assert sorted(one.status for one in answers) == [200] * 3 + [429] * 5
-            for one in answers:
-                if one.status == 429:
-                    assert int(one.headers["Retry-After"]) > 0
-                    assert (await one.json())["error"]["type"] == "rate_limit_error"
-            assert len(asked) == 3 and made.of_key.total() == 0
+            assert sorted(response.status for response in answers) == [200] * 3 + [429] * 5
+            for response in answers:
+                if response.status == 429:
+                    assert int(response.headers["Retry-After"]) > 0
+                    assert (await response.json())["error"]["type"] == "rate_limit_error"
+            assert len(requests) == 3 and state.of_key.total() == 0
             assert (await client.post("/v1/messages", json=ASKED)).status == 200
 
-    run(ask)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -323,38 +329,38 @@ def test_more_requests_at_once_are_told_when_to_ask_again(limits: Limits) -> Non
 def test_requests_that_a_page_of_another_origin_made_are_refused(
     api_key: str | None, headers: dict[str, str], status: int
 ) -> None:
-    async def ask() -> None:
-        async with door(api_key) as (client, _, asked):
-            told = headers | ({"x-api-key": api_key} if api_key else {}) | {"Content-Type": "text/plain"}
-            answer = await client.post("/v1/messages", data=json.dumps(ASKED), headers=told)
-            assert answer.status == status
-            assert len(asked) == (status == 200)
-            assert "Access-Control-Allow-Origin" not in answer.headers
+    async def scenario() -> None:
+        async with door(api_key) as (client, _, requests):
+            sent_headers = headers | ({"x-api-key": api_key} if api_key else {}) | {"Content-Type": "text/plain"}
+            response = await client.post("/v1/messages", data=json.dumps(ASKED), headers=sent_headers)
+            assert response.status == status
+            assert len(requests) == (status == 200)
+            assert "Access-Control-Allow-Origin" not in response.headers
 
-    run(ask)
+    run(scenario)
 
 
 def test_a_packed_body_is_not_taken_and_nothing_is_unpacked() -> None:
-    async def ask() -> None:
-        async with listened() as (port, _, _asked), ClientSession() as client:
+    async def scenario() -> None:
+        async with listened() as (port, _, _requests), ClientSession() as client:
             packed = gzip.compress(json.dumps(ASKED | {"pad": "x" * 10**6}).encode())
             headers = {"Content-Encoding": "gzip"}
-            answer = await client.post(f"http://127.0.0.1:{port}/v1/messages", data=packed, headers=headers)
-            assert answer.status == 415
+            response = await client.post(f"http://127.0.0.1:{port}/v1/messages", data=packed, headers=headers)
+            assert response.status == 415
 
-    run(ask)
+    run(scenario)
 
 
 @asynccontextmanager
 async def listened() -> AsyncIterator[tuple[int, ProxyState, list[Any]]]:
     """A door as it listens in the gateway."""
-    async with door() as (_, made, asked):
-        runner = http_server.build_runner(made, None)
+    async with door() as (_, state, requests):
+        runner = http_server.build_runner(state, None)
         await runner.setup()
         assert runner.server is not None
         listener = await http_server.listen(runner.server, Address("127.0.0.1", 0))
         try:
-            yield listener.sockets[0].getsockname()[1], made, asked
+            yield listener.sockets[0].getsockname()[1], state, requests
         finally:
             listener.close()
             await runner.cleanup()
@@ -374,35 +380,35 @@ def test_connections_that_are_silent_are_closed(sent: bytes, monkeypatch: pytest
     monkeypatch.setattr(http_server, "_LINGER_SECONDS", 0.1)
     monkeypatch.setattr(proxy, "BODY_SECONDS", 0.3)
 
-    async def ask() -> None:
-        async with listened() as (port, made, asked):
+    async def scenario() -> None:
+        async with listened() as (port, state, requests):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)
             async with asyncio.timeout(30):
-                said = await reader.read()
+                received = await reader.read()
             writer.close()
-            assert (b" 408 " in said) == sent.endswith(b"{") and asked == [] and made.of_key.total() == 0
+            assert (b" 408 " in received) == sent.endswith(b"{") and requests == [] and state.of_key.total() == 0
 
-    run(ask)
+    run(scenario)
 
 
 def test_connections_beyond_the_room_are_told_so_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "compute_connection_limits", lambda descriptors: (3, 16))
 
-    async def ask() -> None:
-        async with listened() as (port, _, _asked):
-            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+    async def scenario() -> None:
+        async with listened() as (port, _, _requests):
+            connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
             await asyncio.sleep(0.1)
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            said = await reader.read()
-            assert said.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in said
-            for _, one in (*held, (reader, writer)):
-                one.close()
+            received = await reader.read()
+            assert received.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in received
+            for _, stream_writer in (*connections, (reader, writer)):
+                stream_writer.close()
             await asyncio.sleep(0.1)
-            async with ClientSession() as client, client.get(f"http://127.0.0.1:{port}/health") as answer:
-                assert answer.status == 200
+            async with ClientSession() as client, client.get(f"http://127.0.0.1:{port}/health") as response:
+                assert response.status == 200
 
-    run(ask)
+    run(scenario)
 
 
 def test_the_room_is_within_the_descriptors() -> None:
@@ -415,36 +421,36 @@ def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(forwarding, "WRITE_SECONDS", 0.3)
     monkeypatch.setattr(forwarding, "MIN_BYTES_PER_SECOND", 2**30)
 
-    async def ask() -> None:
-        async with door(limits=Limits(body_kib=2**15)) as (client, made, asked):
+    async def scenario() -> None:
+        async with door(limits=Limits(body_kib=2**15)) as (client, state, requests):
             server = client.server
             assert server is not None and server.port is not None
             for kind in ("application/json", "text/event-stream"):
                 large = json.dumps({"text": "x" * (6 * 2**20)})
                 body = json.dumps(ASKED | {"raw": f"data: {large}\n\n", "type": kind}).encode()
-                one = socket.create_connection(("127.0.0.1", server.port))
-                one.setblocking(False)
+                connection = socket.create_connection(("127.0.0.1", server.port))
+                connection.setblocking(False)
                 head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-                await asyncio.get_running_loop().sock_sendall(one, head + body)
+                await asyncio.get_running_loop().sock_sendall(connection, head + body)
                 async with asyncio.timeout(30):
-                    while made.of_key.total() == 0:
+                    while state.of_key.total() == 0:
                         await asyncio.sleep(0.01)
-                    while made.of_key.total():
+                    while state.of_key.total():
                         await asyncio.sleep(0.05)
-                one.close()
-            assert len(asked) == 2
+                connection.close()
+            assert len(requests) == 2
 
-    run(ask)
+    run(scenario)
 
 
 def test_garbage_is_answered_400_and_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    async def ask() -> None:
-        async with listened() as (port, _, _asked):
+    async def scenario() -> None:
+        async with listened() as (port, _, _requests):
             for garbage in (b"\x16\x03\x01 no http\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost : b\r\n\r\n"):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(garbage)
                 assert b" 400 " in await reader.read()
                 writer.close()
 
-    run(ask)
+    run(scenario)
     assert "Traceback" not in caplog.text

@@ -33,9 +33,9 @@ print(made, flush=True)
 """
 
 
-def spender(folder: Path, how: str) -> subprocess.Popen[str]:
+def spender(folder: Path, mode: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SPENDER, str(folder), how], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SPENDER, str(folder), mode], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
 
 
@@ -46,8 +46,8 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 def test_processes_side_by_side_share_one_cap(tmp_path: Path) -> None:
     processes = [spender(tmp_path, "all") for _ in range(3)]
-    made = [int(process.communicate(timeout=60)[0]) for process in processes]
-    assert sum(made) == 100
+    counts = [int(process.communicate(timeout=60)[0]) for process in processes]
+    assert sum(counts) == 100
     assert len(lines(tmp_path)) == 100
     assert Ledger(tmp_path, 1.005).reserve(0.01) is None
     assert Ledger(tmp_path, 1.1).reserve(0.01) is not None
@@ -84,15 +84,16 @@ def test_a_torn_line_was_not_sent_and_hides_no_other(tmp_path: Path) -> None:
 
 
 def test_threads_of_one_process_share_it_too(tmp_path: Path) -> None:
-    ledger, made = Ledger(tmp_path, 0.505), list[bool]()
+    ledger, reserved = Ledger(tmp_path, 0.505), list[bool]()
     threads = [
-        threading.Thread(target=lambda: made.extend(bool(ledger.reserve(0.01)) for _ in range(20))) for _ in range(4)
+        threading.Thread(target=lambda: reserved.extend(bool(ledger.reserve(0.01)) for _ in range(20)))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(made) == 50
+    assert sum(reserved) == 50
 
 
 def test_where_nothing_can_be_written_nothing_is_sent(tmp_path: Path) -> None:
@@ -104,25 +105,25 @@ def test_where_nothing_can_be_written_nothing_is_sent(tmp_path: Path) -> None:
 def test_texts_with_more_tokens_than_those_before_stay_within_the_cap(tmp_path: Path) -> None:
     price = TokenPrice(1_000_000.0, 0.0, None, None, None, "recipe", None)  # a dollar a token
     ledger = Ledger(tmp_path, 3000.0)
-    purse = MonthlyBudget(ledger, price)
+    budget = MonthlyBudget(ledger, price)
 
     def request(number: int, text: str) -> Request:
         return Request(str(number), [{"role": "user", "content": text}], 8)
 
-    async def asked(requests: list[Request], tokens: int) -> int:
+    async def count_reserved(requests: list[Request], tokens: int) -> int:
         """Asks all at once, each of which has so many tokens; returns how many were made."""
-        made = [one for one in requests if await purse.reserve(one)]
-        for one in made:
-            purse.settle(one, Completion("a", "m", Usage(tokens, 1), "stop"), possibly_charged=False)
-        await asyncio.gather(*purse._writing)
-        return len(made)
+        reserved = [item for item in requests if await budget.reserve(item)]
+        for item in reserved:
+            budget.settle(item, Completion("a", "m", Usage(tokens, 1), "stop"), possibly_charged=False)
+        await asyncio.gather(*budget._writing)
+        return len(reserved)
 
     async def main() -> tuple[int, int]:
-        plain = [request(at, "where is my parcel, please") for at in range(30)]
+        plain = [request(index, "where is my parcel, please") for index in range(30)]
         few = 0
-        for one in plain:
-            few += await asked([one], 6)
-        return few, await asked([request(100 + at, "!?" * 100) for at in range(40)], 190)
+        for item in plain:
+            few += await count_reserved([item], 6)
+        return few, await count_reserved([request(100 + index, "!?" * 100) for index in range(40)], 190)
 
     few, dense = asyncio.run(main())
     assert few == 30 and 0 < dense < 40

@@ -45,56 +45,56 @@ MULTI = """{kind: classification, labels_per_row: many, instruction: Name the to
   labels: [late, lost, broken]}"""
 
 
-def run(what: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(what())  # type: ignore[arg-type]
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(scenario())  # type: ignore[arg-type]
 
 
-def answered(one: Deployment, *bodies: Any, path: str = PATH, **headers: str) -> list[Any]:
+def answered(deployment: Deployment, *bodies: Any, path: str = PATH, **headers: str) -> list[Any]:
     """What a gateway answers, which ends then."""
-    found = []
+    payloads = []
 
-    async def ask() -> None:
-        watch = Monitor(one.place.parent)
-        async with gateway_client(one, monitor=watch) as (client, _, _made):
+    async def scenario() -> None:
+        monitor = Monitor(deployment.place.parent)
+        async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
             for body in bodies:
-                said = await client.post(path, json=body, headers=headers)
-                assert said.status == 200, await said.text()
-                found.append(await said.json())
-            await watch.close()
+                response = await client.post(path, json=body, headers=headers)
+                assert response.status == 200, await response.text()
+                payloads.append(await response.json())
+            await monitor.close()
 
-    run(ask)
-    return found
+    run(scenario)
+    return payloads
 
 
-def recorded(one: Deployment) -> list[dict[str, Any]]:
-    paths = sorted(path for path in (one.place / traffic_record.FOLDER).glob("*.jsonl") if path.is_file())
+def recorded(deployment: Deployment) -> list[dict[str, Any]]:
+    paths = sorted(path for path in (deployment.place / traffic_record.FOLDER).glob("*.jsonl") if path.is_file())
     return [
         json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
 
 
-def prepared(one: Deployment, asked: Recipe) -> list[Row]:
+def prepared(deployment: Deployment, recipe: Recipe) -> list[Row]:
     """The record as data preparation reads it."""
-    source = Source(path=str(one.place / traffic_record.FOLDER))
-    found = []
+    source = Source(path=str(deployment.place / traffic_record.FOLDER))
+    rows = []
     for file in sources.find_files(source):
-        for line in read.read(file, source, asked.data.columns.texts)[1]:
-            columns.check_columns(file.name, "all", line.values, asked)
-            assert RowFilter(asked.data.where).takes(line.values)
-            row = data_row.make_row(line, asked)
+        for line in read.read(file, source, recipe.data.columns.texts)[1]:
+            columns.check_columns(file.name, "all", line.values, recipe)
+            assert RowFilter(recipe.data.where).takes(line.values)
+            row = data_row.make_row(line, recipe)
             assert isinstance(row, Row), row
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
-    answered(one, {"input": "says lost"})
-    assert not (one.place / traffic_record.FOLDER).exists()
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
+    answered(deployment, {"input": "says lost"})
+    assert not (deployment.place / traffic_record.FOLDER).exists()
 
 
 @pytest.mark.parametrize(
-    ("task", "columns", "said", "target"),
+    ("task", "columns", "output", "target"),
     [
         (None, "{text: message, label: queue}", "lost", "lost"),
         (None, "{text: [subject, message], label: mail.queue}", "lost", "lost"),
@@ -120,124 +120,133 @@ def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_recorded_is_read_by_data_preparation_as_the_recipes_own_rows(
-    tmp_path: Path, task: str | None, columns: str, said: str, target: str
+    tmp_path: Path, task: str | None, columns: str, output: str, target: str
 ) -> None:
-    asked = make_recipe(tmp_path, serve=ALL, columns=columns, **({"task": task} if task else {}))
-    one = make_deployed_task(tmp_path, asked, Routing())
-    text = f"mail ann@example.org or 4111 1111 1111 1111 says {said} p=0.95"
+    recipe = make_recipe(tmp_path, serve=ALL, columns=columns, **({"task": task} if task else {}))
+    deployment = make_deployed_task(tmp_path, recipe, Routing())
+    text = f"mail ann@example.org or 4111 1111 1111 1111 says {output} p=0.95"
     # The engine reads up to a blank: extraction's JSON comes as a whole.
-    answered(one, {"input": text})
-    (row,) = prepared(one, asked)
+    answered(deployment, {"input": text})
+    (row,) = prepared(deployment, recipe)
     assert row.text == text.replace("ann@example.org", "[EMAIL_1]").replace("4111 1111 1111 1111", "[CARD_1]")
     assert json.loads(row.target) == json.loads(target) if target[0] in "[{" else row.target == target
-    (line,) = recorded(one)
+    (line,) = recorded(deployment)
     assert (line["labelled_by"], line["reason"], line["version"]) == ("local", "no_api_model", "v1")
     assert "ann@" not in json.dumps(line) and "4111" not in json.dumps(line), "cards are not in privacy.redact"
 
 
 def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     answered(
-        one,
+        deployment,
         {"input": "a secret says lost", "private": True},
         {"input": "ann (at) example dot org says lost"},
         {"input": "nothing special says lost"},
     )
-    assert [line["message"] for line in recorded(one)] == ["nothing special says lost"]
-    answered(one, {"input": "by header says lost"}, **{"X-Insource-Private": "true"})
-    assert len(recorded(one)) == 1
+    assert [line["message"] for line in recorded(deployment)] == ["nothing special says lost"]
+    answered(deployment, {"input": "by header says lost"}, **{"X-Insource-Private": "true"})
+    assert len(recorded(deployment)) == 1
 
 
 def test_chats_are_recorded_too_whether_or_not_they_would_pass_unread(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says lost"}]}
-    (said,) = answered(one, chat, path="/v1/chat/completions")
-    assert said["choices"][0]["message"]["content"] == "lost"
-    assert [(line["message"], line["queue"]) for line in recorded(one)] == [("says lost", "lost")]
+    (payload,) = answered(deployment, chat, path="/v1/chat/completions")
+    assert payload["choices"][0]["message"]["content"] == "lost"
+    assert [(line["message"], line["queue"]) for line in recorded(deployment)] == [("says lost", "lost")]
 
 
 def test_a_share_is_recorded(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0.2}}"), Routing())
-    answered(one, {"inputs": [f"{at} says lost" for at in range(256)]})
-    assert 20 <= len(recorded(one)) <= 90
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0.2}}"), Routing())
+    answered(deployment, {"inputs": [f"{index} says lost" for index in range(256)]})
+    assert 20 <= len(recorded(deployment)) <= 90
 
 
 def test_feedback_puts_a_row_with_the_right_answer_in_the_place_of_the_recorded_one(tmp_path: Path) -> None:
-    asked = make_recipe(tmp_path, serve=ALL)
-    one = make_deployed_task(tmp_path, asked, Routing())
-    first, second = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
-    for right in ("broken", "late", "broken", "broken"):  # what is said last counts
-        answered(one, {"id": first["id"], "answer": right}, path=feedback.PATH)
-    rows = prepared(one, asked)
+    recipe = make_recipe(tmp_path, serve=ALL)
+    deployment = make_deployed_task(tmp_path, recipe, Routing())
+    first, second = answered(deployment, {"input": "one says lost"}, {"input": "two says lost"})
+    for correct in ("broken", "late", "broken", "broken"):  # what is said last counts
+        answered(deployment, {"id": first["id"], "answer": correct}, path=feedback.PATH)
+    rows = prepared(deployment, recipe)
     assert [(row.text, row.target) for row in rows] == [("two says lost", "lost"), ("one says lost", "broken")]
-    answered(one, {"id": second["id"], "answer": "lost"}, path=feedback.PATH)
-    assert [(row.text, row.target) for row in prepared(one, asked)] == [
+    answered(deployment, {"id": second["id"], "answer": "lost"}, path=feedback.PATH)
+    assert [(row.text, row.target) for row in prepared(deployment, recipe)] == [
         ("one says lost", "broken"),
         ("two says lost", "lost"),
     ]
-    assert {line["labelled_by"] for line in recorded(one)} == {"feedback"}
-    both = [{"id": first["id"], "answer": "late"}, {"id": second["id"], "answer": "late"}]
-    answered(one, {"feedback": [*both, {"id": first["id"], "answer": "lost"}]}, path=feedback.PATH)
-    assert {row.text: row.target for row in prepared(one, asked)} == {"one says lost": "lost", "two says lost": "late"}
-    assert len({line["id"] for line in recorded(one)}) == 2
+    assert {line["labelled_by"] for line in recorded(deployment)} == {"feedback"}
+    batch = [{"id": first["id"], "answer": "late"}, {"id": second["id"], "answer": "late"}]
+    answered(deployment, {"feedback": [*batch, {"id": first["id"], "answer": "lost"}]}, path=feedback.PATH)
+    assert {row.text: row.target for row in prepared(deployment, recipe)} == {
+        "one says lost": "lost",
+        "two says lost": "late",
+    }
+    assert len({line["id"] for line in recorded(deployment)}) == 2
 
 
 def test_rows_that_persons_labelled_are_told_from_the_models_own_as_the_docs_say(tmp_path: Path) -> None:
-    asked = make_recipe(
+    recipe = make_recipe(
         tmp_path, serve=ALL, columns="{text: message, label: queue}, where: {labelled_by: [feedback, person]}"
     )
-    one = make_deployed_task(tmp_path, asked, Routing())
-    first, _ = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
-    answered(one, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
-    own = tmp_path / "tickets.csv"
-    own.write_text("message,queue,labelled_by\nthree,late,person\n", encoding="utf-8")
-    source = Source(paths=[str(own), str(one.place / traffic_record.FOLDER)])
+    deployment = make_deployed_task(tmp_path, recipe, Routing())
+    first, _ = answered(deployment, {"input": "one says lost"}, {"input": "two says lost"})
+    answered(deployment, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
+    own_path = tmp_path / "tickets.csv"
+    own_path.write_text("message,queue,labelled_by\nthree,late,person\n", encoding="utf-8")
+    source = Source(paths=[str(own_path), str(deployment.place / traffic_record.FOLDER)])
     lines = [line.values for file in sources.find_files(source) for line in read.read(file, source, ["message"])[1]]
-    taken = [(line["message"], line["queue"]) for line in lines if RowFilter(asked.data.where).takes(line)]
+    taken = [(line["message"], line["queue"]) for line in lines if RowFilter(recipe.data.where).takes(line)]
     assert taken == [("three", "late"), ("one says lost", "broken")] and len(lines) == 3
 
 
 def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (said,) = answered(one, {"input": "one says lost"})
-    told = one.ids.open(said["id"])
-    assert told is not None
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    (payload,) = answered(deployment, {"input": "one says lost"})
+    answer_record = deployment.ids.open(payload["id"])
+    assert answer_record is not None
     with ThreadPoolExecutor(8) as threads:
-        for right in ("broken", "late") * 20:
-            threads.submit(traffic_record.correct_rows, one.task, one.place, told.day, {told.name: right})
-    (line,) = recorded(one)
+        for correct in ("broken", "late") * 20:
+            threads.submit(
+                traffic_record.correct_rows,
+                deployment.task,
+                deployment.place,
+                answer_record.day,
+                {answer_record.name: correct},
+            )
+    (line,) = recorded(deployment)
     assert line["labelled_by"] == "feedback" and line["queue"] in ("broken", "late")
 
 
 def test_a_row_that_a_killed_gateway_left_behind_feedback_goes_with_the_next(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (said,) = answered(one, {"input": "one says lost"})
-    (path,) = (one.place / traffic_record.FOLDER).glob("*.jsonl")
-    before = path.read_bytes()
-    answered(one, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
-    path.write_bytes(before + path.read_bytes().lstrip())
-    answered(one, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
-    assert [(line["queue"], line["labelled_by"]) for line in recorded(one)] == [("broken", "feedback")]
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    (payload,) = answered(deployment, {"input": "one says lost"})
+    (path,) = (deployment.place / traffic_record.FOLDER).glob("*.jsonl")
+    original = path.read_bytes()
+    answered(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
+    path.write_bytes(original + path.read_bytes().lstrip())
+    answered(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
+    assert [(line["queue"], line["labelled_by"]) for line in recorded(deployment)] == [("broken", "feedback")]
 
 
 def test_feedback_on_a_row_that_was_recorded_under_other_columns_counts_and_leaves_the_row(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (said,) = answered(one, {"input": "one says lost"})
-    for others in ("{text: body, label: queue}", "{text: message, label: topic}", "{messages: chat}"):
-        other = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL, columns=others), Routing())
-        (told,) = answered(other, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
-        assert told == {"recorded": 1, "right": False}
-    assert [(line["queue"], line["labelled_by"]) for line in recorded(one)] == [("lost", "local")]
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    (payload,) = answered(deployment, {"input": "one says lost"})
+    for new_columns in ("{text: body, label: queue}", "{text: message, label: topic}", "{messages: chat}"):
+        changed = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL, columns=new_columns), Routing())
+        (result,) = answered(changed, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
+        assert result == {"recorded": 1, "right": False}
+    assert [(line["queue"], line["labelled_by"]) for line in recorded(deployment)] == [("lost", "local")]
 
 
 def test_old_rows_are_removed(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    folder = one.place / traffic_record.FOLDER
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    folder = deployment.place / traffic_record.FOLDER
     folder.mkdir(parents=True)
     days = [f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}" for ago in (31, 29)]
     for day in days:
         (folder / f"{day}.jsonl").write_text("{}\n", encoding="utf-8")
-    answered(one, {"input": "says lost"})
+    answered(deployment, {"input": "says lost"})
     assert not (folder / f"{days[0]}.jsonl").exists() and (folder / f"{days[1]}.jsonl").exists()
     assert len(list(folder.iterdir())) == 2
 
@@ -257,10 +266,10 @@ def test_old_rows_are_removed(tmp_path: Path) -> None:
 def test_a_column_of_the_recipe_that_the_record_has_for_itself_is_refused_at_start(
     tmp_path: Path, task: str | None, columns: str, key: str
 ) -> None:
-    more = {"task": task} if task else {}
+    kwargs = {"task": task} if task else {}
     with pytest.raises(RecipeError, match=f"^{key}: given .*rename it, or record nothing"):
-        traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns, **more))
-    traffic_record.check_recordable(make_recipe(tmp_path, columns=columns, **more))  # nothing is recorded
+        traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns, **kwargs))
+    traffic_record.check_recordable(make_recipe(tmp_path, columns=columns, **kwargs))  # nothing is recorded
 
 
 def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
@@ -275,41 +284,47 @@ def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ['{"phone":4111111111111111,"who":null} ', '{"phone":1,"who":"ann（at）example（dot）org"} ']
+    "output", ['{"phone":4111111111111111,"who":null} ', '{"phone":1,"who":"ann（at）example（dot）org"} ']
 )
-def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_path: Path, said: str) -> None:
-    one = make_deployed_task(
+def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_path: Path, output: str) -> None:
+    deployment = make_deployed_task(
         tmp_path, make_recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing()
     )
-    answered(one, {"input": f"nothing special says {said}"}, {"input": 'nothing special says {"phone":17,"who":null} '})
-    assert [line["phone"] for line in recorded(one)] == [17]
+    answered(
+        deployment,
+        {"input": f"nothing special says {output}"},
+        {"input": 'nothing special says {"phone":17,"who":null} '},
+    )
+    assert [line["phone"] for line in recorded(deployment)] == [17]
 
 
 @pytest.mark.parametrize(
-    "right",
+    "correct",
     [{"phone": 4155552671}, {"phone": 1, "who": "ann (at) example dot org"}, {"phone": 1, "who": "ann@example.org"}],
 )
-def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, right: dict[str, Any]) -> None:
-    one = make_deployed_task(
+def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, correct: dict[str, Any]) -> None:
+    deployment = make_deployed_task(
         tmp_path, make_recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing()
     )
-    (said,) = answered(one, {"input": 'mail ann@example.org or bob@example.org says {"phone":1,"who":null} '})
-    (told,) = answered(one, {"id": said["id"], "answer": right}, path=feedback.PATH)
-    assert told == {"recorded": 1, "right": False}
-    assert [line["labelled_by"] for line in recorded(one)] == ["local"]
-    answered(one, {"id": said["id"], "answer": {"phone": 2, "who": "[EMAIL_2]"}}, path=feedback.PATH)
-    assert [(line["labelled_by"], line.get("who")) for line in recorded(one)][-1] == ("feedback", "[EMAIL_2]")
+    (payload,) = answered(deployment, {"input": 'mail ann@example.org or bob@example.org says {"phone":1,"who":null} '})
+    (result,) = answered(deployment, {"id": payload["id"], "answer": correct}, path=feedback.PATH)
+    assert result == {"recorded": 1, "right": False}
+    assert [line["labelled_by"] for line in recorded(deployment)] == ["local"]
+    answered(deployment, {"id": payload["id"], "answer": {"phone": 2, "who": "[EMAIL_2]"}}, path=feedback.PATH)
+    assert [(line["labelled_by"], line.get("who")) for line in recorded(deployment)][-1] == ("feedback", "[EMAIL_2]")
 
 
 def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) -> None:
-    asked = load("classifier", ["serve.record.share=1"], "cpu").recipe
-    one = make_deployed_task(tmp_path, asked, Routing())
-    answered(one, {"input": "one says lost"}, {"input": "two says late"})
-    source = Source(path=str(one.place / traffic_record.FOLDER))
+    recipe = load("classifier", ["serve.record.share=1"], "cpu").recipe
+    deployment = make_deployed_task(tmp_path, recipe, Routing())
+    answered(deployment, {"input": "one says lost"}, {"input": "two says late"})
+    source = Source(path=str(deployment.place / traffic_record.FOLDER))
     (file,) = sources.find_files(source)
-    for line in read.read(file, source, asked.data.columns.texts)[1]:
-        columns.check_columns(file.name, "all", line.values, asked)
-    assert len({line["customer_id"] for line in recorded(one)}) == 2, "nobody knows whether they are of one customer"
+    for line in read.read(file, source, recipe.data.columns.texts)[1]:
+        columns.check_columns(file.name, "all", line.values, recipe)
+    assert len({line["customer_id"] for line in recorded(deployment)}) == 2, (
+        "nobody knows whether they are of one customer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,22 +343,22 @@ def test_a_form_that_the_record_cannot_have_is_refused_at_start(
         traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, task=task, columns=columns))
 
 
-def aged(one: Deployment, ago: int) -> Path:
-    path = one.place / traffic_record.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
+def aged(deployment: Deployment, ago: int) -> Path:
+    path = deployment.place / traffic_record.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}\n", encoding="utf-8")
     return path
 
 
 def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0, days: 30}}"), Routing())
-    old, young = aged(one, 31), aged(one, 29)
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0, days: 30}}"), Routing())
+    old, young = aged(deployment, 31), aged(deployment, 29)
 
     async def serve() -> None:
-        watch = Monitor(one.place.parent)
-        async with gateway_client(one, monitor=watch) as (_, _, made):
-            Deployments(made, {}).put(one.place, "v1", one)
-            await watch.write()
+        monitor = Monitor(deployment.place.parent)
+        async with gateway_client(deployment, monitor=monitor) as (_, _, state):
+            Deployments(state, {}).put(deployment.place, "v1", deployment)
+            await monitor.write()
 
     run(serve)
     assert not old.exists() and young.exists()
@@ -352,53 +367,53 @@ def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path)
 def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (one.place / traffic_record.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
-    answered(one, {"input": "one says lost"})
-    assert [line["message"] for line in recorded(one)] == ["one says lost"]
+    deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    (deployment.place / traffic_record.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
+    answered(deployment, {"input": "one says lost"})
+    assert [line["message"] for line in recorded(deployment)] == ["one says lost"]
 
     async def write() -> None:
-        watch = Monitor(one.place.parent)
+        monitor = Monitor(deployment.place.parent)
         for value in (object(), "lost"):  # no task gives the first
-            watch.traffic.add(
+            monitor.traffic.add(
                 traffic_record.RecordedAnswer(
-                    one.task, one.place, "a" * 16, "two", value, "local", "", None, utc_timestamp()
+                    deployment.task, deployment.place, "a" * 16, "two", value, "local", "", None, utc_timestamp()
                 )
             )
-            await watch.traffic.write()
+            await monitor.traffic.write()
 
     run(write)
-    assert len(recorded(one)) == 2
-    told = capsys.readouterr()
-    assert (told.out + told.err).count("2020-01-01.jsonl") == 2, "once a process"
+    assert len(recorded(deployment)) == 2
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("2020-01-01.jsonl") == 2, "once a process"
 
 
 def test_the_record_and_the_key_of_ids_are_read_by_their_user_alone_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o022)
+    previous = os.umask(0o022)
     try:
-        one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-        answered(one, {"input": "says lost"})
+        deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+        answered(deployment, {"input": "says lost"})
     finally:
-        os.umask(before)
-    for path in (one.place / answer_ids.KEY_FILE, *(one.place / traffic_record.FOLDER).glob("*.jsonl")):
+        os.umask(previous)
+    for path in (deployment.place / answer_ids.KEY_FILE, *(deployment.place / traffic_record.FOLDER).glob("*.jsonl")):
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
 def test_half_a_character_is_no_right_answer_and_no_row(tmp_path: Path) -> None:
-    one = make_deployed_task(
+    deployment = make_deployed_task(
         tmp_path, make_recipe(tmp_path, serve=ALL, task=GENERATOR, columns="{text: message}"), Routing()
     )
 
-    async def say() -> None:
-        async with gateway_client(one) as (client, _, _made):
+    async def scenario() -> None:
+        async with gateway_client(deployment) as (client, _, _state):
             name = (await (await client.post(PATH, json={"input": "says short"})).json())["id"]
             body = b'{"id": "%s", "answer": "half \\ud83d"}' % name.encode()
-            said = await client.post(feedback.PATH, data=body)
-            assert said.status == 400 and "half a character" in await said.text()
+            response = await client.post(feedback.PATH, data=body)
+            assert response.status == 400 and "half a character" in await response.text()
 
-    run(say)
-    half = traffic_record.RecordedAnswer(
-        one.task, one.place, "a" * 16, "two", "half \ud83d", "local", "", None, utc_timestamp()
+    run(scenario)
+    half_record = traffic_record.RecordedAnswer(
+        deployment.task, deployment.place, "a" * 16, "two", "half \ud83d", "local", "", None, utc_timestamp()
     )
-    assert traffic_record.build_row(half) is None
-    assert one.ids.digest("half \ud83d") != one.ids.digest("half")
+    assert traffic_record.build_row(half_record) is None
+    assert deployment.ids.digest("half \ud83d") != deployment.ids.digest("half")

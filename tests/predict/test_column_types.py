@@ -20,41 +20,45 @@ VALUES = st.recursive(
 ROWS = st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), max_size=12)
 
 
-def types_of(rows: list[dict[str, Any]], piece: int) -> ColumnTypes:
-    found = ColumnTypes()
-    for at in range(0, len(rows), piece):
-        found.add(rows[at : at + piece])
-    return found
+def types_of(rows: list[dict[str, Any]], chunk_size: int) -> ColumnTypes:
+    types = ColumnTypes()
+    for start in range(0, len(rows), chunk_size):
+        types.add(rows[start : start + chunk_size])
+    return types
 
 
-def same(given: Any, back: Any) -> bool:
+def same(original: Any, restored: Any) -> bool:
     """Whether a value came back: as itself, with null for keys that other rows have, as a float, or as JSON."""
-    if isinstance(given, dict) and isinstance(back, dict):
-        return all(same(given.get(key), back.get(key)) for key in {*given, *back})
-    if isinstance(given, list) and isinstance(back, list):
-        return len(given) == len(back) and all(map(same, given, back))
-    if isinstance(back, str) and not isinstance(given, str):
-        return given is None or json.loads(back) == given
-    if isinstance(given, bool) or given is None or isinstance(given, str):
-        return given is back or given == back
-    return isinstance(back, int | float) and abs(given - back) <= abs(given) * 1e-12
+    if isinstance(original, dict) and isinstance(restored, dict):
+        return all(same(original.get(key), restored.get(key)) for key in {*original, *restored})
+    if isinstance(original, list) and isinstance(restored, list):
+        return len(original) == len(restored) and all(map(same, original, restored))
+    if isinstance(restored, str) and not isinstance(original, str):
+        return original is None or json.loads(restored) == original
+    if isinstance(original, bool) or original is None or isinstance(original, str):
+        return original is restored or original == restored
+    return isinstance(restored, int | float) and abs(original - restored) <= abs(original) * 1e-12
 
 
 @given(ROWS, st.integers(1, 5))
-def test_every_value_comes_back_from_parquet(tmp_path_factory: Any, rows: list[dict[str, Any]], piece: int) -> None:
+def test_every_value_comes_back_from_parquet(
+    tmp_path_factory: Any, rows: list[dict[str, Any]], chunk_size: int
+) -> None:
     path: Path = tmp_path_factory.getbasetemp() / "part.parquet"
-    layout = output.make_layout("parquet", types_of(rows, piece), answer_type(classification, None), ())
+    layout = output.make_layout("parquet", types_of(rows, chunk_size), answer_type(classification, None), ())
     output.write_part(path, layout, [(row, Prediction("late", 0.5, "local")) for row in rows])
-    back = pq.read_table(path).to_pylist()
-    assert len(back) == len(rows)
-    for row, found in zip(rows, back, strict=True):
-        assert found["answer"] == "late" and all(same(row.get(name), found[name]) for name in layout.own.names)
+    restored = pq.read_table(path).to_pylist()
+    assert len(restored) == len(rows)
+    for row, restored_row in zip(rows, restored, strict=True):
+        assert restored_row["answer"] == "late" and all(
+            same(row.get(name), restored_row[name]) for name in layout.own.names
+        )
 
 
 def test_an_object_whose_keys_are_data_is_json() -> None:
-    rows = [{"by_id": {f"id{at}": at}} for at in range(MAX_FIELDS + 1)]
-    found = types_of(rows, 7)
-    assert str(found.of("by_id")) == "string" and json.loads(found.value("by_id", {"a": 1})) == {"a": 1}
+    rows = [{"by_id": {f"id{index}": index}} for index in range(MAX_FIELDS + 1)]
+    types = types_of(rows, 7)
+    assert str(types.of("by_id")) == "string" and json.loads(types.value("by_id", {"a": 1})) == {"a": 1}
 
 
 def test_answers_are_typed_by_the_task() -> None:

@@ -28,7 +28,7 @@ SURE = {"where is it": 0.97, "where is mine": 0.5, "reach me at ann@example.org"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
 
 
@@ -37,34 +37,44 @@ def door(
     deployed: Deployment, engine: StandInEngine, version: str, key: str | None = None
 ) -> Iterator[tuple[str, ProxyState]]:
     """The gateway's door in a thread of its own, with an engine behind it. Yields its address, and the door."""
-    made_door = ProxyState(key, None, (TASK_NAME,))
-    made_door.versions, made_door.tasks = {TASK_NAME: version}, {TASK_NAME: deployed}
-    with stand_in_engine.run_stand_in(engine) as behind:
+    state = ProxyState(key, None, (TASK_NAME,))
+    state.versions, state.tasks = {TASK_NAME: version}, {TASK_NAME: deployed}
+    with stand_in_engine.run_stand_in(engine) as engine_url:
 
-        async def opened(app: web.Application) -> None:
-            made_door.engine = ClientSession(behind)
+        async def connect_engine(app: web.Application) -> None:
+            state.engine = ClientSession(engine_url)
 
-        async def closed(app: web.Application) -> None:
-            assert made_door.engine is not None
-            await made_door.engine.close()
+        async def close_engine(app: web.Application) -> None:
+            assert state.engine is not None
+            await state.engine.close()
             if isinstance(deployed.escalation, Escalation):
                 await deployed.escalation.close()
 
-        app = proxy.build_application(made_door)
-        app.on_startup.append(opened)
-        app.on_cleanup.append(closed)
+        app = proxy.build_application(state)
+        app.on_startup.append(connect_engine)
+        app.on_cleanup.append(close_engine)
         with stand_in_engine.serve_application(app) as address:
-            yield address, made_door
+            yield address, state
 
 
-def words(place: PredictionRun, rows: Path, output: str, address: str, *more: str) -> list[str]:
-    asked = [str(place.recipe), "--input", str(rows), "--output", str(place.output(output)), "--base-url", address]
-    return [*asked, "--hardware", "cpu", "--runs", str(place.folder / "runs"), *more]
+def words(prediction_run: PredictionRun, rows: Path, output: str, address: str, *options: str) -> list[str]:
+    argv = [
+        str(prediction_run.recipe),
+        "--input",
+        str(rows),
+        "--output",
+        str(prediction_run.output(output)),
+        "--base-url",
+        address,
+    ]
+    return [*argv, "--hardware", "cpu", "--runs", str(prediction_run.folder / "runs"), *options]
 
 
-def predicted(place: PredictionRun, rows: Path, output: str, address: str, *more: str) -> list[dict[str, Any]]:
-    assert __main__.main(words(place, rows, output, address, *more)) == 0
-    return read_output(place.output(output))
+def predicted(
+    prediction_run: PredictionRun, rows: Path, output: str, address: str, *options: str
+) -> list[dict[str, Any]]:
+    assert __main__.main(words(prediction_run, rows, output, address, *options)) == 0
+    return read_output(prediction_run.output(output))
 
 
 def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
@@ -73,82 +83,94 @@ def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
     monkeypatch.setenv("API_KEY", "secret")
     monkeypatch.setenv("INSOURCE_API_KEY", "key-of-the-gateway")
     provider.answer = lambda text: "broken"
-    place = make_run(tmp_path, baselines=task_gateway.baseline_yaml(address), route="{usd_per_month: 5}")
-    place.compared(threshold=0.9)
-    version = registry.compute_version(place.here.folder / "adapter")
-    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, 0.9, None))
+    prediction_run = make_run(tmp_path, baselines=task_gateway.baseline_yaml(address), route="{usd_per_month: 5}")
+    prediction_run.compared(threshold=0.9)
+    version = registry.compute_version(prediction_run.here.folder / "adapter")
+    deployed = task_gateway.make_deployed_task(
+        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, 0.9, None)
+    )
     engine = StandInEngine(lambda text: ("late", SURE.get(text.replace("[EMAIL_1]", "ann@example.org"), 0.99)))
     rows = write_csv(tmp_path / "in.csv", [{"message": text} for text in (*SURE, " ")])
     with door(deployed, engine, version, "key-of-the-gateway") as (gateway, _):
-        found = predicted(place, rows, "out.jsonl", f"{gateway}/v1")
-        asked = engine.seen.total()
-        predicted(place, rows, "out.jsonl", gateway)
-        assert engine.seen.total() == asked, "called again, no row is asked"
-    assert [row["answered_by"] for row in found] == ["local", "api", "local", "local", None]
-    assert [row["answer"] for row in found] == ["late", "broken", "late", "late", None]
+        output_rows = predicted(prediction_run, rows, "out.jsonl", f"{gateway}/v1")
+        n_queries = engine.seen.total()
+        predicted(prediction_run, rows, "out.jsonl", gateway)
+        assert engine.seen.total() == n_queries, "called again, no row is asked"
+    assert [row["answered_by"] for row in output_rows] == ["local", "api", "local", "local", None]
+    assert [row["answer"] for row in output_rows] == ["late", "broken", "late", "late", None]
     # What has personal data in it stayed, and is judged by the threshold of the run that is deployed.
-    assert [row["abstain"] for row in found] == [False, False, True, False, None]
-    assert found[4]["refused"].startswith("unusable_input")
-    assert atomic_files.read_json(place.output("out.jsonl.about.json"))["engine"] == ["gateway", version]
+    assert [row["abstain"] for row in output_rows] == [False, False, True, False, None]
+    assert output_rows[4]["refused"].startswith("unusable_input")
+    assert atomic_files.read_json(prediction_run.output("out.jsonl.about.json"))["engine"] == ["gateway", version]
 
 
 def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
-    place = make_run(tmp_path)
-    place.compared(threshold=0.9)
-    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
-    rows = write_csv(tmp_path / "in.csv", [{"message": f"parcel {at}"} for at in range(40)])
+    prediction_run = make_run(tmp_path)
+    prediction_run.compared(threshold=0.9)
+    deployed = task_gateway.make_deployed_task(
+        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+    )
+    rows = write_csv(tmp_path / "in.csv", [{"message": f"parcel {index}"} for index in range(40)])
     engine = StandInEngine(answer_by_hash)
-    with door(deployed, engine, "another") as (gateway, made_door):
+    with door(deployed, engine, "another") as (gateway, state):
 
-        def change(text: str, before: int) -> int:
-            made_door.versions[TASK_NAME] = "newer"
+        def change(text: str, attempts: int) -> int:
+            state.versions[TASK_NAME] = "newer"
             return 0
 
-        found = predicted(place, rows, "out.csv", gateway)
-        assert [row["answer"] for row in found] == [answer_by_hash(f"parcel {at}")[0] for at in range(40)]
-        assert {row["abstain"] for row in found} == {""}, "the threshold is of the run, which is not what is deployed"
+        output_rows = predicted(prediction_run, rows, "out.csv", gateway)
+        assert [row["answer"] for row in output_rows] == [answer_by_hash(f"parcel {index}")[0] for index in range(40)]
+        assert {row["abstain"] for row in output_rows} == {""}, (
+            "the threshold is of the run, which is not what is deployed"
+        )
         engine.refuse = change
         with pytest.raises(StageError, match="changed over from version another to newer"):
-            predicted(place, rows, "second.csv", gateway)
-    assert not place.output("second.csv").exists()
+            predicted(prediction_run, rows, "second.csv", gateway)
+    assert not prediction_run.output("second.csv").exists()
 
 
 def test_the_probabilities_of_a_gateway_are_those_of_its_decisions(tmp_path: Path, tokenizer: Any) -> None:
-    place = make_run(tmp_path)
-    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    prediction_run = make_run(tmp_path)
+    deployed = task_gateway.make_deployed_task(
+        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+    )
     tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
     with door(deployed, StandInEngine(answer_by_hash), "v1") as (gateway, _):
-        (found,) = predicted(place, rows, "out.parquet", gateway, "--probabilities")
-    assert list(found["probabilities"]) == list(task_gateway.LABELS)
-    assert sum(found["probabilities"].values()) == pytest.approx(1)
+        (output_row,) = predicted(prediction_run, rows, "out.parquet", gateway, "--probabilities")
+    assert list(output_row["probabilities"]) == list(task_gateway.LABELS)
+    assert sum(output_row["probabilities"].values()) == pytest.approx(1)
 
 
 def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_path: Path, tokenizer: Any) -> None:
-    place = make_run(tmp_path)
-    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    prediction_run = make_run(tmp_path)
+    deployed = task_gateway.make_deployed_task(
+        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+    )
     tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
     engine = StandInEngine(answer_by_hash)
-    with door(deployed, engine, "v1") as (gateway, made_door):
+    with door(deployed, engine, "v1") as (gateway, state):
 
-        def change(text: str, before: int) -> int:
-            made_door.versions[TASK_NAME] = "v2"
+        def change(text: str, attempts: int) -> int:
+            state.versions[TASK_NAME] = "v2"
             return 0
 
         engine.refuse = change
         with pytest.raises(StageError, match="changed over from version v1 to v2"):
-            predicted(place, rows, "out.jsonl", gateway, "--probabilities")
-    assert not place.output("out.jsonl").exists()
+            predicted(prediction_run, rows, "out.jsonl", gateway, "--probabilities")
+    assert not prediction_run.output("out.jsonl").exists()
 
 
 def test_what_is_no_gateway_or_wants_another_key_is_said_before_a_row_is_asked(tmp_path: Path) -> None:
-    place = make_run(tmp_path)
-    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    prediction_run = make_run(tmp_path)
+    deployed = task_gateway.make_deployed_task(
+        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+    )
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
     engine = StandInEngine(answer_by_hash)
     with stand_in_engine.run_stand_in(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
-        predicted(place, rows, "out.csv", address)
+        predicted(prediction_run, rows, "out.csv", address)
     with door(deployed, engine, "v1", "key") as (gateway, _), pytest.raises(StageError, match="INSOURCE_API_KEY"):
-        predicted(place, rows, "out.csv", gateway)
-    assert not engine.seen and not place.output("").exists()
+        predicted(prediction_run, rows, "out.csv", gateway)
+    assert not engine.seen and not prediction_run.output("").exists()

@@ -68,15 +68,17 @@ def test_what_training_wrote_may_be_served(folder: Path) -> None:
     assert artifact_checks.max_lora_rank({"classifier": folder}) == 8
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["hashes kept", "hashes written anew"])
-def test_a_template_changed_after_training(folder: Path, again: bool) -> None:
+@pytest.mark.parametrize("rewrite_hashes", [False, True], ids=["hashes kept", "hashes written anew"])
+def test_a_template_changed_after_training(folder: Path, rewrite_hashes: bool) -> None:
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    if again:
+    if rewrite_hashes:
         resummed(folder)
-    told = problems(folder)
+    message = problems(folder)
     assert (
-        "chat_template.jinja" in told and "asked otherwise than it was taught" in told and "put the trained one" in told
+        "chat_template.jinja" in message
+        and "asked otherwise than it was taught" in message
+        and "put the trained one" in message
     )
 
 
@@ -93,25 +95,25 @@ def test_what_vllm_serves_only_merged(folder: Path) -> None:
         path, atomic_files.read_json(path) | {"use_dora": True, "bias": "all", "modules_to_save": ["lm_head"]}
     )
     resummed(folder)
-    told = problems(folder)
-    assert all(word in told for word in ("use_dora", "bias 'all'", "modules_to_save", "SET=serve.model=merged"))
+    message = problems(folder)
+    assert all(word in message for word in ("use_dora", "bias 'all'", "modules_to_save", "SET=serve.model=merged"))
 
 
 def test_a_pickle_instead_of_safetensors(folder: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     resummed(folder)
-    told = problems(folder)
-    assert "adapter_model.bin" in told and "is a pickle" in told and "only safetensors are served" in told
-    assert "adapter_model.safetensors is missing" in told
+    message = problems(folder)
+    assert "adapter_model.bin" in message and "is a pickle" in message and "only safetensors are served" in message
+    assert "adapter_model.safetensors is missing" in message
 
 
-@pytest.mark.parametrize("kept", [0, 4, 60, 5000])
-def test_a_truncated_file(folder: Path, kept: int) -> None:
+@pytest.mark.parametrize("n_bytes", [0, 4, 60, 5000])
+def test_a_truncated_file(folder: Path, n_bytes: int) -> None:
     path = folder / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:n_bytes])
     resummed(folder)
-    told = problems(folder)
-    assert path.name in told and ("cut short" in told or "is no safetensors file" in told)
+    message = problems(folder)
+    assert path.name in message and ("cut short" in message or "is no safetensors file" in message)
 
 
 def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> None:
@@ -127,11 +129,11 @@ def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> No
     assert artifact_checks.check_model(merged) == []
     shard = merged / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    (told,) = artifact_checks.check_model(merged)
-    assert shard.name in told and "cut short" in told and "make export" in told
+    (message,) = artifact_checks.check_model(merged)
+    assert shard.name in message and "cut short" in message and "make export" in message
     shard.unlink()
-    (told,) = artifact_checks.check_model(merged)
-    assert f"{shard.name} is missing" in told
+    (message,) = artifact_checks.check_model(merged)
+    assert f"{shard.name} is missing" in message
 
 
 def test_one_changed_byte(folder: Path) -> None:
@@ -143,19 +145,21 @@ def test_one_changed_byte(folder: Path) -> None:
 
 
 def test_a_base_of_another_shape(folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(POCKET, tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
-    save_file({name: one[..., :-8].contiguous() for name, one in tensors.items()}, other / "model.safetensors")
-    told = problems(folder, other)
-    assert "is not the one of this adapter (pocket/model)" in told and "set model.base to that one" in told
+    other_base = shutil.copytree(POCKET, tmp_path / "other")
+    tensors = load_file(other_base / "model.safetensors")
+    save_file(
+        {name: tensor[..., :-8].contiguous() for name, tensor in tensors.items()}, other_base / "model.safetensors"
+    )
+    message = problems(folder, other_base)
+    assert "is not the one of this adapter (pocket/model)" in message and "set model.base to that one" in message
 
 
 def test_a_base_with_other_weights(folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(POCKET, tmp_path / "other")
-    tensors = load_file(other / "model.safetensors")
-    save_file({name: one * 1.01 for name, one in tensors.items()}, other / "model.safetensors")
-    told = problems(folder, other)
-    assert "model.safetensors differ" in told and "is not as it was in training" in told
+    other_base = shutil.copytree(POCKET, tmp_path / "other")
+    tensors = load_file(other_base / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, other_base / "model.safetensors")
+    message = problems(folder, other_base)
+    assert "model.safetensors differ" in message and "is not as it was in training" in message
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -163,10 +167,10 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_weights_take_more_memory_than_there_is() -> None:
-    asked = LaunchPlan(str(POCKET), "pocket", Serve(cpu_cache_gib=2.0), use_cpu=True)
-    assert launch_plan.memory_problem(asked, 4 * 2**30) is None
-    told = launch_plan.memory_problem(asked, 2**30)
-    assert told is not None and "not enough memory" in told and "serve.cpu_cache_gib" in told
+    plan = LaunchPlan(str(POCKET), "pocket", Serve(cpu_cache_gib=2.0), use_cpu=True)
+    assert launch_plan.memory_problem(plan, 4 * 2**30) is None
+    message = launch_plan.memory_problem(plan, 2**30)
+    assert message is not None and "not enough memory" in message and "serve.cpu_cache_gib" in message
 
 
 @pytest.mark.parametrize(("amx", "dtypes"), [(True, ["float32", "bfloat16"]), (False, ["float32", "float32"])])
@@ -175,7 +179,7 @@ def test_int8_is_computed_in_what_the_kernel_for_this_cpu_takes(
 ) -> None:
     monkeypatch.setattr(environment, "cpu_has_amx", lambda: amx)
     folders = ("run/merged", "run/quantized/int8")
-    assert [LaunchPlan(one, "small", Serve(), use_cpu=True).dtype for one in folders] == dtypes
+    assert [LaunchPlan(model_folder, "small", Serve(), use_cpu=True).dtype for model_folder in folders] == dtypes
     assert LaunchPlan("run/quantized/int8", "small", Serve(dtype="float16"), use_cpu=True).dtype == "float16"
 
 
@@ -189,15 +193,15 @@ def test_an_open_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_serves_adapters_and_hides_the_key(folder: Path) -> None:
-    asked = LaunchPlan("base", "base", Serve(), True, adapters={"classifier": folder}, max_lora_rank=8)
-    words = vllm_command(asked, Address("127.0.0.1", 8000))
-    shown: Callable[[str], Any] = lambda name: words[words.index(name) + 1]  # noqa: E731
-    assert (shown("--dtype"), shown("--max-lora-rank"), shown("--load-format")) == ("float32", "8", "safetensors")
-    assert shown("--lora-modules") == f"classifier={folder}"
-    assert shown("--allowed-media-domains") == "none.invalid"
-    assert json.loads(shown("--override-generation-config")) == {"temperature": 0.0}
-    assert vllm_environment(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in vllm_environment(asked, None)
+    plan = LaunchPlan("base", "base", Serve(), True, adapters={"classifier": folder}, max_lora_rank=8)
+    argv = vllm_command(plan, Address("127.0.0.1", 8000))
+    option: Callable[[str], Any] = lambda name: argv[argv.index(name) + 1]  # noqa: E731
+    assert (option("--dtype"), option("--max-lora-rank"), option("--load-format")) == ("float32", "8", "safetensors")
+    assert option("--lora-modules") == f"classifier={folder}"
+    assert option("--allowed-media-domains") == "none.invalid"
+    assert json.loads(option("--override-generation-config")) == {"temperature": 0.0}
+    assert vllm_environment(plan, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(argv)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in vllm_environment(plan, None)
 
 
 def planned(folder: Path, name: str = "smol", base: str = "/models/smol") -> tuple[ServedModel, LaunchPlan]:
@@ -212,44 +216,44 @@ def planned(folder: Path, name: str = "smol", base: str = "/models/smol") -> tup
 
 def test_a_base_that_is_named_like_a_recipe_gets_another_name(folder: Path) -> None:
     """vLLM refuses to start where base and adapter have one name."""
-    _, made = planned(folder)
-    assert (made.name, list(made.adapters)) == ("smol-base", ["smol"])
-    _, made = planned(folder, name="other")
-    assert (made.name, list(made.adapters)) == ("smol", ["other"])
+    _, plan = planned(folder)
+    assert (plan.name, list(plan.adapters)) == ("smol-base", ["smol"])
+    _, plan = planned(folder, name="other")
+    assert (plan.name, list(plan.adapters)) == ("smol", ["other"])
 
 
 def test_vllm_gets_template_tokenizer_and_stop_of_the_training(folder: Path) -> None:
-    _, made = planned(folder)
-    words = vllm_command(made, Address("127.0.0.1", 1))
-    following = dict(pairwise(words))
+    _, plan = planned(folder)
+    argv = vllm_command(plan, Address("127.0.0.1", 1))
+    following = dict(pairwise(argv))
     assert following["--chat-template"] == str(folder / "chat_template.jinja")
     assert following["--tokenizer"] == following["--generation-config"] == str(folder)
     assert following["--tokenizer-mode"] == "hf"
     # Of an earlier version of this project, without a generation config.
     (folder / "generation_config.json").unlink()
-    assert dict(pairwise(vllm_command(made, Address("127.0.0.1", 1))))["--generation-config"] == "vllm"
+    assert dict(pairwise(vllm_command(plan, Address("127.0.0.1", 1))))["--generation-config"] == "vllm"
 
 
 def test_a_version_with_another_template_or_stop_is_not_loaded_beside(folder: Path, tmp_path: Path) -> None:
-    served, running = planned(folder)
-    assert versions.find_incompatibility(running, served) is None
-    other = shutil.copytree(folder, tmp_path / "later" / "adapter")
-    later = replace(served, run=Run(other.parent))
-    prompt = atomic_files.read_json(other / "prompt.json")
-    atomic_files.write_json(other / "prompt.json", prompt | {"stop": "<|user|>"})
-    resummed(other)
-    assert "another stop token" in str(versions.find_incompatibility(running, later))
-    template = other / "chat_template.jinja"
+    served, running_plan = planned(folder)
+    assert versions.find_incompatibility(running_plan, served) is None
+    other_folder = shutil.copytree(folder, tmp_path / "later" / "adapter")
+    later_model = replace(served, run=Run(other_folder.parent))
+    prompt = atomic_files.read_json(other_folder / "prompt.json")
+    atomic_files.write_json(other_folder / "prompt.json", prompt | {"stop": "<|user|>"})
+    resummed(other_folder)
+    assert "another stop token" in str(versions.find_incompatibility(running_plan, later_model))
+    template = other_folder / "chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8") + "{# later #}", encoding="utf-8")
     sha256 = atomic_files.sha256(template)
-    atomic_files.write_json(other / "prompt.json", prompt | {"chat_template_sha256": sha256})
-    resummed(other)
-    assert "its chat template is another" in str(versions.find_incompatibility(running, later))
+    atomic_files.write_json(other_folder / "prompt.json", prompt | {"chat_template_sha256": sha256})
+    resummed(other_folder)
+    assert "its chat template is another" in str(versions.find_incompatibility(running_plan, later_model))
 
 
 def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
     """The run was trained on another machine, or the cache that held the base was emptied."""
-    there, _ = planned(folder)
-    gone = there.recipe.with_model(base=str(tmp_path / "gone"), quantization="none")
+    served, _ = planned(folder)
+    recipe = served.recipe.with_model(base=str(tmp_path / "gone"), quantization="none")
     with pytest.raises(RecipeError, match="there is no such folder"):
-        launch_plan.locate_base(replace(there, recipe=gone), Serve())
+        launch_plan.locate_base(replace(served, recipe=recipe), Serve())

@@ -27,20 +27,20 @@ class Server:
         self.freed, self.computes_for_others = threading.Event(), False
         self.counted, self.asked, self.keys = 0, 0, set[str]()
         self.status = 200
-        here = self
+        fake_server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                here.asked += 1
-                here.keys.add(self.headers.get("Authorization", ""))
-                here.freed.wait(20)
-                here.counted += body["max_tokens"]
-                self.answer(b"{}", here.status)
+                fake_server.asked += 1
+                fake_server.keys.add(self.headers.get("Authorization", ""))
+                fake_server.freed.wait(20)
+                fake_server.counted += body["max_tokens"]
+                self.answer(b"{}", fake_server.status)
 
             def do_GET(self) -> None:
-                here.counted += here.computes_for_others
-                self.answer(METRICS.format(prompt=7, written=here.counted).encode(), 200)
+                fake_server.counted += fake_server.computes_for_others
+                self.answer(METRICS.format(prompt=7, written=fake_server.counted).encode(), 200)
 
             def answer(self, body: bytes, status: int) -> None:
                 self.send_response(status)
@@ -59,11 +59,11 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(heartbeat, "PROBE_SECONDS", 0.2)
-    made = Server()
-    yield made
-    made.freed.set()
-    made.http.shutdown()
-    made.http.server_close()
+    fake_server = Server()
+    yield fake_server
+    fake_server.freed.set()
+    fake_server.http.shutdown()
+    fake_server.http.server_close()
 
 
 def beat_of(server: Server, hang_seconds: float = 20.0) -> Heartbeat:
@@ -71,9 +71,9 @@ def beat_of(server: Server, hang_seconds: float = 20.0) -> Heartbeat:
 
 
 def until(beat: Heartbeat, reached: Callable[[float], bool]) -> None:
-    end = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while not reached(beat.silent_seconds()):
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -95,8 +95,8 @@ def test_a_server_that_computes_nothing_is_silent_and_asked_once(server: Server)
 
 def test_a_busy_server_whose_queue_is_long_is_not_silent(server: Server) -> None:
     server.computes_for_others = True
-    beat, end = beat_of(server), time.monotonic() + 1.0
-    while time.monotonic() < end:
+    beat, deadline = beat_of(server), time.monotonic() + 1.0
+    while time.monotonic() < deadline:
         assert beat.silent_seconds() < 1.0
         time.sleep(0.05)
     server.computes_for_others = False
@@ -116,7 +116,7 @@ def test_what_answers_with_an_error_of_its_own_or_not_at_all_does_not_answer(ser
 def test_time_in_which_the_watcher_itself_stood_still_does_not_count(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beat, real = beat_of(server), time.monotonic
+    beat, real_clock = beat_of(server), time.monotonic
     beat.silent_seconds()
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: real() + 3600)
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: real_clock() + 3600)
     assert beat.silent_seconds() < 10

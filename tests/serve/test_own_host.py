@@ -25,8 +25,8 @@ def answered(kind: str = "http", **headers: str) -> list[dict[str, Any]]:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}
 
-    given = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    asyncio.run(HostCheck(app)({"type": kind, "headers": given}, receive, send))
+    raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    asyncio.run(HostCheck(app)({"type": kind, "headers": raw_headers}, receive, send))
     return sent
 
 

@@ -20,15 +20,15 @@ PARITY = Parity()
 
 def lost(value: float, trained: float, low: float, high: float) -> ScoreDifference:
     """A difference of accuracy on 500 rows, with an interval that is given."""
-    seen = paired.compute_paired_difference(
+    difference = paired.compute_paired_difference(
         metric_stats.mean_metric([1.0] * 500), metric_stats.mean_metric([1.0] * 500)
     )
-    return ScoreDifference("accuracy", value, trained, replace(seen, delta=value - trained, low=low, high=high))
+    return ScoreDifference("accuracy", value, trained, replace(difference, delta=value - trained, low=low, high=high))
 
 
-def found(**changes: Any) -> ParityResult:
+def found(**overrides: Any) -> ParityResult:
     flip = Mismatch("T000017", "refund_status", "billing_dispute", 0.02)
-    what: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "which": "adapter",
         "n": 500,
         "prompt_ids_equal": 1.0,
@@ -37,7 +37,7 @@ def found(**changes: Any) -> ParityResult:
         "other": lost(0.862, 0.864, -0.008, 0.004),
         "valid": {"grammar": (1.0, 500), "none": (0.97, 100)},
     }
-    return ParityResult(**(what | changes))
+    return ParityResult(**(fields | overrides))
 
 
 def test_all_floors_hold() -> None:
@@ -46,22 +46,28 @@ def test_all_floors_hold() -> None:
 
 
 def test_one_prompt_that_is_read_otherwise_is_too_many() -> None:
-    (told,) = found(prompt_ids_equal=0.998, first_other_prompt="T000003").failures(PARITY)
-    assert "0.2% of 500 prompts, first in row T000003" in told and "chat template" in told
+    (failure,) = found(prompt_ids_equal=0.998, first_other_prompt="T000003").failures(PARITY)
+    assert "0.2% of 500 prompts, first in row T000003" in failure and "chat template" in failure
 
 
 def test_the_same_weights_must_agree() -> None:
     flips = [Mismatch(f"T{n}", "a", "b", 3.0) for n in range(6)]
-    (told,) = found(same=SameWeightsAgreement(500, 0.988, flips)).failures(PARITY)
-    assert "98.8% of 500" in told and "99.0%" in told and "first row T0: 'b' where transformers answers 'a'" in told
+    (failure,) = found(same=SameWeightsAgreement(500, 0.988, flips)).failures(PARITY)
+    assert (
+        "98.8% of 500" in failure
+        and "99.0%" in failure
+        and "first row T0: 'b' where transformers answers 'a'" in failure
+    )
     assert found(same=SameWeightsAgreement(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
 
 
 def test_rows_within_rounding_are_told_apart_and_not_held_against_what_is_served() -> None:
     close = [Mismatch(f"T{n}", "a", "b", 0.1) for n in range(40)]
     assert found(same=SameWeightsAgreement(500, 1.0, [], close)).failures(PARITY) == []
-    (told,) = found(same=SameWeightsAgreement(500, 0.98, [Mismatch("T99", "a", "b", 2.0)] * 10, close)).failures(PARITY)
-    assert "98.0% of 500" in told and "(40 more differ within rounding)" in told and "first row T99" in told
+    (failure,) = found(same=SameWeightsAgreement(500, 0.98, [Mismatch("T99", "a", "b", 2.0)] * 10, close)).failures(
+        PARITY
+    )
+    assert "98.0% of 500" in failure and "(40 more differ within rounding)" in failure and "first row T99" in failure
     report = {"start_seconds": {"adapter": 31.4}, "repeated": []}
     assert "| 100.0% of 500, and 40 within rounding |" in report_text.parity_markdown(
         "classifier", report, [found(same=SameWeightsAgreement(500, 1.0, [], close))], PARITY
@@ -69,29 +75,29 @@ def test_rows_within_rounding_are_told_apart_and_not_held_against_what_is_served
 
 
 def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: Path) -> None:
-    def of(hardware: str, dtype: str = "auto") -> float:
+    def tolerance(hardware: str, dtype: str = "auto") -> float:
         recipe = load("classifier", [f"serve.dtype={dtype}"], hardware).recipe
         return launch_plan.rounding_tolerance(
             launch_plan.ServedModel("classifier", Run(tmp_path), recipe, "adapter"), recipe.serve
         )
 
-    assert of("cpu") == 0.0
-    assert of("cpu", "bfloat16") == of("gpu") == of("gpu", "float32") == 0.25
-    assert 0 < of("cpu", "float16") < 0.05
+    assert tolerance("cpu") == 0.0
+    assert tolerance("cpu", "bfloat16") == tolerance("gpu") == tolerance("gpu", "float32") == 0.25
+    assert 0 < tolerance("cpu", "float16") < 0.05
     received = [Completion(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b", *"a" * 16)]
     margins = [3.0, 3.0, 0.1, None, *[3.0] * 16]
-    trained = [{"id": f"T{at}", "answer": "a", "margin": margin} for at, margin in enumerate(margins)]
+    trained = [{"id": f"T{index}", "answer": "a", "margin": margin} for index, margin in enumerate(margins)]
     for rounding, flips, close in ((0.25, ["T1", "T3"], ["T2"]), (0.0, ["T1", "T2", "T3"], [])):
         probed = ParityProbe(None, {}, [], trained, True, rounding)  # type: ignore[arg-type]
         same = check._compare_answers(probed, received)
-        assert ([one.id for one in same.flips], [one.id for one in same.close]) == (flips, close)
+        assert ([mismatch.id for mismatch in same.flips], [mismatch.id for mismatch in same.close]) == (flips, close)
         assert same.agreement == 1 - len(flips) / 20
 
 
 def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() -> None:
     # Every long answer has a token with a small margin.
     received = [Completion("", "classifier", Usage(1, 1), "stop") for _ in range(500)]
-    trained = [{"id": f"T{at}", "answer": "a", "margin": 0.1} for at in range(500)]
+    trained = [{"id": f"T{index}", "answer": "a", "margin": 0.1} for index in range(500)]
     same = check._compare_answers(ParityProbe(None, {}, [], trained, True, 0.25), received)  # type: ignore[arg-type]
     assert same.agreement == 0 and len(same.flips) == 500 and not same.close
 
@@ -102,12 +108,12 @@ def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() ->
 def test_other_weights_are_refused_only_where_they_are_surely_worse(low: float, high: float, judged: str) -> None:
     other = lost(0.82, 0.86, low, high)
     assert other.judged(PARITY.score_drop) == judged
-    what = found(other=other, same=None, which="quantized/int8")
-    told = what.failures(PARITY)
-    assert bool(told) == (judged == "worse")
+    result = found(other=other, same=None, which="quantized/int8")
+    failures = result.failures(PARITY)
+    assert bool(failures) == (judged == "worse")
     # A lower score is a result to compare, and other answers of the same weights are none; they are told by agreement.
-    assert what.mismatches(PARITY) == [] and found(other=other).failures(PARITY) == []
-    assert not told or "82.0% against 86.0% of 500 rows" in told[0]
+    assert result.mismatches(PARITY) == [] and found(other=other).failures(PARITY) == []
+    assert not failures or "82.0% against 86.0% of 500 rows" in failures[0]
 
 
 def test_the_table_names_what_differs_and_how_close_it_was() -> None:
@@ -135,25 +141,28 @@ INFO 11-21 10:00:00 [api_server.py:12] vLLM API server version 0.32.0
 
 
 def test_the_servers_own_words_are_its_errors_without_tracebacks() -> None:
-    said = server_process.extract_errors(LOG)
-    assert said == [
+    errors = server_process.extract_errors(LOG)
+    assert errors == [
         "ValueError: No available memory for the cache blocks.",
         "RuntimeError: Engine core initialization failed.",
     ]
     assert (
-        "up to 0.95" in server_process.known_error_hint("\n".join(said)) and server_process.known_error_hint("ok") == ""
+        "up to 0.95" in server_process.known_error_hint("\n".join(errors))
+        and server_process.known_error_hint("ok") == ""
     )
-    taken = (
+    memory_error = (
         "ValueError: Free memory on device cuda:0 (20.9/23.6 GiB) on startup is less than desired GPU memory "
         "utilization (0.9, 21.24 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
     )
     assert "a lower serve.gpu_memory_utilization" in server_process.known_error_hint(
-        taken
-    ) and "0.95" not in server_process.known_error_hint(taken)
-    beyond = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
-    assert "a lower serve.gpu_memory_utilization" in server_process.known_error_hint(beyond)
-    pydantic = "pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long [type=v]\n"
-    assert server_process.extract_errors(pydantic)[0].endswith("for ModelConfig Value error, too long [type=v]")
+        memory_error
+    ) and "0.95" not in server_process.known_error_hint(memory_error)
+    allocation_error = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert "a lower serve.gpu_memory_utilization" in server_process.known_error_hint(allocation_error)
+    validation_error = (
+        "pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long [type=v]\n"
+    )
+    assert server_process.extract_errors(validation_error)[0].endswith("for ModelConfig Value error, too long [type=v]")
     assert server_process.extract_errors("one\n\ntwo\n") == ["one", "two"]
 
 
@@ -162,10 +171,10 @@ def test_a_port_that_is_taken_is_told_with_one_that_is_free() -> None:
 
     from insource.config.errors import RecipeError
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(RecipeError, match=rf"127\.0\.0\.1:{port} cannot be listened at: .* SET=serve\.port=\d+"):
             server_process.check_port_free("127.0.0.1", port)
     server_process.check_port_free("127.0.0.1", port)

@@ -27,19 +27,19 @@ def test_a_failed_start_is_tried_again_and_counts_as_a_death(
     with lifecycle.stop_on_exit(vllm):
         lifecycle.start_and_wait(vllm)
         (tmp_path / "no_start").touch()
-        killed = [vllm.pid]
+        killed_pids = [vllm.pid]
         os.kill(vllm.pid, signal.SIGKILL)
 
         def kill_again() -> None:
             """Twice more, each time that it is up: with the failed start that is too often."""
-            while len(killed) < 3:
-                if vllm.alive() and vllm.pid not in killed and server_process.is_healthy(vllm.address):
-                    killed.append(vllm.pid)
+            while len(killed_pids) < 3:
+                if vllm.alive() and vllm.pid not in killed_pids and server_process.is_healthy(vllm.address):
+                    killed_pids.append(vllm.pid)
                     os.kill(vllm.pid, signal.SIGKILL)
                 threading.Event().wait(0.05)
 
         threading.Thread(target=kill_again, daemon=True).start()
         with pytest.raises(StageError, match="has failed 4 times"):
             server.restart_loop(vllm, [], None)
-    said = capfd.readouterr().err
-    assert "did not start again" in said and "not enough memory" in said
+    stderr = capfd.readouterr().err
+    assert "did not start again" in stderr and "not enough memory" in stderr

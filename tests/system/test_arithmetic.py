@@ -23,11 +23,11 @@ def test_served_answers_are_the_trained_ones_under_other_arithmetic(small_recipe
         ("train.export", "export.quantize=none"),
         ("serve.parity", "export.quantize=none"),
     )
-    for stage, *words in stages:
-        answer = commands.run_command(runs, stage, small_recipe, *words, **OTHER)
-        assert answer.returncode == 0, answer.stderr
-        assert "gemm_4bit_forward" not in answer.stderr
+    for stage, *args in stages:
+        completed = commands.run_command(runs, stage, small_recipe, *args, **OTHER)
+        assert completed.returncode == 0, completed.stderr
+        assert "gemm_4bit_forward" not in completed.stderr
     report = atomic_files.read_json(Run((runs / "small" / "latest").resolve()).folder / "parity.json")
-    assert [one["which"] for one in report["forms"]] == ["merged", "adapter"]
-    for one in report["forms"]:
-        assert one["prompt_ids_equal"] == 1 and one["same"]["agreement"] >= 0.995
+    assert [form["which"] for form in report["forms"]] == ["merged", "adapter"]
+    for form in report["forms"]:
+        assert form["prompt_ids_equal"] == 1 and form["same"]["agreement"] >= 0.995

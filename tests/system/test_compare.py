@@ -36,10 +36,10 @@ def run_in(runs: Path) -> Run:
 @pytest.fixture(scope="module")
 def stand_in(runs: Path) -> Iterator[str]:
     """The untuned base behind both wires, as a provider would be: the address of the server."""
-    here = run_in(runs)
-    served = ServedModel("small", here, here.recipe(), "adapter")
+    run = run_in(runs)
+    served = ServedModel("small", run, run.recipe(), "adapter")
     address = Address("127.0.0.1", server_process.free_port())
-    vllm = VllmProcess(launch_plan.plan_base_launch(served, here.recipe().serve), address, runs.parent / "stand-in.log")
+    vllm = VllmProcess(launch_plan.plan_base_launch(served, run.recipe().serve), address, runs.parent / "stand-in.log")
     vllm.start()
     try:
         vllm.wait_ready()
@@ -50,16 +50,16 @@ def stand_in(runs: Path) -> Iterator[str]:
 
 def asked(runs: Path, address: str) -> list[str]:
     """What a recipe says of a comparison with two stand-ins, a file of answers, and a model that has no key."""
-    here = run_in(runs)
-    model = launch_plan.base_name(atomic_files.read_json(here.folder / "adapter" / "prompt.json"))
-    rows = list(atomic_files.read_jsonl(here.folder / "data" / "test.jsonl"))
-    known = here.folder.parent.parent / "known.jsonl"
+    run = run_in(runs)
+    model = launch_plan.base_name(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
+    rows = list(atomic_files.read_jsonl(run.folder / "data" / "test.jsonl"))
+    answers_path = run.folder.parent.parent / "known.jsonl"
     lines = [json.dumps({"id": row["id"], "output": row["target"]}) for row in rows[1:]]
-    known.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    answers_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     baselines = [
         f"{{provider: openai, model: {model}, base_url: '{address}/v1', name: through openai}}",
         f"{{provider: anthropic, model: {model}, base_url: '{address}', name: through anthropic, shots: 2}}",
-        f"{{provider: file, path: '{known}', name: what we have}}",
+        f"{{provider: file, path: '{answers_path}', name: what we have}}",
         "{provider: openai, model: gpt-6-luna}",
     ]
     primary = "{system: tuned, baseline: through openai, metric: accuracy}"
@@ -75,126 +75,133 @@ def asked(runs: Path, address: str) -> list[str]:
 def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     runs: Path, small_recipe: Path, stand_in: str
 ) -> None:
-    words = asked(runs, stand_in)
-    answer = commands.run_command(runs, "compare", small_recipe, *words, OPENAI_API_KEY="")
-    assert answer.returncode == 0, answer.stderr
-    here = run_in(runs)
-    scores = atomic_files.read_json(here.folder / "scores.json")
-    n = scores["task"]["n_test"]
+    args = asked(runs, stand_in)
+    completed = commands.run_command(runs, "compare", small_recipe, *args, OPENAI_API_KEY="")
+    assert completed.returncode == 0, completed.stderr
+    run = run_in(runs)
+    scores = atomic_files.read_json(run.folder / "scores.json")
+    n_test = scores["task"]["n_test"]
     names = ["tuned", "tuned:2-shot", "adapter", "base", "base:1-shot", "tfidf"]
     names += ["through openai", "through anthropic", "what we have"]
     assert list(scores["systems"]) == names
-    for name, one in scores["systems"].items():
-        assert one["n"] == n and one["complete"] is (name != "what we have"), name
-        value = one["metrics"]["accuracy"]
+    for name, system in scores["systems"].items():
+        assert system["n"] == n_test and system["complete"] is (name != "what we have"), name
+        value = system["metrics"]["accuracy"]
         assert value["ci_low"] <= value["value"] <= value["ci_high"]
-    assert scores["systems"]["what we have"]["metrics"]["accuracy"]["value"] == pytest.approx((n - 1) / n)
+    assert scores["systems"]["what we have"]["metrics"]["accuracy"]["value"] == pytest.approx((n_test - 1) / n_test)
     for name in ("through openai", "through anthropic"):
-        one = scores["systems"][name]
-        assert one["stand_in"] and "stand-in" in one["title"] and one["answered"] == n
-        assert one["validity"]["label"] == 1 and one["latency"]["n"] == n and one["repeats"]["rows"] == 50
-    assert answer.stderr.count("vllm      starting") == 2, (
+        system = scores["systems"][name]
+        assert system["stand_in"] and "stand-in" in system["title"] and system["answered"] == n_test
+        assert system["validity"]["label"] == 1 and system["latency"]["n"] == n_test and system["repeats"]["rows"] == 50
+    assert completed.stderr.count("vllm      starting") == 2, (
         "the adapter and its base by one server, the merged by another"
     )
-    assert answer.stderr.rindex("vllm      starting") < answer.stderr.index(" up after "), "both before one is asked"
+    assert completed.stderr.rindex("vllm      starting") < completed.stderr.index(" up after "), (
+        "both before one is asked"
+    )
     # On a CPU the merged model is served; it has the weights that were trained.
     assert scores["systems"]["tuned"]["title"] == "tuned (merged)"
     assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
     # With examples it is the same weights, by the same server, and longer prompts.
-    shown = scores["systems"]["tuned:2-shot"]
-    assert (shown["title"], shown["shots"], shown["n_train"]) == (
+    with_shots = scores["systems"]["tuned:2-shot"]
+    assert (with_shots["title"], with_shots["shots"], with_shots["n_train"]) == (
         "tuned (merged), 2 similar examples",
         2,
         scores["systems"]["tuned"]["n_train"],
     )
-    assert shown["tokens"]["input"] > scores["systems"]["tuned"]["tokens"]["input"]
+    assert with_shots["tokens"]["input"] > scores["systems"]["tuned"]["tokens"]["input"]
     # The same model, greedy, held to the same labels by a schema and by a grammar.
     assert scores["agreement"]["tuned | adapter"] > 0.9
     assert scores["not_run"][0]["name"] == "openai:gpt-6-luna" and "OPENAI_API_KEY" in scores["not_run"][0]["why"]
     assert scores["verdict"]["choice"] == "inconclusive" and scores["plan"]["confirmatory"]
-    assert (here.folder / "report.html").stat().st_size > 20_000
+    assert (run.folder / "report.html").stat().st_size > 20_000
     ledger = list(atomic_files.read_jsonl(runs / "small" / "ledger.jsonl"))
     assert len(ledger) == 1 and ledger[0]["test_sha256"] == scores["integrity"]["test_sha256"]
-    assert answer.stdout.splitlines()[0].startswith("verdict   INCONCLUSIVE")
-    assert len(answer.stdout.splitlines()) <= 10 and "report.html" in answer.stdout
-    predicted = list(atomic_files.read_jsonl(here.folder / "predictions" / "tuned.jsonl"))
-    assert len(predicted) == n and all(0 <= row["confidence"] <= 1 for row in predicted)
+    assert completed.stdout.splitlines()[0].startswith("verdict   INCONCLUSIVE")
+    assert len(completed.stdout.splitlines()) <= 10 and "report.html" in completed.stdout
+    predictions = list(atomic_files.read_jsonl(run.folder / "predictions" / "tuned.jsonl"))
+    assert len(predictions) == n_test and all(0 <= row["confidence"] <= 1 for row in predictions)
 
-    again = commands.run_command(runs, "compare", small_recipe, *words, OPENAI_API_KEY="", FRESH="1")
-    assert again.returncode == 0, again.stderr
-    assert "vllm      starting" not in again.stderr
-    after = atomic_files.read_json(here.folder / "scores.json")
-    assert metrics(after) == metrics(scores)
+    repeated = commands.run_command(runs, "compare", small_recipe, *args, OPENAI_API_KEY="", FRESH="1")
+    assert repeated.returncode == 0, repeated.stderr
+    assert "vllm      starting" not in repeated.stderr
+    new_scores = atomic_files.read_json(run.folder / "scores.json")
+    assert metrics(new_scores) == metrics(scores)
     assert len(list(atomic_files.read_jsonl(runs / "small" / "ledger.jsonl"))) == 1
-    changed = commands.run_command(
-        runs, "compare", small_recipe, *words, "compare.primary.margin=0.2", OPENAI_API_KEY=""
+    replanned = commands.run_command(
+        runs, "compare", small_recipe, *args, "compare.primary.margin=0.2", OPENAI_API_KEY=""
     )
-    assert changed.returncode == 0, changed.stderr
-    explored = atomic_files.read_json(here.folder / "scores.json")
+    assert replanned.returncode == 0, replanned.stderr
+    explored = atomic_files.read_json(run.folder / "scores.json")
     assert not explored["plan"]["confirmatory"] and "margin was 0.02" in explored["plan"]["why_not"]
 
 
 def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(runs: Path, small_recipe: Path) -> None:
     # The merged model is made of the base that was trained on, and the recipe asks for the published one.
-    words = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
-    words += ("compare.tuned_shots=1",)
-    answer = commands.run_command(runs, "compare", small_recipe, *words)
-    assert answer.returncode == 0, answer.stderr
-    here = run_in(runs)
-    scores = atomic_files.read_json(here.folder / "scores.json")
+    args = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
+    args += ("compare.tuned_shots=1",)
+    completed = commands.run_command(runs, "compare", small_recipe, *args)
+    assert completed.returncode == 0, completed.stderr
+    run = run_in(runs)
+    scores = atomic_files.read_json(run.folder / "scores.json")
     assert (
-        "fallback  tuned (merged) could not be served" in answer.stderr and "serve.base is published" in answer.stderr
+        "fallback  tuned (merged) could not be served" in completed.stderr
+        and "serve.base is published" in completed.stderr
     )
-    assert any("tuned (adapter) is compared in its place" in told for told in here.stage("compare")["fallbacks"])
-    assert [one["name"] for one in scores["not_run"]] == ["merged"]
+    assert any("tuned (adapter) is compared in its place" in fallback for fallback in run.stage("compare")["fallbacks"])
+    assert [entry["name"] for entry in scores["not_run"]] == ["merged"]
     tuned = scores["systems"]["tuned"]
     assert tuned["title"] == "tuned (adapter)" and tuned["n"] == scores["task"]["n_test"]
     assert scores["systems"]["tuned:1-shot"]["title"] == "tuned (adapter), 1 similar examples"
     # What is lost on other weights is shown with its interval, and stops nothing.
     parity = tuned["parity"]
     assert parity["agreement"] is None and parity["ci_low"] <= parity["difference"] <= parity["ci_high"]
-    assert "other weights than were trained" in (here.folder / "report.md").read_text(encoding="utf-8")
+    assert "other weights than were trained" in (run.folder / "report.md").read_text(encoding="utf-8")
     # What only explores is asked a part of the rows, and compared on those.
     assert scores["systems"]["base"]["n"] == 50 < tuned["n"]
-    assert {one["n"] for one in scores["comparisons"] if one["b"] == "base"} == {50}
-    assert any("untuned base: asked 50 of" in told for told in scores["integrity"]["fallbacks"])
+    assert {entry["n"] for entry in scores["comparisons"] if entry["b"] == "base"} == {50}
+    assert any("untuned base: asked 50 of" in fallback for fallback in scores["integrity"]["fallbacks"])
 
 
 def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, small_recipe: Path) -> None:
-    here = run_in(runs)
-    logged = {name for row in atomic_files.read_jsonl(here.folder / "metrics.jsonl") for name in row}
-    scores, recipe = atomic_files.read_json(here.folder / "scores.json"), here.recipe()
-    trained = worker.wandb_headline(TASKS[recipe.task.variant], here.stage("train")["metrics"]["validation"])
-    there = logged | set(trained) | set(wandb_comparison.build_summary(scores))
+    run = run_in(runs)
+    logged = {name for row in atomic_files.read_jsonl(run.folder / "metrics.jsonl") for name in row}
+    scores, recipe = atomic_files.read_json(run.folder / "scores.json"), run.recipe()
+    trained = worker.wandb_headline(TASKS[recipe.task.variant], run.stage("train")["metrics"]["validation"])
+    available = logged | set(trained) | set(wandb_comparison.build_summary(scores))
     for title, panels in dashboard.build_sections(recipe).items():
         for panel in panels:
-            assert set(panel.fields) <= there, (title, panel.title)
-    answer = commands.run_command(runs, "insource.tracking.dashboard", small_recipe, WANDB_API_KEY="", HOME=str(runs))
-    assert answer.returncode == 0, answer.stderr
-    assert "not logged in to W&B" in answer.stderr
-    told = (runs / "small" / "dashboard.json").read_text(encoding="utf-8")
+            assert set(panel.fields) <= available, (title, panel.title)
+    completed = commands.run_command(
+        runs, "insource.tracking.dashboard", small_recipe, WANDB_API_KEY="", HOME=str(runs)
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert "not logged in to W&B" in completed.stderr
+    content = (runs / "small" / "dashboard.json").read_text(encoding="utf-8")
     for panels in dashboard.build_sections(recipe).values():
-        assert all(field in told for panel in panels for field in panel.fields)
+        assert all(field in content for panel in panels for field in panel.fields)
 
 
 def test_the_test_set_stays_shut_in_a_dry_run(runs: Path, small_recipe: Path) -> None:
-    before = atomic_files.sha256(runs / "small" / "ledger.jsonl") if (runs / "small" / "ledger.jsonl").exists() else ""
-    answer = commands.run_command(runs, "compare", small_recipe, "--dry-run", "compare.budget_usd=1")
-    assert answer.returncode == 0, answer.stderr
-    assert "would ask" in answer.stdout
-    assert before == (atomic_files.sha256(runs / "small" / "ledger.jsonl") if before else "")
+    ledger_sha256 = (
+        atomic_files.sha256(runs / "small" / "ledger.jsonl") if (runs / "small" / "ledger.jsonl").exists() else ""
+    )
+    completed = commands.run_command(runs, "compare", small_recipe, "--dry-run", "compare.budget_usd=1")
+    assert completed.returncode == 0, completed.stderr
+    assert "would ask" in completed.stdout
+    assert ledger_sha256 == (atomic_files.sha256(runs / "small" / "ledger.jsonl") if ledger_sha256 else "")
 
 
 def test_a_test_set_that_was_touched_is_refused(runs: Path, small_recipe: Path) -> None:
     path = run_in(runs).folder / "data" / "test.jsonl"
-    kept = path.read_bytes()
+    original = path.read_bytes()
     try:
-        path.write_bytes(kept + kept.splitlines(keepends=True)[0])
-        answer = commands.run_command(runs, "compare", small_recipe)
+        path.write_bytes(original + original.splitlines(keepends=True)[0])
+        completed = commands.run_command(runs, "compare", small_recipe)
     finally:
-        path.write_bytes(kept)
-    assert answer.returncode == 1 and "is not as `make data` wrote it" in answer.stderr
+        path.write_bytes(original)
+    assert completed.returncode == 1 and "is not as `make data` wrote it" in completed.stderr
 
 
 def metrics(scores: dict[str, Any]) -> dict[str, Any]:
-    return {name: one["metrics"] for name, one in scores["systems"].items()}
+    return {name: system["metrics"] for name, system in scores["systems"].items()}

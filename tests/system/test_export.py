@@ -31,7 +31,7 @@ def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(runs: Path, tmp_path: Path) -> Path:
+def copied_runs(runs: Path, tmp_path: Path) -> Path:
     """The same, to be damaged."""
     return shutil.copytree(runs, tmp_path / "runs", symlinks=True)
 
@@ -42,28 +42,28 @@ def run_in(runs: Path) -> Run:
 
 @pytest.mark.slow
 def test_all_that_a_server_needs_is_there_and_hashed(runs: Path) -> None:
-    here = run_in(runs)
+    run = run_in(runs)
     for form in ("merged", "quantized/int8"):
-        folder = here.folder / form
+        folder = run.folder / form
         assert atomic_files.find_changes(folder) == []
-        there = {path.name for path in folder.iterdir()}
+        names = {path.name for path in folder.iterdir()}
         assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "prompt.json",
-                "README.md", "export.json", atomic_files.CHECKSUMS} <= there  # fmt: skip
-        assert not [name for name in there if name.endswith((".bin", ".pt", ".pkl"))]
-        assert (folder / "prompt.json").read_bytes() == (here.folder / "adapter" / "prompt.json").read_bytes()
-    prompt = atomic_files.read_json(here.folder / "merged" / "prompt.json")
-    tokens = atomic_files.read_json(here.folder / "merged" / "tokenizer.json")["added_tokens"]
-    (stop,) = [one["id"] for one in tokens if one["content"] == prompt["stop"]]
-    assert atomic_files.read_json(here.folder / "merged" / "generation_config.json")["eos_token_id"] in (stop, [stop])
-    assert atomic_files.read_json(here.folder / "merged" / "config.json")["dtype"] == "float32"
-    assert atomic_files.read_json(here.folder / "quantized" / "int8" / "config.json")["quantization_config"]
-    stage = here.stage("export")
+                "README.md", "export.json", atomic_files.CHECKSUMS} <= names  # fmt: skip
+        assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+        assert (folder / "prompt.json").read_bytes() == (run.folder / "adapter" / "prompt.json").read_bytes()
+    prompt = atomic_files.read_json(run.folder / "merged" / "prompt.json")
+    tokens = atomic_files.read_json(run.folder / "merged" / "tokenizer.json")["added_tokens"]
+    (stop,) = [token["id"] for token in tokens if token["content"] == prompt["stop"]]
+    assert atomic_files.read_json(run.folder / "merged" / "generation_config.json")["eos_token_id"] in (stop, [stop])
+    assert atomic_files.read_json(run.folder / "merged" / "config.json")["dtype"] == "float32"
+    assert atomic_files.read_json(run.folder / "quantized" / "int8" / "config.json")["quantization_config"]
+    stage = run.stage("export")
     assert stage["state"] == "done" and stage["outputs"].keys() == {
         "merged/SHA256SUMS",
         "quantized/int8/SHA256SUMS",
     }
-    bytes_of = stage["metrics"]["weight_bytes"]
-    assert bytes_of["quantized/int8"] < 0.8 * bytes_of["merged"]
+    weight_bytes = stage["metrics"]["weight_bytes"]
+    assert weight_bytes["quantized/int8"] < 0.8 * weight_bytes["merged"]
 
 
 def logits(model: Any, ids: list[int]) -> Any:
@@ -76,100 +76,104 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    here = run_in(runs)
-    trained = base_store.get_trained_record(atomic_files.read_json(here.folder / "adapter" / "prompt.json"))
+    run = run_in(runs)
+    trained = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     assert trained is not None and trained["quantization"] == "nf4"
-    base = AutoModelForCausalLM.from_pretrained(base_store.find(here.folder, trained["digest"]), dtype=torch.float32)
-    merged = AutoModelForCausalLM.from_pretrained(here.folder / "merged", dtype=torch.float32)
-    (one, *_) = atomic_files.read_jsonl(here.references)
-    plain = logits(base, one["prompt_ids"])
-    adapted = logits(PeftModel.from_pretrained(base, here.folder / "adapter"), one["prompt_ids"])
-    found = logits(merged, one["prompt_ids"])
+    base = AutoModelForCausalLM.from_pretrained(base_store.find(run.folder, trained["digest"]), dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(run.folder / "merged", dtype=torch.float32)
+    (reference, *_) = atomic_files.read_jsonl(run.references)
+    base_logits = logits(base, reference["prompt_ids"])
+    adapter_logits = logits(PeftModel.from_pretrained(base, run.folder / "adapter"), reference["prompt_ids"])
+    merged_logits = logits(merged, reference["prompt_ids"])
     # The order of the sums alone differs.
-    assert (found - adapted).norm() < 1e-3 * (adapted - plain).norm()
+    assert (merged_logits - adapter_logits).norm() < 1e-3 * (adapter_logits - base_logits).norm()
     published = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32)
-    assert not torch.equal(logits(published, one["prompt_ids"]), plain)
+    assert not torch.equal(logits(published, reference["prompt_ids"]), base_logits)
 
 
 @pytest.mark.slow
 def test_references_are_the_answers_of_the_trained_weights(runs: Path) -> None:
-    here = run_in(runs)
-    references = list(atomic_files.read_jsonl(here.references))
-    validation = [row["id"] for row in atomic_files.read_jsonl(here.folder / "data" / "validation.jsonl")]
-    assert [one["id"] for one in references] == validation[:500]
-    told = {"id", "prompt_ids", "answer", "token_ids", "log_probability", "field_log_probability", "margin"}
-    assert all(one.keys() == told for one in references)
-    assert not (here.folder / "merged" / "reference.jsonl").exists()
+    run = run_in(runs)
+    references = list(atomic_files.read_jsonl(run.references))
+    validation = [row["id"] for row in atomic_files.read_jsonl(run.folder / "data" / "validation.jsonl")]
+    assert [reference["id"] for reference in references] == validation[:500]
+    fields = {"id", "prompt_ids", "answer", "token_ids", "log_probability", "field_log_probability", "margin"}
+    assert all(reference.keys() == fields for reference in references)
+    assert not (run.folder / "merged" / "reference.jsonl").exists()
 
 
 @pytest.mark.slow
-def test_called_again_it_writes_only_what_is_not_as_it_was(copied: Path, small_recipe: Path) -> None:
-    here = run_in(copied)
-    answer = run_command(copied, "train.export", small_recipe)
-    assert answer.returncode == 0 and answer.stderr.count("unchanged") == 2
-    weights = here.folder / "merged" / "model.safetensors"
-    before = atomic_files.sha256(weights)
+def test_called_again_it_writes_only_what_is_not_as_it_was(copied_runs: Path, small_recipe: Path) -> None:
+    run = run_in(copied_runs)
+    completed = run_command(copied_runs, "train.export", small_recipe)
+    assert completed.returncode == 0 and completed.stderr.count("unchanged") == 2
+    weights = run.folder / "merged" / "model.safetensors"
+    weights_sha256 = atomic_files.sha256(weights)
     weights.write_bytes(weights.read_bytes()[:-100])
-    (here.folder / "quantized" / "int8" / "SHA256SUMS").unlink()
-    answer = run_command(copied, "train.export", small_recipe)
-    assert answer.returncode == 0, answer.stderr
-    assert "unchanged" not in answer.stderr
-    assert atomic_files.sha256(weights) == before
-    published = run_command(copied, "train.export", small_recipe, "serve.base=published", "export.quantize=none")
+    (run.folder / "quantized" / "int8" / "SHA256SUMS").unlink()
+    completed = run_command(copied_runs, "train.export", small_recipe)
+    assert completed.returncode == 0, completed.stderr
+    assert "unchanged" not in completed.stderr
+    assert atomic_files.sha256(weights) == weights_sha256
+    published = run_command(copied_runs, "train.export", small_recipe, "serve.base=published", "export.quantize=none")
     assert published.returncode == 0, published.stderr
-    assert atomic_files.sha256(weights) != before
+    assert atomic_files.sha256(weights) != weights_sha256
     assert atomic_files.read_json(weights.parent / "export.json")["base"] == "published"
 
 
 @pytest.mark.slow
-def test_a_base_that_was_removed_is_written_again(copied: Path, small_recipe: Path) -> None:
-    (base,) = [path for path in (copied / base_store.BASES_FOLDER).iterdir() if path.is_dir()]
-    before = atomic_files.read_checksums(base)
+def test_a_base_that_was_removed_is_written_again(copied_runs: Path, small_recipe: Path) -> None:
+    (base,) = [path for path in (copied_runs / base_store.BASES_FOLDER).iterdir() if path.is_dir()]
+    checksums = atomic_files.read_checksums(base)
     shutil.rmtree(base)
-    shutil.rmtree(run_in(copied).folder / "merged")
-    told = run_command(copied, "serve", small_recipe, "serve.model=adapter", "--dry-run")
-    assert told.returncode == 2 and "make export" in told.stderr
-    answer = run_command(copied, "train.export", small_recipe)
-    assert answer.returncode == 0, answer.stderr
-    assert atomic_files.read_checksums(base) == before
+    shutil.rmtree(run_in(copied_runs).folder / "merged")
+    refused = run_command(copied_runs, "serve", small_recipe, "serve.model=adapter", "--dry-run")
+    assert refused.returncode == 2 and "make export" in refused.stderr
+    completed = run_command(copied_runs, "train.export", small_recipe)
+    assert completed.returncode == 0, completed.stderr
+    assert atomic_files.read_checksums(base) == checksums
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_leaves_nothing_half_and_goes_on(copied: Path, small_recipe: Path) -> None:
-    here = run_in(copied)
+def test_killed_at_any_moment_it_leaves_nothing_half_and_goes_on(copied_runs: Path, small_recipe: Path) -> None:
+    run = run_in(copied_runs)
     for seconds_of_writing in (0.0, 0.4, 1.5):
-        shutil.rmtree(here.folder / "merged", ignore_errors=True)
-        asked = [sys.executable, "-m", "train.export", str(small_recipe), "--hardware", "cpu"]
+        shutil.rmtree(run.folder / "merged", ignore_errors=True)
+        argv = [sys.executable, "-m", "train.export", str(small_recipe), "--hardware", "cpu"]
         process = subprocess.Popen(
-            asked, cwd=ROOT, env=command_env(copied), stderr=subprocess.DEVNULL, start_new_session=True
+            argv, cwd=ROOT, env=command_env(copied_runs), stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while not list(here.folder.glob(".merged.*")) and process.poll() is None:
+        while not list(run.folder.glob(".merged.*")) and process.poll() is None:
             time.sleep(0.02)
         time.sleep(seconds_of_writing)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert not (here.folder / "merged").exists()
-    answer = run_command(copied, "train.export", small_recipe)
-    assert answer.returncode == 0, answer.stderr
+        assert not (run.folder / "merged").exists()
+    completed = run_command(copied_runs, "train.export", small_recipe)
+    assert completed.returncode == 0, completed.stderr
     assert (
-        atomic_files.find_changes(here.folder / "merged") == []
-        and atomic_files.find_changes(here.folder / "quantized" / "int8") == []
+        atomic_files.find_changes(run.folder / "merged") == []
+        and atomic_files.find_changes(run.folder / "quantized" / "int8") == []
     )
-    assert not list(here.folder.glob(".merged.*"))
+    assert not list(run.folder.glob(".merged.*"))
 
 
 @pytest.mark.slow
-def test_an_adapter_that_was_changed_is_not_exported(copied: Path, small_recipe: Path) -> None:
-    here = run_in(copied)
-    (here.folder / "adapter" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    answer = run_command(copied, "train.export", small_recipe)
-    assert answer.returncode == 1
-    assert "chat_template.jinja was changed" in answer.stderr and "train again" in answer.stderr
+def test_an_adapter_that_was_changed_is_not_exported(copied_runs: Path, small_recipe: Path) -> None:
+    run = run_in(copied_runs)
+    (run.folder / "adapter" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    completed = run_command(copied_runs, "train.export", small_recipe)
+    assert completed.returncode == 1
+    assert "chat_template.jinja was changed" in completed.stderr and "train again" in completed.stderr
 
 
 def test_no_run_is_told_with_what_would_do(small_recipe: Path, tmp_path: Path) -> None:
-    answer = run_command(tmp_path / "runs", "train.export", small_recipe)
-    assert answer.returncode == 2 and "no finished run" in answer.stderr and "make train RECIPE=small" in answer.stderr
+    completed = run_command(tmp_path / "runs", "train.export", small_recipe)
+    assert (
+        completed.returncode == 2
+        and "no finished run" in completed.stderr
+        and "make train RECIPE=small" in completed.stderr
+    )
 
 
 def test_what_the_hardware_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,15 +194,15 @@ def test_four_bit_weights_are_within_half_a_step_of_the_merged_ones(tmp_path: Pa
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     quantize.quantize_data_free(POCKET, "W4A16", tmp_path / "w4a16", "5GB")
-    told = atomic_files.read_json(tmp_path / "w4a16" / "config.json")["quantization_config"]
-    assert told["format"] == "pack-quantized" and told["config_groups"]["group_0"]["weights"]["num_bits"] == 4
-    whole = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32).state_dict()
+    config = atomic_files.read_json(tmp_path / "w4a16" / "config.json")["quantization_config"]
+    assert config["format"] == "pack-quantized" and config["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+    original = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32).state_dict()
     with warnings.catch_warnings():
         # transformers tells that the folder has a config of its own, and that unpacking is taken from this one.
         warnings.simplefilter("ignore")
         unpacked = CompressedTensorsConfig(dequantize=True)
-        found = AutoModelForCausalLM.from_pretrained(tmp_path / "w4a16", quantization_config=unpacked).state_dict()
+        restored = AutoModelForCausalLM.from_pretrained(tmp_path / "w4a16", quantization_config=unpacked).state_dict()
     name = "model.layers.0.mlp.down_proj.weight"
-    groups = whole[name].unflatten(1, (-1, 64))  # 704 wide, no multiple of 128
+    groups = original[name].unflatten(1, (-1, 64))  # 704 wide, no multiple of 128
     step = groups.abs().amax(-1, keepdim=True) / 7.5
-    assert (found[name].unflatten(1, (-1, 64)) - groups).abs().le(0.6 * step).all()  # half a step, and bfloat16
+    assert (restored[name].unflatten(1, (-1, 64)) - groups).abs().le(0.6 * step).all()  # half a step, and bfloat16

@@ -26,68 +26,68 @@ IN_FLIGHT, SOME = 200, 20
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with two trained, from different seeds."""
     folder = commands.exported_runs(tmp_path_factory, small_recipe, "gateway")
-    answer = commands.run_command(folder, "train", small_recipe, *commands.TRAIN_SETTINGS, "train.seed=2")
-    assert answer.returncode == 0, answer.stderr
+    completed = commands.run_command(folder, "train", small_recipe, *commands.TRAIN_SETTINGS, "train.seed=2")
+    assert completed.returncode == 0, completed.stderr
     return folder
 
 
 def trained(runs: Path) -> list[Run]:
-    found = [Run(path.parent) for path in (runs / "small").glob("2*/manifest.json")]
-    return sorted(found, key=lambda one: one.recipe().train.seed)
+    trained_runs = [Run(path.parent) for path in (runs / "small").glob("2*/manifest.json")]
+    return sorted(trained_runs, key=lambda trained_run: trained_run.recipe().train.seed)
 
 
 def deploy(runs: Path, recipe: Path, run: Run) -> str:
-    answer = commands.run_command(runs, "deploy", recipe, "--run", run.id, FORCE="1")
-    assert answer.returncode == 0, answer.stderr
+    completed = commands.run_command(runs, "deploy", recipe, "--run", run.id, FORCE="1")
+    assert completed.returncode == 0, completed.stderr
     return registry.compute_version(run.folder / "adapter")
 
 
 @pytest.mark.slow(minutes=5)
 def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     first, second = trained(runs)
-    one = deploy(runs, small_recipe, first)
+    first_version = deploy(runs, small_recipe, first)
     port, log = server_process.free_port(), tmp_path / "gateway.log"
-    place = runs.parent / "registry" / "small"
-    secret = {"INSOURCE_API_KEY": "secret"}
+    registry_dir = runs.parent / "registry" / "small"
+    key_environment = {"INSOURCE_API_KEY": "secret"}
     with commands.background_command(
-        runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **secret
+        runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **key_environment
     ) as process:
         commands.wait_for(log, "ready     ", process)
         prompt = atomic_files.read_json(first.folder / "adapter" / "prompt.json")
         answers = asyncio.run(under_load(port, prompt, lambda: deploy(runs, small_recipe, second), log))
-        two = registry.current_version(place)
-        assert two is not None and two != one
+        second_version = registry.current_version(registry_dir)
+        assert second_version is not None and second_version != first_version
         assert {status for status, _, _ in answers} == {200}
         versions = Counter(version for _, version, _ in answers)
-        assert set(versions) == {one, two} and min(versions.values()) > SOME
+        assert set(versions) == {first_version, second_version} and min(versions.values()) > SOME
         assert all(label in prompt["task"]["labels"] for _, _, label in answers)
-        commands.wait_for(log, f"drained   small@{one}", process)
+        commands.wait_for(log, f"drained   small@{first_version}", process)
 
         damaged = shutil.copytree(second.folder, tmp_path / second.id, symlinks=True)
         broken(damaged / "adapter")
-        registry.promote(place, Run(damaged), ["by hand"])
+        registry.promote(registry_dir, Run(damaged), ["by hand"])
         commands.wait_for(log, "refused   small@", process)
-        assert f"{two} goes on" in log.read_text(encoding="utf-8")
+        assert f"{second_version} goes on" in log.read_text(encoding="utf-8")
 
         misread = shutil.copytree(second.folder, tmp_path / "misread", symlinks=True)
         asked_otherwise(misread / "adapter")
-        registry.promote(place, Run(misread), ["by hand"])
-        said = commands.wait_for(log, "refused   small@", process, count=2)
-        assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in said
+        registry.promote(registry_dir, Run(misread), ["by hand"])
+        log_text = commands.wait_for(log, "refused   small@", process, count=2)
+        assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in log_text
 
-        answer = commands.run_command(runs, "deploy", small_recipe, "--rollback", "--to", one)
-        assert answer.returncode == 0, answer.stderr
-        commands.wait_for(log, f"current   small@{one}", process, count=2)
+        result = commands.run_command(runs, "deploy", small_recipe, "--rollback", "--to", first_version)
+        assert result.returncode == 0, result.stderr
+        commands.wait_for(log, f"current   small@{first_version}", process, count=2)
         answers = asyncio.run(asked(port, prompt, 8))
-        assert {(status, version) for status, version, _ in answers} == {(200, one)}
+        assert {(status, version) for status, version, _ in answers} == {(200, first_version)}
 
         for child in commands.child_pids(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         commands.wait_for(log, "vllm      died, ", process)
-        refusals, answer = asyncio.run(patiently(port, prompt))
+        refusals, result = asyncio.run(patiently(port, prompt))
         assert set(refusals) == {(503, True)}
-        assert (answer[0], answer[1]) == (200, one)
+        assert (result[0], result[1]) == (200, first_version)
 
         children = commands.child_pids(process.pid)
         process.send_signal(signal.SIGINT)
@@ -122,59 +122,59 @@ async def under_load(port: int, prompt: dict[str, Any], change: Any, log: Path) 
     """Keeps 200 requests in flight while a version is deployed. Returns (status, version, answer) of all of them."""
     answers: list[tuple[int, str, str]] = []
     done = asyncio.Event()
-    async with session(port) as asking:
+    async with session(port) as http_session:
 
-        async def keep_asking(number: int) -> None:
+        async def send_requests(number: int) -> None:
             while not done.is_set():
-                answers.append(await ask(asking, prompt, f"message {number}"))
+                answers.append(await ask(http_session, prompt, f"message {number}"))
 
-        load = [asyncio.create_task(keep_asking(number)) for number in range(IN_FLIGHT)]
+        tasks = [asyncio.create_task(send_requests(number)) for number in range(IN_FLIGHT)]
         await asyncio.sleep(2)
         version = await asyncio.to_thread(change)
         while f"current   small@{version}" not in log.read_text(encoding="utf-8"):
             await asyncio.sleep(0.1)
-            assert not any(task.done() for task in load)
-        while Counter(of for _, of, _ in answers)[version] <= SOME:
+            assert not any(task.done() for task in tasks)
+        while Counter(answering_version for _, answering_version, _ in answers)[version] <= SOME:
             await asyncio.sleep(0.1)
         done.set()
-        await asyncio.gather(*load)
+        await asyncio.gather(*tasks)
     return answers
 
 
 async def asked(port: int, prompt: dict[str, Any], count: int) -> list[tuple[int, str, str]]:
-    async with session(port) as asking:
-        return await asyncio.gather(*(ask(asking, prompt, f"message {number}") for number in range(count)))
+    async with session(port) as http_session:
+        return await asyncio.gather(*(ask(http_session, prompt, f"message {number}") for number in range(count)))
 
 
 async def patiently(port: int, prompt: dict[str, Any]) -> tuple[list[tuple[int, bool]], tuple[int, str, str]]:
     """Asks until there is an answer. Returns the refusals, as (status, whether it says when to ask again), and it."""
     refusals = []
-    async with session(port) as asking:
+    async with session(port) as http_session:
         for _ in range(commands.TIMEOUT_SECONDS):
-            async with asking.get("/health") as health:
+            async with http_session.get("/health") as health:
                 ready = health.status == 200
-            async with asking.post("/v1/chat/completions", json=body(prompt, "message")) as answer:
-                if answer.status != 200:
-                    refusals.append((answer.status, int(answer.headers.get("Retry-After", 0)) > 0))
+            async with http_session.post("/v1/chat/completions", json=body(prompt, "message")) as response:
+                if response.status != 200:
+                    refusals.append((response.status, int(response.headers.get("Retry-After", 0)) > 0))
             if ready:
                 break
             await asyncio.sleep(1)
-        return refusals, await ask(asking, prompt, "message")
+        return refusals, await ask(http_session, prompt, "message")
 
 
 def session(port: int) -> ClientSession:
     return ClientSession(f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer secret"})
 
 
-async def ask(asking: ClientSession, prompt: dict[str, Any], text: str) -> tuple[int, str, str]:
-    async with asking.post("/v1/chat/completions", json=body(prompt, text)) as answer:
-        said = await answer.json()
-        assert answer.status != 200 or said["model"] == "small"
-        label = said["choices"][0]["message"]["content"] if answer.status == 200 else str(said)
-        return answer.status, answer.headers.get("X-Insource-Version", ""), label
+async def ask(http_session: ClientSession, prompt: dict[str, Any], text: str) -> tuple[int, str, str]:
+    async with http_session.post("/v1/chat/completions", json=body(prompt, text)) as response:
+        payload = await response.json()
+        assert response.status != 200 or payload["model"] == "small"
+        label = payload["choices"][0]["message"]["content"] if response.status == 200 else str(payload)
+        return response.status, response.headers.get("X-Insource-Version", ""), label
 
 
 def body(prompt: dict[str, Any], text: str) -> dict[str, Any]:
     content = prompt["messages"][0]["content"].replace("{input}", text)
-    asked = {"model": "small", "messages": [{"role": "user", "content": content}]}
-    return asked | {"structured_outputs": {"grammar": prompt["grammar"]}}
+    request_body = {"model": "small", "messages": [{"role": "user", "content": content}]}
+    return request_body | {"structured_outputs": {"grammar": prompt["grammar"]}}

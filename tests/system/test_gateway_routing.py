@@ -22,21 +22,21 @@ def task() -> dict[str, Any]:
     recipe = load(NAME, [], "cpu").recipe
     module = TASKS["classification"]
     spec = module.make_spec(recipe.task, LABELS)
-    told = {"kind": "classification", **spec.__dict__}
-    return {"task": told, "grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
+    payload = {"kind": "classification", **spec.__dict__}
+    return {"task": payload, "grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
 
 
 def policy(threshold: float | None) -> dict[str, Any]:
     """A routing.json."""
-    why = None if threshold else "too few rows"
+    reason = None if threshold else "too few rows"
     return RoutingPolicy(
-        threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, why_none=why
+        threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, why_none=reason
     ).json()
 
 
-def told(place: GatewaySetup, threshold: float | None) -> dict[str, Any]:
+def told(gateway_setup: GatewaySetup, threshold: float | None) -> dict[str, Any]:
     """What a deployment records."""
-    folder = place.registry / routing.FOLDER
+    folder = gateway_setup.registry / routing.FOLDER
     folder.mkdir(exist_ok=True)
     atomic_files.write_json(folder / "new", policy(threshold))
     name = f"{atomic_files.sha256(folder / 'new')[:16]}.json"
@@ -48,58 +48,64 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
     tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.answer = lambda prompt: "refund_status"
-    place = GatewaySetup(tmp_path)
-    version = place.deploy("delivery_delay", task=task())
-    run = Run(place.folder / "runs" / NAME / "run-delivery_delay")
+    gateway_setup = GatewaySetup(tmp_path)
+    version = gateway_setup.deploy("delivery_delay", task=task())
+    run = Run(gateway_setup.folder / "runs" / NAME / "run-delivery_delay")
     baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{address}/v1", name: api, api_key_env: API_KEY}}]'
-    words = [LOOPBACK_SETTING, f"compare.baselines={baseline}", "compare.primary=null"]
-    asked = {"input": "a text of a customer"}
-    with place.gateway(*words, API_KEY="secret") as gateway:
+    args = [LOOPBACK_SETTING, f"compare.baselines={baseline}", "compare.primary=null"]
+    request_body = {"input": "a text of a customer"}
+    with gateway_setup.gateway(*args, API_KEY="secret") as gateway:
         assert "deployed without a comparison" in gateway.says("ready     ")
-        status, said, _ = gateway.ask(asked, f"/v1/tasks/{NAME}")
-        assert status == 200 and (said["answer"], said["reason"]) == ("delivery_delay", "no_threshold")
+        status, payload, _ = gateway.ask(request_body, f"/v1/tasks/{NAME}")
+        assert status == 200 and (payload["answer"], payload["reason"]) == ("delivery_delay", "no_threshold")
 
-        registry.promote(place.registry, run, [], told(place, 0.99))
+        registry.promote(gateway_setup.registry, run, [], told(gateway_setup, 0.99))
         gateway.says(f"routing   {NAME}: below a confidence of 0.9900 api answers")
-        _, said, headers = gateway.ask(asked, f"/v1/tasks/{NAME}")
-        assert (said["answer"], said["answered_by"], said["reason"]) == ("refund_status", "api", "below_threshold")
-        assert said["local_confidence"] == pytest.approx(0.9048, abs=1e-3)
+        _, payload, headers = gateway.ask(request_body, f"/v1/tasks/{NAME}")
+        assert (payload["answer"], payload["answered_by"], payload["reason"]) == (
+            "refund_status",
+            "api",
+            "below_threshold",
+        )
+        assert payload["local_confidence"] == pytest.approx(0.9048, abs=1e-3)
         assert headers["X-Insource-Version"] == version
 
-        registry.promote(place.registry, run, [], told(place, None))
+        registry.promote(gateway_setup.registry, run, [], told(gateway_setup, None))
         gateway.says(f"routing   {NAME}: every request stays local: too few rows")
-        assert gateway.ask(asked, f"/v1/tasks/{NAME}")[1]["answered_by"] == "local"
-        access = (place.registry.parent / "access.jsonl").read_text(encoding="utf-8")
+        assert gateway.ask(request_body, f"/v1/tasks/{NAME}")[1]["answered_by"] == "local"
+        access = (gateway_setup.registry.parent / "access.jsonl").read_text(encoding="utf-8")
         assert "customer" not in access + gateway.text() and '"path": "/v1/tasks"' in access
 
 
 def test_a_routing_file_that_was_changed_is_not_followed(tmp_path: Path) -> None:
-    place = GatewaySetup(tmp_path)
-    version = place.deploy("delivery_delay", task=task())
-    recorded = told(place, 0.5)
-    registry.promote(place.registry, Run(place.folder / "runs" / NAME / "run-delivery_delay"), [], recorded)
-    history = registry.read_history(place.registry)
-    assert routing.load_routing(place.registry, history, version).threshold == 0.5
-    (place.registry / routing.FOLDER / recorded["file"]).write_text('{"threshold": 0.0}', encoding="utf-8")
+    gateway_setup = GatewaySetup(tmp_path)
+    version = gateway_setup.deploy("delivery_delay", task=task())
+    recorded = told(gateway_setup, 0.5)
+    registry.promote(
+        gateway_setup.registry, Run(gateway_setup.folder / "runs" / NAME / "run-delivery_delay"), [], recorded
+    )
+    history = registry.read_history(gateway_setup.registry)
+    assert routing.load_routing(gateway_setup.registry, history, version).threshold == 0.5
+    (gateway_setup.registry / routing.FOLDER / recorded["file"]).write_text('{"threshold": 0.0}', encoding="utf-8")
     with pytest.raises(Exception, match="not as it was deployed"):
-        routing.load_routing(place.registry, history, version)
+        routing.load_routing(gateway_setup.registry, history, version)
 
 
 @pytest.fixture
-def compared(tmp_path: Path) -> Run:
+def compared_run(tmp_path: Path) -> Run:
     """A run that was trained and compared, as far as a deployment's routing looks at it."""
     run = Run(tmp_path / "runs" / NAME / "one")
-    rows = [{"id": f"r{at}", "input": {"text": f"text {at}"}, "target": "delivery_delay"} for at in range(40)]
-    answers = ["refund_status" if at % 4 == 0 else "delivery_delay" for at in range(40)]
+    rows = [{"id": f"r{index}", "input": {"text": f"text {index}"}, "target": "delivery_delay"} for index in range(40)]
+    answers = ["refund_status" if index % 4 == 0 else "delivery_delay" for index in range(40)]
     lines = [
-        {"id": row["id"], "answer": answer, "log_probability": -0.1 * (at % 4)}
-        for at, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        {"id": row["id"], "answer": answer, "log_probability": -0.1 * (index % 4)}
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
     (run.folder / "adapter").mkdir(parents=True)
     (run.folder / "data").mkdir()
     atomic_files.write_json(run.folder / "adapter" / "prompt.json", task())
-    for path, told_of in (("reference.jsonl", lines), ("data/validation.jsonl", rows)):
-        (run.folder / path).write_text("".join(json.dumps(one) + "\n" for one in told_of), encoding="utf-8")
+    for path, entries in (("reference.jsonl", lines), ("data/validation.jsonl", rows)):
+        (run.folder / path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     atomic_files.write_checksums(run.folder / "adapter")
     atomic_files.write_json(run.folder / "routing.json", policy(0.9))
     atomic_files.write_json(run.folder / "scores.json", {"systems": {"tuned": {"form": "merged"}}})
@@ -109,35 +115,35 @@ def compared(tmp_path: Path) -> Run:
     return run
 
 
-def test_a_deployment_records_scale_and_threshold_of_its_comparison(compared: Run, tmp_path: Path) -> None:
-    place = tmp_path / "registry" / NAME
-    recorded = routing.record_routing(place, compared)
+def test_a_deployment_records_scale_and_threshold_of_its_comparison(compared_run: Run, tmp_path: Path) -> None:
+    registry_dir = tmp_path / "registry" / NAME
+    recorded = routing.record_routing(registry_dir, compared_run)
     assert recorded["why_none"] is None and recorded["scale"]["of"] == "answer" and recorded["scale"]["slope"]
-    found = routing.load_routing(place, [{"to": "v1", "routing": recorded}], "v1")
-    assert found.threshold == 0.9 and found.scale is not None and found.scale.platt is not None
-    assert found.scale.platt.slope == recorded["scale"]["slope"]
-    assert routing.load_routing(place, [{"to": "v0"}], "v1") == routing.Routing()
+    loaded = routing.load_routing(registry_dir, [{"to": "v1", "routing": recorded}], "v1")
+    assert loaded.threshold == 0.9 and loaded.scale is not None and loaded.scale.platt is not None
+    assert loaded.scale.platt.slope == recorded["scale"]["slope"]
+    assert routing.load_routing(registry_dir, [{"to": "v0"}], "v1") == routing.Routing()
     route = load(NAME, [], "cpu").recipe.route
-    assert found.keeps(route) and not found.keeps(route.model_copy(update={"target_accuracy": 0.99}))
+    assert loaded.keeps(route) and not loaded.keeps(route.model_copy(update={"target_accuracy": 0.99}))
 
 
-@pytest.mark.parametrize("what", ["none", "of another adapter", "of another form", "of before", "no threshold"])
+@pytest.mark.parametrize("case", ["none", "of another adapter", "of another form", "of before", "no threshold"])
 def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
-    compared: Run, tmp_path: Path, what: str
+    compared_run: Run, tmp_path: Path, case: str
 ) -> None:
-    place, path = tmp_path / "registry" / NAME, compared.folder / "routing.json"
-    if what == "none":
+    registry_dir, path = tmp_path / "registry" / NAME, compared_run.folder / "routing.json"
+    if case == "none":
         path.unlink()
-    elif what == "of another adapter":
+    elif case == "of another adapter":
         stage = {"state": "done", "inputs": {f"adapter/{atomic_files.CHECKSUMS}": "0" * 64}}
-        atomic_files.write_json(compared.folder / "manifest.json", {"stages": {"compare": stage}})
-    elif what == "of another form":
-        atomic_files.write_json(compared.folder / "scores.json", {"systems": {"tuned": {"form": "quantized/int8"}}})
-    elif what == "of before":
+        atomic_files.write_json(compared_run.folder / "manifest.json", {"stages": {"compare": stage}})
+    elif case == "of another form":
+        atomic_files.write_json(compared_run.folder / "scores.json", {"systems": {"tuned": {"form": "quantized/int8"}}})
+    elif case == "of before":
         atomic_files.write_json(path, {"threshold": 0.5, "why_none": None})
     else:
         atomic_files.write_json(path, policy(None))
-    recorded = routing.record_routing(place, compared)
+    recorded = routing.record_routing(registry_dir, compared_run)
     assert recorded["why_none"] and recorded["scale"]
-    found = routing.load_routing(place, [{"to": "v1", "routing": recorded}], "v1")
-    assert found.threshold is None and found.why_none and found.scale is not None
+    loaded = routing.load_routing(registry_dir, [{"to": "v1", "routing": recorded}], "v1")
+    assert loaded.threshold is None and loaded.why_none and loaded.scale is not None

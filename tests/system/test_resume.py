@@ -31,7 +31,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder of a training that nothing has disturbed."""
     runs = tmp_path_factory.mktemp("whole")
     kills.run_training(recipe, runs)
@@ -39,9 +39,9 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(recipe: Path, whole: Path, tmp_path: Path) -> Path:
+def runs(recipe: Path, finished_runs: Path, tmp_path: Path) -> Path:
     """A runs folder with the data prepared."""
-    shutil.copytree(whole / recipe.stem / ".data", tmp_path / "runs" / recipe.stem / ".data")
+    shutil.copytree(finished_runs / recipe.stem / ".data", tmp_path / "runs" / recipe.stem / ".data")
     return tmp_path / "runs"
 
 
@@ -71,58 +71,58 @@ def in_training(runs: Path) -> Callable[[], bool]:
     return lambda: any(path.stat().st_size for path in runs.glob("*/*/metrics.jsonl"))
 
 
-def test_five_kills_in_one_life_change_nothing(recipe: Path, whole: Path, runs: Path) -> None:
-    drawn = random.Random(7)
+def test_five_kills_in_one_life_change_nothing(recipe: Path, finished_runs: Path, runs: Path) -> None:
+    rng = random.Random(7)
     for update in (2, 4, 6, 8, 10):
         process = kills.start_training(recipe, runs)
         # Every second time in the middle of writing a checkpoint, else some time after one has been written.
         if update % 4:
             path = f"*/*/checkpoints/checkpoint-{update}"
             wait_for(process, lambda path=path: list(runs.glob(path)))  # type: ignore[misc]
-            until = time.monotonic() + drawn.uniform(0, 0.4)
-            assert kills.kill_when(process, lambda until=until: time.monotonic() > until)  # type: ignore[misc]
+            kill_at = time.monotonic() + rng.uniform(0, 0.4)
+            assert kills.kill_when(process, lambda kill_at=kill_at: time.monotonic() > kill_at)  # type: ignore[misc]
         else:
             path = f"*/*/checkpoints/.writing/checkpoint-{update}"
             assert kills.kill_when(process, lambda path=path: list(runs.glob(path)))  # type: ignore[misc]
         assert not (run_in(runs) / "adapter").exists()
         assert Run(run_in(runs)).stage("train")["state"] == "interrupted"
-    printed = kills.run_training(recipe, runs)
-    assert "going on with the unfinished run" in printed
-    assert outcome(runs) == outcome(whole)
+    output = kills.run_training(recipe, runs)
+    assert "going on with the unfinished run" in output
+    assert outcome(runs) == outcome(finished_runs)
     assert train_stage(runs)["state"] == "done"
 
 
 def test_interrupted_then_damaged_then_on_a_full_disk_it_ends_in_the_same_bytes(
-    recipe: Path, whole: Path, runs: Path
+    recipe: Path, finished_runs: Path, runs: Path
 ) -> None:
     process = kills.start_training(recipe, runs)
     wait_for(process, lambda: list(runs.glob("*/*/checkpoints/checkpoint-4")))
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, printed
-    assert "Traceback" not in printed
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
     assert train_stage(runs)["state"] == "interrupted"
     folder = run_in(runs) / "checkpoints"
-    before, newest = checkpoints.list_checkpoints(folder)
-    assert before.name == "checkpoint-4" and checkpoints.find_corruption(newest) is None
+    previous, newest = checkpoints.list_checkpoints(folder)
+    assert previous.name == "checkpoint-4" and checkpoints.find_corruption(newest) is None
 
     os.truncate(newest / "optimizer.pt", 1000)
     # Room for everything but the largest file of a checkpoint.
-    most = (before / "optimizer.pt").stat().st_size - 1
+    max_bytes = (previous / "optimizer.pt").stat().st_size - 1
     process = kills.start_training(
-        recipe, runs, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        recipe, runs, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
     )
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, printed
-    assert f"{newest.name} is damaged: optimizer.pt is cut short, 1,000 of" in printed
-    assert "could not be written, the disk is full" in printed
-    assert "Traceback" not in printed
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert f"{newest.name} is damaged: optimizer.pt is cut short, 1,000 of" in output
+    assert "could not be written, the disk is full" in output
+    assert "Traceback" not in output
     assert train_stage(runs)["state"] == "failed"
-    assert checkpoints.list_checkpoints(folder) == [before] and checkpoints.find_corruption(before) is None
+    assert checkpoints.list_checkpoints(folder) == [previous] and checkpoints.find_corruption(previous) is None
     assert not list(folder.glob(".*"))
 
     kills.run_training(recipe, runs)
-    assert outcome(runs) == outcome(whole)
+    assert outcome(runs) == outcome(finished_runs)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
     time.sleep(DUPLICATE_SIGNAL_SECONDS + 0.5)
     assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, printed
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
     assert train_stage(runs)["state"] == "interrupted"
     assert checkpoints.find_latest_valid(run_in(runs) / "checkpoints") == checkpoints.CheckpointScan(None)
 
@@ -151,12 +151,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_update_and_rows(recipe: Path,
     assert newest is not None
     poison(newest)
     process = kills.start_training(recipe, runs)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, printed
-    assert f"In update {checkpoints.step(newest) + 1} the loss is nan" in printed
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert f"In update {checkpoints.step(newest) + 1} the loss is nan" in output
     ids = {row["id"] for row in atomic_files.read_jsonl(run_in(runs) / "data" / "train.jsonl")}
-    named = next(line for line in printed.splitlines() if "Rows of the update" in line)
-    assert len(rows := re.findall(r"tickets\.csv:\d+", named)) == 4 and set(rows) <= ids
+    rows_line = next(line for line in output.splitlines() if "Rows of the update" in line)
+    assert len(rows := re.findall(r"tickets\.csv:\d+", rows_line)) == 4 and set(rows) <= ids
     assert train_stage(runs)["state"] == "failed"
     assert checkpoints.find_latest_valid(folder).newest == newest
 

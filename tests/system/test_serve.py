@@ -41,33 +41,35 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
 
     port, log = server_process.free_port(), tmp_path / "serve.log"
     with commands.background_command(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
-        said = commands.wait_for(log, "stop      Ctrl-C", process)
-        assert "100.0% of" in said and "prompts read as trained" in said
+        log_text = commands.wait_for(log, "stop      Ctrl-C", process)
+        assert "100.0% of" in log_text and "prompts read as trained" in log_text
         prompt = atomic_files.read_json(run_in(runs).folder / "adapter" / "prompt.json")
         labels = list(prompt["task"]["labels"])
-        (shown,) = [line.removeprefix("try       ") for line in said.splitlines() if line.startswith("try ")]
-        curl = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S602
+        (command,) = [line.removeprefix("try       ") for line in log_text.splitlines() if line.startswith("try ")]
+        curl = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S602
         assert json.loads(curl.stdout)["choices"][0]["message"]["content"] in labels
-        asked: Any = [{"role": "user", "content": prompt["messages"][0]["content"].replace("{input}", "where is it?")}]
-        extra = {"structured_outputs": {"choice": labels}}
+        messages: Any = [
+            {"role": "user", "content": prompt["messages"][0]["content"].replace("{input}", "where is it?")}
+        ]
+        extra_body = {"structured_outputs": {"choice": labels}}
         with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as openai:
-            answered = openai.chat.completions.create(model="small", messages=asked, extra_body=extra)
-        assert answered.choices[0].message.content in labels
+            completion = openai.chat.completions.create(model="small", messages=messages, extra_body=extra_body)
+        assert completion.choices[0].message.content in labels
         with Anthropic(base_url=f"http://127.0.0.1:{port}", api_key="none") as anthropic:
-            message = anthropic.messages.create(model="small", messages=asked, max_tokens=32)
+            message = anthropic.messages.create(model="small", messages=messages, max_tokens=32)
         assert message.model == "small" and message.usage.output_tokens > 0
 
-        assert "no key    every user of this machine may ask" in said
+        assert "no key    every user of this machine may ask" in log_text
         for header in ({"Host": "pages.example"}, {"Origin": "https://pages.example"}):
-            assert status_of(port, {"model": "small", "messages": asked}, **header) == 403
+            assert status_of(port, {"model": "small", "messages": messages}, **header) == 403
         # What a request names is not fetched.
-        with socket.create_server(("127.0.0.1", 0)) as elsewhere:
-            elsewhere.settimeout(1)
-            url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/picture.png"
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(1)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/picture.png"
             picture = [{"type": "image_url", "image_url": {"url": url}}]
             assert status_of(port, {"model": "small", "messages": [{"role": "user", "content": picture}]}) >= 400
             with pytest.raises(TimeoutError):
-                elsewhere.accept()
+                listener.accept()
 
         second = commands.run_command(runs, "serve", small_recipe, f"serve.port={port}")
         assert second.returncode == 2 and f"127.0.0.1:{port} cannot be listened at" in second.stderr
@@ -75,11 +77,11 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
 
         (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
         os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGKILL)
-        said = commands.wait_for(log, "ready     again", process)
-        assert "vllm      died" in said
+        log_text = commands.wait_for(log, "ready     again", process)
+        assert "vllm      died" in log_text
         with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as openai:
-            again = openai.chat.completions.create(model="small", messages=asked, extra_body=extra)
-        assert again.choices[0].message.content == answered.choices[0].message.content
+            repeated = openai.chat.completions.create(model="small", messages=messages, extra_body=extra_body)
+        assert repeated.choices[0].message.content == completion.choices[0].message.content
 
         children = commands.child_pids(process.pid)
         process.send_signal(signal.SIGINT)
@@ -95,12 +97,15 @@ def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe:
         commands.wait_for(log, "stop      Ctrl-C", process)
         (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
         time.sleep(8)  # idle for longer than until it is asked: no reason to start it again
-        asked = {"model": "small", "prompt": "a", "max_tokens": 1}
-        assert status_of(port, asked, "/v1/completions") == 200
+        body = {"model": "small", "prompt": "a", "max_tokens": 1}
+        assert status_of(port, body, "/v1/completions") == 200
         os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGSTOP)
-        said = commands.wait_for(log, "ready     again", process)
-        assert "vllm      hangs: it was asked and has computed nothing for" in said and "vllm      died" not in said
-        assert status_of(port, asked, "/v1/completions") == 200
+        log_text = commands.wait_for(log, "ready     again", process)
+        assert (
+            "vllm      hangs: it was asked and has computed nothing for" in log_text
+            and "vllm      died" not in log_text
+        )
+        assert status_of(port, body, "/v1/completions") == 200
 
 
 def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
@@ -114,8 +119,8 @@ def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, t
         assert children
         process.kill()
         process.wait()
-        end = time.monotonic() + 60
-        while commands.running_pids(children) and time.monotonic() < end:
+        deadline = time.monotonic() + 60
+        while commands.running_pids(children) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert commands.running_pids(children) == []
 
@@ -125,39 +130,39 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
     import torch
     from safetensors.torch import load_file, save_file
 
-    here = run_in(runs)
-    adapter = here.folder / "adapter"
-    kept = {path: path.read_bytes() for path in (*adapter.iterdir(), here.references)}
+    trained_run = run_in(runs)
+    adapter = trained_run.folder / "adapter"
+    originals = {path: path.read_bytes() for path in (*adapter.iterdir(), trained_run.references)}
     try:
         tensors = load_file(adapter / "adapter_model.safetensors")
         torch.manual_seed(3)
-        other = {name: one + 0.1 * torch.randn_like(one) for name, one in tensors.items()}
-        save_file(other, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-        lines = list(atomic_files.read_jsonl(here.references))
+        changed_tensors = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in tensors.items()}
+        save_file(changed_tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+        lines = list(atomic_files.read_jsonl(trained_run.references))
         # As another template or tokenizer would do it: one token of one prompt is another.
         lines[0]["prompt_ids"][5] += 1
-        atomic_files.write_text(here.references, "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_files.write_text(trained_run.references, "".join(json.dumps(line) + "\n" for line in lines))
         prompt = atomic_files.read_json(adapter / "prompt.json")
-        prompt["references"]["sha256"] = atomic_files.sha256(here.references)
+        prompt["references"]["sha256"] = atomic_files.sha256(trained_run.references)
         atomic_files.write_json(adapter / "prompt.json", prompt)
         (adapter / atomic_files.CHECKSUMS).unlink()
         atomic_files.write_checksums(adapter)
-        answer = commands.run_command(runs, "serve", small_recipe, f"serve.port={server_process.free_port()}")
+        completed = commands.run_command(runs, "serve", small_recipe, f"serve.port={server_process.free_port()}")
     finally:
-        for path, data in kept.items():
+        for path, data in originals.items():
             path.write_bytes(data)
-    assert answer.returncode == 3, answer.stderr
+    assert completed.returncode == 3, completed.stderr
     # The merged model is of the adapter that was, and no quantized form takes the place of answers that are other ones.
-    assert "merged was made of another adapter" in answer.stderr
-    assert "serve.parity.same_weights asks for 99.0%" in answer.stderr
-    assert "where transformers answers" in answer.stderr and "not served" in answer.stderr
-    assert f"first in row {lines[0]['id']}" in answer.stderr
-    assert re.search(r"from token 6 of \d+ on: trained on [.]{3}.+, and the server reads [.]{3}.+", answer.stderr)
-    assert "ready" not in answer.stdout
+    assert "merged was made of another adapter" in completed.stderr
+    assert "serve.parity.same_weights asks for 99.0%" in completed.stderr
+    assert "where transformers answers" in completed.stderr and "not served" in completed.stderr
+    assert f"first in row {lines[0]['id']}" in completed.stderr
+    assert re.search(r"from token 6 of \d+ on: trained on [.]{3}.+, and the server reads [.]{3}.+", completed.stderr)
+    assert "ready" not in completed.stdout
 
 
 def test_what_kills_the_server_is_told_in_its_own_words(runs: Path, small_recipe: Path) -> None:
-    answer = commands.run_command(
+    completed = commands.run_command(
         runs,
         "serve",
         small_recipe,
@@ -165,9 +170,9 @@ def test_what_kills_the_server_is_told_in_its_own_words(runs: Path, small_recipe
         "serve.max_model_len=999999",
         f"serve.port={server_process.free_port()}",
     )
-    assert answer.returncode == 1
-    assert "vLLM ended while it started" in answer.stderr and "max_model_len" in answer.stderr
-    assert "Traceback" not in answer.stderr and "serve.log" in answer.stderr
+    assert completed.returncode == 1
+    assert "vLLM ended while it started" in completed.stderr and "max_model_len" in completed.stderr
+    assert "Traceback" not in completed.stderr and "serve.log" in completed.stderr
 
 
 def status_of(port: int, body: Any, path: str = "/v1/chat/completions", **headers: str) -> int:

@@ -16,29 +16,31 @@ from train.model import base
 
 
 @pytest.mark.slow(minutes=1)
-@pytest.mark.parametrize(("quantization", "begun"), [("nf4", "true"), ("none", "olora")])
+@pytest.mark.parametrize(("quantization", "initialization"), [("nf4", "true"), ("none", "olora")])
 def test_the_adapter_of_spread_layers_is_written_whole_and_answers_as_they_do(
-    quantization: str, begun: str, tmp_path: Path
+    quantization: str, initialization: str, tmp_path: Path
 ) -> None:
-    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.helpers.fsdp_ranks"]
-    settings = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.helpers.fsdp_ranks"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "adapter"
-    asked = [sys.executable, "-m", *words, str(folder), quantization, begun]
-    ended = subprocess.run(asked, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=280, check=False)
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    argv = [sys.executable, "-m", *launcher, str(folder), quantization, initialization]
+    completed = subprocess.run(
+        argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
+    payload = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     # Between validations each process holds half, and learns what one process learns.
-    assert told["local"] < 0.6 * told["whole"]
-    recipe = fsdp_ranks.recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={begun}")
+    assert payload["local"] < 0.6 * payload["whole"]
+    recipe = fsdp_ranks.recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={initialization}")
     rows = fsdp_ranks.make_prompts(chat_template.load_tokenizer(recipe.model))
     model = base.add_adapter(base.load_base_model(recipe), recipe.lora, 1)
     losses = [fsdp_ranks.train_one_update(model, rows.prompts) for _ in range(2)]
-    assert told["losses"] == pytest.approx(losses, rel=1e-4) and losses[1] != losses[0]
-    assert [ids for ids, _ in told["unchanged"]] == [ids for ids, _ in told["untuned"]]
-    assert told["tuned"] != told["tuned_again"] != told["untuned"]
+    assert payload["losses"] == pytest.approx(losses, rel=1e-4) and losses[1] != losses[0]
+    assert [ids for ids, _ in payload["unchanged"]] == [ids for ids, _ in payload["untuned"]]
+    assert payload["tuned"] != payload["tuned_again"] != payload["untuned"]
 
     model = PeftModel.from_pretrained(base.load_base_model(recipe), folder, autocast_adapter_dtype=False)
-    alone = rows.ask(model, "alone")
-    for one, (token_ids, log_probability) in zip(alone, told["tuned_again"], strict=True):
-        assert one.token_ids == token_ids
-        assert one.log_probability == pytest.approx(log_probability, abs=2e-3)
+    answers = rows.ask(model, "alone")
+    for answer, (token_ids, log_probability) in zip(answers, payload["tuned_again"], strict=True):
+        assert answer.token_ids == token_ids
+        assert answer.log_probability == pytest.approx(log_probability, abs=2e-3)

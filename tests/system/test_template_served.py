@@ -25,36 +25,36 @@ KIND = replace(
 def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path, tmp_path: Path) -> None:
     base = kinds.write_base(tmp_path / "varies", KIND, weights=True)
     runs, setting = tmp_path / "runs", f"model.base={base}"
-    trained = commands.run_command(runs, "train", small_recipe, *commands.TRAIN_SETTINGS, setting)
-    assert trained.returncode == 0, trained.stderr
-    assert "pinned: enable_thinking false, date 2026-01-01 (model.template)" in trained.stderr
-    assert "answers end in '<end_of_turn>', not in the tokenizer's EOS '<eos>'" in trained.stderr
-    assert "fallback  its template begins an answer with" in trained.stderr
+    completed = commands.run_command(runs, "train", small_recipe, *commands.TRAIN_SETTINGS, setting)
+    assert completed.returncode == 0, completed.stderr
+    assert "pinned: enable_thinking false, date 2026-01-01 (model.template)" in completed.stderr
+    assert "answers end in '<end_of_turn>', not in the tokenizer's EOS '<eos>'" in completed.stderr
+    assert "fallback  its template begins an answer with" in completed.stderr
     (adapter,) = (runs / small_recipe.stem / "latest").glob("adapter")
     prompt = atomic_files.read_json(adapter / "prompt.json")
     assert prompt["stop"] == "<end_of_turn>" and prompt["template"]["pinned"]["enable_thinking"] is False
     references = list(atomic_files.read_jsonl(adapter.parent / "reference.jsonl"))
     port, log = free_port(), tmp_path / "serve.log"
     # Serving compares the ids of all prompts, and all answers, with those of the training before it is ready.
-    words = ("serve", small_recipe, setting, f"serve.port={port}", "serve.model=adapter")
-    with commands.background_command(runs, log, *words) as process:
-        said = commands.wait_for(log, "ready     http", process)
-        assert "100.0% of" in said and "prompts read as trained" in said
-        asked: dict[str, Any] = {"model": small_recipe.stem, "messages": prompt["messages"]}
-        assert posted(port, "/tokenize", asked)["tokens"] == prompt["prompt_ids"]
+    args = ("serve", small_recipe, setting, f"serve.port={port}", "serve.model=adapter")
+    with commands.background_command(runs, log, *args) as process:
+        log_text = commands.wait_for(log, "ready     http", process)
+        assert "100.0% of" in log_text and "prompts read as trained" in log_text
+        request_body: dict[str, Any] = {"model": small_recipe.stem, "messages": prompt["messages"]}
+        assert posted(port, "/tokenize", request_body)["tokens"] == prompt["prompt_ids"]
         for thinking in (True, False):
-            more = {"chat_template_kwargs": {"enable_thinking": thinking, "date_string": "today"}}
-            assert posted(port, "/tokenize", asked | more)["tokens"] == prompt["prompt_ids"]
-        text = {"model": small_recipe.stem, "prompt": references[0]["prompt_ids"], "max_tokens": 64}
-        (answer,) = posted(port, "/v1/completions", text | {"structured_outputs": {"grammar": prompt["grammar"]}})[
-            "choices"
-        ]
-        assert (answer["text"], answer["finish_reason"]) == (references[0]["answer"], "stop")
+            extra = {"chat_template_kwargs": {"enable_thinking": thinking, "date_string": "today"}}
+            assert posted(port, "/tokenize", request_body | extra)["tokens"] == prompt["prompt_ids"]
+        completion_body = {"model": small_recipe.stem, "prompt": references[0]["prompt_ids"], "max_tokens": 64}
+        (choice,) = posted(
+            port, "/v1/completions", completion_body | {"structured_outputs": {"grammar": prompt["grammar"]}}
+        )["choices"]
+        assert (choice["text"], choice["finish_reason"]) == (references[0]["answer"], "stop")
 
 
 def posted(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-        return json.loads(answer.read())  # type: ignore[no-any-return]
+    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
+        return json.loads(response.read())  # type: ignore[no-any-return]

@@ -32,7 +32,7 @@ def only_run(runs: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "settings", "told"),
+    ("recipe", "settings", "message"),
     [
         ("clasifier", [], "Did you mean classifier?"),
         ("classifier", ["train.learning_rat=1"], "did you mean learning_rate?"),
@@ -43,14 +43,14 @@ def only_run(runs: Path) -> Path:
     ],
 )
 def test_a_wrong_call_exits_2_with_one_message_and_leaves_nothing(
-    recipe: str, settings: list[str], told: str, python: Command, tmp_path: Path
+    recipe: str, settings: list[str], message: str, python: Command, tmp_path: Path
 ) -> None:
-    answer = python("train", recipe, *settings)
-    assert answer.returncode == 2
-    assert told in answer.stderr
-    assert answer.stderr.count("error:") == 1
-    assert "Traceback" not in answer.stderr
-    assert answer.stdout == ""
+    completed = python("train", recipe, *settings)
+    assert completed.returncode == 2
+    assert message in completed.stderr
+    assert completed.stderr.count("error:") == 1
+    assert "Traceback" not in completed.stderr
+    assert completed.stdout == ""
     assert not list(tmp_path.rglob("*.json*"))
 
 
@@ -58,45 +58,45 @@ def test_make_shows_the_same_message_last(tmp_path: Path) -> None:
     # Under `make check` this make would call itself make[1].
     settings = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     settings["RUNS"] = str(tmp_path)
-    answer = subprocess.run(
+    completed = subprocess.run(
         ["make", "train", "RECIPE=clasifier"], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
     )
-    assert answer.returncode == 2
-    *message, last = answer.stderr.strip().splitlines()
+    assert completed.returncode == 2
+    *message, last = completed.stderr.strip().splitlines()
     assert last.startswith("make: ***")
     assert "Did you mean classifier?" in message[-2]
 
 
 def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(python: Command, tmp_path: Path) -> None:
-    answer = python("train", "classifier", "--dry-run")
-    assert answer.returncode == 0
-    assert "learning_rate: 0.002" in answer.stdout
+    completed = python("train", "classifier", "--dry-run")
+    assert completed.returncode == 0
+    assert "learning_rate: 0.002" in completed.stdout
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture(scope="module")
-def whole(
+def finished_training(
     small_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     """How `python -m train` on the small recipe ended, and where its runs are."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
-    answer = train(small_recipe, runs)
-    assert answer.returncode == 0, answer.stderr
-    return answer, runs
+    completed = train(small_recipe, runs)
+    assert completed.returncode == 0, completed.stderr
+    return completed, runs
 
 
 def train(recipe: Path, runs: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    told = {**os.environ, "HF_HUB_OFFLINE": "1", "RUNS": str(runs), **environment}
-    asked = [sys.executable, "-m", "train", str(recipe), *settings]
-    return subprocess.run(asked, cwd=ROOT, env=told, capture_output=True, text=True, check=False)
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "RUNS": str(runs), **environment}
+    argv = [sys.executable, "-m", "train", str(recipe), *settings]
+    return subprocess.run(argv, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_one_command_leaves_a_whole_run_and_the_second_call_leaves_it_unchanged(
-    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path]
+    small_recipe: Path, finished_training: tuple[subprocess.CompletedProcess[str], Path]
 ) -> None:
-    answer, runs = whole
-    assert "untuned" in answer.stdout
+    completed, runs = finished_training
+    assert "untuned" in completed.stdout
     run = only_run(runs)
     assert {path.name for path in (run / "adapter").iterdir()} == ADAPTER_FILES
     manifest = atomic_files.read_json(run / "manifest.json")
@@ -110,27 +110,27 @@ def test_one_command_leaves_a_whole_run_and_the_second_call_leaves_it_unchanged(
     assert list((run / "wandb").rglob("*.wandb"))
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     # Rows of the data lie beside the folder that people share, which has their hash.
-    told = atomic_files.read_json(run / "adapter" / "prompt.json")["references"]
-    assert told["sha256"] == atomic_files.sha256(run / "reference.jsonl") == stage["outputs"]["reference.jsonl"]
-    assert told["sha256"] in (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    references = atomic_files.read_json(run / "adapter" / "prompt.json")["references"]
+    assert references["sha256"] == atomic_files.sha256(run / "reference.jsonl") == stage["outputs"]["reference.jsonl"]
+    assert references["sha256"] in (run / "adapter" / "README.md").read_text(encoding="utf-8")
     probes = list(atomic_files.read_jsonl(run / "reference.jsonl"))
-    assert len(probes) == told["rows"]
-    assert probes and all(one["answer"] and one["prompt_ids"] and one["log_probability"] <= 0 for one in probes)
+    assert len(probes) == references["rows"]
+    assert probes and all(probe["answer"] and probe["prompt_ids"] and probe["log_probability"] <= 0 for probe in probes)
     config = atomic_files.read_json(run / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "pocket/model"
 
-    again = train(small_recipe, runs)
-    assert again.returncode == 0
-    assert again.stdout == answer.stdout
-    assert "data      unchanged" in again.stderr and "train     unchanged" in again.stderr
+    repeated = train(small_recipe, runs)
+    assert repeated.returncode == 0
+    assert repeated.stdout == completed.stdout
+    assert "data      unchanged" in repeated.stderr and "train     unchanged" in repeated.stderr
     assert only_run(runs) == run
 
 
 @pytest.mark.slow
 def test_the_same_recipe_and_seed_give_the_same_bytes_and_fresh_trains_anew(
-    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+    small_recipe: Path, finished_training: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
-    first = only_run(whole[1])
+    first = only_run(finished_training[1])
     shutil.copytree(first.parent, tmp_path / "runs" / first.parent.name, symlinks=True)
     assert train(small_recipe, tmp_path / "runs", FRESH="1").returncode == 0
     second = (tmp_path / "runs" / first.parent.name / "latest").resolve()
@@ -141,33 +141,33 @@ def test_the_same_recipe_and_seed_give_the_same_bytes_and_fresh_trains_anew(
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(
-    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+    small_recipe: Path, finished_training: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
-    answer = train(small_recipe, tmp_path / "runs", HARDWARE="multi-cpu")
-    assert answer.returncode == 0, answer.stderr
-    assert "over 2 processes" in answer.stderr
-    one, two = (
+    completed = train(small_recipe, tmp_path / "runs", HARDWARE="multi-cpu")
+    assert completed.returncode == 0, completed.stderr
+    assert "over 2 processes" in completed.stderr
+    single_losses, parallel_losses = (
         [row["loss"] for row in atomic_files.read_jsonl(only_run(runs) / "metrics.jsonl")]
-        for runs in (whole[1], tmp_path / "runs")
+        for runs in (finished_training[1], tmp_path / "runs")
     )
-    assert len(one) == 3
+    assert len(single_losses) == 3
     # Each process rounds products of its own shapes, to 8 bits where they are bfloat16.
-    assert two == pytest.approx(one, rel=5e-3 if hardware.cpu_has_bfloat16() else 1e-4)
+    assert parallel_losses == pytest.approx(single_losses, rel=5e-3 if hardware.cpu_has_bfloat16() else 1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "told"), [("summarizer", "ROUGE-L"), ("preference", "preference accuracy")])
-def test_the_other_kinds_train_too(recipe: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "message"), [("summarizer", "ROUGE-L"), ("preference", "preference accuracy")])
+def test_the_other_kinds_train_too(recipe: str, message: str, tmp_path: Path) -> None:
     settings = load(recipe).recipe
     path = Path(str(settings.data.source.path))
-    few = tmp_path / path.name
-    few.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
-    answer = train(
-        Path(recipe), tmp_path / "runs", f"data.source.path={few}", "train.max_steps=2", "train.logging_steps=1",
+    subset = tmp_path / path.name
+    subset.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
+    completed = train(
+        Path(recipe), tmp_path / "runs", f"data.source.path={subset}", "train.max_steps=2", "train.logging_steps=1",
         "train.batch_size=4", HARDWARE="cpu",
     )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    assert told in answer.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert message in completed.stdout
     run = only_run(tmp_path / "runs")
     assert {path.name for path in (run / "adapter").iterdir()} == ADAPTER_FILES
     logged = list(atomic_files.read_jsonl(run / "metrics.jsonl"))
@@ -179,15 +179,17 @@ def test_the_other_kinds_train_too(recipe: str, told: str, tmp_path: Path) -> No
 def test_rows_that_would_lose_their_answer_are_refused_before_training(
     small_recipe: Path, python: Command, tmp_path: Path
 ) -> None:
-    answer = python("train", small_recipe, "train.max_length=80")
-    assert answer.returncode == 2
-    assert "before any text stands in it" in answer.stderr and "raise train.max_length above that" in answer.stderr
-    assert "Traceback" not in answer.stderr
+    completed = python("train", small_recipe, "train.max_length=80")
+    assert completed.returncode == 2
+    assert (
+        "before any text stands in it" in completed.stderr and "raise train.max_length above that" in completed.stderr
+    )
+    assert "Traceback" not in completed.stderr
     assert not list((tmp_path / "runs").rglob("adapter"))
 
 
 @pytest.mark.slow
 def test_without_packing_and_without_quantization_it_trains_as_well(small_recipe: Path, python: Command) -> None:
-    answer = python("train", small_recipe, "train.packing=none", "model.quantization=none", "train.max_steps=2")
-    assert answer.returncode == 0, answer.stderr
-    assert "each row alone" in answer.stderr
+    completed = python("train", small_recipe, "train.packing=none", "model.quantization=none", "train.max_steps=2")
+    assert completed.returncode == 0, completed.stderr
+    assert "each row alone" in completed.stderr
