@@ -14,7 +14,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
 from tests.compare.test_api_models import Made
-from tests.compare.test_api_models import place as place
+from tests.compare.test_api_models import make_context as make_context
 from tests.helpers import commands
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 

@@ -11,7 +11,7 @@ from insource.backends import failures
 from insource.backends.types import Request
 from insource.config.errors import RecipeError, StageError
 from tests.compare.test_api_models import Made
-from tests.compare.test_api_models import place as place
+from tests.compare.test_api_models import make_context as make_context
 from tests.helpers import commands
 from tests.helpers.api_comparison import api_system, make_two_label_comparison, redirect_sdks
 from tests.helpers.api_requests import as_decisions, make_endpoint, make_requests
