@@ -5,7 +5,7 @@ the same split. The hash ignores the label. Each label is therefore distributed 
 the stratification. data.json has the deviation of each split and label.
 
 A split by time puts the rows from `data.split.cut` on into test, and hashes the rows before it. With a cut, newer rows
-do not move older ones. Without a cut, test is the newest fraction of the rows: its boundary moves when newer rows
+do not move older ones. Without a cut, test is the newest fraction of the rows. Its boundary then moves when newer rows
 arrive, and old test rows go to other splits. data.json has the boundary, so that it can be set in the recipe.
 """
 

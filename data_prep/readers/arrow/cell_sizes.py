@@ -1,7 +1,7 @@
 """Sizes of Arrow cells before conversion to Python values, and of Parquet columns before reading.
 
-Parquet stores a text that many rows share once, in a dictionary, and it is read in that form: a batch has its
-dictionary and one index per row. Batches are then split into pieces of limits.CHUNK_BYTES, by the decoded sizes.
+Parquet stores a text that many rows share once, in a dictionary. It is read in that form: a batch has its dictionary
+and one index per row. Batches are then split into pieces of limits.CHUNK_BYTES, by the decoded sizes.
 
     in   500 rows whose `text` is one text of 5 MiB, in a file of 6 KB
     out  250 pieces of two rows; with a row limit of 4 MiB, an error that names row 1 and column `text`
