@@ -27,6 +27,7 @@ from insource.config.schema.compare import Baseline
 from insource.config.schema.data import Formats
 from insource.tasks.pii import redaction
 from insource.tasks.source_record import UnusableRowError, to_text
+from insource.tasks.task_kind import DecodedTaskKind
 
 TOKEN_FIELDS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
 AMOUNT_FIELDS = ("latency_seconds", "cost_usd")
@@ -119,6 +120,8 @@ def match_rows(
 
     Raise RecipeError if no id belongs to a test row.
     """
+    # A comparison of kind preference has no file baselines (catalog.py).
+    assert isinstance(dataset.module, DecodedTaskKind)
     normalize = dataset.module.make_answer_reader(dataset.spec, rules.normalize_labels, rules.label_separator)
     answers, n_respelt = [], 0
     for row in dataset.test:

@@ -81,14 +81,6 @@ class TaskKind(Protocol):
     def parse_target(self, text: str) -> Any:
         """Return the target from its stored text."""
 
-    def make_answer_reader(
-        self, spec: Any, normalize_labels: bool, separator: str | None = None
-    ) -> Callable[[Any], str]:
-        """Return a function from an answer in a file to the text that `parse` takes.
-
-        `normalize_labels` and `separator` are data.normalize_labels and data.columns.label_separator.
-        """
-
     def equality_key(self, text: str, recipe: Recipe) -> str:
         """Return a key that equal targets share. `text` is the stored text of a target."""
 
@@ -145,6 +137,19 @@ class FreeTextTaskKind(TaskKind, Protocol):
 
     def describe_answer(self, text: str, target: Any) -> dict[str, float]:
         """Return statistics of one target for data.html. `text` is the input."""
+
+
+@runtime_checkable
+class DecodedTaskKind(TaskKind, Protocol):
+    """A kind whose answers are decoded texts, so that files and clients can supply them: all except preference."""
+
+    def make_answer_reader(
+        self, spec: Any, normalize_labels: bool, separator: str | None = None
+    ) -> Callable[[Any], str]:
+        """Return a function from an answer in a file to the text that `parse` takes.
+
+        `normalize_labels` and `separator` are data.normalize_labels and data.columns.label_separator.
+        """
 
 
 @runtime_checkable

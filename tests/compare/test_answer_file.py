@@ -155,7 +155,7 @@ def test_ids_are_read_as_preparation_reads_them(tmp_path: Path) -> None:
     dataset = material({"7": LABELS[1]})
     assert right(gathered(written(tmp_path, '{"id": 7, "output": "refund_status"}'), dataset=dataset), dataset) == 1
     rules = ReadingRules(redact=["email"])
-    dataset = material({answer_file.redaction.pseudonym("ann@example.org", ["email"]): LABELS[0]})
+    dataset = material({answer_file.redaction.pseudonymize("ann@example.org", ["email"]): LABELS[0]})
     path = written(tmp_path, '{"id": "ann@example.org", "output": "delivery_delay"}')
     assert right(gathered(path, rules, dataset=dataset), dataset) == 1
 

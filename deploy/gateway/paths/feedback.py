@@ -19,6 +19,7 @@ from deploy.monitoring.feedback_record import Feedback, write_feedback
 from deploy.monitoring.monitor import Monitor
 from insource.config.errors import StageError
 from insource.system.daemon_thread import run_in_thread
+from insource.tasks.task_kind import DecodedTaskKind
 
 PATH = "/v1/feedback"
 MAX_ITEMS = 256
@@ -90,7 +91,7 @@ def parse_right_answer(task: Task, value: Any) -> Any:
     Raise RequestError if it is not an answer of the task.
     """
     module, spec = task.material.module, task.material.spec
-    if module.OBJECTIVE == "prefer":
+    if not isinstance(module, DecodedTaskKind):
         raise invalid_request(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):

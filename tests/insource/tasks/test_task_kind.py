@@ -8,11 +8,19 @@ import pytest
 
 from insource.config.metric_names import METRICS
 from insource.tasks import TASKS
-from insource.tasks.task_kind import FreeTextTaskKind, LabelledTaskKind, MultiReferenceTaskKind, Objective, TaskKind
+from insource.tasks.task_kind import (
+    DecodedTaskKind,
+    FreeTextTaskKind,
+    LabelledTaskKind,
+    MultiReferenceTaskKind,
+    Objective,
+    TaskKind,
+)
 
 CAPABILITIES: dict[type[Any], set[str]] = {
     LabelledTaskKind: {"classification", "multilabel"},
     FreeTextTaskKind: {"generation", "preference"},
+    DecodedTaskKind: {"classification", "multilabel", "extraction", "generation"},
     MultiReferenceTaskKind: {"extraction", "generation"},
 }
 CONSTANTS = tuple(name for name in get_type_hints(TaskKind) if name != "Spec")
@@ -33,7 +41,7 @@ def protocols_of(kind: str) -> list[type[Any]]:
 
 
 def test_protocol_lists_all_members() -> None:
-    assert len(list_functions(TaskKind)) == 18 and len(CONSTANTS) == 6
+    assert len(list_functions(TaskKind)) == 17 and len(CONSTANTS) == 6
     assert {*TASKS} == {*METRICS}
 
 
