@@ -57,12 +57,12 @@ class TemplateResult:
     """The outcome of one model's template."""
 
     model: str
-    taken: str
+    outcome: str
     pinned: str = ""
     stop: str = ""
     generation_prompt: str = ""
     """The end of an open prompt."""
-    why: str = ""
+    reason: str = ""
     """The reason if it is refused, or has a suffix of its own."""
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         if line.strip() and not line.startswith("#"):
             results.append(check_line(line.split("\t"), arguments.list.parent))
             print(
-                f"{results[-1].model:36} {results[-1].taken:24} {results[-1].stop:20} {results[-1].why[:100]}",
+                f"{results[-1].model:36} {results[-1].outcome:24} {results[-1].stop:20} {results[-1].reason[:100]}",
                 flush=True,
             )
     page = arguments.page.read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def check_line(columns: list[str], list_dir: Path) -> TemplateResult:
         try:
             rendering = chat_template.load_rendering(Model(base=base))
         except RecipeError as error:
-            return TemplateResult(name, REFUSED, why=shorten_error(str(error), base, name))
+            return TemplateResult(name, REFUSED, reason=shorten_error(str(error), base, name))
         return check_template(name, rendering, base)
 
 
@@ -113,11 +113,11 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
     pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
     result = TemplateResult(
         name,
-        TAKEN_WITH_OWN_SUFFIX if rendering.differs else TAKEN_EXACTLY,
+        TAKEN_WITH_OWN_SUFFIX if rendering.own_suffix_reason else TAKEN_EXACTLY,
         pinned,
         tokenizer.eos_token,
         tokenizer.decode(chat_template.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
-        rendering.differs or "",
+        rendering.own_suffix_reason or "",
     )
     try:
         for task, spec in ((classification, CLASSIFICATION_SPEC), (generation, GENERATION_SPEC)):
@@ -126,7 +126,7 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
                 for _ in iter_two_dates()
             ]
             if examples[0] != examples[1]:
-                return TemplateResult(name, MISHANDLED, why="the prompt changes from day to day")
+                return TemplateResult(name, MISHANDLED, reason="the prompt changes from day to day")
             rows = [
                 TokenizedRow(answer, example.prompt_ids, (example.completion_ids,))
                 for answer, example in zip(ANSWERS, examples[0], strict=True)
@@ -134,7 +134,7 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
             targets = [{"target": answer} for answer in ANSWERS]
             decodability.check_answers_decodable(task, spec, targets, rows, tokenizer, len(tokenizer))
     except RecipeError as error:
-        return TemplateResult(name, MISHANDLED, why=shorten_error(str(error), base, name))
+        return TemplateResult(name, MISHANDLED, reason=shorten_error(str(error), base, name))
     return result
 
 
@@ -188,7 +188,7 @@ def shorten_error(error: str, base: str, name: str) -> str:
 def results_table(results: list[TemplateResult]) -> str:
     """Return the table of docs/models.md."""
     counts = {
-        outcome: sum(result.taken == outcome for result in results)
+        outcome: sum(result.outcome == outcome for result in results)
         for outcome in (TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED)
     }
     lines = [
@@ -202,8 +202,8 @@ def results_table(results: list[TemplateResult]) -> str:
         )
         stop, generation_prompt = cells
         lines.append(
-            f"| {result.model} | {result.taken} | {result.pinned} | {stop} | {generation_prompt} | "
-            f"{table_cell(result.why)} |"
+            f"| {result.model} | {result.outcome} | {result.pinned} | {stop} | {generation_prompt} | "
+            f"{table_cell(result.reason)} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -122,12 +122,12 @@ def simulate(
         test_set = draw_test_set(n, clustered, [0.0, *loss.values()], rng)
         for metric in metrics:
             options: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
-            tuned_stats = metric.tally(test_set.wanted, test_set.system)
+            tuned_stats = metric.stats(test_set.targets, test_set.tuned)
             single_intervals.setdefault(metric.name, []).append(
                 intervals.compute_interval(tuned_stats, test_set.clusters, **options)
             )
             for truth, accuracy_loss in ((0.0, 0.0), (-MARGIN, loss[metric.name])):
-                baseline_stats = metric.tally(test_set.wanted, test_set.others[accuracy_loss])
+                baseline_stats = metric.stats(test_set.targets, test_set.baselines[accuracy_loss])
                 difference = paired.compute_paired_difference(
                     baseline_stats, tuned_stats, test_set.clusters, permutations=PERMUTATIONS, **options
                 )

@@ -48,7 +48,7 @@ class Case:
     shape: str
     rows: int
     max_new_tokens: int = 64
-    once: bool = False
+    single_run: bool = False
     """Whether each build runs it only once, because it takes long."""
 
     @property
@@ -59,7 +59,7 @@ class Case:
 
 CASES = (
     Case("smollm2", "banking77", 64),
-    Case("smollm2", "banking77", 256, once=True),
+    Case("smollm2", "banking77", 256, single_run=True),
     Case("pocket", "classifier", 256),
     Case("pocket", "extractor", 64, 192),
 )
@@ -73,7 +73,7 @@ def main() -> int:
     measured: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*systems, "vllm")}
     with tempfile.TemporaryDirectory(prefix="insource-decoding-") as name:
         for number in range(arguments.runs):
-            specs = build_specs([case for case in cases if not (number and case.once)], arguments.banking77)
+            specs = build_specs([case for case in cases if not (number and case.single_run)], arguments.banking77)
             for system in systems:
                 log(f"{system}, run {number + 1} of {arguments.runs}")
                 program = [sys.executable, "-P", str(DECODE_PROGRAM)]

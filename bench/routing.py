@@ -77,7 +77,7 @@ def simulate(draws: int) -> list[Row]:
         for n in ROWS:
             started_at = time.monotonic()
             # The exact test of differences takes longer.
-            n_draws = draws if population.other is None else draws // 5
+            n_draws = draws if population.baseline_accuracy is None else draws // 5
             results.append(
                 {"rows": population.name, "n": n, "draws": n_draws, "methods": measure_rates(population, n, n_draws)}
             )
@@ -92,7 +92,7 @@ def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> 
     They are the rate of missing the target, the rate of finding a threshold, and the mean fraction of rows kept, 0
     without a threshold.
     """
-    names = list(METHODS) if population.other is None else PAIRED_METHODS
+    names = list(METHODS) if population.baseline_accuracy is None else PAIRED_METHODS
     totals = {name: np.zeros(3) for name in names}
     for number in range(draws):
         rng = np.random.default_rng([seed, n, POPULATIONS.index(population), number])
@@ -100,7 +100,7 @@ def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> 
         for name in names:
             threshold = METHODS[name](draw)
             if threshold is not None:
-                kept_fraction, missed = population.truth(threshold)
+                kept_fraction, missed = population.true_coverage_and_miss(threshold)
                 totals[name] += (missed, 1, kept_fraction)
     keys = ("missed", "threshold", "kept")
     return {name: dict(zip(keys, (counts / draws).tolist(), strict=True)) for name, counts in totals.items()}

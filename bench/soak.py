@@ -59,22 +59,22 @@ class SoakState:
 
     model: str
     port: int
-    gateway: int
+    gateway_pid: int
     references: dict[str, dict[str, Any]]
     """{version: {row id: its reference}}."""
     grammar: str | None
     rows: Sequence[str]
-    until: float
+    deadline: float
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[float, float, int]] = field(default_factory=list)
     """(seconds, MiB, descriptors) of the gateway's own process."""
-    seconds: list[float] = field(default_factory=list)
+    latencies_seconds: list[float] = field(default_factory=list)
     """Latencies of answers."""
 
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Return whether the time is over."""
-        return time.monotonic() >= self.until
+        return time.monotonic() >= self.deadline
 
 
 def main() -> int:
@@ -135,7 +135,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
             time.sleep(0.5)
         references = {
             registry.compute_version(run.folder / "adapter"): {
-                reference["id"]: reference for reference in atomic_files.read_jsonl(run.references)
+                reference["id"]: reference for reference in atomic_files.read_jsonl(run.references_path)
             }
             for run in runs
         }
@@ -185,7 +185,7 @@ async def run_load(state: SoakState, folder: Path, recipe: Path, runs: Sequence[
 
 async def run_client(state: SoakState, session: ClientSession, rng: random.Random) -> None:
     """Query one row after the other; wait as long as Retry-After requires."""
-    while not state.over():
+    while not state.is_over():
         row = rng.choice(state.rows)
         body = {
             "model": state.model,
@@ -200,7 +200,7 @@ async def run_client(state: SoakState, session: ClientSession, rng: random.Rando
                 if response.status == 200:
                     expected = state.references[response.headers["X-Insource-Version"]][row]["answer"]
                     state.outcomes["right" if payload["choices"][0]["text"] == expected else "wrong"] += 1
-                    state.seconds.append(time.monotonic() - started_at)
+                    state.latencies_seconds.append(time.monotonic() - started_at)
                 elif response.status in (429, 503) and "Retry-After" in response.headers:
                     state.outcomes[f"{response.status} with Retry-After"] += 1
                     wait = float(response.headers["Retry-After"])
@@ -214,7 +214,7 @@ async def run_client(state: SoakState, session: ClientSession, rng: random.Rando
 
 async def hold_silent(state: SoakState) -> None:
     """Hold a connection that sends nothing, and reopen it when it is closed."""
-    while not state.over():
+    while not state.is_over():
         await hold_connection(state, b"", 0.0)
 
 
@@ -222,7 +222,7 @@ async def send_slowly(state: SoakState) -> None:
     """Send a request at one byte a second."""
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {API_KEY}\r\n"
     head += "Content-Length: 100\r\n\r\n"
-    while not state.over():
+    while not state.is_over():
         await hold_connection(state, head.encode(), 1.0)
 
 
@@ -239,7 +239,7 @@ async def hold_connection(state: SoakState, head: bytes, byte_seconds: float) ->
     with suppress(OSError):
         writer.write(head)
         reading = asyncio.create_task(reader.read())
-        while not reading.done() and not state.over():
+        while not reading.done() and not state.is_over():
             await asyncio.wait({reading}, timeout=byte_seconds or 1.0)
             if byte_seconds and not reading.done():
                 writer.write(b" ")
@@ -251,8 +251,8 @@ async def hold_connection(state: SoakState, head: bytes, byte_seconds: float) ->
 async def deploy_in_turns(state: SoakState, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
     """Deploy the first run and roll back, in turns."""
     number = 0
-    while not state.over():
-        await asyncio.sleep(min(DEPLOY_INTERVAL_SECONDS, max(0.0, state.until - time.monotonic())))
+    while not state.is_over():
+        await asyncio.sleep(min(DEPLOY_INTERVAL_SECONDS, max(0.0, state.deadline - time.monotonic())))
         args = ("deploy", recipe, "--rollback") if number % 2 else ("deploy", recipe, "--run", runs[0].id, "--force")
         await asyncio.to_thread(run_command, folder, *args)
         state.faults["rolled back" if number % 2 else "deployed"] += 1
@@ -262,12 +262,12 @@ async def deploy_in_turns(state: SoakState, folder: Path, recipe: Path, runs: Se
 async def inject_faults(state: SoakState, rng: random.Random) -> None:
     """Kill or freeze vLLM, or a process that it started."""
     # A short run has one fault, too.
-    wait = min(rng.uniform(*FAULT_INTERVAL_SECONDS), (state.until - time.monotonic()) / 3)
+    wait = min(rng.uniform(*FAULT_INTERVAL_SECONDS), (state.deadline - time.monotonic()) / 3)
     while True:
-        if time.monotonic() + wait > state.until - 10:
+        if time.monotonic() + wait > state.deadline - 10:
             return
         await asyncio.sleep(wait)
-        child_pids = machine.process_tree(state.gateway)[1:]
+        child_pids = machine.process_tree(state.gateway_pid)[1:]
         if not child_pids:
             continue
         signal_number, pid = rng.choice((signal.SIGKILL, signal.SIGSTOP)), rng.choice(child_pids)
@@ -281,8 +281,8 @@ async def inject_faults(state: SoakState, rng: random.Random) -> None:
 async def sample_resources(state: SoakState) -> None:
     """Sample memory and descriptors of the gateway."""
     started_at, page_mib = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
-    while not state.over():
-        process_dir = Path(f"/proc/{state.gateway}")
+    while not state.is_over():
+        process_dir = Path(f"/proc/{state.gateway_pid}")
         with suppress(OSError):
             resident = int((process_dir / "statm").read_text().split()[1]) * page_mib
             state.samples.append((time.monotonic() - started_at, resident, len(list((process_dir / "fd").iterdir()))))
@@ -300,7 +300,7 @@ def summarize(state: SoakState, seconds: float, stop_seconds: float, log: str) -
     broken += [f"descriptors grew by {growth[1]:.0f}"] if growth[1] > MAX_GROWTH_DESCRIPTORS else []
     broken += [f"it took {stop_seconds:.0f} s to stop"] if stop_seconds > 10 else []
     broken += [] if state.outcomes["right"] else ["nothing was answered"]
-    ordered = sorted(state.seconds)
+    ordered = sorted(state.latencies_seconds)
     return {
         "minutes": seconds / 60,
         "clients": N_CLIENTS,

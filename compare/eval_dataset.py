@@ -22,7 +22,7 @@ OTHER_SPLITS = ("train", "validation", "calibration")
 class EvalDataset:
     """The task and its rows."""
 
-    module: TaskKind
+    task: TaskKind
     spec: Any
     prompt: Mapping[str, Any]
     """prompt.json of the run: constraint, maximum answer length, chat template."""
@@ -31,21 +31,21 @@ class EvalDataset:
     test: Rows
 
     @property
-    def answers(self) -> list[str]:
+    def train_answers(self) -> list[str]:
         """Return the answers of the train rows as text."""
-        return [self.module.answer_text(self.spec, row["target"]) for row in self.train]
+        return [self.task.answer_text(self.spec, row["target"]) for row in self.train]
 
     @property
-    def clusters(self) -> list[str | None] | None:
+    def cluster_ids(self) -> list[str | None] | None:
         """Return the group of each test row, None if no row has a group."""
         return cluster_ids(self.test)
 
     @property
     def n_clusters(self) -> int | None:
         """Return the number of groups of the test rows. A row without a group counts as one group."""
-        if self.clusters is None:
+        if self.cluster_ids is None:
             return None
-        sizes = Counter(self.clusters)
+        sizes = Counter(self.cluster_ids)
         n_ungrouped = sizes.pop(None, 0)
         return len(sizes) + n_ungrouped
 

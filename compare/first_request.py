@@ -38,13 +38,13 @@ class FirstResponse:
     system: System
     """Without the parameters that its provider rejected."""
     answer: CachedResponse | None
-    why_not: str | None
+    failure_reason: str | None
     """Why there is no answer, None if there is one."""
 
     def line(self) -> str:
         """Return the console line."""
-        if self.answer is None or self.why_not:
-            return f"refused   {self.system.name}: {self.why_not}"
+        if self.answer is None or self.failure_reason:
+            return f"refused   {self.system.name}: {self.failure_reason}"
         if self.answer.error:
             return f"asked     {self.system.name}: takes requests, and refuses this train row for what it says"
         message = f"asked     {self.system.name}: answers, model {self.answer.model_id}"
@@ -76,11 +76,11 @@ def send_first_requests(
         SkippedSystem(
             response.system.name,
             response.system.title,
-            f"INCOMPLETE: its first request: {response.why_not}",
+            f"INCOMPLETE: its first request: {response.failure_reason}",
             incomplete=True,
         )
         for response in responses.values()
-        if response.why_not
+        if response.failure_reason
     ]
     refused_names = {system.name for system in refused}
     askable = [responses[system.name].system if system.name in responses else system for system in systems]
@@ -89,14 +89,14 @@ def send_first_requests(
 
 def send_first_request(context: ComparisonContext, system: System, budget: Budget) -> FirstResponse:
     """Return the answer of an API model to one train row. A rejected parameter is omitted and the request repeated."""
-    context.answers.mkdir(exist_ok=True)
+    context.cache_dir.mkdir(exist_ok=True)
     price = pricing.lookup_price(system.baseline) if system.baseline else None
     while True:
         system_requests = api_models.build_first_request(context, system)
-        request = system_requests.questions[0]
-        optional_parameters = API_MODULES[system_requests.backend.wire].OPTIONAL_PARAMETERS
+        request = system_requests.requests[0]
+        optional_parameters = API_MODULES[system_requests.endpoint.api_format].OPTIONAL_PARAMETERS
         answer = collection.find_last_response(
-            system_requests.backend, system_requests.identity, request, system_requests.journal
+            system_requests.endpoint, system_requests.identity, request, system_requests.cache_path
         )
         if answer is None or not api_errors.find_rejected_parameter(answer.error or "", optional_parameters):
             collected = system_requests.collect(budget if price else None, price)
@@ -114,8 +114,8 @@ def send_first_request(context: ComparisonContext, system: System, budget: Budge
 def request_body_json(context: ComparisonContext, system: System) -> str:
     """Return the body of the first request as JSON."""
     system_requests = api_models.build_first_request(context, system)
-    body = API_MODULES[system_requests.backend.wire].build_body(
-        system_requests.backend, system_requests.questions[0].request
+    body = API_MODULES[system_requests.endpoint.api_format].build_body(
+        system_requests.endpoint, system_requests.requests[0].request
     )
     return json.dumps(body, ensure_ascii=False, indent=1)
 

@@ -46,7 +46,7 @@ class KnownModel:
     price: TokenPrice | None
     shutdown: str | None
     """ISO 8601, None if no date is announced."""
-    named_in: Sequence[str]
+    recipes: Sequence[str]
     in_sdk: bool = True
     """Whether the provider's SDK lists it. The SDK then announces its shutdown date; for other models no date is
     known."""
@@ -69,7 +69,7 @@ class KnownModel:
             f"{self.provider}:{self.name}",
             *price_cells,
             self.shutdown or ("-" if self.in_sdk else "not told"),
-            ", ".join(self.named_in),
+            ", ".join(self.recipes),
         ]
 
 
@@ -133,8 +133,8 @@ def main() -> None:
 def _long_prompt_prices(price: TokenPrice) -> str:
     """Return the prices of longer prompts, input and output: 'from 272,000: 0.2 / 0.75'."""
     steps = []
-    while price.beyond is not None:
-        start, price = price.longest_input_tokens or 0, price.beyond
+    while price.next_tier is not None:
+        start, price = price.max_input_tokens or 0, price.next_tier
         steps.append(
             f"from {start:,}: {_format_usd(price.input_usd_per_million)} / {_format_usd(price.output_usd_per_million)}"
         )

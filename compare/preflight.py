@@ -39,7 +39,7 @@ def unknown_prices(context: ComparisonContext, systems: Sequence[System]) -> Ite
 def unnamed_keys(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
     """Yield the baselines at another host than their provider's whose API key the recipe does not name."""
     for system in systems:
-        if system.baseline and (key := system.baseline.unnamed_key):
+        if system.baseline and (key := system.baseline.withheld_key_env):
             yield (
                 f"compare.baselines: {system.name}: {key} is not sent to {system.baseline.base_url}, which is no https "
                 "address of its provider; name the environment variable with the key for that host: api_key_env: ... "
@@ -67,11 +67,11 @@ def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> 
         if system.kind != "closed" or system.baseline is None:
             continue
         try:
-            backend = api_models.build_endpoint(system.baseline, context.material, system.left_out)
+            backend = api_models.build_endpoint(system.baseline, context.dataset, system.left_out)
             # Examples do not affect the check, and retrieving them is slow.
             plain = replace(prompt_selection.prompt_candidates(system)[0], shots=0)
-            (request,) = row_requests.build_requests(plain, context.material, context.material.train[:1])
-            API_MODULES[backend.wire].build_body(backend, request)
+            (request,) = row_requests.build_requests(plain, context.dataset, context.dataset.train[:1])
+            API_MODULES[backend.api_format].build_body(backend, request)
             asyncio.run(_open_client(backend))
         except RecipeError as error:
             message = str(error)
@@ -82,7 +82,7 @@ def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> 
 
 async def _open_client(backend: Backend) -> None:
     """Create the SDK's client, which looks for credentials and sends nothing."""
-    async with API_MODULES[backend.wire].make_client(backend):
+    async with API_MODULES[backend.api_format].make_client(backend):
         pass
 
 

@@ -65,13 +65,15 @@ def select_system(recipe: Recipe, name: str | None) -> System:
     Raise RecipeError with the available names if its answers cannot be recorded.
     """
     api_systems = catalog.api_systems(recipe)
-    names = [candidate.name for candidate in api_systems if candidate.baseline and not candidate.baseline.decides]
+    names = [
+        candidate.name for candidate in api_systems if candidate.baseline and not candidate.baseline.uses_decision_api
+    ]
     selected_name = name or (recipe.compare.primary.baseline if recipe.compare.primary else None)
     available = f"there are {', '.join(names)}" if names else "there is none"
     system = next((candidate for candidate in api_systems if candidate.name == selected_name), None)
     if system is None or system.baseline is None:
         raise RecipeError(f"SYSTEM: {selected_name} is no API model of compare.baselines; {available}")
-    if system.baseline.decides:
+    if system.baseline.uses_decision_api:
         raise RecipeError(
             f"SYSTEM: {selected_name} gives probabilities of labels, which a file of answers has no place for; "
             f"{available}"
@@ -86,7 +88,7 @@ def select_system(recipe: Recipe, name: str | None) -> System:
 def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonContext:
     """Return a context of the prepared data without a trained model and without the targets of the test rows."""
     metadata = atomic_files.read_json(data / "data.json")
-    task = TASKS[loaded.recipe.task.variant]
+    task = TASKS[loaded.recipe.task.task_name]
     labels = {label: entry["description"] for label, entry in metadata["labels"].items()}
     may_be_empty = bool(metadata["labels_per_row"] and metadata["labels_per_row"]["may_be_empty"])
     spec = task.make_spec(loaded.recipe.task, labels, may_be_empty)

@@ -37,7 +37,7 @@ class System:
     @property
     def stand_in(self) -> bool:
         """Return whether a local server replaces a provider. Its scores show nothing about that provider."""
-        return self.baseline is not None and self.baseline.loopback
+        return self.baseline is not None and self.baseline.is_loopback
 
     @property
     def on_tuned_scale(self) -> bool:

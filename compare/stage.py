@@ -152,7 +152,7 @@ def run_comparison(
         tuned_scale,
         scores["cost"],
     )
-    profile = answer_profile.build_profile(scored_systems[0].gathered, dataset, tuned_scale).json()
+    profile = answer_profile.build_profile(scored_systems[0].responses, dataset, tuned_scale).json()
     scores["routing"] = {**policy.json(), "test": test_result, answer_profile.ROUTING_KEY: profile}
     scores["verdict"] = verdict.decide(VerdictInputs(recipe, scores, policy)).json()
     write.write_comparison(trained_run, dataset, scored_systems, scores, recipe)

@@ -55,15 +55,15 @@ class TrainedVariant:
 
     variant: Variant
     run: Run
-    figures: Mapping[str, float]
+    headline_metrics: Mapping[str, float]
     """The main metrics on all validation rows."""
-    tallies: Mapping[str, MetricStats]
+    metric_stats: Mapping[str, MetricStats]
     """Metric statistics of the validation rows whose answers the run keeps, {} if its kind is not decoded."""
     rows: Sequence[Mapping[str, Any]]
     """The validation rows whose answers the run keeps."""
     rows_sha256: str
     """Of the validation rows, by id and text."""
-    seconds: float
+    training_seconds: float
     parameters: int
     """Of the base; 0 if an earlier version, which did not record it, trained the variant."""
 
@@ -99,7 +99,7 @@ def main() -> int:
                 )
     if not trained:
         raise StageError(f"no variant was trained: {'; '.join(f'{name}: {reason}' for name, reason in failed.items())}")
-    ranked = sorted(trained, key=lambda candidate: (-candidate.figures[metric], candidate.parameters))
+    ranked = sorted(trained, key=lambda candidate: (-candidate.headline_metrics[metric], candidate.parameters))
     board = [leaderboard_entry(candidate, ranked[0], metric) for candidate in ranked]
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     best = ranked[0]
@@ -185,7 +185,7 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
 def deciding_metric(loaded: LoadedRecipe) -> str:
     """Return the metric that decides: the planned one, else the first of the task kind."""
     primary = loaded.recipe.compare.primary
-    return primary.metric if primary else METRICS[loaded.recipe.task.variant][0]
+    return primary.metric if primary else METRICS[loaded.recipe.task.task_name][0]
 
 
 def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:
@@ -202,16 +202,16 @@ def evaluate_variant(variant: Variant, trained_run: Run) -> TrainedVariant:
     dataset = eval_dataset.load_validation_dataset(trained_run)
     rows: Sequence[Mapping[str, Any]] = []
     metric_stats: Mapping[str, MetricStats] = {}
-    if dataset.module.OBJECTIVE != "prefer":
-        answers = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(trained_run.references)}
+    if dataset.task.OBJECTIVE != "prefer":
+        answers = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(trained_run.references_path)}
         rows = [row for row in dataset.test if row["id"] in answers]
         parsed = [predictions.parse_answer(dataset, SystemAnswer(row["id"], answers[row["id"]])) for row in rows]
-        targets = references.select_targets(dataset.module, dataset.spec, rows, parsed)
-        metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
+        targets = references.select_targets(dataset.task, dataset.spec, rows, parsed)
+        metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
     return TrainedVariant(
         variant,
         trained_run,
-        dataset.module.main_metrics(metrics["validation"]["tuned"]),
+        dataset.task.main_metrics(metrics["validation"]["tuned"]),
         metric_stats,
         rows,
         atomic_files.digest([[row["id"], row["input"]["text"]] for row in dataset.test]),
@@ -230,19 +230,19 @@ def leaderboard_entry(trained: TrainedVariant, best: TrainedVariant, metric: str
         "variant": trained.variant.name,
         "settings": list(trained.variant.settings),
         "run": trained.run.id,
-        "figures": dict(trained.figures),
+        "figures": dict(trained.headline_metrics),
         "interval": None,
         "to_the_best": None,
-        "training_seconds": trained.seconds,
+        "training_seconds": trained.training_seconds,
         "parameters": trained.parameters,
     }
-    if metric not in trained.tallies:
+    if metric not in trained.metric_stats:
         return entry
-    interval = intervals.compute_interval(trained.tallies[metric], cluster_ids(trained.rows))
+    interval = intervals.compute_interval(trained.metric_stats[metric], cluster_ids(trained.rows))
     entry["interval"] = {"n": len(trained.rows), "low": interval.low, "high": interval.high}
     if trained is not best and [row["id"] for row in trained.rows] == [row["id"] for row in best.rows]:
         difference = paired.compute_paired_difference(
-            trained.tallies[metric], best.tallies[metric], cluster_ids(trained.rows)
+            trained.metric_stats[metric], best.metric_stats[metric], cluster_ids(trained.rows)
         )
         entry["to_the_best"] = {
             "n": difference.n,

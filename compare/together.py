@@ -44,7 +44,7 @@ class AnswerDifference:
     """Difference of two lists of answers to the same rows."""
 
     same_choices: int
-    most: float
+    max_difference: float
     """The largest difference of a label's probability."""
 
 
@@ -55,7 +55,7 @@ class SharingMeasurement:
     rows: int
     alone_tokens: int
     together_tokens: int
-    by_itself: AnswerDifference
+    repeated: AnswerDifference
     """Between the two runs with one row per request: the variation without sharing."""
     together: AnswerDifference
 
@@ -65,13 +65,13 @@ class SharingMeasurement:
 
         Probabilities may differ as much as they do without sharing.
         """
-        return self.together.same_choices == self.rows and self.together.most <= max(
-            PROBABILITY_ROUNDING, self.by_itself.most
+        return self.together.same_choices == self.rows and self.together.max_difference <= max(
+            PROBABILITY_ROUNDING, self.repeated.max_difference
         )
 
     def lines(self, name: str) -> list[str]:
         """Return the console lines."""
-        repeat_text = f"asked again, a probability moves by at most {self.by_itself.most:.3f}"
+        repeat_text = f"asked again, a probability moves by at most {self.repeated.max_difference:.3f}"
         same_text = f"{self.together.same_choices:,} of {self.rows:,} choices the same"
         conclusion = "yes       rows that share a request are answered as rows that are asked alone"
         if not self.may_share:
@@ -79,7 +79,7 @@ class SharingMeasurement:
         return [
             f"alone     {name}: {self.rows:,} requests, {self.alone_tokens:,} tokens read; {repeat_text}",
             f"together  1 request, {self.together_tokens:,} tokens read; {same_text}; a probability moves by at most "
-            f"{self.together.most:.3f}",
+            f"{self.together.max_difference:.3f}",
             conclusion,
         ]
 
@@ -95,7 +95,7 @@ def measure_sharing(backend: Backend, requests: Sequence[Request]) -> SharingMea
         rows=len(requests),
         alone_tokens=sum(completion.usage.input_tokens or 0 for completion in individual),
         together_tokens=usage.input_tokens or 0,
-        by_itself=compare_answers(individual, repeat),
+        repeated=compare_answers(individual, repeat),
         together=compare_answers(individual, shared),
     )
 
@@ -125,9 +125,9 @@ def shared_request_body(backend: Backend, requests: Sequence[Request]) -> dict[s
 async def _request_individually(backend: Backend, requests: Sequence[Request]) -> list[Completion]:
     completions: dict[str, Completion] = {}
     async for reply in stream_results(backend, requests):
-        if reply.received is None:
+        if reply.completion is None:
             raise StageError(f"row {reply.id} was not answered: {reply.error}")
-        completions[reply.id] = reply.received
+        completions[reply.id] = reply.completion
     return [completions[request.id] for request in requests]
 
 
@@ -169,8 +169,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _measure_system(context: ComparisonContext, system: System, rows: int) -> SharingMeasurement:
     assert system.baseline is not None
-    backend = api_models.build_first_request(context, system).backend
-    requests = row_requests.build_requests(system, context.material, context.material.train[: min(rows, MAX_QUESTIONS)])
+    backend = api_models.build_first_request(context, system).endpoint
+    requests = row_requests.build_requests(system, context.dataset, context.dataset.train[: min(rows, MAX_QUESTIONS)])
     if (price := pricing.lookup_price(system.baseline)) is not None:
         max_usd = (
             3 * budgets.estimate_cost([RowRequest(request.id, 0, request) for request in requests], price).upper_usd

@@ -32,7 +32,7 @@ def main() -> int:
     if not arguments.no_heading:
         print("\n".join(describe_precedence(loaded)), file=sys.stderr)
     recipe = gguf_model.ensure_model_folder(loaded.recipe, runs)
-    folder, was_prepared = prepare.main(recipe, runs / loaded.name, loaded.replaced)
+    folder, was_prepared = prepare.main(recipe, runs / loaded.name, loaded.overridden)
     print(
         console.format_summary(
             atomic_files.read_json(folder / "data.json"), "prepared" if was_prepared else "unchanged"

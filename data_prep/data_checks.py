@@ -87,7 +87,7 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
 def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
     """Return a hint to the column with the most similar name; "" if there is none or the field is a column."""
     columns = recipe.data.columns
-    if columns.target or columns.targets or columns.of_slots:
+    if columns.target or columns.targets or columns.slot_columns:
         return ""
     available = [column for source in sources for column in source["detected"].get("columns", ())]
     folded = {column.casefold().replace("_", " "): column for column in available}
@@ -97,7 +97,7 @@ def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Re
 
 def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
     """Raise RecipeError if all rows have the same label. `labels` is {spelling: label}."""
-    if TASKS[recipe.task.variant].IS_MULTILABEL and len(table) and len(set(labels.values())) < 2:
+    if TASKS[recipe.task.task_name].IS_MULTILABEL and len(table) and len(set(labels.values())) < 2:
         names = ", ".join(map(display_label, sorted(set(labels.values())))) or "none"
         raise RecipeError(
             f"data.columns.label: {len(table)} rows have fewer than two labels between them: {names}. "
@@ -156,12 +156,12 @@ def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequ
 
 def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, int], Counter[str]]]:
     """Return {label: (usable rows read, {split: rows written}, {reason: rows dropped})}."""
-    if not prepared.descriptions:
+    if not prepared.label_descriptions:
         return {}
-    sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
+    sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.drops.reason
     rows_read = label_sets.count_rows_per_label(sets, targets)
     written_by_split = {
-        name: label_sets.count_rows_per_label(sets, targets[mask]) for name, mask in prepared.written.items()
+        name: label_sets.count_rows_per_label(sets, targets[mask]) for name, mask in prepared.kept_by_split.items()
     }
     dropped_by_code = {
         code: label_sets.count_rows_per_label(sets, targets[reason == code])
@@ -169,7 +169,7 @@ def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, in
         if code
     }
     counts = {}
-    for label in prepared.descriptions:
+    for label in prepared.label_descriptions:
         reasons = Counter({DROP_REASONS[code]: rows[label] for code, rows in dropped_by_code.items()})
         counts[label] = (rows_read[label], {name: rows[label] for name, rows in written_by_split.items()}, +reasons)
     return counts
@@ -212,7 +212,7 @@ def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequenc
     lines = []
     for reason, count in reasons.most_common():
         if reason == "too_long_to_serve":
-            key, value = prepared.room.key, prepared.room.tokens
+            key, value = prepared.context_limit.key, prepared.context_limit.tokens
         elif reason == "too_long_for_base":
             lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
             continue

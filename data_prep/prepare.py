@@ -103,7 +103,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 deduplicate(table, assignment.splits, recipe, pool, drops)
         data_checks.check_labels(labels, table, recipe)
         descriptions, sets = list_label_descriptions(labels, recipe), label_sets.build_label_sets(table, labels, recipe)
-        may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.stays])
+        may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.kept])
         with steps("count tokens"):
             token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
             context_limit = token_counts.drop_too_long(table, assignment.splits, recipe, drops)
@@ -125,13 +125,13 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         with steps("doubt labels"):
             issues = label_errors.find_task_label_issues(table, assignment.splits, labels, drops, recipe)
         with steps("write"):
-            task = TASKS[recipe.task.variant]
+            task = TASKS[recipe.task.task_name]
             respell = None
             if labels and isinstance(task, LabelledTaskKind):
                 respell = task.make_label_mapper(labels, list(descriptions))
             slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, respell)
             write.write_rejected(temp_folder / "rejected.jsonl", rejected, table, assignment.splits, drops)
-            label_errors.write_label_issues(temp_folder / "suspects.csv", issues.found, table, assignment.splits)
+            label_errors.write_label_issues(temp_folder / "suspects.csv", issues.issues, table, assignment.splits)
         report = {
             "schema_version": 2,
             "digest": digest,
@@ -147,12 +147,12 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "not_learnable": [*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": statistics.describe_slices(prepared, slices),
-            "suspects": issues.told(),
+            "suspects": issues.to_json(),
         }
         report["sha256"] = {
             path.name: atomic_files.sha256(path) for path in sorted(temp_folder.iterdir()) if path.is_file()
         }
-        html.write(temp_folder / "data.html", report, prepared, issues.found)
+        html.write(temp_folder / "data.html", report, prepared, issues.issues)
         atomic_files.write_json(temp_folder / "data.json", report)
         shutil.rmtree(work_folder)
     return folder, True
@@ -190,7 +190,7 @@ def _read_sources(
             filtered += counter.filtered
             columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            missing = {"lacks": sorted(counter.lacks), "lacks_answers": sorted(counter.unanswered)}
+            missing = {"lacks": sorted(counter.missing), "lacks_answers": sorted(counter.missing_answers)}
             counts = {"rows_read": counter.rows, "detected": info, **missing}
             source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             if info.get("encoding_guessed"):
@@ -205,8 +205,8 @@ def _read_sources(
                 print(f"data      {arrays_note}", file=sys.stderr)
         table = writer.table()
     check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
-    data_checks.check_rejected(rejected, len(table), filtered, row_filter.unmatched(), recipe)
-    return table, rejected, source_info, filtered, row_filter.unmatched()
+    data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)
+    return table, rejected, source_info, filtered, row_filter.list_unmatched()
 
 
 class _CountingReader:
@@ -217,36 +217,36 @@ class _CountingReader:
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
-        self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
-        self._where, settings = row_filter, recipe.data.split
+        self.rows, self.filtered, self._source_rows, self._file, self._recipe = 0, 0, rows, file, recipe
+        self._row_filter, settings = row_filter, recipe.data.split
         self.columns = set[str]()
-        self.lacks = {column for column in (settings.group, settings.time) if column is not None}
-        self.unanswered = {*recipe.data.columns.of_targets.values()}
+        self.missing = {column for column in (settings.group, settings.time) if column is not None}
+        self.missing_answers = {*recipe.data.columns.target_columns.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
         is_filtered, seen = bool(self._recipe.data.where), dict[str, Any]()
         nested_columns = [column for column in columns_to_read(self._recipe, "all") if "." in column]
         complete = False
-        for row in self._source:
+        for row in self._source_rows:
             if nested_columns and not row.problem:
                 row.values.update(dotted_paths.resolve_columns(row.values, nested_columns))
             if not complete and not row.problem:
                 seen |= row.values
-                complete = self._has_all(seen)
+                complete = self._has_all_columns(seen)
                 self.columns.update(seen)
             self.rows += 1
-            if self.lacks:
-                self.lacks.difference_update(row.values)
-            if self.unanswered:
-                self.unanswered.difference_update(row.values)
-            if is_filtered and not row.problem and not self._where.takes(row.values):
+            if self.missing:
+                self.missing.difference_update(row.values)
+            if self.missing_answers:
+                self.missing_answers.difference_update(row.values)
+            if is_filtered and not row.problem and not self._row_filter.accepts(row.values):
                 self.filtered += 1
             else:
                 yield row
         if seen and not complete:
             check_columns(str(self._file.path), self._file.split, seen, self._recipe)
 
-    def _has_all(self, seen: Mapping[str, Any]) -> bool:
+    def _has_all_columns(self, seen: Mapping[str, Any]) -> bool:
         """Return whether the rows so far have every column that the recipe names.
 
         Raise RecipeError if a column is missing and no later row can have it.
@@ -284,6 +284,7 @@ def _check_unique_ids(table: Table) -> None:
     if len(repeated):
         row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {display_label(table.texts.value('id', row))} stands at {table.place(previous)} "
+            f"{table.location(row)}: id {display_label(table.texts.value('id', row))} stands at "
+            f"{table.location(previous)} "
             "already; ids must differ, or leave data.columns.id out"
         )

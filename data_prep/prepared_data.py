@@ -19,13 +19,13 @@ class PreparedData:
 
     recipe: Recipe
     table: Table
-    assigned: SplitAssignment
-    left: DropDecisions
-    spellings: dict[str, str]
+    assignment: SplitAssignment
+    drops: DropDecisions
+    label_aliases: dict[str, str]
     """{label as written in the source: canonical label}."""
-    descriptions: dict[str, str]
-    unusable: list[Rejected]
-    room: ContextLimit
+    label_descriptions: dict[str, str]
+    rejected: list[Rejected]
+    context_limit: ContextLimit
     """The context limit of a served model."""
     filtered: int = 0
     """Number of rows that data.where filters out."""
@@ -35,6 +35,6 @@ class PreparedData:
     """Whether rows of a multi-label task may have no label, because such rows occur."""
 
     @property
-    def written(self) -> dict[str, Array]:
+    def kept_by_split(self) -> dict[str, Array]:
         """Return which rows each split keeps, {split: bool [rows]}."""
-        return {name: self.left.stays & (self.assigned.splits == index) for index, name in enumerate(SPLITS)}
+        return {name: self.drops.kept & (self.assignment.splits == index) for index, name in enumerate(SPLITS)}

@@ -45,7 +45,7 @@ class RowBatch:
     """The result of one process for up to BATCH_ROWS source rows; fewer if the rows are long."""
 
     texts: pa.RecordBatch
-    numbers: dict[str, Array]
+    columns: dict[str, Array]
     bands: Array
     sketches: Array
     rejected: list[Rejected]
@@ -75,7 +75,7 @@ class Table:
         """Return the texts of the table, opened on first use."""
         return ArrowTexts(self.folder)
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Return "file:line" of a row."""
         return f"{self.texts.value('file', row)}:{self.columns['line'][row]}"
 
@@ -89,19 +89,19 @@ class TableWriter:
         self.targets: Counter[str] = Counter()
         self.systems: Counter[str] = Counter()
         self.states: Counter[tuple[str, str, str]] = Counter()
-        self._numbers: dict[str, list[Array]] = {}
-        self._opened = ExitStack()
-        self._texts = self._opened.enter_context(
-            pa.ipc.new_file(self._opened.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), TEXT_SCHEMA)
+        self._columns: dict[str, list[Array]] = {}
+        self._stack = ExitStack()
+        self._texts = self._stack.enter_context(
+            pa.ipc.new_file(self._stack.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), TEXT_SCHEMA)
         )
-        self._sizes = self._opened.enter_context((folder / "batch_rows.i64").open("wb"))
-        self._sketches = self._opened.enter_context(minhash.SketchFiles(folder, recipe.data.deduplicate))
+        self._sizes = self._stack.enter_context((folder / "batch_rows.i64").open("wb"))
+        self._sketches = self._stack.enter_context(minhash.SketchFiles(folder, recipe.data.deduplicate))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        self._stack.close()
 
     def add(self, split: int, rows: Iterable[SourceRow], pool: WorkerPool) -> Iterator[Rejected]:
         """Add the rows of one file and yield the rows that cannot be used.
@@ -114,9 +114,9 @@ class TableWriter:
             self._texts.write_batch(batch.texts)
             self._sizes.write(np.int64(count).tobytes())
             self._sketches.add(batch.bands, batch.sketches)
-            numbers = {**batch.numbers, "given": np.full(count, split, np.int8)}
+            numbers = {**batch.columns, "given": np.full(count, split, np.int8)}
             for column, values in numbers.items():
-                self._numbers.setdefault(column, []).append(values)
+                self._columns.setdefault(column, []).append(values)
             self.targets += batch.targets
             self.systems += batch.systems
             split_name = "all" if split < 0 else SPLITS[split]
@@ -125,14 +125,14 @@ class TableWriter:
 
     def table(self) -> Table:
         """Close the files and return the table. No row can be added afterwards."""
-        self._opened.close()
-        columns = {name: np.concatenate(arrays) for name, arrays in self._numbers.items()}
+        self._stack.close()
+        columns = {name: np.concatenate(arrays) for name, arrays in self._columns.items()}
         return Table(self.folder, columns, self.targets, self.systems, self.states)
 
 
 def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
     """Return the batch of columns for these source rows; runs in a worker process."""
-    task, results = TASKS[recipe.task.variant], [make_row(row, recipe) for row in rows]
+    task, results = TASKS[recipe.task.task_name], [make_row(row, recipe) for row in rows]
     usable = [result for result in results if isinstance(result, Row)]
     keys = [duplicate_key(row.text) for row in usable]
     texts = {
@@ -148,7 +148,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
     bands, sketches = minhash.sketch(keys, recipe.data.deduplicate)
     return RowBatch(
         texts=pa.record_batch(texts, schema=TEXT_SCHEMA),
-        numbers=_compute_columns(usable, keys, recipe),
+        columns=_compute_columns(usable, keys, recipe),
         bands=bands,
         sketches=sketches,
         rejected=[result for result in results if isinstance(result, Rejected)],
@@ -157,7 +157,9 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
         else Counter(),
         systems=Counter(row.system for row in usable if row.system),
         states=Counter(
-            chain.from_iterable((*row.states.items(), *((name, CUT_STATE) for name in row.cut)) for row in usable)
+            chain.from_iterable(
+                (*row.field_states.items(), *((name, CUT_STATE) for name in row.cut_fields)) for row in usable
+            )
         ),
     )
 
@@ -165,7 +167,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
 def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
     """Return the arrays that stay in memory, with one entry per row."""
     seed = recipe.data.split.seed
-    task = TASKS[recipe.task.variant]
+    task = TASKS[recipe.task.task_name]
     equality_keys = {row.answers: _equality_key(row.answers, task, recipe) for row in rows}
     targets = [equality_keys[row.answers] for row in rows]
     subjects = (task.conflict_key(key, target) for key, target in zip(keys, targets, strict=True))
@@ -175,7 +177,7 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
         "line": np.array([row.line for row in rows], np.int64),
         "id": hash_texts((row.id for row in rows), 0),
         "key": hash_texts(keys, 0),
-        "raw": hash_texts((row.raw for row in rows), 0),
+        "raw": hash_texts((row.text_before_cleaning for row in rows), 0),
         "clean": hash_texts((row.text for row in rows), 0),
         "target": hash_texts(targets, 0),
         # Rows with one subject and several targets conflict.
@@ -186,7 +188,9 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
         # A rank that does not depend on the source order: of two duplicates, the row of the lower rank is kept.
         "order": hash_texts(contents, seed),
         "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
-        "found": np.array([sum(1 << redaction.PII_KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
+        "found": np.array(
+            [sum(1 << redaction.PII_KINDS.index(kind) for kind in row.pii_kinds) for row in rows], np.uint8
+        ),
         "tokens": np.full(len(rows), -1, np.int32),
         "answer_tokens": np.zeros(len(rows), np.int32),
     }
@@ -210,7 +214,7 @@ def _equality_key(answers: tuple[str, ...], task: TaskKind, recipe: Recipe) -> s
 
 def hash_target(target: str, recipe: Recipe) -> int:
     """Return the hash that compares targets; it is the same for all spellings of a label."""
-    return int(hash_texts([TASKS[recipe.task.variant].equality_key(target, recipe)], 0)[0])
+    return int(hash_texts([TASKS[recipe.task.task_name].equality_key(target, recipe)], 0)[0])
 
 
 def hash_texts(texts: Iterable[str], seed: int) -> Array:

@@ -35,9 +35,9 @@ class SplitAssignment:
     """
 
     splits: Array
-    ours: Array
-    shares: dict[str, float]
-    cut: str | None = None
+    assignable: Array
+    fractions: dict[str, float]
+    test_from: str | None = None
 
 
 def assign(table: Table, split: Split, given_splits: set[str]) -> SplitAssignment:
@@ -95,11 +95,11 @@ def compute_deviations(table: Table, assignment: SplitAssignment, sets: LabelSet
     The figures are those before deduplication. `sets` has the labels of each target hash. Labels with fewer than ten
     rows are ignored, because their fractions are meaningless.
     """
-    targets = table.columns["target"][assignment.ours]
+    targets = table.columns["target"][assignment.assignable]
     totals = {label: rows for label, rows in label_sets.count_rows_per_label(sets, targets).items() if rows >= 10}
     deviations = {}
-    for name, fraction in assignment.shares.items():
-        mask = (assignment.splits == SPLITS.index(name))[assignment.ours]
+    for name, fraction in assignment.fractions.items():
+        mask = (assignment.splits == SPLITS.index(name))[assignment.assignable]
         counts = label_sets.count_rows_per_label(sets, targets[mask])
         offsets = [abs(counts[label] / rows - fraction) for label, rows in totals.items()]
         deviations[name] = {

@@ -27,7 +27,7 @@ def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tupl
 def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecisions) -> None:
     """Drop the train rows, each for its first reason."""
     for reason, (rows, reason_rows) in straddling.items():
-        kept = drops.stays[rows]
+        kept = drops.kept[rows]
         drops.drop(rows[kept], reason, reason_rows[kept])
 
 

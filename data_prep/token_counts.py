@@ -55,7 +55,7 @@ def count_tokens(
 
     Raise RecipeError if the prompt exceeds a limit before any input is inserted.
     """
-    task = TASKS[recipe.task.variant]
+    task = TASKS[recipe.task.task_name]
     spec = task.make_spec(recipe.task, labels, may_be_empty)
     tokenizer = chat_template.load_tokenizer(recipe.model)
     prefix, between, suffix = _template_segments(tokenizer, task.messages(spec, {"text": INPUT_MARKER}))
@@ -64,7 +64,7 @@ def count_tokens(
     limits = np.array([recipe.train.max_length, recipe.serve.max_model_len])
     tokens, answer_tokens = table.columns["tokens"], table.columns["answer_tokens"]
     for start, batch in table.texts.batches():
-        rows = np.flatnonzero(drops.stays[start : start + batch.num_rows])
+        rows = np.flatnonzero(drops.kept[start : start + batch.num_rows])
         if not len(rows):
             continue
         texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
@@ -99,7 +99,7 @@ def drop_too_long(table: Table, splits: Array, recipe: Recipe, drops: DropDecisi
     if context_length is not None:
         _drop_from_train(table, splits, recipe, drops, context_length, "too_long_for_base")
     context_limit = compute_context_limit(table, splits, recipe, drops, context_length)
-    drops.drop(~np.isin(splits, (TRAIN, TEST)) & drops.stays & ~context_limit.fits(table), "too_long_to_serve")
+    drops.drop(~np.isin(splits, (TRAIN, TEST)) & drops.kept & ~context_limit.fits(table), "too_long_to_serve")
     return context_limit
 
 
@@ -107,7 +107,7 @@ def _drop_from_train(
     table: Table, splits: Array, recipe: Recipe, drops: DropDecisions, limit: int, reason: str
 ) -> None:
     """Drop the train rows longer than `limit`, or raise RecipeError if data.too_long is "fail"."""
-    rows = np.flatnonzero((splits == TRAIN) & drops.stays & (table.columns["tokens"] > limit))
+    rows = np.flatnonzero((splits == TRAIN) & drops.kept & (table.columns["tokens"] > limit))
     if len(rows) and recipe.data.too_long == "fail":
         longest = int(rows[np.argmax(table.columns["tokens"][rows])])
         key, advice = (
@@ -116,7 +116,7 @@ def _drop_from_train(
             else (BASE_LIMIT_NAME, "take a longer one")
         )
         raise RecipeError(
-            f"{table.place(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
+            f"{table.location(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
             f"this one {table.columns['tokens'][longest]}; {advice}, or set data.too_long: drop"
         )
     drops.drop(rows, reason)
@@ -129,7 +129,7 @@ def compute_context_limit(
 
     `context_length` is the context length of the base in tokens, None if it is unknown.
     """
-    answers = table.columns["answer_tokens"][(splits == TRAIN) & drops.stays]
+    answers = table.columns["answer_tokens"][(splits == TRAIN) & drops.kept]
     answer = chat_template.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
     if context_length is not None and context_length < tokens:

@@ -51,7 +51,7 @@ def write_splits(
             stack.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n")) for name in SPLITS
         ]
         for start, batch in table.texts.batches():
-            kept = drops.stays[start : start + batch.num_rows]
+            kept = drops.kept[start : start + batch.num_rows]
             for index, row in enumerate(batch.to_pylist()):
                 if not kept[index]:
                     continue
@@ -73,13 +73,13 @@ def write_rejected(path: Path, rejected: Iterable[Rejected], table: Table, split
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for entry in rejected:
             file.write(json.dumps(entry.json(), ensure_ascii=False) + "\n")
-        for row in np.flatnonzero(~drops.stays):
+        for row in np.flatnonzero(~drops.kept):
             file.write(json.dumps(_make_dropped(int(row), table, splits, drops).json(), ensure_ascii=False) + "\n")
 
 
 def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -> Rejected:
     """Return the entry of rejected.jsonl for a dropped row."""
-    reason, reason_row = DROP_REASONS[drops.reason[row]], int(drops.other[row])
+    reason, reason_row = DROP_REASONS[drops.reason[row]], int(drops.reason_row[row])
     prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     reference = f"{table.texts.value('id', reason_row)} in {SPLITS[splits[reason_row]]}" if reason_row >= 0 else ""
     detail = {
@@ -101,7 +101,7 @@ def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -
 
 def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respell: Callable[[str], str] | None) -> dict[str, Any]:
     """Return the row as written to a split file."""
-    text, task = respell(row["target"]) if respell else row["target"], TASKS[recipe.task.variant]
+    text, task = respell(row["target"]) if respell else row["target"], TASKS[recipe.task.task_name]
     target = task.parse_target(text)
     output_row = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
     if row["references"] is not None:
@@ -126,7 +126,7 @@ def _collect_train_values(table: Table, splits: Array, drops: DropDecisions, rec
     if not unseen_slices:
         return train_values
     for start, batch in table.texts.batches():
-        mask = (drops.stays & (splits == TRAIN))[start : start + batch.num_rows]
+        mask = (drops.kept & (splits == TRAIN))[start : start + batch.num_rows]
         for lines in batch.column("slices").filter(mask).to_pylist():
             row_values = dict(zip(names, lines.split("\n"), strict=True))
             for name in unseen_slices:

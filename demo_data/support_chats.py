@@ -31,16 +31,16 @@ class Case:
     order: str | None
     problem: tuple[str, str]
     wish: tuple[str, str]
-    tried: tuple[str, str] | None
+    attempted_fix: tuple[str, str] | None
     deadline: tuple[str, str] | None
-    aside: str | None
+    distractor: str | None
     """A remark on another device, which is irrelevant."""
 
     def summary(self) -> str:
         """Return the one-line summary for an agent."""
         subject = self.device.capitalize() + (f", order {self.order}" if self.order else "")
         line = f"{subject}: {self.problem[0]}. Wants {self.wish[0]}."
-        line += f" Tried {self.tried[0]}." if self.tried else ""
+        line += f" Tried {self.attempted_fix[0]}." if self.attempted_fix else ""
         return line + (f" Urgent: {self.deadline[0]}." if self.deadline else "")
 
 
@@ -80,9 +80,9 @@ def _make_case(rng: random.Random) -> Case:
         order=_make_order_number(rng) if rng.random() < 0.8 else None,
         problem=(problem.format(**slots), rng.choice(wordings).format(**slots)),
         wish=(wish, wish_text),
-        tried=tried and (tried[0], rng.choice(tried[1])),
+        attempted_fix=tried and (tried[0], rng.choice(tried[1])),
         deadline=deadline and (deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
-        aside=rng.choice(phrases.ASIDES).format(other=third_device, order=_make_order_number(rng))
+        distractor=rng.choice(phrases.ASIDES).format(other=third_device, order=_make_order_number(rng))
         if rng.random() < 0.5
         else None,
     )
@@ -99,13 +99,13 @@ def _write_chat(case: Case, rng: random.Random) -> str:
     lines = []
     if rng.random() < 0.5:
         lines = [f"Customer: {rng.choice(phrases.HELLOS)}", f"Agent: {rng.choice(phrases.WELCOMES)}"]
-    early, late = (case.aside, None) if rng.random() < 0.6 else (None, case.aside)
+    early, late = (case.distractor, None) if rng.random() < 0.6 else (None, case.distractor)
     lines.append(f"Customer: {' '.join(_write_sentences(rng, case.problem[1], early))}")
     lines.append(f"Agent: {rng.choice(phrases.ORDER_QUESTIONS)}")
     lines.append(f"Customer: {_capitalize(order_text or rng.choice(phrases.NO_ORDER))}.")
     lines.append(f"Agent: {rng.choice(phrases.WISH_QUESTIONS)}")
     final_sentences = _write_sentences(
-        rng, case.tried and case.tried[1], late, case.wish[1], case.deadline and case.deadline[1]
+        rng, case.attempted_fix and case.attempted_fix[1], late, case.wish[1], case.deadline and case.deadline[1]
     )
     lines.append(f"Customer: {' '.join(final_sentences)}")
     text = "\n".join(lines)
@@ -115,7 +115,7 @@ def _write_chat(case: Case, rng: random.Random) -> str:
 def _write_email(case: Case, rng: random.Random) -> str:
     """Return one message with all facts in random order."""
     order_text = case.order and rng.choice(phrases.ORDERS).format(order=case.order)
-    middle = [case.problem[1], order_text, case.aside, case.tried and case.tried[1]]
+    middle = [case.problem[1], order_text, case.distractor, case.attempted_fix and case.attempted_fix[1]]
     rng.shuffle(middle)
     body = _write_sentences(rng, *middle, case.wish[1], case.deadline and case.deadline[1])
     if rng.random() < 0.5:

@@ -48,8 +48,8 @@ DEFAULT_DAYS = 7
 class Finding:
     """Result of one test."""
 
-    what: str
-    told: str
+    name: str
+    message: str
     p_value: float | None
     """None: not tested; the message contains the reason."""
 
@@ -113,7 +113,7 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
 
 def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list[Finding]:
     """Return the findings on confidences and labels."""
-    if reason := traffic.untold:
+    if reason := traffic.unusable_reason:
         return [Finding("traffic", reason, None)]
     current, findings = traffic.profile, []
     if calibration.confidences and current.confidences:
@@ -211,18 +211,18 @@ def conclude(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none
     tested = [finding for finding in findings if finding.p_value is not None]
     adjusted = dict(
         zip(
-            (finding.what for finding in tested),
+            (finding.name for finding in tested),
             paired.holm([finding.p_value or 0.0 for finding in tested]),
             strict=True,
         )
     )
-    lost = [finding.what for finding in tested if adjusted[finding.what] < ALPHA]
+    lost = [finding.name for finding in tested if adjusted[finding.name] < ALPHA]
     guaranteed = policy is not None and policy.threshold is not None
     failure_word = "LOST" if guaranteed else "changed"
     for finding in findings:
-        word = "untested" if finding.p_value is None else failure_word if finding.what in lost else "holds"
+        word = "untested" if finding.p_value is None else failure_word if finding.name in lost else "holds"
         p_value = "" if finding.p_value is None else f" (p {finding.p_value:.2g})"
-        print(f"{word:9} {finding.what}: {finding.told}{p_value}")
+        print(f"{word:9} {finding.name}: {finding.message}{p_value}")
     if policy is None or not guaranteed:
         note = f"; traffic is not like the calibration rows: {', '.join(lost)}" if lost else ""
         print(f"verdict   there is no guarantee to lose: {why_none}{note}")

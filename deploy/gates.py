@@ -13,7 +13,7 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
     rerun_hint = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
     if run.stage("train").get("state") != "done" or not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         return [f"run {run.id} is not trained to its end; `make train RECIPE={run.recipe_name}` goes on"]
-    if reason := recipe.lora.unservable:
+    if reason := recipe.lora.unservable_reason:
         return [f"lora.{reason}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
     parity, failures = run.stage("parity"), []
     sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)

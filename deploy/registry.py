@@ -88,8 +88,8 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
             with atomic_files.atomic_folder(target) as temp_path:
                 shutil.copytree(run.folder / "adapter", temp_path / "adapter")
                 shutil.copyfile(run.folder / "recipe.yaml", temp_path / "recipe.yaml")
-                if run.references.parent == run.folder:
-                    shutil.copyfile(run.references, temp_path / REFERENCES_FILE)
+                if run.references_path.parent == run.folder:
+                    shutil.copyfile(run.references_path, temp_path / REFERENCES_FILE)
                 base = copy_base(registry_dir, run)
                 metadata = {"run_id": run.id, "recipe": run.recipe_name, "promoted": utc_timestamp(), "base": base}
                 atomic_files.write_json(temp_path / "version.json", metadata)

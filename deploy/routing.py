@@ -46,7 +46,7 @@ class Routing:
     profile: AnswerProfile | None = None
     """Profile of the answers to the calibration rows; None: routing.json is missing or of an older version."""
 
-    def keeps(self, route: Route) -> bool:
+    def matches_target(self, route: Route) -> bool:
         """Return whether the threshold, if there is one, is for the target that a recipe names now."""
         current = (route.target_accuracy, route.not_worse_than, route.margin, route.confidence)
         return self.target is None or self.target == current

@@ -31,7 +31,7 @@ ANSWER_PREFIX = f"{END}\n{ASSISTANT}\n"
 class PackPart:
     """One branch of a pack: prompt and answer, special tokens included."""
 
-    read: str
+    prompt: str
     answer: str
 
 
@@ -51,7 +51,7 @@ class SgdCorpus:
     by_intent: dict[str, list[str]]
     by_domain: dict[str, list[str]]
     by_slot: dict[str, list[str]]
-    filled: list[tuple[str, dict[str, str]]]
+    texts_with_values: list[tuple[str, dict[str, str]]]
     descriptions: dict[str, list[str]]
 
 
@@ -79,7 +79,7 @@ def _index_dialogue(dialogue: dict[str, Any], sgd: SgdCorpus) -> None:
         for slot in turn["slots"]:
             values.setdefault(slot["slot"], text[slot["start"] : slot["end"]])
         if values:
-            sgd.filled.append((text, values))
+            sgd.texts_with_values.append((text, values))
         if len(values) == 1:
             sgd.by_slot.setdefault(next(iter(values)), []).append(text)
         if turn["speaker"] != "user":
@@ -128,7 +128,7 @@ def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Return a task that finds which listed value occurs in the text, independent of the values' meaning."""
     texts_by_value: dict[str, str] = {}
     while len(texts_by_value) < rng.randint(4, 12):
-        text, values = rng.choice(sgd.filled)
+        text, values = rng.choice(sgd.texts_with_values)
         value = rng.choice(list(values.values()))
         if not any(value.lower() in other_text.lower() for other_text in texts_by_value.values()):
             texts_by_value[value] = text
@@ -145,7 +145,7 @@ def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
 
 def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Return a task that extracts the listed fields from the text as JSON, null for missing ones."""
-    examples = [rng.choice(sgd.filled) for _ in range(rng.randint(3, 10))]
+    examples = [rng.choice(sgd.texts_with_values) for _ in range(rng.randint(3, 10))]
     fields = sorted({name for _, values in examples for name in values})
     rng.shuffle(fields)
     fields = fields[: rng.randint(2, 8)]

@@ -35,7 +35,7 @@ def main() -> None:
     for name, make_pack in TASK_GENERATORS.items():
         rng = random.Random(f"evaluate/{name}")
         packs = [make_pack(sgd, rng) for _ in range(arguments.packs)]
-        examples = [(pack.opening + part.read, part.answer) for pack in packs for part in pack.parts[:6]]
+        examples = [(pack.opening + part.prompt, part.answer) for pack in packs for part in pack.parts[:6]]
         n_correct = sum(is_answer_greedy(model, tokenizer, prompt, answer) for prompt, answer in examples)
         print(f"| {name} | {n_correct / len(examples):.0%} of {len(examples)} |", flush=True)
 

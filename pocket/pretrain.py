@@ -52,7 +52,7 @@ def train_tokenizer(sgd: corpus.SgdCorpus) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     source = corpus.generate_packs(sgd, random.Random(SEED), corpus.LANGUAGE_MIX)
-    texts = (part.read + part.answer for _ in range(20_000) for part in next(source).parts)
+    texts = (part.prompt + part.answer for _ in range(20_000) for part in next(source).parts)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -113,7 +113,7 @@ def generate_rows(
     mix, answer_weight = curriculum_stage(step)
     row, group = new_row(), 1
     for pack in corpus.generate_packs(sgd, random.Random(f"{SEED}/{step}"), mix):
-        texts = [pack.opening, *(text for part in pack.parts for text in (part.read, part.answer))]
+        texts = [pack.opening, *(text for part in pack.parts for text in (part.prompt, part.answer))]
         opening, *branches = [encoded.ids for encoded in encode(texts, add_special_tokens=False)]
         if len(row["ids"]) + len(opening) + 80 > ROW_TOKENS:
             yield _to_tensors(row)

@@ -24,7 +24,7 @@ from serve.vllm.launch_plan import ServedModel
 class Job:
     """One call: its rows, model, engine and output."""
 
-    here: Run
+    run: Run
     name: str
     recipe: Recipe
     """The run's recipe, with source, columns, serve, compare and route of the current recipe."""
@@ -34,38 +34,40 @@ class Job:
     probabilities: bool
     fresh: bool
     force: bool
-    about: dict[str, Any]
+    output_info: dict[str, Any]
     """How the existing output was made (`read_output_info`); {} if there is none."""
     source: Source
     files: list[SourceFile]
     survey: InputSurvey
 
-    def served(self, variant: str) -> ServedModel:
+    def served_model(self, variant: str) -> ServedModel:
         """Return the served model of a variant of the run: adapter, merged or quantized/<scheme>."""
-        return ServedModel(self.name, self.here, self.recipe, variant)
+        return ServedModel(self.name, self.run, self.recipe, variant)
 
     def task(self, variant: str, routing: Routing | None = None) -> Task:
         """Return the run's task with the scale and threshold of a variant; `routing` replaces them.
 
         Raise RecipeError if prompt.json of the run contains no task.
         """
-        version = registry.compute_version(self.here.folder / "adapter")
-        run_task = task.build_task(self.served("adapter"), version, self.recipe, routing or Routing())
+        version = registry.compute_version(self.run.folder / "adapter")
+        run_task = task.build_task(self.served_model("adapter"), version, self.recipe, routing or Routing())
         if run_task is None:
-            raise RecipeError(f"run {self.here.id} was trained by an earlier version, and its prompt.json has no task")
+            raise RecipeError(f"run {self.run.id} was trained by an earlier version, and its prompt.json has no task")
         if routing is None:
-            return self.task(variant, threshold.load_run_routing(self.here, run_task.material, variant, self.recipe))
+            return self.task(variant, threshold.load_run_routing(self.run, run_task.material, variant, self.recipe))
         return run_task
 
-    def labels(self, task: Task) -> list[str]:
+    def requested_labels(self, task: Task) -> list[str]:
         """Return the labels whose probabilities are requested; [] without PROBABILITIES.
 
         Raise RecipeError if the task has no labels, or more labels than a gateway returns.
         """
         if not self.probabilities:
             return []
-        if task.recipe.task.variant != "classification":
-            raise RecipeError(f"PROBABILITIES: {self.name} chooses no label: it is of kind {task.recipe.task.variant}")
+        if task.recipe.task.task_name != "classification":
+            raise RecipeError(
+                f"PROBABILITIES: {self.name} chooses no label: it is of kind {task.recipe.task.task_name}"
+            )
         labels = list(task.material.spec.labels)
         if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
             raise RecipeError(

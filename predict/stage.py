@@ -32,9 +32,9 @@ from serve.vllm.server_process import VllmProcess
 def main(arguments: argparse.Namespace) -> int:
     """Run the stage and return its exit code. Raise RecipeError and StageError, which `cli.run_cli` reports."""
     job = build_job(arguments)
-    log_step("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.here.id}")
+    log_step("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.run.id}")
     if arguments.dry_run:
-        job.labels(job.task("adapter"))
+        job.requested_labels(job.task("adapter"))
         print(f"would ask {job.engine} {job.survey.rows:,} rows, and write {job.output}")
         return cli.OK
     if job.engine == "gateway":
@@ -59,7 +59,7 @@ def build_job(arguments: argparse.Namespace) -> Job:
     inputs.check_output(path, pattern, files)
     survey = inputs.survey_input(files, source, recipe, output.output_format(path) == "parquet")
     return Job(
-        here=trained_run,
+        run=trained_run,
         name=loaded.name,
         recipe=recipe,
         output=path,
@@ -68,7 +68,7 @@ def build_job(arguments: argparse.Namespace) -> Job:
         probabilities=arguments.probabilities,
         fresh=arguments.fresh,
         force=arguments.force,
-        about=read_output_info(path),
+        output_info=read_output_info(path),
         source=source,
         files=files,
         survey=survey,
@@ -81,17 +81,21 @@ def _predict_with_vllm(job: Job) -> None:
     Fall back to the next variant if serve.model leaves a choice and one cannot be served.
     """
     serve = job.recipe.serve
-    variants = launch_plan.rank_variants(job.here, job.here.recipe(), serve)
-    if job.about and any(_finish_if_written(job, job.served(variant)) for variant in variants):
+    variants = launch_plan.rank_variants(job.run, job.run.recipe(), serve)
+    if job.output_info and any(_finish_if_written(job, job.served_model(variant)) for variant in variants):
         return
     for index, variant in enumerate(variants):
-        served = job.served(variant)
+        served = job.served_model(variant)
         try:
             _predict_with_variant(job, served)
         except _CannotServeError as error:
-            if serve.model != "auto" or variant == variants[-1] or not server.may_fall_back(served, serve, error.why):
-                raise error.why from None
-            server.fall_back(served, variants[index + 1], error.why)
+            if (
+                serve.model != "auto"
+                or variant == variants[-1]
+                or not server.may_fall_back(served, serve, error.reason)
+            ):
+                raise error.reason from None
+            server.fall_back(served, variants[index + 1], error.reason)
         else:
             return
 
@@ -101,7 +105,7 @@ class _CannotServeError(Exception):
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
-        self.why = reason
+        self.reason = reason
 
 
 def plan_execution(job: Job, served: ServedModel) -> JobExecution:
@@ -110,9 +114,9 @@ def plan_execution(job: Job, served: ServedModel) -> JobExecution:
         planned = launch_plan.plan_launch([served], job.recipe.serve)
     except RecipeError as error:
         raise _CannotServeError(error) from None
-    variant = served.which
+    variant = served.variant
     engine_identity = ["vllm", *local_vllm.identify_engine(served, planned)]
-    return JobExecution(job, job.task(variant), engine_identity, f"vLLM with {variant} of run {job.here.id}")
+    return JobExecution(job, job.task(variant), engine_identity, f"vLLM with {variant} of run {job.run.id}")
 
 
 def _finish_if_written(job: Job, served: ServedModel) -> bool:
@@ -126,16 +130,16 @@ def _finish_if_written(job: Job, served: ServedModel) -> bool:
         return False
     if not execution.is_written():
         return False
-    with execution.held():
-        execution.conclude()
+    with execution.locked():
+        execution.finish()
     return True
 
 
 def _predict_with_variant(job: Job, served: ServedModel) -> None:
     """Predict with one variant of the run. Raise _CannotServeError if it cannot be served."""
     execution = plan_execution(job, served)
-    with execution.held():
-        if not execution.is_asked():
+    with execution.locked():
+        if not execution.is_complete():
             with ExitStack() as stack:
                 try:
                     log_path = execution.state.folder / "vllm.log"
@@ -143,16 +147,18 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
                 except (RecipeError, StageError) as error:
                     raise _CannotServeError(error) from None
                 _ask_local_server(execution, vllm)
-        execution.conclude()
+        execution.finish()
 
 
 def _ask_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
     try:
         asyncio.run(_ask_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
     except StageError as error:
-        if vllm.alive():
+        if vllm.is_alive():
             raise
-        raise StageError(f"vLLM has ended, {vllm.why()}\n  What was answered is kept: call again to go on") from error
+        raise StageError(
+            f"vLLM has ended, {vllm.failure_message()}\n  What was answered is kept: call again to go on"
+        ) from error
 
 
 async def _predict_with_server(job: Job, base_url: str) -> None:
@@ -160,20 +166,18 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
 
     Verify it against the run first: it may have been started for another one.
     """
-    origin, adapter = clients.server_origin(base_url), job.served("adapter")
+    origin, adapter = clients.server_origin(base_url), job.served_model("adapter")
     async with clients.open_session(origin, job.recipe.compare.concurrency) as session:
         cards = server_check.find_model_cards(await clients.get_json(session, "/v1/models"), job.name)
         verified = await server_check.verify_server(session, adapter, cards, job.recipe.serve)
-    engine_identity = ["server", registry.compute_version(adapter.folder), verified.form, verified.cards]
-    variant_name = verified.form or "a form that it does not name"
-    task = job.task(verified.form or "adapter", verified.routing)
-    execution = JobExecution(
-        job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.here.id}"
-    )
-    with execution.held():
-        if not execution.is_asked():
+    engine_identity = ["server", registry.compute_version(adapter.folder), verified.variant, verified.cards]
+    variant_name = verified.variant or "a form that it does not name"
+    task = job.task(verified.variant or "adapter", verified.routing)
+    execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
+    with execution.locked():
+        if not execution.is_complete():
             await _ask_vllm(execution, origin)
-        execution.conclude()
+        execution.finish()
 
 
 async def _ask_vllm(execution: JobExecution, origin: str) -> None:
@@ -181,7 +185,7 @@ async def _ask_vllm(execution: JobExecution, origin: str) -> None:
     async with clients.open_session(origin, concurrency) as session:
         task_fields = {name: getattr(execution.task, name) for name in execution.task.__dataclass_fields__}
         client = clients.VllmClient(clients.ServedTask(**task_fields), session, execution.labels, concurrency)
-        await execution.ask(client.ask)
+        await execution.predict_all(client.ask)
 
 
 async def _predict_with_gateway(job: Job) -> None:
@@ -191,14 +195,14 @@ async def _predict_with_gateway(job: Job) -> None:
         version = await clients.fetch_deployed_version(session, job.name)
         task = job.task("adapter")
         if version != task.version:
-            reason = f"the gateway answers with version {version}, and run {job.here.id} is {task.version}"
+            reason = f"the gateway answers with version {version}, and run {job.run.id} is {task.version}"
             task = replace(task, routing=Routing(None, None, reason))
         execution = JobExecution(job, task, ["gateway", version], f"version {version} of a gateway")
-        with execution.held():
-            if not execution.is_asked():
+        with execution.locked():
+            if not execution.is_complete():
                 client = clients.GatewayClient(task, session, execution.labels, version)
-                await execution.ask(client.ask)
-            execution.conclude()
+                await execution.predict_all(client.ask)
+            execution.finish()
 
 
 def _parse_paths(arguments: argparse.Namespace) -> tuple[str, Path]:

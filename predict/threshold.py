@@ -33,7 +33,7 @@ def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Reci
     scale = scale_from_json(policy.score) if policy.score else None
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
     routing = Routing(scale, policy.threshold, policy.why_none, target)
-    if routing.threshold is not None and not routing.keeps(recipe.route):
+    if routing.threshold is not None and not routing.matches_target(recipe.route):
         return Routing(scale, None, "routing.json keeps another target than `route` names now; compare again", target)
     return routing
 

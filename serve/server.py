@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
             choices = [choice for choice in choices if may_fall_back(choice[0], serve, error)]
             if not choices:
                 raise
-            fall_back(served[0], choices[0][0].which, error)
+            fall_back(served[0], choices[0][0].variant, error)
     return cli.INTERRUPTED
 
 
@@ -88,7 +88,7 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
 
 def fall_back(served: ServedModel, next_variant: str, error: Exception) -> None:
     """Print that `next_variant` replaces a variant that cannot be served, and record it in the manifest of the run."""
-    message = f"serve.model: {served.which} cannot be served, {next_variant} is taken: {error}"
+    message = f"serve.model: {served.variant} cannot be served, {next_variant} is taken: {error}"
     print(f"fallback  {message}", file=sys.stderr, flush=True)
     run.record_fallback(served.run, "serve", message)
 
@@ -178,7 +178,7 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | No
                 model.name: reference_check.find_prompt_mismatch(model, model.name, vllm.address, key)
                 for model in served
             }
-            if not Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds).answers():
+            if not Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds).responds():
                 raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
         except (StageError, ClientError) as error:
             # It counts as another failure, because the memory of the previous process may not be free yet.
@@ -199,12 +199,12 @@ def wait_for_failure(vllm: VllmProcess, heartbeat: Heartbeat, hang_seconds: floa
     dead: set[int] = set()
     while True:
         time.sleep(_POLL_SECONDS)
-        if not vllm.alive():
-            return f"died, {vllm.why()}"
+        if not vllm.is_alive():
+            return f"died, {vllm.failure_message()}"
         # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive polls has
         # died.
         previous, dead = dead, server_process.find_dead_children(vllm.pid)
         if previous & dead:
-            return f"died, a process that it started has ended, {vllm.why()}"
+            return f"died, a process that it started has ended, {vllm.failure_message()}"
         if (silent_seconds := heartbeat.silent_seconds()) >= hang_seconds:
             return f"hangs: it was asked and has computed nothing for {silent_seconds:.0f} s (serve.hang_seconds)"

@@ -79,18 +79,18 @@ def _start_or_resume(
     ]:
         print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
         if announcement:
-            announcement.nothing(f"run {finished[0].id} did this")
+            announcement.set_unchanged(f"run {finished[0].id} did this")
         return _finish(finished[0])
     if existing:
         current = existing[0]
         print(f"train     going on with the unfinished run {current.id}", file=sys.stderr)
     else:
         current = run.create(
-            parent, loaded.recipe, digest, environment.describe_environment(loaded.recipe), data, loaded.replaced
+            parent, loaded.recipe, digest, environment.describe_environment(loaded.recipe), data, loaded.overridden
         )
         _record_data(current, data)
     if announcement:
-        announcement.launches(current)
+        announcement.set_running(current)
     _launch_training(current, loaded.recipe)
     return _finish(current)
 
@@ -117,7 +117,7 @@ def header_lines(loaded: LoadedRecipe) -> list[str]:
         lines.append(
             f"processes 1 on one GPU; {idle} more {'is' if idle == 1 else 'are'} idle: HARDWARE=multi-gpu takes all"
         )
-    if (reason := loaded.recipe.lora.unservable) and serve.model == "merged":
+    if (reason := loaded.recipe.lora.unservable_reason) and serve.model == "merged":
         lines.append(f"serving   merged into the base: lora.{reason}")
     return lines
 
@@ -296,7 +296,7 @@ def _finish(finished_run: Run) -> int:
 
 def summary_lines(finished_run: Run) -> list[str]:
     """Return the summary of a finished training: its scores, those of the untuned base, and the adapter folder."""
-    task = TASKS[finished_run.recipe().task.variant]
+    task = TASKS[finished_run.recipe().task.task_name]
     scores: dict[str, Any] = finished_run.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices with the values true and false, such as the vendors that the train rows do not contain.

@@ -54,7 +54,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         runs.start_stage(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
     gpu.check_gpu(recipe)
     train_rows, validation_rows = read_rows(run, "train", hashes), read_rows(run, "validation", hashes)
-    task = TASKS[recipe.task.variant]
+    task = TASKS[recipe.task.task_name]
     spec = task.make_spec(recipe.task, read_labels(run), allows_empty_labels(run))
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
@@ -62,10 +62,11 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
 
     rendering = chat_template.load_rendering(recipe.model)
     tokenizer = rendering.tokenizer
-    log(*rendering.lines())
-    if rendering.differs:
+    log(*rendering.summary_lines())
+    if rendering.own_suffix_reason:
         log_fallback(
-            f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop"
+            f"{rendering.own_suffix_reason}; learnt is what is served and decoded: the open prompt, the answer, "
+            "the stop"
         )
     for note in gguf_model.read_notes(recipe.model.base):
         log_fallback(note)
@@ -87,11 +88,11 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
             task, spec, validation_rows, pairs, packing_plan.plan_for_rows(plan, pairs, BATCH_ROWS), tokenizer
         )
         with precision.training_autocast(recipe):
-            reference_log_probs = PreferenceEvaluator(task, spec, train_rows, rows, plan, tokenizer).ask(
+            reference_log_probs = PreferenceEvaluator(task, spec, train_rows, rows, plan, tokenizer).predict(
                 model, "reference"
             )
         rows = [replace(row, reference=log_probs) for row, log_probs in zip(rows, reference_log_probs, strict=True)]
-    base_outputs: list[Any] = evaluator.ask(model, "untuned")
+    base_outputs: list[Any] = evaluator.predict(model, "untuned")
 
     model = base.add_adapter(model, recipe.lora, recipe.train.seed)
     training_set = dataset.build_training_set(
@@ -114,10 +115,10 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     )
     out_of_memory.release_memory()
 
-    tuned_outputs: list[Any] = evaluator.ask(model, "tuned")
+    tuned_outputs: list[Any] = evaluator.predict(model, "tuned")
     reference_set = generation_evaluator.first(reference_answers.REFERENCE_ROWS)
     answers = (
-        reference_set.ask(model, "probes")
+        reference_set.predict(model, "probes")
         if evaluator is not generation_evaluator
         else tuned_outputs[: len(reference_set.rows)]
     )
@@ -154,7 +155,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     }
     usage |= {"parameters": header_info.parameters, "trainable_parameters": header_info.trainable}
     usage |= {"weights": weight_note} if weight_note else {}
-    outputs = [*sorted(folder.iterdir()), run.references]
+    outputs = [*sorted(folder.iterdir()), run.references_path]
     runs.end_stage(run, "train", "done", "done", outputs, validation=scores, **train_result, **usage)
 
 
@@ -219,7 +220,7 @@ def build_header_info(
     weight_note: str | None,
 ) -> run_header.HeaderInfo:
     """Return the values of the header. `weight_note` is the loss of the weights' precision before training."""
-    train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.shares)
+    train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.update_shards)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
     saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
@@ -242,24 +243,24 @@ def build_header_info(
         base=adapter.base_display_name(recipe),
         quantization=recipe.model.quantization,
         parameters=model.num_parameters() - trainable,
-        multiplied=precision.compute_dtype(recipe),
+        compute_dtype=precision.compute_dtype(recipe),
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
         train_rows=len(training_set.rows),
         validation_rows=len(evaluator.rows),
-        longest_row_tokens=max(row.longest for row in training_set.rows),
+        longest_row_tokens=max(row.longest_sequence_tokens for row in training_set.rows),
         batch_size=train.batch_size,
         processes=world.world_size(),
-        packing=training_set.plan.kind,
-        tokens_an_update=stats.computed,
-        separate_tokens_an_update=stats.separate,
-        packs_an_update=stats.packs,
+        packing=training_set.plan.mode,
+        tokens_per_update=stats.computed,
+        unpacked_tokens_per_update=stats.unpacked,
+        packs_per_update=stats.packs,
         updates=len(training_set.updates),
         epochs=len(training_set.updates) / sampler.updates_per_epoch(len(training_set.rows), train.batch_size),
-        weights=weight_note,
+        weights_note=weight_note,
         rejected=data["rejected"],
         dropped=data["dropped"],
-        weighting=class_balance_note(recipe),
+        class_balance=class_balance_note(recipe),
         memory=memory,
         updates_done=checkpoints.step(saved_checkpoints[-1]) if saved_checkpoints else 0,
         examples_per_second=metrics.read_last_value(run.folder / "metrics.jsonl", "examples_per_second"),
@@ -293,8 +294,8 @@ def log_predictions(
     wandb_run: Any, recipe: Recipe, evaluator: GenerationEvaluator, answers: Sequence[DecodedAnswer]
 ) -> None:
     """Log the validation predictions to W&B: sample rows, and the confusion matrix of a classification task."""
-    parsed = evaluator.parsed(answers)
-    targets = evaluator.targets(parsed)
+    parsed = evaluator.parse(answers)
+    targets = evaluator.resolve_targets(parsed)
     rows = [
         {
             "id": row["id"],
@@ -307,7 +308,7 @@ def log_predictions(
         for row, answer, parsed_answer, target in zip(evaluator.rows, answers, parsed, targets, strict=True)
     ]
     wandb_logging.log_predictions(wandb_run, recipe, rows)
-    if recipe.task.variant == "classification":
+    if recipe.task.task_name == "classification":
         predicted = [None if parsed_answer.problem else parsed_answer.value for parsed_answer in parsed]
         wandb_logging.log_confusion(wandb_run, recipe, [row["target"] for row in evaluator.rows], predicted)
 

@@ -40,16 +40,16 @@ def main(spec: PeerSpec) -> None:
     run = Run(Path(spec.folder) / "run")
     run.folder.mkdir(parents=True)
     probe = TrainingProbe()
-    probe.on(model)
+    probe.attach(model)
     fit.train_adapter(recipe, run, model, tokenizer, training_set, dict, print, StopRequest(), None)
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    tokens = packing_plan.compute_packing_stats(training_set.shares)
+    tokens = packing_plan.compute_packing_stats(training_set.update_shards)
     model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
-    spec.finish(
+    spec.write_result(
         {
             "version": f"insource {insource_version()}, {package_versions('transformers', 'peft', 'torch')}",
             "losses": [record["loss"] for record in map(json.loads, lines) if "loss" in record],
-            "token_ratio": tokens.separate / tokens.computed,
+            "token_ratio": tokens.unpacked / tokens.computed,
             "packs_an_update": tokens.packs,
             "longest_pack": tokens.longest_pack,
             **probe.report(),

@@ -28,12 +28,12 @@ def main(spec: PeerSpec) -> None:
 
     class Begin(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            probe.on(kwargs["model"])
+            probe.attach(kwargs["model"])
 
     run_exp(build_settings(spec, folder), [Begin()])
     state = TrainerState.load_from_json(str(folder / ADAPTER_DIR / "trainer_state.json"))
     losses = [line["loss"] for line in state.log_history if "loss" in line]
-    spec.finish(
+    spec.write_result(
         {
             "version": package_versions("llamafactory", "transformers", "trl", "peft", "torch"),
             "losses": losses,

@@ -57,7 +57,7 @@ class PeerSpec:
         with Path(self.rows).open(encoding="utf-8") as lines:
             return [(row["prompt_ids"], row["completion_ids"]) for row in map(json.loads, lines)]
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""
         (Path(self.folder) / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
 

@@ -26,29 +26,29 @@ class TrainingProbe:
     """Recorder of optimizer updates. Call `on(model)` before training; it costs about a thousandth of a step."""
 
     def __init__(self) -> None:
-        self.ended: list[float] = [time.perf_counter()]
+        self.update_times: list[float] = [time.perf_counter()]
         self.updates: list[list[TokenIds]] = []
-        self._seen: list[TokenIds] = []
-        self._computed = 0
+        self._current_rows: list[TokenIds] = []
+        self._n_computed_tokens = 0
         self.computed_tokens: list[int] = []
-        self._hooks = [register_optimizer_step_post_hook(self._update)]
+        self._hooks = [register_optimizer_step_post_hook(self._record_update)]
 
-    def on(self, model: Any) -> None:
+    def attach(self, model: Any) -> None:
         """Record the inputs of this model from now on."""
-        self._hooks.append(model.register_forward_pre_hook(self._forward, with_kwargs=True))
+        self._hooks.append(model.register_forward_pre_hook(self._record_forward, with_kwargs=True))
 
-    def _forward(self, _module: Any, _args: Any, inputs: Mapping[str, Any]) -> None:
+    def _record_forward(self, _module: Any, _args: Any, inputs: Mapping[str, Any]) -> None:
         ids = inputs["input_ids"]
-        self._computed += ids.numel()
-        self._seen += split_rows(
+        self._n_computed_tokens += ids.numel()
+        self._current_rows += split_rows(
             ids.tolist(), _to_lists(inputs.get("position_ids")), _to_lists(inputs.get("attention_mask"), dimensions=2)
         )
 
-    def _update(self, *_: Any) -> None:
-        self.ended.append(time.perf_counter())
-        self.updates.append(self._seen)
-        self.computed_tokens.append(self._computed)
-        self._seen, self._computed = [], 0
+    def _record_update(self, *_: Any) -> None:
+        self.update_times.append(time.perf_counter())
+        self.updates.append(self._current_rows)
+        self.computed_tokens.append(self._n_computed_tokens)
+        self._current_rows, self._n_computed_tokens = [], 0
 
     @property
     def seconds(self) -> list[float]:
@@ -56,7 +56,7 @@ class TrainingProbe:
 
         The first includes all work that is done once.
         """
-        return [current - previous for previous, current in zip(self.ended, self.ended[1:], strict=False)]
+        return [current - previous for previous, current in zip(self.update_times, self.update_times[1:], strict=False)]
 
     def report(self) -> dict[str, Any]:
         """Return the figures that result.json contains for every system."""
@@ -70,7 +70,7 @@ class TrainingProbe:
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
-    def off(self) -> None:
+    def detach(self) -> None:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()

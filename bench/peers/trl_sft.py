@@ -22,18 +22,18 @@ def main(spec: PeerSpec) -> None:
             str(candidate): measure_seconds_per_token(spec, model, tokenizer, candidate)
             for candidate in spec.candidates
         }
-        spec.finish(
+        spec.write_result(
             {"version": version, "seconds_a_token": {name: cost for name, cost in seconds_per_token.items() if cost}}
         )
         return
     probe = TrainingProbe()
     trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, spec.pack_tokens)
-    probe.on(trainer.model)
+    probe.attach(trainer.model)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result = {"version": version, "losses": losses, **probe.report()}
     trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
-    spec.finish(result)
+    spec.write_result(result)
 
 
 def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
@@ -118,13 +118,13 @@ def measure_seconds_per_token(spec: PeerSpec, model: Any, tokenizer: Any, candid
     trainer = build_trainer(spec, model, tokenizer, examples, 1 if packing else candidate, candidate, accumulate=False)
     trainer.args.max_steps = 2
     probe = TrainingProbe()
-    probe.on(trainer.model)
+    probe.attach(trainer.model)
     try:
         trainer.train()
     except torch.OutOfMemoryError:
         return None
     finally:
-        probe.off()
+        probe.detach()
     return probe.seconds[-1] / sum(map(len, probe.updates[-1]))
 
 

@@ -21,7 +21,7 @@ def main(spec: PeerSpec) -> None:
     model, tokenizer = load_adapted(spec)
     trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, 0)
     probe = TrainingProbe()
-    probe.on(trainer.model)
+    probe.attach(trainer.model)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result = {
@@ -30,7 +30,7 @@ def main(spec: PeerSpec) -> None:
         **probe.report(),
     }
     trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
-    spec.finish(result)
+    spec.write_result(result)
 
 
 def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:

@@ -33,7 +33,7 @@ class SimulatedMetric:
     """A metric of answers, and its true value."""
 
     name: str
-    tally: Callable[[LabelArray, LabelArray], MetricStats]
+    stats: Callable[[LabelArray, LabelArray], MetricStats]
     """(targets, answers) -> the metric's sums."""
     truth: Callable[[Array], float]
     """Accuracy of each label -> the metric of infinitely many rows."""
@@ -43,10 +43,10 @@ class SimulatedMetric:
 class SimulatedTestSet:
     """One test set."""
 
-    wanted: LabelArray
+    targets: LabelArray
     clusters: list[str | None] | None
-    system: LabelArray
-    others: Mapping[float, LabelArray]
+    tuned: LabelArray
+    baselines: Mapping[float, LabelArray]
     """{loss: answers of another system that is worse by this loss}."""
 
 

@@ -90,7 +90,7 @@ def iter_resplits(
     groups = rows.groups or [None] * len(rows.ids)
     numbers = np.unique([f"row {index}" if group is None else f"group {group}" for index, group in enumerate(groups)],
                         return_inverse=True)[1]  # fmt: skip
-    sizes, correct = np.bincount(numbers), np.asarray(rows.right)
+    sizes, correct = np.bincount(numbers), np.asarray(rows.correct)
     confidences = routing_policy.confidence_array(rows.confidences)
     for number in range(resplits):
         order = np.random.default_rng([seed, number]).permutation(len(sizes))
@@ -111,7 +111,7 @@ def select_rows(rows: routing_policy.CalibrationAnswers, indices: Any) -> routin
     return routing_policy.CalibrationAnswers(
         [rows.ids[index] for index in indices],
         [rows.confidences[index] for index in indices],
-        [rows.right[index] for index in indices],
+        [rows.correct[index] for index in indices],
         groups,
     )
 
@@ -143,7 +143,7 @@ def realized_figures(threshold: float | None, test: routing_policy.CalibrationAn
     if threshold is None or not is_kept.any():
         return {"test_rows": len(test.ids), **no_figures}
     kept_rows = select_rows(test, np.flatnonzero(is_kept))
-    interval = intervals.compute_interval(mean_metric(kept_rows.right), kept_rows.groups)
+    interval = intervals.compute_interval(mean_metric(kept_rows.correct), kept_rows.groups)
     return {
         "test_rows": len(test.ids),
         "kept": float(is_kept.mean()),

@@ -29,30 +29,32 @@ class Population:
     name: str
     confidences: Array
     """Equally likely values: all of them, or closely spaced quantiles."""
-    right: Array
+    accuracies: Array
     """The probability that an answer with this confidence is right."""
-    other: float | None = None
+    baseline_accuracy: float | None = None
     """The same of another system, at every confidence; None without a comparison."""
 
     @property
     def claim(self) -> Claim:
         """Return the claim that a threshold must meet."""
-        return MeanAbove(TARGET) if self.other is None else NonInferior(MARGIN)
+        return MeanAbove(TARGET) if self.baseline_accuracy is None else NonInferior(MARGIN)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Return confidences, correctness and scores of n rows, each (n,); the claim is about the scores."""
         indices = rng.integers(0, len(self.confidences), n)
-        correct = (rng.random(n) < self.right[indices]).astype(np.float64)
-        scores = correct if self.other is None else correct - (rng.random(n) < self.other)
+        correct = (rng.random(n) < self.accuracies[indices]).astype(np.float64)
+        scores = correct if self.baseline_accuracy is None else correct - (rng.random(n) < self.baseline_accuracy)
         return self.confidences[indices], correct, scores
 
-    def truth(self, threshold: float) -> tuple[float, bool]:
+    def true_coverage_and_miss(self, threshold: float) -> tuple[float, bool]:
         """Return the true fraction of rows that a threshold keeps, and whether they miss the target."""
         is_kept = self.confidences >= threshold
         if not is_kept.any():
             return 0.0, False
-        mean = float(self.right[is_kept].mean())
-        missed = mean <= TARGET + 1e-9 if self.other is None else mean - self.other <= -MARGIN + 1e-9
+        mean = float(self.accuracies[is_kept].mean())
+        missed = (
+            mean <= TARGET + 1e-9 if self.baseline_accuracy is None else mean - self.baseline_accuracy <= -MARGIN + 1e-9
+        )
         return float(is_kept.mean()), bool(missed)
 
 
@@ -85,9 +87,9 @@ class CalibrationDraw:
     """Rows from which a threshold is chosen."""
 
     claim: Claim
-    validation: Array
+    validation_confidences: Array
     """Confidences of validation rows."""
-    validation_right: Array
+    validation_correct: Array
     confidences: Array
     """Confidences of calibration rows."""
     scores: Array
@@ -102,11 +104,13 @@ def draw_calibration(population: Population, n: int, rng: np.random.Generator) -
 
 def insource_threshold(draw: CalibrationDraw) -> float | None:
     """Return the threshold that compare/decision/routing_policy.py chooses; None if there is none."""
-    thresholds = learn_then_test.build_thresholds(draw.validation.tolist())
+    thresholds = learn_then_test.build_thresholds(draw.validation_confidences.tolist())
     n = len(draw.confidences)
-    start = learn_then_test.find_start(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
+    start = learn_then_test.find_start(
+        draw.claim, thresholds, draw.validation_confidences, draw.validation_correct, n, ALPHA
+    )
     result = learn_then_test.run_fixed_sequence(draw.claim, thresholds[start:], draw.confidences, draw.scores, ALPHA)
-    return None if result.chosen is None else result.thresholds[result.chosen]
+    return None if result.selected_index is None else result.thresholds[result.selected_index]
 
 
 class MapieMeanAbove(MeanAbove):
@@ -132,7 +136,7 @@ def previous_threshold(draw: CalibrationDraw) -> float | None:
     min_fraction = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
     steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - min_fraction, 0, PREVIOUS_STEPS)))[::-1].tolist()
     result = learn_then_test.run_fixed_sequence(MapieMeanAbove(TARGET), steps, draw.confidences, draw.scores, ALPHA)
-    return None if result.chosen is None else float(steps[result.chosen])
+    return None if result.selected_index is None else float(steps[result.selected_index])
 
 
 def untested_threshold(draw: CalibrationDraw) -> float | None:

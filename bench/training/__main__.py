@@ -54,7 +54,7 @@ def main() -> int:
             for model_name in {timed_model, quality_model}
         }
         for saved_name, saved_model in models.items():
-            log(f"model     {saved_name}: {saved_model.about}")
+            log(f"model     {saved_name}: {saved_model.description}")
         bench = BenchConfig(
             folder=folder,
             tokenizer=tokenizer,
@@ -125,10 +125,10 @@ def measure_case(
         table.carried_result(case, measured)
         for measured in previous
         if table.is_same_case(measured, table.skipped_result(reference_case, "", ""))
-        and measured["system"] in case.carried
+        and measured["system"] in case.carried_systems
     ]
     runner = CaseRunner(bench, case, data)
-    runner.all([name for name in case.systems if name not in {carried["system"] for carried in carried_results}])
+    runner.run_all([name for name in case.systems if name not in {carried["system"] for carried in carried_results}])
     return table.compare_systems([*carried_results, *runner.rows()], case.systems)
 
 

@@ -34,7 +34,7 @@ class Case:
     """Runs of each system, if not the default number."""
     quality: bool = True
     """Whether the small model is trained too, to compare losses."""
-    carried: tuple[str, ...] = ()
+    carried_systems: tuple[str, ...] = ()
     """Systems whose rate at a batch of 16 is used: they compute a larger batch as more of the same forward passes."""
 
 
@@ -51,7 +51,7 @@ CASES = (
         timed_updates=1,
         repeats=1,
         quality=False,
-        carried=("llama_factory",),
+        carried_systems=("llama_factory",),
     ),
     *(
         Case(
@@ -61,7 +61,7 @@ CASES = (
             timed_updates=1,
             repeats=2 if batch > 16 else 1,
             quality=False,
-            carried=("trl",) if batch > 16 else (),
+            carried_systems=("trl",) if batch > 16 else (),
         )
         for labels in LABEL_COUNTS
         for batch in (16, 64, 256)
@@ -91,4 +91,4 @@ def select_cases(arguments: argparse.Namespace) -> list[Case]:
     cases = [replace(case, precision=precision) for case in cases]
     if arguments.repeats:
         cases = [replace(case, repeats=arguments.repeats) for case in cases]
-    return [replace(case, carried=()) for case in cases] if arguments.full else cases
+    return [replace(case, carried_systems=()) for case in cases] if arguments.full else cases

@@ -18,7 +18,7 @@ class Environment:
     """Packages to install, and packages to uninstall on a machine without a GPU."""
 
     requirements: tuple[str, ...]
-    without_on_cpu: tuple[str, ...] = ()
+    removed_on_cpu: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
@@ -32,4 +32,4 @@ ENVIRONMENTS = {
 def peer_python(name: str, on_gpu: bool) -> Path:
     """Return the Python of a peer's environment. Raise StageError if the environment cannot be made."""
     environment = ENVIRONMENTS[name]
-    return venvs.ensure_venv(PEERS_DIR / name, environment.requirements, () if on_gpu else environment.without_on_cpu)
+    return venvs.ensure_venv(PEERS_DIR / name, environment.requirements, () if on_gpu else environment.removed_on_cpu)

@@ -32,7 +32,7 @@ MODEL_CONFIGS: dict[str, dict[str, int]] = {
 class SavedModel:
     """A model on disk."""
 
-    about: str
+    description: str
     linear_parameters: int
     """Weights of the layers that every token passes, without the head, which few tokens pass."""
 

@@ -44,7 +44,7 @@ class BenchConfig:
     on_gpu: bool
     matmul_flops: float
     """Operations a second that matrix products reach on this machine."""
-    tried: dict[tuple[str, str, str], dict[str, float]] = field(default_factory=dict)
+    tuning_results: dict[tuple[str, str, str], dict[str, float]] = field(default_factory=dict)
     """{(shape, quantization, system): {candidate: seconds a token}} of earlier cases."""
 
 
@@ -58,29 +58,29 @@ class CaseRunner:
         fixtures.save_rows(self.folder / "speed.jsonl", data.examples[: case.batch_size * (1 + case.timed_updates)])
         fixtures.save_rows(self.folder / "quality.jsonl", data.examples[: case.batch_size * bench.updates])
         self.pythons: dict[str, Path] = {}
-        self.tried: dict[str, dict[str, float]] = {}
-        self.timed: dict[str, list[Result]] = {}
-        self.learnt: dict[str, Result] = {}
+        self.tuning_results: dict[str, dict[str, float]] = {}
+        self.speed_results: dict[str, list[Result]] = {}
+        self.quality_results: dict[str, Result] = {}
         self.failed: dict[str, str] = {}
 
-    def all(self, systems: Sequence[str]) -> None:
+    def run_all(self, systems: Sequence[str]) -> None:
         """Run the systems in turns; a system that fails is skipped from then on."""
         for system in systems:
-            self._attempt(system, self._prepare)
+            self._run_or_skip(system, self._prepare)
         for number in range((self.bench.repeats and self.case.repeats) or self.bench.repeats):
             for system in systems:
-                self._attempt(system, partial(self._time, number=number))
+                self._run_or_skip(system, partial(self._run_timed, number=number))
         if self.case.quality:
             for system in systems:
-                self._attempt(system, self._learn)
-            self._judge()
+                self._run_or_skip(system, self._run_quality)
+            self._evaluate()
 
     def rows(self) -> list[Result]:
         """Return a row of results/training.json for every system."""
         results = [table.skipped_result(self.case, system, reason) for system, reason in self.failed.items()]
-        return results + [self._row(system) for system in self.timed if system not in self.failed]
+        return results + [self._result_row(system) for system in self.speed_results if system not in self.failed]
 
-    def _attempt(self, system: str, step: Callable[[str], None]) -> None:
+    def _run_or_skip(self, system: str, step: Callable[[str], None]) -> None:
         if system in self.failed:
             return
         try:
@@ -97,16 +97,18 @@ class CaseRunner:
         self.pythons[system] = (
             environments.peer_python(system, self.bench.on_gpu) if has_environment else Path(sys.executable)
         )
-        cached = self.bench.tried.get((self.case.shape, self.case.quantization, system))
+        cached = self.bench.tuning_results.get((self.case.shape, self.case.quantization, system))
         if cached:
-            self.tried[system] = cached
-        elif self.bench.repeats and (candidates := self._candidates(system)):
-            self.tried[system] = self._call(self._spec(system, "speed", "try", candidates))["seconds_a_token"]
-            self.bench.tried[self.case.shape, self.case.quantization, system] = self.tried[system]
+            self.tuning_results[system] = cached
+        elif self.bench.repeats and (candidates := self._tuning_candidates(system)):
+            self.tuning_results[system] = self._run_peer(self._make_spec(system, "speed", "try", candidates))[
+                "seconds_a_token"
+            ]
+            self.bench.tuning_results[self.case.shape, self.case.quantization, system] = self.tuning_results[system]
 
-    def _candidates(self, system: str) -> tuple[int, ...]:
+    def _tuning_candidates(self, system: str) -> tuple[int, ...]:
         """Return the settings to try: rows of a forward pass, or tokens of a sequence."""
-        max_tokens = self._longest
+        max_tokens = self._max_row_tokens
         if system == "trl":
             max_rows = (
                 self.case.batch_size if self.bench.on_gpu else min(self.case.batch_size, MAX_CPU_TOKENS // max_tokens)
@@ -117,33 +119,33 @@ class CaseRunner:
         return ()
 
     @property
-    def _longest(self) -> int:
+    def _max_row_tokens(self) -> int:
         return max(map(count_tokens, self.data.examples))
 
-    def _time(self, system: str, number: int) -> None:
-        result = self._call(self._spec(system, "speed", str(number)))
-        self.timed.setdefault(system, []).append(result)
+    def _run_timed(self, system: str, number: int) -> None:
+        result = self._run_peer(self._make_spec(system, "speed", str(number)))
+        self.speed_results.setdefault(system, []).append(result)
         log(f"timed     {system:<14} {table.examples_per_second(result, self.data.row_tokens):.2f} examples/s")
 
-    def _learn(self, system: str) -> None:
-        self.learnt[system] = self._call(self._spec(system, "quality", "quality"))
+    def _run_quality(self, system: str) -> None:
+        self.quality_results[system] = self._run_peer(self._make_spec(system, "quality", "quality"))
         if not self.bench.repeats:
-            self.timed[system] = [self.learnt[system]]
-        log(f"learnt    {system:<14} last loss {self.learnt[system]['losses'][-1]:.4f}")
+            self.speed_results[system] = [self.quality_results[system]]
+        log(f"learnt    {system:<14} last loss {self.quality_results[system]['losses'][-1]:.4f}")
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         model = self.bench.folder / self.bench.quality_model
-        adapters = {name: self.folder / name / "quality" / ADAPTER_DIR for name in self.learnt}
+        adapters = {name: self.folder / name / "quality" / ADAPTER_DIR for name in self.quality_results}
         losses = fixtures.evaluate_adapters(
             model, adapters, self.data.held_out, self.case.quantization, self.bench.on_gpu
         )
         for system, loss in losses.items():
-            self.learnt[system]["validation_loss"] = loss
+            self.quality_results[system]["validation_loss"] = loss
 
-    def _call(self, spec: PeerSpec) -> Result:
+    def _run_peer(self, spec: PeerSpec) -> Result:
         return machine.run_peer(self.pythons[spec.system], f"bench.peers.{MODULES[spec.system]}", spec)
 
-    def _spec(self, system: str, rows: str, name: str, candidates: tuple[int, ...] = ()) -> PeerSpec:
+    def _make_spec(self, system: str, rows: str, name: str, candidates: tuple[int, ...] = ()) -> PeerSpec:
         """Return the spec of one process; `rows` is speed or quality."""
         model = self.bench.folder / (self.bench.quality_model if rows == "quality" else self.bench.model)
         return PeerSpec(
@@ -159,13 +161,13 @@ class CaseRunner:
             on_gpu=self.bench.on_gpu,
             bfloat16=self.case.precision == "bfloat16",
             # LLaMA-Factory and Unsloth pad like TRL, on the same engine.
-            micro_batch=1 if system == "trl_bfd" else min(self._fastest("trl", 4), self.case.batch_size),
-            pack_tokens=self._fastest("trl_bfd", self._longest) if system == "trl_bfd" else 0,
+            micro_batch=1 if system == "trl_bfd" else min(self._best_candidate("trl", 4), self.case.batch_size),
+            pack_tokens=self._best_candidate("trl_bfd", self._max_row_tokens) if system == "trl_bfd" else 0,
             candidates=candidates,
         )
 
-    def _fastest(self, system: str, default: int) -> int:
-        costs = self.tried.get(system)
+    def _best_candidate(self, system: str, default: int) -> int:
+        costs = self.tuning_results.get(system)
         return int(min(costs, key=lambda candidate: costs[candidate])) if costs else default
 
     def _matmul_share(self, result: Result) -> float:
@@ -178,9 +180,9 @@ class CaseRunner:
         flops = 4 * weights * sum(result["computed_tokens"][1:]) / sum(result["raw_seconds"][1:])
         return float(flops / self.bench.matmul_flops)
 
-    def _row(self, system: str) -> Result:
-        runs, quality = self.timed[system], self.learnt.get(system, {})
-        spec = self._spec(system, "speed", "0")
+    def _result_row(self, system: str) -> Result:
+        runs, quality = self.speed_results[system], self.quality_results.get(system, {})
+        spec = self._make_spec(system, "speed", "0")
         return {
             "shape": self.case.shape,
             "batch_size": self.case.batch_size,
@@ -190,8 +192,8 @@ class CaseRunner:
             "version": runs[0]["version"],
             "command": f"python -m bench.peers.{MODULES[system]} spec.json",
             "settings": {"micro_batch": spec.micro_batch, "pack_tokens": spec.pack_tokens},
-            "seconds_a_token_tried": self.tried.get(system),
-            "model": self.bench.models[self.bench.model].about,
+            "seconds_a_token_tried": self.tuning_results.get(system),
+            "model": self.bench.models[self.bench.model].description,
             "prefix_tokens": self.data.prefix_tokens,
             "row_tokens": round(self.data.row_tokens, 1),
             "token_ids_sha256": runs[0]["token_ids_sha256"],
@@ -205,7 +207,7 @@ class CaseRunner:
             "matmul_share": statistics.median(self._matmul_share(run) for run in runs),
             "peak_memory_bytes": statistics.median(run["peak_memory_bytes"] for run in runs),
             **{name: runs[0][name] for name in ("token_ratio", "packs_an_update", "longest_pack") if name in runs[0]},
-            "quality_model": self.bench.models[self.bench.quality_model].about if quality else None,
+            "quality_model": self.bench.models[self.bench.quality_model].description if quality else None,
             "quality_token_ids_sha256": quality.get("token_ids_sha256"),
             "quality_updates_sha256": quality.get("updates_sha256"),
             "losses": quality.get("losses"),

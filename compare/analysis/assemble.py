@@ -58,7 +58,7 @@ def fit_tuned_policy(
     scored_systems: Sequence[SystemScores], dataset: EvalDataset, tuned_scale: Scale | None, recipe: Recipe
 ) -> RoutingPolicy:
     """Return the policy of the tuned model, the first of these systems."""
-    tuned, *others = (scored.gathered for scored in scored_systems)
+    tuned, *others = (scored.responses for scored in scored_systems)
     baseline = next((responses for responses in others if responses.system.name == recipe.route.not_worse_than), None)
     return fit_system_policy(tuned, dataset, tuned_scale, recipe.route, baseline)
 
@@ -80,9 +80,9 @@ def assemble_scores(
     }
     for scored in scored_systems[1:]:
         # The traffic that a decision endpoint could answer without a fallback, by the same rule as the tuned model.
-        is_routable = scored.gathered.scale is not None and recipe.route.target_accuracy is not None
+        is_routable = scored.responses.scale is not None and recipe.route.target_accuracy is not None
         systems[scored.name]["routing"] = (
-            fit_system_policy(scored.gathered, dataset, None, recipe.route).json() if is_routable else None
+            fit_system_policy(scored.responses, dataset, None, recipe.route).json() if is_routable else None
         )
     incomplete = [f"{name}: {system['why_incomplete']}" for name, system in systems.items() if not system["complete"]]
     incomplete += [
@@ -96,8 +96,8 @@ def assemble_scores(
         "task": {
             "kind": describe_task_kind(recipe),
             "instruction": recipe.task.instruction,
-            "parts": dataset.module.BREAKDOWN_NAME,
-            "metrics": list(scored_systems[0].tallies),
+            "parts": dataset.task.BREAKDOWN_NAME,
+            "metrics": list(scored_systems[0].metric_stats),
             "n_train": len(dataset.train),
             "n_test": len(dataset.test),
             "clusters": dataset.n_clusters,
@@ -129,7 +129,7 @@ def assemble_scores(
             "retries": sum(system["retries"] for system in systems.values()),
             "versions": environment.read_package_versions(),
             "git_commit": environment.describe_environment(recipe)["git_commit"],
-            "fallbacks": [note for scored in scored_systems for note in scored.gathered.notes],
+            "fallbacks": [note for scored in scored_systems for note in scored.responses.notes],
             "incomplete": incomplete,
         },
     }
@@ -144,10 +144,10 @@ def preregistration_json(primary: Primary | None, access: TestSetAccess) -> dict
     """Return the entry `plan` of scores.json."""
     if primary is None:
         return None
-    reason = access.why_not_confirmatory
+    reason = access.exploratory_reason
     registration = {
         "sha256": access.plan_sha256,
-        "written": access.written,
+        "written": access.registered_at,
         "confirmatory": reason is None,
         "why_not": reason,
     }
@@ -159,7 +159,7 @@ def compare_costs(
 ) -> ownership.CostComparison:
     """Return the costs of self-hosting the tuned model, compared with those of every paid system."""
     tuned, on_gpu = scored_systems[0], not recipe.accelerate.use_cpu
-    tokens, throughput = system_scores.tokens_per_request(tuned.gathered), tuned.gathered.rate
+    tokens, throughput = system_scores.tokens_per_request(tuned.responses), tuned.responses.rate
     reason = None
     if used_pocket_model(dataset) and not recipe.cost.cpu_usd_per_hour:
         reason = "the pocket model stood in for the recipe's own, whose throughput was not measured"
@@ -169,10 +169,11 @@ def compare_costs(
         on_gpu=on_gpu,
         training_seconds=training_seconds(trained_run),
         tokens_per_request=tokens,
-        why_not=reason or (None if throughput else "too few requests were asked at once to measure its throughput"),
-        right=sum(tuned.right) / len(tuned.right),
+        missing_reason=reason
+        or (None if throughput else "too few requests were asked at once to measure its throughput"),
+        correct_fraction=sum(tuned.correct) / len(tuned.correct),
     )
-    api_costs = [system_scores.request_cost(scored) for scored in scored_systems if _is_paid(scored.gathered)]
+    api_costs = [system_scores.request_cost(scored) for scored in scored_systems if _is_paid(scored.responses)]
     return ownership.CostComparison(recipe.cost, owned, api_costs)
 
 

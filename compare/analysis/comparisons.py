@@ -31,8 +31,8 @@ def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary 
     explored = [
         _compare_pair(tuned, scored, metric, None, primary)
         for scored in others
-        for metric in tuned.tallies
-        if metric in scored.tallies
+        for metric in tuned.metric_stats
+        if metric in scored.metric_stats
         and (primary is None or (tuned.name, scored.name, metric) != (primary.system, primary.baseline, primary.metric))
     ]
     adjusted = paired.holm([comparison["p_value"] for comparison in explored])
@@ -57,7 +57,7 @@ def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> d
 
     {} for tasks without labels. Also {} for several labels per row, as it is unknown which label replaces which.
     """
-    if not dataset.module.HAS_LABELS or dataset.module.IS_MULTILABEL:
+    if not dataset.task.HAS_LABELS or dataset.task.IS_MULTILABEL:
         return {}
     targets = [row["target"] for row in dataset.test]
     labels = list(dict.fromkeys([*dataset.spec.labels, *targets]))
@@ -75,19 +75,19 @@ def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_ro
     """Return the rows with different answers of two systems. Rows that only one system has right come first."""
     entries = []
     for position_a, position_b in shared_positions(a, b):
-        index_a, index_b = a.counted[position_a], b.counted[position_b]
-        row, first, second = a.rows[index_a], a.found.parsed[index_a], b.found.parsed[index_b]
+        index_a, index_b = a.counted_positions[position_a], b.counted_positions[position_b]
+        row, first, second = a.rows[index_a], a.predictions.parsed[index_a], b.predictions.parsed[index_b]
         if first.problem is None and second.problem is None and first.value == second.value:
             continue
         entries.append(
             {
                 "id": row["id"],
                 "input": row["input"]["text"],
-                "target": dataset.module.answer_text(dataset.spec, row["target"]),
+                "target": dataset.task.answer_text(dataset.spec, row["target"]),
                 "answers": {
                     scored.name: _display_answer(scored, index) for scored, index in ((a, index_a), (b, index_b))
                 },
-                "right": {scored.name: bool(scored.right[index]) for scored, index in ((a, index_a), (b, index_b))},
+                "right": {scored.name: bool(scored.correct[index]) for scored, index in ((a, index_a), (b, index_b))},
                 "confidence": a.confidences[index_a],
             }
         )
@@ -97,13 +97,13 @@ def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_ro
 
 def shared_positions(a: SystemScores, b: SystemScores) -> list[tuple[int, int]]:
     """Return the positions of the common rows, among the counted rows of a and among those of b, in the order of a."""
-    positions_b = {b.rows[index]["id"]: position for position, index in enumerate(b.counted)}
-    ids = [a.rows[index]["id"] for index in a.counted]
+    positions_b = {b.rows[index]["id"]: position for position, index in enumerate(b.counted_positions)}
+    ids = [a.rows[index]["id"] for index in a.counted_positions]
     return [(position, positions_b[row_id]) for position, row_id in enumerate(ids) if row_id in positions_b]
 
 
 def _display_answer(scored: SystemScores, index: int) -> str:
-    answer = scored.found.answers[index]
+    answer = scored.predictions.answers[index]
     return answer.output if answer.output is not None else f"(no answer: {answer.error or 'unknown'})"
 
 
@@ -114,8 +114,8 @@ def _compare_pair(
     alpha, margin = (settings.alpha, settings.margin) if settings else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
     positions = shared_positions(a, b)
     clusters = cluster_ids([a.counted_rows[index] for index, _ in positions])
-    first = a.tallies[metric].at([index for index, _ in positions])
-    second = b.tallies[metric].at([index for _, index in positions])
+    first = a.metric_stats[metric].subset([index for index, _ in positions])
+    second = b.metric_stats[metric].subset([index for _, index in positions])
     difference = paired.compute_paired_difference(first, second, clusters, alpha=alpha)
     conclusion = paired.classify_difference(difference, margin)
     return {

@@ -33,31 +33,31 @@ MIN_SLICE_ROWS = 5
 class SystemScores:
     """A system with its scored answers."""
 
-    gathered: SystemResponses
+    responses: SystemResponses
     rows: Rows
     """The test rows that the system was to answer: all of them, or a subset for an exploratory system."""
-    found: Predictions
-    tallies: Mapping[str, MetricStats]
+    predictions: Predictions
+    metric_stats: Mapping[str, MetricStats]
     """Metric statistics of the counted rows."""
     confidences: Sequence[float | None]
-    right: Sequence[float]
+    correct: Sequence[float]
     """1 or 0 for each row."""
-    counted: Sequence[int]
+    counted_positions: Sequence[int]
     """The positions of the rows that the system got: all of them unless it is INCOMPLETE."""
 
     @cached_property
     def counted_rows(self) -> Rows:
         """Return the counted rows."""
-        return [self.rows[index] for index in self.counted]
+        return [self.rows[index] for index in self.counted_positions]
 
     @cached_property
     def parsed(self) -> list[ParsedAnswer]:
         """Return the parsed answers to the counted rows."""
-        return [self.found.parsed[index] for index in self.counted]
+        return [self.predictions.parsed[index] for index in self.counted_positions]
 
     @property
     def name(self) -> str:
-        return self.gathered.system.name
+        return self.responses.system.name
 
 
 def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> SystemScores:
@@ -68,9 +68,9 @@ def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: 
     counted_positions = [index for index, answer in enumerate(responses.test) if not answer.not_asked]
     parsed = [scored.parsed[index] for index in counted_positions]
     targets = references.select_targets(
-        dataset.module, dataset.spec, [rows[index] for index in counted_positions], parsed
+        dataset.task, dataset.spec, [rows[index] for index in counted_positions], parsed
     )
-    metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
+    metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
     confidences = confidence.compute_confidences(responses, tuned_scale, responses.test)
     return SystemScores(
         responses,
@@ -87,10 +87,10 @@ def system_json(
     scored: SystemScores, dataset: EvalDataset, primary: Primary | None, calibrated: bool
 ) -> dict[str, Any]:
     """Return the entry of a system in scores.json."""
-    responses, system, clusters = scored.gathered, scored.gathered.system, cluster_ids(scored.counted_rows)
+    responses, system, clusters = scored.responses, scored.responses.system, cluster_ids(scored.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = references.select_targets(dataset.module, dataset.spec, scored.counted_rows, scored.parsed)
-    score = dataset.module.score(dataset.spec, targets, scored.parsed)
+    targets = references.select_targets(dataset.task, dataset.spec, scored.counted_rows, scored.parsed)
+    score = dataset.task.score(dataset.spec, targets, scored.parsed)
     problems = Counter(parsed.problem for parsed in scored.parsed if parsed.problem)
     is_calibrated = (
         calibrated if system.on_tuned_scale else responses.scale is not None and responses.scale.platt is not None
@@ -105,25 +105,25 @@ def system_json(
         "role": _role(system.name, primary),
         "n": len(responses.test),
         "answered": sum(answer.output is not None for answer in responses.test),
-        "rows": completeness.count_outcomes(responses.test, scored.found.parsed),
+        "rows": completeness.count_outcomes(responses.test, scored.predictions.parsed),
         "complete": responses.complete,
         "why_incomplete": responses.why_incomplete,
         "n_train": len(dataset.train) if system.kind in ("tuned", "linear", "nearest") else None,
-        "metrics": {name: _interval(stats, clusters, alpha) for name, stats in scored.tallies.items()},
+        "metrics": {name: _interval(stats, clusters, alpha) for name, stats in scored.metric_stats.items()},
         "slices": _slices(scored, dataset, alpha),
         "per_part": score.get("per_class")
         or score.get("per_field", {}) | _label_whole_entries(score.get("per_item", {})),
         "validity": _validity(scored),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_error_class(answer.error) for answer in responses.test if answer.error).most_common()),
-        "calibration": confidence.reliability(scored.confidences, scored.right, is_calibrated),
+        "calibration": confidence.reliability(scored.confidences, scored.correct, is_calibrated),
         "latency": _latency(responses),
         "throughput": dict(responses.rate) if responses.rate else None,
         "parity": dict(responses.parity) if responses.parity else None,
         "tokens": _tokens(responses),
         "retries": responses.retries,
         "reused": responses.reused,
-        "price": responses.price.json() if responses.price else None,
+        "price": responses.price.to_json() if responses.price else None,
         "cost_usd": responses.spent_usd,
         **_cost_fields(scored),
         "repeats": _repeats(scored, dataset),
@@ -146,8 +146,8 @@ def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[st
 
     def score_slice(positions: list[int]) -> dict[str, Any]:
         parsed = [all_parsed[index] for index in positions]
-        targets = references.select_targets(dataset.module, dataset.spec, [rows[index] for index in positions], parsed)
-        metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
+        targets = references.select_targets(dataset.task, dataset.spec, [rows[index] for index in positions], parsed)
+        metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
         groups = [clusters[index] for index in positions] if clusters else None
         return {
             "n": len(positions),
@@ -175,7 +175,7 @@ def _validity(scored: SystemScores) -> dict[str, float]:
         "parse": parse,
         "schema": schema,
         "label": label,
-        "right": fraction_true(scored.right[index] for index in scored.counted),
+        "right": fraction_true(scored.correct[index] for index in scored.counted_positions),
     }
 
 
@@ -214,10 +214,10 @@ def token_usages(responses: SystemResponses) -> list[Usage]:
 
 def request_cost(scored: SystemScores) -> ownership.ApiCost:
     """Return the cost per request of a paid system."""
-    reported_usd = reported_costs_usd(scored.gathered)
+    reported_usd = reported_costs_usd(scored.responses)
     if reported_usd is not None:
         return ownership.compute_reported_cost(scored.name, reported_usd)
-    return ownership.compute_api_cost(scored.name, scored.gathered.price, token_usages(scored.gathered))
+    return ownership.compute_api_cost(scored.name, scored.responses.price, token_usages(scored.responses))
 
 
 def reported_costs_usd(responses: SystemResponses) -> list[float] | None:
@@ -246,7 +246,7 @@ def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
     """
     cost = request_cost(scored)
     usd_per_request, batch = cost.usd_per_request, cost.usd_per_request_batch
-    correct_fraction = fraction_true(scored.right[index] for index in scored.counted)
+    correct_fraction = fraction_true(scored.correct[index] for index in scored.counted_positions)
     return {
         "cost_usd_per_1k": None if usd_per_request is None else 1000 * usd_per_request,
         "cost_usd_per_1k_right": 1000 * usd_per_request / correct_fraction
@@ -258,10 +258,10 @@ def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
 
 def _repeats(scored: SystemScores, dataset: EvalDataset) -> dict[str, Any] | None:
     """Return the fraction of repeated requests with the same answer."""
-    repeats = [answer for answer in scored.gathered.again if not answer.not_asked]
+    repeats = [answer for answer in scored.responses.again if not answer.not_asked]
     if not repeats:
         return None
-    first_answers = {row["id"]: parsed for row, parsed in zip(scored.rows, scored.found.parsed, strict=True)}
+    first_answers = {row["id"]: parsed for row, parsed in zip(scored.rows, scored.predictions.parsed, strict=True)}
     pairs = [(first_answers[answer.id], predictions.parse_answer(dataset, answer)) for answer in repeats]
     return {"rows": len(pairs), "same": fraction_true(a.value == b.value and a.problem == b.problem for a, b in pairs)}
 

@@ -44,21 +44,21 @@ class BreakEven:
     """Monthly requests from which self-hosting is cheaper; both None if it never is, or if the costs are unknown."""
 
     first_requests: int | None = None
-    for_good_requests: int | None = None
+    permanent_requests: int | None = None
     never: bool = False
-    why: str | None = None
+    reason: str | None = None
     """Why it never is cheaper, or why the result is withheld."""
 
     def json(self, tokens_per_request: float) -> dict[str, Any]:
         """Return the entry `break_even` of scores.json, with tokens beside requests."""
-        first_requests, permanent_requests = self.first_requests, self.for_good_requests
+        first_requests, permanent_requests = self.first_requests, self.permanent_requests
         return {
             "first_requests": first_requests,
             "first_tokens": None if first_requests is None else round(first_requests * tokens_per_request),
             "for_good_requests": permanent_requests,
             "for_good_tokens": None if permanent_requests is None else round(permanent_requests * tokens_per_request),
             "never": self.never,
-            "why": self.why,
+            "why": self.reason,
         }
 
 
@@ -113,4 +113,4 @@ def break_even(step_cost: StepCost, usd_per_request: float) -> BreakEven:
     )
     if replaced > step_cost.machine_usd:
         reason += f": too little is left to pay for engineer and training (${step_cost.fixed_usd:,.2f})"
-    return BreakEven(never=True, why=reason)
+    return BreakEven(never=True, reason=reason)

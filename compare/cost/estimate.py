@@ -21,7 +21,7 @@ def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> 
     data = atomic_files.read_json(run.folder / "data" / "data.json")
     rows = int(data["rows"]["written"]["test"])
     context = first_request.validation_context(run, run.recipe_name, recipe)
-    dataset = context.material
+    dataset = context.dataset
     lines = [f"would ask {rows:,} test rows of {', '.join(system.name for system in systems)}"]
     for system in systems:
         if system.baseline is None or system.kind != "closed":
@@ -47,7 +47,7 @@ def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> 
         routing_rows = (
             int(data["rows"]["written"].get("calibration", 0)) if system.name == recipe.route.not_worse_than else 0
         )
-        extra_rows = selection_rows + (scale_rows if system.baseline.decides else routing_rows)
+        extra_rows = selection_rows + (scale_rows if system.baseline.uses_decision_api else routing_rows)
         factor = (rows + min(rows, recipe.compare.repeat_rows) + extra_rows) / max(1, len(requests))
         cost_text = f"about ${estimate.expected_usd * factor:,.2f}, at most ${estimate.upper_usd * factor:,.2f}"
         lines.append(f"cost      {system.name}: {cost_text}")

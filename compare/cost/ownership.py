@@ -48,9 +48,9 @@ class SelfHostedMeasurement:
     training_seconds: float
     tokens_per_request: float
     """Input and output, by the model's own tokenizer."""
-    why_not: str | None = None
+    missing_reason: str | None = None
     """Why its throughput was not measured."""
-    right: float | None = None
+    correct_fraction: float | None = None
     """Fraction of the test rows with a right answer."""
 
 
@@ -64,13 +64,15 @@ class ApiCost:
     usd_per_request_batch: float | None = None
     usd_per_request_cached: float | None = None
     """With all input read from the provider's cache: a lower bound, as no cache contains the new part of a request."""
-    why_not: str | None = None
+    missing_reason: str | None = None
 
 
 def missing_reason(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> str | None:
     """Return why the cost of self-hosting is unknown, None if it is known."""
     if owned.requests_per_second is None:
-        return owned.why_not or "the throughput of this base was not measured on the hardware that would serve it"
+        return (
+            owned.missing_reason or "the throughput of this base was not measured on the hardware that would serve it"
+        )
     if machine_usd_per_hour(assumptions, owned) is None:
         return (
             f"throughput was measured on a CPU ({owned.hardware}), and the recipe does not say what such a machine "
@@ -99,10 +101,12 @@ def build_step_cost(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasure
 def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage]) -> ApiCost:
     """Return the mean cost of the requests whose tokens the provider counted."""
     if price is None:
-        return ApiCost(name, None, why_not="nobody here knows its price; give it in the recipe (baselines: price)")
+        return ApiCost(
+            name, None, missing_reason="nobody here knows its price; give it in the recipe (baselines: price)"
+        )
     counted = [usage for usage in usages if usage.input_tokens is not None and usage.output_tokens is not None]
     if not counted:
-        return ApiCost(name, None, why_not="no answer tells how many tokens it took")
+        return ApiCost(name, None, missing_reason="no answer tells how many tokens it took")
     batch = price.batch_input_usd_per_million is not None
     cached = price.cached_input_usd_per_million is not None
     return ApiCost(
@@ -118,7 +122,7 @@ def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage
 def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
     """Return the mean of the costs that answers report (cost_usd in a file of answers)."""
     if not usd:
-        return ApiCost(name, None, why_not="no answer tells its cost_usd, and the recipe gives no price (price)")
+        return ApiCost(name, None, missing_reason="no answer tells its cost_usd, and the recipe gives no price (price)")
     return ApiCost(name, sum(usd) / len(usd))
 
 
@@ -126,35 +130,35 @@ def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
 class CostComparison:
     """The cost of self-hosting compared with those of all paid systems."""
 
-    given: serving_and_cost.Cost
+    assumptions: serving_and_cost.Cost
     owned: SelfHostedMeasurement
-    closed: Sequence[ApiCost]
+    api_costs: Sequence[ApiCost]
 
     def break_even(self, api_cost: ApiCost) -> BreakEven:
         """Return the break-even with a paid system. It is withheld if one of the two costs is unknown."""
-        step_cost = build_step_cost(self.given, self.owned)
+        step_cost = build_step_cost(self.assumptions, self.owned)
         if step_cost is None:
-            return BreakEven(why=f"withheld: {missing_reason(self.given, self.owned)}")
+            return BreakEven(reason=f"withheld: {missing_reason(self.assumptions, self.owned)}")
         if api_cost.usd_per_request is None:
-            return BreakEven(why=f"withheld: {api_cost.why_not or 'what a request costs is not known'}")
+            return BreakEven(reason=f"withheld: {api_cost.missing_reason or 'what a request costs is not known'}")
         return break_even(step_cost, api_cost.usd_per_request)
 
     def json(self) -> Json:
         """Return the entry `cost` of scores.json."""
         return {
-            "owned": self_hosting_json(self.given, self.owned),
-            "inputs": slider_inputs(self.given, self.owned),
-            "systems": {api_cost.name: self._system(api_cost) for api_cost in self.closed},
+            "owned": self_hosting_json(self.assumptions, self.owned),
+            "inputs": slider_inputs(self.assumptions, self.owned),
+            "systems": {api_cost.name: self._system_json(api_cost) for api_cost in self.api_costs},
         }
 
-    def _system(self, api_cost: ApiCost) -> Json:
+    def _system_json(self, api_cost: ApiCost) -> Json:
         return {
             "usd_per_request": api_cost.usd_per_request,
             "usd_per_request_batch": api_cost.usd_per_request_batch,
             "usd_per_request_cached": api_cost.usd_per_request_cached,
-            "monthly": monthly_table(self.given, self.owned, api_cost),
+            "monthly": monthly_table(self.assumptions, self.owned, api_cost),
             "break_even": self.break_even(api_cost).json(self.owned.tokens_per_request),
-            "sensitivity": sensitivity_table(self.given, self.owned, api_cost),
+            "sensitivity": sensitivity_table(self.assumptions, self.owned, api_cost),
         }
 
 
@@ -242,7 +246,7 @@ def self_hosting_json(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasu
         "training_usd": _training_hours(assumptions, owned) * hourly,
         "usd_per_month": usd,
         "usd_per_1k": usd / volume * 1000,
-        "usd_per_1k_right": usd / volume / owned.right * 1000 if owned.right else None,
+        "usd_per_1k_right": usd / volume / owned.correct_fraction * 1000 if owned.correct_fraction else None,
     }
 
 

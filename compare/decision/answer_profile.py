@@ -74,6 +74,6 @@ def build_profile(responses: SystemResponses, dataset: EvalDataset, tuned_scale:
     )
     for index, (answer, certainty) in enumerate(zip(parsed, confidences, strict=True)):
         if index in counted and answer.problem is None:
-            has_labels = dataset.module.HAS_LABELS
-            profile.add(certainty, str(dataset.module.answer_text(dataset.spec, answer.value)) if has_labels else None)
+            has_labels = dataset.task.HAS_LABELS
+            profile.add(certainty, str(dataset.task.answer_text(dataset.spec, answer.value)) if has_labels else None)
     return profile

@@ -45,7 +45,7 @@ def answer_questions(inputs: VerdictInputs, decides: bool) -> list[Reason]:
         _engineering(inputs),
         _prompt_changes(inputs),
     ]
-    return [replace(reason, question=QUESTION_TEXTS[reason.about]) for reason in reasons]
+    return [replace(reason, question=QUESTION_TEXTS[reason.topic]) for reason in reasons]
 
 
 def _privacy(inputs: VerdictInputs) -> Reason:

@@ -31,9 +31,9 @@ class TestSetAccess:
     """The access to a test set under a plan."""
 
     plan_sha256: str
-    written: str
+    registered_at: str
     """When the plan that counts was written."""
-    why_not_confirmatory: str | None
+    exploratory_reason: str | None
     """Why this comparison is exploratory; None if it is confirmatory."""
     openings: Sequence[Mapping[str, Any]]
     """All readings of this test set by runs of the recipe, including this one, the oldest first."""

@@ -37,7 +37,7 @@ def select_fallback(recipe: Recipe, scored_systems: Sequence[SystemScores]) -> S
     candidates = {
         scored.name: scored
         for scored in scored_systems
-        if scored.gathered.system.kind in ("closed", "file") and scored.gathered.complete
+        if scored.responses.system.kind in ("closed", "file") and scored.responses.complete
     }
     return next(
         (candidates[name] for name in (*catalog.fallback_names(recipe), *candidates) if name in candidates), None
@@ -57,9 +57,9 @@ def evaluate_policy(
     """
     if scale is None or all(value is None for value in tuned.confidences):
         return None
-    rows, confidences, correct = tuned.rows, confidence_array(tuned.confidences), np.asarray(tuned.right)
+    rows, confidences, correct = tuned.rows, confidence_array(tuned.confidences), np.asarray(tuned.correct)
     fallback_correct = (
-        np.asarray(fallback.right)
+        np.asarray(fallback.correct)
         if fallback and [row["id"] for row in fallback.rows] == [row["id"] for row in rows]
         else None
     )
@@ -89,11 +89,11 @@ def compare_strategies(
 
     A result has the fraction that only the tuned model answers, the fraction right, and USD per 1,000 requests.
     """
-    groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.right)
+    groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.correct)
     strategies: Json = {"owned": {"local": 1.0, "right": _interval(correct, groups), "usd_per_1k": owned_usd}}
     if fallback is None:
         return strategies
-    fallback_correct, api_usd = np.asarray(fallback.right), _api_usd_per_1k(fallback)
+    fallback_correct, api_usd = np.asarray(fallback.correct), _api_usd_per_1k(fallback)
     strategies["closed"] = {"local": 0.0, "right": _interval(fallback_correct, groups), "usd_per_1k": api_usd}
     if policy.threshold is None:
         return strategies
@@ -132,9 +132,9 @@ def owned_usd_per_1k(costs: Mapping[str, Any]) -> float | None:
 
 def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None:
     """Return the fallback's cost per 1,000 of these rows, by default of all rows."""
-    answers = fallback.gathered.test if indices is None else [fallback.gathered.test[index] for index in indices]
+    answers = fallback.responses.test if indices is None else [fallback.responses.test[index] for index in indices]
     usd_per_request = system_scores.request_cost(
-        replace(fallback, gathered=replace(fallback.gathered, test=answers))
+        replace(fallback, responses=replace(fallback.responses, test=answers))
     ).usd_per_request
     return None if usd_per_request is None else 1000 * usd_per_request
 

@@ -43,12 +43,12 @@ class CalibrationAnswers:
 
     ids: Sequence[str]
     confidences: Sequence[float | None]
-    right: Sequence[float]
+    correct: Sequence[float]
     groups: Sequence[str | None] | None = None
-    baseline_right: Sequence[float] | None = None
+    baseline_correct: Sequence[float] | None = None
     """Of the baseline in `not_worse_than`."""
 
-    def one_a_group(self) -> "CalibrationAnswers":
+    def pick_one_per_group(self) -> "CalibrationAnswers":
         """Return one row of each group, selected by the hash of its id.
 
         Rows of one group are not independent, and p-values would not be valid.
@@ -60,9 +60,9 @@ class CalibrationAnswers:
         def select(values: Sequence[Any]) -> list[Any]:
             return [values[index] for index in indices]
 
-        baseline_correct = None if self.baseline_right is None else select(self.baseline_right)
+        baseline_correct = None if self.baseline_correct is None else select(self.baseline_correct)
         return CalibrationAnswers(
-            select(self.ids), select(self.confidences), select(self.right), select(self.groups), baseline_correct
+            select(self.ids), select(self.confidences), select(self.correct), select(self.groups), baseline_correct
         )
 
 
@@ -166,7 +166,7 @@ def fit_policy(
 
     `missing_reason` is why answers of the baseline in the target are missing.
     """
-    rows, claim, alpha = calibration.one_a_group(), build_claim(route), 1 - route.confidence
+    rows, claim, alpha = calibration.pick_one_per_group(), build_claim(route), 1 - route.confidence
     settings: dict[str, Any] = {
         "target_accuracy": route.target_accuracy,
         "not_worse_than": route.not_worse_than,
@@ -180,7 +180,7 @@ def fit_policy(
         return RoutingPolicy(
             threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **settings
         )
-    if route.not_worse_than is not None and rows.baseline_right is None:
+    if route.not_worse_than is not None and rows.baseline_correct is None:
         reason = f"{route.not_worse_than} has not answered the calibration rows ({missing_reason or 'it was not run'})"
         return RoutingPolicy(threshold=None, why_none=reason, **settings)
     if scale is None or not scale.confidences:
@@ -194,18 +194,18 @@ def fit_policy(
     start = learn_then_test.find_start(claim, thresholds, validation, correct, len(rows.ids), alpha)
     result = learn_then_test.run_fixed_sequence(claim, thresholds[start:], confidences, scores, alpha)
     settings["sequence"] = TestedThresholds(len(validation), len(thresholds), thresholds[start], len(result.p_values))
-    if result.chosen is None:
+    if result.selected_index is None:
         rows_needed = estimate_rows_needed(claim, thresholds, scale, confidences, scores, alpha)
         reason = no_threshold_reason(claim, rows, confidences, route, rows_needed)
         return RoutingPolicy(threshold=None, why_none=reason, rows_needed=rows_needed, **settings)
-    threshold = result.thresholds[result.chosen]
+    threshold = result.thresholds[result.selected_index]
     is_kept = confidences >= threshold
     return RoutingPolicy(
         threshold=threshold,
         coverage=float(is_kept.mean()),
-        accuracy=float(np.asarray(rows.right)[is_kept].mean()),
+        accuracy=float(np.asarray(rows.correct)[is_kept].mean()),
         difference=float(scores[is_kept].mean()) if route.not_worse_than is not None else None,
-        p_value=result.p_values[result.chosen],
+        p_value=result.p_values[result.selected_index],
         **settings,
     )
 
@@ -225,8 +225,8 @@ def confidence_array(confidences: Sequence[float | None]) -> Array:
 
 def claim_scores(rows: CalibrationAnswers) -> Array:
     """Return the score of each row for the claim: right (1 or 0), or right minus the baseline's."""
-    correct = np.asarray(rows.right, dtype=np.float64)
-    return correct if rows.baseline_right is None else correct - np.asarray(rows.baseline_right, dtype=np.float64)
+    correct = np.asarray(rows.correct, dtype=np.float64)
+    return correct if rows.baseline_correct is None else correct - np.asarray(rows.baseline_correct, dtype=np.float64)
 
 
 def estimate_rows_needed(
@@ -240,7 +240,7 @@ def estimate_rows_needed(
         confidences = np.append(confidences, scale.confidences)
         all_scores = np.append(scores, scale.right)
     elif len(confidences) < learn_then_test.MIN_KEPT_ROWS:
-        return claim.least_rows(alpha)
+        return claim.min_rows(alpha)
     else:
         all_scores = scores
     required_rows = learn_then_test.estimate_required_rows(claim, thresholds, confidences, all_scores, alpha)
@@ -251,13 +251,13 @@ def no_threshold_reason(
     claim: Claim, rows: CalibrationAnswers, confidences: Array, route: Route, rows_needed: int | None
 ) -> str:
     """Return why no threshold passed, and how many calibration rows would suffice."""
-    n, min_rows = len(rows.ids), claim.least_rows(1 - route.confidence)
+    n, min_rows = len(rows.ids), claim.min_rows(1 - route.confidence)
     surest_rows = np.argsort(-confidences, kind="stable")[: max(1, n // 10)]
     accuracy_text = (
-        f"of the tenth that the model is surest of {np.asarray(rows.right)[surest_rows].mean():.1%} are right"
+        f"of the tenth that the model is surest of {np.asarray(rows.correct)[surest_rows].mean():.1%} are right"
     )
-    if rows.baseline_right is not None:
-        accuracy_text += f", {np.asarray(rows.baseline_right)[surest_rows].mean():.1%} of the baseline's"
+    if rows.baseline_correct is not None:
+        accuracy_text += f", {np.asarray(rows.baseline_correct)[surest_rows].mean():.1%} of the baseline's"
     conclusion = "no threshold can be shown to keep the target"
     if n < min_rows:
         conclusion += f" on fewer than {min_rows:,} rows, not even where all are right"

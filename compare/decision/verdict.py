@@ -33,12 +33,12 @@ class Verdict:
     choice: Choice
     headline: str
     reasons: Sequence[Reason]
-    undecided: Sequence[str] = field(default=())
+    open_questions: Sequence[str] = field(default=())
     """Open points, each with the result that would decide it."""
 
     def count(self) -> dict[str, int]:
         """Return the number of the five questions with each vote: open, closed and neutral."""
-        votes = [reason.speaks_for for reason in self.reasons if reason.question]
+        votes = [reason.favors for reason in self.reasons if reason.question]
         return {vote: votes.count(vote) for vote in get_args(Vote)}
 
     def json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Verdict:
             "headline": self.headline,
             "reasons": [reason.json() for reason in self.reasons],
             "count": self.count(),
-            "undecided": list(self.undecided),
+            "undecided": list(self.open_questions),
         }
 
 
@@ -65,15 +65,15 @@ def decide(inputs: VerdictInputs) -> Verdict:
     rule_inputs = RuleInputs(
         tuned_complete=inputs.tuned["complete"],
         quality=conclusion if quality is not None else None,
-        routable=routing is not None and routing.speaks_for == "hybrid",
-        owner=inputs.recipe.decide.operations_owner,
-        form_required=inputs.recipe.decide.structured_output == "required",
-        voices={reason.about: reason.speaks_for for reason in questions},  # type: ignore[misc]
+        routable=routing is not None and routing.favors == "hybrid",
+        has_maintainer=inputs.recipe.decide.operations_owner,
+        structured_output_required=inputs.recipe.decide.structured_output == "required",
+        votes={reason.topic: reason.favors for reason in questions},  # type: ignore[misc]
     )
     choice, reason_text = verdict_rule.apply_rule(rule_inputs)
     if incomplete and choice == "inconclusive" and rule_inputs.quality is None and rule_inputs.tuned_complete:
-        reason_text = incomplete.says.rstrip(".")
-    open_points = [*open_questions, *_open_points(inputs, choice, rule_inputs.voices[verdict_rule.COST])]
+        reason_text = incomplete.text.rstrip(".")
+    open_points = [*open_questions, *_open_points(inputs, choice, rule_inputs.votes[verdict_rule.COST])]
     return Verdict(choice, _headline(choice, reason_text, inputs), reasons, open_points)
 
 

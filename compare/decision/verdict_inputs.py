@@ -12,17 +12,17 @@ from insource.config.recipe import Recipe
 class Reason:
     """One reason for or against self-hosting."""
 
-    about: str
-    says: str
-    speaks_for: str | None = None
+    topic: str
+    text: str
+    favors: str | None = None
     """open, closed or hybrid, for the five questions also neutral; None if it is only information."""
-    figure: str | None = None
+    value: str | None = None
     question: str | None = None
     """The text of the question that it answers (compare/decision/criteria.py), None if it answers none."""
 
     def json(self) -> dict[str, Any]:
         """Return the entry of the reason in scores.json."""
-        payload = {"about": self.about, "says": self.says, "for": self.speaks_for, "figure": self.figure}
+        payload = {"about": self.topic, "says": self.text, "for": self.favors, "figure": self.value}
         return {**payload, "question": self.question}
 
 

@@ -36,11 +36,11 @@ class RuleInputs:
     """The conclusion of the planned comparison; None if it decides nothing."""
     routable: bool
     """Whether the routing policy reaches its target on enough of the traffic."""
-    owner: bool
+    has_maintainer: bool
     """Whether the tuned model has a maintainer."""
-    form_required: bool
+    structured_output_required: bool
     """Whether structured output is required, not only useful."""
-    voices: Mapping[str, Vote]
+    votes: Mapping[str, Vote]
     """The vote of each of QUESTIONS."""
 
 
@@ -48,11 +48,11 @@ def apply_rule(inputs: RuleInputs) -> tuple[Choice, str]:
     """Return the choice and a short text with the deciding reason."""
     if not inputs.tuned_complete:
         return "inconclusive", "the tuned model was not asked every row"
-    if inputs.voices[PRIVACY] == "open":
+    if inputs.votes[PRIVACY] == "open":
         return "open", "the data may not leave, so a closed model is no choice"
     if inputs.quality is None:
         return "inconclusive", "no closed model was compared by the plan"
-    if not inputs.owner:
+    if not inputs.has_maintainer:
         return "closed", "nobody would look after a model of one's own"
     if inputs.quality == "worse":
         if inputs.routable:
@@ -70,14 +70,14 @@ def apply_rule(inputs: RuleInputs) -> tuple[Choice, str]:
 
 def _choose_by_questions(inputs: RuleInputs, quality: str) -> tuple[Choice, str]:
     """Return the choice between two models if the tuned one is at least as good."""
-    structure, cost = inputs.voices[STRUCTURE], inputs.voices[COST]
-    if inputs.form_required and structure == "open":
+    structure, cost = inputs.votes[STRUCTURE], inputs.votes[COST]
+    if inputs.structured_output_required and structure == "open":
         return "open", f"{quality}, and its answers alone have the form that is required"
-    if inputs.form_required and structure == "closed":
+    if inputs.structured_output_required and structure == "closed":
         return "closed", f"{quality}, but the closed model's answers alone have the form that is required"
     if cost == "neutral":
         return "inconclusive", f"{quality}, but what one of the two costs was not measured"
-    votes = Counter(inputs.voices[question] for question in COUNTED_QUESTIONS)
+    votes = Counter(inputs.votes[question] for question in COUNTED_QUESTIONS)
     # The cost decides a tie.
     choice: Literal["open", "closed"] = cost
     if votes["open"] != votes["closed"]:

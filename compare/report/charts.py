@@ -32,7 +32,7 @@ class Axis:
     high: float
     log: bool = False
 
-    def at(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Return the position of a value in percent. Values outside the axis are clipped to its ends."""
         low, high, scaled = (
             log10(max(number, 1e-12)) if self.log else number for number in (self.low, self.high, value)
@@ -44,12 +44,12 @@ class Axis:
         values = (
             _log_ticks(self.low, self.high, max_ticks) if self.log else _linear_ticks(self.low, self.high, max_ticks)
         )
-        return [{"at": value, "x": self.at(value), "y": round(100 - self.at(value), 2)} for value in values]
+        return [{"at": value, "x": self.position(value), "y": round(100 - self.position(value), 2)} for value in values]
 
     def interval(self, value: float, low: float, high: float) -> View:
         """Return the positions of a value and its interval."""
-        start, end = self.at(low), self.at(high)
-        return {"x": self.at(value), "from": start, "to": end, "width": round(end - start, 2)}
+        start, end = self.position(low), self.position(high)
+        return {"x": self.position(value), "from": start, "to": end, "width": round(end - start, 2)}
 
 
 def fraction_axis(values: Iterable[float]) -> Axis:
@@ -91,9 +91,9 @@ def forest_row(comparison: Mapping[str, Any], axis: Axis) -> View:
     margin = comparison["margin"]
     return {
         **axis.interval(comparison["delta"], comparison["ci_low"], comparison["ci_high"]),
-        "zero": axis.at(0),
+        "zero": axis.position(0),
         "beyond": "right" if comparison["delta"] > axis.high else "left" if comparison["delta"] < axis.low else None,
-        "margin": None if margin is None else axis.at(-margin),
+        "margin": None if margin is None else axis.position(-margin),
     }
 
 
@@ -123,10 +123,13 @@ def quality_cost_plot(points: Sequence[Mapping[str, Any]], size: tuple[int, int]
         x = (
             column["places"][column["keys"].index(point["key"])]
             if column
-            else start + cost_axis.at(point["cost"]) * width / 100
+            else start + cost_axis.position(point["cost"]) * width / 100
         )
-        location = {"x": round(x, 2), "y": 100 - quality_axis.at(point["value"])}
-        whisker = {"top": 100 - quality_axis.at(point["high"]), "bottom": 100 - quality_axis.at(point["low"])}
+        location = {"x": round(x, 2), "y": 100 - quality_axis.position(point["value"])}
+        whisker = {
+            "top": 100 - quality_axis.position(point["high"]),
+            "bottom": 100 - quality_axis.position(point["low"]),
+        }
         coordinates = {name: round(value, 2) for name, value in {**location, **whisker}.items()}
         placed.append({**point, **coordinates, "below": point["value"] < min_quality})
     _place_labels(placed, size, named)
@@ -139,10 +142,10 @@ def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
     axis = Axis(0, 1)
     return [
         {
-            "x": axis.at(bucket["confidence"]),
-            "y": round(100 - axis.at(bucket["accuracy"]), 2),
-            "top": round(100 - axis.at(bucket["ci_high"]), 2),
-            "bottom": round(100 - axis.at(bucket["ci_low"]), 2),
+            "x": axis.position(bucket["confidence"]),
+            "y": round(100 - axis.position(bucket["accuracy"]), 2),
+            "top": round(100 - axis.position(bucket["ci_high"]), 2),
+            "bottom": round(100 - axis.position(bucket["ci_low"]), 2),
             "n": bucket["n"],
         }
         for bucket in calibration["bins"]

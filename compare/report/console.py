@@ -17,7 +17,7 @@ def summary_lines(run: Run, scores: Mapping[str, Any]) -> list[str]:
     best_first = sorted(scores["systems"].values(), key=lambda system: -system["metrics"][metric]["value"])
     header = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
     if note := wording.linear_baseline_note(scores):
-        header.append(f"linear    {note.says}")
+        header.append(f"linear    {note.text}")
     header.append(f"questions {wording.format_votes(scores)}")
     footer = []
     if section := scores["systems"]["tuned"]["latency"]:

@@ -117,7 +117,7 @@ def _cost_chart(costs: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -
         "curves": cost_polylines(inputs, first_system["usd_per_request"], x_axis, y_axis),
         "x_ticks": x_axis.ticks(7),
         "y_ticks": y_axis.ticks(6),
-        "volume": x_axis.at(inputs["monthly_requests"]),
+        "volume": x_axis.position(inputs["monthly_requests"]),
         "sliders": [_slider(name, label, inputs, x_axis) for name, label in SLIDERS],
         "choices": [system["title"] for system in priced],
         "for_script": {

@@ -87,7 +87,7 @@ def _verdict(scores: Scores) -> list[str]:
     return [
         f"# {escape_markdown(scores['recipe'])}: comparison",
         f"**Verdict: {escape_markdown(verdict['choice'])}.** {escape_markdown(verdict['headline'])}",
-        *([f"**Note:** {escape_markdown(note.says)}"] if note else []),
+        *([f"**Note:** {escape_markdown(note.text)}"] if note else []),
         meta,
         *(["\n".join(reasons)] if reasons else []),
         *(

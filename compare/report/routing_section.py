@@ -127,8 +127,8 @@ def threshold_chart(policy: Mapping[str, Any]) -> View:
         "kept": _polyline(kept_points, x_axis, y_axis),
         "whole": _polyline(overall_points, x_axis, y_axis),
         "random": _polyline(random_points, x_axis, y_axis),
-        "target": None if target is None else round(100 - y_axis.at(target), 2),
-        "chosen": x_axis.at(chosen["value"]) if chosen else None,
+        "target": None if target is None else round(100 - y_axis.position(target), 2),
+        "chosen": x_axis.position(chosen["value"]) if chosen else None,
         "x_ticks": x_axis.ticks(6),
         "y_ticks": y_axis.ticks(6),
         "points": kept_points,
@@ -136,4 +136,4 @@ def threshold_chart(policy: Mapping[str, Any]) -> View:
 
 
 def _polyline(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
-    return " ".join(f"{x_axis.at(x):.2f},{100 - y_axis.at(y):.2f}" for x, y in sorted(points))
+    return " ".join(f"{x_axis.position(x):.2f},{100 - y_axis.position(y):.2f}" for x, y in sorted(points))

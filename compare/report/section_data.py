@@ -213,7 +213,7 @@ def latency(scores: Scores) -> View | None:
     axis = charts.log_axis(values)
     rows = [
         {"title": wording.display_name(system), "class": css_class(system), "system": system}
-        | {name: axis.at(system["latency"][f"{name}_seconds"]) for name in ("p50", "p95", "p99")}
+        | {name: axis.position(system["latency"][f"{name}_seconds"]) for name in ("p50", "p95", "p99")}
         for system in sorted(measured, key=lambda system: float(system["latency"]["p50_seconds"]))
     ]
     primary_row = next(

@@ -111,8 +111,8 @@ def deciding_value(scores: Scores, name: str | None) -> float | None:
 class BaselineNote:
     """A note that a linear model is as good as the tuned model."""
 
-    says: str
-    reason: int | None
+    text: str
+    reason_index: int | None
     """Index of the verdict's reason with the same content."""
 
 
@@ -147,7 +147,9 @@ def supporting_reasons(scores: Scores) -> list[Mapping[str, Any]]:
     """Return the verdict's reasons, without the one below the headline and without the five questions."""
     note = linear_baseline_note(scores)
     numbered = enumerate(scores["verdict"]["reasons"])
-    return [reason for index, reason in numbered if not reason.get("question") and (not note or index != note.reason)]
+    return [
+        reason for index, reason in numbered if not reason.get("question") and (not note or index != note.reason_index)
+    ]
 
 
 def question_reasons(scores: Scores) -> list[Mapping[str, Any]]:

@@ -24,8 +24,8 @@ def write_comparison(
     """Write predictions, routing policy, scores and report."""
     folder = trained_run.folder / "predictions"
     for scored in scored_systems:
-        predictions.write_predictions(folder, scored.name, "test", scored.found, scored.confidences)
-        if repeats := scored.gathered.again:
+        predictions.write_predictions(folder, scored.name, "test", scored.predictions, scored.confidences)
+        if repeats := scored.responses.again:
             repeat_predictions = predictions.score_answers(dataset, dataset.test[: len(repeats)], repeats)
             predictions.write_predictions(
                 folder, scored.name, "test", repeat_predictions, [None] * len(repeats), repeat=1

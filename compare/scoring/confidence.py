@@ -36,8 +36,8 @@ def scale_from_json(payload: Mapping[str, Any]) -> Scale:
 
 def fit_tuned_scale(run: Run, dataset: EvalDataset) -> Scale | None:
     """Return the scale of the tuned model, None if there are no reference answers to validation rows."""
-    path = run.references
-    if dataset.module.OBJECTIVE == "prefer" or not path.exists():
+    path = run.references_path
+    if dataset.task.OBJECTIVE == "prefer" or not path.exists():
         return None
     rows = {row["id"]: row for row in atomic_files.read_jsonl(run.folder / "data" / "validation.jsonl")}
     records = [record for record in atomic_files.read_jsonl(path) if record["id"] in rows]

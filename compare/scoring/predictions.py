@@ -47,12 +47,12 @@ def score_answers(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnsw
     import numpy as np
 
     parsed = [parse_answer(dataset, answer) for answer in answers]
-    targets = references.select_targets(dataset.module, dataset.spec, rows, parsed)
-    metric_stats = dataset.module.compute_metric_stats(dataset.spec, targets, parsed)
+    targets = references.select_targets(dataset.task, dataset.spec, rows, parsed)
+    metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
     metrics = {
-        name: [float(value) for value in stats.value(stats.rows)]
+        name: [float(value) for value in stats.from_sums(stats.row_stats)]
         for name, stats in metric_stats.items()
-        if isinstance(stats.rows, np.ndarray)
+        if isinstance(stats.row_stats, np.ndarray)
     }
     return Predictions(answers, parsed, metrics)
 
@@ -67,9 +67,9 @@ def parse_answer(dataset: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
         return ParsedAnswer(None, "refusal")
     if not answer.output.strip():
         return ParsedAnswer(None, "empty")
-    if dataset.module.OBJECTIVE == "prefer":
+    if dataset.task.OBJECTIVE == "prefer":
         return ParsedAnswer(json.loads(answer.output))
-    parsed: ParsedAnswer = dataset.module.parse(dataset.spec, answer.output)
+    parsed: ParsedAnswer = dataset.task.parse(dataset.spec, answer.output)
     return parsed
 
 

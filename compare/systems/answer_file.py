@@ -65,7 +65,7 @@ class FileAnswer:
     output: Any
     """Text, or a record as an object; None for a refusal."""
     model_id: str | None
-    figures: Mapping[str, Any]
+    numeric_fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
             answer, reformatted = replace(answer, output=formatted), reformatted + isinstance(formatted, dict)
         if (previous := by_id.get(row_id)) is not None:
             raise RecipeError(
-                f"{row.where}: id {row_id!r} stands in {answer_rows.unit} {previous.number} already; a row has one "
+                f"{row.location}: id {row_id!r} stands in {answer_rows.unit} {previous.number} already; a row has one "
                 "answer: keep one of them"
             )
         by_id[row_id] = answer
@@ -121,8 +121,8 @@ def match_rows(
     Raise RecipeError if no id belongs to a test row.
     """
     # A comparison of kind preference has no file baselines (catalog.py).
-    assert isinstance(dataset.module, DecodedTaskKind)
-    normalize = dataset.module.make_answer_reader(dataset.spec, rules.normalize_labels, rules.label_separator)
+    assert isinstance(dataset.task, DecodedTaskKind)
+    normalize = dataset.task.make_answer_reader(dataset.spec, rules.normalize_labels, rules.label_separator)
     answers, n_respelt = [], 0
     for row in dataset.test:
         file_answer = file.by_id.get(row["id"])
@@ -180,14 +180,14 @@ def _to_system_answer(
         output = redaction.redact(output, rules.redact).text
     reason = "refusal" if file_answer.output is None else "stop"
     return SystemAnswer(
-        row_id, output, finish_reason=reason, model_id=file_answer.model_id or name, **file_answer.figures
+        row_id, output, finish_reason=reason, model_id=file_answer.model_id or name, **file_answer.numeric_fields
     )
 
 
 def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
     """Return the id and the answer of one row."""
-    row_id = _parse_id(row.where, row.values["id"], rules)
-    location, model = f"{row.where}: id {row_id!r}", row.values.get("model_id")
+    row_id = _parse_id(row.location, row.values["id"], rules)
+    location, model = f"{row.location}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
         raise RecipeError(f"{location}: model_id is {model!r}; give text, or leave it out")
     numbers = {name: _parse_number(location, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}

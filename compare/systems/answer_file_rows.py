@@ -38,7 +38,7 @@ class AnswerRow:
 
     number: int
     """The line number; for JSON, Parquet and workbooks the row number."""
-    where: str
+    location: str
     """The position in messages: answers.csv:18."""
     values: Mapping[str, Any]
 

@@ -35,7 +35,7 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
     """
     priced_systems = lookup_prices(systems)
     spent_usd = sum(
-        requests.known_usd()
+        requests.cached_cost_usd()
         for candidate, price in priced_systems
         if price
         for requests in _all_requests(context, candidate)
@@ -49,7 +49,7 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
             context, system, partial(_build_requests, context), system_budget, price
         )
         test_requests = build_test_requests(context, selection.system)
-        cached_usd = test_requests.known_usd()
+        cached_usd = test_requests.cached_cost_usd()
         collected = test_requests.collect(system_budget, price)
         usd = selection.spent_usd + cached_usd + collected.spent_usd if price else None
         shutdown_date = _shutdown_date(test_requests, collected)
@@ -83,7 +83,7 @@ def _add_calibration_answers(
     responses: SystemResponses, system_requests: SystemRequests, budget: Budget | None, price: TokenPrice | None
 ) -> SystemResponses:
     """Return the responses with answers to the calibration rows, if all rows were answered."""
-    cached_usd = system_requests.known_usd()
+    cached_usd = system_requests.cached_cost_usd()
     collected = system_requests.collect(budget, price)
     usd = (responses.spent_usd or 0.0) + cached_usd + collected.spent_usd if price else None
     if not collected.complete:
@@ -91,7 +91,7 @@ def _add_calibration_answers(
     return replace(
         responses,
         spent_usd=usd,
-        calibration=[to_system_answer(collected, request.id) for request in system_requests.questions],
+        calibration=[to_system_answer(collected, request.id) for request in system_requests.requests],
     )
 
 
@@ -100,9 +100,9 @@ def build_routing_requests(context: ComparisonContext, system: System) -> System
 
     None for any other system, and for a decision endpoint, which gets the calibration rows in any case.
     """
-    if system.name != context.recipe.route.not_worse_than or _baseline(system).decides:
+    if system.name != context.recipe.route.not_worse_than or _baseline(system).uses_decision_api:
         return None
-    return _build_requests(context, system, context.material, context.material.calibration)
+    return _build_requests(context, system, context.dataset, context.dataset.calibration)
 
 
 def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | None]]:
@@ -133,13 +133,13 @@ def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequ
 def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) -> str | None:
     """Return the shutdown date of a model: from the provider now, else from its last reply, else from its SDK."""
     fresh = (
-        {"shutdown_date": fetch_shutdown_date(system_requests.backend), "asked": utc_timestamp()}
-        if collected.asked
+        {"shutdown_date": fetch_shutdown_date(system_requests.endpoint), "asked": utc_timestamp()}
+        if collected.n_requested
         else None
     )
     cached = load_or_store(
-        system_requests.journal.with_suffix(".model.json"),
-        [system_requests.identity, system_requests.backend.model],
+        system_requests.cache_path.with_suffix(".model.json"),
+        [system_requests.identity, system_requests.endpoint.model],
         fresh,
     )
     announced: str | None = cached["shutdown_date"] if cached else None
@@ -150,8 +150,8 @@ def build_first_request(context: ComparisonContext, system: System) -> SystemReq
     """Return the first request to a provider: one train row, in live mode whatever the baseline's mode."""
     candidate = prompt_selection.prompt_candidates(system)[0]
     live = replace(candidate, baseline=_baseline(candidate).model_copy(update={"mode": "live"}))
-    system_requests = _build_requests(context, live, context.material, context.material.train[:1])
-    return replace(system_requests, journal=system_requests.journal.with_suffix(".first.jsonl"))
+    system_requests = _build_requests(context, live, context.dataset, context.dataset.train[:1])
+    return replace(system_requests, cache_path=system_requests.cache_path.with_suffix(".first.jsonl"))
 
 
 def build_test_requests(context: ComparisonContext, system: System) -> SystemRequests:
@@ -159,28 +159,28 @@ def build_test_requests(context: ComparisonContext, system: System) -> SystemReq
 
     A decision endpoint also gets the validation rows for its scale, and the calibration rows.
     """
-    test_requests = _build_requests(context, system, context.material, context.material.test)
+    test_requests = _build_requests(context, system, context.dataset, context.dataset.test)
     repeats = [
         RowRequest(request.id, 1, request.request)
-        for request in test_requests.questions[: context.recipe.compare.repeat_rows]
+        for request in test_requests.requests[: context.recipe.compare.repeat_rows]
     ]
     decision_requests: list[RowRequest] = []
-    if _baseline(system).decides:
-        rows = [*_scale_rows(context), *context.material.calibration]
-        decision_requests = list(_build_requests(context, system, context.material, rows).questions)
-    return replace(test_requests, questions=[*test_requests.questions, *repeats, *decision_requests])
+    if _baseline(system).uses_decision_api:
+        rows = [*_scale_rows(context), *context.dataset.calibration]
+        decision_requests = list(_build_requests(context, system, context.dataset, rows).requests)
+    return replace(test_requests, requests=[*test_requests.requests, *repeats, *decision_requests])
 
 
 def _scale_rows(context: ComparisonContext) -> Rows:
     """Return the validation rows on which the scale of a decision endpoint is fitted."""
-    return load_validation_dataset(context.here).test[: context.recipe.compare.calibrate_rows]
+    return load_validation_dataset(context.run).test[: context.recipe.compare.calibrate_rows]
 
 
 def _fit_scale(context: ComparisonContext, system: System, collected: CollectResult) -> Scale | None:
-    if not _baseline(system).decides:
+    if not _baseline(system).uses_decision_api:
         return None
     rows = _scale_rows(context)
-    return confidence.fit_scale(context.material, rows, [to_system_answer(collected, row["id"]) for row in rows])
+    return confidence.fit_scale(context.dataset, rows, [to_system_answer(collected, row["id"]) for row in rows])
 
 
 def _build_requests(context: ComparisonContext, system: System, dataset: EvalDataset, rows: Rows) -> SystemRequests:
@@ -188,9 +188,9 @@ def _build_requests(context: ComparisonContext, system: System, dataset: EvalDat
     requests = [RowRequest(request.id, 0, request) for request in row_requests.build_requests(system, dataset, rows)]
     identity = [baseline.provider, baseline.base_url]
     backend = replace(
-        build_endpoint(baseline, dataset, system.left_out), direct=not context.recipe.privacy.data_may_leave
+        build_endpoint(baseline, dataset, system.left_out), bypass_proxy=not context.recipe.privacy.data_may_leave
     )
-    return SystemRequests(system, backend, identity, requests, context.journal(system))
+    return SystemRequests(system, backend, identity, requests, context.cache_path(system))
 
 
 def _baseline(system: System) -> Baseline:
@@ -207,17 +207,17 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
     family = model_families.find_family(wire, baseline.model or "")
     _check_model_family(baseline, family)
     return Backend(
-        wire=wire,
+        api_format=wire,
         model=baseline.model or "",
         base_url=baseline.base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or DUMMY_API_KEY,
         cloud=baseline.provider if baseline.provider in CLOUD_PROVIDERS else None,  # type: ignore[arg-type]
-        structured="json_schema" if baseline.structured_output and schema and family.structured else "none",
-        log_probabilities=family.tells_log_probabilities(baseline.effort),
+        structured="json_schema" if baseline.structured_output and schema and family.supports_json_schema else "none",
+        log_probabilities=family.supports_log_probabilities(baseline.effort),
         temperature=baseline.temperature,
         effort=baseline.effort,
-        closed=True,
-        left_out=omitted_parameters,
+        is_provider_api=True,
+        omitted_parameters=omitted_parameters,
         timeout_seconds=baseline.timeout_seconds,
         retries=baseline.retries,
         concurrency=baseline.concurrency,
@@ -225,17 +225,17 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
 
 
 def _check_model_family(baseline: Baseline, family: Family) -> None:
-    location = f"compare.baselines: {baseline.called}"
+    location = f"compare.baselines: {baseline.display_name}"
     if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
         allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
         raise RecipeError(f"{location}: effort: given {baseline.effort}, {allowed} ({family.source})")
-    if baseline.temperature is not None and not family.takes_temperature(baseline.effort):
+    if baseline.temperature is not None and not family.supports_temperature(baseline.effort):
         condition = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
         raise RecipeError(
             f"{location}: temperature: given {baseline.temperature:g}, but {family.name} takes none{condition} "
             f"({family.source}); leave it out"
         )
-    if baseline.mode == "batch" and not family.batch:
+    if baseline.mode == "batch" and not family.supports_batch:
         raise RecipeError(
             f"{location}: mode: given batch, and it is not known that {baseline.model} is served in batches "
             "(insource/backends/wire/model_families.py does not have it); set mode: live"
@@ -248,7 +248,7 @@ def load_answer_file(
     """Return the answers of a user's file. Raise RecipeError with the line that cannot be used."""
     baseline = _baseline(system)
     file = answer_file.read_answer_file(baseline, rules)
-    answers, reason, notes = answer_file.match_rows(file, system.name, context.material, rules)
+    answers, reason, notes = answer_file.match_rows(file, system.name, context.dataset, rules)
     responses = SystemResponses(
         system,
         answers,
@@ -259,10 +259,10 @@ def load_answer_file(
     )
     if system.name != context.recipe.route.not_worse_than:
         return responses
-    calibration = context.material.calibration
+    calibration = context.dataset.calibration
     n_missing = sum(row["id"] not in file.by_id for row in calibration)
     if n_missing or not calibration:
         message = f"{file.path.name} has no answer to {n_missing:,} of the {len(calibration):,} calibration rows"
         return replace(responses, why_not_calibration=message)
-    calibration_dataset = replace(context.material, test=calibration)
+    calibration_dataset = replace(context.dataset, test=calibration)
     return replace(responses, calibration=answer_file.match_rows(file, system.name, calibration_dataset, rules)[0])

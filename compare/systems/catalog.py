@@ -35,7 +35,7 @@ def list_systems(recipe: Recipe, run: Run) -> list[System]:
             System(f"{UNTUNED_BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots)
         )
     if recipe.task.kind == "classification":
-        model = f"{'one-vs-rest ' if recipe.task.variant == 'multilabel' else ''}logistic regression"
+        model = f"{'one-vs-rest ' if recipe.task.task_name == 'multilabel' else ''}logistic regression"
         systems.append(System(LINEAR, "linear", f"TF-IDF + {model}"))
         if recipe.compare.encoder:
             systems.append(System(ENCODER, "linear", f"sentence encoder + {model}"))
@@ -122,11 +122,11 @@ def _variant_title(variant: str) -> str:
 
 def _api_system(baseline: Baseline) -> System:
     if baseline.provider == "file":
-        return System(baseline.called, "file", baseline.called, baseline=baseline)
-    title = baseline.called + (f", {baseline.shots} similar examples" if baseline.shots else "")
-    if baseline.loopback:
+        return System(baseline.display_name, "file", baseline.display_name, baseline=baseline)
+    title = baseline.display_name + (f", {baseline.shots} similar examples" if baseline.shots else "")
+    if baseline.is_loopback:
         title = f"{title} (stand-in on this machine)"
-    return System(baseline.called, "closed", title, shots=baseline.shots, baseline=baseline)
+    return System(baseline.display_name, "closed", title, shots=baseline.shots, baseline=baseline)
 
 
 def skipped_systems(systems: Sequence[System], recipe: Recipe) -> list[SkippedSystem]:
@@ -147,6 +147,6 @@ def skipped_systems(systems: Sequence[System], recipe: Recipe) -> list[SkippedSy
 
 def _data_may_be_sent(baseline: Baseline, recipe: Recipe) -> bool:
     """Return whether rows may be sent to a baseline. Without a base_url the provider's host is not a trusted host."""
-    if recipe.privacy.data_may_leave or baseline.loopback:
+    if recipe.privacy.data_may_leave or baseline.is_loopback:
         return True
     return baseline.host is not None and baseline.host in recipe.privacy.trusted_hosts

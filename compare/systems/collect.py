@@ -27,9 +27,9 @@ def collect_all(
 
     Raise StageError if no variant can be served that the recipe allows, or if a server does not serve what was trained.
     """
-    if context.material.module.OBJECTIVE == "prefer":
+    if context.dataset.task.OBJECTIVE == "prefer":
         return preference_pairs.collect_preferences(context, systems), []
-    context.answers.mkdir(exist_ok=True)
+    context.cache_dir.mkdir(exist_ok=True)
     responses: dict[str, SystemResponses] = {}
     with vllm_servers.open_servers() as servers:
         local_vllm.start_servers_ahead(context, group_by_server(systems), servers)
@@ -87,7 +87,7 @@ def report_failed_system(
     if system.name == TUNED and fallback:
         message += f"; {fallback.title} is compared in its place"
     print(f"fallback  {message}", file=sys.stderr, flush=True)
-    run.record_fallback(context.here, "compare", message)
+    run.record_fallback(context.run, "compare", message)
     return mark_failed(system, str(error))
 
 
@@ -108,16 +108,18 @@ def group_by_server(systems: Sequence[System]) -> list[list[System]]:
 
 def fit_baseline(context: ComparisonContext, system: System) -> SystemResponses:
     """Return the answers of a linear baseline, fitted on the train rows."""
-    dataset, encoder = context.material, context.recipe.compare.encoder
+    dataset, encoder = context.dataset, context.recipe.compare.encoder
     print(f"fitting   {system.title} on {len(dataset.train):,} rows", file=sys.stderr, flush=True)
-    task, used_encoder = dataset.module, encoder if system.name == ENCODER else None
+    task, used_encoder = dataset.task, encoder if system.name == ENCODER else None
     if task.IS_MULTILABEL:
         labels, may_be_empty = list(dataset.spec.labels), dataset.spec.may_be_empty
         predicted = linear_baseline.predict_label_sets(dataset.train, dataset.test, labels, may_be_empty, used_encoder)
     elif used_encoder is not None:
-        predicted = linear_baseline.predict_with_encoder(dataset.train, dataset.test, dataset.answers, used_encoder)
+        predicted = linear_baseline.predict_with_encoder(
+            dataset.train, dataset.test, dataset.train_answers, used_encoder
+        )
     else:
-        predicted = linear_baseline.predict_answers(dataset.train, dataset.test, dataset.answers, task.HAS_LABELS)
+        predicted = linear_baseline.predict_answers(dataset.train, dataset.test, dataset.train_answers, task.HAS_LABELS)
     answers = [
         SystemAnswer(row["id"], prediction.output, model_id=system.name, log_probability=prediction.log_probability)
         for row, prediction in zip(dataset.test, predicted, strict=True)

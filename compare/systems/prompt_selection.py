@@ -62,19 +62,19 @@ def select_prompt(
     if not trials:
         return SelectedPrompt(candidates[0])
     settings = context.recipe.compare
-    metric = settings.primary.metric if settings.primary else METRICS[context.recipe.task.variant][0]
+    metric = settings.primary.metric if settings.primary else METRICS[context.recipe.task.task_name][0]
     dataset = _selection_dataset(context)
     usd, values = 0.0, list[float]()
     for trial in trials:
-        cached_usd = trial.known_usd()
+        cached_usd = trial.cached_cost_usd()
         collected = trial.collect(budget, price)
         usd += cached_usd + collected.spent_usd
         if not collected.complete:
             message = f"{system.title}: its first instruction was taken: choosing among them was not ended"
             return SelectedPrompt(candidates[0], [f"{message} ({collected.why_incomplete})"], usd)
         parsed = [predictions.parse_answer(dataset, to_system_answer(collected, row["id"])) for row in dataset.test]
-        targets = references.select_targets(dataset.module, dataset.spec, dataset.test, parsed)
-        values.append(dataset.module.score(dataset.spec, targets, parsed)[metric])
+        targets = references.select_targets(dataset.task, dataset.spec, dataset.test, parsed)
+        values.append(dataset.task.score(dataset.spec, targets, parsed)[metric])
     best_index = values.index(max(values))
     message = (
         f"{system.title}: instruction {best_index + 1} of {len(values)}, chosen on {len(dataset.test)} validation rows"
@@ -84,5 +84,5 @@ def select_prompt(
 
 
 def _selection_dataset(context: ComparisonContext) -> EvalDataset:
-    dataset = eval_dataset.load_validation_dataset(context.here)
+    dataset = eval_dataset.load_validation_dataset(context.run)
     return dataclasses.replace(dataset, test=dataset.test[: context.recipe.compare.choose_rows])

@@ -24,21 +24,21 @@ from insource.tracking.run import Run
 class ComparisonContext:
     """The run, recipe and dataset of a comparison."""
 
-    here: Run
-    name: str
+    run: Run
+    recipe_name: str
     """The name of the recipe."""
     recipe: Recipe
-    material: EvalDataset
+    dataset: EvalDataset
 
     @property
-    def answers(self) -> Path:
+    def cache_dir(self) -> Path:
         """Return the folder of the cached answers of all systems of the recipe."""
-        return self.here.folder.parent / ".answers"
+        return self.run.folder.parent / ".answers"
 
-    def journal(self, system: System) -> Path:
+    def cache_path(self, system: System) -> Path:
         """Return the cache file of a system's answers. Tuned weights belong to one run, so their file is per run."""
-        prefix = f"{self.here.id}." if system.kind == "tuned" else ""
-        return self.answers / f"{prefix}{predictions.slug(system.name)}.jsonl"
+        prefix = f"{self.run.id}." if system.kind == "tuned" else ""
+        return self.cache_dir / f"{prefix}{predictions.slug(system.name)}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class SystemRequests:
     """A system behind an API, and all requests to it."""
 
     system: System
-    backend: Backend
+    endpoint: Backend
     identity: Any
     """Identity of the system in the cache, whatever its address."""
-    questions: Sequence[RowRequest]
-    journal: Path
+    requests: Sequence[RowRequest]
+    cache_path: Path
 
-    def missing(self) -> int:
+    def count_pending(self) -> int:
         """Return the number of requests without a cached answer."""
-        return collection.count_pending_requests(self.backend, self.identity, self.questions, self.journal)
+        return collection.count_pending_requests(self.endpoint, self.identity, self.requests, self.cache_path)
 
-    def known_usd(self) -> float:
+    def cached_cost_usd(self) -> float:
         """Return the cost of the cached answers, including costs that may have been charged."""
-        return collection.sum_cached_cost_usd(self.backend, self.identity, self.questions, self.journal)
+        return collection.sum_cached_cost_usd(self.endpoint, self.identity, self.requests, self.cache_path)
 
     def collect(self, budget: Budget | None = None, price: TokenPrice | None = None) -> CollectResult:
         """Return the answers, cached and new ones, with a progress bar."""
         system = self.system
-        with progress_bar.show_progress("answered", len(self.questions), visible=self.missing() > 0) as advance:
+        with progress_bar.show_progress("answered", len(self.requests), visible=self.count_pending() > 0) as advance:
             done = 0
 
             def on_answer(answer: CachedResponse) -> None:
@@ -72,10 +72,10 @@ class SystemRequests:
                 advance(done, system.title)
 
             return collection.collect(
-                self.backend,
+                self.endpoint,
                 self.identity,
-                self.questions,
-                self.journal,
+                self.requests,
+                self.cache_path,
                 budget=budget,
                 price=price,
                 mode=system.baseline.mode if system.baseline else "live",
@@ -105,8 +105,8 @@ def to_responses(
 
     `fields` are further fields of SystemResponses.
     """
-    requested = {(request.id, request.repeat) for request in system_requests.questions}
-    test, calibration = context.material.test, context.material.calibration
+    requested = {(request.id, request.repeat) for request in system_requests.requests}
+    test, calibration = context.dataset.test, context.dataset.calibration
     return SystemResponses(
         system_requests.system,
         test=[to_system_answer(collected, row["id"]) for row in test if (row["id"], 0) in requested],
@@ -114,9 +114,9 @@ def to_responses(
         again=[to_system_answer(collected, row["id"], 1) for row in test if (row["id"], 1) in requested],
         complete=collected.complete,
         why_incomplete=collected.why_incomplete,
-        reused=collected.reused,
-        retries=collected.retries,
-        concurrency=system_requests.backend.concurrency,
+        reused=collected.n_reused,
+        retries=collected.n_retries,
+        concurrency=system_requests.endpoint.concurrency,
         **fields,
     )
 

@@ -28,7 +28,7 @@ API_FORMATS: Mapping[str, ApiFormat] = {
 def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Request]:
     """Return the request for each row."""
     baseline, prompt = system.baseline, dataset.prompt
-    if baseline is not None and baseline.decides:
+    if baseline is not None and baseline.uses_decision_api:
         return [_decision_request(baseline, dataset, row) for row in rows]
     constraint, max_tokens = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
     reserved_tokens = 0
@@ -51,9 +51,9 @@ def thinking_tokens(baseline: Baseline) -> int:
     An unknown local model gets none: its context may be too short.
     """
     family = model_families.find_family(lookup_api_format(baseline), baseline.model or "")
-    if family is model_families.UNKNOWN and baseline.loopback and baseline.effort is None:
+    if family is model_families.UNKNOWN and baseline.is_loopback and baseline.effort is None:
         return 0
-    return family.room_for_thinking(baseline.effort)
+    return family.thinking_tokens(baseline.effort)
 
 
 def lookup_api_format(baseline: Baseline) -> ApiFormat:
@@ -76,13 +76,13 @@ def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> lis
     """Return the messages for each row, up to the answer."""
     spec, baseline = dataset.spec, system.baseline
     if baseline is not None and baseline.messages:
-        return [baseline.asked(row["input"]["text"]) for row in rows]
+        return [baseline.build_messages(row["input"]["text"]) for row in rows]
     if baseline is not None and baseline.instruction:
         assert isinstance(baseline.instruction, str), "prompt_selection.select_prompt has not run"
         spec = dataclasses.replace(spec, instruction=baseline.instruction)
     examples = linear_baseline.nearest_rows(dataset.train, rows, system.shots)
     return [
-        few_shot.messages(dataset.module, spec, [dataset.train[index] for index in indices], row["input"])
+        few_shot.messages(dataset.task, spec, [dataset.train[index] for index in indices], row["input"])
         for indices, row in zip(examples, rows, strict=True)
     ]
 

@@ -21,8 +21,8 @@ class VllmServers:
     """Servers that were started ahead, by variant."""
 
     def __init__(self) -> None:
-        self._ahead: dict[str, VllmProcess] = {}
-        self._full = False
+        self._prestarted: dict[str, VllmProcess] = {}
+        self._memory_full = False
         self._waited = False
 
     def start(self, variant: str, vllm: VllmProcess) -> None:
@@ -31,24 +31,24 @@ class VllmServers:
         After the first one that does not fit, no further server starts ahead.
         """
         required_bytes = launch_plan.required_memory_bytes(vllm.plan)
-        other_bytes = [launch_plan.required_memory_bytes(process.plan) for process in self._ahead.values()]
+        other_bytes = [launch_plan.required_memory_bytes(process.plan) for process in self._prestarted.values()]
         # Other servers may not have allocated all their memory yet.
         free = environment.available_memory_bytes() - sum(
             (required or 0) + PROCESS_OVERHEAD_BYTES for required in other_bytes
         )
         all_known = required_bytes is not None and None not in other_bytes
         if (
-            self._full
+            self._memory_full
             or (other_bytes and not all_known)
             or (required_bytes is not None and required_bytes + PROCESS_OVERHEAD_BYTES > free)
         ):
-            self._full = True
+            self._memory_full = True
             return
         lifecycle.start_vllm(vllm)
-        self._ahead[variant] = vllm
+        self._prestarted[variant] = vllm
 
     @contextmanager
-    def take(self, variant: str, vllm: VllmProcess) -> Iterator[VllmProcess]:
+    def acquire(self, variant: str, vllm: VllmProcess) -> Iterator[VllmProcess]:
         """Yield the running server of a variant, and stop it at the end.
 
         If no server of the variant was started ahead or it is not running, all others are stopped and `vllm` is
@@ -56,17 +56,17 @@ class VllmServers:
         server exits during its start.
         """
         self._wait()
-        process = self._ahead.pop(variant, None)
-        if process is None or not process.alive():
+        process = self._prestarted.pop(variant, None)
+        if process is None or not process.is_alive():
             if process:
                 process.stop()
             self.stop()
             if problem := launch_plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
                 raise RecipeError(problem)
             lifecycle.start_vllm(vllm)
-            self._ahead[variant] = vllm
+            self._prestarted[variant] = vllm
             lifecycle.wait_until_ready(vllm)
-            process = self._ahead.pop(variant)
+            process = self._prestarted.pop(variant)
         try:
             yield process
         finally:
@@ -74,18 +74,18 @@ class VllmServers:
 
     def stop(self) -> None:
         """Stop all servers that were started and not taken."""
-        while self._ahead:
-            self._ahead.popitem()[1].stop()
+        while self._prestarted:
+            self._prestarted.popitem()[1].stop()
 
     def _wait(self) -> None:
         """Wait once for all servers that were started ahead, and keep those that are ready."""
-        started, self._waited = () if self._waited else tuple(self._ahead.items()), True
+        started, self._waited = () if self._waited else tuple(self._prestarted.items()), True
         for variant, vllm in started:
             try:
                 lifecycle.wait_until_ready(vllm)
             except StageError as error:
                 print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
-                self._ahead.pop(variant).stop()
+                self._prestarted.pop(variant).stop()
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class DropDecisions:
     """
 
     reason: Array
-    other: Array
+    reason_row: Array
     similarity: Array
 
     @classmethod
@@ -49,7 +49,7 @@ class DropDecisions:
         return cls(np.zeros(rows, np.int8), np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
 
     @property
-    def stays(self) -> Array:
+    def kept(self) -> Array:
         """Return which rows are kept (bool)."""
         return np.equal(self.reason, 0)
 
@@ -59,4 +59,4 @@ class DropDecisions:
         `reason_row` is the row that causes it, one for all rows or one for each.
         """
         self.reason[rows] = DROP_REASONS.index(reason)
-        self.other[rows] = reason_row
+        self.reason_row[rows] = reason_row

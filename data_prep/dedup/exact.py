@@ -39,14 +39,14 @@ def deduplicate(table: Table, splits: Array, recipe: Recipe, pool: WorkerPool, d
         splits,
         table.columns["target"],
         table.columns["order"],
-        drops.stays,
+        drops.kept,
         recipe.data.deduplicate,
         pool,
     )
     for duplicate in near_duplicates:
-        split = SPLITS[splits[duplicate.other]]
+        split = SPLITS[splits[duplicate.reason_row]]
         reason = "near_duplicate" if split == "train" else f"near_{split}"
-        drops.drop(np.array([duplicate.row]), reason, duplicate.other)
+        drops.drop(np.array([duplicate.row]), reason, duplicate.reason_row)
         drops.similarity[duplicate.row] = duplicate.similarity
 
 
@@ -70,17 +70,17 @@ def _drop_cross_split(table: Table, splits: Array, drops: DropDecisions) -> None
     for rank, name in enumerate(SPLIT_PRECEDENCE[:-1]):
         lower = np.isin(splits, [SPLITS.index(split_name) for split_name in SPLIT_PRECEDENCE[rank + 1 :]])
         # Dropped rows, such as test rows with a rare label, cause no drop.
-        rows = np.flatnonzero((splits == SPLITS.index(name)) & drops.stays)
+        rows = np.flatnonzero((splits == SPLITS.index(name)) & drops.kept)
         if not len(rows):
             continue
         rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]
-        leaving = np.flatnonzero(lower & drops.stays & np.isin(keys, keys[rows]))
+        leaving = np.flatnonzero(lower & drops.kept & np.isin(keys, keys[rows]))
         drops.drop(leaving, f"in_{name}", rows[np.searchsorted(keys[rows], keys[leaving])])
 
 
 def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: Data) -> None:
     """Drop train rows with one subject and several targets, by `data.conflicts`. The task defines the subject."""
-    rows = np.flatnonzero((splits == TRAIN) & drops.stays)
+    rows = np.flatnonzero((splits == TRAIN) & drops.kept)
     _, text = np.unique(table.columns["subject"][rows], return_inverse=True)
     _, pair = np.unique(np.stack([text, table.columns["target"][rows]]), axis=1, return_inverse=True)
     pair = pair.reshape(-1)
@@ -91,7 +91,7 @@ def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: 
     if data.conflicts == "fail":
         same_text = rows[text == text[conflicting][0]]
         answers = sorted({display_label(table.texts.value("target", int(row))) for row in same_text})[:5]
-        locations = [table.place(int(row)) for row in same_text[:3]]
+        locations = [table.location(int(row)) for row in same_text[:3]]
         raise RecipeError(
             f"{', '.join(locations)}: {len(np.unique(text[conflicting]))} texts bear several answers, this one "
             f"{', '.join(answers)}; correct the rows, or set data.conflicts to drop or majority"
@@ -116,7 +116,7 @@ def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: 
 
 def _drop_within_split(table: Table, splits: Array, drops: DropDecisions) -> None:
     """Keep the row of the lowest rank among rows with the same key, label and split; test is not changed."""
-    rows = np.flatnonzero((splits != TEST) & drops.stays)
+    rows = np.flatnonzero((splits != TEST) & drops.kept)
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
     rows = rows[np.lexsort((table.columns["order"][rows], *columns))]
     if not len(rows):

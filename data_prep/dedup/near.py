@@ -33,7 +33,7 @@ class NearDuplicate:
     """A train row to drop, the row that it is near, and their Jaccard similarity."""
 
     row: int
-    other: int
+    reason_row: int
     similarity: float
 
 

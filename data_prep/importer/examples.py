@@ -35,7 +35,7 @@ class Example:
     """Messages in the text that are no system message."""
     model: str | None = None
     """The model that answered, if a log has it."""
-    plain: bool = True
+    readable_in_place: bool = True
     """Whether data preparation would read the same example from the line without conversion."""
     expanded: bool = False
     """Whether the conversation has other examples too."""
@@ -99,7 +99,7 @@ def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
         yield error
         return
     is_plain = isinstance(raw_input, dict)
-    yield Example(system, text, chosen, rejected, turns=_count_turns(prompt), plain=is_plain)
+    yield Example(system, text, chosen, rejected, turns=_count_turns(prompt), readable_in_place=is_plain)
 
 
 def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | UnusableRowError]]) -> ExampleReader:

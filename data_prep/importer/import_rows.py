@@ -51,22 +51,22 @@ COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
 class ImportCounts:
     """Counts of imported rows by outcome."""
 
-    meant: int = 0
+    selected: int = 0
     """Rows that the recipe selects, usable or not."""
     usable: int = 0
     other_system: int = 0
     other_preamble: int = 0
-    personal: Counter[str] = field(default_factory=Counter)
+    pii_rows: Counter[str] = field(default_factory=Counter)
     """Rows with personal data, by kind."""
     duplicates: int = 0
-    near: int = 0
+    near_duplicates: int = 0
     """Near-duplicate rows."""
     keys: list[str] = field(default_factory=list)
 
     @property
-    def unusable_share(self) -> float:
+    def unusable_fraction(self) -> float:
         """Return the fraction of selected rows that are unusable."""
-        return 1 - self.usable / self.meant if self.meant else 0.0
+        return 1 - self.usable / self.selected if self.selected else 0.0
 
 
 def read_source_rows(path: Path) -> Iterator[SourceRow]:
@@ -102,15 +102,15 @@ def survey_files(paths: list[Path]) -> Survey:
     for path in paths:
         previous = None
         for row, title, example in read_examples(path):
-            survey.read += previous != (previous := (row.file, row.line))
+            survey.lines_read += previous != (previous := (row.file, row.line))
             if title and survey.format not in ("", title):
                 raise RecipeError(f"{row.file} is {title}, and the other file is {survey.format}: import one format")
             survey.format = title or survey.format
             if isinstance(example, UnusableRowError):
                 # Data preparation trains on the last answer whatever its weight.
-                survey.plain &= example.reason != "weight_0"
+                survey.readable_in_place &= example.reason != "weight_0"
                 if example.reason != "other_span":
-                    survey.problem(f"{row.file}:{row.line}", example.reason, example.detail)
+                    survey.add_problem(f"{row.file}:{row.line}", example.reason, example.detail)
             else:
                 survey.add(example)
     return survey
@@ -129,18 +129,20 @@ def check_rows(
     for row, _, example in read_examples(path):
         location = f"{row.file}:{row.line}"
         if isinstance(example, UnusableRowError):
-            outcome.meant += example.reason != "other_span"
+            outcome.selected += example.reason != "other_span"
             continue
-        if example.system != recipe_source.system and (recipe_source.where or converted):
+        if example.system != recipe_source.system and (recipe_source.filters_system or converted):
             outcome.other_system += 1
             continue
-        outcome.meant += 1
+        outcome.selected += 1
         values = dict(row.values)
         if converted:
-            text = recipe_source.preamble.within(example.text)
+            text = recipe_source.preamble.remove_from(example.text)
             if text is None:
                 outcome.other_preamble += 1
-                survey.problem(location, "other_preamble", "the text does not begin and end as nearly all others do")
+                survey.add_problem(
+                    location, "other_preamble", "the text does not begin and end as nearly all others do"
+                )
                 continue
             examples_per_line[row.file, row.line] += 1
             values = _make_values(example, text, location, examples_per_line[row.file, row.line], recipe_source.group)
@@ -148,10 +150,10 @@ def check_rows(
             SourceRow(row.file, row.line, values | _resolve_dotted_columns(values, recipe)), recipe
         )
         if isinstance(result, data_row.Rejected):
-            survey.problem(location, result.reason, result.detail)
+            survey.add_problem(location, result.reason, result.detail)
             continue
         outcome.usable += 1
-        outcome.personal.update(result.found)
+        outcome.pii_rows.update(result.pii_kinds)
         if converted:
             converted.write(result, recipe, recipe_source.group)
             if len(outcome.keys) < COMPARED_ROWS:
@@ -175,7 +177,7 @@ def count_near_duplicates(outcome: ImportCounts) -> None:
             minhash.jaccard(shingle_set, minhash.shingles(texts[number][0], settings.shingle)) >= settings.near
             for number in candidates
         ):
-            outcome.near += 1
+            outcome.near_duplicates += 1
             continue
         for bucket in buckets:
             first_seen.setdefault(bucket, index)
@@ -186,14 +188,14 @@ class ConvertedFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
-        self._nowhere = path == Path(os.devnull)
-        self._aside = path if self._nowhere else path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        self._opened = ExitStack()
-        self._file: IO[str] = self._opened.enter_context(self._aside.open("w", encoding="utf-8", newline=""))
+        self._is_null_device = path == Path(os.devnull)
+        self._temp_path = path if self._is_null_device else path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        self._stack = ExitStack()
+        self._file: IO[str] = self._stack.enter_context(self._temp_path.open("w", encoding="utf-8", newline=""))
 
     def write(self, row: data_row.Row, recipe: Recipe, group: str | None) -> None:
         """Write a row as cleaned and redacted by data preparation."""
-        target = TASKS[recipe.task.variant].parse_target(row.target)
+        target = TASKS[recipe.task.task_name].parse_target(row.target)
         answer_fields = target if recipe.task.kind == "preference" else {"answer": target}
         group_fields = {group: row.group} if group else {}
         self._file.write(
@@ -201,12 +203,12 @@ class ConvertedFile:
         )
         self.rows += 1
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """Flush the file to disk and put it in place."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._opened.close()
-        self._aside.replace(self.path)
+        self._stack.close()
+        self._temp_path.replace(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -214,9 +216,9 @@ class ConvertedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._opened.close()
-        if not self._nowhere:
-            self._aside.unlink(missing_ok=True)
+        self._stack.close()
+        if not self._is_null_device:
+            self._temp_path.unlink(missing_ok=True)
 
 
 def _make_values(example: Example, text: str, location: str, number: int, group: str | None) -> dict[str, Any]:

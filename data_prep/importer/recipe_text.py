@@ -48,11 +48,11 @@ class RecipeSource:
     system: str
     """The system message of the selected rows."""
     preamble: Preamble
-    where: bool
+    filters_system: bool
     """Whether rows with another system message are filtered out by data.where."""
     group: str | None
     """A column whose rows stay in one split."""
-    unusable_share: float
+    unusable_fraction: float
     """Fraction of the selected rows that are unusable."""
     redact: tuple[str, ...]
 
@@ -63,8 +63,8 @@ class IncumbentModel:
 
     name: str
     base_url: str | None
-    why: str
-    taught: bool
+    reason: str
+    is_fine_tuned: bool
     """Whether it was fine-tuned on conversations like these."""
 
     @property
@@ -75,14 +75,14 @@ class IncumbentModel:
         return "anthropic" if "claude" in self.name else "openai"
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """Return the name in plans and reports."""
         return f"{self.provider}:{self.name}"
 
 
 def make_instruction(task: InferredTask, source: RecipeSource) -> str:
     """Return the instruction: the system message with the preamble, or a default text if that is too short."""
-    parts = [source.system.strip(), source.preamble.before.strip(), source.preamble.after.strip()]
+    parts = [source.system.strip(), source.preamble.prefix.strip(), source.preamble.suffix.strip()]
     instruction = "\n".join(part for part in parts if part)
     return (
         instruction
@@ -150,9 +150,9 @@ def _task_lines(task: InferredTask, source: RecipeSource) -> list[str]:
         ]
     else:
         instruction_lines = [f"  # {origin}", f"  instruction: {_quote(instruction)}"]
-    reason = "".join(character if character.isprintable() else " " for character in task.why)
+    reason = "".join(character if character.isprintable() else " " for character in task.reason)
     lines = ["task:", f"  kind: {task.kind}    # {reason}", *instruction_lines]
-    if task.many:
+    if task.has_label_sets:
         lines.append("  labels_per_row: many")
     if task.kind == "classification":
         if task.labels:
@@ -160,7 +160,7 @@ def _task_lines(task: InferredTask, source: RecipeSource) -> list[str]:
             lines += [f'    {_quote(label)}: ""' for label in task.labels]
         else:
             lines.append(
-                f"  labels: auto    # those of the rows, {task.found_labels}; or a list, or {{label: what it means}}"
+                f"  labels: auto    # those of the rows, {task.n_labels}; or a list, or {{label: what it means}}"
             )
     if task.json_schema:
         lines += ["  json_schema:    # from the answers, with headroom; say in a description what a name does not"]
@@ -171,9 +171,9 @@ def _task_lines(task: InferredTask, source: RecipeSource) -> list[str]:
         if required := task.json_schema.get("required"):
             lines.append(
                 f"    required: {_flow_style(required)}    # the others may be "
-                f"{'left out' if task.leaves_out else 'null'}"
+                f"{'left out' if task.omits_absent else 'null'}"
             )
-        if task.leaves_out:
+        if task.omits_absent:
             lines.append("  absent: omit")
     return lines
 
@@ -186,22 +186,23 @@ def _data_lines(folder: Path, task: InferredTask, source: RecipeSource) -> list[
     if source.test is not None:
         location = f"{{train: {train}, test: {_quote(_relative_path(source.test, folder))}}}"
         split = "validation: 0.1, calibration: 0.1"
-    stratify = "label" if task.kind == "classification" and not task.many else "null"
+    stratify = "label" if task.kind == "classification" and not task.has_label_sets else "null"
     group = f", group: {source.group}" if source.group else ""
     lines = ["data:", f"  source: {location}", f"  columns: {_flow_style(dict(source.columns))}"]
-    if source.where:
+    if source.filters_system:
         lines += [
             "  # Rows with another system message are left out; without this line they are read too.",
             f"  where: {_flow_style({'messages.0.content': source.system})}",
         ]
     lines.append(f"  split: {{{split}, stratify: {stratify}{group}, seed: 17}}")
-    if task.rare and not task.labels:
+    if task.n_rare_labels and not task.labels:
         lines.append(
-            f"  rare_labels: {{min_rows: {task.least_rows}, do: drop}}    # {task.rare} answers are too rare for labels"
+            f"  rare_labels: {{min_rows: {task.min_rows}, do: drop}}    # {task.n_rare_labels} answers are too "
+            "rare for labels"
         )
-    if source.unusable_share:
-        allowed = min(1.0, round(1.2 * source.unusable_share + 0.005, 3))
-        lines.append(f"  max_rejected: {allowed:g}    # {source.unusable_share:.1%} of the rows cannot be used")
+    if source.unusable_fraction:
+        allowed = min(1.0, round(1.2 * source.unusable_fraction + 0.005, 3))
+        lines.append(f"  max_rejected: {allowed:g}    # {source.unusable_fraction:.1%} of the rows cannot be used")
     return lines
 
 
@@ -215,10 +216,10 @@ def _compare_lines(
             "compare:    # an API gives no probability of a given answer: the tuned model is compared with its base",
             f"  primary: {{system: tuned, baseline: base, metric: {metric}, margin: 0.02, alpha: 0.05}}",
         ]
-    decides = task.kind == "classification" and not task.many and task.found_labels <= 255
+    decides = task.kind == "classification" and not task.has_label_sets and task.n_labels <= 255
     luna = f"openai:gpt-6-luna{':decisions' if decides else ''}"
     lines = ["compare:"]
-    baseline = model.called if model else luna
+    baseline = model.display_name if model else luna
     lines.append(
         f"  primary: {{system: tuned, baseline: {_quote(baseline)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
     )
@@ -238,8 +239,8 @@ def _compare_lines(
 def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer: int) -> list[str]:
     """Return the baseline entry of the incumbent model, with the messages used in its training or in the log."""
     system = [{"role": "system", "content": source.system}] if source.system.strip() else []
-    user = {"role": "user", "content": f"{source.preamble.before}{{input}}{source.preamble.after}"}
-    lines = [f"    - provider: {model.provider}    # {model.why}", f"      model: {_quote(model.name)}"]
+    user = {"role": "user", "content": f"{source.preamble.prefix}{{input}}{source.preamble.suffix}"}
+    lines = [f"    - provider: {model.provider}    # {model.reason}", f"      model: {_quote(model.name)}"]
     if model.base_url:
         lines.append(f"      base_url: {_quote(model.base_url)}")
     lines += ["      messages:    # what it is asked, with the text of the row in the place of {input}"]
@@ -247,7 +248,7 @@ def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer
     lines.append("      structured_output: false")
     family = model_families.find_family("anthropic" if model.provider == "anthropic" else "openai", model.name)
     # A reasoning model needs more output tokens; the comparison knows how many.
-    if family.default_effort in (None, "none") and (model.taught or family is not model_families.UNKNOWN):
+    if family.default_effort in (None, "none") and (model.is_fine_tuned or family is not model_families.UNKNOWN):
         lines.append(f"      max_output_tokens: {choose_answer_tokens(longest_answer)}")
     if family.sampling == "yes":
         lines.append("      temperature: 0")

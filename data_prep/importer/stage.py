@@ -71,9 +71,9 @@ def main(arguments: argparse.Namespace) -> int:
         for index, path in enumerate(paths):
             import_rows.check_rows(path, recipe, source, survey, outcome, writers[index] if writers else None)
         import_rows.count_near_duplicates(outcome)
-        _check_usable(survey, outcome.usable, outcome.meant)
-        unusable_fraction = 0.0 if writers else outcome.unusable_share
-        final_source = replace(source, unusable_share=unusable_fraction)
+        _check_usable(survey, outcome.usable, outcome.selected)
+        unusable_fraction = 0.0 if writers else outcome.unusable_fraction
+        final_source = replace(source, unusable_fraction=unusable_fraction)
         report = _format_report(
             survey,
             task,
@@ -97,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
             return cli.OK
         try:
             for writer in writers:
-                writer.keep()
+                writer.commit()
             atomic_files.write_text(recipe_path, text)
         except OSError:
             for writer in writers:
@@ -109,7 +109,7 @@ def main(arguments: argparse.Namespace) -> int:
         f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe",
         file=sys.stderr,
     )
-    if model and model.taught and task.kind != "preference":
+    if model and model.is_fine_tuned and task.kind != "preference":
         print(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives", file=sys.stderr)
     print(recipe_path)
     return cli.OK
@@ -154,7 +154,7 @@ def _check_usable(survey: Survey, usable: int, n_read: int) -> None:
     if usable >= MIN_ROWS and usable >= MIN_USABLE_FRACTION * n_read:
         return
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common()) or "none were read"
-    problem_lines = "\n".join(f"  {line}" for line in survey.shown)
+    problem_lines = "\n".join(f"  {line}" for line in survey.shown_problems)
     raise RecipeError(
         f"{usable:,} of {n_read:,} rows can be used ({reasons}); a recipe needs at least {MIN_ROWS}, and most of the "
         f"rows:\n{problem_lines}"
@@ -178,7 +178,7 @@ def _choose_system(survey: Survey, number: int | None) -> str:
         for rank, (message, count) in enumerate(frequent[:MAX_SYSTEMS_SHOWN], start=1)
     ]
     remainder = [f"  and {len(frequent) - MAX_SYSTEMS_SHOWN:,} more"] if len(frequent) > MAX_SYSTEMS_SHOWN else []
-    count_text = f"{'more than ' if survey.uncounted else ''}{len(frequent):,}"
+    count_text = f"{'more than ' if survey.n_uncounted_systems else ''}{len(frequent):,}"
     raise RecipeError(
         f"{survey.examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
         "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
@@ -196,9 +196,9 @@ def _choose_source(
     is_log = survey.format in LOG_FORMATS
     has_several_systems = len(survey.systems) > 1
     preamble = find_preamble(survey.sample[system])
-    if INPUT_PLACEHOLDER in preamble.before + preamble.after:
+    if INPUT_PLACEHOLDER in preamble.prefix + preamble.suffix:
         preamble = Preamble()  # {input} in the preamble would be ambiguous
-    in_place = survey.plain and not is_log and not preamble
+    in_place = survey.readable_in_place and not is_log and not preamble
     if has_several_systems and (task.kind == "preference" or not survey.one_system or not system.strip()):
         in_place = False
     source = RecipeSource(train, test, {}, system, preamble, has_several_systems and in_place, None, 0.0, ())
@@ -222,7 +222,9 @@ def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeS
     """Return the model to compare with: the given one, or the most frequent chat model of a log; None without one."""
     if arguments.model:
         reason = "asked as it was taught; `make record` keeps its answers while it lives"
-        return IncumbentModel(arguments.model, arguments.base_url, reason, taught=survey.format not in LOG_FORMATS)
+        return IncumbentModel(
+            arguments.model, arguments.base_url, reason, is_fine_tuned=survey.format not in LOG_FORMATS
+        )
     if arguments.base_url:
         raise RecipeError(
             "BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address"
@@ -230,7 +232,7 @@ def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeS
     names = survey.models.most_common(1)
     if not names or not names[0][0].startswith(CHAT_MODEL_PREFIXES):
         return None
-    return IncumbentModel(names[0][0], None, "who answered this log, asked as it was asked there", taught=False)
+    return IncumbentModel(names[0][0], None, "who answered this log, asked as it was asked there", is_fine_tuned=False)
 
 
 def _format_header(
@@ -238,7 +240,7 @@ def _format_header(
 ) -> list[str]:
     """Return the comments at the top of the recipe."""
     head = [
-        f"Made from {train.name} ({survey.format}, {outcome.meant:,} rows) by `make import`: read it, and change it."
+        f"Made from {train.name} ({survey.format}, {outcome.selected:,} rows) by `make import`: read it, and change it."
     ]
     if survey.format in LOG_FORMATS:
         top_models = survey.models.most_common(1)
@@ -247,11 +249,11 @@ def _format_header(
             f"The targets are answers{author} that nobody checked: a score against them says how often a model repeats "
             "them, and not how often it is right."
         )
-    if not source.redact and outcome.personal:
-        kinds = ", ".join(sorted(outcome.personal))
-        counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.personal.items()))
+    if not source.redact and outcome.pii_rows:
+        kinds = ", ".join(sorted(outcome.pii_rows))
+        counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.pii_rows.items()))
         head.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
-    if model and model.taught and source.test is None:
+    if model and model.is_fine_tuned and source.test is None:
         head.append(
             f"{model.name} was taught with these rows, so that a test split of them flatters it. Rows that it never "
             "saw would judge it: make import TEST=..."
@@ -271,31 +273,35 @@ def _format_report(
     dry_run: bool,
 ) -> list[str]:
     """Return the lines to print: what was read, the task and its reason, unusable rows, and the files written."""
-    lines = [f"read      {survey.read:,} lines: {survey.format}", f"task      {task.kind}: {task.why}"]
+    lines = [f"read      {survey.lines_read:,} lines: {survey.format}", f"task      {task.kind}: {task.reason}"]
     if survey.problems:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common())
-        lines.append(f"unusable  {counts}; {outcome.usable:,} of {outcome.meant:,} rows can be used")
-        lines += [f"          {line}" for line in survey.shown]
+        lines.append(f"unusable  {counts}; {outcome.usable:,} of {outcome.selected:,} rows can be used")
+        lines += [f"          {line}" for line in survey.shown_problems]
     if outcome.other_system:
         n_other_systems = len(survey.systems) - 1
         lines.append(f"left out  {outcome.other_system:,} rows with {n_other_systems:,} other system messages")
     elif len(survey.systems) > 1:
         lines.append(f"note      {len(survey.systems):,} system messages; the recipe has the most frequent one")
-    if task.rare:
-        lines.append(f"left out  {task.rare:,} answers of fewer than {task.least_rows} rows, which are no labels")
-    if survey.several_turns:
+    if task.n_rare_labels:
+        lines.append(
+            f"left out  {task.n_rare_labels:,} answers of fewer than {task.min_rows} rows, which are no labels"
+        )
+    if survey.multi_turn_rows:
         turns_note = "several turns: their text bears the role of each, for the tuned model and for others"
-        lines.append(f"note      {survey.several_turns:,} rows have {turns_note}")
-    if outcome.personal:
-        counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcome.personal.items()))
+        lines.append(f"note      {survey.multi_turn_rows:,} rows have {turns_note}")
+    if outcome.pii_rows:
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcome.pii_rows.items()))
         lines.append(
             f"personal  {counts} rows" + (", replaced by placeholders" if source.redact else "; see the recipe")
         )
-    if outcome.duplicates or outcome.near:
+    if outcome.duplicates or outcome.near_duplicates:
         scope = (
             f", of the first {import_rows.COMPARED_ROWS:,}" if len(outcome.keys) == import_rows.COMPARED_ROWS else ""
         )
-        similar_note = f"{outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
+        similar_note = (
+            f"{outcome.duplicates:,} rows say what another one says, and {outcome.near_duplicates:,} nearly that"
+        )
         lines.append(f"same      {similar_note}{scope}")
     if len(survey.models) > 1:
         lines.append(
@@ -303,7 +309,7 @@ def _format_report(
         )
     if model and task.kind == "preference":
         lines.append(f"note      {model.name} is no baseline: an API tells no probability of a given answer")
-    if model and model.taught and source.test is None and task.kind != "preference":
+    if model and model.is_fine_tuned and source.test is None and task.kind != "preference":
         lines.append(f"note      {model.name} was taught with these rows: give rows that it never saw as TEST=...")
     for path in converted:
         verb = "would write" if dry_run else "wrote    "
@@ -319,7 +325,11 @@ def _conversion_reason(survey: Survey, source: RecipeSource) -> str:
         return "all texts have a beginning or an end in common"
     if survey.expanded:
         return "each answer of a conversation that is learnt is a row of its own"
-    return "an answer of weight 0 is not learnt" if not survey.plain else "rows of another system message are left out"
+    return (
+        "an answer of weight 0 is not learnt"
+        if not survey.readable_in_place
+        else "rows of another system message are left out"
+    )
 
 
 def _abbreviate(text: str) -> str:

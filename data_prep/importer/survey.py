@@ -33,9 +33,9 @@ class AnswerStatistics:
     """Characters of the longest answer."""
     longest_row: int = 0
     """Characters of the longest text with its answer."""
-    short: Counter[str] = field(default_factory=Counter)
+    short_answers: Counter[str] = field(default_factory=Counter)
     """Rows per answer that may be a label, by label_key."""
-    spelt: dict[str, str] = field(default_factory=dict)
+    first_spellings: dict[str, str] = field(default_factory=dict)
     """The first spelling of each short answer."""
     too_many: bool = False
     """Whether there are more than MAX_ANSWERS distinct short answers."""
@@ -45,7 +45,7 @@ class AnswerStatistics:
     """The shape of these objects."""
     lists: int = 0
     """Rows with a JSON array of texts as the answer."""
-    listed: Counter[str] = field(default_factory=Counter)
+    list_labels: Counter[str] = field(default_factory=Counter)
     """Rows per text in these arrays."""
 
     def add(self, answer: str) -> None:
@@ -56,16 +56,16 @@ class AnswerStatistics:
             if isinstance(value, dict):
                 self.objects += 1
                 self.shape.add(value)
-            elif len(self.listed) <= MAX_ANSWERS:
+            elif len(self.list_labels) <= MAX_ANSWERS:
                 self.lists += all(isinstance(item, str) for item in value)
-                self.listed.update(item for item in value if isinstance(item, str))
+                self.list_labels.update(item for item in value if isinstance(item, str))
         elif len(answer) <= MAX_LABEL_CHARACTERS and "\n" not in answer:
             key = label_key(clean_label(answer))
-            if key not in self.short and len(self.short) >= MAX_ANSWERS:
+            if key not in self.short_answers and len(self.short_answers) >= MAX_ANSWERS:
                 self.too_many = True
             else:
-                self.short[key] += 1
-                self.spelt.setdefault(key, answer)
+                self.short_answers[key] += 1
+                self.first_spellings.setdefault(key, answer)
 
 
 @dataclass
@@ -73,21 +73,21 @@ class Survey:
     """The survey of one or several files of one format."""
 
     format: str = ""
-    read: int = 0
+    lines_read: int = 0
     """Lines read."""
     examples: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     """Unusable rows, by reason."""
-    shown: list[str] = field(default_factory=list)
+    shown_problems: list[str] = field(default_factory=list)
     """The first problems, with their lines."""
     reasons_shown: Counter[str] = field(default_factory=Counter)
     systems: Counter[str] = field(default_factory=Counter)
     """Rows per system message, "" for none."""
-    uncounted: int = 0
+    n_uncounted_systems: int = 0
     """Rows whose system message exceeded the maximum number."""
     models: Counter[str] = field(default_factory=Counter)
-    several_turns: int = 0
-    plain: bool = True
+    multi_turn_rows: int = 0
+    readable_in_place: bool = True
     """Whether data preparation would read the same rows from the file without conversion."""
     expanded: bool = False
     """Whether a conversation has several examples."""
@@ -99,26 +99,26 @@ class Survey:
     """Answer statistics by system message."""
     preferences: int = 0
 
-    def problem(self, location: str, reason: str, detail: str) -> None:
+    def add_problem(self, location: str, reason: str, detail: str) -> None:
         """Count an unusable row."""
         self.problems[reason] += 1
         detail = "".join(character if character.isprintable() else " " for character in detail)
-        if self.reasons_shown[reason] < 2 and len(self.shown) < MAX_PROBLEMS_SHOWN:
-            self.shown.append(f"{location}  {reason}: {detail}")
+        if self.reasons_shown[reason] < 2 and len(self.shown_problems) < MAX_PROBLEMS_SHOWN:
+            self.shown_problems.append(f"{location}  {reason}: {detail}")
             self.reasons_shown[reason] += 1
 
     def add(self, example: Example) -> None:
         """Count an example."""
         self.examples += 1
-        self.several_turns += example.turns > 1
-        self.plain &= example.plain
+        self.multi_turn_rows += example.turns > 1
+        self.readable_in_place &= example.readable_in_place
         self.expanded |= example.expanded
         self.one_system &= example.one_system
         self.preferences += example.rejected is not None
         if example.model:
             self.models[example.model] += 1
         if example.system not in self.systems and len(self.systems) >= MAX_SYSTEMS:
-            self.uncounted += 1
+            self.n_uncounted_systems += 1
             return
         self.systems[example.system] += 1
         texts = self.sample.setdefault(example.system, [])
@@ -133,18 +133,18 @@ class Survey:
 class Preamble:
     """The common beginning and end of texts."""
 
-    before: str = ""
-    after: str = ""
+    prefix: str = ""
+    suffix: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.before or self.after)
+        return bool(self.prefix or self.suffix)
 
-    def within(self, text: str) -> str | None:
+    def remove_from(self, text: str) -> str | None:
         """Return the text between beginning and end; None if the text does not have both."""
-        if not (text.startswith(self.before) and text.endswith(self.after)):
+        if not (text.startswith(self.prefix) and text.endswith(self.suffix)):
             return None
-        middle = text[len(self.before) : len(text) - len(self.after)]
-        return middle if len(text) >= len(self.before) + len(self.after) and middle.strip() else None
+        middle = text[len(self.prefix) : len(text) - len(self.suffix)]
+        return middle if len(text) >= len(self.prefix) + len(self.suffix) and middle.strip() else None
 
 
 def find_preamble(texts: list[str]) -> Preamble:

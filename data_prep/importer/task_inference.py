@@ -31,24 +31,24 @@ class InferredTask:
     """A task and the reason for it."""
 
     kind: TaskKindName
-    why: str
+    reason: str
     labels: tuple[str, ...] = ()
     """The labels that the recipe lists; () if it takes them from the rows."""
-    found_labels: int = 0
-    rare: int = 0
+    n_labels: int = 0
+    n_rare_labels: int = 0
     """Labels with too few rows for training and evaluation."""
-    least_rows: int = 0
+    min_rows: int = 0
     """Minimum number of rows of a label."""
-    many: bool = False
+    has_label_sets: bool = False
     """Whether a row has several labels."""
     json_schema: dict[str, Any] | None = None
-    leaves_out: bool = False
+    omits_absent: bool = False
     """Extraction: whether answers omit fields that the document does not give."""
 
     @property
     def variant(self) -> str:
         """Return the name of the module in insource/tasks/."""
-        return "multilabel" if self.many else self.kind
+        return "multilabel" if self.has_label_sets else self.kind
 
 
 def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
@@ -64,11 +64,14 @@ def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
         else:
             reason = f"{answers.objects:,} of {answers.rows:,} answers are JSON objects of one shape"
             return InferredTask(
-                "extraction", reason, json_schema=schema, leaves_out=schema_inference.omits_absent_fields(answers.shape)
+                "extraction",
+                reason,
+                json_schema=schema,
+                omits_absent=schema_inference.omits_absent_fields(answers.shape),
             )
-    if answers.lists >= MIN_FITTING_FRACTION * answers.rows and 2 <= len(answers.listed) <= MAX_LABELS:
-        reason = f"{answers.lists:,} of {answers.rows:,} answers are JSON arrays of {len(answers.listed)} labels"
-        return InferredTask("classification", reason, found_labels=len(answers.listed), many=True)
+    if answers.lists >= MIN_FITTING_FRACTION * answers.rows and 2 <= len(answers.list_labels) <= MAX_LABELS:
+        reason = f"{answers.lists:,} of {answers.rows:,} answers are JSON arrays of {len(answers.list_labels)} labels"
+        return InferredTask("classification", reason, n_labels=len(answers.list_labels), has_label_sets=True)
     return _infer_classification(answers) or InferredTask(
         "generation", f"{answers.rows:,} answers are texts of their own{extraction_note}"
     )
@@ -77,16 +80,16 @@ def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
 def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
     """Return a classification task if enough of the answers are labels, else None."""
     min_rows = MIN_ROWS_PER_LABEL if answers.rows >= SMALL_FILE_ROWS else MIN_ROWS_PER_LABEL_OF_SMALL_FILE
-    frequent = Counter({key: rows for key, rows in answers.short.items() if rows >= min_rows})
-    if len(answers.short) == 1 and answers.short.total() == answers.rows:
-        (label,) = answers.spelt.values()
+    frequent = Counter({key: rows for key, rows in answers.short_answers.items() if rows >= min_rows})
+    if len(answers.short_answers) == 1 and answers.short_answers.total() == answers.rows:
+        (label,) = answers.first_spellings.values()
         raise RecipeError(f"all {answers.rows:,} answers are {label!r}: there is nothing to learn from them")
     # Answers that occur once are labels of a small file or free texts; with more rows the distinction is clearer.
     if len(frequent) < 2 or frequent.total() < MIN_FITTING_FRACTION * answers.rows or len(frequent) > MAX_LABELS:
         return None
-    rare = len(answers.short) - len(frequent)
+    rare = len(answers.short_answers) - len(frequent)
     reason = f"{frequent.total():,} of {answers.rows:,} answers are one of {len(frequent)} short texts"
     if len(frequent) <= MAX_LABELS_IN_RECIPE:
-        labels = tuple(clean_label(answers.spelt[key]) for key, _ in frequent.most_common())
+        labels = tuple(clean_label(answers.first_spellings[key]) for key, _ in frequent.most_common())
         return InferredTask("classification", reason, labels, len(frequent), rare, min_rows)
     return InferredTask("classification", reason, (), len(frequent), rare, min_rows)

@@ -47,27 +47,32 @@ class LabelIssue:
 class LabelIssues:
     """The likely label errors, the least plausible label first, and the quality of the model."""
 
-    found: list[LabelIssue]
+    issues: list[LabelIssue]
     rows_looked_at: int = 0
     accuracy: float | None = None
     """Fraction of rows with the correct out-of-fold prediction."""
     recall: float | None = None
     """Mean out-of-fold recall over the labels; chance is 1 / labels."""
-    why_none: str = ""
+    no_issues_reason: str = ""
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the entry of data.json."""
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
-        return {"rows_looked_at": self.rows_looked_at, "found": len(self.found), **rounded, "why_none": self.why_none}
+        return {
+            "rows_looked_at": self.rows_looked_at,
+            "found": len(self.issues),
+            **rounded,
+            "why_none": self.no_issues_reason,
+        }
 
 
 def find_task_label_issues(
     table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions, recipe: Recipe
 ) -> LabelIssues:
     """Return the likely label errors of a single-label task, as `find_label_issues`; none for other tasks."""
-    if TASKS[recipe.task.variant].IS_MULTILABEL:
-        return LabelIssues([], why_none="rows have several labels, and a doubt would be about one of them")
+    if TASKS[recipe.task.task_name].IS_MULTILABEL:
+        return LabelIssues([], no_issues_reason="rows have several labels, and a doubt would be about one of them")
     return find_label_issues(table, splits, labels, drops) if labels else LabelIssues([])
 
 
@@ -76,7 +81,7 @@ def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops
 
     `labels` is {spelling in the source: label}. Of more than MAX_ROWS rows, those with the lowest rank are examined.
     """
-    rows = np.flatnonzero(drops.stays & (splits != TEST))
+    rows = np.flatnonzero(drops.kept & (splits != TEST))
     if len(rows) > MAX_ROWS:
         rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MAX_ROWS]])
     names = sorted(set(labels.values()))
@@ -93,7 +98,7 @@ def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops
         features.append(_hash_features(batch.column("text").take(batch_rows).to_pylist()))
         position += len(batch_rows)
     if len(rows) < 2 * FOLDS or len(names) < 2:
-        return LabelIssues([], why_none=f"fewer than {2 * FOLDS} rows, or a single label")
+        return LabelIssues([], no_issues_reason=f"fewer than {2 * FOLDS} rows, or a single label")
     confidence = _predict_out_of_fold(features, label_codes, table.columns["key"][rows], len(names))
     accuracy, recall, min_recall = _score_against_chance(confidence, label_codes)
     if recall < min_recall:

@@ -25,7 +25,7 @@ def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) ->
 
     `labels` is {label as written: label}. A written label that it does not contain is omitted.
     """
-    task = TASKS[recipe.task.variant]
+    task = TASKS[recipe.task.task_name]
     if not (task.IS_MULTILABEL and isinstance(task, LabelledTaskKind)):
         return {hash_target(label, recipe): (label,) for label in set(labels.values())}
     hashes, rows = np.unique(table.columns["target"], return_index=True)

@@ -51,7 +51,7 @@ def apply_rare_label_policy(
     frequent = [label for label in counts if label not in rare]
     replacement = find_label(settings.other, frequent, recipe.data.normalize_labels) or clean_label(settings.other)
     merged = {spelling: replacement if label in rare else label for spelling, label in labels.items()}
-    task = TASKS[recipe.task.variant]
+    task = TASKS[recipe.task.task_name]
     assert isinstance(task, LabelledTaskKind)
     respell = task.make_label_mapper(merged, sorted(set(merged.values())))
     for index in np.flatnonzero(is_rare):

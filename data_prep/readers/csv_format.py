@@ -141,7 +141,7 @@ def _read_rows(
         if len(fields) != len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
             yield SourceRow(file.name, line, {}, problem + (" (NUL bytes)" if "\0" in fields[0] else ""))
-        elif text.halves and has_lone_surrogate("".join(fields)):
+        elif text.has_lone_surrogates and has_lone_surrogate("".join(fields)):
             yield SourceRow(file.name, line, {}, "half of a surrogate pair, which is no character")
         else:
             yield SourceRow(file.name, line, dict(zip(header, fields, strict=True)))
@@ -163,7 +163,7 @@ class _LineFeed:
             self.characters += len(line)
             if self.characters > self._limits.row:
                 subject = "not CSV: a field or a row"
-                raise self._limits.row_refused(
+                raise self._limits.row_error(
                     f"{self._file.name}:{self.line}", subject, f"{UNCLOSED_QUOTE_HINT}; split the row"
                 )
             yield line

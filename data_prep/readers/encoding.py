@@ -62,11 +62,11 @@ class TextDecoding:
     limits: Limits = DEFAULT_LIMITS
 
     @property
-    def halves(self) -> bool:
+    def has_lone_surrogates(self) -> bool:
         """Return whether the decoder can produce lone surrogates."""
-        return self.scan.halves
+        return self.scan.has_lone_surrogates
 
-    def about(self) -> dict[str, Any]:
+    def file_info(self) -> dict[str, Any]:
         """Return the detected properties for data.json."""
         return {
             "encoding": self.encoding,
@@ -88,9 +88,9 @@ class Scan:
     line_ends: Counter[str] = field(default_factory=Counter)
     last_line_ended: bool = True
     characters: int = 0
-    marked: bool = False
-    halves: bool = False
-    broken: tuple[int, bool] | None = None
+    has_bom: bool = False
+    has_lone_surrogates: bool = False
+    invalid_byte: tuple[int, bool] | None = None
     longest_line: tuple[int, int] = (0, 1)
     """(Characters, number) of the longest line that spans pieces of text or begins one."""
     _open_line: int = 0
@@ -105,7 +105,7 @@ class Scan:
         """Count a piece of text, which may begin between a carriage return and its newline."""
         if not text:
             return
-        self.marked = self.marked or (self.characters == 0 and text[0] == "\ufeff")
+        self.has_bom = self.has_bom or (self.characters == 0 and text[0] == "\ufeff")
         self._measure_first(text)
         returns, newlines = text.count("\r"), text.count("\n")
         pairs = text.count("\r\n") if returns else 0
@@ -116,7 +116,7 @@ class Scan:
         self._after_return = text[-1] == "\r"
         self.last_line_ended = text[-1] in "\r\n"
         self.characters += len(text)
-        self.halves = self.halves or has_lone_surrogate(text)
+        self.has_lone_surrogates = self.has_lone_surrogates or has_lone_surrogate(text)
 
     def _measure_first(self, text: str) -> None:
         """Measure the line in which a piece begins, up to the end of the piece."""
@@ -193,15 +193,15 @@ def detect_encoding(
         else:
             codec, errors = _check_codec(encoding, key), "strict"
         scan = _scan_file(file, codec, errors, key, limits, row_is)
-        if scan.broken is not None:
+        if scan.invalid_byte is not None:
             if encoding != "auto" or codec != "utf-8" or mark:
                 raise _decoding_error(file, scan, f"not {codec.upper()}", f"set {key} to what it is")
             return _guess_encoding(file, scan, key, limits, row_is)
     # The codecs utf-16 and utf-32 consume the mark; the others return it.
-    bom = scan.marked or (bool(mark) and codec in ("utf-16", "utf-32"))
-    if scan.characters == scan.marked:
+    bom = scan.has_bom or (bool(mark) and codec in ("utf-16", "utf-32"))
+    if scan.characters == scan.has_bom:
         raise RecipeError(f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""))
-    display_name = "cesu-8" if codec == "utf-8" and scan.halves else codec
+    display_name = "cesu-8" if codec == "utf-8" and scan.has_lone_surrogates else codec
     return TextDecoding(display_name, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
 
 
@@ -215,9 +215,9 @@ def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | 
         number = 1
         while line := stream.readline(max_characters + 1):
             if len(line) > max_characters:
-                raise text.limits.row_refused(f"{file.name}:{number}", "a line")
+                raise text.limits.row_error(f"{file.name}:{number}", "a line")
             line = line.removeprefix("\ufeff") if number == 1 else line
-            yield join_surrogates(line) if text.halves else line
+            yield join_surrogates(line) if text.has_lone_surrogates else line
             number += 1
 
 
@@ -286,17 +286,17 @@ def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limi
             scan.size_bytes += len(block)
             scan.add(decoder.decode(block))
             if row_is == "line" and scan.longest_line[0] > limits.row:
-                raise limits.row_refused(f"{file.name}:{scan.longest_line[1]}", "a line")
+                raise limits.row_error(f"{file.name}:{scan.longest_line[1]}", "a line")
             if row_is == "file" and scan.size_bytes > limits.row:
-                raise limits.row_refused(file.name, "a text")
-            if limits.packed_too_much(scan.size_bytes, stored_bytes, MAX_FILE_RATIO):
+                raise limits.row_error(file.name, "a text")
+            if limits.exceeds_ratio(scan.size_bytes, stored_bytes, MAX_FILE_RATIO):
                 raise file_ratio_error(f"{file.name}:{scan.line}", limits, stored_bytes)
         scan.add(decoder.decode(b"", True))
     except UnicodeDecodeError as error:
         with suppress(UnicodeError):  # idna does not replace; the line is then that of the block
             scan.add(error.object[: error.start].decode(codec, "replace"))
         at_end = error.reason in ("unexpected end of data", "truncated data")
-        scan.broken = error.object[error.start], at_end
+        scan.invalid_byte = error.object[error.start], at_end
     except UnicodeError as error:  # some codecs report no byte
         raise RecipeError(f"{file.name}:{scan.line}: not {codec.upper()} ({error}); set {key}") from None
     return scan
@@ -308,7 +308,7 @@ def _guess_encoding(file: SourceFile, failed_scan: Scan, key: str, limits: Limit
     Raise RecipeError with advice otherwise.
     """
     western = detect_western(read_blocks(file, failed_scan))
-    if western is None or western == "utf-8" or (failed_scan.broken and failed_scan.broken[1]):
+    if western is None or western == "utf-8" or (failed_scan.invalid_byte and failed_scan.invalid_byte[1]):
         if western == "utf-8" and is_mostly_utf8(read_blocks(file, failed_scan)):
             reason, advice = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
         else:
@@ -323,6 +323,6 @@ def _guess_encoding(file: SourceFile, failed_scan: Scan, key: str, limits: Limit
 
 def _decoding_error(file: SourceFile, scan: Scan, reason: str, advice: str) -> RecipeError:
     """Return the error for the byte at which the scan stopped."""
-    byte, at_end = scan.broken or (0, False)
+    byte, at_end = scan.invalid_byte or (0, False)
     end = ": the file ends inside a character" if at_end else ""
     return RecipeError(f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {reason}{end}; {advice}")

@@ -45,7 +45,7 @@ def read(
 def read_json_text(file: SourceFile, text: TextDecoding) -> str:
     """Return the text of a JSON file. Raise RecipeError if it exceeds the limit."""
     if (size := text.scan.size_bytes) > text.limits.unpacked:
-        raise text.limits.unpacked_refused(file.name, "JSON", CONVERT_TO_JSONL_HINT, size)
+        raise text.limits.unpacked_error(file.name, "JSON", CONVERT_TO_JSONL_HINT, size)
     return "".join(read_lines(file, text, newline="", limit=size))
 
 
@@ -57,7 +57,7 @@ def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterato
         if not line.strip():
             continue
         try:
-            values = _to_row_values(STRICT_JSON.decode(line), "\\u" in line or text.halves, header)
+            values = _to_row_values(STRICT_JSON.decode(line), "\\u" in line or text.has_lone_surrogates, header)
         except json.JSONDecodeError as error:
             cut_hint = "; the last line is cut off" if not line.endswith(newline) else ""
             nul_hint = " (NUL bytes)" if "\0" in line else ""
@@ -99,7 +99,7 @@ def _read_layout(
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Return the rows of an object without an array of objects, with all rows in memory."""
     if (size := VALUE_BYTES * sum(map(content.count, ",[{"))) > limits.unpacked:
-        raise limits.unpacked_refused(name, "an object whose values take memory", CONVERT_TO_JSONL_HINT, size)
+        raise limits.unpacked_error(name, "an object whose values take memory", CONVERT_TO_JSONL_HINT, size)
     try:
         value = _to_row_values(STRICT_JSON.decode(content), may_hold_surrogates=True)
     except json.JSONDecodeError:
@@ -118,7 +118,9 @@ def _read_array(file: SourceFile, text: TextDecoding, content: str, start: int, 
             _iterate_elements(file.name, content, start, _decode_element, text.limits), start=1
         ):
             try:
-                values = _to_row_values(value, text.halves or content.find("\\u", end, value_end) >= 0, header)
+                values = _to_row_values(
+                    value, text.has_lone_surrogates or content.find("\\u", end, value_end) >= 0, header
+                )
             except ValueError as error:
                 yield SourceRow(file.name, number, {}, _error_message(error))
             else:
@@ -205,7 +207,7 @@ def _iterate_members(
             # A table by columns (df.to_json()) is no row: the estimated size of its values counts, as in _read_layout.
             estimated_bytes = VALUE_BYTES * sum(text.count(character, start) for character in ",[{")
             if estimated_bytes > limits.unpacked and not _ends_within(text, start, limits.row):
-                raise limits.row_refused(f"{name}:1", f"key {key[:40]!r}")
+                raise limits.row_error(f"{name}:1", f"key {key[:40]!r}")
             end = LENIENT_JSON.raw_decode(text, start)[1]
         yield key, start, value_types, nested_keys
         offset = _skip_whitespace(text, end)
@@ -233,7 +235,7 @@ def _iterate_elements(
         return
     for number in count(1):
         if not _ends_within(text, offset, limits.row):
-            raise limits.row_refused(f"{name}:{number}")
+            raise limits.row_error(f"{name}:{number}")
         value, offset = decode(text, offset)
         yield value, offset
         offset = _skip_whitespace(text, offset)

@@ -36,17 +36,17 @@ class Limits:
     row: int
     unpacked: int
 
-    def row_refused(
+    def row_error(
         self, location: str, subject: str = "a row", advice: str = "split it", size: int | None = None
     ) -> RecipeError:
         """Return the error for a row, or part of one, that is too large. Without `size` its end was not read."""
         return _limit_error(location, subject, size, self.row, advice, ROW_LIMIT_KEY)
 
-    def unpacked_refused(self, location: str, subject: str, advice: str, size: int | None = None) -> RecipeError:
+    def unpacked_error(self, location: str, subject: str, advice: str, size: int | None = None) -> RecipeError:
         """Return the error for data that is too large as one piece."""
         return _limit_error(location, subject, size, self.unpacked, advice, UNPACKED_LIMIT_KEY)
 
-    def packed_too_much(self, size: int, stored_bytes: int, max_ratio: int) -> bool:
+    def exceeds_ratio(self, size: int, stored_bytes: int, max_ratio: int) -> bool:
         """Return whether `size` bytes from `stored_bytes` exceed both the limit and the ratio."""
         return size > self.unpacked and size > max_ratio * stored_bytes
 
@@ -88,9 +88,9 @@ def enforce_limits(rows: Iterable[SourceRow], file: SourceFile, limits: Limits) 
         size = estimate_bytes(row.values)
         if size > limits.row:
             column = max(row.values, key=lambda name: estimate_bytes(row.values[name]))
-            raise limits.row_refused(f"{row.file}:{row.line}", f"a row, mostly column {column[:40]!r},", size=size)
+            raise limits.row_error(f"{row.file}:{row.line}", f"a row, mostly column {column[:40]!r},", size=size)
         total += size + ROW_OVERHEAD_BYTES
-        if stored_bytes is not None and limits.packed_too_much(total, stored_bytes, MAX_FILE_RATIO):
+        if stored_bytes is not None and limits.exceeds_ratio(total, stored_bytes, MAX_FILE_RATIO):
             raise file_ratio_error(f"{row.file}:{row.line}", limits, stored_bytes)
         yield row
 
@@ -100,7 +100,7 @@ def file_ratio_error(
 ) -> RecipeError:
     """Return the error for a file with rows far larger than the file."""
     subject = f"{rows}, more than {MAX_FILE_RATIO:,} times a file of {stored_bytes:,} bytes,"
-    return limits.unpacked_refused(location, subject, "check where it is from", size)
+    return limits.unpacked_error(location, subject, "check where it is from", size)
 
 
 def split_into_chunks(items: Iterable[T], max_items: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:

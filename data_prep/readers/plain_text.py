@@ -126,7 +126,7 @@ def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow
     # A bare carriage return ends a line only if the file has no other line ends.
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(read_lines(file, text, newline), start=1):
-        if text.halves and has_lone_surrogate(line):
+        if text.has_lone_surrogates and has_lone_surrogate(line):
             yield SourceRow(file.name, number, {}, LONE_SURROGATE_MESSAGE)
         elif line.strip():
             yield SourceRow(file.name, number, {"text": line.rstrip("\r\n"), "label": label, "file": file.name})
@@ -135,7 +135,7 @@ def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow
 def _read_document(file: SourceFile, text: TextDecoding, label: str) -> SourceRow:
     """Return the text of a file as one row."""
     content = "".join(read_lines(file, text, newline=""))
-    if text.halves and has_lone_surrogate(content):
+    if text.has_lone_surrogates and has_lone_surrogate(content):
         return SourceRow(file.name, 1, {}, LONE_SURROGATE_MESSAGE)
     return SourceRow(file.name, 1, {"text": content, "label": label, "file": file.name})
 

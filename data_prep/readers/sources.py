@@ -93,7 +93,7 @@ def _resolve_source(source: Source) -> tuple[list[SourceFile], list[str]]:
     files: list[SourceFile] = []
     all_files: list[SourceFile] = []
     skipped: list[str] = []
-    for split, paths in source.given.items():
+    for split, paths in source.paths_by_split.items():
         for number, path in enumerate(paths):
             key = "path" if source.path else f"paths[{number}]" if source.paths else split
             matched, unread = _resolve_path(f"data.source.{key}", split, path)

@@ -129,7 +129,7 @@ def _read_filled_rows(file: SourceFile, sheet: Any, size_limits: limits.Limits) 
     sheet.reset_dimensions()  # the stored dimensions are often wrong, and rows beyond them would be lost
     for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
         if (size := sum(len(cell) for cell in row if isinstance(cell, str))) > size_limits.row:
-            raise size_limits.row_refused(f"{file.name}:{number}", size=size)
+            raise size_limits.row_error(f"{file.name}:{number}", size=size)
         if any(cell not in (None, "") for cell in row):
             yield number, row
 
@@ -207,7 +207,7 @@ def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
             parts = archive.infolist()
             # Declared sizes are sufficient: zipfile reads no byte beyond them.
             if (size := sum(part.file_size for part in parts)) > size_limits.unpacked:
-                raise size_limits.unpacked_refused(file.name, "an unpacked workbook", "export it as CSV", size)
+                raise size_limits.unpacked_error(file.name, "an unpacked workbook", "export it as CSV", size)
             for part in parts:
                 # A workbook may use a part of any name as a sheet. A picture is no XML from its first byte on.
                 is_xml = part.filename.endswith((".xml", ".rels"))
@@ -223,22 +223,22 @@ class _PartCounter:
     def __init__(self, name: str) -> None:
         self.name, self.elements, self.row, self.in_row = name, 0, 0, 0
         content = "worksheets/" in name or "sharedStrings" in name
-        self.most = MAX_CONTENT_ELEMENTS if content else MAX_OTHER_ELEMENTS
+        self.max_elements = MAX_CONTENT_ELEMENTS if content else MAX_OTHER_ELEMENTS
 
     def read(self, stream: Any) -> None:
         """Parse the part. Raise RecipeError if it exceeds a limit."""
         parser = expat.ParserCreate(namespace_separator=" ")
-        parser.StartElementHandler = self._begin
-        parser.StartDoctypeDeclHandler = self._refuse
+        parser.StartElementHandler = self._start_element
+        parser.StartDoctypeDeclHandler = self._refuse_doctype
         while block := stream.read(BLOCK_BYTES):
             parser.Parse(block)
         parser.Parse(b"", True)
 
-    def _refuse(self, *_: Any) -> None:
+    def _refuse_doctype(self, *_: Any) -> None:
         """Raise RecipeError for a document type declaration."""
         raise RecipeError(f"{self.name} has a document type, which no workbook has; save it anew")
 
-    def _begin(self, tag: str, attributes: dict[str, str]) -> None:
+    def _start_element(self, tag: str, attributes: dict[str, str]) -> None:
         """Count an element. Raise RecipeError if it exceeds a limit."""
         self.elements += 1
         if tag.endswith("main row"):
@@ -253,8 +253,8 @@ class _PartCounter:
             self.in_row += 1
             if self.in_row > MAX_ROW_ELEMENTS:
                 raise RecipeError(f"{self.name}: row {self.row} has more cells than Excel allows; save it anew")
-        if self.elements > self.most:
-            raise RecipeError(f"{self.name} has more than {self.most:,} elements; export the sheet as CSV")
+        if self.elements > self.max_elements:
+            raise RecipeError(f"{self.name} has more than {self.max_elements:,} elements; export the sheet as CSV")
 
 
 def _unreadable_error(file: SourceFile, error: Exception, location: str = "") -> RecipeError:

@@ -55,7 +55,7 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
         recipe=prepared.recipe,
         splits=[name for name in SPLITS if report["rows"]["written"][name]],
         flow=make_row_flow(report["rows"]),
-        rejected=prepared.unusable[:MAX_REJECTED_SHOWN],
+        rejected=prepared.rejected[:MAX_REJECTED_SHOWN],
         remaining_leaks=count_remaining_leaks(prepared),
         labels=make_split_bars(report["labels"]),
         lengths=make_token_histogram(report["tokens"]),
@@ -91,7 +91,7 @@ def source_name(source: Source) -> str:
     """Return the name of the source: the data set, the file, or the common folder of its files."""
     if source.hub is not None:
         return source.hub
-    all_paths = [path for paths in source.given.values() for path in paths]
+    all_paths = [path for paths in source.paths_by_split.values() for path in paths]
     path = Path(
         all_paths[0] if len(all_paths) == 1 else commonpath([Path(name).absolute().parent for name in all_paths])
     )
@@ -129,7 +129,7 @@ def make_row_flow(rows: Mapping[str, Any]) -> View:
 
 def count_remaining_leaks(prepared: PreparedData) -> int:
     """Return how many written test rows have a duplicate in another written split."""
-    keys, kept_by_split = prepared.table.columns["key"], prepared.written
+    keys, kept_by_split = prepared.table.columns["key"], prepared.kept_by_split
     in_other_splits = np.any([kept_by_split[name] for name in SPLITS if name != "test"], axis=0)
     return int(np.isin(keys[kept_by_split["test"]], keys[in_other_splits]).sum())
 
@@ -193,16 +193,16 @@ def ticks(low: int, high: int) -> list[int]:
 
 def make_pair_views(prepared: PreparedData) -> list[View]:
     """Return example pairs for each drop reason that names a second row, the least similar pairs first."""
-    drops, views = prepared.left, []
+    drops, views = prepared.drops, []
     for code, reason in enumerate(DROP_REASONS):
-        rows = np.flatnonzero((drops.reason == code) & (drops.other >= 0))
+        rows = np.flatnonzero((drops.reason == code) & (drops.reason_row >= 0))
         if not len(rows):
             continue
         clean = prepared.table.columns["clean"]
-        similarity = np.where(clean[rows] == clean[drops.other[rows]], 1.0, drops.similarity[rows])
+        similarity = np.where(clean[rows] == clean[drops.reason_row[rows]], 1.0, drops.similarity[rows])
         rows = rows[np.argsort(similarity, kind="stable")]
         # One example per reason row is sufficient.
-        rows = rows[np.sort(np.unique(prepared.table.columns["key"][drops.other[rows]], return_index=True)[1])]
+        rows = rows[np.sort(np.unique(prepared.table.columns["key"][drops.reason_row[rows]], return_index=True)[1])]
         pairs = [make_pair_view(int(row), prepared) for row in rows[:MAX_PAIRS_SHOWN]]
         views.append({"reason": reason, "rows": int((drops.reason == code).sum()), "shown": pairs})
     return views
@@ -210,11 +210,11 @@ def make_pair_views(prepared: PreparedData) -> list[View]:
 
 def make_pair_view(row: int, prepared: PreparedData) -> View:
     """Return a dropped row and its reason row; similarity 0 means that their keys are equal."""
-    reason_row, targets = int(prepared.left.other[row]), prepared.table.columns["target"]
+    reason_row, targets = int(prepared.drops.reason_row[row]), prepared.table.columns["target"]
     views = [make_row_view(number, prepared) for number in (row, reason_row)]
     for view, pieces in zip(views, diff_texts(*(view["text"] for view in views)), strict=True):
         view["pieces"] = pieces
-    similarity = float(prepared.left.similarity[row])
+    similarity = float(prepared.drops.similarity[row])
     return {"similarity": similarity, "same_target": bool(targets[row] == targets[reason_row]), "rows": views}
 
 
@@ -222,9 +222,9 @@ def make_row_view(row: int, prepared: PreparedData) -> View:
     """Return the location, split, label and text of a row."""
     texts = prepared.table.texts
     return {
-        "place": prepared.table.place(row),
-        "split": SPLITS[prepared.assigned.splits[row]],
-        "stays": bool(prepared.left.stays[row]),
+        "place": prepared.table.location(row),
+        "split": SPLITS[prepared.assignment.splits[row]],
+        "stays": bool(prepared.drops.kept[row]),
         "label": label_sets.format_labels(prepared.label_sets, prepared.table.columns["target"][row]),
         "text": texts.value("text", row),
     }

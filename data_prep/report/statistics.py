@@ -25,25 +25,25 @@ MAX_LOCATIONS = 5
 
 def count_rows(prepared: PreparedData) -> dict[str, Any]:
     """Return the numbers of rows read, filtered, written by split, and rejected and dropped by reason."""
-    dropped = Counter(DROP_REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
+    dropped = Counter(DROP_REASONS[reason] for reason in prepared.drops.reason[~prepared.drops.kept])
     return {
-        "read": len(prepared.table) + len(prepared.unusable) + prepared.filtered,
+        "read": len(prepared.table) + len(prepared.rejected) + prepared.filtered,
         "filtered": prepared.filtered,
-        "written": {name: int(mask.sum()) for name, mask in prepared.written.items()},
-        "rejected": dict(Counter(row.reason for row in prepared.unusable)),
+        "written": {name: int(mask.sum()) for name, mask in prepared.kept_by_split.items()},
+        "rejected": dict(Counter(row.reason for row in prepared.rejected)),
         "dropped": dict(sorted(dropped.items())),
     }
 
 
 def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
     """Return the parts of data.json that describe the rows."""
-    table, data, splits = prepared.table, prepared.recipe.data, prepared.assigned.splits
+    table, data, splits = prepared.table, prepared.recipe.data, prepared.assignment.splits
     return {
         "split": {
             "by": _describe_split_method(prepared),
-            "cut": prepared.assigned.cut,
+            "cut": prepared.assignment.test_from,
             "rows_without_group": _count_rows_without_group(prepared),
-            "shares": split.compute_deviations(table, prepared.assigned, prepared.label_sets),
+            "shares": split.compute_deviations(table, prepared.assignment, prepared.label_sets),
         },
         "duplicate_key": DUPLICATE_KEY_RULE,
         "near_duplicates": {
@@ -67,20 +67,20 @@ def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
 
     "spellings" is {label as written: rows}; it is omitted if the only spelling is the label.
     """
-    if not prepared.descriptions:
+    if not prepared.label_descriptions:
         return {}
     targets = prepared.table.columns["target"]
     counts_by_split = {
         name: label_sets.count_rows_per_label(prepared.label_sets, targets[mask])
-        for name, mask in prepared.written.items()
+        for name, mask in prepared.kept_by_split.items()
     }
     entries: dict[str, dict[str, Any]] = {}
-    for label, description in prepared.descriptions.items():
+    for label, description in prepared.label_descriptions.items():
         entries[label] = {"description": description, **{name: counts_by_split[name][label] for name in SPLITS}}
         spellings = {
             spelling: count
             for spelling, count in prepared.table.targets.items()
-            if prepared.spellings.get(spelling) == label
+            if prepared.label_aliases.get(spelling) == label
         }
         if set(spellings) - {label}:
             entries[label]["spellings"] = spellings
@@ -95,9 +95,9 @@ def find_empty_label_columns(prepared: PreparedData) -> list[str]:
 
 def count_labels_per_row(prepared: PreparedData) -> dict[str, Any] | None:
     """Return {"may_be_empty", "rows": {number of labels: rows written}}; None for tasks that are not multi-label."""
-    if not TASKS[prepared.recipe.task.variant].IS_MULTILABEL:
+    if not TASKS[prepared.recipe.task.task_name].IS_MULTILABEL:
         return None
-    targets = prepared.table.columns["target"][prepared.left.stays]
+    targets = prepared.table.columns["target"][prepared.drops.kept]
     return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.count_set_sizes(prepared.label_sets, targets)}
 
 
@@ -111,12 +111,12 @@ def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
 
 def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
     """Return {trait: {"mean", "median"}} of the written free-text answers; {} for other tasks."""
-    task = TASKS[prepared.recipe.task.variant]
+    task = TASKS[prepared.recipe.task.task_name]
     if not isinstance(task, FreeTextTaskKind):
         return {}
     trait_values: dict[str, list[float]] = {}
     for start, batch in prepared.table.texts.batches():
-        kept = prepared.left.stays[start : start + batch.num_rows]
+        kept = prepared.drops.kept[start : start + batch.num_rows]
         for row in batch.select(["text", "target"]).filter(kept).to_pylist():
             for trait, value in task.describe_answer(row["text"], task.parse_target(row["target"])).items():
                 trait_values.setdefault(trait, []).append(value)
@@ -132,23 +132,23 @@ def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
     known_lengths = lengths[lengths >= 0]
     if not len(known_lengths):
         return {"max_length": limit}
-    fits = prepared.room.fits(prepared.table)
+    fits = prepared.context_limit.fits(prepared.table)
     edges = np.unique(np.linspace(known_lengths.min(), known_lengths.max() + 1, HISTOGRAM_BINS + 1).astype(int))
     return {
         "max_length": limit,
         "longest": int(known_lengths.max()),
         "median": int(np.median(known_lengths)),
-        "over_max_length": {name: int((lengths[mask] > limit).sum()) for name, mask in prepared.written.items()},
+        "over_max_length": {name: int((lengths[mask] > limit).sum()) for name, mask in prepared.kept_by_split.items()},
         "served": {
-            "tokens": prepared.room.tokens,
-            "limit": prepared.room.key,
-            "for_the_answer": prepared.room.answer,
-            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~fits).sum()),
-            "train_rows_that_do_not_fit": int((prepared.written["train"] & ~fits).sum()),
+            "tokens": prepared.context_limit.tokens,
+            "limit": prepared.context_limit.key,
+            "for_the_answer": prepared.context_limit.answer,
+            "test_rows_that_do_not_fit": int((prepared.kept_by_split["test"] & ~fits).sum()),
+            "train_rows_that_do_not_fit": int((prepared.kept_by_split["train"] & ~fits).sum()),
         },
         "histogram": {
             "edges": edges.tolist(),
-            **{name: np.histogram(lengths[mask], edges)[0].tolist() for name, mask in prepared.written.items()},
+            **{name: np.histogram(lengths[mask], edges)[0].tolist() for name, mask in prepared.kept_by_split.items()},
         },
     }
 
@@ -161,7 +161,7 @@ def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
         summary[kind] = {
             "rows": len(rows),
             "redacted": kind in prepared.recipe.privacy.redact,
-            "at": [prepared.table.place(int(row)) for row in rows[:MAX_LOCATIONS]],
+            "at": [prepared.table.location(int(row)) for row in rows[:MAX_LOCATIONS]],
         }
     return summary
 
@@ -198,7 +198,7 @@ def _count_known_to_given_train(table: Table, slice_number: int) -> int:
 
 def _count_rows_without_group(prepared: PreparedData) -> int:
     """Return how many assignable rows have an empty group; 0 if the recipe names no group column."""
-    ungrouped = prepared.assigned.ours & ~prepared.table.columns["grouped"]
+    ungrouped = prepared.assignment.assignable & ~prepared.table.columns["grouped"]
     return int(ungrouped.sum()) if prepared.recipe.data.split.group else 0
 
 

@@ -27,7 +27,7 @@ MAX_MISSING_SHOWN = 6
 def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Return {recipe key: column} of all columns that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
-    answer = TASKS[recipe.task.variant].answer_columns(recipe)
+    answer = TASKS[recipe.task.task_name].answer_columns(recipe)
     needed: dict[str, str | None] = {"data.columns.id": columns.id, **input_columns(recipe)}
     if columns.messages is None:
         needed |= answer
@@ -64,7 +64,9 @@ def columns_to_read(recipe: Recipe, split: str) -> list[str]:
     These are the needed columns, the columns of record fields, and the roots of dotted names.
     """
     columns = [*needed_columns(recipe, split).values()]
-    columns += field_names(recipe) if recipe.data.columns.target is None and not recipe.data.columns.of_slots else []
+    columns += (
+        field_names(recipe) if recipe.data.columns.target is None and not recipe.data.columns.slot_columns else []
+    )
     return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
 
 
@@ -73,7 +75,7 @@ def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -
 
     One column of data.columns.targets is sufficient: test files often have more of them than train files.
     """
-    needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
+    needed, answers = needed_columns(recipe, split), recipe.data.columns.target_columns
     optional = answers if any(column in present for column in answers.values()) else {}
     return {key: column for key, column in needed.items() if column not in present and key not in optional}
 
@@ -118,7 +120,7 @@ def check_answer_columns(
 
     `missing_by_file` has the columns that each file lacks.
     """
-    for key, column in recipe.data.columns.of_targets.items():
+    for key, column in recipe.data.columns.target_columns.items():
         if present and all(column in missing for missing in missing_by_file):
             matches = get_close_matches(column, list(present), 1)
             hint = f"; did you mean {matches[0]!r}?" if matches else "; leave it out"

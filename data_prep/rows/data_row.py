@@ -48,15 +48,15 @@ class Row:
     """None if the recipe has no group column or the value is empty."""
     slices: dict[str, str]
     time: float | None
-    found: frozenset[str]
+    pii_kinds: frozenset[str]
     """Kinds of personal data in the text or in a free-text answer, before redaction."""
     system: str
     """The system prompt of a chat row; the recipe's instruction replaces it."""
-    raw: str
+    text_before_cleaning: str
     """The redacted text before cleaning. It shows how many test rows an exact comparison would have missed."""
-    states: dict[str, str]
+    field_states: dict[str, str]
     """Extraction: whether each field is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
-    cut: frozenset[str]
+    cut_fields: frozenset[str]
     """Fields whose span in the text, as given by the source, begins or ends inside a word."""
     file: str
     line: int
@@ -117,19 +117,19 @@ def _escape_surrogates(text: str) -> str:
 
 def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     """Return the row. Raise UnusableRowError with the reason if it is unusable."""
-    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, TASKS[recipe.task.variant]
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, TASKS[recipe.task.task_name]
     record, cut_fields = _extract_source_record(values, recipe)
     raw, source_target = record.text, record.target
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
         parsed, *other_parsed = (
-            read_record(parse_record(answer), schema, formats) for answer in (source_target, *record.others)
+            read_record(parse_record(answer), schema, formats) for answer in (source_target, *record.other_targets)
         )
-        record = replace(record, target=parsed, others=other_parsed)
+        record = replace(record, target=parsed, other_targets=other_parsed)
     prepared = inputs.prepare_input(raw, kinds)
     check_characters("system prompt", record.system)
-    check_characters("answer", [record.target, *record.others])
-    text, redactions, pii_kinds = prepared.text, prepared.hidden, set(prepared.found)
+    check_characters("answer", [record.target, *record.other_targets])
+    text, redactions, pii_kinds = prepared.text, prepared.redacted_values, set(prepared.pii_kinds)
     raw = text if kinds and pii_kinds else raw
     redact = (
         _make_redactor(text, redactions, kinds, pii_kinds)
@@ -138,7 +138,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     )
     slice_values = _slice_values(values, record.target, recipe, redactions)
     target, *other_targets = dict.fromkeys(
-        task.normalize_target(answer, recipe, redact) for answer in (record.target, *record.others)
+        task.normalize_target(answer, recipe, redact) for answer in (record.target, *record.other_targets)
     )
     # JSON inside the answers is decoded now, with its escapes.
     check_characters("answer", [task.parse_target(answer) for answer in (target, *other_targets)])
@@ -154,11 +154,13 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         group=group if group is None else redaction.pseudonymize(group, kinds),
         slices={name: redaction.pseudonymize(slice_values.get(name, ""), kinds) for name in recipe.data.slices},
         time=_parse_row_time(values, recipe),
-        found=frozenset(pii_kinds),
+        pii_kinds=frozenset(pii_kinds),
         system=record.system,
-        raw=raw,
-        states=_locate_fields(parse_record(source_target), json.loads(target), text) if field_names(recipe) else {},
-        cut=cut_fields,
+        text_before_cleaning=raw,
+        field_states=_locate_fields(parse_record(source_target), json.loads(target), text)
+        if field_names(recipe)
+        else {},
+        cut_fields=cut_fields,
         file=source.file,
         line=source.line,
     )
@@ -167,12 +169,12 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
 def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[SourceRecord, frozenset[str]]:
     """Return the source record of a row, and the fields whose spans cut words."""
     messages = recipe.data.columns.messages
-    if recipe.data.columns.of_slots:
+    if recipe.data.columns.slot_columns:
         slot_record = slots.extract(values, recipe)
-        return slot_record.given, slot_record.cut
+        return slot_record.record, slot_record.cut_fields
     if messages is not None:
         return parse_conversation(values.get(messages), messages), frozenset()
-    return TASKS[recipe.task.variant].read_source_row(values, recipe), frozenset()
+    return TASKS[recipe.task.task_name].read_source_row(values, recipe), frozenset()
 
 
 def _parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:

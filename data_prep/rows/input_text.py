@@ -29,9 +29,9 @@ def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
         messages = parse_messages(values.get(columns.messages), columns.messages)
         has_answer = len(messages) > 1 and messages[-1]["role"] == "assistant"
         return split_prompt(messages[:-1] if has_answer else messages)[1]
-    if columns.of_slots:
+    if columns.slot_columns:
         return slots.extract_text(values, recipe)
-    if recipe.task.variant == "preference":
+    if recipe.task.task_name == "preference":
         return _extract_prompt(values, recipe)
     return read_input(values, columns)
 

@@ -29,13 +29,13 @@ class RowFilter:
     def __init__(self, where: Mapping[str, Any]) -> None:
         self._where = {column: _as_list(expected) for column, expected in where.items()}
         self._unmatched = {column: list(expected) for column, expected in self._where.items()}
-        self._there: dict[str, Counter[str]] = {column: Counter() for column in where}
+        self._value_counts: dict[str, Counter[str]] = {column: Counter() for column in where}
 
-    def takes(self, values: Mapping[str, Any]) -> bool:
+    def accepts(self, values: Mapping[str, Any]) -> bool:
         """Return whether a source row has an expected value in every filtered column."""
         accepted = True
         for column, expected in self._where.items():
-            value, counts = values.get(column), self._there[column]
+            value, counts = values.get(column), self._value_counts[column]
             match = next((candidate for candidate in expected if matches_value(value, candidate)), MISSING)
             if match is MISSING:
                 accepted = False
@@ -48,7 +48,7 @@ class RowFilter:
                 counts[text] += 1
         return accepted
 
-    def unmatched(self) -> list[str]:
+    def list_unmatched(self) -> list[str]:
         """Return one line per expected value that no row has, with the most similar value that occurs."""
         return [
             f"data.where.{column}: no row has {_format_value(value)}{self._hint(column, value)}"
@@ -58,7 +58,7 @@ class RowFilter:
 
     def _hint(self, column: str, expected: Any) -> str:
         """Return the most similar value of the column, or else its most frequent values."""
-        counts = self._there[column]
+        counts = self._value_counts[column]
         if matches := get_close_matches(to_text(expected), [text for text in counts if text], 1):
             return f"; did you mean {display_label(matches[0])}?"
         listing = ", ".join(

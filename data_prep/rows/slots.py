@@ -41,8 +41,8 @@ class SlotRecord:
     Such a value suggests offsets that are off by one.
     """
 
-    given: SourceRecord
-    cut: frozenset[str] = frozenset()
+    record: SourceRecord
+    cut_fields: frozenset[str] = frozenset()
 
 
 def extract(values: Mapping[str, Any], recipe: Recipe) -> SlotRecord:

@@ -34,7 +34,7 @@ _LOCAL, _KEPT, _MIRRORED, _RECORDED = 1, 2, 4, 8
 class AnswerRecord:
     """The contents of an answer id."""
 
-    deployment: str
+    deployment_id: str
     """Version and routing.json (`Task.deployment_id`), 16 hex digits."""
     digest: str
     """Keyed digest of the answer, 16 hex digits."""
@@ -69,7 +69,7 @@ class AnswerIds:
         name = secrets.token_hex(8)
         thousandths = -1 if record.confidence is None else round(1000 * record.confidence)
         flags = _LOCAL * record.local + _KEPT * record.kept + _MIRRORED * record.mirrored + _RECORDED * record.recorded
-        fields = (bytes.fromhex(part) for part in (name, record.deployment, record.digest))
+        fields = (bytes.fromhex(part) for part in (name, record.deployment_id, record.digest))
         packed = _LAYOUT.pack(_FORMAT_VERSION, *fields, int(time.time()) // _DAY_SECONDS, thousandths, flags)
         return base64.urlsafe_b64encode(packed + self._signature(packed)).decode().rstrip("="), name
 

@@ -42,7 +42,7 @@ class NoEscalation:
     """Why nothing is escalated: the reason code of answers, and a message for the console."""
 
     reason: str
-    words: str
+    message: str
 
 
 class Escalation:
@@ -54,24 +54,24 @@ class Escalation:
         price = pricing.lookup_price(system.baseline)
         self.ledger = ledger if price else None
         """Ledger of its costs; None: it costs nothing."""
-        self._purse = MonthlyBudget(ledger, price) if ledger and price else None
-        self.priced = self._purse is not None
-        self._lines = [BackendClient(backend, self._purse)]
-        self._failures, self._silent_until = 0, 0.0
-        self._asking: set[asyncio.Task[ScoredAnswer | str]] = set()
+        self._budget = MonthlyBudget(ledger, price) if ledger and price else None
+        self.has_price = self._budget is not None
+        self._clients = [BackendClient(backend, self._budget)]
+        self._failures, self._paused_until = 0, 0.0
+        self._pending: set[asyncio.Task[ScoredAnswer | str]] = set()
 
-    async def ask(self, task_input: Input) -> ScoredAnswer | str:
+    async def query(self, task_input: Input) -> ScoredAnswer | str:
         """Return a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
 
         The request continues if the client disconnects: it is paid for, and its cost must be recorded.
         """
-        if time.monotonic() < self._silent_until:
+        if time.monotonic() < self._paused_until:
             return FAILED
         row = {"id": secrets.token_hex(8), "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(self.system, self.task.material, [row])
-        pending = asyncio.create_task(self._in_time(request))
-        self._asking.add(pending)
-        pending.add_done_callback(self._ended)
+        pending = asyncio.create_task(self._query_with_timeout(request))
+        self._pending.add(pending)
+        pending.add_done_callback(self._on_done)
         result: ScoredAnswer | str
         try:
             result = await asyncio.shield(pending)
@@ -82,58 +82,58 @@ class Escalation:
         if result == FAILED:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
-                self._silent_until = time.monotonic() + PAUSE_SECONDS
+                self._paused_until = time.monotonic() + PAUSE_SECONDS
         else:
             self._failures = 0
         return result
 
     async def close(self) -> None:
         """Cancel pending requests and close the connections."""
-        for pending in self._asking:
+        for pending in self._pending:
             pending.cancel()
-        for client in self._lines:
+        for client in self._clients:
             await client.close()
 
-    def _ended(self, pending: asyncio.Task[ScoredAnswer | str]) -> None:
-        self._asking.discard(pending)
+    def _on_done(self, pending: asyncio.Task[ScoredAnswer | str]) -> None:
+        self._pending.discard(pending)
         if not pending.cancelled():
             pending.exception()  # retrieve the exception: there may be no waiting request any more
 
-    async def _in_time(self, request: Request) -> ScoredAnswer | str:
+    async def _query_with_timeout(self, request: Request) -> ScoredAnswer | str:
         async with asyncio.timeout(self.task.recipe.route.api_seconds):
-            return await self._asked(request)
+            return await self._query_and_repair(request)
 
-    async def _asked(self, request: Request) -> ScoredAnswer | str:
-        result = await self._judged(request)
+    async def _query_and_repair(self, request: Request) -> ScoredAnswer | str:
+        result = await self._query_once(request)
         if isinstance(result, str):
             return result
         problem = result.parsed.problem
         if problem in _PROBLEM_MESSAGES and request.choices is None:
-            result = await self._judged(_build_repair_request(request, result.answer.output or "", problem))
+            result = await self._query_once(_build_repair_request(request, result.answer.output or "", problem))
         return INVALID if isinstance(result, ScoredAnswer) and result.parsed.problem is not None else result
 
-    async def _judged(self, request: Request) -> ScoredAnswer | str:
-        reply = await self._reply(request)
-        if reply.received is None:
+    async def _query_once(self, request: Request) -> ScoredAnswer | str:
+        reply = await self._send(request)
+        if reply.completion is None:
             if reply.error == NOT_SENT.error:
                 return OVER_BUDGET
-            return FAILED if reply.again else REFUSED
-        answer = to_answer(reply.received)
-        parsed = self.task.read(answer)
-        return ScoredAnswer(answer, parsed, self.task.told_confidence(answer) if parsed.problem is None else None)
+            return FAILED if reply.retryable else REFUSED
+        answer = to_answer(reply.completion)
+        parsed = self.task.parse(answer)
+        return ScoredAnswer(answer, parsed, self.task.stated_confidence(answer) if parsed.problem is None else None)
 
-    async def _reply(self, request: Request) -> RequestResult:
+    async def _send(self, request: Request) -> RequestResult:
         """Return the result of a request. Retry without each parameter that the provider rejects by name."""
         while True:
-            client = self._lines[-1]
-            reply = await client.reply(request)
-            optional = API_MODULES[client.backend.wire].OPTIONAL_PARAMETERS
+            client = self._clients[-1]
+            reply = await client.complete(request)
+            optional = API_MODULES[client.backend.api_format].OPTIONAL_PARAMETERS
             rejected = api_errors.find_rejected_parameter(reply.error or "", optional)
-            if rejected is None or rejected in client.backend.left_out:
+            if rejected is None or rejected in client.backend.omitted_parameters:
                 return reply
-            if client is self._lines[-1]:
-                backend = replace(client.backend, left_out=(*client.backend.left_out, rejected))
-                self._lines.append(BackendClient(backend, self._purse))
+            if client is self._clients[-1]:
+                backend = replace(client.backend, omitted_parameters=(*client.backend.omitted_parameters, rejected))
+                self._clients.append(BackendClient(backend, self._budget))
 
 
 def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalation:
@@ -166,7 +166,7 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
     backend = replace(
         api_models.build_endpoint(baseline, task.material),
         timeout_seconds=seconds,
-        longest_wait_seconds=recipe.route.api_seconds,
+        max_retry_wait_seconds=recipe.route.api_seconds,
     )
     return Escalation(task, system, backend, ledger)
 
@@ -183,7 +183,7 @@ def choose_baseline(task: Task) -> str | None:
 
 def _find_threshold_problem(task: Task) -> str | None:
     """Return why there is no usable threshold, None if there is one."""
-    if not task.routing.keeps(task.recipe.route):
+    if not task.routing.matches_target(task.recipe.route):
         return "the threshold is of another target than `route` names now; `make compare`, then `make deploy`"
     if task.routing.threshold is None:
         return task.routing.why_none or "routing.json has no threshold"

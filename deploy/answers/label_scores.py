@@ -59,7 +59,7 @@ async def _query_next_token(
         raise RequestError(503, "overloaded_error", f"the model broke off: {type(error).__name__}", 5) from None
     if response.status >= 500:
         raise RequestError(503, "overloaded_error", "the model fails", 5)
-    engine.heard()
+    engine.on_data()
     if response.status != 200:
         raise EngineRequestError(response.status, payload)
     try:

@@ -66,20 +66,20 @@ class TaskTokens:
     def __init__(self, folder: Path, module: TaskKind, spec: Any) -> None:
         self._folder, self._module, self._spec = folder, module, spec
         self._lock = threading.Lock()
-        self._read: tuple[Any, LabelTree] | None = None
+        self._loaded: tuple[Any, LabelTree] | None = None
 
-    def of(self, text: str) -> tuple[list[int], LabelTree]:
+    def encode(self, text: str) -> tuple[list[int], LabelTree]:
         """Return the token ids of the prompt for an input, and the label tree.
 
         Call it in a thread: the first call imports the tokenizer's library.
         """
         with self._lock:
-            self._read = self._read or self._found()
-        tokenizer, tree = self._read
+            self._loaded = self._loaded or self._load()
+        tokenizer, tree = self._loaded
         (ids,) = chat_template.prompt_ids(tokenizer, [self._module.messages(self._spec, {"text": text})])
         return ids, tree
 
-    def _found(self) -> tuple[Any, LabelTree]:
+    def _load(self) -> tuple[Any, LabelTree]:
         tokenizer, labels = chat_template.load_saved_tokenizer(str(self._folder)), list(self._spec.labels)
         conversation = self._module.messages(self._spec, {"text": "x"})
         examples = chat_template.render_examples(tokenizer, [conversation] * len(labels), labels)

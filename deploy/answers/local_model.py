@@ -33,7 +33,7 @@ class ScoredAnswer:
     answer: SystemAnswer
     parsed: ParsedAnswer
     confidence: float | None
-    again: bool = False
+    is_retry: bool = False
     """True if it is the answer to a retry."""
 
 
@@ -42,7 +42,7 @@ class EngineConnection:
     """Connection to the vLLM behind the gateway."""
 
     session: ClientSession
-    heard: Callable[[], None]
+    on_data: Callable[[], None]
     """Called whenever vLLM sends data."""
 
 
@@ -86,13 +86,13 @@ async def query_model(engine: EngineConnection, task: Task, task_input: Input, m
             raise
         return answer
     # The comparison has no retries, so neither scale nor threshold is valid for the answer to one.
-    return replace(retry_answer, confidence=None, again=True) if retry_answer.parsed.problem is None else answer
+    return replace(retry_answer, confidence=None, is_retry=True) if retry_answer.parsed.problem is None else answer
 
 
 async def _query(engine: EngineConnection, task: Task, backend: Backend, request: Request) -> ScoredAnswer:
     completion = await _send(engine, backend, request)
     answer = to_answer(completion)
-    parsed = task.read(answer)
+    parsed = task.parse(answer)
     return ScoredAnswer(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
 
 
@@ -126,7 +126,7 @@ async def _send(engine: EngineConnection, backend: Backend, request: Request) ->
         ) from None
     if response.status >= 500:
         raise RequestError(503, "overloaded_error", "the model fails", retry_seconds=5)
-    engine.heard()
+    engine.on_data()
     if response.status != 200:
         raise EngineRequestError(response.status, payload)
     try:

@@ -19,7 +19,7 @@ class Deployment:
 
     task: Task
     escalation: Escalation | NoEscalation
-    place: Path
+    registry_dir: Path
     """registry/<name>, the folder of feedback, profiles and traffic records."""
     ids: AnswerIds = field(default_factory=AnswerIds)
     deployed_at: int = 0
@@ -30,8 +30,8 @@ class Deployment:
 class PreparedInput:
     """A cleaned input, and whether it may be escalated."""
 
-    given: Input
-    kept: str | None
+    task_input: Input
+    local_reason: str | None
     """Why it must be answered locally; None: it may be escalated."""
     recorded: bool = False
     """True if it is selected for the traffic record."""

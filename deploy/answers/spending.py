@@ -34,9 +34,9 @@ class Ledger:
         self._folder = folder
         self._lock = threading.Lock()
         self._path: Path | None = None
-        self._read = 0
+        self._read_bytes = 0
         self._costs: dict[str, float] = {}
-        self._sum = 0.0
+        self._total_usd = 0.0
 
     def reserve(self, usd: float) -> tuple[Path, str] | None:
         """Reserve the maximum cost of an attempt. Return its file and its name, None if the limit could be exceeded.
@@ -46,7 +46,7 @@ class Ledger:
         attempt = secrets.token_hex(8)
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-            if self._spent(path, file) + usd > self.limit_usd:
+            if self._read_spent(path, file) + usd > self.limit_usd:
                 return None
             shared_jsonl.append_line(file, {"attempt": attempt, "usd": usd}, _DESCRIPTION)
         return path, attempt
@@ -61,25 +61,25 @@ class Ledger:
         """Return the cost of this month's attempts in USD, unsettled ones in full."""
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-            return self._spent(path, file)
+            return self._read_spent(path, file)
 
-    def _spent(self, path: Path, file: BinaryIO) -> float:
+    def _read_spent(self, path: Path, file: BinaryIO) -> float:
         """Return the sum after reading the lines appended since the last call."""
         size = os.fstat(file.fileno()).st_size
-        if path != self._path or size < self._read:
-            self._path, self._read, self._costs, self._sum = path, 0, {}, 0.0
-        file.seek(self._read)
+        if path != self._path or size < self._read_bytes:
+            self._path, self._read_bytes, self._costs, self._total_usd = path, 0, {}, 0.0
+        file.seek(self._read_bytes)
         *lines, _ = file.read().split(b"\n")
-        self._read += sum(len(line) + 1 for line in lines)
+        self._read_bytes += sum(len(line) + 1 for line in lines)
         for line in lines:
             try:
                 record = json.loads(line)
                 attempt, usd = record["attempt"], float(record["spent_usd"] if "spent_usd" in record else record["usd"])
             except (ValueError, TypeError, KeyError):
                 continue  # truncated: the call was not sent
-            self._sum += usd - self._costs.get(attempt, 0.0)
+            self._total_usd += usd - self._costs.get(attempt, 0.0)
             self._costs[attempt] = usd
-        return self._sum
+        return self._total_usd
 
 
 class MonthlyBudget:
@@ -91,16 +91,16 @@ class MonthlyBudget:
 
     def __init__(self, ledger: Ledger, price: Pricing) -> None:
         self._ledger, self._price = ledger, price
-        self._reckoning = TokenEstimator()
+        self._estimator = TokenEstimator()
         self._reserved: dict[str, tuple[tuple[Path, str], float]] = {}
-        self._writing: set[asyncio.Task[None]] = set()
+        self._write_tasks: set[asyncio.Task[None]] = set()
 
     async def reserve(self, request: Request) -> bool:
         """Return whether an attempt may be sent; its reservation is then on disk.
 
         Raise StageError if it cannot be written.
         """
-        max_usd = self._price.most_usd(self._reckoning.most_tokens(request), request.max_tokens)
+        max_usd = self._price.max_usd(self._estimator.max_input_tokens(request), request.max_tokens)
         if (reservation := await run_in_thread(self._ledger.reserve, max_usd)) is None:
             return False
         self._reserved[request.id] = reservation, max_usd
@@ -114,11 +114,11 @@ class MonthlyBudget:
             usage = completion.usage
             is_known = usage.input_tokens is not None and usage.output_tokens is not None
             spent_usd = self._price.usd(usage) if is_known else max_usd
-        task = asyncio.get_running_loop().create_task(self._settled(reservation, spent_usd))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        task = asyncio.get_running_loop().create_task(self._write_settlement(reservation, spent_usd))
+        self._write_tasks.add(task)
+        task.add_done_callback(self._write_tasks.discard)
 
-    async def _settled(self, reservation: tuple[Path, str], spent_usd: float) -> None:
+    async def _write_settlement(self, reservation: tuple[Path, str], spent_usd: float) -> None:
         try:
             await run_in_thread(self._ledger.settle, reservation, spent_usd)
         except StageError:

@@ -47,37 +47,37 @@ class Task:
     """Recipe of the version, with route, compare and serve of the gateway's recipe."""
     material: EvalDataset
     """Prompt and task spec, without rows."""
-    head: str
+    prompt_head: str
     """Text before the input in the task's prompt."""
     routing: Routing
     """Scale of the confidence and threshold, as deployed."""
 
     @property
-    def inside(self) -> str:
+    def internal_name(self) -> str:
         """Name of the version in vLLM."""
         return f"{self.name}@{self.version}"
 
     @cached_property
-    def deployment(self) -> str:
+    def deployment_id(self) -> str:
         """Id of the version with its routing.json, 16 hex digits. Confidences with one id have the same scale."""
         return atomic_files.digest([self.version, self.routing.file])
 
     @cached_property
     def tokens(self) -> TaskTokens:
         """Tokenizer and label tree."""
-        return TaskTokens(self.folder, self.material.module, self.material.spec)
+        return TaskTokens(self.folder, self.material.task, self.material.spec)
 
     @property
     def labels(self) -> Mapping[str, str] | None:
         """Labels with their descriptions, None if answers are not labels."""
-        return self.material.spec.labels if self.material.module.HAS_LABELS else None
+        return self.material.spec.labels if self.material.task.HAS_LABELS else None
 
     @property
     def grammar(self) -> str | None:
         """Output constraint of requests, None for free text or without serve.structured_output."""
         return self.material.prompt["grammar"] if self.recipe.serve.structured_output else None
 
-    def prepared(self, text: str) -> Input:
+    def prepare(self, text: str) -> Input:
         """Return an input as data preparation would clean it. Raise RequestError if preparation would reject it."""
         max_characters = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
         if len(text) > max_characters:
@@ -98,13 +98,15 @@ class Task:
     def backend(self, constrained: bool | None = None) -> Backend:
         """Return the backend for requests to vLLM. `constrained` applies the grammar regardless of the recipe."""
         grammar = self.material.prompt["grammar"] if constrained else self.grammar
-        return Backend("openai", self.inside, structured="grammar" if grammar else "none", log_probabilities=True)
+        return Backend(
+            "openai", self.internal_name, structured="grammar" if grammar else "none", log_probabilities=True
+        )
 
-    def read(self, answer: SystemAnswer) -> ParsedAnswer:
+    def parse(self, answer: SystemAnswer) -> ParsedAnswer:
         """Return an answer parsed by the task and checked against its schema."""
-        if self.material.module.OBJECTIVE == "prefer" and answer.output is not None:
+        if self.material.task.OBJECTIVE == "prefer" and answer.output is not None:
             # The comparison scores pairs of such a task and generates no answers.
-            parsed: ParsedAnswer = self.material.module.parse(self.material.spec, answer.output)
+            parsed: ParsedAnswer = self.material.task.parse(self.material.spec, answer.output)
             return parsed
         return predictions.parse_answer(self.material, answer)
 
@@ -112,20 +114,20 @@ class Task:
         """Return the confidence of the deployed version's answer, on the scale fitted by the comparison."""
         return confidence.compute_confidences(SystemResponses(LOCAL_SYSTEM, [answer]), self.routing.scale, [answer])[0]
 
-    def told_confidence(self, answer: SystemAnswer) -> float | None:
+    def stated_confidence(self, answer: SystemAnswer) -> float | None:
         """Return the confidence stated by an API model, None if it states none."""
         system = System("api", "closed", "api")
         return confidence.compute_confidences(SystemResponses(system, [answer]), None, [answer])[0]
 
-    def identity(self, value: Any) -> str:
+    def equality_key(self, value: Any) -> str:
         """Return a key that is equal for answers that are equal by the task's score."""
         if self.recipe.task.kind == "extraction":
             return extraction.record_equality_key(self.material.spec, value)
-        return self.text(value)
+        return self.answer_text(value)
 
-    def text(self, value: Any) -> str:
+    def answer_text(self, value: Any) -> str:
         """Return the text of an answer: the label, the record as JSON, or the text."""
-        return value if isinstance(value, str) else str(self.material.module.answer_text(self.material.spec, value))
+        return value if isinstance(value, str) else str(self.material.task.answer_text(self.material.spec, value))
 
 
 def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None, routing: Routing) -> Task | None:

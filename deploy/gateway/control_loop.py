@@ -23,13 +23,13 @@ async def serve_forever(gateway: Gateway, address: Address, access_log: Logger |
     stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in http_server.list_stop_signals():
         loop.add_signal_handler(number, stop_event.set)
-    runner = http_server.build_runner(gateway.door, access_log)
+    runner = http_server.build_runner(gateway.proxy_state, access_log)
     await runner.setup()
     assert runner.server is not None
     listener = await http_server.listen(runner.server, address)
     control_task, monitor_task = (
         asyncio.create_task(run_control_loop(gateway, address)),
-        asyncio.create_task(gateway.door.watch.run()),
+        asyncio.create_task(gateway.proxy_state.monitor.run()),
     )
     stop_task = asyncio.create_task(stop_event.wait())
     try:
@@ -39,13 +39,13 @@ async def serve_forever(gateway: Gateway, address: Address, access_log: Logger |
         log_line("stop      answering what is on its way, then stopping vLLM")
     finally:
         listener.close()
-        gateway.door.stopping = True
+        gateway.proxy_state.stopping = True
         stop_task.cancel()
         control_task.cancel()
         await asyncio.gather(control_task, stop_task, return_exceptions=True)
-        await _wait_for_drain(gateway.door)
-        await gateway.close()
-        await gateway.door.watch.close()
+        await _wait_for_drain(gateway.proxy_state)
+        await gateway.close_traffic()
+        await gateway.proxy_state.monitor.close()
         await monitor_task
         await gateway.deployments.close()
         # Concurrently: vLLM has no requests left, and may take as long to stop as the connections.
@@ -57,19 +57,19 @@ async def run_control_loop(gateway: Gateway, address: Address) -> None:
 
     Raise StageError if vLLM does not become ready at first, or fails too often.
     """
-    await gateway.up()
+    await gateway.start_engine()
     failures: list[float] = []
-    follow_task = asyncio.create_task(gateway.follow(address))
+    follow_task = asyncio.create_task(gateway.follow_registry(address))
     try:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             if follow_task.done():
                 follow_task.result()
-            if reason := await gateway.failure():
+            if reason := await gateway.find_failure():
                 follow_task.cancel()
                 await asyncio.gather(follow_task, return_exceptions=True)
                 await _restart_engine(gateway, failures, reason)
-                follow_task = asyncio.create_task(gateway.follow(address))
+                follow_task = asyncio.create_task(gateway.follow_registry(address))
     finally:
         follow_task.cancel()
         await asyncio.gather(follow_task, return_exceptions=True)
@@ -88,7 +88,7 @@ async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) 
             minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
             raise StageError(f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}")
         try:
-            await gateway.revive(reason)
+            await gateway.restart_engine(reason)
             return
         except StageError as error:
             reason = f"did not start again: {error}"
@@ -98,5 +98,5 @@ async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) 
 async def _wait_for_drain(proxy_state: ProxyState) -> None:
     """Wait until no request is in flight, for at most DRAIN_SECONDS."""
     end = time.monotonic() + DRAIN_SECONDS
-    while proxy_state.of_key.total() and time.monotonic() < end:
+    while proxy_state.in_flight_by_client.total() and time.monotonic() < end:
         await asyncio.sleep(0.05)

@@ -25,8 +25,8 @@ class Deployments:
 
     def __init__(self, proxy_state: ProxyState, recipes: Mapping[str, Recipe]) -> None:
         """`recipes` are the gateway's recipes by their names."""
-        self.door, self.recipes = proxy_state, recipes
-        self._read_at: dict[str, int] = {}
+        self.proxy_state, self.recipes = proxy_state, recipes
+        self._deployed_at: dict[str, int] = {}
         self._retired: list[tuple[float, Escalation]] = []
 
     async def load(self, registry_dir: Path, version: str) -> Deployment | None:
@@ -42,14 +42,14 @@ class Deployments:
             registry.deployed_at(registry_dir),
         )
 
-    def put(self, registry_dir: Path, version: str, deployment: Deployment | None) -> None:
+    def activate(self, registry_dir: Path, version: str, deployment: Deployment | None) -> None:
         """Activate a version: new requests go to it from now on."""
-        name, previous = registry_dir.name, self.door.tasks.pop(registry_dir.name, None)
-        self.door.versions[name] = version
+        name, previous = registry_dir.name, self.proxy_state.tasks.pop(registry_dir.name, None)
+        self.proxy_state.versions[name] = version
         if deployment is not None:
-            self.door.tasks[name] = deployment
-            self._read_at[name] = deployment.deployed_at
-            self.door.watch.traffic.keep(registry_dir, deployment.task.recipe.serve.record.days)
+            self.proxy_state.tasks[name] = deployment
+            self._deployed_at[name] = deployment.deployed_at
+            self.proxy_state.monitor.traffic.set_retention(registry_dir, deployment.task.recipe.serve.record.days)
             log_line(f"routing   {name}: {_describe_routing(deployment)}")
         self._retire(previous)
 
@@ -57,35 +57,35 @@ class Deployments:
         if previous is not None and isinstance(previous.escalation, Escalation):
             self._retired.append((time.monotonic(), previous.escalation))
 
-    def remove(self, name: str) -> None:
+    def deactivate(self, name: str) -> None:
         """Deactivate a model: it answers no more requests."""
-        del self.door.versions[name]
-        self._retire(self.door.tasks.pop(name, None))
+        del self.proxy_state.versions[name]
+        self._retire(self.proxy_state.tasks.pop(name, None))
 
     async def refresh(self, registry_dir: Path) -> None:
         """Read the task of the active version again if it was deployed again, since its threshold may have changed."""
         name = registry_dir.name
-        answering, deployed_at = self.door.versions.get(name), registry.deployed_at(registry_dir)
+        answering, deployed_at = self.proxy_state.versions.get(name), registry.deployed_at(registry_dir)
         if (
-            name not in self.door.tasks
-            or deployed_at == self._read_at[name]
+            name not in self.proxy_state.tasks
+            or deployed_at == self._deployed_at[name]
             or answering != registry.current_version(registry_dir)
         ):
             return
-        self._read_at[name] = deployed_at
+        self._deployed_at[name] = deployed_at
         try:
-            self.put(registry_dir, str(answering), await self.load(registry_dir, str(answering)))
+            self.activate(registry_dir, str(answering), await self.load(registry_dir, str(answering)))
         except (RecipeError, StageError) as error:
             log_line(f"routing   {name} goes on as before: {error}")
 
-    async def tidy(self) -> None:
+    async def close_retired(self) -> None:
         """Close API clients that no longer get requests."""
         while self._retired and self._retired[0][0] < time.monotonic() - RETIRED_CLIENT_SECONDS:
             await self._retired.pop(0)[1].close()
 
     async def close(self) -> None:
         """Close all API clients."""
-        clients = [deployment.escalation for deployment in self.door.tasks.values()]
+        clients = [deployment.escalation for deployment in self.proxy_state.tasks.values()]
         for client in [*clients, *(client for _, client in self._retired)]:
             if isinstance(client, Escalation):
                 await client.close()
@@ -119,9 +119,9 @@ def load_deployment(
 def _describe_routing(deployment: Deployment) -> str:
     api_model, route = deployment.escalation, deployment.task.recipe.route
     if isinstance(api_model, NoEscalation):
-        return f"every request stays local: {api_model.words}"
+        return f"every request stays local: {api_model.message}"
     if route.mirror:
-        limit = f", for at most {route.usd_per_month:g} USD a month" if api_model.priced else ""
+        limit = f", for at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
         return f"before the switch: {api_model.name} answers{limit}; {route.mirror:.1%} are also answered here, aside"
-    limit = f", at most {route.usd_per_month:g} USD a month" if api_model.priced else ""
+    limit = f", at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
     return f"below a confidence of {deployment.task.routing.threshold:.4f} {api_model.name} answers{limit}"

@@ -35,15 +35,15 @@ class Keys:
     def __init__(self, api_key: str | None = None, file: Path | None = None) -> None:
         """Raise RecipeError if the file cannot be read or has an invalid line."""
         self._default = {DEFAULT_CLIENT: _hash(api_key)} if api_key else {}
-        self._file, self._seen = file, _file_state(file)
-        self._named = read_keys(file) if file else {}
+        self._file, self._last_state = file, _file_state(file)
+        self._client_keys = read_keys(file) if file else {}
 
     @property
     def required(self) -> bool:
         """True if a request needs a key."""
         return bool(self._default) or self._file is not None
 
-    def owner(self, headers: Mapping[str, str]) -> str | None:
+    def identify_client(self, headers: Mapping[str, str]) -> str | None:
         """Return the client that owns the key of a request, None without a valid key.
 
         The key is in the header that OpenAI's clients send (Authorization: Bearer) or Anthropic's (x-api-key).
@@ -53,7 +53,7 @@ class Keys:
         scheme, _, bearer = headers.get("Authorization", "").partition(" ")
         key_hash = _hash(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
         client = None
-        for name, valid_hash in {**self._default, **self._named}.items():
+        for name, valid_hash in {**self._default, **self._client_keys}.items():
             if hmac.compare_digest(key_hash, valid_hash):
                 client = name
         return client
@@ -63,23 +63,23 @@ class Keys:
 
         If the file cannot be read, the previous keys remain valid.
         """
-        if self._file is None or (state := _file_state(self._file)) == self._seen:
+        if self._file is None or (state := _file_state(self._file)) == self._last_state:
             return None
-        self._seen = state
+        self._last_state = state
         try:
-            self._named = read_keys(self._file)
+            self._client_keys = read_keys(self._file)
         except RecipeError as error:
             return f"not read again, the keys of before stay valid: {error}"
-        return f"read again: {', '.join(self._named)}"
+        return f"read again: {', '.join(self._client_keys)}"
 
 
 def load_keys(address: Address, loopback_is_enough: bool) -> Keys:
     """Return the keys from the environment. Raise RecipeError if one is needed and none is set."""
     file = os.environ.get(KEYS_FILE) or None
     keys = Keys(os.environ.get(API_KEY_VARIABLE) or None, Path(file) if file else None)
-    if keys.required or (address.local and loopback_is_enough):
+    if keys.required or (address.is_local and loopback_is_enough):
         return keys
-    if not address.local:
+    if not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
             f"{API_KEY_VARIABLE} or "

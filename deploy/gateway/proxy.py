@@ -43,9 +43,9 @@ BODY_SECONDS = 30.0
 class AccessRecord:
     """Fields of the access log that aiohttp does not have."""
 
-    key: str = ""
+    client: str = ""
     model: str = ""
-    answered: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     """Number of task inputs by answering system and reason."""
 
 
@@ -67,7 +67,9 @@ def _build_guard(proxy_state: ProxyState) -> Middleware:
             status = metrics.DISCONNECTED
             raise
         finally:
-            proxy_state.watch.metrics.requested(normalize_path(request.path), status, time.monotonic() - started_at)
+            proxy_state.monitor.metrics.count_request(
+                normalize_path(request.path), status, time.monotonic() - started_at
+            )
 
     async def respond(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -98,7 +100,7 @@ def build_application(proxy_state: ProxyState) -> web.Application:
     async def receive_feedback(request: web.Request) -> web.StreamResponse:
         async with _accept_body(proxy_state, request, requires_engine=False) as body:
             return await forwarding.send_json(
-                request, await feedback.record_feedback(body, proxy_state.tasks, proxy_state.watch), {}
+                request, await feedback.record_feedback(body, proxy_state.tasks, proxy_state.monitor), {}
             )
 
     async def list_models(request: web.Request) -> web.StreamResponse:
@@ -111,16 +113,18 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 
     async def expose_metrics(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
-        proxy_state.watch.metrics.now(proxy_state.ready, proxy_state.of_key.total(), proxy_state.versions)
-        proxy_state.watch.drifted(proxy_state.tasks)
-        text = await run_in_thread(proxy_state.watch.exposition, dict(proxy_state.tasks))
+        proxy_state.monitor.metrics.set_state(
+            proxy_state.is_ready, proxy_state.in_flight_by_client.total(), proxy_state.versions
+        )
+        proxy_state.monitor.update_drift(proxy_state.tasks)
+        text = await run_in_thread(proxy_state.monitor.render_metrics, dict(proxy_state.tasks))
         return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def report_alive(request: web.Request) -> web.StreamResponse:
         return web.json_response({"alive": True})
 
     async def report_ready(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"ready": proxy_state.ready}, status=200 if proxy_state.ready else 503)
+        return web.json_response({"ready": proxy_state.is_ready}, status=200 if proxy_state.is_ready else 503)
 
     async def not_found(request: web.Request) -> web.StreamResponse:
         raise RequestError(404, "not_found_error", f"there is no {request.method} {request.path} here")
@@ -151,9 +155,9 @@ async def _accept_body(
     client = _require_client(proxy_state, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
-    with proxy_state.counted(client):
+    with proxy_state.count_request(client):
         if requires_engine:
-            proxy_state.check_open()
+            proxy_state.require_engine()
         yield await _read_body(proxy_state, request)
 
 
@@ -161,20 +165,27 @@ async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -
     """Return the answer to a forwarded request or to a chat with a task input. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         fields, names, raw = _resolve_model(proxy_state, request, body)
-        engine, deployment, monitor = proxy_state.check_open(), proxy_state.task_of(names), proxy_state.watch
-        with proxy_state.under_way(names.inside):
+        engine, deployment, monitor = proxy_state.require_engine(), proxy_state.find_task(names), proxy_state.monitor
+        with proxy_state.track_in_flight(names.internal_name):
             try:
                 answer = None
                 if deployment is not None and chat_tasks.accepts_tasks(deployment, request.path, raw):
-                    connection, counts = EngineConnection(engine, proxy_state.heard), request[ACCESS_RECORD].answered
+                    connection, counts = (
+                        EngineConnection(engine, proxy_state.record_data),
+                        request[ACCESS_RECORD].outcomes,
+                    )
                     answer = await chat_tasks.answer_chat(
                         connection, deployment, request, body, names, proxy_state.limits, counts, monitor
                     )
                 if answer is None:
                     answer = await forwarding.forward(
-                        engine, request, _rewrite_body(fields, names, proxy_state.limits), names, proxy_state.heard
+                        engine,
+                        request,
+                        _rewrite_body(fields, names, proxy_state.limits),
+                        names,
+                        proxy_state.record_data,
                     )
-                monitor.metrics.used(names.model, LOCAL, *answer.get(forwarding.USED_TOKENS, (0, 0)))
+                monitor.metrics.count_tokens(names.model, LOCAL, *answer.get(forwarding.USED_TOKENS, (0, 0)))
                 return answer
             except forwarding.ConnectionLostError as error:
                 raise RequestError(503, "overloaded_error", str(error), 5) from None
@@ -192,7 +203,7 @@ def normalize_path(path: str) -> str:
 def _rewrite_body(fields: model_names.Fields, names: forwarding.ModelNames, limits: Limits) -> bytes:
     """Return the body to send to vLLM for a client's body. Raise RequestError if it exceeds the limits."""
     try:
-        return model_names.replace_values(fields, model=names.inside, **_apply_limits(fields, limits))
+        return model_names.replace_values(fields, model=names.internal_name, **_apply_limits(fields, limits))
     except ValueError:
         raise invalid_request("the body is no JSON object") from None
 
@@ -201,12 +212,14 @@ async def _answer_decision_request(proxy_state: ProxyState, request: web.Request
     """Return the decision on an input of a task. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         _, names, _ = _resolve_model(proxy_state, request, body)
-        if (deployment := proxy_state.task_of(names)) is None:
-            raise RequestError(404, "not_found_error", f"the prompt.json of {names.inside} does not state its task")
-        with proxy_state.under_way(names.inside):
-            engine = EngineConnection(proxy_state.check_open(), proxy_state.heard)
+        if (deployment := proxy_state.find_task(names)) is None:
+            raise RequestError(
+                404, "not_found_error", f"the prompt.json of {names.internal_name} does not state its task"
+            )
+        with proxy_state.track_in_flight(names.internal_name):
+            engine = EngineConnection(proxy_state.require_engine(), proxy_state.record_data)
             payload = await decisions.answer_questions(
-                body, deployment, engine, names.outside, proxy_state.limits, proxy_state.watch
+                body, deployment, engine, names.public_name, proxy_state.limits, proxy_state.monitor
             )
             return await forwarding.send_json(request, payload, {VERSION_HEADER: names.version})
 
@@ -223,8 +236,8 @@ def _resolve_model(
         model = model_names.read_value(fields, "model")
     except ValueError:
         raise invalid_request("the body is no JSON object") from None
-    name, raw = proxy_state.named(model)
-    version = proxy_state.version_of(name)
+    name, raw = proxy_state.split_model_name(model)
+    version = proxy_state.require_version(name)
     request[ACCESS_RECORD].model = f"{name}@{version}"
     return fields, forwarding.ModelNames(f"{name}@{version}", str(model), version), raw
 
@@ -233,26 +246,26 @@ async def _answer_task_request(proxy_state: ProxyState, request: web.Request) ->
     """Return the answer to inputs of a task. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         name = request.match_info["name"]
-        version = proxy_state.version_of(name)
+        version = proxy_state.require_version(name)
         if (deployment := proxy_state.tasks.get(name)) is None:
             raise RequestError(404, "not_found_error", f"the prompt.json of {name}@{version} does not state its task")
-        request[ACCESS_RECORD].model = deployment.task.inside
-        with proxy_state.under_way(deployment.task.inside):
+        request[ACCESS_RECORD].model = deployment.task.internal_name
+        with proxy_state.track_in_flight(deployment.task.internal_name):
             private = chat_request.has_private_header(request.headers)
-            engine = EngineConnection(proxy_state.check_open(), proxy_state.heard)
+            engine = EngineConnection(proxy_state.require_engine(), proxy_state.record_data)
             payload, outcomes = await tasks_path.answer_inputs(
-                body, deployment, engine, private, proxy_state.limits, proxy_state.watch
+                body, deployment, engine, private, proxy_state.limits, proxy_state.monitor
             )
-            request[ACCESS_RECORD].answered.update(outcome.label for outcome in outcomes)
+            request[ACCESS_RECORD].outcomes.update(outcome.label for outcome in outcomes)
             return await forwarding.send_json(request, payload, {VERSION_HEADER: version})
 
 
 def _require_client(proxy_state: ProxyState, request: web.Request) -> str:
     """Return the client of a request. Raise RequestError without a valid key."""
-    client = proxy_state.keys.owner(request.headers)
+    client = proxy_state.keys.identify_client(request.headers)
     if client is None:
         raise RequestError(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
-    request[ACCESS_RECORD].key = client
+    request[ACCESS_RECORD].client = client
     return client
 
 

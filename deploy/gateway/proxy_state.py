@@ -27,9 +27,9 @@ class ProxyState:
     ) -> None:
         self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
         self.limits = limits or Limits()
-        self.watch = monitor or Monitor()
-        self.watch.mirror.under_way = self.under_way
-        self.deployed = deployed_models
+        self.monitor = monitor or Monitor()
+        self.monitor.mirror.track_in_flight = self.track_in_flight
+        self.deployed_models = deployed_models
         """Models that are deployed, with or without an active version."""
         self.versions: dict[str, str] = {}
         """{model: version} for new requests."""
@@ -37,58 +37,58 @@ class ProxyState:
         """{model: deployment of that version}."""
         self.engine: ClientSession | None = None
         """The session with vLLM, None while it is down."""
-        self.answers = True
+        self.engine_responds = True
         """False while vLLM runs and sends nothing."""
-        self.heard_at = 0.0
+        self.last_data_at = 0.0
         """Time of the last data from vLLM (time.monotonic)."""
         self.stopping = False
-        self.on_their_way: Counter[str] = Counter()
+        self.in_flight: Counter[str] = Counter()
         """{model@version: requests in flight}."""
-        self.of_key: Counter[str] = Counter()
+        self.in_flight_by_client: Counter[str] = Counter()
         """{client: requests in flight}."""
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """True if requests are forwarded."""
-        return self.engine is not None and self.answers and not self.stopping
+        return self.engine is not None and self.engine_responds and not self.stopping
 
     @contextmanager
-    def counted(self, client: str) -> Iterator[None]:
+    def count_request(self, client: str) -> Iterator[None]:
         """Count a request of a client while it is in flight. Raise RequestError if there are too many."""
         limits = self.limits
         for count, limit, scope in (
-            (self.of_key[client], limits.requests_per_key, "of this key "),
-            (self.of_key.total(), limits.requests, ""),
+            (self.in_flight_by_client[client], limits.requests_per_key, "of this key "),
+            (self.in_flight_by_client.total(), limits.requests, ""),
         ):
             if count >= limit:
                 message = f"{count} requests {scope}are on their way, and no more are taken at once"
                 raise RequestError(429, "rate_limit_error", message, 2)
-        self.of_key[client] += 1
+        self.in_flight_by_client[client] += 1
         try:
             yield
         finally:
-            self.of_key[client] -= 1
+            self.in_flight_by_client[client] -= 1
 
-    def check_open(self) -> ClientSession:
+    def require_engine(self) -> ClientSession:
         """Return the session with vLLM. Raise RequestError while requests are not forwarded."""
-        if self.engine is None or not self.ready:
+        if self.engine is None or not self.is_ready:
             raise RequestError(503, "overloaded_error", "the model is being started", 5)
         return self.engine
 
-    def named(self, model: object) -> tuple[object, bool]:
+    def split_model_name(self, model: object) -> tuple[object, bool]:
         """Return the model name without ":raw", and whether the request is forwarded unchanged."""
         if isinstance(model, str) and model.endswith(chat_request.RAW_SUFFIX) and model not in self.versions:
             return model.removesuffix(chat_request.RAW_SUFFIX), True
         return model, False
 
-    def task_of(self, names: forwarding.ModelNames) -> Deployment | None:
+    def find_task(self, names: forwarding.ModelNames) -> Deployment | None:
         """Return the deployment of a version, None if its prompt.json states no task."""
         return self.tasks.get(names.model)
 
-    def version_of(self, model: object) -> str:
+    def require_version(self, model: object) -> str:
         """Return the active version of a model. Raise RequestError if there is none."""
         version = self.versions.get(model) if isinstance(model, str) else None
-        if version is None and model in self.deployed:
+        if version is None and model in self.deployed_models:
             raise RequestError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
         if version is None:
             available = ", ".join(sorted(self.versions)) or "none yet"
@@ -96,14 +96,14 @@ class ProxyState:
         return version
 
     @contextmanager
-    def under_way(self, internal_name: str) -> Iterator[None]:
+    def track_in_flight(self, internal_name: str) -> Iterator[None]:
         """Count a request to a version while it is in flight, so that the version is not unloaded."""
-        self.on_their_way[internal_name] += 1
+        self.in_flight[internal_name] += 1
         try:
             yield
         finally:
-            self.on_their_way[internal_name] -= 1
+            self.in_flight[internal_name] -= 1
 
-    def heard(self) -> None:
+    def record_data(self) -> None:
         """Record that vLLM sent data."""
-        self.heard_at = time.monotonic()
+        self.last_data_at = time.monotonic()

@@ -27,48 +27,48 @@ _DESCRIPTION = "feedback"
 class Feedback:
     """A right answer that a client sent for an answer of the gateway."""
 
-    deployed: Deployment
-    answered: AnswerRecord
+    deployment: Deployment
+    record: AnswerRecord
     digest: str
     """Keyed digest of the right answer."""
     value: Any
     """The right answer."""
 
     @property
-    def right(self) -> bool:
+    def is_right(self) -> bool:
         """True if the answer given is the right one."""
-        return self.digest == self.answered.digest
+        return self.digest == self.record.digest
 
 
 def write_feedback(entries: list[Feedback]) -> None:
     """Append feedback to the record, and correct the rows of recorded inputs. Raise StageError if that fails."""
-    registry_dirs = {entry.deployed.place for entry in entries}
+    registry_dirs = {entry.deployment.registry_dir for entry in entries}
     for registry_dir in sorted(registry_dirs):
         recorded_at = utc_timestamp()
         with shared_jsonl.open_locked(registry_dir / FOLDER / f"{recorded_at[:7]}.jsonl", _DESCRIPTION) as file:
-            group = [entry for entry in entries if entry.deployed.place == registry_dir]
+            group = [entry for entry in entries if entry.deployment.registry_dir == registry_dir]
             for number, entry in enumerate(group, 1):
                 shared_jsonl.append_line(file, _to_line(entry, recorded_at), _DESCRIPTION, flush=number == len(group))
     corrections: dict[tuple[Path, int], dict[str, Feedback]] = {}
     for entry in entries:
-        if entry.answered.recorded:
-            corrections.setdefault((entry.deployed.place, entry.answered.day), {})[entry.answered.name] = entry
+        if entry.record.recorded:
+            corrections.setdefault((entry.deployment.registry_dir, entry.record.day), {})[entry.record.name] = entry
     for (registry_dir, day), by_name in corrections.items():
         right_answers = {name: entry.value for name, entry in by_name.items()}
-        traffic_record.correct_rows(next(iter(by_name.values())).deployed.task, registry_dir, day, right_answers)
+        traffic_record.correct_rows(next(iter(by_name.values())).deployment.task, registry_dir, day, right_answers)
 
 
 def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
-    record = entry.answered
+    record = entry.record
     return {
         "at": recorded_at,
         "answer": record.name,
-        "deployment": record.deployment,
+        "deployment": record.deployment_id,
         "local": record.local,
         "kept": record.kept,
         "mirrored": record.mirrored,
         "confidence": record.confidence,
-        "right": entry.right,
+        "right": entry.is_right,
         "right_digest": entry.digest,
     }
 

@@ -33,7 +33,7 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._shown: dict[Gauge, set[tuple[str, ...]]] = {}
+        self._gauge_labels: dict[Gauge, set[tuple[str, ...]]] = {}
         """Label values of gauges that name versions."""
         self._requests = self._counter("requests", "Requests by path and HTTP status.", "path", "status")
         self._seconds = Histogram(
@@ -69,75 +69,75 @@ class Metrics:
         self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
         self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
         description = "USD that API calls of this month cost or may have cost, of all gateways that share the registry."
-        self._spent = self._gauge("api_month_usd", description, "model")
+        self._spent_usd = self._gauge("api_month_usd", description, "model")
         self._limit = self._gauge("api_month_limit_usd", "route.usd_per_month.", "model")
 
-    def requested(self, path: str, status: str, seconds: float) -> None:
+    def count_request(self, path: str, status: str, seconds: float) -> None:
         """Count a completed request and its seconds."""
         self._requests.labels(path, status).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def answered(self, model: str, by: str, reason: str, degraded: bool = False) -> None:
+    def count_answer(self, model: str, by: str, reason: str, degraded: bool = False) -> None:
         """Count an input of a task."""
         self._answers.labels(model, by, reason, str(degraded).lower()).inc()
 
-    def checked(self, model: str, by: str, problem: str | None) -> None:
+    def count_checked_answer(self, model: str, by: str, problem: str | None) -> None:
         """Count an answer that was checked against the task's schema."""
         self._checked.labels(model, by, problem or VALID).inc()
 
-    def used(self, model: str, by: str, input_tokens: int | None, output_tokens: int | None) -> None:
+    def count_tokens(self, model: str, by: str, input_tokens: int | None, output_tokens: int | None) -> None:
         """Count input and output tokens."""
         for kind, tokens in (("input", input_tokens), ("output", output_tokens)):
             if tokens:
                 self._tokens.labels(model, by, kind).inc(tokens)
 
-    def said(self, model: str, confidence: float | None, labels: Sequence[str]) -> None:
+    def count_prediction(self, model: str, confidence: float | None, labels: Sequence[str]) -> None:
         """Count a valid answer of the deployed model."""
         if confidence is not None:
             self._confidence.labels(model).observe(confidence)
         for label in labels:
             self._labels.labels(model, label).inc()
 
-    def drifted(self, distances: Mapping[tuple[str, str, str], float]) -> None:
+    def set_drift(self, distances: Mapping[tuple[str, str, str], float]) -> None:
         """Set the distances of answers from those to the calibration rows.
 
         `distances` is {(model, version, "confidence" or "labels"): distance from 0 to 1}.
         """
-        self._only(self._drift, distances)
+        self._set_gauge(self._drift, distances)
 
-    def mirrored(self, model: str, result: str) -> None:
+    def count_mirrored(self, model: str, result: str) -> None:
         """Count a mirrored input by its result."""
         self._mirrored.labels(model, result).inc()
 
-    def fed_back(self, model: str, by: str, is_right: bool) -> None:
+    def count_feedback(self, model: str, by: str, is_right: bool) -> None:
         """Count a right answer from feedback."""
         self._feedback.labels(model, by, str(is_right).lower()).inc()
 
-    def now(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
+    def set_state(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
         """Set readiness, requests in flight and active versions."""
         self._ready.set(ready)
         self._in_flight.set(in_flight)
-        self._only(self._deployed, dict.fromkeys(versions.items(), 1.0))
+        self._set_gauge(self._deployed, dict.fromkeys(versions.items(), 1.0))
 
-    def spent(self, model: str, usd: float, limit_usd: float) -> None:
+    def set_spend(self, model: str, usd: float, limit_usd: float) -> None:
         """Set the cost of this month's API calls and its limit, in USD."""
-        self._spent.labels(model).set(usd)
+        self._spent_usd.labels(model).set(usd)
         self._limit.labels(model).set(limit_usd)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
 
-    def _only(self, gauge: Gauge, values: Mapping[_Labels, float]) -> None:
+    def _set_gauge(self, gauge: Gauge, values: Mapping[_Labels, float]) -> None:
         """Set a gauge for these label values and remove all others.
 
         Values are set before others are removed, so a thread that renders the metrics meanwhile misses none.
         """
         for labels, value in values.items():
             gauge.labels(*labels).set(value)
-        for stale in self._shown.get(gauge, set()) - set(values):
+        for stale in self._gauge_labels.get(gauge, set()) - set(values):
             gauge.remove(*stale)
-        self._shown[gauge] = set(values)
+        self._gauge_labels[gauge] = set(values)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"insource_{name}", description, labels, registry=self.registry)

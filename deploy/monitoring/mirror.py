@@ -42,19 +42,19 @@ class Mirror:
 
     def __init__(self, metrics: Metrics, record_parsed: Callable[[Task, str, ScoredAnswer], None]) -> None:
         """`record_parsed` records an answer of the deployed model."""
-        self._metrics, self._judged = metrics, record_parsed
-        self._asking: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(MAX_CONCURRENT)
-        self._told = False
-        self.under_way: Callable[[str], AbstractContextManager[None]] = lambda internal_name: nullcontext()
+        self._metrics, self._record_parsed = metrics, record_parsed
+        self._pending: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._failure_logged = False
+        self.track_in_flight: Callable[[str], AbstractContextManager[None]] = lambda internal_name: nullcontext()
         """Counts a request to a version as in flight, so that the version is not unloaded meanwhile."""
 
-    def chosen(self, task: Task) -> bool:
+    def sample(self, task: Task) -> bool:
         """Return whether to mirror an input, by chance. Count it as skipped if too many wait."""
         if random.random() >= task.recipe.route.mirror:
             return False
-        if len(self._asking) >= MAX_CONCURRENT + MAX_WAITING:
-            self._metrics.mirrored(task.name, LEFT_OUT)
+        if len(self._pending) >= MAX_CONCURRENT + MAX_WAITING:
+            self._metrics.count_mirrored(task.name, LEFT_OUT)
             return False
         return True
 
@@ -69,24 +69,24 @@ class Mirror:
     ) -> None:
         """Start mirroring an input. `name` and `digest` are of the answer that the client got."""
         in_flight = ExitStack()
-        in_flight.enter_context(self.under_way(deployment.task.inside))
-        pending = asyncio.create_task(self._mirrored(engine, deployment, task_input, name, digest, max_tokens))
-        self._asking.add(pending)
-        pending.add_done_callback(self._asking.discard)
+        in_flight.enter_context(self.track_in_flight(deployment.task.internal_name))
+        pending = asyncio.create_task(self._mirror_input(engine, deployment, task_input, name, digest, max_tokens))
+        self._pending.add(pending)
+        pending.add_done_callback(self._pending.discard)
         pending.add_done_callback(lambda _: in_flight.close())
 
-    async def settled(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no mirrored input is in flight."""
-        while self._asking:
-            await asyncio.gather(*self._asking, return_exceptions=True)
+        while self._pending:
+            await asyncio.gather(*self._pending, return_exceptions=True)
 
     async def close(self) -> None:
         """Cancel all mirrored inputs."""
-        for pending in self._asking:
+        for pending in self._pending:
             pending.cancel()
-        await self.settled()
+        await self.wait_idle()
 
-    async def _mirrored(
+    async def _mirror_input(
         self,
         engine: EngineConnection,
         deployment: Deployment,
@@ -96,28 +96,28 @@ class Mirror:
         max_tokens: int | None,
     ) -> None:
         task = deployment.task
-        async with self._room:
+        async with self._slots:
             try:
                 local_answer = await local_model.query_model(engine, task, task_input, max_tokens)
             except RequestError:
-                self._metrics.mirrored(task.name, FAILED)
+                self._metrics.count_mirrored(task.name, FAILED)
                 return
-        self._judged(task, LOCAL, local_answer)
+        self._record_parsed(task, LOCAL, local_answer)
         is_valid = local_answer.parsed.problem is None
-        local_digest = deployment.ids.digest(task.identity(local_answer.parsed.value)) if is_valid else None
-        self._metrics.mirrored(task.name, AGREED if local_digest == digest else DIFFERED if is_valid else INVALID)
+        local_digest = deployment.ids.digest(task.equality_key(local_answer.parsed.value)) if is_valid else None
+        self._metrics.count_mirrored(task.name, AGREED if local_digest == digest else DIFFERED if is_valid else INVALID)
         line = {
             "answer": name,
-            "deployment": task.deployment,
+            "deployment": task.deployment_id,
             "confidence": local_answer.confidence,
             "digest": local_digest,
         }
         try:
-            await run_in_thread(_write_line, deployment.place, line | {"agreed": local_digest == digest})
+            await run_in_thread(_write_line, deployment.registry_dir, line | {"agreed": local_digest == digest})
         except StageError as error:
-            if not self._told:
+            if not self._failure_logged:
                 log_line(f"mirror    {error}")
-            self._told = True
+            self._failure_logged = True
 
 
 def read_mirrored(registry_dir: Path, deployment_id: str) -> dict[str, Mapping[str, Any]]:

@@ -34,54 +34,56 @@ class Monitor:
     def __init__(self, registry: Path | None = None) -> None:
         """`registry` is the folder for profiles, None to write none."""
         self.metrics = Metrics()
-        self.observed = TrafficProfiles(registry)
+        self.profiles = TrafficProfiles(registry)
         self.traffic = TrafficRecord()
-        self.mirror = Mirror(self.metrics, self.judged)
-        self._ended, self._writing, self._told = asyncio.Event(), asyncio.Lock(), False
+        self.mirror = Mirror(self.metrics, self.record_parsed)
+        self._stopped, self._write_lock, self._failure_logged = asyncio.Event(), asyncio.Lock(), False
 
-    def judged(self, task: Task, by: str, scored: ScoredAnswer, sample: bool = True) -> None:
+    def record_parsed(self, task: Task, by: str, scored: ScoredAnswer, sample: bool = True) -> None:
         """Record an answer that was parsed by the task's schema, whether or not the client gets it.
 
         `sample` is whether it counts for `make drift`. With route.mirror the mirrored inputs are that sample. Other
         answers of the deployed model would bias it; those it gives locally count as unread.
         """
-        self.metrics.checked(task.name, by, scored.parsed.problem)
-        self.metrics.used(task.name, by, scored.answer.input_tokens, scored.answer.output_tokens)
+        self.metrics.count_checked_answer(task.name, by, scored.parsed.problem)
+        self.metrics.count_tokens(task.name, by, scored.answer.input_tokens, scored.answer.output_tokens)
         if by == LOCAL and scored.parsed.problem is None:
             value = scored.parsed.value
-            self.metrics.said(task.name, scored.confidence, filter_labels(value, task.labels))
-            if sample and not scored.again:  # the comparison has no retries, so calibration rows have no such answers
-                answer = task.text(value) if task.labels else None
-                self.observed.of(task).add(scored.confidence, answer, len(task.labels or ()))
+            self.metrics.count_prediction(task.name, scored.confidence, filter_labels(value, task.labels))
+            if (
+                sample and not scored.is_retry
+            ):  # the comparison has no retries, so calibration rows have no such answers
+                answer = task.answer_text(value) if task.labels else None
+                self.profiles.profile_today(task).add(scored.confidence, answer, len(task.labels or ()))
 
-    def failed(self, task: Task, by: str, reason: str) -> None:
+    def record_api_failure(self, task: Task, by: str, reason: str) -> None:
         """Record that an API model gave no valid answer."""
-        self.metrics.checked(task.name, by, reason)
+        self.metrics.count_checked_answer(task.name, by, reason)
 
-    def answered(self, task: Task, outcome: Outcome) -> None:
+    def record_outcome(self, task: Task, outcome: Outcome) -> None:
         """Record the outcome of an input."""
-        self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
-        profile = self.observed.of(task)
+        self.metrics.count_answer(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
+        profile = self.profiles.profile_today(task)
         profile.reasons[outcome.label] += 1
         if task.recipe.route.mirror and outcome.answered_by == LOCAL and not outcome.degraded:
             profile.unread += 1
 
-    def passed(self, task: Task, reason: str) -> None:
+    def record_forwarded(self, task: Task, reason: str) -> None:
         """Record a chat whose answer is forwarded from vLLM to the client unread."""
-        self.metrics.answered(task.name, LOCAL, reason)
-        profile = self.observed.of(task)
+        self.metrics.count_answer(task.name, LOCAL, reason)
+        profile = self.profiles.profile_today(task)
         profile.reasons[f"{LOCAL}/{reason}"] += 1
         profile.unread += 1
 
-    def refused(self, task: Task, status: int) -> None:
+    def record_error(self, task: Task, status: int) -> None:
         """Record an input that got an error."""
-        self.metrics.answered(task.name, NOBODY, f"error_{status}")
+        self.metrics.count_answer(task.name, NOBODY, f"error_{status}")
 
-    def record(self, deployment: Deployment, task_input: Input, outcome: Outcome, name: str) -> None:
+    def record_traffic(self, deployment: Deployment, task_input: Input, outcome: Outcome, name: str) -> None:
         """Queue an answered input for the traffic record. `name` is that of the answer id."""
         recorded = traffic_record.RecordedAnswer(
             deployment.task,
-            deployment.place,
+            deployment.registry_dir,
             name,
             task_input.text,
             outcome.value,
@@ -94,9 +96,9 @@ class Monitor:
 
     async def run(self) -> None:
         """Write due records periodically until `close` is called."""
-        while not self._ended.is_set():
+        while not self._stopped.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), WRITE_INTERVAL_SECONDS)
+                await asyncio.wait_for(self._stopped.wait(), WRITE_INTERVAL_SECONDS)
             await self.write()
 
     async def write(self, write_all: bool = False) -> None:
@@ -104,34 +106,34 @@ class Monitor:
 
         A failure is logged once and retried at the next write.
         """
-        async with self._writing:
-            for action in (self.traffic.write, partial(self.observed.write, write_all)):
+        async with self._write_lock:
+            for action in (self.traffic.write, partial(self.profiles.write, write_all)):
                 try:
                     await action()
                 except Exception as error:  # noqa: BLE001 (whatever it is, requests are answered and the rest is written)
-                    if not self._told:
+                    if not self._failure_logged:
                         log_line(f"watch     not written: {type(error).__name__}: {error}")
-                    self._told = True
+                    self._failure_logged = True
 
     async def close(self) -> None:
         """Cancel mirrored inputs, stop `run`, and write all remaining records."""
         await self.mirror.close()
-        self._ended.set()
+        self._stopped.set()
         await self.write(write_all=True)
 
-    def fed_back(self, task: Task, record: AnswerRecord, is_right: bool) -> None:
+    def record_feedback(self, task: Task, record: AnswerRecord, is_right: bool) -> None:
         """Count a right answer from feedback."""
-        self.metrics.fed_back(task.name, LOCAL if record.local else "api", is_right)
+        self.metrics.count_feedback(task.name, LOCAL if record.local else "api", is_right)
 
-    def drifted(self, tasks: Mapping[str, Deployment]) -> None:
+    def update_drift(self, tasks: Mapping[str, Deployment]) -> None:
         """Set the drift metrics from the answers that this process saw today.
 
         A task without a calibration profile, or with too few answers today, gets no value.
         """
         distances: dict[tuple[str, str, str], float] = {}
         for name, deployment in tasks.items():
-            calibration, traffic = deployment.task.routing.profile, self.observed.today(deployment.task)
-            if calibration is None or traffic.untold:
+            calibration, traffic = deployment.task.routing.profile, self.profiles.read_today(deployment.task)
+            if calibration is None or traffic.unusable_reason:
                 continue
             current, version = traffic.profile, deployment.task.version
             if calibration.confidences and current.confidences:
@@ -140,9 +142,9 @@ class Monitor:
                 )
             if calibration.answers and current.answers and not traffic.others:
                 distances[name, version, "labels"] = drift.total_variation(calibration.answers, current.answers)
-        self.metrics.drifted(distances)
+        self.metrics.set_drift(distances)
 
-    def exposition(self, tasks: Mapping[str, Deployment]) -> bytes:
+    def render_metrics(self, tasks: Mapping[str, Deployment]) -> bytes:
         """Return the metrics in Prometheus' text format.
 
         Call it in a thread: it reads the cost of this month's API calls from disk.
@@ -150,7 +152,7 @@ class Monitor:
         for name, deployment in tasks.items():
             if isinstance(deployment.escalation, Escalation) and (ledger := deployment.escalation.ledger):
                 try:
-                    self.metrics.spent(name, ledger.spent_usd(), ledger.limit_usd)
+                    self.metrics.set_spend(name, ledger.spent_usd(), ledger.limit_usd)
                 except StageError:
                     continue  # the disk fails: keep the last value; the error is logged where money is reserved
-        return self.metrics.text()
+        return self.metrics.render()

@@ -64,7 +64,7 @@ class TrafficProfile:
         self.profile.add(confidence, answer)
 
     @property
-    def untold(self) -> str | None:
+    def unusable_reason(self) -> str | None:
         """Reason why `profile` does not represent the traffic, None if it does."""
         if (fraction := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
             return (
@@ -105,29 +105,29 @@ class TrafficProfiles:
         self._registry, self._process = registry, secrets.token_hex(4)
         self._days: dict[tuple[str, str], dict[str, TrafficProfile]] = {}
         """{(name, day): {deployment id: profile}}"""
-        self._changed: set[tuple[str, str]] = set()
+        self._changed_keys: set[tuple[str, str]] = set()
         self._written_at = time.monotonic()
-        self._told = False
+        self._failure_logged = False
 
-    def of(self, task: Task) -> TrafficProfile:
+    def profile_today(self, task: Task) -> TrafficProfile:
         """Return today's profile of a version, to add answers to."""
         key = _today_key(task)
-        self._changed.add(key)
+        self._changed_keys.add(key)
         day = self._days.setdefault(key, {})
-        return day.setdefault(task.deployment, TrafficProfile(task.version))
+        return day.setdefault(task.deployment_id, TrafficProfile(task.version))
 
-    def today(self, task: Task) -> TrafficProfile:
+    def read_today(self, task: Task) -> TrafficProfile:
         """Return today's profile of a version in this process."""
-        return self._days.get(_today_key(task), {}).get(task.deployment) or TrafficProfile(task.version)
+        return self._days.get(_today_key(task), {}).get(task.deployment_id) or TrafficProfile(task.version)
 
     async def write(self, write_all: bool = False) -> None:
         """Write changed profiles once a minute, or now with `write_all`. Log a failure of the disk once."""
-        if self._registry is None or not self._changed:
+        if self._registry is None or not self._changed_keys:
             return
         if not write_all and time.monotonic() - self._written_at < WRITE_INTERVAL_SECONDS:
             return
-        self._written_at, changed = time.monotonic(), sorted(self._changed)
-        self._changed.clear()
+        self._written_at, changed = time.monotonic(), sorted(self._changed_keys)
+        self._changed_keys.clear()
         copies = {
             self._registry / name / FOLDER / f"{day}.{self._process}.json": {
                 deployment_id: profile.copy() for deployment_id, profile in self._days[name, day].items()
@@ -137,13 +137,13 @@ class TrafficProfiles:
         try:
             await run_in_thread(_write_files, copies)
         except OSError as error:
-            self._changed.update(changed)
-            if not self._told:
+            self._changed_keys.update(changed)
+            if not self._failure_logged:
                 log_line(f"observed  not written, `make drift` sees nothing of it: {error.strerror or error}")
-            self._told = True
+            self._failure_logged = True
             return
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        for key in [key for key in self._days if key[1] < today and key not in self._changed]:
+        for key in [key for key in self._days if key[1] < today and key not in self._changed_keys]:
             del self._days[key]
 
 

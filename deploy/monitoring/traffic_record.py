@@ -48,7 +48,7 @@ class RecordedAnswer:
     """An answered input to record."""
 
     task: Task
-    place: Path
+    registry_dir: Path
     id: str
     text: str
     """The cleaned input, as sent to the model."""
@@ -63,56 +63,56 @@ class TrafficRecord:
     """Rows that wait to be recorded."""
 
     def __init__(self) -> None:
-        self._waiting: deque[RecordedAnswer] = deque()
-        self._days: dict[Path, int] = {}
-        self._cleaned = ""
-        self._told = False
+        self._queue: deque[RecordedAnswer] = deque()
+        self._retention_days: dict[Path, int] = {}
+        self._cleaned_day = ""
+        self._failure_logged = False
 
-    def keep(self, registry_dir: Path, days: int) -> None:
+    def set_retention(self, registry_dir: Path, days: int) -> None:
         """Remove files in registry/<name> older than `days`, at the next `write` and then daily.
 
         This happens whether or not rows are recorded.
         """
-        if self._days.get(registry_dir) != days:
-            self._days[registry_dir], self._cleaned = days, ""
+        if self._retention_days.get(registry_dir) != days:
+            self._retention_days[registry_dir], self._cleaned_day = days, ""
 
-    def chosen(self, task: Task, private: bool) -> bool:
+    def sample(self, task: Task, private: bool) -> bool:
         """Return whether to record an input, by chance."""
         fraction = task.recipe.serve.record.share
-        return bool(fraction) and not private and random.random() < fraction and len(self._waiting) < MAX_WAITING_ROWS
+        return bool(fraction) and not private and random.random() < fraction and len(self._queue) < MAX_WAITING_ROWS
 
     def add(self, recorded: RecordedAnswer) -> None:
         """Queue an answer for the next `write`."""
-        self.keep(recorded.place, recorded.task.recipe.serve.record.days)
-        self._waiting.append(recorded)
+        self.set_retention(recorded.registry_dir, recorded.task.recipe.serve.record.days)
+        self._queue.append(recorded)
 
     async def write(self) -> None:
         """Write waiting rows and remove old files. Log a failure once; its rows are lost, and later ones are tried."""
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        if today != self._cleaned:
-            self._cleaned = today
-            await self._tried(_remove_old_files, dict(self._days))
-        if self._waiting:
-            waiting, self._waiting = list(self._waiting), deque()
-            await self._tried(_write_rows, waiting)
+        if today != self._cleaned_day:
+            self._cleaned_day = today
+            await self._try_write(_remove_old_files, dict(self._retention_days))
+        if self._queue:
+            waiting, self._queue = list(self._queue), deque()
+            await self._try_write(_write_rows, waiting)
 
-    async def _tried(self, action: Callable[..., None], *args: object) -> None:
+    async def _try_write(self, action: Callable[..., None], *args: object) -> None:
         try:
             await run_in_thread(action, *args)
         except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
-            if not self._told:
+            if not self._failure_logged:
                 prefix = (
                     ""
                     if isinstance(error, StageError)
                     else f"{_DESCRIPTION} cannot be written: {type(error).__name__}: "
                 )
                 log_line(f"record    {prefix}{error}")
-            self._told = True
+            self._failure_logged = True
 
 
 def _write_rows(waiting: list[RecordedAnswer]) -> None:
-    for registry_dir in dict.fromkeys(recorded.place for recorded in waiting):
-        group = [recorded for recorded in waiting if recorded.place == registry_dir]
+    for registry_dir in dict.fromkeys(recorded.registry_dir for recorded in waiting):
+        group = [recorded for recorded in waiting if recorded.registry_dir == registry_dir]
         for day in dict.fromkeys(recorded.time[:10] for recorded in group):
             rows = [row for recorded in group if recorded.time[:10] == day and (row := build_row(recorded)) is not None]
             _append_rows(registry_dir / FOLDER / f"{day}.jsonl", rows)
@@ -141,7 +141,7 @@ def check_recordable(recipe: Recipe) -> None:
     if not (fraction := recipe.serve.record.share):
         return
     columns, where = recipe.data.columns, recipe.data.where
-    unsupported = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.of_slots
+    unsupported = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.slot_columns
     recorded_columns = {
         *_RECORD_COLUMNS,
         *(column for key, column in _recipe_columns(recipe).items() if not key.startswith("data.where.")),
@@ -169,14 +169,18 @@ def check_recordable(recipe: Recipe) -> None:
 def _recipe_columns(recipe: Recipe) -> dict[str, str]:
     """Return {recipe key: column} of the recipe's columns in a recorded row, without ids and times."""
     needed = needed_columns(recipe, "all")
-    if recipe.task.variant == "extraction" and recipe.data.columns.messages is None and not _has_record_column(recipe):
+    if (
+        recipe.task.task_name == "extraction"
+        and recipe.data.columns.messages is None
+        and not _has_record_column(recipe)
+    ):
         needed |= {f"task.json_schema.properties.{field}": field for field in field_names(recipe)}
     return {key: column for key, column in needed.items() if key not in ("data.columns.id", "data.split.time")}
 
 
 def _has_record_column(recipe: Recipe) -> bool:
     columns = recipe.data.columns
-    return bool(columns.target or columns.targets or columns.of_slots)
+    return bool(columns.target or columns.targets or columns.slot_columns)
 
 
 def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
@@ -256,9 +260,9 @@ def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
     The first of several text columns gets all of the text, because its original columns are unknown.
     """
     recipe = task.recipe
-    columns, kind = recipe.data.columns, recipe.task.variant
+    columns, kind = recipe.data.columns, recipe.task.task_name
     if columns.messages is not None:
-        answer = task.text(value)
+        answer = task.answer_text(value)
         return {columns.messages: [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
     row: dict[str, Any] = dict.fromkeys(columns.texts, "")
     row[columns.texts[0]] = text

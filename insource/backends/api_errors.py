@@ -37,7 +37,7 @@ class ApiError:
     """The rejected parameter, if the error has a field for it."""
 
     @property
-    def about_the_row(self) -> bool:
+    def is_input_error(self) -> bool:
         """Whether the cause is the input of this row."""
         return self.code in _INPUT_ERROR_CODES or _INPUT_ERROR_PATTERN.search(self.message) is not None
 
@@ -58,7 +58,7 @@ def parse_api_error(body: object, default_message: str = "") -> ApiError:
 
 def is_configuration_error(status: int, error: ApiError) -> bool:
     """Return whether a request was refused because of its configuration, not because of the row's input."""
-    return status in CONFIGURATION_STATUS and not error.about_the_row
+    return status in CONFIGURATION_STATUS and not error.is_input_error
 
 
 def find_rejected_parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:

@@ -48,23 +48,23 @@ class AttemptLog:
     """A spend limiter that logs every attempt before it is sent."""
 
     def __init__(self, limiter: SystemBudget, cache_path: Path) -> None:
-        self._purse, self._journal = limiter, cache_path
+        self._limiter, self._cache_path = limiter, cache_path
         self._process = secrets.token_hex(4)
         self._lock = asyncio.Lock()
         self._lines: list[str] = []
-        self._begun = self._written = 0
+        self._n_queued = self._n_written = 0
 
     async def reserve(self, request: Request) -> bool:
         """Reserve the cost of an attempt and log it. Return whether it may be sent.
 
         Raise StageError if the log is not writable.
         """
-        if not await self._purse.reserve(request):
+        if not await self._limiter.reserve(request):
             return False
         try:
-            await self._write(self._line(request.id, self._purse.most_usd(request)))
+            await self._write(self._line(request.id, self._limiter.max_usd(request)))
         except BaseException:
-            self._purse.settle(request, None, possibly_charged=False)
+            self._limiter.settle(request, None, possibly_charged=False)
             raise
         return True
 
@@ -73,33 +73,33 @@ class AttemptLog:
 
         The log entry stays open until `record_answered` reports that the response is cached.
         """
-        self._purse.settle(request, completion, possibly_charged)
+        self._limiter.settle(request, completion, possibly_charged)
 
-    def answered(self, keys: Iterable[str]) -> None:
+    def record_answered(self, keys: Iterable[str]) -> None:
         """Log that responses are in the cache. A lost entry counts the cost twice; no request is sent twice."""
         self._append([self._line(key, None) for key in keys], flush=False)
 
     def close(self) -> None:
         """Remove the file if every attempt has a response."""
-        if not read_unsettled_usd(self._journal):
-            attempt_log_path(self._journal).unlink(missing_ok=True)
+        if not read_unsettled_usd(self._cache_path):
+            attempt_log_path(self._cache_path).unlink(missing_ok=True)
 
     async def _write(self, line: str) -> None:
         """Write a line durably, together with the queued lines of other tasks: one fsync serves all of them."""
         self._lines.append(line)
-        self._begun += 1
-        number = self._begun
+        self._n_queued += 1
+        number = self._n_queued
         async with self._lock:
-            if self._written < number:
-                lines, self._lines, n_queued = self._lines, [], self._begun
+            if self._n_written < number:
+                lines, self._lines, n_queued = self._lines, [], self._n_queued
                 await asyncio.to_thread(self._append, lines, flush=True)
-                self._written = n_queued
+                self._n_written = n_queued
 
     def _line(self, key: str, usd: float | None) -> str:
         return json.dumps({"key": key, "process": self._process, "usd": usd}) + "\n"
 
     def _append(self, lines: Sequence[str], flush: bool) -> None:
-        path = attempt_log_path(self._journal)
+        path = attempt_log_path(self._cache_path)
         try:
             with path.open("ab", buffering=0) as file:
                 # The newline first: it ends a line that a killed process left torn.

@@ -38,7 +38,7 @@ class BatchState:
     state: Literal["running", "ended", "cancelled", "failed"]
     """failed: the provider rejected the batch, and no request was processed. cancelled: some requests may have
     responses."""
-    told: str
+    progress: str
 
 
 async def create_batch(
@@ -50,10 +50,10 @@ async def create_batch(
     searched and returned; none is created twice. A failure with `retry_now` means that it is still unknown whether a
     batch exists.
     """
-    api, ids = BATCH_MODULES[backend.wire], [request.id for request in requests]
+    api, ids = BATCH_MODULES[backend.api_format], [request.id for request in requests]
     for failures in range(backend.retries + 1):
         result: str | AttemptFailure = await call_sdk(backend, api.create(client, backend, name, requests), None)
-        if not isinstance(result, AttemptFailure) or not result.again:
+        if not isinstance(result, AttemptFailure) or not result.retry_now:
             break
         await asyncio.sleep(result.wait_seconds or backoff_seconds(failures + 1))
         existing = await find_batch(client, backend, name, started_at, ids)
@@ -76,7 +76,7 @@ async def find_batch(
 
     `ids` are the ids of its requests. `foreign_batch_ids` are batches that are known to be others.
     """
-    api = BATCH_MODULES[backend.wire]
+    api = BATCH_MODULES[backend.api_format]
     return await _retry_idempotent(backend, lambda: api.find(client, name, started_at, ids, foreign_batch_ids))
 
 
@@ -84,12 +84,12 @@ async def wait_for_batch(
     client: Any, backend: Backend, batch_id: str, poll_seconds: float, log: Callable[[str], None]
 ) -> BatchState | AttemptFailure:
     """Poll a batch at growing intervals and return its final state. `log` gets the progress."""
-    api, wait, n_failed = BATCH_MODULES[backend.wire], poll_seconds, 0
+    api, wait, n_failed = BATCH_MODULES[backend.api_format], poll_seconds, 0
     while True:
         polled: Any = await _retry_idempotent(backend, lambda: api.poll(client, batch_id))
         if isinstance(polled, AttemptFailure):
             n_failed += 1
-            if not polled.again or n_failed == MAX_FAILED_POLLS:
+            if not polled.retry_now or n_failed == MAX_FAILED_POLLS:
                 return polled
         elif polled[0] != "running":
             return BatchState(*polled)
@@ -107,7 +107,7 @@ async def fetch_results(
 
     `request` is a request with the constraint that all of them share.
     """
-    api = BATCH_MODULES[backend.wire]
+    api = BATCH_MODULES[backend.api_format]
     return await _retry_idempotent(backend, lambda: api.fetch_results(client, backend, batch_id, request))
 
 
@@ -115,7 +115,7 @@ async def _retry_idempotent(backend: Backend, call: Callable[[], Awaitable[T]]) 
     """Return the result of a call that is safe to repeat."""
     for failures in range(backend.retries + 1):
         result = await call_sdk(backend, call(), None)
-        if not isinstance(result, AttemptFailure) or not result.again or failures == backend.retries:
+        if not isinstance(result, AttemptFailure) or not result.retry_now or failures == backend.retries:
             break
         await asyncio.sleep(result.wait_seconds or backoff_seconds(failures + 1))
     return result

@@ -32,7 +32,7 @@ from insource.system.timestamps import utc_timestamp
 
 # Each batch may take a day. Fewer requests are sent only if they are all that remain.
 MIN_BATCH_SIZE = 100
-MISSING_FROM_BATCH = AttemptFailure("the batch ended without a word of it", again=False, another_day=True)
+MISSING_FROM_BATCH = AttemptFailure("the batch ended without a word of it", retry_now=False, retry_later=True)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PendingBatch:
     """Ids that were taken for this batch and turned out to belong to others."""
     keys: Mapping[str, Mapping[str, Any]]
 
-    def began_at(self) -> datetime:
+    def started_at(self) -> datetime:
         """Return the start time."""
         return datetime.fromisoformat(self.began)
 
@@ -66,13 +66,13 @@ async def collect_batches(session: CollectSession, poll_seconds: float, log: Cal
     Return the reason for stopping early or for requests that remain; None if every request has a response. If the
     budget is used up, `system_budget.exhausted` is set.
     """
-    path, backend = batch_file_path(session.journal.path), session.backend
+    path, backend = batch_file_path(session.cache.path), session.backend
     pending = _read_pending(path, backend)
-    if pending is None and not session.waiting:
+    if pending is None and not session.pending:
         return None
     attempted_keys: set[str] = set()
     n_failed = 0
-    async with API_MODULES[backend.wire].make_client(backend) as client:
+    async with API_MODULES[backend.api_format].make_client(backend) as client:
         try:
             while True:
                 if pending is not None:
@@ -114,10 +114,11 @@ def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
         pending = PendingBatch(**{**payload, "strangers": tuple(payload["strangers"])})
     except (ValueError, TypeError, KeyError) as error:
         raise StageError(f"{path} does not say which batch was begun: {error}") from None
-    if (pending.wire, pending.base_url) != (backend.wire, backend.base_url):
+    if (pending.wire, pending.base_url) != (backend.api_format, backend.base_url):
         raise StageError(
             f"{path} holds a batch that was begun at {pending.base_url or pending.wire}, and {backend.model} is asked "
-            f"at {backend.base_url or backend.wire}: compare once more with the former address, or give up the batch "
+            f"at {backend.base_url or backend.api_format}: compare once more with the former address, or give up "
+            "the batch "
             "by removing the file"
         )
     return pending
@@ -129,11 +130,11 @@ def _write_pending(path: Path, pending: PendingBatch) -> None:
 
 async def _resume_batch(client: Any, session: CollectSession, pending: PendingBatch) -> PendingBatch | None:
     """Return the batch of an earlier process, with its id; None if it was never created."""
-    path = batch_file_path(session.journal.path)
+    path = batch_file_path(session.cache.path)
     if pending.id is None:
         ids = list(pending.keys)
         batch_id = await batch_client.find_batch(
-            client, session.backend, pending.name, pending.began_at(), ids, foreign_batch_ids=pending.strangers
+            client, session.backend, pending.name, pending.started_at(), ids, foreign_batch_ids=pending.strangers
         )
         if isinstance(batch_id, AttemptFailure):
             raise _StopError(f"nobody knows whether a batch was made on {pending.began}: {batch_id.error}")
@@ -142,9 +143,9 @@ async def _resume_batch(client: Any, session: CollectSession, pending: PendingBa
             return None
         pending = replace(pending, id=batch_id)
         _write_pending(path, pending)
-    if session.purse:
-        for key in pending.keys.keys() & session.waiting.keys():
-            session.purse.set_aside(_build_request(session, key), force=True)
+    if session.system_budget:
+        for key in pending.keys.keys() & session.pending.keys():
+            session.system_budget.reserve_now(_build_request(session, key), force=True)
     return pending
 
 
@@ -153,18 +154,18 @@ def _choose_requests(session: CollectSession, attempted_keys: set[str]) -> list[
 
     Return none if all were tried, or if the budget allows fewer than MIN_BATCH_SIZE.
     """
-    system_budget, chosen, size = session.purse, list[Request](), 0
-    for key in session.waiting:
+    system_budget, chosen, size = session.system_budget, list[Request](), 0
+    for key in session.pending:
         request = _build_request(session, key)
         if key in attempted_keys or (chosen and request.constraint.json_schema != chosen[0].constraint.json_schema):
             continue
         size += count_input_bytes(request)
         if len(chosen) == batch_client.MAX_BATCH_REQUESTS or (chosen and size > batch_client.MAX_BATCH_BYTES):
             break
-        if system_budget and not system_budget.set_aside(request):
+        if system_budget and not system_budget.reserve_now(request):
             if len(chosen) < MIN_BATCH_SIZE:
                 _release_budget(session, [item.id for item in chosen])
-                system_budget.empty = True
+                system_budget.exhausted = True
                 return []
             break
         chosen.append(request)
@@ -173,12 +174,12 @@ def _choose_requests(session: CollectSession, attempted_keys: set[str]) -> list[
 
 async def _submit_batch(client: Any, session: CollectSession, requests: Sequence[Request]) -> PendingBatch:
     """Create a batch and return it. Its id is on disk then."""
-    path, backend = batch_file_path(session.journal.path), session.backend
+    path, backend = batch_file_path(session.cache.path), session.backend
     pending = PendingBatch(
         name=f"insource-{uuid.uuid4().hex}",
         id=None,
         began=utc_timestamp(),
-        wire=backend.wire,
+        wire=backend.api_format,
         base_url=backend.base_url,
         structured=backend.structured,
         json_schema=requests[0].constraint.json_schema,
@@ -186,9 +187,9 @@ async def _submit_batch(client: Any, session: CollectSession, requests: Sequence
         keys={request.id: _describe_request(session, request) for request in requests},
     )
     _write_pending(path, pending)
-    batch_id = await batch_client.create_batch(client, backend, pending.name, pending.began_at(), requests)
+    batch_id = await batch_client.create_batch(client, backend, pending.name, pending.started_at(), requests)
     if isinstance(batch_id, AttemptFailure):
-        if not batch_id.again:
+        if not batch_id.retry_now:
             path.unlink()
             _release_budget(session, pending.keys)
         raise _StopError(f"no batch could be made: {batch_id.error}")
@@ -212,7 +213,9 @@ async def _await_results(
             "<journal>.batch.json is removed"
         )
     stop_states = {"failed": "failed", "cancelled": "was cancelled"}
-    stop_reason = f"batch {pending.id} {stop_states[state.state]}: {state.told}" if state.state in stop_states else None
+    stop_reason = (
+        f"batch {pending.id} {stop_states[state.state]}: {state.progress}" if state.state in stop_states else None
+    )
     if state.state == "failed":
         return None, stop_reason
     request = Request("", (), 0, Constraint(None, pending.json_schema))
@@ -232,14 +235,14 @@ def _store_results(
     """Write the outcomes of a batch to the cache. Return the number of requests to retry later."""
     responses, n_failed = [], 0
     for key, metadata in pending.keys.items():
-        cached = session.journal.rows.get(key)
+        cached = session.cache.responses.get(key)
         if cached is not None and cached.final:
             # The earlier process was killed after it wrote the cache and before it removed the batch file.
             continue
         outcome = outcomes.get(key, MISSING_FROM_BATCH)
         completion, failure = (outcome, None) if isinstance(outcome, Completion) else (None, outcome)
         usd, possibly_charged_usd = _settle_cost(session, key, completion)
-        retry_later = failure is not None and (failure.another_day or failure.refused)
+        retry_later = failure is not None and (failure.retry_later or failure.refused)
         n_failed += retry_later
         responses.append(
             make_cached_response(
@@ -257,9 +260,9 @@ def _store_results(
                 refused=failure is not None and failure.refused,
             )
         )
-    session.journal.append(responses)
+    session.cache.append(responses)
     for response in responses:
-        session.tell(response)
+        session.record(response)
     return n_failed
 
 
@@ -268,16 +271,16 @@ def _settle_cost(session: CollectSession, key: str, completion: Completion | Non
 
     Requests without a response in a batch are free of charge.
     """
-    system_budget = session.purse
+    system_budget = session.system_budget
     if system_budget is None:
         return None, 0.0
     usd = system_budget.usd(completion) if completion else None
-    if key not in session.waiting:
+    if key not in session.pending:
         # The request changed after the batch was created. Its response is paid for, and may be requested again.
-        system_budget.pay(usd or 0.0)
+        system_budget.charge(usd or 0.0)
         return usd, 0.0
     system_budget.settle(_build_request(session, key), completion, possibly_charged=False)
-    return usd, system_budget.unsure_usd.pop(key, 0.0)
+    return usd, system_budget.possibly_charged_usd.pop(key, 0.0)
 
 
 def _discard_foreign_id(session: CollectSession, pending: PendingBatch) -> PendingBatch:
@@ -285,23 +288,23 @@ def _discard_foreign_id(session: CollectSession, pending: PendingBatch) -> Pendi
     assert pending.id is not None
     _release_budget(session, pending.keys)
     pending = replace(pending, id=None, strangers=(*pending.strangers, pending.id))
-    _write_pending(batch_file_path(session.journal.path), pending)
+    _write_pending(batch_file_path(session.cache.path), pending)
     return pending
 
 
 def _release_budget(session: CollectSession, keys: Iterable[str]) -> None:
-    if session.purse:
+    if session.system_budget:
         for key in keys:
-            if key in session.waiting:
-                session.purse.settle(_build_request(session, key), None, possibly_charged=False)
+            if key in session.pending:
+                session.system_budget.settle(_build_request(session, key), None, possibly_charged=False)
 
 
 def _build_request(session: CollectSession, key: str) -> Request:
-    return replace(session.waiting[key][0].request, id=key)
+    return replace(session.pending[key][0].request, id=key)
 
 
 def _describe_request(session: CollectSession, request: Request) -> dict[str, Any]:
-    row_request = session.waiting[request.id][0]
+    row_request = session.pending[request.id][0]
     return {
         "id": row_request.id,
         "repeat": row_request.repeat,

@@ -35,7 +35,7 @@ class Pricing(Protocol):
     def usd(self, usage: Usage, batch: bool = False) -> float:
         """Return the cost of a request in USD."""
 
-    def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
+    def max_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
         """Return the upper bound of a request's cost in USD."""
 
 
@@ -56,47 +56,47 @@ class Budget:
     def __init__(self, limit_usd: float, spent_usd: float = 0.0) -> None:
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
-        self._set_aside = 0.0
+        self._reserved_usd = 0.0
 
-    def take(self, usd: float, force: bool = False) -> bool:
+    def reserve(self, usd: float, force: bool = False) -> bool:
         """Reserve an amount. Return False if less is left, unless `force` is set."""
-        if usd > self.left_usd and not force:
+        if usd > self.remaining_usd and not force:
             return False
-        self._set_aside += usd
+        self._reserved_usd += usd
         return True
 
-    def give_back(self, usd: float, spent_usd: float) -> None:
+    def release(self, usd: float, spent_usd: float) -> None:
         """Replace a reserved amount with the amount that was spent."""
-        self._set_aside = max(0.0, self._set_aside - usd)
+        self._reserved_usd = max(0.0, self._reserved_usd - usd)
         self.spent_usd += spent_usd
 
     @property
-    def left_usd(self) -> float:
+    def remaining_usd(self) -> float:
         """The amount that is neither spent nor reserved."""
-        return self.limit_usd - self.spent_usd - self._set_aside
+        return self.limit_usd - self.spent_usd - self._reserved_usd
 
 
 class TokenEstimator:
     """An upper bound of a request's input tokens, tighter with every response that reports its tokens."""
 
     def __init__(self) -> None:
-        self._seen = 0
-        self._densest = 0.0
+        self._n_observed = 0
+        self._max_tokens_per_byte = 0.0
 
-    def most_tokens(self, request: Request) -> int:
+    def max_input_tokens(self, request: Request) -> int:
         """Return a number of input tokens that the request will not exceed."""
-        observed = SAFETY_FACTOR * self._densest
-        density = observed if self._seen >= MIN_OBSERVATIONS else max(1.0, observed)
+        observed = SAFETY_FACTOR * self._max_tokens_per_byte
+        density = observed if self._n_observed >= MIN_OBSERVATIONS else max(1.0, observed)
         overhead_tokens = TEMPLATE_OVERHEAD_TOKENS + (
             SCHEMA_OVERHEAD_TOKENS if request.constraint.json_schema is not None else 0
         )
         return math.ceil(density * count_input_bytes(request)) + overhead_tokens
 
-    def learn(self, request: Request, usage: Usage) -> None:
+    def observe(self, request: Request, usage: Usage) -> None:
         """Record the input tokens of a response."""
         if usage.input_tokens is not None:
-            self._seen += 1
-            self._densest = max(self._densest, usage.input_tokens / count_input_bytes(request))
+            self._n_observed += 1
+            self._max_tokens_per_byte = max(self._max_tokens_per_byte, usage.input_tokens / count_input_bytes(request))
 
 
 class SystemBudget:
@@ -108,52 +108,52 @@ class SystemBudget:
 
     def __init__(self, budget: Budget | None, price: Pricing, batch: bool = False) -> None:
         self.spent_usd = 0.0
-        self.empty = False
+        self.exhausted = False
         """Whether an attempt was refused while nothing in flight could release budget."""
-        self.unsure_usd: dict[str, float] = {}
+        self.possibly_charged_usd: dict[str, float] = {}
         """Possible charges that are not confirmed, in USD, by request id."""
         self._budget, self._price, self._batch = budget, price, batch
-        self._reckoning = TokenEstimator()
-        self._set_aside: dict[str, float] = {}
+        self._estimator = TokenEstimator()
+        self._reserved_usd: dict[str, float] = {}
         self._settled = asyncio.Event()
 
     async def reserve(self, request: Request) -> bool:
         """Return whether an attempt may be made; wait for attempts in flight that may release enough."""
-        while not self.empty:
-            if self.set_aside(request):
+        while not self.exhausted:
+            if self.reserve_now(request):
                 return True
-            if not self._set_aside:
-                self.empty = True
+            if not self._reserved_usd:
+                self.exhausted = True
             else:
                 self._settled.clear()
                 await self._settled.wait()
         return False
 
-    def set_aside(self, request: Request, force: bool = False) -> bool:
+    def reserve_now(self, request: Request, force: bool = False) -> bool:
         """Reserve the upper bound of a request's cost. Return False if less is left.
 
         `force` reserves it in any case, for a request that was sent before.
         """
-        max_usd = self.most_usd(request)
-        if self._budget is not None and not self._budget.take(max_usd, force):
+        max_usd = self.max_usd(request)
+        if self._budget is not None and not self._budget.reserve(max_usd, force):
             return False
-        self._set_aside[request.id] = max_usd
+        self._reserved_usd[request.id] = max_usd
         return True
 
     def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
         """Replace the amount reserved for an attempt with its real cost."""
-        max_usd, spent_usd = self._set_aside.pop(request.id), 0.0
+        max_usd, spent_usd = self._reserved_usd.pop(request.id), 0.0
         if completion is not None:
-            self._reckoning.learn(request, completion.usage)
+            self._estimator.observe(request, completion.usage)
             usd = self.usd(completion)
             spent_usd, possibly_charged = (max_usd, True) if usd is None else (usd, False)
         elif possibly_charged:
             spent_usd = max_usd
         if possibly_charged:
-            self.unsure_usd[request.id] = self.unsure_usd.get(request.id, 0.0) + max_usd
+            self.possibly_charged_usd[request.id] = self.possibly_charged_usd.get(request.id, 0.0) + max_usd
         self.spent_usd += spent_usd
         if self._budget is not None:
-            self._budget.give_back(max_usd, spent_usd)
+            self._budget.release(max_usd, spent_usd)
         self._settled.set()
 
     def usd(self, completion: Completion) -> float | None:
@@ -162,16 +162,16 @@ class SystemBudget:
             return None
         return self._price.usd(completion.usage, batch=self._batch)
 
-    def most_usd(self, request: Request) -> float:
+    def max_usd(self, request: Request) -> float:
         """Return the upper bound of an attempt's cost in USD."""
-        tokens = self._reckoning.most_tokens(request)
-        return self._price.most_usd(tokens, request.max_tokens, batch=self._batch)
+        tokens = self._estimator.max_input_tokens(request)
+        return self._price.max_usd(tokens, request.max_tokens, batch=self._batch)
 
-    def pay(self, usd: float) -> None:
+    def charge(self, usd: float) -> None:
         """Charge a cost for which nothing was reserved."""
         self.spent_usd += usd
         if self._budget is not None:
-            self._budget.give_back(0.0, usd)
+            self._budget.release(0.0, usd)
 
 
 def estimate_cost(row_requests: Iterable[RowRequest], price: Pricing, batch: bool = False) -> Estimate:
@@ -187,7 +187,7 @@ def estimate_cost(row_requests: Iterable[RowRequest], price: Pricing, batch: boo
             ),
         )
         n_requests += 1
-        upper_usd += price.most_usd(estimator.most_tokens(request), request.max_tokens, batch=batch)
+        upper_usd += price.max_usd(estimator.max_input_tokens(request), request.max_tokens, batch=batch)
         expected_usd += price.usd(expected_usage, batch=batch)
     return Estimate(n_requests, upper_usd, expected_usd)
 

@@ -49,11 +49,11 @@ _NOT_SENT_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 class _ClientState:
     """The state that all requests to a backend share."""
 
-    wire: ModuleType
+    api: ModuleType
     client: Any
     backend: Backend
-    pace: RateLimiter
-    purse: SpendLimiter | None
+    rate_limiter: RateLimiter
+    limiter: SpendLimiter | None
 
 
 class BackendClient:
@@ -61,14 +61,17 @@ class BackendClient:
 
     def __init__(self, backend: Backend, limiter: SpendLimiter | None = None) -> None:
         """Raise RecipeError if the environment lacks a variable or library that the SDK needs."""
-        api, rate_limiter = API_MODULES[backend.wire], RateLimiter(backend.concurrency, backend.longest_wait_seconds)
+        api, rate_limiter = (
+            API_MODULES[backend.api_format],
+            RateLimiter(backend.concurrency, backend.max_retry_wait_seconds),
+        )
         self.backend = backend
-        self._client = api.make_client(backend, rate_limiter.heard)
-        self._asking = _ClientState(api, self._client, backend, rate_limiter, limiter)
+        self._client = api.make_client(backend, rate_limiter.on_response)
+        self._state = _ClientState(api, self._client, backend, rate_limiter, limiter)
 
-    async def reply(self, request: Request) -> RequestResult:
+    async def complete(self, request: Request) -> RequestResult:
         """Return the result of a request. Raise what the spend limiter raises."""
-        return await _complete_with_retries(self._asking, request)
+        return await _complete_with_retries(self._state, request)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -83,10 +86,10 @@ async def stream_results(
     A failed request raises nothing: its result has the error. Requests are consumed lazily, as slots become free.
     `limiter` reserves the cost before every attempt.
     """
-    api = API_MODULES[backend.wire]
+    api = API_MODULES[backend.api_format]
     pending = iter(requests)
-    rate_limiter = RateLimiter(backend.concurrency, backend.longest_wait_seconds)
-    async with api.make_client(backend, rate_limiter.heard) as client:
+    rate_limiter = RateLimiter(backend.concurrency, backend.max_retry_wait_seconds)
+    async with api.make_client(backend, rate_limiter.on_response) as client:
         state = _ClientState(api, client, backend, rate_limiter, limiter)
 
         def start_tasks(n_free: int) -> set[asyncio.Task[RequestResult]]:
@@ -129,7 +132,7 @@ def fetch_shutdown_date(backend: Backend) -> str | None:
     """
     if backend.cloud:
         return None
-    api = API_MODULES[backend.wire]
+    api = API_MODULES[backend.api_format]
 
     async def fetch() -> str | AttemptFailure | None:
         async with api.make_client(backend) as client:
@@ -141,17 +144,17 @@ def fetch_shutdown_date(backend: Backend) -> str | None:
 
 def hash_request(backend: Backend, request: Request) -> str:
     """Return the digest of endpoint and request body: equal only for byte-identical requests."""
-    endpoint = [backend.wire, backend.cloud or backend.base_url]
-    return atomic_files.digest([*endpoint, API_MODULES[backend.wire].build_body(backend, request)])
+    endpoint = [backend.api_format, backend.cloud or backend.base_url]
+    return atomic_files.digest([*endpoint, API_MODULES[backend.api_format].build_body(backend, request)])
 
 
 async def _complete_with_retries(state: _ClientState, request: Request) -> RequestResult:
-    backend, rate_limiter, limiter = state.backend, state.pace, state.purse
+    backend, rate_limiter, limiter = state.backend, state.rate_limiter, state.limiter
     outcome: Completion | AttemptFailure = NOT_SENT
     latencies: list[float] = []
     started_at = time.monotonic()
     while True:
-        if blocked_seconds := await rate_limiter.enter():
+        if blocked_seconds := await rate_limiter.acquire():
             outcome = _make_long_wait_failure(backend, outcome, blocked_seconds)
             break
         try:
@@ -160,16 +163,16 @@ async def _complete_with_retries(state: _ClientState, request: Request) -> Reque
             attempt_started_at = time.monotonic()
             outcome = await _attempt(state, request)
         finally:
-            rate_limiter.leave()
+            rate_limiter.release()
         # The wait before the first attempt is a wait for other requests, not part of the latency.
         started_at = started_at if latencies else attempt_started_at
         latencies.append(time.monotonic() - attempt_started_at)
-        if isinstance(outcome, Completion) or not outcome.again or len(latencies) > backend.retries:
+        if isinstance(outcome, Completion) or not outcome.retry_now or len(latencies) > backend.retries:
             break
         wait_seconds = outcome.wait_seconds
         if wait_seconds is None:
-            wait_seconds = min(backoff_seconds(len(latencies)), backend.longest_wait_seconds)
-        if wait_seconds > backend.longest_wait_seconds:
+            wait_seconds = min(backoff_seconds(len(latencies)), backend.max_retry_wait_seconds)
+        if wait_seconds > backend.max_retry_wait_seconds:
             outcome = _make_long_wait_failure(backend, outcome, wait_seconds)
             break
         await asyncio.sleep(wait_seconds)
@@ -177,7 +180,7 @@ async def _complete_with_retries(state: _ClientState, request: Request) -> Reque
     if isinstance(outcome, Completion):
         return RequestResult(request.id, sha256, outcome, None, elapsed_seconds, tuple(latencies))
     return RequestResult(
-        request.id, sha256, None, outcome.error, elapsed_seconds, tuple(latencies), outcome.another_day, outcome.refused
+        request.id, sha256, None, outcome.error, elapsed_seconds, tuple(latencies), outcome.retry_later, outcome.refused
     )
 
 
@@ -185,15 +188,15 @@ def _make_long_wait_failure(
     backend: Backend, outcome: Completion | AttemptFailure, wait_seconds: float
 ) -> AttemptFailure:
     message = outcome.error if isinstance(outcome, AttemptFailure) else ""
-    message += f" (asks to wait {wait_seconds:.0f} s, at most {backend.longest_wait_seconds:.0f} s are given)"
-    return AttemptFailure(message, again=False, another_day=True)
+    message += f" (asks to wait {wait_seconds:.0f} s, at most {backend.max_retry_wait_seconds:.0f} s are given)"
+    return AttemptFailure(message, retry_now=False, retry_later=True)
 
 
 async def _attempt(state: _ClientState, request: Request) -> Completion | AttemptFailure:
     """Return the outcome of one attempt, and report it to the rate limiter and the spend limiter."""
-    started_at, backend, limiter = time.monotonic(), state.backend, state.purse
+    started_at, backend, limiter = time.monotonic(), state.backend, state.limiter
     try:
-        call = state.wire.send(state.client, backend, request)
+        call = state.api.send(state.client, backend, request)
         outcome: Completion | AttemptFailure = await call_sdk(
             backend, call, ATTEMPT_TIMEOUT_FACTOR * backend.timeout_seconds
         )
@@ -202,12 +205,14 @@ async def _attempt(state: _ClientState, request: Request) -> Completion | Attemp
             limiter.settle(request, None, possibly_charged=True)
         raise
     if isinstance(outcome, Completion):
-        state.pace.faster()
-    elif outcome.busy:
-        state.pace.slower(started_at)
+        state.rate_limiter.on_success()
+    elif outcome.rate_limited:
+        state.rate_limiter.on_rate_limited(started_at)
     if limiter:
         completion = outcome if isinstance(outcome, Completion) else None
-        limiter.settle(request, completion, possibly_charged=isinstance(outcome, AttemptFailure) and outcome.unsure)
+        limiter.settle(
+            request, completion, possibly_charged=isinstance(outcome, AttemptFailure) and outcome.possibly_charged
+        )
     return outcome
 
 
@@ -225,11 +230,11 @@ async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float |
             return await call
     except (TimeoutError, openai.APITimeoutError, anthropic.APITimeoutError) as error:
         message = f"no answer within {backend.timeout_seconds:g} s"
-        return AttemptFailure(message, again=True, another_day=True, unsure=_may_have_been_sent(error))
+        return AttemptFailure(message, retry_now=True, retry_later=True, possibly_charged=_may_have_been_sent(error))
     except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
         cause = error.__cause__ or error
         message = f"no connection: {cause!s:.{MAX_MESSAGE_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
-        return AttemptFailure(message, again=True, another_day=True, unsure=_may_have_been_sent(error))
+        return AttemptFailure(message, retry_now=True, retry_later=True, possibly_charged=_may_have_been_sent(error))
     except (openai.APIStatusError, anthropic.APIStatusError) as error:
         return failure_from_status(
             error.status_code, api_errors.parse_api_error(error.body, error.message), error.response.headers

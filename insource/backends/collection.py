@@ -51,10 +51,10 @@ class CollectResult:
     because of their configuration make it incomplete, and so do transient errors of a batch, which are not retried
     here."""
     why_incomplete: str | None
-    asked: int
+    n_requested: int
     """Row requests sent by this invocation, with one or several attempts."""
-    reused: int
-    retries: int
+    n_reused: int
+    n_retries: int
     """Attempts after the first."""
     spent_usd: float
     """By this invocation, possible charges included; 0 if no price is known."""
@@ -88,7 +88,7 @@ def collect(
             "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         )
     with response_cache.open_cache(cache_path) as cache:
-        cached_responses, pending = _split_cached(backend, identity, row_requests, cache.rows)
+        cached_responses, pending = _split_cached(backend, identity, row_requests, cache.responses)
         system_budget = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
         session = CollectSession(backend, cache, pending, system_budget, {}, on_response)
         for row_request, cached_response in cached_responses:
@@ -103,7 +103,7 @@ def collect(
             _refuse_if_batch_pending(cache_path)
             retries, reason = asyncio.run(_collect_live(session))
         wall_seconds = time.monotonic() - started_at
-    if system_budget is not None and system_budget.empty and budget is not None:
+    if system_budget is not None and system_budget.exhausted and budget is not None:
         reason = f"the next call could exceed budget_usd {budget.limit_usd:g}"
     if refused := [response for response in session.answers.values() if response.refused]:
         reason = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
@@ -112,9 +112,9 @@ def collect(
         answers=session.answers,
         complete=reason is None,
         why_incomplete=reason and f"asked {len(session.answers):,} of {len(row_requests):,}: {reason}",
-        asked=len(session.answers) - reused,
-        reused=reused,
-        retries=retries,
+        n_requested=len(session.answers) - reused,
+        n_reused=reused,
+        n_retries=retries,
         spent_usd=system_budget.spent_usd if system_budget else 0.0,
         wall_seconds=wall_seconds,
     )
@@ -140,14 +140,14 @@ def find_last_response(
 ) -> CachedResponse | None:
     """Return the last response to a request, transient errors included; None if it was never sent."""
     key = compute_cache_key(
-        identity, API_MODULES[backend.wire].build_body(backend, row_request.request), row_request.repeat
+        identity, API_MODULES[backend.api_format].build_body(backend, row_request.request), row_request.repeat
     )
     return {response.key: response for response in response_cache.read_responses(cache_path)}.get(key)
 
 
 def sum_cached_cost_usd(backend: Backend, identity: Any, row_requests: Sequence[RowRequest], cache_path: Path) -> float:
     """Return the cost of these requests in earlier invocations, possible charges included, in USD."""
-    build_body = API_MODULES[backend.wire].build_body
+    build_body = API_MODULES[backend.api_format].build_body
     keys = {compute_cache_key(identity, build_body(backend, item.request), item.repeat) for item in row_requests}
     # All lines of a key, not only the last: each attempt of another invocation may have been charged.
     return sum(
@@ -161,7 +161,7 @@ def _split_cached(
     backend: Backend, identity: Any, row_requests: Sequence[RowRequest], responses: Mapping[str, CachedResponse]
 ) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
     """Return the row requests with a final cached response, and the others by key."""
-    build_body = API_MODULES[backend.wire].build_body
+    build_body = API_MODULES[backend.api_format].build_body
     cached, pending = [], dict[str, list[RowRequest]]()
     for row_request in row_requests:
         key = compute_cache_key(identity, build_body(backend, row_request.request), row_request.repeat)
@@ -185,16 +185,16 @@ def _refuse_if_batch_pending(cache_path: Path) -> None:
 async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
     """Send the pending requests. Return the number of retries, and the reason for stopping early."""
     stop_reasons: list[str] = []
-    retries, consecutive_failures, system_budget = 0, 0, session.purse
+    retries, consecutive_failures, system_budget = 0, 0, session.system_budget
 
     def iter_requests() -> Iterator[Request]:
-        for key, row_requests in session.waiting.items():
-            if stop_reasons or (system_budget is not None and system_budget.empty):
+        for key, row_requests in session.pending.items():
+            if stop_reasons or (system_budget is not None and system_budget.exhausted):
                 return
             yield replace(row_requests[0].request, id=key)
 
     queue: asyncio.Queue[CachedResponse | None] = asyncio.Queue()
-    attempt_log = AttemptLog(system_budget, session.journal.path) if system_budget is not None else None
+    attempt_log = AttemptLog(system_budget, session.cache.path) if system_budget is not None else None
     writer = asyncio.create_task(_write_responses(session, queue, attempt_log))
     try:
         async with aclosing(stream_results(session.backend, iter_requests(), attempt_log)) as results:
@@ -206,7 +206,7 @@ async def _collect_live(session: CollectSession) -> tuple[int, str | None]:
                     stop_reasons.append(result.error or "")
                     continue
                 retries += len(result.attempt_latencies_seconds) - 1
-                consecutive_failures = consecutive_failures + 1 if result.again or result.refused else 0
+                consecutive_failures = consecutive_failures + 1 if result.retryable or result.refused else 0
                 if consecutive_failures == MAX_CONSECUTIVE_FAILURES:
                     stop_reasons.append(
                         f"{MAX_CONSECUTIVE_FAILURES} requests in succession brought no answer, the last: {result.error}"
@@ -235,15 +235,15 @@ async def _write_responses(
         finished = None in chunk
         responses = [response for response in chunk if response is not None]
         if responses:
-            await asyncio.to_thread(session.journal.append, responses)
+            await asyncio.to_thread(session.cache.append, responses)
             if attempt_log:
-                await asyncio.to_thread(attempt_log.answered, [response.key for response in responses])
+                await asyncio.to_thread(attempt_log.record_answered, [response.key for response in responses])
         for response in responses:
-            session.tell(response)
+            session.record(response)
 
 
 def _make_response(session: CollectSession, result: RequestResult) -> CachedResponse:
-    system_budget, completion, row_request = session.purse, result.received, session.waiting[result.id][0]
+    system_budget, completion, row_request = session.system_budget, result.completion, session.pending[result.id][0]
     return response_cache.make_cached_response(
         result.id,
         row_request.id,
@@ -252,10 +252,10 @@ def _make_response(session: CollectSession, result: RequestResult) -> CachedResp
         completion,
         requested_at=utc_timestamp(),
         error=result.error,
-        final=not (result.again or result.refused),
+        final=not (result.retryable or result.refused),
         refused=result.refused,
         usd=system_budget.usd(completion) if system_budget and completion else None,
-        unsure_usd=system_budget.unsure_usd.pop(result.id, 0.0) if system_budget else 0.0,
+        unsure_usd=system_budget.possibly_charged_usd.pop(result.id, 0.0) if system_budget else 0.0,
         latency_seconds=result.latency_seconds,
         attempt_latencies_seconds=result.attempt_latencies_seconds,
     )

@@ -18,21 +18,21 @@ class AttemptFailure:
     """An attempt without a response."""
 
     error: str
-    again: bool
+    retry_now: bool
     """Whether to retry within this invocation."""
-    another_day: bool
+    retry_later: bool
     """Whether a later invocation should retry."""
-    unsure: bool = False
+    possibly_charged: bool = False
     """Whether the provider may have charged for it."""
     wait_seconds: float | None = None
     """The wait that the server requests before a retry."""
-    busy: bool = False
+    rate_limited: bool = False
     """Whether it was rejected by a rate limit or for overload."""
     refused: bool = False
     """Whether it was refused because of key, account, model or parameters, not because of the input."""
 
 
-NOT_SENT = AttemptFailure("not sent", again=False, another_day=True)
+NOT_SENT = AttemptFailure("not sent", retry_now=False, retry_later=True)
 
 
 def failure_from_malformed_response(error: Exception) -> AttemptFailure:
@@ -41,7 +41,7 @@ def failure_from_malformed_response(error: Exception) -> AttemptFailure:
     The SDKs build responses without validation, so a malformed one raises only when it is read.
     """
     message = f"the answer cannot be read: {error}"[:MAX_MESSAGE_CHARACTERS]
-    return AttemptFailure(message, again=True, another_day=True, unsure=True)
+    return AttemptFailure(message, retry_now=True, retry_later=True, possibly_charged=True)
 
 
 def failure_from_status(status: int, error: ApiError, headers: Mapping[str, str] | None = None) -> AttemptFailure:
@@ -50,10 +50,10 @@ def failure_from_status(status: int, error: ApiError, headers: Mapping[str, str]
     suffix = f" ({error.param})" if error.param and error.param not in error.message else ""
     return AttemptFailure(
         error=f"HTTP {status}: {error.message}"[:MAX_MESSAGE_CHARACTERS] + suffix,
-        again=retry_now,
-        another_day=retry_now or misconfigured,
+        retry_now=retry_now,
+        retry_later=retry_now or misconfigured,
         wait_seconds=retry_after_seconds(headers or {}),
-        busy=status in RATE_LIMIT_STATUS,
+        rate_limited=status in RATE_LIMIT_STATUS,
         refused=misconfigured,
     )
 

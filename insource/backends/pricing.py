@@ -59,9 +59,9 @@ class TokenPrice:
     """Price of a request besides its tokens."""
     note: str | None = None
     """The model's name in the list, the day of the lookup, and which of several prices this is."""
-    longest_input_tokens: int | None = None
+    max_input_tokens: int | None = None
     """Longer prompts have the price `next_tier`. None: this price is for any length."""
-    beyond: "TokenPrice | None" = None
+    next_tier: "TokenPrice | None" = None
 
     def usd(self, usage: Usage, batch: bool = False) -> float:
         """Return the cost of a request in USD.
@@ -70,7 +70,7 @@ class TokenPrice:
         """
         input_tokens, output_tokens = usage.input_tokens or 0, usage.output_tokens or 0
         cached_tokens = min(usage.cached_tokens or 0, input_tokens)
-        price = self.at(input_tokens)
+        price = self.for_prompt_length(input_tokens)
         rates = price.rates(batch)
         tokens_usd = (
             (input_tokens - cached_tokens) * rates.input
@@ -79,21 +79,21 @@ class TokenPrice:
         )
         return tokens_usd + price.usd_per_request
 
-    def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
+    def max_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
         """Return the upper bound of a request's cost in USD: no input read from the cache, all of it written there."""
-        price = self.at(input_tokens)
+        price = self.for_prompt_length(input_tokens)
         rates = price.rates(batch)
         input_usd = input_tokens * rates.input * price.cache_write_factor
         return input_usd + max_output_tokens * rates.output + price.usd_per_request
 
-    def at(self, input_tokens: int) -> "TokenPrice":
+    def for_prompt_length(self, input_tokens: int) -> "TokenPrice":
         """Return the price for a prompt length.
 
         A long prompt costs more for every token, not only for the last ones.
         """
-        if self.beyond is None or self.longest_input_tokens is None or input_tokens <= self.longest_input_tokens:
+        if self.next_tier is None or self.max_input_tokens is None or input_tokens <= self.max_input_tokens:
             return self
-        return self.beyond.at(input_tokens)
+        return self.next_tier.for_prompt_length(input_tokens)
 
     def rates(self, batch: bool = False) -> TokenRates:
         """Return the rates in USD a token.
@@ -112,7 +112,7 @@ class TokenPrice:
             output_price / MILLION,
         )
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the price as scores.json has it."""
         return {
             "input_usd_per_million": self.input_usd_per_million,
@@ -135,11 +135,11 @@ def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPri
     """
     if baseline.price is not None:
         return price_from_recipe(baseline.price)
-    if baseline.model is None or baseline.loopback or baseline.api == "decisions":
+    if baseline.model is None or baseline.is_loopback or baseline.api == "decisions":
         return None
     if baseline.base_url is not None and baseline.provider != "azure":
         provider_args = {"provider_api_url": baseline.base_url}
-        return price_from_list(baseline.model, provider_args, moment, has_output=not baseline.decides)
+        return price_from_list(baseline.model, provider_args, moment, has_output=not baseline.uses_decision_api)
     return price_from_list(baseline.model, {"provider_id": GENAI_PRICES_PROVIDER[baseline.provider]}, moment)
 
 
@@ -149,10 +149,10 @@ def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
     A local stand-in needs no price.
     """
     return [
-        f"compare.baselines: the price of {baseline.called} is unknown, so compare.budget_usd could not be kept; "
+        f"compare.baselines: the price of {baseline.display_name} is unknown, so compare.budget_usd could not be kept; "
         "give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         for baseline in baselines
-        if not baseline.loopback and lookup_price(baseline) is None
+        if not baseline.is_loopback and lookup_price(baseline) is None
     ]
 
 
@@ -202,10 +202,10 @@ def price_from_list(
         note += "; no price of output is listed"
     if len(day_prices) > 1:
         note += "; at the dearest time of the day"
-    if highest.beyond is not None:
-        next_tier = highest.beyond
+    if highest.next_tier is not None:
+        next_tier = highest.next_tier
         note += (
-            f"; prompts up to {highest.longest_input_tokens:,} tokens, longer ones "
+            f"; prompts up to {highest.max_input_tokens:,} tokens, longer ones "
             f"{next_tier.input_usd_per_million:g} in and {next_tier.output_usd_per_million:g} out"
         )
     return replace(highest, note=note)
@@ -265,6 +265,6 @@ def _build_tier(
         usd_per_request=float(plain.total_price - plain.input_price - plain.output_price),
         source=f"genai-prices {version('genai-prices')}",
         date=None,
-        longest_input_tokens=end,
-        beyond=next_tier,
+        max_input_tokens=end,
+        next_tier=next_tier,
     )

@@ -37,59 +37,59 @@ class RateLimiter:
     """Limits concurrency and start times of the attempts to a backend: one for all its requests, in one event loop."""
 
     def __init__(self, max_concurrency: int, max_wait_seconds: float) -> None:
-        self.most_at_once = max_concurrency
-        self.longest_wait_seconds = max_wait_seconds
-        self.at_once = float(max_concurrency)
+        self.max_concurrency = max_concurrency
+        self.max_wait_seconds = max_wait_seconds
+        self.concurrency = float(max_concurrency)
         """Current limit of concurrent attempts."""
-        self._on_their_way = 0
-        self._held_until = 0.0
-        self._slowed_at = 0.0
-        self._left = asyncio.Event()
+        self._in_flight = 0
+        self._blocked_until = 0.0
+        self._decreased_at = 0.0
+        self._released = asyncio.Event()
 
-    async def enter(self) -> float:
+    async def acquire(self) -> float:
         """Wait for a slot and return 0; the caller must `release` it.
 
         Return the requested wait in seconds instead if it exceeds `max_wait_seconds`.
         """
         while True:
-            wait_seconds = self._held_until - time.monotonic()
-            if wait_seconds > self.longest_wait_seconds:
+            wait_seconds = self._blocked_until - time.monotonic()
+            if wait_seconds > self.max_wait_seconds:
                 return wait_seconds
             if wait_seconds > 0:
                 await asyncio.sleep(wait_seconds)
-            elif self._on_their_way < int(self.at_once):
-                self._on_their_way += 1
+            elif self._in_flight < int(self.concurrency):
+                self._in_flight += 1
                 return 0.0
             else:
-                self._left.clear()
-                await self._left.wait()
+                self._released.clear()
+                await self._released.wait()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release a slot."""
-        self._on_their_way -= 1
-        self._left.set()
+        self._in_flight -= 1
+        self._released.set()
 
-    def heard(self, status: int, headers: Mapping[str, str]) -> None:
+    def on_response(self, status: int, headers: Mapping[str, str]) -> None:
         """Update the limits from the status and headers of any response."""
         wait_seconds = retry_after_seconds(headers) if status in RATE_LIMIT_STATUS else None
         if wait_seconds is None:
             # A used-up limit is a hint, not a rejection, so the wait is capped.
-            wait_seconds = min(seconds_until_available(headers), self.longest_wait_seconds)
+            wait_seconds = min(seconds_until_available(headers), self.max_wait_seconds)
         if wait_seconds > 0:
-            self._held_until = max(self._held_until, time.monotonic() + wait_seconds)
+            self._blocked_until = max(self._blocked_until, time.monotonic() + wait_seconds)
 
-    def slower(self, started_at: float) -> None:
+    def on_rate_limited(self, started_at: float) -> None:
         """Record a rejection.
 
         Attempts that started before the last halving do not halve it again, so a burst of rejections halves once.
         `started_at` is the start of the attempt, by time.monotonic().
         """
-        if started_at > self._slowed_at:
-            self.at_once, self._slowed_at = max(1.0, self.at_once / 2), time.monotonic()
+        if started_at > self._decreased_at:
+            self.concurrency, self._decreased_at = max(1.0, self.concurrency / 2), time.monotonic()
 
-    def faster(self) -> None:
+    def on_success(self) -> None:
         """Record a success."""
-        self.at_once = min(float(self.most_at_once), self.at_once + 1 / self.at_once)
+        self.concurrency = min(float(self.max_concurrency), self.concurrency + 1 / self.concurrency)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:

@@ -69,9 +69,9 @@ class ResponseCache:
 
     def __init__(self, path: Path, file: BinaryIO, responses: dict[str, CachedResponse]) -> None:
         self.path = path
-        self.rows: Mapping[str, CachedResponse] = responses
+        self.responses: Mapping[str, CachedResponse] = responses
         self._file = file
-        self._rows = responses
+        self._responses = responses
 
     def append(self, responses: Sequence[CachedResponse]) -> None:
         """Append responses and flush them to disk. Raise StageError if they cannot be written."""
@@ -80,7 +80,7 @@ class ResponseCache:
             append_only.append_bytes(self._file, lines.encode("utf-8", "surrogatepass"))
         except OSError as error:
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
-        self._rows.update((response.key, response) for response in responses)
+        self._responses.update((response.key, response) for response in responses)
 
 
 @contextmanager

@@ -13,16 +13,16 @@ class CollectSession:
     """One invocation of `collect`: the pending requests by key, and the target of the responses."""
 
     backend: Backend
-    journal: ResponseCache
-    waiting: Mapping[str, Sequence[RowRequest]]
+    cache: ResponseCache
+    pending: Mapping[str, Sequence[RowRequest]]
     """Several row requests share a key if their request bodies are identical."""
-    purse: SystemBudget | None
+    system_budget: SystemBudget | None
     answers: dict[tuple[str, int], CachedResponse]
-    on_answer: Callable[[CachedResponse], None]
+    on_response: Callable[[CachedResponse], None]
 
-    def tell(self, response: CachedResponse) -> None:
+    def record(self, response: CachedResponse) -> None:
         """Record a cached response as the answer to all row requests with its key."""
-        for index, row_request in enumerate(self.waiting.get(response.key, ())):
+        for index, row_request in enumerate(self.pending.get(response.key, ())):
             row_response = replace(response, id=row_request.id, reused=response.reused or index > 0)
             self.answers[row_request.id, row_request.repeat] = row_response
-            self.on_answer(row_response)
+            self.on_response(row_response)

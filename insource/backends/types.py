@@ -26,7 +26,7 @@ DUMMY_API_KEY = "none"
 class Backend:
     """A model and the settings for requests to it."""
 
-    wire: ApiFormat
+    api_format: ApiFormat
     model: str
     """The provider's name of the model."""
     base_url: str | None = None
@@ -39,26 +39,26 @@ class Backend:
     """0 by default for local servers. None: not sent, the default for API models."""
     effort: Effort | None = None
     """Reasoning effort; none turns thinking off. None: not sent, the provider's default applies."""
-    closed: bool = False
+    is_provider_api: bool = False
     """Whether it is a provider's API, for which only facts in the table of model families are assumed."""
-    left_out: tuple[str, ...] = ()
+    omitted_parameters: tuple[str, ...] = ()
     """Parameters that the provider rejected by name, which are not sent."""
     timeout_seconds: float = 60.0
     """For one attempt."""
     retries: int = 4
     """Attempts after the first."""
-    longest_wait_seconds: float = 60.0
+    max_retry_wait_seconds: float = 60.0
     """A request is not retried if the server requests a longer wait (Retry-After)."""
     concurrency: int = 16
     """Maximum of concurrent requests; fewer while the provider rejects requests for overload."""
-    direct: bool = False
+    bypass_proxy: bool = False
     """Whether to bypass any proxy, because the data must reach no other host."""
     cloud: Cloud | None = None
     """A private cloud that serves the provider's models: azure with OpenAI's API format, the others with
     Anthropic's."""
 
     @property
-    def transport(self) -> dict[str, Any]:
+    def http_client_options(self) -> dict[str, Any]:
         """The options of the SDK's HTTP client.
 
         Redirects are not followed: one could lead to a host that the data must not reach. Proxies of the environment
@@ -66,7 +66,7 @@ class Backend:
         leave.
         """
         is_http = (self.base_url or "").startswith("http://")
-        bypass_proxy = self.direct or is_http or is_loopback(parse_host(self.base_url))
+        bypass_proxy = self.bypass_proxy or is_http or is_loopback(parse_host(self.base_url))
         options = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not bypass_proxy}
         # Anthropic's client (2.12) mounts the environment's proxies itself, regardless of trust_env.
         return options | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if bypass_proxy else {})
@@ -152,14 +152,14 @@ class RequestResult:
 
     id: str
     request_sha256: str
-    received: Completion | None
+    completion: Completion | None
     error: str | None
     """The error of the last attempt; None with a completion."""
     latency_seconds: float
     """From the first attempt to the end of the last, waits between them included."""
     attempt_latencies_seconds: tuple[float, ...]
     """One for each attempt; empty if the request was never sent."""
-    again: bool = False
+    retryable: bool = False
     """Without a completion: whether a later invocation may succeed. False if the row's input is the cause."""
     refused: bool = False
     """Whether it was refused because of its configuration, which is no result about the model."""

@@ -33,8 +33,8 @@ def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
     train, serve = recipe.train, recipe.serve
     changes: dict[str, Any] = {}
     train_changes: dict[str, Any] = {}
-    if train.keeps_best:
-        metric = train.metric_for_best_model or METRICS[recipe.task.variant][0]
+    if train.selects_best_checkpoint:
+        metric = train.metric_for_best_model or METRICS[recipe.task.task_name][0]
         train_changes |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
     if train.eval_strategy == "steps" and train.eval_steps is None:
         train_changes["eval_steps"] = train.save_steps
@@ -42,9 +42,9 @@ def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
         changes["train"] = train.model_copy(update=train_changes)
     primary = recipe.compare.primary
     if primary is not None and "metric" not in primary.model_fields_set:
-        resolved = primary.model_copy(update={"metric": METRICS[recipe.task.variant][0]})
+        resolved = primary.model_copy(update={"metric": METRICS[recipe.task.task_name][0]})
         changes["compare"] = recipe.compare.model_copy(update={"primary": resolved})
-    if recipe.lora.unservable and serve.model == "auto":
+    if recipe.lora.unservable_reason and serve.model == "auto":
         changes["serve"] = serve.model_copy(update={"model": "merged"})
     return changes
 
@@ -56,13 +56,13 @@ def _check_task(recipe: "Recipe") -> Mistakes:
             ("data", "rare_labels"),
             "settles labels that are found in the rows: kind classification, task.labels: auto",
         )
-    if recipe.data.columns.label_separator is not None and task.variant != "multilabel":
+    if recipe.data.columns.label_separator is not None and task.task_name != "multilabel":
         message = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
         yield ("data", "columns", "label_separator"), message
     columns = recipe.data.columns
     if columns.label_columns is not None:
         label_columns_key = ("data", "columns", "label_columns")
-        if task.variant != "multilabel":
+        if task.task_name != "multilabel":
             yield (
                 label_columns_key,
                 "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out",
@@ -77,7 +77,7 @@ def _check_task(recipe: "Recipe") -> Mistakes:
         conflicting = "target" if columns.target is not None else "messages"
         yield ("data", "columns", "targets"), f"and data.columns.{conflicting} both name the answer; keep one"
     yield from _check_slots(recipe)
-    if task.variant == "multilabel":
+    if task.task_name == "multilabel":
         for key in ("class_weight", "balanced_sampling"):
             if getattr(train, key):
                 yield ("train", key), "goes by the one label of a row, and task.labels_per_row is many; leave it out"
@@ -91,7 +91,7 @@ def _check_task(recipe: "Recipe") -> Mistakes:
             yield ("train", "class_weight", label), f"is none of task.labels: {', '.join(sorted(task.labels))}"
     if task.kind != "preference" and train.beta != Train.model_fields["beta"].default:
         yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
-    metrics = METRICS[task.variant]
+    metrics = METRICS[task.task_name]
     if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
         message = f"given {train.metric_for_best_model!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
         yield ("train", "metric_for_best_model"), message
@@ -134,11 +134,11 @@ def _list_fields(fields: dict[str, str]) -> str:
 
 
 def _check_plan(recipe: "Recipe") -> Mistakes:
-    primary, metrics = recipe.compare.primary, METRICS[recipe.task.variant]
+    primary, metrics = recipe.compare.primary, METRICS[recipe.task.task_name]
     if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
         message = f"given {primary.metric!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
         yield ("compare", "primary", "metric"), message
-    not_worse_than, names = recipe.route.not_worse_than, [system.called for system in recipe.compare.baselines]
+    not_worse_than, names = recipe.route.not_worse_than, [system.display_name for system in recipe.compare.baselines]
     if not_worse_than is not None and not_worse_than not in names:
         message = (
             f"given {not_worse_than!r}, allowed: a baseline of compare.baselines "
@@ -148,7 +148,7 @@ def _check_plan(recipe: "Recipe") -> Mistakes:
     if not_worse_than is not None and recipe.task.kind == "preference":
         yield ("route", "not_worse_than"), "closed models are not asked for preferences; leave it out"
     for index, baseline in enumerate(recipe.compare.baselines):
-        if baseline.decides and recipe.task.variant != "classification":
+        if baseline.uses_decision_api and recipe.task.task_name != "classification":
             message = (
                 f"given {baseline.api}, which chooses one of the labels, and this is {_describe_kind(recipe)}; set chat"
             )
@@ -161,13 +161,13 @@ def _check_route(recipe: "Recipe") -> Mistakes:
     name = recipe.route.baseline
     if name is None:
         return
-    available = [baseline.called for baseline in recipe.compare.baselines if baseline.provider != "file"]
+    available = [baseline.display_name for baseline in recipe.compare.baselines if baseline.provider != "file"]
     if name not in available:
         yield ("route", "baseline"), f"given {name!r}, there are {', '.join(available) or 'no API models'}"
     for baseline in recipe.compare.baselines:
-        if baseline.called == name and baseline.shots:
+        if baseline.display_name == name and baseline.shots:
             yield ("route", "baseline"), f"{name} is asked with examples of train (shots), which are not deployed"
-        if baseline.called == name and isinstance(baseline.instruction, list):
+        if baseline.display_name == name and isinstance(baseline.instruction, list):
             yield ("route", "baseline"), f"{name} has several instructions; give it the one that was chosen"
 
 
@@ -176,13 +176,13 @@ def _address_problem(baseline: "Baseline", data_may_leave: bool) -> str | None:
     parts = urlsplit(baseline.base_url or "")
     if parts.username or parts.password or parts.query or parts.fragment:
         return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"
-    if parts.scheme == "http" and not data_may_leave and not baseline.loopback:
+    if parts.scheme == "http" and not data_may_leave and not baseline.is_loopback:
         return "would send rows over plain http to another machine, and privacy.data_may_leave is false; take https"
     return None
 
 
 def _describe_kind(recipe: "Recipe") -> str:
-    suffix = " with several labels a row" if recipe.task.variant == "multilabel" else ""
+    suffix = " with several labels a row" if recipe.task.task_name == "multilabel" else ""
     return f"kind {recipe.task.kind}{suffix}"
 
 
@@ -203,7 +203,7 @@ def _check_hardware(recipe: "Recipe") -> Mistakes:
             yield ("train", "optim"), f"{train.optim} of bitsandbytes takes no sharded tensors; set adamw_torch"
         if recipe.model.quantization == "int8":
             yield ("model", "quantization"), "int8 weights cannot be sharded; set nf4 or none"
-        if recipe.lora.takes_from_base:
+        if recipe.lora.modifies_base:
             message = f"{recipe.lora.init_lora_weights} rewrites the base, which FSDP loads in parts"
             yield ("lora", "init_lora_weights"), f"{message}; set true, or HARDWARE=multi-gpu"
 
@@ -215,10 +215,10 @@ def _check_adapter(recipe: "Recipe") -> Mistakes:
         yield key, "loftq makes up for what quantization loses; set model.quantization: nf4 or int8"
     if lora.init_lora_weights == "mica" and quantization != "none":
         yield key, "mica reads weights that are not quantized; set model.quantization: none"
-    if lora.takes_from_base and quantization != "none" and recipe.task.kind == "preference":
+    if lora.modifies_base and quantization != "none" and recipe.task.kind == "preference":
         message = f"with {lora.init_lora_weights} on {quantization} weights training would not begin at its reference"
         yield key, f"{message}, the base; set true, or model.quantization: none"
     if lora.use_dora and quantization == "int8":
         yield ("lora", "use_dora"), "PEFT trains DoRA on no int8 weights; set model.quantization: nf4 or none"
-    if lora.unservable and recipe.serve.model == "adapter":
-        yield ("serve", "model"), f"lora.{lora.unservable}; set merged, or leave it out"
+    if lora.unservable_reason and recipe.serve.model == "adapter":
+        yield ("serve", "model"), f"lora.{lora.unservable_reason}; set merged, or leave it out"

@@ -55,7 +55,7 @@ class LoadedRecipe:
     path: Path
     hardware: str
     hardware_reason: str
-    replaced: tuple[str, ...]
+    overridden: tuple[str, ...]
     """One line per value of the recipe that the hardware file or SET replaced."""
 
 
@@ -64,7 +64,7 @@ class ConfigLayer:
     """Plain values of one or more layers, and the location of each."""
 
     values: dict[str, Any]
-    places: dict[KeyPath, SourceLocation]
+    locations: dict[KeyPath, SourceLocation]
 
 
 def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | None = None) -> LoadedRecipe:
@@ -97,10 +97,10 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     overridden = _merge_layer(recipe_layer, hardware_layer) + _merge_layer(recipe_layer, override_layer)
     mistakes = dict(_find_mistakes(recipe_layer)) | mistakes
     if mistakes:
-        raise RecipeError(_format_mistakes(path, mistakes, recipe_layer.places | without_hardware.places))
+        raise RecipeError(_format_mistakes(path, mistakes, recipe_layer.locations | without_hardware.locations))
     recipe = Recipe.model_validate(recipe_layer.values)
     return LoadedRecipe(
-        _resolve_paths(recipe, recipe_layer.places, path),
+        _resolve_paths(recipe, recipe_layer.locations, path),
         make_recipe_name(path),
         path,
         hardware_name,
@@ -112,7 +112,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
 def describe_precedence(loaded: LoadedRecipe) -> list[str]:
     """Return the first lines of a stage: the hardware, and each value of the recipe that is replaced."""
     header = f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"
-    return [header, *(f"          {line}" for line in loaded.replaced)]
+    return [header, *(f"          {line}" for line in loaded.overridden)]
 
 
 def make_recipe_name(path: Path) -> str:
@@ -207,7 +207,7 @@ def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
         for index, part in enumerate(key[:-1]):
             if not isinstance(section.get(part), dict):
                 section[part] = {}
-                target.places.setdefault(key[: index + 1], _get_location(key, layer))
+                target.locations.setdefault(key[: index + 1], _get_location(key, layer))
             section = section[part]
         if key[-1] in section and section[key[-1]] != value:
             overridden.append(
@@ -215,7 +215,7 @@ def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
                 f"{_abbreviate(section[key[-1]])}"
             )
         section[key[-1]] = value
-    target.places.update(layer.places)
+    target.locations.update(layer.locations)
     return overridden
 
 
@@ -223,7 +223,9 @@ def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: Any)
     """Apply the overrides for a name in a section of a hardware file (`bases`, `kinds`) to the rest of it, in place."""
     overrides_by_name = hardware_layer.values.pop(section, {})
     if isinstance(name, str) and name in overrides_by_name:
-        locations = {key[2:]: location for key, location in hardware_layer.places.items() if key[:2] == (section, name)}
+        locations = {
+            key[2:]: location for key, location in hardware_layer.locations.items() if key[:2] == (section, name)
+        }
         _merge_layer(hardware_layer, ConfigLayer(overrides_by_name[name], locations))
 
 
@@ -239,7 +241,7 @@ def _get_value(layer: ConfigLayer, section: str, key: str) -> Any:
 
 def _get_location(key: KeyPath, layer: ConfigLayer) -> SourceLocation:
     """Return the location of a value of a layer; each value has one."""
-    location = _find_location(key, layer.places)
+    location = _find_location(key, layer.locations)
     assert location is not None
     return location
 

@@ -42,7 +42,7 @@ class Recipe(Section):
     accelerate: Accelerate = Accelerate()
 
     @model_validator(mode="after")
-    def _goes_together(self, info: ValidationInfo) -> Self:
+    def _check_consistency(self, info: ValidationInfo) -> Self:
         # The recipe of a run was checked when the run was created, by the rules of that version.
         if not (info.context or {}).get("of_run") and (mistakes := conflicts.find_conflicts(self)):
             raise ConflictError(mistakes)
@@ -51,7 +51,7 @@ class Recipe(Section):
 
     @field_validator("data")
     @classmethod
-    def _stratify_by_label(cls, data: Data) -> Data:
+    def _check_stratify(cls, data: Data) -> Data:
         if data.split.stratify not in (None, "label", data.columns.label):
             raise ValueError(f"split.stratify: only the label can be stratified by, given {data.split.stratify!r}")
         return data

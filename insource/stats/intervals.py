@@ -46,17 +46,21 @@ def compute_interval(
     """
     if not stats.n:
         raise ValueError("a figure of no rows has no interval; leave it out")
-    value, cluster_indices, is_proportion = stats.figure(), index_clusters(clusters, stats.n), stats.proportion
+    value, cluster_indices, is_proportion = (
+        stats.compute_value(),
+        index_clusters(clusters, stats.n),
+        stats.is_proportion,
+    )
     if is_proportion and cluster_indices is None:
         return Interval(value, *wilson(value, stats.n, alpha), "Wilson")
-    units = group_units(stats.rows, cluster_indices)
+    units = group_units(stats.row_stats, cluster_indices)
     if is_proportion and value in (0, 1):
         return Interval(value, *wilson(value, units.n, alpha), "Wilson by cluster")
     method = "BCa bootstrap" if cluster_indices is None else "BCa bootstrap by cluster"
     if len(units.counts) == 1:
         return Interval(value, value, value, method)
-    resampled = bootstrap(units, stats.value, resamples, np.random.default_rng(seed))
-    jackknife_values = jackknife(units, stats.value)
+    resampled = bootstrap(units, stats.from_sums, resamples, np.random.default_rng(seed))
+    jackknife_values = jackknife(units, stats.from_sums)
     return Interval(
         value, *bca(value, resampled, jackknife_values, units.counts, expanded_quantile(alpha, units.n)), method
     )

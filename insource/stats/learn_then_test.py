@@ -39,19 +39,19 @@ class Claim(Protocol):
     def p_value(self, scores: Array) -> float:
         """Return the probability of scores as good as these, or better, if the claim is false."""
 
-    def expected(self, right: Array) -> tuple[Array, Array]:
+    def expected_moments(self, right: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation of scores, for these proportions of right answers."""
 
-    def spread(self, scores: Array) -> tuple[float, float]:
+    def padded_moments(self, scores: Array) -> tuple[float, float]:
         """Return mean and standard deviation of scores, with one best and one worst score added.
 
         The two scores keep a few equal scores from looking certain.
         """
 
-    def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
+    def power(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         """Return the probability that this many kept rows show the claim at `alpha`, for each mean and deviation."""
 
-    def least_rows(self, alpha: float) -> int:
+    def min_rows(self, alpha: float) -> int:
         """Return the minimum number of kept rows that show the claim at `alpha`, if all scores support it."""
 
 
@@ -72,21 +72,21 @@ class MeanAbove:
             return float(binom.sf(np.sum(scores) - 1, n, self.target))
         return hoeffding_bentkus(float(np.mean(scores)), n, self.target)
 
-    def expected(self, right: Array) -> tuple[Array, Array]:
+    def expected_moments(self, right: Array) -> tuple[Array, Array]:
         return right, np.sqrt(right * (1 - right))
 
-    def spread(self, scores: Array) -> tuple[float, float]:
+    def padded_moments(self, scores: Array) -> tuple[float, float]:
         padded = np.append(scores, [0.0, 1.0])
         return float(padded.mean()), float(padded.std())
 
-    def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
+    def power(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         from scipy.stats import binom
 
         n_rows = np.floor(rows)
         # One more right answer than isf has a p-value of at most alpha. Too few rows have no such count.
         return np.asarray(binom.sf(binom.isf(alpha, n_rows, self.target), n_rows, mean))
 
-    def least_rows(self, alpha: float) -> int:
+    def min_rows(self, alpha: float) -> int:
         return ceil(log(alpha) / log(self.target) - 1e-9)
 
 
@@ -106,21 +106,21 @@ class NonInferior:
             raise ValueError("scores of a paired comparison are 1, 0 and -1")
         return difference_p_value(won, lost, len(scores), self.margin)
 
-    def expected(self, right: Array) -> tuple[Array, Array]:
+    def expected_moments(self, right: Array) -> tuple[Array, Array]:
         # The other system does not answer validation rows: assume the same proportion, independently.
         return np.zeros_like(right), np.sqrt(2 * right * (1 - right))
 
-    def spread(self, scores: Array) -> tuple[float, float]:
+    def padded_moments(self, scores: Array) -> tuple[float, float]:
         padded = np.append(scores, [-1.0, 1.0])
         return float(padded.mean()), float(padded.std())
 
-    def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
+    def power(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
         from scipy.special import ndtr, ndtri
 
         probability = ndtr(ndtri(alpha) + np.sqrt(rows) * (mean + self.margin) / deviation)
-        return np.where(rows < self.least_rows(alpha), 0.0, probability)
+        return np.where(rows < self.min_rows(alpha), 0.0, probability)
 
-    def least_rows(self, alpha: float) -> int:
+    def min_rows(self, alpha: float) -> int:
         return ceil(log(alpha) / log(1 - self.margin) - 1e-9)
 
 
@@ -135,7 +135,7 @@ class FixedSequenceResult:
     alpha: float
 
     @property
-    def chosen(self) -> int | None:
+    def selected_index(self) -> int | None:
         """Return the index of the loosest threshold that passed, None if the first failed."""
         passed = sum(p_value <= self.alpha for p_value in self.p_values)
         return passed - 1 if passed else None
@@ -170,9 +170,9 @@ def find_start(
     hits = np.append(0.0, np.cumsum(right[order]))
     counts = count_kept(confidences, thresholds)
     # One right and one wrong row are added, so that the strictest rows do not look certain.
-    mean, deviation = claim.expected((hits[counts] + 1) / (counts + 2))
+    mean, deviation = claim.expected_moments((hits[counts] + 1) / (counts + 2))
     expected_rows = rows * counts / max(1, len(confidences))
-    power = claim.chance(mean, deviation, expected_rows, alpha)
+    power = claim.power(mean, deviation, expected_rows, alpha)
     return int(np.argmax(power if power.max() > 0 else expected_rows))
 
 
@@ -200,12 +200,12 @@ def estimate_required_rows(
     counts = [int(count) for count in count_kept(confidences, thresholds) if count >= MIN_KEPT_ROWS]
     if not counts:
         return None
-    mean, deviation = np.array([claim.spread(ordered[:count]) for count in counts]).T
+    mean, deviation = np.array([claim.padded_moments(ordered[:count]) for count in counts]).T
     shares = np.array(counts) / len(confidences)
     # The best of many thresholds is optimistic: half a standard error is subtracted.
     mean = mean - deviation / np.sqrt(counts) / 2
-    for rows in np.geomspace(claim.least_rows(alpha), MAX_ROWS, ROW_GRID_SIZE):
-        if claim.chance(mean, deviation, rows * shares, alpha).max() >= POWER:
+    for rows in np.geomspace(claim.min_rows(alpha), MAX_ROWS, ROW_GRID_SIZE):
+        if claim.power(mean, deviation, rows * shares, alpha).max() >= POWER:
             return ceil(float(rows))
     return None
 

@@ -23,28 +23,32 @@ Array = npt.NDArray[np.float64]
 class MetricStats:
     """A metric of n rows."""
 
-    rows: Any
+    row_stats: Any
     """(n, k) counts or scores: a float64 array, or a scipy.sparse.csr_array where most are 0."""
-    value: Callable[[Array], Array]
+    from_sums: Callable[[Array], Array]
     """Sums (b, k) -> the metric of each of the b resamples, (b,)."""
 
     @property
     def n(self) -> int:
         """Return the number of rows."""
-        return int(self.rows.shape[0])
+        return int(self.row_stats.shape[0])
 
     @property
-    def proportion(self) -> bool:
+    def is_proportion(self) -> bool:
         """Return whether the metric is a proportion: the mean of rows that are right (1) or wrong (0)."""
-        return self.value is mean and not np.any(self.rows[:, 0] % 1) and float(np.max(self.rows, initial=0)) <= 1
+        return (
+            self.from_sums is mean
+            and not np.any(self.row_stats[:, 0] % 1)
+            and float(np.max(self.row_stats, initial=0)) <= 1
+        )
 
-    def at(self, indices: Sequence[int]) -> "MetricStats":
+    def subset(self, indices: Sequence[int]) -> "MetricStats":
         """Return the same metric of the rows at these indices."""
-        return replace(self, rows=self.rows[np.asarray(indices, dtype=np.int64)])
+        return replace(self, row_stats=self.row_stats[np.asarray(indices, dtype=np.int64)])
 
-    def figure(self) -> float:
+    def compute_value(self) -> float:
         """Return the metric of all rows."""
-        return float(self.value(np.asarray(self.rows.sum(axis=0)).reshape(1, -1))[0])
+        return float(self.from_sums(np.asarray(self.row_stats.sum(axis=0)).reshape(1, -1))[0])
 
 
 def mean_metric(scores: Sequence[float]) -> MetricStats:

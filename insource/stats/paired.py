@@ -50,7 +50,7 @@ class PairedDifference:
     """The interval is at 1 - alpha."""
     discordant: int | None
     """Rows that exactly one of the two has right; proportions only."""
-    spread: float
+    row_std: float
     """Standard deviation of one row's difference: standard error times sqrt(n), clusters included."""
     mde: float
     """Smallest true difference that n such rows detect with a power of 80%, at alpha, two-sided."""
@@ -78,9 +78,9 @@ def compute_paired_difference(
     Swapping a and b negates the signs and changes nothing else. Raises ValueError if a and b are not one metric of the
     same rows, or if `distribution_free` is set for scores outside [0, 1].
     """
-    if not a.n or a.rows.shape != b.rows.shape or a.value is not b.value:
-        raise ValueError(f"tallies of {a.rows.shape} and {b.rows.shape} are not one metric of the same rows")
-    if a.figure() < b.figure():
+    if not a.n or a.row_stats.shape != b.row_stats.shape or a.from_sums is not b.from_sums:
+        raise ValueError(f"tallies of {a.row_stats.shape} and {b.row_stats.shape} are not one metric of the same rows")
+    if a.compute_value() < b.compute_value():
         # (a, b) and (b, a) must draw the same resamples.
         swapped = compute_paired_difference(
             b,
@@ -93,13 +93,13 @@ def compute_paired_difference(
             distribution_free=distribution_free,
         )
         return replace(swapped, delta=-swapped.delta, low=0.0 - swapped.high, high=0.0 - swapped.low)
-    cluster_indices, are_proportions = index_clusters(clusters, a.n), a.proportion and b.proportion
+    cluster_indices, are_proportions = index_clusters(clusters, a.n), a.is_proportion and b.is_proportion
     if are_proportions and cluster_indices is None:
         return _compare_proportions(a, b, alpha)
     difference = _compare_by_resampling(a, b, cluster_indices, alpha, resamples, permutations, seed)
-    if distribution_free and cluster_indices is None and a.value is mean:
+    if distribution_free and cluster_indices is None and a.from_sums is mean:
         rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
-        low, high = mean_interval(a.rows[:, 0] - b.rows[:, 0], alpha, rng)
+        low, high = mean_interval(a.row_stats[:, 0] - b.row_stats[:, 0], alpha, rng)
         difference = replace(difference, low=min(low, difference.delta), high=max(high, difference.delta))
     return replace(difference, discordant=sum(_count_discordant(a, b))) if are_proportions else difference
 
@@ -124,7 +124,7 @@ def estimate_required_rows(difference: PairedDifference, margin: float, power: f
     suffice.
     """
     distance = abs(difference.delta + margin)
-    reach = _detectable_z(difference.alpha, power) * difference.spread
+    reach = _detectable_z(difference.alpha, power) * difference.row_std
     rows = (reach / distance) ** 2 if distance > ATOL else inf
     return max(2, ceil(rows)) if rows <= MAX_ROWS else None
 
@@ -148,14 +148,14 @@ def _compare_proportions(a: MetricStats, b: MetricStats, alpha: float) -> Paired
     p_value = float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
     return PairedDifference(
         n=n,
-        delta=a.figure() - b.figure(),
+        delta=a.compute_value() - b.compute_value(),
         low=low,
         high=high,
         p_value=p_value,
         test="exact McNemar",
         alpha=alpha,
         discordant=only_a + only_b,
-        spread=sqrt(n) * error,
+        row_std=sqrt(n) * error,
         mde=_detectable_z(alpha, POWER) * error,
         clusters=None,
     )
@@ -170,12 +170,12 @@ def _compare_by_resampling(
     permutations: int,
     seed: int,
 ) -> PairedDifference:
-    columns, delta = a.rows.shape[1], a.figure() - b.figure()
+    columns, delta = a.row_stats.shape[1], a.compute_value() - b.compute_value()
 
     def difference(sums: Array) -> Array:
-        return a.value(sums[:, :columns]) - a.value(sums[:, columns:])
+        return a.from_sums(sums[:, :columns]) - a.from_sums(sums[:, columns:])
 
-    pairs = group_units(hstack_rows(a.rows, b.rows), cluster_indices)
+    pairs = group_units(hstack_rows(a.row_stats, b.row_stats), cluster_indices)
     bootstrap_rng, permutation_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     swap_deltas = _swap_deltas(pairs, columns)
     if swap_deltas.n == 0 or pairs.n == 1:
@@ -199,7 +199,7 @@ def _compare_by_resampling(
         test="paired permutation" if cluster_indices is None else "paired permutation by cluster",
         alpha=alpha,
         discordant=None,
-        spread=sqrt(a.n) * error,
+        row_std=sqrt(a.n) * error,
         mde=_detectable_z(alpha, POWER) * error,
         clusters=None if cluster_indices is None else pairs.n,
     )
@@ -229,7 +229,7 @@ def _permutation_p_value(
 
 def _count_discordant(a: MetricStats, b: MetricStats) -> tuple[int, int]:
     """Return the number of rows that only a has right, and that only b has right."""
-    return int(np.sum(a.rows[:, 0] > b.rows[:, 0])), int(np.sum(a.rows[:, 0] < b.rows[:, 0]))
+    return int(np.sum(a.row_stats[:, 0] > b.row_stats[:, 0])), int(np.sum(a.row_stats[:, 0] < b.row_stats[:, 0]))
 
 
 def _bonett_price_error(only_a: int, only_b: int, n: int) -> float:

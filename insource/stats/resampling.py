@@ -48,7 +48,7 @@ class ResamplingUnits:
         return np.asarray(self.counts @ self.sums, dtype=np.float64)
 
     @property
-    def by_cell(self) -> bool:
+    def use_multinomial(self) -> bool:
         """Return whether one count per cell is faster to draw than one index per unit."""
         return len(self.counts) * MULTINOMIAL_SPEEDUP < self.n
 
@@ -90,7 +90,7 @@ def bootstrap(units: ResamplingUnits, value: SumsToValue, resamples: int, rng: n
     """Return the metric of each resample, (resamples,): n units drawn with replacement."""
     cells, n = len(units.counts), units.n
     values = np.empty(resamples)
-    cell_by_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
+    cell_by_unit = None if units.use_multinomial else np.repeat(np.arange(cells), units.counts)
     for chunk in iter_chunks(resamples, max(units.sums.shape[1], cells if cell_by_unit is None else n)):
         n_draws = chunk.stop - chunk.start
         if cell_by_unit is None:
@@ -111,9 +111,9 @@ def permute(units: ResamplingUnits, value: SumsToValue, permutations: int, rng: 
     cells, n = len(units.counts), units.n
     values = np.empty(permutations)
     starts = np.cumsum(units.counts) - units.counts
-    for chunk in iter_chunks(permutations, max(units.sums.shape[1], cells if units.by_cell else n)):
+    for chunk in iter_chunks(permutations, max(units.sums.shape[1], cells if units.use_multinomial else n)):
         n_draws = chunk.stop - chunk.start
-        if units.by_cell:
+        if units.use_multinomial:
             weights = rng.binomial(units.counts, 0.5, size=(n_draws, cells)).astype(np.float64)
         else:
             coin_bits = rng.integers(0, 256, size=(n_draws, -(-n // 8)), dtype=np.uint8)

@@ -71,38 +71,38 @@ class _LogProgress:
     """Progress in a log file. Nested work prints no quarters, because its result is printed anyway."""
 
     def __init__(self, what: str, total: int, done: int, nested: bool) -> None:
-        self.what, self.total, self.within = what, max(1, total), nested
+        self.what, self.total, self.nested = what, max(1, total), nested
         self.quarter = 4 * done // self.total
-        self.began = self.told = time.monotonic()
-        self.first: tuple[int, float] | None = None
+        self.started_at = self.last_logged_at = time.monotonic()
+        self.first_update: tuple[int, float] | None = None
         self.estimated = False
 
     def advance(self, completed: int, note: str = "") -> None:
         """Record progress, and print a line if one is due."""
         now = time.monotonic()
         # The first unit includes warm-up and is not measured.
-        self.first = self.first or (completed, now)
-        units, seconds = completed - self.first[0], now - self.first[1]
+        self.first_update = self.first_update or (completed, now)
+        units, seconds = completed - self.first_update[0], now - self.first_update[1]
         remaining_seconds = seconds / units * (self.total - completed) if units else None
         quarter = 4 * completed // self.total
         if self._due(quarter, units + 1, now, remaining_seconds):
-            self.quarter, self.told = quarter, now
-            parts = [f"{self.what:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.began)]
+            self.quarter, self.last_logged_at = quarter, now
+            parts = [f"{self.what:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.started_at)]
             if remaining_seconds is not None and completed < self.total:
                 parts[-1] += f" so far, about {format_duration(remaining_seconds)} left"
                 self.estimated = True
             print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
     def _due(self, quarter: int, units: int, now: float, remaining_seconds: float | None) -> bool:
-        has_estimate = units >= MIN_UNITS_FOR_ETA or now - self.began >= MIN_SECONDS_FOR_ETA
+        has_estimate = units >= MIN_UNITS_FOR_ETA or now - self.started_at >= MIN_SECONDS_FOR_ETA
         is_first_estimate = (
             not self.estimated
             and has_estimate
             and remaining_seconds is not None
             and remaining_seconds >= MIN_SECONDS_LEFT
         )
-        is_keepalive = now - self.told >= KEEPALIVE_SECONDS
-        return is_first_estimate or is_keepalive or (quarter > self.quarter and not self.within)
+        is_keepalive = now - self.last_logged_at >= KEEPALIVE_SECONDS
+        return is_first_estimate or is_keepalive or (quarter > self.quarter and not self.nested)
 
 
 def format_duration(seconds: float) -> str:

@@ -178,7 +178,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
     }
     return {
         "n": len(targets),
-        **{name: metric.figure() for name, metric in compute_metric_stats(spec, targets, answers).items()},
+        **{name: metric.compute_value() for name, metric in compute_metric_stats(spec, targets, answers).items()},
         "invalid": sum(answer.problem is not None for answer in answers),
         "per_class": per_class,
     }

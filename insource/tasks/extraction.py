@@ -117,8 +117,8 @@ def training_answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Return {recipe key: column} of the answer. Columns of single fields may be missing, so they are not listed."""
     columns = recipe.data.columns
-    if columns.targets is not None or columns.of_slots:
-        return columns.of_targets or columns.of_slots
+    if columns.targets is not None or columns.slot_columns:
+        return columns.target_columns or columns.slot_columns
     return {} if columns.target is None else {"data.columns.target": columns.target}
 
 
@@ -253,11 +253,11 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
         raise ValueError("no rows to score")
     rows = _count_rows(spec, targets, answers)
     metrics = _stats_from_counts(rows, answers)
-    n_exact = round(metrics["exact_match"].figure() * len(targets))
+    n_exact = round(metrics["exact_match"].compute_value() * len(targets))
     problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     return {
         "n": len(targets),
-        **{name: metric.figure() for name, metric in metrics.items()},
+        **{name: metric.compute_value() for name, metric in metrics.items()},
         "invalid": dict(sorted(problems.items())),
         "wrong_value": len(targets) - n_exact - problems.total(),
         "per_field": record_counts.summarize_counts(
@@ -272,8 +272,8 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
 def nearest_target(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: ParsedAnswer) -> Mapping[str, Any]:
     """Return the target that is nearest to an answer, by exact match, then by F1 of values; the first of several."""
     counts = _count_rows(spec, targets, [answer] * len(targets))
-    f1 = [_stats_from_counts([row], [answer])["field_f1"].figure() for row in counts]
-    return max(zip(targets, counts, f1, strict=True), key=lambda candidate: (candidate[1].same, candidate[2]))[0]
+    f1 = [_stats_from_counts([row], [answer])["field_f1"].compute_value() for row in counts]
+    return max(zip(targets, counts, f1, strict=True), key=lambda candidate: (candidate[1].exact, candidate[2]))[0]
 
 
 def compute_metric_stats(
@@ -299,7 +299,7 @@ def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) 
         [float(sum(count[key] for count in row.values.values())) for row in rows] for key in ("right", "said", "n")
     )
     return {
-        "exact_match": metric_stats.mean_metric([float(a.same and b) for a, b in zip(rows, valid, strict=True)]),
+        "exact_match": metric_stats.mean_metric([float(a.exact and b) for a, b in zip(rows, valid, strict=True)]),
         "field_f1": metric_stats.micro_f1_metric(right, predicted, expected),
         "schema_valid": metric_stats.mean_metric(valid),
     }

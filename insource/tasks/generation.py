@@ -61,7 +61,7 @@ def training_answers(spec: Spec, target: str) -> list[str]:
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Return {recipe key: column} of the answer."""
     columns = recipe.data.columns
-    return columns.of_targets if columns.targets else {"data.columns.target": columns.target or "target"}
+    return columns.target_columns if columns.targets else {"data.columns.target": columns.target or "target"}
 
 
 def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:

@@ -234,7 +234,7 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
     )
     return {
         "n": len(targets),
-        **{name: metric.figure() for name, metric in compute_metric_stats(spec, targets, answers).items()},
+        **{name: metric.compute_value() for name, metric in compute_metric_stats(spec, targets, answers).items()},
         "invalid": dict(sorted(Counter(answer.problem for answer in answers if answer.problem is not None).items())),
         "per_class": {
             label: metric_stats.precision_recall(right[label], predicted[label], expected[label])

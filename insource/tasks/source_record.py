@@ -32,7 +32,7 @@ class SourceRecord:
     system: str
     text: str
     target: Any
-    others: Sequence[Any] = ()
+    other_targets: Sequence[Any] = ()
     """Further references for the same input."""
 
 

@@ -35,7 +35,7 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
 
     Line panels plot metrics.jsonl; bar panels plot the summary of a training or a comparison.
     """
-    metrics = METRICS[recipe.task.variant]
+    metrics = METRICS[recipe.task.task_name]
     validation_panels = [Panel(metric_label(metric), [f"validation/{metric}"]) for metric in metrics]
     systems = (TUNED, UNTUNED_BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, UNTUNED_BASE)
     return {

@@ -102,7 +102,10 @@ def _has_same_data(folder: Path, loaded: LoadedRecipe) -> bool | None:
     file_sources = (report["sources"] for report in reports if all("bytes" in source for source in report["sources"]))
     prepared_hashes = [{source["sha256"] for source in sources} for sources in file_sources]
     source_files = [
-        path for paths in loaded.recipe.data.source.given.values() for pattern in paths for path in _list_files(pattern)
+        path
+        for paths in loaded.recipe.data.source.paths_by_split.values()
+        for pattern in paths
+        for path in _list_files(pattern)
     ]
     if not prepared_hashes or not source_files:
         return None

@@ -72,10 +72,10 @@ class Run:
         A running stage of a run that no process holds is reported as interrupted.
         """
         entry: dict[str, Any] = self.manifest["stages"].get(name, {})
-        return entry if self.worked_on else _mark_interrupted(entry)
+        return entry if self.is_locked else _mark_interrupted(entry)
 
     @property
-    def references(self) -> Path:
+    def references_path(self) -> Path:
         """The file of the reference answers of a run or a deployed version.
 
         It is beside the adapter folder, which people share. Earlier versions of insource wrote it into that folder.
@@ -86,13 +86,15 @@ class Run:
     def check_references(self, prompt: Mapping[str, Any]) -> None:
         """Raise StageError if the reference answers are not those that prompt.json records."""
         record = prompt.get("references")
-        if record and (not self.references.is_file() or atomic_files.sha256(self.references) != record["sha256"]):
+        if record and (
+            not self.references_path.is_file() or atomic_files.sha256(self.references_path) != record["sha256"]
+        ):
             raise StageError(
                 f"{self.folder / REFERENCES_FILE} is not as training wrote it; copy it again, or train again (FRESH=1)"
             )
 
     @property
-    def worked_on(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process holds the run (`lock_run`); True if that is unknown."""
         try:
             with (self.folder / ".lock").open("rb") as file:
@@ -276,7 +278,7 @@ def _mark_interrupted(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _update_stage(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
     manifest = run.manifest
-    if run.folder.resolve() in _locked_folders or not run.worked_on:
+    if run.folder.resolve() in _locked_folders or not run.is_locked:
         # No other process works on the run, so other stages that are recorded as running were interrupted.
         others = {name: _mark_interrupted(entry) for name, entry in manifest["stages"].items() if name != stage}
         manifest["stages"].update(others)

@@ -44,7 +44,7 @@ class ServedTask(Task):
     """The task of a run on a plain vLLM server, which serves it under the recipe's name."""
 
     @property
-    def inside(self) -> str:
+    def internal_name(self) -> str:
         """Return the model's name in requests."""
         return self.name
 
@@ -85,17 +85,17 @@ class VllmClient:
 
         `labels`: those whose probabilities are requested. `max_concurrency`: requests for the probabilities of one row.
         """
-        self._task, self._labels, self._at_once = task, labels, max_concurrency
+        self._task, self._labels, self._max_concurrency = task, labels, max_concurrency
         self._session, self._engine = session, EngineConnection(session, lambda: None)
 
     async def ask(self, row: InputRow) -> Prediction:
         """Return the prediction of a row. Raise StageError if the server is down."""
         # vLLM does not set the waiting time: deploy/answers/local_model.py sets it, for clients of the gateway.
-        return await _ask_with_retries(lambda: self._asked(row), self._session, use_retry_after=False)
+        return await _ask_with_retries(lambda: self._ask_once(row), self._session, use_retry_after=False)
 
-    async def _asked(self, row: InputRow) -> Prediction:
-        assert row.given is not None
-        model_answer = await local_model.query_model(self._engine, self._task, row.given, None)
+    async def _ask_once(self, row: InputRow) -> Prediction:
+        assert row.task_input is not None
+        model_answer = await local_model.query_model(self._engine, self._task, row.task_input, None)
         if model_answer.parsed.problem is not None:
             return Prediction(refused=f"invalid_answer: {model_answer.parsed.problem}")
         threshold = self._task.routing.threshold
@@ -104,14 +104,16 @@ class VllmClient:
             confidence=model_answer.confidence,
             answered_by=ANSWERED_LOCALLY,
             abstain=is_below_threshold(model_answer.confidence, threshold),
-            probabilities=await self._probabilities(row.given.text),
+            probabilities=await self._label_probabilities(row.task_input.text),
         )
 
-    async def _probabilities(self, text: str) -> Mapping[str, float] | None:
+    async def _label_probabilities(self, text: str) -> Mapping[str, float] | None:
         if not self._labels:
             return None
-        ids, tree = await asyncio.to_thread(self._task.tokens.of, text)
-        return (await label_scores.score_labels(self._engine, tree, self._task.inside, ids, self._at_once))[0]
+        ids, tree = await asyncio.to_thread(self._task.tokens.encode, text)
+        return (
+            await label_scores.score_labels(self._engine, tree, self._task.internal_name, ids, self._max_concurrency)
+        )[0]
 
 
 class GatewayClient:
@@ -122,17 +124,17 @@ class GatewayClient:
 
     async def ask(self, row: InputRow) -> Prediction:
         """Return the prediction of a row. Raise StageError if the gateway is down or has changed the version."""
-        return await _ask_with_retries(lambda: self._asked(row), self._session)
+        return await _ask_with_retries(lambda: self._ask_once(row), self._session)
 
-    async def _asked(self, row: InputRow) -> Prediction:
+    async def _ask_once(self, row: InputRow) -> Prediction:
         # The raw input: the gateway redacts it, and answers locally if it contains personal data.
-        payload = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
+        payload = await self._post(f"/v1/tasks/{self._task.name}", {"input": row.raw_input})
         return Prediction(
             answer=payload["answer"],
             confidence=payload["confidence"],
             answered_by=payload["answered_by"],
             abstain=self._abstains(payload),
-            probabilities=await self._probabilities(row.raw),
+            probabilities=await self._label_probabilities(row.raw_input),
         )
 
     def _abstains(self, payload: Mapping[str, Any]) -> bool | None:
@@ -144,16 +146,16 @@ class GatewayClient:
             else is_below_threshold(payload["local_confidence"], self._task.routing.threshold)
         )
 
-    async def _probabilities(self, raw_input: str) -> Mapping[str, float] | None:
+    async def _label_probabilities(self, raw_input: str) -> Mapping[str, float] | None:
         if not self._labels:
             return None
         choices = [{"value": label} for label in self._labels]
         question = {"type": "choice", "instructions": "-", "choices": choices}
         body = {"model": self._task.name, "input": raw_input, "questions": [question]}
-        payload = await self._posted(decisions.PATH, body)
+        payload = await self._post(decisions.PATH, body)
         return {entry["value"]: entry["probability"] for entry in payload["answers"][0]["probabilities"]}
 
-    async def _posted(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         payload, version = await _post_json(self._session, path, body)
         if version != self._version:
             raise StageError(

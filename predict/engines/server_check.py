@@ -23,7 +23,7 @@ ModelCard = Mapping[str, Any]
 class VerifiedServer:
     """A server that serves the run, as far as its API shows."""
 
-    form: str | None
+    variant: str | None
     """The variant of the run that it serves; None if the API does not show it."""
     cards: list[ModelCard]
     """The cards of the model, and of the base below it."""
@@ -43,7 +43,7 @@ async def verify_server(
     try:
         if mismatch := await _find_prompt_mismatch(session, adapter):
             raise RecipeError(_mismatch_message(adapter, mismatch))
-        if not adapter.run.references.is_file():
+        if not adapter.run.references_path.is_file():
             return VerifiedServer(
                 variant, cards, Routing(None, None, f"run {adapter.run.id} has no answers to hold a server to")
             )
@@ -87,7 +87,7 @@ async def _find_prompt_mismatch(session: ClientSession, adapter: ServedModel) ->
 async def _find_answer_mismatch(
     session: ClientSession, adapter: ServedModel, variant: str | None, serve: Serve
 ) -> str | None:
-    references = reference_check.load_references(adapter.run.references)
+    references = reference_check.load_references(adapter.run.references_path)
     answers = await reference_check.query_references(session, references, adapter.prompt, adapter.name)
     agreement = reference_check.compute_agreement(references, answers, launch_plan.rounding_tolerance(adapter, serve))
     may_differ = not launch_plan.has_trained_weights(adapter, serve) or "quantized" in (

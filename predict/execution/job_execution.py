@@ -25,34 +25,34 @@ class JobExecution:
 
     def __init__(self, job: Job, task: Task, engine_identity: Sequence[Any], engine_name: str) -> None:
         """Set up the execution; `engine_identity` goes into the digest, `engine_name` into messages."""
-        self.job, self.task, self.who, self.answers = job, task, engine_identity, engine_name
-        self.labels = job.labels(task)
+        self.job, self.task, self.engine_identity, self.engine_name = job, task, engine_identity, engine_name
+        self.labels = job.requested_labels(task)
         self.layout = self._layout()
-        self.digest = atomic_files.digest(self._depends_on())
-        folder = job.here.folder.parent / ".predict" / self.digest
-        self.state, self.started = PredictionState(folder, self.layout), utc_timestamp()
+        self.digest = atomic_files.digest(self._digest_inputs())
+        folder = job.run.folder.parent / ".predict" / self.digest
+        self.state, self.started_at = PredictionState(folder, self.layout), utc_timestamp()
 
-    def held(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Return the lock on the prediction's folder, as a context.
 
         Raise RecipeError if the output exists and is not as this stage wrote it.
         """
         path = self.job.output
-        if path.exists() and not self.job.about and not self.job.force and not self.state.has_written(path):
+        if path.exists() and not self.job.output_info and not self.job.force and not self.state.is_pending_output(path):
             raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
         return self.state.locked(self.job.fresh)
 
     def is_written(self) -> bool:
         """Return whether the output exists, by the same model, with the same rows and columns."""
-        must_rerun = self.job.fresh or self.state.is_fresh()
-        return not must_rerun and self.job.about.get("digest") == self.digest
+        must_rerun = self.job.fresh or self.state.has_unfinished_fresh_call()
+        return not must_rerun and self.job.output_info.get("digest") == self.digest
 
-    def is_asked(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether no row is left to query; log the engine and the source of the threshold."""
         if self.is_written():
             return True
         routing, n_done = self.task.routing, self.state.counts().rows
-        log_step("engine", f"{self.answers}; up to {self.job.recipe.compare.concurrency} requests at once")
+        log_step("engine", f"{self.engine_name}; up to {self.job.recipe.compare.concurrency} requests at once")
         if routing.threshold is None:
             log_step("threshold", f"none, `abstain` is left empty: {routing.why_none}")
         else:
@@ -63,7 +63,7 @@ class JobExecution:
             log_step("resumed", f"{n_done:,} of {self.job.survey.rows:,} rows are on disk")
         return n_done == self.job.survey.rows
 
-    async def ask(self, predict_row: PredictRow) -> None:
+    async def predict_all(self, predict_row: PredictRow) -> None:
         """Query all rows without an answer on disk, with progress."""
         job, n_done = self.job, self.state.counts().rows
         started_at, n_resumed = time.monotonic(), n_done
@@ -77,7 +77,7 @@ class JobExecution:
             segments = inputs.iter_segments(job.files, job.source, self.task, job.recipe, self.state.is_done)
             await Pipeline(predict_row, self.state, job.recipe.compare.concurrency, on_rows).run(segments)
 
-    def conclude(self) -> None:
+    def finish(self) -> None:
         """Write the output and its description, each atomically, and remove the progress.
 
         Raise StageError if INPUT changed since the survey.
@@ -94,7 +94,11 @@ class JobExecution:
             )
         path = self.job.output
         output.join_parts(
-            self.state.parts(), self.layout, path, self.digest, lambda temp_path: self.state.will_write(path, temp_path)
+            self.state.parts(),
+            self.layout,
+            path,
+            self.digest,
+            lambda temp_path: self.state.record_pending_output(path, temp_path),
         )
         atomic_files.write_json(info_path(self.job.output), self._summary(counts))
         self.state.remove()
@@ -107,17 +111,17 @@ class JobExecution:
 
     def _layout(self) -> Layout:
         material = self.task.material
-        answer = column_types.answer_type(material.module, material.spec)
+        answer = column_types.answer_type(material.task, material.spec)
         file_format = output.output_format(self.job.output)
         return output.make_layout(file_format, self.job.survey.types, answer, self.labels)
 
-    def _depends_on(self) -> list[Any]:
+    def _digest_inputs(self) -> list[Any]:
         job, routing = self.job, self.task.routing
         recipe = job.recipe.model_dump(mode="json", include={"privacy": {"redact"}, "data": {"columns"}})
         scale = routing.scale.json() if routing.scale else None
         options = job.source.model_dump(mode="json", exclude={"paths"})
-        settings = [self.layout.kind, self.labels, job.recipe.serve.structured_output, routing.threshold, scale]
-        return [SCHEMA_VERSION, list(self.who), job.survey.files, recipe, options, settings]
+        settings = [self.layout.format, self.labels, job.recipe.serve.structured_output, routing.threshold, scale]
+        return [SCHEMA_VERSION, list(self.engine_identity), job.survey.files, recipe, options, settings]
 
     def _summary(self, counts: RowCounts) -> dict[str, Any]:
         job, routing = self.job, self.task.routing
@@ -126,15 +130,15 @@ class JobExecution:
             "digest": self.digest,
             "output_sha256": atomic_files.sha256(job.output),
             "recipe": job.name,
-            "run_id": job.here.id,
-            "answered_by": self.answers,
-            "engine": list(self.who),
+            "run_id": job.run.id,
+            "answered_by": self.engine_name,
+            "engine": list(self.engine_identity),
             "input": job.survey.files,
             "columns": dict(self.layout.names),
             "threshold": routing.threshold,
             "why_no_threshold": None if routing.threshold is not None else routing.why_none,
-            **counts.json(),
-            "started": self.started,
+            **counts.to_json(),
+            "started": self.started_at,
             "ended": utc_timestamp(),
         }
 

@@ -56,10 +56,10 @@ class Journal:
             append_only.append_bytes(self._file, data)
             self._length += len(data)
         except OSError as error:
-            self._cut()
+            self._truncate()
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
 
-    def _cut(self) -> None:
+    def _truncate(self) -> None:
         assert self._length is not None
         length, self._length = self._length, None
         # If this fails too, the torn line is the last one, and the next opening cuts it off.

@@ -43,18 +43,18 @@ class OpenSegment:
         self.predictions = {key: prediction for key, prediction in cached.items() if key not in self.failed_before}
         rows: dict[str, list[InputRow]] = {}
         for key, row in zip(self.keys, segment.rows, strict=True):
-            if row.given is not None and key not in self.predictions:
+            if row.task_input is not None and key not in self.predictions:
                 rows.setdefault(key, []).append(row)
         self.missing = rows
         """{key: rows} without an answer; equal inputs have one key."""
 
     @property
-    def to_ask(self) -> list[tuple[str, InputRow]]:
+    def pending_rows(self) -> list[tuple[str, InputRow]]:
         """Return one row of each missing key, sorted by text."""
-        return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda item: item[1].given.text)  # type: ignore[union-attr]
+        return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda item: item[1].task_input.text)  # type: ignore[union-attr]
 
     @property
-    def n_known(self) -> int:
+    def n_settled(self) -> int:
         """Return the number of rows that need no query: answered before, or refused."""
         return len(self.segment.rows) - sum(map(len, self.missing.values()))
 
@@ -62,12 +62,12 @@ class OpenSegment:
         """Return whether a prediction belongs in the output: an answer, a refusal, or a second failure."""
         return prediction.final or key in self.failed_before
 
-    def keep(self, predictions: KeyedPredictions) -> None:
+    def record(self, predictions: KeyedPredictions) -> None:
         """Append the final ones of these predictions to the journal. Raise StageError if that fails."""
         if final := [entry for entry in predictions if self.is_final(*entry)]:
             self.journal.append(final)
 
-    def leave(self) -> None:
+    def close_unfinished(self) -> None:
         """Record the rows without an answer and close the journal; the next call queries them again."""
         self.journal.append(self.failed)
         self.journal.close()
@@ -75,11 +75,11 @@ class OpenSegment:
     def finish(self, state: PredictionState) -> None:
         """Write the segment's part of the output."""
         predicted_rows = [
-            (row.own, Prediction(refused=row.refused) if row.given is None else self.predictions[key])
+            (row.columns, Prediction(refused=row.refusal) if row.task_input is None else self.predictions[key])
             for key, row in zip(self.keys, self.segment.rows, strict=True)
         ]
         self.journal.close()
-        state.finish(self.segment.number, predicted_rows)
+        state.write_segment(self.segment.number, predicted_rows)
 
 
 ArrivedPrediction = tuple[OpenSegment, str, Prediction]
@@ -92,12 +92,12 @@ class Pipeline:
         self, predict_row: PredictRow, state: PredictionState, concurrency: int, on_rows: Callable[[int], None]
     ) -> None:
         """Set up the pass; `on_rows` receives the number of rows that were just settled."""
-        self._ask, self._state, self._concurrency, self._on_rows = predict_row, state, concurrency, on_rows
+        self._predict_row, self._state, self._concurrency, self._on_rows = predict_row, state, concurrency, on_rows
         self._requests: asyncio.Queue[tuple[OpenSegment, str, InputRow] | None] = asyncio.Queue(2 * concurrency)
         self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(MAX_OPEN_SEGMENTS)
-        self._opened: set[OpenSegment] = set()
-        self._silent, self._answered, self._failed = 0, 0, 0
+        self._segment_slots = asyncio.Semaphore(MAX_OPEN_SEGMENTS)
+        self._open_segments: set[OpenSegment] = set()
+        self._n_consecutive_failures, self._n_answered, self._n_failed = 0, 0, 0
 
     async def run(self, segments: Iterator[Segment | None]) -> None:
         """Query all rows without an answer on disk.
@@ -106,7 +106,7 @@ class Pipeline:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
+                workers = [group.create_task(self._predict_rows()) for _ in range(self._concurrency)]
                 group.create_task(self._write(group))
                 await self._read(segments, group)
                 for _ in workers:
@@ -116,37 +116,38 @@ class Pipeline:
         except ExceptionGroup as errors:
             raise _first_error(errors) from None
         finally:
-            for open_segment in self._opened:
+            for open_segment in self._open_segments:
                 open_segment.journal.close()
-        if self._failed:
+        if self._n_failed:
             raise StageError(
-                f"{self._failed:,} rows got no answer, however often they were asked, and nothing is written; what was "
+                f"{self._n_failed:,} rows got no answer, however often they were asked, and nothing is written; "
+                "what was "
                 "answered is kept. Call again: they alone are asked, and refused where they fail again"
             )
 
     async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
         while True:
-            await self._room.acquire()
+            await self._segment_slots.acquire()
             # None: a segment that is done; (): the end.
             segment = await asyncio.to_thread(next, segments, ())
             if isinstance(segment, tuple):
                 return
             if segment is None:
-                self._room.release()
+                self._segment_slots.release()
                 continue
-            path = self._state.journal(segment.number)
+            path = self._state.journal_path(segment.number)
             open_segment = await asyncio.to_thread(OpenSegment, segment, path)
-            self._opened.add(open_segment)
-            self._on_rows(open_segment.n_known)
+            self._open_segments.add(open_segment)
+            self._on_rows(open_segment.n_settled)
             if not open_segment.missing:
                 group.create_task(self._finish(open_segment))
-            for key, row in open_segment.to_ask:
+            for key, row in open_segment.pending_rows:
                 await self._requests.put((open_segment, key, row))
 
-    async def _work(self) -> None:
+    async def _predict_rows(self) -> None:
         while (request := await self._requests.get()) is not None:
             open_segment, key, row = request
-            self._answers.put_nowait((open_segment, key, await self._ask(row)))
+            self._answers.put_nowait((open_segment, key, await self._predict_row(row)))
 
     async def _write(self, group: asyncio.TaskGroup) -> None:
         """Journal the answers that have arrived, in a thread.
@@ -157,18 +158,18 @@ class Pipeline:
         is_last, pending = False, dict[OpenSegment, KeyedPredictions]()
         try:
             while not is_last:
-                batch = [await self._answers.get(), *self._here()]
+                batch = [await self._answers.get(), *self._take_answers()]
                 is_last = None in batch
                 pending = _group_by_segment(batch)
                 for open_segment in [*pending]:
                     predictions = pending.pop(open_segment)
-                    await _run_to_completion(open_segment.keep, predictions)
+                    await _run_to_completion(open_segment.record, predictions)
                     self._settle(open_segment, predictions, group)
         finally:
-            for open_segment, predictions in [*pending.items(), *_group_by_segment(self._here()).items()]:
-                open_segment.keep(predictions)
+            for open_segment, predictions in [*pending.items(), *_group_by_segment(self._take_answers()).items()]:
+                open_segment.record(predictions)
 
-    def _here(self) -> list[ArrivedPrediction | None]:
+    def _take_answers(self) -> list[ArrivedPrediction | None]:
         """Return all answers that have arrived, without waiting."""
         return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
 
@@ -178,35 +179,36 @@ class Pipeline:
             n_rows = len(open_segment.missing.pop(key))
             self._on_rows(n_rows)
             if prediction.final:
-                self._silent, self._answered = 0, self._answered + 1
+                self._n_consecutive_failures, self._n_answered = 0, self._n_answered + 1
             elif key not in open_segment.failed_before:
-                self._silent, self._failed = self._silent + 1, self._failed + n_rows
+                self._n_consecutive_failures, self._n_failed = self._n_consecutive_failures + 1, self._n_failed + n_rows
                 open_segment.failed.append((key, prediction))
                 self._check_answers(prediction)
         if not open_segment.missing:
             group.create_task(self._finish(open_segment))
 
     def _check_answers(self, prediction: Prediction) -> None:
-        if self._silent >= MAX_CONSECUTIVE_FAILURES:
+        if self._n_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
             raise StageError(
-                f"{self._silent} rows in succession got no answer, though the server says that it is well "
+                f"{self._n_consecutive_failures} rows in succession got no answer, though the server says that it "
+                "is well "
                 f"({prediction.refused}); what was answered is kept: call again to go on"
             )
 
     async def _finish(self, open_segment: OpenSegment) -> None:
         if not open_segment.failed:
             await asyncio.to_thread(open_segment.finish, self._state)
-        elif self._answered:
-            await asyncio.to_thread(open_segment.leave)
+        elif self._n_answered:
+            await asyncio.to_thread(open_segment.close_unfinished)
         else:  # No row got an answer: the engine may be the cause, so no failure is recorded.
             open_segment.journal.close()
-        self._opened.discard(open_segment)
-        self._room.release()
+        self._open_segments.discard(open_segment)
+        self._segment_slots.release()
 
 
 def _input_key(row: InputRow) -> str:
     """Return the key of a row's answer: a hash of the input as the file contains it."""
-    return hashlib.sha256(row.raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(row.raw_input.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _group_by_segment(

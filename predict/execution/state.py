@@ -42,7 +42,7 @@ class RowCounts:
         self.refused.update(counts["refused"])
         self.abstained += counts["abstained"]
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values."""
         return {"rows": self.rows, "refused": dict(sorted(self.refused.items())), "abstained": self.abstained}
 
@@ -53,7 +53,7 @@ class PredictionState:
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
 
-    def journal(self, number: int) -> Path:
+    def journal_path(self, number: int) -> Path:
         """Return the path of a segment's journal."""
         return self.folder / f"{number:06d}.jsonl"
 
@@ -68,32 +68,32 @@ class PredictionState:
             counts.add(atomic_files.read_json(path))
         return counts
 
-    def finish(self, number: int, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
+    def write_segment(self, number: int, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
         """Write the rows of a segment with their predictions and counts, and remove its journal."""
         output.write_part(self.folder / f"{number:06d}.part", self.layout, rows)
         refused = Counter(prediction.refused.partition(":")[0] for _, prediction in rows if prediction.refused)
         counts = RowCounts(len(rows), refused, sum(prediction.abstain is True for _, prediction in rows))
-        atomic_files.write_json(self._counts(number), counts.json())
-        self.journal(number).unlink(missing_ok=True)
+        atomic_files.write_json(self._counts(number), counts.to_json())
+        self.journal_path(number).unlink(missing_ok=True)
 
     def parts(self) -> Iterator[Path]:
         """Yield the parts of the output in their order."""
         yield from sorted(self.folder.glob("[0-9]*.part"))
 
-    def will_write(self, path: Path, temp_path: Path) -> None:
+    def record_pending_output(self, path: Path, temp_path: Path) -> None:
         """Record path and hash of the file that is about to become the output."""
         atomic_files.write_json(
             self.folder / "output", {"path": str(path.resolve()), "sha256": atomic_files.sha256(temp_path)}
         )
 
-    def has_written(self, path: Path) -> bool:
+    def is_pending_output(self, path: Path) -> bool:
         """Return whether a file is the output of a call that was killed before it wrote <output>.about.json."""
         if not path.is_file() or not (self.folder / "output").is_file():
             return False
         recorded = atomic_files.read_json(self.folder / "output")
         return bool(recorded["path"] == str(path.resolve()) and recorded["sha256"] == atomic_files.sha256(path))
 
-    def is_fresh(self) -> bool:
+    def has_unfinished_fresh_call(self) -> bool:
         """Return whether the progress belongs to an unfinished call with FRESH=1."""
         return (self.folder / "fresh").is_file()
 
@@ -114,7 +114,7 @@ class PredictionState:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StageError("another process predicts these rows; wait for it, or end it") from None
-            if fresh and not self.is_fresh():
+            if fresh and not self.has_unfinished_fresh_call():
                 for path in self.folder.glob("[0-9]*"):
                     path.unlink()
                 (self.folder / "fresh").touch()

@@ -34,12 +34,12 @@ class ColumnTypes:
             if with_types and previous is not None:
                 self._types[name] = _merge_types(previous, [row.get(name) for row in rows])
 
-    def of(self, name: str) -> Any:
+    def arrow_type(self, name: str) -> Any:
         """Return the Arrow type of a column."""
         arrow_type = self._types[name]
         return pa.string() if arrow_type is None else _resolve_nulls(arrow_type)
 
-    def value(self, name: str, value: Any) -> Any:
+    def to_column_value(self, name: str, value: Any) -> Any:
         """Return a value as its column stores it: as JSON if the column's values have no common type."""
         if self._types[name] is None and value is not None and not isinstance(value, str):
             return json.dumps(value, ensure_ascii=False)

@@ -37,13 +37,13 @@ SOURCE_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validatio
 class InputRow:
     """A row of INPUT: its columns in the output, and its input for the model."""
 
-    own: Mapping[str, Any]
+    columns: Mapping[str, Any]
     """The row's own columns, redacted by privacy.redact; {} if the row cannot be read."""
-    raw: str = ""
+    raw_input: str = ""
     """Its input as the file contains it."""
-    given: Input | None = None
+    task_input: Input | None = None
     """Its input after preparation; None if the row cannot be queried."""
-    refused: str | None = None
+    refusal: str | None = None
     """The reason if the row cannot be queried."""
 
 
@@ -150,15 +150,15 @@ def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
     columns = output_columns(source.values, recipe)
     if source.problem:
         return InputRow(
-            columns, refused=f"unreadable: {source.file}:{source.line}: {_redact_text(source.problem, recipe)}"
+            columns, refusal=f"unreadable: {source.file}:{source.line}: {_redact_text(source.problem, recipe)}"
         )
     try:
         raw_input = input_text.extract_input(source.values, recipe)
-        return InputRow(columns, raw_input, task.prepared(raw_input))
+        return InputRow(columns, raw_input, task.prepare(raw_input))
     except UnusableRowError as error:
-        return InputRow(columns, refused=f"{error.reason}: {_redact_text(error.detail, recipe)}")
+        return InputRow(columns, refusal=f"{error.reason}: {_redact_text(error.detail, recipe)}")
     except RequestError as error:
-        return InputRow(columns, refused=f"unusable_input: {_redact_text(str(error), recipe)}")
+        return InputRow(columns, refusal=f"unusable_input: {_redact_text(str(error), recipe)}")
 
 
 def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:

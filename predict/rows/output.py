@@ -34,8 +34,8 @@ ROW_GROUP_ROWS, ROW_GROUP_BYTES = 50_000, 64 * 2**20
 class Layout:
     """The format of the output, and its columns."""
 
-    kind: str
-    own: ColumnTypes
+    format: str
+    input_types: ColumnTypes
     names: Mapping[str, str]
     """{prediction column: its name in this output}."""
     answer: Any
@@ -46,7 +46,7 @@ class Layout:
     @property
     def columns(self) -> list[str]:
         """Return the names of all columns in their order."""
-        return [*self.own.names, *self.names.values()]
+        return [*self.input_types.names, *self.names.values()]
 
 
 def output_format(output: Path) -> str:
@@ -72,7 +72,7 @@ def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels:
 def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
     """Write rows to a temporary file, flush it to disk and rename it to `path`."""
     temp_path = path.with_name(f".{path.name}")
-    if layout.kind == "parquet":
+    if layout.format == "parquet":
         _write_parquet(temp_path, layout, rows)
     else:
         text = "".join(_json_lines(layout, rows))
@@ -96,11 +96,11 @@ def join_parts(
     output.parent.mkdir(parents=True, exist_ok=True)
     temp_path = output.with_name(f".{output.name}.{digest[:12]}.partial")
     try:
-        if layout.kind == "parquet":
+        if layout.format == "parquet":
             _join_parquet(parts, layout, temp_path)
         else:
             with temp_path.open("wb") as file:
-                if layout.kind == "csv":
+                if layout.format == "csv":
                     file.write(_csv_text([layout.columns]).encode())
                 for part in parts:
                     with part.open("rb") as part_file:
@@ -122,7 +122,7 @@ def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]
 
 
 def _json_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
-    if layout.kind == "csv":
+    if layout.format == "csv":
         for columns, prediction in rows:
             values = {**columns, **_prediction_values(layout, prediction)}
             yield _csv_text([[_csv_cell(values.get(name)) for name in layout.columns]])
@@ -150,7 +150,7 @@ def _arrow_schema(layout: Layout) -> Any:
         "abstain": pa.bool_(),
         "probabilities": pa.struct([(label, pa.float64()) for label in layout.labels]),
     }
-    input_fields = [(name, layout.own.of(name)) for name in layout.own.names]
+    input_fields = [(name, layout.input_types.arrow_type(name)) for name in layout.input_types.names]
     return pa.schema(
         [*input_fields, *((name, types.get(column, pa.string())) for column, name in layout.names.items())]
     )
@@ -158,7 +158,10 @@ def _arrow_schema(layout: Layout) -> Any:
 
 def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
     schema = _arrow_schema(layout)
-    values = {name: [layout.own.value(name, columns.get(name)) for columns, _ in rows] for name in layout.own.names}
+    values = {
+        name: [layout.input_types.to_column_value(name, columns.get(name)) for columns, _ in rows]
+        for name in layout.input_types.names
+    }
     for column, name in layout.names.items():
         values[name] = [getattr(prediction, column) for _, prediction in rows]
     arrays = [column_types.to_arrow_array(values[field.name], field.type) for field in schema]

@@ -28,9 +28,9 @@ CONCURRENCIES = (1, 64)
 class ParityRun:
     """Measurements of one served variant."""
 
-    found: ParityResult
+    result: ParityResult
     start_seconds: float
-    repeated: Sequence[dict[str, Any]]
+    concurrency_variation: Sequence[dict[str, Any]]
     """Number of answers that change when the rows are sent again at other concurrencies."""
 
 
@@ -51,7 +51,7 @@ def main() -> int:
         ServedModel(loaded.name, training_run, run_recipe, variant) for variant in [served_variant, *other_variants]
     ]
     print(
-        f"parity    {loaded.name}: {', '.join(served.which for served in served_models)} of run {training_run.id}",
+        f"parity    {loaded.name}: {', '.join(served.variant for served in served_models)} of run {training_run.id}",
         file=sys.stderr,
     )
     if arguments.dry_run:
@@ -65,21 +65,23 @@ def run_all(
 ) -> int:
     """Measure every variant and write parity.json and parity.md. Return the exit code."""
     inputs = {
-        f"{served.which}/{atomic_files.CHECKSUMS}": atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
+        f"{served.variant}/{atomic_files.CHECKSUMS}": atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
         for served in served_models
     }
     run.start_stage(training_run, "parity", inputs)
     with run.record_stage(training_run, "parity"):
-        parity_runs = [measure_variant(served, serve, full=served.which == served_variant) for served in served_models]
-    results = [parity_run.found for parity_run in parity_runs]
+        parity_runs = [
+            measure_variant(served, serve, full=served.variant == served_variant) for served in served_models
+        ]
+    results = [parity_run.result for parity_run in parity_runs]
     failures = results[0].failures(serve.parity)
     report = {
         "served": served_variant,
         "passed": not failures,
         "failures": failures,
-        "start_seconds": {parity_run.found.which: round(parity_run.start_seconds, 1) for parity_run in parity_runs},
-        "repeated": [variation for parity_run in parity_runs for variation in parity_run.repeated],
-        "forms": [asdict(result) | {"judged": result.other.judged(serve.parity.score_drop)} for result in results],
+        "start_seconds": {parity_run.result.which: round(parity_run.start_seconds, 1) for parity_run in parity_runs},
+        "repeated": [variation for parity_run in parity_runs for variation in parity_run.concurrency_variation],
+        "forms": [asdict(result) | {"judged": result.other.judge(serve.parity.score_drop)} for result in results],
     }
     atomic_files.write_json(training_run.folder / "parity.json", report)
     text = report_text.parity_markdown(name, report, results, serve.parity)
@@ -115,7 +117,7 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
         modes = check.constraint_modes(probe, serve)
         result = check.run_parity(probe, address, None, modes if full else modes[:1])
         print(
-            f"parity    {served.which}: {report_text.console_lines(served.name, result)[0]}",
+            f"parity    {served.variant}: {report_text.console_lines(served.name, result)[0]}",
             file=sys.stderr,
             flush=True,
         )
@@ -125,7 +127,7 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
 
 def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: Any) -> list[dict[str, Any]]:
     """Return for each concurrency how many answers differ from those of sequential requests."""
-    probe = probe.first(check.SECONDARY_ROWS)
+    probe = probe.head(check.SECONDARY_ROWS)
     answers = {
         concurrency: [
             completion.output
@@ -136,7 +138,7 @@ def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: An
     sequential = answers[CONCURRENCIES[0]]
     return [
         {
-            "which": probe.served.which,
+            "which": probe.served.variant,
             "concurrency": concurrency,
             "n": len(sequential),
             "differ": sum(a != b for a, b in zip(sequential, answers[concurrency], strict=True)),
@@ -147,7 +149,7 @@ def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: An
 
 def log_path(served: ServedModel) -> Path:
     """Return the path of the log of a variant's server."""
-    return served.run.folder / f"parity-{served.which.replace('/', '-')}.log"
+    return served.run.folder / f"parity-{served.variant.replace('/', '-')}.log"
 
 
 if __name__ == "__main__":

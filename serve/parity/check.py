@@ -44,23 +44,23 @@ class ParityProbe:
     served: ServedModel
     prompt: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
-    trained: Sequence[Mapping[str, Any]]
+    training_references: Sequence[Mapping[str, Any]]
     """Lines of reference.jsonl: the answers of the trained weights."""
     same_weights: bool
     """True if the served variant has the trained weights and must give the same answers."""
     rounding: float = 0.0
     """See `launch_plan.rounding_tolerance`."""
 
-    def first(self, n_rows: int) -> "ParityProbe":
+    def head(self, n_rows: int) -> "ParityProbe":
         """Return a probe of the first `n_rows` rows."""
-        return replace(self, rows=self.rows[:n_rows], trained=self.trained[:n_rows])
+        return replace(self, rows=self.rows[:n_rows], training_references=self.training_references[:n_rows])
 
     @property
     def metric(self) -> str:
         """Metric that rows are scored by: the task's first one that is a mean over rows."""
         return ROW_METRICS[self.prompt["task"]["kind"]]
 
-    def parsed(self, text: str, complete: bool = True) -> ParsedAnswer:
+    def parse(self, text: str, complete: bool = True) -> ParsedAnswer:
         """Parse an answer by the task's rules. An incomplete answer is invalid."""
         module, spec = load_task_spec(self.prompt["task"])
         return module.parse(spec, text) if complete else ParsedAnswer(None, TRUNCATED)
@@ -105,7 +105,7 @@ class ScoreDifference:
     trained: float
     difference: PairedDifference
 
-    def judged(self, allowed_drop: float) -> Conclusion:
+    def judge(self, allowed_drop: float) -> Conclusion:
         """Classify the interval of the difference, with the allowed drop as margin."""
         return paired.classify_difference(self.difference, allowed_drop)
 
@@ -128,7 +128,7 @@ class ParityResult:
 
     def failures(self, parity: Parity) -> list[str]:
         """Return the failed limits of the recipe; an empty list if the model may be served."""
-        return self.mismatches(parity) + self.losses(parity)
+        return self.mismatches(parity) + self.score_losses(parity)
 
     def mismatches(self, parity: Parity) -> list[str]:
         """Return why this is not the trained model: other prompt ids, or other answers of the same weights.
@@ -152,9 +152,9 @@ class ParityResult:
             )
         return problems
 
-    def losses(self, parity: Parity) -> list[str]:
+    def score_losses(self, parity: Parity) -> list[str]:
         """Return a failure if the score of other weights drops by more than the recipe allows."""
-        if self.same is None and self.other.judged(parity.score_drop) == "worse":
+        if self.same is None and self.other.judge(parity.score_drop) == "worse":
             return [
                 f"{self.other.metric} is {-self.other.difference.delta:.1%} below that of the trained weights "
                 f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.difference.n} rows, at least "
@@ -170,7 +170,7 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
     Raise StageError if reference answers are missing.
     """
     served.run.check_references(served.prompt)
-    reference_answers = _read_references(served.run.references, n_rows)
+    reference_answers = _read_references(served.run.references_path, n_rows)
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
     if missing := [reference["id"] for reference in reference_answers if reference["id"] not in by_id]:
         raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
@@ -210,7 +210,7 @@ def run_parity(
     prompt_ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
     mismatches = [
         (reference["id"], reference["prompt_ids"], actual)
-        for reference, actual in zip(probe.trained, prompt_ids, strict=True)
+        for reference, actual in zip(probe.training_references, prompt_ids, strict=True)
         if reference["prompt_ids"] != actual
     ]
     primary_replies = (
@@ -218,10 +218,10 @@ def run_parity(
     )
     validity = {modes[0]: _compute_validity(probe, primary_replies)}
     for mode in modes[1:]:
-        subset = probe.first(SECONDARY_ROWS)
+        subset = probe.head(SECONDARY_ROWS)
         validity[mode] = _compute_validity(subset, query_rows(subset, build_backend(subset, address, api_key, mode)))
     return ParityResult(
-        which=probe.served.which,
+        which=probe.served.variant,
         n=len(prompt_ids),
         prompt_ids_equal=1 - len(mismatches) / len(prompt_ids),
         first_other_prompt=mismatches[0][0] if mismatches else None,
@@ -241,7 +241,7 @@ def build_backend(
 ) -> Backend:
     """Return the backend for requests to the server."""
     return Backend(
-        wire="openai",
+        api_format="openai",
         model=probe.served.name,
         base_url=client.base_url(address),
         api_key=api_key or "none",
@@ -255,11 +255,11 @@ def build_backend(
 def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
     """Return the server's answer to each row. Raise StageError if a request failed."""
     results = complete_all(backend, build_requests(probe))
-    if failed := [result for result in results if result.received is None]:
+    if failed := [result for result in results if result.completion is None]:
         raise StageError(
             f"{len(failed)} of {len(results)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
         )
-    return [result.received for result in results if result.received]
+    return [result.completion for result in results if result.completion]
 
 
 def build_requests(probe: ParityProbe) -> list[Request]:
@@ -286,7 +286,7 @@ def _read_references(path: Any, n_rows: int) -> list[dict[str, Any]]:
 def _compare_answers(probe: ParityProbe, answers: Sequence[Completion]) -> SameWeightsAgreement:
     differing = [
         Mismatch(expected["id"], expected["answer"], answer.output, expected["margin"])
-        for expected, answer in zip(probe.trained, answers, strict=True)
+        for expected, answer in zip(probe.training_references, answers, strict=True)
         if expected["answer"] != answer.output
     ]
     close = [mismatch for mismatch in differing if mismatch.margin is not None and mismatch.margin < probe.rounding]
@@ -297,7 +297,7 @@ def _compare_answers(probe: ParityProbe, answers: Sequence[Completion]) -> SameW
 
 
 def _parse_answers(probe: ParityProbe, answers: Sequence[Completion]) -> list[ParsedAnswer]:
-    return [probe.parsed(answer.output, answer.finish_reason == "stop") for answer in answers]
+    return [probe.parse(answer.output, answer.finish_reason == "stop") for answer in answers]
 
 
 def _compute_validity(probe: ParityProbe, answers: Sequence[Completion]) -> tuple[float, int]:
@@ -310,13 +310,13 @@ def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion])
         probe.score(row, parsed) for row, parsed in zip(probe.rows, _parse_answers(probe, answers), strict=True)
     ]
     trained_scores = [
-        probe.score(row, probe.parsed(reference["answer"]))
-        for row, reference in zip(probe.rows, probe.trained, strict=True)
+        probe.score(row, probe.parse(reference["answer"]))
+        for row, reference in zip(probe.rows, probe.training_references, strict=True)
     ]
     served, trained = metric_stats.mean_metric(served_scores), metric_stats.mean_metric(trained_scores)
     # Few rows change, often all in one direction, so no interval that assumes a distribution is valid.
     difference = paired.compute_paired_difference(served, trained, alpha=ALPHA, distribution_free=True)
-    return ScoreDifference(probe.metric, served.figure(), trained.figure(), difference)
+    return ScoreDifference(probe.metric, served.compute_value(), trained.compute_value(), difference)
 
 
 def _describe_prompt_mismatch(

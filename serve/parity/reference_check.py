@@ -33,7 +33,7 @@ def measure_agreement(
     A different answer counts as equal if its margin is below `rounding` (`launch_plan.rounding_tolerance`), unless
     there are too many for rounding. Raise StageError if the server rejects a request.
     """
-    references = load_references(served.run.references)
+    references = load_references(served.run.references_path)
     answers = asyncio.run(_query(references, served.prompt, name, address, api_key))
     return compute_agreement(references, answers, rounding)
 

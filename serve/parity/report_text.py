@@ -34,7 +34,7 @@ def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[Pari
         f"| {result.which} | {result.prompt_ids_equal:.1%} | {_format_agreement(result.same)} | "
         f"{result.other.value:.1%} | "
         f"{_format_interval(result.other.difference)} | "
-        f"{result.other.judged(parity.score_drop)} | {report['start_seconds'][result.which]:.0f} s |"
+        f"{result.other.judge(parity.score_drop)} | {report['start_seconds'][result.which]:.0f} s |"
         for result in results
     ]
     score = results[0].other

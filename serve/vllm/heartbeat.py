@@ -29,44 +29,44 @@ class Heartbeat:
 
     def __init__(self, address: Address, model: str, api_key: str | None, hang_seconds: float) -> None:
         self._address, self._model, self._api_key, self._hang_seconds = address, model, api_key, hang_seconds
-        self._silent, self._looked = 0.0, time.monotonic()
-        self._counted: float | None = None
+        self._silent_seconds, self._checked_at = 0.0, time.monotonic()
+        self._token_count: float | None = None
         self._probe: threading.Thread | None = None
-        self._answered = threading.Event()
+        self._responded = threading.Event()
 
     def silent_seconds(self) -> float:
         """Return the seconds that the server has computed nothing despite a request. Call it about once a second."""
         now = time.monotonic()
-        self._silent += min(now - self._looked, _MAX_STEP_SECONDS)
-        self._looked = now
-        token_count = self._tokens()
-        if self._answered.is_set() or (token_count is not None and token_count != self._counted):
-            self._silent = 0.0
-            self._answered.clear()
-        self._counted = self._counted if token_count is None else token_count
-        if self._silent >= PROBE_SECONDS and (self._probe is None or not self._probe.is_alive()):
-            self._probe = threading.Thread(target=self._ask, daemon=True)
+        self._silent_seconds += min(now - self._checked_at, _MAX_STEP_SECONDS)
+        self._checked_at = now
+        token_count = self._read_token_count()
+        if self._responded.is_set() or (token_count is not None and token_count != self._token_count):
+            self._silent_seconds = 0.0
+            self._responded.clear()
+        self._token_count = self._token_count if token_count is None else token_count
+        if self._silent_seconds >= PROBE_SECONDS and (self._probe is None or not self._probe.is_alive()):
+            self._probe = threading.Thread(target=self._probe_once, daemon=True)
             self._probe.start()
-        return self._silent
+        return self._silent_seconds
 
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         """Return whether the server produces a token within `hang_seconds`."""
         body = {"model": self._model, "prompt": "a", "max_tokens": 1}
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        status, _ = self._asked("POST", "/v1/completions", self._hang_seconds, json.dumps(body), headers)
+        status, _ = self._request("POST", "/v1/completions", self._hang_seconds, json.dumps(body), headers)
         return status is not None and status < 500
 
-    def _ask(self) -> None:
-        if self.answers():
-            self._answered.set()
+    def _probe_once(self) -> None:
+        if self.responds():
+            self._responded.set()
 
-    def _tokens(self) -> float | None:
+    def _read_token_count(self) -> float | None:
         """Return the number of tokens read and generated since the server's start, None if `GET /metrics` fails."""
-        status, text = self._asked("GET", "/metrics", METRICS_SECONDS)
+        status, text = self._request("GET", "/metrics", METRICS_SECONDS)
         return sum(map(float, _TOKEN_COUNTER.findall(text))) if status == HTTPStatus.OK else None
 
-    def _asked(
+    def _request(
         self, method: str, path: str, seconds: float, body: str | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int | None, str]:
         """Return status and text of a response, None and "" if there is none in time. HTTP proxies are not used."""

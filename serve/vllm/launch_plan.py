@@ -42,13 +42,13 @@ class ServedModel:
     run: Run
     recipe: Recipe
     """The recipe of the run. The serve settings may come from a later version of the recipe."""
-    which: str
+    variant: str
     """"adapter", "merged" or "quantized/<scheme>"."""
 
     @property
     def folder(self) -> Path:
         """Folder of the served variant."""
-        return self.run.folder / self.which
+        return self.run.folder / self.variant
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class ServedModel:
 
 def available_variants(run: Run, recipe: Recipe) -> list[str]:
     """Return the variants of a run that are on disk and can be served."""
-    variants = [] if recipe.lora.unservable else ["adapter"]
+    variants = [] if recipe.lora.unservable_reason else ["adapter"]
     variants += ["merged"] if (run.folder / "merged").is_dir() else []
     return variants + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
 
@@ -94,7 +94,7 @@ def has_trained_weights(served: ServedModel, serve: Serve) -> bool:
     Quantized variants do not have them, nor variants on the published base if training used a quantized one. Runs with
     LLM.int8 do not either, because it also rounds activations during training.
     """
-    if served.which.startswith("quantized"):
+    if served.variant.startswith("quantized"):
         return False
     quantization = served.recipe.model.quantization
     return quantization == "none" or (quantization == "nf4" and find_trained_base(served, serve) is not None)
@@ -117,9 +117,9 @@ def find_trained_base(served: ServedModel, serve: Serve) -> Mapping[str, Any] | 
 
 def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     """Return the plan of one vLLM process. Raise RecipeError with all problems that prevent serving."""
-    adapters = [served_model for served_model in served if served_model.which == "adapter"]
+    adapters = [served_model for served_model in served if served_model.variant == "adapter"]
     if len(adapters) < len(served) and len(served) > 1:
-        details = ", ".join(f"{served_model.name} ({served_model.which})" for served_model in served)
+        details = ", ".join(f"{served_model.name} ({served_model.variant})" for served_model in served)
         raise RecipeError(f"several recipes can share one server as adapters alone; asked for {details}")
     problems = [problem for served_model in served for problem in _problems(served_model, serve)]
     if not problems and len({locate_base(served_model, serve)[0] for served_model in served}) > 1:
@@ -151,7 +151,7 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
 
 def plan_base_launch(served: ServedModel, serve: Serve) -> LaunchPlan:
     """Return the plan for the untuned base of a run, with the chat template of the training."""
-    adapter = replace(served, which="adapter")
+    adapter = replace(served, variant="adapter")
     model, revision = locate_base(adapter, serve)
     return LaunchPlan(
         model=model,
@@ -201,15 +201,15 @@ def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
 
 def _problems(served: ServedModel, serve: Serve) -> list[str]:
     """Return the problems that prevent serving a variant, each with the model's name."""
-    if served.which == "adapter":
+    if served.variant == "adapter":
         return [f"{served.name}: {problem}" for problem in adapter_problems(served, serve)]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
     if problem := _export_mismatch(served, serve):
         return [f"{served.name}: {problem}"]
-    if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
+    if served.variant == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
-    if served.which == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
+    if served.variant == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
         return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
     return [f"{served.name}: {problem}" for problem in artifact_checks.check_model(served.folder)]
 
@@ -219,12 +219,12 @@ def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
     path = served.folder / "export.json"
     export = atomic_files.read_json(path) if path.is_file() else {}
     if export.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
-        return f"{served.which} was made of another adapter than the run has now; `make export` makes it anew"
+        return f"{served.variant} was made of another adapter than the run has now; `make export` makes it anew"
     record, export_base = find_trained_base(served, serve), export.get("base", "published")
     if export_base == (record["digest"] if record else "published"):
         return None
     display = "the published base" if export_base == "published" else "the base as it was trained on"
-    return f"{served.which} was made of {display}, and serve.base is {serve.base}; `make export` makes it anew"
+    return f"{served.variant} was made of {display}, and serve.base is {serve.base}; `make export` makes it anew"
 
 
 def base_name(prompt: Mapping[str, Any]) -> str:
@@ -252,7 +252,7 @@ def require_api_key(address: Address) -> str | None:
     Raise RecipeError if other machines can reach the address and there is no key.
     """
     key = os.environ.get(API_KEY_VARIABLE) or None
-    if key is None and not address.local:
+    if key is None and not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
             f"{API_KEY_VARIABLE} in the "

@@ -83,7 +83,7 @@ class Address:
         return str(self.socket) if self.socket else f"http://{self.host}:{self.port}"
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
         """True if only this machine can reach the address."""
         return self.socket is not None or self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
 
@@ -171,8 +171,8 @@ class VllmProcess:
         self.plan, self.address, self.log = plan, address, log
         self._api_key, self._stop_seconds = api_key, stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = threading.Lock()
-        self._began = 0.0
+        self._stop_lock = threading.Lock()
+        self._started_at = 0.0
 
     def start(self) -> None:
         """Start the process.
@@ -183,7 +183,7 @@ class VllmProcess:
         """
         if self.address.socket is None:
             check_port_free(self.address.host, self.address.port)
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         with self.log.open("wb") as log:
             argv = vllm_command(self.plan, self.address, self._api_key is not None)
             self._process = _spawn(argv, vllm_environment(self.plan, self._api_key), log)
@@ -195,13 +195,15 @@ class VllmProcess:
         process ends or takes longer than `serve.start_seconds`.
         """
         while True:
-            seconds = time.monotonic() - self._began
-            if not self.alive():
-                raise StageError(f"vLLM ended while it started, {self.why()}")
+            seconds = time.monotonic() - self._started_at
+            if not self.is_alive():
+                raise StageError(f"vLLM ended while it started, {self.failure_message()}")
             if is_healthy(self.address):
                 return seconds
             if seconds > self.plan.serve.start_seconds:
-                raise StageError(f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.why()}")
+                raise StageError(
+                    f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.failure_message()}"
+                )
             on_progress(seconds, last_line(self.log))
             time.sleep(_POLL_SECONDS)
 
@@ -212,23 +214,23 @@ class VllmProcess:
             raise RuntimeError("not started")
         return self._process.pid
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Return whether the process runs. Thread-safe, also while another thread stops it."""
         process = self._process
         return process is not None and process.poll() is None
 
-    def why(self) -> str:
+    def failure_message(self) -> str:
         """Return the errors in the server's log and the path of the log."""
         errors = "\n".join(f"  {line}" for line in extract_errors(_read_tail(self.log)) or ["nothing"])
         return f"and said:\n{errors}\n  The whole log: {os.path.relpath(self.log)}{known_error_hint(errors)}"
 
     def stop(self) -> None:
         """Stop the server and all processes that it started; kill them after `stop_seconds`. Thread-safe."""
-        with self._stopping:
+        with self._stop_lock:
             if self._process is None:
                 return
             group = self._process.pid
-            if self.alive():
+            if self.is_alive():
                 self._process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(self._stop_seconds)

@@ -9,8 +9,8 @@ def test_models_have_prices_tiers_batches_shutdown_days_and_the_recipes_that_nam
     by_name = {f"{model.provider}:{model.name}": model for model in models.list_models("2026-11-29")}
     luna, haiku = by_name["openai:gpt-6-luna"], by_name["anthropic:claude-haiku-5-5"]
     assert luna.cells()[1:6] == ["0.1", "0.5", "0.01", "0.05 / 0.25", "from 272,000: 0.2 / 0.75"]
-    assert haiku.cells()[5] == "from 100,000: 0.5 / 2.5" and "classifier" in haiku.named_in
-    assert {"classifier", "banking77", "extractor", "sroie", "summarizer"} <= set(luna.named_in)
+    assert haiku.cells()[5] == "from 100,000: 0.5 / 2.5" and "classifier" in haiku.recipes
+    assert {"classifier", "banking77", "extractor", "sroie", "summarizer"} <= set(luna.recipes)
     assert by_name["openai:gpt-4o"].shutdown == "2027-01-14"
     assert by_name["anthropic:claude-sonnet-4-5"].shutdown == "2026-11-30"
     assert not {"openai:chatgpt-4o-latest", "openai:gpt-5.3-chat-latest", "anthropic:claude-opus-4-0"} & by_name.keys()
@@ -20,7 +20,7 @@ def test_models_have_prices_tiers_batches_shutdown_days_and_the_recipes_that_nam
 
 
 def test_no_model_of_a_recipe_is_without_a_price_or_shut_down_within_three_months() -> None:
-    recipe_models = [model for model in models.list_models("2026-11-29") if model.named_in]
+    recipe_models = [model for model in models.list_models("2026-11-29") if model.recipes]
     assert len(recipe_models) >= 2
     for model in recipe_models:
         assert model.price is not None and (model.shutdown is None or model.shutdown > "2027-02-28"), model.name

@@ -24,10 +24,10 @@ L4 = SelfHostedMeasurement(
     on_gpu=True,
     training_seconds=1800,
     tokens_per_request=240,
-    right=0.8,
+    correct_fraction=0.8,
 )
 ON_CPU = replace(L4, on_gpu=False, hardware="2 CPU cores")
-NOT_MEASURED = replace(L4, requests_per_second=None, why_not="there is no GPU here")
+NOT_MEASURED = replace(L4, requests_per_second=None, missing_reason="there is no GPU here")
 DEAR = ApiCost("dear", 0.00045, 0.000225, 0.0003)
 PRICE = TokenPrice(1.0, 4.0, 0.25, 0.5, 2.0, "recipe", "2026-11-01")
 
@@ -139,13 +139,13 @@ def test_one_a100_at_a_thousand_tokens_a_second_never_pays_against_the_cheapest_
             api_cost = ownership.compute_api_cost("cheapest", price, [Usage(1000 - output_tokens, output_tokens)])
             result = CostComparison(cost, a100, [api_cost]).break_even(api_cost)
             assert result.never and result.first_requests is None
-            assert result.why is not None and "a full machine costs $1,460.00 a month" in result.why
-            assert "the 2,628,000 closed calls that it replaces cost $" in result.why
+            assert result.reason is not None and "a full machine costs $1,460.00 a month" in result.reason
+            assert "the 2,628,000 closed calls that it replaces cost $" in result.reason
 
 
 def test_little_that_is_left_does_not_pay_an_engineer() -> None:
     result = break_even(StepCost(machine_usd=0, capacity=1, fixed_usd=1e9), usd_per_request=0.5)
-    assert result.never and result.why is not None and "too little is left to pay for engineer" in result.why
+    assert result.never and result.reason is not None and "too little is left to pay for engineer" in result.reason
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
@@ -188,7 +188,7 @@ def test_what_owning_costs_at_the_recipes_volume() -> None:
 
 
 def test_nobody_divides_by_no_right_answer() -> None:
-    assert CostComparison(GIVEN, replace(L4, right=0.0), []).json()["owned"]["usd_per_1k_right"] is None
+    assert CostComparison(GIVEN, replace(L4, correct_fraction=0.0), []).json()["owned"]["usd_per_1k_right"] is None
 
 
 def test_four_gpus_cost_four_times_as_much_and_are_one_step() -> None:

@@ -133,27 +133,27 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
         and len(responses.calibration) == 250
         and len(responses.again) == 20
     )
-    for row, answer in zip(context.material.test, responses.test, strict=True):
+    for row, answer in zip(context.dataset.test, responses.test, strict=True):
         assert answer.probabilities is not None and sum(answer.probabilities.values()) == pytest.approx(1)
         assert answer.output == max(answer.probabilities, key=lambda label: answer.probabilities[label])  # type: ignore[index]
         assert answer.probabilities == pytest.approx(provider.chances(row["input"]["text"]))
     # On a scale that was fitted on other rows, it knows better how sure it may be.
     assert responses.scale is not None
-    scored = system_scores.score_system(responses, context.material, None)
+    scored = system_scores.score_system(responses, context.dataset, None)
     reported = [float(np.exp(answer.log_probability or 0.0)) for answer in responses.test]
     uncalibrated, calibrated = (
-        confidence.reliability(values, scored.right, True) for values in (reported, scored.confidences)
+        confidence.reliability(values, scored.correct, True) for values in (reported, scored.confidences)
     )
     assert uncalibrated is not None and calibrated is not None and calibrated["ece"] < uncalibrated["ece"]
 
     tuned = tuned_by_a_linear_model(context)
     scored_systems = [
-        system_scores.score_system(system_responses, context.material, None) for system_responses in (tuned, responses)
+        system_scores.score_system(system_responses, context.dataset, None) for system_responses in (tuned, responses)
     ]
-    registration = preregistration.register_and_open(context.here, context.recipe.compare.primary, "0" * 64)
-    policy = assemble.fit_tuned_policy(scored_systems, context.material, None, context.recipe)
+    registration = preregistration.register_and_open(context.run, context.recipe.compare.primary, "0" * 64)
+    policy = assemble.fit_tuned_policy(scored_systems, context.dataset, None, context.recipe)
     scores = assemble.assemble_scores(
-        context.here, context.recipe, context.material, scored_systems, [], registration, "0" * 64, False
+        context.run, context.recipe, context.dataset, scored_systems, [], registration, "0" * 64, False
     )
     payload = scores["systems"]["decides"]
     assert (
@@ -167,9 +167,9 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     scores["routing"] = {**policy.json(), "test": None}
     scores["verdict"] = verdict.decide(VerdictInputs(context.recipe, scores, policy)).json()
     assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
-    write.write_comparison(context.here, context.material, scored_systems, scores, context.recipe)
-    assert "stand-in" in (context.here.folder / "report.md").read_text(encoding="utf-8")
-    predicted = list(atomic_files.read_jsonl(context.here.folder / "predictions" / "decides.jsonl"))
+    write.write_comparison(context.run, context.dataset, scored_systems, scores, context.recipe)
+    assert "stand-in" in (context.run.folder / "report.md").read_text(encoding="utf-8")
+    predicted = list(atomic_files.read_jsonl(context.run.folder / "predictions" / "decides.jsonl"))
     assert predicted[0]["probabilities"] == responses.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
 
 
@@ -219,9 +219,9 @@ def test_other_kinds_than_classification_are_told() -> None:
 
 def test_the_key_of_one_provider_is_not_sent_to_another() -> None:
     jev = Baseline(provider="openai", api="systemone", model="jev-1.14.0", base_url="https://api.typesafe.ai/v1")
-    assert jev.key_env == "TYPESAFE_API_KEY" and jev.called == "openai:jev-1.14.0:systemone"
+    assert jev.key_env == "TYPESAFE_API_KEY" and jev.display_name == "openai:jev-1.14.0:systemone"
     luna = Baseline(provider="openai", api="decisions", model="gpt-6-luna")
-    assert luna.key_env == "OPENAI_API_KEY" and luna.called == "openai:gpt-6-luna:decisions"
+    assert luna.key_env == "OPENAI_API_KEY" and luna.display_name == "openai:gpt-6-luna:decisions"
 
 
 def test_a_label_without_a_probability_is_no_answer(tmp_path: Path, tokenizer: Any, rows: Any, linear: Any) -> None:

@@ -105,7 +105,7 @@ def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_
         assert rows // 3 <= len(succeeded) < rows
         assert all(answer.refused and not answer.final for answer in interrupted.answers.values() if answer.error)
         resumed = asked(address, path, rows, wire, mode)
-    assert resumed.complete and resumed.reused == len(succeeded)
+    assert resumed.complete and resumed.n_reused == len(succeeded)
     with run_provider(Provider()) as address:
         expected = asked(address, tmp_path / "plain.jsonl", rows, wire, "live")
     assert outputs_by_row(resumed) == outputs_by_row(expected) and len(outputs_by_row(resumed)) == rows

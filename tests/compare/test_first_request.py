@@ -43,7 +43,7 @@ def test_a_classification_is_compared_with_a_decision_endpoint_by_its_plan_and_w
     for name in WITH_CLOSED:
         recipe = load(name, (), "gpu").recipe
         if recipe.task.kind == "classification":
-            apis = {baseline.called: baseline.api for baseline in recipe.compare.baselines}
+            apis = {baseline.display_name: baseline.api for baseline in recipe.compare.baselines}
             assert recipe.compare.primary and apis[recipe.compare.primary.baseline] == "decisions", name
             assert "chat" in apis.values(), name
 
@@ -73,7 +73,7 @@ def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every
     for responses in by_system.values():
         assert responses.complete and all(answer.error is None for answer in responses.test), responses.system.name
         payload = system_scores.system_json(
-            system_scores.score_system(responses, context.material, None), context.material, None, False
+            system_scores.score_system(responses, context.dataset, None), context.dataset, None, False
         )
         assert payload["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, responses.system.name
         assert responses.spent_usd is not None and responses.spent_usd > 0 and not responses.notes
@@ -116,7 +116,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
     collect_all = collect.collect_all
 
     def record_name(context: ComparisonContext, systems: Sequence[System]) -> Any:
-        names.append(context.name)
+        names.append(context.recipe_name)
         return collect_all(context, systems)
 
     monkeypatch.setattr(collect, "collect_all", record_name)
@@ -196,8 +196,8 @@ def test_the_dry_run_shows_the_body_and_sends_nothing(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    atomic_files.write_json(context.here.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
-    output = "\n".join(estimate.cost_estimate_lines(context.here, context.recipe, api_system(context)))
+    atomic_files.write_json(context.run.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
+    output = "\n".join(estimate.cost_estimate_lines(context.run, context.recipe, api_system(context)))
     assert not provider.seen and "train 0" in output and "test 0" not in output
     bodies = [json.loads(text) for text in re.findall(r"^\{.*?^\}", output, re.MULTILINE | re.DOTALL)]
     assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
@@ -217,7 +217,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     revoked_after(provider, 6)
     responses = api_models.collect_from_apis(context, [chat])[chat.name]
     payload = system_scores.system_json(
-        system_scores.score_system(responses, context.material, None), context.material, None, False
+        system_scores.score_system(responses, context.dataset, None), context.dataset, None, False
     )
     assert payload["rows"]["answered"] == 6 and payload["rows"]["not_asked"] == 4 and not payload["complete"]
     # Of the rows that were put to it all are right: the others are not counted at all.
@@ -227,7 +227,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
         System("tuned", "tuned", "tuned"), [SystemAnswer(answer.id, "billing_dispute") for answer in responses.test]
     )
     scored_systems = [
-        system_scores.score_system(system_responses, context.material, None) for system_responses in (tuned, responses)
+        system_scores.score_system(system_responses, context.dataset, None) for system_responses in (tuned, responses)
     ]
     (paired,) = [
         difference
@@ -273,11 +273,11 @@ def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_an
     assert "openai:gpt-6-luna:decisions is INCOMPLETE: its first request: HTTP 400" in scores["verdict"]["headline"]
     assert len(scores["integrity"]["incomplete"]) == 3, "the next comparison tries again"
     assert not any("test" in prompt for prompt in provider.attempts)
-    assert stage.finish(context.here, context.recipe, scores) == 0
+    assert stage.finish(context.run, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith(
         "verdict   INCONCLUSIVE: Not decided yet: openai:gpt-6-luna:decisions is INC"
     )
-    report = (context.here.folder / "report.html").read_text(encoding="utf-8")
+    report = (context.run.folder / "report.html").read_text(encoding="utf-8")
     assert "INCOMPLETE" in report and "against 0.0%" not in report
 
 
@@ -295,7 +295,7 @@ def test_refused_in_the_middle_it_is_incomplete_and_what_it_answered_is_scored_b
     assert payload["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "HTTP 401: refused" in scores["verdict"]["reasons"][0]["says"]
-    assert stage.finish(context.here, context.recipe, scores) == 0
+    assert stage.finish(context.run, context.recipe, scores) == 0
 
 
 def test_make_doctor_asks_each_baseline_one_train_row_and_says_which_do_not_answer(
@@ -303,11 +303,11 @@ def test_make_doctor_asks_each_baseline_one_train_row_and_says_which_do_not_answ
 ) -> None:
     context = make_two_label_comparison(tmp_path, tokenizer)
     provider.answer = lambda prompt: "refund_status"
-    assert first_request.check_baselines("mine", context.here, context.recipe) == 0
+    assert first_request.check_baselines("mine", context.run, context.recipe) == 0
     assert provider.attempts.total() == 3
     stderr = capsys.readouterr().err
     assert stderr.count("asked     ") == 3 and "model claude-haiku-5-5-20261101" in stderr
     other_context = make_two_label_comparison(tmp_path / "other", tokenizer)
     provider.refuse = lambda prompt, attempts: (403, {})
-    assert first_request.check_baselines("mine", other_context.here, other_context.recipe) == 3
+    assert first_request.check_baselines("mine", other_context.run, other_context.recipe) == 3
     assert capsys.readouterr().err.count("refused   ") == 3

@@ -88,14 +88,12 @@ def test_a_key_goes_to_its_providers_own_hosts_alone(
         monkeypatch.setenv(name, f"the key of {name}")
     parsed = Baseline.model_validate({"model": "m", **baseline})
     context = make_context()
-    assert parsed.key_env == key and bool(parsed.unnamed_key) is (key is None)
-    assert api_models.build_endpoint(parsed, context.material).api_key == (
-        f"the key of {key}" if key else DUMMY_API_KEY
-    )
+    assert parsed.key_env == key and bool(parsed.withheld_key_env) is (key is None)
+    assert api_models.build_endpoint(parsed, context.dataset).api_key == (f"the key of {key}" if key else DUMMY_API_KEY)
     messages = list(preflight.unnamed_keys(context, [catalog._api_system(parsed)]))
     assert bool(messages) is (key is None) and all("api_key_env" in message for message in messages)
     explicit = parsed.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
-    assert explicit.key_env == "OPENAI_API_KEY" and explicit.unnamed_key is None, "who names it has chosen"
+    assert explicit.key_env == "OPENAI_API_KEY" and explicit.withheld_key_env is None, "who names it has chosen"
 
 
 def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(
@@ -103,14 +101,14 @@ def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     baseline = Baseline(provider="openai", model="m", base_url="http://127.0.0.1:8000/v1")
-    assert baseline.key_env is None and baseline.unnamed_key is None
-    assert api_models.build_endpoint(baseline, make_context().material).api_key == DUMMY_API_KEY
+    assert baseline.key_env is None and baseline.withheld_key_env is None
+    assert api_models.build_endpoint(baseline, make_context().dataset).api_key == DUMMY_API_KEY
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
 def test_a_comparison_that_cannot_end_does_not_begin(make_context: Made, options: tuple[str, ...]) -> None:
     """The first baseline has a price and answers; the second has none: nobody is asked, and the test set stays shut."""
-    trained_run, provider = make_context().here, Provider()
+    trained_run, provider = make_context().run, Provider()
     with run_provider(provider) as address:
         priced = f"{{provider: openai, model: m, base_url: '{address}/v1', name: first, price: {PRICE}}}"
         unpriced = (

@@ -57,7 +57,7 @@ def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
     labels = {
         label: entry["description"] for label, entry in atomic_files.read_json(data / "data.json")["labels"].items()
     }
-    spec = TASKS[loaded.recipe.task.variant].make_spec(loaded.recipe.task, labels)
+    spec = TASKS[loaded.recipe.task.task_name].make_spec(loaded.recipe.task, labels)
     answer_tokens = atomic_files.read_json(data / "data.json")["tokens"]["served"]["for_the_answer"]
     prompt = adapter.build_prompt_spec(loaded.recipe, Rendering(tokenizer), spec, answer_tokens)
     (trained_run.folder / "adapter").mkdir()
@@ -107,7 +107,7 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     updated = load(str(recipe), (), "cpu").recipe
     assert updated.compare.primary and updated.compare.primary.baseline == f"openai:{MODEL}", "the plan is as it was"
     (baseline,) = [candidate for candidate in updated.compare.baselines if candidate.provider == "file"]
-    file_system = System(baseline.called, "file", baseline.called, baseline=baseline)
+    file_system = System(baseline.display_name, "file", baseline.display_name, baseline=baseline)
     context = responses.ComparisonContext(trained_run, "mine", updated, eval_dataset.load_test_dataset(trained_run))
     from_file = api_models.load_answer_file(context, file_system)
     systems, _ = first_request.send_first_requests(context, api_systems)
@@ -173,4 +173,4 @@ compare: {baselines: [{provider: openai, model: x, MORE}]}
             load(str(path), (), "gpu")
     path.write_text(recipe_text.replace("MORE", 'messages: [{role: user, content: "Q: {input}"}]'), encoding="utf-8")
     (baseline,) = load(str(path), (), "gpu").recipe.compare.baselines
-    assert baseline.asked("a {input}") == [{"role": "user", "content": "Q: a {input}"}]
+    assert baseline.build_messages("a {input}") == [{"role": "user", "content": "Q: a {input}"}]

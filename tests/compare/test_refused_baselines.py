@@ -48,14 +48,14 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
     provider.answer = correct_answers(context)
     scores = run_comparison(context, api_system(context))
     assert not provider.broken_rules and not scores["not_run"] and not scores["integrity"]["incomplete"]
-    names = {baseline.called for baseline in context.recipe.compare.baselines}
+    names = {baseline.display_name for baseline in context.recipe.compare.baselines}
     assert names == {system for system, entry in scores["systems"].items() if entry["kind"] == "closed"}
     for system in names:
         payload = scores["systems"][system]
         assert payload["complete"] and payload["rows"]["answered"] == payload["n"] == 10, system
         assert payload["cost_usd_per_1k"] > 0 and payload["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
     assert scores["verdict"]["reasons"][0]["about"] != "completeness"
-    assert stage.finish(context.here, context.recipe, scores) == 0
+    assert stage.finish(context.run, context.recipe, scores) == 0
 
 
 def as_until_november(body: Callable[[Backend, Request], Json]) -> Callable[[Backend, Request], Json]:
@@ -80,7 +80,7 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     context = make_shipped_comparison(
         name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if is_classification else 1
     )
-    chats = [system for system in api_system(context) if system.baseline and not system.baseline.decides]
+    chats = [system for system in api_system(context) if system.baseline and not system.baseline.uses_decision_api]
     scores = run_comparison(context, chats)
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for how it was asked"
     assert {entry["name"] for entry in scores["not_run"]} == {entry.name for entry in chats}
@@ -92,9 +92,9 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
     assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
-    assert stage.finish(context.here, context.recipe, scores) == 0
+    assert stage.finish(context.run, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
-    assert "against 0.0%" not in (context.here.folder / "report.md").read_text(encoding="utf-8")
+    assert "against 0.0%" not in (context.run.folder / "report.md").read_text(encoding="utf-8")
 
 
 def one_baseline(folder: Path, tokenizer: Any, **overrides: Any) -> Any:
@@ -173,11 +173,11 @@ def test_what_a_schema_could_not_say_is_checked_here(
 ) -> None:
     """A supplier of more than 40 characters is invalid, though neither provider takes maxLength."""
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    target = {**context.material.test[0]["target"], "supplier": "x" * 41}
+    target = {**context.dataset.test[0]["target"], "supplier": "x" * 41}
     provider.answer = lambda prompt: json.dumps(target)
     scores = run_comparison(context, api_system(context))
     for baseline in context.recipe.compare.baselines:
-        payload = scores["systems"][baseline.called]
+        payload = scores["systems"][baseline.display_name]
         assert payload["rows"]["malformed"] == 10 and payload["validity"]["label"] == 0 and payload["complete"]
     bodies = [json.dumps(body) for _, _, body in provider.seen]
     assert bodies and all("at most 40 characters" in text and "maxLength" not in text for text in bodies)
@@ -205,7 +205,7 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
     ]
     context = make_comparison(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
     with pytest.raises(RecipeError) as error:
-        first_request.check_baselines("mine", context.here, context.recipe)
+        first_request.check_baselines("mine", context.run, context.recipe)
     lines = str(error.value).splitlines()
     assert len(lines) == 3
     assert lines[0].startswith(

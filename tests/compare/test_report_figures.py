@@ -59,7 +59,7 @@ def test_figures_are_written_exactly() -> None:
 def test_an_axis_of_amounts_holds_them_all_in_their_order_between_round_ends(amounts: list[float]) -> None:
     axis = charts.log_axis(amounts)
     assert axis.low <= min(amounts) * (1 + 1e-6) and axis.high >= max(amounts) * (1 - 1e-6)
-    positions = [axis.at(amount) for amount in sorted(amounts)]
+    positions = [axis.position(amount) for amount in sorted(amounts)]
     assert positions == sorted(positions)
     ticks = [tick["x"] for tick in axis.ticks()]
     assert 1 <= len(ticks) <= 6 and ticks == sorted(ticks)

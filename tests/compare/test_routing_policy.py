@@ -57,13 +57,13 @@ def test_the_threshold_is_a_confidence_of_the_validation_rows_and_the_calibratio
     assert policy.threshold in validation and policy.sequence is not None
     kept_mask = np.array(rows.confidences) >= policy.threshold
     assert policy.coverage == kept_mask.mean() > 0.3
-    assert policy.accuracy == np.array(rows.right)[kept_mask].mean() > 0.95
+    assert policy.accuracy == np.array(rows.correct)[kept_mask].mean() > 0.95
     assert policy.p_value is not None and policy.p_value <= 0.05
     assert policy.threshold <= policy.sequence.start and policy.sequence.validation_rows == 500
     assert policy.score == {"of": "answer", "slope": 1.4, "intercept": -0.3}
     shuffled = np.random.default_rng(9).permutation(900)
     shuffled_rows = CalibrationAnswers(
-        *([values[index] for index in shuffled] for values in (rows.ids, rows.confidences, rows.right))
+        *([values[index] for index in shuffled] for values in (rows.ids, rows.confidences, rows.correct))
     )
     assert routing_policy.fit_policy(scale, shuffled_rows, Route()) == policy, "the order of the rows means nothing"
 
@@ -86,7 +86,7 @@ def test_of_rows_of_one_group_one_counts() -> None:
     copied = CalibrationAnswers(
         [f"{row_id}-{copy}" for row_id in rows.ids for copy in range(4)],
         [confidence for confidence in rows.confidences for _ in range(4)],
-        [value for value in rows.right for _ in range(4)],
+        [value for value in rows.correct for _ in range(4)],
         [group for group in rows.ids for _ in range(4)],
     )
     single, repeated = (
@@ -244,7 +244,7 @@ def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> Non
     recipe.route = Route(not_worse_than="one", baseline="two")
     assert routing_evaluation.select_fallback(recipe, [tuned_scores, first, second]) is second
     recipe.route = Route(not_worse_than="one")
-    incomplete = replace(first, gathered=replace(first.gathered, complete=False))
+    incomplete = replace(first, responses=replace(first.responses, complete=False))
     assert routing_evaluation.select_fallback(recipe, [tuned_scores, incomplete, second]) is second
 
 
@@ -319,7 +319,7 @@ def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> ComparisonC
 
 def tuned(context: ComparisonContext) -> tuple[SystemResponses, Scale]:
     """A tuned model that is right where it is sure: a third of its answers are neither."""
-    dataset = context.material
+    dataset = context.dataset
 
     def answers(rows: Any) -> list[SystemAnswer]:
         return [
@@ -329,7 +329,7 @@ def tuned(context: ComparisonContext) -> tuple[SystemResponses, Scale]:
             for index, row in enumerate(rows)
         ]
 
-    validation_rows = list(atomic_files.read_jsonl(context.here.folder / "data" / "validation.jsonl"))
+    validation_rows = list(atomic_files.read_jsonl(context.run.folder / "data" / "validation.jsonl"))
     scale = confidence.fit_scale(dataset, validation_rows, answers(validation_rows))
     assert scale is not None
     system = System("tuned", "tuned", "tuned")
@@ -348,10 +348,10 @@ def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
     assert sum(provider.delivered.values()) == 190 and repeated.spent_usd == pytest.approx(responses.spent_usd)
     tuned_responses, scale = tuned(context)
     scored_systems = [
-        system_scores.score_system(system_responses, context.material, scale)
+        system_scores.score_system(system_responses, context.dataset, scale)
         for system_responses in (tuned_responses, responses)
     ]
-    policy = assemble.fit_tuned_policy(scored_systems, context.material, scale, context.recipe)
+    policy = assemble.fit_tuned_policy(scored_systems, context.dataset, scale, context.recipe)
     # 100 rows of which it is sure and right, as the baseline is: as good within 5 points; of the others it is not.
     assert policy.threshold is not None and policy.coverage == pytest.approx(2 / 3) and policy.difference == 0
     assert "less than 5.0% less often right than openai:gpt-6-luna" in policy.target
@@ -381,12 +381,12 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
     assert responses.spent_usd is not None and responses.spent_usd <= context.recipe.compare.budget_usd
     tuned_responses, scale = tuned(context)
     scored_systems = [
-        system_scores.score_system(system_responses, context.material, scale)
+        system_scores.score_system(system_responses, context.dataset, scale)
         for system_responses in (tuned_responses, responses)
     ]
-    policy = assemble.fit_tuned_policy(scored_systems, context.material, scale, context.recipe)
+    policy = assemble.fit_tuned_policy(scored_systems, context.dataset, scale, context.recipe)
     assert policy.threshold is None and "has not answered the calibration rows (asked" in (policy.why_none or "")
-    missing = assemble.fit_tuned_policy(scored_systems[:1], context.material, scale, context.recipe)
+    missing = assemble.fit_tuned_policy(scored_systems[:1], context.dataset, scale, context.recipe)
     assert "it was not run" in (missing.why_none or "")
 
 
@@ -395,7 +395,7 @@ def test_answers_one_has_may_be_the_baseline_if_they_answer_every_calibration_ro
     answered: int, tmp_path: Path, tokenizer: Any
 ) -> None:
     context = comparison(tmp_path, tokenizer)
-    rows = [*context.material.test, *context.material.calibration[:answered]]
+    rows = [*context.dataset.test, *context.dataset.calibration[:answered]]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps({"id": row["id"], "output": row["target"]}) + "\n" for row in rows))
     baseline = Baseline(provider="file", path=str(path), name=CHAT)
@@ -407,7 +407,7 @@ def test_answers_one_has_may_be_the_baseline_if_they_answer_every_calibration_ro
 
 def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path: Path, tokenizer: Any) -> None:
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
-    row, wrong = context.material.test[0], {**context.material.test[0]["target"], "supplier": "y"}
+    row, wrong = context.dataset.test[0], {**context.dataset.test[0]["target"], "supplier": "y"}
 
     def make_answer(index: int, path: float, field: float | None) -> SystemAnswer:
         output = row["target"] if index % 2 else wrong
@@ -415,7 +415,7 @@ def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path:
 
     # The whole answer tells nothing here, the field does.
     answers = [make_answer(index, -1.0, -0.01 if index % 2 else -0.9) for index in range(40)]
-    scale = confidence.fit_scale(context.material, [row] * 40, answers)
+    scale = confidence.fit_scale(context.dataset, [row] * 40, answers)
     assert scale is not None and scale.part == "least certain field" and scale.platt is not None
     responses = SystemResponses(System("tuned", "tuned", "tuned"), answers)
     sure, unsure = confidence.compute_confidences(
@@ -430,6 +430,6 @@ def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path:
     assert truncated == [unsure]
     # References that were written before fields were told apart.
     old_scale = confidence.fit_scale(
-        context.material, [row] * 40, [replace(answer, field_log_probability=None) for answer in answers]
+        context.dataset, [row] * 40, [replace(answer, field_log_probability=None) for answer in answers]
     )
     assert old_scale is not None and old_scale.part == "answer"

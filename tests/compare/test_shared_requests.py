@@ -56,7 +56,7 @@ def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_row
     assert (
         measurement.may_share
         and measurement.together.same_choices == ROWS
-        and measurement.together.most == pytest.approx(0)
+        and measurement.together.max_difference == pytest.approx(0)
     )
     assert [len(body["questions"]) for _, _, body in provider.seen] == [1] * 2 * ROWS + [ROWS]
     assert not provider.broken_rules and measurement.alone_tokens > 0 and measurement.together_tokens > 0
@@ -70,13 +70,15 @@ def test_an_endpoint_whose_answers_depend_on_the_other_rows_is_found_out() -> No
     ):
         with run_provider(faulty) as address:
             measurement = together.measure_sharing(make_endpoint(address, "decisions"), requests())
-        assert not measurement.may_share and measurement.together.most == pytest.approx(max_shift)
+        assert not measurement.may_share and measurement.together.max_difference == pytest.approx(max_shift)
         assert (
             measurement.together.same_choices == same_choices
             if same_choices
             else measurement.together.same_choices < ROWS
         )
-        assert measurement.by_itself.most == 0 and "no        rows that share" in "\n".join(measurement.lines("luna"))
+        assert measurement.repeated.max_difference == 0 and "no        rows that share" in "\n".join(
+            measurement.lines("luna")
+        )
 
 
 def test_what_is_not_answered_is_no_measurement() -> None:
@@ -104,7 +106,7 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
 
 
 def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_context: Made) -> None:
-    trained_run = make_context().here
+    trained_run = make_context().run
     for provider, code, prefix in ((endpoint(), 0, "yes "), (endpoint(mixed_up=True), 3, "no ")):
         with run_provider(provider) as address:
             baseline = (

@@ -71,14 +71,14 @@ def test_a_stand_in_never_decides() -> None:
         example["systems"][API_MODEL]["stand_in"] = True
         result = decided(example, ROUTE)
         assert result.choice == "inconclusive"
-        assert any("decides nothing" in line for line in result.undecided)
+        assert any("decides nothing" in line for line in result.open_questions)
 
 
 def test_an_incomplete_baseline_never_decides() -> None:
     example = scores("superior")
     example["systems"][API_MODEL] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
     result = decided(example)
-    assert result.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in result.undecided)
+    assert result.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in result.open_questions)
 
 
 def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_its_quality() -> None:
@@ -89,8 +89,8 @@ def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_
     example["not_run"].append({"name": API_MODEL, "title": API_MODEL, "why": reason, "incomplete": True})
     result = decided(example)
     assert result.choice == "inconclusive" and reason in result.headline
-    assert result.reasons[0].about == "completeness" and reason in result.reasons[0].says
-    assert not any(entry.about == "quality" for entry in result.reasons)
+    assert result.reasons[0].topic == "completeness" and reason in result.reasons[0].text
+    assert not any(entry.topic == "quality" for entry in result.reasons)
 
 
 def test_a_baseline_that_answered_less_than_99_of_100_rows_never_decides() -> None:
@@ -98,8 +98,8 @@ def test_a_baseline_that_answered_less_than_99_of_100_rows_never_decides() -> No
     outcomes = {"answered": 1980, "refused": 0, "cut": 100, "malformed": 0, "failed": 0, "not_asked": 0}
     example["systems"][API_MODEL]["rows"] = outcomes
     result = decided(example)
-    assert result.choice == "inconclusive" and result.reasons[0].about == "completeness"
-    assert "really answered 95.2% of the rows (100 cut)" in result.reasons[0].says
+    assert result.choice == "inconclusive" and result.reasons[0].topic == "completeness"
+    assert "really answered 95.2% of the rows (100 cut)" in result.reasons[0].text
     outcomes |= {"answered": 2078, "cut": 2}
     assert decided(example).choice == "open"
 
@@ -108,7 +108,7 @@ def test_a_plan_that_was_changed_after_the_opening_never_decides() -> None:
     example = scores("superior")
     example["plan"] |= {"confirmatory": False, "why_not": "the plan was changed after the test set was opened"}
     result = decided(example)
-    assert result.choice == "inconclusive" and any("was changed" in line for line in result.undecided)
+    assert result.choice == "inconclusive" and any("was changed" in line for line in result.open_questions)
 
 
 def test_data_that_may_not_leave_ends_the_debate() -> None:
@@ -127,23 +127,23 @@ def test_as_good_without_a_measured_cost_is_not_decided() -> None:
 def test_a_linear_model_that_does_as_well_is_the_first_line() -> None:
     for accuracy, word in ((0.915, "does as well"), (0.95, "does better")):
         result = decided(scores("superior", linear=accuracy))
-        assert result.reasons[0].about == "linear" and word in result.reasons[0].says
+        assert result.reasons[0].topic == "linear" and word in result.reasons[0].text
 
 
 def test_undecided_tells_how_many_rows_would_decide() -> None:
-    assert any("9,000 test rows" in line for line in decided(scores("undecided")).undecided)
+    assert any("9,000 test rows" in line for line in decided(scores("undecided")).open_questions)
 
 
 def test_each_of_the_five_questions_has_a_voice_and_a_figure_and_is_counted() -> None:
     result = decided(scores())
     reasons = [reason for reason in result.reasons if reason.question]
-    assert [reason.about for reason in reasons] == list(verdict_rule.QUESTIONS)
-    assert all(reason.figure and reason.speaks_for in ("open", "closed", "neutral") for reason in reasons)
+    assert [reason.topic for reason in reasons] == list(verdict_rule.QUESTIONS)
+    assert all(reason.value and reason.favors in ("open", "closed", "neutral") for reason in reasons)
     assert result.json()["count"] == {"open": 1, "closed": 0, "neutral": 4}
 
 
 def voice(topic: str, example: dict[str, Any], *overrides: str) -> str | None:
-    return next(reason.speaks_for for reason in decided(example, NO_ROUTE, *overrides).reasons if reason.about == topic)
+    return next(reason.favors for reason in decided(example, NO_ROUTE, *overrides).reasons if reason.topic == topic)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_baseline_that_was_not_run_leaves_the_verdict_open_and_says_why() -> N
     example["not_run"] = [{"name": API_MODEL, "title": API_MODEL, "why": "no key: OPENAI_API_KEY is not set"}]
     result = decided(example)
     assert result.choice == "inconclusive"
-    assert any("OPENAI_API_KEY" in line for line in result.undecided)
+    assert any("OPENAI_API_KEY" in line for line in result.open_questions)
 
 
 def a_run(folder: Path, name: str = "20261121T090000Z-aaaa") -> Run:
@@ -227,12 +227,12 @@ def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tm
     created_run = a_run(tmp_path)
     first = preregistration.register_and_open(created_run, PRIMARY, "t" * 64)
     repeated = preregistration.register_and_open(created_run, PRIMARY, "t" * 64)
-    assert first.why_not_confirmatory is None and repeated.why_not_confirmatory is None
-    assert len(repeated.openings) == 1 and repeated.written == first.written
+    assert first.exploratory_reason is None and repeated.exploratory_reason is None
+    assert len(repeated.openings) == 1 and repeated.registered_at == first.registered_at
     changed = preregistration.register_and_open(created_run, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
-    assert changed.why_not_confirmatory is not None and "margin was 0.02" in changed.why_not_confirmatory
+    assert changed.exploratory_reason is not None and "margin was 0.02" in changed.exploratory_reason
     second = preregistration.register_and_open(a_run(tmp_path, "20261121T100000Z-bbbb"), PRIMARY, "t" * 64)
-    assert second.why_not_confirmatory is None and len(second.openings) == 3
+    assert second.exploratory_reason is None and len(second.openings) == 3
     ledger = (tmp_path / "runs" / "classifier" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["plan"]["margin"] for line in ledger] == [0.02, 0.1, 0.02]
 
@@ -252,9 +252,7 @@ def test_a_ledger_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None
 
 def test_without_a_plan_nothing_is_confirmed(tmp_path: Path) -> None:
     registration = preregistration.register_and_open(a_run(tmp_path), None, "t" * 64)
-    assert (
-        registration.why_not_confirmatory is not None and "no primary comparison" in registration.why_not_confirmatory
-    )
+    assert registration.exploratory_reason is not None and "no primary comparison" in registration.exploratory_reason
 
 
 def test_a_target_against_a_stand_in_decides_nothing() -> None:

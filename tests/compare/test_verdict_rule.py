@@ -31,21 +31,21 @@ def every() -> Iterator[RuleInputs]:
 
 def expected(inputs: RuleInputs) -> str:
     """The table of docs/comparing.md, line by line."""
-    structure = inputs.voices["structured output"]
+    structure = inputs.votes["structured output"]
     others = sum(
-        (inputs.voices[question] == "open") - (inputs.voices[question] == "closed")
+        (inputs.votes[question] == "open") - (inputs.votes[question] == "closed")
         for question in COUNTED_QUESTIONS
         if question != "cost"
     )
     lines: list[tuple[bool, str]] = [
         (not inputs.tuned_complete, "inconclusive"),
-        (inputs.voices["privacy"] == "open", "open"),
+        (inputs.votes["privacy"] == "open", "open"),
         (inputs.quality is None, "inconclusive"),
-        (not inputs.owner, "closed"),
+        (not inputs.has_maintainer, "closed"),
         (inputs.quality == "worse", "hybrid" if inputs.routable else "closed"),
         (inputs.quality == "undecided", "hybrid" if inputs.routable else "inconclusive"),
-        (inputs.form_required and structure != "neutral", structure),
-        (True, BY_COUNT[inputs.voices["cost"]][others]),
+        (inputs.structured_output_required and structure != "neutral", structure),
+        (True, BY_COUNT[inputs.votes["cost"]][others]),
     ]
     return next(choice for fits, choice in lines if fits)
 
@@ -64,9 +64,9 @@ def test_each_question_reaches_the_choice_and_never_against_its_own_side(questio
     """What speaks for owning never turns owning into keeping."""
     reached = False
     for inputs in every():
-        if inputs.voices[question] != "closed":
+        if inputs.votes[question] != "closed":
             continue
-        for_owning = RuleInputs(**{**vars(inputs), "voices": {**inputs.voices, question: "open"}})
+        for_owning = RuleInputs(**{**vars(inputs), "voices": {**inputs.votes, question: "open"}})
         choice, changed_choice = verdict_rule.apply_rule(inputs)[0], verdict_rule.apply_rule(for_owning)[0]
         reached |= choice != changed_choice
         assert not (choice == "open" and changed_choice != "open"), inputs

@@ -22,7 +22,7 @@ def engine(folder: Path, name: str, use_cpu: bool = True, gib: float = 0.5) -> V
 
 
 def alive(engines: list[VllmProcess]) -> list[bool]:
-    return [process.alive() for process in engines]
+    return [process.is_alive() for process in engines]
 
 
 def test_a_form_with_examples_goes_with_the_form_and_gives_way_with_it() -> None:
@@ -80,9 +80,9 @@ def test_what_failed_beside_others_is_tried_alone(tmp_path: Path) -> None:
     )
     try:
         servers.start("failing", failing)
-        with pytest.raises(StageError, match="none"), servers.take("failing", retried):
+        with pytest.raises(StageError, match="none"), servers.acquire("failing", retried):
             pass
-        assert failing.log.exists() and retried.log.exists() and not failing.alive()
+        assert failing.log.exists() and retried.log.exists() and not failing.is_alive()
     finally:
         servers.stop()
 

@@ -84,7 +84,7 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
     ],
 )
 def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, condition: Any, expected: bool) -> None:
-    assert RowFilter(condition).takes(values) is expected
+    assert RowFilter(condition).accepts(values) is expected
 
 
 def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:

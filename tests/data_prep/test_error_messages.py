@@ -236,7 +236,7 @@ def test_what_the_hardware_file_replaces_is_told_and_named_where_rows_left_by_it
     with pytest.raises(
         RecipeError, match=r"train.max_length is 2048 \(train.max_length: 2048 by .*cpu.yaml, not 8192\)"
     ):
-        prepare.main(loaded.recipe, tmp_path / "runs", loaded.replaced)
+        prepare.main(loaded.recipe, tmp_path / "runs", loaded.overridden)
 
 
 def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_counted(tmp_path: Path) -> None:

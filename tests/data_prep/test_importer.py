@@ -92,8 +92,8 @@ def test_banking77_becomes_a_classification_of_77_labels(
     )
     assert recipe.task.instruction == SYSTEM
     primary = recipe.compare.primary
-    assert primary and primary.baseline == f"openai:{MODEL}" == recipe.compare.baselines[0].called
-    assert recipe.compare.baselines[0].asked("Where is my card?") == [
+    assert primary and primary.baseline == f"openai:{MODEL}" == recipe.compare.baselines[0].display_name
+    assert recipe.compare.baselines[0].build_messages("Where is my card?") == [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "Where is my card?"},
     ]
@@ -284,7 +284,7 @@ def test_what_all_texts_begin_with_is_cut_off_and_the_fine_tune_is_asked_with_it
     ]
     recipe, _ = prepared(recipe_path)
     assert "Classify this message by its queue." in recipe.task.instruction
-    assert recipe.compare.baselines[0].asked("late")[0]["content"] == f"{prefix}late{suffix}"
+    assert recipe.compare.baselines[0].build_messages("late")[0]["content"] == f"{prefix}late{suffix}"
 
 
 def test_answers_that_do_not_fit_the_schema_are_counted(
@@ -340,13 +340,13 @@ def test_answers_decide_the_task() -> None:
         "no shape in common"
     )
     mixed = decide_kind(json.dumps({"total": index if index % 2 else str(index)}) for index in range(60))
-    assert mixed.kind == "generation" and "field total has several types" in mixed.why
+    assert mixed.kind == "generation" and "field total has several types" in mixed.reason
     omitted = decide_kind(json.dumps({"a": "x y"} | ({"b": index} if index % 2 else {})) for index in range(60))
-    assert omitted.kind == "extraction" and omitted.leaves_out
+    assert omitted.kind == "extraction" and omitted.omits_absent
     empty = decide_kind(json.dumps({"a": index, "b": None, "c": [], "d": {"e": ""}}) for index in range(60))
     assert empty.json_schema and list(empty.json_schema["properties"]) == ["a", "b", "c", "d"]
     nested: Any = {"a": {"b": {"c": {"d": {"e": 1}}}}}
-    assert "objects more than" in decide_kind([json.dumps(nested)] * 60).why
+    assert "objects more than" in decide_kind([json.dumps(nested)] * 60).reason
 
 
 def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkey
     assert code == 0
     recipe, report = prepared(recipe_path)
     assert recipe.task.instruction == system.strip() and set(report["labels"]) == set(labels)
-    assert recipe.compare.baselines[0].asked("a {input}") == [
+    assert recipe.compare.baselines[0].build_messages("a {input}") == [
         {"role": "system", "content": system},
         {"role": "user", "content": "a {input}"},
     ]
@@ -450,7 +450,9 @@ def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_mode
     assert "ann@example.org" not in rows_text and rows_text.count("[EMAIL_1]") == 24
     assert "answers of" in recipe_path.read_text(encoding="utf-8"), "the targets are a model's, which is said"
     recipe, report = prepared(recipe_path)
-    assert recipe.compare.primary and recipe.compare.primary.baseline == model == recipe.compare.baselines[0].called
+    assert (
+        recipe.compare.primary and recipe.compare.primary.baseline == model == recipe.compare.baselines[0].display_name
+    )
     assert recipe.task.instruction == SYSTEM and not report["rows"]["rejected"]
     assert recipe.privacy.redact
 

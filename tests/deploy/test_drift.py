@@ -195,7 +195,7 @@ def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
             for _ in range(2):
                 if mirror:
                     assert (await client.post(PATH, json={"inputs": inputs})).status == 200
-                    await monitor.mirror.settled()
+                    await monitor.mirror.wait_idle()
                     continue
                 for text in inputs:
                     body = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}]}
@@ -245,11 +245,11 @@ def test_what_was_observed_is_aggregates_and_of_other_deployments_nothing_counts
     (path,) = (registry_dir / traffic_profiles.FOLDER).glob("*.json")
     text = path.read_text(encoding="utf-8")
     assert "says" not in text and len(text) < 500
-    observed = traffic_profiles.read_profile(registry_dir, deployment.task.deployment, "2000-01-01")
+    observed = traffic_profiles.read_profile(registry_dir, deployment.task.deployment_id, "2000-01-01")
     assert observed.profile == AnswerProfile(60, Counter({950: 60}), Counter({"lost": 60}))
     assert observed.reasons == {"local/no_api_model": 60}
     assert traffic_profiles.read_profile(registry_dir, "0" * 16, "2000-01-01").profile.rows == 0
-    assert traffic_profiles.read_profile(registry_dir, deployment.task.deployment, "2999-01-01").profile.rows == 0
+    assert traffic_profiles.read_profile(registry_dir, deployment.task.deployment_id, "2999-01-01").profile.rows == 0
 
 
 def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(
                 response = await client.post(PATH, json={"input": text})
                 assert response.status == 200
             assert len(engine.asked) == 3
-            observed = monitor.observed.today(deployment.task)
+            observed = monitor.profiles.read_today(deployment.task)
             assert observed.profile.answers == {"lost": 1} and observed.reasons.total() == 2
 
     run(scenario)
@@ -351,7 +351,7 @@ def test_wrong_feedback_is_told_and_one_that_is_wrong_fails_alone(tmp_path: Path
             answer = await (await client.post(PATH, json={"input": "says lost"}, headers=headers)).json()
             name = answer["id"]
             assert (await client.post(feedback.PATH, json={"id": name, "answer": "lost"})).status == 401
-            forged = AnswerIds().seal(AnswerRecord(deployment.task.deployment, "0" * 16, local=True))[0]
+            forged = AnswerIds().seal(AnswerRecord(deployment.task.deployment_id, "0" * 16, local=True))[0]
             flipped = name[:20] + ("A" if name[20] != "A" else "B") + name[21:]
             for body, status in (
                 ({"id": name, "answer": "nowhere"}, 400),
@@ -387,7 +387,11 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
     comparison = drifting.compare_feedback(
         drifting.routing_policy.read(registry_dir / routing.FOLDER / str(routed(registry_dir).file)), [line] * 30, {}
     )
-    assert comparison.p_value is None and "0 of 30 kept answers right" in comparison.told and "api" in comparison.told
+    assert (
+        comparison.p_value is None
+        and "0 of 30 kept answers right" in comparison.message
+        and "api" in comparison.message
+    )
 
 
 def test_drift_is_in_the_metrics(tmp_path: Path) -> None:
@@ -406,8 +410,8 @@ def test_drift_is_in_the_metrics(tmp_path: Path) -> None:
                 f'insource_drift{{model="{TASK_NAME}",of="confidence",version="{TASK_VERSION}"}} 1.0',
                 f'insource_drift{{model="{TASK_NAME}",of="labels",version="{TASK_VERSION}"}} 0.5',
             }
-            (today,) = monitor.observed._days
-            monitor.observed._days[TASK_NAME, "2026-01-05"] = monitor.observed._days.pop(today)
+            (today,) = monitor.profiles._days
+            monitor.profiles._days[TASK_NAME, "2026-01-05"] = monitor.profiles._days.pop(today)
             assert drift_samples(await (await client.get("/metrics")).text()) == set(), "that was before"
             await ask(client, [("lost", 0.5)] * 50)
             assert len(drift_samples(await (await client.get("/metrics")).text())) == 2

@@ -70,7 +70,7 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployment) -> None
             assert response.model == TASK_NAME and response.usage.input_tokens > 0
 
             # The same as step by step with nothing but labels allowed, behind the prepared input's prompt.
-            ids, tree = router.task.tokens.of("my parcel is late [EMAIL_1]")
+            ids, tree = router.task.tokens.encode("my parcel is late [EMAIL_1]")
             paths = tree.paths
             for label, path in paths.items():
                 expected = 1.0

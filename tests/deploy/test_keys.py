@@ -22,18 +22,21 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# who asks\nteam-a  0123456789abcdef # old\n\nteam-b fedcba#9876543210\n", encoding="utf-8")
     loaded_keys = Keys("the key of the environment", file)
-    assert loaded_keys.owner({"Authorization": "Bearer 0123456789abcdef"}) == "team-a"
-    assert loaded_keys.owner({"x-api-key": "fedcba#9876543210"}) == "team-b"
-    assert loaded_keys.owner({"Authorization": "bearer the key of the environment"}) == "default"
-    assert loaded_keys.owner({"Authorization": "Bearer 0123456789abcde"}) is None and loaded_keys.owner({}) is None
+    assert loaded_keys.identify_client({"Authorization": "Bearer 0123456789abcdef"}) == "team-a"
+    assert loaded_keys.identify_client({"x-api-key": "fedcba#9876543210"}) == "team-b"
+    assert loaded_keys.identify_client({"Authorization": "bearer the key of the environment"}) == "default"
+    assert (
+        loaded_keys.identify_client({"Authorization": "Bearer 0123456789abcde"}) is None
+        and loaded_keys.identify_client({}) is None
+    )
     assert loaded_keys.refresh() is None
     file.write_text("team-b another-key-of-team-b\n", encoding="utf-8")
     assert loaded_keys.refresh() == "read again: team-b"
-    assert loaded_keys.owner({"x-api-key": "0123456789abcdef"}) is None
-    assert loaded_keys.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
+    assert loaded_keys.identify_client({"x-api-key": "0123456789abcdef"}) is None
+    assert loaded_keys.identify_client({"x-api-key": "another-key-of-team-b"}) == "team-b"
     file.unlink()
     assert "stay valid" in str(loaded_keys.refresh()) and loaded_keys.refresh() is None
-    assert loaded_keys.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
+    assert loaded_keys.identify_client({"x-api-key": "another-key-of-team-b"}) == "team-b"
     file.write_text("team-c 0123456789abcdef\n", encoding="utf-8")
     assert loaded_keys.refresh() == "read again: team-c"
 

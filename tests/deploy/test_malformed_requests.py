@@ -78,7 +78,7 @@ def test_what_is_malformed_is_refused_and_leaves_nothing_behind(
             writer.close()
             status = int(received.split(b" ", 2)[1]) if received.startswith(b"HTTP/1.1 ") else 400
             assert 400 <= status < 500, received[:200]
-            assert requests == [] and state.of_key.total() == 0 and state.on_their_way.total() == 0
+            assert requests == [] and state.in_flight_by_client.total() == 0 and state.in_flight.total() == 0
             async with client.post(f"http://127.0.0.1:{port}/v1/completions", json=ASKED) as response:
                 assert response.status == 200
 
@@ -111,6 +111,6 @@ def test_requests_one_after_the_other_on_one_connection_hold_little_and_are_answ
                     received += await reader.read(65536)
             assert received.find(b"classifier") < received.find(b"ready") and len(requests) == 1
             writer.close()
-            assert state.of_key.total() == 0
+            assert state.in_flight_by_client.total() == 0
 
     run(scenario)

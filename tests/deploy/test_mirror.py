@@ -55,7 +55,7 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
     deployment = mirrored(tmp_path, address, 1.0)
 
     async def scenario() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         async with gateway_client(deployment, monitor=monitor) as (client, engine, state):
             response = await client.post(PATH, json={"input": "says broken p=0.97 wait=30"})
             payload = await response.json()
@@ -64,22 +64,24 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
             while not engine.asked:
                 await asyncio.sleep(0.01)
             assert engine.on_their_way == 1, "the client has its answer, and the deployed model is still asked"
-            assert state.on_their_way[deployment.task.inside] == 1, "so that its version stays in vLLM"
+            assert state.in_flight[deployment.task.internal_name] == 1, "so that its version stays in vLLM"
             await monitor.mirror.close()
-            assert state.on_their_way[deployment.task.inside] == 0
+            assert state.in_flight[deployment.task.internal_name] == 0
             for text in ("says broken p=0.97", "says lost p=0.4", "says nonsense"):
                 assert (await client.post(PATH, json={"input": text})).status == 200
             chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says broken p=0.97"}]}
             response = await client.post("/v1/chat/completions", json=chat)
             assert response.headers["X-Insource-Reason"] == "before_switch"
-            await monitor.mirror.settled()
+            await monitor.mirror.wait_idle()
             text = await (await client.get("/metrics")).text()
             for result, n in (("agreed", 2), ("differed", 1), ("invalid", 1)):
                 assert f'insource_mirrored_total{{model="{TASK_NAME}",result="{result}"}} {n}.0' in text
             await monitor.close()
 
     run(scenario)
-    record_text = "".join(path.read_text(encoding="utf-8") for path in (deployment.place / mirror.FOLDER).iterdir())
+    record_text = "".join(
+        path.read_text(encoding="utf-8") for path in (deployment.registry_dir / mirror.FOLDER).iterdir()
+    )
     assert record_text.count("\n") == 4 and "broken" not in record_text and "lost" not in record_text
 
 
@@ -92,7 +94,7 @@ def test_a_share_is_mirrored(tmp_path: Path, address: str, provider: Provider) -
         async with gateway_client(deployment, monitor=monitor) as (client, engine, _):
             response = await client.post(PATH, json={"inputs": [f"{index} says broken" for index in range(200)]})
             assert Counter(answer["reason"] for answer in (await response.json())["answers"]) == {"before_switch": 200}
-            await monitor.mirror.settled()
+            await monitor.mirror.wait_idle()
             assert 5 <= len(engine.asked) <= 45
 
     run(scenario)
@@ -115,8 +117,8 @@ def test_what_stays_here_is_answered_here_and_where_the_api_model_fails_the_reci
                 assert payload["degraded"] is (payload["reason"] == "over_budget")
             payload = await (await client.post(PATH, json={"input": "says lost", "private": True})).json()
             assert (payload["answered_by"], payload["reason"]) == ("local", "private")
-            await monitor.mirror.settled()
-            observed = monitor.observed.today(deployment.task).profile
+            await monitor.mirror.wait_idle()
+            observed = monitor.profiles.read_today(deployment.task).profile
             assert observed.rows == reasons["before_switch"], "what is not mirrored would bias the sample"
 
     run(scenario)
@@ -173,7 +175,7 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
                 f"says {'broken' if index < 30 else 'lost'} p={0.95 if index % 2 else 0.5}" for index in range(40)
             ]
             answers: list[Any] = (await (await client.post(PATH, json={"inputs": inputs})).json())["answers"]
-            await monitor.mirror.settled()
+            await monitor.mirror.wait_idle()
             items = [{"id": answer["id"], "answer": "broken"} for answer in answers[:38]]
             assert (await client.post(feedback.PATH, json={"feedback": items})).status == 200
             await monitor.close()
@@ -201,7 +203,7 @@ def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
         async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
             inputs = {"inputs": ["says broken p=0.95"] * 40}
             answers: list[Any] = (await (await client.post(PATH, json=inputs)).json())["answers"]
-            await monitor.mirror.settled()
+            await monitor.mirror.wait_idle()
             (path,) = (registry_dir / mirror.FOLDER).glob("*.jsonl")
             lines = [json.loads(line) | {"at": "2026-01-05T12:00:00+00:00"} for line in path.read_text().splitlines()]
             path.unlink()
@@ -240,12 +242,12 @@ def test_drift_tells_agreement_before_there_is_a_comparison(
     deployment = mirrored(tmp_path, address, 1.0)
 
     async def scenario() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
             assert (await client.post(PATH, json={"input": "says broken"})).status == 200
-            await monitor.mirror.settled()
+            await monitor.mirror.wait_idle()
 
     run(scenario)
-    assert drift.report_drift(deployment.place, TASK_VERSION, routing.Routing(), 7) == 0
+    assert drift.report_drift(deployment.registry_dir, TASK_VERSION, routing.Routing(), 7) == 0
     stdout = capsys.readouterr().out
     assert "1 of 1 mirrored answers the same" in stdout and "no guarantee to lose" in stdout

@@ -133,7 +133,7 @@ def test_an_error_of_the_gateways_own_counts_as_500_and_a_client_that_left_as_br
             while not engine.asked:
                 await asyncio.sleep(0.01)
             request.cancel()
-            while state.of_key.total():
+            while state.in_flight_by_client.total():
                 await asyncio.sleep(0.01)
             state.tasks = {TASK_NAME: "no task"}  # type: ignore[dict-item]
             assert (await client.post(PATH, json={"input": "late"})).status == 500
@@ -148,18 +148,18 @@ def test_an_error_of_the_gateways_own_counts_as_500_and_a_client_that_left_as_br
 def test_the_version_that_answers_is_named_alone_and_at_every_moment() -> None:
     collected, counts, stop = Metrics(), set[int](), threading.Event()
     for version in ("v1", "v2"):
-        collected.now(True, 0, {TASK_NAME: version})
-    text = collected.text().decode()
+        collected.set_state(True, 0, {TASK_NAME: version})
+    text = collected.render().decode()
     assert f'insource_deployed{{model="{TASK_NAME}",version="v2"}} 1.0' in text and '"v1"' not in text
 
     def scrape() -> None:
         while not stop.is_set():
-            counts.add(collected.text().count(b"insource_deployed{"))
+            counts.add(collected.render().count(b"insource_deployed{"))
 
     scraper = threading.Thread(target=scrape)
     scraper.start()
     for _ in range(20_000):
-        collected.now(True, 0, {TASK_NAME: "v2"})
+        collected.set_state(True, 0, {TASK_NAME: "v2"})
     stop.set()
     scraper.join()
     assert counts == {1}

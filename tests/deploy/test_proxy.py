@@ -170,7 +170,7 @@ def test_the_engines_own_refusal_passes_and_its_death_is_told() -> None:
             assert response.status == 422
             response = await client.post("/v1/messages", json=ASKED | {"break": True})
             assert response.status == 503 and "broke off" in (await response.json())["error"]["message"]
-            assert state.on_their_way["classifier@v1"] == 0
+            assert state.in_flight["classifier@v1"] == 0
 
     run(scenario)
 
@@ -181,12 +181,12 @@ def test_requests_on_their_way_end_where_they_began() -> None:
             earlier = asyncio.create_task(client.post("/v1/messages", json=ASKED | {"wait": 0.3}))
             while not requests:
                 await asyncio.sleep(0.01)
-            assert state.on_their_way["classifier@v1"] == 1
+            assert state.in_flight["classifier@v1"] == 1
             state.versions = state.versions | {"classifier": "v2"}
             later = await client.post("/v1/messages", json=ASKED)
             assert later.headers[VERSION_HEADER] == "v2"
             assert (await earlier).headers[VERSION_HEADER] == "v1"
-            assert state.on_their_way["classifier@v1"] == 0
+            assert state.in_flight["classifier@v1"] == 0
 
     run(scenario)
 
@@ -250,7 +250,7 @@ def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.
                     assert fits and json.loads(text[len("data: ") :])["model"] == "classifier"
                 except ClientError:
                     assert not fits
-            assert state.of_key.total() == 0
+            assert state.in_flight_by_client.total() == 0
 
     run(scenario)
 
@@ -304,7 +304,7 @@ def test_more_requests_at_once_are_told_when_to_ask_again(limits: Limits) -> Non
                 if response.status == 429:
                     assert int(response.headers["Retry-After"]) > 0
                     assert (await response.json())["error"]["type"] == "rate_limit_error"
-            assert len(requests) == 3 and state.of_key.total() == 0
+            assert len(requests) == 3 and state.in_flight_by_client.total() == 0
             assert (await client.post("/v1/messages", json=ASKED)).status == 200
 
     run(scenario)
@@ -387,7 +387,11 @@ def test_connections_that_are_silent_are_closed(sent: bytes, monkeypatch: pytest
             async with asyncio.timeout(30):
                 received = await reader.read()
             writer.close()
-            assert (b" 408 " in received) == sent.endswith(b"{") and requests == [] and state.of_key.total() == 0
+            assert (
+                (b" 408 " in received) == sent.endswith(b"{")
+                and requests == []
+                and state.in_flight_by_client.total() == 0
+            )
 
     run(scenario)
 
@@ -433,9 +437,9 @@ def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) ->
                 head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
                 await asyncio.get_running_loop().sock_sendall(connection, head + body)
                 async with asyncio.timeout(30):
-                    while state.of_key.total() == 0:
+                    while state.in_flight_by_client.total() == 0:
                         await asyncio.sleep(0.01)
-                    while state.of_key.total():
+                    while state.in_flight_by_client.total():
                         await asyncio.sleep(0.05)
                 connection.close()
             assert len(requests) == 2

@@ -147,8 +147,8 @@ def test_reference_answers_go_along_beside_the_adapter_and_changed_ones_do_not(
         make_trained_run("two"),
     )
     version = Run(registry_dir / "versions" / registry.promote(registry_dir, first_run, []))
-    assert version.references == version.folder / REFERENCES_FILE
-    assert version.references.read_text(encoding="utf-8") == "a row that one answers"
+    assert version.references_path == version.folder / REFERENCES_FILE
+    assert version.references_path.read_text(encoding="utf-8") == "a row that one answers"
     assert not (version.folder / "adapter" / REFERENCES_FILE).exists()
     (second_run.folder / REFERENCES_FILE).write_text("others", encoding="utf-8")
     with pytest.raises(StageError, match=r"reference.jsonl is not as training wrote it"):
@@ -166,7 +166,7 @@ def test_a_run_of_an_earlier_version_has_them_in_the_adapter(
     atomic_files.write_checksums(trained_run.folder / "adapter")
     registry_dir = tmp_path / "registry" / "classifier"
     version = Run(registry_dir / "versions" / registry.promote(registry_dir, trained_run, []))
-    assert version.references == version.folder / "adapter" / REFERENCES_FILE and version.references.is_file()
+    assert version.references_path == version.folder / "adapter" / REFERENCES_FILE and version.references_path.is_file()
     assert registry.is_complete(version.folder)
 
 

@@ -115,7 +115,7 @@ def test_texts_with_more_tokens_than_those_before_stay_within_the_cap(tmp_path: 
         reserved = [item for item in requests if await budget.reserve(item)]
         for item in reserved:
             budget.settle(item, Completion("a", "m", Usage(tokens, 1), "stop"), possibly_charged=False)
-        await asyncio.gather(*budget._writing)
+        await asyncio.gather(*budget._write_tasks)
         return len(reserved)
 
     async def main() -> tuple[int, int]:

@@ -134,7 +134,7 @@ def test_as_many_inputs_are_on_their_way_as_the_limits_allow(tmp_path: Path) -> 
         async with gateway_client(deployment, limits=Limits(sequences=4)) as (client, engine, state):
             response = await client.post(PATH, json={"inputs": [f"{index} wait=0.02" for index in range(256)]})
             assert len((await response.json())["answers"]) == 256
-            assert engine.most == 4 and state.on_their_way["router@v1"] == 0
+            assert engine.most == 4 and state.in_flight["router@v1"] == 0
 
     run(scenario)
 

@@ -54,7 +54,7 @@ def answered(deployment: Deployment, *bodies: Any, path: str = PATH, **headers: 
     payloads = []
 
     async def scenario() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
             for body in bodies:
                 response = await client.post(path, json=body, headers=headers)
@@ -67,7 +67,7 @@ def answered(deployment: Deployment, *bodies: Any, path: str = PATH, **headers: 
 
 
 def recorded(deployment: Deployment) -> list[dict[str, Any]]:
-    paths = sorted(path for path in (deployment.place / traffic_record.FOLDER).glob("*.jsonl") if path.is_file())
+    paths = sorted(path for path in (deployment.registry_dir / traffic_record.FOLDER).glob("*.jsonl") if path.is_file())
     return [
         json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
@@ -75,12 +75,12 @@ def recorded(deployment: Deployment) -> list[dict[str, Any]]:
 
 def prepared(deployment: Deployment, recipe: Recipe) -> list[Row]:
     """The record as data preparation reads it."""
-    source = Source(path=str(deployment.place / traffic_record.FOLDER))
+    source = Source(path=str(deployment.registry_dir / traffic_record.FOLDER))
     rows = []
     for file in sources.find_files(source):
         for line in read.read(file, source, recipe.data.columns.texts)[1]:
             columns.check_columns(file.name, "all", line.values, recipe)
-            assert RowFilter(recipe.data.where).takes(line.values)
+            assert RowFilter(recipe.data.where).accepts(line.values)
             row = data_row.make_row(line, recipe)
             assert isinstance(row, Row), row
             rows.append(row)
@@ -90,7 +90,7 @@ def prepared(deployment: Deployment, recipe: Recipe) -> list[Row]:
 def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
     answered(deployment, {"input": "says lost"})
-    assert not (deployment.place / traffic_record.FOLDER).exists()
+    assert not (deployment.registry_dir / traffic_record.FOLDER).exists()
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_rows_that_persons_labelled_are_told_from_the_models_own_as_the_docs_say
     answered(deployment, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
     own_path = tmp_path / "tickets.csv"
     own_path.write_text("message,queue,labelled_by\nthree,late,person\n", encoding="utf-8")
-    source = Source(paths=[str(own_path), str(deployment.place / traffic_record.FOLDER)])
+    source = Source(paths=[str(own_path), str(deployment.registry_dir / traffic_record.FOLDER)])
     lines = [line.values for file in sources.find_files(source) for line in read.read(file, source, ["message"])[1]]
-    taken = [(line["message"], line["queue"]) for line in lines if RowFilter(recipe.data.where).takes(line)]
+    taken = [(line["message"], line["queue"]) for line in lines if RowFilter(recipe.data.where).accepts(line)]
     assert taken == [("three", "late"), ("one says lost", "broken")] and len(lines) == 3
 
 
@@ -210,7 +210,7 @@ def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -
             threads.submit(
                 traffic_record.correct_rows,
                 deployment.task,
-                deployment.place,
+                deployment.registry_dir,
                 answer_record.day,
                 {answer_record.name: correct},
             )
@@ -221,7 +221,7 @@ def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -
 def test_a_row_that_a_killed_gateway_left_behind_feedback_goes_with_the_next(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     (payload,) = answered(deployment, {"input": "one says lost"})
-    (path,) = (deployment.place / traffic_record.FOLDER).glob("*.jsonl")
+    (path,) = (deployment.registry_dir / traffic_record.FOLDER).glob("*.jsonl")
     original = path.read_bytes()
     answered(deployment, {"id": payload["id"], "answer": "broken"}, path=feedback.PATH)
     path.write_bytes(original + path.read_bytes().lstrip())
@@ -241,7 +241,7 @@ def test_feedback_on_a_row_that_was_recorded_under_other_columns_counts_and_leav
 
 def test_old_rows_are_removed(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    folder = deployment.place / traffic_record.FOLDER
+    folder = deployment.registry_dir / traffic_record.FOLDER
     folder.mkdir(parents=True)
     days = [f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}" for ago in (31, 29)]
     for day in days:
@@ -318,7 +318,7 @@ def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) 
     recipe = load("classifier", ["serve.record.share=1"], "cpu").recipe
     deployment = make_deployed_task(tmp_path, recipe, Routing())
     answered(deployment, {"input": "one says lost"}, {"input": "two says late"})
-    source = Source(path=str(deployment.place / traffic_record.FOLDER))
+    source = Source(path=str(deployment.registry_dir / traffic_record.FOLDER))
     (file,) = sources.find_files(source)
     for line in read.read(file, source, recipe.data.columns.texts)[1]:
         columns.check_columns(file.name, "all", line.values, recipe)
@@ -344,7 +344,7 @@ def test_a_form_that_the_record_cannot_have_is_refused_at_start(
 
 
 def aged(deployment: Deployment, ago: int) -> Path:
-    path = deployment.place / traffic_record.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
+    path = deployment.registry_dir / traffic_record.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}\n", encoding="utf-8")
     return path
@@ -355,9 +355,9 @@ def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path)
     old, young = aged(deployment, 31), aged(deployment, 29)
 
     async def serve() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         async with gateway_client(deployment, monitor=monitor) as (_, _, state):
-            Deployments(state, {}).put(deployment.place, "v1", deployment)
+            Deployments(state, {}).activate(deployment.registry_dir, "v1", deployment)
             await monitor.write()
 
     run(serve)
@@ -368,16 +368,16 @@ def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
-    (deployment.place / traffic_record.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
+    (deployment.registry_dir / traffic_record.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
     answered(deployment, {"input": "one says lost"})
     assert [line["message"] for line in recorded(deployment)] == ["one says lost"]
 
     async def write() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         for value in (object(), "lost"):  # no task gives the first
             monitor.traffic.add(
                 traffic_record.RecordedAnswer(
-                    deployment.task, deployment.place, "a" * 16, "two", value, "local", "", None, utc_timestamp()
+                    deployment.task, deployment.registry_dir, "a" * 16, "two", value, "local", "", None, utc_timestamp()
                 )
             )
             await monitor.traffic.write()
@@ -395,7 +395,10 @@ def test_the_record_and_the_key_of_ids_are_read_by_their_user_alone_whatever_the
         answered(deployment, {"input": "says lost"})
     finally:
         os.umask(previous)
-    for path in (deployment.place / answer_ids.KEY_FILE, *(deployment.place / traffic_record.FOLDER).glob("*.jsonl")):
+    for path in (
+        deployment.registry_dir / answer_ids.KEY_FILE,
+        *(deployment.registry_dir / traffic_record.FOLDER).glob("*.jsonl"),
+    ):
         assert path.stat().st_mode & 0o777 == 0o600, path
 
 
@@ -413,7 +416,7 @@ def test_half_a_character_is_no_right_answer_and_no_row(tmp_path: Path) -> None:
 
     run(scenario)
     half_record = traffic_record.RecordedAnswer(
-        deployment.task, deployment.place, "a" * 16, "two", "half \ud83d", "local", "", None, utc_timestamp()
+        deployment.task, deployment.registry_dir, "a" * 16, "two", "half \ud83d", "local", "", None, utc_timestamp()
     )
     assert traffic_record.build_row(half_record) is None
     assert deployment.ids.digest("half \ud83d") != deployment.ids.digest("half")

@@ -43,7 +43,7 @@ def test_a_fault_of_one_writer_is_said_once_and_the_other_goes_on(
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
 
     async def scenario() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         monitor.traffic = faulty = Faulty()
         running = asyncio.create_task(monitor.run())
         async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
@@ -55,17 +55,20 @@ def test_a_fault_of_one_writer_is_said_once_and_the_other_goes_on(
         await running
 
     run(scenario)
-    assert traffic_profiles.read_profile(deployment.place, deployment.task.deployment, "2000-01-01").profile.rows == 1
+    assert (
+        traffic_profiles.read_profile(deployment.registry_dir, deployment.task.deployment_id, "2000-01-01").profile.rows
+        == 1
+    )
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("not written: ValueError: a fault") == 1
 
 
 def test_what_is_being_written_when_the_gateway_stops_is_waited_for(tmp_path: Path) -> None:
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORDED), Routing())
-    folder = deployment.place / traffic_record.FOLDER
+    folder = deployment.registry_dir / traffic_record.FOLDER
 
     async def scenario() -> None:
-        monitor = Monitor(deployment.place.parent)
+        monitor = Monitor(deployment.registry_dir.parent)
         async with gateway_client(deployment, monitor=monitor) as (client, _, _state):
             assert (await client.post(PATH, json={"input": "says lost"})).status == 200
             await monitor.write()
@@ -74,7 +77,7 @@ def test_what_is_being_written_when_the_gateway_stops_is_waited_for(tmp_path: Pa
                 fcntl.flock(file, fcntl.LOCK_EX)  # somebody reads it
                 assert (await client.post(PATH, json={"input": "says late"})).status == 200
                 running = asyncio.create_task(monitor.run())
-                while monitor.traffic._waiting:
+                while monitor.traffic._queue:
                     await asyncio.sleep(0.01)
                 closing = asyncio.create_task(monitor.close())
                 await asyncio.sleep(0.1)
@@ -91,8 +94,8 @@ def test_sets_of_labels_without_end_are_counted_up_to_a_limit_and_then_not_teste
     deployment = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
 
     async def scenario() -> None:
-        monitor = Monitor(deployment.place.parent)
-        observed = monitor.observed.of(deployment.task)
+        monitor = Monitor(deployment.registry_dir.parent)
+        observed = monitor.profiles.profile_today(deployment.task)
         for index in range(3_000):
             observed.add(0.95, json.dumps([f"label {index}"]), 30)
             observed.reasons["local/confident"] += 1
@@ -100,13 +103,13 @@ def test_sets_of_labels_without_end_are_counted_up_to_a_limit_and_then_not_teste
         await monitor.close()
 
     run(scenario)
-    observed = traffic_profiles.read_profile(deployment.place, deployment.task.deployment, "2000-01-01")
+    observed = traffic_profiles.read_profile(deployment.registry_dir, deployment.task.deployment_id, "2000-01-01")
     assert len(observed.profile.answers) == traffic_profiles.MAX_LABEL_SETS == 2_000
     assert (observed.profile.rows, observed.others, observed.profile.answers['["label 7"]']) == (3_001, 1_000, 2)
     assert observed.profile.confidences == {950: 3_001}
     calibration = AnswerProfile(400, Counter({950: 400}), Counter({'["label 1"]': 400}))
     confidence, labels = drift.compare_traffic(calibration, observed)
-    assert confidence.p_value == 1 and labels.p_value is None and "1,000 answers" in labels.told
+    assert confidence.p_value == 1 and labels.p_value is None and "1,000 answers" in labels.message
 
 
 def test_many_labels_of_one_answer_each_are_all_counted() -> None:

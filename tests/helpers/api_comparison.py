@@ -41,7 +41,7 @@ def make_comparison(
     created_run = run.create(folder / "runs" / "mine", modified, "digest", {}, data)
     (created_run.folder / "adapter").mkdir()
     label_texts = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
-    spec = TASKS[recipe.task.variant].make_spec(recipe.task, label_texts)
+    spec = TASKS[recipe.task.task_name].make_spec(recipe.task, label_texts)
     atomic_files.write_json(
         created_run.folder / "adapter" / "prompt.json",
         adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16),
@@ -91,11 +91,11 @@ def make_shipped_comparison(
 def correct_answers(comparison: ComparisonContext) -> Callable[[str], str]:
     """What answers every row of a comparison right, as text that ends a prompt."""
     rows = [
-        *comparison.material.train,
-        *eval_dataset.load_validation_dataset(comparison.here).test,
-        *comparison.material.test,
+        *comparison.dataset.train,
+        *eval_dataset.load_validation_dataset(comparison.run).test,
+        *comparison.dataset.test,
     ]
-    targets = {row["input"]["text"]: row["target"] for row in [*rows, *comparison.material.calibration]}
+    targets = {row["input"]["text"]: row["target"] for row in [*rows, *comparison.dataset.calibration]}
 
     def answer(prompt: str) -> str:
         target = next(value for text, value in targets.items() if prompt.endswith(text))
@@ -127,8 +127,8 @@ def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> C
 
 def run_comparison(comparison: ComparisonContext, systems: list[System]) -> dict[str, Any]:
     """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
-    data = comparison.here.folder / "data"
+    data = comparison.run.folder / "data"
     atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
-    run.start_stage(comparison.here, "compare", {})
+    run.start_stage(comparison.run, "compare", {})
     tuned = System("tuned", "linear", "tuned (here a linear model)")
-    return stage.run_comparison(comparison.here, "mine", comparison.recipe, [tuned, *systems], [])
+    return stage.run_comparison(comparison.run, "mine", comparison.recipe, [tuned, *systems], [])

@@ -61,7 +61,7 @@ def make_endpoint(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Ba
     base_url = address if wire == "anthropic" else f"{address}/v1"
     model = MODELS.get(wire, "gpt-6-luna")
     default = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
-    return replace(default, temperature=None, closed=True, **kwargs)
+    return replace(default, temperature=None, is_provider_api=True, **kwargs)
 
 
 def as_decisions(questions: list[RowRequest]) -> list[RowRequest]:

@@ -43,12 +43,12 @@ def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, li
             on_gpu=True,
             training_seconds=1800,
             tokens_per_request=240,
-            why_not=None if measured else f"no server was started {SCRIPT_TAG}",
-            right=0.912,
+            missing_reason=None if measured else f"no server was started {SCRIPT_TAG}",
+            correct_fraction=0.912,
         ),
         [
             ownership.ApiCost(API_MODEL, 0.0004, 0.0002, 0.00031),
-            ownership.ApiCost(SECOND_MODEL, None, why_not="nobody here knows its price"),
+            ownership.ApiCost(SECOND_MODEL, None, missing_reason="nobody here knows its price"),
             ownership.ApiCost("what we pay for today", 0.0000131),
         ],
     )

@@ -62,7 +62,7 @@ class PredictionRun:
     recipe: Path
     here: Run
 
-    def words(self, rows: object, output: str, address: str, *args: str) -> list[str]:
+    def argv(self, rows: object, output: str, address: str, *args: str) -> list[str]:
         """The command line of a prediction by a vLLM server at an address."""
         argv = [str(self.recipe), "--input", str(rows), "--output", str(self.output(output)), "--engine", "vllm"]
         argv += ["--base-url", f"{address}/v1", "--hardware", "cpu", "--runs", str(self.folder / "runs")]
@@ -71,12 +71,12 @@ class PredictionRun:
     def output(self, name: str) -> Path:
         return self.folder / "out" / name
 
-    def predicted(self, rows: object, output: str, address: str, *args: str) -> Path:
+    def predict(self, rows: object, output: str, address: str, *args: str) -> Path:
         """Predicts in this process. Returns the output."""
-        assert __main__.main(self.words(rows, output, address, *args)) == 0
+        assert __main__.main(self.argv(rows, output, address, *args)) == 0
         return self.output(output)
 
-    def process(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
+    def start(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
         """Predicts in a process of its own, in small segments; `kill_at`: where it kills itself, see COMMAND."""
         variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": kill_at}
         return subprocess.Popen(
@@ -100,7 +100,7 @@ class PredictionRun:
             return 0
         return lines + sum(atomic_files.read_json(path)["rows"] for path in done)
 
-    def compared(self, threshold: float | None, variant: str = "merged") -> None:
+    def add_comparison(self, threshold: float | None, variant: str = "merged") -> None:
         """Leaves what a comparison leaves: routing.json with a scale that keeps probabilities as they are."""
         policy = RoutingPolicy(
             threshold=threshold,
@@ -125,10 +125,10 @@ def make_run(folder: Path, tokenizer: Any = None, **kwargs: str) -> PredictionRu
     data = folder / "runs" / TASK_NAME / ".data" / "1"
     data.mkdir(parents=True)
     created_run = run.create(folder / "runs" / TASK_NAME, load(str(path), [], "cpu").recipe, "digest", {}, data)
-    module = TASKS[recipe.task.variant]
+    module = TASKS[recipe.task.task_name]
     spec = module.make_spec(recipe.task, dict.fromkeys(LABELS, ""))
     prompt = {
-        "task": {"kind": recipe.task.variant, **spec.__dict__},
+        "task": {"kind": recipe.task.task_name, **spec.__dict__},
         "messages": module.messages(spec, {"text": "{input}"}),
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
@@ -141,7 +141,7 @@ def make_run(folder: Path, tokenizer: Any = None, **kwargs: str) -> PredictionRu
     if tokenizer is not None:
         tokenizer.save_pretrained(adapter)
     atomic_files.write_checksums(adapter)
-    created_run.references.write_text(
+    created_run.references_path.write_text(
         json.dumps({"id": "r1", "prompt_ids": [1, 2], "answer": REFERENCE, "margin": None}) + "\n", encoding="utf-8"
     )
     run.set_latest(created_run)

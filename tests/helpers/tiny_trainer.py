@@ -88,7 +88,7 @@ def resume_training(
     folder: Path, values: Sequence[float] = (), on_fallback: Callable[[str], None] = print, **kwargs: Any
 ) -> TinyTrainer:
     """Returns a new trainer that has trained to the end from the newest whole checkpoint."""
-    checkpoint = checkpoints.find_latest_valid(folder).newest
+    checkpoint = checkpoints.find_latest_valid(folder).latest
     assert checkpoint is not None
     trainer = make_trainer(folder, **kwargs)
     trainer.values = iter(values)

@@ -33,7 +33,7 @@ def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: co
         for mixture in (corpus.LANGUAGE_MIX, corpus.TASK_MIX)
         for pack in itertools.islice(corpus.generate_packs(sgd, random.Random(1), mixture), 4000)
     ]
-    text = "\n".join(pack.opening + "".join(part.read + part.answer for part in pack.parts) for pack in packs)
+    text = "\n".join(pack.opening + "".join(part.prompt + part.answer for part in pack.parts) for pack in packs)
     labels = set(QUEUES)
     if (REAL_DATA / "banking77").exists():
         labels |= set(json.loads((REAL_DATA / "banking77" / "categories.json").read_text(encoding="utf-8")))
@@ -91,7 +91,7 @@ def test_a_pack_shares_its_opening_and_each_part_ends_its_turn(sgd: corpus.SgdCo
         assert all(part.answer.endswith(f"{corpus.END}\n") for part in pack.parts)
         if pack.opening:
             assert pack.opening.startswith(corpus.BEGIN + corpus.USER)
-            assert all(part.read.endswith(corpus.ANSWER_PREFIX) for part in pack.parts)
+            assert all(part.prompt.endswith(corpus.ANSWER_PREFIX) for part in pack.parts)
 
 
 def test_the_corpus_is_drawn_from_its_seed(sgd: corpus.SgdCorpus) -> None:

@@ -51,14 +51,16 @@ def test_every_value_comes_back_from_parquet(
     assert len(restored) == len(rows)
     for row, restored_row in zip(rows, restored, strict=True):
         assert restored_row["answer"] == "late" and all(
-            same(row.get(name), restored_row[name]) for name in layout.own.names
+            same(row.get(name), restored_row[name]) for name in layout.input_types.names
         )
 
 
 def test_an_object_whose_keys_are_data_is_json() -> None:
     rows = [{"by_id": {f"id{index}": index}} for index in range(MAX_FIELDS + 1)]
     types = types_of(rows, 7)
-    assert str(types.of("by_id")) == "string" and json.loads(types.value("by_id", {"a": 1})) == {"a": 1}
+    assert str(types.arrow_type("by_id")) == "string" and json.loads(types.to_column_value("by_id", {"a": 1})) == {
+        "a": 1
+    }
 
 
 def test_answers_are_typed_by_the_task() -> None:

@@ -53,7 +53,7 @@ def test_every_row_comes_out_in_its_place_with_its_columns_and_what_the_engine_s
 ) -> None:
     texts = [*TEXTS, *reversed(TEXTS[:60])]
     output_rows = read_output(
-        prediction_run.predicted(write_csv(prediction_run.folder / "in.csv", make_rows(texts)), output, address)
+        prediction_run.predict(write_csv(prediction_run.folder / "in.csv", make_rows(texts)), output, address)
     )
     assert [row["message"] for row in output_rows] == texts
     assert [row["number"] for row in output_rows] == [str(index) for index in range(300)]
@@ -77,17 +77,15 @@ def test_whatever_preparation_reads_goes_in_and_the_answers_are_the_same(
     (prediction_run.folder / "many" / "2.jsonl.gz").write_bytes(packed)
     pq.write_table(pa.Table.from_pylist(rows[60:]), folder / "3.parquet")
     (prediction_run.folder / "many" / "notes.md").write_text("no data", encoding="utf-8")
-    combined = read_output(prediction_run.predicted(prediction_run.folder / "many", "whole.jsonl", address))
+    combined = read_output(prediction_run.predict(prediction_run.folder / "many", "whole.jsonl", address))
     assert [row["message"] for row in combined] == TEXTS[:90]
     assert [row["answer"] for row in combined] == [linear_predictions()[text][0] for text in TEXTS[:90]]
     assert [type(row["number"]) for row in combined[::30]] == [str, int, int], "values stay as their format has them"
-    from_pattern = read_output(
-        prediction_run.predicted(prediction_run.folder / "many" / "*.*", "glob.parquet", address)
-    )
+    from_pattern = read_output(prediction_run.predict(prediction_run.folder / "many" / "*.*", "glob.parquet", address))
     assert [row["number"] for row in from_pattern] == [str(index) for index in range(60)], (
         "numbers and texts are texts in a table"
     )
-    from_parquet = read_output(prediction_run.predicted(folder / "3.parquet", "one.parquet", address))
+    from_parquet = read_output(prediction_run.predict(folder / "3.parquet", "one.parquet", address))
     assert [row["number"] for row in from_parquet] == list(range(60, 90))
 
 
@@ -101,9 +99,9 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     lines += ['{"message": "poison"}', '{"message": "fine too"}', json.dumps({"message": "x" * 70_000})]
     (prediction_run.folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(StageError, match="1 rows got no answer"):
-        prediction_run.predicted(prediction_run.folder / "in.jsonl", "out.jsonl", address)
+        prediction_run.predict(prediction_run.folder / "in.jsonl", "out.jsonl", address)
     assert not prediction_run.output("out.jsonl").exists()
-    output_rows = read_output(prediction_run.predicted(prediction_run.folder / "in.jsonl", "out.jsonl", address))
+    output_rows = read_output(prediction_run.predict(prediction_run.folder / "in.jsonl", "out.jsonl", address))
     assert engine.answered["fine"] == 1 and engine.seen["poison"] == 12
     assert len(output_rows) == len(lines)
     codes = [row["refused"] and row["refused"].partition(":")[0] for row in output_rows]
@@ -130,8 +128,8 @@ def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_p
     engine = StandInEngine(lambda text: (json.dumps(record), 0.9))
     rows = write_csv(tmp_path / "in.csv", make_rows(["order A7", "again A7"]))
     with run_stand_in(engine) as address:
-        table = pq.read_table(prediction_run.predicted(rows, "out.parquet", address))
-        csv_rows = read_output(prediction_run.predicted(rows, "out.csv", address))
+        table = pq.read_table(prediction_run.predict(rows, "out.parquet", address))
+        csv_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert table.column("answer").to_pylist() == [record, record]
     assert table.schema.field("answer").type.field("items").type.value_type.field("pieces").type == pa.int64()
     assert [json.loads(row["answer"]) for row in csv_rows] == [record, record]
@@ -141,14 +139,14 @@ def test_the_probability_of_every_label_on_request(tmp_path: Path, tokenizer: An
     prediction_run = make_run(tmp_path, tokenizer)
     rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:5]))
     with run_stand_in(engine) as address:
-        output_rows = read_output(prediction_run.predicted(rows, "out.parquet", address, "--probabilities"))
-        csv_rows = read_output(prediction_run.predicted(rows, "out.csv", address, "--probabilities"))
+        output_rows = read_output(prediction_run.predict(rows, "out.parquet", address, "--probabilities"))
+        csv_rows = read_output(prediction_run.predict(rows, "out.csv", address, "--probabilities"))
     module, spec = load_task_spec(
         atomic_files.read_json(prediction_run.here.folder / "adapter" / "prompt.json")["task"]
     )
     tokens = label_tree.TaskTokens(prediction_run.here.folder / "adapter", module, spec)
     for row, text in zip(output_rows, TEXTS, strict=False):
-        ids, tree = tokens.of(text)
+        ids, tree = tokens.encode(text)
         log_probabilities = {
             prefix: {token: task_gateway.fake_log_probability([*ids, *prefix], token) for token in choices}
             for prefix, choices in tree.choices.items()
@@ -163,7 +161,7 @@ def test_what_the_recipe_redacts_reaches_neither_engine_nor_output(
 ) -> None:
     mail = "ann.smith@example.org"
     rows = [{"id": mail, "message": f"write to {mail}", "note": f"from {mail}", "n": "7"}] * 2
-    path = prediction_run.predicted(write_csv(prediction_run.folder / "in.csv", rows), "out.csv", address)
+    path = prediction_run.predict(write_csv(prediction_run.folder / "in.csv", rows), "out.csv", address)
     assert mail not in path.read_text(encoding="utf-8") and engine.order == ["write to [EMAIL_1]"]
     first, second = read_output(path)
     assert first["id"] == second["id"] != mail, "the same value has the same pseudonym, by which rows join"
@@ -177,7 +175,7 @@ def test_what_the_recipe_redacts_is_in_no_name_of_a_column_and_no_key(
     ann, bob = "ann.smith@example.org", "bob@example.org"
     rows = [{"message": TEXTS[0], f"told {ann}": "yes", "by": {ann: {"to": {bob: 2}}, bob: 1}}] * 2
     (prediction_run.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    path = prediction_run.predicted(prediction_run.folder / "in.jsonl", output, address)
+    path = prediction_run.predict(prediction_run.folder / "in.jsonl", output, address)
     assert not [mail for mail in (ann, bob) if mail.encode() in path.read_bytes()]
     first = read_output(path)[0]
     pseudonyms = first["by"] if isinstance(first["by"], dict) else json.loads(first["by"])
@@ -189,7 +187,7 @@ def test_what_the_recipe_redacts_is_in_no_name_of_a_column_and_no_key(
 def test_where_a_column_has_one_of_our_names_ours_are_prefixed(prediction_run: PredictionRun, address: str) -> None:
     rows = [{"message": text, "answer": "of a person"} for text in TEXTS[:3]]
     output_rows = read_output(
-        prediction_run.predicted(write_csv(prediction_run.folder / "in.csv", rows), "out.jsonl", address)
+        prediction_run.predict(write_csv(prediction_run.folder / "in.csv", rows), "out.jsonl", address)
     )
     assert [row["answer"] for row in output_rows] == ["of a person"] * 3
     assert [row["predicted_answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:3]]
@@ -204,7 +202,7 @@ def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(
     rows = [{"talk": [system_turn, user_turn]}, {"talk": [user_turn, assistant_turn]}, {"talk": [system_turn]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with run_stand_in(engine) as address:
-        output_rows = read_output(prediction_run.predicted(tmp_path / "in.jsonl", "out.parquet", address))
+        output_rows = read_output(prediction_run.predict(tmp_path / "in.jsonl", "out.parquet", address))
     assert engine.order == [TEXTS[0]], "one question for both"
     assert [row["answer"] for row in output_rows] == [linear_predictions()[TEXTS[0]][0]] * 2 + [None]
     assert output_rows[1]["talk"] == [user_turn, assistant_turn] and "no user turn" in output_rows[2]["refused"]
@@ -218,20 +216,20 @@ def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:80]))
-    path = prediction_run.predicted(rows, "out.csv", address)
+    path = prediction_run.predict(rows, "out.csv", address)
     content = path.read_bytes()
     monkeypatch.chdir(prediction_run.folder)
-    prediction_run.predicted("in.csv", "out.csv", address)
+    prediction_run.predict("in.csv", "out.csv", address)
     assert engine.answered.total() == 80 and path.read_bytes() == content
     assert "unchanged" in capsys.readouterr().err
-    prediction_run.predicted(rows, "out.csv", address, "--fresh")
+    prediction_run.predict(rows, "out.csv", address, "--fresh")
     assert engine.answered.total() == 160 and path.read_bytes() == content
-    prediction_run.predicted(write_csv(rows, make_rows(TEXTS[:70])), "out.csv", address)
+    prediction_run.predict(write_csv(rows, make_rows(TEXTS[:70])), "out.csv", address)
     assert engine.answered.total() == 230 and len(read_output(path)) == 70
     path.write_text("a,b\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="FORCE=1"):
-        prediction_run.predicted(rows, "out.csv", address)
-    prediction_run.predicted(rows, "out.csv", address, "--force")
+        prediction_run.predict(rows, "out.csv", address)
+    prediction_run.predict(rows, "out.csv", address, "--force")
     assert len(read_output(path)) == 70
 
 
@@ -240,9 +238,9 @@ def test_inputs_that_begin_alike_are_asked_together_and_never_more_at_once_than_
 ) -> None:
     mixed = [f"{'abc'[index % 3]} thread, part {index}" for index in range(50)]
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(mixed))
-    prediction_run.predicted(rows, "one.csv", address, "compare.concurrency=1")
+    prediction_run.predict(rows, "one.csv", address, "compare.concurrency=1")
     assert engine.order == sorted(mixed) and engine.most == 1
-    prediction_run.predicted(rows, "four.csv", address, "compare.concurrency=4")
+    prediction_run.predict(rows, "four.csv", address, "compare.concurrency=4")
     assert engine.most <= 4
 
 
@@ -258,7 +256,7 @@ def test_an_input_that_is_changed_while_it_is_read_gives_no_output(
 
     engine.refuse = change
     with pytest.raises(StageError, match="INPUT was changed"):
-        prediction_run.predicted(rows, "out.csv", address)
+        prediction_run.predict(rows, "out.csv", address)
     assert not prediction_run.output("out.csv").exists() and not list(
         prediction_run.here.folder.parent.glob(".predict/*")
     )
@@ -288,7 +286,7 @@ def test_what_cannot_be_is_refused_in_words_before_anything_is_asked_or_written(
     write_csv(folder / "in.csv", make_rows(TEXTS[:3]))
     rows = prediction_run.folder / paths["input"] if "input" in paths else folder
     with pytest.raises(RecipeError, match=match):
-        prediction_run.predicted(rows, paths.get("output", "out.csv"), address, *args)
+        prediction_run.predict(rows, paths.get("output", "out.csv"), address, *args)
     assert engine.seen == Counter() and not prediction_run.output("").exists()
 
 
@@ -313,10 +311,10 @@ def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
     path = prediction_run.folder / output
     if is_part:
         with pytest.raises(RecipeError, match="is a part of INPUT"):
-            prediction_run.predicted(prediction_run.folder / pattern, f"../{output}", address)
+            prediction_run.predict(prediction_run.folder / pattern, f"../{output}", address)
         assert not path.exists()
     else:
-        prediction_run.predicted(prediction_run.folder / pattern, f"../{output}", address)
+        prediction_run.predict(prediction_run.folder / pattern, f"../{output}", address)
         assert len(read_output(path)) == 3
 
 
@@ -339,4 +337,4 @@ def test_data_that_may_not_leave_goes_to_no_other_machine(tmp_path: Path) -> Non
     prediction_run = make_run(tmp_path, may_leave="false")
     rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:3]))
     with pytest.raises(RecipeError, match="data_may_leave is false"):
-        prediction_run.predicted(rows, "out.csv", "http://gateway.example.org")
+        prediction_run.predict(rows, "out.csv", "http://gateway.example.org")

@@ -84,7 +84,7 @@ def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
     monkeypatch.setenv("INSOURCE_API_KEY", "key-of-the-gateway")
     provider.answer = lambda text: "broken"
     prediction_run = make_run(tmp_path, baselines=task_gateway.baseline_yaml(address), route="{usd_per_month: 5}")
-    prediction_run.compared(threshold=0.9)
+    prediction_run.add_comparison(threshold=0.9)
     version = registry.compute_version(prediction_run.here.folder / "adapter")
     deployed = task_gateway.make_deployed_task(
         tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, 0.9, None)
@@ -106,7 +106,7 @@ def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
 
 def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
     prediction_run = make_run(tmp_path)
-    prediction_run.compared(threshold=0.9)
+    prediction_run.add_comparison(threshold=0.9)
     deployed = task_gateway.make_deployed_task(
         tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
     )

@@ -61,7 +61,7 @@ def rows(prediction_run: PredictionRun) -> Path:
 
 def whole(prediction_run: PredictionRun, rows: Path, address: str, output: str) -> bytes:
     """What a prediction writes that nobody kills."""
-    process = prediction_run.process(SEGMENT, "", prediction_run.words(rows, f"whole-{output}", address))
+    process = prediction_run.start(SEGMENT, "", prediction_run.argv(rows, f"whole-{output}", address))
     log_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, log_text
     return prediction_run.output(f"whole-{output}").read_bytes()
@@ -70,7 +70,7 @@ def whole(prediction_run: PredictionRun, rows: Path, address: str, output: str) 
 def killed_when_held(prediction_run: PredictionRun, engine: StandInEngine, args: list[str], n_answers: int) -> None:
     """Kills a prediction once the engine has given so many answers, and all of them are on disk."""
     engine.hold_after = engine.passed + n_answers
-    process = prediction_run.process(SEGMENT, "", args)
+    process = prediction_run.start(SEGMENT, "", args)
     deadline = time.monotonic() + 300
     while prediction_run.rows_on_disk() < n_answers:
         assert process.poll() is None and time.monotonic() < deadline, "it did not come so far"
@@ -85,10 +85,10 @@ def killed_when_held(prediction_run: PredictionRun, engine: StandInEngine, args:
 def test_killed_while_it_asks_it_goes_on_without_asking_again(
     prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: Path, n_answers: int, output: str
 ) -> None:
-    args = prediction_run.words(rows, output, address)
+    args = prediction_run.argv(rows, output, address)
     killed_when_held(prediction_run, engine, args, n_answers)
     assert not prediction_run.output(output).exists(), "nothing half-written"
-    process = prediction_run.process(SEGMENT, "", args)
+    process = prediction_run.start(SEGMENT, "", args)
     log_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, log_text
     assert engine.answered == dict.fromkeys(TEXTS, 1)
@@ -110,12 +110,12 @@ def test_killed_while_it_asks_it_goes_on_without_asking_again(
 def test_killed_while_it_writes_it_goes_on_and_asks_for_nothing(
     prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: Path, kill_point: str
 ) -> None:
-    args = prediction_run.words(rows, "out.csv", address)
-    process = prediction_run.process(SEGMENT, kill_point, args)
+    args = prediction_run.argv(rows, "out.csv", address)
+    process = prediction_run.start(SEGMENT, kill_point, args)
     process.communicate(timeout=300)
     assert process.returncode == -9
     n_on_disk, n_answered = prediction_run.rows_on_disk(), engine.answered.total()
-    resumed = prediction_run.process(SEGMENT, "", args)
+    resumed = prediction_run.start(SEGMENT, "", args)
     log_text, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, log_text
     # What had arrived, and was not on disk yet, is asked again, and nothing else.
@@ -128,11 +128,11 @@ def test_two_at_once_are_refused(
     prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: Path
 ) -> None:
     engine.hold_after = 10
-    first = prediction_run.process(SEGMENT, "", prediction_run.words(rows, "out.csv", address))
+    first = prediction_run.start(SEGMENT, "", prediction_run.argv(rows, "out.csv", address))
     while prediction_run.rows_on_disk() < 10:
         assert first.poll() is None
         time.sleep(0.02)
-    second = prediction_run.process(SEGMENT, "", prediction_run.words(rows, "out.csv", address))
+    second = prediction_run.start(SEGMENT, "", prediction_run.argv(rows, "out.csv", address))
     log_text, _ = second.communicate(timeout=300)
     first.kill()
     first.communicate()
@@ -140,7 +140,7 @@ def test_two_at_once_are_refused(
 
 
 def test_a_mistake_in_the_call_ends_with_2_and_in_words(prediction_run: PredictionRun, address: str) -> None:
-    process = prediction_run.process(SEGMENT, "", prediction_run.words("no-such.csv", "out.csv", address))
+    process = prediction_run.start(SEGMENT, "", prediction_run.argv("no-such.csv", "out.csv", address))
     log_text, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "error: INPUT: there is no file no-such.csv" in log_text
     assert "Traceback" not in log_text
@@ -183,9 +183,9 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
         "base_url": None,
     }
     job = stage.build_job(Namespace(**arguments, probabilities=False, fresh=False, force=False))
-    forms = launch_plan.rank_variants(job.here, job.here.recipe(), job.recipe.serve)
+    forms = launch_plan.rank_variants(job.run, job.run.recipe(), job.recipe.serve)
     assert forms == ["merged", "adapter"]
-    first, second = (stage.plan_execution(job, job.served(form)) for form in forms)
+    first, second = (stage.plan_execution(job, job.served_model(form)) for form in forms)
     assert first.digest != second.digest
     prediction_run.output("").mkdir()
     path = prediction_run.output("out.jsonl")
@@ -330,7 +330,7 @@ def peak_bytes(prediction_run: PredictionRun, address: str, n: int) -> int:
     with path.open("w", encoding="utf-8") as file:
         file.write("number,message\n")
         file.writelines(f'{index},"{index} {filler}"\n' for index in range(n))
-    args = prediction_run.words(path, f"{n}.jsonl", address)
+    args = prediction_run.argv(path, f"{n}.jsonl", address)
     # Not by os.wait4: its figure has what this process held when it started the other one.
     completed = subprocess.run(
         [sys.executable, "-c", PEAK, *args],

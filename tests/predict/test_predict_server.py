@@ -46,12 +46,12 @@ def address(engine: StandInEngine) -> Iterator[str]:
 def test_below_the_threshold_of_the_comparison_a_prediction_abstains(
     prediction_run: PredictionRun, engine: StandInEngine, address: str
 ) -> None:
-    prediction_run.compared(threshold=0.8)
+    prediction_run.add_comparison(threshold=0.8)
     engine.root = f"/srv/runs/router/{prediction_run.here.id}/merged"
     confidences = {"sure": 0.95, "at it": 0.8, "unsure": 0.7}
     engine.answer = lambda text: ("late", confidences.get(text, 0.99)) if text != "wrong" else ("pear", 0.99)
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(["sure", "at it", "unsure", "wrong", " "]))
-    path = prediction_run.predicted(rows, "out.jsonl", address)
+    path = prediction_run.predict(rows, "out.jsonl", address)
     output_rows = read_output(path)
     # 0.8 on the way through logarithms and back may be a hair less: the row is no test of that.
     assert [row["abstain"] for row in output_rows[:1] + output_rows[2:]] == [False, True, None, None]
@@ -73,8 +73,8 @@ def test_without_a_threshold_of_these_weights_abstain_is_empty_and_it_is_said_wh
 ) -> None:
     engine.root = f"/srv/runs/router/{prediction_run.here.id}/merged"
     if form is not None:
-        prediction_run.compared(threshold, form)
-    path = prediction_run.predicted(
+        prediction_run.add_comparison(threshold, form)
+    path = prediction_run.predict(
         write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:3])), "out.parquet", address
     )
     assert [row["abstain"] for row in read_output(path)] == [None] * 3
@@ -89,12 +89,12 @@ def test_a_threshold_of_another_base_does_not_hold(
     trained_base = {"name": "pocket", "trained": {"digest": "3f2a90c1", "quantization": "nf4", "sha256": {}}}
     atomic_files.write_json(prompt, {**atomic_files.read_json(prompt), "base": trained_base})
     atomic_files.write_checksums(prompt.parent)
-    prediction_run.compared(0.8)
+    prediction_run.add_comparison(0.8)
     engine.root = f"/srv/runs/router/{prediction_run.here.id}/adapter"
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:3]))
     metadata = {}
     for base in ("trained", "published"):
-        path = prediction_run.predicted(rows, f"{base}.jsonl", address, f"serve.base={base}")
+        path = prediction_run.predict(rows, f"{base}.jsonl", address, f"serve.base={base}")
         metadata[base] = atomic_files.read_json(path.with_name(f"{base}.jsonl.about.json"))
     assert metadata["trained"]["threshold"] == 0.8 and metadata["published"]["threshold"] is None
     assert "was on the base trained, and serve.base is published" in metadata["published"]["why_no_threshold"]
@@ -123,17 +123,17 @@ def test_asking_anew_goes_on_where_it_broke_off(
     prediction_run: PredictionRun, engine: StandInEngine, address: str, options: list[str]
 ) -> None:
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:60]))
-    path = prediction_run.predicted(rows, "out.csv", address)
+    path = prediction_run.predict(rows, "out.csv", address)
     engine.answered.clear()
     engine.answer = lambda text: ("broken", 0.9)
     engine.fall_ill_after(30)
     with pytest.raises(StageError, match="nothing answers any more"):
-        prediction_run.predicted(rows, "out.csv", address, "--fresh")
+        prediction_run.predict(rows, "out.csv", address, "--fresh")
     engine.recover()
-    prediction_run.predicted(rows, "out.csv", address, *options)
+    prediction_run.predict(rows, "out.csv", address, *options)
     assert {row["answer"] for row in read_output(path)} == {"broken"}
     assert engine.answered == dict.fromkeys(TEXTS[:60], 1)
-    prediction_run.predicted(rows, "out.csv", address)
+    prediction_run.predict(rows, "out.csv", address)
     assert engine.answered.total() == 60, "it is unchanged again"
 
 
@@ -143,20 +143,20 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
     engine.refuse = lambda text, attempts: 503 if attempts < 2 and text in TEXTS[:20:5] else 0
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:100]))
     with run_stand_in(engine) as address:
-        output_rows = read_output(prediction_run.predicted(rows, "out.csv", address))
+        output_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:100]]
     assert set(engine.answered.values()) == {1} and engine.seen[TEXTS[5]] == 3
     more_rows = write_csv(prediction_run.folder / "more.csv", make_rows(TEXTS[100:200]))
     engine.fall_ill_after(30)
     with run_stand_in(engine) as address, pytest.raises(StageError, match="nothing answers any more"):
-        prediction_run.predicted(more_rows, "more.csv", address)
+        prediction_run.predict(more_rows, "more.csv", address)
     assert not prediction_run.output("more.csv").exists() and prediction_run.rows_on_disk() == 30
     engine.recover()
     with run_stand_in(engine) as address:
-        assert len(read_output(prediction_run.predicted(more_rows, "more.csv", address))) == 100
+        assert len(read_output(prediction_run.predict(more_rows, "more.csv", address))) == 100
     assert set(engine.answered.values()) == {1}
     with pytest.raises(StageError, match="does not answer"):
-        prediction_run.predicted(more_rows, "again.csv", address)
+        prediction_run.predict(more_rows, "again.csv", address)
 
 
 @pytest.mark.parametrize("status", [429, 408, 404, 401, 403, 418])
@@ -167,9 +167,9 @@ def test_only_what_is_said_of_the_row_refuses_it(
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:20]))
     if status not in (408, 429):
         with pytest.raises(StageError, match=f"answers {status}.*refused with {status}"):
-            prediction_run.predicted(rows, "out.csv", address)
+            prediction_run.predict(rows, "out.csv", address)
         assert not prediction_run.output("out.csv").exists()
-    output_rows = read_output(prediction_run.predicted(rows, "out.csv", address))
+    output_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:20]]
 
 
@@ -181,10 +181,10 @@ def test_an_outage_of_a_server_that_says_it_is_well_makes_no_output_of_refusals(
     path = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:rows]))
     for _ in range(2):
         with pytest.raises(StageError, match=message):
-            prediction_run.predicted(path, "out.csv", address)
+            prediction_run.predict(path, "out.csv", address)
     assert not prediction_run.output("out.csv").exists()
     engine.refuse = lambda text, attempts: 0
-    output_rows = read_output(prediction_run.predicted(path, "out.csv", address))
+    output_rows = read_output(prediction_run.predict(path, "out.csv", address))
     assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:rows]]
 
 
@@ -195,9 +195,9 @@ def test_rows_without_an_answer_are_asked_again_by_the_next_call_and_they_alone(
     engine.refuse = lambda text, attempts: 503 if text in unanswered else 0
     path = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:120]))
     with pytest.raises(StageError, match="2 rows got no answer"):
-        prediction_run.predicted(path, "out.csv", address)
+        prediction_run.predict(path, "out.csv", address)
     engine.refuse = lambda text, attempts: 0
-    output_rows = read_output(prediction_run.predicted(path, "out.csv", address))
+    output_rows = read_output(prediction_run.predict(path, "out.csv", address))
     assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:120]]
     assert set(engine.answered.values()) == {1}
 
@@ -208,15 +208,15 @@ def test_a_file_of_another_origin_is_kept_also_after_a_call_that_broke_off(
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:20]))
     engine.ill = True
     with pytest.raises(StageError, match="nothing answers any more"):
-        prediction_run.predicted(rows, "first.csv", address)
+        prediction_run.predict(rows, "first.csv", address)
     engine.ill = False
     foreign_path = prediction_run.output("second.csv")
     foreign_path.parent.mkdir(exist_ok=True)
     foreign_path.write_text("of a person", encoding="utf-8")
     with pytest.raises(RecipeError, match="FORCE=1"):
-        prediction_run.predicted(rows, "second.csv", address)
+        prediction_run.predict(rows, "second.csv", address)
     assert foreign_path.read_text(encoding="utf-8") == "of a person"
-    assert len(read_output(prediction_run.predicted(rows, "second.csv", address, "--force"))) == 20
+    assert len(read_output(prediction_run.predict(rows, "second.csv", address, "--force"))) == 20
 
 
 @pytest.mark.parametrize("difference", ["answers", "prompt"])
@@ -226,33 +226,33 @@ def test_a_server_of_another_run_is_refused_before_a_row_is_asked_and_when_it_go
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:5]))
     engine.ill = True
     with pytest.raises(StageError, match="nothing answers any more"):
-        prediction_run.predicted(rows, "out.csv", address)
+        prediction_run.predict(rows, "out.csv", address)
     n_queries, engine.ill = engine.seen.total(), False
     engine.reference, engine.prompt_ids = ("other", [1, 2, 3]) if difference == "answers" else ("b", [1, 2, 4])
     with pytest.raises(RecipeError, match=f"is not what run {prediction_run.here.id} trained.*RUN=<id>"):
-        prediction_run.predicted(rows, "out.csv", address)
+        prediction_run.predict(rows, "out.csv", address)
     assert engine.seen.total() == n_queries and not prediction_run.output("out.csv").exists()
 
 
 def test_answers_of_two_forms_are_not_mixed_and_one_that_is_not_named_has_no_threshold(
     prediction_run: PredictionRun, engine: StandInEngine, address: str
 ) -> None:
-    prediction_run.compared(threshold=0.8)
+    prediction_run.add_comparison(threshold=0.8)
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:60]))
     engine.fall_ill_after(30)
     engine.root = f"/srv/runs/router/{prediction_run.here.id}/adapter"
     with pytest.raises(StageError, match="nothing answers any more"):
-        prediction_run.predicted(rows, "out.jsonl", address)
+        prediction_run.predict(rows, "out.jsonl", address)
     n_answered = engine.answered.total()
     engine.recover()
     engine.root = "/models/router"
-    path = prediction_run.predicted(rows, "out.jsonl", address)
+    path = prediction_run.predict(rows, "out.jsonl", address)
     assert engine.answered.total() == n_answered + 60, "all are asked of the form that answers now"
     assert {row["abstain"] for row in read_output(path)} == {None}
     metadata = atomic_files.read_json(path.with_name("out.jsonl.about.json"))
     assert "does not say which form" in metadata["why_no_threshold"] and metadata["engine"][2] is None
     engine.root = f"/srv/runs/router/{prediction_run.here.id}/adapter"
-    output_rows = read_output(prediction_run.predicted(rows, "out.jsonl", address))
+    output_rows = read_output(prediction_run.predict(rows, "out.jsonl", address))
     assert None not in {row["abstain"] for row in output_rows} and engine.answered.total() == 120
 
 
@@ -263,5 +263,5 @@ def test_a_server_without_the_model_is_refused_before_a_row_is_asked(
     (prediction_run.folder / "runs" / "router").rename(prediction_run.folder / "runs" / "other")
     other_run = PredictionRun(prediction_run.folder, prediction_run.folder / "other.yaml", prediction_run.here)
     with pytest.raises(RecipeError, match="no model other; there are router"):
-        other_run.predicted(write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:3])), "out.csv", address)
+        other_run.predict(write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:3])), "out.csv", address)
     assert engine.seen == Counter()

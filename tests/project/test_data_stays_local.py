@@ -64,9 +64,9 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_proxy_gets_what_may_leave_and_is_encrypted(
     wire: ApiFormat, url: str, direct: bool, uses_proxy: bool, proxy: list[str]
 ) -> None:
-    backend = Backend(wire, "m", base_url=url, api_key="key", retries=0, direct=direct, timeout_seconds=10)
+    backend = Backend(wire, "m", base_url=url, api_key="key", retries=0, bypass_proxy=direct, timeout_seconds=10)
     (reply,) = complete_all(backend, ASKED)
-    assert reply.received is None
+    assert reply.completion is None
     assert [line.split()[0] for line in proxy] == (["CONNECT"] if uses_proxy else [])
 
 
@@ -135,7 +135,7 @@ def test_answers_that_do_not_fit_on_the_disk_are_told_in_words(tmp_path: Path) -
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with response_cache.open_cache(path) as cache:
-        assert [row.key for row in cache.rows.values()] == ["a"]
+        assert [row.key for row in cache.responses.values()] == ["a"]
         cache.append([answered("c", "z")])
     assert [row.key for row in response_cache.read_responses(path)] == ["a", "c"]
 

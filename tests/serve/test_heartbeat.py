@@ -104,13 +104,13 @@ def test_a_busy_server_whose_queue_is_long_is_not_silent(server: Server) -> None
 
 
 def test_what_answers_with_an_error_of_its_own_or_not_at_all_does_not_answer(server: Server) -> None:
-    assert not beat_of(server, 0.3).answers()
+    assert not beat_of(server, 0.3).responds()
     server.freed.set()
-    assert beat_of(server).answers()
+    assert beat_of(server).responds()
     server.status = 500
-    assert not beat_of(server).answers()
+    assert not beat_of(server).responds()
     server.status = 400
-    assert beat_of(server).answers()
+    assert beat_of(server).responds()
 
 
 def test_time_in_which_the_watcher_itself_stood_still_does_not_count(

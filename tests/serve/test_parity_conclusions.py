@@ -107,7 +107,7 @@ def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() ->
 )
 def test_other_weights_are_refused_only_where_they_are_surely_worse(low: float, high: float, judged: str) -> None:
     other = lost(0.82, 0.86, low, high)
-    assert other.judged(PARITY.score_drop) == judged
+    assert other.judge(PARITY.score_drop) == judged
     result = found(other=other, same=None, which="quantized/int8")
     failures = result.failures(PARITY)
     assert bool(failures) == (judged == "worse")

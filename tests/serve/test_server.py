@@ -33,7 +33,7 @@ def test_a_failed_start_is_tried_again_and_counts_as_a_death(
         def kill_again() -> None:
             """Twice more, each time that it is up: with the failed start that is too often."""
             while len(killed_pids) < 3:
-                if vllm.alive() and vllm.pid not in killed_pids and server_process.is_healthy(vllm.address):
+                if vllm.is_alive() and vllm.pid not in killed_pids and server_process.is_healthy(vllm.address):
                     killed_pids.append(vllm.pid)
                     os.kill(vllm.pid, signal.SIGKILL)
                 threading.Event().wait(0.05)

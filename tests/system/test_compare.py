@@ -167,7 +167,7 @@ def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, sm
     run = run_in(runs)
     logged = {name for row in atomic_files.read_jsonl(run.folder / "metrics.jsonl") for name in row}
     scores, recipe = atomic_files.read_json(run.folder / "scores.json"), run.recipe()
-    trained = worker.wandb_headline(TASKS[recipe.task.variant], run.stage("train")["metrics"]["validation"])
+    trained = worker.wandb_headline(TASKS[recipe.task.task_name], run.stage("train")["metrics"]["validation"])
     available = logged | set(trained) | set(wandb_comparison.build_summary(scores))
     for title, panels in dashboard.build_sections(recipe).items():
         for panel in panels:

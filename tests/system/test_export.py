@@ -81,7 +81,7 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
     assert trained is not None and trained["quantization"] == "nf4"
     base = AutoModelForCausalLM.from_pretrained(base_store.find(run.folder, trained["digest"]), dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(run.folder / "merged", dtype=torch.float32)
-    (reference, *_) = atomic_files.read_jsonl(run.references)
+    (reference, *_) = atomic_files.read_jsonl(run.references_path)
     base_logits = logits(base, reference["prompt_ids"])
     adapter_logits = logits(PeftModel.from_pretrained(base, run.folder / "adapter"), reference["prompt_ids"])
     merged_logits = logits(merged, reference["prompt_ids"])
@@ -94,7 +94,7 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
 @pytest.mark.slow
 def test_references_are_the_answers_of_the_trained_weights(runs: Path) -> None:
     run = run_in(runs)
-    references = list(atomic_files.read_jsonl(run.references))
+    references = list(atomic_files.read_jsonl(run.references_path))
     validation = [row["id"] for row in atomic_files.read_jsonl(run.folder / "data" / "validation.jsonl")]
     assert [reference["id"] for reference in references] == validation[:500]
     fields = {"id", "prompt_ids", "answer", "token_ids", "log_probability", "field_log_probability", "margin"}

@@ -124,7 +124,9 @@ def test_a_deployment_records_scale_and_threshold_of_its_comparison(compared_run
     assert loaded.scale.platt.slope == recorded["scale"]["slope"]
     assert routing.load_routing(registry_dir, [{"to": "v0"}], "v1") == routing.Routing()
     route = load(NAME, [], "cpu").recipe.route
-    assert loaded.keeps(route) and not loaded.keeps(route.model_copy(update={"target_accuracy": 0.99}))
+    assert loaded.matches_target(route) and not loaded.matches_target(
+        route.model_copy(update={"target_accuracy": 0.99})
+    )
 
 
 @pytest.mark.parametrize("case", ["none", "of another adapter", "of another form", "of before", "no threshold"])

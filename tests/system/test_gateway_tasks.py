@@ -185,7 +185,7 @@ def test_decisions_have_the_probability_of_every_label_as_constrained_steps_give
     assert list(probabilities) == deployed_gateway.labels and sum(probabilities.values()) == pytest.approx(1, abs=1e-9)
     assert decision.choice == max(probabilities, key=probabilities.__getitem__)
     module, spec = load_task_spec(deployed_gateway.prompt["task"])
-    ids, tree = label_tree.TaskTokens(deployed_gateway.adapter, module, spec).of(text)
+    ids, tree = label_tree.TaskTokens(deployed_gateway.adapter, module, spec).encode(text)
 
     async def scenario() -> None:
         async with ClientSession(deployed_gateway.address, headers={"Authorization": f"Bearer {KEY}"}) as http_session:

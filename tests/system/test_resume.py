@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_names_update_and_rows(recipe: Path, runs: Path) -> None:
     assert kills.kill_when(kills.start_training(recipe, runs), lambda: list(runs.glob("*/*/checkpoints/checkpoint-4")))
     folder = run_in(runs) / "checkpoints"
-    newest = checkpoints.find_latest_valid(folder).newest
+    newest = checkpoints.find_latest_valid(folder).latest
     assert newest is not None
     poison(newest)
     process = kills.start_training(recipe, runs)
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_update_and_rows(recipe: Path,
     rows_line = next(line for line in output.splitlines() if "Rows of the update" in line)
     assert len(rows := re.findall(r"tickets\.csv:\d+", rows_line)) == 4 and set(rows) <= ids
     assert train_stage(runs)["state"] == "failed"
-    assert checkpoints.find_latest_valid(folder).newest == newest
+    assert checkpoints.find_latest_valid(folder).latest == newest
 
 
 def poison(path: Path) -> None:

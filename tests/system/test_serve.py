@@ -132,18 +132,18 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
 
     trained_run = run_in(runs)
     adapter = trained_run.folder / "adapter"
-    originals = {path: path.read_bytes() for path in (*adapter.iterdir(), trained_run.references)}
+    originals = {path: path.read_bytes() for path in (*adapter.iterdir(), trained_run.references_path)}
     try:
         tensors = load_file(adapter / "adapter_model.safetensors")
         torch.manual_seed(3)
         changed_tensors = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in tensors.items()}
         save_file(changed_tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-        lines = list(atomic_files.read_jsonl(trained_run.references))
+        lines = list(atomic_files.read_jsonl(trained_run.references_path))
         # As another template or tokenizer would do it: one token of one prompt is another.
         lines[0]["prompt_ids"][5] += 1
-        atomic_files.write_text(trained_run.references, "".join(json.dumps(line) + "\n" for line in lines))
+        atomic_files.write_text(trained_run.references_path, "".join(json.dumps(line) + "\n" for line in lines))
         prompt = atomic_files.read_json(adapter / "prompt.json")
-        prompt["references"]["sha256"] = atomic_files.sha256(trained_run.references)
+        prompt["references"]["sha256"] = atomic_files.sha256(trained_run.references_path)
         atomic_files.write_json(adapter / "prompt.json", prompt)
         (adapter / atomic_files.CHECKSUMS).unlink()
         atomic_files.write_checksums(adapter)

@@ -40,7 +40,7 @@ def test_the_adapter_of_spread_layers_is_written_whole_and_answers_as_they_do(
     assert payload["tuned"] != payload["tuned_again"] != payload["untuned"]
 
     model = PeftModel.from_pretrained(base.load_base_model(recipe), folder, autocast_adapter_dtype=False)
-    answers = rows.ask(model, "alone")
+    answers = rows.predict(model, "alone")
     for answer, (token_ids, log_probability) in zip(answers, payload["tuned_again"], strict=True):
         assert answer.token_ids == token_ids
         assert answer.log_probability == pytest.approx(log_probability, abs=2e-3)

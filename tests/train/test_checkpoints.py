@@ -108,13 +108,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     damage, message = DAMAGES[kind]
     damage(tmp_path / "runs" / "checkpoint-12")
     result = checkpoints.find_latest_valid(tmp_path / "runs")
-    assert result.newest == tmp_path / "runs" / "checkpoint-9"
+    assert result.latest == tmp_path / "runs" / "checkpoint-9"
     assert len(result.damaged) == 1
     assert "checkpoint-12 is damaged" in result.damaged[0] and message in result.damaged[0]
-    assert checkpoints.find_latest_valid(tmp_path / "runs") == checkpoints.CheckpointScan(result.newest)
+    assert checkpoints.find_latest_valid(tmp_path / "runs") == checkpoints.CheckpointScan(result.latest)
     resumed = resume_training(tmp_path / "runs")
     assert torch.equal(resumed.model.line.weight, finished_run.model.line.weight)
-    assert checkpoints.find_latest_valid(tmp_path / "runs").newest == tmp_path / "runs" / "checkpoint-12"
+    assert checkpoints.find_latest_valid(tmp_path / "runs").latest == tmp_path / "runs" / "checkpoint-12"
 
 
 def test_where_all_are_damaged_training_begins_anew(finished_run: TinyTrainer, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_where_all_are_damaged_training_begins_anew(finished_run: TinyTrainer, t
     for path in (tmp_path / "runs").iterdir():
         (path / "optimizer.pt").unlink()
     result = checkpoints.find_latest_valid(tmp_path / "runs")
-    assert result.newest is None and len(result.damaged) == 2
+    assert result.latest is None and len(result.damaged) == 2
     assert checkpoints.find_latest_valid(tmp_path / "nowhere") == checkpoints.CheckpointScan(None)
 
 
@@ -165,8 +165,8 @@ def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Pat
             break
         n_kills += 1
         checkpoint = checkpoints.find_latest_valid(tmp_path)
-        assert checkpoint.newest is not None and checkpoint.damaged == ()
-        steps.add(checkpoint.newest.name)
+        assert checkpoint.latest is not None and checkpoint.damaged == ()
+        steps.add(checkpoint.latest.name)
         assert not list(tmp_path.glob(".*"))
         shutil.rmtree(tmp_path / "checkpoint-9", ignore_errors=True)
     assert n_kills > 15

@@ -134,7 +134,7 @@ def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
 def test_gemma_3_270m_itself(tmp_path: Path) -> None:
     settings = gguf_model.ensure_model_folder(recipe(REAL), tmp_path)
     rendering = chat_template.load_rendering(settings.model)
-    assert rendering.tokenizer.eos_token == STOP and rendering.differs is None
+    assert rendering.tokenizer.eos_token == STOP and rendering.own_suffix_reason is None
     window = architecture.window_tokens(base.load_config(settings.model))
     assert window == 512
     kind, reason = model_support.supported_packing("shared_prefix", base.load_config(settings.model), window + 1)

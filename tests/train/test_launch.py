@@ -212,7 +212,7 @@ def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_
 ) -> None:
     monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
     with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
-        announcement.launches(Run(tmp_path / "old"))
+        announcement.set_running(Run(tmp_path / "old"))
         time.sleep(0.1)
     joined: list[Run | None] = []
     joiner = threading.Thread(target=lambda: joined.append(rendezvous.wait_for_run(tmp_path, of_machine(1), 20)))
@@ -222,7 +222,7 @@ def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_
     with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
         time.sleep(0.3)  # it prepares data
         assert not joined
-        announcement.launches(Run(tmp_path / "new"))
+        announcement.set_running(Run(tmp_path / "new"))
         joiner.join(20)
     assert joined == [Run(tmp_path / "new")]
 
@@ -232,7 +232,7 @@ def test_machines_that_do_not_agree_or_do_not_come_are_told(tmp_path: Path, monk
     with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
         with pytest.raises(StageError, match=r"train.seed: 17 there, 18 here"):
             rendezvous.wait_for_run(tmp_path, of_machine(1, "train.seed=18"), 20)
-        announcement.launches(Run(tmp_path / "new"))
+        announcement.set_running(Run(tmp_path / "new"))
     with pytest.raises(StageError, match="of run new, is over"):
         rendezvous.wait_for_run(tmp_path, of_machine(1), 0.2)
 
@@ -248,7 +248,7 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
     # An earlier launch left its file, as of the same recipe.
     monkeypatch.setattr(rendezvous, "LINGER_SECONDS", 0.0)
     with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
-        announcement.nothing("run 1 did this")
+        announcement.set_unchanged("run 1 did this")
     monkeypatch.setattr(rendezvous, "LINGER_SECONDS", 3.0)
     outcomes: list[Run | str | None] = []
 
@@ -269,7 +269,7 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
             time.sleep(0.2)
             if ending != "unchanged":
                 raise errors[ending]
-            announcement.nothing("run 1 did this")
+            announcement.set_unchanged("run 1 did this")
 
     leader = threading.Thread(target=lead)
     leader.start()

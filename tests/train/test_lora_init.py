@@ -235,7 +235,7 @@ def test_vllm_takes_what_the_recipe_says_that_it_takes(lora: str, served: bool, 
     from vllm.lora.peft_helper import PEFTHelper
 
     settings = recipe(lora)
-    assert (settings.lora.unservable is None) == served
+    assert (settings.lora.unservable_reason is None) == served
     adapter._save_weights(begun(settings), settings, tmp_path, None)
     helper = PEFTHelper.from_local_dir(str(tmp_path), 2048)
     limits = LoRAConfig(max_lora_rank=adapter.max_lora_rank(settings.lora))

@@ -229,7 +229,7 @@ def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
 
 def test_a_pack_is_one_sequence_with_one_prefix() -> None:
     batch = collate.collate_pack(Pack(tuple(ROWS), len(PREFIX)), "shared_prefix", "cpu", 0)
-    own_tokens = sum(row.own_tokens(len(PREFIX)) for row in ROWS)
+    own_tokens = sum(row.tokens_after_prefix(len(PREFIX)) for row in ROWS)
     assert batch.inputs["input_ids"].shape == (1, len(PREFIX) + own_tokens)
     assert (batch.labels != collate.IGNORE_INDEX).sum() == sum(row.answer_tokens for row in ROWS)
     assert batch.inputs["position_ids"][0, 60:67].tolist() == list(range(60, 67))
@@ -336,8 +336,8 @@ def test_balanced_weights_make_classes_count_the_same() -> None:
 
 def test_halving_a_pack_keeps_all_its_rows() -> None:
     pack = Pack(tuple(ROWS[:5]), len(PREFIX))
-    assert [row.id for half in pack.halves() for row in half.rows] == [row.id for row in pack.rows]
-    assert Pack((ROWS[0],), 0).halves() == [Pack((ROWS[0],), 0)]
+    assert [row.id for half in pack.split_in_half() for row in half.rows] == [row.id for row in pack.rows]
+    assert Pack((ROWS[0],), 0).split_in_half() == [Pack((ROWS[0],), 0)]
 
 
 @given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))

@@ -97,7 +97,7 @@ def test_a_row_sees_no_other_row_in_bfloat16(model: Any) -> None:
             row_logits: torch.Tensor = model(**batch.inputs).logits[0]
         return row_logits
 
-    kept_tokens = len(PREFIX) + sum(row.own_tokens(len(PREFIX)) for row in ROWS[:-1])
+    kept_tokens = len(PREFIX) + sum(row.tokens_after_prefix(len(PREFIX)) for row in ROWS[:-1])
     expected, actual = logits(ROWS), logits(changed_rows)
     assert torch.equal(expected[:kept_tokens], actual[:kept_tokens]) and not torch.equal(
         expected[kept_tokens:], actual[kept_tokens : len(expected)]
@@ -159,16 +159,16 @@ def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) ->
         recipe_of_run.with_model(base=str(runs / base_store.BASES_FOLDER / base_record["digest"]), quantization="none")
     )
     adapted = PeftModel.from_pretrained(base_model, folder / "adapter").eval()
-    task = TASKS[recipe_of_run.task.variant]
+    task = TASKS[recipe_of_run.task.task_name]
     spec, tokenizer = (
         task.make_spec(recipe_of_run.task, worker.read_labels(Run(folder))),
         chat_template.load_tokenizer(recipe_of_run.model),
     )
     rows = list(atomic_files.read_jsonl(folder / "data" / "validation.jsonl"))[:8]
     prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in rows])
-    answers = GenerationEvaluator(task, spec, rows, prompts, tokenizer, prompt_spec["max_answer_tokens"], False).ask(
-        adapted, "asked"
-    )
+    answers = GenerationEvaluator(
+        task, spec, rows, prompts, tokenizer, prompt_spec["max_answer_tokens"], False
+    ).predict(adapted, "asked")
     for answer, line in zip(answers, atomic_files.read_jsonl(folder / "reference.jsonl"), strict=False):
         assert answer.token_ids == line["token_ids"]
         # Rounded to bfloat16 they would differ in the third digit.

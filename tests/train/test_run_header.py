@@ -18,7 +18,7 @@ from train.report import learning_curve, run_header
 FACTS = run_header.HeaderInfo(
     base="pocket/model",
     quantization="nf4",
-    multiplied="float32",
+    compute_dtype="float32",
     parameters=5_300_000,
     trainable=900_000,
     adapter="LoRA r=32",
@@ -28,9 +28,9 @@ FACTS = run_header.HeaderInfo(
     batch_size=16,
     processes=1,
     packing="shared_prefix",
-    tokens_an_update=1130.6,
-    separate_tokens_an_update=9120.0,
-    packs_an_update=2.0,
+    tokens_per_update=1130.6,
+    unpacked_tokens_per_update=9120.0,
+    packs_per_update=2.0,
     updates=306,
     epochs=3.0,
     rejected={"empty_text": 1},
@@ -57,7 +57,9 @@ def test_the_header_tells_what_is_trained_what_the_prefix_saves_and_what_was_lef
 def test_the_header_of_a_run_that_goes_on_tells_the_time_that_is_left_at_its_own_rate() -> None:
     from dataclasses import replace
 
-    facts = replace(FACTS, updates_done=206, examples_per_second=20.0, processes=2, weighting="classes drawn equally")
+    facts = replace(
+        FACTS, updates_done=206, examples_per_second=20.0, processes=2, class_balance="classes drawn equally"
+    )
     lines = run_header.header_lines(replace(facts, packing="none", rejected={}, dropped={}))
     assert "batch     16 examples an update over 2 processes" in lines
     assert "weighting classes drawn equally" in lines
@@ -175,7 +177,7 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
         def training_step(self, *inputs: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*inputs, **kwargs)
             self.recorder.count(8, 100, 700)
-            self.recorder.note({"rewards/accuracies": self.state.global_step % 2 * 8.0}, count=8)
+            self.recorder.add_metric({"rewards/accuracies": self.state.global_step % 2 * 8.0}, count=8)
             return loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -242,7 +244,7 @@ def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             super().on_save(args, state, control)
             if state.global_step == 6:
-                self.kept = self.carried()
+                self.kept = self.state_dict()
 
     def compared() -> list[Any]:
         return [(row["step"], row["epoch"], row.get("rewards/accuracies")) for row in metrics.read_rows(path)]
@@ -252,7 +254,7 @@ def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer
     uninterrupted = compared()
     metrics.truncate_after(path, 6)
     resumed = MetricsCallback(path, None, 7, lambda *_: None)
-    resumed.carry(interrupted.kept)
+    resumed.load_state_dict(interrupted.kept)
     assert resumed.interval.examples == 16
     small_trainer(resumed).train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
     assert compared() == uninterrupted

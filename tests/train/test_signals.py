@@ -51,13 +51,13 @@ def test_while_training_a_signal_and_its_echoes_are_put_off(
         assert stop_request.signal_name == number.name
         assert capfd.readouterr().err.count("finishing the running update, then saving") == 1
         with pytest.raises(KeyboardInterrupt, match=number.name):
-            stop_request.heed()
+            stop_request.raise_if_requested()
 
 
 def test_without_a_signal_training_goes_on_to_what_follows() -> None:
     with handle_signals(ended) as stop_request:
         stop_request.training = True
-        stop_request.heed()
+        stop_request.raise_if_requested()
         assert not stop_request.training
 
 
@@ -95,8 +95,8 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
     request_stop = DoAfterUpdate(update, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
     make_trainer(tmp_path, callbacks=[request_stop, GracefulStop(stop_request)]).train()
     with pytest.raises(KeyboardInterrupt):
-        stop_request.heed()
-    assert checkpoints.find_latest_valid(tmp_path).newest == tmp_path / f"checkpoint-{update}"
+        stop_request.raise_if_requested()
+    assert checkpoints.find_latest_valid(tmp_path).latest == tmp_path / f"checkpoint-{update}"
     resumed = resume_training(tmp_path)
     assert torch.equal(resumed.model.line.weight, finished_run.model.line.weight)
     # Updates of a logged mean lie on both sides of the interruption.

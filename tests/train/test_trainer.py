@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_update_and_rows(tiny_
     )
     assert f"update {update_index + 1} " in str(error.value)
     assert all(training_rows[index].id in str(error.value) for index in update[update_index])
-    checkpoint = checkpoints.find_latest_valid(tmp_path / "run").newest
+    checkpoint = checkpoints.find_latest_valid(tmp_path / "run").latest
     assert (checkpoints.step(checkpoint) if checkpoint else 0) == update_index
 
 

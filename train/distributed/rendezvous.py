@@ -46,29 +46,29 @@ class Announcement:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
         self.run: str | None = None
-        self.state, self.reason, self.beat = PREPARING, "", 0
-        self._writing = threading.Lock()
+        self.state, self.reason, self.sequence = PREPARING, "", 0
+        self._write_lock = threading.Lock()
 
-    def launches(self, run: Run) -> None:
+    def set_running(self, run: Run) -> None:
         """Publish that this run is running, so that the other machines join it."""
         self.run, self.state = run.id, RUNNING
         self.write()
 
-    def nothing(self, reason: str) -> None:
+    def set_unchanged(self, reason: str) -> None:
         """Publish that there is nothing to launch."""
         self.state, self.reason = UNCHANGED, reason
         self.write()
 
-    def ended(self, reason: str) -> None:
+    def set_over(self, reason: str) -> None:
         """Publish that the launch is over."""
         if self.state != UNCHANGED:
             self.state, self.reason = OVER, reason
         self.write()
 
     def write(self) -> None:
-        with self._writing:
-            self.beat += 1
-            payload = {"run": self.run, "beat": self.beat, "state": self.state, "reason": self.reason}
+        with self._write_lock:
+            self.sequence += 1
+            payload = {"run": self.run, "beat": self.sequence, "state": self.state, "reason": self.reason}
             atomic_files.write_json(self.path, {**payload, "recipe": self.settings})
 
 
@@ -92,10 +92,10 @@ def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
     try:
         try:
             yield announcement
-            announcement.ended("done")
+            announcement.set_over("done")
         except BaseException as error:
             reason = f"it ended with exit code {error.code}" if isinstance(error, SystemExit) else str(error)
-            announcement.ended(reason or type(error).__name__)
+            announcement.set_over(reason or type(error).__name__)
             if isinstance(error, KeyboardInterrupt):
                 stop_event.set()
             raise

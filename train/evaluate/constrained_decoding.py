@@ -75,12 +75,17 @@ def decode_answers(
     model.eval()
     with torch.inference_mode():
         for group in _group_prompts(model, tokenizer, prompts, on_fallback):
-            pending = group.places
+            pending = group.row_indices
             while pending:
                 lengths = [len(prompts[index]) for index in pending]
                 batch = pending[: _fit_batch(model, group, lengths, max_new_tokens, batch_rows)]
                 states = [
-                    RowState(index, list(prompts[prompt_index][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
+                    RowState(
+                        index,
+                        list(prompts[prompt_index][group.prefix_tokens :]),
+                        tokenizer.eos_token_id,
+                        max_new_tokens,
+                    )
                     for index, prompt_index in enumerate(batch)
                 ]
                 if oom_message := _try_decode(group, states, constraint, tokenizer):
@@ -110,10 +115,10 @@ def compile_grammar(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
 class _PrefixGroup:
     """Prompts with a common prefix, the shortest first."""
 
-    places: list[int]
-    prefix: int
+    row_indices: list[int]
+    prefix_tokens: int
     """Shared tokens."""
-    cache: Callable[[int], RowCache]
+    make_cache: Callable[[int], RowCache]
     """Build a cache for the given number of rows after the prefix."""
 
 
@@ -122,18 +127,18 @@ def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_
     free_bytes = out_of_memory.free_bytes(model.device)
     if free_bytes is None:
         return batch_rows
-    tokens = [length - group.prefix + max_new_tokens for length in lengths]
+    tokens = [length - group.prefix_tokens + max_new_tokens for length in lengths]
     text_config = model.config.get_text_config()
     # The group's prefix is in memory already. It is counted once more for the memory of its own pass.
     return decoding_memory.fit_batch_rows(
-        text_config, group.prefix, tokens, model.dtype.itemsize, free_bytes, batch_rows
+        text_config, group.prefix_tokens, tokens, model.dtype.itemsize, free_bytes, batch_rows
     )
 
 
 def _try_decode(group: _PrefixGroup, states: Sequence[RowState], constraint: Any, tokenizer: Any) -> str | None:
     """Decode a batch. Return the error message if memory does not suffice, else None."""
     try:
-        greedy.decode_batch(group.cache(len(states)), states, constraint, tokenizer)
+        greedy.decode_batch(group.make_cache(len(states)), states, constraint, tokenizer)
     except RuntimeError as error:
         if not out_of_memory.is_out_of_memory(error):
             raise
@@ -195,7 +200,7 @@ def _make_answer(tokenizer: Any, state: RowState) -> DecodedAnswer:
     tokens = [decode_text(tokenizer, [token]) for token in state.token_ids] if text.lstrip().startswith("{") else []
     field_log_probability = lowest_field_log_probability(tokens, state.log_probabilities) if tokens else None
     return DecodedAnswer(
-        text, state.token_ids, sum(state.log_probabilities), state.margin, state.ended, field_log_probability
+        text, state.token_ids, sum(state.log_probabilities), state.margin, state.stopped, field_log_probability
     )
 
 

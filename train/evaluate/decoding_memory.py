@@ -28,7 +28,7 @@ class DecodingWorkload:
     prefix_tokens: int
     row_tokens: int
     """Tokens of the longest row after the prefix, the maximum of answer tokens included."""
-    dequantized: int = 0
+    dequantized_bytes: int = 0
     """Bytes of weights that are dequantized during decoding."""
 
 

@@ -27,12 +27,12 @@ class RowState:
     row: int
     unread: list[int]
     """Tokens that the model reads next: the rest of the prompt, later the tokens appended since the last pass."""
-    stop: int
-    most: int
+    stop_token_id: int
+    max_tokens: int
     """The maximum of answer tokens."""
     matcher: Any = None
     """Its position in the grammar, None for free text."""
-    read: int = 0
+    cached_tokens: int = 0
     """Tokens of the row in the cache."""
     token_ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
@@ -40,16 +40,16 @@ class RowState:
     margin: float = math.inf
 
     @property
-    def ended(self) -> bool:
+    def stopped(self) -> bool:
         if self.matcher is None:
-            return self.token_ids[-1:] == [self.stop]
+            return self.token_ids[-1:] == [self.stop_token_id]
         return bool(self.matcher.is_terminated())
 
     @property
     def done(self) -> bool:
-        return self.ended or len(self.token_ids) >= self.most
+        return self.stopped or len(self.token_ids) >= self.max_tokens
 
-    def go(self, token: int, log_probability: float, next_best: float) -> None:
+    def append(self, token: int, log_probability: float, next_best: float) -> None:
         """Append a token to the answer."""
         if self.matcher is not None:
             self.matcher.accept_token(token)
@@ -65,7 +65,7 @@ class _PassInput:
     `masks` are the allowed tokens after the unread tokens and after each token of the draft (None for free text).
     """
 
-    path: RowState
+    state: RowState
     draft: list[int]
     masks: list[Any]
 
@@ -81,11 +81,11 @@ def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, t
     active = list(states)
     while active:
         pass_inputs = [_prepare_pass(state, constraint, tokenizer, drafts, cache.ragged) for state in active]
-        pass_inputs = [pass_input for pass_input in pass_inputs if not pass_input.path.done]
+        pass_inputs = [pass_input for pass_input in pass_inputs if not pass_input.state.done]
         if pass_inputs:
-            cache.keep([pass_input.path.row for pass_input in pass_inputs])
+            cache.keep([pass_input.state.row for pass_input in pass_inputs])
             _run_pass(cache, pass_inputs, constraint)
-        active = [pass_input.path for pass_input in pass_inputs if not pass_input.path.done]
+        active = [pass_input.state for pass_input in pass_inputs if not pass_input.state.done]
 
 
 def _prepare_pass(
@@ -95,8 +95,8 @@ def _prepare_pass(
     if constraint is None:
         return _PassInput(state, [], [None])
     mask = _allowed_mask(state, constraint)
-    while (token := _single_token(mask)) is not None and (ragged or token == state.stop):
-        state.go(token, 0.0, -math.inf)
+    while (token := _single_token(mask)) is not None and (ragged or token == state.stop_token_id):
+        state.append(token, 0.0, -math.inf)
         state.unread.append(token)
         if state.done:
             return _PassInput(state, [], [])
@@ -104,12 +104,12 @@ def _prepare_pass(
     draft: list[int] = []
     masks = [mask]
     for token in _draft_tokens(state, tokenizer, drafts) if ragged else []:
-        if len(state.token_ids) + len(draft) + 1 >= state.most or not state.matcher.accept_token(token):
+        if len(state.token_ids) + len(draft) + 1 >= state.max_tokens or not state.matcher.accept_token(token):
             break
         draft.append(token)
         masks.append(_allowed_mask(state, constraint))
     state.matcher.rollback(len(draft))
-    if draft and _single_token(masks[-1]) == state.stop:
+    if draft and _single_token(masks[-1]) == state.stop_token_id:
         # No logits are needed after the last token.
         del draft[-1], masks[-1]
     return _PassInput(state, draft, masks)
@@ -152,9 +152,9 @@ def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: An
     columns = None if masks is None else _allowed_columns(masks, constraint.tokenizer_info.vocab_size)
     spans = [
         Span(
-            pass_input.path.row,
-            pass_input.path.read,
-            pass_input.path.unread + pass_input.draft,
+            pass_input.state.row,
+            pass_input.state.cached_tokens,
+            pass_input.state.unread + pass_input.draft,
             len(pass_input.draft) + 1,
         )
         for pass_input in pass_inputs
@@ -166,14 +166,14 @@ def _run_pass(cache: RowCache, pass_inputs: Sequence[_PassInput], constraint: An
     predictions = iter(zip(tokens.tolist(), best.values.tolist(), strict=True))
     for pass_input in pass_inputs:
         row_predictions = [next(predictions) for _ in range(len(pass_input.draft) + 1)]
-        state = pass_input.path
-        state.read += len(state.unread)
+        state = pass_input.state
+        state.cached_tokens += len(state.unread)
         for index, (token, (log_probability, next_best)) in enumerate(row_predictions):
-            state.go(token, log_probability, next_best)
+            state.append(token, log_probability, next_best)
             state.unread = [token]
             if state.done or pass_input.draft[index : index + 1] != [token]:
                 break
-            state.read += 1
+            state.cached_tokens += 1
 
 
 def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:

@@ -35,7 +35,7 @@ def compute_log_likelihoods(
         for index in range(len(shards)):
             for pack in shards[index].packs:
                 batch = collate.collate_pack(
-                    pack, plan.kind, model.device, pad_token_id, preferred_implementation(model.device)
+                    pack, plan.mode, model.device, pad_token_id, preferred_implementation(model.device)
                 )
                 with pack_attention(model.config, batch):
                     token_log_probs, sequence, _ = log_probabilities(model, batch)

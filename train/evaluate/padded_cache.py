@@ -18,10 +18,10 @@ class PaddedCache:
     ragged = False
 
     def __init__(self, model: Any, rows: int, pad_token_id: int) -> None:
-        self.model, self.device, self.pad = model, model.device, pad_token_id
+        self.model, self.device, self.pad_token_id = model, model.device, pad_token_id
         self.cache: Any = None
         self.rows = list(range(rows))
-        self.seen: Any = None
+        self.attention_mask: Any = None
         """The attention mask [rows, tokens]."""
 
     def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
@@ -31,20 +31,23 @@ class PaddedCache:
         device = self.device
         ids_by_row = {span.row: list(span.ids) for span in spans}
         longest = max(map(len, ids_by_row.values()))
-        lines = [ids_by_row.get(row, [self.pad]) for row in self.rows]
+        lines = [ids_by_row.get(row, [self.pad_token_id]) for row in self.rows]
         pad_lengths = [longest - len(line) for line in lines]
         ids = torch.tensor(
-            [[self.pad] * pad_length + line for pad_length, line in zip(pad_lengths, lines, strict=True)], device=device
+            [[self.pad_token_id] * pad_length + line for pad_length, line in zip(pad_lengths, lines, strict=True)],
+            device=device,
         )
         new_mask = torch.tensor(
             [[0] * pad_length + [1] * (longest - pad_length) for pad_length in pad_lengths], device=device
         )
-        self.seen = new_mask if self.seen is None else torch.cat([self.seen, new_mask], dim=1)
-        positions = (self.seen.cumsum(dim=1) - 1).clamp(min=0)[:, -longest:]
+        self.attention_mask = (
+            new_mask if self.attention_mask is None else torch.cat([self.attention_mask, new_mask], dim=1)
+        )
+        positions = (self.attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -longest:]
         with restrict_logits(self.model, columns):
             output = self.model(
                 input_ids=ids,
-                attention_mask=self.seen,
+                attention_mask=self.attention_mask,
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
@@ -63,5 +66,5 @@ class PaddedCache:
         remaining = set(rows)
         indices = torch.tensor([index for index, row in enumerate(self.rows) if row in remaining], device=self.device)
         self.cache.batch_select_indices(indices)
-        self.seen = self.seen[indices]
+        self.attention_mask = self.attention_mask[indices]
         self.rows = [row for row in self.rows if row in remaining]

@@ -23,7 +23,7 @@ class Span:
     row: int
     start: int
     ids: Sequence[int]
-    wanted: int
+    n_logits: int
 
 
 class RowCache(Protocol):

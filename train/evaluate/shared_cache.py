@@ -50,7 +50,7 @@ class SharedCache:
         self.prefix_tokens: int = prefix.tokens if prefix else 0
         self.lines = {row: row for row in range(rows)}
         self.limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
-        self.held: dict[Any, tuple[Any, Any]] = {}
+        self.keys_and_values: dict[Any, tuple[Any, Any]] = {}
         """Keys and values of each attention module."""
 
     def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
@@ -58,17 +58,18 @@ class SharedCache:
         import torch
 
         tokens = [
-            (self.lines[span.row], span.start + index, token, index >= len(span.ids) - span.wanted)
+            (self.lines[span.row], span.start + index, token, index >= len(span.ids) - span.n_logits)
             for span in spans
             for index, token in enumerate(span.ids)
         ]
         max_tokens = self.limits.pass_tokens
         outputs = [
-            self._read(tokens[start : start + max_tokens], columns) for start in range(0, len(tokens), max_tokens)
+            self._forward_tokens(tokens[start : start + max_tokens], columns)
+            for start in range(0, len(tokens), max_tokens)
         ]
         return torch.cat(outputs)
 
-    def _read(self, tokens: Sequence[tuple[int, int, int, bool]], columns: Any) -> Any:
+    def _forward_tokens(self, tokens: Sequence[tuple[int, int, int, bool]], columns: Any) -> Any:
         import torch
 
         device = self.device
@@ -84,7 +85,7 @@ class SharedCache:
                 use_cache=False,
                 logits_to_keep=torch.tensor(logit_indices, device=device) if logit_indices else 1,
             )
-        if len(self.held) != self.model.config.get_text_config().num_hidden_layers:
+        if len(self.keys_and_values) != self.model.config.get_text_config().num_hidden_layers:
             raise UnsupportedAttentionError
         return output.logits[0, : len(logit_indices)].float()
 
@@ -95,13 +96,16 @@ class SharedCache:
         if len(rows) > (1 - COMPACT_FRACTION) * len(self.lines):
             return
         indices = torch.tensor([self.lines[row] for row in rows], device=self.device)
-        for module, (keys, values) in self.held.items():  # one after the other, so that memory never holds two caches
-            self.held[module] = (keys[indices], values[indices])
+        for module, (
+            keys,
+            values,
+        ) in self.keys_and_values.items():  # one after the other, so that memory never holds two caches
+            self.keys_and_values[module] = (keys[indices], values[indices])
         self.lines = {row: line for line, row in enumerate(rows)}
 
     def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:
         """Store keys and values [heads, N, width] of a module; return all of it, [rows, heads, slots, width]."""
-        cached = self.held.get(module)
+        cached = self.keys_and_values.get(module)
         if cached is None or cached[0].shape[2] < self.tokens:
             capacity = self.tokens if cached is None else self.tokens + GROWTH_SLOTS
             previous = cached or tuple(
@@ -109,7 +113,7 @@ class SharedCache:
                 for template in (key, value)
             )
             cached = (_grow(previous[0], capacity), _grow(previous[1], capacity))
-            self.held[module] = cached
+            self.keys_and_values[module] = cached
         for tensor, update in zip(cached, (key, value), strict=True):
             tensor[lines, :, slots] = update.transpose(0, 1)
         return cached
@@ -129,14 +133,14 @@ class _Chunk:
     tokens: slice
     lines: slice
     width: int
-    places: Any
+    grid_indices: Any
     """Positions of the tokens in the grid, None if they fill it."""
     slots: Any
     """[lines, width]."""
-    seen: int
+    visible_slots: int
     """Slots that the last token sees."""
 
-    def hidden(self, prefix: int, first_visible: Any) -> tuple[Any, Any]:
+    def hidden_masks(self, prefix: int, first_visible: Any) -> tuple[Any, Any]:
         """Return masks of hidden tokens: of the prefix [lines, 1, width, P], and of the lines [lines, 1, width, seen].
 
         The prefix mask is None if all of it is visible. `first_visible` is the first position of each window, [lines,
@@ -144,7 +148,7 @@ class _Chunk:
         """
         import torch
 
-        columns = torch.arange(self.seen, device=self.slots.device)
+        columns = torch.arange(self.visible_slots, device=self.slots.device)
         row_mask = columns > self.slots[..., None]
         if first_visible is None:
             return None, row_mask[:, None]
@@ -168,9 +172,9 @@ class _Pass:
         device = self.cache.device
         self.line_index = torch.tensor(self.lines, device=device)
         self.slot_index = torch.tensor(self.slots, device=device)
-        self.chunks = [self._chunk(*bounds) for bounds in self._groups()]
+        self.chunks = [self._make_chunk(*bounds) for bounds in self._chunk_bounds()]
 
-    def _groups(self) -> Iterator[tuple[int, int]]:
+    def _chunk_bounds(self) -> Iterator[tuple[int, int]]:
         """Yield start and end of tokens that attend together: parts of rows, each line at most once in a group."""
         heads = self.cache.model.config.get_text_config().num_attention_heads
         lines, slots = self.lines, self.slots
@@ -191,7 +195,7 @@ class _Pass:
             width, visible = new_width, new_visible
         yield group_start, len(lines)
 
-    def _chunk(self, start: int, end: int) -> _Chunk:
+    def _make_chunk(self, start: int, end: int) -> _Chunk:
         import torch
 
         device = self.line_index.device
@@ -214,7 +218,7 @@ class _Pass:
             1 + max(slots),
         )
 
-    def hidden(self, module: Any) -> list[tuple[Any, Any]]:
+    def hidden_masks(self, module: Any) -> list[tuple[Any, Any]]:
         """Return the masks of all chunks in a layer."""
         prefix = self.cache.prefix_tokens
         window = architecture.layer_window(self.cache.model.config, module.layer_idx)
@@ -222,7 +226,8 @@ class _Pass:
             window = None
         if window not in self.masks:
             self.masks[window] = [
-                chunk.hidden(prefix, window.first(chunk.slots + prefix) if window else None) for chunk in self.chunks
+                chunk.hidden_masks(prefix, window.first_visible(chunk.slots + prefix) if window else None)
+                for chunk in self.chunks
             ]
         return self.masks[window]
 
@@ -237,19 +242,19 @@ class _Pass:
         prefix_kv = None
         if self.cache.prefix:
             prefix_kv = tuple(
-                tensor[0, :, : self.cache.prefix_tokens].float() for tensor in self.cache.prefix.held[module]
+                tensor[0, :, : self.cache.prefix_tokens].float() for tensor in self.cache.prefix.keys_and_values[module]
             )
         scaled_query = query[0].transpose(0, 1).float() * (scaling or query.shape[-1] ** -0.5)
         outputs = []
-        for chunk, masks in zip(self.chunks, self.hidden(module), strict=True):
+        for chunk, masks in zip(self.chunks, self.hidden_masks(module), strict=True):
             queries = scaled_query[chunk.tokens]
-            if chunk.places is not None:
+            if chunk.grid_indices is not None:
                 empty = queries.new_zeros(chunk.slots.numel(), *queries.shape[1:])
-                queries = empty.index_copy_(0, chunk.places, queries)
+                queries = empty.index_copy_(0, chunk.grid_indices, queries)
             grid = queries.unflatten(1, (keys.shape[1], -1)).unflatten(0, chunk.slots.shape)
-            row_kv = tuple(tensor[chunk.lines, :, : chunk.seen].float() for tensor in (keys, values))
+            row_kv = tuple(tensor[chunk.lines, :, : chunk.visible_slots].float() for tensor in (keys, values))
             attended = _attend_chunk(grid, row_kv, prefix_kv, masks)
-            outputs.append(attended if chunk.places is None else attended[chunk.places])
+            outputs.append(attended if chunk.grid_indices is None else attended[chunk.grid_indices])
         return torch.cat(outputs)[None].to(query.dtype)
 
 

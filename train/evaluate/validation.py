@@ -28,14 +28,14 @@ class GenerationEvaluator:
     prompts: Sequence[list[int]]
     tokenizer: Any
     max_answer_tokens: int
-    announce: Callable[[str], None] = lambda message: None
+    on_fallback: Callable[[str], None] = lambda message: None
     """Called with a message if a part is computed by a slower method."""
 
     def first(self, rows: int) -> "GenerationEvaluator":
         """Return the evaluator of only the first rows."""
         return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows])
 
-    def ask(self, model: Any, label: str) -> list[DecodedAnswer]:
+    def predict(self, model: Any, label: str) -> list[DecodedAnswer]:
         """Return the decoded answer for each row, with a progress bar named `label`."""
         from train.loop.metrics_callback import show_progress
 
@@ -45,7 +45,7 @@ class GenerationEvaluator:
         is_sharded = fsdp.is_sharded(model)
         with (
             show_progress(label, len(prompts)) as advance,
-            fsdp.unshard(model) if is_sharded else dequantize.dequantize_layers(model, self.announce),
+            fsdp.unshard(model) if is_sharded else dequantize.dequantize_layers(model, self.on_fallback),
         ):
             answers = decode_answers(
                 model,
@@ -54,24 +54,24 @@ class GenerationEvaluator:
                 self.task.grammar(self.spec),
                 max_new_tokens=self.max_answer_tokens,
                 on_batch=advance,
-                on_fallback=self.announce,
+                on_fallback=self.on_fallback,
             )
         return world.gather_in_order(answers, len(self.prompts))
 
-    def parsed(self, answers: Sequence[DecodedAnswer]) -> list[ParsedAnswer]:
+    def parse(self, answers: Sequence[DecodedAnswer]) -> list[ParsedAnswer]:
         """Return the parsed answers. An incomplete answer has the problem TRUNCATED and counts as wrong."""
         return [
             self.task.parse(self.spec, answer.text) if answer.complete else ParsedAnswer(None, TRUNCATED)
             for answer in answers
         ]
 
-    def targets(self, parsed: Sequence[ParsedAnswer]) -> list[Any]:
+    def resolve_targets(self, parsed: Sequence[ParsedAnswer]) -> list[Any]:
         """Return the target of each answer: the row's target, or the nearest of several references."""
         return references.select_targets(self.task, self.spec, self.rows, parsed)
 
     def score(self, answers: Sequence[Any], base_outputs: Sequence[Any]) -> dict[str, Any]:
         """Return the score of the answers, see `score_with_slices`. The outputs of the untuned base are not used."""
-        return score_with_slices(self.task, self.spec, self.rows, self.parsed(answers))
+        return score_with_slices(self.task, self.spec, self.rows, self.parse(answers))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PreferenceEvaluator:
     plan: PackingPlan
     tokenizer: Any
 
-    def ask(self, model: Any, label: str) -> list[tuple[float, ...]]:
+    def predict(self, model: Any, label: str) -> list[tuple[float, ...]]:
         """Return the log-probabilities of the chosen and the rejected answer of each row, with a progress bar."""
         from train.loop.metrics_callback import show_progress
 
@@ -139,7 +139,7 @@ def make_validation_metrics(
     """Return a function that scores the current model, for validation during training."""
 
     def compute_metrics() -> dict[str, float]:
-        score = evaluator.score(evaluator.ask(model, "validating"), base_outputs)
+        score = evaluator.score(evaluator.predict(model, "validating"), base_outputs)
         return {name: float(value) for name, value in evaluator.task.main_metrics(score).items()}
 
     return compute_metrics

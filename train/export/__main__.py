@@ -65,7 +65,7 @@ class ExportTarget:
     """A folder of weights to write, its provenance, and the function that writes it."""
 
     folder: Path
-    made_of: dict[str, Any]
+    provenance: dict[str, Any]
     write: Callable[[], Path]
 
 
@@ -136,7 +136,7 @@ def is_up_to_date(target: ExportTarget) -> bool:
     """Return whether a folder is complete and has the provenance that it would have now."""
     if not (target.folder / "export.json").is_file() or not (target.folder / atomic_files.CHECKSUMS).is_file():
         return False
-    return atomic_files.read_json(target.folder / "export.json") == target.made_of and not atomic_files.find_changes(
+    return atomic_files.read_json(target.folder / "export.json") == target.provenance and not atomic_files.find_changes(
         target.folder
     )
 

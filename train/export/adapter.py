@@ -84,7 +84,7 @@ def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any
     from safetensors.torch import save_file
 
     model.peft_config["default"].base_model_name_or_path = base_display_name(recipe)
-    if not recipe.lora.takes_from_base:
+    if not recipe.lora.modifies_base:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
         return
     tensors, config = lora_init.to_standard_lora(model, state)
@@ -129,11 +129,11 @@ def build_prompt_spec(
     limit of the answer; the template's hash and pinned values; and the base. `commit` is the base's commit on the hub,
     see `base_identity`.
     """
-    module, tokenizer = TASKS[recipe.task.variant], rendering.tokenizer
+    module, tokenizer = TASKS[recipe.task.task_name], rendering.tokenizer
     messages = module.messages(spec, {"text": INPUT_PLACEHOLDER})
     return {
         "schema_version": 1,
-        "task": {"kind": recipe.task.variant, **asdict(spec)},
+        "task": {"kind": recipe.task.task_name, **asdict(spec)},
         "messages": messages,
         "prompt_ids": chat_template.prompt_ids(tokenizer, [messages])[0],
         "output_schema": module.output_schema(spec),
@@ -141,14 +141,14 @@ def build_prompt_spec(
         "stop": tokenizer.eos_token,
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": chat_template.template_sha256(tokenizer),
-        "template": {"pinned": rendering.pinned, "own_suffix": rendering.differs},
+        "template": {"pinned": rendering.pinned, "own_suffix": rendering.own_suffix_reason},
         "base": base_identity(recipe, commit, trained_base),
     }
 
 
 def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: Mapping[str, Any]) -> str:
     """Return the model card (README.md) of the adapter; `references` are the facts on the reference answers."""
-    module = TASKS[recipe.task.variant]
+    module = TASKS[recipe.task.task_name]
     tuned, base = module.main_metrics(scores["tuned"]), module.main_metrics(scores["base"])
     rows = "\n".join(
         f"| {metric_label(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
@@ -205,14 +205,14 @@ def method_note(lora: Lora) -> str:
     notes += ["DoRA"] if lora.use_dora else []
     if lora.init_lora_weights is not True:
         notes.append(f"begun by {lora.init_lora_weights}")
-    if lora.takes_from_base:
+    if lora.modifies_base:
         notes.append("written as the plain adapter of twice the rank that it equals on the base as published")
     return ", ".join(notes)
 
 
 def serving_note(run: Run, recipe: Recipe) -> str:
     """Return the card's text on serving the adapter."""
-    if reason := recipe.lora.unservable:
+    if reason := recipe.lora.unservable_reason:
         return f"merged into the base alone ({reason})."
     base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)
     return (

@@ -26,16 +26,16 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
     """Save and stop after the update in which a signal arrives, in all processes after the same update."""
 
     def __init__(self, stop_request: StopRequest) -> None:
-        self.wish = stop_request
+        self.stop_request = stop_request
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.wish.training = True
+        self.stop_request.training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if any_process_stopping(self.wish.signal_name is not None, args.device):
+        if any_process_stopping(self.stop_request.signal_name is not None, args.device):
             control.should_save = control.should_training_stop = True
             # The signal may have reached only another process.
-            self.wish.signal_name = self.wish.signal_name or "SIGTERM"
+            self.stop_request.signal_name = self.stop_request.signal_name or "SIGTERM"
 
 
 def any_process_stopping(stopping: bool, device: Any) -> bool:
@@ -61,15 +61,15 @@ class RestoreTrainerState(TrainerCallback):  # type: ignore[misc]
         load_state: Callable[[dict[str, Any]], None],
         on_fallback: Callable[[str], None],
     ) -> None:
-        self.trainer, self.checkpoint, self.carry, self.announce = trainer, checkpoint, load_state, on_fallback
+        self.trainer, self.checkpoint, self.load_state, self.on_fallback = trainer, checkpoint, load_state, on_fallback
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.carry(checkpoints.restore_trainer_sums(self.trainer, self.checkpoint))
+        self.load_state(checkpoints.restore_trainer_sums(self.trainer, self.checkpoint))
         if state.best_global_step is None:
             return
         best = self.checkpoint.with_name(f"{checkpoints.PREFIX}{state.best_global_step}")
         if problem := checkpoints.find_corruption(best):
-            self.announce(
+            self.on_fallback(
                 f"the best checkpoint so far, {best.name}, is damaged: {problem}; the best of the next is taken"
             )
             state.best_global_step = state.best_metric = None

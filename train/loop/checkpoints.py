@@ -36,7 +36,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 class CheckpointScan:
     """The result of the search for a checkpoint to resume from."""
 
-    newest: Path | None
+    latest: Path | None
     """The newest valid checkpoint."""
     damaged: tuple[str, ...] = ()
     """A message for each damaged checkpoint, with its name and its problem."""

@@ -72,9 +72,9 @@ def train_adapter(
         trainer.add_callback(GracefulStop(stop_request))
         trainer.add_callback(SaveEvery(recipe.train.save_steps))
         if resume:
-            trainer.add_callback(RestoreTrainerState(trainer, resume, recorder.carry, on_fallback))
+            trainer.add_callback(RestoreTrainerState(trainer, resume, recorder.load_state_dict, on_fallback))
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    stop_request.heed()
+    stop_request.raise_if_requested()
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     return {
         "final_loss": float(result.training_loss),
@@ -92,7 +92,7 @@ def _find_resume_checkpoint(run: Run, on_fallback: FallbackLogger) -> Any:
         scan = checkpoints.find_latest_valid(run.folder / "checkpoints")
         for problem in scan.damaged:
             on_fallback(problem)
-        latest = [scan.newest]
+        latest = [scan.latest]
     if world.world_size() > 1:
         broadcast_object_list(latest)
     return latest[0]
@@ -120,9 +120,9 @@ def build_trainer(
         args=build_training_arguments(
             recipe, folder, sampler.updates_per_epoch(len(training_set.rows), recipe.train.batch_size)
         ),
-        train_dataset=training_set.shares,
+        train_dataset=training_set.update_shards,
         # Trainer requires a data set for evaluation; the evaluator has its own rows.
-        eval_dataset=training_set.shares,
+        eval_dataset=training_set.update_shards,
         processing_class=tokenizer,
         training_set=training_set,
         beta=recipe.train.beta,
@@ -180,9 +180,9 @@ def build_training_arguments(recipe: Recipe, folder: str, updates_per_epoch: int
         save_strategy="steps",
         # Otherwise the patience of early stopping would start again with every resume.
         restore_callback_states_from_checkpoint=True,
-        save_steps=interval if recipe.train.keeps_best else recipe.train.save_steps,
-        load_best_model_at_end=recipe.train.keeps_best,
-        greater_is_better=True if recipe.train.keeps_best else None,
+        save_steps=interval if recipe.train.selects_best_checkpoint else recipe.train.save_steps,
+        load_best_model_at_end=recipe.train.selects_best_checkpoint,
+        greater_is_better=True if recipe.train.selects_best_checkpoint else None,
         # `checkpoints.rotate` removes checkpoints.
         save_total_limit=None,
         logging_nan_inf_filter=False,

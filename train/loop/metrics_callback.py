@@ -81,10 +81,10 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, path: Path, wandb_run: Any, updates_per_epoch: float, advance: ProgressUpdate) -> None:
-        self.path, self.wandb_run, self.updates_an_epoch, self.advance = path, wandb_run, updates_per_epoch, advance
+        self.path, self.wandb_run, self.updates_per_epoch, self.advance = path, wandb_run, updates_per_epoch, advance
         self.interval = LoggingInterval()
-        self.mark = time.monotonic()
-        self.said = ""
+        self.last_timestamp = time.monotonic()
+        self.status_text = ""
 
     def count(self, examples: int, computed_tokens: int, saved_tokens: int) -> None:
         """Add the counts of an update, over all processes. Call it before the update ends."""
@@ -92,7 +92,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         self.interval.computed_tokens += computed_tokens
         self.interval.saved_tokens += saved_tokens
 
-    def note(self, sums: Mapping[str, Any], count: float = 1.0) -> None:
+    def add_metric(self, sums: Mapping[str, Any], count: float = 1.0) -> None:
         """Add metrics of an update, each as its sum over `count` items (rows, tokens, updates).
 
         The row contains their mean over the interval: `add_metric({"rewards/accuracies": 5.0}, count=8)`. A sum may be
@@ -102,32 +102,32 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             self.interval.sums[name] = self.interval.sums.get(name, 0.0) + value
             self.interval.over[name] = self.interval.over.get(name, 0.0) + count
 
-    def carried(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the current interval as JSON, for a checkpoint between two rows."""
         sums = {name: float(value) for name, value in self.interval.sums.items()}
         return {**asdict(self.interval), "sums": sums}
 
-    def carry(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
         self.interval = LoggingInterval(**state)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row to metrics.jsonl and W&B."""
-        row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **values}
+        row = {"step": step, "epoch": round(step / self.updates_per_epoch, 4), **values}
         metrics_file.append(self.path, row)
         wandb_logging.log_row(self.wandb_run, row)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             wandb_logging.replay_rows(self.wandb_run, self.path)
-        self.mark = time.monotonic()
+        self.last_timestamp = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = time.monotonic()
-        self.interval.seconds, self.mark = self.interval.seconds + now - self.mark, now
+        self.interval.seconds, self.last_timestamp = self.interval.seconds + now - self.last_timestamp, now
         # Otherwise no row would contain the last updates of a run.
         control.should_log |= state.global_step >= state.max_steps
-        self.advance(state.global_step, self.said)
+        self.advance(state.global_step, self.status_text)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -137,17 +137,17 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             return
         values = {name: float(logs[name]) for name in TRAINER_METRICS if name in logs} | interval.means()
         self.log(state.global_step, {**values, **interval.rates(), "peak_memory_bytes": peak_memory_bytes()})
-        self.said = f"loss {values['loss']:.3f}"
+        self.status_text = f"loss {values['loss']:.3f}"
         if examples := interval.rates().get("examples_per_second"):
-            self.said += f"  {examples:.3g} examples/s"
-        self.advance(state.global_step, self.said)
+            self.status_text += f"  {examples:.3g} examples/s"
+        self.advance(state.global_step, self.status_text)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
     ) -> None:
         """Log {metric: value}, with or without Trainer's prefix (eval_<metric>)."""
         now = time.monotonic()
-        seconds, self.mark = now - self.mark, now
+        seconds, self.last_timestamp = now - self.last_timestamp, now
         if not metrics or not state.is_world_process_zero:
             return
         values = {name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name != "epoch"}
@@ -164,4 +164,4 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         print(line, file=sys.stderr, flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.mark = time.monotonic()
+        self.last_timestamp = time.monotonic()

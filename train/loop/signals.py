@@ -25,11 +25,11 @@ class StopRequest:
 
     signal_name: str | None = None
     """The signal that requested the stop."""
-    asked_at: float = 0.0
+    requested_at: float = 0.0
     training: bool = False
     """Whether an update is to be finished and saved."""
 
-    def heed(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raise KeyboardInterrupt if a stop was requested and postponed until now."""
         self.training = False
         if self.signal_name is not None:
@@ -48,12 +48,12 @@ def handle_signals(on_forced_exit: Callable[[str], None]) -> Iterator[StopReques
     def on_signal(number: int, _: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
         if stop_request.signal_name is None:
-            stop_request.signal_name, stop_request.asked_at = name, now
+            stop_request.signal_name, stop_request.requested_at = name, now
             if not stop_request.training:
                 raise KeyboardInterrupt(name)
             # print would fail if the signal arrived in the middle of another print.
             os.write(2, f"{name}: finishing the running update, then saving; once more ends it at once\n".encode())
-        elif now - stop_request.asked_at > DUPLICATE_SIGNAL_SECONDS:
+        elif now - stop_request.requested_at > DUPLICATE_SIGNAL_SECONDS:
             try:
                 on_forced_exit(name)
             finally:

@@ -43,12 +43,12 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=_single_item, **kwargs)
-        self.lesson, self.loss_of, self.beta = training_set, OBJECTIVES[training_set.objective], beta
-        self.evaluator, self.recorder, self.announce = evaluator, recorder, on_fallback
-        self.computing = forward_context
-        self.most_rows: int | None = None
+        self.training_set, self.loss_fn, self.beta = training_set, OBJECTIVES[training_set.objective], beta
+        self.evaluator, self.recorder, self.on_fallback = evaluator, recorder, on_fallback
+        self.forward_context = forward_context
+        self.max_pack_rows: int | None = None
         """The most rows of a pack since an out-of-memory error."""
-        self.share: UpdateShard | None = None
+        self.shard: UpdateShard | None = None
 
     def training_step(self, model: Any, inputs: UpdateShard, num_items_in_batch: Any = None) -> torch.Tensor:
         """Return the loss of the update and accumulate its gradients.
@@ -57,8 +57,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         Packs are halved after an out-of-memory error. Raise StageError if the loss is not finite.
         """
         model.train()
-        self.share = inputs
-        packs = [part for pack in inputs.packs for part in self._small_enough(pack)]
+        self.shard = inputs
+        packs = [part for pack in inputs.packs for part in self._split_to_fit(pack)]
         while True:
             try:
                 loss, metric_sums = self._forward_and_backward(model, packs, inputs.normalizer)
@@ -66,19 +66,19 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             except RuntimeError as error:
                 if disable_unsupported_flex(error):
                     model.zero_grad()
-                    self.announce("FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows")
+                    self.on_fallback("FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows")
                     continue
                 if not out_of_memory.is_out_of_memory(error):
                     raise
                 oom_message = str(error).splitlines()[0]
             # Outside of the except block, where the failed graph would still be held.
-            packs = self._halved(model, packs, oom_message)
+            packs = self._halve_packs(model, packs, oom_message)
         if not torch.isfinite(loss):
-            raise StageError(self._not_finite("the loss", loss.item()))
-        saved = inputs.separate_tokens - inputs.computed_tokens
+            raise StageError(self._non_finite_message("the loss", loss.item()))
+        saved = inputs.unpacked_tokens - inputs.computed_tokens
         self.recorder.count(inputs.examples, inputs.computed_tokens, saved)
         for name, (total, count) in metric_sums.items():
-            self.recorder.note({name: total}, count)
+            self.recorder.add_metric({name: total}, count)
         return loss
 
     def _forward_and_backward(
@@ -90,11 +90,11 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         for index, pack in enumerate(packs):
             is_last = index == len(packs) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(model):
-                batch = self._batch(pack)
+                batch = self._collate(pack)
                 # Backward is inside: gradient checkpointing computes layers again there.
                 with pack_attention(self.model.config, batch):
-                    with self.compute_loss_context_manager(), self.computing():
-                        summed, pack_sums = self.loss_of(model, batch, self.beta)
+                    with self.compute_loss_context_manager(), self.forward_context():
+                        summed, pack_sums = self.loss_fn(model, batch, self.beta)
                     self.accelerator.backward(summed * scale)
             loss += summed.detach() * scale
             for name, (total, count) in pack_sums.items():
@@ -102,16 +102,18 @@ class PackTrainer(Trainer):  # type: ignore[misc]
                 metric_sums[name] = (previous[0] + total, previous[1] + count)
         return loss, metric_sums
 
-    def _batch(self, pack: Pack) -> collate.Batch:
+    def _collate(self, pack: Pack) -> collate.Batch:
         device, pad_token_id = self.accelerator.device, self.processing_class.pad_token_id
-        return collate.collate_pack(pack, self.lesson.plan.kind, device, pad_token_id, preferred_implementation(device))
+        return collate.collate_pack(
+            pack, self.training_set.plan.mode, device, pad_token_id, preferred_implementation(device)
+        )
 
-    def _small_enough(self, pack: Pack) -> list[Pack]:
-        if self.most_rows is None or len(pack.rows) <= self.most_rows:
+    def _split_to_fit(self, pack: Pack) -> list[Pack]:
+        if self.max_pack_rows is None or len(pack.rows) <= self.max_pack_rows:
             return [pack]
-        return [part for half in pack.halves() for part in self._small_enough(half)]
+        return [part for half in pack.split_in_half() for part in self._split_to_fit(half)]
 
-    def _halved(self, model: Any, packs: list[Pack], oom_message: str) -> list[Pack]:
+    def _halve_packs(self, model: Any, packs: list[Pack], oom_message: str) -> list[Pack]:
         """Return the packs of this update with half the rows each, and reset its gradients.
 
         Raise StageError if packs cannot be halved: one row, or several processes.
@@ -126,15 +128,16 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         model.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.most_rows = largest // 2
-        self.announce(
-            f"out of memory with {largest} rows a pack: {self.most_rows} from update {self.state.global_step + 1} on, "
-            f"the same {len(self.share.rows) if self.share else 0} an update"
+        self.max_pack_rows = largest // 2
+        self.on_fallback(
+            f"out of memory with {largest} rows a pack: {self.max_pack_rows} from update "
+            f"{self.state.global_step + 1} on, "
+            f"the same {len(self.shard.rows) if self.shard else 0} an update"
         )
-        return [part for pack in packs for part in self._small_enough(pack)]
+        return [part for pack in packs for part in self._split_to_fit(pack)]
 
-    def _not_finite(self, quantity: str, value: float) -> str:
-        rows = [row.id for row in self.share.rows] if self.share else []
+    def _non_finite_message(self, quantity: str, value: float) -> str:
+        rows = [row.id for row in self.shard.rows] if self.shard else []
         display = ", ".join(rows[:16]) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
         return (
             f"In update {self.state.global_step + 1} {quantity} is {value}: training stopped, the checkpoints are "
@@ -147,12 +150,12 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         norm = super()._get_grad_norm(model, grad_norm)
         # In fp16 the scaler adjusts its scale by overflowing updates, and skips them.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            raise StageError(self._not_finite("the gradient norm", float(norm)))
+            raise StageError(self._non_finite_message("the gradient norm", float(norm)))
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         write = super()._save_checkpoint
-        checkpoints.save(self, lambda: write(model, trial), self.recorder.carried())
+        checkpoints.save(self, lambda: write(model, trial), self.recorder.state_dict())
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the validation metrics under Trainer's names, eval_<metric>."""

@@ -39,7 +39,7 @@ class Window:
     kind: str
     tokens: int
 
-    def first(self, positions: Any) -> Any:
+    def first_visible(self, positions: Any) -> Any:
         """Return the first position that tokens at these positions see."""
         return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
 

@@ -115,7 +115,7 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
     if defer_init:
         lora_init.init_from_base_weights(adapted, lora)
     cast_adapter_to_float32(adapted)
-    if lora.takes_from_base:
+    if lora.modifies_base:
         lora_init.store_initial_weights(adapted)
     return adapted
 

@@ -45,7 +45,7 @@ def load_training_base(recipe: Recipe, store: Path, on_fallback: FallbackLogger)
     """
     if recipe.model.quantization == "none":
         return base.load_base_model(recipe), None
-    if recipe.lora.takes_from_base:
+    if recipe.lora.modifies_base:
         model = base.load_base_model(recipe)
         on_fallback(
             f"lora.init_lora_weights: {recipe.lora.init_lora_weights} changes the base that it is trained on; the "

@@ -52,7 +52,7 @@ def _init_layer(layer: Any, weight: Any, lora: Lora) -> None:
         lora_a, lora_b = _loftq_initialization(layer, weight, lora.loftq_config.loftq_iter if lora.loftq_config else 1)
     else:
         lora_a, lora_b, remainder = _peft_initialization(layer, weight, lora)
-        if lora.takes_from_base:
+        if lora.modifies_base:
             _set_weight(layer.get_base_layer(), remainder)
     layer.lora_A[ADAPTER_NAME].weight.data, layer.lora_B[ADAPTER_NAME].weight.data = lora_a, lora_b
 

@@ -141,7 +141,7 @@ def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: Attentio
             mask = _causal_bias(rows.shape[1], offset, heads // groups, dtype)
             outputs.append(attend(rows, keys[0][:, :offset], values[0][:, :offset], mask))
         row_kv = (parts[1].split(blocks.tokens[1:], dim=1) for parts in (keys, values))
-        masks = blocks.added(heads // groups, dtype)
+        masks = blocks.score_bias(heads // groups, dtype)
         for rows, key_rows, value_rows, mask in zip(queries[len(lengths) :], *row_kv, masks, strict=True):
             seen_keys = torch.cat([keys[0], key_rows], dim=1)
             outputs.append(attend(rows, seen_keys, torch.cat([values[0], value_rows], dim=1), mask))

@@ -21,7 +21,7 @@ class AttentionBlocks:
     """Tokens of the prefix, 0 if nothing is shared."""
     masks: tuple[Any, ...]
     """The visible tokens of each block, [1, 1, B, prefix + B]. A block sees all of the prefix and a part of itself."""
-    _added: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
+    _score_bias: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
     """The cache of `score_bias`."""
 
     @property
@@ -29,19 +29,19 @@ class AttentionBlocks:
         """The number of tokens of the prefix and of each block."""
         return [self.prefix, *(mask.shape[2] for mask in self.masks)]
 
-    def added(self, repeated: int, dtype: Any) -> list[Any]:
+    def score_bias(self, repeated: int, dtype: Any) -> list[Any]:
         """Return the bias of each block's scores, [repeated * B, prefix + B].
 
         It is 0 for visible pairs, -inf for hidden ones.
         """
         import torch
 
-        if (repeated, dtype) not in self._added:
+        if (repeated, dtype) not in self._score_bias:
             biases = (
                 torch.zeros(mask.shape[2:], dtype=dtype).masked_fill(~mask[0, 0], float("-inf")) for mask in self.masks
             )
-            self._added[repeated, dtype] = [bias.repeat(repeated, 1) for bias in biases]
-        return self._added[repeated, dtype]
+            self._score_bias[repeated, dtype] = [bias.repeat(repeated, 1) for bias in biases]
+        return self._score_bias[repeated, dtype]
 
 
 def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:

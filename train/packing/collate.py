@@ -132,7 +132,9 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
         n_answers += len(row.completions)
     use_flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
     blocks = (
-        block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == SHARED_PREFIX else None
+        block_lengths(prefix, [row.tokens_after_prefix(prefix) for row in pack.rows])
+        if attention == SHARED_PREFIX
+        else None
     )
     if use_flex:
         # Padding to few lengths avoids recompilation for every pack. The padding is a row that no other token sees.

@@ -25,7 +25,7 @@ class TrainingSet:
     """imitate | prefer, the keys of `OBJECTIVES` in loop/losses.py."""
 
     @property
-    def shares(self) -> UpdateShards:
+    def update_shards(self) -> UpdateShards:
         return UpdateShards(self.rows, self.plan, self.updates, world.world_size())
 
 
@@ -73,7 +73,9 @@ def plan_packing(
 
     A packing other than the recipe's is passed to `on_fallback`.
     """
-    mode, reason = model_support.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
+    mode, reason = model_support.supported_packing(
+        recipe.train.packing, config, max(row.longest_sequence_tokens for row in rows)
+    )
     if reason:
         on_fallback(f"train.packing: {mode}, not {recipe.train.packing}: {reason}")
     rows_per_process = max(1, recipe.train.batch_size // world.world_size())

@@ -32,7 +32,7 @@ class TokenizedRow:
     reference: tuple[float, ...] = ()
     """Log-probability of each completion under the untuned base; preference tuning only."""
 
-    def own_tokens(self, prefix: int) -> int:
+    def tokens_after_prefix(self, prefix: int) -> int:
         """Return the tokens that the row adds to a pack after a prefix.
 
         The answers of a pair share all but the last prompt token.
@@ -43,12 +43,12 @@ class TokenizedRow:
         return suffix_tokens - 1 + sum(1 + len(completion) for completion in self.completions)
 
     @property
-    def separate_tokens(self) -> int:
+    def unpacked_tokens(self) -> int:
         """The tokens of the row without packing: each completion has its own copy of the prompt."""
         return sum(len(self.prompt_ids) + len(completion) for completion in self.completions)
 
     @property
-    def longest(self) -> int:
+    def longest_sequence_tokens(self) -> int:
         """Tokens of the prompt with the longest answer."""
         return len(self.prompt_ids) + max(map(len, self.completions))
 
@@ -67,9 +67,9 @@ class Pack:
     @property
     def tokens(self) -> int:
         """The computed tokens, without padding."""
-        return self.prefix + sum(row.own_tokens(self.prefix) for row in self.rows)
+        return self.prefix + sum(row.tokens_after_prefix(self.prefix) for row in self.rows)
 
-    def halves(self) -> "list[Pack]":
+    def split_in_half(self) -> "list[Pack]":
         """Return two packs of half the rows each, or this pack if it has only one row."""
         middle = len(self.rows) // 2
         return [Pack(self.rows[:middle], self.prefix), Pack(self.rows[middle:], self.prefix)] if middle else [self]
@@ -85,7 +85,7 @@ class UpdateShard:
     examples: int
     """Data rows of the update, over all processes, as are the next two."""
     computed_tokens: int
-    separate_tokens: int
+    unpacked_tokens: int
     """The tokens of its rows without packing."""
 
     @property
@@ -111,11 +111,16 @@ class PackCost:
     quadratic_tokens: float
     block_tokens: int | None = None
 
-    def of(self, prefix: int, suffix_tokens: float) -> float:
+    def estimate(self, prefix: int, suffix_tokens: float) -> float:
         """Return the cost of a pack with `suffix_tokens` tokens after its prefix."""
-        return self.pass_tokens + prefix + suffix_tokens + self.pairs(prefix, suffix_tokens) / self.quadratic_tokens
+        return (
+            self.pass_tokens
+            + prefix
+            + suffix_tokens
+            + self.attended_pairs(prefix, suffix_tokens) / self.quadratic_tokens
+        )
 
-    def pairs(self, prefix: int, suffix_tokens: float) -> float:
+    def attended_pairs(self, prefix: int, suffix_tokens: float) -> float:
         """Return the pairs of tokens that attention computes in such a pack."""
         if self.block_tokens is None:
             return (prefix + suffix_tokens) ** 2
@@ -126,7 +131,7 @@ class PackCost:
 class PackingPlan:
     """The assignment of rows to groups with common prefixes, and the limits of a pack."""
 
-    kind: PackingMode
+    mode: PackingMode
     prefixes: tuple[int, ...]
     """Shared tokens of each group; 0 for a group without a common prefix."""
     group_of: tuple[int, ...]
@@ -147,7 +152,7 @@ def build_packing_plan(
 
 def plan_for_rows(train_plan: PackingPlan, rows: Sequence[TokenizedRow], batch_size: int) -> PackingPlan:
     """Return a plan of the same mode for other rows."""
-    return build_packing_plan(rows, train_plan.kind, train_plan.pack_tokens, batch_size, train_plan.cost)
+    return build_packing_plan(rows, train_plan.mode, train_plan.pack_tokens, batch_size, train_plan.cost)
 
 
 @dataclass(frozen=True)
@@ -169,21 +174,21 @@ class UpdateShards:
     def __getitem__(self, index: int) -> UpdateShard:
         update, process = divmod(index, self.processes)
         rows = [self.rows[row_index] for row_index in self.updates[update]]
-        packs_per_process = self._dealt(update)
+        packs_per_process = self._packs_per_process(update)
         missing = max(map(len, packs_per_process)) - len(packs_per_process[process])
-        dummy_pack = Pack((replace(min(rows, key=lambda row: row.separate_tokens), weight=0.0),), 0)
+        dummy_pack = Pack((replace(min(rows, key=lambda row: row.unpacked_tokens), weight=0.0),), 0)
         return UpdateShard(
             (*packs_per_process[process], *[dummy_pack] * missing),
             sum(map(_normalizer_weight, rows)),
             len(rows),
             sum(pack.tokens for packs in packs_per_process for pack in packs),
-            sum(row.separate_tokens for row in rows),
+            sum(row.unpacked_tokens for row in rows),
         )
 
-    def _dealt(self, update: int) -> list[list[Pack]]:
+    def _packs_per_process(self, update: int) -> list[list[Pack]]:
         """Return the packs of each process: every process gets rows of every group and of every length."""
         order = sorted(
-            self.updates[update], key=lambda index: (self.plan.group_of[index], self.rows[index].own_tokens(0))
+            self.updates[update], key=lambda index: (self.plan.group_of[index], self.rows[index].tokens_after_prefix(0))
         )
         return [
             list(_iterate_packs(self.rows, self.plan, order[process :: self.processes]))
@@ -199,7 +204,7 @@ def _normalizer_weight(row: TokenizedRow) -> float:
 def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, indices: Sequence[int]) -> Iterator[Pack]:
     for group, prefix in enumerate(plan.prefixes):
         group_rows = [rows[index] for index in indices if plan.group_of[index] == group]
-        if group_rows and plan.kind == "none":
+        if group_rows and plan.mode == "none":
             yield from _padded_batches(group_rows, plan)
         elif group_rows:
             yield from (Pack(tuple(pack_rows), prefix) for pack_rows in _balance_packs(group_rows, prefix, plan))
@@ -210,9 +215,9 @@ def _balance_packs(rows: list[TokenizedRow], prefix: int, plan: PackingPlan) -> 
 
     The longest row is placed first, and each row goes into the emptiest pack.
     """
-    lengths = [row.own_tokens(prefix) for row in rows]
+    lengths = [row.tokens_after_prefix(prefix) for row in rows]
     total = sum(lengths)
-    cheapest = min(range(1, len(rows) + 1), key=lambda n_packs: n_packs * plan.cost.of(prefix, total / n_packs))
+    cheapest = min(range(1, len(rows) + 1), key=lambda n_packs: n_packs * plan.cost.estimate(prefix, total / n_packs))
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])
     for n_packs in range(cheapest, len(rows) + 1):
         filled: list[list[int]] = [[] for _ in range(n_packs)]
@@ -229,9 +234,9 @@ def _balance_packs(rows: list[TokenizedRow], prefix: int, plan: PackingPlan) -> 
 def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pack]:
     """Yield batches of separate rows with at most `pack_tokens` tokens, padding to the longest row included."""
     batch: list[TokenizedRow] = []
-    for row in sorted(rows, key=lambda row: row.separate_tokens):
+    for row in sorted(rows, key=lambda row: row.unpacked_tokens):
         # A pair fills two rows of the batch.
-        if batch and (len(batch) + 1) * row.separate_tokens > plan.pack_tokens:
+        if batch and (len(batch) + 1) * row.unpacked_tokens > plan.pack_tokens:
             yield Pack(tuple(batch), 0)
             batch = []
         batch.append(row)
@@ -242,7 +247,7 @@ def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pac
 class PackingStats:
     """Means over the updates of a plan, over all processes, and its longest pack."""
 
-    separate: float
+    unpacked: float
     """Tokens of the rows without packing."""
     computed: float
     """Computed tokens."""
@@ -262,10 +267,12 @@ def compute_packing_stats(shards: UpdateShards, max_updates: int = 200) -> Packi
     first_shards = sampled[:: shards.processes]
     longest, plan = max(packs, key=lambda pack: pack.tokens), shards.plan
     return PackingStats(
-        sum(shard.separate_tokens for shard in first_shards) / updates,
+        sum(shard.unpacked_tokens for shard in first_shards) / updates,
         sum(shard.computed_tokens for shard in first_shards) / updates,
         len(packs) / updates,
         longest.tokens,
         sum(row.answer_tokens for row in longest.rows),
-        int(plan.cost.pairs(longest.prefix, longest.tokens - longest.prefix)) if plan.kind == "shared_prefix" else 0,
+        int(plan.cost.attended_pairs(longest.prefix, longest.tokens - longest.prefix))
+        if plan.mode == "shared_prefix"
+        else 0,
     )

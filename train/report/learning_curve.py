@@ -40,10 +40,10 @@ class Curve:
 
     loss: Points
     learning_rate: Points
-    shares: Mapping[str, Points]
+    fractions: Mapping[str, Points]
     """{metric: points}, metrics between 0 and 1."""
     validation_loss: Points
-    updates_an_epoch: float | None
+    updates_per_epoch: float | None
 
 
 def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> None:
@@ -91,19 +91,19 @@ def read(metrics_path: Path) -> Curve:
 def _draw_figure(curve: Curve, title: str, best_step: int | None) -> "Figure":
     from matplotlib.figure import Figure
 
-    heights = [2.9, *([1.8] if curve.shares else []), 0.5]
+    heights = [2.9, *([1.8] if curve.fractions else []), 0.5]
     height = 1.9 + sum(heights)
     figure = Figure(figsize=(9, height), facecolor=BACKGROUND)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.2, left=0.08, right=0.84,
                                top=1 - 1.0 / height, bottom=0.5 / height)  # fmt: skip
     panels = [figure.add_subplot(grid[index]) for index in range(len(heights))]
-    last_step = max(points[-1][0] for points in (curve.loss, *curve.shares.values()))
+    last_step = max(points[-1][0] for points in (curve.loss, *curve.fractions.values()))
     for panel in panels:
         _style_panel(panel, last_step, best_step, labelled=panel is panels[-1])
     _draw_epochs(panels, curve, last_step)
     _draw_loss(panels[0], curve)
-    if curve.shares:
-        _draw_fractions(panels[1], curve.shares, best_step)
+    if curve.fractions:
+        _draw_fractions(panels[1], curve.fractions, best_step)
     _draw_learning_rate(panels[-1], curve.learning_rate)
     panels[-1].set_xlabel("update", color=MUTED, fontsize=9, labelpad=2)
     if best_step is not None:
@@ -132,9 +132,9 @@ def _style_panel(panel: "Axes", last_step: float, best_step: int | None, labelle
 
 
 def _draw_epochs(panels: "Sequence[Axes]", curve: Curve, last_step: float) -> None:
-    epochs = int(last_step / curve.updates_an_epoch) if curve.updates_an_epoch else 0
+    epochs = int(last_step / curve.updates_per_epoch) if curve.updates_per_epoch else 0
     for epoch in range(1, epochs + 1 if epochs <= MAX_EPOCH_LABELS else 0):
-        step = epoch * (curve.updates_an_epoch or 0)
+        step = epoch * (curve.updates_per_epoch or 0)
         for panel in panels:
             panel.axvline(step, color=GRID, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         panels[0].annotate(f"epoch {epoch} ", (step, 0.97), xycoords=("data", "axes fraction"), color=MUTED, fontsize=8,
@@ -218,7 +218,7 @@ def _format_subtitle(curve: Curve, best_step: int | None) -> str:
     scores = [
         f"{_display_name(name)} "
         f"{next((value for point_step, value in points if point_step == best_step), points[-1][1]):.1%}"
-        for name, points in curve.shares.items()
+        for name, points in curve.fractions.items()
         if name not in TRAINING_FRACTIONS
     ]
     best_note = f"   ·   at update {best_step:,}: " if best_step is not None else "   ·   "

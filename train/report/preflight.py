@@ -22,7 +22,7 @@ def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Re
         raise RecipeError(
             f"train.max_length: {limit} is more than the {context_tokens} tokens that {recipe.model.base} can look at"
         )
-    too_long = [(row.longest, row.id) for row in rows if row.longest > limit]
+    too_long = [(row.longest_sequence_tokens, row.id) for row in rows if row.longest_sequence_tokens > limit]
     if too_long:
         longest, row_id = max(too_long)
         raise RecipeError(

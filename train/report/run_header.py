@@ -69,7 +69,7 @@ class HeaderInfo:
     quantization: str
     parameters: int
     """Parameters of the base, without the adapter."""
-    multiplied: str
+    compute_dtype: str
     """The type of matrix products in training: float32 or bfloat16."""
     trainable: int
     adapter: str
@@ -80,20 +80,20 @@ class HeaderInfo:
     batch_size: int
     processes: int
     packing: str
-    tokens_an_update: float
+    tokens_per_update: float
     """Computed tokens, the mean over updates."""
-    separate_tokens_an_update: float
+    unpacked_tokens_per_update: float
     """The tokens of the same rows without packing."""
-    packs_an_update: float
+    packs_per_update: float
     """Packs of all processes, the mean over updates."""
     updates: int
     epochs: float
-    weights: str | None = None
+    weights_note: str | None = None
     """The loss of precision before training, see `gguf_model.describe_weight_loss`."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """{reason: rows} as in data.json."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    weighting: str | None = None
+    class_balance: str | None = None
     """Such as `classes are drawn equally often`."""
     memory: MemoryEstimate | None = None
     updates_done: int = 0
@@ -105,13 +105,13 @@ def header_lines(info: HeaderInfo) -> list[str]:
     """Return the header, one line for each property."""
     trainable_fraction = info.trainable / (info.parameters + info.trainable)
     sections = {
-        "base": f"{info.base}, {info.quantization}, {info.parameters:,} parameters, multiplied in {info.multiplied}",
-        "weights": info.weights,
+        "base": f"{info.base}, {info.quantization}, {info.parameters:,} parameters, multiplied in {info.compute_dtype}",
+        "weights": info.weights_note,
         "adapter": f"{info.adapter}: {info.trainable:,} trainable parameters ({trainable_fraction:.2%})",
         "rows": f"{info.train_rows:,} to train on, {info.validation_rows:,} to validate on, "
         f"the longest of {info.longest_row_tokens:,} tokens",
         "left out": _format_left_out(info),
-        "weighting": info.weighting,
+        "weighting": info.class_balance,
         "batch": f"{_plural(info.batch_size, 'example')} an update"
         + (f" over {info.processes} processes" if info.processes > 1 else ""),
         "packing": _format_packing(info),
@@ -133,10 +133,10 @@ def _format_left_out(info: HeaderInfo) -> str | None:
 
 
 def _format_packing(info: HeaderInfo) -> str:
-    computed, unpacked = info.tokens_an_update, info.separate_tokens_an_update
+    computed, unpacked = info.tokens_per_update, info.unpacked_tokens_per_update
     if info.packing == "none":
         return f"each row alone: {computed:,.0f} tokens an update"
-    packs = f"in {_plural(info.packs_an_update, 'pack')}"
+    packs = f"in {_plural(info.packs_per_update, 'pack')}"
     if unpacked / computed < 1.05:
         return f"{info.packing}: {computed:,.0f} tokens an update, {packs}"
     fewer = f"{unpacked / computed:.1f} times fewer"
@@ -216,7 +216,7 @@ def estimate_memory(
     estimate = MemoryEstimate(model_bytes // shards, adapter // shards, pack, pack_tokens, process, device=device)
     if workload is None:
         return estimate
-    extra_bytes = workload.dequantized + model_bytes - estimate.weights
+    extra_bytes = workload.dequantized_bytes + model_bytes - estimate.weights
     free_bytes = None if device is None else device - estimate.weights - estimate.adapter - extra_bytes
     limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
     # Decoding computes in the type of the weights, unlike training with autocast.

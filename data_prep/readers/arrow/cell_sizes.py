@@ -42,13 +42,13 @@ def check_declared_sizes(file: SourceFile, footer: Footer, columns: set[str], li
     file.
     """
     stored_bytes = file.path.stat().st_size
-    if limits.packed_too_much(size := footer.rows * ROW_OVERHEAD_BYTES, stored_bytes, MAX_FILE_RATIO):
+    if limits.exceeds_ratio(size := footer.rows * ROW_OVERHEAD_BYTES, stored_bytes, MAX_FILE_RATIO):
         raise file_ratio_error(file.name, limits, stored_bytes, f"{footer.rows:,} rows", size)
     for part in footer.parts:
         size, packed_bytes = _declared_bytes(part), min(part.packed, stored_bytes)
-        if part.is_in(columns) and limits.packed_too_much(size, packed_bytes, MAX_COLUMN_RATIO):
+        if part.is_in(columns) and limits.exceeds_ratio(size, packed_bytes, MAX_COLUMN_RATIO):
             subject = f"column {part.path!r} declares {packed_bytes:,} packed bytes that make a part"
-            raise limits.unpacked_refused(file.name, subject, "write it in smaller row groups", size)
+            raise limits.unpacked_error(file.name, subject, "write it in smaller row groups", size)
 
 
 def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int, limits: Limits) -> set[str]:
@@ -56,7 +56,7 @@ def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int,
     oversized = [
         chunk
         for chunk in footer.parts
-        if limits.packed_too_much(_declared_bytes(chunk), min(chunk.packed, stored_bytes), MAX_COLUMN_RATIO)
+        if limits.exceeds_ratio(_declared_bytes(chunk), min(chunk.packed, stored_bytes), MAX_COLUMN_RATIO)
     ]
     return {name for name in columns if any(part.is_in({name}) for part in oversized)}
 
@@ -111,7 +111,7 @@ def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> I
             index = int(oversized[0])
             name = max(column_sizes, key=lambda key: column_sizes[key][index])
             location = f"{file.name}:{row_offset + index + 1}"
-            raise limits.row_refused(location, f"a row, mostly column {name!r},", size=int(rows[index]))
+            raise limits.row_error(location, f"a row, mostly column {name!r},", size=int(rows[index]))
         start = 0
         for end in _find_chunk_ends(rows):
             yield _decode_dictionaries(batch.slice(start, end - start))

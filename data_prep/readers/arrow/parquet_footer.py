@@ -56,7 +56,7 @@ class _FooterProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, path: Path) -> Any:
+    def request(self, path: Path) -> Any:
         """Return the declarations of a file; None if the process crashed or cannot read it."""
         if self._process is None or self._process.poll() is not None:
             self.end()
@@ -89,7 +89,7 @@ _FOOTER_PROCESS = _FooterProcess()
 
 def read_footer(path: Path) -> Footer:
     """Return the declarations in the footer of a Parquet file. Raise ValueError if it is damaged."""
-    payload = _FOOTER_PROCESS.ask(path)
+    payload = _FOOTER_PROCESS.request(path)
     if payload is None:
         raise ValueError("its footer is damaged")
     parts = [ColumnChunk(**{**chunk, "encodings": frozenset(chunk["encodings"])}) for chunk in payload["parts"]]

@@ -60,7 +60,7 @@ def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatReques
 
 def contains_prompt(messages: Messages, task: Task) -> bool:
     """Return whether a message contains the task's prompt: instruction, and labels or fields."""
-    return any(task.head in message["content"].replace("\r\n", "\n") for message in messages)
+    return any(task.prompt_head in message["content"].replace("\r\n", "\n") for message in messages)
 
 
 def parse_private(value: Any) -> bool:
@@ -83,7 +83,7 @@ def build_forwarded_body(
     body: Mapping[str, Any], task: Task, prepared: PreparedInput, path: str, max_tokens: int | None
 ) -> dict[str, Any]:
     """Return the request to send to vLLM for a client's request, in the same API format."""
-    request = task.request(prepared.given, max_tokens)
+    request = task.request(prepared.task_input, max_tokens)
     forwarded = openai_chat.build_body(task.backend(), request)
     del forwarded["logprobs"]
     if path == MESSAGES_PATH:

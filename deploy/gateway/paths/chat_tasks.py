@@ -44,16 +44,16 @@ async def answer_chat(
     if chat is None:
         return None
     prepared = await router.prepare_input(deployment, chat.text, chat.private, monitor)
-    if prepared.kept and not prepared.recorded and _supports_constraint(task, request.path):
-        outcome_counts[f"{LOCAL}/{prepared.kept}"] += 1
-        monitor.passed(task, prepared.kept)
+    if prepared.local_reason and not prepared.recorded and _supports_constraint(task, request.path):
+        outcome_counts[f"{LOCAL}/{prepared.local_reason}"] += 1
+        monitor.record_forwarded(task, prepared.local_reason)
         forwarded_body = chat_request.build_forwarded_body(body, task, prepared, request.path, limits.answer_tokens)
         return await forwarding.forward(
-            engine.session, request, msgspec.json.encode(forwarded_body), names, engine.heard
+            engine.session, request, msgspec.json.encode(forwarded_body), names, engine.on_data
         )
     outcome = await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
     outcome_counts[outcome.label] += 1
-    return await chat_response.send_outcome(request, request.path, chat, outcome, names.outside, names.version)
+    return await chat_response.send_outcome(request, request.path, chat, outcome, names.public_name, names.version)
 
 
 def _supports_constraint(task: Task, path: str) -> bool:

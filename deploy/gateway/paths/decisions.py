@@ -41,8 +41,8 @@ async def answer_questions(
     task = deployment.task
     questions = _validate(payload, task)
     prepared = await router.prepare_input(deployment, extract_text(task, payload["input"]), True, monitor)
-    ids, tree = await run_in_thread(task.tokens.of, prepared.given.text)
-    probabilities, tokens = await score_labels(engine, tree, task.inside, ids, limits.sequences)
+    ids, tree = await run_in_thread(task.tokens.encode, prepared.task_input.text)
+    probabilities, tokens = await score_labels(engine, tree, task.internal_name, ids, limits.sequences)
     return {
         "model": model,
         "answers": [_build_answer(question, probabilities) for question in questions],
@@ -58,8 +58,10 @@ async def answer_questions(
 
 def _validate(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping[str, Any]]:
     """Return the questions. Raise RequestError with the first one that cannot be answered, and why."""
-    if task.recipe.task.variant != "classification":
-        raise invalid_request(f"{task.name} chooses no label: it is of kind {task.recipe.task.variant}; ask /v1/tasks")
+    if task.recipe.task.task_name != "classification":
+        raise invalid_request(
+            f"{task.name} chooses no label: it is of kind {task.recipe.task.task_name}; ask /v1/tasks"
+        )
     if unknown := sorted(payload.keys() - set(_KEYS)):
         raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(_KEYS)}")
     if "input" not in payload:

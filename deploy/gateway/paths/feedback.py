@@ -47,11 +47,12 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
     except StageError as error:
         raise RequestError(503, "overloaded_error", str(error), retry_seconds=60) from None
     for entry in accepted:
-        monitor.fed_back(entry.deployed.task, entry.answered, entry.right)
+        monitor.record_feedback(entry.deployment.task, entry.record, entry.is_right)
     if not is_batch:
-        return {"recorded": 1, "right": accepted[0].right}
+        return {"recorded": 1, "right": accepted[0].is_right}
     replies = [
-        {"error": result.json()} if isinstance(result, RequestError) else {"right": result.right} for result in results
+        {"error": result.json()} if isinstance(result, RequestError) else {"right": result.is_right}
+        for result in results
     ]
     return {"recorded": len(accepted), "results": replies}
 
@@ -73,7 +74,7 @@ def _validate(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestE
         value = parse_right_answer(deployment.task, item["answer"])
     except RequestError as error:
         return error
-    return Feedback(deployment, record, deployment.ids.digest(deployment.task.identity(value)), value)
+    return Feedback(deployment, record, deployment.ids.digest(deployment.task.equality_key(value)), value)
 
 
 def _check_encodable(value: Any) -> None:
@@ -90,7 +91,7 @@ def parse_right_answer(task: Task, value: Any) -> Any:
 
     Raise RequestError if it is not an answer of the task.
     """
-    module, spec = task.material.module, task.material.spec
+    module, spec = task.material.task, task.material.spec
     if not isinstance(module, DecodedTaskKind):
         raise invalid_request(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -42,14 +42,14 @@ class AnswerTooLargeError(Exception):
 class ModelNames:
     """The names of a model in vLLM and for the client, and its version."""
 
-    inside: str
-    outside: str
+    internal_name: str
+    public_name: str
     version: str
 
     @property
     def model(self) -> str:
         """Name without the version."""
-        return self.inside.removesuffix(f"@{self.version}")
+        return self.internal_name.removesuffix(f"@{self.version}")
 
 
 async def forward(
@@ -71,7 +71,9 @@ async def forward(
                 answer = _build_response(response, names)
                 await _send_by_line(request, answer, _iter_chunks(response, notify), names)
             else:
-                content = model_names.restore_name(await _read_answer(response, notify), names.inside, names.outside)
+                content = model_names.restore_name(
+                    await _read_answer(response, notify), names.internal_name, names.public_name
+                )
                 answer = _build_response(response, names)
                 answer[USED_TOKENS] = model_names.read_usage(content)
                 await _send_whole(request, answer, content)
@@ -143,7 +145,9 @@ async def _send_by_line(
     request: web.Request, answer: web.StreamResponse, chunks: AsyncIterator[bytes], names: ModelNames
 ) -> None:
     await answer.prepare(request)
-    async for part in model_names.restore_name_in_stream(chunks, names.inside, names.outside, MAX_LINE_BYTES):
+    async for part in model_names.restore_name_in_stream(
+        chunks, names.internal_name, names.public_name, MAX_LINE_BYTES
+    ):
         async with _write_timeout(request, WRITE_SECONDS):
             await answer.write(part)
     async with _write_timeout(request, WRITE_SECONDS):

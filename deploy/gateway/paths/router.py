@@ -37,12 +37,12 @@ async def prepare_input(deployment: Deployment, raw: str, private: bool, monitor
         prepared = await run_in_thread(_prepare, deployment, raw, private)
     else:
         prepared = _prepare(deployment, raw, private)
-    return replace(prepared, recorded=monitor.traffic.chosen(deployment.task, private))
+    return replace(prepared, recorded=monitor.traffic.sample(deployment.task, private))
 
 
 def _prepare(deployment: Deployment, raw: str, private: bool) -> PreparedInput:
     task = deployment.task
-    task_input = task.prepared(raw)
+    task_input = task.prepare(raw)
     if private:
         return PreparedInput(task_input, "private")
     if isinstance(deployment.escalation, NoEscalation):
@@ -58,12 +58,12 @@ async def answer_input(
     try:
         outcome = await _answer(engine, deployment, prepared, max_tokens, monitor)
     except RequestError as error:
-        monitor.refused(deployment.task, error.status)
+        monitor.record_error(deployment.task, error.status)
         raise
-    task, mirrored = deployment.task, outcome.reason == BEFORE_SWITCH and monitor.mirror.chosen(deployment.task)
+    task, mirrored = deployment.task, outcome.reason == BEFORE_SWITCH and monitor.mirror.sample(deployment.task)
     record = AnswerRecord(
-        task.deployment,
-        deployment.ids.digest(task.identity(outcome.value)),
+        task.deployment_id,
+        deployment.ids.digest(task.equality_key(outcome.value)),
         local=outcome.answered_by == LOCAL,
         kept=outcome.reason == CONFIDENT,
         mirrored=mirrored,
@@ -71,11 +71,11 @@ async def answer_input(
         confidence=outcome.local_confidence,
     )
     answer_id, name = deployment.ids.seal(record)
-    monitor.answered(task, outcome)
+    monitor.record_outcome(task, outcome)
     if prepared.recorded:
-        monitor.record(deployment, prepared.given, outcome, name)
+        monitor.record_traffic(deployment, prepared.task_input, outcome, name)
     if mirrored:
-        monitor.mirror.start(engine, deployment, prepared.given, name, record.digest, max_tokens)
+        monitor.mirror.start(engine, deployment, prepared.task_input, name, record.digest, max_tokens)
     return replace(outcome, id=answer_id)
 
 
@@ -83,13 +83,13 @@ async def _answer(
     engine: EngineConnection, deployment: Deployment, prepared: PreparedInput, max_tokens: int | None, monitor: Monitor
 ) -> Outcome:
     task, escalation = deployment.task, deployment.escalation
-    if task.recipe.route.mirror and not prepared.kept and isinstance(escalation, Escalation):
+    if task.recipe.route.mirror and not prepared.local_reason and isinstance(escalation, Escalation):
         return await _answer_before_switch(engine, task, escalation, prepared, max_tokens, monitor)
-    local_answer = await local_model.query_model(engine, task, prepared.given, max_tokens)
-    monitor.judged(task, LOCAL, local_answer, sample=not task.recipe.route.mirror)
+    local_answer = await local_model.query_model(engine, task, prepared.task_input, max_tokens)
+    monitor.record_parsed(task, LOCAL, local_answer, sample=not task.recipe.route.mirror)
     is_valid, threshold = local_answer.parsed.problem is None, task.routing.threshold
-    if prepared.kept or isinstance(escalation, NoEscalation) or threshold is None:
-        return _local_outcome(task, prepared, local_answer, prepared.kept or "no_threshold")
+    if prepared.local_reason or isinstance(escalation, NoEscalation) or threshold is None:
+        return _local_outcome(task, prepared, local_answer, prepared.local_reason or "no_threshold")
     if is_valid and local_answer.confidence is not None and local_answer.confidence >= threshold:
         return _local_outcome(task, prepared, local_answer, CONFIDENT)
     api_result = await _query_api(task, escalation, prepared, monitor)
@@ -115,19 +115,19 @@ async def _answer_before_switch(
         return _build_outcome(task, prepared, api_result, None, escalation.name, BEFORE_SWITCH)
     if task.recipe.route.when_api_fails == "error":
         raise _build_api_error(escalation, api_result, "the switch has not come (route.mirror)")
-    local_answer = await local_model.query_model(engine, task, prepared.given, max_tokens)
-    monitor.judged(task, LOCAL, local_answer, sample=False)
+    local_answer = await local_model.query_model(engine, task, prepared.task_input, max_tokens)
+    monitor.record_parsed(task, LOCAL, local_answer, sample=False)
     return _local_outcome(task, prepared, local_answer, api_result, degraded=True)
 
 
 async def _query_api(
     task: Task, escalation: Escalation, prepared: PreparedInput, monitor: Monitor
 ) -> ScoredAnswer | str:
-    api_result = await escalation.ask(prepared.given)
+    api_result = await escalation.query(prepared.task_input)
     if isinstance(api_result, ScoredAnswer):
-        monitor.judged(task, escalation.name, api_result)
+        monitor.record_parsed(task, escalation.name, api_result)
     else:
-        monitor.failed(task, escalation.name, api_result)
+        monitor.record_api_failure(task, escalation.name, api_result)
     return api_result
 
 
@@ -163,15 +163,15 @@ def _build_outcome(
     reason: str,
     degraded: bool = False,
 ) -> Outcome:
-    task_input, usage_answer = prepared.given, (local_answer or final).answer
+    task_input, usage_answer = prepared.task_input, (local_answer or final).answer
     return Outcome(
         value=final.parsed.value,
-        text=task.text(final.parsed.value),
+        text=task.answer_text(final.parsed.value),
         confidence=final.confidence,
         local_confidence=local_answer.confidence if local_answer else None,
         answered_by=answered_by,
         reason=reason,
         degraded=degraded,
-        redacted=tuple(sorted(task_input.found & set(task.recipe.privacy.redact))),
+        redacted=tuple(sorted(task_input.pii_kinds & set(task.recipe.privacy.redact))),
         usage=(usage_answer.input_tokens or 0, usage_answer.output_tokens or 0),
     )

@@ -92,11 +92,11 @@ def _parse_result(result: dict[str, Any], backend: Backend, request: Request) ->
         if result["type"] == "succeeded":
             return parse_completion(Message.construct(**result["message"]), backend, request)
         if result["type"] != "errored":
-            return AttemptFailure(f"{result['type']} in its batch", again=False, another_day=True)
+            return AttemptFailure(f"{result['type']} in its batch", retry_now=False, retry_later=True)
         error = api_errors.parse_api_error(result["error"])
         if status := _HTTP_STATUS.get(error.code):
             return failure_from_status(status, error)
-        return AttemptFailure(f"{error.code}: {error.message}", again=False, another_day=True)
+        return AttemptFailure(f"{error.code}: {error.message}", retry_now=False, retry_later=True)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         return failure_from_malformed_response(problem)
 

@@ -51,7 +51,7 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "C
         if on_response:
             on_response(response.status_code, response.headers)
 
-    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [call_hook]})
+    http = DefaultAsyncHttpxClient(**backend.http_client_options, event_hooks={"response": [call_hook]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     settings["base_url"] = backend.base_url or (None if backend.cloud else DEFAULT_BASE_URL)
     with hide_variables(default_address=backend.base_url is None):
@@ -128,9 +128,9 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     }
     if system:
         body["system"] = system
-    if backend.temperature is not None and "temperature" not in backend.left_out:
+    if backend.temperature is not None and "temperature" not in backend.omitted_parameters:
         body["temperature"] = backend.temperature
-    if backend.effort == "none" and "thinking" not in backend.left_out:
+    if backend.effort == "none" and "thinking" not in backend.omitted_parameters:
         body["thinking"] = {"type": "disabled"}
     if output := _build_output_config(backend, request):
         body["output_config"] = output
@@ -139,10 +139,10 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
 
 def _build_output_config(backend: Backend, request: Request) -> dict[str, Any]:
     config: dict[str, Any] = {}
-    if backend.effort not in (None, "none") and "effort" not in backend.left_out:
+    if backend.effort not in (None, "none") and "effort" not in backend.omitted_parameters:
         config["effort"] = backend.effort
     constrained = backend.structured == "json_schema" and request.constraint.json_schema is not None
-    if constrained and "format" not in backend.left_out:
+    if constrained and "format" not in backend.omitted_parameters:
         keywords = model_families.find_schema_keywords(backend)
         schema = restrict_keywords(wrap_in_object(request.constraint.json_schema or {}), keywords, one_type=True)
         config["format"] = {"type": "json_schema", "schema": schema}

@@ -55,7 +55,7 @@ class Family:
     """The request parameters that the models of a family accept."""
 
     name: str
-    models: str
+    model_pattern: str
     """A regular expression for the model's name, as the provider or a cloud writes it."""
     sampling: Sampling
     """Whether temperature is accepted; without_reasoning: only with effort none."""
@@ -64,15 +64,15 @@ class Family:
     default_effort: str | None
     """The provider's default effort; None: the model does not think."""
     schema_keywords: frozenset[str]
-    structured: bool
+    supports_json_schema: bool
     log_probabilities: Literal["yes", "without_reasoning", "no"]
-    batch: bool
+    supports_batch: bool
     source: str
     checked: str = CHECKED_ON
-    choices: tuple[int, int] | None = None
+    label_limits: tuple[int, int] | None = None
     """The minimum and maximum number of labels, for endpoints that decide; None: the model generates text."""
 
-    def takes_temperature(self, effort: str | None) -> bool:
+    def supports_temperature(self, effort: str | None) -> bool:
         """Return whether a temperature may be sent with this effort.
 
         True for unknown models, because it is sent only if a recipe sets it.
@@ -81,13 +81,13 @@ class Family:
             return (effort or self.default_effort) == "none"
         return self.sampling != "no"
 
-    def tells_log_probabilities(self, effort: str | None) -> bool:
+    def supports_log_probabilities(self, effort: str | None) -> bool:
         """Return whether log-probabilities may be requested with this effort."""
         if self.log_probabilities == "without_reasoning":
             return (effort or self.default_effort) == "none"
         return self.log_probabilities == "yes"
 
-    def room_for_thinking(self, effort: str | None) -> int:
+    def thinking_tokens(self, effort: str | None) -> int:
         """Return the output tokens to reserve for thinking."""
         if self.name == UNKNOWN.name and effort is None:
             return DEFAULT_THINKING_TOKENS
@@ -144,12 +144,12 @@ ANTHROPIC = (
 DECISIONS = (
     Family("decisions", r"", "no", (), None, frozenset(), False, "no", False,
            "openai SDK 3.54, types/decision_create_params.py: 2 to 255 choices a question; batch_create_params.py: no "
-           "batches of /v1/decisions", choices=(2, 255)),
+           "batches of /v1/decisions", label_limits=(2, 255)),
 )  # fmt: skip
 SYSTEMONE = (
     Family("System One", r"", "no", (), None, frozenset(), False, "no", False,
            "docs.ollama.com/api/systemone, abacus.ai/help/route-llm/systemone, docs.fireworks.ai: up to 255 criteria; "
-           "fewer than 2 leave nothing to choose", choices=(2, 255)),
+           "fewer than 2 leave nothing to choose", label_limits=(2, 255)),
 )  # fmt: skip
 
 FAMILIES: Mapping[ApiFormat, tuple[Family, ...]] = {
@@ -166,7 +166,7 @@ def find_family(api_format: ApiFormat, model: str) -> Family:
     A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id) has the family of its base.
     """
     name = parse_fine_tune_base(model) or model
-    return next((family for family in FAMILIES.get(api_format, ()) if re.search(family.models, name)), UNKNOWN)
+    return next((family for family in FAMILIES.get(api_format, ()) if re.search(family.model_pattern, name)), UNKNOWN)
 
 
 def parse_fine_tune_base(model: str) -> str | None:
@@ -176,5 +176,5 @@ def parse_fine_tune_base(model: str) -> str | None:
 
 def find_schema_keywords(backend: Backend) -> frozenset[str] | None:
     """Return the JSON Schema keywords that a model accepts; None: all, as on local servers."""
-    family = find_family(backend.wire, backend.model)
-    return family.schema_keywords if backend.closed or family is not UNKNOWN else None
+    family = find_family(backend.api_format, backend.model)
+    return family.schema_keywords if backend.is_provider_api or family is not UNKNOWN else None

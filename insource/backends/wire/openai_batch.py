@@ -101,7 +101,7 @@ def _parse_result(row: dict[str, Any], backend: Backend, request: Request) -> Co
         response, error = row.get("response"), row.get("error")
         if not response:
             message = f"{error['code']}: {error['message']}" if error else "neither an answer nor an error"
-            return AttemptFailure(message, again=False, another_day=True)
+            return AttemptFailure(message, retry_now=False, retry_later=True)
         if response["status_code"] != 200:
             return failure_from_status(response["status_code"], api_errors.parse_api_error(response["body"]))
         return parse_completion(ChatCompletion.construct(**response["body"]), backend, request)

@@ -37,7 +37,7 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "A
         if on_response:
             on_response(response.status_code, response.headers)
 
-    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [call_hook]})
+    http = DefaultAsyncHttpxClient(**backend.http_client_options, event_hooks={"response": [call_hook]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     if backend.cloud != "azure":
         with hide_variables(default_address=backend.base_url is None):
@@ -76,7 +76,7 @@ def build_body(backend: Backend, request: Request) -> dict[str, Any]:
             "schema": restrict_keywords(wrap_in_object(constraint.json_schema), keywords),
         }
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {name: value for name, value in body.items() if name not in backend.left_out}
+    return {name: value for name, value in body.items() if name not in backend.omitted_parameters}
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:

@@ -76,13 +76,14 @@ def parse_completion(decision: "Decision", backend: Backend, request: Request) -
 
 def require_choice_question(backend: Backend, request: Request) -> ChoiceQuestion:
     """Return the choice question of a request. Raise RecipeError if the endpoint does not support it."""
-    family, question = model_families.find_family(backend.wire, backend.model), request.choices
-    if question is None or family.choices is None:
-        raise RecipeError(f"api: {backend.wire} chooses among fixed labels: it is for task.kind classification")
-    min_labels, max_labels = family.choices
+    family, question = model_families.find_family(backend.api_format, backend.model), request.choices
+    if question is None or family.label_limits is None:
+        raise RecipeError(f"api: {backend.api_format} chooses among fixed labels: it is for task.kind classification")
+    min_labels, max_labels = family.label_limits
     if not min_labels <= len(question.labels) <= max_labels:
         raise RecipeError(
-            f"api: {backend.wire} takes {min_labels} to {max_labels} labels, and the task has {len(question.labels):,} "
+            f"api: {backend.api_format} takes {min_labels} to {max_labels} labels, and the task has "
+            f"{len(question.labels):,} "
             f"({family.source}); leave the baseline out, or ask the model by api: chat"
         )
     return question

@@ -72,7 +72,7 @@ class Price(Section):
 
     @field_validator("date", mode="before")
     @classmethod
-    def _as_text(cls, value: object) -> object:
+    def _date_to_text(cls, value: object) -> object:
         return value.isoformat() if isinstance(value, date) else value
 
 
@@ -129,7 +129,7 @@ class Baseline(Section):
     price: Price | None = None
 
     @model_validator(mode="after")
-    def _what_the_provider_needs(self) -> Self:
+    def _check_provider_fields(self) -> Self:
         if self.provider == "file" and (self.path is None or self.model is not None or self.base_url is not None):
             raise ValueError("provider file takes path (and name), not model or base_url")
         if self.provider != "file" and (self.model is None or self.path is not None):
@@ -140,17 +140,17 @@ class Baseline(Section):
             raise ValueError("provider azure takes base_url, the address of the resource")
         if self.provider in ("bedrock", "vertex") and self.base_url is not None:
             raise ValueError(f"provider {self.provider} takes no base_url: its SDK knows the address by the region")
-        if self.decides:
-            self._what_a_decision_takes()
+        if self.uses_decision_api:
+            self._check_decision_fields()
         if self.messages is not None:
-            self._what_messages_take(self.messages)
+            self._check_messages(self.messages)
         if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
             raise ValueError(f"provider {self.provider} has no batches here; set mode: live")
-        if self.called in BUILT_IN_SYSTEMS:
-            raise ValueError(f"name {self.called} belongs to a system that every comparison has; choose another")
+        if self.display_name in BUILT_IN_SYSTEMS:
+            raise ValueError(f"name {self.display_name} belongs to a system that every comparison has; choose another")
         return self
 
-    def _what_a_decision_takes(self) -> None:
+    def _check_decision_fields(self) -> None:
         """Raise ValueError for keys that a decision endpoint does not support."""
         if self.provider != "openai":
             raise ValueError(f"api: {self.api} takes provider: openai (with base_url for another host)")
@@ -164,16 +164,16 @@ class Baseline(Section):
             if getattr(self, key) is not None:
                 raise ValueError(f"api: {self.api} writes nothing, so it takes no {key}; leave it out")
 
-    def _what_messages_take(self, messages: list[Message]) -> None:
+    def _check_messages(self, messages: list[Message]) -> None:
         """Raise ValueError if own messages conflict with other keys, or do not contain the input."""
-        if self.provider == "file" or self.decides:
+        if self.provider == "file" or self.uses_decision_api:
             raise ValueError("messages are for a model that is asked by chat; leave them out")
         if self.instruction is not None or self.shots:
             raise ValueError("messages are the whole prompt; leave out instruction and shots")
         if messages[-1].content.count(INPUT_PLACEHOLDER) != 1 or messages[-1].role != "user":
             raise ValueError(f"messages: the last one must be of role user, and hold {INPUT_PLACEHOLDER} once")
 
-    def asked(self, text: str) -> list[dict[str, str]]:
+    def build_messages(self, text: str) -> list[dict[str, str]]:
         """Return the own messages with the text of a row in place of the placeholder. Needs `messages`."""
         messages: list[dict[str, str]] = [
             {"role": message.role, "content": message.content} for message in self.messages or ()
@@ -182,14 +182,14 @@ class Baseline(Section):
         return messages
 
     @property
-    def decides(self) -> bool:
+    def uses_decision_api(self) -> bool:
         """Return whether it selects a label instead of generating text."""
         return self.api != "chat"
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """Return the name in reports: `name`, else provider:model, with the api unless it is chat."""
-        api = f":{self.api}" if self.decides else ""
+        api = f":{self.api}" if self.uses_decision_api else ""
         return self.name or (f"{self.provider}:{self.model}{api}" if self.model else "file")
 
     @property
@@ -198,7 +198,7 @@ class Baseline(Section):
         return parse_host(self.base_url)
 
     @property
-    def loopback(self) -> bool:
+    def is_loopback(self) -> bool:
         """Return whether it answers on this machine: a local stand-in, not a provider."""
         return is_loopback(self.host)
 
@@ -209,25 +209,25 @@ class Baseline(Section):
         None if no key is needed, if its SDK finds the credentials, or if the recipe must name the variable
         (`unnamed_key`).
         """
-        if self.api_key_env or self.loopback or self.unnamed_key:
+        if self.api_key_env or self.is_loopback or self.withheld_key_env:
             return self.api_key_env
-        return self._usual_key
+        return self._default_key_env
 
     @property
-    def unnamed_key(self) -> str | None:
+    def withheld_key_env(self) -> str | None:
         """Return the default key that is not sent, because base_url is on another host than the provider's, or is not
         https.
 
         None if the recipe names a key, or no key is withheld.
         """
-        key = self._usual_key
-        if self.api_key_env or self.loopback or key is None or self.host is None:
+        key = self._default_key_env
+        if self.api_key_env or self.is_loopback or key is None or self.host is None:
             return None
         is_provider_host = any(self.host == host or self.host.endswith(f".{host}") for host in KEY_HOSTS[key])
         return None if is_provider_host and str(self.base_url).startswith("https://") else key
 
     @property
-    def _usual_key(self) -> str | None:
+    def _default_key_env(self) -> str | None:
         return SYSTEMONE_KEY_ENV if self.api == "systemone" else PROVIDER_KEY_ENV[self.provider]
 
 
@@ -261,8 +261,8 @@ class Compare(Section):
     """Number of test rows that an API model answers twice, to measure how much its answers vary; 0: none."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [baseline.called for baseline in self.baselines]
+    def _unique_names(self) -> Self:
+        names = [baseline.display_name for baseline in self.baselines]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"baselines: {', '.join(duplicates)} stands there twice; give each a name of its own")
         return self

@@ -32,19 +32,19 @@ class Task(Section):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _labels_as_text(cls, labels: Any) -> Any:
+    def _labels_to_text(cls, labels: Any) -> Any:
         return task_labels.labels_to_text(labels)
 
     @field_validator("labels")
     @classmethod
-    def _can_be_answered(cls, labels: Any) -> Any:
+    def _check_labels(cls, labels: Any) -> Any:
         if labels != "auto":
             task_labels.check_labels(labels)
         return labels
 
     @field_validator("json_schema")
     @classmethod
-    def _can_be_held_to(cls, json_schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+    def _check_json_schema(cls, json_schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
         if json_schema is None:
             return None
         json_schema_subset.check_schema(json_schema)
@@ -52,18 +52,18 @@ class Task(Section):
 
     @field_validator("normalizers")
     @classmethod
-    def _of_known_fields(cls, normalizers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    def _check_normalizers(cls, normalizers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if (json_schema := info.data.get("json_schema")) is not None:
             json_schema_subset.check_normalizers(normalizers, json_schema)
         return normalizers
 
     @property
-    def variant(self) -> str:
+    def task_name(self) -> str:
         """Return the name of the task's module in insource/tasks: its kind, or multilabel."""
         return "multilabel" if self.labels_per_row == "many" else self.kind
 
     @model_validator(mode="after")
-    def _belongs_to_kind(self) -> Self:
+    def _check_kind(self) -> Self:
         if self.labels_per_row == "many" and self.kind != "classification":
             raise ValueError(f"labels_per_row belongs to kind classification, and kind is {self.kind}")
         if self.normalizers and self.kind != "extraction":
@@ -104,7 +104,7 @@ class Split(Section):
     seed: Annotated[int, Field(ge=0)] = 17
 
     @model_validator(mode="after")
-    def _leaves_train(self) -> Self:
+    def _check_train_fraction(self) -> Self:
         held_out = self.test + self.validation + self.calibration
         if held_out >= 1:
             raise ValueError(f"test + validation + calibration = {held_out:g} leaves no rows for train")
@@ -130,7 +130,7 @@ class Formats(Section):
 
     @field_validator("dates")
     @classmethod
-    def _say_which_day(cls, dates: dict[str, str]) -> dict[str, str]:
+    def _check_date_formats(cls, dates: dict[str, str]) -> dict[str, str]:
         for column, date_format in dates.items():
             if not _has_full_date(date_format):
                 raise ValueError(
@@ -139,7 +139,7 @@ class Formats(Section):
         return dates
 
     @model_validator(mode="after")
-    def _amounts_are_plain(self) -> Self:
+    def _check_amounts(self) -> Self:
         if self.amounts and self.decimal is None:
             raise ValueError("amounts need decimal: is 1.234 more than a thousand, or more than one?")
         return self

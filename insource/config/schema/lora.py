@@ -100,13 +100,13 @@ class Lora(Section):
 
     @field_validator("init_lora_weights", mode="before")
     @classmethod
-    def _can_begin(cls, value: Any) -> Any:
+    def _check_init(cls, value: Any) -> Any:
         if isinstance(value, str | bool) and value in _UNSUPPORTED_INITIALISATION:
             raise ValueError(f"given {value!r}: {_UNSUPPORTED_INITIALISATION[value]}")
         return value
 
     @property
-    def takes_from_base(self) -> bool:
+    def modifies_base(self) -> bool:
         """Return whether the adapter is initialized with a part of the base, so that both change together."""
         name = str(self.init_lora_weights)
         return name in ("olora", "loftq") or name.startswith("pissa")
@@ -114,15 +114,15 @@ class Lora(Section):
     @property
     def largest_rank(self) -> int:
         """Return the largest rank of the exported adapter."""
-        return max([self.r, *self.rank_pattern.values()]) * (2 if self.takes_from_base else 1)
+        return max([self.r, *self.rank_pattern.values()]) * (2 if self.modifies_base else 1)
 
     @property
-    def unservable(self) -> str | None:
+    def unservable_reason(self) -> str | None:
         """Return the reason why vLLM cannot serve the adapter unmerged, or None."""
         return "use_dora: vLLM serves DoRA only merged" if self.use_dora else None
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _check_consistency(self) -> Self:
         mistakes: list[tuple[tuple[str, ...], str]] = []
         initial, ranks = self.init_lora_weights, [self.r, *self.rank_pattern.values()]
         selects_layers = self.layers_to_transform is not None or self.layers_pattern is not None
@@ -135,10 +135,10 @@ class Lora(Section):
             mistakes.append((("layers_pattern",), "goes with layers_to_transform, the numbers of the layers"))
         if self.loftq_config is not None and initial != "loftq":
             mistakes.append((("loftq_config",), f"goes with init_lora_weights: loftq, and that is {initial}"))
-        if self.use_dora and (self.takes_from_base or initial == "mica"):
+        if self.use_dora and (self.modifies_base or initial == "mica"):
             message = f"init_lora_weights: {initial} and use_dora both rewrite the weights; keep one of them"
             mistakes.append((("use_dora",), message))
-        if self.takes_from_base and self.largest_rank > VLLM_MAX_RANK:
+        if self.modifies_base and self.largest_rank > VLLM_MAX_RANK:
             message = f"{initial} is exported with twice the rank, and vLLM serves at most {VLLM_MAX_RANK}"
             mistakes.append((("r",), f"{message}; set ranks of at most {VLLM_MAX_RANK // 2}"))
         if initial == "orthogonal" and any(rank % 2 for rank in ranks):

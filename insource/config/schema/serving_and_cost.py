@@ -152,13 +152,13 @@ class Route(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_target(cls, values: Any) -> Any:
+    def _fill_margin(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("not_worse_than") is None:
             return values
         return {"target_accuracy": None, **values, "margin": 0.02 if values.get("margin") is None else values["margin"]}
 
     @model_validator(mode="after")
-    def _two_targets(self) -> Self:
+    def _check_target(self) -> Self:
         if self.not_worse_than is not None and self.target_accuracy is not None:
             raise ValueError("target_accuracy and not_worse_than are two targets; leave one out, or set it to null")
         if self.not_worse_than is None and self.target_accuracy is None:
@@ -178,7 +178,7 @@ class Wandb(Section):
 
     @field_validator("project", "entity")
     @classmethod
-    def _taken_by_its_server(cls, name: str | None) -> str | None:
+    def _check_name(cls, name: str | None) -> str | None:
         """Raise ValueError for names that W&B refuses (wandb 0.31, Settings.validate_project).
 
         Its server would refuse them only after training.

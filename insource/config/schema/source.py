@@ -56,7 +56,7 @@ class Source(Section):
 
     @field_validator("encoding")
     @classmethod
-    def _known_codec(cls, name: str) -> str:
+    def _check_encoding(cls, name: str) -> str:
         try:
             codecs.lookup("utf-8" if name == "auto" else name)
         except LookupError:
@@ -65,7 +65,7 @@ class Source(Section):
 
     @field_validator("header")
     @classmethod
-    def _names_differ(cls, header: list[str] | None) -> list[str] | None:
+    def _unique_names(cls, header: list[str] | None) -> list[str] | None:
         if header and (duplicates := sorted({name for name in header if header.count(name) > 1})):
             raise ValueError(f"names must differ, and {', '.join(map(repr, duplicates))} stands there twice")
         return header
@@ -81,7 +81,7 @@ class Source(Section):
         return self.sample_by is None and (self.delimiter != "auto" or self.header is not None)
 
     @model_validator(mode="after")
-    def _several_characters_need_no_quotes(self) -> Self:
+    def _check_quoting(self) -> Self:
         if self.delimiter != "auto" and len(self.delimiter) > 1 and self.quotes is not False:
             raise ValueError(f"delimiter {self.delimiter!r} has several characters; that needs quotes: false")
         if self.quote is not None and (self.quote == self.delimiter or self.quote in "\r\n"):
@@ -91,7 +91,7 @@ class Source(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _exactly_one_source(self) -> Self:
         sources = [name for name in ("path", "paths", "hub", "train") if getattr(self, name) is not None]
         if len(sources) != 1:
             actual = " and ".join(sources) if sources else "none of them"
@@ -107,7 +107,7 @@ class Source(Section):
         return self
 
     @property
-    def given(self) -> dict[str, list[str]]:
+    def paths_by_split(self) -> dict[str, list[str]]:
         """Return {split or "all": paths} as in the recipe; {} for a hub data set."""
         if self.paths is not None:
             return {"all": self.paths}
@@ -136,7 +136,7 @@ class Slots(Section):
     """Whether `end` is the position of the last character itself."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _exactly_one_value(self) -> Self:
         if (self.value is None) == (self.end is None) or (self.start is None) != (self.end is None):
             raise ValueError("give value, or start and end")
         return self
@@ -182,14 +182,14 @@ class Columns(Section):
     """A column of unique row ids; without it, ids are made from file and row number."""
 
     @property
-    def of_targets(self) -> dict[str, str]:
+    def target_columns(self) -> dict[str, str]:
         """Return {recipe key: column} of the columns of references."""
         if self.targets is None or isinstance(self.targets, str):
             return {"data.columns.targets": self.targets} if self.targets else {}
         return {f"data.columns.targets[{index}]": name for index, name in enumerate(self.targets)}
 
     @property
-    def of_slots(self) -> dict[str, str]:
+    def slot_columns(self) -> dict[str, str]:
         """Return {recipe key: column} of the column of slots or tags; {} if there is none."""
         slots = {"data.columns.slots.column": self.slots.column} if self.slots else {}
         return slots | ({"data.columns.tags": self.tags} if self.tags else {})

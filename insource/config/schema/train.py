@@ -56,7 +56,7 @@ class Template(Section):
 
     @field_validator("date")
     @classmethod
-    def _is_a_day(cls, value: str) -> str:
+    def _check_date(cls, value: str) -> str:
         if value != "auto":
             date.fromisoformat(value)
         return value
@@ -76,7 +76,7 @@ class Model(Section):
     """The token that ends an answer; auto: the one of the chat template."""
 
     @model_validator(mode="after")
-    def _revision_of_hub(self) -> Self:
+    def _check_revision(self) -> Self:
         if self.revision is not None and self.base in ("pocket", "smollm2"):
             raise ValueError(f"revision goes with a hub name, and base is {self.base}")
         return self
@@ -142,12 +142,12 @@ class Train(Section):
     """Not upstream: tokens of one packed sequence."""
 
     @property
-    def keeps_best(self) -> bool:
+    def selects_best_checkpoint(self) -> bool:
         """Return whether training ends with the best checkpoint."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _check_consistency(self) -> Self:
         mistakes: list[tuple[tuple[str, ...], str]] = []
         if self.packing != "none" and self.pack_tokens < self.max_length:
             message = (
@@ -162,11 +162,11 @@ class Train(Section):
             ]
         if self.balanced_sampling and self.class_weight == "balanced":
             mistakes.append((("balanced_sampling",), "evens out the classes as class_weight: balanced does; keep one"))
-        if mistakes := mistakes + self._of_validation():
+        if mistakes := mistakes + self._find_validation_mistakes():
             raise ConflictError(mistakes)
         return self
 
-    def _of_validation(self) -> list[tuple[tuple[str, ...], str]]:
+    def _find_validation_mistakes(self) -> list[tuple[tuple[str, ...], str]]:
         mistakes: list[tuple[tuple[str, ...], str]] = []
         for key, enabled in (
             ("load_best_model_at_end", self.load_best_model_at_end),
@@ -178,14 +178,14 @@ class Train(Section):
                 )
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             mistakes.append((("early_stopping_threshold",), "goes with early_stopping_patience, such as 3"))
-        if self.metric_for_best_model is not None and not self.keeps_best:
+        if self.metric_for_best_model is not None and not self.selects_best_checkpoint:
             message = "chooses a checkpoint, and none is chosen; set load_best_model_at_end or early_stopping_patience"
             mistakes.append((("metric_for_best_model",), message))
         if self.eval_steps is not None and self.eval_strategy != "steps":
             message = f"goes with eval_strategy: steps, and that is {self.eval_strategy}"
             mistakes.append((("eval_steps",), message))
         interval = self.eval_steps or self.save_steps
-        if self.keeps_best and self.eval_strategy == "steps" and self.save_steps % interval:
+        if self.selects_best_checkpoint and self.eval_strategy == "steps" and self.save_steps % interval:
             nearest = max(1, round(self.save_steps / interval)) * interval
             message = f"{self.save_steps} is no multiple of eval_steps ({interval}); the best must be scored and saved"
             mistakes.append((("save_steps",), f"{message}; set {nearest}"))
@@ -217,7 +217,7 @@ class Accelerate(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_this_machine(cls, values: Any) -> Any:
+    def _resolve_auto(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         resolved = dict(values)
@@ -230,13 +230,13 @@ class Accelerate(Section):
         return resolved
 
     @model_validator(mode="after")
-    def _fp16_needs_a_gpu(self) -> Self:
+    def _check_fp16(self) -> Self:
         if self.use_cpu and self.mixed_precision == "fp16":
             raise ConflictError([(("mixed_precision",), "fp16 is for GPUs; with use_cpu: true take auto, bf16 or no")])
         return self
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _check_consistency(self) -> Self:
         mistakes: list[tuple[tuple[str, ...], str]] = []
         kind, multiprocess = self.distributed_type, self.num_processes > 1
         if kind == "NO" and multiprocess:
@@ -249,14 +249,14 @@ class Accelerate(Section):
             message = "distributed_type: FSDP and fsdp_config go together; HARDWARE=fsdp has both"
             mistakes.append((("fsdp_config",), message))
         if self.num_machines > 1:
-            mistakes += self._of_machines()
+            mistakes += self._find_machine_mistakes()
         elif self.machine_rank:
             mistakes.append((("machine_rank",), f"given {self.machine_rank}, and num_machines is 1; set num_machines"))
         if mistakes:
             raise ConflictError(mistakes)
         return self
 
-    def _of_machines(self) -> list[tuple[tuple[str, ...], str]]:
+    def _find_machine_mistakes(self) -> list[tuple[tuple[str, ...], str]]:
         mistakes: list[tuple[tuple[str, ...], str]] = []
         if self.num_processes % self.num_machines:
             message = f"{self.num_processes} processes cannot be dealt evenly to {self.num_machines} machines"

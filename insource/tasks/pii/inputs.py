@@ -17,9 +17,9 @@ class Input:
     """A prepared input. Redacted values stay in memory: nothing writes or shows them."""
 
     text: str
-    found: frozenset[str]
+    pii_kinds: frozenset[str]
     """Kinds of personal data in the clean text, before redaction."""
-    hidden: Mapping[str, str] = field(default_factory=dict, repr=False)
+    redacted_values: Mapping[str, str] = field(default_factory=dict, repr=False)
     """{placeholder: value} of redacted values."""
 
 

@@ -29,7 +29,7 @@ class Counts:
     """{path: counter} of values that are not objects. A list of such values is one value."""
     items: dict[str, Counter[str]] = field(default_factory=dict)
     """{path: counter} of the objects in lists. An object is right if all its values are."""
-    same: bool = True
+    exact: bool = True
     """Whether predicted and expected values are equal."""
 
     def add(self, other: "Counts") -> None:
@@ -37,10 +37,10 @@ class Counts:
         for totals, additions in ((self.values, other.values), (self.items, other.items)):
             for path, count in additions.items():
                 totals.setdefault(path, Counter()).update(count)
-        self.same &= other.same
+        self.exact &= other.exact
 
     @property
-    def right(self) -> int:
+    def n_right(self) -> int:
         """Return the number of right values."""
         return sum(count["right"] for count in self.values.values())
 
@@ -149,14 +149,14 @@ def _count_objects(
         }
         scores = np.array(
             [
-                [pairs[a, b].right + pairs[a, b].same / (1 + len(expected)) for b in range(len(predicted))]
+                [pairs[a, b].n_right + pairs[a, b].exact / (1 + len(expected)) for b in range(len(predicted))]
                 for a in range(len(expected))
             ]
         )
         assignment = (
             list(zip(*linear_sum_assignment(scores, maximize=True), strict=True)) if expected and predicted else []
         )
-    right = sum(pairs[pair].same for pair in assignment)
+    right = sum(pairs[pair].exact for pair in assignment)
     counts = Counts(
         {}, {path: Counter(n=len(expected), said=len(predicted), right=right)}, len(expected) == len(predicted)
     )

@@ -54,7 +54,7 @@ class Turn:
     """After an answer that ends the conversation."""
     next_message: str
     """After an answer that is followed by another message; empty if the template refuses such a conversation."""
-    continues: bool
+    continues_prompt: bool
     """Whether the answered conversation equals the open prompt followed by the answer."""
 
 
@@ -79,7 +79,7 @@ def read_turn(tokenizer: Any) -> Turn:
         lead=prefix.rpartition(PROBE_QUESTION)[2],
         end=end,
         next_message=_render_next_message(tokenizer, answered),
-        continues=answered_text.startswith(open_prompt + PROBE_ANSWER),
+        continues_prompt=answered_text.startswith(open_prompt + PROBE_ANSWER),
     )
     _check_answers_at_once(turn, name)
     return turn
@@ -115,7 +115,7 @@ def _check_answers_at_once(turn: Turn, name: str) -> None:
             f"model.base: {name} always thinks before it answers: its open prompt ends in {prompt[-40:]!r}. "
             f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without a thinking mode"
         )
-    if not turn.continues and _strip_thoughts(prompt) != _strip_thoughts(turn.lead):
+    if not turn.continues_prompt and _strip_thoughts(prompt) != _strip_thoughts(turn.lead):
         raise RecipeError(
             f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
             f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "

@@ -41,16 +41,16 @@ class Rendering:
     """With the pinned template as chat template, and the stop as EOS token."""
     pinned: dict[str, bool | str] = field(default_factory=dict)
     """Pinned variables of the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
-    differs: str | None = None
+    own_suffix_reason: str | None = None
     """Reason why training uses an own suffix instead of the template's, None if it does not."""
-    stop_found: str | None = None
+    stop_reason: str | None = None
     """Description of the stop, if it is not the tokenizer's own EOS."""
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """Return console lines about pinned variables and the stop."""
         values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
         lines = [f"template  pinned: {values} (model.template)"] if values else []
-        return lines + ([f"stop      {self.stop_found}"] if self.stop_found else [])
+        return lines + ([f"stop      {self.stop_reason}"] if self.stop_reason else [])
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -76,7 +76,7 @@ def load_rendering(model: Model) -> Rendering:
         # The first error is that of the template with thinking off.
         raise errors[0]
     # Prefer the first candidate in which open and answered prompts agree.
-    pinned, turn = next((candidate for candidate in candidates if candidate[1].continues), candidates[0])
+    pinned, turn = next((candidate for candidate in candidates if candidate[1].continues_prompt), candidates[0])
     tokenizer.chat_template = pinned.template
     return _make_rendering(model, tokenizer, pinned, turn)
 
@@ -188,7 +188,7 @@ def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = stop
     own_suffix_reason = None
-    if not turn.continues:
+    if not turn.continues_prompt:
         own_suffix_reason = (
             f"its template begins an answer with {turn.lead[-40:]!r} and asks with {turn.generation_prompt[-40:]!r}"
         )

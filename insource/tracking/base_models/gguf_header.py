@@ -51,7 +51,7 @@ class GgufHeader:
         return max(self.types, key=lambda name: self.types[name])
 
     @property
-    def bits(self) -> float:
+    def bits_per_weight(self) -> float:
         """Mean bits per weight."""
         return 8 * self.weight_bytes / self.parameters
 

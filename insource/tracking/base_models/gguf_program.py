@@ -76,7 +76,7 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
         "parameters": header.parameters,
         "types": dict(header.types),
         "main_type": header.main_type,
-        "bits": round(header.bits, 2),
+        "bits": round(header.bits_per_weight, 2),
     }
 
 

@@ -83,7 +83,7 @@ class StandInVllm:
         folder = self.adapters.get(body["model"])
         if folder is None:
             return "base"
-        for line in Run(folder.parent).references.read_text(encoding="utf-8").splitlines():
+        for line in Run(folder.parent).references_path.read_text(encoding="utf-8").splitlines():
             if (reference := json.loads(line))["prompt_ids"] == body.get("prompt"):
                 return str(reference.get("answered", reference["answer"]))
         return str(json.loads((folder / "adapter_model.safetensors").read_bytes()[8:])["__metadata__"]["mark"])

@@ -81,10 +81,10 @@ def make_deployed_task(
     folder: Path, recipe: Recipe, routing: Routing | None = None, gateway_recipe: Recipe | None = None
 ) -> Deployment:
     """The task of a recipe as a version that is deployed, behind a gateway that was started with it, or another one."""
-    module, labels = TASKS[recipe.task.variant], dict.fromkeys(LABELS, "")
+    module, labels = TASKS[recipe.task.task_name], dict.fromkeys(LABELS, "")
     spec = module.make_spec(recipe.task, labels)
     prompt = {
-        "task": {"kind": recipe.task.variant, **spec.__dict__},
+        "task": {"kind": recipe.task.task_name, **spec.__dict__},
         "messages": module.messages(spec, {"text": "{input}"}),
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),

@@ -113,7 +113,7 @@ def one(backend: Backend, request: Request = QUESTION) -> RequestResult:
 def test_openai_wire_brings_answer_usage_and_log_probability() -> None:
     with provider(lambda request, n: web.json_response(completion())) as address:
         reply = one(openai(address, log_probabilities=True))
-    received = reply.received
+    received = reply.completion
     assert received is not None and reply.error is None
     assert (received.output, received.model_id, received.finish_reason) == ("late", "classifier-2026-11-01", "stop")
     assert received.log_probability == pytest.approx(-0.5)
@@ -126,9 +126,9 @@ def test_openai_wire_brings_answer_usage_and_log_probability() -> None:
 def test_anthropic_wire_counts_cached_tokens_as_read() -> None:
     with provider(lambda request, n: web.json_response(message())) as address:
         reply = one(Backend("anthropic", "claude-haiku-5-5", address, api_key="secret", temperature=None))
-    assert reply.received is not None
-    assert (reply.received.output, reply.received.finish_reason) == ("late", "stop")
-    assert (reply.received.usage.input_tokens, reply.received.usage.cached_tokens) == (30, 16)
+    assert reply.completion is not None
+    assert (reply.completion.output, reply.completion.finish_reason) == ("late", "stop")
+    assert (reply.completion.usage.input_tokens, reply.completion.usage.cached_tokens) == (30, 16)
 
 
 def seen(wire: ApiFormat, structured: Any, response_body: Any) -> tuple[dict[str, Any], dict[str, str], RequestResult]:
@@ -153,10 +153,10 @@ def test_the_constraint_goes_as_the_backend_takes_it() -> None:
     assert (body["temperature"], body["max_completion_tokens"]) == (0.0, 16)
     body, _, reply = seen("openai", "json_schema", completion('{"answer": "lost"}'))
     assert body["response_format"]["json_schema"]["schema"]["properties"]["answer"] == ENUM
-    assert reply.received is not None and reply.received.output == "lost"
+    assert reply.completion is not None and reply.completion.output == "lost"
     body, headers, reply = seen("anthropic", "json_schema", message('{"answer": "lost"}'))
     assert body["output_config"]["format"]["schema"]["required"] == ["answer"]
-    assert reply.received is not None and reply.received.output == "lost"
+    assert reply.completion is not None and reply.completion.output == "lost"
     body, _, _ = seen("openai", "none", completion())
     assert "structured_outputs" not in body and "response_format" not in body
 
@@ -178,7 +178,7 @@ def test_what_may_pass_is_asked_again_and_every_attempt_is_timed(status: int) ->
 
     with provider(twice_bad) as address:
         reply = one(openai(address))
-    assert reply.received is not None and reply.error is None
+    assert reply.completion is not None and reply.error is None
     assert len(reply.attempt_latencies_seconds) == 3
 
 
@@ -194,14 +194,14 @@ def test_what_will_not_pass_is_asked_once(status: int) -> None:
 
     with provider(refuse) as address:
         reply = one(openai(address))
-    assert reply.received is None and len(reply.attempt_latencies_seconds) == 1
+    assert reply.completion is None and len(reply.attempt_latencies_seconds) == 1
     assert reply.error is not None and f"HTTP {status}" in reply.error and "no such model" in reply.error
 
 
 def test_attempts_are_bounded() -> None:
     with provider(lambda request, n: web.json_response({}, status=500)) as address:
         reply = one(openai(address, retries=2))
-    assert reply.received is None and len(reply.attempt_latencies_seconds) == 3
+    assert reply.completion is None and len(reply.attempt_latencies_seconds) == 3
 
 
 def test_retry_after_is_waited_for_and_too_long_a_wait_is_not() -> None:
@@ -212,12 +212,12 @@ def test_retry_after_is_waited_for_and_too_long_a_wait_is_not() -> None:
 
     with provider(busy) as address:
         reply = one(openai(address))
-        assert reply.received is not None and reply.latency_seconds >= 0.6
+        assert reply.completion is not None and reply.latency_seconds >= 0.6
     with provider(lambda request, n: web.json_response({}, status=429, headers={"Retry-After": "3600"})) as address:
         started_at = time.monotonic()
         reply = one(openai(address))
     assert time.monotonic() - started_at < 5
-    assert reply.received is None and reply.error is not None and "asks to wait 3600 s" in reply.error
+    assert reply.completion is None and reply.error is not None and "asks to wait 3600 s" in reply.error
 
 
 def test_retry_after_in_all_its_forms() -> None:
@@ -237,7 +237,7 @@ def test_an_answer_that_cannot_be_read_is_a_failure_and_no_crash(wire: ApiFormat
     with provider(lambda request, n: web.Response(body=body, content_type="application/json")) as address:
         base = f"{address}/v1" if wire == "openai" else address
         reply = one(Backend(wire, "classifier", base, temperature=None, retries=1, timeout_seconds=5))
-    assert reply.received is None and reply.error and "HTTP" not in reply.error
+    assert reply.completion is None and reply.error and "HTTP" not in reply.error
     assert len(reply.attempt_latencies_seconds) == 2
 
 
@@ -257,7 +257,7 @@ def test_a_reset_and_a_body_cut_short_are_asked_again() -> None:
 
     with provider(truncate) as address:
         reply = one(openai(address))
-    assert reply.received is not None and len(reply.attempt_latencies_seconds) == 3
+    assert reply.completion is not None and len(reply.attempt_latencies_seconds) == 3
 
 
 def test_no_answer_in_time_and_nobody_there() -> None:
@@ -267,9 +267,9 @@ def test_no_answer_in_time_and_nobody_there() -> None:
 
     with provider(lambda request, n: late(request)) as address:
         reply = one(openai(address, timeout_seconds=0.2, retries=1))
-    assert reply.received is None and reply.error == "no answer within 0.2 s"
+    assert reply.completion is None and reply.error == "no answer within 0.2 s"
     reply = one(openai("http://127.0.0.1:9", retries=0))
-    assert reply.received is None and reply.error is not None and reply.error.startswith("no connection")
+    assert reply.completion is None and reply.error is not None and reply.error.startswith("no connection")
 
 
 def test_only_so_many_at_once_and_all_in_order() -> None:
@@ -287,7 +287,7 @@ def test_only_so_many_at_once_and_all_in_order() -> None:
     requests = [replace(QUESTION, id=f"T{n}", messages=[{"role": "user", "content": f"row {n}"}]) for n in range(40)]
     with provider(lambda request, n: slow(request)) as address:
         replies = complete_all(openai(address, concurrency=7), requests)
-    assert [reply.received.output for reply in replies if reply.received] == [f"row {n}" for n in range(40)]
+    assert [reply.completion.output for reply in replies if reply.completion] == [f"row {n}" for n in range(40)]
     assert 1 < max_in_flight <= 7
 
 
@@ -308,7 +308,7 @@ def test_leaving_early_cancels_what_is_on_its_way() -> None:
 
     with provider(answer) as address:
         started_at = time.monotonic()
-        assert asyncio.run(first(openai(address, concurrency=4))).received is not None
+        assert asyncio.run(first(openai(address, concurrency=4))).completion is not None
     assert time.monotonic() - started_at < 10
     assert len(arrivals) <= 8
 

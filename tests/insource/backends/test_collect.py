@@ -67,12 +67,12 @@ def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
     provider, budget, price = Provider(faults=0.2), Budget(10.0), Price()
     with run_provider(provider) as address:
         result = collect(address, path, make_requests(rows), wire, budget=budget, price=price)
-    assert result.complete and result.asked == len(result.answers) == rows
+    assert result.complete and result.n_requested == len(result.answers) == rows
     assert right(result) and all(response.error is None and response.final for response in result.answers.values())
     assert len(provider.delivered) == rows and set(provider.delivered.values()) == {1}
     if rows == FULL:
         assert provider.met.keys() == set(FAULT_KINDS)
-    assert result.retries == provider.attempts.total() - rows >= rows * 0.15
+    assert result.n_retries == provider.attempts.total() - rows >= rows * 0.15
     # What was worked out and did not arrive may have been charged: it is not held to be free.
     assert len(provider.charged) > rows
     assert price.of(provider.charged) <= result.spent_usd == pytest.approx(budget.spent_usd)
@@ -113,7 +113,7 @@ def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Pa
         cached = {entry["id"]: entry for entry in read_journal_lines(path)}
         attempts_before = provider.attempts.copy()
         resumed = collect(address, path, make_requests(rows), wire)
-    assert rows // 4 <= len(cached) < rows and resumed.reused == len(cached)
+    assert rows // 4 <= len(cached) < rows and resumed.n_reused == len(cached)
     for row in cached:
         assert provider.attempts[f"row {int(row[1:])}"] == attempts_before[f"row {int(row[1:])}"]
         assert resumed.answers[row, 0].reused and resumed.answers[row, 0].output == cached[row]["output"]
@@ -136,12 +136,12 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
         assert result.why_incomplete == message
         assert price.of(provider.charged) <= result.spent_usd <= budget.limit_usd
         # Nor is it left unused: what was set aside for calls on their way was given back.
-        assert budget.left_usd < budgets.SystemBudget(None, price).most_usd(requests[-1].request)
+        assert budget.remaining_usd < budgets.SystemBudget(None, price).max_usd(requests[-1].request)
         assert result.spent_usd == pytest.approx(sum_cost_usd(path))
         resumed = collect(address, path, requests, backend=endpoint, budget=Budget(2 * full_usd), price=price)
     assert resumed.complete and right(resumed)
     successful = [response for response in result.answers.values() if response.error is None]
-    assert resumed.reused == len(successful) and resumed.asked == 200 - len(successful)
+    assert resumed.n_reused == len(successful) and resumed.n_requested == 200 - len(successful)
 
 
 def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provider: Provider) -> None:
@@ -188,7 +188,7 @@ def test_the_estimate_is_not_exceeded(path: Path, address: str) -> None:
 def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address: str, provider: Provider) -> None:
     first_result = collect(address, path, make_requests(3))
     repeated = collect(address, path, make_requests(3))
-    assert (first_result.asked, first_result.reused, repeated.asked, repeated.reused) == (3, 0, 0, 3)
+    assert (first_result.n_requested, first_result.n_reused, repeated.n_requested, repeated.n_reused) == (3, 0, 0, 3)
     assert outputs_by_row(first_result) == outputs_by_row(repeated) and len(provider.seen) == 3
     assert all(response.reused and response.latency_seconds for response in repeated.answers.values())
     for changes in (
@@ -200,10 +200,10 @@ def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address:
         {"identity": ["openai", "somebody else"]},
     ):
         result = collect(address, path, changes.pop("asked", make_requests(3)), **changes)
-        assert (result.asked, result.reused) == (3, 0), changes
+        assert (result.n_requested, result.n_reused) == (3, 0), changes
     assert len(provider.seen) == 3 * 7
     moved_endpoint = make_endpoint(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
-    assert collect(address, path, make_requests(3), backend=moved_endpoint).reused == 3
+    assert collect(address, path, make_requests(3), backend=moved_endpoint).n_reused == 3
 
 
 def test_rows_with_the_same_request_share_one_answer(path: Path, address: str, provider: Provider) -> None:
@@ -244,7 +244,7 @@ def test_what_may_pass_is_asked_again_another_day_and_what_will_not_is_not(path:
         "bad question"
     ]
     assert provider.attempts == {"bad question": 1, "wrong key": 2, "out of order": 3, "fine": 1}
-    assert (repeated.asked, repeated.reused) == (2, 2)
+    assert (repeated.n_requested, repeated.n_reused) == (2, 2)
 
 
 def test_an_empty_answer_and_a_refusal_are_answers(path: Path) -> None:
@@ -261,7 +261,7 @@ def test_an_empty_answer_and_a_refusal_are_answers(path: Path) -> None:
 
     with run_provider(provider) as address:
         (empty,) = collect(address, path, make_requests(1)).answers.values()
-        assert collect(address, path, make_requests(1)).reused == 1
+        assert collect(address, path, make_requests(1)).n_reused == 1
     with run_provider(Refusing()) as address:
         (response,) = collect(address, path, make_requests(1, instruction="evil")).answers.values()
     assert (empty.output, empty.error, empty.final, empty.finish_reason) == ("", None, True, "stop")
@@ -305,7 +305,7 @@ def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(position: 
         cut_at = min(position, len(data))
         path.write_bytes(data[:cut_at])
         with response_cache.open_cache(path) as cache:
-            cached = list(cache.rows)
+            cached = list(cache.responses)
             cache.append([row(9)])
         # A last line that lacks nothing but its end is whole.
         assert cached == [row(number).key for number in range((data[:cut_at] + b"\n").count(b"}\n"))]
@@ -331,7 +331,7 @@ def test_a_journal_has_one_writer(path: Path) -> None:
     ):
         pass
     with response_cache.open_cache(path) as cache:
-        assert not cache.rows
+        assert not cache.responses
 
 
 def test_the_last_line_of_a_key_counts(path: Path) -> None:
@@ -340,7 +340,7 @@ def test_the_last_line_of_a_key_counts(path: Path) -> None:
         cache.append([failed])
         cache.append([replace(row(1), output="late", usd=0.5)])
     with response_cache.open_cache(path) as cache:
-        assert cache.rows[row(1).key].output == "late"
+        assert cache.responses[row(1).key].output == "late"
     assert sum_cost_usd(path) == 0.75
 
 
@@ -372,7 +372,7 @@ def test_a_key_that_is_revoked_in_the_middle_leaves_it_incomplete_and_the_next_r
         )
         provider.refuse = lambda prompt, attempts: None
         repeated = collect(address, path, make_requests(200), wire)
-    assert repeated.complete and right(repeated) and repeated.reused == len(successful)
+    assert repeated.complete and right(repeated) and repeated.n_reused == len(successful)
     assert set(provider.delivered.values()) == {1} and len(provider.delivered) == 200
 
 
@@ -387,4 +387,4 @@ def test_a_decision_brings_the_probability_of_every_label_and_a_refusal_is_an_an
     )
     assert decision.log_probability == pytest.approx(-0.10536, abs=1e-4)
     assert (refusal.output, refusal.finish_reason, refusal.error, refusal.final) == ("", "refusal", None, True)
-    assert repeated.reused == 2 and repeated.answers["T000000", 0].probabilities == decision.probabilities
+    assert repeated.n_reused == 2 and repeated.answers["T000000", 0].probabilities == decision.probabilities

@@ -48,7 +48,7 @@ def test_a_batch_brings_every_answer_at_its_own_price(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=Budget(1))
-    assert result.complete and outputs_by_row(result) == EXPECTED and result.asked == ROWS
+    assert result.complete and outputs_by_row(result) == EXPECTED and result.n_requested == ROWS
     assert len(provider.batches) == 1 and read_pending_batch(path) is None and not provider.seen
     response = result.answers["T000007", 0]
     assert (
@@ -60,9 +60,9 @@ def test_a_batch_brings_every_answer_at_its_own_price(
     assert response.usd == pytest.approx(Price().most_usd(response.input_tokens, 3, batch=True))
     assert result.spent_usd == pytest.approx(sum(row.usd or 0 for row in result.answers.values()))
     repeated = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert repeated.reused == ROWS and len(provider.batches) == 1
+    assert repeated.n_reused == ROWS and len(provider.batches) == 1
     # The same request was answered, however it was sent.
-    assert collect(address, path, make_requests(ROWS), wire, mode="live").reused == ROWS
+    assert collect(address, path, make_requests(ROWS), wire, mode="live").n_reused == ROWS
 
 
 @both
@@ -127,7 +127,7 @@ def test_killed_between_journal_and_file_it_writes_no_line_twice(
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert (
         result.complete
-        and result.reused == ROWS
+        and result.n_reused == ROWS
         and len(response_cache.read_responses(path)) == ROWS
         and not file.exists()
     )
@@ -162,7 +162,7 @@ def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
     assert budget.spent_usd == pytest.approx(sum(item.usd or 0 for item in result.answers.values()))
     provider.end_state = "completed"
     repeated = collect(address, path, make_requests(ROWS), wire, mode="batch")
-    assert repeated.complete and outputs_by_row(repeated) == EXPECTED and repeated.reused == ROWS // 2
+    assert repeated.complete and outputs_by_row(repeated) == EXPECTED and repeated.n_reused == ROWS // 2
     assert [len(item.requests) for item in provider.batches] == [ROWS, ROWS // 2]
 
 
@@ -175,7 +175,7 @@ def test_a_bad_question_in_a_batch_is_wrong_for_good(
     assert result.complete
     (failed,) = [response for response in result.answers.values() if response.error]
     assert failed.id == "T000003" and failed.final and "flagged by the content filter" in (failed.error or "")
-    assert collect(address, path, make_requests(ROWS), wire, mode="batch").reused == ROWS
+    assert collect(address, path, make_requests(ROWS), wire, mode="batch").n_reused == ROWS
 
 
 @both
@@ -197,7 +197,7 @@ def test_a_batch_that_the_provider_does_not_take_is_told(path: Path, address: st
     result = collect(address, path, make_requests(ROWS), mode="batch", budget=budget)
     assert result.why_incomplete is not None and "batch_0 failed: failed, 0 of 120 done" in result.why_incomplete
     assert "too many tokens" in result.why_incomplete and not result.answers
-    assert budget.spent_usd == 0 and budget.left_usd == pytest.approx(1) and read_pending_batch(path) is None
+    assert budget.spent_usd == 0 and budget.remaining_usd == pytest.approx(1) and read_pending_batch(path) is None
 
 
 def test_one_batch_after_the_other_as_the_budget_surely_allows(
@@ -214,7 +214,7 @@ def test_one_batch_after_the_other_as_the_budget_surely_allows(
     result = collect(address, path.with_name("tight.jsonl"), requests, mode="batch", budget=tight_budget, price=price)
     assert not result.complete and "could exceed budget_usd" in (result.why_incomplete or "")
     assert 0 < len(result.answers) < 300
-    assert result.spent_usd <= tight_budget.limit_usd and tight_budget.left_usd == pytest.approx(
+    assert result.spent_usd <= tight_budget.limit_usd and tight_budget.remaining_usd == pytest.approx(
         tight_budget.limit_usd - tight_budget.spent_usd
     )
 
@@ -249,9 +249,9 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
     provider.ended = True
     budget = Budget(1)
     result = collect(address, path, make_requests(ROWS, max_tokens=17), mode="batch", budget=budget)
-    assert result.complete and result.asked == ROWS and len(provider.batches) == 2
+    assert result.complete and result.n_requested == ROWS and len(provider.batches) == 2
     assert budget.spent_usd == pytest.approx(sum_cost_usd(path))
-    assert collect(address, path, make_requests(ROWS), mode="batch").reused == ROWS
+    assert collect(address, path, make_requests(ROWS), mode="batch").n_reused == ROWS
 
 
 @both

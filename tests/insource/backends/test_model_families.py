@@ -34,7 +34,7 @@ BODY = {"openai": openai_chat.build_body, "anthropic": anthropic_messages.build_
 def sent(baseline: Baseline, schema: Any = RECORD, max_tokens: int = 64) -> dict[str, Any]:
     backend = api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": schema}))  # type: ignore[arg-type]
     request = Request("T1", [{"role": "user", "content": "x"}], max_tokens, Constraint(None, schema))
-    return BODY[backend.wire](backend, request)
+    return BODY[backend.api_format](backend, request)
 
 
 def test_a_fine_tune_takes_what_its_base_takes() -> None:
@@ -54,7 +54,7 @@ def test_every_baseline_of_the_recipes_is_of_a_known_family_and_gets_no_sampling
     n_baselines = 0
     for path in RECIPES.glob("*.yaml"):
         for baseline in load(path.stem, (), "gpu").recipe.compare.baselines:
-            if baseline.decides:
+            if baseline.uses_decision_api:
                 continue
             body = sent(baseline)
             assert (
@@ -130,7 +130,7 @@ def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
 def test_endpoints_that_decide_are_in_the_table_and_get_no_schema() -> None:
     for api in ("decisions", "systemone"):
         family = model_families.find_family(api, "any")  # type: ignore[arg-type]
-        assert family.choices == (2, 255) and not family.structured and not family.batch
+        assert family.label_limits == (2, 255) and not family.supports_json_schema and not family.supports_batch
     baseline = Baseline(provider="openai", model="gpt-6-luna", api="decisions")
     assert api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
 

@@ -60,11 +60,11 @@ def test_a_request_costs_what_the_list_itself_says(
     usage = Usage(input_tokens=tokens, output_tokens=output, cached_tokens=cached)
     usd = list_prices[provider].usd(usage, batch)
     assert usd == pytest.approx(float(expected), rel=1e-9, abs=1e-15)
-    assert list_prices[provider].most_usd(tokens, output, batch) >= usd * (1 - 1e-9)
+    assert list_prices[provider].max_usd(tokens, output, batch) >= usd * (1 - 1e-9)
 
 
 def test_what_the_list_knows_is_told_with_it(list_prices: dict[str, TokenPrice]) -> None:
-    payload = list_prices["openai"].json()
+    payload = list_prices["openai"].to_json()
     assert set(payload) == {
         "input_usd_per_million", "output_usd_per_million", "cached_input_usd_per_million",
         "batch_input_usd_per_million", "batch_output_usd_per_million", "source", "date", "note",
@@ -82,7 +82,7 @@ def test_what_the_list_knows_is_told_with_it(list_prices: dict[str, TokenPrice])
 
 def test_a_long_prompt_costs_more_in_every_token(list_prices: dict[str, TokenPrice]) -> None:
     haiku = list_prices["anthropic"]
-    limit = haiku.longest_input_tokens
+    limit = haiku.max_input_tokens
     assert limit is not None
     short, long = (haiku.usd(Usage(input_tokens=tokens, output_tokens=0)) for tokens in (limit, limit + 1))
     assert long > 1.5 * short
@@ -100,13 +100,13 @@ def test_what_was_not_counted_costs_nothing_and_the_most_is_still_known(list_pri
     assert list_prices["openai"].usd(Usage(input_tokens=5, output_tokens=0, cached_tokens=9)) == pytest.approx(
         list_prices["openai"].usd(Usage(input_tokens=5, output_tokens=0, cached_tokens=5))
     )
-    assert list_prices["openai"].most_usd(1000, 100) > 0
+    assert list_prices["openai"].max_usd(1000, 100) > 0
 
 
 def test_what_is_written_to_a_cache_may_cost_more_than_input(list_prices: dict[str, TokenPrice]) -> None:
     price = list_prices["openai"]
     assert price.cache_write_factor > 1
-    assert price.most_usd(1000, 0) == pytest.approx(price.cache_write_factor * price.usd(Usage(1000, 0)))
+    assert price.max_usd(1000, 0) == pytest.approx(price.cache_write_factor * price.usd(Usage(1000, 0)))
 
 
 def test_a_private_cloud_has_its_own_price_and_no_batch_price() -> None:
@@ -144,7 +144,7 @@ def test_a_price_that_changes_with_the_hour_is_taken_at_the_dearest() -> None:
 
 def test_what_a_request_costs_besides_its_tokens_is_counted() -> None:
     price = priced(**SONAR)
-    assert price.usd_per_request > 0 and price.usd(Usage(0, 0)) == price.most_usd(0, 0) == price.usd_per_request
+    assert price.usd_per_request > 0 and price.usd(Usage(0, 0)) == price.max_usd(0, 0) == price.usd_per_request
 
 
 @pytest.mark.parametrize(

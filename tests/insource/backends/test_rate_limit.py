@@ -60,21 +60,21 @@ def test_refusals_halve_what_is_on_its_way_once_a_burst_and_answers_let_it_grow(
         limiter = RateLimiter(16, 60)
         started_at = time.monotonic()
         for _ in range(5):
-            limiter.slower(started_at)
-        assert limiter.at_once == 8
+            limiter.on_rate_limited(started_at)
+        assert limiter.concurrency == 8
         await asyncio.sleep(0.01)
-        limiter.slower(time.monotonic())
-        assert limiter.at_once == 4
+        limiter.on_rate_limited(time.monotonic())
+        assert limiter.concurrency == 4
         for _ in range(5):
-            limiter.faster()
-        assert 5 <= limiter.at_once < 5.2
+            limiter.on_success()
+        assert 5 <= limiter.concurrency < 5.2
         for _ in range(500):
-            limiter.faster()
-        assert limiter.at_once == 16
+            limiter.on_success()
+        assert limiter.concurrency == 16
         for _ in range(50):
             await asyncio.sleep(0.001)
-            limiter.slower(time.monotonic())
-        assert limiter.at_once == 1
+            limiter.on_rate_limited(time.monotonic())
+        assert limiter.concurrency == 1
 
     asyncio.run(burst())
 
@@ -116,8 +116,8 @@ def test_a_limit_used_up_is_waited_for_before_it_is_refused(wire: str) -> None:
 
 def one(backend: Backend) -> str:
     (reply,) = complete_all(backend, [make_requests(1)[0].request])
-    assert reply.received is not None, reply.error
-    return reply.received.output
+    assert reply.completion is not None, reply.error
+    return reply.completion.output
 
 
 def test_azure_is_asked_at_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def sent(wire: ApiFormat) -> dict[str, str]:
     with run_provider(provider) as address:
         questions = as_decisions(requests) if wire in ("decisions", "systemone") else requests
         (reply,) = complete_all(make_endpoint(address, wire), [questions[0].request])
-    assert reply.received is not None, reply.error
+    assert reply.completion is not None, reply.error
     ((_, headers, _),) = provider.seen
     return {name.lower(): value for name, value in headers.items()}
 

@@ -67,8 +67,8 @@ def test_hardware_lies_over_the_recipe_and_set_over_both_and_both_are_told() -> 
     loaded = load("classifier", ["train.learning_rate=5e-4"], "cpu")
     assert loaded.recipe.model.base == str(POCKET)
     assert loaded.recipe.train.learning_rate == 5e-4
-    assert any("model.base: pocket" in line and "Qwen" in line for line in loaded.replaced)
-    assert any("SET train.learning_rate" in line for line in loaded.replaced)
+    assert any("model.base: pocket" in line and "Qwen" in line for line in loaded.overridden)
+    assert any("SET train.learning_rate" in line for line in loaded.overridden)
 
 
 def test_settings_of_the_pocket_model_are_not_laid_over_what_a_recipe_says_of_another_base(tmp_path: Path) -> None:

@@ -172,27 +172,29 @@ def test_the_order_of_rows_means_nothing(values: list[float], size: int, random:
 def test_cells_stand_for_their_rows(pairs: list[tuple[int, int]], size: int) -> None:
     metric = metric_stats.macro_f1_metric([target for target, _ in pairs], [prediction for _, prediction in pairs], 4)
     numbers = index_clusters([str(index // size) for index in range(len(pairs))], len(pairs))
-    dense = metric.rows.toarray()
-    for rows in (metric.rows, dense):
+    dense = metric.row_stats.toarray()
+    for rows in (metric.row_stats, dense):
         units = group_units(rows, numbers)
         unit_of_row = np.arange(len(pairs)) if numbers is None else numbers
         expected = [dense[unit_of_row == unit].sum(axis=0).tolist() for unit in range(unit_of_row.max() + 1)]
-        sums = units.sums.toarray() if rows is metric.rows else units.sums
+        sums = units.sums.toarray() if rows is metric.row_stats else units.sums
         assert sorted(np.repeat(sums, units.counts, axis=0).tolist()) == sorted(expected)
         assert len({tuple(row) for row in sums.tolist()}) == len(units.counts)
         assert units.n == len(expected) and units.total == pytest.approx(dense.sum(axis=0))
         if units.n > 1:
-            left_out = [metric.value(dense.sum(axis=0)[None, :] - row)[0] for row in np.array(expected)]
-            assert sorted(np.repeat(jackknife(units, metric.value), units.counts)) == pytest.approx(sorted(left_out))
+            left_out = [metric.from_sums(dense.sum(axis=0)[None, :] - row)[0] for row in np.array(expected)]
+            assert sorted(np.repeat(jackknife(units, metric.from_sums), units.counts)) == pytest.approx(
+                sorted(left_out)
+            )
 
 
 def test_cells_are_drawn_as_units_are() -> None:
     targets, predictions = answers(3000, labels=3)
     metric = metric_stats.macro_f1_metric(targets, predictions, 3)
-    cells = group_units(metric.rows)
-    row_units = ResamplingUnits(metric.rows, np.ones(metric.n, dtype=np.int64))
-    assert cells.by_cell and not row_units.by_cell
-    by_cell, by_row = (bootstrap(units, metric.value, 4000, rng()) for units in (cells, row_units))
+    cells = group_units(metric.row_stats)
+    row_units = ResamplingUnits(metric.row_stats, np.ones(metric.n, dtype=np.int64))
+    assert cells.use_multinomial and not row_units.use_multinomial
+    by_cell, by_row = (bootstrap(units, metric.from_sums, 4000, rng()) for units in (cells, row_units))
     assert by_cell.mean() == pytest.approx(by_row.mean(), abs=5e-4) and by_cell.std() == pytest.approx(
         by_row.std(), rel=0.06
     )
@@ -204,7 +206,7 @@ def test_cells_are_drawn_as_units_are() -> None:
 
 def test_cells_that_repeat_a_little_are_drawn_as_units_are() -> None:
     repeated_units = ResamplingUnits(np.array([[1.0], [5.0], [9.0]]), np.array([2, 1, 4]))
-    assert not repeated_units.by_cell
+    assert not repeated_units.use_multinomial
     permuted = permute(repeated_units, lambda sums: sums[:, 0], 20_000, rng())
     assert permuted.mean() == pytest.approx(43 / 2, rel=0.01) and permuted.max() == 43 and permuted.min() == 0
     assert permuted.var() == pytest.approx((2 * 1 + 25 + 4 * 81) / 4, rel=0.05)
@@ -232,9 +234,9 @@ def test_true_figures_are_those_of_very_many_rows() -> None:
     for clustered in (False, True):
         test_set = coverage_simulation.draw_test_set(200_000, clustered, [0.05], rng())
         for metric in coverage_simulation.METRICS:
-            for predictions, loss in ((test_set.system, 0.0), (test_set.others[0.05], 0.05)):
-                tallied: MetricStats = metric.tally(test_set.wanted, predictions)
-                assert tallied.figure() == pytest.approx(
+            for predictions, loss in ((test_set.tuned, 0.0), (test_set.baselines[0.05], 0.05)):
+                tallied: MetricStats = metric.stats(test_set.targets, predictions)
+                assert tallied.compute_value() == pytest.approx(
                     metric.truth(coverage_simulation.LABEL_ACCURACIES - loss), abs=0.006
                 )
 

@@ -76,7 +76,7 @@ def test_a_sequence_ends_at_its_first_failure(rows: list[tuple[float, bool]]) ->
     tested = learn_then_test.run_fixed_sequence(claim, thresholds, confidences, scores, 0.1)
     p_values = [claim.p_value(scores[confidences >= threshold]) for threshold in thresholds]
     failed = [index for index, p_value in enumerate(p_values) if p_value > 0.1]
-    assert tested.chosen == ((failed[0] - 1 if failed[0] else None) if failed else 4)
+    assert tested.selected_index == ((failed[0] - 1 if failed[0] else None) if failed else 4)
     assert tested.p_values == pytest.approx(p_values[: len(tested.p_values)])
 
 
@@ -85,7 +85,7 @@ def test_it_begins_where_enough_rows_are_left_to_show_anything() -> None:
     confidences, correct, _ = POPULATIONS[0].draw(500, rng)
     thresholds = learn_then_test.build_thresholds(confidences.tolist())
     claim = MeanAbove(0.95)
-    assert claim.least_rows(0.05) == 59 and NonInferior(0.02).least_rows(0.05) == 149
+    assert claim.min_rows(0.05) == 59 and NonInferior(0.02).min_rows(0.05) == 149
     expected_rows = []
     for rows in (100, 200, 900, 3000):
         start = learn_then_test.find_start(claim, thresholds, confidences, correct, rows, 0.05)
@@ -108,7 +108,7 @@ def test_the_chance_to_pass_that_is_planned_with_is_about_the_chance_to_pass(cla
             else correct - (rng.random(correct.shape) < accuracy) * 1.0
         )
         passed = np.mean([claim.p_value(row) <= 0.05 for row in scores])
-        planned_power = claim.chance(*claim.expected(np.array([accuracy])), np.array([150.0]), 0.05)
+        planned_power = claim.power(*claim.expected_moments(np.array([accuracy])), np.array([150.0]), 0.05)
         # The exact test of a difference has to hold for any share of discordant rows; its plan is a normal one.
         assert planned_power[0] == pytest.approx(passed, abs=0.1 if isinstance(claim, MeanAbove) else 0.25)
 
@@ -126,7 +126,7 @@ def test_as_many_rows_as_it_asks_for_are_mostly_enough(name: str) -> None:
         drawn_confidences, hits, _ = population.draw(required_rows, rng)
         start = learn_then_test.find_start(claim, thresholds, confidences[:500], correct[:500], required_rows, 0.05)
         n_passed += (
-            learn_then_test.run_fixed_sequence(claim, thresholds[start:], drawn_confidences, hits, 0.05).chosen
+            learn_then_test.run_fixed_sequence(claim, thresholds[start:], drawn_confidences, hits, 0.05).selected_index
             is not None
         )
     assert n_passed >= 60
@@ -161,7 +161,7 @@ def test_what_the_simulation_calls_the_truth_is_what_many_rows_show() -> None:
         claim = population.claim
         null = claim.target if isinstance(claim, MeanAbove) else -claim.margin
         for threshold in (0.0, 0.75, 0.96):
-            coverage, missed = population.truth(threshold)
+            coverage, missed = population.true_coverage_and_miss(threshold)
             is_kept = confidences >= threshold
             assert is_kept.mean() == pytest.approx(coverage, abs=0.005)
             mean = scores[is_kept].mean()
@@ -174,19 +174,19 @@ def test_thresholds_do_not_depend_on_the_calibration_rows() -> None:
     for seed in range(20):
         draw = router_simulation.draw_calibration(population, 900, np.random.default_rng(seed))
         threshold = router_simulation.insource_threshold(draw)
-        assert threshold is None or threshold in {*draw.validation, 0.0}
+        assert threshold is None or threshold in {*draw.validation_confidences, 0.0}
         shifted = CalibrationDraw(
-            draw.claim, draw.validation, draw.validation_right, draw.confidences + 1e-7, draw.scores
+            draw.claim, draw.validation_confidences, draw.validation_correct, draw.confidences + 1e-7, draw.scores
         )
         shifted_threshold = router_simulation.insource_threshold(shifted)
-        assert shifted_threshold is None or shifted_threshold in {*draw.validation, 0.0}
+        assert shifted_threshold is None or shifted_threshold in {*draw.validation_confidences, 0.0}
 
 
 @settings(max_examples=50)
 @given(st.floats(0.6, 0.99), st.floats(0.01, 0.2))
 def test_so_many_right_rows_show_the_target_and_one_fewer_do_not(target: float, alpha: float) -> None:
     claim = MeanAbove(target)
-    min_rows = claim.least_rows(alpha)
+    min_rows = claim.min_rows(alpha)
     assert claim.p_value(np.ones(min_rows)) <= alpha * (1 + 1e-6)
     assert min_rows == 1 or claim.p_value(np.ones(min_rows - 1)) > alpha * (1 - 1e-6)
     assert min_rows == ceil(np.log(alpha) / np.log(target) - 1e-9)

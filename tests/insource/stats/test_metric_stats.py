@@ -30,9 +30,9 @@ def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | Non
     metrics = classification.compute_metric_stats(spec, targets, answers)
     present_labels = [label for label in LABELS if label in set(targets) | set(predictions)]
     macro = f1_score(targets, predictions, labels=present_labels, average="macro", zero_division=0.0)
-    assert metrics["accuracy"].figure() == pytest.approx(accuracy_score(targets, predictions))
-    assert metrics["macro_f1"].figure() == pytest.approx(macro)
-    assert classification.score(spec, targets, answers)["macro_f1"] == metrics["macro_f1"].figure()
+    assert metrics["accuracy"].compute_value() == pytest.approx(accuracy_score(targets, predictions))
+    assert metrics["macro_f1"].compute_value() == pytest.approx(macro)
+    assert classification.score(spec, targets, answers)["macro_f1"] == metrics["macro_f1"].compute_value()
 
 
 @settings(deadline=None)
@@ -48,7 +48,7 @@ def test_a_resample_is_the_sum_of_its_rows(rows: list[tuple[str, str | None]], s
     resampled = metric_stats.macro_f1_metric(
         [targets[index] for index in sampled], [predictions[index] for index in sampled], len(LABELS)
     )
-    assert metric.value((metric.rows.T @ counts).reshape(1, -1))[0] == pytest.approx(resampled.figure())
+    assert metric.from_sums((metric.row_stats.T @ counts).reshape(1, -1))[0] == pytest.approx(resampled.compute_value())
 
 
 def test_field_f1_counts_values_of_all_rows_together() -> None:
@@ -56,16 +56,16 @@ def test_field_f1_counts_values_of_all_rows_together() -> None:
     targets = [{"number": "1", "total": None}, {"number": "2", "total": "9"}]
     answers = [ParsedAnswer({"number": "1", "total": "3"}), ParsedAnswer(None, "not_json")]
     metrics = extraction.compute_metric_stats(spec, targets, answers)
-    assert metrics["field_f1"].figure() == pytest.approx(2 * 1 / (2 + 3))
-    assert metrics["exact_match"].figure() == 0 and metrics["schema_valid"].figure() == 0.5
-    assert list(metrics["field_f1"].value(metrics["field_f1"].rows)) == pytest.approx([2 / 3, 0.0])
+    assert metrics["field_f1"].compute_value() == pytest.approx(2 * 1 / (2 + 3))
+    assert metrics["exact_match"].compute_value() == 0 and metrics["schema_valid"].compute_value() == 0.5
+    assert list(metrics["field_f1"].from_sums(metrics["field_f1"].row_stats)) == pytest.approx([2 / 3, 0.0])
 
 
 def test_shares_are_known_as_such() -> None:
-    assert metric_stats.mean_metric([1.0, 0.0]).proportion
-    assert not metric_stats.mean_metric([0.5, 1.0]).proportion
-    assert not metric_stats.micro_f1_metric([1.0], [1.0], [1.0]).proportion
-    assert not metric_stats.macro_f1_metric([0], [0], 2).proportion
+    assert metric_stats.mean_metric([1.0, 0.0]).is_proportion
+    assert not metric_stats.mean_metric([0.5, 1.0]).is_proportion
+    assert not metric_stats.micro_f1_metric([1.0], [1.0], [1.0]).is_proportion
+    assert not metric_stats.macro_f1_metric([0], [0], 2).is_proportion
 
 
 def test_examples_stand_before_the_row_as_turns() -> None:

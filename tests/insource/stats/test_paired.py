@@ -44,7 +44,7 @@ seen = PairedDifference(
     test="exact McNemar",
     alpha=0.05,
     discordant=60,
-    spread=0.25,
+    row_std=0.25,
     mde=0.022,
     clusters=None,
 )
@@ -113,7 +113,7 @@ def test_approval_of_the_prime_minister_fell() -> None:
     difference = paired.compute_paired_difference(*table(794, 150, 86, 570))
     assert difference.delta == pytest.approx(0.04) and difference.p_value == pytest.approx(3.1e-5, rel=0.3)
     assert [difference.low, difference.high] == pytest.approx([0.0207, 0.0594], abs=1e-4)
-    assert difference.spread / 40 == pytest.approx(0.0095, abs=1e-4)
+    assert difference.row_std / 40 == pytest.approx(0.0095, abs=1e-4)
 
 
 def test_a_paired_test_sees_what_an_unpaired_one_does_not() -> None:
@@ -147,7 +147,7 @@ def test_clusters_with_one_discordant_row_each_are_mcnemars() -> None:
     difference, rows = paired.compute_paired_difference(a, b, clusters), paired.compute_paired_difference(a, b)
     assert (difference.test, difference.clusters, difference.discordant) == ("paired permutation by cluster", 40, 40)
     assert difference.p_value == pytest.approx(rows.p_value, abs=0.01)
-    assert difference.spread == pytest.approx(rows.spread, rel=0.1)
+    assert difference.row_std == pytest.approx(rows.row_std, rel=0.1)
 
 
 def test_a_difference_that_whole_clusters_share_is_less_certain() -> None:
@@ -216,7 +216,7 @@ def test_rows_that_would_decide() -> None:
     required_rows = paired.estimate_required_rows(seen, 0.02)
     # (2.80 x 0.25 / 0.015)^2, and there the distance to the margin is just detectable.
     assert required_rows == pytest.approx(2181, abs=3)
-    assert 2.8016 * seen.spread / np.sqrt(2181) == pytest.approx(0.015, rel=1e-3)
+    assert 2.8016 * seen.row_std / np.sqrt(2181) == pytest.approx(0.015, rel=1e-3)
     assert paired.estimate_required_rows(replace(seen, delta=-0.035), 0.02) == required_rows
     assert paired.estimate_required_rows(seen, 0.02, power=0.9) > 1.3 * 2181  # type: ignore[operator]
     assert paired.estimate_required_rows(replace(seen, delta=-0.02), 0.02) is None
@@ -228,7 +228,7 @@ def test_tallies_of_other_rows_or_metrics_are_refused() -> None:
     for mismatched in (
         eleven_rows,
         metric_stats.macro_f1_metric([0] * 10, [0] * 10, 2),
-        MetricStats(ten_rows.rows, metric_stats.micro_f1),
+        MetricStats(ten_rows.row_stats, metric_stats.micro_f1),
     ):
         with pytest.raises(ValueError, match="not one metric of the same rows"):
             paired.compute_paired_difference(ten_rows, mismatched)
@@ -241,7 +241,7 @@ def test_swapping_the_systems_turns_the_signs(pairs: list[tuple[int, int, int]],
     for (a, b), clusters in product(
         (labels(pairs), correct), (None, [str(index // size) for index in range(len(pairs))])
     ):
-        if a.figure() == b.figure():
+        if a.compute_value() == b.compute_value():
             continue
         forward, backward = (
             paired.compute_paired_difference(*systems, clusters, resamples=99, permutations=99)

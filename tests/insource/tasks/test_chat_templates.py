@@ -56,7 +56,11 @@ def test_what_is_learnt_is_what_is_served_and_decoded(
 ) -> None:
     rendering = chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
     tokenizer = rendering.tokenizer
-    assert (rendering.pinned, tokenizer.eos_token, rendering.differs is not None) == (pinned, stop, own_suffix)
+    assert (rendering.pinned, tokenizer.eos_token, rendering.own_suffix_reason is not None) == (
+        pinned,
+        stop,
+        own_suffix,
+    )
     (example,) = chat_template.render_examples(tokenizer, [ASK], ["late_fee"])
     served = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
     assert example.prompt_ids == served == chat_template.prompt_ids(tokenizer, [ASK])[0]
@@ -145,7 +149,7 @@ def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
 
 def test_the_pocket_model_is_rendered_by_its_published_template(tokenizer: Any) -> None:
     rendering = chat_template.load_rendering(Model(base=tokenizer.name_or_path))
-    assert (rendering.pinned, rendering.differs, rendering.lines()) == ({}, None, [])
+    assert (rendering.pinned, rendering.own_suffix_reason, rendering.summary_lines()) == ({}, None, [])
     assert rendering.tokenizer.chat_template == tokenizer.chat_template
     assert rendering.tokenizer.eos_token == tokenizer.eos_token
 
@@ -216,7 +220,7 @@ def test_a_sentencepiece_vocabulary_learns_the_answer_without_the_space_before_i
     (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     rendering = chat_template.load_rendering(Model(base=str(tmp_path)))
     tokenizer, question = rendering.tokenizer, [{"role": "user", "content": "my parcel is late"}]
-    assert rendering.differs is not None
+    assert rendering.own_suffix_reason is not None
     assert "\u2581delivery" in tokenizer.tokenize("delivery")
     for answer in ("delivery_delay", "Über die Brücke, 3 €", "<s>x</s>", '{"a": null}'):
         (example,) = chat_template.render_examples(tokenizer, [question], [answer])

@@ -156,4 +156,4 @@ def test_a_column_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     data = "{source: {path: rows.jsonl}, columns: {targets: [answers, answer]}}"
     with pytest.raises(RecipeError, match=r"data.columns.targets\[1\]: there is no column 'answer'; did you mean"):
         prepared(tmp_path, data, GENERATION)
-    assert Columns(targets="a").of_targets == {"data.columns.targets": "a"} and "generation" in TASKS
+    assert Columns(targets="a").target_columns == {"data.columns.targets": "a"} and "generation" in TASKS

@@ -52,7 +52,7 @@ def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_write
         [sys.executable, "-c", STAGE, str(example_run.folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "runs\n"
-    assert example_run.stage("compare")["state"] == "running" and example_run.worked_on
+    assert example_run.stage("compare")["state"] == "running" and example_run.is_locked
     with pytest.raises(StageError, match="worked on by another process"), run.lock_run(example_run):
         pass
     run.start_stage(example_run, "deploy", {})
