@@ -55,7 +55,9 @@ class FirstResponse:
         if self.answer.finish_reason == "length":
             message += "; CUT by the output limit: raise max_output_tokens, or lower effort"
         return message + (
-            f"; without {', '.join(self.system.left_out)}, which it refuses" if self.system.left_out else ""
+            f"; without {', '.join(self.system.omitted_parameters)}, which it refuses"
+            if self.system.omitted_parameters
+            else ""
         )
 
 
@@ -104,11 +106,11 @@ def send_first_request(context: ComparisonContext, system: System, budget: Budge
             if answer is None:
                 return FirstResponse(system, None, collected.why_incomplete or "not asked")
         rejected = api_errors.find_rejected_parameter(answer.error or "", optional_parameters)
-        if rejected is None or rejected in system.left_out:
+        if rejected is None or rejected in system.omitted_parameters:
             # A final error is due to the row (too long, or filtered). The next row may have neither problem.
             return FirstResponse(system, answer, None if answer.final else answer.error)
         print(f"left out  {rejected}, which {system.name} refuses: {answer.error}", file=sys.stderr, flush=True)
-        system = replace(system, left_out=(*system.left_out, rejected))
+        system = replace(system, omitted_parameters=(*system.omitted_parameters, rejected))
 
 
 def request_body_json(context: ComparisonContext, system: System) -> str:

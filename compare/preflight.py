@@ -67,7 +67,7 @@ def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> 
         if system.kind != "closed" or system.baseline is None:
             continue
         try:
-            backend = api_models.build_endpoint(system.baseline, context.dataset, system.left_out)
+            backend = api_models.build_endpoint(system.baseline, context.dataset, system.omitted_parameters)
             # Examples do not affect the check, and retrieving them is slow.
             plain = replace(prompt_selection.prompt_candidates(system)[0], shots=0)
             (request,) = row_requests.build_requests(plain, context.dataset, context.dataset.train[:1])

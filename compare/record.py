@@ -118,9 +118,9 @@ def write_answers(responses: SystemResponses, path: Path) -> int:
     """
     if not responses.complete:
         raise StageError(
-            f"{responses.system.title}: {responses.why_incomplete}; nothing is lost: again asks for the rest"
+            f"{responses.system.title}: {responses.incomplete_reason}; nothing is lost: again asks for the rest"
         )
-    lines = [json.dumps(_answer_json(answer), ensure_ascii=False) + "\n" for answer in responses.test]
+    lines = [json.dumps(_answer_json(answer), ensure_ascii=False) + "\n" for answer in responses.test_answers]
     atomic_files.write_text(path, "".join(lines))
     cost_text = f", ${responses.spent_usd:.4f}" if responses.spent_usd is not None else ""
     print(f"recorded  {responses.system.title}: {len(lines):,} test rows{cost_text}", file=sys.stderr)

@@ -27,20 +27,20 @@ class System:
     kind: SystemKind
     title: str
     """The name that reports show."""
-    which: str | None = None
+    variant: str | None = None
     """The exported variant of a tuned system: adapter, merged or quantized/<scheme>."""
     shots: int = 0
     baseline: Baseline | None = None
-    left_out: tuple[str, ...] = ()
+    omitted_parameters: tuple[str, ...] = ()
     """Parameters that the provider rejected at the first request. They are not sent."""
 
     @property
-    def stand_in(self) -> bool:
+    def is_stand_in(self) -> bool:
         """Return whether a local server replaces a provider. Its scores show nothing about that provider."""
         return self.baseline is not None and self.baseline.is_loopback
 
     @property
-    def on_tuned_scale(self) -> bool:
+    def uses_tuned_scale(self) -> bool:
         """Return whether the confidence scale of the tuned model applies. The scale was fitted without examples."""
         return self.kind == "tuned" and not self.shots
 
@@ -99,7 +99,7 @@ class Scale:
     """The part of an answer whose probability is used."""
     confidences: Sequence[float] = ()
     """Of validation rows."""
-    right: Sequence[float] = ()
+    correct: Sequence[float] = ()
 
     def json(self) -> dict[str, Any]:
         """Return the entry `score` of routing.json, from which serving computes the same confidence."""
@@ -112,21 +112,21 @@ class SystemResponses:
     """All answers of a system."""
 
     system: System
-    test: Sequence[SystemAnswer]
+    test_answers: Sequence[SystemAnswer]
     """Answers to all test rows in their order, or to the subset that the system got."""
-    calibration: Sequence[SystemAnswer] = ()
+    calibration_answers: Sequence[SystemAnswer] = ()
     """Answers to all calibration rows in their order. Empty if the system did not get all of them."""
-    why_not_calibration: str | None = None
+    calibration_missing_reason: str | None = None
     """Why the calibration rows that were planned are not complete."""
-    again: Sequence[SystemAnswer] = ()
+    repeat_answers: Sequence[SystemAnswer] = ()
     """Second answers to the first test rows, from repeated requests."""
     complete: bool = True
-    why_incomplete: str | None = None
+    incomplete_reason: str | None = None
     reused: int = 0
     retries: int = 0
     spent_usd: float | None = None
     concurrency: int | None = None
-    rate: Mapping[str, Any] | None = None
+    throughput: Mapping[str, Any] | None = None
     """Throughput of the server: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
     parity: Mapping[str, Any] | None = None
     """Parity of the served variant with the trained weights on the validation rows: n, prompt_ids_equal, agreement

@@ -102,9 +102,9 @@ def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) ->
         f"adapter/{atomic_files.CHECKSUMS}": _checksum(trained_run, "adapter"),
     }
     hashes |= {
-        f"{system.which}/{atomic_files.CHECKSUMS}": _checksum(trained_run, system.which)
+        f"{system.variant}/{atomic_files.CHECKSUMS}": _checksum(trained_run, system.variant)
         for system in systems
-        if system.which
+        if system.variant
     }
     for system in systems:
         if system.baseline and system.baseline.path and Path(system.baseline.path).is_file():
@@ -122,7 +122,7 @@ def run_comparison(
         first_request.validation_context(trained_run, name, recipe), systems
     )
     for system in systems:
-        for parameter in system.left_out:
+        for parameter in system.omitted_parameters:
             run.record_fallback(
                 trained_run, "compare", f"{system.title}: asked without {parameter}, which its provider refuses"
             )

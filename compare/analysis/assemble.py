@@ -36,17 +36,19 @@ def fit_system_policy(
 
     `baseline` is the system of the routing target, None if it was not run.
     """
-    rows = dataset.calibration if responses.calibration else []
-    correct = confidence.row_correctness(predictions.score_answers(dataset, rows, responses.calibration), dataset)
-    confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration)
-    scale = tuned_scale if responses.system.on_tuned_scale else responses.scale
+    rows = dataset.calibration if responses.calibration_answers else []
+    correct = confidence.row_correctness(
+        predictions.score_answers(dataset, rows, responses.calibration_answers), dataset
+    )
+    confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration_answers)
+    scale = tuned_scale if responses.system.uses_tuned_scale else responses.scale
     baseline_correct, missing_reason = None, None
-    if baseline is not None and len(baseline.calibration) == len(dataset.calibration) and baseline.complete:
+    if baseline is not None and len(baseline.calibration_answers) == len(dataset.calibration) and baseline.complete:
         baseline_correct = confidence.row_correctness(
-            predictions.score_answers(dataset, dataset.calibration, baseline.calibration), dataset
+            predictions.score_answers(dataset, dataset.calibration, baseline.calibration_answers), dataset
         )
     elif baseline is not None:
-        missing_reason = baseline.why_not_calibration or baseline.why_incomplete
+        missing_reason = baseline.calibration_missing_reason or baseline.incomplete_reason
     ids = [row["id"] for row in rows]
     answers = routing_policy.CalibrationAnswers(
         ids, confidences, correct, cluster_ids(rows), baseline_correct if rows else None
@@ -159,7 +161,7 @@ def compare_costs(
 ) -> ownership.CostComparison:
     """Return the costs of self-hosting the tuned model, compared with those of every paid system."""
     tuned, on_gpu = scored_systems[0], not recipe.accelerate.use_cpu
-    tokens, throughput = system_scores.tokens_per_request(tuned.responses), tuned.responses.rate
+    tokens, throughput = system_scores.tokens_per_request(tuned.responses), tuned.responses.throughput
     reason = None
     if used_pocket_model(dataset) and not recipe.cost.cpu_usd_per_hour:
         reason = "the pocket model stood in for the recipe's own, whose throughput was not measured"
@@ -183,7 +185,7 @@ def _is_paid(responses: SystemResponses) -> bool:
     A stand-in counts only if the recipe gives it a price.
     """
     return responses.system.kind == "file" or (
-        responses.system.kind == "closed" and bool(responses.price or not responses.system.stand_in)
+        responses.system.kind == "closed" and bool(responses.price or not responses.system.is_stand_in)
     )
 
 

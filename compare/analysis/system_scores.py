@@ -62,16 +62,16 @@ class SystemScores:
 
 def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: Scale | None) -> SystemScores:
     """Return a system's answers to the test rows, scored."""
-    asked_ids = {answer.id for answer in responses.test}
+    asked_ids = {answer.id for answer in responses.test_answers}
     rows = [row for row in dataset.test if row["id"] in asked_ids]
-    scored = predictions.score_answers(dataset, rows, responses.test)
-    counted_positions = [index for index, answer in enumerate(responses.test) if not answer.not_asked]
+    scored = predictions.score_answers(dataset, rows, responses.test_answers)
+    counted_positions = [index for index, answer in enumerate(responses.test_answers) if not answer.not_asked]
     parsed = [scored.parsed[index] for index in counted_positions]
     targets = references.select_targets(
         dataset.task, dataset.spec, [rows[index] for index in counted_positions], parsed
     )
     metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
-    confidences = confidence.compute_confidences(responses, tuned_scale, responses.test)
+    confidences = confidence.compute_confidences(responses, tuned_scale, responses.test_answers)
     return SystemScores(
         responses,
         rows,
@@ -93,21 +93,21 @@ def system_json(
     score = dataset.task.score(dataset.spec, targets, scored.parsed)
     problems = Counter(parsed.problem for parsed in scored.parsed if parsed.problem)
     is_calibrated = (
-        calibrated if system.on_tuned_scale else responses.scale is not None and responses.scale.platt is not None
+        calibrated if system.uses_tuned_scale else responses.scale is not None and responses.scale.platt is not None
     )
     return {
         "kind": system.kind,
         "title": system.title,
-        "form": system.which,
-        "stand_in": system.stand_in,
-        "model_ids": sorted({answer.model_id for answer in responses.test if answer.model_id}),
+        "form": system.variant,
+        "stand_in": system.is_stand_in,
+        "model_ids": sorted({answer.model_id for answer in responses.test_answers if answer.model_id}),
         "shots": system.shots,
         "role": _role(system.name, primary),
-        "n": len(responses.test),
-        "answered": sum(answer.output is not None for answer in responses.test),
-        "rows": completeness.count_outcomes(responses.test, scored.predictions.parsed),
+        "n": len(responses.test_answers),
+        "answered": sum(answer.output is not None for answer in responses.test_answers),
+        "rows": completeness.count_outcomes(responses.test_answers, scored.predictions.parsed),
         "complete": responses.complete,
-        "why_incomplete": responses.why_incomplete,
+        "why_incomplete": responses.incomplete_reason,
         "n_train": len(dataset.train) if system.kind in ("tuned", "linear", "nearest") else None,
         "metrics": {name: _interval(stats, clusters, alpha) for name, stats in scored.metric_stats.items()},
         "slices": _slices(scored, dataset, alpha),
@@ -115,10 +115,12 @@ def system_json(
         or score.get("per_field", {}) | _label_whole_entries(score.get("per_item", {})),
         "validity": _validity(scored),
         "invalid": dict(problems.most_common()),
-        "errors": dict(Counter(_error_class(answer.error) for answer in responses.test if answer.error).most_common()),
+        "errors": dict(
+            Counter(_error_class(answer.error) for answer in responses.test_answers if answer.error).most_common()
+        ),
         "calibration": confidence.reliability(scored.confidences, scored.correct, is_calibrated),
         "latency": _latency(responses),
-        "throughput": dict(responses.rate) if responses.rate else None,
+        "throughput": dict(responses.throughput) if responses.throughput else None,
         "parity": dict(responses.parity) if responses.parity else None,
         "tokens": _tokens(responses),
         "retries": responses.retries,
@@ -187,7 +189,9 @@ def _latency(responses: SystemResponses) -> dict[str, Any] | None:
     import numpy as np
 
     latencies = [
-        answer.latency_seconds for answer in responses.test if answer.latency_seconds is not None and not answer.error
+        answer.latency_seconds
+        for answer in responses.test_answers
+        if answer.latency_seconds is not None and not answer.error
     ]
     if not latencies:
         return None
@@ -198,7 +202,9 @@ def _latency(responses: SystemResponses) -> dict[str, Any] | None:
 def _tokens(responses: SystemResponses) -> dict[str, int | None]:
     totals: dict[str, int | None] = {}
     for name in ("input", "output", "reasoning", "cached"):
-        counts = [value for answer in responses.test if (value := getattr(answer, f"{name}_tokens")) is not None]
+        counts = [
+            value for answer in responses.test_answers if (value := getattr(answer, f"{name}_tokens")) is not None
+        ]
         totals[name] = sum(counts) if counts else None
     return totals
 
@@ -207,7 +213,7 @@ def token_usages(responses: SystemResponses) -> list[Usage]:
     """Return the token usage of each answered test row, as the provider counted it."""
     return [
         Usage(answer.input_tokens, answer.output_tokens, answer.reasoning_tokens, answer.cached_tokens)
-        for answer in responses.test
+        for answer in responses.test_answers
         if answer.output is not None
     ]
 
@@ -230,7 +236,7 @@ def reported_costs_usd(responses: SystemResponses) -> list[float] | None:
     )
     if responses.system.kind != "file" or (responses.price is not None and has_usage):
         return None
-    return [answer.cost_usd for answer in responses.test if answer.cost_usd is not None]
+    return [answer.cost_usd for answer in responses.test_answers if answer.cost_usd is not None]
 
 
 def tokens_per_request(responses: SystemResponses) -> float:
@@ -258,7 +264,7 @@ def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
 
 def _repeats(scored: SystemScores, dataset: EvalDataset) -> dict[str, Any] | None:
     """Return the fraction of repeated requests with the same answer."""
-    repeats = [answer for answer in scored.responses.again if not answer.not_asked]
+    repeats = [answer for answer in scored.responses.repeat_answers if not answer.not_asked]
     if not repeats:
         return None
     first_answers = {row["id"]: parsed for row, parsed in zip(scored.rows, scored.predictions.parsed, strict=True)}

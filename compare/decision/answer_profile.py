@@ -65,10 +65,10 @@ def build_profile(responses: SystemResponses, dataset: EvalDataset, tuned_scale:
     One row per group counts, as in the test of a threshold.
     """
     profile = AnswerProfile()
-    if not responses.calibration:
+    if not responses.calibration_answers:
         return profile
-    parsed = [predictions.parse_answer(dataset, answer) for answer in responses.calibration]
-    confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration)
+    parsed = [predictions.parse_answer(dataset, answer) for answer in responses.calibration_answers]
+    confidences = confidence.compute_confidences(responses, tuned_scale, responses.calibration_answers)
     counted = set(
         routing_policy.pick_one_per_group([row["id"] for row in dataset.calibration], cluster_ids(dataset.calibration))
     )

@@ -132,9 +132,13 @@ def owned_usd_per_1k(costs: Mapping[str, Any]) -> float | None:
 
 def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None:
     """Return the fallback's cost per 1,000 of these rows, by default of all rows."""
-    answers = fallback.responses.test if indices is None else [fallback.responses.test[index] for index in indices]
+    answers = (
+        fallback.responses.test_answers
+        if indices is None
+        else [fallback.responses.test_answers[index] for index in indices]
+    )
     usd_per_request = system_scores.request_cost(
-        replace(fallback, responses=replace(fallback.responses, test=answers))
+        replace(fallback, responses=replace(fallback.responses, test_answers=answers))
     ).usd_per_request
     return None if usd_per_request is None else 1000 * usd_per_request
 

@@ -190,7 +190,7 @@ def fit_policy(
         return RoutingPolicy(threshold=None, why_none="no answer to a calibration row tells a probability", **settings)
     confidences, scores = confidence_array(rows.confidences), claim_scores(rows)
     thresholds = learn_then_test.build_thresholds(scale.confidences)
-    validation, correct = np.asarray(scale.confidences), np.asarray(scale.right, dtype=np.float64)
+    validation, correct = np.asarray(scale.confidences), np.asarray(scale.correct, dtype=np.float64)
     start = learn_then_test.find_start(claim, thresholds, validation, correct, len(rows.ids), alpha)
     result = learn_then_test.run_fixed_sequence(claim, thresholds[start:], confidences, scores, alpha)
     settings["sequence"] = TestedThresholds(len(validation), len(thresholds), thresholds[start], len(result.p_values))
@@ -238,7 +238,7 @@ def estimate_rows_needed(
     """
     if isinstance(claim, MeanAbove):
         confidences = np.append(confidences, scale.confidences)
-        all_scores = np.append(scores, scale.right)
+        all_scores = np.append(scores, scale.correct)
     elif len(confidences) < learn_then_test.MIN_KEPT_ROWS:
         return claim.min_rows(alpha)
     else:

@@ -25,7 +25,7 @@ def write_comparison(
     folder = trained_run.folder / "predictions"
     for scored in scored_systems:
         predictions.write_predictions(folder, scored.name, "test", scored.predictions, scored.confidences)
-        if repeats := scored.responses.again:
+        if repeats := scored.responses.repeat_answers:
             repeat_predictions = predictions.score_answers(dataset, dataset.test[: len(repeats)], repeats)
             predictions.write_predictions(
                 folder, scored.name, "test", repeat_predictions, [None] * len(repeats), repeat=1

@@ -45,7 +45,7 @@ def exclude_unanswered(
     answered_names = {responses.system.name for responses in answered}
     unanswered = [
         SkippedSystem(
-            responses.system.name, responses.system.title, f"INCOMPLETE: {responses.why_incomplete}", incomplete=True
+            responses.system.name, responses.system.title, f"INCOMPLETE: {responses.incomplete_reason}", incomplete=True
         )
         for responses in all_responses
         if responses.system.name not in answered_names
@@ -85,7 +85,7 @@ def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None
 
 
 def _was_never_asked(responses: SystemResponses) -> bool:
-    return bool(responses.test) and all(answer.not_asked for answer in responses.test)
+    return bool(responses.test_answers) and all(answer.not_asked for answer in responses.test_answers)
 
 
 def _outcome(answer: SystemAnswer, problem: str | None) -> str:

@@ -78,7 +78,7 @@ def compute_confidences(
 ) -> list[float | None]:
     """Return the confidence of each answer, None if it has none."""
     return [
-        _answer_confidence(answer, tuned_scale if responses.system.on_tuned_scale else responses.scale)
+        _answer_confidence(answer, tuned_scale if responses.system.uses_tuned_scale else responses.scale)
         for answer in answers
     ]
 

@@ -54,7 +54,7 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
         usd = selection.spent_usd + cached_usd + collected.spent_usd if price else None
         shutdown_date = _shutdown_date(test_requests, collected)
         omission_notes = [
-            f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out
+            f"{system.title}: asked without {name}, which its provider refuses" for name in system.omitted_parameters
         ]
         message_notes = (
             [f"{system.title}: asked with its own messages, not the task's prompt"]
@@ -87,11 +87,11 @@ def _add_calibration_answers(
     collected = system_requests.collect(budget, price)
     usd = (responses.spent_usd or 0.0) + cached_usd + collected.spent_usd if price else None
     if not collected.complete:
-        return replace(responses, spent_usd=usd, why_not_calibration=collected.why_incomplete)
+        return replace(responses, spent_usd=usd, calibration_missing_reason=collected.why_incomplete)
     return replace(
         responses,
         spent_usd=usd,
-        calibration=[to_system_answer(collected, request.id) for request in system_requests.requests],
+        calibration_answers=[to_system_answer(collected, request.id) for request in system_requests.requests],
     )
 
 
@@ -188,7 +188,8 @@ def _build_requests(context: ComparisonContext, system: System, dataset: EvalDat
     requests = [RowRequest(request.id, 0, request) for request in row_requests.build_requests(system, dataset, rows)]
     identity = [baseline.provider, baseline.base_url]
     backend = replace(
-        build_endpoint(baseline, dataset, system.left_out), bypass_proxy=not context.recipe.privacy.data_may_leave
+        build_endpoint(baseline, dataset, system.omitted_parameters),
+        bypass_proxy=not context.recipe.privacy.data_may_leave,
     )
     return SystemRequests(system, backend, identity, requests, context.cache_path(system))
 
@@ -253,7 +254,7 @@ def load_answer_file(
         system,
         answers,
         complete=reason is None,
-        why_incomplete=reason,
+        incomplete_reason=reason,
         price=pricing.lookup_price(baseline),
         notes=notes,
     )
@@ -263,6 +264,8 @@ def load_answer_file(
     n_missing = sum(row["id"] not in file.by_id for row in calibration)
     if n_missing or not calibration:
         message = f"{file.path.name} has no answer to {n_missing:,} of the {len(calibration):,} calibration rows"
-        return replace(responses, why_not_calibration=message)
+        return replace(responses, calibration_missing_reason=message)
     calibration_dataset = replace(context.dataset, test=calibration)
-    return replace(responses, calibration=answer_file.match_rows(file, system.name, calibration_dataset, rules)[0])
+    return replace(
+        responses, calibration_answers=answer_file.match_rows(file, system.name, calibration_dataset, rules)[0]
+    )

@@ -98,7 +98,9 @@ def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
 def mark_failed(system: System, reason: str) -> SkippedSystem:
     """Return the report entry of a tuned variant or its base that could not be served."""
     return SkippedSystem(
-        _short_variant(system.which) if system.which else system.name, system.title, f"could not be served: {reason}"
+        _short_variant(system.variant) if system.variant else system.name,
+        system.title,
+        f"could not be served: {reason}",
     )
 
 

@@ -72,8 +72,8 @@ def collect_served(
                 raise
             failed.append(report_failed_system(context, failing, error, fallback))
             remaining = [system for group in [others, *pending_groups] for system in group]
-            if failing.name == TUNED and fallback and fallback.which:
-                pending_groups = group_by_server(replace_tuned(remaining, fallback.which))
+            if failing.name == TUNED and fallback and fallback.variant:
+                pending_groups = group_by_server(replace_tuned(remaining, fallback.variant))
             else:
                 pending_groups = group_by_server([system for system in remaining if system.kind in ("tuned", "base")])
     return list(responses.values()), failed
@@ -99,8 +99,8 @@ def group_by_server(systems: Sequence[System]) -> list[list[System]]:
     """
     tuned, base = ([system for system in systems if system.kind == kind] for kind in ("tuned", "base"))
     by_variant = {
-        variant: [system for system in tuned if system.which == variant]
-        for variant in dict.fromkeys(system.which for system in tuned)
+        variant: [system for system in tuned if system.variant == variant]
+        for variant in dict.fromkeys(system.variant for system in tuned)
     }
     groups = [[*group, *base] if variant == "adapter" else group for variant, group in by_variant.items()]
     return [*groups, base] if base and "adapter" not in by_variant else groups

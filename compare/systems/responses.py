@@ -109,11 +109,13 @@ def to_responses(
     test, calibration = context.dataset.test, context.dataset.calibration
     return SystemResponses(
         system_requests.system,
-        test=[to_system_answer(collected, row["id"]) for row in test if (row["id"], 0) in requested],
-        calibration=[to_system_answer(collected, row["id"]) for row in calibration if (row["id"], 0) in requested],
-        again=[to_system_answer(collected, row["id"], 1) for row in test if (row["id"], 1) in requested],
+        test_answers=[to_system_answer(collected, row["id"]) for row in test if (row["id"], 0) in requested],
+        calibration_answers=[
+            to_system_answer(collected, row["id"]) for row in calibration if (row["id"], 0) in requested
+        ],
+        repeat_answers=[to_system_answer(collected, row["id"], 1) for row in test if (row["id"], 1) in requested],
         complete=collected.complete,
-        why_incomplete=collected.why_incomplete,
+        incomplete_reason=collected.why_incomplete,
         reused=collected.n_reused,
         retries=collected.n_retries,
         concurrency=system_requests.endpoint.concurrency,

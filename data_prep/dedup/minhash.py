@@ -96,8 +96,8 @@ class SketchFiles:
 
     def __init__(self, folder: Path, settings: Deduplicate) -> None:
         paths = [*(band_path(folder, band) for band in range(choose_bands(settings.near)[0])), folder / "sketches.u8"]
-        self._opened = ExitStack()
-        *self._bands, self._sketches = [self._opened.enter_context(path.open("wb")) for path in paths]
+        self._stack = ExitStack()
+        *self._bands, self._sketches = [self._stack.enter_context(path.open("wb")) for path in paths]
 
     def add(self, bands: Array, sketches: Array) -> None:
         """Append the bands and sketches of a batch, in the shapes of `sketch`."""
@@ -109,4 +109,4 @@ class SketchFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        self._stack.close()

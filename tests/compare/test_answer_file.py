@@ -52,7 +52,7 @@ def gathered(path: Path, rules: ReadingRules = DEFAULT_RULES, dataset: Any = Non
         system,
         answers,
         complete=reason is None,
-        why_incomplete=reason,
+        incomplete_reason=reason,
         price=pricing.lookup_price(baseline),
         notes=notes,
     )
@@ -60,7 +60,7 @@ def gathered(path: Path, rules: ReadingRules = DEFAULT_RULES, dataset: Any = Non
 
 def right(responses: SystemResponses, dataset: Any = None) -> float:
     dataset = dataset or material()
-    metrics = predictions.score_answers(dataset, dataset.test, responses.test).metrics
+    metrics = predictions.score_answers(dataset, dataset.test, responses.test_answers).metrics
     values = metrics.get("accuracy") or metrics["exact_match"]
     return sum(values) / len(values)
 
@@ -142,7 +142,7 @@ def test_labels_may_be_spelt_as_the_source_spells_them(tmp_path: Path) -> None:
     }
     path = written(tmp_path, lines_of({row_id: spellings[target] for row_id, target in TARGETS.items()}))
     responses = gathered(path)
-    assert right(responses) == 1 and {answer.output for answer in responses.test} == set(LABELS)
+    assert right(responses) == 1 and {answer.output for answer in responses.test_answers} == set(LABELS)
     assert "9 answers in another spelling" in responses.notes[0]
     # Where preparation keeps spellings apart, they stay apart here; white space and NFC are cleaned as in targets.
     assert right(gathered(path, ReadingRules(normalize_labels=False))) == pytest.approx(1 / 3)
@@ -162,7 +162,10 @@ def test_ids_are_read_as_preparation_reads_them(tmp_path: Path) -> None:
 
 def test_personal_data_in_an_answer_is_replaced_where_the_recipe_says_so(tmp_path: Path) -> None:
     content = lines_of(dict.fromkeys(TARGETS, "Write to ann@example.org"))
-    assert gathered(written(tmp_path, content), ReadingRules(redact=["email"])).test[0].output == "Write to [EMAIL_1]"
+    assert (
+        gathered(written(tmp_path, content), ReadingRules(redact=["email"])).test_answers[0].output
+        == "Write to [EMAIL_1]"
+    )
 
 
 def test_null_is_a_refusal_and_not_a_missing_answer(tmp_path: Path) -> None:
@@ -170,9 +173,9 @@ def test_null_is_a_refusal_and_not_a_missing_answer(tmp_path: Path) -> None:
     responses = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
     dataset = material()
     assert responses.complete and right(responses) == 0
-    assert {answer.problem for answer in predictions.score_answers(dataset, dataset.test, responses.test).parsed} == {
-        "refusal"
-    }
+    assert {
+        answer.problem for answer in predictions.score_answers(dataset, dataset.test, responses.test_answers).parsed
+    } == {"refusal"}
     # It was asked and paid for.
     assert len(system_scores.token_usages(responses)) == 9
 
@@ -208,7 +211,7 @@ def test_figures_that_are_not_known_are_left_out(tmp_path: Path) -> None:
     responses = gathered(
         written(tmp_path, lines_of(cost_usd=None, input_tokens=300.0, confidence=1, latency_seconds=0))
     )
-    answer = responses.test[0]
+    answer = responses.test_answers[0]
     assert (answer.cost_usd, answer.input_tokens, answer.confidence, answer.latency_seconds) == (None, 300, 1.0, 0.0)
 
 
@@ -237,7 +240,7 @@ def test_a_line_that_cannot_be_used_is_told_with_its_number(tmp_path: Path, line
 def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
     assert "answers none of the 9 test rows" in refused(tmp_path, '{"id": "other", "output": "a"}')
     partial = gathered(written(tmp_path, ONE + '}\n{"id": "other", "output": "a"}'))
-    assert not partial.complete and partial.why_incomplete == (
+    assert not partial.complete and partial.incomplete_reason == (
         "answers.jsonl answers 1 of 9 test rows, and has 1 ids that are none of them"
     )
     assert "is empty" in refused(tmp_path, "")
@@ -248,8 +251,8 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
 def costs(responses: SystemResponses) -> tuple[float | None, float | None]:
     """USD a request, and a thousand requests as the table of systems has it."""
     dataset = material()
-    n = len(responses.test)
-    parsed = predictions.score_answers(dataset, dataset.test, responses.test)
+    n = len(responses.test_answers)
+    parsed = predictions.score_answers(dataset, dataset.test, responses.test_answers)
     scored = system_scores.SystemScores(responses, dataset.test, parsed, {}, [], [1.0] * n, range(n))
     return system_scores.request_cost(scored).usd_per_request, system_scores._cost_fields(scored)["cost_usd_per_1k"]
 

@@ -53,8 +53,12 @@ def test_every_format_that_data_may_have_is_read_with_its_figures(tmp_path: Path
     targets = TARGETS | {"r0": 'I cannot say;\nit is, \u2028 "late"'}
     path = in_format(tmp_path, f"answers.{name}", targets, **FIGURES)
     responses = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
-    assert responses.complete and right(responses) == pytest.approx(8 / 9) and responses.test[0].output == targets["r0"]
-    answer = responses.test[1]
+    assert (
+        responses.complete
+        and right(responses) == pytest.approx(8 / 9)
+        and responses.test_answers[0].output == targets["r0"]
+    )
+    answer = responses.test_answers[1]
     assert {figure: getattr(answer, figure) for figure in FIGURES} == FIGURES and type(answer.input_tokens) is int
     assert not responses.notes
 
@@ -69,14 +73,17 @@ def test_what_a_table_has_for_no_value(tmp_path: Path) -> None:
     """An empty cell is no figure, and as an answer an empty one; null of Parquet and JSON is a refusal."""
     path = written(tmp_path, as_table(TARGETS | {"r0": ""}, ",", cost_usd="", model_id=""), "answers.csv")
     responses = gathered(path)
-    assert responses.test[1].cost_usd is None and responses.test[1].model_id == "today"
-    assert (responses.test[0].output, responses.test[0].finish_reason) == ("", "stop")
+    assert responses.test_answers[1].cost_usd is None and responses.test_answers[1].model_id == "today"
+    assert (responses.test_answers[0].output, responses.test_answers[0].finish_reason) == ("", "stop")
     for name in ("answers.json", "answers.parquet"):
         responses = gathered(in_format(tmp_path, name, TARGETS | {"r0": None}, cost_usd=None))
-        assert (responses.test[0].output, responses.test[0].finish_reason) == ("", "refusal") and responses.complete
+        assert (responses.test_answers[0].output, responses.test_answers[0].finish_reason) == (
+            "",
+            "refusal",
+        ) and responses.complete
     frame = pa.table({"id": [*TARGETS], "output": [*TARGETS.values()], "cost_usd": [float("nan")] * 9})
     pq.write_table(frame, tmp_path / "pandas.parquet")
-    assert gathered(tmp_path / "pandas.parquet").test[0].cost_usd is None
+    assert gathered(tmp_path / "pandas.parquet").test_answers[0].cost_usd is None
 
 
 @pytest.mark.parametrize(

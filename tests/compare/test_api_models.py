@@ -67,7 +67,9 @@ def gathered(context: ComparisonContext, address: str, instruction: Any) -> Syst
 
 
 def right(responses: SystemResponses, context: ComparisonContext) -> int:
-    return sum(answer.output == row["target"] for answer, row in zip(responses.test, context.dataset.test, strict=True))
+    return sum(
+        answer.output == row["target"] for answer, row in zip(responses.test_answers, context.dataset.test, strict=True)
+    )
 
 
 def test_of_several_instructions_the_best_on_validation_is_taken_and_paid_for(make_context: Made) -> None:

@@ -124,23 +124,23 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     provider, address = stand_in
     context = comparison(tmp_path, tokenizer, rows, address, api)
     system = catalog.api_systems(context.recipe)[0]
-    assert system.stand_in and "stand-in on this machine" in system.title
+    assert system.is_stand_in and "stand-in on this machine" in system.title
     provider.charged.clear()
     responses = api_models.collect_from_apis(context, [system])["decides"]
     assert (
         responses.complete
-        and len(responses.test) == 300
-        and len(responses.calibration) == 250
-        and len(responses.again) == 20
+        and len(responses.test_answers) == 300
+        and len(responses.calibration_answers) == 250
+        and len(responses.repeat_answers) == 20
     )
-    for row, answer in zip(context.dataset.test, responses.test, strict=True):
+    for row, answer in zip(context.dataset.test, responses.test_answers, strict=True):
         assert answer.probabilities is not None and sum(answer.probabilities.values()) == pytest.approx(1)
         assert answer.output == max(answer.probabilities, key=lambda label: answer.probabilities[label])  # type: ignore[index]
         assert answer.probabilities == pytest.approx(provider.chances(row["input"]["text"]))
     # On a scale that was fitted on other rows, it knows better how sure it may be.
     assert responses.scale is not None
     scored = system_scores.score_system(responses, context.dataset, None)
-    reported = [float(np.exp(answer.log_probability or 0.0)) for answer in responses.test]
+    reported = [float(np.exp(answer.log_probability or 0.0)) for answer in responses.test_answers]
     uncalibrated, calibrated = (
         confidence.reliability(values, scored.correct, True) for values in (reported, scored.confidences)
     )
@@ -162,7 +162,7 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
         and payload["calibration"]["fitted_on"] == "validation"
     )
     assert payload["routing"]["calibration_rows"] == 250 and payload["tokens"]["output"] in (0, None)
-    usd = 1000 * sum((answer.input_tokens or 0) * 1e-7 for answer in responses.test) / 300
+    usd = 1000 * sum((answer.input_tokens or 0) * 1e-7 for answer in responses.test_answers) / 300
     assert payload["cost_usd_per_1k"] == pytest.approx(usd) and payload["price"]["date"] == "2026-10-10"
     scores["routing"] = {**policy.json(), "test": None}
     scores["verdict"] = verdict.decide(VerdictInputs(context.recipe, scores, policy)).json()
@@ -170,13 +170,16 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     write.write_comparison(context.run, context.dataset, scored_systems, scores, context.recipe)
     assert "stand-in" in (context.run.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(atomic_files.read_jsonl(context.run.folder / "predictions" / "decides.jsonl"))
-    assert predicted[0]["probabilities"] == responses.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
+    assert (
+        predicted[0]["probabilities"] == responses.test_answers[0].probabilities
+        and 0 <= predicted[0]["confidence"] <= 1
+    )
 
 
 def tuned_by_a_linear_model(context: ComparisonContext) -> SystemResponses:
     """Answers for the system that a comparison must have first: no test here serves a model."""
     fitted = collect.fit_baseline(context, System("tfidf", "linear", "TF-IDF"))
-    return SystemResponses(System("tuned", "tuned", "tuned (here a linear model)"), fitted.test)
+    return SystemResponses(System("tuned", "tuned", "tuned (here a linear model)"), fitted.test_answers)
 
 
 def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_the_budget(
@@ -231,5 +234,5 @@ def test_a_label_without_a_probability_is_no_answer(tmp_path: Path, tokenizer: A
         context = comparison(tmp_path, tokenizer, {**rows, "test": rows["test"][:3]}, address)
         baseline = context.recipe.compare.baselines[0].model_copy(update={"retries": 0})
         responses = api_models.collect_from_apis(context, [catalog._api_system(baseline)])["decides"]
-    assert all("0 answers to one question" in (answer.error or "") for answer in responses.test)
+    assert all("0 answers to one question" in (answer.error or "") for answer in responses.test_answers)
     assert responses.scale is None

@@ -71,7 +71,9 @@ def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every
     assert not any("test" in prompt for prompt in provider.attempts)
     by_system = api_models.collect_from_apis(context, systems)
     for responses in by_system.values():
-        assert responses.complete and all(answer.error is None for answer in responses.test), responses.system.name
+        assert responses.complete and all(answer.error is None for answer in responses.test_answers), (
+            responses.system.name
+        )
         payload = system_scores.system_json(
             system_scores.score_system(responses, context.dataset, None), context.dataset, None, False
         )
@@ -91,7 +93,7 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     context = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[baseline], primary=None)
     provider.picky, provider.answer = ("temperature", "reasoning_effort"), lambda prompt: "billing_dispute"
     systems, refused = first_request.send_first_requests(context, api_system(context))
-    assert not refused and set(systems[0].left_out) == {"temperature", "reasoning_effort"}
+    assert not refused and set(systems[0].omitted_parameters) == {"temperature", "reasoning_effort"}
     assert (
         provider.attempts.total() == 3
         and "left out  temperature, which openai:gateway-model refuses: HTTP 400" in capsys.readouterr().err
@@ -224,7 +226,8 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     assert payload["metrics"]["accuracy"]["value"] == 1.0 and payload["validity"]["label"] == 1.0
     assert "HTTP 401" in payload["why_incomplete"] and not completeness.is_sufficient(payload)
     tuned = SystemResponses(
-        System("tuned", "tuned", "tuned"), [SystemAnswer(answer.id, "billing_dispute") for answer in responses.test]
+        System("tuned", "tuned", "tuned"),
+        [SystemAnswer(answer.id, "billing_dispute") for answer in responses.test_answers],
     )
     scored_systems = [
         system_scores.score_system(system_responses, context.dataset, None) for system_responses in (tuned, responses)
@@ -241,7 +244,9 @@ def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
     tuned = SystemResponses(System("tuned", "tuned", "tuned"), [])
     reason = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
     system = System("openai:x", "closed", "openai:x")
-    refused = SystemResponses(system, [SystemAnswer("T1", None, not_asked=True)], complete=False, why_incomplete=reason)
+    refused = SystemResponses(
+        system, [SystemAnswer("T1", None, not_asked=True)], complete=False, incomplete_reason=reason
+    )
     answered, missing = completeness.exclude_unanswered([tuned, refused], [])
     assert answered == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {reason}"
 

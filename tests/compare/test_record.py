@@ -112,8 +112,8 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     from_file = api_models.load_answer_file(context, file_system)
     systems, _ = first_request.send_first_requests(context, api_systems)
     from_api = api_models.collect_from_apis(context, systems)[f"openai:{MODEL}"]
-    assert [answer.output for answer in from_file.test] == [
-        answer.output for answer in from_api.test
+    assert [answer.output for answer in from_file.test_answers] == [
+        answer.output for answer in from_api.test_answers
     ] and from_file.complete
     assert from_file.price and from_file.price.input_usd_per_million == 0.3
 

@@ -343,7 +343,11 @@ def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     responses = api_models.collect_from_apis(context, api_system(context))[CHAT]
     prompts = [prompt for prompt in provider.delivered if "calibration" in prompt]
-    assert len(prompts) == 150 and len(responses.calibration) == 150 and responses.why_not_calibration is None
+    assert (
+        len(prompts) == 150
+        and len(responses.calibration_answers) == 150
+        and responses.calibration_missing_reason is None
+    )
     repeated = api_models.collect_from_apis(context, api_system(context))[CHAT]
     assert sum(provider.delivered.values()) == 190 and repeated.spent_usd == pytest.approx(responses.spent_usd)
     tuned_responses, scale = tuned(context)
@@ -375,8 +379,8 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
     responses = api_models.collect_from_apis(context, api_system(context))[CHAT]
     assert (
         responses.complete
-        and not responses.calibration
-        and "could exceed budget_usd" in (responses.why_not_calibration or "")
+        and not responses.calibration_answers
+        and "could exceed budget_usd" in (responses.calibration_missing_reason or "")
     )
     assert responses.spent_usd is not None and responses.spent_usd <= context.recipe.compare.budget_usd
     tuned_responses, scale = tuned(context)
@@ -400,9 +404,9 @@ def test_answers_one_has_may_be_the_baseline_if_they_answer_every_calibration_ro
     path.write_text("".join(json.dumps({"id": row["id"], "output": row["target"]}) + "\n" for row in rows))
     baseline = Baseline(provider="file", path=str(path), name=CHAT)
     responses = api_models.load_answer_file(context, catalog._api_system(baseline))
-    assert responses.complete and len(responses.calibration) == (150 if answered == 150 else 0)
+    assert responses.complete and len(responses.calibration_answers) == (150 if answered == 150 else 0)
     if answered == 149:
-        assert responses.why_not_calibration == "answers.jsonl has no answer to 1 of the 150 calibration rows"
+        assert responses.calibration_missing_reason == "answers.jsonl has no answer to 1 of the 150 calibration rows"
 
 
 def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path: Path, tokenizer: Any) -> None:

@@ -287,7 +287,7 @@ def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
 def test_a_stand_in_is_called_one() -> None:
     loaded = recipe("compare.baselines=[{provider: openai, model: gpt-6-luna, base_url: 'http://localhost:1/v1'}]")
     (system,) = [catalog._api_system(baseline) for baseline in loaded.compare.baselines]
-    assert system.stand_in and "stand-in" in system.title
+    assert system.is_stand_in and "stand-in" in system.title
 
 
 @pytest.mark.parametrize(

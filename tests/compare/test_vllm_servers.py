@@ -33,13 +33,13 @@ def test_a_form_with_examples_goes_with_the_form_and_gives_way_with_it() -> None
     assert collect.group_by_server([tuned, with_shots, base]) == [[tuned, with_shots], [base]]
     # The merged model could not be served: the adapter takes its place, with examples too.
     (group,) = collect.group_by_server(catalog.replace_tuned([with_shots, adapter, base], "adapter"))
-    assert [(system.name, system.which) for system in group] == [
+    assert [(system.name, system.variant) for system in group] == [
         ("tuned", "adapter"),
         ("tuned:3-shot", "adapter"),
         ("base", None),
     ]
     assert group[1].title == "tuned (adapter), 3 similar examples"
-    assert tuned.on_tuned_scale and not with_shots.on_tuned_scale
+    assert tuned.uses_tuned_scale and not with_shots.uses_tuned_scale
 
 
 def test_those_that_fit_start_side_by_side_and_all_are_stopped(tmp_path: Path) -> None:
