@@ -29,14 +29,14 @@ class Price:
     output_usd_per_million: float = 10.0
 
     def usd(self, usage: Usage, batch: bool = False) -> float:
-        return self.most_usd(usage.input_tokens or 0, usage.output_tokens or 0, batch)
+        return self.max_usd(usage.input_tokens or 0, usage.output_tokens or 0, batch)
 
-    def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
+    def max_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
         usd = input_tokens * self.input_usd_per_million + max_output_tokens * self.output_usd_per_million
         return usd / 1e6 / (2 if batch else 1)
 
     def of(self, usages: list[tuple[int, int]]) -> float:
-        return sum(self.most_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
+        return sum(self.max_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
 
 
 def sum_cost_usd(path: Path) -> float:

@@ -57,7 +57,7 @@ def test_a_batch_brings_every_answer_at_its_own_price(
         and response.attempt_latencies_seconds == ()
         and response.input_tokens
     )
-    assert response.usd == pytest.approx(Price().most_usd(response.input_tokens, 3, batch=True))
+    assert response.usd == pytest.approx(Price().max_usd(response.input_tokens, 3, batch=True))
     assert result.spent_usd == pytest.approx(sum(row.usd or 0 for row in result.answers.values()))
     repeated = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert repeated.n_reused == ROWS and len(provider.batches) == 1
