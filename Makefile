@@ -96,9 +96,10 @@ test: setup ## The tests that take seconds
 test-all: setup ## All tests: they train, and they serve with vLLM
 	@$(TESTS)
 
-lint: setup ## Style, with ruff
+lint: setup ## Style, with ruff, and the layers of imports, with import-linter
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
+	@$(dir $(VENV))lint-imports
 
 types: setup ## Types, with mypy
 	@$(VENV) -m mypy

@@ -11,7 +11,7 @@ from insource.config.errors import StageError
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
 from insource.tasks.task_kind import TaskKind
-from insource.tasks.text_keys import duplicate_key
+from insource.text.text_keys import duplicate_key
 from insource.tracking.run import Run
 
 Rows = Sequence[Mapping[str, Any]]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import eval_dataset, first_request, preflight
-from compare.analysis import assemble, system_scores
+from compare import assemble, eval_dataset, first_request, preflight
+from compare.analysis import system_scores
 from compare.cost import estimate
 from compare.decision import answer_profile, preregistration, routing_evaluation, verdict
 from compare.decision.verdict_inputs import VerdictInputs

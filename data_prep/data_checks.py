@@ -20,7 +20,7 @@ from data_prep.rows.data_row import Rejected
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.tasks import TASKS
-from insource.tasks.labels import display_label
+from insource.text.labels import display_label
 
 # Labels and hints in one message: with its first and last line it has at most ten lines.
 MAX_LABELS_SHOWN, MAX_HINTS = 5, 3

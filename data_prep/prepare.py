@@ -39,8 +39,8 @@ from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.system.timestamps import utc_timestamp
 from insource.tasks import TASKS
-from insource.tasks.labels import display_label, find_label, map_spellings
 from insource.tasks.task_kind import LabelledTaskKind
+from insource.text.labels import display_label, find_label, map_spellings
 from insource.tracking import digests
 
 # Below this, starting another process costs more time than it saves.

@@ -21,9 +21,9 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from data_prep import minhash
 from data_prep.arrays import Array
 from data_prep.arrow_texts import TEXT_SCHEMA, ArrowTexts
-from data_prep.dedup import minhash
 from data_prep.parallel import WorkerPool
 from data_prep.readers import limits
 from data_prep.readers.source_row import SourceRow
@@ -33,7 +33,7 @@ from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.task_kind import LabelledTaskKind, TaskKind
-from insource.tasks.text_keys import clean, duplicate_key, split_key
+from insource.text.text_keys import clean, duplicate_key, split_key
 
 BATCH_ROWS = 2000
 # An additional field state: the span of the field begins or ends inside a word.

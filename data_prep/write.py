@@ -26,7 +26,7 @@ from insource.config.schema.data import NotInTrain
 from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS, slice_name
 from insource.tasks.records.normalizers import normalize
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 
 SliceCounts = dict[str, dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """Duplicates and conflicts, within a split and across splits.
 
-Two rows are duplicates if their keys are equal (`insource/tasks/text_keys.py`). Test rows are never dropped. Duplicates
+Two rows are duplicates if their keys are equal (`insource/text/text_keys.py`). Test rows are never dropped. Duplicates
 of test rows are dropped from train, validation and calibration, whatever their label. Duplicates of validation and
 calibration rows are dropped from train.
 
@@ -20,7 +20,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Data
 from insource.config.schema.source import SPLITS
-from insource.tasks.labels import display_label
+from insource.text.labels import display_label
 
 # If two splits share a text, the split named first keeps it.
 SPLIT_PRECEDENCE = ("test", "calibration", "validation", "train")

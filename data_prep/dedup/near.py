@@ -1,6 +1,6 @@
 """Near-duplicates: MinHash finds candidates, and the exact Jaccard similarity decides.
 
-Texts are compared by their duplicate keys (`insource/tasks/text_keys.py`), which ignore case and punctuation. A train
+Texts are compared by their duplicate keys (`insource/text/text_keys.py`), which ignore case and punctuation. A train
 row is dropped if it is near a row of test, calibration or validation, whatever its label. It is also dropped if it is
 near another train row of the same label.
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import minhash
 from data_prep.arrays import Array
 from data_prep.arrow_texts import ArrowTexts
-from data_prep.dedup import minhash
 from data_prep.dedup.drops import TRAIN
 from data_prep.parallel import WorkerPool
 from insource.config.schema.data import Deduplicate

@@ -17,7 +17,7 @@ from data_prep.importer import api_logs, otel_spans
 from insource.config.errors import RecipeError
 from insource.tasks.chat_messages import parse_messages, read_answer, split_prompt
 from insource.tasks.source_record import UnusableRowError
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 
 Values = Mapping[str, Any]
 

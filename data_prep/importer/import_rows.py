@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from data_prep.dedup import minhash
+from data_prep import minhash
 from data_prep.importer.examples import Example, ExampleReader, detect_format
 from data_prep.importer.recipe_text import RecipeSource
 from data_prep.importer.survey import Survey
@@ -28,7 +28,7 @@ from insource.config.schema.data import Deduplicate
 from insource.config.schema.source import Source
 from insource.tasks import TASKS
 from insource.tasks.source_record import UnusableRowError
-from insource.tasks.text_keys import duplicate_key
+from insource.text.text_keys import duplicate_key
 
 # Keys by which the JSON reader recognizes rows and objects that contain rows.
 ROW_KEYS = (

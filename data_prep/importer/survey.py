@@ -11,8 +11,8 @@ from typing import Any
 
 from data_prep.importer.examples import Example
 from data_prep.importer.schema_inference import Shape
-from insource.tasks.labels import clean_label
-from insource.tasks.text_keys import label_key
+from insource.text.labels import clean_label
+from insource.text.text_keys import label_key
 
 # Maximum length of a label; of longer answers only the number is counted.
 MAX_LABEL_CHARACTERS, MAX_ANSWERS = 80, 5000

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from data_prep.importer import schema_inference
 from data_prep.importer.survey import AnswerStatistics
 from insource.config.errors import RecipeError
-from insource.tasks.labels import clean_label
+from insource.text.labels import clean_label
 
 # Minimum fraction of answers that are JSON objects, or labels; the other rows are unusable.
 MIN_FITTING_FRACTION = 0.9

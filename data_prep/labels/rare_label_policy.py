@@ -14,8 +14,8 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.data import RareLabels
 from insource.tasks import TASKS
-from insource.tasks.labels import clean_label, display_label, find_label
 from insource.tasks.task_kind import LabelledTaskKind
+from insource.text.labels import clean_label, display_label, find_label
 
 # Labels in one message.
 MAX_LABELS_SHOWN = 10

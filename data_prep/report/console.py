@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.readers.sources import parse_split_name
-from insource.tasks.labels import display_label
-from insource.tasks.text_keys import clean
+from insource.text.labels import display_label
+from insource.text.text_keys import clean
 
 # Maximum number of lines of one kind.
 MAX_LINES = 10

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import split
-from data_prep.dedup import exact, minhash
+from data_prep import minhash, split
+from data_prep.dedup import exact
 from data_prep.dedup.drops import DROP_REASONS, TEST, TRAIN
 from data_prep.labels import label_sets
 from data_prep.prepared_data import PreparedData
@@ -17,7 +17,7 @@ from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.task_kind import FreeTextTaskKind
-from insource.tasks.text_keys import DUPLICATE_KEY_RULE
+from insource.text.text_keys import DUPLICATE_KEY_RULE
 
 HISTOGRAM_BINS = 30
 MAX_LOCATIONS = 5

@@ -14,9 +14,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from data_prep.rows.timestamps import parse_iso_seconds
-from insource.tasks.labels import display_label
 from insource.tasks.records.json_fields import BOOLEAN_WORDS, is_number
 from insource.tasks.source_record import to_text
+from insource.text.labels import display_label
 
 # Distinct values of a column that are kept for messages, and the number that a message names.
 MAX_VALUES_KEPT, MAX_VALUES_SHOWN = 1000, 5

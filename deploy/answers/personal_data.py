@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 from insource.tasks.pii import redaction
-from insource.tasks.text_keys import INVISIBLE
+from insource.text.text_keys import INVISIBLE
 
 _JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3\U000e0100-\U000e01ef]")
 # For texts with single spaces, so that the running time is linear in the text.

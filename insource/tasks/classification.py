@@ -18,10 +18,10 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
-from insource.tasks.labels import clean_label, display_label, find_label, label_identity
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, read_label, to_text
 from insource.tasks.task_kind import Objective
+from insource.text.labels import clean_label, display_label, find_label, label_identity
 
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE: Objective = "imitate"

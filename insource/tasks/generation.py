@@ -21,8 +21,8 @@ from insource.tasks import references
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, clean_answer, read_input, to_text
 from insource.tasks.task_kind import Objective
-from insource.tasks.text_keys import clean, duplicate_key
 from insource.tasks.words import split_words
+from insource.text.text_keys import clean, duplicate_key
 
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "ROUGE-L"
 OBJECTIVE: Objective = "imitate"

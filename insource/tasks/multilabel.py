@@ -20,12 +20,12 @@ from insource.config.schema.data import Task
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import classification
-from insource.tasks.labels import clean_label, find_label
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records.field_grammar import quote_literal
 from insource.tasks.records.json_fields import BOOLEAN_WORDS, canonical_json
 from insource.tasks.source_record import SourceRecord, UnusableRowError, parse_list, read_input, to_text
 from insource.tasks.task_kind import Objective
+from insource.text.labels import clean_label, find_label
 
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE: Objective = "imitate"

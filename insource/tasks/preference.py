@@ -28,7 +28,7 @@ from insource.tasks.generation import messages as messages
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import SourceRecord, UnusableRowError, clean_answer, read_input
 from insource.tasks.task_kind import Objective
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 
 BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "preference accuracy"
 OBJECTIVE: Objective = "prefer"

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from insource.config.schema.source import Columns
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 
 
 class UnusableRowError(Exception):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from insource.tasks.text_keys import duplicate_key
+from insource.text.text_keys import duplicate_key
 
 # Scripts without spaces between words: Thai to Tibetan, Burmese, Khmer, Tai Lue, kana and Han.
 _UNSPACED = (

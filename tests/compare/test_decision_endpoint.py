@@ -13,7 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from compare.analysis import assemble, system_scores
+from compare import assemble
+from compare.analysis import system_scores
 from compare.decision import preregistration, verdict
 from compare.decision.verdict_inputs import VerdictInputs
 from compare.records import System, SystemResponses
@@ -26,7 +27,7 @@ from insource.backends import failures
 from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
-from insource.tasks.text_keys import duplicate_key
+from insource.text.text_keys import duplicate_key
 from tests.helpers.api_comparison import make_comparison
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, make_decision, make_systemone

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compare.analysis import assemble, system_scores
+from compare import assemble
+from compare.analysis import system_scores
 from compare.decision import routing_evaluation, routing_policy
 from compare.decision.routing_policy import CalibrationAnswers, RoutingPolicy
 from compare.records import Scale, System, SystemAnswer, SystemResponses

@@ -17,9 +17,10 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
-from insource.tasks import classification, labels
-from insource.tasks.labels import clean_label, find_label, label_identity, map_spellings
-from insource.tasks.text_keys import label_key
+from insource.tasks import classification
+from insource.text import labels
+from insource.text.labels import clean_label, find_label, label_identity, map_spellings
+from insource.text.text_keys import label_key
 
 WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lotus maple nectar onyx pearl"
 TOPICS = WORDS.split()

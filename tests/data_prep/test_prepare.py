@@ -15,7 +15,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS, Source
 from insource.system import atomic_files
-from insource.tasks.text_keys import duplicate_key
+from insource.text.text_keys import duplicate_key
 from tests.conftest import Command
 from tests.helpers.malformed_files import MALFORMED_FILES, MalformedFile, parquet_bytes
 

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep import prepare
-from data_prep.dedup import minhash, near
+from data_prep import minhash, prepare
+from data_prep.dedup import near
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Deduplicate
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
-from insource.tasks.text_keys import duplicate_key
+from insource.text.text_keys import duplicate_key
 
 Row = tuple[str, str, str]
 

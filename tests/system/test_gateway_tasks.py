@@ -20,7 +20,7 @@ from deploy import registry
 from deploy.answers import label_tree
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 from insource.tracking.run import Run
 from serve.vllm import server_process
 from tests.helpers import commands

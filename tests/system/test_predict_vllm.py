@@ -8,7 +8,7 @@ import pytest
 
 from demo_data.support_tickets import generate_tickets
 from insource.system import atomic_files
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 from tests.helpers import commands
 from tests.helpers.prediction_run import read_output, write_csv
 

@@ -8,6 +8,8 @@
 from collections.abc import Collection
 from typing import Any
 
+from insource.text.labels import clean_label, display_label, find_unclean
+
 
 def labels_to_text(labels: Any) -> Any:
     """Return the labels with numbers and booleans as text; other values stay unchanged."""
@@ -20,8 +22,6 @@ def labels_to_text(labels: Any) -> Any:
 
 def check_labels(labels: Collection[str]) -> None:
     """Raise ValueError with the labels that cannot be answered as written."""
-    from insource.tasks.labels import clean_label, display_label, find_unclean  # late: tasks import this package
-
     if unclean := find_unclean(labels):
         corrections = ", ".join(f"{display_label(label)} (write {clean_label(label)!r})" for label in unclean[:5])
         raise ValueError(f"labels with white space at an edge, or with invisible characters: {corrections}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from insource.tasks.pii import redaction
 from insource.tasks.source_record import UnusableRowError, check_characters
-from insource.tasks.text_keys import INVISIBLE, clean
+from insource.text.text_keys import INVISIBLE, clean
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from insource.config.schema.json_schema_subset import is_nullable
 from insource.tasks.source_record import columns_to_rows
-from insource.tasks.text_keys import clean
+from insource.text.text_keys import clean
 
 FieldSchema = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from insource.config.schema.data import Task
 from insource.tasks import classification, format_metrics
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.rendering import chat_template
-from insource.tasks.text_keys import clean, duplicate_key
+from insource.text.text_keys import clean, duplicate_key
 
 SPEC = classification.make_spec(
     Task(kind="classification", instruction="Route the message."),

@@ -5,9 +5,9 @@ import unicodedata
 
 import pytest
 
-from data_prep.dedup import minhash
-from insource.tasks.text_keys import duplicate_key, split_key
+from data_prep import minhash
 from insource.tasks.words import extract_terms, split_words
+from insource.text.text_keys import duplicate_key, split_key
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ find_label("Us", ["US", "us"])                              None: ambiguous
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
-from insource.tasks.text_keys import INVISIBLE, clean, label_key
+from insource.text.text_keys import INVISIBLE, clean, label_key
 
 _cached_label_key = lru_cache(maxsize=65536)(label_key)
 
