@@ -13,6 +13,7 @@ from insource.backends.types import Backend, Request
 from insource.backends.wire import anthropic_messages, openai_chat
 from insource.config.errors import RecipeError
 from insource.config.load import load
+from insource.tracking.scores.comparison import read_scores, write_scores
 from tests.compare.test_first_request import WITH_CLOSED
 from tests.helpers.api_comparison import (
     api_system,
@@ -56,6 +57,9 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
         assert payload["cost_usd_per_1k"] > 0 and payload["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
     assert scores["verdict"]["reasons"][0]["about"] != "completeness"
     assert stage.finish(context.run, context.recipe, scores) == 0
+    path = context.run.folder / "scores.json"
+    write_scores(tmp_path / "again.json", read_scores(path))
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def as_until_november(body: Callable[[Backend, Request], Json]) -> Callable[[Backend, Request], Json]:
@@ -159,13 +163,13 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     provider.bodies = {"chat": cut_chat, "messages": cut_message}
     scores = run_comparison(context, api_system(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
-    (name,) = (planned.called for planned in context.recipe.compare.baselines)
+    (name,) = (planned.display_name for planned in context.recipe.compare.baselines)
     assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
     assert scores["systems"][name]["invalid"] == {"unfinished": 60}
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
-    assert "0 of 60 (60 cut)" in (context.here.folder / "report.md").read_text(encoding="utf-8")
-    assert "60 cut" in (context.here.folder / "report.html").read_text(encoding="utf-8")
+    assert "0 of 60 (60 cut)" in (context.run.folder / "report.md").read_text(encoding="utf-8")
+    assert "60 cut" in (context.run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_a_schema_could_not_say_is_checked_here(
