@@ -51,7 +51,7 @@ def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     material, responses = make_predictions(rows, labels, clusters)
     started_at = time.perf_counter()
     scores = [system_scores.score_system(response, material, None) for response in responses]
-    payloads = [system_scores.system_json(score, material, PRIMARY, calibrated=False) for score in scores]
+    payloads = [system_scores.summarize_system(score, material, PRIMARY, calibrated=False) for score in scores]
     compared = comparisons.paired_differences(scores, PRIMARY)
     comparisons.agreement(scores)
     comparisons.confusion(scores, material)

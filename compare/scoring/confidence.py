@@ -21,6 +21,7 @@ from insource.stats import calibration
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from insource.tracking.run import Run
+from insource.tracking.scores.system_result import Reliability
 
 SELF_REPORTED = "nothing: as the system tells it"
 
@@ -90,15 +91,13 @@ def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> li
     return list(scored.metrics[whole_metrics.get(kind, ROW_METRICS[kind])])
 
 
-def reliability(
-    confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool
-) -> dict[str, Any] | None:
+def reliability(confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool) -> Reliability | None:
     """Return the reliability of the confidences, None if fewer than two are known."""
     pairs = [(c, bool(r)) for c, r in zip(confidences, correct, strict=True) if c is not None]
     if len(pairs) < 2:
         return None
-    result: Mapping[str, Any] = calibration.reliability([c for c, _ in pairs], [r for _, r in pairs])
-    return {**result, "fitted_on": "validation" if calibrated else SELF_REPORTED}
+    result = calibration.reliability([c for c, _ in pairs], [r for _, r in pairs])
+    return Reliability.model_validate({**result, "fitted_on": "validation" if calibrated else SELF_REPORTED})
 
 
 def _answer_confidence(answer: SystemAnswer, scale: Scale | None) -> float | None:

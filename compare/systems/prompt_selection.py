@@ -17,6 +17,7 @@ from insource.backends.budgets import Budget
 from insource.backends.pricing import TokenPrice
 from insource.config.metric_names import METRICS
 from insource.tasks import metric_label, references
+from insource.tracking.scores.comparison import select_deciding_metric
 
 RequestBuilder = Callable[[System, EvalDataset, Rows], SystemRequests]
 
@@ -62,7 +63,7 @@ def select_prompt(
     if not trials:
         return SelectedPrompt(candidates[0])
     settings = context.recipe.compare
-    metric = settings.primary.metric if settings.primary else METRICS[context.recipe.task.task_name][0]
+    metric = select_deciding_metric(settings.primary, METRICS[context.recipe.task.task_name])
     dataset = _selection_dataset(context)
     usd, values = 0.0, list[float]()
     for trial in trials:

@@ -22,6 +22,7 @@ from insource.tracking.scores.routing_result import RoutingResult
 from insource.tracking.scores.system_result import SystemResult
 
 Choice = Literal["open", "closed", "hybrid", "inconclusive"]
+Vote = Literal["open", "closed", "neutral"]
 # If the plan names no baseline that was run, the first of these kinds is compared with the tuned model.
 BASELINE_KINDS = ("closed", "file", "linear", "nearest", "base")
 
@@ -102,6 +103,18 @@ class ConfusionMatrix(Record):
     counts: Sequence[Sequence[int]]
 
 
+class Disagreement(Record):
+    """A row that two systems answer differently. It is in the report, not in scores.json."""
+
+    id: str
+    input: str
+    target: str
+    answers: Mapping[str, str]
+    """{system: answer}."""
+    right: Mapping[str, bool]
+    confidence: Number | None
+
+
 class Opening(Record):
     """One reading of the test set."""
 
@@ -137,15 +150,15 @@ class Reason(Record):
     """The text of the question that it answers (compare/decision/criteria.py), None if it answers none."""
 
 
-class VerdictResult(Record):
+class Verdict(Record):
     """The choice and its reasons."""
 
     choice: Choice
     headline: str
     reasons: Sequence[Reason]
-    count: Mapping[str, int]
+    votes: Mapping[str, int] = key("count")
     """{vote: number of the five questions}."""
-    undecided: Sequence[str]
+    open_questions: Sequence[str] = key("undecided")
     """Open points, each with the result that would decide it."""
 
 
@@ -194,17 +207,16 @@ class Measurements(Record):
         others = [name for name, system in systems.items() if system.kind != "tuned"]
         return tuned, min(others, key=lambda name: BASELINE_KINDS.index(systems[name].kind), default=None)
 
-    def deciding_value(self, name: str) -> float | None:
-        """Return a system's value of the deciding metric, None if it has none."""
-        metric = self.systems[name].metrics.get(self.deciding_metric)
-        return None if metric is None else metric.value
+    def deciding_value(self, name: str) -> float:
+        """Return a system's value of the deciding metric. Raise KeyError if it has none."""
+        return self.systems[name].metrics[self.deciding_metric].value
 
 
 class Scores(Measurements):
     """The whole of scores.json."""
 
     routing: RoutingResult | None
-    verdict: VerdictResult
+    verdict: Verdict
 
 
 class _HasMetric(Protocol):
@@ -217,7 +229,7 @@ def select_deciding_metric(plan: _HasMetric | None, metrics: Sequence[str]) -> s
     return plan.metric if plan else metrics[0]
 
 
-def conclude(measurements: Measurements, routing: RoutingResult, verdict: VerdictResult) -> Scores:
+def conclude(measurements: Measurements, routing: RoutingResult, verdict: Verdict) -> Scores:
     """Return the measurements with routing and verdict."""
     return Scores(**dict(measurements), routing=routing, verdict=verdict)
 

@@ -27,12 +27,19 @@ class ConfidenceScale(Record):
 
 
 class Estimate(Record):
-    """A value with its interval; without bounds it is an expected value."""
+    """A value with its interval."""
 
     value: Number
-    ci_low: Number | None
-    ci_high: Number | None
-    method: str | None = None
+    ci_low: Number
+    ci_high: Number
+
+
+class ExpectedValue(Record):
+    """A value that was computed, not sampled: it has no interval."""
+
+    value: Number
+    ci_low: None
+    ci_high: None
 
 
 class StrategyResult(Record):
@@ -40,7 +47,7 @@ class StrategyResult(Record):
 
     local: Number
     """The fraction that only the tuned model answers."""
-    right: Estimate
+    right: Estimate | ExpectedValue
     usd_per_1k: Number | None
 
 

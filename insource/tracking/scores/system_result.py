@@ -39,12 +39,12 @@ class PartResult(Record):
 
 
 class Validity(Record):
-    """The fraction of the answers that passes each stage; None if a stage does not apply."""
+    """The fraction of the answers that passes each stage."""
 
-    parse: Number | None
-    in_schema: Number | None = key("schema")
-    label: Number | None
-    right: Number | None
+    parse: Number
+    in_schema: Number = key("schema")
+    label: Number
+    right: Number
 
 
 class ReliabilityBin(Record):
@@ -81,6 +81,8 @@ class Latency(Record):
 class Throughput(Record):
     """The measured throughput of the server."""
 
+    identity: str | None = key("of", default=None)
+    """Digest of the requests whose answers are cached with it."""
     requests_per_second: Number
     tokens_per_second: Number
     concurrency: int
@@ -92,8 +94,11 @@ class Throughput(Record):
 class Parity(Record):
     """The served variant against the trained weights, on the validation rows."""
 
+    identity: str | None = key("of", default=None)
+    """Digest of the requests whose answers are cached with it."""
     n: int
-    prompt_ids_equal: int | None = None
+    prompt_ids_equal: Number
+    """The fraction of prompts with the token ids that were trained on."""
     agreement: Number | None
     """None for other weights than were trained."""
     metric: str
@@ -155,7 +160,7 @@ class SystemResult(Record):
     metrics: Mapping[str, MetricValue]
     slices: Mapping[str, Mapping[str, SliceResult]]
     per_part: Mapping[str, PartResult]
-    validity: Validity | None
+    validity: Validity
     invalid: Mapping[str, int]
     """{problem: answers}."""
     errors: Mapping[str, int]
