@@ -226,7 +226,8 @@ def _collect_responses(
             flush=True,
         )
     parity = load_or_store(_parity_file(context, system_requests.system), system_requests.identity, None)
-    return to_responses(system_requests, collected, context, rate=throughput, parity=parity, notes=notes)
+    responses = to_responses(system_requests, collected, context)
+    return replace(responses, throughput=throughput, parity=parity, notes=notes)
 
 
 def build_eval_requests(context: ComparisonContext, system: System) -> EvalRequests:

@@ -49,7 +49,7 @@ class AccessRecord:
     """Number of task inputs by answering system and reason."""
 
 
-ACCESS_RECORD = web.RequestKey("told", AccessRecord)
+ACCESS_RECORD = web.RequestKey("access_record", AccessRecord)
 
 
 def _build_guard(proxy_state: ProxyState) -> Middleware:
