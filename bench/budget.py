@@ -28,7 +28,7 @@ from insource.backends import collection
 from insource.backends.budgets import Budget
 from insource.config import cli
 from insource.system import atomic_files
-from tests.helpers.api_requests import IDENTITY, Price, collect, make_endpoint, make_requests
+from tests.helpers.api_requests import IDENTITY, Price, collect, make_backend, make_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import count_tokens
 
@@ -78,7 +78,7 @@ def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, pat
             return Price().of(provider.charged if fault_rate else [count_tokens(body) for _, _, body in provider.seen])
 
         def known_usd() -> float:
-            return collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, make_requests(rows), path)
+            return collection.sum_cached_cost_usd(make_backend(address), IDENTITY, make_requests(rows), path)
 
         argv = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
         for _ in range(kills):

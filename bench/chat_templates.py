@@ -116,7 +116,7 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
         TAKEN_WITH_OWN_SUFFIX if rendering.own_suffix_reason else TAKEN_EXACTLY,
         pinned,
         tokenizer.eos_token,
-        tokenizer.decode(chat_template.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
+        tokenizer.decode(chat_template.encode_prompts(tokenizer, [messages])[0][-24:])[-24:],
         rendering.own_suffix_reason or "",
     )
     try:

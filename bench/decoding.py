@@ -116,7 +116,7 @@ def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     specs = []
     for model in dict.fromkeys(case.model for case in cases):
         folder = POCKET if model == "pocket" else base_models.smollm2_dir()
-        smollm2_wheel.ensure_model_folder(str(folder))
+        smollm2_wheel.ensure_smollm2_folder(str(folder))
         tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
         rows = [build_rows(case, tokenizer, banking77) for case in cases if case.model == model]
         specs.append({"model": str(folder), "cases": rows})

@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(run.to_yaml(loaded.recipe), end="")
         return cli.OK
     _check_gpus(loaded.recipe)
-    smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
+    smollm2_wheel.ensure_smollm2_folder(loaded.recipe.model.base)
     loaded = folder_ownership.claim_folder(unresolved, runs)
     loaded = replace(loaded, recipe=gguf_model.ensure_model_folder(loaded.recipe, runs))
     # Until a worker runs, SIGTERM raises KeyboardInterrupt as Ctrl-C does.

@@ -77,7 +77,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
 
-    prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
+    prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
     generation_evaluator = GenerationEvaluator(
         task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), log_fallback
     )

@@ -184,7 +184,7 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
         Completion(answer.output or "", answer.model_id or "", Usage(), answer.finish_reason or "stop")
         for answer in answers
     ]
-    parity = check.run_parity(probe, address, None, check.constraint_modes(probe, serve)[:1], completions)
+    parity = check.run_parity(probe, address, None, check.list_constraint_modes(probe, serve)[:1], completions)
     server.print_parity(variant.name, parity)
     load_or_store(_parity_file(context, system), identity, parity_json(parity))
     if mismatches := parity.mismatches(serve.parity):

@@ -21,7 +21,7 @@ from insource.backends.failures import NOT_SENT
 from insource.backends.types import Backend, Request, RequestResult
 from insource.config.errors import StageError
 from insource.config.schema.compare import Baseline
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 FAILED, REFUSED = "api_failed", "api_refused"
 OVER_BUDGET, INVALID = "over_budget", "api_answer_invalid"
@@ -60,7 +60,7 @@ class Escalation:
         self._failures, self._paused_until = 0, 0.0
         self._pending: set[asyncio.Task[ScoredAnswer | str]] = set()
 
-    async def query(self, task_input: Input) -> ScoredAnswer | str:
+    async def query(self, task_input: CleanedInput) -> ScoredAnswer | str:
         """Return a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
 
         The request continues if the client disconnects: it is paid for, and its cost must be recorded.

@@ -13,7 +13,7 @@ from deploy.answers.task import Task
 from insource.backends.types import Backend, Completion, Request
 from insource.backends.wire import openai_chat
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 LOCAL = "local"
 """Name of the deployed version as the answering system."""
@@ -62,7 +62,9 @@ class EngineRequestError(RequestError):
             super().__init__(400, "invalid_request_error", f"the model refuses the input: {message}")
 
 
-async def query_model(engine: EngineConnection, task: Task, task_input: Input, max_tokens: int | None) -> ScoredAnswer:
+async def query_model(
+    engine: EngineConnection, task: Task, task_input: CleanedInput, max_tokens: int | None
+) -> ScoredAnswer:
     """Return the answer of the deployed version.
 
     An answer that does not fit the task's schema is retried once if something can be changed: with the grammar, or with

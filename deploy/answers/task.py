@@ -25,7 +25,7 @@ from insource.tasks import extraction, load_task_spec
 from insource.tasks.chat_messages import parse_messages, split_prompt
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.pii import inputs
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 from insource.tasks.source_record import UnusableRowError, read_input
 from serve.vllm.launch_plan import ServedModel
 
@@ -77,7 +77,7 @@ class Task:
         """Output constraint of requests, None for free text or without serve.structured_output."""
         return self.material.prompt["grammar"] if self.recipe.serve.structured_output else None
 
-    def prepare(self, text: str) -> Input:
+    def prepare(self, text: str) -> CleanedInput:
         """Return an input as data preparation would clean it. Raise RequestError if preparation would reject it."""
         max_characters = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
         if len(text) > max_characters:
@@ -89,7 +89,7 @@ class Task:
         except UnusableRowError as error:
             raise invalid_request(f"the input cannot be used: {error.detail}") from None
 
-    def request(self, task_input: Input, max_tokens: int | None = None) -> Request:
+    def request(self, task_input: CleanedInput, max_tokens: int | None = None) -> Request:
         """Return the request for an input, as in the comparison. `max_tokens` limits the answer."""
         row = {"id": "input", "input": {"text": task_input.text}}
         (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.material, [row])

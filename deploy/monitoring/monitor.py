@@ -23,7 +23,7 @@ from insource.config.errors import StageError
 from insource.stats import drift
 from insource.system.console_log import log_line
 from insource.system.timestamps import utc_timestamp
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 WRITE_INTERVAL_SECONDS = 0.5
 
@@ -79,7 +79,7 @@ class Monitor:
         """Record an input that got an error."""
         self.metrics.count_answer(task.name, NOBODY, f"error_{status}")
 
-    def record_traffic(self, deployment: Deployment, task_input: Input, outcome: Outcome, name: str) -> None:
+    def record_traffic(self, deployment: Deployment, task_input: CleanedInput, outcome: Outcome, name: str) -> None:
         """Queue an answered input for the traffic record. `name` is that of the answer id."""
         recorded = traffic_record.RecordedAnswer(
             deployment.task,

@@ -16,10 +16,10 @@ from insource.tasks import classification
 from tests.helpers.api_requests import (
     collect,
     collect_and_kill,
-    make_endpoint,
+    make_backend,
     make_requests,
     outputs_by_row,
-    read_journal_lines,
+    read_cache_lines,
     read_pending_batch,
 )
 from tests.helpers.provider.faulty_provider import FAULT_KINDS, Provider, run_provider
@@ -45,7 +45,7 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> CollectResult:
-    endpoint = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
+    endpoint = make_backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
     return collect(address, path, make_requests(rows), wire, mode=mode, backend=endpoint)
 
 
@@ -76,9 +76,7 @@ def kill_and_revoke(
         provider.batch_revoked = lambda batch, index: batch is provider.batches[0] and index % 7 == 3
     else:
         provider.hold_after = rows // 3
-        collect_and_kill(
-            address, path, wire, mode, rows, should_kill=lambda: len(read_journal_lines(path)) >= rows // 4
-        )
+        collect_and_kill(address, path, wire, mode, rows, should_kill=lambda: len(read_cache_lines(path)) >= rows // 4)
         provider.hold_after = None
         provider.refuse = lambda prompt, attempts: (401, {}) if provider.delivered.total() >= rows // 2 else None
     result = asked(address, path, rows, wire, mode)

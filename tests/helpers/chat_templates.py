@@ -54,7 +54,7 @@ DISAGREES_WHEN_OFF = TemplateKind("MiniCPM 5", asked="<|assistant|>\n" + NO_THIN
 STOP_OF_CONFIG = TemplateKind("Gemma 3", end="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
 DATE_IN_PROMPT = TemplateKind("Llama 3.2", first="Today: {{ strftime_now('%d %b %Y') }}\n")
 # Learnt with an own suffix.
-SPACE_BEFORE = TemplateKind("Mistral v0.3", asked="<|assistant|>", answered="<|assistant|> ", end="<|end|>")
+SPACE_BEFORE_ANSWER = TemplateKind("Mistral v0.3", asked="<|assistant|>", answered="<|assistant|> ", end="<|end|>")
 EMPTY_CHANNEL = TemplateKind("Gemma 4 31B", asked="<|assistant|>\n<|channel>thought\n<channel|>")
 EMPTY_THOUGHT_IN_ANSWER = TemplateKind("Kimi K2 Thinking", answered="<|assistant|>\n<think></think>")
 STOP_AFTER_END = TemplateKind("Command R7B", end="<|end_response|><|end|>")

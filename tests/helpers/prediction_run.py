@@ -27,7 +27,7 @@ from tests.helpers.gateway.stand_in_engine import PROMPT_IDS, REFERENCE
 from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME
 
 # "module.function": killed as soon as that has returned the first time; "module.function+": the third time.
-COMMAND = """
+KILLED_PREDICT_SCRIPT = """
 import importlib, os, signal
 from insource.backends import failures
 from predict import __main__
@@ -80,7 +80,7 @@ class PredictionRun:
         """Predicts in a process of its own, in small segments; `kill_at`: where it kills itself, see COMMAND."""
         variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": kill_at}
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *args],
+            [sys.executable, "-c", KILLED_PREDICT_SCRIPT, *args],
             cwd=ROOT,
             env={**os.environ, **variables},
             stdout=subprocess.PIPE,

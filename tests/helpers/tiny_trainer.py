@@ -15,7 +15,7 @@ from train.loop.callbacks import RestoreTrainerState
 UPDATES = 12
 
 
-class Model(torch.nn.Module):
+class TinyModel(torch.nn.Module):
     """A line with dropout, so that the random state matters."""
 
     def __init__(self, width: int = 4) -> None:
@@ -44,7 +44,7 @@ class TinyTrainer(Trainer):
         return metrics
 
 
-class DoAfterUpdate(TrainerCallback):
+class CallAfterUpdate(TrainerCallback):
     """Does something after an update."""
 
     def __init__(self, update: int, action: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ def make_trainer(
     ]
     arguments = {"save_steps": 3, "logging_steps": 2, "learning_rate": 0.1, **kwargs}
     trainer = TinyTrainer(
-        model=Model(width),
+        model=TinyModel(width),
         args=TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=2,
@@ -99,7 +99,7 @@ def resume_training(
     return trainer
 
 
-def logged_metrics(trainer: TinyTrainer) -> list[tuple[int, float]]:
+def logged_losses(trainer: TinyTrainer) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
 
 

@@ -19,7 +19,7 @@ from insource.tasks import load_task_spec
 from predict.rows import inputs, output
 from predict.rows.column_types import ColumnTypes
 from tests.helpers.gateway import task_gateway
-from tests.helpers.gateway.stand_in_engine import StandInEngine, run_stand_in
+from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 
@@ -43,7 +43,7 @@ def engine() -> StandInEngine:
 
 @pytest.fixture
 def address(engine: StandInEngine) -> Iterator[str]:
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         yield address
 
 
@@ -127,7 +127,7 @@ def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_p
     record = {"number": "A7", "paid": True, "total": 12.5, "items": [{"sku": "x", "pieces": 2}]}
     engine = StandInEngine(lambda text: (json.dumps(record), 0.9))
     rows = write_csv(tmp_path / "in.csv", make_rows(["order A7", "again A7"]))
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         table = pq.read_table(prediction_run.predict(rows, "out.parquet", address))
         csv_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert table.column("answer").to_pylist() == [record, record]
@@ -138,7 +138,7 @@ def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_p
 def test_the_probability_of_every_label_on_request(tmp_path: Path, tokenizer: Any, engine: StandInEngine) -> None:
     prediction_run = make_run(tmp_path, tokenizer)
     rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:5]))
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         output_rows = read_output(prediction_run.predict(rows, "out.parquet", address, "--probabilities"))
         csv_rows = read_output(prediction_run.predict(rows, "out.csv", address, "--probabilities"))
     module, spec = load_task_spec(
@@ -201,7 +201,7 @@ def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(
     system_turn = {"role": "system", "content": "Route it."}
     rows = [{"talk": [system_turn, user_turn]}, {"talk": [user_turn, assistant_turn]}, {"talk": [system_turn]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         output_rows = read_output(prediction_run.predict(tmp_path / "in.jsonl", "out.parquet", address))
     assert engine.order == [TEXTS[0]], "one question for both"
     assert [row["answer"] for row in output_rows] == [linear_predictions()[TEXTS[0]][0]] * 2 + [None]

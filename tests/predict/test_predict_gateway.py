@@ -39,7 +39,7 @@ def door(
     """The gateway's door in a thread of its own, with an engine behind it. Yields its address, and the door."""
     state = ProxyState(key, None, (TASK_NAME,))
     state.versions, state.tasks = {TASK_NAME: version}, {TASK_NAME: deployed}
-    with stand_in_engine.run_stand_in(engine) as engine_url:
+    with stand_in_engine.serve_engine(engine) as engine_url:
 
         async def connect_engine(app: web.Application) -> None:
             state.engine = ClientSession(engine_url)
@@ -169,7 +169,7 @@ def test_what_is_no_gateway_or_wants_another_key_is_said_before_a_row_is_asked(t
     )
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
     engine = StandInEngine(answer_by_hash)
-    with stand_in_engine.run_stand_in(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
+    with stand_in_engine.serve_engine(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
         predicted(prediction_run, rows, "out.csv", address)
     with door(deployed, engine, "v1", "key") as (gateway, _), pytest.raises(StageError, match="INSOURCE_API_KEY"):
         predicted(prediction_run, rows, "out.csv", gateway)

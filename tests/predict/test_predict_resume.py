@@ -27,7 +27,7 @@ from predict.prediction import Prediction
 from serve.vllm import launch_plan
 from serve.vllm.server_process import Address, free_port, is_healthy
 from tests.conftest import ROOT
-from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, run_stand_in
+from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, serve_engine
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 from train.export import adapter
 from train.model import base
@@ -48,7 +48,7 @@ def engine() -> StandInEngine:
 
 @pytest.fixture
 def address(engine: StandInEngine) -> Iterator[str]:
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         yield address
 
 

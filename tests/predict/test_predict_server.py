@@ -15,7 +15,7 @@ from predict.engines import local_vllm
 from predict.rows import inputs
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import LaunchPlan
-from tests.helpers.gateway.stand_in_engine import StandInEngine, run_stand_in
+from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 
@@ -39,7 +39,7 @@ def engine() -> StandInEngine:
 
 @pytest.fixture
 def address(engine: StandInEngine) -> Iterator[str]:
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         yield address
 
 
@@ -142,17 +142,17 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
 ) -> None:
     engine.refuse = lambda text, attempts: 503 if attempts < 2 and text in TEXTS[:20:5] else 0
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:100]))
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         output_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:100]]
     assert set(engine.answered.values()) == {1} and engine.seen[TEXTS[5]] == 3
     more_rows = write_csv(prediction_run.folder / "more.csv", make_rows(TEXTS[100:200]))
     engine.fall_ill_after(30)
-    with run_stand_in(engine) as address, pytest.raises(StageError, match="nothing answers any more"):
+    with serve_engine(engine) as address, pytest.raises(StageError, match="nothing answers any more"):
         prediction_run.predict(more_rows, "more.csv", address)
     assert not prediction_run.output("more.csv").exists() and prediction_run.rows_on_disk() == 30
     engine.recover()
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         assert len(read_output(prediction_run.predict(more_rows, "more.csv", address))) == 100
     assert set(engine.answered.values()) == {1}
     with pytest.raises(StageError, match="does not answer"):

@@ -15,7 +15,7 @@ import pytest
 from deploy import registry
 from insource.config.errors import RecipeError
 from tests.helpers import commands
-from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewaySetup, wait_until
+from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewaySetup, wait_for_value
 
 ASKED: dict[str, Any] = {"model": NAME, "prompt": "x"}
 
@@ -106,7 +106,7 @@ def test_an_engine_that_hangs_is_told_refuses_and_is_started_again(
             gateway_setup.deploy("two")
         request_thread = threading.Thread(target=lambda: responses.append(gateway.ask(ASKED)))
         request_thread.start()
-        wait_until(lambda: True if gateway.ask(path="/health")[0] == 503 else None, gateway)
+        wait_for_value(lambda: True if gateway.ask(path="/health")[0] == 503 else None, gateway)
         status, _, headers = gateway.ask(ASKED)
         assert status == 503 and int(headers["Retry-After"]) > 0
         gateway.says("vllm      hangs: ")
@@ -122,7 +122,7 @@ def test_a_signal_ends_it_while_vllm_starts(gateway_setup: GatewaySetup, signal_
     gateway_setup.deploy("one")
     gateway_setup.will("slow_start")
     with gateway_setup.gateway(LOOPBACK_SETTING) as gateway:
-        status, _, headers = wait_until(lambda: response if (response := gateway.ask(ASKED))[0] else None, gateway)
+        status, _, headers = wait_for_value(lambda: response if (response := gateway.ask(ASKED))[0] else None, gateway)
         assert status == 503 and int(headers["Retry-After"]) > 0  # and never 404, which clients take as final
         assert gateway.ask(path="/health")[0] == 503
         children = commands.child_pids(gateway.process.pid)
@@ -138,7 +138,7 @@ def test_answers_under_way_are_given_before_it_ends(gateway_setup: GatewaySetup)
         answers: list[Any] = []
         request_thread = threading.Thread(target=lambda: answers.append(gateway.ask(ASKED | {"stand": {"wait": 1.5}})))
         request_thread.start()
-        wait_until(
+        wait_for_value(
             lambda: True if gateway.ask(path="/v1/models")[0] == 200 and request_thread.is_alive() else None, gateway
         )
         threading.Event().wait(0.5)
@@ -231,7 +231,7 @@ def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(gateway
         assert version_of(gateway.answers()) == first
         gateway_setup.will("slow_load")
         second = gateway_setup.deploy("two")
-        wait_until(lambda: True if not (gateway_setup.behaviour / "slow_load").exists() else None, gateway)
+        wait_for_value(lambda: True if not (gateway_setup.behaviour / "slow_load").exists() else None, gateway)
         third, failing = gateway_setup.deploy("three"), gateway_setup.deploy("broken", output="something else")
         registry.roll_back(gateway_setup.registry, second)
         registry.roll_back(gateway_setup.registry, third)
@@ -252,7 +252,7 @@ def test_a_version_that_is_gone_before_it_is_loaded_is_told_and_the_old_one_goes
         gateway.answers()
         gateway_setup.will("slow_load")
         gateway_setup.deploy("two")
-        wait_until(lambda: True if not (gateway_setup.behaviour / "slow_load").exists() else None, gateway)
+        wait_for_value(lambda: True if not (gateway_setup.behaviour / "slow_load").exists() else None, gateway)
         third = gateway_setup.deploy("three")
         shutil.rmtree(gateway_setup.registry / "versions" / third)
         assert f"{NAME}@{third}: version {third} below" in gateway.says(f"refused   {NAME}@{third}")

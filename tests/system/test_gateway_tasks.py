@@ -54,7 +54,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def deployed_gateway(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    runs = commands.exported_runs(tmp_path_factory, small_recipe, "gateway-tasks")
+    runs = commands.copy_exported_runs(tmp_path_factory, small_recipe, "gateway-tasks")
     (manifest,) = (runs / "small").glob("2*/manifest.json")
     trained_run, provider = Run(manifest.parent), Provider()
     prompt = atomic_files.read_json(trained_run.folder / "adapter" / "prompt.json")
@@ -74,7 +74,7 @@ def deployed_gateway(small_recipe: Path, tmp_path_factory: pytest.TempPathFactor
         baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{api}/v1", name: api, api_key_env: API_KEY}}]'
         args = [f"serve.port={port}", f"compare.baselines={baseline}"]
         secrets = {"INSOURCE_API_KEY": KEY, "API_KEY": "secret"}
-        with commands.background_command(runs, log, "deploy.gateway", small_recipe, *args, **secrets) as process:
+        with commands.run_in_background(runs, log, "deploy.gateway", small_recipe, *args, **secrets) as process:
             commands.wait_for(log, "ready     ", process)
             assert "routing   small: below a confidence of 2.0000 api answers" in log.read_text(encoding="utf-8")
             yield Place(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from insource.config.errors import StageError
 from insource.system import atomic_files, disk_full
-from tests.helpers.tiny_trainer import SELECT_BEST, UPDATES, DoAfterUpdate, TinyTrainer, make_trainer, resume_training
+from tests.helpers.tiny_trainer import SELECT_BEST, UPDATES, CallAfterUpdate, TinyTrainer, make_trainer, resume_training
 from train.loop import checkpoints
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_the_checkpoints_before(
     max_bytes: int, limit_file_size: Callable[[int], None], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
-    trainer.add_callback(DoAfterUpdate(7, lambda: limit_file_size(max_bytes)))
+    trainer.add_callback(CallAfterUpdate(7, lambda: limit_file_size(max_bytes)))
     with pytest.raises(StageError) as failed:
         trainer.train()
     limit_file_size(resource.RLIM_INFINITY)

@@ -175,7 +175,7 @@ def test_adapters_are_served_on_the_base_that_they_were_trained_on(tmp_path: Pat
     )
     assert not launch_plan.has_trained_weights(replace(served, variant="quantized/int8"), trained_serve)
     shutil.rmtree(folder)
-    (problem,) = launch_plan.adapter_problems(served, trained_serve)
+    (problem,) = launch_plan.find_adapter_problems(served, trained_serve)
     assert "make export" in problem and "serve.base=published" in problem
 
 

@@ -81,7 +81,7 @@ def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window
     settings = recipe(folder)
     model, tokenizer = base.load_base_model(settings), chat_template.load_tokenizer(settings.model)
     opening = "Say in one word what the customer wants. " * 20
-    prompts = chat_template.prompt_ids(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
+    prompts = chat_template.encode_prompts(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
     assert chat_template.shared_prefix_length(prompts) > window
     answers = decode_answers(model, tokenizer, prompts, None, max_new_tokens=max_tokens)
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -63,7 +63,7 @@ def model_of(config: Any, attention: str = "sdpa") -> Any:
 
 
 def prompts(tokenizer: Any) -> list[list[int]]:
-    return chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
+    return chat_template.encode_prompts(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
 
 
 def ids_of(tokenizer: Any) -> dict[str, int]:

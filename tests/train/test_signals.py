@@ -17,9 +17,9 @@ from insource.system import atomic_files
 from tests.conftest import ROOT
 from tests.helpers.tiny_trainer import (
     SELECT_BEST,
-    DoAfterUpdate,
+    CallAfterUpdate,
     TinyTrainer,
-    logged_metrics,
+    logged_losses,
     make_trainer,
     resume_training,
 )
@@ -92,7 +92,7 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
     update: int, finished_run: TinyTrainer, tmp_path: Path
 ) -> None:
     stop_request = StopRequest()
-    request_stop = DoAfterUpdate(update, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
+    request_stop = CallAfterUpdate(update, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
     make_trainer(tmp_path, callbacks=[request_stop, GracefulStop(stop_request)]).train()
     with pytest.raises(KeyboardInterrupt):
         stop_request.raise_if_requested()
@@ -100,7 +100,7 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
     resumed = resume_training(tmp_path)
     assert torch.equal(resumed.model.line.weight, finished_run.model.line.weight)
     # Updates of a logged mean lie on both sides of the interruption.
-    assert logged_metrics(resumed) == logged_metrics(finished_run)
+    assert logged_losses(resumed) == logged_losses(finished_run)
     train_losses = [trainer.state.log_history[-1]["train_loss"] for trainer in (resumed, finished_run)]
     assert train_losses[0] == train_losses[1]
 
@@ -108,7 +108,7 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
 def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
     stop_request = StopRequest()
     arguments = {**SELECT_BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
-    request_stop = DoAfterUpdate(3, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
+    request_stop = CallAfterUpdate(3, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
     stopped = make_trainer(
         tmp_path, callbacks=[EarlyStoppingCallback(4), request_stop, GracefulStop(stop_request)], **arguments
     )
@@ -149,7 +149,7 @@ def one_of_two() -> None:
     finished = make_trainer(folder / "whole")
     finished.train()
     stop_request = StopRequest()
-    request_stop = DoAfterUpdate(4, lambda: setattr(stop_request, "signal_name", "SIGTERM" if is_second else None))
+    request_stop = CallAfterUpdate(4, lambda: setattr(stop_request, "signal_name", "SIGTERM" if is_second else None))
     stopped = make_trainer(folder / "stopped", callbacks=[request_stop, GracefulStop(stop_request)])
     stopped.train()
     assert stop_request.signal_name == "SIGTERM"

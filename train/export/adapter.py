@@ -135,7 +135,7 @@ def build_prompt_spec(
         "schema_version": 1,
         "task": {"kind": recipe.task.task_name, **asdict(spec)},
         "messages": messages,
-        "prompt_ids": chat_template.prompt_ids(tokenizer, [messages])[0],
+        "prompt_ids": chat_template.encode_prompts(tokenizer, [messages])[0],
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
         "stop": tokenizer.eos_token,

@@ -86,7 +86,7 @@ def load_saved_tokenizer(folder: str) -> Any:
     return base_tokenizer.load_auto_tokenizer(folder, Model(base=folder))
 
 
-def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
     """Return the token ids of each conversation up to the answer."""
     return _encode(tokenizer, _render_prompts(tokenizer, conversations))
 

@@ -24,7 +24,7 @@ from serve.vllm.server_process import free_port
 from tests.conftest import ROOT
 from tests.helpers.gateway import stand_in_vllm
 
-COMMAND = """
+GATEWAY_SCRIPT = """
 from serve.vllm import server_process
 server_process.VLLM_MODULE = "tests.helpers.gateway.stand_in_vllm"
 from deploy.gateway import __main__ as gateway
@@ -62,7 +62,7 @@ class GatewayProcess:
 
     def says(self, expected: str, count: int = 1) -> str:
         """Waits until the gateway has said something so often. Returns all that it said."""
-        return wait_until(
+        return wait_for_value(
             lambda: (text := self.text()) if self.text().count(expected) >= count else None, self, expected
         )
 
@@ -71,7 +71,7 @@ class GatewayProcess:
 
     def answers(self) -> tuple[int, Any, dict[str, str]]:
         """Asks until a request is answered. Returns the answer."""
-        return wait_until(
+        return wait_for_value(
             lambda: response if (response := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
         )
 
@@ -81,7 +81,7 @@ class GatewayProcess:
         return int(children[0])
 
 
-def wait_until(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
+def wait_for_value(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while (value := probe()) is None:
         assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.text()}"
@@ -148,7 +148,7 @@ class GatewaySetup:
         argv = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
         with log.open("wb") as stdout:
             process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *argv],
+                [sys.executable, "-c", GATEWAY_SCRIPT, *argv],
                 cwd=ROOT,
                 env={**os.environ, stand_in_vllm.FOLDER_VARIABLE: str(self.behaviour), **env},
                 stdout=stdout,

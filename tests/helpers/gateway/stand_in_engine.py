@@ -26,13 +26,13 @@ from tests.helpers.provider.provider_answers import stable_number
 
 REFERENCE, PROMPT_IDS = "b", (1, 2, 3)
 """What the run of prediction_place has as reference answer, and as ids of its prompt."""
-Answer = Callable[[str], tuple[str, float]]
+AnswerFunction = Callable[[str], tuple[str, float]]
 """Input -> what is answered, and its probability."""
 
 
 @dataclass
 class StandInEngine:
-    answer: Answer
+    answer: AnswerFunction
     answered: Counter[str] = field(default_factory=Counter)
     hold_after: int | None = None
     """Once it has let so many requests pass, it answers nobody."""
@@ -130,7 +130,7 @@ def make_application(engine: StandInEngine) -> web.Application:
 
 
 @contextmanager
-def run_stand_in(engine: StandInEngine) -> Iterator[str]:
+def serve_engine(engine: StandInEngine) -> Iterator[str]:
     """The stand-in in a thread of its own. Yields its address."""
     with serve_application(make_application(engine)) as address:
         yield address

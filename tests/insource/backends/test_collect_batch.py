@@ -17,7 +17,7 @@ from tests.helpers.api_requests import (
     Price,
     collect,
     collect_and_kill,
-    make_endpoint,
+    make_backend,
     make_requests,
     outputs_by_row,
     read_pending_batch,
@@ -69,7 +69,7 @@ def test_a_batch_brings_every_answer_at_its_own_price(
 def test_constrained_answers_are_unwrapped(path: Path, provider: Provider, wire: ApiFormat) -> None:
     provider.answer = lambda prompt: json.dumps({"answer": correct_label(prompt)})
     with run_provider(provider) as address:
-        endpoint = make_endpoint(address, wire, structured="json_schema")
+        endpoint = make_backend(address, wire, structured="json_schema")
         result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=endpoint)
     assert outputs_by_row(result) == EXPECTED
 
@@ -224,7 +224,7 @@ def test_a_batch_begun_elsewhere_is_not_looked_for_here(path: Path, address: str
     collect_and_kill(
         address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
-    other_endpoint = replace(make_endpoint(address), base_url="http://127.0.0.1:9/v1")
+    other_endpoint = replace(make_backend(address), base_url="http://127.0.0.1:9/v1")
     with pytest.raises(StageError, match="holds a batch that was begun at"):
         collect(address, path, make_requests(ROWS), mode="batch", backend=other_endpoint)
 
@@ -264,7 +264,7 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
         address, path, wire, "batch", 3080, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     provider.ended = True
-    endpoint = make_endpoint(address, wire, timeout_seconds=60.0)
+    endpoint = make_backend(address, wire, timeout_seconds=60.0)
     result = collect(address, path, make_requests(3080), wire, mode="batch", budget=Budget(50), backend=endpoint)
     assert result.complete and len(provider.batches) == 1 and not provider.broken_rules
     assert outputs_by_row(result) == {(f"T{index:06}", 0): correct_label(f"row {index}") for index in range(3080)}
@@ -275,7 +275,7 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
 def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wrong_answers(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    backend = replace(make_endpoint(address, wire), temperature=0.0)
+    backend = replace(make_backend(address, wire), temperature=0.0)
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=backend)
     assert not result.complete and all(response.refused and not response.final for response in result.answers.values())
     assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
@@ -291,7 +291,7 @@ def test_an_endpoint_that_decides_has_no_batches() -> None:
 @pytest.mark.parametrize("minutes", [-40, 0, 40])
 def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: ApiFormat, minutes: int) -> None:
     async def ask() -> None:
-        backend = make_endpoint(address, wire)
+        backend = make_backend(address, wire)
         async with asking.API_MODULES[wire].make_client(backend) as client:
             requests = [replace(question.request, id=question.id) for question in make_requests(3)]
             ids = [request.id for request in requests]

@@ -15,7 +15,7 @@ from insource.backends.rate_limit import RateLimiter, parse_reset_seconds, secon
 from insource.backends.types import Backend
 from insource.backends.wire import anthropic_messages
 from insource.config.errors import RecipeError
-from tests.helpers.api_requests import collect, make_endpoint, make_requests
+from tests.helpers.api_requests import collect, make_backend, make_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import correct_label
 
@@ -87,7 +87,7 @@ def test_one_refusal_holds_everybody_until_the_time_it_told(tmp_path: Path) -> N
         return (429, {"Retry-After": "0.7"}) if len(arrivals) == 1 else None
 
     with run_provider(Provider(refuse=refuse)) as address:
-        endpoint = make_endpoint(address, concurrency=1)
+        endpoint = make_backend(address, concurrency=1)
         result = collect(address, tmp_path / "a.jsonl", make_requests(5), backend=endpoint)
     assert result.complete and len(arrivals) == 6
     assert arrivals[1] - arrivals[0] >= 0.7
@@ -108,7 +108,7 @@ def test_a_limit_used_up_is_waited_for_before_it_is_refused(wire: str) -> None:
     with run_provider(provider) as address:
         started_at = time.monotonic()
         replies = complete_all(
-            make_endpoint(address, wire, concurrency=1), [question.request for question in make_requests(2)]
+            make_backend(address, wire, concurrency=1), [question.request for question in make_requests(2)]
         )  # type: ignore[arg-type]
     assert [len(reply.attempt_latencies_seconds) for reply in replies] == [1, 1]
     assert time.monotonic() - started_at >= 0.5

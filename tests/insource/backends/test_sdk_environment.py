@@ -12,7 +12,7 @@ from insource.backends.client import complete_all
 from insource.backends.types import ApiFormat, Backend
 from insource.backends.wire import anthropic_messages, openai_chat
 from insource.backends.wire.sdk_environment import ACCOUNT_VARIABLES, IGNORED_VARIABLES
-from tests.helpers.api_requests import as_decisions, make_endpoint, make_requests
+from tests.helpers.api_requests import make_backend, make_requests, to_choice_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 HEADERS = "Authorization: Bearer of-another\nX-Gateway: 1\nanthropic-version: 2023-06-01\nx-api-key: of-another"
@@ -33,8 +33,8 @@ def sent(wire: ApiFormat) -> dict[str, str]:
     """The headers of a request to a host that is not the provider's own."""
     provider, requests = Provider(), make_requests(1)
     with run_provider(provider) as address:
-        questions = as_decisions(requests) if wire in ("decisions", "systemone") else requests
-        (reply,) = complete_all(make_endpoint(address, wire), [questions[0].request])
+        questions = to_choice_requests(requests) if wire in ("decisions", "systemone") else requests
+        (reply,) = complete_all(make_backend(address, wire), [questions[0].request])
     assert reply.completion is not None, reply.error
     ((_, headers, _),) = provider.seen
     return {name.lower(): value for name, value in headers.items()}
