@@ -70,7 +70,7 @@ def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, pat
     They contain the cost of all requests, the cost known on disk, and how often the cap or the known cost was exceeded.
     """
     provider = Provider(faults=fault_rate, delay_seconds=0.0 if fault_rate else 0.05)
-    rng, signal_counts, violations, n_killed_while_asking = random.Random(seed), Counter[str](), Counter[str](), 0
+    rng, signal_counts, violations, n_killed_while_querying = random.Random(seed), Counter[str](), Counter[str](), 0
     with run_provider(provider) as address:
 
         def sent_usd() -> float:
@@ -86,7 +86,7 @@ def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, pat
             process = subprocess.Popen(argv, cwd=machine.ROOT, stderr=subprocess.DEVNULL)
             while len(provider.seen) < n_seen + n_more and process.poll() is None:
                 time.sleep(0.002)
-            n_killed_while_asking += process.poll() is None
+            n_killed_while_querying += process.poll() is None
             signal_number = rng.choice((signal.SIGKILL, signal.SIGINT))
             process.send_signal(signal_number)
             process.wait()
@@ -98,7 +98,7 @@ def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, pat
             "faults": fault_rate,
             "kills": kills,
             "signals": dict(signal_counts),
-            "killed_while_asking": n_killed_while_asking,
+            "killed_while_asking": n_killed_while_querying,
             "requests": len(provider.seen),
             "met": dict(provider.met),
             "complete": collected.complete,

@@ -55,7 +55,7 @@ def build_meta_model(name: str) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.bfloat16).eval()
 
 
-def add_lora(name: str) -> Any:
+def build_adapted_model(name: str) -> Any:
     """Return a base with the default LoRA adapter of recipes, without weights."""
     import torch
 
@@ -79,7 +79,7 @@ def nf4_bytes(model: Any) -> int:
 
 def table_row(name: str) -> str:
     """Return the line of a base in the table."""
-    model = add_lora(name)
+    model = build_adapted_model(name)
     weights = nf4_bytes(model)
     train = run_header.estimate_memory(model, **PACK_SETTINGS)
     training = weights + train.adapter + train.pack

@@ -108,7 +108,7 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
         *format_mirror(feedback_lines, mirrored, since),
     ]:
         print(line)
-    return conclude(policy, findings, deployed_routing.why_none)
+    return print_verdict(policy, findings, deployed_routing.why_none)
 
 
 def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list[Finding]:
@@ -206,7 +206,7 @@ def format_routes(traffic: TrafficProfile) -> list[str]:
     return [f"routes    {shares}"] if total else []
 
 
-def conclude(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
+def print_verdict(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
     """Print each finding and the verdict. Return the exit code. `why_none` is why there is no threshold."""
     tested = [finding for finding in findings if finding.p_value is not None]
     adjusted = dict(

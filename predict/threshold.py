@@ -15,7 +15,7 @@ EQUIVALENT_VARIANTS = ("adapter", "merged")
 COMPARE_HINT = "`make compare` makes one"
 
 
-def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Recipe) -> Routing:
+def load_run_routing(run: Run, dataset: EvalDataset, variant: str, recipe: Recipe) -> Routing:
     """Return scale and threshold of a variant of a run: adapter, merged or quantized/<scheme>.
 
     The threshold is None, with the reason, if routing.json belongs to another adapter, other weights, another base or
@@ -25,7 +25,7 @@ def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Reci
     if reason is not None:
         # Without a comparison the scale is fitted on the reference answers that training wrote.
         has_validation = (run.folder / "data" / "validation.jsonl").is_file()
-        return Routing(confidence.fit_tuned_scale(run, material) if has_validation else None, None, reason)
+        return Routing(confidence.fit_tuned_scale(run, dataset) if has_validation else None, None, reason)
     try:
         policy = routing_policy.read_policy(run.folder / "routing.json")
     except StageError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compare.records import System
 from compare.systems import api_models, catalog, row_requests
-from deploy.answers.local_model import ScoredAnswer, to_answer
+from deploy.answers.local_model import ScoredAnswer, to_system_answer
 from deploy.answers.spending import Ledger, MonthlyBudget
 from deploy.answers.task import Task
 from insource.backends import api_errors, pricing
@@ -118,7 +118,7 @@ class Escalation:
             if reply.error == NOT_SENT.error:
                 return OVER_BUDGET
             return FAILED if reply.retryable else REFUSED
-        answer = to_answer(reply.completion)
+        answer = to_system_answer(reply.completion)
         parsed = self.task.parse(answer)
         return ScoredAnswer(answer, parsed, self.task.stated_confidence(answer) if parsed.problem is None else None)
 
@@ -151,10 +151,10 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
     system, baseline = systems[0], systems[0].baseline
     if problem := _find_unsupported(system, baseline):
         return NoEscalation("no_api_model", f"{name} {problem}; name another one (route.baseline)")
-    if missing := catalog.skipped_systems([system], recipe):
-        return NoEscalation("no_api_model", missing[0].why)
-    if unknown := pricing.find_unknown_prices([baseline]):
-        return NoEscalation("no_api_model", unknown[0])
+    if skipped := catalog.skipped_systems([system], recipe):
+        return NoEscalation("no_api_model", skipped[0].why)
+    if unknown_prices := pricing.find_unknown_prices([baseline]):
+        return NoEscalation("no_api_model", unknown_prices[0])
     if not recipe.route.mirror and (problem := _find_threshold_problem(task)):
         return NoEscalation("no_threshold", problem)
     ledger = None

@@ -93,12 +93,12 @@ async def query_model(
 
 async def _query(engine: EngineConnection, task: Task, backend: Backend, request: Request) -> ScoredAnswer:
     completion = await _send(engine, backend, request)
-    answer = to_answer(completion)
+    answer = to_system_answer(completion)
     parsed = task.parse(answer)
     return ScoredAnswer(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
 
 
-def to_answer(completion: Completion) -> SystemAnswer:
+def to_system_answer(completion: Completion) -> SystemAnswer:
     """Return a completion as the answer record of the comparison."""
     log_probability = completion.log_probability
     return SystemAnswer(

@@ -65,16 +65,16 @@ class Deployments:
     async def refresh(self, registry_dir: Path) -> None:
         """Read the task of the active version again if it was deployed again, since its threshold may have changed."""
         name = registry_dir.name
-        answering, deployed_at = self.proxy_state.versions.get(name), registry.deployed_at(registry_dir)
+        active_version, deployed_at = self.proxy_state.versions.get(name), registry.deployed_at(registry_dir)
         if (
             name not in self.proxy_state.tasks
             or deployed_at == self._deployed_at[name]
-            or answering != registry.current_version(registry_dir)
+            or active_version != registry.current_version(registry_dir)
         ):
             return
         self._deployed_at[name] = deployed_at
         try:
-            self.activate(registry_dir, str(answering), await self.load(registry_dir, str(answering)))
+            self.activate(registry_dir, str(active_version), await self.load(registry_dir, str(active_version)))
         except (RecipeError, StageError) as error:
             log_line(f"routing   {name} goes on as before: {error}")
 

@@ -89,16 +89,16 @@ class Gateway:
         After a restart of vLLM it is the active version, otherwise the current version of the registry. If that was
         rejected and no version is active, it is the one deployed before.
         """
-        answering, current = self.proxy_state.versions.get(registry_dir.name), registry.current_version(registry_dir)
+        active, current = self.proxy_state.versions.get(registry_dir.name), registry.current_version(registry_dir)
         if (deployed_at := registry.deployed_at(registry_dir)) != self._deployed_at.get(registry_dir.name):
             # A rejected version is tried again when it is deployed again.
             self._deployed_at[registry_dir.name] = deployed_at
             self.rejected.discard((registry_dir.name, str(current)))
         rejected = {version for name, version in self.rejected if name == registry_dir.name}
-        if answering and answering not in self.loaded_versions[registry_dir.name]:
-            return answering
-        if answering:
-            return current if current not in {None, answering, *rejected} else None
+        if active and active not in self.loaded_versions[registry_dir.name]:
+            return active
+        if active:
+            return current if current not in {None, active, *rejected} else None
         return next(iter_candidates(registry_dir, rejected), None)
 
     def reject(self, registry_dir: Path, version: str, error: Exception) -> None:

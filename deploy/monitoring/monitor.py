@@ -39,15 +39,15 @@ class Monitor:
         self.mirror = Mirror(self.metrics, self.record_parsed)
         self._stopped, self._write_lock, self._failure_logged = asyncio.Event(), asyncio.Lock(), False
 
-    def record_parsed(self, task: Task, by: str, scored: ScoredAnswer, sample: bool = True) -> None:
+    def record_parsed(self, task: Task, answered_by: str, scored: ScoredAnswer, sample: bool = True) -> None:
         """Record an answer that was parsed by the task's schema, whether or not the client gets it.
 
         `sample` is whether it counts for `make drift`. With route.mirror the mirrored inputs are that sample. Other
         answers of the deployed model would bias it; those it gives locally count as unread.
         """
-        self.metrics.count_checked_answer(task.name, by, scored.parsed.problem)
-        self.metrics.count_tokens(task.name, by, scored.answer.input_tokens, scored.answer.output_tokens)
-        if by == LOCAL and scored.parsed.problem is None:
+        self.metrics.count_checked_answer(task.name, answered_by, scored.parsed.problem)
+        self.metrics.count_tokens(task.name, answered_by, scored.answer.input_tokens, scored.answer.output_tokens)
+        if answered_by == LOCAL and scored.parsed.problem is None:
             value = scored.parsed.value
             self.metrics.count_prediction(task.name, scored.confidence, filter_labels(value, task.labels))
             if (
@@ -56,9 +56,9 @@ class Monitor:
                 answer = task.answer_text(value) if task.labels else None
                 self.profiles.profile_today(task).add(scored.confidence, answer, len(task.labels or ()))
 
-    def record_api_failure(self, task: Task, by: str, reason: str) -> None:
+    def record_api_failure(self, task: Task, answered_by: str, reason: str) -> None:
         """Record that an API model gave no valid answer."""
-        self.metrics.count_checked_answer(task.name, by, reason)
+        self.metrics.count_checked_answer(task.name, answered_by, reason)
 
     def record_outcome(self, task: Task, outcome: Outcome) -> None:
         """Record the outcome of an input."""

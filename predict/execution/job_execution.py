@@ -110,8 +110,8 @@ class JobExecution:
             log_step("refused", f"{refused:,} rows: {reasons}")
 
     def _layout(self) -> Layout:
-        material = self.task.material
-        answer = column_types.answer_type(material.task, material.spec)
+        dataset = self.task.material
+        answer = column_types.answer_type(dataset.task, dataset.spec)
         file_format = output.output_format(self.job.output)
         return output.make_layout(file_format, self.job.survey.types, answer, self.labels)
 

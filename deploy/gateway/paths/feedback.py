@@ -38,7 +38,7 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
         raise invalid_request("a request has an id and an answer, or feedback: a list of them")
     if len(items) > MAX_ITEMS:
         raise RequestError(413, "request_too_large", f"{len(items):,} pieces of feedback were sent, {MAX_ITEMS} may be")
-    results = [_validate(item, tasks) for item in items]
+    results = [_parse_item(item, tasks) for item in items]
     if not is_batch and isinstance(results[0], RequestError):
         raise results[0]
     accepted = [result for result in results if isinstance(result, Feedback)]
@@ -57,7 +57,7 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
     return {"recorded": len(accepted), "results": replies}
 
 
-def _validate(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
+def _parse_item(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
     if not isinstance(item, dict) or set(item) != set(_KEYS):
         return invalid_request("feedback is an object with id and answer")
     answer_id = item["id"]
