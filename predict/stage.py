@@ -130,7 +130,7 @@ def _finish_if_written(job: Job, served: ServedModel) -> bool:
         return False
     if not execution.is_written():
         return False
-    with execution.locked():
+    with execution.lock():
         execution.finish()
     return True
 
@@ -138,7 +138,7 @@ def _finish_if_written(job: Job, served: ServedModel) -> bool:
 def _predict_with_variant(job: Job, served: ServedModel) -> None:
     """Predict with one variant of the run. Raise _CannotServeError if it cannot be served."""
     execution = plan_execution(job, served)
-    with execution.locked():
+    with execution.lock():
         if not execution.is_complete():
             with ExitStack() as stack:
                 try:
@@ -174,7 +174,7 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
     variant_name = verified.variant or "a form that it does not name"
     task = job.task(verified.variant or "adapter", verified.routing)
     execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
-    with execution.locked():
+    with execution.lock():
         if not execution.is_complete():
             await _query_vllm(execution, origin)
         execution.finish()
@@ -185,7 +185,7 @@ async def _query_vllm(execution: JobExecution, origin: str) -> None:
     async with clients.open_session(origin, concurrency) as session:
         task_fields = {name: getattr(execution.task, name) for name in execution.task.__dataclass_fields__}
         client = clients.VllmClient(clients.ServedTask(**task_fields), session, execution.labels, concurrency)
-        await execution.predict_all(client.ask)
+        await execution.predict_all(client.predict)
 
 
 async def _predict_with_gateway(job: Job) -> None:
@@ -198,10 +198,10 @@ async def _predict_with_gateway(job: Job) -> None:
             reason = f"the gateway answers with version {version}, and run {job.run.id} is {task.version}"
             task = replace(task, routing=Routing(None, None, reason))
         execution = JobExecution(job, task, ["gateway", version], f"version {version} of a gateway")
-        with execution.locked():
+        with execution.lock():
             if not execution.is_complete():
                 client = clients.GatewayClient(task, session, execution.labels, version)
-                await execution.predict_all(client.ask)
+                await execution.predict_all(client.predict)
             execution.finish()
 
 

@@ -68,7 +68,7 @@ class Escalation:
         if time.monotonic() < self._paused_until:
             return FAILED
         row = {"id": secrets.token_hex(8), "input": {"text": task_input.text}}
-        (request,) = row_requests.build_requests(self.system, self.task.material, [row])
+        (request,) = row_requests.build_requests(self.system, self.task.dataset, [row])
         pending = asyncio.create_task(self._query_with_timeout(request))
         self._pending.add(pending)
         pending.add_done_callback(self._on_done)
@@ -164,7 +164,7 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
         ledger = Ledger(registry_dir / "spend", recipe.route.usd_per_month)
     seconds = min(baseline.timeout_seconds, recipe.route.api_seconds)
     backend = replace(
-        api_models.build_endpoint(baseline, task.material),
+        api_models.build_endpoint(baseline, task.dataset),
         timeout_seconds=seconds,
         max_retry_wait_seconds=recipe.route.api_seconds,
     )

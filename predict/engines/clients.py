@@ -88,12 +88,12 @@ class VllmClient:
         self._task, self._labels, self._max_concurrency = task, labels, max_concurrency
         self._session, self._engine = session, EngineConnection(session, lambda: None)
 
-    async def ask(self, row: InputRow) -> Prediction:
+    async def predict(self, row: InputRow) -> Prediction:
         """Return the prediction of a row. Raise StageError if the server is down."""
         # vLLM does not set the waiting time: deploy/answers/local_model.py sets it, for clients of the gateway.
-        return await _predict_with_retries(lambda: self._ask_once(row), self._session, use_retry_after=False)
+        return await _predict_with_retries(lambda: self._predict_once(row), self._session, use_retry_after=False)
 
-    async def _ask_once(self, row: InputRow) -> Prediction:
+    async def _predict_once(self, row: InputRow) -> Prediction:
         assert row.task_input is not None
         scored = await local_model.query_model(self._engine, self._task, row.task_input, None)
         if scored.parsed.problem is not None:
@@ -122,11 +122,11 @@ class GatewayClient:
     def __init__(self, task: Task, session: ClientSession, labels: Sequence[str], version: str) -> None:
         self._task, self._session, self._labels, self._version = task, session, labels, version
 
-    async def ask(self, row: InputRow) -> Prediction:
+    async def predict(self, row: InputRow) -> Prediction:
         """Return the prediction of a row. Raise StageError if the gateway is down or has changed the version."""
-        return await _predict_with_retries(lambda: self._ask_once(row), self._session)
+        return await _predict_with_retries(lambda: self._predict_once(row), self._session)
 
-    async def _ask_once(self, row: InputRow) -> Prediction:
+    async def _predict_once(self, row: InputRow) -> Prediction:
         # The raw input: the gateway redacts it, and answers locally if it contains personal data.
         payload = await self._post(f"/v1/tasks/{self._task.name}", {"input": row.raw_input})
         return Prediction(

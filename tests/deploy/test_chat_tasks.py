@@ -51,19 +51,19 @@ def test_a_chat_is_asked_as_the_comparison_asks_the_task(router: Deployment) -> 
             payload = await response.json()
             assert payload["model"] == TASK_NAME and payload["choices"][0]["message"]["content"] == "late"
             ((path, body),) = engine.asked
-            material = router.task.material
+            dataset = router.task.dataset
             assert path == "/v1/chat/completions" and body["model"] == "router@v1" and body["temperature"] == 0
-            assert body["messages"] == material.task.messages(material.spec, {"text": "my parcel\nis late"})
-            assert body["structured_outputs"] == {"grammar": material.prompt["grammar"]}
-            assert body["max_completion_tokens"] == material.prompt["max_answer_tokens"]
+            assert body["messages"] == dataset.task.messages(dataset.spec, {"text": "my parcel\nis late"})
+            assert body["structured_outputs"] == {"grammar": dataset.prompt["grammar"]}
+            assert body["max_completion_tokens"] == dataset.prompt["max_answer_tokens"]
 
     run(scenario)
 
 
 @pytest.mark.parametrize("model", [TASK_NAME, f"{TASK_NAME}:raw"])
 def test_the_tasks_own_prompt_and_raw_requests_pass_unchanged(router: Deployment, model: str) -> None:
-    material = router.task.material
-    messages = material.task.messages(material.spec, {"text": "  my   parcel"})
+    dataset = router.task.dataset
+    messages = dataset.task.messages(dataset.spec, {"text": "  my   parcel"})
     sent: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0.7, "max_tokens": 3, "n": 2}
     if model != TASK_NAME:
         sent["messages"] = [{"role": "user", "content": "a@b.example  is   late"}]

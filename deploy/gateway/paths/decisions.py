@@ -70,7 +70,7 @@ def _parse_questions(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping
     if not isinstance(questions, list) or not 1 <= len(questions) <= MAX_QUESTIONS:
         raise invalid_request(f"questions is a list of 1 to {MAX_QUESTIONS} questions")
     for number, question in enumerate(questions):
-        if problem := _find_problem(question, task.material.spec.labels):
+        if problem := _find_problem(question, task.dataset.spec.labels):
             raise invalid_request(f"questions[{number}]: {problem}")
     return questions
 

@@ -91,7 +91,7 @@ def parse_right_answer(task: Task, value: Any) -> Any:
 
     Raise RequestError if it is not an answer of the task.
     """
-    module, spec = task.material.task, task.material.spec
+    module, spec = task.dataset.task, task.dataset.spec
     if not isinstance(module, DecodedTaskKind):
         raise invalid_request(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
