@@ -35,7 +35,9 @@ def expected_row(line: int, text: Any, label: Any = "a") -> tuple[int, dict[str,
     return line, {"text": text, "label": label}
 
 
-def expected_line(number: int, text: str, file: str = "rows.txt", label: str = "rows") -> tuple[int, dict[str, Any]]:
+def expected_text_line(
+    number: int, text: str, file: str = "rows.txt", label: str = "rows"
+) -> tuple[int, dict[str, Any]]:
     """Returns what a reader must give for a line of text."""
     return number, {"text": text, "label": label, "file": file}
 
@@ -557,34 +559,40 @@ PARQUET = [
 
 TEXT = [
     MalformedFile(
-        "txt", "rows.txt", b"hello\r\n\r\n  world \r\n", (expected_line(1, "hello"), expected_line(3, "  world "))
+        "txt",
+        "rows.txt",
+        b"hello\r\n\r\n  world \r\n",
+        (expected_text_line(1, "hello"), expected_text_line(3, "  world ")),
     ),
-    MalformedFile("txt.gz", "rows.txt.gz", gzip.compress(b"hello"), (expected_line(1, "hello", "rows.txt.gz"),)),
+    MalformedFile("txt.gz", "rows.txt.gz", gzip.compress(b"hello"), (expected_text_line(1, "hello", "rows.txt.gz"),)),
     MalformedFile(
         "txt in cp1252",
         "rows.txt",
         b"na\xefve caf\xe9\n",
-        (expected_line(1, "naïve café"),),
+        (expected_text_line(1, "naïve café"),),
         about={"encoding": "latin-1"},
     ),
     MalformedFile(
         "txt with carriage returns",
         "rows.txt",
         b"hello\rworld\r",
-        (expected_line(1, "hello"), expected_line(2, "world")),
+        (expected_text_line(1, "hello"), expected_text_line(2, "world")),
     ),
-    MalformedFile("U+2028 in txt", "rows.txt", "a\u2028b\x85c\n".encode(), (expected_line(1, "a\u2028b\x85c"),)),
+    MalformedFile("U+2028 in txt", "rows.txt", "a\u2028b\x85c\n".encode(), (expected_text_line(1, "a\u2028b\x85c"),)),
     MalformedFile(
-        "a name of two parts", "card.lost.txt", b"hello\n", (expected_line(1, "hello", "card.lost.txt", "card.lost"),)
+        "a name of two parts",
+        "card.lost.txt",
+        b"hello\n",
+        (expected_text_line(1, "hello", "card.lost.txt", "card.lost"),),
     ),
     MalformedFile(
         "txt that names a split",
         "refund_test.txt",
         b"hello\n",
-        (expected_line(1, "hello", "refund_test.txt", "refund"),),
+        (expected_text_line(1, "hello", "refund_test.txt", "refund"),),
     ),
     MalformedFile(
-        "half a pair in txt", "rows.txt", b"x\xed\xa0\xbd\nhello\n", ((1, "surrogate"), expected_line(2, "hello"))
+        "half a pair in txt", "rows.txt", b"x\xed\xa0\xbd\nhello\n", ((1, "surrogate"), expected_text_line(2, "hello"))
     ),
     MalformedFile("blank txt", "rows.txt", b"\n \n"),
     MalformedFile("empty txt", "rows.txt", b"", refused="rows.txt: the file is empty"),

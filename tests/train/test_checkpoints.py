@@ -80,7 +80,7 @@ def test_a_best_checkpoint_that_is_damaged_is_announced_and_another_one_becomes_
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda path: os.truncate(path / "optimizer.pt", 100), "optimizer.pt is cut short, 100 of"),
     "empty": (lambda path: os.truncate(path / "trainer_state.json", 0), "trainer_state.json is cut short, 0 of"),
-    "a bit": (lambda path: flip(path / "model.safetensors"), "model.safetensors is not what was written"),
+    "a bit": (lambda path: flip_last_bit(path / "model.safetensors"), "model.safetensors is not what was written"),
     "longer": (
         lambda path: (path / "scheduler.pt").write_bytes(bytes(100_000)),
         "scheduler.pt is not what was written",
@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def flip(path: Path) -> None:
+def flip_last_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
