@@ -213,10 +213,8 @@ class Gateway:
             return f"died, {await run_in_thread(self.vllm.failure_message)}"
         # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive checks has
         # died.
-        previous, self._dead_children = (
-            self._dead_children,
-            await run_in_thread(server_process.find_dead_children, self.vllm.pid),
-        )
+        previous = self._dead_children
+        self._dead_children = await run_in_thread(server_process.find_dead_children, self.vllm.pid)
         if previous & self._dead_children:
             return f"died, a process that it started has ended, {await run_in_thread(self.vllm.failure_message)}"
         silent_seconds = self._silent_seconds()
@@ -273,10 +271,8 @@ class Gateway:
 
     async def start_engine(self) -> None:
         """Start vLLM without adapters; `follow_registry` loads them. Raise StageError if it does not become ready."""
-        self.loaded_versions, self._dead_children = (
-            {registry_dir.name: set() for registry_dir in self.registry_dirs},
-            set(),
-        )
+        self.loaded_versions = {registry_dir.name: set() for registry_dir in self.registry_dirs}
+        self._dead_children = set()
         self.vllm.start()  # in the main thread: vLLM is killed when the thread that started it ends
         seconds = await run_in_thread(self.vllm.wait_ready)
         log_line(f"vllm      up after {seconds:.0f} s")

@@ -50,9 +50,8 @@ class Monitor:
         if answered_by == LOCAL and scored.parsed.problem is None:
             value = scored.parsed.value
             self.metrics.count_prediction(task.name, scored.confidence, filter_labels(value, task.labels))
-            if (
-                sample and not scored.is_retry
-            ):  # the comparison has no retries, so calibration rows have no such answers
+            # The comparison has no retries, so calibration rows have no such answers.
+            if sample and not scored.is_retry:
                 answer = task.answer_text(value) if task.labels else None
                 self.profiles.profile_today(task).add(scored.confidence, answer, len(task.labels or ()))
 
@@ -137,9 +136,8 @@ class Monitor:
                 continue
             current, version = traffic.profile, deployment.task.version
             if calibration.confidences and current.confidences:
-                distances[name, version, "confidence"] = drift.ks_statistic(
-                    calibration.confidences, current.confidences
-                )
+                distance = drift.ks_statistic(calibration.confidences, current.confidences)
+                distances[name, version, "confidence"] = distance
             if calibration.answers and current.answers and not traffic.others:
                 distances[name, version, "labels"] = drift.total_variation(calibration.answers, current.answers)
         self.metrics.set_drift(distances)

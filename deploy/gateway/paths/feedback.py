@@ -63,12 +63,11 @@ def _parse_item(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | Reques
     answer_id = item["id"]
     if not isinstance(answer_id, str) or not answer_id.isascii():
         return invalid_request("id is a text: the id of an answer (`id`, or the header X-Insource-Answer-Id)")
-    pairs = ((candidate, candidate.ids.open(answer_id)) for candidate in tasks.values())
-    deployment, record = next(
-        ((candidate, matched) for candidate, matched in pairs if matched is not None), (None, None)
-    )
-    if deployment is None or record is None:
+    opened = ((deployment, deployment.ids.open(answer_id)) for deployment in tasks.values())
+    match = next(((deployment, record) for deployment, record in opened if record is not None), None)
+    if match is None:
         return RequestError(404, "not_found_error", f"{answer_id[:24]!r} is the id of no answer of this gateway")
+    deployment, record = match
     try:
         _check_encodable(item["answer"])
         value = parse_right_answer(deployment.task, item["answer"])

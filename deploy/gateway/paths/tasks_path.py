@@ -34,7 +34,8 @@ async def answer_inputs(
     time. Raise RequestError if the request is invalid or its only input has no answer.
     """
     payload = await json_body.read_object(body)
-    is_batch, private = _is_batch(payload), private or parse_private(payload.get("private"))
+    is_batch = _is_batch(payload)
+    private = private or parse_private(payload.get("private"))
     task = deployment.task
     head = {"task": task.name, "version": task.version}
 
