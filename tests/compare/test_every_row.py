@@ -52,7 +52,7 @@ def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> C
 def scores(result: CollectResult, rows: int) -> dict[str, Any]:
     """The figures of a comparison: two of three rows have a right answer."""
     material: Any = SimpleNamespace(
-        module=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
+        task=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
     )
     ids = [f"T{index:06}" for index in range(rows)]
     targets = [LABELS[0] if index % 3 == 0 else correct_label(f"row {index}") for index in range(rows)]
