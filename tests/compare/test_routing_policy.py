@@ -252,7 +252,7 @@ def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> Non
 def replace_kind(scored_system: Any) -> Any:
     return replace(
         scored_system,
-        gathered=replace(scored_system.gathered, system=replace(scored_system.gathered.system, kind="closed")),
+        responses=replace(scored_system.responses, system=replace(scored_system.responses.system, kind="closed")),
     )
 
 
