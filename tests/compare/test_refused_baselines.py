@@ -161,13 +161,13 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     provider.bodies = {"chat": cut_chat, "messages": cut_message}
     scores = run_comparison(context, list_api_systems(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
-    (name,) = (planned.called for planned in context.recipe.compare.baselines)
+    (name,) = (planned.display_name for planned in context.recipe.compare.baselines)
     assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
     assert scores["systems"][name]["invalid"] == {"unfinished": 60}
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
-    assert "0 of 60 (60 cut)" in (context.here.folder / "report.md").read_text(encoding="utf-8")
-    assert "60 cut" in (context.here.folder / "report.html").read_text(encoding="utf-8")
+    assert "0 of 60 (60 cut)" in (context.run.folder / "report.md").read_text(encoding="utf-8")
+    assert "60 cut" in (context.run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_a_schema_could_not_say_is_checked_here(
