@@ -101,7 +101,7 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
     """
     tokenizer = rendering.tokenizer
     messages = classification.messages(CLASSIFICATION_SPEC, {"text": "my parcel is late"})
-    pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
+    pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned_values.items())
     result = TemplateResult(
         name,
         TAKEN_WITH_OWN_SUFFIX if rendering.own_suffix_reason else TAKEN_EXACTLY,

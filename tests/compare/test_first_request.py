@@ -79,7 +79,7 @@ def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every
         )
         assert payload["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, responses.system.name
         assert responses.spent_usd is not None and responses.spent_usd > 0 and not responses.notes
-    assert not provider.broken_rules
+    assert not provider.rule_violations
     n_attempts = provider.attempts.total()
     first_request.send_first_requests(context, list_api_systems(context))
     assert provider.attempts.total() == n_attempts, "called again it asks for nothing"
@@ -91,7 +91,10 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
     baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "effort": "low", "price": price}
     context = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[baseline], primary=None)
-    provider.picky, provider.answer = ("temperature", "reasoning_effort"), lambda prompt: "billing_dispute"
+    provider.rejected_parameters, provider.answer = (
+        ("temperature", "reasoning_effort"),
+        lambda prompt: "billing_dispute",
+    )
     systems, refused = first_request.send_first_requests(context, list_api_systems(context))
     assert not refused and set(systems[0].omitted_parameters) == {"temperature", "reasoning_effort"}
     assert (
@@ -100,10 +103,10 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     )
     responses = api_models.collect_from_apis(context, systems)["openai:gateway-model"]
     assert responses.complete and sum("asked without" in note for note in responses.notes) == 2
-    assert not any("temperature" in body for _, _, body in provider.seen[3:])
+    assert not any("temperature" in body for _, _, body in provider.requests[3:])
     first_request.send_first_requests(context, list_api_systems(context))
-    assert provider.broken_rules.total() == 2, "what was refused is remembered"
-    assert len(provider.seen) == 3 + 10 * 2
+    assert provider.rule_violations.total() == 2, "what was refused is remembered"
+    assert len(provider.requests) == 3 + 10 * 2
 
 
 def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
@@ -113,7 +116,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
     baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "price": price}
     comparison = make_two_label_comparison(tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0)
-    provider.picky, provider.answer = ("temperature",), make_correct_answerer(comparison)
+    provider.rejected_parameters, provider.answer = ("temperature",), make_correct_answerer(comparison)
     names = []
     collect_all = collect.collect_all
 
@@ -138,12 +141,12 @@ def test_the_day_that_an_sdk_announces_is_shown_where_the_provider_says_none(
     systems, _ = first_request.send_first_requests(context, list_api_systems(context))
     assert "it is shut down on 2027-01-14" in capsys.readouterr().err
     assert api_models.collect_from_apis(context, systems)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
-    provider.shutdown = "2026-12-31"
+    provider.shutdown_date = "2026-12-31"
     other_context = make_shipped_comparison(
         "classifier", tmp_path / "another", tokenizer, baselines=[baseline], primary=None, repeat_rows=0
     )
     assert api_models.collect_from_apis(other_context, systems)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
-    assert not provider.broken_rules
+    assert not provider.rule_violations
 
 
 def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so_first(
@@ -173,7 +176,7 @@ def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
         context = make_shipped_comparison("classifier", folder, tokenizer, baselines=[invalid, valid], primary=None)
         with pytest.raises(RecipeError, match=message):
             first_request.send_first_requests(context, list_api_systems(context))
-    assert not provider.seen
+    assert not provider.requests
 
 
 def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
@@ -191,7 +194,7 @@ def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
         RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
     ):
         first_request.send_first_requests(context, list_api_systems(context))
-    assert not provider.seen
+    assert not provider.requests
 
 
 def test_the_dry_run_shows_the_body_and_sends_nothing(
@@ -200,7 +203,7 @@ def test_the_dry_run_shows_the_body_and_sends_nothing(
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
     atomic_files.write_json(context.run.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
     output = "\n".join(estimate.cost_estimate_lines(context.run, context.recipe, list_api_systems(context)))
-    assert not provider.seen and "train 0" in output and "test 0" not in output
+    assert not provider.requests and "train 0" in output and "test 0" not in output
     bodies = [json.loads(text) for text in re.findall(r"^\{.*?^\}", output, re.MULTILINE | re.DOTALL)]
     assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
     assert all("temperature" not in body for body in bodies)

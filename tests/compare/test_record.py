@@ -85,10 +85,10 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     rows = list(atomic_files.read_jsonl(path))
     assert path.parent == recipe.parent and len(rows) == 40 and all(row["cost_usd"] > 0 for row in rows)
     assert "shuts it down on 2027-01-14" in captured.err
-    body = provider.seen[-1][2]
+    body = provider.requests[-1][2]
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
     assert body["messages"][0]["content"] == SYSTEM and body["temperature"] == 0 and "response_format" not in body
-    assert not provider.broken_rules
+    assert not provider.rule_violations
 
     ledger = list(atomic_files.read_jsonl(recipe.parent / "runs" / "mine" / "ledger.jsonl"))
     assert [(entry["system"], "opened" in entry) for entry in ledger] == [(f"openai:{MODEL}", False)]

@@ -47,7 +47,7 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
     context = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
     provider.answer = make_correct_answerer(context)
     scores = run_comparison(context, list_api_systems(context))
-    assert not provider.broken_rules and not scores["not_run"] and not scores["integrity"]["incomplete"]
+    assert not provider.rule_violations and not scores["not_run"] and not scores["integrity"]["incomplete"]
     names = {baseline.display_name for baseline in context.recipe.compare.baselines}
     assert names == {system for system, entry in scores["systems"].items() if entry["kind"] == "closed"}
     for system in names:
@@ -92,7 +92,7 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     assert scores["verdict"]["choice"] == "inconclusive"
     assert scores["verdict"]["reasons"][0]["about"] == "completeness"
     assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
-    assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
+    assert provider.rule_violations.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
     assert stage.finish(context.run, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
@@ -158,7 +158,7 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     context = one_baseline(tmp_path, tokenizer, **baseline)
-    provider.bodies = {"chat": cut_chat, "messages": cut_message}
+    provider.response_makers = {"chat": cut_chat, "messages": cut_message}
     scores = run_comparison(context, list_api_systems(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
     (name,) = (planned.display_name for planned in context.recipe.compare.baselines)
@@ -181,7 +181,7 @@ def test_what_a_schema_could_not_say_is_checked_here(
     for baseline in context.recipe.compare.baselines:
         payload = scores["systems"][baseline.display_name]
         assert payload["rows"]["malformed"] == 10 and payload["validity"]["label"] == 0 and payload["complete"]
-    bodies = [json.dumps(body) for _, _, body in provider.seen]
+    bodies = [json.dumps(body) for _, _, body in provider.requests]
     assert bodies and all("at most 40 characters" in text and "maxLength" not in text for text in bodies)
 
 
@@ -216,4 +216,4 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
     )
     assert "temperature: given 0, but claude haiku 5.5 takes none" in lines[1]
     assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in lines[2]
-    assert not provider.seen
+    assert not provider.requests

@@ -42,7 +42,7 @@ def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:
             decided.append(answer)
         return {**make_decision({**body, "questions": body["questions"][:1]}, correct_label("")), "answers": decided}
 
-    return Provider(bodies={"decisions": answers})
+    return Provider(response_makers={"decisions": answers})
 
 
 def requests() -> list[Request]:
@@ -58,8 +58,8 @@ def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_row
         and measurement.together.same_choices == ROWS
         and measurement.together.max_difference == pytest.approx(0)
     )
-    assert [len(body["questions"]) for _, _, body in provider.seen] == [1] * 2 * ROWS + [ROWS]
-    assert not provider.broken_rules and measurement.alone_tokens > 0 and measurement.together_tokens > 0
+    assert [len(body["questions"]) for _, _, body in provider.requests] == [1] * 2 * ROWS + [ROWS]
+    assert not provider.rule_violations and measurement.alone_tokens > 0 and measurement.together_tokens > 0
     assert "yes       rows that share" in "\n".join(measurement.lines("luna"))
 
 
@@ -97,12 +97,12 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
         context = make_two_label_comparison(tmp_path, tokenizer)
         system: System = list_api_systems(context)[0]
         measurement = together._measure_system(context, system, 5)
-        assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.seen)
+        assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.requests)
         poor_context = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
-        n_requests = len(provider.seen)
+        n_requests = len(provider.requests)
         with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
             together._measure_system(poor_context, system, 5)
-        assert len(provider.seen) == n_requests
+        assert len(provider.requests) == n_requests
 
 
 def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_context: Made) -> None:
@@ -117,4 +117,4 @@ def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_co
         assert completed.returncode == code, completed.stderr
         alone, together, conclusion = completed.stdout.splitlines()
         assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")
-        assert conclusion.startswith(prefix) and len(provider.seen) == 7
+        assert conclusion.startswith(prefix) and len(provider.requests) == 7

@@ -303,7 +303,7 @@ def test_a_hostile_file_beside_a_good_one_is_refused_or_every_row_of_it_is_accou
     written_ids = {row["id"] for name in SPLITS for row in atomic_files.read_jsonl(folder / f"{name}.jsonl")}
     rejected = [(row["file"], row["line"]) for row in atomic_files.read_jsonl(folder / "rejected.jsonl")]
     expected_ids = {f"{malformed.file}:{line}" for line, _ in malformed.rows}
-    assert not malformed.refused
+    assert not malformed.refusal
     assert expected_ids <= written_ids | {f"{file}:{line}" for file, line in rejected}
     assert len(written_ids) + len(rejected) == 120 + len(malformed.rows)
 

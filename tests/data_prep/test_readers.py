@@ -63,9 +63,9 @@ def test_the_corpus_is_large_and_no_case_stands_there_twice() -> None:
 def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, malformed: MalformedFile) -> None:
     write_file(tmp_path / malformed.file, malformed.content)
     source = Source(path=str(tmp_path / malformed.file), **malformed.source)
-    if malformed.refused:
+    if malformed.refusal:
         message = read_error(source)
-        assert malformed.refused in message
+        assert malformed.refusal in message
         assert malformed.file in message or "data.source." in message
         assert "\n" not in message
         return
@@ -78,7 +78,7 @@ def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, malformed: Malf
             assert row.values == {}
         else:
             assert (row.problem, row.values) == (None, expected)
-    assert {key: info.get(key) for key in malformed.about} == malformed.about
+    assert {key: info.get(key) for key in malformed.facts} == malformed.facts
     assert json.loads(json.dumps(info)) == info
 
 

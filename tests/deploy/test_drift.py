@@ -261,7 +261,7 @@ def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(
             for text in ("says lost", "late cut"):
                 response = await client.post(PATH, json={"input": text})
                 assert response.status == 200
-            assert len(engine.asked) == 3
+            assert len(engine.requests) == 3
             observed = monitor.profiles.read_today(deployment.task)
             assert observed.profile.answers == {"lost": 1} and observed.reasons.total() == 2
 

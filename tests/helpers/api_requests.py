@@ -35,7 +35,7 @@ class Price:
         usd = input_tokens * self.input_usd_per_million + max_output_tokens * self.output_usd_per_million
         return usd / 1e6 / (2 if batch else 1)
 
-    def of(self, usages: list[tuple[int, int]]) -> float:
+    def sum_usd(self, usages: list[tuple[int, int]]) -> float:
         return sum(self.max_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
 
 

@@ -31,7 +31,7 @@ class TinyModel(torch.nn.Module):
 class TinyTrainer(Trainer):
     """Trainer, saving as ours does; `values` are the validation metric after each evaluation."""
 
-    values: Iterator[float] = iter(())
+    metric_values: Iterator[float] = iter(())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoints.save(
@@ -39,7 +39,7 @@ class TinyTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {"eval_score": next(self.values)}
+        metrics = {"eval_score": next(self.metric_values)}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -48,11 +48,11 @@ class CallAfterUpdate(TrainerCallback):
     """Does something after an update."""
 
     def __init__(self, update: int, action: Callable[[], None]) -> None:
-        self.update, self.what = update, action
+        self.update, self.action = update, action
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.update:
-            self.what()
+            self.action()
 
 
 def make_trainer(
@@ -91,7 +91,7 @@ def resume_training(
     checkpoint = checkpoints.find_latest_valid(folder).latest
     assert checkpoint is not None
     trainer = make_trainer(folder, **kwargs)
-    trainer.values = iter(values)
+    trainer.metric_values = iter(values)
     restored: list[dict[str, int]] = []
     trainer.add_callback(RestoreTrainerState(trainer, checkpoint, restored.append, on_fallback))
     trainer.train(resume_from_checkpoint=str(checkpoint))

@@ -102,7 +102,7 @@ def test_the_commands_from_the_download_to_the_recorded_answers(
     (path,) = tmp_path.glob("mytickets.openai-*.jsonl")
     outputs = {row["id"]: row["output"] for row in atomic_files.read_jsonl(path)}
     assert len(outputs) == 40 and outputs["heldout.jsonl:1"] == QUEUES[110 % 3]
-    assert not provider.broken_rules
+    assert not provider.rule_violations
 
 
 def test_the_page_names_no_target_that_is_not_there() -> None:

@@ -110,7 +110,7 @@ def test_a_client_that_knows_nothing_of_prompts_gets_what_the_tasks_own_prompt_g
         assert stream.get_final_text() == expected
     raw = client.chat.completions.create(**request | {"model": "small:raw"}, max_tokens=5)
     assert raw.choices[0].message.content not in deployed_gateway.labels
-    assert deployed_gateway.provider.seen == []
+    assert deployed_gateway.provider.requests == []
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_confidence_is_that_of_the_decoded_path_on_the_deployed_scale(deployed_g
 @pytest.mark.slow
 def test_what_may_leave_is_escalated_and_what_is_private_never_is(deployed_gateway: Place) -> None:
     rng = random.Random(3)
-    n_seen = len(deployed_gateway.provider.seen)
+    n_seen = len(deployed_gateway.provider.requests)
     sent = []
     for index in range(60):
         text, private = f"marker-{index} where is my money", index % 3 == 1
@@ -162,7 +162,7 @@ def test_what_may_leave_is_escalated_and_what_is_private_never_is(deployed_gatew
             await asyncio.gather(*(send(*case) for case in sent))
 
     asyncio.run(scenario())
-    log = json.dumps([body for _, _, body in deployed_gateway.provider.seen[n_seen:]])
+    log = json.dumps([body for _, _, body in deployed_gateway.provider.requests[n_seen:]])
     assert [index for index in range(60) if f"marker-{index} " in log] == list(range(0, 60, 3))
     access = deployed_gateway.access.read_text(encoding="utf-8")
     assert "marker" not in access and '"answered": {"api/below_threshold": 1}' in access

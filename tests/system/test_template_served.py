@@ -16,8 +16,8 @@ from tests.helpers import commands
 
 KIND = replace(
     kinds.STOP_OF_CONFIG,
-    asked="<|assistant|>\n" + kinds.NO_THINKING + kinds.EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
-    first="Today: {{ strftime_now('%A %d %B %Y') }}\n",
+    generation_prompt="<|assistant|>\n" + kinds.NO_THINKING + kinds.EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
+    preamble="Today: {{ strftime_now('%A %d %B %Y') }}\n",
 )
 
 

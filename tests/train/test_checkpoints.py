@@ -49,7 +49,7 @@ def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_t
 def best_is_3(tmp_path: Path) -> Path:
     """The checkpoints of three evaluations, of which the first went best."""
     trainer = make_trainer(tmp_path / "begun", max_steps=9, **SELECT_BEST)
-    trainer.values = iter([0.9, 0.4, 0.5])
+    trainer.metric_values = iter([0.9, 0.4, 0.5])
     trainer.train()
     assert names(tmp_path / "begun") == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "begun" / "checkpoint-3")

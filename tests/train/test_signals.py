@@ -112,7 +112,7 @@ def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
     stopped = make_trainer(
         tmp_path, callbacks=[EarlyStoppingCallback(4), request_stop, GracefulStop(stop_request)], **arguments
     )
-    stopped.values = iter([0.9, 0.1, 0.1])
+    stopped.metric_values = iter([0.9, 0.1, 0.1])
     stopped.train()
     resumed = resume_training(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **arguments)
     assert resumed.state.global_step == 5

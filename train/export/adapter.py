@@ -142,7 +142,7 @@ def build_prompt_spec(
         "stop": tokenizer.eos_token,
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": chat_template.template_sha256(tokenizer),
-        "template": {"pinned": rendering.pinned, "own_suffix": rendering.own_suffix_reason},
+        "template": {"pinned": rendering.pinned_values, "own_suffix": rendering.own_suffix_reason},
         "base": base_identity(recipe, commit, trained_base),
     }
 

@@ -27,16 +27,16 @@ class Rule:
 
     api: str
     """chat, messages, decisions, systemone."""
-    what: str
+    requirement: str
     source: str
-    broken: Callable[[Headers, Json], Refusal | None]
+    check: Callable[[Headers, Json], Refusal | None]
 
 
 def find_refusal(api: str, headers: Headers, body: Json) -> Refusal | None:
     """Returns the first rule that a request breaks, None where it breaks none."""
     lowercase_headers = {name.lower(): value for name, value in headers.items()}
     return next(
-        (refusal for rule in RULES if rule.api == api and (refusal := rule.broken(lowercase_headers, body))), None
+        (refusal for rule in RULES if rule.api == api and (refusal := rule.check(lowercase_headers, body))), None
     )
 
 

@@ -129,7 +129,7 @@ def test_azure_is_asked_at_its_deployment(monkeypatch: pytest.MonkeyPatch) -> No
             one(backend)
         monkeypatch.setenv("OPENAI_API_VERSION", "2026-01-01")
         assert one(backend) == correct_label("row 0")
-    ((path, headers, _),) = provider.seen
+    ((path, headers, _),) = provider.requests
     assert path == "/openai/deployments/gpt-x/chat/completions" and headers["api-key"] == "secret"
 
 
@@ -139,7 +139,7 @@ def test_bedrock_is_asked_by_the_models_name(monkeypatch: pytest.MonkeyPatch) ->
     with run_provider(provider) as address:
         backend = Backend("anthropic", "anthropic.claude-x-v1:0", address, api_key="secret", cloud="bedrock")
         assert one(backend) == correct_label("row 0")
-    ((path, headers, body),) = provider.seen
+    ((path, headers, body),) = provider.requests
     assert path == "/model/anthropic.claude-x-v1:0/invoke" and headers["Authorization"] == "Bearer secret"
     assert "model" not in body and body["anthropic_version"] and body["max_tokens"] == 16
 
@@ -154,7 +154,7 @@ def test_vertex_is_asked_in_its_project(monkeypatch: pytest.MonkeyPatch) -> None
             one(backend)
         monkeypatch.setenv("ANTHROPIC_VERTEX_PROJECT_ID", "ours")
         assert one(backend) == correct_label("row 0")
-    ((path, headers, body),) = provider.seen
+    ((path, headers, body),) = provider.requests
     assert path.startswith("/projects/ours/locations/europe-west1/publishers/anthropic/models/claude-x")
     assert path.endswith(":rawPredict") and headers["Authorization"] == "Bearer secret" and "model" not in body
 

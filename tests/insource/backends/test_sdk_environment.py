@@ -36,7 +36,7 @@ def sent(wire: ApiFormat) -> dict[str, str]:
         questions = to_choice_requests(requests) if wire in ("decisions", "systemone") else requests
         (reply,) = complete_all(make_backend(address, wire), [questions[0].request])
     assert reply.completion is not None, reply.error
-    ((_, headers, _),) = provider.seen
+    ((_, headers, _),) = provider.requests
     return {name.lower(): value for name, value in headers.items()}
 
 
@@ -78,7 +78,7 @@ def test_a_stand_in_for_azure_on_this_machine_does_not_get_azures_key(monkeypatc
         complete_all(
             Backend("openai", "gpt-x", address, cloud="azure", temperature=None), [make_requests(1)[0].request]
         )
-    ((_, headers, _),) = provider.seen
+    ((_, headers, _),) = provider.requests
     assert "of-azure" not in str(headers)
 
 

@@ -56,7 +56,7 @@ def test_what_is_learnt_is_what_is_served_and_decoded(
 ) -> None:
     rendering = chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
     tokenizer = rendering.tokenizer
-    assert (rendering.pinned, tokenizer.eos_token, rendering.own_suffix_reason is not None) == (
+    assert (rendering.pinned_values, tokenizer.eos_token, rendering.own_suffix_reason is not None) == (
         pinned,
         stop,
         own_suffix,
@@ -115,7 +115,7 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
 @pytest.mark.parametrize("first", ["", "\n", "  ", "\n\n  "])
 def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
     """With the same switch the published template writes the same text, white space at its beginning included."""
-    kind = replace(kinds.THINKS_BY_DEFAULT, first=first + "{{ strftime_now('Year') }}")
+    kind = replace(kinds.THINKS_BY_DEFAULT, preamble=first + "{{ strftime_now('Year') }}")
     tokenizer = chat_template.load_tokenizer(Model(base=str(folder_of(tmp_path, kind))))
     assert tokenizer.chat_template.endswith(kind.template)
     pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
@@ -142,14 +142,14 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
 
 
 def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
-    kind = TemplateKind("x", first="{% set form = '%Y' %}{{ strftime_now(form) }}")
+    kind = TemplateKind("x", preamble="{% set form = '%Y' %}{{ strftime_now(form) }}")
     with pytest.raises(RecipeError, match="in a format that it computes"):
         chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
 
 
 def test_the_pocket_model_is_rendered_by_its_published_template(tokenizer: Any) -> None:
     rendering = chat_template.load_rendering(Model(base=tokenizer.name_or_path))
-    assert (rendering.pinned, rendering.own_suffix_reason, rendering.summary_lines()) == ({}, None, [])
+    assert (rendering.pinned_values, rendering.own_suffix_reason, rendering.summary_lines()) == ({}, None, [])
     assert rendering.tokenizer.chat_template == tokenizer.chat_template
     assert rendering.tokenizer.eos_token == tokenizer.eos_token
 

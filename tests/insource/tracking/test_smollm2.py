@@ -55,7 +55,11 @@ def test_it_is_an_ordinary_base_whose_template_lets_it_answer_at_once() -> None:
     message = gguf_model.describe_weight_loss(str(folder), "none", None)
     assert message is not None and message.startswith("GGUF Q4_1 (5.")
     rendering = chat_template.load_rendering(Model(base=str(folder)))
-    assert (rendering.pinned, rendering.own_suffix_reason, rendering.tokenizer.eos_token) == ({}, None, "<|im_end|>")
+    assert (rendering.pinned_values, rendering.own_suffix_reason, rendering.tokenizer.eos_token) == (
+        {},
+        None,
+        "<|im_end|>",
+    )
     (example,) = chat_template.render_examples(
         rendering.tokenizer, [[{"role": "user", "content": "Where is it?"}]], ["late"]
     )
