@@ -101,13 +101,13 @@ def find_optim_mistakes(optim: str, optim_args: str) -> Iterator[Mistake]:
         elif name in ("nesterov", "centered"):
             if value not in ("true", "false"):
                 yield (), f"{name}: given {value!r}, allowed: true or false"
-        elif not equals or not _is_number(value, whole=name.startswith("t_")):
+        elif not equals or not _is_number(value, integer=name.startswith("t_")):
             yield (), f"{name}: given {value!r}, allowed: {'a whole number' if name.startswith('t_') else 'a number'}"
 
 
-def _is_number(text: str, whole: bool) -> bool:
+def _is_number(text: str, integer: bool) -> bool:
     try:
-        int(text) if whole else float(text)
+        int(text) if integer else float(text)
     except ValueError:
         return False
     return True
