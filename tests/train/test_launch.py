@@ -41,9 +41,14 @@ while rank == 0 and len(list(folder.glob("got*"))) < int(os.environ.get("WORLD_S
     time.sleep(0.05)
 sys.exit(int(sys.argv[2]) if rank == 0 else 0)
 """
-WATCH = "import os, sys; from train import launch; from train.distributed.launcher import LAUNCHER\n"
-WATCH += "settings = {**os.environ, LAUNCHER: str(os.getpid())}\n"
-WATCH += "print(*launch._watched(sys.argv[1:], settings)); sys.stdout.flush()"
+WATCH = """\
+import os, sys
+from train import launch
+from train.distributed.launcher import PARENT_PID_ENV
+settings = {**os.environ, PARENT_PID_ENV: str(os.getpid())}
+print(*launch._run_worker(sys.argv[1:], settings))
+sys.stdout.flush()
+"""
 
 
 @contextmanager
