@@ -86,11 +86,10 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         work_folder = temp_folder / ".work"
         with parallel.worker_pool(_choose_process_count(recipe, files)) as pool:
             with steps("read and clean"):
-                table, rejected, source_info, filtered, unmatched = _read_sources(
-                    files, hashes, recipe, work_folder, pool
-                )
+                read_rows = _read_sources(files, hashes, recipe, work_folder, pool)
+            table = read_rows.table
             _check_unique_ids(table)
-            empty_field_notes = data_checks.check_fields(table, source_info, recipe)
+            empty_field_notes = data_checks.check_fields(table, read_rows.sources, recipe)
             with steps("split"):
                 assignment = split.assign_splits(table, recipe.data.split, {file.split for file in files})
             with steps("deduplicate"):
@@ -104,50 +103,42 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                     straddling_rows.drop_straddling(straddling, drops)
                 deduplicate(table, assignment.splits, recipe, pool, drops)
         data_checks.check_labels(canonical_labels, table, recipe)
-        descriptions, sets = (
-            list_label_descriptions(canonical_labels, recipe),
-            label_sets.build_label_sets(table, canonical_labels, recipe),
-        )
+        descriptions = list_label_descriptions(canonical_labels, recipe)
+        sets = label_sets.build_label_sets(table, canonical_labels, recipe)
         may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.kept])
         with steps("count tokens"):
             token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
             context_limit = token_counts.drop_too_long(table, assignment.splits, recipe, drops)
         prepared = PreparedData(
-            recipe,
-            table,
-            assignment,
-            drops,
-            canonical_labels,
-            descriptions,
-            rejected,
-            context_limit,
-            filtered,
-            sets,
-            may_be_empty,
+            recipe=recipe,
+            table=table,
+            assignment=assignment,
+            drops=drops,
+            canonical_labels=canonical_labels,
+            label_descriptions=descriptions,
+            rejected=read_rows.rejected,
+            context_limit=context_limit,
+            filtered=read_rows.filtered,
+            label_sets=sets,
+            may_be_empty=may_be_empty,
         )
         row_counts = statistics.count_rows(prepared)
         not_learnable = data_checks.check_learnable(prepared, row_counts, replaced)
         with steps("doubt labels"):
             issues = label_errors.find_task_label_issues(table, assignment.splits, canonical_labels, drops, recipe)
         with steps("write"):
-            task = TASKS[recipe.task.task_name]
-            map_label = None
-            if canonical_labels and isinstance(task, LabelledTaskKind):
-                map_label = task.make_label_mapper(canonical_labels, list(descriptions))
-            slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, map_label)
-            write.write_rejected(temp_folder / "rejected.jsonl", rejected, table, assignment.splits, drops)
-            label_errors.write_label_issues(temp_folder / "suspects.csv", issues.issues, table, assignment.splits)
+            slices = _write_rows(temp_folder, prepared, issues)
         report = {
             "schema_version": 2,
             "digest": digest,
             "started": started_at,
             "processes": pool.processes,
             "seconds": steps.seconds,
-            "sources": source_info,
+            "sources": read_rows.sources,
             "left_out": sources.find_ignored_files(recipe.data.source),
             "rows": row_counts,
             **statistics.compute_statistics(prepared),
-            "where_unmatched": unmatched,
+            "where_unmatched": read_rows.unmatched,
             "rare_labels": rare_labels,
             "not_learnable": [*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
@@ -163,6 +154,18 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     return folder, True
 
 
+def _write_rows(folder: Path, prepared: PreparedData, issues: label_errors.LabelIssues) -> write.SliceCounts:
+    """Write the split files, rejected.jsonl and suspects.csv. Return the rows written by slice, as `write_splits`."""
+    table, splits, drops, recipe = prepared.table, prepared.assignment.splits, prepared.drops, prepared.recipe
+    task, map_label = TASKS[recipe.task.task_name], None
+    if prepared.canonical_labels and isinstance(task, LabelledTaskKind):
+        map_label = task.make_label_mapper(prepared.canonical_labels, list(prepared.label_descriptions))
+    slices = write.write_splits(folder, table, splits, drops, recipe, map_label)
+    write.write_rejected(folder / "rejected.jsonl", prepared.rejected, table, splits, drops)
+    label_errors.write_label_issues(folder / "suspects.csv", issues.issues, table, splits)
+    return slices
+
+
 def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
     """Return `data.num_proc`, or for "auto" one process per MIN_BYTES_PER_PROCESS of source, at most one per core."""
     if recipe.data.num_proc != "auto":
@@ -172,14 +175,24 @@ def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), size // MIN_BYTES_PER_PROCESS))
 
 
+@dataclass(frozen=True)
+class _ReadRows:
+    """The rows of all files, and the findings of reading them."""
+
+    table: Table
+    rejected: list[Rejected]
+    sources: list[dict[str, Any]]
+    """One entry of data.json per file."""
+    filtered: int
+    """Number of rows that data.where filters out."""
+    unmatched: list[str]
+    """One line per value in data.where that no row has."""
+
+
 def _read_sources(
     files: list[SourceFile], hashes: list[str], recipe: Recipe, work_folder: Path, pool: parallel.WorkerPool
-) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
-    """Read all files into a table.
-
-    Return (table, rejected rows, one entry of data.json per file, number of rows that data.where filters out, one line
-    per value in data.where that no row has).
-    """
+) -> _ReadRows:
+    """Read all files into a table. Raise RecipeError if a file has no rows, or if too many rows cannot be used."""
     rejected: list[Rejected] = []
     filtered, row_filter, columns = 0, RowFilter(recipe.data.where), set[str]()
     source_info: list[dict[str, Any]] = []
@@ -202,7 +215,7 @@ def _read_sources(
         table = writer.table()
     check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
     data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)
-    return table, rejected, source_info, filtered, row_filter.list_unmatched()
+    return _ReadRows(table, rejected, source_info, filtered, row_filter.list_unmatched())
 
 
 def _print_notes(file: SourceFile, info: FileInfo) -> None:

@@ -67,14 +67,14 @@ def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
         yield UnusableRowError("no_answer", f"{problem} (reinforcement fine-tuning has no answers to learn)")
         return
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    learnt = [index for index in answers if weights[index] not in (0, "0")]
-    if not learnt:
+    trained_indices = [index for index in answers if weights[index] not in (0, "0")]
+    if not trained_indices:
         yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
-    for index in learnt:
+    for index in trained_indices:
         yield _make_example(
             messages[: index + 1],
-            readable_in_place=learnt == [len(messages) - 1],
-            expanded=len(learnt) > 1,
+            readable_in_place=trained_indices == [len(messages) - 1],
+            expanded=len(trained_indices) > 1,
             has_single_system=_has_single_system(raw_messages),
         )
 

@@ -57,16 +57,15 @@ def main(arguments: argparse.Namespace) -> int:
     draft = recipe_text.render_recipe(recipe_path.parent, [], task, source, model, answers)
     recipe = _parse_recipe(draft)
     outcome = ImportCounts()
-    converted = [source.train, source.test] if source.train != train else []
+    converted = [path for path in (source.train, source.test) if path] if source.train != train else []
     dry_run = arguments.dry_run
     if not dry_run:
-        _check_no_overwrite([recipe_path, *(target_path for target_path in converted if target_path)], arguments.force)
+        _check_no_overwrite([recipe_path, *converted], arguments.force)
         recipe_path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(ConvertedFile(Path(os.devnull) if dry_run else target_path))
             for target_path in converted
-            if target_path
         ]
         for index, path in enumerate(paths):
             import_rows.check_rows(path, recipe, source, survey, outcome, writers[index] if writers else None)
@@ -74,15 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
         _check_usable(survey, outcome.usable, outcome.selected)
         unusable_fraction = 0.0 if writers else outcome.unusable_fraction
         final_source = replace(source, unusable_fraction=unusable_fraction)
-        report = _format_report(
-            survey,
-            task,
-            final_source,
-            outcome,
-            model,
-            [target_path for target_path in converted if target_path],
-            dry_run,
-        )
+        report = _format_report(survey, task, final_source, outcome, model, converted, dry_run)
         text = recipe_text.render_recipe(
             recipe_path.parent,
             _format_header(survey, outcome, final_source, model, train),
@@ -95,24 +86,28 @@ def main(arguments: argparse.Namespace) -> int:
             print(*report, sep="\n", file=sys.stderr)
             print(text, end="")
             return cli.OK
-        try:
-            for writer in writers:
-                writer.commit()
-            atomic_files.write_text(recipe_path, text)
-        except OSError:
-            for writer in writers:
-                writer.path.unlink(missing_ok=True)
-            raise
+        _commit_files(writers, recipe_path, text)
     load(str(recipe_path), (), "gpu")
-    print(*report, sep="\n", file=sys.stderr)
-    print(
-        f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe",
-        file=sys.stderr,
+    report.append(
+        f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe"
     )
     if model and model.is_fine_tuned and task.kind != "preference":
-        print(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives", file=sys.stderr)
+        report.append(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives")
+    print(*report, sep="\n", file=sys.stderr)
     print(recipe_path)
     return cli.OK
+
+
+def _commit_files(writers: Sequence[ConvertedFile], recipe_path: Path, text: str) -> None:
+    """Put the converted files and the recipe in place. If one cannot be written, no converted file is left."""
+    try:
+        for writer in writers:
+            writer.commit()
+        atomic_files.write_text(recipe_path, text)
+    except OSError:
+        for writer in writers:
+            writer.path.unlink(missing_ok=True)
+        raise
 
 
 def _parse_recipe(draft: str) -> Recipe:

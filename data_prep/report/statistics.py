@@ -80,7 +80,7 @@ def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
         spellings = {
             spelling: count
             for spelling, count in prepared.table.targets.items()
-            if prepared.label_aliases.get(spelling) == label
+            if prepared.canonical_labels.get(spelling) == label
         }
         if set(spellings) - {label}:
             entries[label]["spellings"] = spellings
