@@ -165,21 +165,22 @@ def test_a_loss_that_is_no_number_stops_training_and_names_update_and_rows(tiny_
 SHORT_OF_MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-from tests.train.test_trainer import recipe, rows, trained, weights
+from tests.train.test_trainer import ragged_rows, recipe, train_without_run, weights
 from insource.config.base_models import POCKET
 from train.packing.packing_plan import PackCost
 
 folder = Path(sys.argv[1])
-told = recipe(POCKET, "train.max_steps=2", "train.batch_size=128", "train.pack_tokens=8192", "train.save_steps=100")
-long = [type(row)(row.id, row.prompt_ids + [40] * 12, row.completions) for row in rows(256)]
+settings = recipe(POCKET, "train.max_steps=2", "train.batch_size=128", "train.pack_tokens=8192", "train.save_steps=100")
+long = [type(row)(row.id, row.prompt_ids + [40] * 12, row.completions) for row in ragged_rows(256)]
 if len(sys.argv) > 2:
-    trained(recipe(POCKET, "train.max_steps=1", "train.batch_size=8"), folder / "warm", long[:8])
+    train_without_run(recipe(POCKET, "train.max_steps=1", "train.batch_size=8"), folder / "warm", long[:8])
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 # As if nothing cost more with its length: one pack an update.
 one_pack = PackCost(1e9, 1e12)
-trainer, _ = trained(told, folder / "run", long, announce=lambda told: print(f"announced: {told}"), cost=one_pack)
+log = lambda message: print(f"announced: {message}")
+trainer, _ = train_without_run(settings, folder / "run", long, announce=log, cost=one_pack)
 torch.save(weights(trainer.model), folder / "weights.pt")
 """
 
