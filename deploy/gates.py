@@ -16,12 +16,11 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
     if reason := recipe.lora.unservable_reason:
         return [f"lora.{reason}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
     parity, failures = run.stage("parity"), []
-    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
     if not parity:
         failures.append(
             f"parity was not measured, so nothing tells whether vLLM answers what was trained; {rerun_hint}"
         )
-    elif parity["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
+    elif not run.used_current_adapter("parity"):
         failures.append(f"parity was measured on another adapter than this one; {rerun_hint}")
     elif failure := _adapter_failure(parity):
         failures.append(f"parity of the adapter failed: {failure}")

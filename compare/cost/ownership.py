@@ -113,16 +113,13 @@ def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage
     counted = [usage for usage in usages if usage.input_tokens is not None and usage.output_tokens is not None]
     if not counted:
         return ApiCost(name, None, missing_reason="no answer tells how many tokens it took")
-    batch = price.batch_input_usd_per_million is not None
-    cached = price.cached_input_usd_per_million is not None
-    return ApiCost(
-        name,
-        sum(price.usd(usage) for usage in counted) / len(counted),
-        sum(price.usd(usage, batch=True) for usage in counted) / len(counted) if batch else None,
-        sum(price.usd(replace(usage, cached_tokens=usage.input_tokens)) for usage in counted) / len(counted)
-        if cached
-        else None,
-    )
+    batch_usd = cached_usd = None
+    if price.batch_input_usd_per_million is not None:
+        batch_usd = sum(price.usd(usage, batch=True) for usage in counted) / len(counted)
+    if price.cached_input_usd_per_million is not None:
+        fully_cached = [replace(usage, cached_tokens=usage.input_tokens) for usage in counted]
+        cached_usd = sum(map(price.usd, fully_cached)) / len(counted)
+    return ApiCost(name, sum(map(price.usd, counted)) / len(counted), batch_usd, cached_usd)
 
 
 def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
@@ -174,21 +171,21 @@ def monthly_table(
     """Return the costs at several monthly volumes, including the recipe's volume, sorted by volume."""
     step_cost, tokens_each = build_step_cost(assumptions, owned), owned.tokens_per_request
 
-    def row(requests: int, tokens: int, of_recipe: bool) -> MonthlyCost:
+    def row(requests: int, tokens: int, is_recipe_volume: bool) -> MonthlyCost:
         return MonthlyCost(
             tokens=tokens,
             requests=requests,
-            of_recipe=of_recipe,
-            closed_usd=_scaled(requests, api_cost.usd_per_request),
-            closed_batch_usd=_scaled(requests, api_cost.usd_per_request_batch),
-            closed_cached_usd=_scaled(requests, api_cost.usd_per_request_cached),
+            of_recipe=is_recipe_volume,
+            closed_usd=_total_usd(requests, api_cost.usd_per_request),
+            closed_batch_usd=_total_usd(requests, api_cost.usd_per_request_batch),
+            closed_cached_usd=_total_usd(requests, api_cost.usd_per_request_cached),
             owned_usd=step_cost.usd(requests) if step_cost else None,
             machines=step_cost.machines(requests) if step_cost else None,
         )
 
     rows = [row(max(1, round(tokens / tokens_each)), tokens, False) for tokens in MONTHLY_TOKENS if tokens_each > 0]
     rows.append(row(assumptions.monthly_requests, round(assumptions.monthly_requests * tokens_each), True))
-    return sorted(rows, key=lambda line: line.requests)
+    return sorted(rows, key=lambda entry: entry.requests)
 
 
 def sensitivity_table(
@@ -204,7 +201,7 @@ def sensitivity_table(
         *(("engineer_share", fraction) for fraction in ENGINEER_SHARES),
     ]
     rows = [
-        _with_assumption(
+        _sensitivity_row(
             assumptions.model_copy(update={key: value}), owned, api_cost.usd_per_request, SENSITIVITY_LABELS[key], value
         )
         for key, value in changes
@@ -215,11 +212,11 @@ def sensitivity_table(
         "closed price with all input cached, USD a request": api_cost.usd_per_request_cached,
     }
     return rows + [
-        _with_assumption(assumptions, owned, usd, label, usd) for label, usd in prices.items() if usd is not None
+        _sensitivity_row(assumptions, owned, usd, label, usd) for label, usd in prices.items() if usd is not None
     ]
 
 
-def _with_assumption(
+def _sensitivity_row(
     assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, usd_per_request: float, label: str, value: float
 ) -> ChangedAssumption:
     step_cost = build_step_cost(assumptions, owned)
@@ -291,5 +288,5 @@ def _training_hours(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasure
     return owned.training_seconds / 3600 * assumptions.retrainings_per_month
 
 
-def _scaled(requests: int, usd: float | None) -> float | None:
+def _total_usd(requests: int, usd: float | None) -> float | None:
     return None if usd is None else requests * usd

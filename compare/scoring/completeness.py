@@ -78,9 +78,9 @@ def incomplete_reason(measurements: Measurements, name: str | None) -> str | Non
     if not system.complete:
         return f"{system.title} is INCOMPLETE: {system.incomplete_reason}"
     counts = system.outcomes or {}
-    lost_text = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
+    lost = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
     return (
-        f"{system.title} really answered {answered_fraction(counts):.1%} of the rows ({lost_text}), and a verdict "
+        f"{system.title} really answered {answered_fraction(counts):.1%} of the rows ({lost}), and a verdict "
         f"rests on at least {MIN_ANSWERED_FRACTION:.0%}"
     )
 

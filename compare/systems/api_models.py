@@ -56,18 +56,15 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
         omission_notes = [
             f"{system.title}: asked without {name}, which its provider refuses" for name in system.omitted_parameters
         ]
-        message_notes = (
-            [f"{system.title}: asked with its own messages, not the task's prompt"]
-            if _baseline(system).messages
-            else []
-        )
-        fields = {
-            "price": price,
-            "shutdown_date": shutdown_date,
-            "notes": [*selection.notes, *message_notes, *omission_notes],
-        }
-        responses[system.name] = to_responses(
-            test_requests, collected, context, spent_usd=usd, scale=_fit_scale(context, system, collected), **fields
+        message_note = f"{system.title}: asked with its own messages, not the task's prompt"
+        message_notes = [message_note] if _baseline(system).messages else []
+        responses[system.name] = replace(
+            to_responses(test_requests, collected, context),
+            spent_usd=usd,
+            price=price,
+            shutdown_date=shutdown_date,
+            scale=_fit_scale(context, system, collected),
+            notes=[*selection.notes, *message_notes, *omission_notes],
         )
     # Last, so that a budget which is exhausted by these requests does not affect the comparison.
     for system, price in priced_systems:
@@ -114,34 +111,24 @@ def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | 
 
 def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequests]:
     """Return all requests that a provider may get or got in an earlier invocation, with each of its instructions."""
-    test_requests = [
-        build_test_requests(context, candidate) for candidate in prompt_selection.prompt_candidates(system)
-    ]
-    routing_requests = [
-        requests
-        for candidate in prompt_selection.prompt_candidates(system)
-        if (requests := build_routing_requests(context, candidate))
-    ]
+    candidates = prompt_selection.prompt_candidates(system)
+    test_requests = [build_test_requests(context, candidate) for candidate in candidates]
+    routing_requests = [build_routing_requests(context, candidate) for candidate in candidates]
     return [
         build_first_request(context, system),
         *test_requests,
-        *routing_requests,
+        *(requests for requests in routing_requests if requests is not None),
         *prompt_selection.trial_requests(context, system, partial(_build_requests, context)),
     ]
 
 
 def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) -> str | None:
     """Return the shutdown date of a model: from the provider now, else from its last reply, else from its SDK."""
-    fresh = (
-        {"shutdown_date": fetch_shutdown_date(system_requests.endpoint), "asked": utc_timestamp()}
-        if collected.n_requested
-        else None
-    )
-    cached = load_or_store(
-        system_requests.cache_path.with_suffix(".model.json"),
-        [system_requests.identity, system_requests.endpoint.model],
-        fresh,
-    )
+    fresh = None
+    if collected.n_requested:
+        fresh = {"shutdown_date": fetch_shutdown_date(system_requests.endpoint), "asked": utc_timestamp()}
+    path = system_requests.cache_path.with_suffix(".model.json")
+    cached = load_or_store(path, [system_requests.identity, system_requests.endpoint.model], fresh)
     announced: str | None = cached["shutdown_date"] if cached else None
     return announced or models.announced_shutdown(_baseline(system_requests.system))
 
@@ -204,11 +191,11 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
 
     Raise RecipeError if its model family does not take the settings of the recipe.
     """
-    schema, wire = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
-    family = model_families.find_family(wire, baseline.model or "")
+    schema, api_format = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
+    family = model_families.find_family(api_format, baseline.model or "")
     _check_model_family(baseline, family)
     return Backend(
-        api_format=wire,
+        api_format=api_format,
         model=baseline.model or "",
         base_url=baseline.base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or DUMMY_API_KEY,
@@ -266,6 +253,5 @@ def load_answer_file(
         message = f"{file.path.name} has no answer to {n_missing:,} of the {len(calibration):,} calibration rows"
         return replace(responses, calibration_missing_reason=message)
     calibration_dataset = replace(context.dataset, test=calibration)
-    return replace(
-        responses, calibration_answers=answer_file.match_rows(file, system.name, calibration_dataset, rules)[0]
-    )
+    calibration_answers, _, _ = answer_file.match_rows(file, system.name, calibration_dataset, rules)
+    return replace(responses, calibration_answers=calibration_answers)

@@ -26,7 +26,6 @@ class ComparisonContext:
 
     run: Run
     recipe_name: str
-    """The name of the recipe."""
     recipe: Recipe
     dataset: EvalDataset
 
@@ -64,12 +63,12 @@ class SystemRequests:
         """Return the answers, cached and new ones, with a progress bar."""
         system = self.system
         with progress_bar.show_progress("answered", len(self.requests), visible=self.count_pending() > 0) as advance:
-            done = 0
+            n_done = 0
 
-            def on_answer(answer: CachedResponse) -> None:
-                nonlocal done
-                done += 1
-                advance(done, system.title)
+            def on_response(_: CachedResponse) -> None:
+                nonlocal n_done
+                n_done += 1
+                advance(n_done, system.title)
 
             return collection.collect(
                 self.endpoint,
@@ -79,7 +78,7 @@ class SystemRequests:
                 budget=budget,
                 price=price,
                 mode=system.baseline.mode if system.baseline else "live",
-                on_response=on_answer,
+                on_response=on_response,
                 log=lambda message: print(f"batch     {system.name}: {message}", file=sys.stderr, flush=True),
             )
 
@@ -99,12 +98,9 @@ def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) ->
 
 
 def to_responses(
-    system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext, **fields: Any
+    system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext
 ) -> SystemResponses:
-    """Return the collected answers as responses: test rows, calibration rows and repeats.
-
-    `fields` are further fields of SystemResponses.
-    """
+    """Return the collected answers as responses: test rows, calibration rows and repeats."""
     requested = {(request.id, request.repeat) for request in system_requests.requests}
     test, calibration = context.dataset.test, context.dataset.calibration
     return SystemResponses(
@@ -119,7 +115,6 @@ def to_responses(
         reused=collected.n_reused,
         retries=collected.n_retries,
         concurrency=system_requests.endpoint.concurrency,
-        **fields,
     )
 
 

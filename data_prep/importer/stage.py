@@ -48,25 +48,24 @@ def main(arguments: argparse.Namespace) -> int:
     recipe_path = _choose_recipe_path(train, arguments.to)
     paths = [train] if test is None else [train, test]
     survey = import_rows.survey_files(paths)
-    _check_usable(survey, survey.examples, survey.examples + survey.problems.total())
+    _check_usable(survey, survey.n_examples, survey.n_examples + survey.problems.total())
     system = _choose_system(survey, arguments.system)
-    task = task_inference.infer_task(survey.answers[system], survey.preferences)
+    task = task_inference.infer_task(survey.answers[system], survey.preference_pairs)
     source = _choose_source(train, test, recipe_path, survey, system, task)
     model = _choose_model(arguments, survey, source)
     answers = survey.answers[system]
     draft = recipe_text.render_recipe(recipe_path.parent, [], task, source, model, answers)
     recipe = _parse_recipe(draft)
     outcome = ImportCounts()
-    converted = [source.train, source.test] if source.train != train else []
+    converted = [path for path in (source.train, source.test) if path] if source.train != train else []
     dry_run = arguments.dry_run
     if not dry_run:
-        _check_no_overwrite([recipe_path, *(target_path for target_path in converted if target_path)], arguments.force)
+        _check_no_overwrite([recipe_path, *converted], arguments.force)
         recipe_path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(ConvertedFile(Path(os.devnull) if dry_run else target_path))
             for target_path in converted
-            if target_path
         ]
         for index, path in enumerate(paths):
             import_rows.check_rows(path, recipe, source, survey, outcome, writers[index] if writers else None)
@@ -74,15 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
         _check_usable(survey, outcome.usable, outcome.selected)
         unusable_fraction = 0.0 if writers else outcome.unusable_fraction
         final_source = replace(source, unusable_fraction=unusable_fraction)
-        report = _format_report(
-            survey,
-            task,
-            final_source,
-            outcome,
-            model,
-            [target_path for target_path in converted if target_path],
-            dry_run,
-        )
+        report = _format_report(survey, task, final_source, outcome, model, converted, dry_run)
         text = recipe_text.render_recipe(
             recipe_path.parent,
             _format_header(survey, outcome, final_source, model, train),
@@ -95,24 +86,28 @@ def main(arguments: argparse.Namespace) -> int:
             print(*report, sep="\n", file=sys.stderr)
             print(text, end="")
             return cli.OK
-        try:
-            for writer in writers:
-                writer.commit()
-            atomic_files.write_text(recipe_path, text)
-        except OSError:
-            for writer in writers:
-                writer.path.unlink(missing_ok=True)
-            raise
+        _commit_files(writers, recipe_path, text)
     load(str(recipe_path), (), "gpu")
-    print(*report, sep="\n", file=sys.stderr)
-    print(
-        f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe",
-        file=sys.stderr,
+    report.append(
+        f"next      make data RECIPE={_display_path(recipe_path)}    then look at data.html, and at the recipe"
     )
     if model and model.is_fine_tuned and task.kind != "preference":
-        print(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives", file=sys.stderr)
+        report.append(f"          make record RECIPE={_display_path(recipe_path)}    while {model.name} lives")
+    print(*report, sep="\n", file=sys.stderr)
     print(recipe_path)
     return cli.OK
+
+
+def _commit_files(writers: Sequence[ConvertedFile], recipe_path: Path, text: str) -> None:
+    """Put the converted files and the recipe in place. If one cannot be written, no converted file is left."""
+    try:
+        for writer in writers:
+            writer.commit()
+        atomic_files.write_text(recipe_path, text)
+    except OSError:
+        for writer in writers:
+            writer.path.unlink(missing_ok=True)
+        raise
 
 
 def _parse_recipe(draft: str) -> Recipe:
@@ -171,7 +166,7 @@ def _choose_system(survey: Survey, number: int | None) -> str:
             raise RecipeError(f"SYSTEM: given {number}; there are {len(frequent):,} system messages")
         return frequent[number - 1][0]
     system, n_rows = frequent[0]
-    if n_rows >= MIN_SYSTEM_FRACTION * survey.examples:
+    if n_rows >= MIN_SYSTEM_FRACTION * survey.n_examples:
         return system
     lines = [
         f"  SYSTEM={rank}  {count:,} rows  {_abbreviate(message) or '(no system message)'}"
@@ -180,7 +175,7 @@ def _choose_system(survey: Survey, number: int | None) -> str:
     remainder = [f"  and {len(frequent) - MAX_SYSTEMS_SHOWN:,} more"] if len(frequent) > MAX_SYSTEMS_SHOWN else []
     count_text = f"{'more than ' if survey.n_uncounted_systems else ''}{len(frequent):,}"
     raise RecipeError(
-        f"{survey.examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
+        f"{survey.n_examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
         "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
         + "\n".join(lines + remainder)
     )
@@ -195,11 +190,11 @@ def _choose_source(
     """
     is_log = survey.format in LOG_FORMATS
     has_several_systems = len(survey.systems) > 1
-    preamble = find_preamble(survey.sample[system])
+    preamble = find_preamble(survey.sample_texts[system])
     if INPUT_PLACEHOLDER in preamble.prefix + preamble.suffix:
         preamble = Preamble()  # {input} in the preamble would be ambiguous
     in_place = survey.readable_in_place and not is_log and not preamble
-    if has_several_systems and (task.kind == "preference" or not survey.one_system or not system.strip()):
+    if has_several_systems and (task.kind == "preference" or not survey.has_single_system or not system.strip()):
         in_place = False
     source = RecipeSource(train, test, {}, system, preamble, has_several_systems and in_place, None, 0.0, ())
     if in_place:
@@ -239,28 +234,28 @@ def _format_header(
     survey: Survey, outcome: ImportCounts, source: RecipeSource, model: IncumbentModel | None, train: Path
 ) -> list[str]:
     """Return the comments at the top of the recipe."""
-    head = [
+    comments = [
         f"Made from {train.name} ({survey.format}, {outcome.selected:,} rows) by `make import`: read it, and change it."
     ]
     if survey.format in LOG_FORMATS:
         top_models = survey.models.most_common(1)
         author = f" of {top_models[0][0]}" if top_models else ""
-        head.append(
+        comments.append(
             f"The targets are answers{author} that nobody checked: a score against them says how often a model repeats "
             "them, and not how often it is right."
         )
     if not source.redact and outcome.pii_rows:
         kinds = ", ".join(sorted(outcome.pii_rows))
         counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.pii_rows.items()))
-        head.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
+        comments.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
     if model and model.is_fine_tuned and source.test is None:
-        head.append(
+        comments.append(
             f"{model.name} was taught with these rows, so that a test split of them flatters it. Rows that it never "
             "saw would judge it: make import TEST=..."
         )
     if model and source.preamble:
-        head.append("What every text begins or ends with was cut off it, and stands in the instruction.")
-    return head
+        comments.append("What every text begins or ends with was cut off it, and stands in the instruction.")
+    return comments
 
 
 def _format_report(

@@ -21,7 +21,7 @@ from insource.config.schema.source import Source
 T = TypeVar("T")
 
 MIB = 1 << 20
-# Comparing a duplicate key takes memory of up to a hundred times its length (dedup/minhash.py).
+# Comparing a duplicate key takes memory of up to a hundred times its length (minhash.py).
 CHUNK_BYTES = 8 << 20
 MAX_COLUMN_RATIO, MAX_FILE_RATIO = 100, 1000
 # Bytes of a row besides its texts (row_table.py).
@@ -103,13 +103,13 @@ def file_ratio_error(
     return limits.unpacked_error(location, subject, "check where it is from", size)
 
 
-def split_into_chunks(items: Iterable[T], max_items: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+def split_into_chunks(items: Iterable[T], max_items: int, measure: Callable[[T], int]) -> Iterator[list[T]]:
     """Yield the items in lists of at most `max_items` and about CHUNK_BYTES."""
     chunk: list[T] = []
     size = 0
     for item in items:
         chunk.append(item)
-        size += size_of(item)
+        size += measure(item)
         if len(chunk) == max_items or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

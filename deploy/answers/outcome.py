@@ -7,7 +7,7 @@ from typing import Any
 from deploy.answers.answer_ids import AnswerIds
 from deploy.answers.escalation import Escalation, NoEscalation
 from deploy.answers.task import Task
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 VERSION_HEADER = "X-Insource-Version"
 """Response header with the version of the deployed model."""
@@ -30,7 +30,7 @@ class Deployment:
 class PreparedInput:
     """A cleaned input, and whether it may be escalated."""
 
-    task_input: Input
+    task_input: CleanedInput
     local_reason: str | None
     """Why it must be answered locally; None: it may be escalated."""
     recorded: bool = False
@@ -58,8 +58,8 @@ class Outcome:
     """Answer id for feedback (deploy/answers/answer_ids.py)."""
 
     @property
-    def label(self) -> str:
-        """Answering system and reason, as counted in the access log."""
+    def route(self) -> str:
+        """Answering system and reason, as counted in the access log and in profiles."""
         return f"{self.answered_by}/{self.reason}"
 
     def json(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 
 from insource.stats.metric_stats import Array, MetricStats
-from insource.stats.resampling import Counts, bootstrap, group_units, index_clusters, jackknife
+from insource.stats.resampling import IntArray, bootstrap, group_units, index_clusters, jackknife
 
 ALPHA, RESAMPLES, SEED = 0.05, 2000, 17
 # Values that are closer than this differ only by rounding.
@@ -46,11 +46,8 @@ def compute_interval(
     """
     if not stats.n:
         raise ValueError("a figure of no rows has no interval; leave it out")
-    value, cluster_indices, is_proportion = (
-        stats.compute_value(),
-        index_clusters(clusters, stats.n),
-        stats.is_proportion,
-    )
+    value, is_proportion = stats.compute_value(), stats.is_proportion
+    cluster_indices = index_clusters(clusters, stats.n)
     if is_proportion and cluster_indices is None:
         return Interval(value, *wilson(value, stats.n, alpha), "Wilson")
     units = group_units(stats.row_stats, cluster_indices)
@@ -60,10 +57,9 @@ def compute_interval(
     if len(units.counts) == 1:
         return Interval(value, value, value, method)
     resampled = bootstrap(units, stats.from_sums, resamples, np.random.default_rng(seed))
-    jackknife_values = jackknife(units, stats.from_sums)
-    return Interval(
-        value, *bca(value, resampled, jackknife_values, units.counts, expanded_quantile(alpha, units.n)), method
-    )
+    quantile = expanded_quantile(alpha, units.n)
+    low, high = bca(value, resampled, jackknife(units, stats.from_sums), units.counts, quantile)
+    return Interval(value, low, high, method)
 
 
 def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
@@ -74,7 +70,7 @@ def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
     return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 
-def expanded_quantile(alpha: float, units: int) -> float:
+def expanded_quantile(alpha: float, n_units: int) -> float:
     """Return the normal quantile of the ends; with few units it is larger than that of alpha / 2.
 
     Percentiles of resamples are too narrow by sqrt(1 - 1/units), and use a normal quantile instead of Student's t. This
@@ -82,11 +78,11 @@ def expanded_quantile(alpha: float, units: int) -> float:
     """
     from scipy.special import stdtrit
 
-    return float(-stdtrit(units - 1, alpha / 2)) * sqrt(units / (units - 1))
+    return float(-stdtrit(n_units - 1, alpha / 2)) * sqrt(n_units / (n_units - 1))
 
 
 def bca(
-    value: float, resampled: Array, jackknife_values: Array, counts: Counts, quantile: float
+    value: float, resampled: Array, jackknife_values: Array, counts: IntArray, quantile: float
 ) -> tuple[float, float]:
     """Return the ends of the bias-corrected and accelerated interval (Efron 1987); `quantile` is the normal quantile.
 
@@ -107,7 +103,7 @@ def bca(
     return min(float(low), value), max(float(high), value)
 
 
-def acceleration(jackknife_values: Array, counts: Counts) -> float:
+def acceleration(jackknife_values: Array, counts: IntArray) -> float:
     """Return how much the standard error changes with the value: a sixth of the jackknife's skewness."""
     n = counts.sum()
     deviations = (counts @ jackknife_values) / n - jackknife_values

@@ -13,7 +13,7 @@ TASKS: dict[str, TaskKind] = {
     "generation": generation,
     "preference": preference,
 }
-"""{variant of a task (Task.variant): its module}."""
+"""{Task.task_name: module}."""
 METRIC_LABELS = {
     "micro_f1": "micro-F1",
     "macro_f1": "macro-F1",

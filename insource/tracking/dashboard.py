@@ -66,14 +66,14 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
 
 
 def build_workspace(recipe: Recipe, name: str) -> Any:
-    """Return the workspace, not saved yet."""
-    import wandb_workspaces.reports.v2 as parts
+    """Return the W&B workspace, unsaved."""
+    import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
     def build_panel(panel: Panel) -> Any:
         if panel.kind == "bars":
-            return parts.BarPlot(title=panel.title, metrics=list(panel.fields))
-        return parts.LinePlot(title=panel.title, x="step", y=list(panel.fields))
+            return reports.BarPlot(title=panel.title, metrics=list(panel.fields))
+        return reports.LinePlot(title=panel.title, x="step", y=list(panel.fields))
 
     wandb = recipe.tracking.wandb
     return workspaces.Workspace(
@@ -81,7 +81,7 @@ def build_workspace(recipe: Recipe, name: str) -> Any:
         project=wandb.project,
         name=f"insource: {name}",
         sections=[
-            workspaces.Section(name=title, panels=[build_panel(item) for item in panels], is_open=True)
+            workspaces.Section(name=title, panels=[build_panel(panel) for panel in panels], is_open=True)
             for title, panels in build_sections(recipe).items()
         ],
     )

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from deploy.answers.task import Task
@@ -32,7 +33,7 @@ class JobExecution:
         folder = job.run.folder.parent / ".predict" / self.digest
         self.state, self.started_at = PredictionState(folder, self.layout), utc_timestamp()
 
-    def locked(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Return the lock on the prediction's folder, as a context.
 
         Raise RecipeError if the output exists and is not as this stage wrote it.
@@ -40,7 +41,7 @@ class JobExecution:
         path = self.job.output
         if path.exists() and not self.job.output_info and not self.job.force and not self.state.is_pending_output(path):
             raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
-        return self.state.locked(self.job.fresh)
+        return self.state.lock(self.job.fresh)
 
     def is_written(self) -> bool:
         """Return whether the output exists, by the same model, with the same rows and columns."""
@@ -48,9 +49,13 @@ class JobExecution:
         return not must_rerun and self.job.output_info.get("digest") == self.digest
 
     def is_complete(self) -> bool:
-        """Return whether no row is left to query; log the engine and the source of the threshold."""
+        """Return whether no row is left to query."""
+        return self.is_written() or self.state.counts().rows == self.job.survey.rows
+
+    def log_start(self) -> None:
+        """Log the engine, the source of the threshold, and how many rows are on disk; nothing if the output exists."""
         if self.is_written():
-            return True
+            return
         routing, n_done = self.task.routing, self.state.counts().rows
         log_step("engine", f"{self.engine_name}; up to {self.job.recipe.compare.concurrency} requests at once")
         if routing.threshold is None:
@@ -61,7 +66,6 @@ class JobExecution:
             log_step("columns", f"INPUT has one of our names: ours begin with {output.COLUMN_PREFIX}")
         if n_done:
             log_step("resumed", f"{n_done:,} of {self.job.survey.rows:,} rows are on disk")
-        return n_done == self.job.survey.rows
 
     async def predict_all(self, predict_row: PredictRow) -> None:
         """Query all rows without an answer on disk, with progress."""
@@ -93,14 +97,12 @@ class JobExecution:
                 "INPUT was changed while it was read, so that answers may stand beside other rows; call again"
             )
         path = self.job.output
-        output.join_parts(
-            self.state.parts(),
-            self.layout,
-            path,
-            self.digest,
-            lambda temp_path: self.state.record_pending_output(path, temp_path),
-        )
-        atomic_files.write_json(info_path(self.job.output), self._summary(counts))
+
+        def before_replace(temp_path: Path) -> None:
+            self.state.record_pending_output(path, temp_path)
+
+        output.join_parts(self.state.parts(), self.layout, path, self.digest, before_replace)
+        atomic_files.write_json(info_path(path), self._summary(counts))
         self.state.remove()
         refused, has_threshold = counts.refused.total(), self.task.routing.threshold is not None
         abstain_note = f", abstains in {counts.abstained:,} of them" if has_threshold else ""
@@ -110,10 +112,10 @@ class JobExecution:
             log_step("refused", f"{refused:,} rows: {reasons}")
 
     def _layout(self) -> Layout:
-        material = self.task.material
-        answer = column_types.answer_type(material.task, material.spec)
+        dataset = self.task.dataset
+        answer_type = column_types.answer_type(dataset.task, dataset.spec)
         file_format = output.output_format(self.job.output)
-        return output.make_layout(file_format, self.job.survey.types, answer, self.labels)
+        return output.make_layout(file_format, self.job.survey.types, answer_type, self.labels)
 
     def _digest_inputs(self) -> list[Any]:
         job, routing = self.job, self.task.routing

@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from insource.tasks.task_kind import TaskKind
+
 MAX_FIELDS = 256
 """Maximum fields of an object. A larger one has data as keys, and is written as JSON."""
 ARROW_TYPE_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError)
@@ -100,7 +102,7 @@ def _convert_to_floats(value: Any, arrow_type: Any) -> Any:
     return value
 
 
-def answer_type(module: Any, spec: Any) -> Any:
+def answer_type(module: TaskKind, spec: Any) -> Any:
     """Return the Arrow type of a task's answers: string, list of strings, or a struct by the JSON schema."""
     if module.IS_MULTILABEL:
         return pa.list_(pa.string())
@@ -110,10 +112,8 @@ def answer_type(module: Any, spec: Any) -> Any:
 
 def _field_type(field: Mapping[str, Any]) -> Any:
     declared = field.get("type", "string")
-    json_type = next(
-        (candidate for candidate in ([declared] if isinstance(declared, str) else declared) if candidate != "null"),
-        "string",
-    )
+    declared_types = [declared] if isinstance(declared, str) else declared
+    json_type = next((name for name in declared_types if name != "null"), "string")
     if json_type == "object":
         return pa.struct([(name, _field_type(child)) for name, child in field["properties"].items()])
     if json_type == "array":

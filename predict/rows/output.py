@@ -38,7 +38,7 @@ class Layout:
     input_types: ColumnTypes
     names: Mapping[str, str]
     """{prediction column: its name in this output}."""
-    answer: Any
+    answer_type: Any
     """The Arrow type of answers."""
     labels: Sequence[str] = ()
     """The labels that have a probability."""
@@ -56,7 +56,7 @@ def output_format(output: Path) -> str:
     return FORMATS[output.suffix.lower()]
 
 
-def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
+def make_layout(file_format: str, input_types: ColumnTypes, answer_type: Any, labels: Sequence[str]) -> Layout:
     """Return the layout of an output with these input columns.
 
     Raise RecipeError if column names clash even with COLUMN_PREFIX.
@@ -66,7 +66,7 @@ def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels:
     names = {name: f"{prefix}{name}" for name in columns}
     if clash := sorted(set(names.values()) & set(input_types.names)):
         raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the output writes; rename them")
-    return Layout(file_format, input_types, names, answer, labels)
+    return Layout(file_format, input_types, names, answer_type, labels)
 
 
 def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
@@ -75,7 +75,7 @@ def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any
     if layout.format == "parquet":
         _write_parquet(temp_path, layout, rows)
     else:
-        text = "".join(_json_lines(layout, rows))
+        text = "".join(_text_lines(layout, rows))
         temp_path.write_text(text, encoding="utf-8", newline="")
     _flush(temp_path)
     temp_path.replace(path)
@@ -121,7 +121,8 @@ def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]
     return {name: getattr(prediction, column) for column, name in layout.names.items()}
 
 
-def _json_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+def _text_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+    """Yield the rows as lines of CSV or JSON."""
     if layout.format == "csv":
         for columns, prediction in rows:
             values = {**columns, **_prediction_values(layout, prediction)}
@@ -145,15 +146,14 @@ def _csv_cell(value: Any) -> str:
 
 def _arrow_schema(layout: Layout) -> Any:
     types = {
-        "answer": layout.answer,
+        "answer": layout.answer_type,
         "confidence": pa.float64(),
         "abstain": pa.bool_(),
         "probabilities": pa.struct([(label, pa.float64()) for label in layout.labels]),
     }
     input_fields = [(name, layout.input_types.arrow_type(name)) for name in layout.input_types.names]
-    return pa.schema(
-        [*input_fields, *((name, types.get(column, pa.string())) for column, name in layout.names.items())]
-    )
+    prediction_fields = [(name, types.get(column, pa.string())) for column, name in layout.names.items()]
+    return pa.schema([*input_fields, *prediction_fields])
 
 
 def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
@@ -177,10 +177,8 @@ def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
         tables: list[Any] = []
         for part in parts:
             tables.append(pq.read_table(part, schema=_arrow_schema(layout)))
-            rows, n_bytes = (
-                sum(values) for values in zip(*((table.num_rows, table.nbytes) for table in tables), strict=True)
-            )
-            if rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
+            n_rows, n_bytes = sum(table.num_rows for table in tables), sum(table.nbytes for table in tables)
+            if n_rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
                 writer.write_table(pa.concat_tables(tables))
                 tables = []
         if tables:

@@ -16,9 +16,9 @@ from insource.config.load import load
 from insource.tracking.scores.comparison import read_scores, write_scores
 from tests.compare.test_first_request import WITH_CLOSED
 from tests.helpers.api_comparison import (
-    api_system,
-    correct_answers,
+    list_api_systems,
     make_comparison,
+    make_correct_answerer,
     make_shipped_comparison,
     make_two_label_comparison,
     redirect_sdks,
@@ -46,9 +46,9 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     context = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
-    provider.answer = correct_answers(context)
-    scores = run_comparison(context, api_system(context))
-    assert not provider.broken_rules and not scores.not_run and not scores.integrity.incomplete
+    provider.answer = make_correct_answerer(context)
+    scores = run_comparison(context, list_api_systems(context))
+    assert not provider.rule_violations and not scores.not_run and not scores.integrity.incomplete
     names = {baseline.display_name for baseline in context.recipe.compare.baselines}
     assert names == {system for system, entry in scores.systems.items() if entry.kind == "closed"}
     for system in names:
@@ -84,7 +84,9 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     context = make_shipped_comparison(
         name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if is_classification else 1
     )
-    chats = [system for system in api_system(context) if system.baseline and not system.baseline.uses_decision_api]
+    chats = [
+        system for system in list_api_systems(context) if system.baseline and not system.baseline.uses_decision_api
+    ]
     scores = run_comparison(context, chats)
     assert list(scores.systems) == ["tuned"], "nobody got 0% for how it was asked"
     assert {entry.name for entry in scores.not_run} == {entry.name for entry in chats}
@@ -94,7 +96,7 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     assert scores.verdict.choice == "inconclusive"
     assert scores.verdict.reasons[0].topic == "completeness"
     assert f"{CHAT} is INCOMPLETE" in scores.verdict.reasons[0].text
-    assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
+    assert provider.rule_violations.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
     assert stage.finish(context.run, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
@@ -119,13 +121,13 @@ def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
     provider.answer = last_word
     prefixes = {f"test {index}: " for index in range(0, 60, 10)}
     provider.refuse = lambda prompt, attempts: (429, {}) if any(prefix in prompt for prefix in prefixes) else None
-    scores = run_comparison(context, api_system(context))
+    scores = run_comparison(context, list_api_systems(context))
     result = scores.systems[CHAT]
     assert result.outcomes["failed"] == 6 and result.outcomes["refused"] == 0 and result.outcomes["answered"] == 54
     assert scores.verdict.choice == "inconclusive"
     assert "really answered 90.0% of the rows (6 failed)" in scores.verdict.reasons[0].text
     provider.refuse = lambda prompt, attempts: None
-    repeated = run_comparison(context, api_system(context)).systems[CHAT]
+    repeated = run_comparison(context, list_api_systems(context)).systems[CHAT]
     assert repeated.outcomes["answered"] == 60 and repeated.reused == 54
 
 
@@ -135,7 +137,7 @@ def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
     context = one_baseline(tmp_path, tokenizer)
     provider.answer = last_word
     provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if "train 0: " in prompt else None
-    result = run_comparison(context, api_system(context)).systems[CHAT]
+    result = run_comparison(context, list_api_systems(context)).systems[CHAT]
     assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
     assert result.complete and result.outcomes["answered"] == 60
 
@@ -160,8 +162,8 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     context = one_baseline(tmp_path, tokenizer, **baseline)
-    provider.bodies = {"chat": cut_chat, "messages": cut_message}
-    scores = run_comparison(context, api_system(context))
+    provider.response_makers = {"chat": cut_chat, "messages": cut_message}
+    scores = run_comparison(context, list_api_systems(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
     (name,) = (planned.display_name for planned in context.recipe.compare.baselines)
     assert scores.systems[name].outcomes["cut"] == 60 and scores.systems[name].outcomes["malformed"] == 0
@@ -179,11 +181,11 @@ def test_what_a_schema_could_not_say_is_checked_here(
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
     target = {**context.dataset.test[0]["target"], "supplier": "x" * 41}
     provider.answer = lambda prompt: json.dumps(target)
-    scores = run_comparison(context, api_system(context))
+    scores = run_comparison(context, list_api_systems(context))
     for baseline in context.recipe.compare.baselines:
         result = scores.systems[baseline.display_name]
         assert result.outcomes["malformed"] == 10 and result.validity.label == 0 and result.complete
-    bodies = [json.dumps(body) for _, _, body in provider.seen]
+    bodies = [json.dumps(body) for _, _, body in provider.requests]
     assert bodies and all("at most 40 characters" in text and "maxLength" not in text for text in bodies)
 
 
@@ -218,4 +220,4 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
     )
     assert "temperature: given 0, but claude haiku 5.5 takes none" in lines[1]
     assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in lines[2]
-    assert not provider.seen
+    assert not provider.requests

@@ -1,6 +1,6 @@
-"""What the tests of answers and of batches share: questions, a backend on loopback, a price, and a process to kill.
+"""Requests, a backend on loopback, a price, and a process to kill, for tests of live and batch mode.
 
-python -m tests.helpers.api_requests <address> <journal> <wire> <mode> <rows>
+python -m tests.helpers.api_requests <address> <cache> <api format> <mode> <rows>
 """
 
 import json
@@ -23,7 +23,7 @@ LABEL_SCHEMA: dict[str, Any] = {"type": "string", "enum": ["late", "lost", "brok
 
 @dataclass(frozen=True)
 class Price:
-    """Half of it in a batch."""
+    """A price of tokens; batches cost half."""
 
     input_usd_per_million: float = 1.0
     output_usd_per_million: float = 10.0
@@ -35,7 +35,8 @@ class Price:
         usd = input_tokens * self.input_usd_per_million + max_output_tokens * self.output_usd_per_million
         return usd / 1e6 / (2 if batch else 1)
 
-    def of(self, usages: list[tuple[int, int]]) -> float:
+    def sum_usd(self, usages: list[tuple[int, int]]) -> float:
+        """Return the cost of (input tokens, output tokens) of several requests."""
         return sum(self.max_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
 
 
@@ -44,33 +45,33 @@ def sum_cost_usd(path: Path) -> float:
     return sum((response.usd or 0.0) + response.unsure_usd for response in response_cache.read_responses(path))
 
 
-def make_requests(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:
-    return [make_request(f"T{index:06}", f"{instruction} {index}", max_tokens, repeat) for index in range(rows)]
+def make_requests(count: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:
+    return [make_request(f"T{index:06}", f"{instruction} {index}", max_tokens, repeat) for index in range(count)]
 
 
-def make_request(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> RowRequest:
+def make_request(row_id: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> RowRequest:
     messages = [{"role": "system", "content": "Say what happened."}, {"role": "user", "content": prompt}]
-    return RowRequest(row, repeat, Request(row, messages, max_tokens, Constraint(None, LABEL_SCHEMA)))
+    return RowRequest(row_id, repeat, Request(row_id, messages, max_tokens, Constraint(None, LABEL_SCHEMA)))
 
 
 MODELS = {"anthropic": "claude-haiku-5-5", "systemone": "jev-1.14.0"}
 DECISION_WIRES: tuple[ApiFormat, ...] = ("decisions", "systemone")
 
 
-def make_endpoint(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Backend:
+def make_backend(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Backend:
     base_url = address if wire == "anthropic" else f"{address}/v1"
     model = MODELS.get(wire, "gpt-6-luna")
     default = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
     return replace(default, temperature=None, is_provider_api=True, **kwargs)
 
 
-def as_decisions(questions: list[RowRequest]) -> list[RowRequest]:
-    """The same questions for an endpoint that decides."""
+def to_choice_requests(row_requests: list[RowRequest]) -> list[RowRequest]:
+    """Return the requests with choice questions, for decision endpoints."""
     labels = tuple((label, "") for label in LABEL_SCHEMA["enum"])
     return [
-        replace(question, request=replace(question.request, choices=ChoiceQuestion("Say what happened.", labels,
-                                                                  str(question.request.messages[-1]["content"]))))
-        for question in questions
+        replace(row_request, request=replace(row_request.request, choices=ChoiceQuestion("Say what happened.", labels,
+                                                                  str(row_request.request.messages[-1]["content"]))))
+        for row_request in row_requests
     ]  # fmt: skip
 
 
@@ -78,23 +79,24 @@ def collect(
     address: str, cache_path: Path, requests: list[RowRequest], wire: ApiFormat = "openai", **kwargs: Any
 ) -> CollectResult:
     settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **kwargs}
-    requests = as_decisions(requests) if wire in DECISION_WIRES else requests
-    backend = settings.pop("backend", None) or make_endpoint(address, wire)
+    requests = to_choice_requests(requests) if wire in DECISION_WIRES else requests
+    backend = settings.pop("backend", None) or make_backend(address, wire)
     return collection.collect(backend, settings.pop("identity", IDENTITY), requests, cache_path, **settings)
 
 
 def outputs_by_row(result: CollectResult) -> dict[tuple[str, int], str | None]:
+    """Return {(row id, repeat): output}."""
     return {key: response.output for key, response in result.answers.items()}
 
 
-def read_journal_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal that may be written at this moment."""
+def read_cache_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a cache that a process may be writing."""
     complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
     return [json.loads(line) for line in complete.split("\n") if line]
 
 
 def read_pending_batch(path: Path) -> dict[str, Any] | None:
-    """What stands in the file of the batch that is on its way."""
+    """Return the content of the file of the pending batch, None if there is none."""
     file = path.with_suffix(".batch.json")
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
@@ -102,7 +104,7 @@ def read_pending_batch(path: Path) -> dict[str, Any] | None:
 def collect_and_kill(
     address: str, cache_path: Path, wire: ApiFormat, mode: str, rows: int, should_kill: Callable[[], bool]
 ) -> None:
-    """Collects in a process of its own, which is killed as soon as `should_kill` says so."""
+    """Run `collect` in a process of its own, which is killed when `should_kill` returns True."""
     args = [address, str(cache_path), wire, mode, str(rows)]
     process = subprocess.Popen([sys.executable, "-m", "tests.helpers.api_requests", *args], cwd=ROOT)
     try:
@@ -120,6 +122,6 @@ def collect_and_kill(
 
 if __name__ == "__main__":
     failures.BACKOFF_BASE_SECONDS = 0.01
-    address, journal, wire, mode, rows = sys.argv[1:]
-    patient = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
-    collect(address, Path(journal), make_requests(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]
+    address, cache, wire, mode, rows = sys.argv[1:]
+    slow_backend = make_backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
+    collect(address, Path(cache), make_requests(int(rows)), wire, mode=mode, backend=slow_backend)  # type: ignore[arg-type]

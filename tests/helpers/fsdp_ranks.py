@@ -1,8 +1,9 @@
-"""A process of two that spread the pocket model by FSDP2 (gloo, CPU), as accelerate does it on GPUs: trains an update,
-answers rows, trains another one and leaves the adapter. `python -m torch.distributed.run ...
-tests/helpers/fsdp_ranks.py <folder> <quantization> <init_lora_weights>`.
+"""One of two processes that shard the pocket model by FSDP2 (gloo, CPU), as accelerate does on GPUs.
 
-Accelerator.prepare knows no FSDP on CPUs; this calls what it calls.
+python -m torch.distributed.run ... tests/helpers/fsdp_ranks.py <folder> <quantization> <init_lora_weights>
+
+It trains one update, answers rows, trains another update and writes the adapter. Accelerator.prepare supports no FSDP
+on CPUs, so this calls the functions that it would call.
 """
 
 import json
@@ -31,7 +32,7 @@ SPEC = classification.make_spec(
     Task(kind="classification", instruction="Say what the user wants."),
     {"find_bus": "Find a bus", "find_bus_stop": "Find where it stops", "get weather": "Weather", "other": ""},
 )
-# An odd number, and of very different lengths: the processes take different numbers of steps.
+# An odd number of texts, of very different lengths: the processes make different numbers of steps.
 TEXTS = [
     "I need a bus",
     "rain?",
@@ -41,20 +42,20 @@ TEXTS = [
 ]
 
 
-def recipe(*settings: str) -> Recipe:
+def load_recipe(*settings: str) -> Recipe:
     loaded = load("classifier", ["lora.r=4", *settings], "cpu").recipe
     return loaded.model_copy(update={"accelerate": loaded.accelerate.model_copy(update={"distributed_type": "FSDP"})})
 
 
-def make_prompts(tokenizer: Any) -> GenerationEvaluator:
-    """The rows that are answered."""
+def make_evaluator(tokenizer: Any) -> GenerationEvaluator:
+    """Return an evaluator of TEXTS."""
     rows = [{"id": str(index), "input": {"text": text}, "target": "other"} for index, text in enumerate(TEXTS)]
-    prompts = chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
+    prompts = chat_template.encode_prompts(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
     return GenerationEvaluator(classification, SPEC, rows, prompts, tokenizer, 24)
 
 
 def shard(model: Any) -> None:
-    """Spreads a model as recipes/hardware/fsdp.yaml says."""
+    """Shard a model with the settings of recipes/hardware/fsdp.yaml."""
     config = YAML(typ="safe").load((hardware.HARDWARE_DIR / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
         "fsdp_config"
     ]
@@ -76,7 +77,7 @@ def shard(model: Any) -> None:
 
 
 def train_one_update(model: Any, prompts: list[list[int]]) -> float:
-    """One update of the same row in all processes; returns its loss."""
+    """Train one update on the same row in all processes. Return its loss."""
     model.train()
     ids = torch.tensor([prompts[0]])
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -90,32 +91,32 @@ def train_one_update(model: Any, prompts: list[list[int]]) -> float:
 
 
 def main(folder: Path, quantization: str, init: str) -> None:
-    settings = recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
-    tokenizer = chat_template.load_tokenizer(settings.model)
-    model, rows = base.load_base_model(settings), make_prompts(tokenizer)
-    untuned = rows.predict(model, "untuned")
-    model = base.add_adapter(model, settings.lora, 1)
+    recipe = load_recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
+    tokenizer = chat_template.load_tokenizer(recipe.model)
+    model, evaluator = base.load_base_model(recipe), make_evaluator(tokenizer)
+    untuned = evaluator.predict(model, "untuned")
+    model = base.add_adapter(model, recipe.lora, 1)
     shard(model)
     assert fsdp.is_sharded(model)
-    initial = rows.predict(model, "spread")
-    first_loss = train_one_update(model, rows.prompts)
-    tuned = rows.predict(model, "tuned")
+    unchanged = evaluator.predict(model, "sharded")
+    first_loss = train_one_update(model, evaluator.prompts)
+    tuned = evaluator.predict(model, "tuned")
     local_size = sum(parameter.to_local().numel() for parameter in model.parameters())
-    second_loss = train_one_update(model, rows.prompts)
-    tuned_twice = rows.predict(model, "tuned")
+    second_loss = train_one_update(model, evaluator.prompts)
+    tuned_twice = evaluator.predict(model, "tuned")
     state = fsdp.gather_adapter(model)
     if world.is_main_process():
         folder.mkdir()
-        adapter._save_weights(model, settings, folder, state)
+        adapter._save_weights(model, recipe, folder, state)
         report = {
             "losses": [first_loss, second_loss],
             "local": local_size,
             "whole": sum(parameter.numel() for parameter in model.parameters()),
         }
-        answers_by_name = {"untuned": untuned, "unchanged": initial, "tuned": tuned, "tuned_again": tuned_twice}
+        answers_by_name = {"untuned": untuned, "unchanged": unchanged, "tuned": tuned, "tuned_again": tuned_twice}
         for name, answers in answers_by_name.items():
             report[name] = [(answer.token_ids, answer.log_probability) for answer in answers]
-        (folder / "told.json").write_text(json.dumps(report), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     world.barrier()
 
 

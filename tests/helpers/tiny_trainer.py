@@ -1,5 +1,6 @@
-"""A real transformers Trainer on a model of a few weights, saving checkpoints as training does: for tests that would
-take minutes with a language model.
+"""A transformers Trainer with a model of a few weights and the checkpoints of training.
+
+For tests that would take minutes with a language model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,8 @@ from train.loop.callbacks import RestoreTrainerState
 UPDATES = 12
 
 
-class Model(torch.nn.Module):
-    """A line with dropout, so that the random state matters."""
+class TinyModel(torch.nn.Module):
+    """A linear model with dropout, so that the random state has an effect."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
@@ -29,9 +30,9 @@ class Model(torch.nn.Module):
 
 
 class TinyTrainer(Trainer):
-    """Trainer, saving as ours does; `values` are the validation metric after each evaluation."""
+    """A Trainer that saves as train/loop does. `metric_values` are the results of the evaluations, in order."""
 
-    values: Iterator[float] = iter(())
+    metric_values: Iterator[float] = iter(())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoints.save(
@@ -39,20 +40,20 @@ class TinyTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {"eval_score": next(self.values)}
+        metrics = {"eval_score": next(self.metric_values)}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-class DoAfterUpdate(TrainerCallback):
-    """Does something after an update."""
+class CallAfterUpdate(TrainerCallback):
+    """Call a function after an update."""
 
     def __init__(self, update: int, action: Callable[[], None]) -> None:
-        self.update, self.what = update, action
+        self.update, self.action = update, action
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.update:
-            self.what()
+            self.action()
 
 
 def make_trainer(
@@ -64,7 +65,7 @@ def make_trainer(
     ]
     arguments = {"save_steps": 3, "logging_steps": 2, "learning_rate": 0.1, **kwargs}
     trainer = TinyTrainer(
-        model=Model(width),
+        model=TinyModel(width),
         args=TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=2,
@@ -87,11 +88,11 @@ def make_trainer(
 def resume_training(
     folder: Path, values: Sequence[float] = (), on_fallback: Callable[[str], None] = print, **kwargs: Any
 ) -> TinyTrainer:
-    """Returns a new trainer that has trained to the end from the newest whole checkpoint."""
+    """Resume training from the newest complete checkpoint to the end. Return the new trainer."""
     checkpoint = checkpoints.find_latest_valid(folder).latest
     assert checkpoint is not None
     trainer = make_trainer(folder, **kwargs)
-    trainer.values = iter(values)
+    trainer.metric_values = iter(values)
     restored: list[dict[str, int]] = []
     trainer.add_callback(RestoreTrainerState(trainer, checkpoint, restored.append, on_fallback))
     trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -99,11 +100,12 @@ def resume_training(
     return trainer
 
 
-def logged_metrics(trainer: TinyTrainer) -> list[tuple[int, float]]:
+def logged_losses(trainer: TinyTrainer) -> list[tuple[int, float]]:
+    """Return (step, loss) of each logged step."""
     return [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
 
 
-# Arguments of a trainer that evaluates, and knows which checkpoint is best.
+# Arguments of a trainer that evaluates and selects the best checkpoint.
 SELECT_BEST = {
     "eval_strategy": "steps",
     "eval_steps": 3,

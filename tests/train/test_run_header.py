@@ -101,8 +101,8 @@ def test_the_memory_of_a_pack_is_estimated_near_what_autograd_keeps(kind: str, c
     text = model.config.get_text_config()
     # The estimate has a layer in flight (two with checkpointing), the boolean mask and the logits besides what is kept.
     pack = {"pack_tokens": tokens, "answer_tokens": answers, "mask_pairs": tokens * tokens}
-    estimated = run_header.estimate_memory(model, **pack, checkpointing=checkpointing).pack
-    layer = run_header.estimate_memory(model, **pack, checkpointing=False).pack / 7
+    estimated = run_header.estimate_memory(model, **pack, checkpointing=checkpointing).pack_bytes
+    layer = run_header.estimate_memory(model, **pack, checkpointing=False).pack_bytes / 7
     expected = estimated - (2 if checkpointing else 1) * layer - answers * text.vocab_size * 12
     assert saved_bytes / 1.5 < expected < saved_bytes * 1.5
 
@@ -263,7 +263,7 @@ def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer
     )
 
 
-def colours(path: Path) -> set[tuple[int, ...]]:
+def picture_colours(path: Path) -> set[tuple[int, ...]]:
     from PIL import Image
 
     with Image.open(path) as image:
@@ -282,7 +282,7 @@ def test_the_picture_shows_whatever_was_recorded(logged: int, evaluations: int, 
         metrics.append(path, {"step": step, "epoch": step / 40, "validation/accuracy": 1.0, "validation/seconds": 3.0})
     best_step = logged if evaluations else None
     learning_curve.draw(path, tmp_path / "learning_curve.png", "a $recipe$ 語", best_step)
-    found_colours = colours(tmp_path / "learning_curve.png")
+    found_colours = picture_colours(tmp_path / "learning_curve.png")
 
     def rgb(colour: str) -> tuple[int, ...]:
         return tuple(bytes.fromhex(colour.removeprefix("#")))

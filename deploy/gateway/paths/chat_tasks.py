@@ -52,11 +52,11 @@ async def answer_chat(
             engine.session, request, msgspec.json.encode(forwarded_body), names, engine.on_data
         )
     outcome = await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
-    outcome_counts[outcome.label] += 1
+    outcome_counts[outcome.route] += 1
     return await chat_response.send_outcome(request, request.path, chat, outcome, names.public_name, names.version)
 
 
 def _supports_constraint(task: Task, path: str) -> bool:
     """Return whether vLLM can constrain an answer on a path to the task's schema: Anthropic's format has no grammar."""
-    free_text = task.material.prompt["grammar"] is None
+    free_text = task.dataset.prompt["grammar"] is None
     return free_text or (path == chat_request.COMPLETIONS_PATH and task.grammar is not None)

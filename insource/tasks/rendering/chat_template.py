@@ -39,7 +39,7 @@ class Rendering:
 
     tokenizer: Any
     """With the pinned template as chat template, and the stop as EOS token."""
-    pinned: dict[str, bool | str] = field(default_factory=dict)
+    pinned_values: dict[str, bool | str] = field(default_factory=dict)
     """Pinned variables of the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
     own_suffix_reason: str | None = None
     """Reason why training uses an own suffix instead of the template's, None if it does not."""
@@ -48,7 +48,7 @@ class Rendering:
 
     def summary_lines(self) -> list[str]:
         """Return console lines about pinned variables and the stop."""
-        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
+        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned_values.items())
         lines = [f"template  pinned: {values} (model.template)"] if values else []
         return lines + ([f"stop      {self.stop_reason}"] if self.stop_reason else [])
 
@@ -86,7 +86,7 @@ def load_saved_tokenizer(folder: str) -> Any:
     return base_tokenizer.load_auto_tokenizer(folder, Model(base=folder))
 
 
-def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
     """Return the token ids of each conversation up to the answer."""
     return _encode(tokenizer, _render_prompts(tokenizer, conversations))
 
@@ -107,14 +107,14 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
     ]
     texts = [str(rendered) for rendered in tokenizer.apply_chat_template(answered_conversations, tokenize=False)]
     prompts, full_ids = _encode(tokenizer, open_prompts), _encode(tokenizer, texts)
-    special, stop = _special_ids(tokenizer), tokenizer.eos_token_id
-    plains = [special.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
+    special_ids, stop = _special_ids(tokenizer), tokenizer.eos_token_id
+    plain_flags = [special_ids.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
     decoded: dict[tuple[int, ...], str] = {}
     examples = []
-    for open_text, text, prompt, ids, answer, plain in zip(
-        open_prompts, texts, prompts, full_ids, answers, plains, strict=True
+    for open_text, text, prompt, ids, answer, is_plain in zip(
+        open_prompts, texts, prompts, full_ids, answers, plain_flags, strict=True
     ):
-        if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
+        if is_plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
             completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
             # Labels repeat after the same tokens.
             key = (*prompt[-CONTEXT_TOKENS:], *completion)
@@ -122,20 +122,18 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
             if decoded[key] == answer:
                 examples.append(Example(prompt, completion))
                 continue
-        examples.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, plain), stop]))
+        examples.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, is_plain), stop]))
     return examples
 
 
 def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """Return the text of tokens as a server writes it after a prompt, with a leading space if it is part of the
-    completion.
-    """
+    """Return the text of completion tokens as a server writes it after a prompt, a leading space included."""
     context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
-    context, both = (
+    context, text = (
         str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for token_ids in (context_ids, context_ids + list(ids))
     )
-    return both.removeprefix(context)
+    return text.removeprefix(context)
 
 
 def max_answer_tokens(longest: int) -> int:
@@ -221,17 +219,17 @@ def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = F
     return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
+def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, is_plain: bool) -> list[int]:
     """Return the ids of an answer after an open prompt that decode to exactly this text.
 
     Some tokenizers (SentencePiece) add a space before a text on its own, but not after a line break.
     """
-    alone_ids, after_break = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
-    candidates = [alone_ids]
-    (line_break,) = _encode(tokenizer, ["\n"])
-    if after_break[: len(line_break)] == line_break:
-        candidates.append(after_break[len(line_break) :])
-    if plain:
+    answer_ids, ids_after_break = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not is_plain)
+    candidates = [answer_ids]
+    (line_break_ids,) = _encode(tokenizer, ["\n"])
+    if ids_after_break[: len(line_break_ids)] == line_break_ids:
+        candidates.append(ids_after_break[len(line_break_ids) :])
+    if is_plain:
         (full_ids,) = _encode(tokenizer, [open_prompt + answer])
         if full_ids[: len(prompt)] == prompt:
             candidates.insert(0, full_ids[len(prompt) :])

@@ -26,10 +26,11 @@ from insource.system import atomic_files, child_processes
 from insource.tracking.base_models import base_store
 
 ROOT = Path(__file__).parents[3]
+GGUF_PROGRAM = "insource.tracking.base_models.gguf_program"
 # Incremented when the same file gives another folder.
 FORMAT_VERSION = 1
 # Key in the base.json of a dequantized base: the relative change of its weights.
-MOVED_KEY = "moved"
+WEIGHT_CHANGE_KEY = "moved"
 
 
 def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
@@ -42,11 +43,8 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
         return recipe
     path, dtype = Path(recipe.model.base), "float32" if recipe.accelerate.use_cpu else "bfloat16"
     sha256 = atomic_files.sha256(path)
-    folder = (
-        runs
-        / base_store.BASES_FOLDER
-        / atomic_files.digest([FORMAT_VERSION, sha256, dtype, metadata.version("transformers")])
-    )
+    digest = atomic_files.digest([FORMAT_VERSION, sha256, dtype, metadata.version("transformers")])
+    folder = runs / base_store.BASES_FOLDER / digest
     with base_store.lock_base(folder):
         if not (folder / atomic_files.CHECKSUMS).is_file() or atomic_files.find_changes(folder):
             gigabytes = path.stat().st_size / 1e9
@@ -63,14 +61,7 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
 
 def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> None:
     """Write a GGUF file as a model into an empty folder, with base.json. Raise RecipeError and StageError."""
-    argv = [
-        sys.executable,
-        "-m",
-        "insource.tracking.base_models.gguf_program",
-        str(path.absolute()),
-        str(folder.absolute()),
-        dtype,
-    ]
+    argv = [sys.executable, "-m", GGUF_PROGRAM, str(path.absolute()), str(folder.absolute()), dtype]
     quiet = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     completed = subprocess.run(
         argv,
@@ -117,7 +108,9 @@ def describe_weight_loss(base: str, quantization: str, trained: Path | None) -> 
     description = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
     if quantization == "none":
         return f"{description}; nothing is lost on top of that"
-    weight_change = atomic_files.read_json(trained / base_store.METADATA_FILE).get(MOVED_KEY) if trained else None
+    weight_change = (
+        atomic_files.read_json(trained / base_store.METADATA_FILE).get(WEIGHT_CHANGE_KEY) if trained else None
+    )
     if weight_change is None:
         return f"{description}; {quantization} on top of that loses again, how much was not measured"
     return f"{description}; {quantization} on top of that moved the weights that it changed by {weight_change:.1%}"

@@ -1,4 +1,4 @@
-"""The batch APIs of the tests' provider, on both wires, and what goes wrong on the way to and from them."""
+"""The batch APIs of the test provider, in both formats, with faults."""
 
 import json
 from datetime import UTC, datetime
@@ -16,17 +16,17 @@ KEY_REVOKED = Refusal(401, "The API key was revoked.")
 
 @web.middleware
 async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Lets requests of batches meet with faults, a share of them: refused, or done and the answer lost on its way."""
+    """Apply faults to requests about batches: a refusal, or a response that is lost after the work was done."""
     provider = request.app[PROVIDER]
     if not ("/batches" in request.path or "/files" in request.path):
         return await handler(request)  # type: ignore[no-any-return]
     endpoint = f"{request.method} {request.path}"
     attempts = provider.batch_attempts[endpoint]
     provider.batch_attempts[endpoint] += 1
-    kind = provider.batch_fault(endpoint, attempts)
+    kind = provider.choose_batch_fault(endpoint, attempts)
     if kind is None:
         return await handler(request)  # type: ignore[no-any-return]
-    provider.met_in_batches[kind] += 1
+    provider.batch_fault_counts[kind] += 1
     if kind == "429":
         return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
     if kind == "500":
@@ -49,13 +49,13 @@ async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse
 PROVIDER: web.AppKey[Provider] = web.AppKey("provider", Provider)
 
 
-def openai_batch(provider: Provider, batch: Batch) -> Json:
-    """A batch as OpenAI describes it; its files are there once it ended."""
+def describe_openai_batch(provider: Provider, batch: Batch) -> Json:
+    """Return a batch in OpenAI's format; it has files once it ended."""
     status = "in_progress"
     outputs: tuple[str, str] | tuple[None, None] = (None, None)
-    if provider.ended:
-        status = provider.end_state
-        outputs = openai_results(provider, batch) if status != "failed" else outputs
+    if provider.batches_ended:
+        status = provider.batch_end_state
+        outputs = write_openai_results(provider, batch) if status != "failed" else outputs
     error = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
     return {
         "id": batch.id,
@@ -63,7 +63,7 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
         "input_file_id": batch.input_file_id,
-        "created_at": int(batch.created.timestamp()),
+        "created_at": int(batch.created_at.timestamp()),
         "metadata": batch.metadata,
         "status": status,
         "output_file_id": outputs[0],
@@ -73,41 +73,43 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
     }
 
 
-def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
-    """The names of the files of answers and of errors."""
+def write_openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
+    """Write the files of responses and of errors. Return their names."""
     succeeded, failed = [], []
     for index, (custom_id, body) in enumerate(batch.requests):
         row: Json = {"id": f"r{index}", "custom_id": custom_id, "response": None, "error": None}
-        if provider.unanswered(index):
-            failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
-        elif violation := provider.strictly("chat", AUTH_HEADERS, body):
+        if provider.is_unanswered(index):
+            failed.append({**row, "error": {"code": f"batch_{provider.batch_end_state}", "message": "too late"}})
+        elif violation := provider.find_violation("chat", AUTH_HEADERS, body):
             failed.append({**row, "response": {"status_code": violation.status, "body": violation.body("chat")}})
-        elif provider.batch_refuse(read_prompt(body)):
+        elif provider.is_filtered(read_prompt(body)):
             failed.append({**row, "response": {"status_code": 400, "body": error_response(*CONTENT_FILTER_ERROR)}})
-        elif provider.batch_revoked(batch, index):
+        elif provider.is_key_revoked(batch, index):
             failed.append({**row, "response": {"status_code": 401, "body": KEY_REVOKED.body("chat")}})
         else:
-            provider.answered_in_batches.add((batch.id, read_prompt(body)))
+            provider.batch_answers.add((batch.id, read_prompt(body)))
             completion = make_completion(body, provider.answer(read_prompt(body)))
             succeeded.append({**row, "response": {"status_code": 200, "request_id": "q", "body": completion}})
     names = (f"{batch.id}-out", f"{batch.id}-errors")
     for name, rows in zip(names, (succeeded, failed), strict=True):
-        # Not in the order of the requests, as it is allowed.
+        # Not in the order of the requests, which the API allows.
         provider.files[name] = "\n".join(json.dumps(row) for row in rows[::-1]).encode()
     return names
 
 
-def anthropic_batch(provider: Provider, batch: Batch) -> Json:
-    """A batch as Anthropic describes it."""
-    n_unanswered = sum(provider.unanswered(index) for index in range(len(batch.requests))) if provider.ended else 0
+def describe_anthropic_batch(provider: Provider, batch: Batch) -> Json:
+    """Return a batch in Anthropic's format."""
+    n_unanswered = (
+        sum(provider.is_unanswered(index) for index in range(len(batch.requests))) if provider.batches_ended else 0
+    )
     counts = {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    counts["succeeded" if provider.ended else "processing"] = len(batch.requests) - n_unanswered
-    counts["expired" if provider.end_state == "expired" else "canceled"] = n_unanswered
-    created_at = batch.created.isoformat()
+    counts["succeeded" if provider.batches_ended else "processing"] = len(batch.requests) - n_unanswered
+    counts["expired" if provider.batch_end_state == "expired" else "canceled"] = n_unanswered
+    created_at = batch.created_at.isoformat()
     return {
         "id": batch.id,
         "type": "message_batch",
-        "processing_status": "ended" if provider.ended else "in_progress",
+        "processing_status": "ended" if provider.batches_ended else "in_progress",
         "request_counts": counts,
         "created_at": created_at,
         "expires_at": created_at,
@@ -140,20 +142,20 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
         lines = provider.files[body["input_file_id"]].decode().split("\n")
         rows = [json.loads(line) for line in lines if line]
         size = len(provider.files[body["input_file_id"]])
-        if violation := provider_rules.openai_batch_problem(body, rows, size):
+        if violation := provider_rules.find_openai_batch_refusal(body, rows, size):
             return web.json_response(violation.body("chat"), status=violation.status)
         requests = [(row["custom_id"], row["body"]) for row in rows]
         name = f"batch_{len(provider.batches)}"
         batch = Batch(name, requests, datetime.now(UTC), body.get("metadata"), body["input_file_id"])
-        return await provider.made(batch, openai_batch(provider, batch))
+        return await provider.add_batch(batch, describe_openai_batch(provider, batch))
 
     async def retrieve_batch(request: web.Request) -> web.Response:
-        return web.json_response(openai_batch(provider, provider.one(request)))
+        return web.json_response(describe_openai_batch(provider, provider.find_batch(request)))
 
     async def list_batches(request: web.Request) -> web.Response:
-        page, has_more = provider.page(request, "after")
+        page, has_more = provider.list_page(request, "after")
         return web.json_response(
-            {"object": "list", "data": [openai_batch(provider, batch) for batch in page], "has_more": has_more}
+            {"object": "list", "data": [describe_openai_batch(provider, batch) for batch in page], "has_more": has_more}
         )
 
     return [
@@ -168,37 +170,37 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
 def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.Response:
         entries = (await request.json())["requests"]
-        if violation := provider_rules.anthropic_batch_problem(entries):
+        if violation := provider_rules.find_anthropic_batch_refusal(entries):
             return web.json_response(violation.body("messages"), status=violation.status)
         requests = [(entry["custom_id"], entry["params"]) for entry in entries]
         batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
-        return await provider.made(batch, anthropic_batch(provider, batch))
+        return await provider.add_batch(batch, describe_anthropic_batch(provider, batch))
 
     async def retrieve_batch(request: web.Request) -> web.Response:
-        return web.json_response(anthropic_batch(provider, provider.one(request)))
+        return web.json_response(describe_anthropic_batch(provider, provider.find_batch(request)))
 
     async def list_batches(request: web.Request) -> web.Response:
-        page, has_more = provider.page(request, "after_id")
+        page, has_more = provider.list_page(request, "after_id")
         bounds = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
         return web.json_response(
-            {"data": [anthropic_batch(provider, batch) for batch in page], "has_more": has_more, **bounds}
+            {"data": [describe_anthropic_batch(provider, batch) for batch in page], "has_more": has_more, **bounds}
         )
 
     async def results(request: web.Request) -> web.Response:
         lines = []
-        for index, (custom_id, body) in enumerate(provider.one(request).requests):
+        for index, (custom_id, body) in enumerate(provider.find_batch(request).requests):
             result: Json = {"type": "succeeded", "message": make_message(body, provider.answer(read_prompt(body)))}
-            if provider.unanswered(index):
-                result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
-            elif violation := provider.strictly("messages", AUTH_HEADERS, body):
+            if provider.is_unanswered(index):
+                result = {"type": "expired" if provider.batch_end_state == "expired" else "canceled"}
+            elif violation := provider.find_violation("messages", AUTH_HEADERS, body):
                 result = {"type": "errored", "error": violation.body("messages")}
-            elif provider.batch_refuse(read_prompt(body)):
+            elif provider.is_filtered(read_prompt(body)):
                 error = {"type": "invalid_request_error", "message": CONTENT_FILTER_ERROR[0]}
                 result = {"type": "errored", "error": {"type": "error", "error": error}}
-            elif provider.batch_revoked(provider.one(request), index):
+            elif provider.is_key_revoked(provider.find_batch(request), index):
                 result = {"type": "errored", "error": KEY_REVOKED.body("messages")}
             else:
-                provider.answered_in_batches.add((provider.one(request).id, read_prompt(body)))
+                provider.batch_answers.add((provider.find_batch(request).id, read_prompt(body)))
             lines.append(json.dumps({"custom_id": custom_id, "result": result}))
         return web.Response(body="\n".join(lines[::-1]).encode(), content_type="application/x-jsonl")
 
