@@ -28,6 +28,7 @@ from typing import Any
 from bench import machine
 from insource.config import hardware
 from insource.system import atomic_files, environment, number_format
+from insource.tracking.scores.comparison import read_scores
 
 RESULTS = Path(__file__).parent / "results" / "arithmetic.json"
 STAGES = ("train", "train.export", "compare")
@@ -86,12 +87,13 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
         }
         result["adapter_sha256"] = atomic_files.sha256(latest / "adapter" / "adapter_model.safetensors")[:16]
     if (latest / "scores.json").exists():
-        scores = atomic_files.read_json(latest / "scores.json")
-        result["served"] = scores["systems"]["tuned"]["parity"]
-        result["verdict"] = scores["verdict"]["choice"]
+        scores = read_scores(latest / "scores.json")
+        parity = scores.systems["tuned"].parity
+        result["served"] = parity.to_json() if parity else None
+        result["verdict"] = scores.verdict.choice
         result["test"] = {
-            system["title"]: {"n": system["n"]} | {name: metric["value"] for name, metric in system["metrics"].items()}
-            for system in scores["systems"].values()
+            system.title: {"n": system.n} | {name: metric.value for name, metric in system.metrics.items()}
+            for system in scores.systems.values()
         }
     return result
 

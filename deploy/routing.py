@@ -24,6 +24,7 @@ from insource.config.schema.serving_and_cost import Route
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import read_compared_model
 
 FOLDER = "routing"
 
@@ -105,7 +106,7 @@ def _find_mismatch(run: Run) -> str | None:
         return "it was deployed without a comparison; `make compare`, then `make deploy`"
     if not run.used_current_adapter("compare"):
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
-    variant = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
+    variant = read_compared_model(run.folder / "scores.json").variant
     if variant not in ("adapter", "merged"):
         description = variant or "a form that it does not name"
         return f"the comparison was of {description}, and adapters are deployed; compare with serve.model=adapter"

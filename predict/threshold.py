@@ -10,6 +10,7 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tracking.base_models import base_store
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import read_compared_model
 
 EQUIVALENT_VARIANTS = ("adapter", "merged")
 COMPARE_HINT = "`make compare` makes one"
@@ -44,13 +45,13 @@ def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
         return f"run {run.id} was not compared; {COMPARE_HINT}"
     if not run.used_current_adapter("compare"):
         return f"the comparison was of another adapter; {COMPARE_HINT}"
-    scores = atomic_files.read_json(run.folder / "scores.json")
-    compared_variant = scores["systems"]["tuned"].get("form")
+    compared = read_compared_model(run.folder / "scores.json")
+    compared_variant = compared.variant
     if compared_variant != variant and not (compared_variant in EQUIVALENT_VARIANTS and variant in EQUIVALENT_VARIANTS):
         return f"the comparison was of {compared_variant}, and {variant} answers; compare with serve.model={variant}"
     # Only a base that training changed can differ from the published one.
     if base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json")):
-        served_base = scores.get("base", {}).get("served_as")
+        served_base = compared.served_base
         if served_base != base:
             unknown_base = "by an earlier version, which did not say on which base"
             base_note = f"on the base {served_base}" if served_base else unknown_base

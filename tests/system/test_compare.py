@@ -12,6 +12,7 @@ from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tracking import dashboard, wandb_comparison
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import read_scores
 from serve.vllm import client, launch_plan, server_process
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, VllmProcess
@@ -166,7 +167,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(r
 def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, small_recipe: Path) -> None:
     run = run_in(runs)
     logged = {name for row in atomic_files.read_jsonl(run.folder / "metrics.jsonl") for name in row}
-    scores, recipe = atomic_files.read_json(run.folder / "scores.json"), run.recipe()
+    scores, recipe = read_scores(run.folder / "scores.json"), run.recipe()
     trained = worker.wandb_headline(TASKS[recipe.task.task_name], run.stage("train")["metrics"]["validation"])
     available = logged | set(trained) | set(wandb_comparison.build_summary(scores))
     for title, panels in dashboard.build_sections(recipe).items():

@@ -8,12 +8,14 @@ which lacks some keys.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from pydantic import ValidationError
 
 from insource.config.errors import StageError
+from insource.config.schema.compare import TUNED
 from insource.stats.paired import Conclusion
 from insource.system import atomic_files
 from insource.tracking.scores.cost_result import CostResult
@@ -245,6 +247,22 @@ def read_scores(path: Path) -> Scores:
             f"{path}: {place or 'the file'}: {first['msg']} ({error.error_count():,} such places); compare again "
             "(`make compare RECIPE=... FRESH=1`)"
         ) from None
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """The tuned model of a comparison: a threshold holds only for the same weights."""
+
+    variant: str | None
+    """None: an earlier version did not record it."""
+    served_base: str | None
+    """None: an earlier version did not record it."""
+
+
+def read_compared_model(path: Path) -> ComparedModel:
+    """Return the tuned model of a scores.json of any version."""
+    payload = atomic_files.read_json(path)
+    return ComparedModel(payload["systems"][TUNED].get("form"), payload.get("base", {}).get("served_as"))
 
 
 def write_scores(path: Path, scores: Scores) -> None:
