@@ -254,7 +254,7 @@ def costs(responses: SystemResponses) -> tuple[float | None, float | None]:
     n = len(responses.test_answers)
     parsed = predictions.score_answers(dataset, dataset.test, responses.test_answers)
     scored = system_scores.SystemScores(responses, dataset.test, parsed, {}, [], [1.0] * n, range(n))
-    return system_scores.request_cost(scored).usd_per_request, system_scores._cost_fields(scored)["cost_usd_per_1k"]
+    return system_scores.request_cost(scored).usd_per_request, system_scores.summarize_cost(scored).usd_per_1k
 
 
 def test_its_price_and_tokens_cost_as_a_closed_models_do(tmp_path: Path) -> None:
