@@ -140,7 +140,7 @@ def main() -> int:
         kept_runs = [run for run in previous["runs"] if (run["recipe"], run["setting"]) not in _measured_keys(measured)]
         result = {
             "command": "python -m bench.arithmetic",
-            "machine": machine.cpu_name(),
+            "machine": environment.cpu_name(),
             "date": machine.utc_date(),
             "versions": environment.read_package_versions(),
             "runs": [*kept_runs, *measured],

@@ -28,7 +28,7 @@ from insource.backends import collection
 from insource.backends.budgets import Budget
 from insource.config import cli
 from insource.system import atomic_files
-from tests.helpers.api_requests import IDENTITY, Price, collect, make_endpoint, make_requests
+from tests.helpers.api_requests import IDENTITY, Price, collect, make_backend, make_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import count_tokens
 
@@ -69,24 +69,26 @@ def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, pat
 
     They contain the cost of all requests, the cost known on disk, and how often the cap or the known cost was exceeded.
     """
-    provider = Provider(faults=fault_rate, delay_seconds=0.0 if fault_rate else 0.05)
-    rng, signal_counts, violations, n_killed_while_asking = random.Random(seed), Counter[str](), Counter[str](), 0
+    provider = Provider(fault_rate=fault_rate, delay_seconds=0.0 if fault_rate else 0.05)
+    rng, signal_counts, violations, n_killed_while_querying = random.Random(seed), Counter[str](), Counter[str](), 0
     with run_provider(provider) as address:
 
         def sent_usd() -> float:
             """Return what the provider charges: all requests received, or with faults those that it processed."""
-            return Price().of(provider.charged if fault_rate else [count_tokens(body) for _, _, body in provider.seen])
+            return Price().sum_usd(
+                provider.charged_tokens if fault_rate else [count_tokens(body) for _, _, body in provider.requests]
+            )
 
         def known_usd() -> float:
-            return collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, make_requests(rows), path)
+            return collection.sum_cached_cost_usd(make_backend(address), IDENTITY, make_requests(rows), path)
 
         argv = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
         for _ in range(kills):
-            n_seen, n_more = len(provider.seen), rng.randint(1, 40)
+            n_seen, n_more = len(provider.requests), rng.randint(1, 40)
             process = subprocess.Popen(argv, cwd=machine.ROOT, stderr=subprocess.DEVNULL)
-            while len(provider.seen) < n_seen + n_more and process.poll() is None:
+            while len(provider.requests) < n_seen + n_more and process.poll() is None:
                 time.sleep(0.002)
-            n_killed_while_asking += process.poll() is None
+            n_killed_while_querying += process.poll() is None
             signal_number = rng.choice((signal.SIGKILL, signal.SIGINT))
             process.send_signal(signal_number)
             process.wait()
@@ -98,9 +100,9 @@ def run_with_kills(kills: int, fault_rate: float, rows: int, cap_usd: float, pat
             "faults": fault_rate,
             "kills": kills,
             "signals": dict(signal_counts),
-            "killed_while_asking": n_killed_while_asking,
-            "requests": len(provider.seen),
-            "met": dict(provider.met),
+            "killed_while_asking": n_killed_while_querying,
+            "requests": len(provider.requests),
+            "met": dict(provider.fault_counts),
             "complete": collected.complete,
             "sent_usd": round(sent_usd(), 6),
             "known_usd": round(known_usd(), 6),

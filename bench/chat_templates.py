@@ -35,12 +35,8 @@ from train.packing.packing_plan import TokenizedRow
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "models.md"
 BEGIN_MARK, END_MARK = "<!-- chat_templates: begin -->\n", "<!-- chat_templates: end -->"
-TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED = (
-    "as its template has it",
-    "own suffix",
-    "refused",
-    "MISHANDLED",
-)
+TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX = "as its template has it", "own suffix"
+REFUSED, MISHANDLED = "refused", "MISHANDLED"
 CLASSIFICATION_SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
 GENERATION_SPEC = generation.Spec("Sum it up.")
 ANSWERS = {"delivery_delay": "delivery_delay", "late_fee": "late_fee"}
@@ -75,10 +71,8 @@ def main() -> None:
     for line in arguments.list.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             results.append(check_line(line.split("\t"), arguments.list.parent))
-            print(
-                f"{results[-1].model:36} {results[-1].outcome:24} {results[-1].stop:20} {results[-1].reason[:100]}",
-                flush=True,
-            )
+            result = results[-1]
+            print(f"{result.model:36} {result.outcome:24} {result.stop:20} {result.reason[:100]}", flush=True)
     page = arguments.page.read_text(encoding="utf-8")
     head, _, rest = page.partition(BEGIN_MARK)
     atomic_files.write_text(
@@ -91,11 +85,8 @@ def check_line(columns: list[str], list_dir: Path) -> TemplateResult:
     name, base, *token_columns = columns
     with tempfile.TemporaryDirectory() as folder:
         if (list_dir / base).is_file():
-            base = str(
-                write_base(
-                    Path(folder) / re.sub(r"[^\w.-]+", "-", name), (list_dir / base).read_text("utf-8"), *token_columns
-                )
-            )
+            base_dir, template = Path(folder) / re.sub(r"[^\w.-]+", "-", name), (list_dir / base).read_text("utf-8")
+            base = str(write_base(base_dir, template, *token_columns))
         try:
             rendering = chat_template.load_rendering(Model(base=base))
         except RecipeError as error:
@@ -110,13 +101,13 @@ def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult
     """
     tokenizer = rendering.tokenizer
     messages = classification.messages(CLASSIFICATION_SPEC, {"text": "my parcel is late"})
-    pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
+    pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned_values.items())
     result = TemplateResult(
         name,
         TAKEN_WITH_OWN_SUFFIX if rendering.own_suffix_reason else TAKEN_EXACTLY,
         pinned,
         tokenizer.eos_token,
-        tokenizer.decode(chat_template.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
+        tokenizer.decode(chat_template.encode_prompts(tokenizer, [messages])[0][-24:])[-24:],
         rendering.own_suffix_reason or "",
     )
     try:
@@ -196,11 +187,8 @@ def results_table(results: list[TemplateResult]) -> str:
     ]
     lines += ["| model | taken | pinned | stop | an open prompt ends in | why |", "|---|---|---|---|---|---|"]
     for result in results:
-        cells = (
-            f"`{table_cell(text)}`" if text else ""
-            for text in (result.stop, repr(result.generation_prompt)[1:-1] if result.generation_prompt else "")
-        )
-        stop, generation_prompt = cells
+        texts = (result.stop, repr(result.generation_prompt)[1:-1] if result.generation_prompt else "")
+        stop, generation_prompt = (f"`{table_cell(text)}`" if text else "" for text in texts)
         lines.append(
             f"| {result.model} | {result.outcome} | {result.pinned} | {stop} | {generation_prompt} | "
             f"{table_cell(result.reason)} |"

@@ -114,19 +114,19 @@ def simulate(
 
     The figures are the metrics, and their differences at a true difference of zero and of the margin.
     """
-    loss = {metric.name: accuracy_loss_for(metric, MARGIN) for metric in METRICS}
+    losses = {metric.name: accuracy_loss_for(metric, MARGIN) for metric in METRICS}
     single_intervals: dict[str, list[Interval]] = {}
     differences: dict[tuple[str, float], list[PairedDifference]] = {}
     for number in range(sets):
         rng = np.random.default_rng([seed, n, clustered, number])
-        test_set = draw_test_set(n, clustered, [0.0, *loss.values()], rng)
+        test_set = draw_test_set(n, clustered, [0.0, *losses.values()], rng)
         for metric in metrics:
             options: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
             tuned_stats = metric.stats(test_set.targets, test_set.tuned)
             single_intervals.setdefault(metric.name, []).append(
                 intervals.compute_interval(tuned_stats, test_set.clusters, **options)
             )
-            for truth, accuracy_loss in ((0.0, 0.0), (-MARGIN, loss[metric.name])):
+            for truth, accuracy_loss in ((0.0, 0.0), (-MARGIN, losses[metric.name])):
                 baseline_stats = metric.stats(test_set.targets, test_set.baselines[accuracy_loss])
                 difference = paired.compute_paired_difference(
                     baseline_stats, tuned_stats, test_set.clusters, permutations=PERMUTATIONS, **options

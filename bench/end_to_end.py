@@ -114,8 +114,8 @@ def _write_results(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arg
     result = {
         "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}"
         + (f" --before-with {' '.join(arguments.before_with)}" if arguments.before_with else ""),
-        "commits": {name: _git_commit(path) for name, path in checkouts.items()},
-        "machine": machine.cpu_name(),
+        "commits": {name: machine.git_commit(path) for name, path in checkouts.items()},
+        "machine": environment.cpu_name(),
         "date": machine.utc_date(),
         "versions": environment.read_package_versions(),
         "median_seconds": medians,
@@ -123,11 +123,6 @@ def _write_results(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arg
         "runs": builds,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def _git_commit(checkout: Path) -> str:
-    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
-    return process.stdout.strip()
 
 
 if __name__ == "__main__":

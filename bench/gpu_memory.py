@@ -7,15 +7,14 @@ estimates are those of the header before training (train/report/run_header.py, t
 from pathlib import Path
 from typing import Any
 
+from bench import docs_tables
 from insource.config.schema.lora import Lora
-from insource.system import atomic_files
 from train.evaluate import decoding_memory
 from train.evaluate.decoding_memory import DecodingWorkload
 from train.model import base
 from train.report import run_header
 
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
-BEGIN_MARK, END_MARK = "<!-- gpu_memory:begin -->", "<!-- gpu_memory:end -->"
 GPU_SIZES_GIB = (16, 24, 48, 80)
 # Half a byte a weight, a byte for each 64 weights, a float32 for each 256 of those bytes.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -55,7 +54,7 @@ def build_meta_model(name: str) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.bfloat16).eval()
 
 
-def add_lora(name: str) -> Any:
+def build_adapted_model(name: str) -> Any:
     """Return a base with the default LoRA adapter of recipes, without weights."""
     import torch
 
@@ -79,7 +78,7 @@ def nf4_bytes(model: Any) -> int:
 
 def table_row(name: str) -> str:
     """Return the line of a base in the table."""
-    model = add_lora(name)
+    model = build_adapted_model(name)
     weights = nf4_bytes(model)
     train = run_header.estimate_memory(model, **PACK_SETTINGS)
     training = weights + train.adapter + train.pack
@@ -88,14 +87,10 @@ def table_row(name: str) -> str:
         usable = decoding_memory.usable_bytes(gib * 2**30)
         # As in train/model/dequantize.py during validation: weights stay dequantized if they take at most 40%.
         dequantized_bytes = count_nf4_weights(model) * 2
-        held_bytes = (
-            weights
-            + train.adapter
-            + (dequantized_bytes if dequantized_bytes <= dequantized_memory_fraction() * gib * 2**30 else 0)
-        )
-        row_counts = [
-            _concurrent_rows(model, decoded, usable - held_bytes) for decoded in (LABEL_DECODING, DOCUMENT_DECODING)
-        ]
+        if dequantized_bytes > dequantized_memory_fraction() * gib * 2**30:
+            dequantized_bytes = 0
+        free_bytes = usable - weights - train.adapter - dequantized_bytes
+        row_counts = [_concurrent_rows(model, workload, free_bytes) for workload in (LABEL_DECODING, DOCUMENT_DECODING)]
         cells.append(f"{row_counts[0]}, {row_counts[1]}" if training <= usable and min(row_counts) else "no")
     return f"| {name} | {' | '.join(cells)} |"
 
@@ -107,12 +102,12 @@ def dequantized_memory_fraction() -> float:
     return dequantize.MAX_MEMORY_FRACTION
 
 
-def _concurrent_rows(model: Any, decoded: DecodingWorkload, free_bytes: int) -> int:
+def _concurrent_rows(model: Any, workload: DecodingWorkload, free_bytes: int) -> int:
     """Return the number of rows decoded concurrently, 0 if not even one fits."""
     from train.evaluate.shared_cache import GPU_LIMITS
 
     rows, peak = decoding_memory.estimate_decoding_peak(
-        model.config.get_text_config(), decoded, 2, GPU_LIMITS, free_bytes
+        model.config.get_text_config(), workload, 2, GPU_LIMITS, free_bytes
     )
     return rows if peak <= free_bytes else 0
 
@@ -125,10 +120,8 @@ def memory_table() -> str:
 
 
 def write_table(page: Path) -> None:
-    """Write the table into a page, between its marks. Raise ValueError if they are missing."""
-    text = page.read_text(encoding="utf-8")
-    head, tail = text[: text.index(BEGIN_MARK)], text[text.index(END_MARK) :]
-    atomic_files.write_text(page, f"{head}{BEGIN_MARK}\n{memory_table()}\n{tail}")
+    """Write the table into a page. Raise StageError if its marks are missing."""
+    docs_tables.replace_section(page, "gpu_memory", memory_table())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def write_recipe(folder: Path, rows: int = 200) -> Path:
     return folder / "small.yaml"
 
 
-def start_training(recipe: Path, runs: Path, *settings: str, **kwargs: Any) -> subprocess.Popen[str]:
+def start_training(recipe: Path, runs: Path, *settings: str, **popen_options: Any) -> subprocess.Popen[str]:
     """Start the training command of a user in a process group of its own, and return the process."""
     return subprocess.Popen(
         [sys.executable, "-m", "train", str(recipe), *settings],
@@ -76,7 +76,7 @@ def start_training(recipe: Path, runs: Path, *settings: str, **kwargs: Any) -> s
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **kwargs,
+        **popen_options,
     )
 
 
@@ -165,7 +165,7 @@ def measure_durations(recipe: Path, runs: Path) -> tuple[float, float]:
     return training_started_at - started_at, time.monotonic() - training_started_at
 
 
-def run_one_kill(recipe: Path, prepared: Path, after_seconds: float, reference_point: str) -> dict[str, Any]:
+def measure_kill(recipe: Path, prepared: Path, after_seconds: float, reference_point: str) -> dict[str, Any]:
     """Return the outcome of a run that is killed and called a second time.
 
     `after_seconds` counts from `reference_point`: AT_START or IN_TRAINING.
@@ -226,7 +226,7 @@ def main() -> int:
         results: list[dict[str, Any]] = []
         for number in range(arguments.kills):
             reference_point, max_seconds = (AT_START, to_training) if number % 4 == 3 else (IN_TRAINING, to_end)
-            results.append(run_one_kill(recipe, prepared, rng.uniform(0, max_seconds), reference_point))
+            results.append(measure_kill(recipe, prepared, rng.uniform(0, max_seconds), reference_point))
             print(results_table(results, expected)[-1], file=sys.stderr, flush=True)
     n_identical = sum(all(result[key] == expected[key] for key in expected) for result in results)
     row = {

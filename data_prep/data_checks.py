@@ -25,7 +25,7 @@ from insource.text.labels import display_label
 # Labels and hints in one message: with its first and last line it has at most ten lines.
 MAX_LABELS_SHOWN, MAX_HINTS = 5, 3
 MAX_COLUMNS_SHOWN = 20
-RECIPE_KEYS = {
+RECIPE_KEY_BY_REASON = {
     "too_long": "train.max_length",
     "conflict": "data.conflicts",
     "near_test": "data.deduplicate.near",
@@ -72,14 +72,11 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
         available = list(
             dict.fromkeys(column for source in sources for column in source["detected"].get("columns", ()))
         )
-        column_hint = (
-            "; the columns are "
-            f"{', '.join(available[:MAX_COLUMNS_SHOWN])}{', ...' if len(available) > MAX_COLUMNS_SHOWN else ''}"
-        )
+        listing = ", ".join(available[:MAX_COLUMNS_SHOWN]) + (", ..." if len(available) > MAX_COLUMNS_SHOWN else "")
+        column_hint = f"; the columns are {listing}" if available else ""
         raise RecipeError(
-            f"no row has a value of any field of task.json_schema ({', '.join(missing_counts)}): "
-            "data.columns.target names a "
-            f"column of whole records, without it each field is a column of its name{column_hint if available else ''}"
+            f"no row has a value of any field of task.json_schema ({', '.join(missing_counts)}): data.columns.target "
+            f"names a column of whole records, without it each field is a column of its name{column_hint}"
         )
     return [f"field {name}: no row has a value of it{_suggest_column(name, sources, recipe)}" for name in empty_fields]
 
@@ -95,26 +92,26 @@ def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Re
     return f"; did you mean the column {folded[matches[0]]!r}?" if matches and field not in available else ""
 
 
-def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
-    """Raise RecipeError if all rows have the same label. `labels` is {spelling: label}."""
-    if TASKS[recipe.task.task_name].IS_MULTILABEL and len(table) and len(set(labels.values())) < 2:
-        names = ", ".join(map(display_label, sorted(set(labels.values())))) or "none"
+def check_labels(canonical_labels: dict[str, str], table: Table, recipe: Recipe) -> None:
+    """Raise RecipeError if all rows have the same label. `canonical_labels` is {spelling: label}."""
+    if TASKS[recipe.task.task_name].IS_MULTILABEL and len(table) and len(set(canonical_labels.values())) < 2:
+        names = ", ".join(map(display_label, sorted(set(canonical_labels.values())))) or "none"
         raise RecipeError(
             f"data.columns.label: {len(table)} rows have fewer than two labels between them: {names}. "
             "Is this an export that was filtered?"
         )
-    if len(set(labels.values())) == 1 and len(table):
-        label = next(iter(labels.values()))
+    if len(set(canonical_labels.values())) == 1 and len(table):
+        label = next(iter(canonical_labels.values()))
         raise RecipeError(
             f"data.columns.label: all {len(table)} rows have one label, {display_label(label)}; a choice needs two "
             "at least. Is this an export that was filtered?"
         )
 
 
-def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequence[str]) -> list[str]:
+def check_learnable(prepared: PreparedData, row_counts: dict[str, Any], replaced: Sequence[str]) -> list[str]:
     """Return one line per listed label that cannot be learnt because all its train rows conflict with others.
 
-    `rows` has the row counts of `report.statistics.count_rows`. `replaced` lists what was changed in the recipe.
+    `row_counts` has the row counts of `report.statistics.count_rows`. `replaced` lists what was changed in the recipe.
 
     Raise RecipeError if any other label cannot be learnt or evaluated, or if a split is empty.
     """
@@ -140,17 +137,19 @@ def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequ
             "\n".join([f"labels with too few rows{count_note}:", *problems[:MAX_LABELS_SHOWN], *hints, advice])
         )
     for name in ("train", "validation", "test"):
-        if not rows["written"][name]:
-            reasons = Counter(rows["dropped"]) + Counter(rows["rejected"])
+        if not row_counts["written"][name]:
+            reasons = Counter(row_counts["dropped"]) + Counter(row_counts["rejected"])
             reason_note = f" ({_format_reasons(reasons)})" if reasons else ""
             keys = "".join(f"\n  {line}" for line in _make_hints(reasons, prepared, replaced))
             raise RecipeError(
-                f"no rows are left for {name}: {rows['read']} were read{reason_note}; see data.split{keys}"
+                f"no rows are left for {name}: {row_counts['read']} were read{reason_note}; see data.split{keys}"
             )
-    accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
-    accounted += rows["filtered"]
-    if accounted != rows["read"]:
-        raise AssertionError(f"rows read {rows['read']} != written + rejected + dropped {accounted}")
+    accounted = (
+        sum(row_counts["written"].values()) + sum(row_counts["rejected"].values()) + sum(row_counts["dropped"].values())
+    )
+    accounted += row_counts["filtered"]
+    if accounted != row_counts["read"]:
+        raise AssertionError(f"rows read {row_counts['read']} != written + rejected + dropped {accounted}")
     return conflicting
 
 
@@ -216,8 +215,8 @@ def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequenc
         elif reason == "too_long_for_base":
             lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
             continue
-        elif reason in RECIPE_KEYS:
-            key, value = RECIPE_KEYS[reason], _recipe_value(prepared.recipe, RECIPE_KEYS[reason])
+        elif reason in RECIPE_KEY_BY_REASON:
+            key, value = RECIPE_KEY_BY_REASON[reason], _recipe_value(prepared.recipe, RECIPE_KEY_BY_REASON[reason])
         else:
             continue
         set_by = "".join(f" ({note})" for note in replaced if note.startswith(f"{key}: "))

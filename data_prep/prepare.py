@@ -92,17 +92,22 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             _check_unique_ids(table)
             empty_field_notes = data_checks.check_fields(table, source_info, recipe)
             with steps("split"):
-                assignment = split.assign(table, recipe.data.split, {file.split for file in files})
+                assignment = split.assign_splits(table, recipe.data.split, {file.split for file in files})
             with steps("deduplicate"):
-                labels = map_label_aliases(table, recipe)
+                canonical_labels = map_canonical_labels(table, recipe)
                 drops = DropDecisions.none(len(table))
                 straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split)
-                labels, rare_labels = rare_label_policy.apply_rare_label_policy(table, labels, recipe, drops)
+                canonical_labels, rare_labels = rare_label_policy.apply_rare_label_policy(
+                    table, canonical_labels, recipe, drops
+                )
                 if recipe.data.split.straddling == "drop":
                     straddling_rows.drop_straddling(straddling, drops)
                 deduplicate(table, assignment.splits, recipe, pool, drops)
-        data_checks.check_labels(labels, table, recipe)
-        descriptions, sets = list_label_descriptions(labels, recipe), label_sets.build_label_sets(table, labels, recipe)
+        data_checks.check_labels(canonical_labels, table, recipe)
+        descriptions, sets = (
+            list_label_descriptions(canonical_labels, recipe),
+            label_sets.build_label_sets(table, canonical_labels, recipe),
+        )
         may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.kept])
         with steps("count tokens"):
             token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
@@ -112,7 +117,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             table,
             assignment,
             drops,
-            labels,
+            canonical_labels,
             descriptions,
             rejected,
             context_limit,
@@ -123,13 +128,13 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         row_counts = statistics.count_rows(prepared)
         not_learnable = data_checks.check_learnable(prepared, row_counts, replaced)
         with steps("doubt labels"):
-            issues = label_errors.find_task_label_issues(table, assignment.splits, labels, drops, recipe)
+            issues = label_errors.find_task_label_issues(table, assignment.splits, canonical_labels, drops, recipe)
         with steps("write"):
             task = TASKS[recipe.task.task_name]
-            respell = None
-            if labels and isinstance(task, LabelledTaskKind):
-                respell = task.make_label_mapper(labels, list(descriptions))
-            slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, respell)
+            map_label = None
+            if canonical_labels and isinstance(task, LabelledTaskKind):
+                map_label = task.make_label_mapper(canonical_labels, list(descriptions))
+            slices = write.write_splits(temp_folder, table, assignment.splits, drops, recipe, map_label)
             write.write_rejected(temp_folder / "rejected.jsonl", rejected, table, assignment.splits, drops)
             label_errors.write_label_issues(temp_folder / "suspects.csv", issues.issues, table, assignment.splits)
         report = {
@@ -257,7 +262,7 @@ class _CountingReader:
         return complete
 
 
-def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
+def map_canonical_labels(table: Table, recipe: Recipe) -> dict[str, str]:
     """Return {label as written in the source: canonical label}; {} for tasks without labels.
 
     The canonical label is the one in the recipe's list, or without a list the most frequent spelling.
@@ -268,11 +273,11 @@ def map_label_aliases(table: Table, recipe: Recipe) -> dict[str, str]:
     return {alias: find_label(alias, listed, fold) or alias for alias in table.targets}
 
 
-def list_label_descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
+def list_label_descriptions(canonical_labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
     """Return {label: description} in prompt order: the order of the recipe, or without a list alphabetical order."""
     listed = recipe.task.labels
     if listed == "auto":
-        return dict.fromkeys(sorted(set(labels.values())), "")
+        return dict.fromkeys(sorted(set(canonical_labels.values())), "")
     return dict(listed) if isinstance(listed, dict) else dict.fromkeys(listed, "")
 
 
@@ -283,8 +288,8 @@ def _check_unique_ids(table: Table) -> None:
     repeated = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     if len(repeated):
         row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
+        row_id = display_label(table.texts.value("id", row))
         raise RecipeError(
-            f"{table.location(row)}: id {display_label(table.texts.value('id', row))} stands at "
-            f"{table.location(previous)} "
-            "already; ids must differ, or leave data.columns.id out"
+            f"{table.location(row)}: id {row_id} stands at {table.location(previous)} already; ids must differ, or "
+            "leave data.columns.id out"
         )

@@ -40,47 +40,47 @@ class SplitAssignment:
     test_from: str | None = None
 
 
-def assign(table: Table, split: Split, given_splits: set[str]) -> SplitAssignment:
+def assign_splits(table: Table, settings: Split, given_splits: set[str]) -> SplitAssignment:
     """Return the split of every row. `given_splits` names the splits that have files of their own.
 
     Raise RecipeError if `data.split.cut` is not a time, or if one side of the cut has no rows.
     """
     fractions = {
-        name: fraction for name in HELD_OUT_SPLITS if name not in given_splits and (fraction := getattr(split, name))
+        name: fraction for name in HELD_OUT_SPLITS if name not in given_splits and (fraction := getattr(settings, name))
     }
     # The stage assigns rows of a source without splits and rows of a given train file.
     assignable = hash_split = np.isin(table.columns["given"], (-1, SPLITS.index("train")))
     splits = np.where(assignable, SPLITS.index("train"), table.columns["given"]).astype(np.int8)
     position = table.columns["position"].astype(np.float64) / 2.0**64
     test_from = None
-    if split.time is not None and "test" in fractions:
-        newest, test_from = _find_newest_rows(table.columns["time"], assignable, split)
+    if settings.time is not None and "test" in fractions:
+        newest, test_from = _find_newest_rows(table.columns["time"], assignable, settings)
         splits[newest] = SPLITS.index("test")
         hash_split = assignable & ~newest
         # The fractions refer to all rows, and test has its own by time. The number of rows is not used: it changes with
         # newer rows, and these would then move older ones.
-        position = position * (1 - split.test)
+        position = position * (1 - settings.test)
     low = 0.0
     for name, fraction in fractions.items():
-        if name == "test" and split.time is not None:
+        if name == "test" and settings.time is not None:
             continue
         splits[hash_split & (position >= low) & (position < low + fraction)] = SPLITS.index(name)
         low += fraction
     return SplitAssignment(splits, assignable, fractions, test_from)
 
 
-def _find_newest_rows(times: Array, assignable: Array, split: Split) -> tuple[Array, str]:
+def _find_newest_rows(times: Array, assignable: Array, settings: Split) -> tuple[Array, str]:
     """Return which rows are test by time (bool), and the time at which test begins."""
-    if split.cut is not None:
-        parsed = parse_iso_seconds(split.cut)
+    if settings.cut is not None:
+        parsed = parse_iso_seconds(settings.cut)
         if parsed is None:
             raise RecipeError(
-                f"data.split.cut: {split.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
+                f"data.split.cut: {settings.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
             )
         seconds = parsed
     else:
         oldest_first = np.sort(times[assignable])
-        seconds = float(oldest_first[int(len(oldest_first) * (1 - split.test))])
+        seconds = float(oldest_first[int(len(oldest_first) * (1 - settings.test))])
     newest = assignable & (times >= seconds)
     boundary = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
     if not newest.any() or newest.sum() == assignable.sum():

@@ -17,11 +17,11 @@ from insource.config.schema.data import Split
 from insource.config.schema.source import SPLITS
 
 
-def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:
+def find_straddling(table: Table, splits: Array, settings: Split) -> dict[str, tuple[Array, Array]]:
     """Return {reason: (train rows, for each the held-out row that causes it)}, without empty reasons."""
     given_splits = table.columns["given"]
     train = np.flatnonzero((splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))
-    return {reason: pair for reason, pair in _iterate_reasons(table, given_splits, train, split) if len(pair[0])}
+    return {reason: pair for reason, pair in _iterate_reasons(table, given_splits, train, settings) if len(pair[0])}
 
 
 def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecisions) -> None:
@@ -32,10 +32,10 @@ def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecis
 
 
 def _iterate_reasons(
-    table: Table, given_splits: Array, train: Array, split: Split
+    table: Table, given_splits: Array, train: Array, settings: Split
 ) -> Iterator[tuple[str, tuple[Array, Array]]]:
     """Yield (reason, (train rows, held-out rows)), also for reasons without rows."""
-    if split.group is not None:
+    if settings.group is not None:
         # The position of a row is the hash of its group if it has one.
         groups, grouped = table.columns["position"], table.columns["grouped"]
         for name in HELD_OUT_SPLITS:
@@ -46,7 +46,7 @@ def _iterate_reasons(
                 f"group_in_{name}",
                 (train_rows, rows[np.searchsorted(groups[rows], groups[train_rows])] if len(rows) else train_rows),
             )
-    if split.time is not None:
+    if settings.time is not None:
         times = table.columns["time"]
         rows = np.flatnonzero((given_splits == TEST) & ~np.isnan(times))
         if len(rows):

@@ -47,7 +47,7 @@ class ContextLimit:
 
 
 def count_tokens(
-    table: Table, recipe: Recipe, labels: dict[str, str], drops: DropDecisions, may_be_empty: bool = False
+    table: Table, recipe: Recipe, label_descriptions: dict[str, str], drops: DropDecisions, may_be_empty: bool = False
 ) -> Array:
     """Return the tokens of each kept row: prompt, longest answer and stop token; -1 for dropped rows.
 
@@ -56,11 +56,11 @@ def count_tokens(
     Raise RecipeError if the prompt exceeds a limit before any input is inserted.
     """
     task = TASKS[recipe.task.task_name]
-    spec = task.make_spec(recipe.task, labels, may_be_empty)
+    spec = task.make_spec(recipe.task, label_descriptions, may_be_empty)
     tokenizer = chat_template.load_tokenizer(recipe.model)
     prefix, between, suffix = _template_segments(tokenizer, task.messages(spec, {"text": INPUT_MARKER}))
     shared_tokens = sum(chat_template.count_tokens(tokenizer, [prefix, suffix]))
-    _check_shared_prompt(shared_tokens, recipe, labels)
+    _check_shared_prompt(shared_tokens, recipe, label_descriptions)
     limits = np.array([recipe.train.max_length, recipe.serve.max_model_len])
     tokens, answer_tokens = table.columns["tokens"], table.columns["answer_tokens"]
     for start, batch in table.texts.batches():
@@ -149,9 +149,11 @@ def _read_context_length(model: Model) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _check_shared_prompt(shared_tokens: int, recipe: Recipe, labels: dict[str, str]) -> None:
+def _check_shared_prompt(shared_tokens: int, recipe: Recipe, label_descriptions: dict[str, str]) -> None:
     """Raise RecipeError if the shared part of the prompt leaves no tokens for an input."""
-    contents = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
+    contents = (
+        f"its instruction and {len(label_descriptions)} labels" if label_descriptions else "its instruction and fields"
+    )
     for key, limit in (
         ("train.max_length", recipe.train.max_length),
         ("serve.max_model_len", recipe.serve.max_model_len),

@@ -37,11 +37,11 @@ def write_splits(
     splits: Array,
     drops: DropDecisions,
     recipe: Recipe,
-    respell: Callable[[str], str] | None,
+    map_label: Callable[[str], str] | None,
 ) -> SliceCounts:
     """Write one JSONL file per split. Return {slice: {value: {split: rows}}} of the rows written.
 
-    `respell` replaces the labels of a target by their canonical spelling (the task's `make_label_mapper`); None without
+    `map_label` replaces the labels of a target by their canonical labels (the task's `make_label_mapper`); None without
     labels.
     """
     train_values = _collect_train_values(table, splits, drops, recipe)
@@ -56,7 +56,7 @@ def write_splits(
                 if not kept[index]:
                     continue
                 split = int(splits[start + index])
-                output_row = _make_output_row(row, recipe, respell)
+                output_row = _make_output_row(row, recipe, map_label)
                 if recipe.data.slices:
                     output_row["slices"] = _row_slices(row, train_values, recipe)
                     for name, value in output_row["slices"].items():
@@ -99,9 +99,9 @@ def _make_dropped(row: int, table: Table, splits: Array, drops: DropDecisions) -
     return Rejected(file, int(table.columns["line"][row]), row_id, reason, detail, kind="dropped")
 
 
-def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respell: Callable[[str], str] | None) -> dict[str, Any]:
+def _make_output_row(row: Mapping[str, Any], recipe: Recipe, map_label: Callable[[str], str] | None) -> dict[str, Any]:
     """Return the row as written to a split file."""
-    text, task = respell(row["target"]) if respell else row["target"], TASKS[recipe.task.task_name]
+    text, task = map_label(row["target"]) if map_label else row["target"], TASKS[recipe.task.task_name]
     target = task.parse_target(text)
     output_row = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
     if row["references"] is not None:

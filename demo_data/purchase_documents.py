@@ -131,7 +131,7 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
     tax = round(net * 0.2, 2)
     number = _format_number(supplier, kind, rng) if rng.random() < 0.94 else None
     date_text = supplier.date.format(d=issued) if rng.random() < 0.95 else None
-    money = supplier.money if rng.random() < 0.9 else "{amount}"
+    money_format = supplier.money if rng.random() < 0.9 else "{amount}"
     has_price = kind == "invoice" or rng.random() < 0.85
     due_text = supplier.date.format(d=due) if kind == "invoice" and rng.random() < 0.6 else None
     page = Page(
@@ -141,14 +141,14 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
         number=number,
         date=date_text,
         due=due_text,
-        total=_format_money(supplier, money, net + tax) if has_price else None,
-        subtotal=_format_money(supplier, money, net),
-        tax=_format_money(supplier, money, tax),
+        total=_format_money(supplier, money_format, net + tax) if has_price else None,
+        subtotal=_format_money(supplier, money_format, net),
+        tax=_format_money(supplier, money_format, tax),
         items=tuple((count, goods, _format_amount(supplier, price)) for count, goods, price in items),
         other_number=str(rng.randint(10000, 99999)),
         other_date=supplier.date.format(d=issued + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
     )
-    currency = supplier.currency if has_price and money != "{amount}" else None
+    currency = supplier.currency if has_price and money_format != "{amount}" else None
     total = _format_amount(supplier, net + tax) if has_price else None
     return page, Record(kind, supplier.name, number, date_text, currency, total, due_text)
 
@@ -165,10 +165,10 @@ def _format_amount(supplier: Supplier, value: float) -> str:
     return supplier.amount.format(value)
 
 
-def _format_money(supplier: Supplier, money: str, value: float) -> str:
+def _format_money(supplier: Supplier, money_format: str, value: float) -> str:
     """Return an amount with its currency in the supplier's format."""
     symbol = CURRENCY_SYMBOLS[supplier.currency]
-    return money.format(amount=_format_amount(supplier, value), symbol=symbol, currency=supplier.currency)
+    return money_format.format(amount=_format_amount(supplier, value), symbol=symbol, currency=supplier.currency)
 
 
 def _add_scan_errors(text: str, page: Page, rng: random.Random) -> str:

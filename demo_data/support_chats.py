@@ -73,14 +73,16 @@ def _make_case(rng: random.Random) -> Case:
     wish_text = rng.choice(phrases.WISHES[wish])
     if rng.random() < 0.25:
         wish_text = rng.choice(phrases.CHANGED_WISHES).format(other=abandoned_wish, wish=wish_text)
-    tried = rng.choice(list(phrases.ATTEMPTED_FIXES.items())) if group == "fault" and rng.random() < 0.6 else None
+    attempted_fix = (
+        rng.choice(list(phrases.ATTEMPTED_FIXES.items())) if group == "fault" and rng.random() < 0.6 else None
+    )
     deadline = rng.choice(list(phrases.DEADLINES.items())) if rng.random() < 0.3 else None
     return Case(
         device=device,
         order=_make_order_number(rng) if rng.random() < 0.8 else None,
         problem=(problem.format(**slots), rng.choice(wordings).format(**slots)),
         wish=(wish, wish_text),
-        attempted_fix=tried and (tried[0], rng.choice(tried[1])),
+        attempted_fix=attempted_fix and (attempted_fix[0], rng.choice(attempted_fix[1])),
         deadline=deadline and (deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
         distractor=rng.choice(phrases.ASIDES).format(other=third_device, order=_make_order_number(rng))
         if rng.random() < 0.5

@@ -126,10 +126,12 @@ def _write_content(queue: str, rng: random.Random) -> str:
     """Return the request, with or without another matter that must not decide the queue."""
     core = _expand(rng.choice(QUEUES[queue].core), rng)
     other_queue = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
-    kind = rng.choices((None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2))[0]
-    if kind is None:
+    templates = rng.choices(
+        (None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2)
+    )[0]
+    if templates is None:
         return core
-    return rng.choice(kind).format(
+    return rng.choice(templates).format(
         core=core,
         other=_expand(rng.choice(other_queue.resolved), rng),
         topic=_expand(rng.choice(other_queue.topic), rng),
@@ -164,12 +166,12 @@ def _add_typos(text: str, rng: random.Random) -> str:
         index = rng.randrange(len(text) - 1)
         if not (text[index].isalpha() and text[index + 1].isalpha()):
             continue
-        slip = rng.choice(("swap", "drop", "double", "beside"))
-        if slip == "swap":
+        typo = rng.choice(("swap", "drop", "double", "beside"))
+        if typo == "swap":
             text = text[:index] + text[index + 1] + text[index] + text[index + 2 :]
-        elif slip == "drop":
+        elif typo == "drop":
             text = text[:index] + text[index + 1 :]
-        elif slip == "double":
+        elif typo == "double":
             text = text[:index] + text[index] + text[index:]
         else:
             text = text[:index] + KEYBOARD_NEIGHBORS.get(text[index].lower(), text[index]) + text[index + 1 :]

@@ -82,33 +82,25 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
     deployment_id = atomic_files.digest([version, deployed_routing.file])
     since = datetime.now(UTC) - timedelta(days=days)
     traffic = traffic_profiles.read_profile(registry_dir, deployment_id, f"{since:%Y-%m-%d}")
-    feedback_lines, mirrored = (
-        feedback_record.read_feedback(registry_dir, deployment_id, since),
-        mirror.read_mirrored(registry_dir, deployment_id),
-    )
+    feedback_lines = feedback_record.read_feedback(registry_dir, deployment_id, since)
+    mirrored = mirror.read_mirrored(registry_dir, deployment_id)
     if deployed_routing.profile is None and not mirrored:
         raise StageError(
             f"{version} below {registry_dir} has no profile of its calibration rows to hold traffic against: "
             f"`make compare RECIPE={registry_dir.name}`, then `make deploy RECIPE={registry_dir.name}`"
         )
-    policy = (
-        routing_policy.read_policy(registry_dir / routing.FOLDER / deployed_routing.file)
-        if deployed_routing.file
-        else None
-    )
+    file = deployed_routing.file
+    policy = routing_policy.read_policy(registry_dir / routing.FOLDER / file) if file else None
     calibration = deployed_routing.profile or AnswerProfile()
     note = f", beside {calibration.rows:,} calibration rows" if calibration.rows else ""
     print(f"drift     {registry_dir.name}@{version}: {traffic.profile.rows:,} answers of the last {days} days{note}")
     findings = compare_traffic(calibration, traffic) if calibration.rows else []
     if policy is not None:
         findings.append(compare_feedback(policy, feedback_lines, mirrored))
-    for line in [
-        *format_routes(traffic),
-        *format_other_feedback(feedback_lines),
-        *format_mirror(feedback_lines, mirrored, since),
-    ]:
+    lines = [*format_routes(traffic), *format_other_feedback(feedback_lines)]
+    for line in [*lines, *format_mirror(feedback_lines, mirrored, since)]:
         print(line)
-    return conclude(policy, findings, deployed_routing.why_none)
+    return print_verdict(policy, findings, deployed_routing.why_none)
 
 
 def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list[Finding]:
@@ -118,10 +110,9 @@ def compare_traffic(calibration: AnswerProfile, traffic: TrafficProfile) -> list
     current, findings = traffic.profile, []
     if calibration.confidences and current.confidences:
         test = drift.ks_test(calibration.confidences, current.confidences)
-        message = (
-            f"the distributions differ by {test.distance:.3f} at most; median {_median(calibration.confidences):.3f} "
-        )
-        findings.append(Finding("confidence", f"{message}before, {_median(current.confidences):.3f} now", test.p_value))
+        medians = f"{_median(calibration.confidences):.3f} before, {_median(current.confidences):.3f} now"
+        message = f"the distributions differ by {test.distance:.3f} at most; median {medians}"
+        findings.append(Finding("confidence", message, test.p_value))
     if calibration.answers and traffic.others:
         message = (
             f"{traffic.others:,} answers have sets of labels beyond the {MAX_LABEL_SETS:,} that are counted one by one"
@@ -161,9 +152,8 @@ def format_other_feedback(feedback_lines: Lines) -> list[str]:
     """Return lines on right answers for answers without a guarantee."""
     lines = []
     for name, is_local in (("other local answers", True), ("answers of the API model", False)):
-        if correct := [
-            bool(line["right"]) for line in feedback_lines if line["local"] is is_local and not line["kept"]
-        ]:
+        unkept = (line for line in feedback_lines if line["local"] is is_local and not line["kept"])
+        if correct := [bool(line["right"]) for line in unkept]:
             lines.append(f"feedback  {_format_fraction(correct, name)}")
     return lines
 
@@ -175,9 +165,8 @@ def format_mirror(feedback_lines: Lines, mirrored: Mapping[str, Line], since: da
     feedback.
     """
     lines = []
-    if agreed := [
-        bool(record["agreed"]) for record in mirrored.values() if datetime.fromisoformat(record["at"]) >= since
-    ]:
+    recent = (record for record in mirrored.values() if datetime.fromisoformat(record["at"]) >= since)
+    if agreed := [bool(record["agreed"]) for record in recent]:
         lines.append(f"mirror    {_format_fraction(agreed, 'mirrored answers', 'the same')}")
     if pairs := _join_mirrored(feedback_lines, mirrored):
         local_correct = [mirrored_line["digest"] == line["right_digest"] for line, mirrored_line in pairs]
@@ -206,16 +195,11 @@ def format_routes(traffic: TrafficProfile) -> list[str]:
     return [f"routes    {shares}"] if total else []
 
 
-def conclude(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
+def print_verdict(policy: RoutingPolicy | None, findings: Sequence[Finding], why_none: str | None) -> int:
     """Print each finding and the verdict. Return the exit code. `why_none` is why there is no threshold."""
     tested = [finding for finding in findings if finding.p_value is not None]
-    adjusted = dict(
-        zip(
-            (finding.name for finding in tested),
-            paired.holm([finding.p_value or 0.0 for finding in tested]),
-            strict=True,
-        )
-    )
+    p_values = paired.holm([finding.p_value or 0.0 for finding in tested])
+    adjusted = {finding.name: p_value for finding, p_value in zip(tested, p_values, strict=True)}
     lost = [finding.name for finding in tested if adjusted[finding.name] < ALPHA]
     guaranteed = policy is not None and policy.threshold is not None
     failure_word = "LOST" if guaranteed else "changed"

@@ -16,12 +16,11 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
     if reason := recipe.lora.unservable_reason:
         return [f"lora.{reason}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
     parity, failures = run.stage("parity"), []
-    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
     if not parity:
         failures.append(
             f"parity was not measured, so nothing tells whether vLLM answers what was trained; {rerun_hint}"
         )
-    elif parity["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
+    elif not used_current_adapter(parity, run):
         failures.append(f"parity was measured on another adapter than this one; {rerun_hint}")
     elif failure := _adapter_failure(parity):
         failures.append(f"parity of the adapter failed: {failure}")
@@ -29,6 +28,12 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
     if compare and not compare["metrics"].get("passed", False):
         failures.append(f"the comparison's gate says no: {compare['exit_reason']}")
     return failures
+
+
+def used_current_adapter(stage: Mapping[str, Any], run: Run) -> bool:
+    """Return whether a stage of a run used the adapter that the run has now."""
+    checksums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
+    return bool(stage["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") == checksums)
 
 
 def _adapter_failure(parity: Mapping[str, Any]) -> str | None:

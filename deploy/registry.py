@@ -67,9 +67,8 @@ def read_history(registry_dir: Path) -> list[dict[str, Any]]:
     """
     path = registry_dir / "history.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [
-        entry for line in lines if isinstance(entry := _parse_line(line), dict) and {"action", "to"} <= entry.keys()
-    ]
+    entries = map(_parse_line, lines)
+    return [entry for entry in entries if isinstance(entry, dict) and {"action", "to"} <= entry.keys()]
 
 
 def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
@@ -96,9 +95,8 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
                 if problems := atomic_files.find_changes(temp_path / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(problems)}")
                 Run(temp_path).check_references(atomic_files.read_json(temp_path / "adapter" / "prompt.json"))
-        line: dict[str, Any] = {"action": "deploy", "run_id": run.id, "forced": bool(overridden)}
-        line |= {"overridden": overridden} | ({"routing": dict(routing)} if routing else {})
-        set_current(registry_dir, version, line)
+        details = {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
+        set_current(registry_dir, version, details | ({"routing": dict(routing)} if routing else {}))
     return version
 
 
@@ -117,8 +115,8 @@ def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
         if source is None or problems:
             raise StageError(
                 f"the base that run {run.id} was trained on, {base_store.store_path(run.folder) / record['digest']}, "
-                "is not as "
-                f"training wrote it: {'; '.join(problems)}; `make export RECIPE={run.recipe_name}` writes it again"
+                f"is not as training wrote it: {'; '.join(problems)}; `make export RECIPE={run.recipe_name}` writes "
+                "it again"
             )
         base_store.copy_base(source, target)
     return dict(record)
@@ -138,33 +136,29 @@ def roll_back(registry_dir: Path, requested: str | None) -> tuple[str, str]:
         version = requested or previous_version(registry_dir, current)
         if version is None:
             raise RecipeError(f"{current} is the only version that was ever deployed below {registry_dir}")
-        if version not in {line["to"] for line in read_history(registry_dir)} or not is_complete(
-            registry_dir / "versions" / version
+        versions_dir = registry_dir / "versions"
+        if version not in {entry["to"] for entry in read_history(registry_dir)} or not is_complete(
+            versions_dir / version
         ):
-            available = ", ".join(
-                sorted(path.name for path in (registry_dir / "versions").iterdir() if is_complete(path))
-            )
+            available = ", ".join(sorted(path.name for path in versions_dir.iterdir() if is_complete(path)))
             raise RecipeError(
                 f"there is no whole version {version} below {registry_dir}; there are {available or 'none'}"
             )
-        metadata = atomic_files.read_json(registry_dir / "versions" / version / "version.json")
-        set_current(
-            registry_dir,
-            version,
-            {"action": "rollback", "run_id": metadata["run_id"], "forced": False, "overridden": []},
-        )
+        run_id = atomic_files.read_json(versions_dir / version / "version.json")["run_id"]
+        details = {"action": "rollback", "run_id": run_id, "forced": False, "overridden": []}
+        set_current(registry_dir, version, details)
     return current, version
 
 
 def previous_version(registry_dir: Path, version: str) -> str | None:
     """Return the version that was current before `version`. A second rollback thus goes further back."""
     order: list[str] = []
-    for line in read_history(registry_dir):
+    for entry in read_history(registry_dir):
         # A version that was rolled back is not a target for a rollback.
-        if line["action"] == "rollback" and line["to"] in order:
-            order = order[: _last_index(order, line["to"]) + 1]
-        elif not order or order[-1] != line["to"]:
-            order.append(line["to"])
+        if entry["action"] == "rollback" and entry["to"] in order:
+            order = order[: _last_index(order, entry["to"]) + 1]
+        elif not order or order[-1] != entry["to"]:
+            order.append(entry["to"])
     earlier = order[: _last_index(order, version)] if version in order else order
     return next((candidate for candidate in reversed(earlier) if candidate != version), None)
 
@@ -179,10 +173,10 @@ def is_complete(version: Path) -> bool:
     adapter, registry_dir = version / "adapter", version.parent.parent
     if not (version / "version.json").is_file() or not (adapter / atomic_files.CHECKSUMS).is_file():
         return False
-    entries = [line for line in read_history(registry_dir) if line["to"] == version.name]
+    entries = [entry for entry in read_history(registry_dir) if entry["to"] == version.name]
     if not entries or compute_version(adapter) != version.name or atomic_files.find_changes(adapter):
         return False
-    # History lines of older versions of insource have no hashes.
+    # Entries of older versions of insource have no hashes.
     expected: dict[str, str] = entries[-1].get("sha256", {})
     return expected.items() <= compute_hashes(version).items()
 

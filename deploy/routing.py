@@ -19,9 +19,9 @@ from compare.decision.answer_profile import AnswerProfile
 from compare.eval_dataset import EvalDataset
 from compare.records import Scale
 from compare.scoring import confidence
+from deploy import gates
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
-from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
 from insource.tracking.run import Run
@@ -79,9 +79,11 @@ def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], versi
     records = [line["routing"] for line in history if line["to"] == version and line.get("routing")]
     if not records:
         return Routing()
-    scale, name = _parse_scale(records[-1]["scale"]), records[-1]["file"]
-    if name is None:
-        return Routing(scale, None, records[-1]["why_none"])
+    record = records[-1]
+    # The rows on which the scale was fitted are not deployed.
+    scale = confidence.scale_from_json(record["scale"]) if record["scale"] is not None else None
+    if (name := record["file"]) is None:
+        return Routing(scale, None, record["why_none"])
     path = registry_dir / FOLDER / name
     if not path.is_file() or atomic_files.sha256(path)[:16] != path.stem:
         raise StageError(f"{path} is not as it was deployed; deploy the run again")
@@ -97,21 +99,12 @@ def _read_profile(path: Path) -> AnswerProfile | None:
     return profile if profile and profile.rows else None
 
 
-def _parse_scale(payload: Mapping[str, Any] | None) -> Scale | None:
-    """Return the scale in a routing record. The rows that it was fitted on are not deployed."""
-    if payload is None:
-        return None
-    platt = None if payload["slope"] is None else Platt(float(payload["slope"]), float(payload["intercept"]))
-    return Scale(platt, payload["of"], (), ())
-
-
 def _find_mismatch(run: Run) -> str | None:
     """Return why there is no threshold for the deployed adapter, None if routing.json is for it."""
     compare = run.stage("compare")
     if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return "it was deployed without a comparison; `make compare`, then `make deploy`"
-    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
-    if compare["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
+    if not gates.used_current_adapter(compare, run):
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
     variant = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
     if variant not in ("adapter", "merged"):

@@ -153,8 +153,10 @@ def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
         f"- {name}: {rng.choice(sgd.descriptions[name])}" if name in sgd.descriptions else f"- {name}"
         for name in fields
     ]
-    command = rng.choice(("Fill these fields from the text.", "Extract the fields as JSON.", "Return one JSON object."))
-    opening = f"{BEGIN}{USER}\n{command}\n\nFields:\n" + "\n".join(lines) + "\n\nInput:\n"
+    instruction = rng.choice(
+        ("Fill these fields from the text.", "Extract the fields as JSON.", "Return one JSON object.")
+    )
+    opening = f"{BEGIN}{USER}\n{instruction}\n\nFields:\n" + "\n".join(lines) + "\n\nInput:\n"
     return Pack(
         opening,
         tuple(

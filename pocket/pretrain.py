@@ -36,7 +36,7 @@ PRETOKENIZER_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|
 
 def train_tokenizer(sgd: corpus.SgdCorpus) -> PreTrainedTokenizerFast:
     """Return the tokenizer: byte-level BPE, which can encode any text, trained on 20,000 packs of the corpus."""
-    specials = [corpus.PAD, corpus.BEGIN, corpus.END, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
+    special_tokens = [corpus.PAD, corpus.BEGIN, corpus.END, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -47,12 +47,12 @@ def train_tokenizer(sgd: corpus.SgdCorpus) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=specials,
+        special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    source = corpus.generate_packs(sgd, random.Random(SEED), corpus.LANGUAGE_MIX)
-    texts = (part.prompt + part.answer for _ in range(20_000) for part in next(source).parts)
+    packs = corpus.generate_packs(sgd, random.Random(SEED), corpus.LANGUAGE_MIX)
+    texts = (part.prompt + part.answer for _ in range(20_000) for part in next(packs).parts)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -200,24 +200,24 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps / 4))
 
 
-def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
-    """Train for `steps` steps and write the finished model to `pocket/model`; `work` contains checkpoints."""
+def pretrain(sgd_folder: Path, checkpoint_folder: Path, steps: int, rate: float) -> None:
+    """Train for `steps` steps, with checkpoints in `checkpoint_folder`; write the finished model to `pocket/model`."""
     sgd = corpus.load_corpus(sgd_folder)
     tokenizer = train_tokenizer(sgd)
     model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    other_parameters = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = (
         Muon(matrices, rate),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(other_parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     )
-    work.mkdir(parents=True, exist_ok=True)
-    start = _load_checkpoint(work, model, optimizers)
+    checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    start = _load_checkpoint(checkpoint_folder, model, optimizers)
     started_at = time.time()
     for step in range(start, steps):
-        source = generate_rows(sgd, tokenizer, step)
-        rows = [next(source) for _ in range(ROWS_PER_STEP)]
+        row_stream = generate_rows(sgd, tokenizer, step)
+        rows = [next(row_stream) for _ in range(ROWS_PER_STEP)]
         batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         loss = weighted_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -232,14 +232,16 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
             print(json.dumps(record), flush=True)
         if (step + 1) % 100 == 0:
             state = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-            torch.save(state, work / "new.pt")
-            (work / "new.pt").rename(work / f"step-{step + 1:05d}.pt")
-            _save_model(model, tokenizer, work / "model")
+            torch.save(state, checkpoint_folder / "new.pt")
+            (checkpoint_folder / "new.pt").rename(checkpoint_folder / f"step-{step + 1:05d}.pt")
+            _save_model(model, tokenizer, checkpoint_folder / "model")
     _save_model(model, tokenizer, Path(__file__).parent / "model")
 
 
-def _load_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]) -> int:
-    paths = sorted(work.glob("step-*.pt"))
+def _load_checkpoint(
+    checkpoint_folder: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]
+) -> int:
+    paths = sorted(checkpoint_folder.glob("step-*.pt"))
     if not paths:
         return 0
     state = torch.load(paths[-1], weights_only=True)

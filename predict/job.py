@@ -54,7 +54,7 @@ class Job:
         if run_task is None:
             raise RecipeError(f"run {self.run.id} was trained by an earlier version, and its prompt.json has no task")
         if routing is None:
-            return self.task(variant, threshold.load_run_routing(self.run, run_task.material, variant, self.recipe))
+            return self.task(variant, threshold.load_run_routing(self.run, run_task.dataset, variant, self.recipe))
         return run_task
 
     def requested_labels(self, task: Task) -> list[str]:
@@ -68,7 +68,7 @@ class Job:
             raise RecipeError(
                 f"PROBABILITIES: {self.name} chooses no label: it is of kind {task.recipe.task.task_name}"
             )
-        labels = list(task.material.spec.labels)
+        labels = list(task.dataset.spec.labels)
         if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
             raise RecipeError(
                 f"PROBABILITIES: a gateway gives those of {decisions.CHOICES_RANGE[1]} labels, and there are "

@@ -49,26 +49,26 @@ def main(arguments: argparse.Namespace) -> int:
 
 def build_job(arguments: argparse.Namespace) -> Job:
     """Return the job of a call after surveying its input. Raise RecipeError and StageError."""
-    pattern, path = _parse_paths(arguments)
+    pattern, output_path = _parse_paths(arguments)
     engine = _parse_engine(arguments)
     loaded, trained_run = run.load_recipe_and_run(arguments)
     recipe = merge_recipes(trained_run.recipe(), loaded.recipe)
     base_url = _parse_base_url(engine, arguments.base_url, recipe)
     source = inputs.make_source(recipe, pattern)
     files = inputs.find_input_files(source, pattern)
-    inputs.check_output(path, pattern, files)
-    survey = inputs.survey_input(files, source, recipe, output.output_format(path) == "parquet")
+    inputs.check_output(output_path, pattern, files)
+    survey = inputs.survey_input(files, source, recipe, output.output_format(output_path) == "parquet")
     return Job(
         run=trained_run,
         name=loaded.name,
         recipe=recipe,
-        output=path,
+        output=output_path,
         engine=engine,
         base_url=base_url,
         probabilities=arguments.probabilities,
         fresh=arguments.fresh,
         force=arguments.force,
-        output_info=read_output_info(path),
+        output_info=read_output_info(output_path),
         source=source,
         files=files,
         survey=survey,
@@ -111,11 +111,11 @@ class _CannotServeError(Exception):
 def plan_execution(job: Job, served: ServedModel) -> JobExecution:
     """Return the execution of a job with one variant of the run. Raise _CannotServeError if it cannot be served."""
     try:
-        planned = launch_plan.plan_launch([served], job.recipe.serve)
+        plan = launch_plan.plan_launch([served], job.recipe.serve)
     except RecipeError as error:
         raise _CannotServeError(error) from None
     variant = served.variant
-    engine_identity = ["vllm", *local_vllm.identify_engine(served, planned)]
+    engine_identity = ["vllm", *local_vllm.identify_engine(served, plan)]
     return JobExecution(job, job.task(variant), engine_identity, f"vLLM with {variant} of run {job.run.id}")
 
 
@@ -130,7 +130,7 @@ def _finish_if_written(job: Job, served: ServedModel) -> bool:
         return False
     if not execution.is_written():
         return False
-    with execution.locked():
+    with execution.lock():
         execution.finish()
     return True
 
@@ -138,7 +138,7 @@ def _finish_if_written(job: Job, served: ServedModel) -> bool:
 def _predict_with_variant(job: Job, served: ServedModel) -> None:
     """Predict with one variant of the run. Raise _CannotServeError if it cannot be served."""
     execution = plan_execution(job, served)
-    with execution.locked():
+    with execution.lock():
         if not execution.is_complete():
             with ExitStack() as stack:
                 try:
@@ -146,13 +146,13 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
                     vllm = stack.enter_context(local_vllm.vllm_server(served, job.recipe.serve, log_path))
                 except (RecipeError, StageError) as error:
                     raise _CannotServeError(error) from None
-                _ask_local_server(execution, vllm)
+                _query_local_server(execution, vllm)
         execution.finish()
 
 
-def _ask_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
+def _query_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
     try:
-        asyncio.run(_ask_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
+        asyncio.run(_query_vllm(execution, f"http://{vllm.address.host}:{vllm.address.port}"))
     except StageError as error:
         if vllm.is_alive():
             raise
@@ -174,18 +174,18 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
     variant_name = verified.variant or "a form that it does not name"
     task = job.task(verified.variant or "adapter", verified.routing)
     execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
-    with execution.locked():
+    with execution.lock():
         if not execution.is_complete():
-            await _ask_vllm(execution, origin)
+            await _query_vllm(execution, origin)
         execution.finish()
 
 
-async def _ask_vllm(execution: JobExecution, origin: str) -> None:
+async def _query_vllm(execution: JobExecution, origin: str) -> None:
     concurrency = execution.job.recipe.compare.concurrency
     async with clients.open_session(origin, concurrency) as session:
         task_fields = {name: getattr(execution.task, name) for name in execution.task.__dataclass_fields__}
         client = clients.VllmClient(clients.ServedTask(**task_fields), session, execution.labels, concurrency)
-        await execution.predict_all(client.ask)
+        await execution.predict_all(client.predict)
 
 
 async def _predict_with_gateway(job: Job) -> None:
@@ -198,10 +198,10 @@ async def _predict_with_gateway(job: Job) -> None:
             reason = f"the gateway answers with version {version}, and run {job.run.id} is {task.version}"
             task = replace(task, routing=Routing(None, None, reason))
         execution = JobExecution(job, task, ["gateway", version], f"version {version} of a gateway")
-        with execution.locked():
+        with execution.lock():
             if not execution.is_complete():
                 client = clients.GatewayClient(task, session, execution.labels, version)
-                await execution.predict_all(client.ask)
+                await execution.predict_all(client.predict)
             execution.finish()
 
 
@@ -211,11 +211,11 @@ def _parse_paths(arguments: argparse.Namespace) -> tuple[str, Path]:
             raise RecipeError(
                 f"{name.upper()} is missing: make predict RECIPE=... INPUT=rows.csv OUTPUT=answers.parquet"
             )
-    path = Path(arguments.output).expanduser()
-    output.output_format(path)
-    if path.is_dir():
-        raise RecipeError(f"OUTPUT: {path} is a folder; give the name of a file")
-    return str(Path(arguments.input).expanduser()), path
+    output_path = Path(arguments.output).expanduser()
+    output.output_format(output_path)
+    if output_path.is_dir():
+        raise RecipeError(f"OUTPUT: {output_path} is a folder; give the name of a file")
+    return str(Path(arguments.input).expanduser()), output_path
 
 
 def _parse_engine(arguments: argparse.Namespace) -> str:

@@ -4,6 +4,7 @@ from compare.decision import routing_policy
 from compare.eval_dataset import EvalDataset
 from compare.scoring import confidence
 from compare.scoring.confidence import scale_from_json
+from deploy import gates
 from deploy.routing import Routing
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
@@ -15,7 +16,7 @@ EQUIVALENT_VARIANTS = ("adapter", "merged")
 COMPARE_HINT = "`make compare` makes one"
 
 
-def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Recipe) -> Routing:
+def load_run_routing(run: Run, dataset: EvalDataset, variant: str, recipe: Recipe) -> Routing:
     """Return scale and threshold of a variant of a run: adapter, merged or quantized/<scheme>.
 
     The threshold is None, with the reason, if routing.json belongs to another adapter, other weights, another base or
@@ -25,7 +26,7 @@ def load_run_routing(run: Run, material: EvalDataset, variant: str, recipe: Reci
     if reason is not None:
         # Without a comparison the scale is fitted on the reference answers that training wrote.
         has_validation = (run.folder / "data" / "validation.jsonl").is_file()
-        return Routing(confidence.fit_tuned_scale(run, material) if has_validation else None, None, reason)
+        return Routing(confidence.fit_tuned_scale(run, dataset) if has_validation else None, None, reason)
     try:
         policy = routing_policy.read_policy(run.folder / "routing.json")
     except StageError as error:
@@ -42,9 +43,7 @@ def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
     compare_stage = run.stage("compare")
     if compare_stage.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return f"run {run.id} was not compared; {COMPARE_HINT}"
-    if compare_stage["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != atomic_files.sha256(
-        run.folder / "adapter" / atomic_files.CHECKSUMS
-    ):
+    if not gates.used_current_adapter(compare_stage, run):
         return f"the comparison was of another adapter; {COMPARE_HINT}"
     scores = atomic_files.read_json(run.folder / "scores.json")
     compared_variant = scores["systems"]["tuned"].get("form")
@@ -54,10 +53,7 @@ def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
     if base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json")):
         served_base = scores.get("base", {}).get("served_as")
         if served_base != base:
-            base_note = (
-                f"on the base {served_base}"
-                if served_base
-                else "by an earlier version, which did not say on which base"
-            )
+            unknown_base = "by an earlier version, which did not say on which base"
+            base_note = f"on the base {served_base}" if served_base else unknown_base
             return f"the comparison was {base_note}, and serve.base is {base}; {COMPARE_HINT}"
     return None

@@ -120,7 +120,7 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
 def check_parity(served: ServedModel, address: Address, key: str | None, serve: Serve) -> check.ParityResult:
     """Measure parity on `serve.parity.start_rows` rows of a served model, print the result and return it."""
     probe = check.load_probe(served, serve.parity.start_rows, serve)
-    result = check.run_parity(probe, address, key, check.constraint_modes(probe, serve)[:1])
+    result = check.run_parity(probe, address, key, check.list_constraint_modes(probe, serve)[:1])
     print_parity(served.name, result)
     return result
 

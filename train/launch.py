@@ -52,26 +52,26 @@ def main(arguments: argparse.Namespace) -> int:
         print(run.to_yaml(loaded.recipe), end="")
         return cli.OK
     _check_gpus(loaded.recipe)
-    smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
+    smollm2_wheel.ensure_smollm2_folder(loaded.recipe.model.base)
     loaded = folder_ownership.claim_folder(unresolved, runs)
     loaded = replace(loaded, recipe=gguf_model.ensure_model_folder(loaded.recipe, runs))
     # Until a worker runs, SIGTERM raises KeyboardInterrupt as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parent = runs / loaded.name
+    recipe_folder = runs / loaded.name
     if (node_rank := loaded.recipe.accelerate.machine_rank) > 0:
-        return _join_as_node(node_rank, parent, loaded.recipe)
+        return _join_as_node(node_rank, recipe_folder, loaded.recipe)
     is_multi_node = loaded.recipe.accelerate.num_machines > 1
-    with rendezvous.publish_launch(parent, loaded.recipe) if is_multi_node else nullcontext() as announcement:
-        return _start_or_resume(arguments, loaded, parent, announcement)
+    with rendezvous.publish_launch(recipe_folder, loaded.recipe) if is_multi_node else nullcontext() as announcement:
+        return _start_or_resume(arguments, loaded, recipe_folder, announcement)
 
 
 def _start_or_resume(
-    arguments: argparse.Namespace, loaded: LoadedRecipe, parent: Path, announcement: Announcement | None
+    arguments: argparse.Namespace, loaded: LoadedRecipe, recipe_folder: Path, announcement: Announcement | None
 ) -> int:
     """Find or create the run and train it. With several machines, machine 0 does this and publishes the run."""
     data = _prepare_data(arguments)
     digest = digests.compute_training_digest(rendezvous.without_node_settings(loaded.recipe), data.name)
-    existing = [] if arguments.fresh else run.find_by_digest(parent, digest)
+    existing = [] if arguments.fresh else run.find_by_digest(recipe_folder, digest)
     if finished := [
         candidate
         for candidate in existing
@@ -86,7 +86,12 @@ def _start_or_resume(
         print(f"train     going on with the unfinished run {current.id}", file=sys.stderr)
     else:
         current = run.create(
-            parent, loaded.recipe, digest, environment.describe_environment(loaded.recipe), data, loaded.overridden
+            recipe_folder,
+            loaded.recipe,
+            digest,
+            environment.describe_environment(loaded.recipe),
+            data,
+            loaded.overridden,
         )
         _record_data(current, data)
     if announcement:
@@ -140,10 +145,10 @@ def _check_gpus(recipe: Recipe) -> None:
         )
 
 
-def _join_as_node(node_rank: int, parent: Path, recipe: Recipe) -> int:
+def _join_as_node(node_rank: int, recipe_folder: Path, recipe: Recipe) -> int:
     """Train this machine's part of the run that machine 0 launches. Return the exit code."""
-    print(f"machine   {node_rank}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
-    current = rendezvous.wait_for_run(parent, recipe)
+    print(f"machine   {node_rank}: waiting for machine 0 to launch the run below {recipe_folder}", file=sys.stderr)
+    current = rendezvous.wait_for_run(recipe_folder, recipe)
     if current is None:
         return cli.OK
     print(f"machine   {node_rank}: joins run {current.id}", file=sys.stderr)

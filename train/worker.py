@@ -29,7 +29,7 @@ from train.distributed import fsdp, launcher, world
 from train.evaluate import decodability, decoding_memory, reference_answers
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.log_likelihood import BATCH_ROWS
-from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator, make_validation_metrics
+from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator, make_validation_function
 from train.export import adapter
 from train.loop import checkpoints, signals
 from train.loop.fit import train_adapter
@@ -65,8 +65,8 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     log(*rendering.summary_lines())
     if rendering.own_suffix_reason:
         log_fallback(
-            f"{rendering.own_suffix_reason}; learnt is what is served and decoded: the open prompt, the answer, "
-            "the stop"
+            f"{rendering.own_suffix_reason}; "
+            "learnt is what is served and decoded: the open prompt, the answer, the stop"
         )
     for note in gguf_model.read_notes(recipe.model.base):
         log_fallback(note)
@@ -77,7 +77,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
 
-    prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
+    prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
     generation_evaluator = GenerationEvaluator(
         task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), log_fallback
     )
@@ -108,7 +108,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         model,
         tokenizer,
         training_set,
-        make_validation_metrics(evaluator, base_outputs, model),
+        make_validation_function(evaluator, base_outputs, model),
         log_fallback,
         stop_request,
         wandb_run,
@@ -116,11 +116,11 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     out_of_memory.release_memory()
 
     tuned_outputs: list[Any] = evaluator.predict(model, "tuned")
-    reference_set = generation_evaluator.first(reference_answers.REFERENCE_ROWS)
+    reference_evaluator = generation_evaluator.first(reference_answers.REFERENCE_ROWS)
     answers = (
-        reference_set.predict(model, "probes")
+        reference_evaluator.predict(model, "probes")
         if evaluator is not generation_evaluator
-        else tuned_outputs[: len(reference_set.rows)]
+        else tuned_outputs[: len(reference_evaluator.rows)]
     )
     # A collective call: it comes before the other processes return.
     adapter_state = fsdp.gather_adapter(model)
@@ -137,7 +137,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
             recipe, rendering, spec, generation_evaluator.max_answer_tokens, commit, trained_base
         )
         folder = adapter.write_adapter_folder(
-            run, recipe, model, tokenizer, prompt, scores, reference_set, answers, adapter_state
+            run, recipe, model, tokenizer, prompt, scores, reference_evaluator, answers, adapter_state
         )
         curve_path = run.folder / "learning_curve.png"
         learning_curve.draw(

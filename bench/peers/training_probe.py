@@ -23,7 +23,7 @@ TokenIds = tuple[int, ...]
 
 
 class TrainingProbe:
-    """Recorder of optimizer updates. Call `on(model)` before training; it costs about a thousandth of a step."""
+    """Recorder of optimizer updates. Call `attach(model)` before training; it costs about a thousandth of a step."""
 
     def __init__(self) -> None:
         self.update_times: list[float] = [time.perf_counter()]

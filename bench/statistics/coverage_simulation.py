@@ -91,10 +91,10 @@ def draw_test_set(n: int, clustered: bool, losses: Sequence[float], rng: np.rand
         shares_label = rng.random(n) < SAME_LABEL_RATE
         targets[shares_label] = rng.choice(N_LABELS, units, p=LABEL_FREQUENCIES)[cluster[shares_label]]
 
-    def difficulty(part: float, of_cluster: float) -> Array:
-        of_cluster *= clustered
-        shared = np.sqrt(of_cluster) * rng.standard_normal(units)[cluster]
-        return np.asarray(np.sqrt(part - of_cluster) * rng.standard_normal(n) + shared)
+    def difficulty(part: float, cluster_part: float) -> Array:
+        cluster_part *= clustered
+        shared = np.sqrt(cluster_part) * rng.standard_normal(units)[cluster]
+        return np.asarray(np.sqrt(part - cluster_part) * rng.standard_normal(n) + shared)
 
     def mistakes() -> LabelArray:
         labels = (rng.random(n)[:, None] > np.cumsum(CONFUSION, axis=1)[targets]).sum(axis=1)

@@ -84,7 +84,7 @@ def fay_lumbard(lost: int, won: int, n: int) -> float:
     return float(brentq(below, -1, 1))
 
 
-def bca_rates(lost: int, won: int, n: int) -> float:
+def bca_upper_bound(lost: int, won: int, n: int) -> float:
     """Return the upper end of served minus trained that the check used before, with its seed."""
     differences = np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])
     return bca_mean(differences, np.random.default_rng(17))[1]

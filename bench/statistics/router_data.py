@@ -97,11 +97,8 @@ def iter_resplits(
         chosen = order[: int(np.searchsorted(np.cumsum(sizes[order]), n)) + 1]
         is_calibration = np.isin(numbers, chosen)
         policy = routing_policy.fit_policy(scale, select_rows(rows, np.flatnonzero(is_calibration)), route)
-        is_kept = (
-            ~is_calibration & (confidences >= policy.threshold)
-            if policy.threshold is not None
-            else ~is_calibration & False
-        )
+        threshold = np.inf if policy.threshold is None else policy.threshold
+        is_kept = ~is_calibration & (confidences >= threshold)
         yield bool(is_kept.any() and correct[is_kept].mean() <= (route.target_accuracy or 0.0))
 
 

@@ -14,7 +14,6 @@ neutral program evaluates every adapter on held-out rows.
 """
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from bench import machine
 from bench.training import fixtures, table
 from bench.training.cases import MODULES, Case, select_cases
 from bench.training.runner import BenchConfig, CaseRunner, log
-from bench.training.workloads import load_workload
+from bench.training.workloads import add_banking77_option, load_workload
 from insource.config import cli
 from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
@@ -80,10 +79,7 @@ def main() -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
-    banking77_dir = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
-    parser.add_argument(
-        "--banking77", type=Path, default=banking77_dir, help="the folder of its train.csv (or $BANKING77)"
-    )
+    add_banking77_option(parser)
     parser.add_argument("--only", action="append", metavar="SHAPE", help="banking77, labels_150, ...; may be repeated")
     parser.add_argument("--systems", nargs="+", choices=MODULES, help="leave out the others")
     parser.add_argument("--repeats", type=int, help="runs of each system, of which the median counts (3)")
@@ -98,11 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
 def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Write the results; results of other cases in the file are kept."""
     previous = atomic_files.read_json(path) if path.exists() else []
-    merged = [result for result in previous if not any(table.is_same_case(result, new) for new in results)] + list(
-        results
-    )
+    kept = [result for result in previous if not any(table.is_same_case(result, new) for new in results)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_json(path, sorted(merged, key=table.case_sort_key))
+    atomic_files.write_json(path, sorted([*kept, *results], key=table.case_sort_key))
 
 
 def measure_case(

@@ -101,9 +101,8 @@ class CaseRunner:
         if cached:
             self.tuning_results[system] = cached
         elif self.bench.repeats and (candidates := self._tuning_candidates(system)):
-            self.tuning_results[system] = self._run_peer(self._make_spec(system, "speed", "try", candidates))[
-                "seconds_a_token"
-            ]
+            result = self._run_peer(self._make_spec(system, "speed", "try", candidates))
+            self.tuning_results[system] = result["seconds_a_token"]
             self.bench.tuning_results[self.case.shape, self.case.quantization, system] = self.tuning_results[system]
 
     def _tuning_candidates(self, system: str) -> tuple[int, ...]:

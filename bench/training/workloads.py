@@ -12,14 +12,17 @@ are written as words ("card arrival"), which makes 727 shared tokens and 31 own 
 25 under a large model's tokenizer. The bound on the savings from sharing is the same: 10 times at 16 rows, 18 at 64.
 """
 
+import argparse
 import csv
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from demo_data.support_tickets import generate_tickets
 from insource.config.errors import RecipeError
 from insource.config.load import load
@@ -58,6 +61,12 @@ class Workload:
     def row_tokens(self) -> float:
         """Return the mean tokens of a row, prompt and answer."""
         return sum(map(count_tokens, self.examples)) / len(self.examples)
+
+
+def add_banking77_option(parser: argparse.ArgumentParser) -> None:
+    """Add --banking77, by default $BANKING77, else the folder to which the recipe refers."""
+    folder = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
+    parser.add_argument("--banking77", type=Path, default=folder, help="the folder of its train.csv (or $BANKING77)")
 
 
 def count_tokens(example: Example) -> int:

@@ -166,14 +166,14 @@ def monthly_table(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasureme
     """Return the costs at several monthly volumes, including the recipe's volume, sorted by volume."""
     step_cost, tokens_each = build_step_cost(assumptions, owned), owned.tokens_per_request
 
-    def row(requests: int, tokens: int, of_recipe: bool) -> Json:
+    def row(requests: int, tokens: int, is_recipe_volume: bool) -> Json:
         return {
             "tokens": tokens,
             "requests": requests,
-            "of_recipe": of_recipe,
-            "closed_usd": _scaled(requests, api_cost.usd_per_request),
-            "closed_batch_usd": _scaled(requests, api_cost.usd_per_request_batch),
-            "closed_cached_usd": _scaled(requests, api_cost.usd_per_request_cached),
+            "of_recipe": is_recipe_volume,
+            "closed_usd": _total_usd(requests, api_cost.usd_per_request),
+            "closed_batch_usd": _total_usd(requests, api_cost.usd_per_request_batch),
+            "closed_cached_usd": _total_usd(requests, api_cost.usd_per_request_cached),
             "owned_usd": step_cost.usd(requests) if step_cost else None,
             "machines": step_cost.machines(requests) if step_cost else None,
         }
@@ -196,7 +196,7 @@ def sensitivity_table(
         *(("engineer_share", fraction) for fraction in ENGINEER_SHARES),
     ]
     rows = [
-        _with_assumption(
+        _sensitivity_row(
             assumptions.model_copy(update={key: value}), owned, api_cost.usd_per_request, SENSITIVITY_LABELS[key], value
         )
         for key, value in changes
@@ -207,11 +207,11 @@ def sensitivity_table(
         "closed price with all input cached, USD a request": api_cost.usd_per_request_cached,
     }
     return rows + [
-        _with_assumption(assumptions, owned, usd, label, usd) for label, usd in prices.items() if usd is not None
+        _sensitivity_row(assumptions, owned, usd, label, usd) for label, usd in prices.items() if usd is not None
     ]
 
 
-def _with_assumption(
+def _sensitivity_row(
     assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, usd_per_request: float, label: str, value: float
 ) -> Json:
     step_cost = build_step_cost(assumptions, owned)
@@ -279,5 +279,5 @@ def _training_hours(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasure
     return owned.training_seconds / 3600 * assumptions.retrainings_per_month
 
 
-def _scaled(requests: int, usd: float | None) -> float | None:
+def _total_usd(requests: int, usd: float | None) -> float | None:
     return None if usd is None else requests * usd

@@ -86,18 +86,24 @@ def compute_confidences(
 def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> list[float]:
     """Return 1 or 0 for each row: whether it is right by the task's first metric of single rows."""
     kind = dataset.prompt["task"]["kind"]
-    whole_metrics = {"generation": "exact_match"}
-    return list(scored.metrics[whole_metrics.get(kind, ROW_METRICS[kind])])
+    answer_metrics = {"generation": "exact_match"}
+    return list(scored.metrics[answer_metrics.get(kind, ROW_METRICS[kind])])
 
 
 def reliability(
     confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool
 ) -> dict[str, Any] | None:
     """Return the reliability of the confidences, None if fewer than two are known."""
-    pairs = [(c, bool(r)) for c, r in zip(confidences, correct, strict=True) if c is not None]
+    pairs = [
+        (confidence, bool(is_correct))
+        for confidence, is_correct in zip(confidences, correct, strict=True)
+        if confidence is not None
+    ]
     if len(pairs) < 2:
         return None
-    result: Mapping[str, Any] = calibration.reliability([c for c, _ in pairs], [r for _, r in pairs])
+    result: Mapping[str, Any] = calibration.reliability(
+        [confidence for confidence, _ in pairs], [is_correct for _, is_correct in pairs]
+    )
     return {**result, "fitted_on": "validation" if calibrated else SELF_REPORTED}
 
 

@@ -20,7 +20,7 @@ from compare.records import SystemAnswer
 from compare.systems import answer_file_rows
 from compare.systems.answer_file_rows import AnswerRow
 from data_prep.readers.dotted_paths import parse_json_text
-from data_prep.rows.value_formats import read_record
+from data_prep.rows.value_formats import parse_record_values
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
@@ -165,7 +165,7 @@ def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
     if not isinstance(record, dict):
         return output
     try:
-        parsed = read_record(record, schema, formats)
+        parsed = parse_record_values(record, schema, formats)
     except UnusableRowError:
         return to_text(output)
     return output if parsed == record else parsed

@@ -126,13 +126,13 @@ def _parse_number(text: str) -> int | float | str | None:
     return text
 
 
-def _parse_objects(file: SourceFile, text: TextDecoding) -> Iterator[AnswerRow]:
+def _parse_objects(file: SourceFile, decoding: TextDecoding) -> Iterator[AnswerRow]:
     """Yield the objects of JSONL.
 
     A carriage return ends a line only if no other line end occurs. U+2028, NEL and the like never end a line.
     """
-    newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(read_lines(file, text, newline), 1):
+    newline = "\r" if set(decoding.scan.line_ends) == {"cr"} else "\n"
+    for number, line in enumerate(read_lines(file, decoding, newline), 1):
         if line.strip():
             location = f"{file.path}:{number}"
             yield AnswerRow(number, location, _parse_object(location, line))

@@ -60,13 +60,13 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
             if _baseline(system).messages
             else []
         )
-        fields = {
-            "price": price,
-            "shutdown_date": shutdown_date,
-            "notes": [*selection.notes, *message_notes, *omission_notes],
-        }
-        responses[system.name] = to_responses(
-            test_requests, collected, context, spent_usd=usd, scale=_fit_scale(context, system, collected), **fields
+        responses[system.name] = replace(
+            to_responses(test_requests, collected, context),
+            spent_usd=usd,
+            price=price,
+            shutdown_date=shutdown_date,
+            scale=_fit_scale(context, system, collected),
+            notes=[*selection.notes, *message_notes, *omission_notes],
         )
     # Last, so that a budget which is exhausted by these requests does not affect the comparison.
     for system, price in priced_systems:

@@ -95,7 +95,7 @@ def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
     ]
 
 
-def mark_failed(system: System, reason: str) -> SkippedSystem:
+def to_skipped_system(system: System, reason: str) -> SkippedSystem:
     """Return the report entry of a tuned variant or its base that could not be served."""
     return SkippedSystem(
         _short_variant(system.variant) if system.variant else system.name,

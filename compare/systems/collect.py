@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from compare.records import SkippedSystem, System, SystemAnswer, SystemResponses
 from compare.systems import answer_file, api_models, linear_baseline, local_vllm, preference_pairs, vllm_servers
-from compare.systems.catalog import mark_failed, replace_tuned
+from compare.systems.catalog import replace_tuned, to_skipped_system
 from compare.systems.responses import ComparisonContext
 from compare.systems.vllm_servers import VllmServers
 from insource.config.errors import RecipeError, StageError
@@ -88,7 +88,7 @@ def report_failed_system(
         message += f"; {fallback.title} is compared in its place"
     print(f"fallback  {message}", file=sys.stderr, flush=True)
     run.record_fallback(context.run, "compare", message)
-    return mark_failed(system, str(error))
+    return to_skipped_system(system, str(error))
 
 
 def group_by_server(systems: Sequence[System]) -> list[list[System]]:

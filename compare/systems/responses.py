@@ -26,7 +26,6 @@ class ComparisonContext:
 
     run: Run
     recipe_name: str
-    """The name of the recipe."""
     recipe: Recipe
     dataset: EvalDataset
 
@@ -99,12 +98,9 @@ def load_or_store(path: Path, identity: Any, fresh: Mapping[str, Any] | None) ->
 
 
 def to_responses(
-    system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext, **fields: Any
+    system_requests: SystemRequests, collected: CollectResult, context: ComparisonContext
 ) -> SystemResponses:
-    """Return the collected answers as responses: test rows, calibration rows and repeats.
-
-    `fields` are further fields of SystemResponses.
-    """
+    """Return the collected answers as responses: test rows, calibration rows and repeats."""
     requested = {(request.id, request.repeat) for request in system_requests.requests}
     test, calibration = context.dataset.test, context.dataset.calibration
     return SystemResponses(
@@ -119,7 +115,6 @@ def to_responses(
         reused=collected.n_reused,
         retries=collected.n_retries,
         concurrency=system_requests.endpoint.concurrency,
-        **fields,
     )
 
 

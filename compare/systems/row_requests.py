@@ -93,7 +93,7 @@ def drop_examples_to_fit(
     pending = list(range(len(shortened)))
     while pending:
         conversations = [list(shortened[index].messages) for index in pending]
-        lengths = [len(ids) for ids in chat_template.prompt_ids(tokenizer, conversations)]  # type: ignore[arg-type]
+        lengths = [len(ids) for ids in chat_template.encode_prompts(tokenizer, conversations)]  # type: ignore[arg-type]
         pending = [
             index
             for index, length in zip(pending, lengths, strict=True)

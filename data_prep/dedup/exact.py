@@ -74,43 +74,45 @@ def _drop_cross_split(table: Table, splits: Array, drops: DropDecisions) -> None
         if not len(rows):
             continue
         rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]
-        leaving = np.flatnonzero(lower & drops.kept & np.isin(keys, keys[rows]))
-        drops.drop(leaving, f"in_{name}", rows[np.searchsorted(keys[rows], keys[leaving])])
+        duplicates = np.flatnonzero(lower & drops.kept & np.isin(keys, keys[rows]))
+        drops.drop(duplicates, f"in_{name}", rows[np.searchsorted(keys[rows], keys[duplicates])])
 
 
 def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: Data) -> None:
     """Drop train rows with one subject and several targets, by `data.conflicts`. The task defines the subject."""
     rows = np.flatnonzero((splits == TRAIN) & drops.kept)
-    _, text = np.unique(table.columns["subject"][rows], return_inverse=True)
-    _, pair = np.unique(np.stack([text, table.columns["target"][rows]]), axis=1, return_inverse=True)
-    pair = pair.reshape(-1)
-    labels_of_text = np.bincount(text[np.unique(pair, return_index=True)[1]])
-    conflicting = labels_of_text[text] > 1
+    _, text_ids = np.unique(table.columns["subject"][rows], return_inverse=True)
+    _, pair_ids = np.unique(np.stack([text_ids, table.columns["target"][rows]]), axis=1, return_inverse=True)
+    pair_ids = pair_ids.reshape(-1)
+    targets_per_text = np.bincount(text_ids[np.unique(pair_ids, return_index=True)[1]])
+    conflicting = targets_per_text[text_ids] > 1
     if not conflicting.any():
         return
     if data.conflicts == "fail":
-        same_text = rows[text == text[conflicting][0]]
+        same_text = rows[text_ids == text_ids[conflicting][0]]
         answers = sorted({display_label(table.texts.value("target", int(row))) for row in same_text})[:5]
         locations = [table.location(int(row)) for row in same_text[:3]]
         raise RecipeError(
-            f"{', '.join(locations)}: {len(np.unique(text[conflicting]))} texts bear several answers, this one "
+            f"{', '.join(locations)}: {len(np.unique(text_ids[conflicting]))} texts bear several answers, this one "
             f"{', '.join(answers)}; correct the rows, or set data.conflicts to drop or majority"
         )
-    leaving = conflicting
+    is_dropped = conflicting
     if data.conflicts == "majority":
-        votes = np.bincount(pair)
-        max_votes = np.zeros(len(labels_of_text), np.int64)
-        np.maximum.at(max_votes, text, votes[pair])
-        pair_rows = np.unique(pair, return_index=True)[1]
-        winners = np.bincount(text[pair_rows], weights=(votes[pair[pair_rows]] == max_votes[text[pair_rows]]))
-        leaving = conflicting & ~((votes[pair] == max_votes[text]) & (winners[text] == 1))
-    rows, text = rows[conflicting], text[conflicting]
+        votes = np.bincount(pair_ids)
+        max_votes = np.zeros(len(targets_per_text), np.int64)
+        np.maximum.at(max_votes, text_ids, votes[pair_ids])
+        pair_rows = np.unique(pair_ids, return_index=True)[1]
+        winners = np.bincount(
+            text_ids[pair_rows], weights=(votes[pair_ids[pair_rows]] == max_votes[text_ids[pair_rows]])
+        )
+        is_dropped = conflicting & ~((votes[pair_ids] == max_votes[text_ids]) & (winners[text_ids] == 1))
+    rows, text_ids = rows[conflicting], text_ids[conflicting]
     # The reason row is a row with the same subject and another target.
-    by_text = np.lexsort((table.columns["target"][rows], text))
-    lowest = rows[by_text[np.searchsorted(text[by_text], text)]]
-    highest = rows[by_text[np.searchsorted(text[by_text], text, side="right") - 1]]
+    by_text = np.lexsort((table.columns["target"][rows], text_ids))
+    lowest = rows[by_text[np.searchsorted(text_ids[by_text], text_ids)]]
+    highest = rows[by_text[np.searchsorted(text_ids[by_text], text_ids, side="right") - 1]]
     reason_rows = np.where(table.columns["target"][lowest] == table.columns["target"][rows], highest, lowest)
-    dropped = leaving[conflicting]
+    dropped = is_dropped[conflicting]
     drops.drop(rows[dropped], "conflict", reason_rows[dropped])
 
 

@@ -109,7 +109,7 @@ def _resolve_bucket(
     bucket_sketches = sketches[rows]
     sets: dict[int, set[str]] = {}
 
-    def shingles_of(index: int) -> set[str]:
+    def load_shingles(index: int) -> set[str]:
         if index not in sets:
             sets[index] = minhash.shingles(texts.value("key", int(rows[index])), settings.shingle)
         return sets[index]
@@ -124,7 +124,7 @@ def _resolve_bucket(
             else earlier
         )
         for candidate in candidates:
-            similarity = minhash.jaccard(shingles_of(index), shingles_of(candidate))
+            similarity = minhash.jaccard(load_shingles(index), load_shingles(candidate))
             if similarity >= threshold:
                 duplicates.append(NearDuplicate(int(rows[index]), int(rows[candidate]), similarity))
                 break

@@ -33,7 +33,7 @@ class ApiCall:
 def read_calls(values: Mapping[str, Any]) -> Iterator[ApiCall | UnusableRowError]:
     """Yield the call of a line, or its problem."""
     try:
-        yield _make_call(_parse_json_text(values.get("request")), _parse_json_text(values.get("response")))
+        yield _make_call(_decode_if_json(values.get("request")), _decode_if_json(values.get("response")))
     except UnusableRowError as error:
         yield error
 
@@ -116,7 +116,7 @@ def _check_complete(reason: Any) -> None:
         raise UnusableRowError("refusal", "the answer was filtered")
 
 
-def _parse_json_text(value: Any) -> Any:
+def _decode_if_json(value: Any) -> Any:
     """Return the JSON value of a text; the text itself if it is not JSON."""
     if not isinstance(value, str):
         return value

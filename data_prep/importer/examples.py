@@ -71,7 +71,7 @@ def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
     if not learnt:
         yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
     flags = {
-        "plain": learnt == [len(messages) - 1],
+        "readable_in_place": learnt == [len(messages) - 1],
         "expanded": len(learnt) > 1,
         "one_system": _has_one_system(raw_messages),
     }

@@ -96,23 +96,23 @@ def make_instruction(task: InferredTask, source: RecipeSource) -> str:
 
 def render_recipe(
     folder: Path,
-    head: list[str],
+    header_comments: list[str],
     task: InferredTask,
     source: RecipeSource,
     model: IncumbentModel | None,
     answers: AnswerStatistics,
 ) -> str:
-    """Return the text of the recipe. `folder` is the folder of the recipe, `head` its first comments."""
+    """Return the text of the recipe. `folder` is the folder of the recipe, `header_comments` its first comments."""
     lines = [f"# yaml-language-server: $schema={_relative_path(SCHEMA, folder)}"]
-    for comment in head:
+    for comment in header_comments:
         lines += textwrap.wrap(
             comment, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
         )
     lines += [*_task_lines(task, source), *_data_lines(folder, task, source)]
     rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
-    limit = choose_row_tokens(answers.longest_row + len(make_instruction(task, source)))
-    limit_settings = f", max_length: {limit}" if limit > ROW_TOKEN_LIMITS[0] else ""
-    limit_settings += f", pack_tokens: {limit}" if limit > PACK_TOKENS else ""
+    max_row_tokens = choose_row_tokens(answers.longest_row + len(make_instruction(task, source)))
+    limit_settings = f", max_length: {max_row_tokens}" if max_row_tokens > ROW_TOKEN_LIMITS[0] else ""
+    limit_settings += f", pack_tokens: {max_row_tokens}" if max_row_tokens > PACK_TOKENS else ""
     if source.redact:
         lines.append(f"privacy: {{redact: [{', '.join(source.redact)}]}}    # replaced in the converted file already")
     lines += [
@@ -122,8 +122,8 @@ def render_recipe(
         f"packing: shared_prefix{limit_settings}}}",
         *_compare_lines(task, source, model, answers.longest),
     ]
-    if limit > ROW_TOKEN_LIMITS[0]:
-        lines.append(f"serve: {{max_model_len: {limit}}}")
+    if max_row_tokens > ROW_TOKEN_LIMITS[0]:
+        lines.append(f"serve: {{max_model_len: {max_row_tokens}}}")
     if task.kind in ("generation", "preference"):
         lines.append('decide: {structured_output: "no"}    # free text: nothing constrains the answer')
     return "\n".join(lines) + "\n"
@@ -219,17 +219,17 @@ def _compare_lines(
             "compare:    # an API gives no probability of a given answer: the tuned model is compared with its base",
             f"  primary: {{system: tuned, baseline: base, metric: {metric}, margin: 0.02, alpha: 0.05}}",
         ]
-    decides = task.kind == "classification" and not task.has_label_sets and task.n_labels <= 255
-    luna = f"openai:gpt-6-luna{':decisions' if decides else ''}"
+    supports_decisions = task.kind == "classification" and not task.has_label_sets and task.n_labels <= 255
+    default_baseline = f"openai:gpt-6-luna{':decisions' if supports_decisions else ''}"
     lines = ["compare:"]
-    baseline = model.display_name if model else luna
+    baseline = model.display_name if model else default_baseline
     lines.append(
         f"  primary: {{system: tuned, baseline: {_quote(baseline)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
     )
     lines.append("  baselines:")
     if model:
         lines += _incumbent_lines(source, model, longest_answer)
-    if decides:
+    if supports_decisions:
         lines += [
             "    - {provider: openai, api: decisions, model: gpt-6-luna,    # chooses among the labels",
             '       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: "2026-10-10"}}',

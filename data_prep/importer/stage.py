@@ -239,28 +239,28 @@ def _format_header(
     survey: Survey, outcome: ImportCounts, source: RecipeSource, model: IncumbentModel | None, train: Path
 ) -> list[str]:
     """Return the comments at the top of the recipe."""
-    head = [
+    comments = [
         f"Made from {train.name} ({survey.format}, {outcome.selected:,} rows) by `make import`: read it, and change it."
     ]
     if survey.format in LOG_FORMATS:
         top_models = survey.models.most_common(1)
         author = f" of {top_models[0][0]}" if top_models else ""
-        head.append(
+        comments.append(
             f"The targets are answers{author} that nobody checked: a score against them says how often a model repeats "
             "them, and not how often it is right."
         )
     if not source.redact and outcome.pii_rows:
         kinds = ", ".join(sorted(outcome.pii_rows))
         counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.pii_rows.items()))
-        head.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
+        comments.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
     if model and model.is_fine_tuned and source.test is None:
-        head.append(
+        comments.append(
             f"{model.name} was taught with these rows, so that a test split of them flatters it. Rows that it never "
             "saw would judge it: make import TEST=..."
         )
     if model and source.preamble:
-        head.append("What every text begins or ends with was cut off it, and stands in the instruction.")
-    return head
+        comments.append("What every text begins or ends with was cut off it, and stands in the instruction.")
+    return comments
 
 
 def _format_report(

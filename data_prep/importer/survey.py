@@ -52,7 +52,7 @@ class AnswerStatistics:
         """Count an answer."""
         self.rows += 1
         self.longest = max(self.longest, len(answer))
-        if answer[:1] in "{[" and (value := _parse_json(answer)) is not None:
+        if answer[:1] in "{[" and (value := _parse_json_container(answer)) is not None:
             if isinstance(value, dict):
                 self.objects += 1
                 self.shape.add(value)
@@ -182,7 +182,7 @@ def _most_common_prefix(texts: list[str], length: int) -> tuple[str, int]:
     return top[0] if top else ("", 0)
 
 
-def _parse_json(text: str) -> Any:
+def _parse_json_container(text: str) -> Any:
     """Return the JSON object or array of a text; None if it is neither."""
     try:
         parsed = json.loads(text)

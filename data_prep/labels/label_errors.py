@@ -68,23 +68,26 @@ class LabelIssues:
 
 
 def find_task_label_issues(
-    table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions, recipe: Recipe
+    table: Table, splits: Array, canonical_labels: dict[str, str], drops: DropDecisions, recipe: Recipe
 ) -> LabelIssues:
     """Return the likely label errors of a single-label task, as `find_label_issues`; none for other tasks."""
     if TASKS[recipe.task.task_name].IS_MULTILABEL:
         return LabelIssues([], no_issues_reason="rows have several labels, and a doubt would be about one of them")
-    return find_label_issues(table, splits, labels, drops) if labels else LabelIssues([])
+    return find_label_issues(table, splits, canonical_labels, drops) if canonical_labels else LabelIssues([])
 
 
-def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops: DropDecisions) -> LabelIssues:
+def find_label_issues(
+    table: Table, splits: Array, canonical_labels: dict[str, str], drops: DropDecisions
+) -> LabelIssues:
     """Return the likely label errors.
 
-    `labels` is {spelling in the source: label}. Of more than MAX_ROWS rows, those with the lowest rank are examined.
+    `canonical_labels` is {label as written: canonical label}. Of more than MAX_ROWS rows, those with the lowest rank
+    are examined.
     """
     rows = np.flatnonzero(drops.kept & (splits != TEST))
     if len(rows) > MAX_ROWS:
         rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MAX_ROWS]])
-    names = sorted(set(labels.values()))
+    names = sorted(set(canonical_labels.values()))
     codes = {name: position for position, name in enumerate(names)}
     label_codes = np.zeros(len(rows), np.int64)
     features, position = [], 0
@@ -93,7 +96,7 @@ def find_label_issues(table: Table, splits: Array, labels: dict[str, str], drops
         if not len(batch_rows):
             continue
         label_codes[position : position + len(batch_rows)] = [
-            codes[labels[spelling]] for spelling in batch.column("target").take(batch_rows).to_pylist()
+            codes[canonical_labels[spelling]] for spelling in batch.column("target").take(batch_rows).to_pylist()
         ]
         features.append(_hash_features(batch.column("text").take(batch_rows).to_pylist()))
         position += len(batch_rows)
@@ -190,9 +193,9 @@ def _find_confident_disagreements(confidence: Array, label_codes: Array) -> list
 
     Confident means at least the mean confidence of that label for the rows that have it.
     """
-    own_confidence = confidence[np.arange(len(label_codes)), label_codes]
+    label_confidence = confidence[np.arange(len(label_codes)), label_codes]
     totals = np.bincount(label_codes, minlength=confidence.shape[1])
-    mean_confidence = np.bincount(label_codes, weights=own_confidence, minlength=confidence.shape[1]) / np.maximum(
+    mean_confidence = np.bincount(label_codes, weights=label_confidence, minlength=confidence.shape[1]) / np.maximum(
         totals, 1
     )
     predicted = confidence.argmax(axis=1)

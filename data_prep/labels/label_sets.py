@@ -20,19 +20,19 @@ from insource.tasks.task_kind import LabelledTaskKind
 LabelSets = Mapping[int, tuple[str, ...]]
 
 
-def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) -> LabelSets:
+def build_label_sets(table: Table, canonical_labels: Mapping[str, str], recipe: Recipe) -> LabelSets:
     """Return {hash of a target: its labels}; {} for tasks without labels.
 
-    `labels` is {label as written: label}. A written label that it does not contain is omitted.
+    `canonical_labels` is {label as written: label}. A written label that it does not contain is omitted.
     """
     task = TASKS[recipe.task.task_name]
     if not (task.IS_MULTILABEL and isinstance(task, LabelledTaskKind)):
-        return {hash_target(label, recipe): (label,) for label in set(labels.values())}
+        return {hash_target(label, recipe): (label,) for label in set(canonical_labels.values())}
     hashes, rows = np.unique(table.columns["target"], return_index=True)
     sets = {}
     for target_hash, row in zip(hashes.tolist(), rows.tolist(), strict=True):
         spellings = task.target_labels(table.texts.value("target", row))
-        sets[target_hash] = tuple(sorted({labels[label] for label in spellings if label in labels}))
+        sets[target_hash] = tuple(sorted({canonical_labels[label] for label in spellings if label in canonical_labels}))
     return sets
 
 

@@ -22,7 +22,7 @@ MAX_LABELS_SHOWN = 10
 
 
 def apply_rare_label_policy(
-    table: Table, labels: dict[str, str], recipe: Recipe, drops: DropDecisions
+    table: Table, canonical_labels: dict[str, str], recipe: Recipe, drops: DropDecisions
 ) -> tuple[dict[str, str], list[str]]:
     """Return {spelling: label} without the rare labels, and the lines for the report.
 
@@ -33,11 +33,11 @@ def apply_rare_label_policy(
     settings = recipe.data.rare_labels
     counts = Counter[str]()
     for spelling, rows in table.targets.items():
-        counts[labels[spelling]] += rows
+        counts[canonical_labels[spelling]] += rows
     rare = [label for label, rows in counts.items() if settings is not None and rows < settings.min_rows]
     if settings is None or not rare:
-        return labels, []
-    sets = label_sets.build_label_sets(table, labels, recipe)
+        return canonical_labels, []
+    sets = label_sets.build_label_sets(table, canonical_labels, recipe)
     targets, first_rows, inverse = np.unique(table.columns["target"], return_index=True, return_inverse=True)
     is_rare = np.array([not {*rare}.isdisjoint(sets.get(target_hash, ())) for target_hash in targets.tolist()])
     mask = is_rare[inverse]
@@ -46,16 +46,18 @@ def apply_rare_label_policy(
         raise RecipeError(f"data.rare_labels: {message}")
     if settings.do == "drop":
         drops.drop(mask, "rare_label")
-        return {spelling: label for spelling, label in labels.items() if label not in rare}, [f"{message}: left out"]
+        return {spelling: label for spelling, label in canonical_labels.items() if label not in rare}, [
+            f"{message}: left out"
+        ]
     # The label may exist already, in another spelling.
     frequent = [label for label in counts if label not in rare]
     replacement = find_label(settings.other, frequent, recipe.data.normalize_labels) or clean_label(settings.other)
-    merged = {spelling: replacement if label in rare else label for spelling, label in labels.items()}
+    merged = {spelling: replacement if label in rare else label for spelling, label in canonical_labels.items()}
     task = TASKS[recipe.task.task_name]
     assert isinstance(task, LabelledTaskKind)
-    respell = task.make_label_mapper(merged, sorted(set(merged.values())))
+    map_label = task.make_label_mapper(merged, sorted(set(merged.values())))
     for index in np.flatnonzero(is_rare):
-        targets[index] = hash_target(respell(table.texts.value("target", int(first_rows[index]))), recipe)
+        targets[index] = hash_target(map_label(table.texts.value("target", int(first_rows[index]))), recipe)
     table.columns["target"][mask] = targets[inverse][mask]
     return merged, [f"{message}: now {display_label(replacement)}"]
 

@@ -35,13 +35,13 @@ UNIT_SEPARATOR = "\x1f"
 
 
 def read(
-    file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
+    file: SourceFile, decoding: TextDecoding, source: Source, columns: Collection[str]
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Return the detected properties besides the encoding, and the rows.
 
     The format is RFC 4180 with any line ends; newline="" keeps bare newlines inside quotes.
     """
-    content = read_lines(file, text, newline="")
+    content = read_lines(file, decoding, newline="")
     # Excel writes sep=; as a line above the header, and obeys it when reading.
     first_line = next(content, "")
     separator_match = re.fullmatch(r'"?sep=(.)"?[\r\n]*', first_line, re.IGNORECASE)
@@ -62,23 +62,23 @@ def read(
     if source.escape is not None:
         info["escape"] = source.escape
         content = _double_literal_escapes(content, source.escape, {delimiter, source.quote or ""})
-    csv.field_size_limit(text.limits.row)
-    feed = _LineFeed(file, content, text.limits)
+    csv.field_size_limit(decoding.limits.row)
+    feed = _LineFeed(file, content, decoding.limits)
     rows = _number_rows(file, _make_reader(feed, delimiter, source, strict=True), feed, 1 if separator_match else 0)
     # An escape character may precede tabs and line ends inside a field.
-    may_join = delimiter == "\t" and source.quote is not None and source.escape is None
+    detect_joined_rows = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
         first_rows = list(islice(rows, 1))
         for line, fields in first_rows:
             check_no_header(f"{file.name}:{line}", fields, source.header)
         return info | {"columns": source.header}, _read_rows(
-            file, text, source, source.header, may_join, chain(first_rows, rows)
+            file, decoding, source, source.header, detect_joined_rows, chain(first_rows, rows)
         )
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
         raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")
     names, unnamed = parse_header(f"{file.name}:{header_line}", header)
-    return info | {"columns": names} | unnamed, _read_rows(file, text, source, names, may_join, rows)
+    return info | {"columns": names} | unnamed, _read_rows(file, decoding, source, names, detect_joined_rows, rows)
 
 
 def check_no_header(location: str, cells: Sequence[str], names: Sequence[str]) -> None:
@@ -118,20 +118,20 @@ def looks_like_names(header: Collection[str]) -> bool:
 
 def _read_rows(
     file: SourceFile,
-    text: TextDecoding,
+    decoding: TextDecoding,
     source: Source,
     header: list[str],
-    may_join: bool,
+    detect_joined_rows: bool,
     rows: Iterator[tuple[int, list[str]]],
 ) -> Iterator[SourceRow]:
     """Yield the rows with the column names of `header`.
 
-    With `may_join`, a field that seems to contain complete rows is a problem (see `_swallows_rows`).
+    With `detect_joined_rows`, a field that seems to contain complete rows is a problem (see `_swallows_rows`).
     """
     null_marker = None if source.escape is None else f"{source.escape}N"
     rest_is_text = source.delimiter == " " and source.quote is None
     for line, fields in rows:
-        if may_join and _swallows_rows(fields, len(header)):
+        if detect_joined_rows and _swallows_rows(fields, len(header)):
             yield SourceRow(file.name, line, {}, SWALLOWED_ROWS_HINT)
             continue
         if null_marker in fields:
@@ -141,7 +141,7 @@ def _read_rows(
         if len(fields) != len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
             yield SourceRow(file.name, line, {}, problem + (" (NUL bytes)" if "\0" in fields[0] else ""))
-        elif text.has_lone_surrogates and has_lone_surrogate("".join(fields)):
+        elif decoding.has_lone_surrogates and has_lone_surrogate("".join(fields)):
             yield SourceRow(file.name, line, {}, "half of a surrogate pair, which is no character")
         else:
             yield SourceRow(file.name, line, dict(zip(header, fields, strict=True)))
@@ -236,7 +236,7 @@ def _detect_delimiter(sample: list[str], source: Source, columns: Collection[str
     header has most of the recipe's columns, then one under which all rows have as many fields as the header.
     """
 
-    def plausible(delimiter: str) -> tuple[int, bool, int]:
+    def score_delimiter(delimiter: str) -> tuple[int, bool, int]:
         rows: list[list[str]] = []
         with suppress(csv.Error):
             for row in _make_reader(sample, delimiter, source, strict=False):
@@ -247,4 +247,4 @@ def _detect_delimiter(sample: list[str], source: Source, columns: Collection[str
         agree = len(header) > 1 and all(len(row) == len(header) for row in rows[:-1])
         return len(set(columns) & set(header)), agree, len(header)
 
-    return max((candidate for candidate in DELIMITERS if candidate != source.quote), key=plausible)
+    return max((candidate for candidate in DELIMITERS if candidate != source.quote), key=score_delimiter)

@@ -135,9 +135,9 @@ def open_bytes(file: SourceFile) -> IO[bytes]:
     return file.path.open("rb")
 
 
-def open_text(file: SourceFile, text: TextDecoding, newline: str) -> io.TextIOWrapper:
+def open_text(file: SourceFile, decoding: TextDecoding, newline: str) -> io.TextIOWrapper:
     """Return the file's characters as a stream, decompressed and decoded while reading."""
-    return io.TextIOWrapper(open_bytes(file), encoding=text.codec, errors=text.errors, newline=newline)
+    return io.TextIOWrapper(open_bytes(file), encoding=decoding.codec, errors=decoding.errors, newline=newline)
 
 
 @contextmanager
@@ -205,19 +205,19 @@ def detect_encoding(
     return TextDecoding(display_name, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
 
 
-def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | None = None) -> Iterator[str]:
+def read_lines(file: SourceFile, decoding: TextDecoding, newline: str, limit: int | None = None) -> Iterator[str]:
     """Yield the lines with their ends, split at `newline` ("\\n" or "\\r"), or at any line end if it is "".
 
     Raise RecipeError for a line with more than `limit` characters, by default the limit of a row.
     """
-    max_characters = text.limits.row if limit is None else limit
-    with as_recipe_errors(file.name), open_text(file, text, newline) as stream:
+    max_characters = decoding.limits.row if limit is None else limit
+    with as_recipe_errors(file.name), open_text(file, decoding, newline) as stream:
         number = 1
         while line := stream.readline(max_characters + 1):
             if len(line) > max_characters:
-                raise text.limits.row_error(f"{file.name}:{number}", "a line")
+                raise decoding.limits.row_error(f"{file.name}:{number}", "a line")
             line = line.removeprefix("\ufeff") if number == 1 else line
-            yield join_surrogates(line) if text.has_lone_surrogates else line
+            yield join_surrogates(line) if decoding.has_lone_surrogates else line
             number += 1
 
 

@@ -30,34 +30,34 @@ JSON_TYPE_NAMES = {list: "array", str: "string", int: "number", float: "number",
 
 
 def read(
-    file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
+    file: SourceFile, decoding: TextDecoding, source: Source, columns: Collection[str]
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Return the detected properties besides the encoding, and the rows."""
     if file.kind == "jsonl":
-        return {}, _read_jsonl(file, text, source.header)
-    with as_recipe_errors(file.name), open_text(file, text, newline="") as stream:
+        return {}, _read_jsonl(file, decoding, source.header)
+    with as_recipe_errors(file.name), open_text(file, decoding, newline="") as stream:
         head = stream.read(HEAD_CHARACTERS)
     if OBJECT_LINES.match(head):
-        return {"json_lines": True}, _read_jsonl(file, text, source.header)
-    return _read_json(file, text, columns, source.header)
+        return {"json_lines": True}, _read_jsonl(file, decoding, source.header)
+    return _read_json(file, decoding, columns, source.header)
 
 
-def read_json_text(file: SourceFile, text: TextDecoding) -> str:
+def read_json_text(file: SourceFile, decoding: TextDecoding) -> str:
     """Return the text of a JSON file. Raise RecipeError if it exceeds the limit."""
-    if (size := text.scan.size_bytes) > text.limits.unpacked:
-        raise text.limits.unpacked_error(file.name, "JSON", CONVERT_TO_JSONL_HINT, size)
-    return "".join(read_lines(file, text, newline="", limit=size))
+    if (size := decoding.scan.size_bytes) > decoding.limits.unpacked:
+        raise decoding.limits.unpacked_error(file.name, "JSON", CONVERT_TO_JSONL_HINT, size)
+    return "".join(read_lines(file, decoding, newline="", limit=size))
 
 
-def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterator[SourceRow]:
+def _read_jsonl(file: SourceFile, decoding: TextDecoding, header: Header) -> Iterator[SourceRow]:
     # A bare carriage return ends a line only if the file has no other line ends.
     """Yield one row per line that is not blank."""
-    newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(read_lines(file, text, newline), start=1):
+    newline = "\r" if set(decoding.scan.line_ends) == {"cr"} else "\n"
+    for number, line in enumerate(read_lines(file, decoding, newline), start=1):
         if not line.strip():
             continue
         try:
-            values = _to_row_values(STRICT_JSON.decode(line), "\\u" in line or text.has_lone_surrogates, header)
+            values = _to_row_values(STRICT_JSON.decode(line), "\\u" in line or decoding.has_lone_surrogates, header)
         except json.JSONDecodeError as error:
             cut_hint = "; the last line is cut off" if not line.endswith(newline) else ""
             nul_hint = " (NUL bytes)" if "\0" in line else ""
@@ -69,28 +69,28 @@ def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterato
 
 
 def _read_json(
-    file: SourceFile, text: TextDecoding, columns: Collection[str], header: Header
+    file: SourceFile, decoding: TextDecoding, columns: Collection[str], header: Header
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Return the rows of an array of objects, or of an object that contains one; the values are decoded one by one."""
-    content = read_json_text(file, text)
+    content = read_json_text(file, decoding)
     with _json_as_recipe_errors(file.name):
         start = _skip_whitespace(content, 0)
         if file.array is not None:
             start = next(
                 offset
-                for key, offset, *_ in _iterate_members(file.name, content, start, text.limits)
+                for key, offset, *_ in _iterate_members(file.name, content, start, decoding.limits)
                 if key == file.array
             )
-            return {"array": file.array}, _read_array(file, text, content, start, header)
+            return {"array": file.array}, _read_array(file, decoding, content, start, header)
         if content[start : start + 1] == "{":
-            array = _find_array(file.name, content, start, columns, header, text.limits)
+            array = _find_array(file.name, content, start, columns, header, decoding.limits)
             if array is None:
-                return _read_layout(file.name, content, columns, text.limits)
+                return _read_layout(file.name, content, columns, decoding.limits)
             key, start, unread = array
             info: FileInfo = {"array": key} | ({"arrays_not_read": unread} if unread else {})
-            return info, _read_array(file, text, content, start, header)
+            return info, _read_array(file, decoding, content, start, header)
         if content[start : start + 1] == "[":
-            return {}, _read_array(file, text, content, start, header)
+            return {}, _read_array(file, decoding, content, start, header)
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
 
 
@@ -110,16 +110,18 @@ def _read_layout(
     return {"layout": layout}, (SourceRow(name, number, row) for number, row in enumerate(rows, start=1))
 
 
-def _read_array(file: SourceFile, text: TextDecoding, content: str, start: int, header: Header) -> Iterator[SourceRow]:
+def _read_array(
+    file: SourceFile, decoding: TextDecoding, content: str, start: int, header: Header
+) -> Iterator[SourceRow]:
     """Yield the elements of the array at `start` as rows."""
     with _json_as_recipe_errors(file.name):
         end = start + 1
         for number, (value, value_end) in enumerate(
-            _iterate_elements(file.name, content, start, _decode_element, text.limits), start=1
+            _iterate_elements(file.name, content, start, _decode_element, decoding.limits), start=1
         ):
             try:
                 values = _to_row_values(
-                    value, text.has_lone_surrogates or content.find("\\u", end, value_end) >= 0, header
+                    value, decoding.has_lone_surrogates or content.find("\\u", end, value_end) >= 0, header
                 )
             except ValueError as error:
                 yield SourceRow(file.name, number, {}, _error_message(error))

@@ -103,13 +103,13 @@ def file_ratio_error(
     return limits.unpacked_error(location, subject, "check where it is from", size)
 
 
-def split_into_chunks(items: Iterable[T], max_items: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+def split_into_chunks(items: Iterable[T], max_items: int, measure: Callable[[T], int]) -> Iterator[list[T]]:
     """Yield the items in lists of at most `max_items` and about CHUNK_BYTES."""
     chunk: list[T] = []
     size = 0
     for item in items:
         chunk.append(item)
-        size += size_of(item)
+        size += measure(item)
         if len(chunk) == max_items or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

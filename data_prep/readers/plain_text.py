@@ -51,17 +51,17 @@ def select_files(key: str, path: str, files: list[SourceFile], source: Source) -
 
 
 def read(
-    file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
+    file: SourceFile, decoding: TextDecoding, source: Source, columns: Collection[str]
 ) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Return the detected properties besides the encoding, and one row per line that is not blank.
 
     If the recipe describes a table, the rows are those of the table.
     """
     if source.tables_in_txt:
-        return csv_format.read(file, text, source, columns)
+        return csv_format.read(file, decoding, source, columns)
     if source.sample_by == "document":  # a file that the recipe names itself
-        return {}, iter([_read_document(file, text, _label_from_path(file.path.parent))])
-    return {}, _read_text_lines(file, text)
+        return {}, iter([_read_document(file, decoding, _label_from_path(file.path.parent))])
+    return {}, _read_text_lines(file, decoding)
 
 
 def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterator[SourceRow]]:
@@ -81,14 +81,14 @@ def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterat
                 if not path.stat().st_size:
                     yield SourceRow(name, 1, {"text": "", "label": label, "file": name})
                     continue
-                text = detect_encoding(file, source.encoding, limits=limits.make_limits(source), row_is="file")
+                decoding = detect_encoding(file, source.encoding, limits=limits.make_limits(source), row_is="file")
             except RecipeError as error:
                 yield SourceRow(name, 1, {}, str(error).removeprefix(f"{name}: ").removeprefix(f"{name}:"))
                 continue
-            encodings[text.encoding] += 1
-            if text.guessed:
-                info.update(encoding=text.encoding, encoding_guessed=True)
-            yield _read_document(file, text, label)
+            encodings[decoding.encoding] += 1
+            if decoding.guessed:
+                info.update(encoding=decoding.encoding, encoding_guessed=True)
+            yield _read_document(file, decoding, label)
 
     return info, rows()
 
@@ -118,24 +118,24 @@ def _group_by_folder(candidates: list[SourceFile]) -> tuple[list[SourceFile], li
     return [file for file in candidates if file.kind != "txt"] + folders, skipped
 
 
-def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow]:
+def _read_text_lines(file: SourceFile, decoding: TextDecoding) -> Iterator[SourceRow]:
     """Yield one row per line that is not blank."""
     label = _label_from_path(
         file.path.parent, re.sub(r"\.txt(?:\.gz|\.zst)?$", "", file.path.name, flags=re.IGNORECASE)
     )
     # A bare carriage return ends a line only if the file has no other line ends.
-    newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(read_lines(file, text, newline), start=1):
-        if text.has_lone_surrogates and has_lone_surrogate(line):
+    newline = "\r" if set(decoding.scan.line_ends) == {"cr"} else "\n"
+    for number, line in enumerate(read_lines(file, decoding, newline), start=1):
+        if decoding.has_lone_surrogates and has_lone_surrogate(line):
             yield SourceRow(file.name, number, {}, LONE_SURROGATE_MESSAGE)
         elif line.strip():
             yield SourceRow(file.name, number, {"text": line.rstrip("\r\n"), "label": label, "file": file.name})
 
 
-def _read_document(file: SourceFile, text: TextDecoding, label: str) -> SourceRow:
+def _read_document(file: SourceFile, decoding: TextDecoding, label: str) -> SourceRow:
     """Return the text of a file as one row."""
-    content = "".join(read_lines(file, text, newline=""))
-    if text.has_lone_surrogates and has_lone_surrogate(content):
+    content = "".join(read_lines(file, decoding, newline=""))
+    if decoding.has_lone_surrogates and has_lone_surrogate(content):
         return SourceRow(file.name, 1, {}, LONE_SURROGATE_MESSAGE)
     return SourceRow(file.name, 1, {"text": content, "label": label, "file": file.name})
 

@@ -40,10 +40,12 @@ def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[F
     if file.kind not in ("hub", "dataset"):
         check_fetched(file)
     if file.kind in TEXT_READERS:
-        text = detect_encoding(file, source.encoding, limits=limits.make_limits(source), row_is=_row_unit(file, source))
+        decoding = detect_encoding(
+            file, source.encoding, limits=limits.make_limits(source), row_is=_row_unit(file, source)
+        )
         info: FileInfo = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
-        format_info, rows = TEXT_READERS[file.kind](file, text, source, columns)
-        return info | text.file_info() | format_info, rows
+        format_info, rows = TEXT_READERS[file.kind](file, decoding, source, columns)
+        return info | decoding.file_info() | format_info, rows
     if file.kind == "xlsx":
         from data_prep.readers import workbook  # late: it imports openpyxl
 

@@ -78,8 +78,8 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
     info: FileInfo = {"kind": file.kind, "sheet": name, "columns": names, **unnamed}
     if len(book.worksheets) > 1:
         info["sheets"] = book.sheetnames
-    lines = _read_filled_rows(file, book[name], limits.make_limits(source))
-    return info, _read_rows(file, book, lines, 0 if source.header else line, names, {*columns})
+    numbered_rows = _read_filled_rows(file, book[name], limits.make_limits(source))
+    return info, _read_rows(file, book, numbered_rows, 0 if source.header else line, names, {*columns})
 
 
 def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
@@ -143,7 +143,7 @@ def _trim_row(row: Sequence[Any]) -> Sequence[Any]:
 def _read_rows(
     file: SourceFile,
     book: Any,
-    lines: Iterator[tuple[int, Sequence[Any]]],
+    numbered_rows: Iterator[tuple[int, Sequence[Any]]],
     header_line: int,
     header: list[str],
     columns: Collection[str],
@@ -151,7 +151,7 @@ def _read_rows(
     """Yield the rows after `header_line`."""
     number = header_line
     try:
-        for number, row in lines:
+        for number, row in numbered_rows:
             if number > header_line:
                 yield _make_source_row(file, number, row, header, columns)
     except READ_ERRORS as error:
@@ -246,8 +246,8 @@ class _PartCounter:
             self.elements, self.in_row = self.elements - self.in_row, 0
             if not previous_row < self.row <= MAX_ROWS:
                 raise RecipeError(
-                    f"{self.name}: row {self.row} follows row {previous_row}, and rows go from 1 to {MAX_ROWS:,}; save "
-                    "it anew"
+                    f"{self.name}: row {self.row} follows row {previous_row}, "
+                    f"and rows go from 1 to {MAX_ROWS:,}; save it anew"
                 )
         elif self.row:
             self.in_row += 1

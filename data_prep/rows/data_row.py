@@ -20,7 +20,7 @@ from data_prep.readers.source_row import SourceRow
 from data_prep.rows import slots
 from data_prep.rows.columns import field_names, slice_columns
 from data_prep.rows.timestamps import parse_epoch_seconds
-from data_prep.rows.value_formats import read_record
+from data_prep.rows.value_formats import parse_record_values
 from insource.config.recipe import Recipe
 from insource.tasks import TASKS
 from insource.tasks.chat_messages import parse_conversation
@@ -123,7 +123,8 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
         parsed, *other_parsed = (
-            read_record(parse_record(answer), schema, formats) for answer in (source_target, *record.other_targets)
+            parse_record_values(parse_record(answer), schema, formats)
+            for answer in (source_target, *record.other_targets)
         )
         record = replace(record, target=parsed, other_targets=other_parsed)
     prepared = inputs.prepare_input(raw, kinds)

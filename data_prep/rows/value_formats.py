@@ -21,7 +21,7 @@ from insource.tasks.source_record import UnusableRowError, columns_to_rows
 TIME_DIRECTIVES = ("%H", "%I", "%M", "%S", "%f", "%p", "%X", "%c", "%z", "%Z")
 
 
-def read_record(record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats) -> dict[str, Any]:
+def parse_record_values(record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats) -> dict[str, Any]:
     """Return the record with parsed numbers and dates. Raise UnusableRowError if one does not fit its format."""
     return _parse_object(record, json_schema["properties"], formats, "")
 
@@ -97,10 +97,10 @@ def _parse_date(text: str, date_format: str, path: str) -> str:
     parsed = parse_time(text, date_format)
     if parsed is None:
         raise UnusableRowError("bad_record", f"field {path}: {text[:40]!r} is no date of the format {date_format}")
-    midnight = (parsed.hour, parsed.minute, parsed.second) == (0, 0, 0)
+    is_midnight = (parsed.hour, parsed.minute, parsed.second) == (0, 0, 0)
     return (
         f"{parsed:%Y-%m-%d}"
-        if midnight and not any(code in date_format for code in TIME_DIRECTIVES)
+        if is_midnight and not any(code in date_format for code in TIME_DIRECTIVES)
         else parsed.isoformat()
     )
 

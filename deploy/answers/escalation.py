@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compare.records import System
 from compare.systems import api_models, catalog, row_requests
-from deploy.answers.local_model import ScoredAnswer, to_answer
+from deploy.answers.local_model import ScoredAnswer, to_system_answer
 from deploy.answers.spending import Ledger, MonthlyBudget
 from deploy.answers.task import Task
 from insource.backends import api_errors, pricing
@@ -21,7 +21,7 @@ from insource.backends.failures import NOT_SENT
 from insource.backends.types import Backend, Request, RequestResult
 from insource.config.errors import StageError
 from insource.config.schema.compare import Baseline
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 FAILED, REFUSED = "api_failed", "api_refused"
 OVER_BUDGET, INVALID = "over_budget", "api_answer_invalid"
@@ -60,7 +60,7 @@ class Escalation:
         self._failures, self._paused_until = 0, 0.0
         self._pending: set[asyncio.Task[ScoredAnswer | str]] = set()
 
-    async def query(self, task_input: Input) -> ScoredAnswer | str:
+    async def query(self, task_input: CleanedInput) -> ScoredAnswer | str:
         """Return a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
 
         The request continues if the client disconnects: it is paid for, and its cost must be recorded.
@@ -68,7 +68,7 @@ class Escalation:
         if time.monotonic() < self._paused_until:
             return FAILED
         row = {"id": secrets.token_hex(8), "input": {"text": task_input.text}}
-        (request,) = row_requests.build_requests(self.system, self.task.material, [row])
+        (request,) = row_requests.build_requests(self.system, self.task.dataset, [row])
         pending = asyncio.create_task(self._query_with_timeout(request))
         self._pending.add(pending)
         pending.add_done_callback(self._on_done)
@@ -118,7 +118,7 @@ class Escalation:
             if reply.error == NOT_SENT.error:
                 return OVER_BUDGET
             return FAILED if reply.retryable else REFUSED
-        answer = to_answer(reply.completion)
+        answer = to_system_answer(reply.completion)
         parsed = self.task.parse(answer)
         return ScoredAnswer(answer, parsed, self.task.stated_confidence(answer) if parsed.problem is None else None)
 
@@ -151,10 +151,10 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
     system, baseline = systems[0], systems[0].baseline
     if problem := _find_unsupported(system, baseline):
         return NoEscalation("no_api_model", f"{name} {problem}; name another one (route.baseline)")
-    if missing := catalog.skipped_systems([system], recipe):
-        return NoEscalation("no_api_model", missing[0].why)
-    if unknown := pricing.find_unknown_prices([baseline]):
-        return NoEscalation("no_api_model", unknown[0])
+    if skipped := catalog.skipped_systems([system], recipe):
+        return NoEscalation("no_api_model", skipped[0].why)
+    if unknown_prices := pricing.find_unknown_prices([baseline]):
+        return NoEscalation("no_api_model", unknown_prices[0])
     if not recipe.route.mirror and (problem := _find_threshold_problem(task)):
         return NoEscalation("no_threshold", problem)
     ledger = None
@@ -164,7 +164,7 @@ def build_escalation(task: Task, registry_dir: Path) -> Escalation | NoEscalatio
         ledger = Ledger(registry_dir / "spend", recipe.route.usd_per_month)
     seconds = min(baseline.timeout_seconds, recipe.route.api_seconds)
     backend = replace(
-        api_models.build_endpoint(baseline, task.material),
+        api_models.build_endpoint(baseline, task.dataset),
         timeout_seconds=seconds,
         max_retry_wait_seconds=recipe.route.api_seconds,
     )

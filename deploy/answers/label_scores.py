@@ -4,11 +4,9 @@ import asyncio
 import math
 from collections.abc import Sequence
 
-from aiohttp import ClientError
-
+from deploy.answers import local_model
 from deploy.answers.label_tree import LabelTree, TokenIds
-from deploy.answers.local_model import EngineConnection, EngineRequestError
-from deploy.answers.request_errors import RequestError
+from deploy.answers.local_model import EngineConnection
 
 MAX_LOGPROB_TOKENS = 128
 """Maximum number of tokens whose probabilities vLLM 0.32 returns in one request."""
@@ -52,19 +50,10 @@ async def _query_next_token(
         "logprob_token_ids": list(tokens),
         "return_tokens_as_token_ids": True,
     }
-    try:
-        async with engine.session.post("/v1/completions", json=body) as response:
-            payload = await response.json(content_type=None)
-    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session was closed with its vLLM
-        raise RequestError(503, "overloaded_error", f"the model broke off: {type(error).__name__}", 5) from None
-    if response.status >= 500:
-        raise RequestError(503, "overloaded_error", "the model fails", 5)
-    engine.on_data()
-    if response.status != 200:
-        raise EngineRequestError(response.status, payload)
+    payload = await local_model.post_to_engine(engine, "/v1/completions", body)
     try:
         (top,) = payload["choices"][0]["logprobs"]["top_logprobs"]
         by_token = {int(name.rpartition(":")[2]): float(value) for name, value in top.items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
+        raise local_model.unreadable_answer(error) from None
     return {token: by_token.get(token, -math.inf) for token in tokens}

@@ -76,7 +76,7 @@ class TaskTokens:
         with self._lock:
             self._loaded = self._loaded or self._load()
         tokenizer, tree = self._loaded
-        (ids,) = chat_template.prompt_ids(tokenizer, [self._module.messages(self._spec, {"text": text})])
+        (ids,) = chat_template.encode_prompts(tokenizer, [self._module.messages(self._spec, {"text": text})])
         return ids, tree
 
     def _load(self) -> tuple[Any, LabelTree]:

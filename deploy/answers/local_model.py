@@ -1,7 +1,7 @@
 """Answers of the deployed version, requested and parsed as in the comparison, with at most one retry."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,17 +13,17 @@ from deploy.answers.task import Task
 from insource.backends.types import Backend, Completion, Request
 from insource.backends.wire import openai_chat
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 LOCAL = "local"
 """Name of the deployed version as the answering system."""
 RETRY_TOKENS_FACTOR = 2
-"""A truncated answer is retried with so many times the tokens."""
-_MAX_MESSAGE_CHARACTERS = 300
+"""A truncated answer is retried with this many times the tokens."""
 RETRYABLE_STATUSES = (408, 429)
 """Statuses of vLLM, or a proxy in front of it, after which the same request may succeed later."""
 MISCONFIGURED_STATUSES = (401, 403, 404)
 """Statuses after which no request will succeed: a wrong key or a wrong model name."""
+_MAX_MESSAGE_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class EngineRequestError(RequestError):
             super().__init__(400, "invalid_request_error", f"the model refuses the input: {message}")
 
 
-async def query_model(engine: EngineConnection, task: Task, task_input: Input, max_tokens: int | None) -> ScoredAnswer:
+async def query_model(
+    engine: EngineConnection, task: Task, task_input: CleanedInput, max_tokens: int | None
+) -> ScoredAnswer:
     """Return the answer of the deployed version.
 
     An answer that does not fit the task's schema is retried once if something can be changed: with the grammar, or with
@@ -73,9 +75,7 @@ async def query_model(engine: EngineConnection, task: Task, task_input: Input, m
     if answer.parsed.problem is None:
         return answer
     retry_backend = task.backend(constrained=True)
-    retry_tokens = (
-        RETRY_TOKENS_FACTOR * request.max_tokens if answer.parsed.problem == TRUNCATED else request.max_tokens
-    )
+    retry_tokens = request.max_tokens * (RETRY_TOKENS_FACTOR if answer.parsed.problem == TRUNCATED else 1)
     retry_request = replace(request, max_tokens=min(retry_tokens, max_tokens or retry_tokens))
     if (retry_backend, retry_request) == (backend, request):
         return answer
@@ -91,12 +91,12 @@ async def query_model(engine: EngineConnection, task: Task, task_input: Input, m
 
 async def _query(engine: EngineConnection, task: Task, backend: Backend, request: Request) -> ScoredAnswer:
     completion = await _send(engine, backend, request)
-    answer = to_answer(completion)
+    answer = to_system_answer(completion)
     parsed = task.parse(answer)
     return ScoredAnswer(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
 
 
-def to_answer(completion: Completion) -> SystemAnswer:
+def to_system_answer(completion: Completion) -> SystemAnswer:
     """Return a completion as the answer record of the comparison."""
     log_probability = completion.log_probability
     return SystemAnswer(
@@ -115,24 +115,32 @@ def to_answer(completion: Completion) -> SystemAnswer:
 async def _send(engine: EngineConnection, backend: Backend, request: Request) -> Completion:
     from openai.types.chat import ChatCompletion
 
+    payload = await post_to_engine(engine, "/v1/chat/completions", openai_chat.build_body(backend, request))
     try:
-        async with engine.session.post(
-            "/v1/chat/completions", json=openai_chat.build_body(backend, request)
-        ) as response:
-            payload: Any = await response.json(content_type=None)
+        return openai_chat.parse_completion(ChatCompletion.construct(**payload), backend, request)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise unreadable_answer(error) from None
+
+
+async def post_to_engine(engine: EngineConnection, path: str, body: Mapping[str, Any]) -> Any:
+    """Return the JSON answer of vLLM to a request. Raise RequestError if there is none, or if it is an error."""
+    try:
+        async with engine.session.post(path, json=body) as response:
+            payload = await response.json(content_type=None)
     except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session was closed with its vLLM
-        raise RequestError(
-            503, "overloaded_error", f"the model broke off: {type(error).__name__}", retry_seconds=5
-        ) from None
+        message = f"the model broke off: {type(error).__name__}"
+        raise RequestError(503, "overloaded_error", message, retry_seconds=5) from None
     if response.status >= 500:
         raise RequestError(503, "overloaded_error", "the model fails", retry_seconds=5)
     engine.on_data()
     if response.status != 200:
         raise EngineRequestError(response.status, payload)
-    try:
-        return openai_chat.parse_completion(ChatCompletion.construct(**payload), backend, request)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
+    return payload
+
+
+def unreadable_answer(error: Exception) -> RequestError:
+    """Return the error for an answer of vLLM in another format (502)."""
+    return RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}")
 
 
 def extract_message(payload: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from deploy.answers.answer_ids import AnswerIds
 from deploy.answers.escalation import Escalation, NoEscalation
 from deploy.answers.task import Task
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 VERSION_HEADER = "X-Insource-Version"
 """Response header with the version of the deployed model."""
@@ -30,7 +30,7 @@ class Deployment:
 class PreparedInput:
     """A cleaned input, and whether it may be escalated."""
 
-    task_input: Input
+    task_input: CleanedInput
     local_reason: str | None
     """Why it must be answered locally; None: it may be escalated."""
     recorded: bool = False

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import threading
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,16 @@ from insource.system import shared_jsonl
 from insource.system.daemon_thread import run_in_thread
 
 _DESCRIPTION = "what is spent"
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """An attempt whose maximum cost is recorded."""
+
+    path: Path
+    """File of the attempt's month."""
+    attempt: str
+    max_usd: float
 
 
 class Ledger:
@@ -38,24 +49,24 @@ class Ledger:
         self._costs: dict[str, float] = {}
         self._total_usd = 0.0
 
-    def reserve(self, usd: float) -> tuple[Path, str] | None:
-        """Reserve the maximum cost of an attempt. Return its file and its name, None if the limit could be exceeded.
+    def reserve(self, max_usd: float) -> Reservation | None:
+        """Reserve the maximum cost of an attempt. Return None if the limit could be exceeded.
 
         Raise StageError if the file cannot be written.
         """
         attempt = secrets.token_hex(8)
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
         with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-            if self._read_spent(path, file) + usd > self.limit_usd:
+            if self._read_spent(path, file) + max_usd > self.limit_usd:
                 return None
-            shared_jsonl.append_line(file, {"attempt": attempt, "usd": usd}, _DESCRIPTION)
-        return path, attempt
+            shared_jsonl.append_line(file, {"attempt": attempt, "usd": max_usd}, _DESCRIPTION)
+        return Reservation(path, attempt, max_usd)
 
-    def settle(self, reservation: tuple[Path, str], spent_usd: float) -> None:
+    def settle(self, reservation: Reservation, spent_usd: float) -> None:
         """Record the actual cost of an attempt. Raise StageError if that fails; the attempt then counts in full."""
-        path, attempt = reservation
-        with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
-            shared_jsonl.append_line(file, {"attempt": attempt, "spent_usd": spent_usd}, _DESCRIPTION, flush=False)
+        line = {"attempt": reservation.attempt, "spent_usd": spent_usd}
+        with self._lock, shared_jsonl.open_locked(reservation.path, _DESCRIPTION) as file:
+            shared_jsonl.append_line(file, line, _DESCRIPTION, flush=False)
 
     def spent_usd(self) -> float:
         """Return the cost of this month's attempts in USD, unsettled ones in full."""
@@ -92,7 +103,7 @@ class MonthlyBudget:
     def __init__(self, ledger: Ledger, price: Pricing) -> None:
         self._ledger, self._price = ledger, price
         self._estimator = TokenEstimator()
-        self._reserved: dict[str, tuple[tuple[Path, str], float]] = {}
+        self._reserved: dict[str, Reservation] = {}
         self._write_tasks: set[asyncio.Task[None]] = set()
 
     async def reserve(self, request: Request) -> bool:
@@ -103,22 +114,22 @@ class MonthlyBudget:
         max_usd = self._price.max_usd(self._estimator.max_input_tokens(request), request.max_tokens)
         if (reservation := await run_in_thread(self._ledger.reserve, max_usd)) is None:
             return False
-        self._reserved[request.id] = reservation, max_usd
+        self._reserved[request.id] = reservation
         return True
 
     def settle(self, request: Request, completion: Completion | None, possibly_charged: bool) -> None:
         """Record the cost of an attempt in the background."""
-        reservation, max_usd = self._reserved.pop(request.id)
-        spent_usd = max_usd if possibly_charged else 0.0
+        reservation = self._reserved.pop(request.id)
+        spent_usd = reservation.max_usd if possibly_charged else 0.0
         if completion is not None:
             usage = completion.usage
             is_known = usage.input_tokens is not None and usage.output_tokens is not None
-            spent_usd = self._price.usd(usage) if is_known else max_usd
+            spent_usd = self._price.usd(usage) if is_known else reservation.max_usd
         task = asyncio.get_running_loop().create_task(self._write_settlement(reservation, spent_usd))
         self._write_tasks.add(task)
         task.add_done_callback(self._write_tasks.discard)
 
-    async def _write_settlement(self, reservation: tuple[Path, str], spent_usd: float) -> None:
+    async def _write_settlement(self, reservation: Reservation, spent_usd: float) -> None:
         try:
             await run_in_thread(self._ledger.settle, reservation, spent_usd)
         except StageError:

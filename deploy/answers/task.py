@@ -25,7 +25,7 @@ from insource.tasks import extraction, load_task_spec
 from insource.tasks.chat_messages import parse_messages, split_prompt
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.pii import inputs
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 from insource.tasks.source_record import UnusableRowError, read_input
 from serve.vllm.launch_plan import ServedModel
 
@@ -45,7 +45,7 @@ class Task:
     """Folder of the adapter, its tokenizer and prompt.json."""
     recipe: Recipe
     """Recipe of the version, with route, compare and serve of the gateway's recipe."""
-    material: EvalDataset
+    dataset: EvalDataset
     """Prompt and task spec, without rows."""
     prompt_head: str
     """Text before the input in the task's prompt."""
@@ -65,19 +65,19 @@ class Task:
     @cached_property
     def tokens(self) -> TaskTokens:
         """Tokenizer and label tree."""
-        return TaskTokens(self.folder, self.material.task, self.material.spec)
+        return TaskTokens(self.folder, self.dataset.task, self.dataset.spec)
 
     @property
     def labels(self) -> Mapping[str, str] | None:
         """Labels with their descriptions, None if answers are not labels."""
-        return self.material.spec.labels if self.material.task.HAS_LABELS else None
+        return self.dataset.spec.labels if self.dataset.task.HAS_LABELS else None
 
     @property
     def grammar(self) -> str | None:
         """Output constraint of requests, None for free text or without serve.structured_output."""
-        return self.material.prompt["grammar"] if self.recipe.serve.structured_output else None
+        return self.dataset.prompt["grammar"] if self.recipe.serve.structured_output else None
 
-    def prepare(self, text: str) -> Input:
+    def prepare(self, text: str) -> CleanedInput:
         """Return an input as data preparation would clean it. Raise RequestError if preparation would reject it."""
         max_characters = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
         if len(text) > max_characters:
@@ -89,26 +89,26 @@ class Task:
         except UnusableRowError as error:
             raise invalid_request(f"the input cannot be used: {error.detail}") from None
 
-    def request(self, task_input: Input, max_tokens: int | None = None) -> Request:
+    def request(self, task_input: CleanedInput, max_tokens: int | None = None) -> Request:
         """Return the request for an input, as in the comparison. `max_tokens` limits the answer."""
         row = {"id": "input", "input": {"text": task_input.text}}
-        (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.material, [row])
+        (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.dataset, [row])
         return replace(request, max_tokens=min(request.max_tokens, max_tokens or request.max_tokens))
 
     def backend(self, constrained: bool | None = None) -> Backend:
         """Return the backend for requests to vLLM. `constrained` applies the grammar regardless of the recipe."""
-        grammar = self.material.prompt["grammar"] if constrained else self.grammar
+        grammar = self.dataset.prompt["grammar"] if constrained else self.grammar
         return Backend(
             "openai", self.internal_name, structured="grammar" if grammar else "none", log_probabilities=True
         )
 
     def parse(self, answer: SystemAnswer) -> ParsedAnswer:
         """Return an answer parsed by the task and checked against its schema."""
-        if self.material.task.OBJECTIVE == "prefer" and answer.output is not None:
+        if self.dataset.task.OBJECTIVE == "prefer" and answer.output is not None:
             # The comparison scores pairs of such a task and generates no answers.
-            parsed: ParsedAnswer = self.material.task.parse(self.material.spec, answer.output)
+            parsed: ParsedAnswer = self.dataset.task.parse(self.dataset.spec, answer.output)
             return parsed
-        return predictions.parse_answer(self.material, answer)
+        return predictions.parse_answer(self.dataset, answer)
 
     def confidence(self, answer: SystemAnswer) -> float | None:
         """Return the confidence of the deployed version's answer, on the scale fitted by the comparison."""
@@ -122,12 +122,12 @@ class Task:
     def equality_key(self, value: Any) -> str:
         """Return a key that is equal for answers that are equal by the task's score."""
         if self.recipe.task.kind == "extraction":
-            return extraction.record_equality_key(self.material.spec, value)
+            return extraction.record_equality_key(self.dataset.spec, value)
         return self.answer_text(value)
 
     def answer_text(self, value: Any) -> str:
         """Return the text of an answer: the label, the record as JSON, or the text."""
-        return value if isinstance(value, str) else str(self.material.task.answer_text(self.material.spec, value))
+        return value if isinstance(value, str) else str(self.dataset.task.answer_text(self.dataset.spec, value))
 
 
 def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None, routing: Routing) -> Task | None:

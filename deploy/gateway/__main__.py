@@ -38,28 +38,24 @@ def main() -> int:
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
     root = registry.registry_root(arguments.registry)
-    loaded = [folder_ownership.resolve_name(load(name, overrides, arguments.hardware), root) for name in names]
-    print("\n".join(describe_precedence(loaded[0])), file=sys.stderr)
-    registry_dirs = [root / loaded_recipe.name for loaded_recipe in loaded]
-    serve = loaded[0].recipe.serve
+    loaded_recipes = [folder_ownership.resolve_name(load(name, overrides, arguments.hardware), root) for name in names]
+    print("\n".join(describe_precedence(loaded_recipes[0])), file=sys.stderr)
+    registry_dirs = [root / loaded.name for loaded in loaded_recipes]
+    serve = loaded_recipes[0].recipe.serve
     address = Address(serve.host, serve.port)
     plan = plan_backend(registry_dirs, serve)
     if arguments.dry_run:
         print(lifecycle.shell_command(plan, Address(socket=Path("vllm.sock")), with_key=False))
         return cli.OK
     client_keys = keys.load_keys(address, serve.loopback_without_key)
-    proxy_state = ProxyState(
-        client_keys, serve.limits, tuple(registry_dir.name for registry_dir in registry_dirs), Monitor(root)
-    )
+    model_names = tuple(registry_dir.name for registry_dir in registry_dirs)
+    proxy_state = ProxyState(client_keys, serve.limits, model_names, Monitor(root))
     server_process.check_port_free(serve.host, serve.port)
     with tempfile.TemporaryDirectory(prefix="insource-") as private_dir:  # readable only by this user
         vllm = VllmProcess(
             plan, Address(socket=Path(private_dir) / "vllm.sock"), root / "vllm.log", stop_seconds=STOP_SECONDS
         )
-        recipes = {
-            registry_dir.name: loaded_recipe.recipe
-            for registry_dir, loaded_recipe in zip(registry_dirs, loaded, strict=True)
-        }
+        recipes = {loaded.name: loaded.recipe for loaded in loaded_recipes}
         gateway = Gateway(registry_dirs, vllm, proxy_state, serve.parity.same_weights, serve.hang_seconds, recipes)
         try:
             with http_server.open_access_log(root / "access.jsonl") as access_log:

@@ -27,10 +27,8 @@ async def serve_forever(gateway: Gateway, address: Address, access_log: Logger |
     await runner.setup()
     assert runner.server is not None
     listener = await http_server.listen(runner.server, address)
-    control_task, monitor_task = (
-        asyncio.create_task(run_control_loop(gateway, address)),
-        asyncio.create_task(gateway.proxy_state.monitor.run()),
-    )
+    control_task = asyncio.create_task(run_control_loop(gateway, address))
+    monitor_task = asyncio.create_task(gateway.proxy_state.monitor.run())
     stop_task = asyncio.create_task(stop_event.wait())
     try:
         await asyncio.wait({control_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Tasks of the active versions: read with each version that is loaded, and again when a version is deployed again."""
+"""Deployments of the active versions: read when a version is loaded, and again when it is deployed again."""
 
 import time
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ RETIRED_CLIENT_SECONDS = 300.0
 
 
 class Deployments:
-    """The tasks of the active versions."""
+    """The deployments of the active versions."""
 
     def __init__(self, proxy_state: ProxyState, recipes: Mapping[str, Recipe]) -> None:
         """`recipes` are the gateway's recipes by their names."""
@@ -30,17 +30,12 @@ class Deployments:
         self._retired: list[tuple[float, Escalation]] = []
 
     async def load(self, registry_dir: Path, version: str) -> Deployment | None:
-        """Return the task of a version, None if its prompt.json does not state one.
+        """Return the deployment of a version, None if its prompt.json states no task.
 
         Raise RecipeError or StageError if it cannot be read.
         """
-        return await run_in_thread(
-            load_deployment,
-            registry_dir,
-            version,
-            self.recipes.get(registry_dir.name),
-            registry.deployed_at(registry_dir),
-        )
+        recipe, deployed_at = self.recipes.get(registry_dir.name), registry.deployed_at(registry_dir)
+        return await run_in_thread(load_deployment, registry_dir, version, recipe, deployed_at)
 
     def activate(self, registry_dir: Path, version: str, deployment: Deployment | None) -> None:
         """Activate a version: new requests go to it from now on."""
@@ -65,16 +60,16 @@ class Deployments:
     async def refresh(self, registry_dir: Path) -> None:
         """Read the task of the active version again if it was deployed again, since its threshold may have changed."""
         name = registry_dir.name
-        answering, deployed_at = self.proxy_state.versions.get(name), registry.deployed_at(registry_dir)
+        active_version, deployed_at = self.proxy_state.versions.get(name), registry.deployed_at(registry_dir)
         if (
             name not in self.proxy_state.tasks
             or deployed_at == self._deployed_at[name]
-            or answering != registry.current_version(registry_dir)
+            or active_version != registry.current_version(registry_dir)
         ):
             return
         self._deployed_at[name] = deployed_at
         try:
-            self.activate(registry_dir, str(answering), await self.load(registry_dir, str(answering)))
+            self.activate(registry_dir, str(active_version), await self.load(registry_dir, str(active_version)))
         except (RecipeError, StageError) as error:
             log_line(f"routing   {name} goes on as before: {error}")
 
@@ -94,7 +89,7 @@ class Deployments:
 def load_deployment(
     registry_dir: Path, version: str, gateway_recipe: Recipe | None, deployed_at: int
 ) -> Deployment | None:
-    """Return the task of a version in registry/<name>; see `Deployments.load`."""
+    """Return the deployment of a version in registry/<name>; see `Deployments.load`."""
     served = versions.load_version(registry_dir, version)
     try:
         deployed_routing = routing.load_routing(registry_dir, registry.read_history(registry_dir), version)
@@ -108,20 +103,21 @@ def load_deployment(
         return None
     traffic_record.check_recordable(loaded_task.recipe)
     ids = answer_ids.load_answer_ids(registry_dir)
+    api_model: Escalation | NoEscalation
     try:
-        return Deployment(
-            loaded_task, escalation.build_escalation(loaded_task, registry_dir), registry_dir, ids, deployed_at
-        )
+        api_model = escalation.build_escalation(loaded_task, registry_dir)
     except RecipeError as error:
-        return Deployment(loaded_task, NoEscalation("no_api_model", str(error)), registry_dir, ids, deployed_at)
+        api_model = NoEscalation("no_api_model", str(error))
+    return Deployment(loaded_task, api_model, registry_dir, ids, deployed_at)
 
 
 def _describe_routing(deployment: Deployment) -> str:
     api_model, route = deployment.escalation, deployment.task.recipe.route
     if isinstance(api_model, NoEscalation):
         return f"every request stays local: {api_model.message}"
+    budget = f"at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
     if route.mirror:
-        limit = f", for at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
+        limit = f", for {budget}" if budget else ""
         return f"before the switch: {api_model.name} answers{limit}; {route.mirror:.1%} are also answered here, aside"
-    limit = f", at most {route.usd_per_month:g} USD a month" if api_model.has_price else ""
+    limit = f", {budget}" if budget else ""
     return f"below a confidence of {deployment.task.routing.threshold:.4f} {api_model.name} answers{limit}"

@@ -89,16 +89,16 @@ class Gateway:
         After a restart of vLLM it is the active version, otherwise the current version of the registry. If that was
         rejected and no version is active, it is the one deployed before.
         """
-        answering, current = self.proxy_state.versions.get(registry_dir.name), registry.current_version(registry_dir)
+        active, current = self.proxy_state.versions.get(registry_dir.name), registry.current_version(registry_dir)
         if (deployed_at := registry.deployed_at(registry_dir)) != self._deployed_at.get(registry_dir.name):
             # A rejected version is tried again when it is deployed again.
             self._deployed_at[registry_dir.name] = deployed_at
             self.rejected.discard((registry_dir.name, str(current)))
         rejected = {version for name, version in self.rejected if name == registry_dir.name}
-        if answering and answering not in self.loaded_versions[registry_dir.name]:
-            return answering
-        if answering:
-            return current if current not in {None, answering, *rejected} else None
+        if active and active not in self.loaded_versions[registry_dir.name]:
+            return active
+        if active:
+            return current if current not in {None, active, *rejected} else None
         return next(iter_candidates(registry_dir, rejected), None)
 
     def reject(self, registry_dir: Path, version: str, error: Exception) -> None:
@@ -213,10 +213,8 @@ class Gateway:
             return f"died, {await run_in_thread(self.vllm.failure_message)}"
         # A child that ends normally is a zombie until its parent reaps it. Only one seen in two successive checks has
         # died.
-        previous, self._dead_children = (
-            self._dead_children,
-            await run_in_thread(server_process.find_dead_children, self.vllm.pid),
-        )
+        previous = self._dead_children
+        self._dead_children = await run_in_thread(server_process.find_dead_children, self.vllm.pid)
         if previous & self._dead_children:
             return f"died, a process that it started has ended, {await run_in_thread(self.vllm.failure_message)}"
         silent_seconds = self._silent_seconds()
@@ -273,10 +271,8 @@ class Gateway:
 
     async def start_engine(self) -> None:
         """Start vLLM without adapters; `follow_registry` loads them. Raise StageError if it does not become ready."""
-        self.loaded_versions, self._dead_children = (
-            {registry_dir.name: set() for registry_dir in self.registry_dirs},
-            set(),
-        )
+        self.loaded_versions = {registry_dir.name: set() for registry_dir in self.registry_dirs}
+        self._dead_children = set()
         self.vllm.start()  # in the main thread: vLLM is killed when the thread that started it ends
         seconds = await run_in_thread(self.vllm.wait_ready)
         log_line(f"vllm      up after {seconds:.0f} s")

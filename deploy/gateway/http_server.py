@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
 from deploy.gateway import proxy
+from deploy.gateway.proxy import ACCESS_RECORD, AccessRecord
 from deploy.gateway.proxy_state import ProxyState
 from insource.system.timestamps import utc_timestamp
 from serve.vllm.server_process import Address
@@ -92,11 +93,11 @@ class AccessLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Write a request as a line of JSON."""
-        record = request.get(proxy.ACCESS_RECORD, proxy.AccessRecord())
-        line = {
+        record: AccessRecord = request.get(ACCESS_RECORD, AccessRecord())
+        line: dict[str, object] = {
             "at": utc_timestamp(),
             "from": request.remote,
-            "key": record.key,
+            "key": record.client,
             "method": request.method,
             "path": proxy.normalize_path(request.path),
             "model": record.model,
@@ -105,7 +106,7 @@ class AccessLog(AbstractAccessLogger):
             "bytes_out": response.body_length,
             "seconds": round(time, 3),
         }
-        line |= {"answered": dict(record.answered)} if record.answered else {}
+        line |= {"answered": dict(record.outcomes)} if record.outcomes else {}
         self.logger.info(json.dumps(line))
 
 

@@ -73,22 +73,21 @@ class Keys:
         return f"read again: {', '.join(self._client_keys)}"
 
 
-def load_keys(address: Address, loopback_is_enough: bool) -> Keys:
+def load_keys(address: Address, loopback_without_key: bool) -> Keys:
     """Return the keys from the environment. Raise RecipeError if one is needed and none is set."""
     file = os.environ.get(KEYS_FILE) or None
     keys = Keys(os.environ.get(API_KEY_VARIABLE) or None, Path(file) if file else None)
-    if keys.required or (address.is_local and loopback_is_enough):
+    if keys.required or (address.is_local and loopback_without_key):
         return keys
     if not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
-            f"{API_KEY_VARIABLE} or "
-            f"{KEYS_FILE} in the environment"
+            f"{API_KEY_VARIABLE} or {KEYS_FILE} in the environment"
         )
     raise RecipeError(
         f"serve.loopback_without_key: there is no key: `export {API_KEY_VARIABLE}=$(openssl rand -hex 32)`, or "
-        "name a file of "
-        f"keys in {KEYS_FILE}, or let every user of this machine in with SET=serve.loopback_without_key=true"
+        f"name a file of keys in {KEYS_FILE}, or let every user of this machine in with "
+        "SET=serve.loopback_without_key=true"
     )
 
 

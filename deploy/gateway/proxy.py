@@ -49,7 +49,7 @@ class AccessRecord:
     """Number of task inputs by answering system and reason."""
 
 
-ACCESS_RECORD = web.RequestKey("told", AccessRecord)
+ACCESS_RECORD = web.RequestKey("access_record", AccessRecord)
 
 
 def _build_guard(proxy_state: ProxyState) -> Middleware:
@@ -73,10 +73,8 @@ def _build_guard(proxy_state: ProxyState) -> Middleware:
 
     async def respond(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            headers = request.headers
-            if problem := cross_origin_problem(
-                headers.get("Host", ""), headers.get("Origin"), proxy_state.keys.required
-            ):
+            host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+            if problem := cross_origin_problem(host, origin, proxy_state.keys.required):
                 raise RequestError(403, "permission_error", problem)
             return await handler(request)
         except RequestError as error:
@@ -99,16 +97,13 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 
     async def receive_feedback(request: web.Request) -> web.StreamResponse:
         async with _accept_body(proxy_state, request, requires_engine=False) as body:
-            return await forwarding.send_json(
-                request, await feedback.record_feedback(body, proxy_state.tasks, proxy_state.monitor), {}
-            )
+            payload = await feedback.record_feedback(body, proxy_state.tasks, proxy_state.monitor)
+            return await forwarding.send_json(request, payload, {})
 
     async def list_models(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
-        raw = [f"{name}{chat_request.RAW_SUFFIX}" for name in proxy_state.tasks]
-        entries = [
-            {"id": name, "object": "model", "owned_by": "insource"} for name in sorted([*proxy_state.versions, *raw])
-        ]
+        names = [*proxy_state.versions, *(f"{name}{chat_request.RAW_SUFFIX}" for name in proxy_state.tasks)]
+        entries = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted(names)]
         return web.json_response({"object": "list", "data": entries})
 
     async def expose_metrics(request: web.Request) -> web.StreamResponse:
@@ -170,21 +165,14 @@ async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -
             try:
                 answer = None
                 if deployment is not None and chat_tasks.accepts_tasks(deployment, request.path, raw):
-                    connection, counts = (
-                        EngineConnection(engine, proxy_state.record_data),
-                        request[ACCESS_RECORD].outcomes,
-                    )
+                    connection = EngineConnection(engine, proxy_state.record_data)
+                    counts = request[ACCESS_RECORD].outcomes
                     answer = await chat_tasks.answer_chat(
                         connection, deployment, request, body, names, proxy_state.limits, counts, monitor
                     )
                 if answer is None:
-                    answer = await forwarding.forward(
-                        engine,
-                        request,
-                        _rewrite_body(fields, names, proxy_state.limits),
-                        names,
-                        proxy_state.record_data,
-                    )
+                    forwarded = _rewrite_body(fields, names, proxy_state.limits)
+                    answer = await forwarding.forward(engine, request, forwarded, names, proxy_state.record_data)
                 monitor.metrics.count_tokens(names.model, LOCAL, *answer.get(forwarding.USED_TOKENS, (0, 0)))
                 return answer
             except forwarding.ConnectionLostError as error:

@@ -20,12 +20,12 @@ class ProxyState:
 
     def __init__(
         self,
-        api_key: str | Keys | None,
+        keys: str | Keys | None,
         limits: Limits | None = None,
         deployed_models: tuple[str, ...] = (),
         monitor: Monitor | None = None,
     ) -> None:
-        self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
+        self.keys = keys if isinstance(keys, Keys) else Keys(keys)
         self.limits = limits or Limits()
         self.monitor = monitor or Monitor()
         self.monitor.mirror.track_in_flight = self.track_in_flight

@@ -55,7 +55,7 @@ def load_version(registry_dir: Path, version: str) -> ServedModel:
 def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel) -> str | None:
     """Return why a version cannot be loaded into the running vLLM, None if it can."""
     try:
-        if problems := launch_plan.adapter_problems(served, running.serve):
+        if problems := launch_plan.find_adapter_problems(served, running.serve):
             return "; ".join(problems)
         model, _ = launch_plan.locate_base(served, running.serve)
         rank = artifact_checks.max_lora_rank({served.name: served.folder})

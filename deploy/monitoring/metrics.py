@@ -77,19 +77,19 @@ class Metrics:
         self._requests.labels(path, status).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def count_answer(self, model: str, by: str, reason: str, degraded: bool = False) -> None:
+    def count_answer(self, model: str, answered_by: str, reason: str, degraded: bool = False) -> None:
         """Count an input of a task."""
-        self._answers.labels(model, by, reason, str(degraded).lower()).inc()
+        self._answers.labels(model, answered_by, reason, str(degraded).lower()).inc()
 
-    def count_checked_answer(self, model: str, by: str, problem: str | None) -> None:
+    def count_checked_answer(self, model: str, answered_by: str, problem: str | None) -> None:
         """Count an answer that was checked against the task's schema."""
-        self._checked.labels(model, by, problem or VALID).inc()
+        self._checked.labels(model, answered_by, problem or VALID).inc()
 
-    def count_tokens(self, model: str, by: str, input_tokens: int | None, output_tokens: int | None) -> None:
+    def count_tokens(self, model: str, answered_by: str, input_tokens: int | None, output_tokens: int | None) -> None:
         """Count input and output tokens."""
         for kind, tokens in (("input", input_tokens), ("output", output_tokens)):
             if tokens:
-                self._tokens.labels(model, by, kind).inc(tokens)
+                self._tokens.labels(model, answered_by, kind).inc(tokens)
 
     def count_prediction(self, model: str, confidence: float | None, labels: Sequence[str]) -> None:
         """Count a valid answer of the deployed model."""
@@ -109,9 +109,9 @@ class Metrics:
         """Count a mirrored input by its result."""
         self._mirrored.labels(model, result).inc()
 
-    def count_feedback(self, model: str, by: str, is_right: bool) -> None:
+    def count_feedback(self, model: str, answered_by: str, is_right: bool) -> None:
         """Count a right answer from feedback."""
-        self._feedback.labels(model, by, str(is_right).lower()).inc()
+        self._feedback.labels(model, answered_by, str(is_right).lower()).inc()
 
     def set_state(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
         """Set readiness, requests in flight and active versions."""

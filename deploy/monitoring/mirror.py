@@ -29,7 +29,7 @@ from insource.system import shared_jsonl
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
 from insource.system.timestamps import utc_timestamp
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 FOLDER = "mirrored"
 MAX_CONCURRENT, MAX_WAITING = 4, 64
@@ -62,7 +62,7 @@ class Mirror:
         self,
         engine: EngineConnection,
         deployment: Deployment,
-        task_input: Input,
+        task_input: CleanedInput,
         name: str,
         digest: str,
         max_tokens: int | None,
@@ -90,7 +90,7 @@ class Mirror:
         self,
         engine: EngineConnection,
         deployment: Deployment,
-        task_input: Input,
+        task_input: CleanedInput,
         name: str,
         digest: str,
         max_tokens: int | None,

@@ -23,7 +23,7 @@ from insource.config.errors import StageError
 from insource.stats import drift
 from insource.system.console_log import log_line
 from insource.system.timestamps import utc_timestamp
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 
 WRITE_INTERVAL_SECONDS = 0.5
 
@@ -39,26 +39,25 @@ class Monitor:
         self.mirror = Mirror(self.metrics, self.record_parsed)
         self._stopped, self._write_lock, self._failure_logged = asyncio.Event(), asyncio.Lock(), False
 
-    def record_parsed(self, task: Task, by: str, scored: ScoredAnswer, sample: bool = True) -> None:
+    def record_parsed(self, task: Task, answered_by: str, scored: ScoredAnswer, sample: bool = True) -> None:
         """Record an answer that was parsed by the task's schema, whether or not the client gets it.
 
         `sample` is whether it counts for `make drift`. With route.mirror the mirrored inputs are that sample. Other
         answers of the deployed model would bias it; those it gives locally count as unread.
         """
-        self.metrics.count_checked_answer(task.name, by, scored.parsed.problem)
-        self.metrics.count_tokens(task.name, by, scored.answer.input_tokens, scored.answer.output_tokens)
-        if by == LOCAL and scored.parsed.problem is None:
+        self.metrics.count_checked_answer(task.name, answered_by, scored.parsed.problem)
+        self.metrics.count_tokens(task.name, answered_by, scored.answer.input_tokens, scored.answer.output_tokens)
+        if answered_by == LOCAL and scored.parsed.problem is None:
             value = scored.parsed.value
             self.metrics.count_prediction(task.name, scored.confidence, filter_labels(value, task.labels))
-            if (
-                sample and not scored.is_retry
-            ):  # the comparison has no retries, so calibration rows have no such answers
+            # The comparison has no retries, so calibration rows have no such answers.
+            if sample and not scored.is_retry:
                 answer = task.answer_text(value) if task.labels else None
                 self.profiles.profile_today(task).add(scored.confidence, answer, len(task.labels or ()))
 
-    def record_api_failure(self, task: Task, by: str, reason: str) -> None:
+    def record_api_failure(self, task: Task, answered_by: str, reason: str) -> None:
         """Record that an API model gave no valid answer."""
-        self.metrics.count_checked_answer(task.name, by, reason)
+        self.metrics.count_checked_answer(task.name, answered_by, reason)
 
     def record_outcome(self, task: Task, outcome: Outcome) -> None:
         """Record the outcome of an input."""
@@ -79,7 +78,7 @@ class Monitor:
         """Record an input that got an error."""
         self.metrics.count_answer(task.name, NOBODY, f"error_{status}")
 
-    def record_traffic(self, deployment: Deployment, task_input: Input, outcome: Outcome, name: str) -> None:
+    def record_traffic(self, deployment: Deployment, task_input: CleanedInput, outcome: Outcome, name: str) -> None:
         """Queue an answered input for the traffic record. `name` is that of the answer id."""
         recorded = traffic_record.RecordedAnswer(
             deployment.task,
@@ -137,9 +136,8 @@ class Monitor:
                 continue
             current, version = traffic.profile, deployment.task.version
             if calibration.confidences and current.confidences:
-                distances[name, version, "confidence"] = drift.ks_statistic(
-                    calibration.confidences, current.confidences
-                )
+                distance = drift.ks_statistic(calibration.confidences, current.confidences)
+                distances[name, version, "confidence"] = distance
             if calibration.answers and current.answers and not traffic.others:
                 distances[name, version, "labels"] = drift.total_variation(calibration.answers, current.answers)
         self.metrics.set_drift(distances)

@@ -29,10 +29,8 @@ WRITE_INTERVAL_SECONDS = 60.0
 MIN_ANSWERS = 50
 """Minimum number of answers for a test."""
 MAX_UNREAD_FRACTION = 0.01
-"""Maximum fraction of inputs with unread answers for a test. They are not random, and calibration rows include such
-ones."""
-
-
+"""Maximum fraction of inputs with unread answers for a test: they are no random sample, and calibration rows include
+such inputs."""
 MAX_LABEL_SETS = 2_000
 """Maximum number of different label sets that are counted separately, unless the task has more labels."""
 
@@ -49,17 +47,16 @@ class TrafficProfile:
     unread: int = 0
     """Inputs whose answer is missing in `profile` for a reason that depends on the input: forwarded chats, and with
     route.mirror the inputs answered locally."""
-
     others: int = 0
     """Answers beyond MAX_LABEL_SETS different ones. `profile` has only their confidence."""
 
-    def add(self, confidence: float | None, answer: str | None, labels: int) -> None:
+    def add(self, confidence: float | None, answer: str | None, n_labels: int) -> None:
         """Add a valid answer to the profile.
 
-        `answer` is its text if the task has labels, `labels` the number of labels.
+        `answer` is its text if the task has labels, `n_labels` the number of labels.
         """
         answers = self.profile.answers
-        if answer is not None and answer not in answers and len(answers) >= max(MAX_LABEL_SETS, labels):
+        if answer is not None and answer not in answers and len(answers) >= max(MAX_LABEL_SETS, n_labels):
             answer, self.others = None, self.others + 1
         self.profile.add(confidence, answer)
 
@@ -69,8 +66,8 @@ class TrafficProfile:
         if (fraction := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
             return (
                 f"{fraction:.1%} of the inputs stay here and their answers are not looked at (chats that pass from "
-                "vLLM; "
-                f"all of them with route.mirror): the others are not like the calibration rows, which have all kinds"
+                "vLLM; all of them with route.mirror): the others are not like the calibration rows, which have all "
+                "kinds"
             )
         if self.profile.rows < MIN_ANSWERS:
             return f"only {self.profile.rows:,} answers were seen, and {MIN_ANSWERS} are needed"

@@ -101,12 +101,12 @@ class TrafficRecord:
             await run_in_thread(action, *args)
         except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
             if not self._failure_logged:
-                prefix = (
+                cause = (
                     ""
                     if isinstance(error, StageError)
                     else f"{_DESCRIPTION} cannot be written: {type(error).__name__}: "
                 )
-                log_line(f"record    {prefix}{error}")
+                log_line(f"record    {cause}{error}")
             self._failure_logged = True
 
 
@@ -151,18 +151,17 @@ def check_recordable(recipe: Recipe) -> None:
     for key, setting in unsupported.items():
         raise RecipeError(
             f"{key}: given {setting!r}, and with serve.record.share {fraction:g} answers would have to be written "
-            "in that "
-            "form, which the record cannot; record nothing (serve.record.share: 0)"
+            "in that form, which the record cannot; record nothing (serve.record.share: 0)"
         )
-    names, times = id_column(recipe), time_column(recipe)
-    reserved = [(key, column, {*_RECORD_COLUMNS, names, times}) for key, column in _recipe_columns(recipe).items()]
-    reserved += [("data.columns.id", names, {*_RECORD_COLUMNS, times}), ("data.split.time", times, {*_RECORD_COLUMNS})]
+    row_ids, times = id_column(recipe), time_column(recipe)
+    reserved = [(key, column, {*_RECORD_COLUMNS, row_ids, times}) for key, column in _recipe_columns(recipe).items()]
+    reserved += [("data.columns.id", row_ids, {*_RECORD_COLUMNS, times})]
+    reserved += [("data.split.time", times, {*_RECORD_COLUMNS})]
     for key, column, reserved_columns in reserved:
         if column in reserved_columns and not key.startswith(("data.where.", "data.slices.")):
             raise RecipeError(
                 f"{key}: given {column!r}, and with serve.record.share {fraction:g} the record has a column of its "
-                "own of "
-                "that name; rename it, or record nothing (serve.record.share: 0)"
+                "own of that name; rename it, or record nothing (serve.record.share: 0)"
             )
 
 
@@ -289,12 +288,10 @@ def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
 def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mapping[str, Any]) -> None:
     """Replace recorded rows by rows with the right answers.
 
-    A row is kept in three cases: it is not recorded, its columns differ from the task's, or the right answer contains
-    personal data. In the last case the input has numbered placeholders, and which one is which is unknown. Call it in a
-    thread. Raise StageError if the file cannot be written.
-
     `right_answers` maps names of answer ids (deploy/answers/answer_ids.py) to right answers, for answers given on
-    `day`.
+    `day`. A row stays unchanged if its columns differ from the task's, or if the right answer contains personal data:
+    the input has numbered placeholders, and which one stands for that data is unknown. Call it in a thread. Raise
+    StageError if the file cannot be written.
     """
     path = registry_dir / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
     if not path.is_file():
@@ -309,10 +306,8 @@ def correct_rows(task: Task, registry_dir: Path, day: int, right_answers: Mappin
         for name, row in corrected.items():
             shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(corrected)[-1])
         # A process killed between append and blanking leaves old rows before the last one.
-        _blank_rows(
-            path,
-            [located for name, rows in recorded_rows.items() for located in (rows if name in corrected else rows[:-1])],
-        )
+        old_rows = [row for name, rows in recorded_rows.items() for row in (rows if name in corrected else rows[:-1])]
+        _blank_rows(path, old_rows)
 
 
 @dataclass(frozen=True)

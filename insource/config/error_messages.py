@@ -41,7 +41,7 @@ def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tupl
     by_key: dict[KeyPath, list[Any]] = {}
     conflicts: list[tuple[KeyPath, str]] = []
     for mistake in error.errors(include_url=False):
-        key, raised = _recipe_key(mistake, values), mistake.get("ctx", {}).get("error")
+        key, raised = _find_recipe_key(mistake, values), mistake.get("ctx", {}).get("error")
         if isinstance(raised, ConflictError):
             conflicts += [((*key, *subkey), message) for subkey, message in raised.mistakes]
         else:
@@ -49,7 +49,7 @@ def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tupl
     return [(key, _format_error(key, mistakes)) for key, mistakes in by_key.items()] + conflicts
 
 
-def _recipe_key(mistake: Any, values: Any) -> KeyPath:
+def _find_recipe_key(mistake: Any, values: Any) -> KeyPath:
     """Return the part of pydantic's location that exists in the recipe, without names of union branches."""
     key: list[str | int] = []
     for part in mistake["loc"]:

@@ -12,7 +12,7 @@ from math import sqrt
 import numpy as np
 
 from insource.stats.metric_stats import Array, MetricStats
-from insource.stats.resampling import Counts, bootstrap, group_units, index_clusters, jackknife
+from insource.stats.resampling import IntArray, bootstrap, group_units, index_clusters, jackknife
 
 ALPHA, RESAMPLES, SEED = 0.05, 2000, 17
 # Values that are closer than this differ only by rounding.
@@ -86,7 +86,7 @@ def expanded_quantile(alpha: float, units: int) -> float:
 
 
 def bca(
-    value: float, resampled: Array, jackknife_values: Array, counts: Counts, quantile: float
+    value: float, resampled: Array, jackknife_values: Array, counts: IntArray, quantile: float
 ) -> tuple[float, float]:
     """Return the ends of the bias-corrected and accelerated interval (Efron 1987); `quantile` is the normal quantile.
 
@@ -107,7 +107,7 @@ def bca(
     return min(float(low), value), max(float(high), value)
 
 
-def acceleration(jackknife_values: Array, counts: Counts) -> float:
+def acceleration(jackknife_values: Array, counts: IntArray) -> float:
     """Return how much the standard error changes with the value: a sixth of the jackknife's skewness."""
     n = counts.sum()
     deviations = (counts @ jackknife_values) / n - jackknife_values

@@ -16,7 +16,7 @@ from insource.stats.bounded_mean import mean_interval, proportion_interval
 from insource.stats.intervals import ALPHA, ATOL, RESAMPLES, SEED, bca, expanded_quantile
 from insource.stats.metric_stats import Array, MetricStats, mean
 from insource.stats.resampling import (
-    Counts,
+    IntArray,
     ResamplingUnits,
     bootstrap,
     find_nonzero_rows,
@@ -164,7 +164,7 @@ def _compare_proportions(a: MetricStats, b: MetricStats, alpha: float) -> Paired
 def _compare_by_resampling(
     a: MetricStats,
     b: MetricStats,
-    cluster_indices: Counts | None,
+    cluster_indices: IntArray | None,
     alpha: float,
     resamples: int,
     permutations: int,
@@ -177,7 +177,7 @@ def _compare_by_resampling(
 
     pairs = group_units(hstack_rows(a.row_stats, b.row_stats), cluster_indices)
     bootstrap_rng, permutation_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    swap_deltas = _swap_deltas(pairs, columns)
+    swap_deltas = _compute_swap_deltas(pairs, columns)
     if swap_deltas.n == 0 or pairs.n == 1:
         # No resample can differ from these rows, but future rows can: use the interval of proportions.
         (low, high), error = proportion_interval(0, 0, pairs.n, alpha), _bonett_price_error(0, 0, pairs.n)
@@ -205,7 +205,7 @@ def _compare_by_resampling(
     )
 
 
-def _swap_deltas(pairs: ResamplingUnits, columns: int) -> ResamplingUnits:
+def _compute_swap_deltas(pairs: ResamplingUnits, columns: int) -> ResamplingUnits:
     """Return the change of both sums if a and b swap places in a unit, for units where they differ."""
     deltas = pairs.sums[:, columns:] - pairs.sums[:, :columns]
     differ = np.flatnonzero(find_nonzero_rows(deltas))

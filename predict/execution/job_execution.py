@@ -32,7 +32,7 @@ class JobExecution:
         folder = job.run.folder.parent / ".predict" / self.digest
         self.state, self.started_at = PredictionState(folder, self.layout), utc_timestamp()
 
-    def locked(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Return the lock on the prediction's folder, as a context.
 
         Raise RecipeError if the output exists and is not as this stage wrote it.
@@ -40,7 +40,7 @@ class JobExecution:
         path = self.job.output
         if path.exists() and not self.job.output_info and not self.job.force and not self.state.is_pending_output(path):
             raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
-        return self.state.locked(self.job.fresh)
+        return self.state.lock(self.job.fresh)
 
     def is_written(self) -> bool:
         """Return whether the output exists, by the same model, with the same rows and columns."""
@@ -110,8 +110,8 @@ class JobExecution:
             log_step("refused", f"{refused:,} rows: {reasons}")
 
     def _layout(self) -> Layout:
-        material = self.task.material
-        answer = column_types.answer_type(material.task, material.spec)
+        dataset = self.task.dataset
+        answer = column_types.answer_type(dataset.task, dataset.spec)
         file_format = output.output_format(self.job.output)
         return output.make_layout(file_format, self.job.survey.types, answer, self.labels)
 

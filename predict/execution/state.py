@@ -59,7 +59,7 @@ class PredictionState:
 
     def is_done(self, number: int) -> bool:
         """Return whether a segment's part of the output is on disk."""
-        return self._counts(number).is_file()
+        return self._counts_path(number).is_file()
 
     def counts(self) -> RowCounts:
         """Return the row counts of all finished segments."""
@@ -73,7 +73,7 @@ class PredictionState:
         output.write_part(self.folder / f"{number:06d}.part", self.layout, rows)
         refused = Counter(prediction.refused.partition(":")[0] for _, prediction in rows if prediction.refused)
         counts = RowCounts(len(rows), refused, sum(prediction.abstain is True for _, prediction in rows))
-        atomic_files.write_json(self._counts(number), counts.to_json())
+        atomic_files.write_json(self._counts_path(number), counts.to_json())
         self.journal_path(number).unlink(missing_ok=True)
 
     def parts(self) -> Iterator[Path]:
@@ -102,7 +102,7 @@ class PredictionState:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def locked(self, fresh: bool) -> Iterator[None]:
+    def lock(self, fresh: bool) -> Iterator[None]:
         """Create the folder if it is missing, and lock it for this process; the lock ends with the process.
 
         `fresh` drops earlier progress once: a resumed call drops nothing. Raise StageError if another process holds the
@@ -120,5 +120,5 @@ class PredictionState:
                 (self.folder / "fresh").touch()
             yield
 
-    def _counts(self, number: int) -> Path:
+    def _counts_path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"

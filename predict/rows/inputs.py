@@ -22,7 +22,7 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.source import Source
 from insource.tasks.pii import redaction
-from insource.tasks.pii.inputs import Input
+from insource.tasks.pii.inputs import CleanedInput
 from insource.tasks.source_record import UnusableRowError, to_text
 from predict.rows.column_types import ColumnTypes
 
@@ -41,7 +41,7 @@ class InputRow:
     """The row's own columns, redacted by privacy.redact; {} if the row cannot be read."""
     raw_input: str = ""
     """Its input as the file contains it."""
-    task_input: Input | None = None
+    task_input: CleanedInput | None = None
     """Its input after preparation; None if the row cannot be queried."""
     refusal: str | None = None
     """The reason if the row cannot be queried."""

@@ -75,7 +75,7 @@ def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any
     if layout.format == "parquet":
         _write_parquet(temp_path, layout, rows)
     else:
-        text = "".join(_json_lines(layout, rows))
+        text = "".join(_text_lines(layout, rows))
         temp_path.write_text(text, encoding="utf-8", newline="")
     _flush(temp_path)
     temp_path.replace(path)
@@ -121,7 +121,7 @@ def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]
     return {name: getattr(prediction, column) for column, name in layout.names.items()}
 
 
-def _json_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+def _text_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
     if layout.format == "csv":
         for columns, prediction in rows:
             values = {**columns, **_prediction_values(layout, prediction)}

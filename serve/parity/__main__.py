@@ -114,7 +114,7 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
     with lifecycle.stop_on_exit(vllm):
         seconds = lifecycle.start_and_wait(vllm)
         probe = check.load_probe(served, serve.parity.rows, serve)
-        modes = check.constraint_modes(probe, serve)
+        modes = check.list_constraint_modes(probe, serve)
         result = check.run_parity(probe, address, None, modes if full else modes[:1])
         print(
             f"parity    {served.variant}: {report_text.console_lines(served.name, result)[0]}",

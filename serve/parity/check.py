@@ -185,7 +185,7 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
     )
 
 
-def constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
+def list_constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
     """Return the possible output constraints, first the deciding one: the constraint that the recipe serves with."""
     modes: list[StructuredOutput] = ["none"]
     if (probe.prompt["output_schema"] or {}).get("type") == "object":

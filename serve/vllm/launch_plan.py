@@ -121,7 +121,7 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     if len(adapters) < len(served) and len(served) > 1:
         details = ", ".join(f"{served_model.name} ({served_model.variant})" for served_model in served)
         raise RecipeError(f"several recipes can share one server as adapters alone; asked for {details}")
-    problems = [problem for served_model in served for problem in _problems(served_model, serve)]
+    problems = [problem for served_model in served for problem in _find_problems(served_model, serve)]
     if not problems and len({locate_base(served_model, serve)[0] for served_model in served}) > 1:
         details = ", ".join(f"{served_model.name}: {served_model.recipe.model.base}" for served_model in served)
         problems.append(f"recipes that share a server share their base; {details}")
@@ -180,7 +180,7 @@ def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 
 
-def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
+def find_adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
     """Return the problems that prevent serving an adapter on its base, each with its fix."""
     if not (served.folder / "prompt.json").is_file():
         return artifact_checks.check_adapter(served.folder, None, {})
@@ -199,10 +199,10 @@ def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
     return artifact_checks.check_adapter(served.folder, path, record["sha256"])
 
 
-def _problems(served: ServedModel, serve: Serve) -> list[str]:
+def _find_problems(served: ServedModel, serve: Serve) -> list[str]:
     """Return the problems that prevent serving a variant, each with the model's name."""
     if served.variant == "adapter":
-        return [f"{served.name}: {problem}" for problem in adapter_problems(served, serve)]
+        return [f"{served.name}: {problem}" for problem in find_adapter_problems(served, serve)]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
     if problem := _export_mismatch(served, serve):

@@ -33,7 +33,7 @@ def material(targets: dict[str, Any] = TARGETS, kind: str = "classification", sp
     module = TASKS[kind]
     task = spec or classification.Spec("Choose.", dict.fromkeys(LABELS, ""))
     return SimpleNamespace(
-        module=module, spec=task, test=[{"id": row_id, "target": target} for row_id, target in targets.items()]
+        task=module, spec=task, test=[{"id": row_id, "target": target} for row_id, target in targets.items()]
     )
 
 

@@ -83,8 +83,8 @@ def test_of_several_instructions_the_best_on_validation_is_taken_and_paid_for(ma
     assert "instruction 2 of 2, chosen on 6 validation rows (accuracy 33.3%, 100.0%)" in responses.notes[0]
     assert sum("test" in prompt and prompt.startswith(VAGUE) for prompt in provider.attempts) == 0
     # Six rows with each of two instructions, twelve test rows, two of them a second time: all of it was paid for.
-    assert n_attempts == 6 * 2 + 12 + 2 == len(provider.charged)
-    usd = sum(input_tokens * 1e-6 + output_tokens * 1e-5 for input_tokens, output_tokens in provider.charged)
+    assert n_attempts == 6 * 2 + 12 + 2 == len(provider.charged_tokens)
+    usd = sum(input_tokens * 1e-6 + output_tokens * 1e-5 for input_tokens, output_tokens in provider.charged_tokens)
     assert responses.spent_usd == pytest.approx(usd) == repeated.spent_usd
 
 
@@ -97,10 +97,10 @@ def test_a_budget_that_ends_while_choosing_is_told(make_context: Made) -> None:
 
 
 def test_one_instruction_is_taken_as_it_is(make_context: Made) -> None:
-    provider, context = Provider(answer=sure_of_clear_prompts, shutdown="2027-01-31"), make_context(budget_usd=1)
+    provider, context = Provider(answer=sure_of_clear_prompts, shutdown_date="2027-01-31"), make_context(budget_usd=1)
     with run_provider(provider) as address:
         responses = gathered(context, address, CLEAR)
-        provider.shutdown = None
+        provider.shutdown_date = None
         repeated = gathered(context, address, CLEAR)
     assert right(responses, context) == ROWS["test"] and not responses.notes
     assert not any("validation" in prompt for prompt in provider.attempts)

@@ -75,7 +75,7 @@ class StandIn(Provider):
         super().__init__(**settings)
         self.model = model
         self.answer = lambda text: str(model.predict([text])[0])
-        self.bodies = {"decisions": self.decided, "systemone": self.judged}
+        self.response_makers = {"decisions": self.decided, "systemone": self.judged}
 
     def chances(self, text: str) -> dict[str, float]:
         return dict(zip(self.model.classes_, map(float, self.model.predict_proba([text])[0]), strict=True))
@@ -95,7 +95,7 @@ class StandIn(Provider):
 
 @pytest.fixture(scope="module")
 def stand_in(linear: Any) -> Iterator[tuple[StandIn, str]]:
-    provider = StandIn(linear, faults=0.1)
+    provider = StandIn(linear, fault_rate=0.1)
     with run_provider(provider) as address:
         yield provider, address
 
@@ -126,7 +126,7 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     context = comparison(tmp_path, tokenizer, rows, address, api)
     system = catalog.api_systems(context.recipe)[0]
     assert system.is_stand_in and "stand-in on this machine" in system.title
-    provider.charged.clear()
+    provider.charged_tokens.clear()
     responses = api_models.collect_from_apis(context, [system])["decides"]
     assert (
         responses.complete
@@ -186,7 +186,7 @@ def tuned_by_a_linear_model(context: ComparisonContext) -> SystemResponses:
 def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_the_budget(
     tmp_path: Path, tokenizer: Any, rows: Any, linear: Any
 ) -> None:
-    provider = StandIn(linear, faults=0.2)
+    provider = StandIn(linear, fault_rate=0.2)
     with run_provider(provider) as address:
         context = comparison(tmp_path, tokenizer, rows, address)
         system = catalog.api_systems(context.recipe)[0]
@@ -195,7 +195,7 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
     # 300 test rows, 20 of them twice, 200 for the scale, 250 for routing.
     assert sum(provider.delivered.values()) == 300 + 20 + 200 + 250
     assert responses.spent_usd == pytest.approx(repeated.spent_usd) and repeated.reused == 300 + 20 + 200 + 250
-    min_usd = sum(input_tokens for input_tokens, _ in provider.charged) * 1e-7
+    min_usd = sum(input_tokens for input_tokens, _ in provider.charged_tokens) * 1e-7
     assert responses.spent_usd is not None and min_usd <= responses.spent_usd <= context.recipe.compare.budget_usd
 
 
@@ -230,7 +230,7 @@ def test_the_key_of_one_provider_is_not_sent_to_another() -> None:
 
 def test_a_label_without_a_probability_is_no_answer(tmp_path: Path, tokenizer: Any, rows: Any, linear: Any) -> None:
     provider = StandIn(linear)
-    provider.bodies = {"decisions": lambda body, label: {**make_decision(body, label), "answers": []}}
+    provider.response_makers = {"decisions": lambda body, label: {**make_decision(body, label), "answers": []}}
     with run_provider(provider) as address:
         context = comparison(tmp_path, tokenizer, {**rows, "test": rows["test"][:3]}, address)
         baseline = context.recipe.compare.baselines[0].model_copy(update={"retries": 0})

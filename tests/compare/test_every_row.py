@@ -16,10 +16,10 @@ from insource.tasks import classification
 from tests.helpers.api_requests import (
     collect,
     collect_and_kill,
-    make_endpoint,
+    make_backend,
     make_requests,
     outputs_by_row,
-    read_journal_lines,
+    read_cache_lines,
     read_pending_batch,
 )
 from tests.helpers.provider.faulty_provider import FAULT_KINDS, Provider, run_provider
@@ -45,14 +45,14 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> CollectResult:
-    endpoint = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
+    endpoint = make_backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
     return collect(address, path, make_requests(rows), wire, mode=mode, backend=endpoint)
 
 
 def scores(result: CollectResult, rows: int) -> dict[str, Any]:
     """The figures of a comparison: two of three rows have a right answer."""
     material: Any = SimpleNamespace(
-        module=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
+        task=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
     )
     ids = [f"T{index:06}" for index in range(rows)]
     targets = [LABELS[0] if index % 3 == 0 else correct_label(f"row {index}") for index in range(rows)]
@@ -68,18 +68,16 @@ def kill_and_revoke(
 ) -> CollectResult:
     """A process that is killed, and one whose key is revoked in the middle."""
     if mode == "batch":
-        provider.ended = False
+        provider.batches_ended = False
         collect_and_kill(
             address, path, wire, mode, rows, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
         )
-        provider.ended = True
-        provider.batch_revoked = lambda batch, index: batch is provider.batches[0] and index % 7 == 3
+        provider.batches_ended = True
+        provider.is_key_revoked = lambda batch, index: batch is provider.batches[0] and index % 7 == 3
     else:
-        provider.hold_after = rows // 3
-        collect_and_kill(
-            address, path, wire, mode, rows, should_kill=lambda: len(read_journal_lines(path)) >= rows // 4
-        )
-        provider.hold_after = None
+        provider.hang_after = rows // 3
+        collect_and_kill(address, path, wire, mode, rows, should_kill=lambda: len(read_cache_lines(path)) >= rows // 4)
+        provider.hang_after = None
         provider.refuse = lambda prompt, attempts: (401, {}) if provider.delivered.total() >= rows // 2 else None
     result = asked(address, path, rows, wire, mode)
     provider.refuse = lambda prompt, attempts: None
@@ -97,7 +95,7 @@ def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_
     tmp_path: Path, wire: ApiFormat, mode: Mode, rows: int
 ) -> None:
     path = tmp_path / "provider.jsonl"
-    provider = Provider(faults=0.2, batch_faults=0.3)
+    provider = Provider(fault_rate=0.2, batch_fault_rate=0.3)
     with run_provider(provider) as address:
         interrupted = kill_and_revoke(provider, address, path, rows, wire, mode)
         assert not interrupted.complete and "HTTP 401" in (interrupted.why_incomplete or "")
@@ -113,12 +111,12 @@ def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_
     assert {answer.key for answer in response_cache.read_responses(path)} == {
         answer.key for answer in resumed.answers.values()
     }
-    assert not provider.broken_rules
+    assert not provider.rule_violations
     if mode == "batch":
-        answered = Counter(prompt for _, prompt in provider.answered_in_batches)
+        answered = Counter(prompt for _, prompt in provider.batch_answers)
         assert len(answered) == rows and set(answered.values()) == {1}
-        assert len(provider.batches) == 2 and provider.met_in_batches.total() >= 3
+        assert len(provider.batches) == 2 and provider.batch_fault_counts.total() >= 3
     else:
         # But for what was on its way when the process was killed: nobody knows of it.
         assert len(provider.delivered) == rows and provider.delivered.total() - rows <= AT_ONCE
-        assert rows < FULL or provider.met.keys() == set(FAULT_KINDS)
+        assert rows < FULL or provider.fault_counts.keys() == set(FAULT_KINDS)

@@ -20,9 +20,9 @@ from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.system import atomic_files
 from tests.helpers.api_comparison import (
-    api_system,
-    correct_answers,
+    list_api_systems,
     make_comparison,
+    make_correct_answerer,
     make_shipped_comparison,
     make_two_label_comparison,
     redirect_sdks,
@@ -64,8 +64,8 @@ def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     context = make_shipped_comparison(name, tmp_path, tokenizer)
-    provider.answer = correct_answers(context)
-    systems, refused = first_request.send_first_requests(context, api_system(context))
+    provider.answer = make_correct_answerer(context)
+    systems, refused = first_request.send_first_requests(context, list_api_systems(context))
     assert not refused and len(systems) == len(context.recipe.compare.baselines)
     # Nothing of the test set was shown to anybody yet.
     assert not any("test" in prompt for prompt in provider.attempts)
@@ -79,9 +79,9 @@ def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every
         )
         assert payload["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, responses.system.name
         assert responses.spent_usd is not None and responses.spent_usd > 0 and not responses.notes
-    assert not provider.broken_rules
+    assert not provider.rule_violations
     n_attempts = provider.attempts.total()
-    first_request.send_first_requests(context, api_system(context))
+    first_request.send_first_requests(context, list_api_systems(context))
     assert provider.attempts.total() == n_attempts, "called again it asks for nothing"
 
 
@@ -91,8 +91,11 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
     baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "effort": "low", "price": price}
     context = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[baseline], primary=None)
-    provider.picky, provider.answer = ("temperature", "reasoning_effort"), lambda prompt: "billing_dispute"
-    systems, refused = first_request.send_first_requests(context, api_system(context))
+    provider.rejected_parameters, provider.answer = (
+        ("temperature", "reasoning_effort"),
+        lambda prompt: "billing_dispute",
+    )
+    systems, refused = first_request.send_first_requests(context, list_api_systems(context))
     assert not refused and set(systems[0].omitted_parameters) == {"temperature", "reasoning_effort"}
     assert (
         provider.attempts.total() == 3
@@ -100,10 +103,10 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     )
     responses = api_models.collect_from_apis(context, systems)["openai:gateway-model"]
     assert responses.complete and sum("asked without" in note for note in responses.notes) == 2
-    assert not any("temperature" in body for _, _, body in provider.seen[3:])
-    first_request.send_first_requests(context, api_system(context))
-    assert provider.broken_rules.total() == 2, "what was refused is remembered"
-    assert len(provider.seen) == 3 + 10 * 2
+    assert not any("temperature" in body for _, _, body in provider.requests[3:])
+    first_request.send_first_requests(context, list_api_systems(context))
+    assert provider.rule_violations.total() == 2, "what was refused is remembered"
+    assert len(provider.requests) == 3 + 10 * 2
 
 
 def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
@@ -113,7 +116,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
     baseline = {"provider": "openai", "model": "gateway-model", "temperature": 0, "price": price}
     comparison = make_two_label_comparison(tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0)
-    provider.picky, provider.answer = ("temperature",), correct_answers(comparison)
+    provider.rejected_parameters, provider.answer = ("temperature",), make_correct_answerer(comparison)
     names = []
     collect_all = collect.collect_all
 
@@ -122,7 +125,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
         return collect_all(context, systems)
 
     monkeypatch.setattr(collect, "collect_all", record_name)
-    scores = run_comparison(comparison, api_system(comparison))
+    scores = run_comparison(comparison, list_api_systems(comparison))
     assert any("asked without temperature" in note for note in scores["integrity"]["fallbacks"])
     assert names == ["mine"]
 
@@ -134,16 +137,16 @@ def test_the_day_that_an_sdk_announces_is_shown_where_the_provider_says_none(
     context = make_shipped_comparison(
         "classifier", tmp_path, tokenizer, baselines=[baseline], primary=None, repeat_rows=0
     )
-    provider.answer = correct_answers(context)
-    systems, _ = first_request.send_first_requests(context, api_system(context))
+    provider.answer = make_correct_answerer(context)
+    systems, _ = first_request.send_first_requests(context, list_api_systems(context))
     assert "it is shut down on 2027-01-14" in capsys.readouterr().err
     assert api_models.collect_from_apis(context, systems)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
-    provider.shutdown = "2026-12-31"
+    provider.shutdown_date = "2026-12-31"
     other_context = make_shipped_comparison(
         "classifier", tmp_path / "another", tokenizer, baselines=[baseline], primary=None, repeat_rows=0
     )
     assert api_models.collect_from_apis(other_context, systems)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
-    assert not provider.broken_rules
+    assert not provider.rule_violations
 
 
 def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so_first(
@@ -151,7 +154,7 @@ def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so
 ) -> None:
     context = make_shipped_comparison("classifier", tmp_path, tokenizer)
     provider.refuse = lambda prompt, attempts: (401, {})
-    systems, refused = first_request.send_first_requests(context, api_system(context))
+    systems, refused = first_request.send_first_requests(context, list_api_systems(context))
     assert not systems and [entry.incomplete for entry in refused] == [True] * 3
     assert all(entry.why == "INCOMPLETE: its first request: HTTP 401: refused" for entry in refused)
     assert not any("test" in prompt for prompt in provider.attempts)
@@ -172,8 +175,8 @@ def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
         folder.mkdir()
         context = make_shipped_comparison("classifier", folder, tokenizer, baselines=[invalid, valid], primary=None)
         with pytest.raises(RecipeError, match=message):
-            first_request.send_first_requests(context, api_system(context))
-    assert not provider.seen
+            first_request.send_first_requests(context, list_api_systems(context))
+    assert not provider.requests
 
 
 def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
@@ -190,8 +193,8 @@ def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
     with pytest.raises(
         RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
     ):
-        first_request.send_first_requests(context, api_system(context))
-    assert not provider.seen
+        first_request.send_first_requests(context, list_api_systems(context))
+    assert not provider.requests
 
 
 def test_the_dry_run_shows_the_body_and_sends_nothing(
@@ -199,8 +202,8 @@ def test_the_dry_run_shows_the_body_and_sends_nothing(
 ) -> None:
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
     atomic_files.write_json(context.run.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
-    output = "\n".join(estimate.cost_estimate_lines(context.run, context.recipe, api_system(context)))
-    assert not provider.seen and "train 0" in output and "test 0" not in output
+    output = "\n".join(estimate.cost_estimate_lines(context.run, context.recipe, list_api_systems(context)))
+    assert not provider.requests and "train 0" in output and "test 0" not in output
     bodies = [json.loads(text) for text in re.findall(r"^\{.*?^\}", output, re.MULTILINE | re.DOTALL)]
     assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
     assert all("temperature" not in body for body in bodies)
@@ -215,7 +218,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
 ) -> None:
     context = make_shipped_comparison("classifier", tmp_path, tokenizer, repeat_rows=0)
     provider.answer = lambda prompt: "billing_dispute"
-    chat = api_system(context)[1]
+    chat = list_api_systems(context)[1]
     revoked_after(provider, 6)
     responses = api_models.collect_from_apis(context, [chat])[chat.name]
     payload = system_scores.system_json(
@@ -271,7 +274,7 @@ def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_an
 ) -> None:
     context = make_two_label_comparison(tmp_path, tokenizer)
     provider.refuse = lambda prompt, attempts: (400, {})
-    scores = run_comparison(context, api_system(context))
+    scores = run_comparison(context, list_api_systems(context))
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for it"
     assert [entry["why"] for entry in scores["not_run"]] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
     assert scores["verdict"]["choice"] == "inconclusive" and scores["verdict"]["reasons"][0]["about"] == "completeness"
@@ -294,7 +297,7 @@ def test_refused_in_the_middle_it_is_incomplete_and_what_it_answered_is_scored_b
     )
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     revoked_after(provider, 31)
-    scores = run_comparison(context, api_system(context)[1:2])
+    scores = run_comparison(context, list_api_systems(context)[1:2])
     payload = scores["systems"]["openai:gpt-6-luna"]
     assert payload["rows"]["answered"] == 30 and payload["rows"]["not_asked"] == 30 and not payload["complete"]
     assert payload["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30

@@ -17,7 +17,7 @@ from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
-from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, imported, put, text, tickets
+from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, run_import, ticket_rows, ticket_text, write_lines
 from tests.helpers.api_comparison import redirect_sdks
 from tests.helpers.provider.faulty_provider import Provider
 from train.export import adapter
@@ -33,13 +33,18 @@ def recipe(tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest
     """An imported recipe whose fine-tune answers on loopback: right but for every seventh row."""
     redirect_sdks(monkeypatch, address)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    rows = tickets(150)
-    put(tmp_path / "heldout.jsonl", rows[110:])
-    code, recipe_path = imported(
-        monkeypatch, put(tmp_path / "train.jsonl", rows[:110]), "--test", tmp_path / "heldout.jsonl", "--model", MODEL
+    rows = ticket_rows(150)
+    write_lines(tmp_path / "heldout.jsonl", rows[110:])
+    code, recipe_path = run_import(
+        monkeypatch,
+        write_lines(tmp_path / "train.jsonl", rows[:110]),
+        "--test",
+        tmp_path / "heldout.jsonl",
+        "--model",
+        MODEL,
     )
     assert code == 0
-    targets = {text(index): QUEUES[(index + (index % 7 == 0)) % 3] for index in range(150)}
+    targets = {ticket_text(index): QUEUES[(index + (index % 7 == 0)) % 3] for index in range(150)}
     provider.answer = lambda prompt: targets[prompt]
     return recipe_path
 
@@ -80,10 +85,10 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     rows = list(atomic_files.read_jsonl(path))
     assert path.parent == recipe.parent and len(rows) == 40 and all(row["cost_usd"] > 0 for row in rows)
     assert "shuts it down on 2027-01-14" in captured.err
-    body = provider.seen[-1][2]
+    body = provider.requests[-1][2]
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
     assert body["messages"][0]["content"] == SYSTEM and body["temperature"] == 0 and "response_format" not in body
-    assert not provider.broken_rules
+    assert not provider.rule_violations
 
     ledger = list(atomic_files.read_jsonl(recipe.parent / "runs" / "mine" / "ledger.jsonl"))
     assert [(entry["system"], "opened" in entry) for entry in ledger] == [(f"openai:{MODEL}", False)]

@@ -15,9 +15,9 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from tests.compare.test_first_request import WITH_CLOSED
 from tests.helpers.api_comparison import (
-    api_system,
-    correct_answers,
+    list_api_systems,
     make_comparison,
+    make_correct_answerer,
     make_shipped_comparison,
     make_two_label_comparison,
     redirect_sdks,
@@ -45,9 +45,9 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     context = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
-    provider.answer = correct_answers(context)
-    scores = run_comparison(context, api_system(context))
-    assert not provider.broken_rules and not scores["not_run"] and not scores["integrity"]["incomplete"]
+    provider.answer = make_correct_answerer(context)
+    scores = run_comparison(context, list_api_systems(context))
+    assert not provider.rule_violations and not scores["not_run"] and not scores["integrity"]["incomplete"]
     names = {baseline.display_name for baseline in context.recipe.compare.baselines}
     assert names == {system for system, entry in scores["systems"].items() if entry["kind"] == "closed"}
     for system in names:
@@ -80,7 +80,9 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     context = make_shipped_comparison(
         name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if is_classification else 1
     )
-    chats = [system for system in api_system(context) if system.baseline and not system.baseline.uses_decision_api]
+    chats = [
+        system for system in list_api_systems(context) if system.baseline and not system.baseline.uses_decision_api
+    ]
     scores = run_comparison(context, chats)
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for how it was asked"
     assert {entry["name"] for entry in scores["not_run"]} == {entry.name for entry in chats}
@@ -90,7 +92,7 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     assert scores["verdict"]["choice"] == "inconclusive"
     assert scores["verdict"]["reasons"][0]["about"] == "completeness"
     assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
-    assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
+    assert provider.rule_violations.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
     assert stage.finish(context.run, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
@@ -115,13 +117,13 @@ def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
     provider.answer = last_word
     prefixes = {f"test {index}: " for index in range(0, 60, 10)}
     provider.refuse = lambda prompt, attempts: (429, {}) if any(prefix in prompt for prefix in prefixes) else None
-    scores = run_comparison(context, api_system(context))
+    scores = run_comparison(context, list_api_systems(context))
     payload = scores["systems"][CHAT]
     assert payload["rows"]["failed"] == 6 and payload["rows"]["refused"] == 0 and payload["rows"]["answered"] == 54
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 90.0% of the rows (6 failed)" in scores["verdict"]["reasons"][0]["says"]
     provider.refuse = lambda prompt, attempts: None
-    repeated = run_comparison(context, api_system(context))["systems"][CHAT]
+    repeated = run_comparison(context, list_api_systems(context))["systems"][CHAT]
     assert repeated["rows"]["answered"] == 60 and repeated["reused"] == 54
 
 
@@ -131,7 +133,7 @@ def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
     context = one_baseline(tmp_path, tokenizer)
     provider.answer = last_word
     provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if "train 0: " in prompt else None
-    payload = run_comparison(context, api_system(context))["systems"][CHAT]
+    payload = run_comparison(context, list_api_systems(context))["systems"][CHAT]
     assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
     assert payload["complete"] and payload["rows"]["answered"] == 60
 
@@ -156,16 +158,16 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     context = one_baseline(tmp_path, tokenizer, **baseline)
-    provider.bodies = {"chat": cut_chat, "messages": cut_message}
-    scores = run_comparison(context, api_system(context))
+    provider.response_makers = {"chat": cut_chat, "messages": cut_message}
+    scores = run_comparison(context, list_api_systems(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
-    (name,) = (planned.called for planned in context.recipe.compare.baselines)
+    (name,) = (planned.display_name for planned in context.recipe.compare.baselines)
     assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
     assert scores["systems"][name]["invalid"] == {"unfinished": 60}
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
-    assert "0 of 60 (60 cut)" in (context.here.folder / "report.md").read_text(encoding="utf-8")
-    assert "60 cut" in (context.here.folder / "report.html").read_text(encoding="utf-8")
+    assert "0 of 60 (60 cut)" in (context.run.folder / "report.md").read_text(encoding="utf-8")
+    assert "60 cut" in (context.run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_a_schema_could_not_say_is_checked_here(
@@ -175,11 +177,11 @@ def test_what_a_schema_could_not_say_is_checked_here(
     context = make_shipped_comparison("extractor", tmp_path, tokenizer)
     target = {**context.dataset.test[0]["target"], "supplier": "x" * 41}
     provider.answer = lambda prompt: json.dumps(target)
-    scores = run_comparison(context, api_system(context))
+    scores = run_comparison(context, list_api_systems(context))
     for baseline in context.recipe.compare.baselines:
         payload = scores["systems"][baseline.display_name]
         assert payload["rows"]["malformed"] == 10 and payload["validity"]["label"] == 0 and payload["complete"]
-    bodies = [json.dumps(body) for _, _, body in provider.seen]
+    bodies = [json.dumps(body) for _, _, body in provider.requests]
     assert bodies and all("at most 40 characters" in text and "maxLength" not in text for text in bodies)
 
 
@@ -214,4 +216,4 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
     )
     assert "temperature: given 0, but claude haiku 5.5 takes none" in lines[1]
     assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in lines[2]
-    assert not provider.seen
+    assert not provider.requests

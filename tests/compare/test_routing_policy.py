@@ -26,7 +26,7 @@ from insource.config.schema.serving_and_cost import Route
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from tests.helpers import example_scores
-from tests.helpers.api_comparison import api_system, make_comparison, make_shipped_comparison, redirect_sdks
+from tests.helpers.api_comparison import list_api_systems, make_comparison, make_shipped_comparison, redirect_sdks
 from tests.helpers.provider.faulty_provider import Provider
 from tests.insource.config.test_recipe import mistakes
 
@@ -252,7 +252,7 @@ def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> Non
 def replace_kind(scored_system: Any) -> Any:
     return replace(
         scored_system,
-        gathered=replace(scored_system.gathered, system=replace(scored_system.gathered.system, kind="closed")),
+        responses=replace(scored_system.responses, system=replace(scored_system.responses.system, kind="closed")),
     )
 
 
@@ -342,14 +342,14 @@ def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
 ) -> None:
     context = comparison(tmp_path, tokenizer)
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
-    responses = api_models.collect_from_apis(context, api_system(context))[CHAT]
+    responses = api_models.collect_from_apis(context, list_api_systems(context))[CHAT]
     prompts = [prompt for prompt in provider.delivered if "calibration" in prompt]
     assert (
         len(prompts) == 150
         and len(responses.calibration_answers) == 150
         and responses.calibration_missing_reason is None
     )
-    repeated = api_models.collect_from_apis(context, api_system(context))[CHAT]
+    repeated = api_models.collect_from_apis(context, list_api_systems(context))[CHAT]
     assert sum(provider.delivered.values()) == 190 and repeated.spent_usd == pytest.approx(responses.spent_usd)
     tuned_responses, scale = tuned(context)
     scored_systems = [
@@ -373,11 +373,11 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
 ) -> None:
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     full_context = comparison(tmp_path / "enough", tokenizer)
-    full_responses = api_models.collect_from_apis(full_context, api_system(full_context))
+    full_responses = api_models.collect_from_apis(full_context, list_api_systems(full_context))
     assert full_responses[CHAT].spent_usd is not None
     # Enough for the test rows, and for some of the calibration rows.
     context = comparison(tmp_path / "few", tokenizer, 0.66 * full_responses[CHAT].spent_usd)
-    responses = api_models.collect_from_apis(context, api_system(context))[CHAT]
+    responses = api_models.collect_from_apis(context, list_api_systems(context))[CHAT]
     assert (
         responses.complete
         and not responses.calibration_answers

@@ -13,8 +13,8 @@ from insource.config.errors import RecipeError, StageError
 from tests.compare.test_api_models import Made
 from tests.compare.test_api_models import make_context as make_context
 from tests.helpers import commands
-from tests.helpers.api_comparison import api_system, make_two_label_comparison, redirect_sdks
-from tests.helpers.api_requests import as_decisions, make_endpoint, make_requests
+from tests.helpers.api_comparison import list_api_systems, make_two_label_comparison, redirect_sdks
+from tests.helpers.api_requests import make_backend, make_requests, to_choice_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, correct_label, make_decision
 
@@ -42,24 +42,24 @@ def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:
             decided.append(answer)
         return {**make_decision({**body, "questions": body["questions"][:1]}, correct_label("")), "answers": decided}
 
-    return Provider(bodies={"decisions": answers})
+    return Provider(response_makers={"decisions": answers})
 
 
 def requests() -> list[Request]:
-    return [question.request for question in as_decisions(make_requests(ROWS))]
+    return [question.request for question in to_choice_requests(make_requests(ROWS))]
 
 
 def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_rows() -> None:
     provider = endpoint()
     with run_provider(provider) as address:
-        measurement = together.measure_sharing(make_endpoint(address, "decisions"), requests())
+        measurement = together.measure_sharing(make_backend(address, "decisions"), requests())
     assert (
         measurement.may_share
         and measurement.together.same_choices == ROWS
         and measurement.together.max_difference == pytest.approx(0)
     )
-    assert [len(body["questions"]) for _, _, body in provider.seen] == [1] * 2 * ROWS + [ROWS]
-    assert not provider.broken_rules and measurement.alone_tokens > 0 and measurement.together_tokens > 0
+    assert [len(body["questions"]) for _, _, body in provider.requests] == [1] * 2 * ROWS + [ROWS]
+    assert not provider.rule_violations and measurement.alone_tokens > 0 and measurement.together_tokens > 0
     assert "yes       rows that share" in "\n".join(measurement.lines("luna"))
 
 
@@ -69,7 +69,7 @@ def test_an_endpoint_whose_answers_depend_on_the_other_rows_is_found_out() -> No
         (endpoint(mixed_up=True), None, 0.85),
     ):
         with run_provider(faulty) as address:
-            measurement = together.measure_sharing(make_endpoint(address, "decisions"), requests())
+            measurement = together.measure_sharing(make_backend(address, "decisions"), requests())
         assert not measurement.may_share and measurement.together.max_difference == pytest.approx(max_shift)
         assert (
             measurement.together.same_choices == same_choices
@@ -85,7 +85,7 @@ def test_what_is_not_answered_is_no_measurement() -> None:
     provider = endpoint()
     provider.refuse = lambda prompt, attempts: (400, {}) if prompt.startswith("Each question") else None
     with run_provider(provider) as address, pytest.raises(StageError, match="12 rows in one request were not answered"):
-        together.measure_sharing(make_endpoint(address, "decisions"), requests())
+        together.measure_sharing(make_backend(address, "decisions"), requests())
 
 
 def test_it_asks_train_rows_within_the_budget_of_the_recipe(
@@ -95,14 +95,14 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
     with run_provider(provider) as address:
         redirect_sdks(monkeypatch, address)
         context = make_two_label_comparison(tmp_path, tokenizer)
-        system: System = api_system(context)[0]
+        system: System = list_api_systems(context)[0]
         measurement = together._measure_system(context, system, 5)
-        assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.seen)
+        assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.requests)
         poor_context = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
-        n_requests = len(provider.seen)
+        n_requests = len(provider.requests)
         with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
             together._measure_system(poor_context, system, 5)
-        assert len(provider.seen) == n_requests
+        assert len(provider.requests) == n_requests
 
 
 def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_context: Made) -> None:
@@ -117,4 +117,4 @@ def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(make_co
         assert completed.returncode == code, completed.stderr
         alone, together, conclusion = completed.stdout.splitlines()
         assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")
-        assert conclusion.startswith(prefix) and len(provider.seen) == 7
+        assert conclusion.startswith(prefix) and len(provider.requests) == 7

@@ -17,7 +17,7 @@ from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
 from insource.tasks import classification
 from insource.tasks.parsed_answer import ParsedAnswer
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_label_identity import distinct_texts
 from train.evaluate import validation
 
 TASKS = {
@@ -27,17 +27,17 @@ TASKS = {
 }
 
 
-def put(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def labelled(count: int, **extra: Any) -> list[dict[str, Any]]:
-    return [{"text": text, "label": "ab"[n % 2], **extra} for n, text in enumerate(texts(count))]
+def labelled_rows(count: int, **extra: Any) -> list[dict[str, Any]]:
+    return [{"text": text, "label": "ab"[n % 2], **extra} for n, text in enumerate(distinct_texts(count))]
 
 
-def prepared(
+def prepare_data(
     folder: Path, data: str, task: str = "classification", *overrides: str
 ) -> tuple[dict[str, list[Any]], Any]:
     (folder / "r.yaml").write_text(
@@ -62,93 +62,96 @@ def prepared(
     ],
 )
 def test_a_folder_of_train_and_test_keeps_its_splits_and_says_so(tmp_path: Path, train: str, test: str) -> None:
-    rows = labelled(160)
-    put(tmp_path / "in" / train, rows[:120])
-    put(tmp_path / "in" / test, rows[120:])
+    rows = labelled_rows(160)
+    write_rows(tmp_path / "in" / train, rows[:120])
+    write_rows(tmp_path / "in" / test, rows[120:])
     for path in ("in", "in/**/*.jsonl"):
-        splits, report = prepared(tmp_path, f'{{source: {{path: "{path}"}}}}')
+        splits, report = prepare_data(tmp_path, f'{{source: {{path: "{path}"}}}}')
         assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[120:]}
         assert "given splits are kept" in console.format_summary(report, "prepared")
 
 
 def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_both_choices(tmp_path: Path) -> None:
-    put(tmp_path / "in" / "tickets.jsonl", labelled(100))
-    put(tmp_path / "in" / "test.jsonl", labelled(120)[100:])
+    write_rows(tmp_path / "in" / "tickets.jsonl", labelled_rows(100))
+    write_rows(tmp_path / "in" / "test.jsonl", labelled_rows(120)[100:])
     with pytest.raises(
         RecipeError, match=r"test.jsonl \(test\).*\n.*\{train: \.\.\., test: \.\.\.\}.*\{paths: \["
     ) as error:
-        prepared(tmp_path, "{source: {path: in}}")
+        prepare_data(tmp_path, "{source: {path: in}}")
     assert "data.source.path" in str(error.value)
-    _, report = prepared(tmp_path, "{source: {paths: [in/tickets.jsonl, in/test.jsonl]}}")
+    _, report = prepare_data(tmp_path, "{source: {paths: [in/tickets.jsonl, in/test.jsonl]}}")
     assert report["rows"]["read"] == 120
 
 
 def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp_path: Path) -> None:
-    put(tmp_path / "in" / "train.jsonl", labelled(100))
-    put(tmp_path / "in" / "eval.jsonl", labelled(120)[100:])
+    write_rows(tmp_path / "in" / "train.jsonl", labelled_rows(100))
+    write_rows(tmp_path / "in" / "eval.jsonl", labelled_rows(120)[100:])
     with pytest.raises(RecipeError, match=r"train.jsonl \(train\).*\n.*\{paths: \[") as error:
-        prepared(tmp_path, "{source: {path: in}}")
+        prepare_data(tmp_path, "{source: {path: in}}")
     assert "eval.jsonl (held out)" in str(error.value)
     (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
-    _, report = prepared(tmp_path, "{source: {path: in}}")
+    _, report = prepare_data(tmp_path, "{source: {path: in}}")
     assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.format_summary(report, "prepared")
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git/objects", "__MACOSX", "_delta_log"])
 def test_copies_in_hidden_folders_are_not_read_and_named(tmp_path: Path, hidden: str) -> None:
-    put(tmp_path / "in" / "tickets.jsonl", labelled(80))
-    put(tmp_path / "in" / hidden / "tickets-checkpoint.jsonl", labelled(80))
+    write_rows(tmp_path / "in" / "tickets.jsonl", labelled_rows(80))
+    write_rows(tmp_path / "in" / hidden / "tickets-checkpoint.jsonl", labelled_rows(80))
     for path in ("in", "in/**/*.jsonl"):
-        _, report = prepared(tmp_path, f'{{source: {{path: "{path}"}}}}')
+        _, report = prepare_data(tmp_path, f'{{source: {{path: "{path}"}}}}')
         assert report["rows"]["read"] == 80
         assert hidden.split("/")[0] in " ".join(report["left_out"])
         assert hidden.split("/")[0] in console.format_summary(report, "prepared")
 
 
 def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_out(tmp_path: Path) -> None:
-    put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
-    put(tmp_path / "test.jsonl", [{**row, "who": f"c{n % 5}"} for n, row in enumerate(labelled(200)[160:])])
+    write_rows(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled_rows(160))])
+    write_rows(tmp_path / "test.jsonl", [{**row, "who": f"c{n % 5}"} for n, row in enumerate(labelled_rows(200)[160:])])
     data = "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}"
-    splits, report = prepared(tmp_path, data)
+    splits, report = prepare_data(tmp_path, data)
     shared_rows = [row for row in splits["train"] if row["group"] in {"c0", "c1", "c2", "c3", "c4"}]
     assert report["straddling"] == {"group_in_test": len(shared_rows)}
     assert len(shared_rows) > 10
     assert f"{len(shared_rows)} train rows share their group with given test rows (kept" in console.format_summary(
         report, "x"
     )
-    splits, report = prepared(tmp_path, data, "classification", "data.split.straddling=drop")
+    splits, report = prepare_data(tmp_path, data, "classification", "data.split.straddling=drop")
     assert report["rows"]["dropped"]["group_in_test"] == len(shared_rows)
     assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
 
 
 def test_a_given_file_without_groups_is_told_of(tmp_path: Path) -> None:
-    put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
-    put(tmp_path / "test.jsonl", labelled(200)[160:])
-    _, report = prepared(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
+    write_rows(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled_rows(160))])
+    write_rows(tmp_path / "test.jsonl", labelled_rows(200)[160:])
+    _, report = prepare_data(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
     assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.format_summary(
         report, "x"
     )
 
 
 def test_train_rows_that_are_not_older_than_a_given_test_are_counted_and_by_choice_left_out(tmp_path: Path) -> None:
-    put(tmp_path / "train.jsonl", [{**row, "at": f"2026-01-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))])
-    put(tmp_path / "test.jsonl", [{**row, "at": "2026-01-15"} for row in labelled(180)[160:]])
+    write_rows(
+        tmp_path / "train.jsonl",
+        [{**row, "at": f"2026-01-{1 + n // 8:02d}"} for n, row in enumerate(labelled_rows(160))],
+    )
+    write_rows(tmp_path / "test.jsonl", [{**row, "at": "2026-01-15"} for row in labelled_rows(180)[160:]])
     data = "{source: {train: train.jsonl, test: test.jsonl}, split: {time: at, straddling: drop}}"
-    splits, report = prepared(tmp_path, data)
+    splits, report = prepare_data(tmp_path, data)
     assert report["straddling"]["not_before_test"] == report["rows"]["dropped"]["not_before_test"] > 20
-    late_texts = {row["text"] for n, row in enumerate(labelled(160)) if n // 8 >= 14}
+    late_texts = {row["text"] for n, row in enumerate(labelled_rows(160)) if n // 8 >= 14}
     assert not late_texts & {row["input"]["text"] for row in splits["train"]}
 
 
 @pytest.mark.parametrize("extra", [0, 1, 7])
 def test_newer_rows_move_no_old_one_where_time_cuts(tmp_path: Path, extra: int) -> None:
-    old_rows = [{**row, "at": f"2026-03-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))]
-    new_rows = [{**row, "at": "2026-05-01"} for row in labelled(160 + 60 * extra)[160:]]
+    old_rows = [{**row, "at": f"2026-03-{1 + n // 8:02d}"} for n, row in enumerate(labelled_rows(160))]
+    new_rows = [{**row, "at": "2026-05-01"} for row in labelled_rows(160 + 60 * extra)[160:]]
     data = "{source: {path: rows.jsonl}, split: {time: at, cut: 2026-03-15, test: 0.3, validation: 0.2}}"
-    put(tmp_path / "rows.jsonl", old_rows)
-    previous, _ = prepared(tmp_path, data)
-    put(tmp_path / "rows.jsonl", [*new_rows, *old_rows])
-    current, _ = prepared(tmp_path, data)
+    write_rows(tmp_path / "rows.jsonl", old_rows)
+    previous, _ = prepare_data(tmp_path, data)
+    write_rows(tmp_path / "rows.jsonl", [*new_rows, *old_rows])
+    current, _ = prepare_data(tmp_path, data)
     for name in SPLITS:
         split_texts = {row["input"]["text"] for row in previous[name]}
         assert split_texts & {row["input"]["text"] for row in current[name]} == split_texts
@@ -160,9 +163,9 @@ def test_newer_rows_move_no_old_one_where_time_cuts(tmp_path: Path, extra: int) 
 def test_class_names_of_parquet_are_the_labels(tmp_path: Path) -> None:
     features = {"label": {"names": ["arrival", "refund"], "_type": "ClassLabel"}, "text": {"dtype": "string"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    columns = {"text": texts(100), "label": [n % 2 for n in range(99)] + [-1]}
+    columns = {"text": distinct_texts(100), "label": [n % 2 for n in range(99)] + [-1]}
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / "rows.parquet")
-    _, report = prepared(tmp_path, "{source: {path: rows.parquet}, max_rejected: 0.05}")
+    _, report = prepare_data(tmp_path, "{source: {path: rows.parquet}, max_rejected: 0.05}")
     assert list(report["labels"]) == ["arrival", "refund"]
     assert report["rows"]["rejected"] == {"no_label": 1}
     assert report["sources"][0]["detected"]["class_labels"] == ["label"]
@@ -176,14 +179,14 @@ def test_class_names_inside_of_sequences_of_objects_are_the_values(tmp_path: Pat
     }
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     lines = [{"name": ["nail", "work"], "kind": [0, 1]} if n % 3 else {"name": [], "kind": []} for n in range(90)]
-    table = pa.table({"text": texts(90), "lines": lines}).replace_schema_metadata(metadata)
+    table = pa.table({"text": distinct_texts(90), "lines": lines}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
     string_schema = {"type": "string", "maxLength": 20}
     entry = {"type": "object", "properties": {"name": string_schema, "kind": string_schema}}
     schema = {"type": "object", "properties": {"lines": {"type": "array", "maxItems": 5, "items": entry}}}
     task = json.dumps({"kind": "extraction", "instruction": "Read the lines of the bill.", "json_schema": schema})
     data = "{source: {path: rows.parquet}, split: {stratify: null}, deduplicate: {near: 1}}"
-    splits, report = prepared(tmp_path, data, task)
+    splits, report = prepare_data(tmp_path, data, task)
     values = [row["target"]["lines"] for name in splits for row in splits[name]]
     entries = [{"name": "nail", "kind": "good"}, {"name": "work", "kind": "service"}]
     assert values.count(None) == 30 and values.count(entries) == 60
@@ -191,41 +194,44 @@ def test_class_names_inside_of_sequences_of_objects_are_the_values(tmp_path: Pat
 
 
 def test_an_object_names_what_could_be_reached_in_it(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", [{"text": {"body": text}, "label": {"id": 1, "name": "a"}} for text in texts(9)])
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"text": {"body": text}, "label": {"id": 1, "name": "a"}} for text in distinct_texts(9)],
+    )
     with pytest.raises(RecipeError, match=r"a label is a text; one inside of it has a name such as label.name"):
-        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {text: text.body}}")
+        prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {text: text.body}}")
     with pytest.raises(RecipeError, match=r"that holds text; one inside of it has a name such as text.body"):
-        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {label: label.name}}")
+        prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {label: label.name}}")
 
 
 def test_a_number_without_a_name_is_called_so(tmp_path: Path) -> None:
     metadata = {
         b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})
     }
-    table = pa.table({"text": texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(metadata)
+    table = pa.table({"text": distinct_texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(RecipeError, match=r"column 'label' holds 2, and its 2 names are those of 0 to 1"):
-        prepared(tmp_path, "{source: {path: rows.parquet}}")
+        prepare_data(tmp_path, "{source: {path: rows.parquet}}")
 
 
 def test_a_label_in_brackets_is_a_label(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", [{**row, "label": f"[{row['label']}]"} for row in labelled(60)])
-    assert set(prepared(tmp_path, "{source: {path: rows.jsonl}}")[1]["labels"]) == {"[a]", "[b]"}
+    write_rows(tmp_path / "rows.jsonl", [{**row, "label": f"[{row['label']}]"} for row in labelled_rows(60)])
+    assert set(prepare_data(tmp_path, "{source: {path: rows.jsonl}}")[1]["labels"]) == {"[a]", "[b]"}
 
 
 def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
     chats = [
         json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": "ab"[n % 2]}])
-        for n, text in enumerate(texts(100))
+        for n, text in enumerate(distinct_texts(100))
     ]
     chat_metadata = {b"huggingface": json.dumps({"info": {"features": {"chat": {"_type": "Json"}}}}).encode()}
     pq.write_table(pa.table({"chat": chats}).replace_schema_metadata(chat_metadata), tmp_path / "rows.parquet")
-    splits, _ = prepared(tmp_path, "{source: {path: rows.parquet}, columns: {messages: chat}}")
+    splits, _ = prepare_data(tmp_path, "{source: {path: rows.parquet}, columns: {messages: chat}}")
     assert {row["target"] for row in splits["train"]} == {"a", "b"}
     label_metadata = {b"huggingface": json.dumps({"info": {"features": {"label": {"_type": "Json"}}}}).encode()}
-    columns = {"text": texts(120), "label": [json.dumps((404, "timeout")[n % 2]) for n in range(120)]}
+    columns = {"text": distinct_texts(120), "label": [json.dumps((404, "timeout")[n % 2]) for n in range(120)]}
     pq.write_table(pa.table(columns).replace_schema_metadata(label_metadata), tmp_path / "rows.parquet")
-    assert set(prepared(tmp_path, "{source: {path: rows.parquet}}")[1]["labels"]) == {"404", "timeout"}
+    assert set(prepare_data(tmp_path, "{source: {path: rows.parquet}}")[1]["labels"]) == {"404", "timeout"}
 
 
 @pytest.mark.parametrize(
@@ -242,9 +248,9 @@ def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
     ],
 )
 def test_a_list_or_an_object_is_no_label_and_no_text(tmp_path: Path, row: dict[str, Any], message: str) -> None:
-    put(tmp_path / "rows.jsonl", [*labelled(50), row, row])
+    write_rows(tmp_path / "rows.jsonl", [*labelled_rows(50), row, row])
     with pytest.raises(RecipeError) as error:
-        prepared(tmp_path, "{source: {path: rows.jsonl}}")
+        prepare_data(tmp_path, "{source: {path: rows.jsonl}}")
     assert message in str(error.value)
 
 
@@ -260,11 +266,11 @@ def test_values_of_lists_and_numbers_stand_in_the_text_as_they_are_written(tmp_p
             "text": f"{text}: play Nina\nSimone, Nina Simone, Daft Punk for 12.50 or 7",
             "target": {"who": names, "sum": amount},
         }
-        for n, text in enumerate(texts(90))
+        for n, text in enumerate(distinct_texts(90))
         for names, amount in [values[n % 3]]
     ]
-    put(tmp_path / "rows.jsonl", rows)
-    _, report = prepared(
+    write_rows(tmp_path / "rows.jsonl", rows)
+    _, report = prepare_data(
         tmp_path, "{source: {path: rows.jsonl}, columns: {target: target}, split: {stratify: null}}", task
     )
     assert report["fields"]["who"]["all"] == {"verbatim": 60, "elsewhere": 30}
@@ -273,8 +279,8 @@ def test_values_of_lists_and_numbers_stand_in_the_text_as_they_are_written(tmp_p
 
 def test_values_of_slices_are_counted_as_they_are_written(tmp_path: Path) -> None:
     regions = ["EU", "US", "us"]
-    put(tmp_path / "rows.jsonl", [{**row, "region": regions[n % 3]} for n, row in enumerate(labelled(90))])
-    splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, slices: {region: {by: region}}}")
+    write_rows(tmp_path / "rows.jsonl", [{**row, "region": regions[n % 3]} for n, row in enumerate(labelled_rows(90))])
+    splits, report = prepare_data(tmp_path, "{source: {path: rows.jsonl}, slices: {region: {by: region}}}")
     assert set(report["slices"]["region"]["values"]) == set(regions)
     n_us = sum(row["slices"]["region"] == "us" for name in SPLITS for row in splits[name])
     assert sum(report["slices"]["region"]["values"]["us"].values()) == n_us
@@ -303,13 +309,13 @@ def test_records_that_score_as_equal_are_no_conflict(tmp_path: Path, pair: Any, 
         f"{{kind: extraction, instruction: Read the fields., json_schema: {{type: object, properties: {schema}}}, "
         "normalizers: {when: [whitespace, case, punctuation]}}"
     )
-    put(tmp_path / "test.jsonl", [{"text": text, "target": {"when": "now"}} for text in texts(20)])
-    rows = [{"text": text, "target": {"when": "now"}} for text in texts(90)[20:]]
+    write_rows(tmp_path / "test.jsonl", [{"text": text, "target": {"when": "now"}} for text in distinct_texts(20)])
+    rows = [{"text": text, "target": {"when": "now"}} for text in distinct_texts(90)[20:]]
     rows += [{"text": text, "target": target} for text, target in zip(("Come then!", "come, then"), pair, strict=True)]
-    put(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "train.jsonl", rows)
     split = "{stratify: null, validation: 0.05, calibration: 0}"
     data = f"{{source: {{train: train.jsonl, test: test.jsonl}}, columns: {{target: target}}, split: {split}}}"
-    _, report = prepared(tmp_path, data, task, "data.split.seed=3")
+    _, report = prepare_data(tmp_path, data, task, "data.split.seed=3")
     assert report["rows"]["dropped"].get("conflict", 0) == conflicts
 
 
@@ -325,12 +331,12 @@ def test_tool_calls_are_read_where_they_are_asked_about_and_refused_where_they_a
     rows = [
         {"chat": [{"role": "user", "content": text}, call, {"role": "tool", "content": f"late {n}"},
                   {"role": "assistant", "content": f"It is late by {n * 7919} days."}]}
-        for n, text in enumerate(texts(80))
+        for n, text in enumerate(distinct_texts(80))
     ]  # fmt: skip
     rows.append({"chat": [{"role": "user", "content": "and mine?"}, {**call, "content": "one moment"}]})
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     data = "{source: {path: rows.jsonl}, columns: {messages: chat}, split: {stratify: null}, max_rejected: 0.05}"
-    splits, report = prepared(tmp_path, data, "generation")
+    splits, report = prepare_data(tmp_path, data, "generation")
     assert all('assistant: look_up({"n": 1})\ntool: late' in row["input"]["text"] for row in splits["train"])
     assert report["rows"]["rejected"] == {"tool_call": 1}
 
@@ -349,11 +355,12 @@ def test_tool_calls_are_read_where_they_are_asked_about_and_refused_where_they_a
 def test_chats_of_other_shapes_are_read(tmp_path: Path, turns: Any) -> None:
     shape = json.dumps(turns)
     rows = [
-        {"chat": json.loads(shape.replace("TEXT", row["text"]).replace("LABEL", row["label"]))} for row in labelled(80)
+        {"chat": json.loads(shape.replace("TEXT", row["text"]).replace("LABEL", row["label"]))}
+        for row in labelled_rows(80)
     ]
-    put(tmp_path / "rows.jsonl", rows)
-    splits, _ = prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
-    assert {row["input"]["text"] for name in SPLITS for row in splits[name]} == set(texts(80))
+    write_rows(tmp_path / "rows.jsonl", rows)
+    splits, _ = prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
+    assert {row["input"]["text"] for name in SPLITS for row in splits[name]} == set(distinct_texts(80))
 
 
 @pytest.mark.parametrize(
@@ -369,24 +376,24 @@ def test_chats_of_other_shapes_are_read(tmp_path: Path, turns: Any) -> None:
 def test_a_chat_that_cannot_be_read_names_the_turn_and_what_is_in_the_way(
     tmp_path: Path, turns: Any, message: str
 ) -> None:
-    put(tmp_path / "rows.jsonl", [{"chat": turns}] * 3)
+    write_rows(tmp_path / "rows.jsonl", [{"chat": turns}] * 3)
     with pytest.raises(RecipeError) as error:
-        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
+        prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
     assert message in str(error.value)
 
 
-def pairs(count: int, chosen: str, rejected: str) -> list[dict[str, str]]:
+def preference_rows(count: int, chosen: str, rejected: str) -> list[dict[str, str]]:
     return [
         {"chosen": chosen.replace("N", text), "rejected": rejected.replace("N", text)}
-        for text in (f"{text} {n * 104729}" for n, text in enumerate(texts(count)))
+        for text in (f"{text} {n * 104729}" for n, text in enumerate(distinct_texts(count)))
     ]
 
 
 def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tmp_path: Path) -> None:
     start = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: why is N late?\n\nAssistant: "
-    put(tmp_path / "rows.jsonl", pairs(80, f"{start}Sorry about N.", f"{start}No idea of N."))
+    write_rows(tmp_path / "rows.jsonl", preference_rows(80, f"{start}Sorry about N.", f"{start}No idea of N."))
     data = "{source: {path: rows.jsonl}, columns: {text: chosen}, split: {stratify: null}}"
-    splits, _ = prepared(tmp_path, data, "preference")
+    splits, _ = prepare_data(tmp_path, data, "preference")
     row = splits["train"][0]
     assert row["input"]["text"].startswith("user: hello\nassistant: hi\nuser: why is ")
     assert row["input"]["text"].endswith("late?")
@@ -412,10 +419,10 @@ def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tm
     ],
 )  # fmt: skip
 def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: Any, text: str, message: str) -> None:
-    put(tmp_path / "rows.jsonl", [row] * 5)
+    write_rows(tmp_path / "rows.jsonl", [row] * 5)
     data = f"{{source: {{path: rows.jsonl}}, columns: {{text: {text}}}, split: {{stratify: null}}}}"
     with pytest.raises(RecipeError) as error:
-        prepared(tmp_path, data, "preference")
+        prepare_data(tmp_path, data, "preference")
     assert message in str(error.value)
 
 
@@ -423,9 +430,9 @@ def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: An
 
 
 def test_doubts_are_kept_back_where_the_model_itself_knows_nothing(tmp_path: Path) -> None:
-    noise = [{"text": text, "label": "ab"[hash_of(text) % 2]} for text in texts(400)]
-    put(tmp_path / "rows.jsonl", noise)
-    _, report = prepared(tmp_path, "{source: {path: rows.jsonl}}")
+    noise = [{"text": text, "label": "ab"[hash_text(text) % 2]} for text in distinct_texts(400)]
+    write_rows(tmp_path / "rows.jsonl", noise)
+    _, report = prepare_data(tmp_path, "{source: {path: rows.jsonl}}")
     assert report["suspects"]["found"] == 0
     assert "no better than chance" in report["suspects"]["why_none"]
     assert "no better than chance" in console.format_summary(report, "x")
@@ -449,13 +456,13 @@ def test_plain_labels_of_chinese_texts_are_not_doubted(tmp_path: Path) -> None:
     rows = [
         {"text": a + topic + b, "label": label} for topic, label in topics.items() for a in openings for b in endings
     ]
-    put(tmp_path / "rows.jsonl", rows)
-    _, report = prepared(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
+    write_rows(tmp_path / "rows.jsonl", rows)
+    _, report = prepare_data(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert report["suspects"]["accuracy"] > 0.9
     assert report["suspects"]["found"] <= 3
 
 
-def hash_of(text: str) -> int:
+def hash_text(text: str) -> int:
     import hashlib
 
     return hashlib.sha256(text.encode()).digest()[0]

@@ -78,7 +78,7 @@ class Page(HTMLParser):
 Prepared = tuple[Page, dict[str, Any]]
 
 
-def page_of(
+def prepare_rows(
     folder: Path,
     rows: Iterable[Sequence[str]],
     settings: str = "",
@@ -94,10 +94,10 @@ def page_of(
         f"data:\n  source: {{{'train' if other_sources else 'path'}: '{name}.csv'{other_sources}}}\n{settings}",
         encoding="utf-8",
     )
-    return prepared(folder, *overrides)
+    return prepare_page(folder, *overrides)
 
 
-def prepared(folder: Path, *overrides: str) -> Prepared:
+def prepare_page(folder: Path, *overrides: str) -> Prepared:
     data_folder, _ = prepare.main(load(str(folder / "r.yaml"), overrides, "cpu").recipe, folder / "runs")
     return Page((data_folder / "data.html").read_text(encoding="utf-8")), atomic_files.read_json(
         data_folder / "data.json"
@@ -129,7 +129,7 @@ def messages(count: int, labels: Sequence[str] = "ab") -> list[tuple[str, str, s
     ]
 
 
-def soil(folder: Path) -> Prepared:
+def prepare_dirty_rows(folder: Path) -> Prepared:
     """A source with something of each kind: duplicates, near ones, conflicts, two spellings, an unusable row."""
     rows = messages(300, ("refund_status", "delivery"))
     rows += [(f"{text}!", label, f"d{number}") for number, (text, label, _) in enumerate(rows[:60])]
@@ -145,22 +145,24 @@ def soil(folder: Path) -> Prepared:
         for copy in (0, 1)
     ]
     rows += [("one more of the other spelling", "Refund-Status", "v"), ("", "delivery", "z")]
-    return page_of(folder, rows, "  split: {group: customer}\n  slices: {who: {by: label}}\n")
+    return prepare_rows(folder, rows, "  split: {group: customer}\n  slices: {who: {by: label}}\n")
 
 
 @pytest.fixture(scope="module")
 def dirty_data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return soil(tmp_path_factory.mktemp("soiled"))
+    return prepare_dirty_rows(tmp_path_factory.mktemp("soiled"))
 
 
-def whole(text: str) -> int:
+def parse_count(text: str) -> int:
     return int(text.replace(",", ""))
 
 
 def test_the_rows_shown_sum_up_and_are_those_of_data_json(dirty_data: Prepared) -> None:
     page, report = dirty_data
-    counts = {cells[0]: whole(cells[2]) for cells in page.tables["rows"] if len(cells) == 4 and cells[0] != "Where to"}
-    counts_by_code = {cells[1]: whole(cells[2]) for cells in page.tables["rows"] if len(cells) == 4 and cells[1]}
+    counts = {
+        cells[0]: parse_count(cells[2]) for cells in page.tables["rows"] if len(cells) == 4 and cells[0] != "Where to"
+    }
+    counts_by_code = {cells[1]: parse_count(cells[2]) for cells in page.tables["rows"] if len(cells) == 4 and cells[1]}
     rows = report["rows"]
     assert counts_by_code == {**rows["dropped"], **rows["rejected"]}
     assert {"duplicate", "conflict", "in_test", "near_duplicate", "no_text"} <= counts_by_code.keys()
@@ -177,7 +179,7 @@ def test_every_label_is_shown_with_its_rows_in_every_split_and_its_spellings(dir
     page, report = dirty_data
     for label, entry in report["labels"].items():
         counts = [entry[name] for name in SPLITS]
-        assert [whole(cell) for cell in page.row("labels", label)[2:]] == [*counts, sum(counts)]
+        assert [parse_count(cell) for cell in page.row("labels", label)[2:]] == [*counts, sum(counts)]
     spellings = next(cells[1] for cells in page.tables["labels"] if cells[0] == "refund_status" and len(cells) == 2)
     assert spellings == ", ".join(
         f"{entry} {rows}" for entry, rows in report["labels"]["refund_status"]["spellings"].items()
@@ -189,8 +191,8 @@ def test_every_label_is_shown_with_its_rows_in_every_split_and_its_spellings(dir
 
 
 def test_labels_stand_in_the_order_of_their_frequency(tmp_path: Path) -> None:
-    page, _ = page_of(tmp_path, messages(200, ("rare", "often", "often", "often")))
-    totals = [whole(cells[-1]) for cells in page.tables["labels"] if cells[0] in ("rare", "often")]
+    page, _ = prepare_rows(tmp_path, messages(200, ("rare", "often", "often", "often")))
+    totals = [parse_count(cells[-1]) for cells in page.tables["labels"] if cells[0] in ("rare", "often")]
     assert len(totals) == 2 and totals == sorted(totals, reverse=True)
 
 
@@ -208,7 +210,7 @@ def test_a_test_set_that_is_not_clean_is_told(tmp_path: Path, monkeypatch: pytes
         return DropDecisions.none(len(table))
 
     monkeypatch.setattr(prepare, "deduplicate", drop_nothing)
-    page, report = soil(tmp_path)
+    page, report = prepare_dirty_rows(tmp_path)
     n_leaked = report["test_rows_also_elsewhere"]["normalised"]
     assert f"No: {n_leaked} test rows also stand in another split" in page.words["test"]
 
@@ -227,7 +229,7 @@ def test_what_a_user_wrote_never_becomes_markup(tmp_path: Path) -> None:
     rows = [(f"{HOSTILE} {text}", f"{HOSTILE}{label}", f"{HOSTILE}c") for text, label, _ in messages(120)]
     rows += [(f"{text}!?", label, HOSTILE) for text, label, _ in rows[:40]]
     rows += [("", HOSTILE, HOSTILE)]
-    page, _ = page_of(
+    page, _ = prepare_rows(
         tmp_path, rows, f"  slices: {{'{HOSTILE}': {{by: customer}}}}\n", name="<img src=x onerror=alert(1)>"
     )
     assert {"script", "img", "iframe", "link", "object"}.isdisjoint(tag for tag, _ in page.tags)
@@ -253,11 +255,11 @@ def test_a_field_name_never_becomes_markup_and_the_states_of_a_field_sum_up(tmp_
         "data: {source: {path: rows.jsonl}, columns: {target: target}, split: {stratify: null}}\n",
         encoding="utf-8",
     )
-    page, report = prepared(tmp_path)
+    page, report = prepare_page(tmp_path)
     assert "<script" not in page.text
     assert "labels" not in page.words and "doubts" not in page.words
     for field_name in (name, "due"):
-        counts = [whole(cell) for cell in page.row("fields", field_name)[2:]]
+        counts = [parse_count(cell) for cell in page.row("fields", field_name)[2:]]
         assert sum(counts[:-1]) == counts[-1] == report["rows"]["read"]
         assert dict(zip(html.FIELD_STATES, counts, strict=False)).items() >= report["fields"][field_name]["all"].items()
     assert "this task has none" in page.words["unsought"]
@@ -293,7 +295,7 @@ def test_doubtful_labels_are_shown_with_what_the_model_would_rather_give(tmp_pat
     phrases = {"a": "the cat and a cat", "b": "the dog and a dog"}
     rows = [(f"{phrases[label]} {text}", label, "") for text, label, _ in messages(200)]
     rows[20:24] = [(text, "ab"[label == "a"], customer) for text, label, customer in rows[20:24]]
-    page, report = page_of(tmp_path, rows, "  split: {test: 0.01, validation: 0.01, calibration: 0}\n", NEAR_OFF)
+    page, report = prepare_rows(tmp_path, rows, "  split: {test: 0.01, validation: 0.01, calibration: 0}\n", NEAR_OFF)
     assert report["suspects"]["found"] == 4
     section_text = page.words["doubts"]
     assert "4 of 198 labels looked at" in section_text
@@ -305,7 +307,7 @@ def test_doubtful_labels_are_shown_with_what_the_model_would_rather_give(tmp_pat
 
 def test_what_is_redacted_is_nowhere_on_the_page_and_counts_are(tmp_path: Path) -> None:
     rows = messages(100) + [(f"write to ann{n % 9}@example.org please", "ab"[n % 2], "") for n in range(30)]
-    page, report = page_of(tmp_path, rows, "privacy: {redact: [email]}\n")
+    page, report = prepare_rows(tmp_path, rows, "privacy: {redact: [email]}\n")
     assert "@example" not in page.text
     assert "[EMAIL_1]" in page.text
     assert page.row("personal", "e-mail address")[1:3] == ["30", "replaced by a placeholder"]
@@ -313,7 +315,7 @@ def test_what_is_redacted_is_nowhere_on_the_page_and_counts_are(tmp_path: Path) 
 
 
 def test_sections_without_content_are_left_out_and_what_was_not_looked_for_is_told(tmp_path: Path) -> None:
-    page, _ = page_of(tmp_path, messages(200), "", NEAR_OFF)
+    page, _ = prepare_rows(tmp_path, messages(200), "", NEAR_OFF)
     assert not {"duplicates", "slices", "fields"} & page.words.keys()
     assert "200 rows read, 200 written, none left out." in page.words["rows"]
     assert "Yes. None of" in page.words["test"]
@@ -327,7 +329,7 @@ def test_sections_without_content_are_left_out_and_what_was_not_looked_for_is_to
 def test_one_of_each_thing_is_told_in_the_singular(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("".join(TESTS), encoding="utf-8")
     rows = [*messages(60), ("how do I cancel!", "a", "z"), ("", "a", "z")]
-    page, report = page_of(tmp_path, rows, "  max_rejected: 0.1\n", other_sources=", test: test.csv")
+    page, report = prepare_rows(tmp_path, rows, "  max_rejected: 0.1\n", other_sources=", test: test.csv")
     assert report["rows"]["rejected"] == {"no_text": 1}
     assert report["rows"]["dropped"] == {"in_test": 1}
     assert "1 row left the other splits" in page.words["test"]
@@ -340,9 +342,9 @@ def test_rows_over_the_limit_are_told_by_split_and_the_limit_is_drawn_inside_the
         (f"{text} {'and so on ' * (number % 9) * 8}", label, "")
         for number, (text, label, _) in enumerate(messages(200))
     ]
-    page, report = page_of(tmp_path, rows, "", "train.max_length=150", NEAR_OFF)
+    page, report = prepare_rows(tmp_path, rows, "", "train.max_length=150", NEAR_OFF)
     over_limit = report["tokens"]["over_max_length"]
-    counts = {cells[0]: whole(cells[1]) for cells in page.tables["lengths"][1:]}
+    counts = {cells[0]: parse_count(cells[1]) for cells in page.tables["lengths"][1:]}
     assert counts == {
         "train": report["rows"]["dropped"]["too_long"],
         **{name: n for name, n in over_limit.items() if n},
@@ -358,7 +360,7 @@ def test_rows_over_the_limit_are_told_by_split_and_the_limit_is_drawn_inside_the
 def test_seventy_seven_labels_are_all_there_in_a_file_of_modest_size(tmp_path: Path) -> None:
     labels = [f"balance_not_updated_after_cheque_or_cash_deposit_{number}" for number in range(77)]
     limits = [f"{key}=8192" for key in ("train.max_length", "train.pack_tokens", "serve.max_model_len")]
-    page, _ = page_of(tmp_path, messages(1540, labels), "", *limits)
+    page, _ = prepare_rows(tmp_path, messages(1540, labels), "", *limits)
     assert {cells[0] for cells in page.tables["labels"]} >= set(labels)
     assert len(page.text.encode()) < 400_000
 

@@ -15,16 +15,16 @@ from insource.config.base_models import POCKET
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.tasks.source_record import UnusableRowError
-from tests.data_prep.test_data_faults import labelled, prepared, put
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
+from tests.data_prep.test_label_identity import distinct_texts
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0123456789abcdef" * 4 + b"\nsize 875191\n"
 MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
 
 
-def refused(folder: Path, data: str, *overrides: str) -> str:
+def preparation_error(folder: Path, data: str, *overrides: str) -> str:
     with pytest.raises(RecipeError) as error:
-        prepared(folder, data, "classification", *overrides)
+        prepare_data(folder, data, "classification", *overrides)
     lines = str(error.value).splitlines()
     assert len(lines) <= 10, "a message is a few lines"
     assert max(map(len, lines)) <= 400, "a message never shows a whole row"
@@ -77,10 +77,13 @@ def test_a_time_that_is_none_says_what_stands_there(text: str, message: str) -> 
 
 @pytest.mark.parametrize("unit", [1, 1000, 1_000_000])
 def test_a_column_of_times_in_any_unit_splits_by_time(tmp_path: Path, unit: int) -> None:
-    put(tmp_path / "rows.jsonl", [{**row, "at": (1777593600 + n * 86400) * unit} for n, row in enumerate(labelled(80))])
-    splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, split: {time: at}}")
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{**row, "at": (1777593600 + n * 86400) * unit} for n, row in enumerate(labelled_rows(80))],
+    )
+    splits, report = prepare_data(tmp_path, "{source: {path: rows.jsonl}, split: {time: at}}")
     assert report["split"]["cut"].startswith("2026-07-04")
-    assert {row["input"]["text"] for row in splits["test"]} == set(texts(80)[64:])
+    assert {row["input"]["text"] for row in splits["test"]} == set(distinct_texts(80)[64:])
 
 
 @pytest.mark.parametrize(
@@ -88,12 +91,12 @@ def test_a_column_of_times_in_any_unit_splits_by_time(tmp_path: Path, unit: int)
 )
 def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(POINTER)
-    assert f"{name}: this is a pointer of Git LFS" in refused(tmp_path, f"{{source: {{path: {name}}}}}")
+    assert f"{name}: this is a pointer of Git LFS" in preparation_error(tmp_path, f"{{source: {{path: {name}}}}}")
 
 
 def test_a_page_that_was_saved_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("\n<!DOCTYPE html><html><body>Please log in</body></html>", encoding="utf-8")
-    assert "an HTML page" in refused(tmp_path, "{source: {path: rows.csv}}")
+    assert "an HTML page" in preparation_error(tmp_path, "{source: {path: rows.csv}}")
 
 
 @pytest.mark.parametrize(
@@ -109,20 +112,20 @@ def test_an_east_asian_file_is_refused_with_the_encoding_that_fits_and_read_with
 ) -> None:
     rows = "".join(f"{text} {n * 7919},{'ab'[n % 2]}\n" for n in range(100))
     (tmp_path / "rows.csv").write_bytes(f"text,label\n{rows}".encode(codec))
-    message = refused(tmp_path, "{source: {path: rows.csv}}")
+    message = preparation_error(tmp_path, "{source: {path: rows.csv}}")
     assert "the rest is UTF-8" not in message
     assert codec in message
-    _, report = prepared(tmp_path, f"{{source: {{path: rows.csv, encoding: {codec}}}}}")
+    _, report = prepare_data(tmp_path, f"{{source: {{path: rows.csv, encoding: {codec}}}}}")
     assert report["rows"]["read"] == 100
 
 
 def test_a_few_bytes_in_a_file_of_utf8_are_still_called_so(tmp_path: Path) -> None:
     rows = "".join(f"Gr\u00fc\u00dfe aus K\u00f6ln {n},a\n" for n in range(50)).encode()
     (tmp_path / "rows.csv").write_bytes(b"text,label\n" + rows + b"caf\xe9,b\n")
-    assert "though the rest is UTF-8" in refused(tmp_path, "{source: {path: rows.csv}}")
+    assert "though the rest is UTF-8" in preparation_error(tmp_path, "{source: {path: rows.csv}}")
 
 
-ROWS = labelled(60)
+ROWS = labelled_rows(60)
 LAYOUTS = {
     "columns": {key: {str(n): row[key] for n, row in enumerate(ROWS)} for key in ("text", "label")},
     "lists": {key: [row[key] for row in ROWS] for key in ("text", "label")},
@@ -139,7 +142,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_object_of_rows_is_read_whatever_its_layout(tmp_path: Path, layout: str) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(LAYOUTS[layout]), encoding="utf-8")
-    splits, report = prepared(tmp_path, "{source: {path: rows.json}}")
+    splits, report = prepare_data(tmp_path, "{source: {path: rows.json}}")
     assert report["rows"]["read"] == 60
     assert {(row["input"]["text"], row["target"]) for split in splits.values() for row in split} <= {
         (row["text"], row["label"]) for row in ROWS
@@ -148,85 +151,91 @@ def test_an_object_of_rows_is_read_whatever_its_layout(tmp_path: Path, layout: s
 
 def test_a_folder_of_one_object_a_document_and_lines_of_json_in_a_json_file_are_read(tmp_path: Path) -> None:
     for number, row in enumerate(ROWS):
-        put(tmp_path / "documents" / f"{number:03}.json", [row])
-    assert prepared(tmp_path, "{source: {path: documents}}")[1]["rows"]["read"] == 60
-    put(tmp_path / "lines.json", ROWS)
-    assert prepared(tmp_path, "{source: {path: lines.json}}")[1]["rows"]["read"] == 60
+        write_rows(tmp_path / "documents" / f"{number:03}.json", [row])
+    assert prepare_data(tmp_path, "{source: {path: documents}}")[1]["rows"]["read"] == 60
+    write_rows(tmp_path / "lines.json", ROWS)
+    assert prepare_data(tmp_path, "{source: {path: lines.json}}")[1]["rows"]["read"] == 60
 
 
 @pytest.mark.parametrize("value", [{"train": [["hello", "a"]]}, {"a": 1}, {}])
 def test_an_object_without_rows_says_what_it_holds_and_what_to_write(tmp_path: Path, value: Any) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(value), encoding="utf-8")
-    message = refused(tmp_path, "{source: {path: rows.json}}")
+    message = preparation_error(tmp_path, "{source: {path: rows.json}}")
     assert "write JSONL" in message
     assert all(repr(key) in message for key in value)
 
 
 def test_a_file_without_a_header_is_called_so_and_read_with_the_names_of_the_recipe(tmp_path: Path) -> None:
-    lines = [f'"{n % 2 + 1}","{"word " * 200}{text}"' for n, text in enumerate(texts(80))]
+    lines = [f'"{n % 2 + 1}","{"word " * 200}{text}"' for n, text in enumerate(distinct_texts(80))]
     (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
-    message = refused(tmp_path, "{source: {path: rows.csv}}")
+    message = preparation_error(tmp_path, "{source: {path: rows.csv}}")
     assert "data.source.header" in message
     assert len(message) < 1000
-    _, report = prepared(tmp_path, "{source: {path: rows.csv, header: [label, text]}}")
+    _, report = prepare_data(tmp_path, "{source: {path: rows.csv, header: [label, text]}}")
     assert report["rows"]["read"] == 80
     assert set(report["labels"]) == {"1", "2"}
 
 
 def test_a_misspelt_column_of_a_file_with_a_header_is_not_called_a_missing_header(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,lable\nhello,a\n", encoding="utf-8")
-    message = refused(tmp_path, "{source: {path: rows.csv}}")
+    message = preparation_error(tmp_path, "{source: {path: rows.csv}}")
     assert "did you mean 'lable'?" in message
     assert "header" not in message.replace("lacks columns", "")
 
 
 @pytest.mark.parametrize("labels", [["only"], ["only", "Only ", "only"]])
 def test_a_single_label_is_no_choice(tmp_path: Path, labels: list[str]) -> None:
-    put(tmp_path / "rows.jsonl", [{**row, "label": labels[n % len(labels)]} for n, row in enumerate(labelled(60))])
-    assert "all 60 rows have one label, 'only'" in refused(tmp_path, "{source: {path: rows.jsonl}}")
+    write_rows(
+        tmp_path / "rows.jsonl", [{**row, "label": labels[n % len(labels)]} for n, row in enumerate(labelled_rows(60))]
+    )
+    assert "all 60 rows have one label, 'only'" in preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
 
 
 def test_a_label_that_left_says_why(tmp_path: Path) -> None:
-    long_rows = [{"text": f"{text} " * 40, "label": "long"} for text in texts(12)]
-    put(tmp_path / "rows.jsonl", [*labelled(90), *long_rows])
-    message = refused(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}", "train.max_length=200")
+    long_rows = [{"text": f"{text} " * 40, "label": "long"} for text in distinct_texts(12)]
+    write_rows(tmp_path / "rows.jsonl", [*labelled_rows(90), *long_rows])
+    message = preparation_error(
+        tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}", "train.max_length=200"
+    )
     assert "'long': 12 rows, none left in train (too_long " in message
     assert "train.max_length is 200" in message
     assert "does not occur" not in message
 
 
 def test_a_label_of_the_given_test_file_alone_says_where_it_is(tmp_path: Path) -> None:
-    put(tmp_path / "train.jsonl", labelled(90))
-    put(tmp_path / "test.jsonl", [{**row, "label": "c"} for row in labelled(110)[90:]])
-    message = refused(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}}")
+    write_rows(tmp_path / "train.jsonl", labelled_rows(90))
+    write_rows(tmp_path / "test.jsonl", [{**row, "label": "c"} for row in labelled_rows(110)[90:]])
+    message = preparation_error(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}}")
     assert "'c': 20 rows, none left in train (test 20)" in message
 
 
 def test_of_many_missing_columns_some_are_shown(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", labelled(40))
+    write_rows(tmp_path / "rows.jsonl", labelled_rows(40))
     slices = ", ".join(f"s{n}: {{by: column_{n}}}" for n in range(30))
-    message = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, slices: {{{slices}}}}}")
+    message = preparation_error(tmp_path, f"{{source: {{path: rows.jsonl}}, slices: {{{slices}}}}}")
     assert "and 24 more" in message
 
 
 def test_labels_that_fill_the_prompt_by_themselves_are_the_reason_told(tmp_path: Path) -> None:
-    rows = [{"text": text, "label": f"{'a genre of films and ' * 8}{n // 2}"} for n, text in enumerate(texts(240))]
-    put(tmp_path / "rows.jsonl", rows)
-    message = refused(tmp_path, "{source: {path: rows.jsonl}}")
+    rows = [
+        {"text": text, "label": f"{'a genre of films and ' * 8}{n // 2}"} for n, text in enumerate(distinct_texts(240))
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    message = preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
     assert "before any text stands in it (its instruction and 120 labels)" in message
     assert "train.max_length" in message
 
 
 def test_of_many_labels_with_too_few_rows_ten_are_shown(tmp_path: Path) -> None:
-    rows = [{"text": text, "label": f"label {n}"} for n, text in enumerate(texts(40))]
-    put(tmp_path / "rows.jsonl", rows)
-    message = refused(tmp_path, "{source: {path: rows.jsonl}}")
+    rows = [{"text": text, "label": f"label {n}"} for n, text in enumerate(distinct_texts(40))]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    message = preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
     assert "labels with too few rows (the first 5 of 40)" in message
     assert message.count("occurs once") == data_checks.MAX_LABELS_SHOWN
 
 
 def test_what_the_hardware_file_replaces_is_told_and_named_where_rows_left_by_it(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", [{**row, "text": f"{row['text']} " * 400} for row in labelled(60)])
+    write_rows(tmp_path / "rows.jsonl", [{**row, "text": f"{row['text']} " * 400} for row in labelled_rows(60)])
     (tmp_path / "r.yaml").write_text(
         "task: {kind: classification, instruction: Say what it is about.}\nmodel: {base: pocket}\n"
         "train: {max_length: 8192}\ndata: {source: {path: rows.jsonl}, deduplicate: {near: 1}}\n",
@@ -240,10 +249,10 @@ def test_what_the_hardware_file_replaces_is_told_and_named_where_rows_left_by_it
 
 
 def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_counted(tmp_path: Path) -> None:
-    rows = [{**row, "text": f"{row['text']} " * (40 if n % 4 == 0 else 1)} for n, row in enumerate(labelled(200))]
-    put(tmp_path / "rows.jsonl", rows)
+    rows = [{**row, "text": f"{row['text']} " * (40 if n % 4 == 0 else 1)} for n, row in enumerate(labelled_rows(200))]
+    write_rows(tmp_path / "rows.jsonl", rows)
     data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
-    splits, report = prepared(tmp_path, data, "classification", "serve.max_model_len=300")
+    splits, report = prepare_data(tmp_path, data, "classification", "serve.max_model_len=300")
     max_lengths = {name: max(len(row["input"]["text"]) for row in splits[name]) for name in splits}
     assert max_lengths["validation"] < 100 > max_lengths["calibration"]
     assert max_lengths["train"] > 1000 < max_lengths["test"]
@@ -263,8 +272,8 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
 def test_a_source_of_which_no_row_can_be_used_is_refused_however_many_may_be_rejected(
     tmp_path: Path, extra: str
 ) -> None:
-    put(tmp_path / "rows.jsonl", [{**row, "label": "", "at": "2026-01-01"} for row in labelled(30)])
-    message = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, max_rejected: 0.99{extra}}}")
+    write_rows(tmp_path / "rows.jsonl", [{**row, "label": "", "at": "2026-01-01"} for row in labelled_rows(30)])
+    message = preparation_error(tmp_path, f"{{source: {{path: rows.jsonl}}, max_rejected: 0.99{extra}}}")
     assert "30 of 30 rows cannot be used (no_label 30)" in message
 
 
@@ -273,10 +282,10 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     shutil.copytree(POCKET, base, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 300}), encoding="utf-8")
-    rows = [{**row, "text": f"{row['text']} " * (40 if n % 4 == 0 else 1)} for n, row in enumerate(labelled(200))]
-    put(tmp_path / "rows.jsonl", rows)
+    rows = [{**row, "text": f"{row['text']} " * (40 if n % 4 == 0 else 1)} for n, row in enumerate(labelled_rows(200))]
+    write_rows(tmp_path / "rows.jsonl", rows)
     data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
-    splits, report = prepared(tmp_path, data, "classification", f"model.base={base}")
+    splits, report = prepare_data(tmp_path, data, "classification", f"model.base={base}")
     assert max(len(row["input"]["text"]) for row in splits["validation"]) < 100
     assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.format_summary(report, "x")
     # train.max_length is more, and yet nothing can be learnt of what is not looked at.
@@ -286,7 +295,7 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
         report, "x"
     )
     with pytest.raises(RecipeError, match=r"train rows are longer than what model.base can look at \(300 tokens\)"):
-        prepared(tmp_path, f"{data[:-1]}, too_long: fail}}", "classification", f"model.base={base}")
+        prepare_data(tmp_path, f"{data[:-1]}, too_long: fail}}", "classification", f"model.base={base}")
 
 
 def test_limits_of_a_schema_may_be_written_as_json_schema_takes_them() -> None:
@@ -307,7 +316,7 @@ def test_limits_of_a_schema_may_be_written_as_json_schema_takes_them() -> None:
     "merged", ["{<<: *shared, model: large}", "{model: large, <<: *shared}", "{<<: [*shared], model: large}"]
 )
 def test_settings_that_a_recipe_shares_by_a_merge_key_are_merged(tmp_path: Path, merged: str) -> None:
-    put(tmp_path / "rows.jsonl", labelled(10))
+    write_rows(tmp_path / "rows.jsonl", labelled_rows(10))
     (tmp_path / "r.yaml").write_text(
         "task: {kind: classification, instruction: Say what it is about.}\nmodel: {base: pocket}\n"
         "data: {source: {path: rows.jsonl}}\ncompare:\n  baselines:\n"

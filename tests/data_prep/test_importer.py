@@ -31,29 +31,29 @@ SYSTEM = "Route the customer's message to one queue."
 QUEUES = ("refund", "delivery", "account")
 
 
-def chat(text: Any, answer: Any, system: str | None = SYSTEM, **fields: Any) -> dict[str, Any]:
+def chat_row(text: Any, answer: Any, system: str | None = SYSTEM, **fields: Any) -> dict[str, Any]:
     system_turns = [{"role": "system", "content": system}] if system else []
     assistant_turn = {"role": "assistant", "content": answer, **fields}
     return {"messages": [*system_turns, {"role": "user", "content": text}, assistant_turn]}
 
 
-def tickets(count: int, system: str | None = SYSTEM) -> list[dict[str, Any]]:
-    return [chat(text(index), QUEUES[index % 3], system) for index in range(count)]
+def ticket_rows(count: int, system: str | None = SYSTEM) -> list[dict[str, Any]]:
+    return [chat_row(ticket_text(index), QUEUES[index % 3], system) for index in range(count)]
 
 
-def text(index: int) -> str:
+def ticket_text(index: int) -> str:
     """Texts that no one takes for near-duplicates."""
     tokens = [f"word{(index * 7919 + position * 104729) % 9973}" for position in range(8)]
     return f"{QUEUES[index % 3]} {' '.join(tokens)}"
 
 
-def put(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> Path:
     lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 
 
-def imported(monkeypatch: pytest.MonkeyPatch, source: Path, *args: object) -> tuple[int, Path]:
+def run_import(monkeypatch: pytest.MonkeyPatch, source: Path, *args: object) -> tuple[int, Path]:
     """The exit code of the command, and the recipe that it writes beside the file."""
     recipe_path = source.with_name("mine.yaml")
     for name in ("TEST", "MODEL", "BASE_URL", "TO", "FORCE"):
@@ -68,7 +68,7 @@ def imported(monkeypatch: pytest.MonkeyPatch, source: Path, *args: object) -> tu
     return int(exit_error.value.code or 0), recipe_path
 
 
-def prepared(recipe_path: Path) -> tuple[Recipe, dict[str, Any]]:
+def prepare_recipe(recipe_path: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe as it was written, and data.json of its preparation."""
     loaded = load(str(recipe_path), (), "cpu")
     folder, _ = prepare.main(loaded.recipe, recipe_path.parent / "runs")
@@ -80,12 +80,14 @@ def test_banking77_becomes_a_classification_of_77_labels(
 ) -> None:
     for split in ("train", "test"):
         with (banking77 / f"{split}.csv").open(encoding="utf-8", newline="") as file:
-            put(tmp_path / f"{split}.jsonl", (chat(row["text"], row["category"]) for row in csv.DictReader(file)))
+            write_lines(
+                tmp_path / f"{split}.jsonl", (chat_row(row["text"], row["category"]) for row in csv.DictReader(file))
+            )
     source = tmp_path / "train.jsonl"
-    code, recipe_path = imported(monkeypatch, source, "--test", tmp_path / "test.jsonl", "--model", MODEL)
+    code, recipe_path = run_import(monkeypatch, source, "--test", tmp_path / "test.jsonl", "--model", MODEL)
     assert code == 0
     assert len(recipe_path.read_text(encoding="utf-8").splitlines()) <= 40
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.task.kind == "classification" and len(report["labels"]) == 77
     assert (
         report["rows"]["read"] == 13083 and not report["rows"]["rejected"] and report["rows"]["written"]["test"] == 3080
@@ -105,10 +107,12 @@ def test_sroie_becomes_an_extraction_with_a_bounded_schema(
 ) -> None:
     for split in ("train", "test"):
         rows = atomic_files.read_jsonl(sroie / f"{split}.jsonl")
-        put(tmp_path / f"{split}.jsonl", (chat(row["text"], json.dumps(row["target"]), "Read it.") for row in rows))
-    code, recipe_path = imported(monkeypatch, tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl")
+        write_lines(
+            tmp_path / f"{split}.jsonl", (chat_row(row["text"], json.dumps(row["target"]), "Read it.") for row in rows)
+        )
+    code, recipe_path = run_import(monkeypatch, tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl")
     assert code == 0
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.task.kind == "extraction" and recipe.task.json_schema
     fields: Any = recipe.task.json_schema["properties"]
     assert list(fields) == ["company", "date", "address", "total"]
@@ -120,9 +124,11 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chats = atomic_files.read_jsonl(RECIPES.parent / "demo_data" / "support_chats.jsonl")
-    source = put(tmp_path / "chats.jsonl", (chat(row["text"], row["summary"], "Sum it up.") for row in chats))
-    assert imported(monkeypatch, source, "--model", MODEL)[0] == 0
-    recipe, report = prepared(tmp_path / "mine.yaml")
+    source = write_lines(
+        tmp_path / "chats.jsonl", (chat_row(row["text"], row["summary"], "Sum it up.") for row in chats)
+    )
+    assert run_import(monkeypatch, source, "--model", MODEL)[0] == 0
+    recipe, report = prepare_recipe(tmp_path / "mine.yaml")
     assert recipe.task.kind == "generation" and report["rows"]["read"] == 1200 and not report["rows"]["rejected"]
     assert f"{MODEL} was taught with these rows: give rows that it never saw" in capsys.readouterr().err
     assert "flatters it" in (tmp_path / "mine.yaml").read_text(encoding="utf-8")
@@ -134,8 +140,8 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
         }
         for row in atomic_files.read_jsonl(RECIPES.parent / "demo_data" / "reply_pairs.jsonl")
     )
-    assert imported(monkeypatch, put(tmp_path / "pairs.jsonl", pairs), "--model", MODEL, "--force")[0] == 0
-    recipe, report = prepared(tmp_path / "mine.yaml")
+    assert run_import(monkeypatch, write_lines(tmp_path / "pairs.jsonl", pairs), "--model", MODEL, "--force")[0] == 0
+    recipe, report = prepare_recipe(tmp_path / "mine.yaml")
     assert recipe.task.kind == "preference" and report["rows"]["read"] == 800 and not report["rows"]["rejected"]
     assert recipe.compare.primary and recipe.compare.primary.baseline == "base"
     assert "no baseline: an API tells no probability" in capsys.readouterr().err
@@ -144,22 +150,22 @@ def test_the_summaries_become_a_generation_and_the_pairs_a_preference(
 def test_a_recipe_that_is_there_is_not_written_over_unless_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = put(tmp_path / "train.jsonl", tickets(60))
+    source = write_lines(tmp_path / "train.jsonl", ticket_rows(60))
     (tmp_path / "mine.yaml").write_text("mine\n", encoding="utf-8")
-    assert imported(monkeypatch, source)[0] == 2
+    assert run_import(monkeypatch, source)[0] == 2
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == "mine\n"
-    assert imported(monkeypatch, source, "--force")[0] == 0
+    assert run_import(monkeypatch, source, "--force")[0] == 0
     assert load(str(tmp_path / "mine.yaml"), (), "gpu").recipe.task.labels == dict.fromkeys(QUEUES, "")
 
 
 def test_rows_with_another_system_message_are_counted_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other_rows = [chat("Hello there, my friend", "Good day", 'Be "kind":\nalways ☺') for _ in range(9)]
-    code, recipe_path = imported(monkeypatch, put(tmp_path / "train.jsonl", [*tickets(90), *other_rows]))
+    other_rows = [chat_row("Hello there, my friend", "Good day", 'Be "kind":\nalways ☺') for _ in range(9)]
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "train.jsonl", [*ticket_rows(90), *other_rows]))
     assert code == 0 and "left out  9 rows with 1 other system messages" in capsys.readouterr().err
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert report["rows"]["filtered"] == 9 and set(report["labels"]) == set(QUEUES)
     assert recipe.data.source.path == str(tmp_path / "train.jsonl"), "the file is read where it lies"
 
@@ -168,21 +174,21 @@ def test_several_tasks_in_one_file_are_refused_until_one_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     second_instruction = 'Sort the "letter":\nby its kind ☺\u2028.'
-    source = put(tmp_path / "train.jsonl", [*tickets(60), *tickets(50, second_instruction)])
-    assert imported(monkeypatch, source)[0] == 2
+    source = write_lines(tmp_path / "train.jsonl", [*ticket_rows(60), *ticket_rows(50, second_instruction)])
+    assert run_import(monkeypatch, source)[0] == 2
     stderr = capsys.readouterr().err
     assert "110 rows have 2 different system messages" in stderr and "SYSTEM=2  50 rows" in stderr
     assert list(tmp_path.iterdir()) == [source], "nothing is written"
-    many_tasks = put(
+    many_tasks = write_lines(
         tmp_path / "own.jsonl",
-        (chat(text(index), "refund", f"You speak with customer {index}.") for index in range(300)),
+        (chat_row(ticket_text(index), "refund", f"You speak with customer {index}.") for index in range(300)),
     )
-    assert imported(monkeypatch, many_tasks)[0] == 2
+    assert run_import(monkeypatch, many_tasks)[0] == 2
     assert "300 rows have more than 200 different system messages" in capsys.readouterr().err
     many_tasks.unlink()
-    code, recipe_path = imported(monkeypatch, source, "--system", 2)
+    code, recipe_path = run_import(monkeypatch, source, "--system", 2)
     assert code == 0
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.task.instruction == second_instruction and report["rows"]["filtered"] == 60
 
 
@@ -193,15 +199,15 @@ def test_rows_that_cannot_be_used_are_counted_with_their_lines_and_the_recipe_al
     unusable: list[Any] = [
         '{"messages": [',
         "[]",
-        chat("is it here?", ""),
-        chat("look it up", None, tool_calls=[call]),
+        chat_row("is it here?", ""),
+        chat_row("look it up", None, tool_calls=[call]),
         {"messages": [{"role": "user", "content": "hello?"}]},
-        chat([{"type": "image_url", "image_url": {"url": "x"}}], "refund"),
-        chat("say nothing", "refund", weight=0),
+        chat_row([{"type": "image_url", "image_url": {"url": "x"}}], "refund"),
+        chat_row("say nothing", "refund", weight=0),
         {"messages": "no list"},
     ]  # fmt: skip
-    source = put(tmp_path / "train.jsonl", [*unusable, *tickets(90)])
-    code, recipe_path = imported(monkeypatch, source)
+    source = write_lines(tmp_path / "train.jsonl", [*unusable, *ticket_rows(90)])
+    code, recipe_path = run_import(monkeypatch, source)
     stderr = capsys.readouterr().err
     assert code == 0 and "90 of 98 rows can be used" in stderr
     for reason in ("unreadable 2", "tool_call 1", "no_answer 2", "weight_0 1", "bad_messages 2"):
@@ -209,7 +215,7 @@ def test_rows_that_cannot_be_used_are_counted_with_their_lines_and_the_recipe_al
     assert (
         "train.jsonl:1  unreadable: not JSON" in stderr and "train.jsonl:4  tool_call: the answer is a call" in stderr
     )
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.data.max_rejected < 0.12
     # The row of weight 0 is no answer to learn: it is not read from the file, which is converted for that.
     assert report["rows"]["read"] - sum(report["rows"]["rejected"].values()) == 90
@@ -219,18 +225,18 @@ def test_a_file_of_tool_calls_or_of_nothing_that_is_imported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
-    calls = [chat(text(index), None, tool_calls=[call]) for index in range(50)]
+    calls = [chat_row(ticket_text(index), None, tool_calls=[call]) for index in range(50)]
     cases: list[tuple[list[Any], str]] = [
         (calls, "0 of 50 rows can be used (tool_call 50)"),
         ([{"prompt": "a ->", "completion": " b"}] * 50, "no conversations"),
         ([{"text": "a", "label": "b"}] * 50, "the first row has the keys text, label"),
-        ([chat(text(index), "refund") for index in range(50)], "all 50 answers are 'refund'"),
-        (tickets(5), "5 rows can be used; a recipe needs at least 10"),
+        ([chat_row(ticket_text(index), "refund") for index in range(50)], "all 50 answers are 'refund'"),
+        (ticket_rows(5), "5 rows can be used; a recipe needs at least 10"),
         (['{"messages": '] * 20, "unreadable 20"),
     ]
     for rows, reason in cases:
-        source = put(tmp_path / "train.jsonl", rows)
-        assert imported(monkeypatch, source)[0] == 2, reason
+        source = write_lines(tmp_path / "train.jsonl", rows)
+        assert run_import(monkeypatch, source)[0] == 2, reason
         stderr = capsys.readouterr().err
         assert reason in stderr and stderr.startswith("error: "), stderr
         assert list(tmp_path.iterdir()) == [source], "nothing is half written"
@@ -240,8 +246,8 @@ def test_a_line_beyond_the_limit_is_refused_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importer_rows, "LOG_ROW_MIB", 1)
-    source = put(tmp_path / "train.jsonl", [*tickets(30), chat("x" * (1100 << 10), "refund")])
-    assert imported(monkeypatch, source)[0] == 2
+    source = write_lines(tmp_path / "train.jsonl", [*ticket_rows(30), chat_row("x" * (1100 << 10), "refund")])
+    assert run_import(monkeypatch, source)[0] == 2
     stderr = capsys.readouterr().err
     assert "train.jsonl:31: a line of more than 1 MiB" in stderr and "max_row_mib" not in stderr
 
@@ -251,22 +257,22 @@ def test_an_answer_of_weight_1_is_a_row_and_one_conversation_stays_together(
 ) -> None:
     def conversation(index: int) -> dict[str, Any]:
         turns = [
-            ("user", text(3 * index)),
+            ("user", ticket_text(3 * index)),
             ("assistant", "refund"),
-            ("user", text(3 * index + 1)),
+            ("user", ticket_text(3 * index + 1)),
             ("assistant", "delivery"),
         ]
         messages = [{"role": role, "content": content} for role, content in turns]
         unweighted: dict[str, Any] = {"role": "assistant", "content": "not learnt", "weight": 0}
         return {"messages": [*messages, {"role": "user", "content": "and now?"}, unweighted]}
 
-    source = put(tmp_path / "train.jsonl", map(conversation, range(60)))
-    code, recipe_path = imported(monkeypatch, source)
+    source = write_lines(tmp_path / "train.jsonl", map(conversation, range(60)))
+    code, recipe_path = run_import(monkeypatch, source)
     assert code == 0
     rows = list(atomic_files.read_jsonl(tmp_path / "mine.rows.jsonl"))
     assert len(rows) == 120 and {row["answer"] for row in rows} == {"refund", "delivery"}
     assert rows[1]["text"].startswith("user: refund") and "\nassistant: refund\nuser: delivery" in rows[1]["text"]
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.data.split.group == "conversation" and report["rows"]["read"] == 120
 
 
@@ -274,15 +280,15 @@ def test_what_all_texts_begin_with_is_cut_off_and_the_fine_tune_is_asked_with_it
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix, suffix = "Classify this message by its queue.\nMessage: ", "\n\nAnswer with the queue alone, in one word."
-    rows = [chat(f"{prefix}{text(index)}{suffix}", QUEUES[index % 3], None) for index in range(90)]
-    source = put(tmp_path / "train.jsonl", [*rows, chat("something else", "refund", None)])
-    code, recipe_path = imported(monkeypatch, source, "--model", MODEL)
+    rows = [chat_row(f"{prefix}{ticket_text(index)}{suffix}", QUEUES[index % 3], None) for index in range(90)]
+    source = write_lines(tmp_path / "train.jsonl", [*rows, chat_row("something else", "refund", None)])
+    code, recipe_path = run_import(monkeypatch, source, "--model", MODEL)
     stderr = capsys.readouterr().err
     assert code == 0 and "mine.rows.jsonl: the rows, converted" in stderr and "other_preamble 1" in stderr
     assert [row["text"] for row in atomic_files.read_jsonl(tmp_path / "mine.rows.jsonl")] == [
-        text(index) for index in range(90)
+        ticket_text(index) for index in range(90)
     ]
-    recipe, _ = prepared(recipe_path)
+    recipe, _ = prepare_recipe(recipe_path)
     assert "Classify this message by its queue." in recipe.task.instruction
     assert recipe.compare.baselines[0].build_messages("late")[0]["content"] == f"{prefix}late{suffix}"
 
@@ -297,12 +303,15 @@ def test_answers_that_do_not_fit_the_schema_are_counted(
         )
         return json.dumps({"kind": kind, "number": f"N-{index}", "paid": index % 5 == 0, "lines": lines})
 
-    rows = [chat(text(index), record(index), "Read the document.") for index in range(100)]
-    rows += [chat(text(100), "I cannot read this."), chat(text(101), '{"kind": 7}', "Read the document.")]
+    rows = [chat_row(ticket_text(index), record(index), "Read the document.") for index in range(100)]
+    rows += [
+        chat_row(ticket_text(100), "I cannot read this."),
+        chat_row(ticket_text(101), '{"kind": 7}', "Read the document."),
+    ]
     rows[100]["messages"][0]["content"] = "Read the document."
-    code, recipe_path = imported(monkeypatch, put(tmp_path / "train.jsonl", rows))
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "train.jsonl", rows))
     assert code == 0 and "bad_record 2; 100 of 102 rows can be used" in capsys.readouterr().err
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.task.json_schema == {
         "type": "object",
         "properties": {
@@ -352,10 +361,12 @@ def test_answers_decide_the_task() -> None:
 def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = "Classify: {input}?\n\n  - yes: #1 \u2028 'q' \"w\"\t\\n\x85☺\U0001f600 \n" * 2
     labels = ("yes", "null", "-1", "true: x # y", "☺ {a}", "'[")
-    source = put(tmp_path / "train.jsonl", (chat(text(index), labels[index % 6], system) for index in range(120)))
-    code, recipe_path = imported(monkeypatch, source, "--model", MODEL)
+    source = write_lines(
+        tmp_path / "train.jsonl", (chat_row(ticket_text(index), labels[index % 6], system) for index in range(120))
+    )
+    code, recipe_path = run_import(monkeypatch, source, "--model", MODEL)
     assert code == 0
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert recipe.task.instruction == system.strip() and set(report["labels"]) == set(labels)
     assert recipe.compare.baselines[0].build_messages("a {input}") == [
         {"role": "system", "content": system},
@@ -366,21 +377,21 @@ def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkey
 def test_a_deployment_on_azure_is_the_plan_at_its_own_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, address = put(tmp_path / "train.jsonl", tickets(60)), "https://me.openai.azure.com"
-    code, recipe_path = imported(monkeypatch, source, "--model", "tickets-4o", "--base-url", address)
+    source, address = write_lines(tmp_path / "train.jsonl", ticket_rows(60)), "https://me.openai.azure.com"
+    code, recipe_path = run_import(monkeypatch, source, "--model", "tickets-4o", "--base-url", address)
     assert code == 0
     recipe = load(str(recipe_path), (), "gpu").recipe
     baseline = recipe.compare.baselines[0]
     assert (baseline.provider, baseline.base_url, baseline.key_env) == ("azure", address, "AZURE_OPENAI_API_KEY")
     assert recipe.compare.primary and recipe.compare.primary.baseline == "azure:tickets-4o"
-    assert imported(monkeypatch, source, "--base-url", address, "--force")[0] == 2
+    assert run_import(monkeypatch, source, "--base-url", address, "--force")[0] == 2
     assert "BASE_URL goes with MODEL" in capsys.readouterr().err
 
 
 def test_long_documents_get_limits_that_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n_words, limit in ((20, 2048), (2500, 8192), (8000, 16384)):
-        rows = (chat(f"{text(index)} {'word ' * n_words}", QUEUES[index % 3]) for index in range(30))
-        code, recipe_path = imported(monkeypatch, put(tmp_path / "train.jsonl", rows), "--force")
+        rows = (chat_row(f"{ticket_text(index)} {'word ' * n_words}", QUEUES[index % 3]) for index in range(30))
+        code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "train.jsonl", rows), "--force")
         recipe = load(str(recipe_path), (), "gpu").recipe
         assert code == 0 and recipe.train.max_length == recipe.serve.max_model_len == limit
 
@@ -399,10 +410,12 @@ def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -
     assert failed.returncode == 2 and failed.stderr.startswith("error: FROM: give the file")
 
 
-def called(sdk: str, index: int) -> dict[str, Any]:
+def logged_call(sdk: str, index: int) -> dict[str, Any]:
     """A call as its SDK dumps it; every second text is nearly that of the call before it."""
     base_index = index - index % 2
-    message_text = f"{text(base_index)}{' ann@example.org' if base_index % 10 == 0 else ''}{' now' * (index % 2)}"
+    message_text = (
+        f"{ticket_text(base_index)}{' ann@example.org' if base_index % 10 == 0 else ''}{' now' * (index % 2)}"
+    )
     answer = QUEUES[base_index % 3]
     user_turn = {"role": "user", "content": message_text}
     if sdk == "chat":
@@ -431,11 +444,13 @@ def called(sdk: str, index: int) -> dict[str, Any]:
 def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_model_as_the_plan(
     sdk: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed = called(sdk, 0) | {"response": {"error": {"message": "rate limit"}}}
-    streamed = called(sdk, 0) | {"response": [{"delta": "a"}]}
-    malformed = called(sdk, 0) | {"response": {"choices": ["x"], "content": "y", "output": 3}}
-    rows = [called(sdk, index) for index in range(120)]
-    code, recipe_path = imported(monkeypatch, put(tmp_path / "log.jsonl", [failed, *rows, streamed, malformed]))
+    failed = logged_call(sdk, 0) | {"response": {"error": {"message": "rate limit"}}}
+    streamed = logged_call(sdk, 0) | {"response": [{"delta": "a"}]}
+    malformed = logged_call(sdk, 0) | {"response": {"choices": ["x"], "content": "y", "output": 3}}
+    rows = [logged_call(sdk, index) for index in range(120)]
+    code, recipe_path = run_import(
+        monkeypatch, write_lines(tmp_path / "log.jsonl", [failed, *rows, streamed, malformed])
+    )
     stderr = capsys.readouterr().err
     assert (
         code == 0 and "120 of 123 rows can be used" in stderr and "failed_call 1" in stderr and "streamed 1" in stderr
@@ -444,12 +459,12 @@ def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_mode
     assert "same      0 rows say what another one says, and 60 nearly that" in stderr
     rows_text = (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8")
     files_before = sorted(tmp_path.iterdir())
-    assert imported(monkeypatch, tmp_path / "log.jsonl", "--dry-run")[0] == 0
+    assert run_import(monkeypatch, tmp_path / "log.jsonl", "--dry-run")[0] == 0
     captured = capsys.readouterr()
     assert captured.out == recipe_path.read_text(encoding="utf-8") and sorted(tmp_path.iterdir()) == files_before
     assert "ann@example.org" not in rows_text and rows_text.count("[EMAIL_1]") == 24
     assert "answers of" in recipe_path.read_text(encoding="utf-8"), "the targets are a model's, which is said"
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert (
         recipe.compare.primary and recipe.compare.primary.baseline == model == recipe.compare.baselines[0].display_name
     )
@@ -463,7 +478,7 @@ def span(index: int, structured: bool) -> dict[str, Any]:
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": "gpt-4o-mini",
         "gen_ai.system_instructions": [{"type": "text", "content": SYSTEM}],
-        "gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": text(index)}]}],
+        "gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": ticket_text(index)}]}],
         "gen_ai.output.messages": [
             {"role": "assistant", "parts": [{"type": "text", "content": QUEUES[index % 3]}], "finish_reason": "stop"}
         ],
@@ -473,12 +488,12 @@ def span(index: int, structured: bool) -> dict[str, Any]:
     }
 
 
-def otlp(value: Any) -> dict[str, Any]:
+def otlp_value(value: Any) -> dict[str, Any]:
     """A value as OTLP's JSON has it."""
     if isinstance(value, list):
-        return {"arrayValue": {"values": [otlp(item) for item in value]}}
+        return {"arrayValue": {"values": [otlp_value(item) for item in value]}}
     if isinstance(value, dict):
-        return {"kvlistValue": {"values": [{"key": name, "value": otlp(item)} for name, item in value.items()]}}
+        return {"kvlistValue": {"values": [{"key": name, "value": otlp_value(item)} for name, item in value.items()]}}
     return {"stringValue": value}
 
 
@@ -497,7 +512,7 @@ def test_spans_become_a_recipe_however_their_attributes_are_written(
         spans = [
             {
                 "name": row["name"],
-                "attributes": [{"key": key, "value": otlp(value)} for key, value in row["attributes"].items()],
+                "attributes": [{"key": key, "value": otlp_value(value)} for key, value in row["attributes"].items()],
             }
             for row in [*rows, unrelated]
         ]
@@ -507,10 +522,10 @@ def test_spans_become_a_recipe_however_their_attributes_are_written(
         ]
     else:
         rows.append(unrelated)
-    code, recipe_path = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "spans.jsonl", rows))
     stderr = capsys.readouterr().err
     assert code == 0 and "OpenTelemetry spans" in stderr and "unusable" not in stderr
-    recipe, report = prepared(recipe_path)
+    recipe, report = prepare_recipe(recipe_path)
     assert (recipe.task.instruction, report["rows"]["read"]) == (SYSTEM, 60)
     assert recipe.compare.primary and recipe.compare.primary.baseline == "openai:gpt-4o-mini"
 
@@ -521,20 +536,20 @@ def test_a_broken_span_costs_none_of_those_behind_it(
     attribute_sets = [span(index, True) for index in range(60)]
     attribute_sets[25]["gen_ai.output.messages"] = ["a text"]
     spans = [
-        {"name": "chat", "attributes": [{"key": key, "value": otlp(value)} for key, value in attributes.items()]}
+        {"name": "chat", "attributes": [{"key": key, "value": otlp_value(value)} for key, value in attributes.items()]}
         for attributes in attribute_sets
     ]
     rows = [{"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}]
-    code, recipe_path = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
+    code, recipe_path = run_import(monkeypatch, write_lines(tmp_path / "spans.jsonl", rows))
     stderr = capsys.readouterr().err
     assert code == 0 and "59 of 59 answers" in stderr and "bad_log 1" in stderr, stderr
-    assert prepared(recipe_path)[1]["rows"]["read"] == 59
+    assert prepare_recipe(recipe_path)[1]["rows"]["read"] == 59
 
 
 def test_spans_without_content_say_what_was_not_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attributes = {"gen_ai.request.model": "gpt-4o-mini", "gen_ai.usage.input_tokens": 3}
-    source = put(tmp_path / "spans.jsonl", [{"name": "chat", "attributes": attributes}] * 20)
-    assert imported(monkeypatch, source)[0] == 2
+    source = write_lines(tmp_path / "spans.jsonl", [{"name": "chat", "attributes": attributes}] * 20)
+    assert run_import(monkeypatch, source)[0] == 2
     assert "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT" in capsys.readouterr().err

@@ -63,10 +63,10 @@ def test_the_input_is_that_of_the_row_with_its_answer(
     )
     assert isinstance(prepared, Row), prepared
     for source_values in (values, all_values):
-        assert asked(source_values, recipe) == prepared.text
+        assert prepare_text(source_values, recipe) == prepared.text
 
 
-def asked(values: dict[str, Any], recipe: Recipe) -> str:
+def prepare_text(values: dict[str, Any], recipe: Recipe) -> str:
     return inputs.prepare_input(input_text.extract_input(values, recipe), recipe.privacy.redact).text
 
 

@@ -26,7 +26,7 @@ WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lo
 TOPICS = WORDS.split()
 
 
-def recipe_of(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto", extra: str = "") -> Recipe:
+def make_recipe(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto", extra: str = "") -> Recipe:
     lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "r.yaml").write_text(
@@ -37,11 +37,11 @@ def recipe_of(folder: Path, rows: list[tuple[str, Any]], labels: Any = "auto", e
     return load(str(folder / "r.yaml"), (), "cpu").recipe
 
 
-def texts(count: int) -> list[str]:
+def distinct_texts(count: int) -> list[str]:
     return [f"the {TOPICS[n % 16]} parcel {n * 7919} is {TOPICS[(n * 5 + n // 16) % 16]} today" for n in range(count)]
 
 
-def prepared(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
+def prepare_data(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
     folder, _ = prepare.main(recipe, runs)
     splits = {name: list(atomic_files.read_jsonl(folder / f"{name}.jsonl")) for name in SPLITS}
     return splits, atomic_files.read_json(folder / "data.json")
@@ -66,8 +66,8 @@ def prepared(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
     ],
 )
 def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[str]) -> None:
-    rows = [(text, labels[n % len(labels)]) for n, text in enumerate(texts(40 * len(labels)))]
-    splits, report = prepared(recipe_of(tmp_path, rows), tmp_path / "runs")
+    rows = [(text, labels[n % len(labels)]) for n, text in enumerate(distinct_texts(40 * len(labels)))]
+    splits, report = prepare_data(make_recipe(tmp_path, rows), tmp_path / "runs")
     assert set(report["labels"]) == set(labels)
     assert {row["target"] for name in SPLITS for row in splits[name]} == set(labels)
     assert not any("spellings" in entry for entry in report["labels"].values())
@@ -116,8 +116,8 @@ def test_the_key_of_a_label_settles_at_once(label: str) -> None:
 
 def test_what_is_merged_is_shown_with_every_spelling_and_its_rows(tmp_path: Path) -> None:
     spellings = ["late", "late", "late", "Late\u200b", "LATE"]
-    rows = [(text, spellings[n % 5] if n % 2 else "other") for n, text in enumerate(texts(200))]
-    splits, report = prepared(recipe_of(tmp_path, rows), tmp_path / "runs")
+    rows = [(text, spellings[n % 5] if n % 2 else "other") for n, text in enumerate(distinct_texts(200))]
+    splits, report = prepare_data(make_recipe(tmp_path, rows), tmp_path / "runs")
     assert set(report["labels"]) == {"late", "other"}
     summary = console.format_summary(report, "prepared")
     assert "label 'late' in 3 spellings: 'late' 60, 'LATE' 20, 'Late<U+200B>' 20" in summary
@@ -126,18 +126,18 @@ def test_what_is_merged_is_shown_with_every_spelling_and_its_rows(tmp_path: Path
 
 
 def test_a_label_that_is_always_written_with_an_invisible_character_can_be_answered(tmp_path: Path) -> None:
-    rows = [(text, "late\u200b" if n % 2 else "other") for n, text in enumerate(texts(120))]
+    rows = [(text, "late\u200b" if n % 2 else "other") for n, text in enumerate(distinct_texts(120))]
     for number, settings in enumerate(("", "  normalize_labels: false\n")):
-        splits, report = prepared(recipe_of(tmp_path, rows, "auto", settings), tmp_path / str(number))
+        splits, report = prepare_data(make_recipe(tmp_path, rows, "auto", settings), tmp_path / str(number))
         spec = classification.Spec("x", dict.fromkeys(report["labels"], ""))
         assert {row["target"] for row in splits["train"]} == {"late", "other"}
         assert classification.parse(spec, "late").value == "late"
 
 
 def test_opposite_labels_of_one_text_are_a_conflict_and_the_counts_add_up(tmp_path: Path) -> None:
-    rows = [(text, str(n % 3 - 1)) for n, text in enumerate(texts(90))]
+    rows = [(text, str(n % 3 - 1)) for n, text in enumerate(distinct_texts(90))]
     rows += [(text, "-1") for text, label in rows if label == "1"]
-    _, report = prepared(recipe_of(tmp_path, rows, ["-1", "0", "1"]), tmp_path / "listed")
+    _, report = prepare_data(make_recipe(tmp_path, rows, ["-1", "0", "1"]), tmp_path / "listed")
     assert report["rows"]["dropped"]["conflict"] > 20
     assert "duplicate" not in report["rows"]["dropped"]
     for name in SPLITS:
@@ -145,22 +145,22 @@ def test_opposite_labels_of_one_text_are_a_conflict_and_the_counts_add_up(tmp_pa
     # Every row of this label is contradicted: a listed one is told of, one that was found is refused.
     assert "label '1': 30 rows, none left in train" in console.format_summary(report, "x")
     with pytest.raises(RecipeError, match=r"'1': 30 rows, none left in train \(.*conflict"):
-        prepared(recipe_of(tmp_path, rows), tmp_path / "found")
+        prepare_data(make_recipe(tmp_path, rows), tmp_path / "found")
 
 
 def test_listed_labels_that_differ_in_case_alone_are_two(tmp_path: Path) -> None:
-    rows = [(text, ("US", "us", "other")[n % 3]) for n, text in enumerate(texts(150))]
-    _, report = prepared(recipe_of(tmp_path, rows, ["US", "us", "other"]), tmp_path / "runs")
+    rows = [(text, ("US", "us", "other")[n % 3]) for n, text in enumerate(distinct_texts(150))]
+    _, report = prepare_data(make_recipe(tmp_path, rows, ["US", "us", "other"]), tmp_path / "runs")
     assert all(report["labels"][label]["train"] > 20 for label in ("US", "us", "other"))
     rows[0] = (rows[0][0], "Us")
     with pytest.raises(RecipeError, match=r"'Us' is not among task\.labels"):
-        prepare.main(recipe_of(tmp_path, rows, ["US", "us", "other"], "  max_rejected: 0\n"), tmp_path / "two")
+        prepare.main(make_recipe(tmp_path, rows, ["US", "us", "other"], "  max_rejected: 0\n"), tmp_path / "two")
 
 
 @pytest.mark.parametrize("label", [" billing", "billing ", "bill\u200bing", "two\nlines\n", "a  b"])
 def test_a_listed_label_that_no_answer_could_equal_is_refused(tmp_path: Path, label: str) -> None:
     with pytest.raises(RecipeError, match=r"r.yaml:1 +task.labels: labels with white space .*write "):
-        recipe_of(tmp_path, [], [label, "refund"])
+        make_recipe(tmp_path, [], [label, "refund"])
 
 
 def test_labels_that_yaml_reads_as_numbers_are_the_text_that_a_source_has() -> None:

@@ -29,28 +29,28 @@ COLUMNS = ("text", "label")
 ROW = b'{"text": "%s", "label": "a"}'
 
 
-def parquet(columns: dict[str, Any], **kwargs: Any) -> bytes:
+def zstd_parquet_bytes(columns: dict[str, Any], **kwargs: Any) -> bytes:
     buffer = BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd", **kwargs)
     return buffer.getvalue()
 
 
-def drained(path: Path, **settings: Any) -> int:
+def count_rows(path: Path, **settings: Any) -> int:
     source = Source(path=str(path), **settings)
     return sum(1 for file in find_files(source) for _ in read(file, source, [*COLUMNS, "codes"])[1])
 
 
-def shared_texts(cells: int, characters: int) -> bytes:
+def shared_text_workbook(cells: int, characters: int) -> bytes:
     """A workbook of one row whose cells share one text."""
     names = "".join(f'<c t="inlineStr"><is><t>c{index}</t></is></c>' for index in range(cells))
     row = '<c t="s"><v>0</v></c>' * cells
     text = f'<sst xmlns="{MAIN}"><si><t>{"x" * characters}</t></si></sst>'
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
     workbook = workbook_bytes(f'<row r="1">{names}</row><row r="2">{row}</row>', sharedStrings=text.encode())
-    return with_part(workbook, f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>')
+    return add_part(workbook, f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>')
 
 
-def with_part(content: bytes, types: str) -> bytes:
+def add_part(content: bytes, types: str) -> bytes:
     """The workbook with a further part among its types."""
     buffer = BytesIO()
     with zipfile.ZipFile(BytesIO(content)) as original, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -66,42 +66,46 @@ LONG = "x" * (3 * MIB // 2)
 MUCH: dict[str, tuple[str, Callable[[], bytes], str | None]] = {
     "one text of many rows": (
         "rows.parquet",
-        lambda: parquet({"text": [LONG] * 40, "label": ["a"] * 40}),
+        lambda: zstd_parquet_bytes({"text": [LONG] * 40, "label": ["a"] * 40}),
         r"rows.parquet:1: a row, mostly column 'text', of 1.5 MiB, more than 1; .* set data.source.max_row_mib: 2",
     ),
     "a text that hides behind short ones": (
         "rows.parquet",
-        lambda: parquet({"text": ["short"] * 700 + [LONG], "label": ["a"] * 701}),
+        lambda: zstd_parquet_bytes({"text": ["short"] * 700 + [LONG], "label": ["a"] * 701}),
         r"rows.parquet:701: a row, mostly column 'text', of 1.5 MiB",
     ),
     "a text in an object in a list": (
         "rows.parquet",
-        lambda: parquet({"text": ["x"] * 3, "label": ["a"] * 3, "turns": [[], [{"said": LONG}], []]}),
+        lambda: zstd_parquet_bytes({"text": ["x"] * 3, "label": ["a"] * 3, "turns": [[], [{"said": LONG}], []]}),
         r"rows.parquet:2: a row, mostly column 'turns', of 1.5 MiB",
     ),
     "a list of one number": (
         "rows.parquet",
-        lambda: parquet({"text": ["x"] * 9, "label": ["a"] * 9, "codes": [[]] * 8 + [np.ones(150_000, np.int64)]}),
+        lambda: zstd_parquet_bytes(
+            {"text": ["x"] * 9, "label": ["a"] * 9, "codes": [[]] * 8 + [np.ones(150_000, np.int64)]}
+        ),
         r"rows.parquet:9: a row, mostly column 'codes', of 1.1 MiB",
     ),
     "a list of more numbers than a part may have": (
         "rows.parquet",
-        lambda: parquet({"text": ["x"] * 9, "label": ["a"] * 9, "codes": [[]] * 8 + [np.ones(1_200_000, np.int8)]}),
+        lambda: zstd_parquet_bytes(
+            {"text": ["x"] * 9, "label": ["a"] * 9, "codes": [[]] * 8 + [np.ones(1_200_000, np.int8)]}
+        ),
         r"rows.parquet: column 'codes.list.element' declares .* of 9.2 MiB, more than 2; .*max_unpacked_mib: 10",
     ),
     "texts that are packed a thousandfold": (
         "rows.parquet",
-        lambda: parquet({"text": ["x" * 50_000] * 200, "label": ["a"] * 200}, use_dictionary=False),
+        lambda: zstd_parquet_bytes({"text": ["x" * 50_000] * 200, "label": ["a"] * 200}, use_dictionary=False),
         r"rows.parquet: column 'text' declares [\d,]+ packed bytes that make a part of 9.5 MiB, more than 2",
     ),
     "more rows than can be in so small a file": (
         "rows.parquet",
-        lambda: parquet({"text": pa.repeat("x", 120_000), "label": pa.repeat("a", 120_000)}),
+        lambda: zstd_parquet_bytes({"text": pa.repeat("x", 120_000), "label": pa.repeat("a", 120_000)}),
         r"rows.parquet: 120,000 rows, more than 1,000 times a file of [\d,]+ bytes, of 9.2 MiB, more than 2",
     ),
     "one text of very many rows": (
         "rows.parquet",
-        lambda: parquet({"text": ["x" * 900_000] * 20, "label": ["a"] * 20}),
+        lambda: zstd_parquet_bytes({"text": ["x" * 900_000] * 20, "label": ["a"] * 20}),
         r"rows.parquet:3: rows, more than 1,000 times a file of [\d,]+ bytes, of more than 2 MiB; check",
     ),
     "a line of jsonl": (
@@ -161,7 +165,7 @@ MUCH: dict[str, tuple[str, Callable[[], bytes], str | None]] = {
     ),
     "a text that cells share": (
         "rows.xlsx",
-        lambda: shared_texts(30, 40_000),
+        lambda: shared_text_workbook(30, 40_000),
         r"rows.xlsx:2: a row of 1.1 MiB, more than 1; split it, or set data.source.max_row_mib: 2",
     ),
     "a part that is no sheet": (
@@ -183,10 +187,10 @@ def test_what_is_far_larger_than_its_file_is_refused_in_bounded_memory(
     tracemalloc.start()
     try:
         if message is None:
-            assert drained(tmp_path / name, **settings) == 1
+            assert count_rows(tmp_path / name, **settings) == 1
             return
         with pytest.raises(RecipeError, match=message) as error:
-            drained(tmp_path / name, **settings)
+            count_rows(tmp_path / name, **settings)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -198,14 +202,14 @@ def test_what_the_key_allows_is_read(tmp_path: Path) -> None:
     for case in ("one text of many rows", "a row of many lines", "a text that cells share", "a value of an array"):
         name, make_content, _ = MUCH[case]
         (tmp_path / name).write_bytes(make_content())
-        assert drained(tmp_path / name, max_row_mib=4, max_unpacked_mib=1024)
+        assert count_rows(tmp_path / name, max_row_mib=4, max_unpacked_mib=1024)
         (tmp_path / name).unlink()
 
 
 def test_rows_that_are_the_same_take_no_more_memory_the_more_they_are(tmp_path: Path) -> None:
-    (tmp_path / "rows.parquet").write_bytes(parquet({"text": ["x" * MIB] * 100, "label": ["a"] * 100}))
+    (tmp_path / "rows.parquet").write_bytes(zstd_parquet_bytes({"text": ["x" * MIB] * 100, "label": ["a"] * 100}))
     tracemalloc.start()
-    assert drained(tmp_path / "rows.parquet", max_unpacked_mib=2048) == 100
+    assert count_rows(tmp_path / "rows.parquet", max_unpacked_mib=2048) == 100
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * limits.CHUNK_BYTES
@@ -213,7 +217,7 @@ def test_rows_that_are_the_same_take_no_more_memory_the_more_they_are(tmp_path: 
 
 def test_footers_are_read_whatever_became_of_the_process_that_reads_them(tmp_path: Path) -> None:
     valid, corrupt = tmp_path / "good.parquet", tmp_path / "bad.parquet"
-    valid.write_bytes(parquet({"text": ["x", "y"], "turns": [[1], [2, 3]]}))
+    valid.write_bytes(zstd_parquet_bytes({"text": ["x", "y"], "turns": [[1], [2, 3]]}))
     corrupt.write_bytes(valid.read_bytes()[:-9] + b"\0" * 9)
     for _ in range(2):
         footer = parquet_footer.read_footer(valid)
@@ -281,9 +285,9 @@ def test_texts_in_objects_and_lists_are_read_over_row_groups_and_full_dictionari
 
 def test_one_text_in_every_object_of_a_long_list_is_measured_before_it_is_there(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    path.write_bytes(parquet({"text": ["x"], "label": ["a"], "turns": [[{"said": "y" * 900_000}] * 200]}))
+    path.write_bytes(zstd_parquet_bytes({"text": ["x"], "label": ["a"], "turns": [[{"said": "y" * 900_000}] * 200]}))
     with pytest.raises(RecipeError, match=r"rows.parquet:1: a row, mostly column 'turns', of 172 MiB, more than 8"):
-        drained(path)
+        count_rows(path)
 
 
 def test_answers_that_are_too_large_are_told_without_a_key_that_they_do_not_have(tmp_path: Path) -> None:
@@ -295,8 +299,10 @@ def test_answers_that_are_too_large_are_told_without_a_key_that_they_do_not_have
 
 def test_token_ids_that_a_recipe_does_not_name_refuse_no_file(tmp_path: Path) -> None:
     ids = [np.ones(4096, np.int64)] * 100
-    (tmp_path / "rows.parquet").write_bytes(parquet({"text": ["x"] * 100, "label": ["a"] * 100, "attention_mask": ids}))
-    assert drained(tmp_path / "rows.parquet", max_row_mib=1, max_unpacked_mib=2) == 100
+    (tmp_path / "rows.parquet").write_bytes(
+        zstd_parquet_bytes({"text": ["x"] * 100, "label": ["a"] * 100, "attention_mask": ids})
+    )
+    assert count_rows(tmp_path / "rows.parquet", max_row_mib=1, max_unpacked_mib=2) == 100
 
 
 def test_a_table_by_columns_may_have_columns_larger_than_a_row(tmp_path: Path) -> None:
@@ -305,4 +311,4 @@ def test_a_table_by_columns_may_have_columns_larger_than_a_row(tmp_path: Path) -
         "label": {str(index): "a" for index in range(800)},
     }
     (tmp_path / "rows.json").write_text(json.dumps(columns), encoding="utf-8")
-    assert drained(tmp_path / "rows.json", max_row_mib=1, max_unpacked_mib=4) == 800
+    assert count_rows(tmp_path / "rows.json", max_row_mib=1, max_unpacked_mib=4) == 800

@@ -22,7 +22,7 @@ from tests.helpers.malformed_files import MALFORMED_FILES, MalformedFile, parque
 Rows = Iterable[tuple[str, str]]
 
 
-def recipe_for(folder: Path, rows: Rows, extra: str = "") -> Recipe:
+def make_recipe(folder: Path, rows: Rows, extra: str = "") -> Recipe:
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "customer"])
@@ -35,21 +35,21 @@ def recipe_for(folder: Path, rows: Rows, extra: str = "") -> Recipe:
     return load(str(folder / "r.yaml"), (), "cpu").recipe
 
 
-def many(count: int) -> list[tuple[str, str]]:
+def make_rows(count: int) -> list[tuple[str, str]]:
     return [
         (f"message number {number} about {'cats' if number % 2 else 'dogs'}", "ab"[number % 2])
         for number in range(count)
     ]
 
 
-def prepared(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
+def prepare_data(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
     folder, _ = prepare.main(recipe, runs)
     return {name: list(atomic_files.read_jsonl(folder / f"{name}.jsonl")) for name in SPLITS}, atomic_files.read_json(
         folder / "data.json"
     )
 
 
-def refused(recipe: Recipe, runs: Path) -> str:
+def preparation_error(recipe: Recipe, runs: Path) -> str:
     with pytest.raises(RecipeError) as error:
         prepare.main(recipe, runs)
     assert not list(runs.rglob("*.json*")), "something half-written is left"
@@ -58,7 +58,7 @@ def refused(recipe: Recipe, runs: Path) -> str:
 
 def test_banking77_is_read_whole_and_what_test_has_leaves_train(banking77: Path, tmp_path: Path) -> None:
     sources = [f"data.source.{name}={banking77 / name}.csv" for name in ("train", "test")]
-    splits, report = prepared(load("banking77", sources, "cpu").recipe, tmp_path)
+    splits, report = prepare_data(load("banking77", sources, "cpu").recipe, tmp_path)
     assert [source["rows_read"] for source in report["sources"]] == [10003, 3080]
     assert report["rows"]["dropped"]["in_test"] == 25
     assert report["test_rows_also_elsewhere"]["cleaned"] == 7
@@ -71,7 +71,7 @@ def test_banking77_is_read_whole_and_what_test_has_leaves_train(banking77: Path,
 def test_the_demo_is_what_its_generator_writes_and_fits_its_purpose(tmp_path: Path, python: Command) -> None:
     committed = prepare.Path(__file__).parents[2] / "demo_data" / "support_tickets.csv"
     assert python("demo_data.support_tickets").stdout == committed.read_text(encoding="utf-8")
-    splits, report = prepared(load("classifier", (), "cpu").recipe, tmp_path)
+    splits, report = prepare_data(load("classifier", (), "cpu").recipe, tmp_path)
     assert report["rows"]["read"] == 8000
     assert 1900 <= len(splits["test"]) <= 2100
     assert len(report["labels"]) == 12
@@ -84,7 +84,7 @@ def test_a_linear_model_does_neither_well_enough_nor_badly_enough_on_the_demo_to
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    splits, _ = prepared(load("classifier", (), "cpu").recipe, tmp_path)
+    splits, _ = prepare_data(load("classifier", (), "cpu").recipe, tmp_path)
     texts = {name: [row["input"]["text"] for row in splits[name]] for name in ("train", "validation")}
     targets = {name: [row["target"] for row in splits[name]] for name in ("train", "validation")}
     model = make_pipeline(
@@ -95,29 +95,29 @@ def test_a_linear_model_does_neither_well_enough_nor_badly_enough_on_the_demo_to
 
 
 def test_every_row_is_accounted_for_and_same_seed_gives_same_bytes(tmp_path: Path) -> None:
-    rows = [*many(200), ("message number 3 about cats!", "b"), ("", "a"), ("odd", "")]
-    recipe = recipe_for(tmp_path, rows, "  max_rejected: 0.05\n")
-    splits, report = prepared(recipe, tmp_path / "one")
+    rows = [*make_rows(200), ("message number 3 about cats!", "b"), ("", "a"), ("odd", "")]
+    recipe = make_recipe(tmp_path, rows, "  max_rejected: 0.05\n")
+    splits, report = prepare_data(recipe, tmp_path / "one")
     rejected = list(atomic_files.read_jsonl(next((tmp_path / "one").rglob("rejected.jsonl"))))
     assert sum(map(len, splits.values())) + len(rejected) == report["rows"]["read"] == 203
     assert {(row["reason"], row["line"]) for row in rejected if row["kind"] == "rejected"} == {
         ("no_text", 203),
         ("no_label", 204),
     }
-    _, repeated_report = prepared(recipe, tmp_path / "two")
+    _, repeated_report = prepare_data(recipe, tmp_path / "two")
     assert repeated_report["sha256"] == report["sha256"]
 
 
 @pytest.mark.parametrize(("conflicts", "expected"), [("drop", set()), ("majority", {"a"})])
 def test_train_rows_with_one_text_and_two_labels(tmp_path: Path, conflicts: str, expected: set[str]) -> None:
     (tmp_path / "test.csv").write_text("text,label\nquite another thing,a\nand one more,b\n", encoding="utf-8")
-    recipe = recipe_for(tmp_path, [*many(100), ("torn apart", "a"), ("Torn apart!", "a"), ("torn apart.", "b")])
+    recipe = make_recipe(tmp_path, [*make_rows(100), ("torn apart", "a"), ("Torn apart!", "a"), ("torn apart.", "b")])
     source = recipe.data.source.model_copy(
         update={"path": None, "train": str(tmp_path / "rows.csv"), "test": str(tmp_path / "test.csv")}
     )
     split = recipe.data.split.model_copy(update={"validation": 0.01, "calibration": 0.01})
     data = recipe.data.model_copy(update={"source": source, "conflicts": conflicts, "split": split})
-    splits, report = prepared(recipe.model_copy(update={"data": data}), tmp_path / "runs")
+    splits, report = prepare_data(recipe.model_copy(update={"data": data}), tmp_path / "runs")
     conflicting = [
         row for name in SPLITS for row in splits[name] if duplicate_key(row["input"]["text"]) == "torn apart"
     ]
@@ -142,40 +142,40 @@ def test_train_rows_with_one_text_and_two_labels(tmp_path: Path, conflicts: str,
 def test_a_file_that_cannot_be_used_is_refused_with_its_place_and_leaves_nothing(
     tmp_path: Path, content: bytes, problem: str
 ) -> None:
-    recipe = recipe_for(tmp_path, [])
+    recipe = make_recipe(tmp_path, [])
     (tmp_path / "rows.csv").write_bytes(content)
-    message = refused(recipe, tmp_path / "runs")
+    message = preparation_error(recipe, tmp_path / "runs")
     assert problem in message
     assert "rows.csv" in message or "label" in message
 
 
 def test_a_label_that_the_recipe_does_not_list_is_named_with_the_nearest(tmp_path: Path) -> None:
-    recipe = recipe_for(tmp_path, [*many(50), ("what now", "delivry")])
+    recipe = make_recipe(tmp_path, [*make_rows(50), ("what now", "delivry")])
     task = recipe.task.model_copy(update={"labels": ["a", "b", "delivery"]})
-    assert "did you mean 'delivery'?" in refused(recipe.model_copy(update={"task": task}), tmp_path / "runs")
+    assert "did you mean 'delivery'?" in preparation_error(recipe.model_copy(update={"task": task}), tmp_path / "runs")
 
 
 def test_spellings_of_a_label_are_one_and_the_original_is_kept(tmp_path: Path) -> None:
-    rows = [(text, {"a": "Refund status", "b": "other"}[label]) for text, label in many(300)]
+    rows = [(text, {"a": "Refund status", "b": "other"}[label]) for text, label in make_rows(300)]
     rows[10], rows[12] = ("an odd one out", "refund_status"), ("and a second of them", "REFUND-STATUS ")
-    splits, report = prepared(recipe_for(tmp_path, rows), tmp_path / "one")
+    splits, report = prepare_data(make_recipe(tmp_path, rows), tmp_path / "one")
     assert set(report["labels"]) == {"Refund status", "other"}
     assert report["labels"]["Refund status"]["spellings"].keys() == {"Refund status", "refund_status", "REFUND-STATUS "}
     odd_row = next(row for name in SPLITS for row in splits[name] if row["input"]["text"] == "an odd one out")
     assert (odd_row["target"], odd_row["original_target"]) == ("Refund status", "refund_status")
-    message = refused(recipe_for(tmp_path, rows, "  normalize_labels: false\n"), tmp_path / "two")
+    message = preparation_error(make_recipe(tmp_path, rows, "  normalize_labels: false\n"), tmp_path / "two")
     assert "'refund_status' occurs once" in message
 
 
 def test_what_is_redacted_stands_in_no_file_and_what_is_not_is_counted(tmp_path: Path, capsys: Any) -> None:
     secrets = ["ann.smith@example.org", "4111 1111 1111 1111", "GB29 NWBK 6016 1331 9268 19", "bob@example.net"]
-    rows = many(200)
+    rows = make_rows(200)
     rows[3] = (f"write to {secrets[0]} or pay by {secrets[1]}", "a")
     rows[4] = (f"my account is {secrets[2]}, again {secrets[2]}", "b")
     rows[5] = ("", f"{secrets[3]}")
     redact = "privacy: {redact: [email, card, iban]}\n"
-    recipe = recipe_for(tmp_path, rows, f"  max_rejected: 0.05\n{redact}")
-    splits, report = prepared(recipe, tmp_path / "runs")
+    recipe = make_recipe(tmp_path, rows, f"  max_rejected: 0.05\n{redact}")
+    splits, report = prepare_data(recipe, tmp_path / "runs")
     texts = {row["input"]["text"] for name in SPLITS for row in splits[name]}
     assert "write to [EMAIL_1] or pay by [CARD_1]" in texts
     assert "my account is [IBAN_1], again [IBAN_1]" in texts
@@ -190,18 +190,18 @@ def test_what_is_redacted_stands_in_no_file_and_what_is_not_is_counted(tmp_path:
 
 def test_train_rows_over_max_length_leave_and_test_rows_never_do(tmp_path: Path) -> None:
     long_text = " ".join(f"word{number}" for number in range(150))
-    recipe = recipe_for(tmp_path, [*many(200), *((f"{long_text} {number * 7919}", "a") for number in range(20))])
+    recipe = make_recipe(tmp_path, [*make_rows(200), *((f"{long_text} {number * 7919}", "a") for number in range(20))])
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_length": 128})})
     data_settings = recipe.data.model_copy(
         update={"deduplicate": recipe.data.deduplicate.model_copy(update={"near": 1.0})}
     )
-    splits, report = prepared(recipe.model_copy(update={"data": data_settings}), tmp_path / "runs")
+    splits, report = prepare_data(recipe.model_copy(update={"data": data_settings}), tmp_path / "runs")
     n_long = {name: sum(len(row["input"]["text"]) > 900 for row in splits[name]) for name in SPLITS}
     assert n_long["train"] == 0
     assert n_long["test"] == report["tokens"]["over_max_length"]["test"] > 0
     assert report["rows"]["dropped"]["too_long"] + sum(n_long.values()) == 20
     failing_recipe = recipe.model_copy(update={"data": data_settings.model_copy(update={"too_long": "fail"})})
-    assert "longer than train.max_length (128 tokens)" in refused(failing_recipe, tmp_path / "none")
+    assert "longer than train.max_length (128 tokens)" in preparation_error(failing_recipe, tmp_path / "none")
 
 
 def test_token_lengths_are_those_that_training_counts(tmp_path: Path, tokenizer: Any) -> None:
@@ -234,7 +234,7 @@ def test_planted_label_errors_are_suspected_and_listed_safely_for_a_spreadsheet(
     mislabeled = {rows[index][0] for index in range(0, 600, 40)}
     rows = [(text, {"a": "b", "b": "a"}[label] if text in mislabeled else label) for text, label in rows]
     rows[1] = ("=HYPERLINK(parcel) courier delivery late depot driver", "b")
-    recipe = recipe_for(tmp_path, rows)
+    recipe = make_recipe(tmp_path, rows)
     folder, _ = prepare.main(recipe, tmp_path / "runs")
     with (folder / "suspects.csv").open(encoding="utf-8-sig", newline="") as file:
         suspects = list(csv.DictReader(file))
@@ -247,14 +247,14 @@ def test_planted_label_errors_are_suspected_and_listed_safely_for_a_spreadsheet(
 
 
 def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(tmp_path: Path) -> None:
-    recipe = recipe_for(tmp_path, [])
+    recipe = make_recipe(tmp_path, [])
     turns = [
         [
             {"role": "system", "content": "Route it."},
             {"role": "user", "content": text},
             {"role": "assistant", "content": label},
         ]
-        for text, label in many(150)
+        for text, label in make_rows(150)
     ]
     turns.append(
         [
@@ -274,7 +274,7 @@ def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(t
             "max_rejected": 0.1,
         }
     )
-    splits, report = prepared(recipe.model_copy(update={"data": data}), tmp_path / "runs")
+    splits, report = prepare_data(recipe.model_copy(update={"data": data}), tmp_path / "runs")
     texts = {row["input"]["text"]: row["target"] for name in SPLITS for row in splits[name]}
     assert texts["user: hello\nassistant: how can I help?\nuser: a dog bit me"] == "a"
     assert report["rows"]["rejected"] == {"bad_messages": 3}
@@ -285,11 +285,11 @@ def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(t
 def test_a_hostile_file_beside_a_good_one_is_refused_or_every_row_of_it_is_accounted_for(
     tmp_path: Path, malformed: MalformedFile
 ) -> None:
-    rows = [(text, label) for text, label in many(120)]
+    rows = [(text, label) for text, label in make_rows(120)]
     (tmp_path / "good.parquet").write_bytes(
         parquet_bytes({"text": [message for message, _ in rows], "label": [label for _, label in rows]})
     )
-    recipe = recipe_for(tmp_path, [])  # which writes a rows.csv of its own
+    recipe = make_recipe(tmp_path, [])  # which writes a rows.csv of its own
     (tmp_path / malformed.file).write_bytes(malformed.content)
     paths = [str(tmp_path / "good.parquet"), str(tmp_path / malformed.file)]
     source = Source.model_validate({"paths": paths, **malformed.source})
@@ -303,14 +303,14 @@ def test_a_hostile_file_beside_a_good_one_is_refused_or_every_row_of_it_is_accou
     written_ids = {row["id"] for name in SPLITS for row in atomic_files.read_jsonl(folder / f"{name}.jsonl")}
     rejected = [(row["file"], row["line"]) for row in atomic_files.read_jsonl(folder / "rejected.jsonl")]
     expected_ids = {f"{malformed.file}:{line}" for line, _ in malformed.rows}
-    assert not malformed.refused
+    assert not malformed.refusal
     assert expected_ids <= written_ids | {f"{file}:{line}" for file, line in rejected}
     assert len(written_ids) + len(rejected) == 120 + len(malformed.rows)
 
 
 def test_receipts_are_read_whole_and_their_oddities_are_found(sroie: Path, tmp_path: Path) -> None:
     sources = [f"data.source.{name}={sroie / name}.jsonl" for name in ("train", "test")]
-    splits, report = prepared(load("sroie", sources, "cpu").recipe, tmp_path)
+    splits, report = prepare_data(load("sroie", sources, "cpu").recipe, tmp_path)
     assert [source["rows_read"] for source in report["sources"]] == [626, 361]
     assert len(splits["test"]) == 361
     assert report["fields"]["address"]["train"]["absent"] == 1

@@ -15,14 +15,14 @@ from data_prep import prepare
 from insource.config.load import load
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
-from tests.data_prep.test_data_faults import put
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_data_faults import write_rows
+from tests.data_prep.test_label_identity import distinct_texts
 
 Report = dict[str, Any]
 Splits = dict[str, list[dict[str, Any]]]
 
 
-def prepared(folder: Path, recipe: str) -> tuple[Splits, Report]:
+def prepare_data(folder: Path, recipe: str) -> tuple[Splits, Report]:
     """The splits and the report of a recipe; rows read are rows written, dropped, rejected and filtered."""
     lines = recipe.strip().splitlines()
     assert len(lines) <= 15
@@ -46,14 +46,14 @@ def test_clinc150_numbers_for_intents_and_texts_out_of_scope_in_given_splits(tmp
     intents = ["oos", "transfer", "pay_bill", "card_declined", "yes", "no"]
     features = {"text": {"dtype": "string"}, "intent": {"names": intents, "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    all_texts = texts(300)
+    all_texts = distinct_texts(300)
     (tmp_path / "plus").mkdir()
     for name, start, end in (("train", 0, 180), ("validation", 180, 220), ("test", 220, 300)):
         split_texts = all_texts[start:end] + (all_texts[220:222] if name == "train" else [])
         numbers = [0 if n % 20 == 19 else 1 + n % 5 for n in range(len(split_texts))]
         table = pa.table({"text": split_texts, "intent": numbers}).replace_schema_metadata(metadata)
         pq.write_table(table, tmp_path / "plus" / f"{name}-00000-of-00001.parquet")
-    splits, report = prepared(
+    splits, report = prepare_data(
         tmp_path,
         """
 task: {kind: classification, instruction: Choose the intent of this request.}
@@ -74,13 +74,13 @@ data:
 def test_hwu64_rows_of_one_status_and_intents_of_few_rows(tmp_path: Path) -> None:
     head = ["userid", "answerid", "intent", "status", "answer_annotation", "notes", "answer_normalised", "answer"]
     rows = []
-    for n, text in enumerate(texts(240)):
+    for n, text in enumerate(distinct_texts(240)):
         intent = "cooking_recipe" if n % 60 == 7 else ("set", "query", "remove")[n % 3]
         status = ("", "", "", "IRR", "MOD")[n % 5]
         annotated = f"{text} [time : 5 pm]"
         rows.append([n % 80, n, intent, status, annotated, "", text, f"{text}?"])
     write_csv(tmp_path / "annotated.csv", [head, *rows], delimiter=";")
-    splits, report = prepared(
+    splits, report = prepare_data(
         tmp_path,
         """
 task: {kind: classification, instruction: Choose the intent of this request to a home assistant.}
@@ -106,13 +106,13 @@ data:
 def test_snips_slots_are_arrays_of_what_stands_in_the_text(tmp_path: Path) -> None:
     singers = ["Nina Simone", "Ray Charles", "Johnny Cash"]
     rows = []
-    for n, text in enumerate(texts(150)):
+    for n, text in enumerate(distinct_texts(150)):
         artists = [singers[n % 3], singers[(n + 1) % 3]][: 1 + n % 2]
         phrase = " and ".join(artists)
         slots = {"artist": artists, "playlist": ["road trip"]} if n % 4 else {"artist": artists}
         rows.append({"text": f"{text}, put {phrase} on{' my road trip' if n % 4 else ''}", "slots": slots})
-    put(tmp_path / "snips.jsonl", rows)
-    splits, report = prepared(
+    write_rows(tmp_path / "snips.jsonl", rows)
+    splits, report = prepare_data(
         tmp_path,
         """
 task:
@@ -142,13 +142,15 @@ def test_restaurant8k_values_that_differ_in_spelling_are_no_conflict(tmp_path: P
         return {"userInput": text, **slots}
 
     times = ["on Monday", "at noon", "next Friday"]
-    train = [row(f"{text}, a table {times[n % 3]} please", time=times[n % 3]) for n, text in enumerate(texts(120))]
+    train = [
+        row(f"{text}, a table {times[n % 3]} please", time=times[n % 3]) for n, text in enumerate(distinct_texts(120))
+    ]
     train += [row("At 4:30 PM!", time="4:30 PM"), row("at 4:30 pm", time="4:30 pm")]
     train += [row("For 2", people="2"), row("for 2.", date="2")]
-    put(tmp_path / "train.jsonl", train)
-    put(tmp_path / "test.jsonl", [row(f"{text}, come {times[n % 3]}", time=times[n % 3])
-                                  for n, text in enumerate(texts(160)[120:])])  # fmt: skip
-    _, report = prepared(
+    write_rows(tmp_path / "train.jsonl", train)
+    write_rows(tmp_path / "test.jsonl", [row(f"{text}, come {times[n % 3]}", time=times[n % 3])
+                                  for n, text in enumerate(distinct_texts(160)[120:])])  # fmt: skip
+    _, report = prepare_data(
         tmp_path,
         """
 task:
@@ -175,11 +177,11 @@ def test_10kgnad_has_no_header_and_quotes_of_its_own(tmp_path: Path) -> None:
     topics = ["Etat", "Inland", "Sport", "Web"]
     rows = [
         [topics[n % 4], f"Die gr\u00fc\u00dfe; {text}, so heisst's \u201eheute\u201c"]
-        for n, text in enumerate(texts(160))
+        for n, text in enumerate(distinct_texts(160))
     ]
     for name, split_rows in (("train", rows[:120]), ("test", rows[120:])):
         write_csv(tmp_path / f"{name}.csv", split_rows, delimiter=";", quotechar="'")
-    splits, report = prepared(
+    splits, report = prepare_data(
         tmp_path,
         """
 task: {kind: classification, instruction: Choose the section of this article.}
@@ -211,8 +213,8 @@ def test_chinese_headlines_with_keywords_in_lines_of_json(tmp_path: Path) -> Non
     ]
     for name in ("train", "dev", "test"):
         split_rows = [row for n, row in enumerate(rows) if ("train", "train", "train", "dev", "test")[n % 5] == name]
-        put(tmp_path / "tnews" / f"{name}.json", split_rows)
-    splits, report = prepared(
+        write_rows(tmp_path / "tnews" / f"{name}.json", split_rows)
+    splits, report = prepare_data(
         tmp_path,
         """
 task: {kind: classification, instruction: Choose the section of this headline.}
@@ -232,7 +234,7 @@ data:
 
 
 def test_hh_rlhf_pairs_of_conversations_in_packed_lines(tmp_path: Path) -> None:
-    all_texts = texts(130)
+    all_texts = distinct_texts(130)
     (tmp_path / "harmless").mkdir()
     for name, split_texts in (("train", all_texts[:100]), ("test", all_texts[100:])):
         pairs = []
@@ -242,7 +244,7 @@ def test_hh_rlhf_pairs_of_conversations_in_packed_lines(tmp_path: Path) -> None:
             pairs.append({"chosen": chosen, "rejected": f"{prompt} I will not say."})
         with gzip.open(tmp_path / "harmless" / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(pair) + "\n" for pair in pairs)
-    splits, report = prepared(
+    splits, report = prepare_data(
         tmp_path,
         """
 task: {kind: preference, instruction: Answer as a helpful and harmless assistant.}
@@ -266,7 +268,7 @@ def test_dialogsum_talks_of_many_lines_with_three_summaries_of_each_test_talk(tm
     def talk(text: str) -> str:
         return f'#Person1#: Did you hear, "{text}"?\r\n#Person2#: Yes, I did :-)'
 
-    head, all_texts = ["id", "dialogue", "summary", "topic"], texts(100)
+    head, all_texts = ["id", "dialogue", "summary", "topic"], distinct_texts(100)
     train = [
         [f"train_{n}", talk(text), f"#Person1# tells that {text}.", "news"] for n, text in enumerate(all_texts[:80])
     ]
@@ -277,7 +279,7 @@ def test_dialogsum_talks_of_many_lines_with_three_summaries_of_each_test_talk(tm
     ]
     for name, split_rows in (("train", train), ("test", test)):
         write_csv(tmp_path / f"{name}.csv", [head, *split_rows])
-    splits, report = prepared(
+    splits, report = prepare_data(
         tmp_path,
         """
 task: {kind: generation, instruction: Sum up this conversation in one sentence.}

@@ -12,26 +12,26 @@ from data_prep.readers.sources import parse_split_name
 from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.schema.source import SPLITS
-from tests.data_prep.test_data_faults import put
-from tests.data_prep.test_label_identity import texts
-from tests.data_prep.test_public_data_sets import Report, Splits, prepared, write_csv
+from tests.data_prep.test_data_faults import write_rows
+from tests.data_prep.test_label_identity import distinct_texts
+from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data, write_csv
 
 ROUTE = "task: {kind: classification, instruction: Choose one label for this text.}\nmodel: {base: pocket}\n"
 
 
-def read(folder: Path, data: str, task: str = ROUTE) -> tuple[Splits, Report]:
-    return prepared(folder, f"{task}data: {data}\n")
+def prepare_files(folder: Path, data: str, task: str = ROUTE) -> tuple[Splits, Report]:
+    return prepare_data(folder, f"{task}data: {data}\n")
 
 
-def pairs(count: int) -> list[tuple[str, str]]:
-    return [(text, "ab"[n % 2]) for n, text in enumerate(texts(count))]
+def text_label_pairs(count: int) -> list[tuple[str, str]]:
+    return [(text, "ab"[n % 2]) for n, text in enumerate(distinct_texts(count))]
 
 
-def found(splits: Splits) -> set[tuple[str, Any]]:
+def texts_with_targets(splits: Splits) -> set[tuple[str, Any]]:
     return {(row["input"]["text"], row["target"]) for name in SPLITS for row in splits[name]}
 
 
-def clinc(folder: Path, rows: list[Any], **extra: Any) -> None:
+def write_clinc150(folder: Path, rows: list[Any], **extra: Any) -> None:
     """CLINC150's data_full.json: six arrays of pairs under the names of their splits."""
     arrays = {"oos_val": rows[:4], "val": rows[4:40], "train": rows[40:140], "oos_train": rows[140:150]}
     arrays |= {"test": rows[150:190], "oos_test": rows[190:], **extra}
@@ -43,10 +43,10 @@ CLINC = "{source: {path: data_full.json, header: [text, label]}, split: {calibra
 
 def test_clinc150_splits_and_rows_as_arrays_of_one_file(tmp_path: Path) -> None:
     out_of_scope = {*range(4), *range(140, 150), *range(190, 210)}
-    rows = [[text, "oos" if n in out_of_scope else label] for n, (text, label) in enumerate(pairs(210))]
-    clinc(tmp_path, rows, domains=[["a", "b"]])
-    splits, report = read(tmp_path, CLINC)
-    assert found(splits) == {(text, label) for text, label in rows}
+    rows = [[text, "oos" if n in out_of_scope else label] for n, (text, label) in enumerate(text_label_pairs(210))]
+    write_clinc150(tmp_path, rows, domains=[["a", "b"]])
+    splits, report = prepare_files(tmp_path, CLINC)
+    assert texts_with_targets(splits) == {(text, label) for text, label in rows}
     assert {row["input"]["text"] for row in splits["test"]} == {text for text, _ in rows[150:]}
     assert len(splits["validation"]) == 40
     assert report["left_out"] == ["data_full.json/domains"]
@@ -56,20 +56,20 @@ def test_clinc150_splits_and_rows_as_arrays_of_one_file(tmp_path: Path) -> None:
 
 
 def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as_well(tmp_path: Path) -> None:
-    rows = [{"text": text, "label": label} for text, label in pairs(210)]
-    clinc(tmp_path, rows)
-    splits, report = read(tmp_path, "{source: {paths: [data_full.json]}, deduplicate: {near: 1}}")
-    assert report["rows"]["read"] == 210 == len(found(splits))
+    rows = [{"text": text, "label": label} for text, label in text_label_pairs(210)]
+    write_clinc150(tmp_path, rows)
+    splits, report = prepare_files(tmp_path, "{source: {paths: [data_full.json]}, deduplicate: {near: 1}}")
+    assert report["rows"]["read"] == 210 == len(texts_with_targets(splits))
     assert {row["input"]["text"] for row in splits["test"]} != {row["text"] for row in rows[150:]}
     assert "are mixed, and split anew" in console.format_summary(report, "prepared")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_splits_of_one_file_are_found_in_every_encoding(tmp_path: Path, encoding: str) -> None:
-    rows = [{"text": f"{text} \u00e9", "label": label} for text, label in pairs(120)]
+    rows = [{"text": f"{text} \u00e9", "label": label} for text, label in text_label_pairs(120)]
     arrays = {"about": "\u00e9", "train": rows[:80], "test": rows[80:]}
     (tmp_path / "rows.json").write_bytes(json.dumps(arrays, ensure_ascii=False).encode(encoding))
-    splits, _ = read(tmp_path, "{source: {path: rows.json}, deduplicate: {near: 1}}")
+    splits, _ = prepare_files(tmp_path, "{source: {path: rows.json}, deduplicate: {near: 1}}")
     assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[80:]}
 
 
@@ -81,49 +81,51 @@ def test_a_damaged_file_that_might_hold_splits_is_told_by_its_reader(tmp_path: P
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(RecipeError, match=rf"{name}:1: the gz stream is cut off after line 0 or damaged there"):
-            read(tmp_path, f"{{source: {{path: {name}}}}}")
+            prepare_files(tmp_path, f"{{source: {{path: {name}}}}}")
 
 
 def test_arrays_without_names_are_refused_with_the_key_that_names_them(tmp_path: Path) -> None:
-    clinc(tmp_path, [list(pair) for pair in pairs(210)])
+    write_clinc150(tmp_path, [list(pair) for pair in text_label_pairs(210)])
     with pytest.raises(RecipeError, match=r"a JSON array where an object belongs; data.source.header names"):
-        read(tmp_path, "{source: {path: data_full.json}}")
+        prepare_files(tmp_path, "{source: {path: data_full.json}}")
     with pytest.raises(RecipeError, match=r"2 values where data.source.header has 3 names"):
-        read(tmp_path, "{source: {path: data_full.json, header: [text, label, more]}}")
+        prepare_files(tmp_path, "{source: {path: data_full.json, header: [text, label, more]}}")
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_rows_that_are_arrays_are_read_by_the_names_that_the_recipe_gives(tmp_path: Path, name: str) -> None:
-    rows = [[label, text] for text, label in pairs(90)]
+    rows = [[label, text] for text, label in text_label_pairs(90)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / name).write_text(json.dumps(rows) if name.endswith("json") else lines, encoding="utf-8")
-    splits, _ = read(tmp_path, f"{{source: {{path: {name}, header: [label, text]}}, deduplicate: {{near: 1}}}}")
-    assert found(splits) == {*pairs(90)}
+    splits, _ = prepare_files(
+        tmp_path, f"{{source: {{path: {name}, header: [label, text]}}, deduplicate: {{near: 1}}}}"
+    )
+    assert texts_with_targets(splits) == {*text_label_pairs(90)}
 
 
 SUMMARY = "task: {kind: generation, instruction: Sum up this conversation.}\nmodel: {base: pocket}\n"
 
 
-def dialogsum(folder: Path) -> list[dict[str, Any]]:
+def write_dialogsum(folder: Path) -> list[dict[str, Any]]:
     """DialogSum as it is published: one summary of a talk of train, three of one of test, no id of that name."""
-    dialogues = [{"fname": f"d_{n}", "dialogue": f"#Person1#: {text}?"} for n, text in enumerate(texts(140))]
+    dialogues = [{"fname": f"d_{n}", "dialogue": f"#Person1#: {text}?"} for n, text in enumerate(distinct_texts(140))]
     for name, split_rows in (("train", dialogues[:100]), ("dev", dialogues[100:110])):
-        put(
+        write_rows(
             folder / "talks" / f"dialogsum.{name}.jsonl",
             [{**dialogue, "summary": f"{dialogue['fname']} asks."} for dialogue in split_rows],
         )
     summaries = {
         f"summary{reader}": f"{speaker} asks." for reader, speaker in ((1, "One"), (2, "Another"), (3, "Someone"))
     }
-    put(folder / "talks" / "dialogsum.test.jsonl", [{**dialogue, **summaries} for dialogue in dialogues[110:]])
+    write_rows(folder / "talks" / "dialogsum.test.jsonl", [{**dialogue, **summaries} for dialogue in dialogues[110:]])
     return dialogues
 
 
 def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> None:
-    dialogues = dialogsum(tmp_path)
+    dialogues = write_dialogsum(tmp_path)
     columns = "{text: dialogue, targets: [summary, summary1, summary2, summary3], id: fname}"
     settings = "split: {stratify: null}, deduplicate: {near: 1}"
-    splits, report = read(tmp_path, f"{{source: {{path: talks}}, columns: {columns}, {settings}}}", SUMMARY)
+    splits, report = prepare_files(tmp_path, f"{{source: {{path: talks}}, columns: {columns}, {settings}}}", SUMMARY)
     assert {row["input"]["text"] for row in splits["test"]} == {dialogue["dialogue"] for dialogue in dialogues[110:]}
     assert all((row["target"], row["references"]) == ("One asks.", ["Another asks.", "Someone asks."])
                for row in splits["test"])  # fmt: skip
@@ -135,9 +137,9 @@ def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> Non
     assert "dialogsum.test.jsonl has no column 'summary': its answers are the others" in summary
     misspelled = columns.replace("summary3", "sumary3")
     with pytest.raises(RecipeError, match=r"targets\[3\]: there is no column 'sumary3'; did you mean 'summary3'"):
-        read(tmp_path, f"{{source: {{path: talks}}, columns: {misspelled}, {settings}}}", SUMMARY)
+        prepare_files(tmp_path, f"{{source: {{path: talks}}, columns: {misspelled}, {settings}}}", SUMMARY)
     with pytest.raises(RecipeError, match=r"data.columns.targets\[0\]: there is no column 'a'"):
-        read(
+        prepare_files(
             tmp_path, f"{{source: {{path: talks}}, columns: {{text: dialogue, targets: [a, b]}}, {settings}}}", SUMMARY
         )
 
@@ -163,14 +165,16 @@ MANY = "task: {kind: classification, labels_per_row: many, instruction: Choose a
 
 def test_jigsaw_a_column_for_each_label(tmp_path: Path) -> None:
     marks = [(n % 2, int(n % 3 == 0), 0) for n in range(120)]
-    rows = [[f"i{n}", text, *row_marks] for n, (text, row_marks) in enumerate(zip(texts(120), marks, strict=True))]
+    rows = [
+        [f"i{n}", text, *row_marks] for n, (text, row_marks) in enumerate(zip(distinct_texts(120), marks, strict=True))
+    ]
     write_csv(tmp_path / "train.csv", [["id", "comment_text", "toxic", "severe toxic", "threat"], *rows])
     columns = "{text: comment_text, id: id, label_columns: [toxic, severe toxic, threat]}"
-    splits, report = read(
+    splits, report = prepare_files(
         tmp_path, f"{{source: {{path: train.csv}}, columns: {columns}, deduplicate: {{near: 1}}}}", MANY
     )
     expected = {text: {name for name, mark in zip(("toxic", "severe toxic"), row_marks, strict=False) if mark}
-              for text, row_marks in zip(texts(120), marks, strict=True)}  # fmt: skip
+              for text, row_marks in zip(distinct_texts(120), marks, strict=True)}  # fmt: skip
     assert {text: {*target} for text, target in _targets(splits)} == expected
     assert report["labels_per_row"]["may_be_empty"]
     assert "column 'threat' marks no row: it is no label" in console.format_summary(report, "prepared")
@@ -182,92 +186,98 @@ def _targets(splits: Splits) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("mark", "message"), [("-1", "column 'b' holds -1; 1 or 0"), ("", "column 'b' holds nothing")])
 def test_a_mark_that_is_neither_1_nor_0_is_told(tmp_path: Path, mark: str, message: str) -> None:
-    write_csv(tmp_path / "rows.csv", [["text", "a", "b"], *([text, 1, mark] for text in texts(20))])
+    write_csv(tmp_path / "rows.csv", [["text", "a", "b"], *([text, 1, mark] for text in distinct_texts(20))])
     with pytest.raises(RecipeError, match=f"bad_labels: {message}"):
-        read(tmp_path, "{source: {path: rows.csv}, columns: {label_columns: [a, b]}}", MANY)
+        prepare_files(tmp_path, "{source: {path: rows.csv}, columns: {label_columns: [a, b]}}", MANY)
 
 
 @pytest.mark.parametrize("template", ["{}:what {}", "__label__{} {}"])
 def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, template: str) -> None:
-    rows = [(f'Where is "{text}  now', template.format(label, "").strip()) for text, label in pairs(90)]
+    rows = [(f'Where is "{text}  now', template.format(label, "").strip()) for text, label in text_label_pairs(90)]
     (tmp_path / "train.txt").write_text("".join(f"{label} {text}\n" for text, label in rows), encoding="utf-8")
     source = "{path: train.txt, delimiter: ' ', quotes: false, header: [label, text]}"
-    splits, report = read(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
-    assert found(splits) == {(" ".join(text.split()), label) for text, label in rows}
+    splits, report = prepare_files(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
+    assert texts_with_targets(splits) == {(" ".join(text.split()), label) for text, label in rows}
     assert report["rows"]["rejected"] == {}
 
 
 def test_quotes_that_a_backslash_stands_before(tmp_path: Path) -> None:
     """MySQL and Spark write them so, and nothing before other characters."""
-    originals = [f'{text}, "so" and C:\\new\\\\x' for text in texts(90)]
+    originals = [f'{text}, "so" and C:\\new\\\\x' for text in distinct_texts(90)]
     escaped = [text.replace("\\\\", "\\\\\\\\").replace('"', '\\"') for text in originals]
     lines = "".join(f'"{text}",{"ab"[n % 2]}\n' for n, text in enumerate(escaped))
     (tmp_path / "rows.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"rows.csv:2: not CSV: .* or data.source.escape: '\\' if that stands before"):
-        read(tmp_path, "{source: {path: rows.csv}}")
-    splits, report = read(tmp_path, "{source: {path: rows.csv, escape: '\\'}, deduplicate: {near: 1}}")
-    assert {text for text, _ in found(splits)} == {*originals}
+        prepare_files(tmp_path, "{source: {path: rows.csv}}")
+    splits, report = prepare_files(tmp_path, "{source: {path: rows.csv, escape: '\\'}, deduplicate: {near: 1}}")
+    assert {text for text, _ in texts_with_targets(splits)} == {*originals}
     assert report["sources"][0]["detected"]["escape"] == "\\"
 
 
 def test_tabs_and_line_ends_that_a_backslash_stands_before_and_cells_of_null(tmp_path: Path) -> None:
     """As mysqldump writes tables: no quotes, no header, \\N for null."""
-    rows = [f"{text}\\\ttab\\\nnext\t{'ab'[n % 2] if n else chr(92) + 'N'}\n" for n, text in enumerate(texts(120))]
+    rows = [
+        f"{text}\\\ttab\\\nnext\t{'ab'[n % 2] if n else chr(92) + 'N'}\n" for n, text in enumerate(distinct_texts(120))
+    ]
     (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
     source = "{path: rows.tsv, escape: '\\', quotes: false, header: [text, label]}"
-    splits, report = read(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
+    splits, report = prepare_files(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
     assert report["rows"]["rejected"] == {"no_label": 1}
-    assert {text for text, _ in found(splits)} == {f"{text} tab\nnext" for text in texts(120)[1:]}
+    assert {text for text, _ in texts_with_targets(splits)} == {f"{text} tab\nnext" for text in distinct_texts(120)[1:]}
 
 
 def test_rows_that_an_unclosed_quote_joins_are_rejected_and_told(tmp_path: Path) -> None:
     rows = [
         (f'"{text}' if n % 50 == 0 else f'{text} "' if n % 50 == 2 else text, label)
-        for n, (text, label) in enumerate(pairs(200))
+        for n, (text, label) in enumerate(text_label_pairs(200))
     ]
     lines = "".join(f"{text}\t{label}\n" for text, label in rows)
     (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{lines}", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"4 of 192 rows .*\n  rows.tsv:2  unreadable: a quoted field goes on over"):
-        read(tmp_path, "{source: {path: rows.tsv}}")
-    splits, _ = read(tmp_path, "{source: {path: rows.tsv, quotes: false}, deduplicate: {near: 1}}")
-    assert found(splits) == {*rows}
+        prepare_files(tmp_path, "{source: {path: rows.tsv}}")
+    splits, _ = prepare_files(tmp_path, "{source: {path: rows.tsv, quotes: false}, deduplicate: {near: 1}}")
+    assert texts_with_targets(splits) == {*rows}
 
 
 def test_a_quoted_field_of_a_table_with_tabs_may_have_line_ends_and_tabs_of_its_own(tmp_path: Path) -> None:
-    rows = [(f"{text}\n\tsecond\tline\n", label) for text, label in pairs(60)]
+    rows = [(f"{text}\n\tsecond\tline\n", label) for text, label in text_label_pairs(60)]
     write_csv(tmp_path / "rows.tsv", [("text", "label"), *rows], delimiter="\t")
-    splits, _ = read(tmp_path, "{source: {path: rows.tsv}, deduplicate: {near: 1}}")
-    assert len(found(splits)) == 60
+    splits, _ = prepare_files(tmp_path, "{source: {path: rows.tsv}, deduplicate: {near: 1}}")
+    assert len(texts_with_targets(splits)) == 60
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.txt"])
 def test_a_header_that_is_there_and_named_again_is_no_row(tmp_path: Path, name: str) -> None:
-    write_csv(tmp_path / name, [("Text", "summary"), *((text, f"{label} it is") for text, label in pairs(60))])
+    write_csv(
+        tmp_path / name, [("Text", "summary"), *((text, f"{label} it is") for text, label in text_label_pairs(60))]
+    )
     data = f"{{source: {{path: {name}, header: [text, target]}}, split: {{stratify: null}}}}"
     with pytest.raises(RecipeError, match=rf"{name}:1: the first line is a header itself \(Text, summary\)"):
-        read(tmp_path, data, SUMMARY)
+        prepare_files(tmp_path, data, SUMMARY)
 
 
 def test_objects_may_leave_out_what_they_have_no_value_for(tmp_path: Path) -> None:
     rows = [
         {"text": text, "label": label} | ({"who": f"c{n % 20}"} if n > 5 else {})
-        for n, (text, label) in enumerate(pairs(80))
+        for n, (text, label) in enumerate(text_label_pairs(80))
     ]
-    put(tmp_path / "rows.jsonl", rows)
-    _, report = read(tmp_path, "{source: {path: rows.jsonl}, split: {group: who}, deduplicate: {near: 1}}")
+    write_rows(tmp_path / "rows.jsonl", rows)
+    _, report = prepare_files(tmp_path, "{source: {path: rows.jsonl}, split: {group: who}, deduplicate: {near: 1}}")
     assert report["rows"]["read"] == 80
     with pytest.raises(RecipeError, match=r"data.split.group: there is no column 'whom'; did you mean 'who'"):
-        read(tmp_path, "{source: {path: rows.jsonl}, split: {group: whom}}")
+        prepare_files(tmp_path, "{source: {path: rows.jsonl}, split: {group: whom}}")
 
 
 def test_20_newsgroups_documents_that_are_named_by_a_number(tmp_path: Path) -> None:
-    for n, (text, label) in enumerate(pairs(80)):
+    for n, (text, label) in enumerate(text_label_pairs(80)):
         folder = tmp_path / "20_newsgroups" / {"a": "sci.med", "b": "alt.atheism"}[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / str(51060 + n)).write_bytes(f"From: someone\nSubject: caf\u00e9\n\n{text}\n".encode("latin-1"))
     with pytest.raises(RecipeError, match=r"holds 80 .txt files. data.source.sample_by: document reads each as one"):
-        read(tmp_path, "{source: {path: 20_newsgroups}}")
-    splits, report = read(tmp_path, "{source: {path: 20_newsgroups, sample_by: document}, deduplicate: {near: 1}}")
+        prepare_files(tmp_path, "{source: {path: 20_newsgroups}}")
+    splits, report = prepare_files(
+        tmp_path, "{source: {path: 20_newsgroups, sample_by: document}, deduplicate: {near: 1}}"
+    )
     assert set(report["labels"]) == {"sci.med", "alt.atheism"}
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 80
     assert all("caf\u00e9" in row["input"]["text"] for row in splits["train"])
@@ -279,17 +289,20 @@ def test_of_several_arrays_the_one_whose_objects_have_the_columns_is_meant(
     """As the data set server of the hub answers: the features in one array, the rows in another."""
     payload = {
         "features": [{"feature_idx": 0, "name": "text"}, {"feature_idx": 1, "name": "label"}],
-        "rows": [{"row_idx": n, "row": {"text": text, "label": label}} for n, (text, label) in enumerate(pairs(80))],
+        "rows": [
+            {"row_idx": n, "row": {"text": text, "label": label}}
+            for n, (text, label) in enumerate(text_label_pairs(80))
+        ],
     }
     (tmp_path / "rows.json").write_text(json.dumps(payload), encoding="utf-8")
     columns = "columns: {text: row.text, label: row.label}"
-    splits, _ = read(tmp_path, f"{{source: {{path: rows.json}}, {columns}, deduplicate: {{near: 1}}}}")
-    assert found(splits) == {*pairs(80)}
+    splits, _ = prepare_files(tmp_path, f"{{source: {{path: rows.json}}, {columns}, deduplicate: {{near: 1}}}}")
+    assert texts_with_targets(splits) == {*text_label_pairs(80)}
     assert "rows.json: the rows are those of 'rows'; not read: features" in capsys.readouterr().err
     arrays = {"may": payload["rows"][:40], "june": payload["rows"][40:]}
     (tmp_path / "rows.json").write_text(json.dumps(arrays), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"it has several, 'may', 'june'; leave one"):
-        read(tmp_path, f"{{source: {{path: rows.json}}, {columns}}}")
+        prepare_files(tmp_path, f"{{source: {{path: rows.json}}, {columns}}}")
 
 
 @pytest.mark.parametrize(
@@ -309,31 +322,37 @@ def test_a_text_of_another_alphabet_is_refused_with_its_encoding_among_those_nam
     lines = "".join(f"{text} {n},{'ab'[n % 2]}\n" for n in range(40))
     (tmp_path / "rows.csv").write_bytes(f"text,label\n{lines}".encode(codec))
     with pytest.raises(RecipeError, match=rf"not UTF-8, and not surely anything else; set .*\b{codec}\b"):
-        read(tmp_path, "{source: {path: rows.csv}}")
+        prepare_files(tmp_path, "{source: {path: rows.csv}}")
 
 
 def test_spellings_that_differ_in_white_space_are_merged_and_shown(tmp_path: Path) -> None:
     spellings = ["new york", "new\u00a0york", "new  york", " new york", "paris"]
-    put(tmp_path / "rows.jsonl", [{"text": text, "label": spellings[n % 5]} for n, text in enumerate(texts(150))])
-    _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"text": text, "label": spellings[n % 5]} for n, text in enumerate(distinct_texts(150))],
+    )
+    _, report = prepare_files(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert set(report["labels"]) == {"new york", "paris"}
     assert report["labels"]["new york"]["spellings"] == dict.fromkeys(spellings[:4], 30)
     summary = console.format_summary(report, "prepared")
     assert r"in 4 spellings: ' new york' 30, 'new  york' 30, 'new york' 30, 'new\xa0york' 30" in summary
     # What all rows have at their edges is no other spelling.
-    put(tmp_path / "rows.jsonl", [{"text": text, "label": f"{'ab'[n % 2]} "} for n, text in enumerate(texts(150))])
-    _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"text": text, "label": f"{'ab'[n % 2]} "} for n, text in enumerate(distinct_texts(150))],
+    )
+    _, report = prepare_files(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert set(report["labels"]) == {"a", "b"} and "spellings" not in console.format_summary(report, "prepared")
 
 
 def test_times_of_another_form_with_a_zone_are_read_by_their_format(tmp_path: Path) -> None:
     rows = [
         {"text": text, "label": label, "at": f"Fri May {n % 28 + 1:02d} 12:00:00 +0200 2026"}
-        for n, (text, label) in enumerate(pairs(90))
+        for n, (text, label) in enumerate(text_label_pairs(90))
     ]
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     formats = "formats: {dates: {at: '%a %b %d %H:%M:%S %z %Y'}}"
-    _, report = read(
+    _, report = prepare_files(
         tmp_path, f"{{source: {{path: rows.jsonl}}, split: {{time: at}}, {formats}, deduplicate: {{near: 1}}}}"
     )
     assert report["split"]["cut"].endswith("T10:00:00Z")
@@ -348,16 +367,16 @@ model: {base: pocket}
 
 
 def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refused(tmp_path: Path) -> None:
-    rows = [(f"{text} 17", f"N{n}", 17) for n, text in enumerate(texts(90))]
+    rows = [(f"{text} 17", f"N{n}", 17) for n, text in enumerate(distinct_texts(90))]
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "total"), *rows])
     settings = "split: {stratify: null}, deduplicate: {near: 1}"
-    _, report = read(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
+    _, report = prepare_files(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
     summary = console.format_summary(report, "prepared")
     assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in summary
     assert "field total" not in summary
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "Sum"), *rows])
     with pytest.raises(RecipeError, match=r"no row has a value of any field .*; the columns are text, Invoice No, Sum"):
-        read(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
-    put(tmp_path / "rows.jsonl", [{"text": text, "record": {"total": 17}} for text, *_ in rows])
+        prepare_files(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
+    write_rows(tmp_path / "rows.jsonl", [{"text": text, "record": {"total": 17}} for text, *_ in rows])
     with pytest.raises(RecipeError, match=r"no row has a value of any field .*: data.columns.target names a column of"):
-        read(tmp_path, f"{{source: {{path: rows.jsonl}}, {settings}}}", INVOICE)
+        prepare_files(tmp_path, f"{{source: {{path: rows.jsonl}}, {settings}}}", INVOICE)

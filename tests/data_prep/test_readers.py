@@ -31,20 +31,20 @@ COLUMNS = ("text", "label")
 SUFFIXES = ("csv", "tsv", "json", "jsonl")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few_examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def rows_of(source: Source, columns: tuple[str, ...] = COLUMNS) -> list[SourceRow]:
+def read_rows(source: Source, columns: tuple[str, ...] = COLUMNS) -> list[SourceRow]:
     return [row for file in find_files(source) for row in read(file, source, columns)[1]]
 
 
-def refused(source: Source) -> str:
+def read_error(source: Source) -> str:
     with pytest.raises(RecipeError) as error:
-        rows_of(source)
+        read_rows(source)
     return str(error.value)
 
 
-def put(path: Path, content: bytes = PLAIN) -> Path:
+def write_file(path: Path, content: bytes = PLAIN) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -61,11 +61,11 @@ def test_the_corpus_is_large_and_no_case_stands_there_twice() -> None:
 
 @pytest.mark.parametrize("malformed", MALFORMED_FILES, ids=lambda malformed: malformed.case)
 def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, malformed: MalformedFile) -> None:
-    put(tmp_path / malformed.file, malformed.content)
+    write_file(tmp_path / malformed.file, malformed.content)
     source = Source(path=str(tmp_path / malformed.file), **malformed.source)
-    if malformed.refused:
-        message = refused(source)
-        assert malformed.refused in message
+    if malformed.refusal:
+        message = read_error(source)
+        assert malformed.refusal in message
         assert malformed.file in message or "data.source." in message
         assert "\n" not in message
         return
@@ -78,11 +78,11 @@ def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, malformed: Malf
             assert row.values == {}
         else:
             assert (row.problem, row.values) == (None, expected)
-    assert {key: info.get(key) for key in malformed.about} == malformed.about
+    assert {key: info.get(key) for key in malformed.facts} == malformed.facts
     assert json.loads(json.dumps(info)) == info
 
 
-@some
+@few_examples
 @given(
     st.one_of(st.binary(max_size=200), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))),
     st.sampled_from([*SUFFIXES, "parquet"]),
@@ -97,7 +97,7 @@ def test_any_bytes_are_read_or_refused(
     if cut_at < len(packed) and cut_at % 3 == 0:
         packed = packed[:cut_at] + packed[cut_at + 1 :]
     kind = (suffix, compression[1:] or None if suffix != "parquet" else None)
-    file = SourceFile("all", put(tmp_path / f"any.{suffix}{compression}", packed), "any", *kind)
+    file = SourceFile("all", write_file(tmp_path / f"any.{suffix}{compression}", packed), "any", *kind)
     try:
         for row in read(file, Source(path="any"), COLUMNS)[1]:
             assert row.problem is None or not row.values
@@ -106,7 +106,7 @@ def test_any_bytes_are_read_or_refused(
         assert "any" in str(error)
 
 
-@some
+@few_examples
 @given(st.integers(0, 2000), st.integers(0, 255))
 def test_a_parquet_file_with_a_changed_byte_is_read_or_refused(tmp_path: Path, position: int, byte: int) -> None:
     buffer = io.BytesIO()
@@ -114,7 +114,7 @@ def test_a_parquet_file_with_a_changed_byte_is_read_or_refused(tmp_path: Path, p
     content = bytearray(buffer.getvalue())
     content[position % len(content)] = byte
     try:
-        rows_of(Source(path=str(put(tmp_path / "rows.parquet", bytes(content)))))
+        read_rows(Source(path=str(write_file(tmp_path / "rows.parquet", bytes(content)))))
     except RecipeError as error:
         assert "rows.parquet" in str(error)
 
@@ -128,7 +128,7 @@ ENCODINGS: dict[str, Callable[[str], bytes]] = {
 }
 
 
-@some
+@few_examples
 @given(
     st.lists(st.tuples(TEXT, st.text("ab", min_size=1)), min_size=1, max_size=6),
     st.sampled_from([",", ";", "\t", "|"]),
@@ -147,11 +147,11 @@ def test_csv_gives_back_what_was_written(
     writer.writerows([COLUMNS, *rows])
     content = ENCODINGS[encoding](buffer.getvalue())
     packed = PACK[compression](content)
-    read_back = rows_of(Source(path=str(put(tmp_path / f"rows.csv{compression}", packed))))
+    read_back = read_rows(Source(path=str(write_file(tmp_path / f"rows.csv{compression}", packed))))
     assert [(row.values["text"], row.values["label"]) for row in read_back] == rows
 
 
-@some
+@few_examples
 @given(
     st.lists(st.dictionaries(st.text("ab c", max_size=3), TEXT | st.integers() | st.none(), min_size=1), max_size=6),
     st.booleans(),
@@ -165,30 +165,30 @@ def test_json_gives_back_what_was_written(
     lines = [json.dumps(row, ensure_ascii=escaped) for row in rows]
     text = "".join(f"{line}{line_end}" for line in lines) if "jsonl" in suffix else f'{{"rows": [{",".join(lines)}]}}'
     path = tmp_path / f"rows.{suffix}"
-    source = Source(path=str(put(path, PACK.get(path.suffix, bytes)(ENCODINGS[encoding](text)))))
+    source = Source(path=str(write_file(path, PACK.get(path.suffix, bytes)(ENCODINGS[encoding](text)))))
     if text:
-        assert [row.values for row in rows_of(source)] == rows
+        assert [row.values for row in read_rows(source)] == rows
     else:
-        assert "empty" in refused(source)
+        assert "empty" in read_error(source)
 
 
-@some
+@few_examples
 @given(
     st.lists(st.fixed_dictionaries({"text": TEXT, "n": st.none() | st.floats(allow_nan=False, allow_infinity=False)}))
 )
 def test_parquet_gives_back_what_was_written(tmp_path: Path, rows: list[Any]) -> None:
     schema = pa.schema({"text": pa.string(), "n": pa.float64()})
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "rows.parquet")
-    assert [row.values for row in rows_of(Source(path=str(tmp_path / "rows.parquet")))] == rows
+    assert [row.values for row in read_rows(Source(path=str(tmp_path / "rows.parquet")))] == rows
 
 
-@some
+@few_examples
 @given(
     TEXT.filter(lambda text: not text.isascii()), st.sampled_from(["cp1251", "cp1252", "cp1250", "iso8859-7", "gbk"])
 )
 def test_a_guess_is_never_taken_for_knowledge(tmp_path: Path, text: str, codec: str) -> None:
     content = b"text,label\n" + text.encode(codec, "ignore") + b"\n"
-    file = SourceFile("all", put(tmp_path / "rows.csv", content), "rows.csv", "csv", None)
+    file = SourceFile("all", write_file(tmp_path / "rows.csv", content), "rows.csv", "csv", None)
     try:
         info, _ = read(file, Source(path="rows.csv"), COLUMNS)
     except RecipeError:
@@ -201,7 +201,7 @@ def test_characters_over_the_edges_of_blocks_are_whole(tmp_path: Path) -> None:
     for shift in range(8):
         text = "x" * (BLOCK_BYTES - 40 - shift) + "🎉é" * 10
         for content in (to_cesu8(f"text,label\r\n{text},a\r\n"), f"text,label\r\n{text},a\r\n".encode("utf-16")):
-            (row,) = rows_of(Source(path=str(put(tmp_path / "rows.csv", content))))
+            (row,) = read_rows(Source(path=str(write_file(tmp_path / "rows.csv", content))))
             assert row.values["text"] == text
 
 
@@ -219,8 +219,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 def test_json_may_stand_in_one_long_line(tmp_path: Path) -> None:
     content = b"[" + b",".join([b'{"text": "%s"}' % (b"x" * 999_999)] * 40) + b"]"
-    source = Source(path=str(put(tmp_path / "rows.json", content)))
-    assert [len(row.values["text"]) for row in rows_of(source)] == [999_999] * 40
+    source = Source(path=str(write_file(tmp_path / "rows.json", content)))
+    assert [len(row.values["text"]) for row in read_rows(source)] == [999_999] * 40
 
 
 def test_arrow_types_become_json(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_arrow_types_become_json(tmp_path: Path) -> None:
     columns["pairs"] = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))
     columns["nano"] = pa.array([1], pa.timestamp("ns"))
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    (row,) = rows_of(Source(path=str(tmp_path / "rows.parquet")))
+    (row,) = read_rows(Source(path=str(tmp_path / "rows.parquet")))
     assert row.values == {
         "when": "2024-05-01T12:00:00+00:00",
         "day": "2024-05-01",
@@ -260,61 +260,61 @@ def test_arrow_types_become_json(tmp_path: Path) -> None:
 def test_a_value_that_python_has_not_spoils_its_row_alone(tmp_path: Path) -> None:
     timestamps = pa.array([0, 2**62], pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["a", "b"], "when": timestamps}), tmp_path / "rows.parquet")
-    valid, invalid = rows_of(Source(path=str(tmp_path / "rows.parquet")))
+    valid, invalid = read_rows(Source(path=str(tmp_path / "rows.parquet")))
     assert valid.values == {"text": "a", "when": "1970-01-01T00:00:00"}
     assert "column 'when'" in (invalid.problem or "")
 
 
 def test_a_folder_gives_its_files_in_order_and_tells_what_it_leaves(tmp_path: Path) -> None:
     for name in ("2024/rows.csv.gz", "2023/rows.csv"):
-        put(tmp_path / name, gzip.compress(PLAIN) if name.endswith("gz") else PLAIN)
-    put(tmp_path / "june.jsonl", b'{"text": "x", "label": "a"}\n')
+        write_file(tmp_path / name, gzip.compress(PLAIN) if name.endswith("gz") else PLAIN)
+    write_file(tmp_path / "june.jsonl", b'{"text": "x", "label": "a"}\n')
     for name in ("notes.txt", "2024/.hidden.csv", "_SUCCESS", "rows.parquet.gz"):
-        put(tmp_path / name, b"nothing")
+        write_file(tmp_path / name, b"nothing")
     source = Source(path=str(tmp_path))
     assert names(source) == [("all", "2023/rows.csv"), ("all", "2024/rows.csv.gz"), ("all", "june.jsonl")]
     assert find_ignored_files(source) == ["2024/.hidden.csv", "_SUCCESS", "notes.txt", "rows.parquet.gz"]
-    assert len(rows_of(source)) == 5
+    assert len(read_rows(source)) == 5
 
 
 def test_a_glob_names_files_below_its_first_wildcard(tmp_path: Path) -> None:
     for name in ("a/rows.csv", "b/rows.csv", "b/rows.txt"):
-        put(tmp_path / name)
+        write_file(tmp_path / name)
     source = Source(path=str(tmp_path / "*" / "rows.*"))
     assert names(source) == [("all", "a/rows.csv"), ("all", "b/rows.csv")]
     assert find_ignored_files(source) == ["b/rows.txt"]
     assert names(Source(path=str(tmp_path / "**" / "*.csv"))) == names(source)
-    put(tmp_path / "c[1].csv")
+    write_file(tmp_path / "c[1].csv")
     assert names(Source(path=str(tmp_path / "c[1].csv"))) == [("all", "c[1].csv")]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    train, test = (str(put(tmp_path / split / "rows.csv")) for split in ("train", "test"))
+    train, test = (str(write_file(tmp_path / split / "rows.csv")) for split in ("train", "test"))
     assert names(Source(train=train, test=test)) == [("train", "train/rows.csv"), ("test", "test/rows.csv")]
 
 
 def test_a_folder_with_the_name_of_a_file_is_a_folder(tmp_path: Path) -> None:
-    put(tmp_path / "x.csv" / "part-0.csv")
+    write_file(tmp_path / "x.csv" / "part-0.csv")
     assert names(Source(path=str(tmp_path / "x.csv"))) == [("all", "part-0.csv")]
 
 
 def test_links_are_followed_but_not_in_circles_and_not_to_nowhere(tmp_path: Path) -> None:
-    put(tmp_path / "elsewhere" / "rows.csv")
+    write_file(tmp_path / "elsewhere" / "rows.csv")
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "circle").symlink_to(folder)
     assert names(Source(path=str(folder))) == [("all", "linked/rows.csv")]
     (folder / "gone.csv").symlink_to(tmp_path / "gone.csv")
-    assert "data.source.path: gone.csv is a link" in refused(Source(path=str(folder)))
-    assert "is a link to" in refused(Source(path=str(folder / "gone.csv")))
+    assert "data.source.path: gone.csv is a link" in read_error(Source(path=str(folder)))
+    assert "is a link to" in read_error(Source(path=str(folder / "gone.csv")))
 
 
 def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
-    rows = str(put(tmp_path / "rows.csv"))
+    rows = str(write_file(tmp_path / "rows.csv"))
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    notes = put(tmp_path / "notes.pdf")
+    notes = write_file(tmp_path / "notes.pdf")
     cases = {
         "data.source.path: there is no file": Source(path=str(tmp_path / "none.csv")),
         "data.source.paths[1]: there is no file": Source(paths=[rows, str(tmp_path / "none.csv")]),
@@ -326,16 +326,16 @@ def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
         "are one file": Source(train=rows, test=rows),
     }
     for message, source in cases.items():
-        assert message in refused(source)
+        assert message in read_error(source)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
-    put(tmp_path / "rows.csv").chmod(0)
-    assert "permission denied" in refused(Source(path=str(tmp_path / "rows.csv")))
+    write_file(tmp_path / "rows.csv").chmod(0)
+    assert "permission denied" in read_error(Source(path=str(tmp_path / "rows.csv")))
 
 
-def saved(folder: Path, *splits: str) -> Path:
+def save_dataset(folder: Path, *splits: str) -> Path:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     data = {
@@ -347,7 +347,7 @@ def saved(folder: Path, *splits: str) -> Path:
 
 
 def test_a_saved_data_set_is_read_with_its_names_of_labels(tmp_path: Path) -> None:
-    source = Source(path=str(saved(tmp_path / "cards")))
+    source = Source(path=str(save_dataset(tmp_path / "cards")))
     (file,) = find_files(source)
     info, rows = read(file, source, COLUMNS)
     assert (file.split, file.name, file.kind) == ("all", "cards", "dataset")
@@ -359,21 +359,21 @@ def test_a_saved_data_set_is_read_with_its_names_of_labels(tmp_path: Path) -> No
 
 
 def test_splits_of_a_saved_data_set_are_given_where_one_is_test(tmp_path: Path) -> None:
-    source = Source(path=str(saved(tmp_path / "cards", "train", "dev", "test", "unsupervised")))
+    source = Source(path=str(save_dataset(tmp_path / "cards", "train", "dev", "test", "unsupervised")))
     assert names(source) == [("train", "cards/train"), ("validation", "cards/dev"), ("test", "cards/test")]
     assert find_ignored_files(source) == ["cards/unsupervised"]
-    assert [row.values["text"] for row in rows_of(source)][::2] == ["from train", "from dev", "from test"]
-    untested = Source(path=str(saved(tmp_path / "plain", "train", "dev")))
+    assert [row.values["text"] for row in read_rows(source)][::2] == ["from train", "from dev", "from test"]
+    untested = Source(path=str(save_dataset(tmp_path / "plain", "train", "dev")))
     assert names(untested) == [("all", "plain/train"), ("all", "plain/dev")]
 
 
 def test_saved_data_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "outer" / "cards", "train", "test")
-    assert "name it outright" in refused(Source(path=str(tmp_path / "outer")))
-    assert "name one: train, test" in refused(Source(train=str(folder)))
-    put(next((folder / "train").glob("*.arrow")), b"rubbish")
-    assert "cards/train: not a data set" in refused(Source(path=str(folder)))
-    assert "none named train" in refused(Source(path=str(saved(tmp_path / "odd", "other", "test"))))
+    folder = save_dataset(tmp_path / "outer" / "cards", "train", "test")
+    assert "name it outright" in read_error(Source(path=str(tmp_path / "outer")))
+    assert "name one: train, test" in read_error(Source(train=str(folder)))
+    write_file(next((folder / "train").glob("*.arrow")), b"rubbish")
+    assert "cards/train: not a data set" in read_error(Source(path=str(folder)))
+    assert "none named train" in read_error(Source(path=str(save_dataset(tmp_path / "odd", "other", "test"))))
 
 
 def test_a_hub_that_does_not_answer_fails_the_stage_and_says_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,15 +386,15 @@ def test_a_hub_that_does_not_answer_fails_the_stage_and_says_what_would_do(monke
 
 def test_the_hash_follows_the_bytes(tmp_path: Path) -> None:
     original, copy, different = (
-        Source(path=str(put(tmp_path / name, content)))
+        Source(path=str(write_file(tmp_path / name, content)))
         for name, content in (("a.csv", PLAIN), ("b.csv", PLAIN), ("c.csv", PLAIN + b"x,a\n"))
     )
     hashes = [sha256(find_files(source)[0], source) for source in (original, copy, different)]
     assert hashes[0] == hashes[1] != hashes[2]
-    folder = saved(tmp_path / "cards")
+    folder = save_dataset(tmp_path / "cards")
     source = Source(path=str(folder))
     digest_before = sha256(find_files(source)[0], source)
-    put(folder / "more.txt")
+    write_file(folder / "more.txt")
     assert sha256(find_files(source)[0], source) != digest_before
     hub = Source(hub="owner/name", revision="abcdef0", config="en")
     assert sha256(SourceFile("all", Path("owner/name"), "owner/name", "hub"), hub) == "owner/name@abcdef0:en"

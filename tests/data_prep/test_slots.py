@@ -22,9 +22,9 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
 from insource.tasks.words import is_inside_word, join_tokens
-from tests.data_prep.test_data_faults import put
-from tests.data_prep.test_label_identity import texts
-from tests.data_prep.test_public_data_sets import Report, Splits, prepared
+from tests.data_prep.test_data_faults import write_rows
+from tests.data_prep.test_label_identity import distinct_texts
+from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data
 
 TABLE = """
 task:
@@ -58,21 +58,21 @@ data:
 """
 
 
-def read(folder: Path, recipe: str, source: str, columns: str) -> tuple[Splits, Report]:
-    return prepared(folder, recipe.replace("SOURCE", source).replace("COLUMNS", columns))
+def prepare_slots(folder: Path, recipe: str, source: str, columns: str) -> tuple[Splits, Report]:
+    return prepare_data(folder, recipe.replace("SOURCE", source).replace("COLUMNS", columns))
 
 
-def targets(splits: Splits) -> dict[str, Any]:
+def targets_by_text(splits: Splits) -> dict[str, Any]:
     return {row["input"]["text"]: row["target"] for name in SPLITS for row in splits[name]}
 
 
 PLACES = "slots: {column: labels, name: slot, start: valueSpan.startIndex, end: valueSpan.endIndex"
 
 
-def restaurant(folder: Path, offset: int = 0) -> dict[str, Any]:
+def write_restaurant8k(folder: Path, offset: int = 0) -> dict[str, Any]:
     """Restaurant8k: places of characters, none of a start at 0, no list where a row has no slot."""
     rows, expected = [], {}
-    for n, text in enumerate(texts(150)):
+    for n, text in enumerate(distinct_texts(150)):
         hour, guests = f"{n % 9 + 1} in the morning", f"{n % 7 + 2} guests"
         message = f"{hour} for {text}" if n % 3 else f"{text}, {guests}, at {hour}"
         values = {} if n % 5 == 0 else {"time": hour} | ({} if n % 3 else {"people": guests})
@@ -92,49 +92,51 @@ GIVEN = "{train: train_0.json, test: test.json}"
 
 
 def test_restaurant8k_places_in_the_text_are_the_values(tmp_path: Path) -> None:
-    expected = restaurant(tmp_path)
-    splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
-    assert targets(splits) == expected
+    expected = write_restaurant8k(tmp_path)
+    splits, report = prepare_slots(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
+    assert targets_by_text(splits) == expected
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 150
     assert report["fields"]["time"]["train"] == {"absent": 22, "verbatim": 88}
     assert "inside a word" not in console.format_summary(report, "prepared")
 
 
 def test_places_that_are_off_by_one_are_told_and_one_key_mends_them(tmp_path: Path) -> None:
-    expected = restaurant(tmp_path, offset=1)
-    splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
-    assert targets(splits) != expected
+    expected = write_restaurant8k(tmp_path, offset=1)
+    splits, report = prepare_slots(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
+    assert targets_by_text(splits) != expected
     assert report["fields"]["time"]["train"]["cut"] == 88
     assert "field time: in 120 rows its place begins or ends inside a word" in console.format_summary(
         report, "prepared"
     )
     assert "inside a word" in next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
-    splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}, end_inclusive: true}}}}")
-    assert targets(splits) == expected
+    splits, report = prepare_slots(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}, end_inclusive: true}}}}")
+    assert targets_by_text(splits) == expected
     assert "cut" not in report["fields"]["time"]["train"]
 
 
 def test_places_in_lists_by_number_and_in_columns_of_a_table(tmp_path: Path) -> None:
-    messages = [f"Nina and Ray for {text}" for text in texts(90)]
-    put(
+    messages = [f"Nina and Ray for {text}" for text in distinct_texts(90)]
+    write_rows(
         tmp_path / "doccano.jsonl",
         [{"text": message, "label": [[0, 4, "artist"], [9, 12, "artist"]]} for message in messages],
     )
     columns = '{text: text, slots: {column: label, name: "2", start: "0", end: "1"}}'
-    splits, _ = read(tmp_path, MUSIC, "{path: doccano.jsonl}", columns)
-    assert {json.dumps(target) for target in targets(splits).values()} == {
+    splits, _ = prepare_slots(tmp_path, MUSIC, "{path: doccano.jsonl}", columns)
+    assert {json.dumps(target) for target in targets_by_text(splits).values()} == {
         '{"artist": ["Nina", "Ray"], "playlist": null}'
     }
     # As `datasets` stores a list of objects.
     entities = [{"type": ["artist", "artist"], "start": [0, 9], "end": [4, 12]} for _ in messages]
     pq.write_table(pa.table({"text": messages, "entities": entities}), tmp_path / "rows.parquet")
     columns = "{text: text, slots: {column: entities, name: type, start: start, end: end}}"
-    assert targets(read(tmp_path, MUSIC, "{path: rows.parquet}", columns)[0]) == targets(splits)
+    assert targets_by_text(prepare_slots(tmp_path, MUSIC, "{path: rows.parquet}", columns)[0]) == targets_by_text(
+        splits
+    )
 
 
 def test_snips_text_in_pieces_of_which_some_are_slots(tmp_path: Path) -> None:
     rows, expected = [], {}
-    for n, text in enumerate(texts(120)):
+    for n, text in enumerate(distinct_texts(120)):
         segments = [{"text": f"{text}: put "}, {"text": "Don and Sherri", "entity": "artist"}]
         segments += [{"text": " and "}, {"text": "Bj\u00f6rk", "entity": "artist"}] if n % 2 else []
         segments += [{"text": " on "}, {"text": "road trip", "entity": "playlist"}, {"text": " now"}] if n % 3 else []
@@ -145,8 +147,8 @@ def test_snips_text_in_pieces_of_which_some_are_slots(tmp_path: Path) -> None:
         }
     (tmp_path / "train_AddToPlaylist.json").write_text(json.dumps({"AddToPlaylist": rows}), encoding="utf-8")
     columns = "{text: data, slots: {column: data, name: entity, value: text}}"
-    splits, report = read(tmp_path, MUSIC, "{path: train_AddToPlaylist.json}", columns)
-    assert targets(splits) == expected
+    splits, report = prepare_slots(tmp_path, MUSIC, "{path: train_AddToPlaylist.json}", columns)
+    assert targets_by_text(splits) == expected
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 120
 
 
@@ -162,12 +164,12 @@ def test_snips_text_in_pieces_of_which_some_are_slots(tmp_path: Path) -> None:
 def test_several_values_of_one_slot_are_a_list(tmp_path: Path, slots: Callable[[list[str]], Any]) -> None:
     rows = [
         {"text": f"{text} by Nina and Ray", "slots": slots(["Nina", "Ray"][: n % 3])}
-        for n, text in enumerate(texts(90))
+        for n, text in enumerate(distinct_texts(90))
     ]
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     columns = '{text: text, slots: {column: slots, name: "0", value: "1"}}'
-    splits, _ = read(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
-    actual = targets(splits)
+    splits, _ = prepare_slots(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
+    actual = targets_by_text(splits)
     assert [actual[row["text"]]["artist"] for row in rows] == [
         [None, ["Nina"], ["Nina", "Ray"]][n % 3] for n in range(90)
     ]
@@ -177,12 +179,12 @@ def test_tags_of_tokens_as_class_labels_of_parquet_and_as_text_of_a_table(tmp_pa
     names = ["O", "B-artist", "I-artist", "B-playlist"]
     tag_feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"}
     metadata = {b"huggingface": json.dumps({"info": {"features": {"tags": tag_feature}}}).encode()}
-    tokens = [[*text.split(), "by", "Nina", "Simone", "Ray", "on", "walks"] for text in texts(90)]
+    tokens = [[*text.split(), "by", "Nina", "Simone", "Ray", "on", "walks"] for text in distinct_texts(90)]
     tags = [[0] * (len(row_tokens) - 6) + [0, 1, 2, 1, 0, 3] for row_tokens in tokens]
     table = pa.table({"tokens": tokens, "tags": tags}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
-    splits, _ = read(tmp_path, MUSIC, "{path: rows.parquet}", "{text: tokens, tags: tags}")
-    assert targets(splits) == {
+    splits, _ = prepare_slots(tmp_path, MUSIC, "{path: rows.parquet}", "{text: tokens, tags: tags}")
+    assert targets_by_text(splits) == {
         " ".join(row_tokens): {"artist": ["Nina Simone", "Ray"], "playlist": "walks"} for row_tokens in tokens
     }
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
@@ -191,7 +193,9 @@ def test_tags_of_tokens_as_class_labels_of_parquet_and_as_text_of_a_table(tmp_pa
             for row_tokens, row_tags in zip(tokens, tags, strict=True)
         )
         csv.writer(file).writerows([("seq_in", "seq_out"), *rows])
-    assert targets(read(tmp_path, MUSIC, "{path: rows.csv}", "{text: seq_in, tags: seq_out}")[0]) == targets(splits)
+    assert targets_by_text(
+        prepare_slots(tmp_path, MUSIC, "{path: rows.csv}", "{text: seq_in, tags: seq_out}")[0]
+    ) == targets_by_text(splits)
 
 
 @pytest.mark.parametrize(
@@ -207,10 +211,13 @@ def test_tags_of_tokens_as_class_labels_of_parquet_and_as_text_of_a_table(tmp_pa
     ],
 )
 def test_every_way_of_writing_tags(tmp_path: Path, tags: str, artists: list[str]) -> None:
-    rows = [{"text": f"Nina Simone and Ray {text}", "tags": f"{tags}{' O' * len(text.split())}"} for text in texts(60)]
-    put(tmp_path / "rows.jsonl", rows)
-    splits, _ = read(tmp_path, MUSIC, "{path: rows.jsonl}", "{text: text, tags: tags}")
-    assert {tuple(target["artist"]) for target in targets(splits).values()} == {tuple(artists)}
+    rows = [
+        {"text": f"Nina Simone and Ray {text}", "tags": f"{tags}{' O' * len(text.split())}"}
+        for text in distinct_texts(60)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    splits, _ = prepare_slots(tmp_path, MUSIC, "{path: rows.jsonl}", "{text: text, tags: tags}")
+    assert {tuple(target["artist"]) for target in targets_by_text(splits).values()} == {tuple(artists)}
 
 
 @pytest.mark.parametrize(
@@ -242,9 +249,9 @@ def test_every_way_of_writing_tags(tmp_path: Path, tags: str, artists: list[str]
 def test_what_cannot_be_read_is_rejected_with_the_reason(
     tmp_path: Path, columns: str, row: dict[str, Any], message: str
 ) -> None:
-    put(tmp_path / "rows.jsonl", [row] * 3)
+    write_rows(tmp_path / "rows.jsonl", [row] * 3)
     with pytest.raises(RecipeError, match=message):
-        read(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
+        prepare_slots(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
 
 
 @pytest.mark.parametrize(

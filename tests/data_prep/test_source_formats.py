@@ -22,17 +22,17 @@ from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.source import SPLITS, Source
-from tests.data_prep.test_data_faults import labelled, prepared, put
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
+from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers.malformed_files import SHEET
 from tests.helpers.malformed_files import workbook_bytes as written
 
 
-def rows_of(source: Source, *columns: str) -> list[SourceRow]:
+def read_rows(source: Source, *columns: str) -> list[SourceRow]:
     return [row for file in find_files(source) for row in read(file, source, columns or ("text", "label"))[1]]
 
 
-def place(path: Path, content: str) -> Path:
+def write_file(path: Path, content: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path
@@ -75,9 +75,9 @@ def test_what_is_not_there_is_reached_by_no_dot(values: dict[str, Any]) -> None:
 
 
 def test_a_column_that_bears_the_very_name_is_meant(tmp_path: Path) -> None:
-    rows = [{"m": {"text": "wrong"}, "m.text": row["text"], "label": row["label"]} for row in labelled(60)]
-    put(tmp_path / "rows.jsonl", rows)
-    splits, _ = prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {text: m.text}}")
+    rows = [{"m": {"text": "wrong"}, "m.text": row["text"], "label": row["label"]} for row in labelled_rows(60)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    splits, _ = prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {text: m.text}}")
     assert {row["input"]["text"] for name in SPLITS for row in splits[name]} == {row["m.text"] for row in rows}
 
 
@@ -90,13 +90,13 @@ def test_dotted_columns_serve_wherever_a_recipe_names_a_column(tmp_path: Path, k
             "queue": {"name": row["label"], "lang": "en" if n % 4 else "de"},
             "customer": {"id": f"C{n % 30}"},
         }
-        for n, row in enumerate(labelled(120))
+        for n, row in enumerate(labelled_rows(120))
     ]
     path = tmp_path / f"rows.{kind}"
     if kind == "jsonl":
-        put(path, nested)
+        write_rows(path, nested)
     elif kind == "json":
-        place(path, json.dumps(nested, indent=1))
+        write_file(path, json.dumps(nested, indent=1))
     elif kind == "parquet":
         pq.write_table(pa.Table.from_pylist(nested), path)
     else:
@@ -110,7 +110,7 @@ def test_dotted_columns_serve_wherever_a_recipe_names_a_column(tmp_path: Path, k
         f"{{source: {{path: rows.{kind}}}, columns: {{text: mail.body, label: queue.name, id: no}}, "
         "where: {queue.lang: en}, split: {group: customer.id}, slices: {day: {by: mail.at}}}"
     )
-    splits, report = prepared(tmp_path, data)
+    splits, report = prepare_data(tmp_path, data)
     written_rows = [row for name in SPLITS for row in splits[name]]
     assert report["rows"]["filtered"] == 30
     assert {row["input"]["text"] for row in written_rows} <= {row["mail"]["body"] for row in nested}
@@ -120,19 +120,19 @@ def test_dotted_columns_serve_wherever_a_recipe_names_a_column(tmp_path: Path, k
 
 
 def test_a_dotted_column_that_is_not_there_is_told_with_the_nearest_inside(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", [{"mail": {"body": row["text"]}, "label": "a"} for row in labelled(20)])
+    write_rows(tmp_path / "rows.jsonl", [{"mail": {"body": row["text"]}, "label": "a"} for row in labelled_rows(20)])
     with pytest.raises(
         RecipeError, match=r"data.columns.text: there is no column 'mail.bdy'; did you mean 'mail.body'"
     ):
-        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {text: mail.bdy}}")
+        prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {text: mail.bdy}}")
 
 
 def test_fields_of_a_record_may_stand_inside_a_dotted_column(tmp_path: Path) -> None:
-    rows = [{"text": f"{text} {n}", "ocr": {"record": {"no": n}}} for n, text in enumerate(texts(60))]
-    put(tmp_path / "rows.jsonl", rows)
+    rows = [{"text": f"{text} {n}", "ocr": {"record": {"no": n}}} for n, text in enumerate(distinct_texts(60))]
+    write_rows(tmp_path / "rows.jsonl", rows)
     schema = "{type: object, properties: {no: {type: integer}}}"
     task = f"{{kind: extraction, instruction: Read the number., json_schema: {schema}}}"
-    splits, _ = prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {target: ocr.record}}", task)
+    splits, _ = prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {target: ocr.record}}", task)
     assert {row["target"]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
 
 
@@ -153,10 +153,10 @@ def test_what_no_file_can_hold_is_told_where_json_in_a_cell_brings_it(
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "meta"])
-        for n, row in enumerate(labelled(60)):
+        for n, row in enumerate(labelled_rows(60)):
             key = row["label"] if "label:" in data else f"{row['text']} {n}"
             writer.writerow([row["text"], row["label"], f'{{"odd": "{key}{escape if n == 7 else ""}"}}'])
-    prepared(tmp_path, f"{{source: {{path: rows.csv}}, max_rejected: 0.1, {data}}}")
+    prepare_data(tmp_path, f"{{source: {{path: rows.csv}}, max_rejected: 0.1, {data}}}")
     (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
     (rejected,) = [
         entry for entry in map(json.loads, path.read_text("utf-8").splitlines()) if entry["kind"] == "rejected"
@@ -186,8 +186,8 @@ def test_what_no_file_can_hold_is_told_where_json_in_a_cell_brings_it(
 def test_an_object_with_the_columns_is_one_row_whatever_lists_it_has(
     tmp_path: Path, value: Any, columns: tuple[str, ...], rows: Any
 ) -> None:
-    source = Source(path=str(place(tmp_path / "one.json", json.dumps(value, indent=1))))
-    values = [row.values for row in rows_of(source, *columns)]
+    source = Source(path=str(write_file(tmp_path / "one.json", json.dumps(value, indent=1))))
+    values = [row.values for row in read_rows(source, *columns)]
     if rows == 2:
         assert values == [{"text": "x", "items": {"no": 1}}, {"text": "y", "items": {"no": 2}}]
     else:
@@ -195,13 +195,13 @@ def test_an_object_with_the_columns_is_one_row_whatever_lists_it_has(
 
 
 def test_a_folder_of_records_with_lists_of_objects_is_a_row_a_file(tmp_path: Path) -> None:
-    for n, text in enumerate(texts(60)):
+    for n, text in enumerate(distinct_texts(60)):
         record = {"text": f"{text} {n}", "lines": [{"no": n, "text": "x"}, {"no": n + 1}]}
-        place(tmp_path / "in" / f"{n}.json", json.dumps(record, indent=1))
+        write_file(tmp_path / "in" / f"{n}.json", json.dumps(record, indent=1))
     line = "{type: object, properties: {no: {type: integer}, text: {type: string, maxLength: 5}}}"
     schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
     task = f"{{kind: extraction, instruction: Read the lines., json_schema: {schema}}}"
-    splits, report = prepared(tmp_path, "{source: {path: in}}", task)
+    splits, report = prepare_data(tmp_path, "{source: {path: in}}", task)
     assert report["rows"]["read"] == 60
     assert {row["target"]["lines"][0]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
 
@@ -209,18 +209,18 @@ def test_a_folder_of_records_with_lists_of_objects_is_a_row_a_file(tmp_path: Pat
 # Texts in files and folders.
 
 
-def reviews(folder: Path, count: int = 60) -> list[str]:
+def write_reviews(folder: Path, count: int = 60) -> list[str]:
     """A folder of a text a file in pos/ and neg/, with what else lies there."""
-    review_texts = texts(count)
+    review_texts = distinct_texts(count)
     for n, text in enumerate(review_texts):
-        place(folder / ("pos" if n % 2 else "neg") / f"{n}_{n % 10}.txt", f"{text}\n")
-    place(folder / "README.txt", "how they were gathered")
+        write_file(folder / ("pos" if n % 2 else "neg") / f"{n}_{n % 10}.txt", f"{text}\n")
+    write_file(folder / "README.txt", "how they were gathered")
     return review_texts
 
 
 def test_a_folder_of_documents_is_labelled_by_its_folders(tmp_path: Path) -> None:
-    review_texts = reviews(tmp_path / "in")
-    splits, report = prepared(tmp_path, "{source: {path: in, sample_by: document}}")
+    review_texts = write_reviews(tmp_path / "in")
+    splits, report = prepare_data(tmp_path, "{source: {path: in, sample_by: document}}")
     rows = [row for name in SPLITS for row in splits[name]]
     assert {row["input"]["text"] for row in rows} == set(review_texts)
     assert {row["id"].split("/")[0]: row["target"] for row in rows} == {"pos": "pos", "neg": "neg"}
@@ -233,30 +233,30 @@ def test_a_folder_of_documents_is_labelled_by_its_folders(tmp_path: Path) -> Non
     "source", ["path: in, sample_by: document", "train: in/train, test: in/test, sample_by: document"]
 )
 def test_documents_below_train_and_test_keep_their_splits(tmp_path: Path, source: str) -> None:
-    reviews(tmp_path / "in" / "train")
-    for n, text in enumerate(texts(90)[60:]):
-        place(tmp_path / "in" / "test" / ("pos" if n % 2 else "neg") / f"{n}.txt", text)
-    splits, report = prepared(tmp_path, f"{{source: {{{source}}}}}")
+    write_reviews(tmp_path / "in" / "train")
+    for n, text in enumerate(distinct_texts(90)[60:]):
+        write_file(tmp_path / "in" / "test" / ("pos" if n % 2 else "neg") / f"{n}.txt", text)
+    splits, report = prepare_data(tmp_path, f"{{source: {{{source}}}}}")
     assert len(splits["test"]) == 30
     assert {row["target"] for row in splits["test"]} == {"pos", "neg"}
     assert sum(report["rows"]["written"].values()) + sum(report["rows"]["dropped"].values()) == 90
 
 
 def test_messages_and_files_name_the_document_that_is_meant(tmp_path: Path) -> None:
-    review_texts = reviews(tmp_path / "in")
-    place(tmp_path / "in" / "pos" / "copy.txt", review_texts[3])
-    place(tmp_path / "in" / "neg" / "other.txt", review_texts[5])
+    review_texts = write_reviews(tmp_path / "in")
+    write_file(tmp_path / "in" / "pos" / "copy.txt", review_texts[3])
+    write_file(tmp_path / "in" / "neg" / "other.txt", review_texts[5])
     data = "{source: {path: in, sample_by: document}, split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
-    prepared(tmp_path, f"{data}}}")
+    prepare_data(tmp_path, f"{data}}}")
     (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
     dropped = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert {entry["id"] for entry in dropped} == {f"{entry['file']}:{entry['line']}" for entry in dropped}
     assert {entry["file"] for entry in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
     with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts bear several answers"):
-        prepared(tmp_path, f"{data}, conflicts: fail}}")
-    place(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
+        prepare_data(tmp_path, f"{data}, conflicts: fail}}")
+    write_file(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
     with pytest.raises(RecipeError, match=r"pos/long.txt:1: 1 train rows are longer than train.max_length"):
-        prepared(tmp_path, f"{data}, too_long: fail}}")
+        prepare_data(tmp_path, f"{data}, too_long: fail}}")
 
 
 def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
     source = Source(path=str(tmp_path / "a"), sample_by="document")
     info, rows = read(find_files(source)[0], source, ("text", "label"))
     valid = {row.file: row.values for row in rows if not row.problem}
-    problems = {row.file: row.problem for row in rows_of(source) if row.problem}
+    problems = {row.file: row.problem for row in read_rows(source) if row.problem}
     assert {name: values["text"] for name, values in valid.items()} == {
         "a/1.txt": "one\r\ntwo", "a/2.txt": "", "a/4.txt.gz": "three", "a/6.txt": "na\u00efve caf\u00e9",
     }  # fmt: skip
@@ -285,17 +285,17 @@ def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_document_that_is_named_outright_has_the_label_of_its_folder(tmp_path: Path) -> None:
-    path = place(tmp_path / "late" / "train" / "1.txt", "hello\nworld\n")
-    (row,) = rows_of(Source(path=str(path), sample_by="document"))
+    path = write_file(tmp_path / "late" / "train" / "1.txt", "hello\nworld\n")
+    (row,) = read_rows(Source(path=str(path), sample_by="document"))
     assert (row.line, row.values) == (1, {"text": "hello\nworld\n", "label": "late", "file": "1.txt"})
 
 
 def test_lines_are_labelled_by_their_files(tmp_path: Path) -> None:
-    lines = texts(80)
+    lines = distinct_texts(80)
     for n, name in enumerate(("late", "broken")):
-        place(tmp_path / "in" / f"{name}.txt", "\n".join(lines[n * 40 : n * 40 + 40]))
+        write_file(tmp_path / "in" / f"{name}.txt", "\n".join(lines[n * 40 : n * 40 + 40]))
     for source in ("path: in, sample_by: line", "paths: [in/late.txt, in/broken.txt]"):
-        splits, _ = prepared(tmp_path, f"{{source: {{{source}}}}}")
+        splits, _ = prepare_data(tmp_path, f"{{source: {{{source}}}}}")
         rows = [row for name in SPLITS for row in splits[name]]
         assert {row["input"]["text"]: row["target"] for row in rows} == {
             text: "late" if n < 40 else "broken" for n, text in enumerate(lines)
@@ -314,43 +314,43 @@ def test_lines_are_labelled_by_their_files(tmp_path: Path) -> None:
 )
 def test_a_name_of_a_split_is_no_label(tmp_path: Path, files: list[str], labels: set[str]) -> None:
     for name in files:
-        place(tmp_path / name, "hello")
+        write_file(tmp_path / name, "hello")
         if name.endswith(".gz"):
             (tmp_path / name).write_bytes(gzip.compress(b"hello"))
-    assert {row.values["label"] for row in rows_of(Source(path=str(tmp_path), sample_by="line"))} == labels
+    assert {row.values["label"] for row in read_rows(Source(path=str(tmp_path), sample_by="line"))} == labels
 
 
 def test_several_text_files_are_refused_until_the_recipe_says_what_they_hold(tmp_path: Path) -> None:
-    reviews(tmp_path)
+    write_reviews(tmp_path)
     with pytest.raises(RecipeError, match=r"61 .txt files. data.source.sample_by: document .* sample_by: line"):
         find_files(Source(path=str(tmp_path)))
 
 
 def test_text_files_beside_other_data_are_notes(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", labelled(4))
-    place(tmp_path / "LICENSE.txt", "all rights")
+    write_rows(tmp_path / "rows.jsonl", labelled_rows(4))
+    write_file(tmp_path / "LICENSE.txt", "all rights")
     source = Source(path=str(tmp_path))
     assert [file.name for file in find_files(source)] == ["rows.jsonl"]
     assert find_ignored_files(source) == ["LICENSE.txt"]
 
 
 def test_text_files_that_the_recipe_describes_are_tables(tmp_path: Path) -> None:
-    place(tmp_path / "a.txt", "spam\twin, now\nham\tsee you\n")
-    place(tmp_path / "b.txt", "ham\tok\n")
+    write_file(tmp_path / "a.txt", "spam\twin, now\nham\tsee you\n")
+    write_file(tmp_path / "b.txt", "ham\tok\n")
     (tmp_path / "~$rows.xlsx").write_bytes(b"left by Excel")
     source = Source(path=str(tmp_path), header=["label", "text"])
-    assert [(row.line, row.values) for row in rows_of(source)] == [
+    assert [(row.line, row.values) for row in read_rows(source)] == [
         (1, {"label": "spam", "text": "win, now"}), (2, {"label": "ham", "text": "see you"}),
         (1, {"label": "ham", "text": "ok"}),
     ]  # fmt: skip
     assert find_ignored_files(source) == ["~$rows.xlsx"]
-    place(tmp_path / "c" / "c.txt", "label::text\nham::hello\n")
+    write_file(tmp_path / "c" / "c.txt", "label::text\nham::hello\n")
     source = Source(path=str(tmp_path / "c" / "c.txt"), delimiter="::", quotes=False)
-    assert [row.values for row in rows_of(source)] == [{"label": "ham", "text": "hello"}]
+    assert [row.values for row in read_rows(source)] == [{"label": "ham", "text": "hello"}]
 
 
 def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
-    reviews(tmp_path)
+    write_reviews(tmp_path)
     paths = [str(tmp_path / "pos" / "*1.txt"), str(tmp_path / "pos" / "*3.txt")]
     with pytest.raises(RecipeError, match="are one folder"):
         find_files(Source(paths=paths, sample_by="document"))
@@ -359,7 +359,7 @@ def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
 # Workbooks.
 
 
-def save(path: Path, **sheets: list[list[Any]]) -> Path:
+def save_workbook(path: Path, **sheets: list[list[Any]]) -> Path:
     workbook = openpyxl.Workbook()
     workbook.remove(workbook.active)
     for name, rows in sheets.items():
@@ -370,14 +370,14 @@ def save(path: Path, **sheets: list[list[Any]]) -> Path:
     return path
 
 
-def table(rows: list[dict[str, Any]]) -> list[list[Any]]:
+def table_with_header(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return [list(rows[0]), *([*row.values()] for row in rows)]
 
 
 def test_a_workbook_is_prepared_as_a_table(tmp_path: Path) -> None:
-    rows = labelled(80)
-    save(tmp_path / "rows.xlsx", Tickets=table(rows))
-    splits, report = prepared(tmp_path, "{source: {path: rows.xlsx}}")
+    rows = labelled_rows(80)
+    save_workbook(tmp_path / "rows.xlsx", Tickets=table_with_header(rows))
+    splits, report = prepare_data(tmp_path, "{source: {path: rows.xlsx}}")
     assert {row["input"]["text"] for name in SPLITS for row in splits[name]} == {row["text"] for row in rows}
     assert {row["id"] for name in SPLITS for row in splits[name]} == {f"rows.xlsx:{n}" for n in range(2, 82)}
     assert report["sources"][0]["detected"] == {"kind": "xlsx", "sheet": "Tickets", "columns": ["text", "label"]}
@@ -398,8 +398,8 @@ def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
         "nothing": None,
         "formula": "=1+1",
     }
-    save(tmp_path / "rows.xlsx", S=[list(cells), list(cells.values())])
-    (row,) = rows_of(Source(path=str(tmp_path / "rows.xlsx")))
+    save_workbook(tmp_path / "rows.xlsx", S=[list(cells), list(cells.values())])
+    (row,) = read_rows(Source(path=str(tmp_path / "rows.xlsx")))
     assert row.values == {
         **cells, "label": 3, "price": 0.3, "day": "2026-05-01", "only_day": "2026-05-01", "at": "2026-05-01T13:30:00",
         "time": "08:15:00", "took": "PT108000S", "formula": None,
@@ -408,7 +408,7 @@ def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
 
 def test_the_sheet_that_has_the_columns_is_read_and_told(tmp_path: Path) -> None:
     note_rows = [["what this is"], ["rows of May"]]
-    path = save(tmp_path / "rows.xlsx", About=note_rows, Tickets=table(labelled(3)), Empty=[])
+    path = save_workbook(tmp_path / "rows.xlsx", About=note_rows, Tickets=table_with_header(labelled_rows(3)), Empty=[])
     source = Source(path=str(path))
     info, rows = read(find_files(source)[0], source, ("text", "label"))
     assert (info["sheet"], len(list(rows))) == ("Tickets", 3)
@@ -416,34 +416,36 @@ def test_the_sheet_that_has_the_columns_is_read_and_told(tmp_path: Path) -> None
 
 
 def test_sheets_that_all_have_the_columns_are_refused_until_one_is_named(tmp_path: Path) -> None:
-    rows = labelled(5)
-    path = save(tmp_path / "rows.xlsx", May=table(rows[:2]), June=table(rows[2:]))
+    rows = labelled_rows(5)
+    path = save_workbook(tmp_path / "rows.xlsx", May=table_with_header(rows[:2]), June=table_with_header(rows[2:]))
     with pytest.raises(RecipeError, match=r"Set data.source.sheet; it has 'May', 'June'"):
-        rows_of(Source(path=str(path)))
-    assert len(rows_of(Source(path=str(path), sheet="June"))) == 3
+        read_rows(Source(path=str(path)))
+    assert len(read_rows(Source(path=str(path), sheet="June"))) == 3
 
 
 def test_a_hidden_sheet_is_read_where_it_is_named_alone(tmp_path: Path) -> None:
-    path = save(tmp_path / "rows.xlsx", Old=table(labelled(9)), New=table(labelled(2)))
+    path = save_workbook(
+        tmp_path / "rows.xlsx", Old=table_with_header(labelled_rows(9)), New=table_with_header(labelled_rows(2))
+    )
     workbook = openpyxl.load_workbook(path)
     workbook["Old"].sheet_state = "hidden"
     workbook.save(path)
-    assert len(rows_of(Source(path=str(path)))) == 2
-    assert len(rows_of(Source(path=str(path), sheet="Old"))) == 9
+    assert len(read_rows(Source(path=str(path)))) == 2
+    assert len(read_rows(Source(path=str(path), sheet="Old"))) == 9
 
 
 def test_an_error_in_a_column_that_nobody_needs_is_an_empty_cell(tmp_path: Path) -> None:
-    path = save(tmp_path / "rows.xlsx", S=[["text", "label", "looked_up"], ["hello", "a", "#N/A"]])
-    assert [row.values for row in rows_of(Source(path=str(path)))] == [
+    path = save_workbook(tmp_path / "rows.xlsx", S=[["text", "label", "looked_up"], ["hello", "a", "#N/A"]])
+    assert [row.values for row in read_rows(Source(path=str(path)))] == [
         {"text": "hello", "label": "a", "looked_up": None}
     ]
 
 
 def test_a_workbook_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(written(SHEET, more=b"<x>" + b" " * 3_000_000 + b"</x>"))
-    assert len(rows_of(Source(path=str(tmp_path / "rows.xlsx")))) == 2
+    assert len(read_rows(Source(path=str(tmp_path / "rows.xlsx")))) == 2
     with pytest.raises(RecipeError, match=r"an unpacked workbook of 2.9 MiB, more than 2; export it as CSV"):
-        rows_of(Source(path=str(tmp_path / "rows.xlsx"), max_unpacked_mib=2))
+        read_rows(Source(path=str(tmp_path / "rows.xlsx"), max_unpacked_mib=2))
 
 
 def test_a_sheet_is_checked_whatever_its_name_is(tmp_path: Path) -> None:
@@ -451,10 +453,10 @@ def test_a_sheet_is_checked_whatever_its_name_is(tmp_path: Path) -> None:
     renamed_workbook = renamed(written(SHEET, entities), "worksheets/sheet1.xml", "worksheets/sheet1.png")
     (tmp_path / "rows.xlsx").write_bytes(renamed_workbook)
     with pytest.raises(RecipeError, match=r"sheet1.png has a document type"):
-        rows_of(Source(path=str(tmp_path / "rows.xlsx")))
+        read_rows(Source(path=str(tmp_path / "rows.xlsx")))
     picture = renamed(written(SHEET, more=b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "xl/more.xml", "xl/more.png")
     (tmp_path / "rows.xlsx").write_bytes(picture)
-    assert len(rows_of(Source(path=str(tmp_path / "rows.xlsx")))) == 2
+    assert len(read_rows(Source(path=str(tmp_path / "rows.xlsx")))) == 2
 
 
 def renamed(content: bytes, old_name: str, new_name: str) -> bytes:
@@ -474,6 +476,6 @@ def renamed(content: bytes, old_name: str, new_name: str) -> bytes:
 @pytest.mark.parametrize("setting", ["quotes: ',', delimiter: ','", "delimiter: '::'", "quotes: ab", "sample_by: word"])
 def test_dialects_that_cannot_be_are_refused_with_their_key(tmp_path: Path, setting: str) -> None:
     task = "task: {kind: classification, instruction: Say what it is about.}\nmodel: {base: pocket}"
-    place(tmp_path / "r.yaml", f"{task}\ndata: {{source: {{path: rows.csv, {setting}}}}}\n")
+    write_file(tmp_path / "r.yaml", f"{task}\ndata: {{source: {{path: rows.csv, {setting}}}}}\n")
     with pytest.raises(RecipeError, match=r"data.source"):
         load(str(tmp_path / "r.yaml"), (), "cpu")

@@ -27,7 +27,7 @@ SAID = "my card parcel order is late broken again please help with the new blue 
 WORDS = SAID.split()
 
 
-def recipe_of(folder: Path, rows: Sequence[Row], *overrides: str) -> Recipe:
+def make_recipe(folder: Path, rows: Sequence[Row], *overrides: str) -> Recipe:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -40,7 +40,7 @@ def recipe_of(folder: Path, rows: Sequence[Row], *overrides: str) -> Recipe:
     return load(str(folder / "r.yaml"), overrides, "cpu").recipe
 
 
-def prepared(recipe: Recipe, runs: Path) -> dict[str, list[Any]]:
+def prepare_splits(recipe: Recipe, runs: Path) -> dict[str, list[Any]]:
     """The rows of each split; and every row that was read is there, or in rejected.jsonl."""
     folder, _ = prepare.main(recipe, runs)
     splits = {name: list(atomic_files.read_jsonl(folder / f"{name}.jsonl")) for name in SPLITS}
@@ -51,7 +51,7 @@ def prepared(recipe: Recipe, runs: Path) -> dict[str, list[Any]]:
     return splits
 
 
-def filler(count: int = 60) -> list[Row]:
+def distinct_rows(count: int = 60) -> list[Row]:
     """Rows unlike each other, so that every split and label has some."""
     rng = random.Random(9)
     return [
@@ -66,8 +66,10 @@ sentences = st.builds(
     st.lists(st.sampled_from(WORDS), min_size=3, max_size=14),
     st.sampled_from(["", "!", " x", " now", "s"]),
 )
-drawn = st.lists(st.tuples(sentences, st.sampled_from("ab"), st.sampled_from([f"c{n}" for n in range(8)])), max_size=40)
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+row_lists = st.lists(
+    st.tuples(sentences, st.sampled_from("ab"), st.sampled_from([f"c{n}" for n in range(8)])), max_size=40
+)
+few_examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def similarity(first: str, second: str) -> float:
@@ -76,13 +78,13 @@ def similarity(first: str, second: str) -> float:
     )
 
 
-@few
-@given(rows=drawn)
+@few_examples
+@given(rows=row_lists)
 def test_no_train_row_is_near_a_held_out_row_or_another_train_row_of_its_label(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
 ) -> None:
     folder = tmp_path_factory.mktemp("near")
-    splits = prepared(recipe_of(folder, [*filler(), *rows]), folder / "runs")
+    splits = prepare_splits(make_recipe(folder, [*distinct_rows(), *rows]), folder / "runs")
     texts = {name: [row["input"]["text"] for row in splits[name]] for name in SPLITS}
     for name in SPLITS[1:]:
         assert not [(a, b) for a in texts["train"] for b in texts[name] if similarity(a, b) >= 0.85]
@@ -95,19 +97,19 @@ def test_no_train_row_is_near_a_held_out_row_or_another_train_row_of_its_label(
     ]
 
 
-@few
-@given(rows=drawn, seed=st.integers(0, 2**32))
+@few_examples
+@given(rows=row_lists, seed=st.integers(0, 2**32))
 def test_the_order_of_the_rows_decides_nothing(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("order")
-    rows = [*filler(), *rows]
+    rows = [*distinct_rows(), *rows]
     shuffled = random.Random(seed).sample(rows, len(rows))
     contents = [
         {
             name: sorted((row["input"]["text"], row["target"], row["group"] or "") for row in split)
-            for name, split in prepared(
-                recipe_of(folder / str(index), ordered, "data.split.group=customer"), folder
+            for name, split in prepare_splits(
+                make_recipe(folder / str(index), ordered, "data.split.group=customer"), folder
             ).items()
         }
         for index, ordered in enumerate((rows, shuffled))
@@ -115,20 +117,20 @@ def test_the_order_of_the_rows_decides_nothing(
     assert contents[0] == contents[1]
 
 
-@few
-@given(rows=drawn, added=drawn)
+@few_examples
+@given(rows=row_lists, added=row_lists)
 def test_adding_rows_moves_no_old_row_to_another_split(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], added: list[Row]
 ) -> None:
     folder = tmp_path_factory.mktemp("more")
 
     def splits_by_text(source_rows: list[Row], name: str) -> dict[str, str]:
-        splits = prepared(recipe_of(folder / name, source_rows), folder)
+        splits = prepare_splits(make_recipe(folder / name, source_rows), folder)
         return {duplicate_key(row["input"]["text"]): split for split in SPLITS for row in splits[split]}
 
     old_splits, new_splits = (
-        splits_by_text([*filler(), *rows], "old"),
-        splits_by_text([*added, *filler(), *rows], "new"),
+        splits_by_text([*distinct_rows(), *rows], "old"),
+        splits_by_text([*added, *distinct_rows(), *rows], "new"),
     )
     # A row of train may leave because of a new one; none is ever found in another split.
     assert {text: new_splits[text] for text in old_splits if text in new_splits} == {
@@ -137,20 +139,26 @@ def test_adding_rows_moves_no_old_row_to_another_split(
     assert {text for text in old_splits if old_splits[text] == "test"} <= set(new_splits)
 
 
-@few
-@given(rows=drawn)
+@few_examples
+@given(rows=row_lists)
 def test_no_group_straddles_two_splits(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
     folder = tmp_path_factory.mktemp("group")
-    splits = prepared(recipe_of(folder, [*filler(), *rows], "data.split.group=customer"), folder / "runs")
+    splits = prepare_splits(
+        make_recipe(folder, [*distinct_rows(), *rows], "data.split.group=customer"), folder / "runs"
+    )
     groups = [{row["group"] for row in splits[name]} for name in SPLITS]
     assert sum(map(len, groups)) == len(set().union(*groups))
 
 
 def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
     rng = random.Random(4)
-    rows = [*filler(), *((" ".join(rng.choices(WORDS, k=9)), rng.choice("ab"), f"c{n % 50}") for n in range(5000))]
+    rows = [
+        *distinct_rows(),
+        *((" ".join(rng.choices(WORDS, k=9)), rng.choice("ab"), f"c{n % 50}") for n in range(5000)),
+    ]
     expected = [
-        prepare.main(recipe_of(tmp_path, rows, f"data.num_proc={count}"), tmp_path / str(count))[0] for count in (1, 2)
+        prepare.main(make_recipe(tmp_path, rows, f"data.num_proc={count}"), tmp_path / str(count))[0]
+        for count in (1, 2)
     ]
     single, double = (
         {path.name: atomic_files.sha256(path) for path in folder.iterdir() if path.suffix in (".jsonl", ".csv")}
@@ -166,15 +174,18 @@ def test_near_rows_with_different_labels_are_both_kept(tmp_path: Path) -> None:
     near_text = "what do i need to do to get my new virtual card delivered to the new address in town"
     assert similarity(text, near_text) > 0.8
     override = ("data.split={test: 0.01, validation: 0.01, calibration: 0}", "data.deduplicate.near=0.8")
-    rows = [*filler(400), (text, "a", "c1"), (near_text, "b", "c1"), (near_text + " now", "b", "c1")]
-    texts = {row["input"]["text"] for row in prepared(recipe_of(tmp_path, rows, *override), tmp_path / "runs")["train"]}
+    rows = [*distinct_rows(400), (text, "a", "c1"), (near_text, "b", "c1"), (near_text + " now", "b", "c1")]
+    texts = {
+        row["input"]["text"]
+        for row in prepare_splits(make_recipe(tmp_path, rows, *override), tmp_path / "runs")["train"]
+    }
     assert text in texts
     assert len(texts & {near_text, near_text + " now"}) == 1
 
 
 def test_test_is_the_newest_by_time_and_a_cut_holds_it_there(tmp_path: Path) -> None:
-    rows = [(text, label, f"2026-03-{1 + index // 4:02d}") for index, (text, label, _) in enumerate(filler(100))]
-    splits = prepared(recipe_of(tmp_path, rows, "data.split.time=customer"), tmp_path / "newest")
+    rows = [(text, label, f"2026-03-{1 + index // 4:02d}") for index, (text, label, _) in enumerate(distinct_rows(100))]
+    splits = prepare_splits(make_recipe(tmp_path, rows, "data.split.time=customer"), tmp_path / "newest")
     days = {row[0]: row[2] for row in rows}
     days_by_split = {name: {days[row["input"]["text"]] for row in splits[name]} for name in SPLITS}
     assert min(days_by_split["test"]) > max(
@@ -182,8 +193,8 @@ def test_test_is_the_newest_by_time_and_a_cut_holds_it_there(tmp_path: Path) -> 
     )
     assert 25 <= len(splits["test"]) <= 35
     override = ("data.split.time=customer", "data.split.cut=2026-03-21")
-    cut_splits = prepared(
-        recipe_of(tmp_path, [*rows, ("quite new here", "a", "2026-03-29")], *override), tmp_path / "cut"
+    cut_splits = prepare_splits(
+        make_recipe(tmp_path, [*rows, ("quite new here", "a", "2026-03-29")], *override), tmp_path / "cut"
     )
     assert {days.get(row["input"]["text"], "2026-03-29") for row in cut_splits["test"]} == {
         "2026-03-29",
@@ -191,8 +202,8 @@ def test_test_is_the_newest_by_time_and_a_cut_holds_it_there(tmp_path: Path) -> 
     }
 
 
-@few
-@given(rows=drawn, added=drawn)
+@few_examples
+@given(rows=row_lists, added=row_lists)
 def test_with_a_cut_rows_that_are_added_move_no_old_row_to_another_split(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], added: list[Row]
 ) -> None:
@@ -204,16 +215,16 @@ def test_with_a_cut_rows_that_are_added_move_no_old_row_to_another_split(
             for part_rows, month in parts
             for text, label, customer in part_rows
         ]
-        splits = prepared(recipe_of(folder / name, dated, *override), folder)
+        splits = prepare_splits(make_recipe(folder / name, dated, *override), folder)
         return {duplicate_key(row["input"]["text"]): split for split in SPLITS for row in splits[split]}
 
     # The same text at two times may be test and train: what is asked here is about others.
     added_keys = {duplicate_key(text) for text, *_ in added}
     rows = list({duplicate_key(row[0]): row for row in rows if duplicate_key(row[0]) not in added_keys}.values())
-    old_splits = splits_by_text("old", (filler(), 3), (rows, 3))
+    old_splits = splits_by_text("old", (distinct_rows(), 3), (rows, 3))
     # Newer ones, all of them test; older ones; and those of the same month.
     for name, month in (("newer", 5), ("older", 1), ("same", 3)):
-        new_splits = splits_by_text(name, (added, month), (filler(), 3), (rows, 3))
+        new_splits = splits_by_text(name, (added, month), (distinct_rows(), 3), (rows, 3))
         assert {text: new_splits[text] for text in old_splits if text in new_splits} == {
             text: old_splits[text] for text in old_splits if text in new_splits
         }
@@ -221,12 +232,14 @@ def test_with_a_cut_rows_that_are_added_move_no_old_row_to_another_split(
 
 
 def test_rows_without_a_group_stay_where_they_are_when_rows_are_added_above_them(tmp_path: Path) -> None:
-    rows = [(text, label, customer if index % 3 else "") for index, (text, label, customer) in enumerate(filler(90))]
-    added = [(f"{text} newly", label, customer) for text, label, customer in filler(60)[::-1]]
+    rows = [
+        (text, label, customer if index % 3 else "") for index, (text, label, customer) in enumerate(distinct_rows(90))
+    ]
+    added = [(f"{text} newly", label, customer) for text, label, customer in distinct_rows(60)[::-1]]
 
     def splits_by_text(source_rows: list[Row], name: str) -> dict[str, str]:
         overrides = ("data.split.group=customer", "data.deduplicate.near=1")
-        splits = prepared(recipe_of(tmp_path / name, source_rows, *overrides), tmp_path / name)
+        splits = prepare_splits(make_recipe(tmp_path / name, source_rows, *overrides), tmp_path / name)
         assert {row["group"] is None for split in SPLITS for row in splits[split]} == {True, False}
         return {row["input"]["text"]: split for split in SPLITS for row in splits[split]}
 
@@ -244,9 +257,9 @@ def test_rows_without_a_group_stay_where_they_are_when_rows_are_added_above_them
     ],
 )
 def test_a_time_that_cannot_split_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
-    rows = [(text, label, "2026-03-01") for text, label, _ in filler()]
+    rows = [(text, label, "2026-03-01") for text, label, _ in distinct_rows()]
     with pytest.raises(RecipeError, match=message):
-        prepare.main(recipe_of(tmp_path, rows, *overrides), tmp_path / "runs")
+        prepare.main(make_recipe(tmp_path, rows, *overrides), tmp_path / "runs")
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.85, 0.95])
@@ -286,6 +299,6 @@ def test_a_duplicate_of_many_is_one_comparison_each_and_not_all_pairs(tmp_path: 
         for index in range(6000)
     ]
     override = "data.split={test: 0.01, validation: 0.01, calibration: 0}"
-    splits = prepared(recipe_of(tmp_path, [*filler(400), *rows], override), tmp_path / "runs")
+    splits = prepare_splits(make_recipe(tmp_path, [*distinct_rows(400), *rows], override), tmp_path / "runs")
     assert sum("order number" in row["input"]["text"] for row in splits["train"]) == 0
     assert sum("order number" in row["input"]["text"] for row in splits["test"]) > 20

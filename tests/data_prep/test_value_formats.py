@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.rows.timestamps import parse_epoch_seconds
-from data_prep.rows.value_formats import read_record
+from data_prep.rows.value_formats import parse_record_values
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.data import Formats, Task
@@ -23,8 +23,8 @@ from insource.tasks import extraction
 from insource.tasks.records.json_fields import canonicalize
 from insource.tasks.records.normalizers import parse_amount, parse_number
 from insource.tasks.source_record import UnusableRowError
-from tests.data_prep.test_data_faults import labelled, prepared, put
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
+from tests.data_prep.test_label_identity import distinct_texts
 
 MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
 SCHEMA: dict[str, Any] = {
@@ -149,21 +149,24 @@ def test_a_record_is_read_by_its_formats() -> None:
         "paid": "yes",
         "prices": ["1,5", 2.5],
     }
-    canonical = read_record(record, SCHEMA, formats)
+    canonical = parse_record_values(record, SCHEMA, formats)
     assert canonical == {
         "total": 1234.56, "pages": 1000, "issued": "2026-05-01", "paid": "yes", "prices": [1.5, 2.5], "currency": "EUR",
     }  # fmt: skip
     # What the row says of its currency itself stays, and so does what is a number, a date or nothing already.
-    assert read_record({"total": "5 \u20ac", "currency": "EUR"}, SCHEMA, formats) == {"total": 5, "currency": "EUR"}
+    assert parse_record_values({"total": "5 \u20ac", "currency": "EUR"}, SCHEMA, formats) == {
+        "total": 5,
+        "currency": "EUR",
+    }
     plain_record = {"total": 12.5, "pages": None, "issued": "2026-05-01", "currency": None}
-    assert read_record(plain_record, SCHEMA, formats) == plain_record
+    assert parse_record_values(plain_record, SCHEMA, formats) == plain_record
 
 
 @pytest.mark.parametrize("empty", ["", "  ", None])
 def test_an_empty_currency_is_filled_wherever_it_stands(empty: str | None) -> None:
     formats = Formats(decimal=",", amounts={"total": "currency", "pages": "currency"})
     for record in ({"currency": empty, "total": "EUR 5,50"}, {"total": "EUR 5,50", "currency": empty, "pages": "2 kg"}):
-        canonical = read_record(record, SCHEMA, formats)
+        canonical = parse_record_values(record, SCHEMA, formats)
         assert (canonical["total"], canonical["currency"]) == (5.5, "EUR")
 
 
@@ -171,14 +174,14 @@ def test_a_required_currency_is_filled_where_its_cell_is_empty(tmp_path: Path) -
     with (tmp_path / "bills.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "total", "currency"])
-        writer.writerows([text, f"{n},50 EUR", "USD" if n % 2 else ""] for n, text in enumerate(texts(80)))
+        writer.writerows([text, f"{n},50 EUR", "USD" if n % 2 else ""] for n, text in enumerate(distinct_texts(80)))
     schema = "{total: {type: number}, currency: {type: string, maxLength: 10}}"
     task = (
         f"{{kind: extraction, instruction: Read the bill., json_schema: {{type: object, properties: {schema}, "
         "required: [currency]}}"
     )
     data = '{source: {path: bills.csv}, formats: {decimal: ",", amounts: {total: currency}}}'
-    splits, report = prepared(tmp_path, data, task)
+    splits, report = prepare_data(tmp_path, data, task)
     assert report["rows"]["rejected"] == {}
     for row in (row for name in SPLITS for row in splits[name]):
         assert row["target"]["currency"] == ("USD" if row["target"]["total"] % 2 == 1.5 else "EUR")
@@ -189,7 +192,7 @@ def test_records_inside_of_records_are_read_by_dotted_names() -> None:
     schema = {"properties": {"lines": {"type": "array", "items": line}, "seller": line}}
     formats = Formats(decimal=",", amounts={"lines.price": "unit", "seller.price": None})
     record = {"lines": [{"price": "EUR 1,5"}, {"price": "2,5"}], "seller": {"price": "$ 3"}}
-    assert read_record(record, schema, formats) == {
+    assert parse_record_values(record, schema, formats) == {
         "lines": [{"price": 1.5, "unit": "EUR"}, {"price": 2.5}], "seller": {"price": 3},
     }  # fmt: skip
 
@@ -206,7 +209,7 @@ def test_records_inside_of_records_are_read_by_dotted_names() -> None:
 def test_what_is_inside_of_a_cell_of_json_is_read_by_the_formats(lines: Any, expected: Any) -> None:
     line = {"type": "object", "properties": {"price": {"type": "number"}}}
     schema = {"properties": {"lines": {"type": ["array", "null"], "items": line}, "seller": line}}
-    canonical = read_record({"lines": lines, "seller": '{"price": "0,5"}'}, schema, Formats(decimal=","))
+    canonical = parse_record_values({"lines": lines, "seller": '{"price": "0,5"}'}, schema, Formats(decimal=","))
     assert canonical == {"lines": expected, "seller": {"price": 0.5}}
 
 
@@ -222,7 +225,7 @@ def test_what_is_inside_of_a_cell_of_json_is_read_by_the_formats(lines: Any, exp
 def test_what_is_written_otherwise_is_told_with_its_field(record: dict[str, Any], message: str) -> None:
     formats = Formats(decimal=",", amounts={"total": None}, dates={"issued": "%d.%m.%Y"})
     with pytest.raises(UnusableRowError) as error:
-        read_record(record, SCHEMA, formats)
+        parse_record_values(record, SCHEMA, formats)
     assert message in error.value.detail
     assert error.value.detail.count(" is no ") <= 1
 
@@ -247,11 +250,11 @@ def test_a_model_that_answers_1_for_true_has_not_answered() -> None:
     assert extraction.parse(spec, '{"paid": true}').value == {"paid": True}
 
 
-def bills(folder: Path) -> None:
+def write_bills(folder: Path) -> None:
     with (folder / "bills.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["text", "total", "pages", "issued", "paid"])
-        for n, text in enumerate(texts(100)):
+        for n, text in enumerate(distinct_texts(100)):
             amount = f"EUR 1.{n:03},50" if n % 2 else f"{n},25 \u20ac"
             date = f"{n % 28 + 1:02}.05.2026"
             writer.writerow([f"{text}: {amount} on {date}", amount, n, date, "yes" if n % 3 else "no"])
@@ -261,8 +264,8 @@ FORMATS = '{decimal: ",", amounts: {total: currency}, dates: {issued: "%d.%m.%Y"
 
 
 def test_a_table_of_a_german_office_is_prepared_to_the_row(tmp_path: Path) -> None:
-    bills(tmp_path)
-    splits, report = prepared(tmp_path, f"{{source: {{path: bills.csv}}, formats: {FORMATS}}}", TASK)
+    write_bills(tmp_path)
+    splits, report = prepare_data(tmp_path, f"{{source: {{path: bills.csv}}, formats: {FORMATS}}}", TASK)
     assert report["rows"]["rejected"] == {}
     targets = {row["target"]["pages"]: row["target"] for name in SPLITS for row in splits[name]}
     assert len(targets) == 100 - sum(report["rows"]["dropped"].values())
@@ -289,12 +292,12 @@ def test_every_reference_answer_and_what_is_inside_of_lists_is_read_by_the_forma
             "one": {"lines": [{"price": f"EUR {n},5"}]},
             "two": {"lines": [{"price": f"{n},75", "unit": "USD"}]},
         }
-        for n, text in enumerate(texts(80))
+        for n, text in enumerate(distinct_texts(80))
     ]
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     formats = '{decimal: ",", amounts: {lines.price: unit}}'
     data = f"{{source: {{path: rows.jsonl}}, columns: {{targets: [one, two]}}, formats: {formats}}}"
-    splits, report = prepared(tmp_path, data, task)
+    splits, report = prepare_data(tmp_path, data, task)
     assert report["rows"]["rejected"] == {}
     for row in (row for name in SPLITS for row in splits[name]):
         (target_line,), (reference_line,) = row["target"]["lines"], row["references"][0]["lines"]
@@ -309,12 +312,12 @@ def test_cells_of_json_are_read_by_the_formats_and_found_in_the_text(tmp_path: P
     with (tmp_path / "bills.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["text", "lines"])
-        for n, text in enumerate(texts(80)):
+        for n, text in enumerate(distinct_texts(80)):
             writer.writerow([f"{text}: 1.{n:03},50", json.dumps([{"price": f"1.{n:03},50"}])])
     line = "{type: object, properties: {price: {type: number}}}"
     schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
     task = f"{{kind: extraction, instruction: Read the bill., json_schema: {schema}}}"
-    splits, report = prepared(tmp_path, '{source: {path: bills.csv}, formats: {decimal: ","}}', task)
+    splits, report = prepare_data(tmp_path, '{source: {path: bills.csv}, formats: {decimal: ","}}', task)
     assert report["rows"]["rejected"] == {}
     prices = {row["target"]["lines"][0]["price"] for name in SPLITS for row in splits[name]}
     assert prices <= {1000.5 + n for n in range(80)} and len(prices) > 70
@@ -330,7 +333,7 @@ def test_decimals_of_a_typed_column_are_numbers_already(tmp_path: Path) -> None:
             "tax": f"0,{n:02}",
             "day": Decimal(20260501),
         }
-        for n, text in enumerate(texts(80))
+        for n, text in enumerate(distinct_texts(80))
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bills.parquet")
     line = "{type: object, properties: {price: {type: number}}}"
@@ -340,7 +343,7 @@ def test_decimals_of_a_typed_column_are_numbers_already(tmp_path: Path) -> None:
     )
     task = f"{{kind: extraction, instruction: Read the bill., json_schema: {schema}}}"
     data = '{source: {path: bills.parquet}, formats: {decimal: ",", dates: {day: "%Y%m%d"}}, num_proc: 2}'
-    splits, report = prepared(tmp_path, data, task)
+    splits, report = prepare_data(tmp_path, data, task)
     assert report["rows"]["rejected"] == {}
     for target in (row["target"] for name in SPLITS for row in splits[name]):
         n = round(target["tax"] * 100)
@@ -350,17 +353,17 @@ def test_decimals_of_a_typed_column_are_numbers_already(tmp_path: Path) -> None:
 
 
 def test_without_formats_such_numbers_are_refused_and_the_key_is_named(tmp_path: Path) -> None:
-    bills(tmp_path)
+    write_bills(tmp_path)
     with pytest.raises(RecipeError, match=r"data\.formats tells how numbers are written"):
-        prepared(tmp_path, "{source: {path: bills.csv}}", TASK)
+        prepare_data(tmp_path, "{source: {path: bills.csv}}", TASK)
 
 
 def test_a_row_that_is_written_otherwise_is_left_out_with_its_line(tmp_path: Path) -> None:
-    bills(tmp_path)
+    write_bills(tmp_path)
     content = (tmp_path / "bills.csv").read_text(encoding="utf-8").splitlines()
     content[7] = content[7].replace("EUR 1.006,50", "1.5").replace("6,25 \u20ac;", "1.5;")
     (tmp_path / "bills.csv").write_text("\n".join(content), encoding="utf-8")
-    prepared(tmp_path, f"{{source: {{path: bills.csv}}, formats: {FORMATS}, max_rejected: 0.02}}", TASK)
+    prepare_data(tmp_path, f"{{source: {{path: bills.csv}}, formats: {FORMATS}, max_rejected: 0.02}}", TASK)
     (rejected,) = (tmp_path / "runs").rglob("rejected.jsonl")
     rejected_rows = [row for row in atomic_files.read_jsonl(rejected) if row["kind"] == "rejected"]
     assert [(row["file"], row["line"], row["reason"]) for row in rejected_rows] == [("bills.csv", 8, "bad_record")]
@@ -390,14 +393,14 @@ def test_a_time_of_another_format_is_told() -> None:
 
 
 def test_rows_are_split_by_times_of_a_given_format(tmp_path: Path) -> None:
-    rows = [{**row, "at": f"{n % 28 + 1:02}.{n // 28 + 1:02}.2026"} for n, row in enumerate(labelled(112))]
-    put(tmp_path / "rows.jsonl", rows)
+    rows = [{**row, "at": f"{n % 28 + 1:02}.{n // 28 + 1:02}.2026"} for n, row in enumerate(labelled_rows(112))]
+    write_rows(tmp_path / "rows.jsonl", rows)
     data = '{source: {path: rows.jsonl}, split: {time: at, test: 0.25}, formats: {dates: {at: "%d.%m.%Y"}}}'
-    splits, _ = prepared(tmp_path, data)
+    splits, _ = prepare_data(tmp_path, data)
     newest_texts = {row["text"] for row in rows if row["at"].endswith("04.2026")}
     assert {row["input"]["text"] for row in splits["test"]} == newest_texts
     with pytest.raises(RecipeError, match=r"data\.formats\.dates"):
-        prepared(tmp_path, "{source: {path: rows.jsonl}, split: {time: at, test: 0.25}}")
+        prepare_data(tmp_path, "{source: {path: rows.jsonl}, split: {time: at, test: 0.25}}")
 
 
 @pytest.mark.parametrize(

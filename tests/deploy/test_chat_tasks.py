@@ -50,20 +50,20 @@ def test_a_chat_is_asked_as_the_comparison_asks_the_task(router: Deployment) -> 
             assert response.status == 200
             payload = await response.json()
             assert payload["model"] == TASK_NAME and payload["choices"][0]["message"]["content"] == "late"
-            ((path, body),) = engine.asked
-            material = router.task.material
+            ((path, body),) = engine.requests
+            dataset = router.task.dataset
             assert path == "/v1/chat/completions" and body["model"] == "router@v1" and body["temperature"] == 0
-            assert body["messages"] == material.task.messages(material.spec, {"text": "my parcel\nis late"})
-            assert body["structured_outputs"] == {"grammar": material.prompt["grammar"]}
-            assert body["max_completion_tokens"] == material.prompt["max_answer_tokens"]
+            assert body["messages"] == dataset.task.messages(dataset.spec, {"text": "my parcel\nis late"})
+            assert body["structured_outputs"] == {"grammar": dataset.prompt["grammar"]}
+            assert body["max_completion_tokens"] == dataset.prompt["max_answer_tokens"]
 
     run(scenario)
 
 
 @pytest.mark.parametrize("model", [TASK_NAME, f"{TASK_NAME}:raw"])
 def test_the_tasks_own_prompt_and_raw_requests_pass_unchanged(router: Deployment, model: str) -> None:
-    material = router.task.material
-    messages = material.task.messages(material.spec, {"text": "  my   parcel"})
+    dataset = router.task.dataset
+    messages = dataset.task.messages(dataset.spec, {"text": "  my   parcel"})
     sent: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0.7, "max_tokens": 3, "n": 2}
     if model != TASK_NAME:
         sent["messages"] = [{"role": "user", "content": "a@b.example  is   late"}]
@@ -72,7 +72,7 @@ def test_the_tasks_own_prompt_and_raw_requests_pass_unchanged(router: Deployment
         async with gateway_client(router) as (client, engine, _):
             response = await client.post("/v1/chat/completions", json=sent)
             assert (await response.json())["model"] == model
-            assert engine.asked[0][1] == sent | {"model": "router@v1"}
+            assert engine.requests[0][1] == sent | {"model": "router@v1"}
 
     run(scenario)
 
@@ -85,7 +85,7 @@ def test_serve_chat_raw_leaves_every_chat_as_it_is(tmp_path: Path) -> None:
             _,
         ):
             await client.post("/v1/chat/completions", json=user("late"))
-            assert engine.asked[0][1] == user("late") | {"model": "router@v1"}
+            assert engine.requests[0][1] == user("late") | {"model": "router@v1"}
             response = await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": "late"})
             assert (await response.json())["answer"] == "late"
 
@@ -145,7 +145,7 @@ def test_what_is_no_input_of_the_task_is_told_and_how_to_ask_else(
             response = await client.post("/v1/chat/completions", json=user("late") | changes)
             error = (await response.json())["error"]
             assert response.status == 400 and message in error["message"] and error["type"] == "invalid_request_error"
-            assert engine.asked == []
+            assert engine.requests == []
 
     run(scenario)
 
@@ -230,8 +230,8 @@ def test_a_private_chat_never_reaches_the_api(hybrid: Deployment, provider: Prov
                 await response.read()
             response = await client.post("/v1/messages", json=user(text, private=True, max_tokens=9))
             assert (await response.json())["content"][0]["text"] == "lost"
-            assert len(engine.asked) == 6 and all("private" not in body for _, body in engine.asked)
-            assert provider.seen == []
+            assert len(engine.requests) == 6 and all("private" not in body for _, body in engine.requests)
+            assert provider.requests == []
 
     run(scenario)
 

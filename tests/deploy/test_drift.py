@@ -261,7 +261,7 @@ def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(
             for text in ("says lost", "late cut"):
                 response = await client.post(PATH, json={"input": text})
                 assert response.status == 200
-            assert len(engine.asked) == 3
+            assert len(engine.requests) == 3
             observed = monitor.profiles.read_today(deployment.task)
             assert observed.profile.answers == {"lost": 1} and observed.reasons.total() == 2
 
@@ -450,7 +450,7 @@ def test_rare_labels_are_tested_together() -> None:
 
 
 def test_the_profile_is_of_valid_answers_to_one_calibration_row_of_each_group(tmp_path: Path) -> None:
-    base_material = make_deployed_task(tmp_path, make_recipe(tmp_path)).task.material
+    base_dataset = make_deployed_task(tmp_path, make_recipe(tmp_path)).task.dataset
     answers = [("lost", 0.9), ("late", 0.8), ("late", 0.8), ("nonsense", 0.7), ("broken", None)]
     groups = ["g1", "g2", "g2", "g3", None]
     system_answers = [
@@ -461,10 +461,10 @@ def test_the_profile_is_of_valid_answers_to_one_calibration_row_of_each_group(tm
         {"id": system_answer.id, "group": group, "target": "lost"}
         for system_answer, group in zip(system_answers, groups, strict=True)
     ]
-    material = replace(base_material, calibration=rows)
-    result = profiles.build_profile(SystemResponses(LOCAL_SYSTEM, [], system_answers), material, Scale(None, "answer"))
+    dataset = replace(base_dataset, calibration=rows)
+    result = profiles.build_profile(SystemResponses(LOCAL_SYSTEM, [], system_answers), dataset, Scale(None, "answer"))
     assert result == AnswerProfile(3, Counter({900: 1, 800: 1}), Counter({"lost": 1, "late": 1, "broken": 1}))
-    assert profiles.build_profile(SystemResponses(LOCAL_SYSTEM, []), material, None) == AnswerProfile()
+    assert profiles.build_profile(SystemResponses(LOCAL_SYSTEM, []), dataset, None) == AnswerProfile()
 
 
 def test_a_profile_comes_back_from_its_json() -> None:

@@ -79,7 +79,7 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployment) -> None
                     weights = {token: math.exp(fake_log_probability([*ids, *path[:depth]], token)) for token in allowed}
                     expected *= weights[path[depth]] / sum(weights.values())
                 assert probabilities[label] == pytest.approx(expected, abs=1e-9)
-            assert {body["model"] for _, body in engine.asked} == {"router@v1"}
+            assert {body["model"] for _, body in engine.requests} == {"router@v1"}
 
     run(scenario)
 
@@ -108,7 +108,7 @@ def test_what_the_model_was_not_trained_for_is_refused_in_words(
         async with gateway_client(router) as (client, engine, _):
             response = await client.post("/v1/decisions", json={"model": TASK_NAME, "input": "late"} | body)
             assert response.status == 400 and message in (await response.json())["error"]["message"]
-            assert engine.asked == []
+            assert engine.requests == []
 
     run(scenario)
 

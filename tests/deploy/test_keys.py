@@ -73,9 +73,9 @@ def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
 
 def test_where_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match=r"serve\.host"):
-        keys.load_keys(ANYWHERE, loopback_is_enough=True)
+        keys.load_keys(ANYWHERE, loopback_without_key=True)
     with pytest.raises(RecipeError, match=r"serve\.loopback_without_key"):
-        keys.load_keys(LOOPBACK, loopback_is_enough=False)
-    assert not keys.load_keys(LOOPBACK, loopback_is_enough=True).required
+        keys.load_keys(LOOPBACK, loopback_without_key=False)
+    assert not keys.load_keys(LOOPBACK, loopback_without_key=True).required
     monkeypatch.setenv(keys.API_KEY_VARIABLE, "secret")
-    assert keys.load_keys(ANYWHERE, loopback_is_enough=False).required
+    assert keys.load_keys(ANYWHERE, loopback_without_key=False).required

@@ -61,9 +61,9 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
             payload = await response.json()
             assert (payload["answer"], payload["answered_by"], payload["reason"]) == ("broken", "api", "before_switch")
             assert payload["local_confidence"] is None and payload["degraded"] is False
-            while not engine.asked:
+            while not engine.requests:
                 await asyncio.sleep(0.01)
-            assert engine.on_their_way == 1, "the client has its answer, and the deployed model is still asked"
+            assert engine.in_flight == 1, "the client has its answer, and the deployed model is still asked"
             assert state.in_flight[deployment.task.internal_name] == 1, "so that its version stays in vLLM"
             await monitor.mirror.close()
             assert state.in_flight[deployment.task.internal_name] == 0
@@ -95,7 +95,7 @@ def test_a_share_is_mirrored(tmp_path: Path, address: str, provider: Provider) -
             response = await client.post(PATH, json={"inputs": [f"{index} says broken" for index in range(200)]})
             assert Counter(answer["reason"] for answer in (await response.json())["answers"]) == {"before_switch": 200}
             await monitor.mirror.wait_idle()
-            assert 5 <= len(engine.asked) <= 45
+            assert 5 <= len(engine.requests) <= 45
 
     run(scenario)
 
@@ -123,8 +123,8 @@ def test_what_stays_here_is_answered_here_and_where_the_api_model_fails_the_reci
 
     run(scenario)
     assert reasons["personal_data"] == 1 and reasons["before_switch"] > 0 and reasons["over_budget"] > 0
-    assert sum(input_tokens for input_tokens, _ in provider.charged) * 1000 / 1e6 <= 1.0, "under the monthly cap"
-    assert not any("ann@" in str(body) for _, _, body in provider.seen)
+    assert sum(input_tokens for input_tokens, _ in provider.charged_tokens) * 1000 / 1e6 <= 1.0, "under the monthly cap"
+    assert not any("ann@" in str(body) for _, _, body in provider.requests)
 
 
 def test_without_money_or_a_key_nothing_changes(tmp_path: Path, address: str, provider: Provider) -> None:
@@ -137,7 +137,7 @@ def test_without_money_or_a_key_nothing_changes(tmp_path: Path, address: str, pr
             assert (payload["answer"], payload["reason"]) == ("lost", "no_budget")
 
     run(scenario)
-    assert provider.seen == []
+    assert provider.requests == []
 
 
 def test_mirrored_inputs_beyond_the_room_are_left_out_and_counted(
@@ -152,7 +152,7 @@ def test_mirrored_inputs_beyond_the_room_are_left_out_and_counted(
         async with gateway_client(deployment, monitor=monitor) as (client, engine, _):
             response = await client.post(PATH, json={"inputs": [f"{index} says lost wait=30" for index in range(n)]})
             assert len((await response.json())["answers"]) == n
-            assert engine.most <= mirror.MAX_CONCURRENT
+            assert engine.max_in_flight <= mirror.MAX_CONCURRENT
             text = await (await client.get("/metrics")).text()
             assert f'insource_mirrored_total{{model="{TASK_NAME}",result="left_out"}} 10.0' in text
             await monitor.close()
@@ -232,7 +232,7 @@ def test_while_vllm_is_started_nothing_is_answered_with_mirror_either(
             assert response.status == 503 and response.headers["Retry-After"]
 
     run(scenario)
-    assert provider.seen == []
+    assert provider.requests == []
 
 
 def test_drift_tells_agreement_before_there_is_a_comparison(

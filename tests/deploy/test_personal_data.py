@@ -132,7 +132,7 @@ def test_of_a_thousand_mixed_requests_no_private_one_reaches_the_api(
             await asyncio.gather(*(send(index, body, headers) for index, (body, headers, _) in enumerate(sent)))
 
     asyncio.run(scenario())
-    log = [str(body) for _, _, body in provider.seen]
+    log = [str(body) for _, _, body in provider.requests]
     must_stay = {body["text"].split()[0] + " ": must_stay for body, _, must_stay in sent}
     reached = [marker for marker in must_stay if any(marker in line for line in log)]
     assert not [marker for marker in reached if must_stay[marker]]
@@ -156,7 +156,7 @@ def test_where_the_recipe_says_that_data_may_not_leave_nothing_does(
             assert payload["reason"] == "data_may_not_leave"
 
     asyncio.run(scenario())
-    assert provider.seen == []
+    assert provider.requests == []
 
 
 def test_personal_data_may_go_redacted_where_the_recipe_says_so(
@@ -174,4 +174,4 @@ def test_personal_data_may_go_redacted_where_the_recipe_says_so(
             assert payload["answered_by"] == "api" and payload["redacted"] == ["email"]
 
     asyncio.run(scenario())
-    assert "[EMAIL_1]" in str(provider.seen) and "ann@" not in str(provider.seen)
+    assert "[EMAIL_1]" in str(provider.requests) and "ann@" not in str(provider.requests)

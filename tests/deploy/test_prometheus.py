@@ -68,12 +68,12 @@ def test_inputs_are_counted_by_who_answered_and_why_with_validity_tokens_and_spe
             assert samples["insource_labels_total", "late", TASK_NAME] == 2
             assert samples["insource_tokens_total", "local", "input", TASK_NAME] >= 30 * 5
             assert samples["insource_tokens_total", "api", "input", TASK_NAME] == sum(
-                input_tokens for input_tokens, _ in provider.charged
+                input_tokens for input_tokens, _ in provider.charged_tokens
             )
             assert samples["insource_confidence_bucket", "0.6", TASK_NAME] == 1
             assert samples["insource_confidence_bucket", "0.95", TASK_NAME] == 3
             assert samples["insource_confidence_count", TASK_NAME] == 4
-            usd = sum(input_tokens for input_tokens, _ in provider.charged) * 10 / 1e6
+            usd = sum(input_tokens for input_tokens, _ in provider.charged_tokens) * 10 / 1e6
             assert samples["insource_api_month_usd", TASK_NAME] == pytest.approx(usd)
             assert samples["insource_api_month_limit_usd", TASK_NAME] == 5
             assert samples["insource_requests_total", "/v1/tasks", "200"] == 1
@@ -130,7 +130,7 @@ def test_an_error_of_the_gateways_own_counts_as_500_and_a_client_that_left_as_br
     async def scenario() -> None:
         async with gateway_client(deployment) as (client, engine, state):
             request = asyncio.create_task(client.post(PATH, json={"input": "late wait=0.5"}))
-            while not engine.asked:
+            while not engine.requests:
                 await asyncio.sleep(0.01)
             request.cancel()
             while state.in_flight_by_client.total():

@@ -115,7 +115,7 @@ def test_inputs_that_meet_a_model_that_is_started_again_are_told_to_come_back(tm
             request = asyncio.create_task(
                 client.post(PATH, json={"inputs": [f"{index} wait=0.2" for index in range(40)]})
             )
-            while len(engine.asked) < 6:
+            while len(engine.requests) < 6:
                 await asyncio.sleep(0.01)
             assert state.engine is not None
             await state.engine.close()  # as the gateway does when vLLM has died
@@ -134,7 +134,7 @@ def test_as_many_inputs_are_on_their_way_as_the_limits_allow(tmp_path: Path) -> 
         async with gateway_client(deployment, limits=Limits(sequences=4)) as (client, engine, state):
             response = await client.post(PATH, json={"inputs": [f"{index} wait=0.02" for index in range(256)]})
             assert len((await response.json())["answers"]) == 256
-            assert engine.most == 4 and state.in_flight["router@v1"] == 0
+            assert engine.max_in_flight == 4 and state.in_flight["router@v1"] == 0
 
     run(scenario)
 
@@ -163,7 +163,7 @@ def test_wrong_requests_are_told(tmp_path: Path, body: Any, status: int, message
         async with gateway_client(make_deployed_task(tmp_path, make_recipe(tmp_path))) as (client, engine, _):
             response = await client.post(PATH, data=io.BytesIO(data))
             assert response.status == status and message in (await response.json())["error"]["message"]
-            assert engine.asked == []
+            assert engine.requests == []
 
     run(scenario)
 
@@ -192,13 +192,13 @@ def test_an_answer_that_does_not_fit_is_asked_for_once_more(tmp_path: Path) -> N
         ):
             # Without the grammar it says something else; under the grammar a label.
             payload = await (await client.post(PATH, json={"input": "freely nonsense says lost"})).json()
-            assert payload["answer"] == "lost" and len(engine.asked) == 2
+            assert payload["answer"] == "lost" and len(engine.requests) == 2
             payload = await (await client.post(PATH, json={"input": "it was cut"})).json()
-            assert payload["answer"] == "late" and len(engine.asked) == 4
-            assert engine.asked[-1][1]["max_completion_tokens"] == 32
+            assert payload["answer"] == "late" and len(engine.requests) == 4
+            assert engine.requests[-1][1]["max_completion_tokens"] == 32
             response = await client.post(PATH, json={"input": "says nonsense"})
             assert response.status == 422 and "not_a_label" in (await response.json())["error"]["message"]
-            assert len(engine.asked) == 6
+            assert len(engine.requests) == 6
 
     run(scenario)
 
@@ -220,8 +220,8 @@ def test_what_the_model_is_not_sure_of_is_asked_of_the_api_model(
                 payload = await (await client.post(PATH, json={"input": text})).json()
                 assert (payload["answer"], payload["answered_by"], payload["reason"]) == expected
                 assert payload["degraded"] is False
-            assert len(provider.seen) == 2
-            sent = json.dumps(provider.seen[0][2])
+            assert len(provider.requests) == 2
+            sent = json.dumps(provider.requests[0][2])
             assert "says lost p=0.85" in sent
 
     run(scenario)
@@ -238,7 +238,7 @@ def test_the_api_model_is_asked_as_the_comparison_asks_it_and_once_more_for_a_va
         async with gateway_client(deployment) as (client, _, _state):
             payload = await (await client.post(PATH, json={"input": "p=0.5"})).json()
             assert payload["answer"] == "broken" and payload["answered_by"] == "api"
-            (_, _, first), (_, _, second) = provider.seen
+            (_, _, first), (_, _, second) = provider.requests
             assert first["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"]
             assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
             queued_answers.extend(["perhaps late", "still no label"])
@@ -283,7 +283,7 @@ def test_while_the_api_model_is_down_every_request_has_an_answer_or_a_clear_erro
                 else:
                     assert response.status == 503 and int(response.headers["Retry-After"]) > 0
             # After so many failures in succession it is left alone.
-            assert len(provider.seen) == (0 if down == "gone" else escalation.MAX_FAILURES)
+            assert len(provider.requests) == (0 if down == "gone" else escalation.MAX_FAILURES)
             payload = await (await client.post(PATH, json={"input": "says lost p=0.99"})).json()
             assert payload["answered_by"] == "local" and not payload["degraded"]
 
@@ -293,14 +293,14 @@ def test_while_the_api_model_is_down_every_request_has_an_answer_or_a_clear_erro
 def test_a_parameter_that_the_provider_refuses_by_name_is_left_out_from_then_on(
     tmp_path: Path, address: str, provider: Provider
 ) -> None:
-    provider.picky, provider.answer = ("response_format",), lambda prompt: "broken"
+    provider.rejected_parameters, provider.answer = ("response_format",), lambda prompt: "broken"
 
     async def scenario() -> None:
         async with gateway_client(hybrid(tmp_path, address)) as (client, _, _state):
             for _ in range(2):
                 payload = await (await client.post(PATH, json={"input": "p=0.5"})).json()
                 assert payload["answered_by"] == "api"
-            assert len(provider.seen) == 3
+            assert len(provider.requests) == 3
 
     run(scenario)
 
@@ -323,8 +323,8 @@ def test_a_month_costs_no_more_than_the_recipe_says_across_restarts(
 
     for _ in range(2):
         run(scenario)
-    usd = sum(input_tokens for input_tokens, _ in provider.charged) * 1000 / 1e6
-    assert reasons["below_threshold"] == len(provider.charged) > 0 and reasons["over_budget"] > 0
+    usd = sum(input_tokens for input_tokens, _ in provider.charged_tokens) * 1000 / 1e6
+    assert reasons["below_threshold"] == len(provider.charged_tokens) > 0 and reasons["over_budget"] > 0
     assert usd <= 1.0
 
 
@@ -337,7 +337,7 @@ def test_without_a_budget_nothing_that_costs_is_asked(tmp_path: Path, address: s
             assert (payload["reason"], payload["degraded"]) == ("no_budget", False)
 
     run(scenario)
-    assert provider.seen == []
+    assert provider.requests == []
 
 
 def test_an_engine_that_breaks_off_is_told_to_come_back_later(tmp_path: Path) -> None:

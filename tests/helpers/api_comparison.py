@@ -88,7 +88,7 @@ def make_shipped_comparison(
     return make_comparison(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
 
 
-def correct_answers(comparison: ComparisonContext) -> Callable[[str], str]:
+def make_correct_answerer(comparison: ComparisonContext) -> Callable[[str], str]:
     """What answers every row of a comparison right, as text that ends a prompt."""
     rows = [
         *comparison.dataset.train,
@@ -104,7 +104,7 @@ def correct_answers(comparison: ComparisonContext) -> Callable[[str], str]:
     return answer
 
 
-def api_system(comparison: ComparisonContext) -> list[System]:
+def list_api_systems(comparison: ComparisonContext) -> list[System]:
     return catalog.api_systems(comparison.recipe)
 
 

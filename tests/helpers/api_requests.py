@@ -35,7 +35,7 @@ class Price:
         usd = input_tokens * self.input_usd_per_million + max_output_tokens * self.output_usd_per_million
         return usd / 1e6 / (2 if batch else 1)
 
-    def of(self, usages: list[tuple[int, int]]) -> float:
+    def sum_usd(self, usages: list[tuple[int, int]]) -> float:
         return sum(self.max_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
 
 
@@ -57,14 +57,14 @@ MODELS = {"anthropic": "claude-haiku-5-5", "systemone": "jev-1.14.0"}
 DECISION_WIRES: tuple[ApiFormat, ...] = ("decisions", "systemone")
 
 
-def make_endpoint(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Backend:
+def make_backend(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Backend:
     base_url = address if wire == "anthropic" else f"{address}/v1"
     model = MODELS.get(wire, "gpt-6-luna")
     default = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
     return replace(default, temperature=None, is_provider_api=True, **kwargs)
 
 
-def as_decisions(questions: list[RowRequest]) -> list[RowRequest]:
+def to_choice_requests(questions: list[RowRequest]) -> list[RowRequest]:
     """The same questions for an endpoint that decides."""
     labels = tuple((label, "") for label in LABEL_SCHEMA["enum"])
     return [
@@ -78,8 +78,8 @@ def collect(
     address: str, cache_path: Path, requests: list[RowRequest], wire: ApiFormat = "openai", **kwargs: Any
 ) -> CollectResult:
     settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **kwargs}
-    requests = as_decisions(requests) if wire in DECISION_WIRES else requests
-    backend = settings.pop("backend", None) or make_endpoint(address, wire)
+    requests = to_choice_requests(requests) if wire in DECISION_WIRES else requests
+    backend = settings.pop("backend", None) or make_backend(address, wire)
     return collection.collect(backend, settings.pop("identity", IDENTITY), requests, cache_path, **settings)
 
 
@@ -87,7 +87,7 @@ def outputs_by_row(result: CollectResult) -> dict[tuple[str, int], str | None]:
     return {key: response.output for key, response in result.answers.items()}
 
 
-def read_journal_lines(path: Path) -> list[dict[str, Any]]:
+def read_cache_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal that may be written at this moment."""
     complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
     return [json.loads(line) for line in complete.split("\n") if line]
@@ -121,5 +121,5 @@ def collect_and_kill(
 if __name__ == "__main__":
     failures.BACKOFF_BASE_SECONDS = 0.01
     address, journal, wire, mode, rows = sys.argv[1:]
-    patient = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
+    patient = make_backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
     collect(address, Path(journal), make_requests(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]

@@ -20,11 +20,11 @@ class TemplateKind:
     """A kind of template: what it writes before an answer that it asks for, before one that it has, and behind that."""
 
     model: str
-    asked: str = "<|assistant|>\n"
-    answered: str = "<|assistant|>\n"
-    end: str = "<|end|>\n"
-    first: str = ""
-    user: str = USER + "{{ m.content }}<|end|>\n"
+    generation_prompt: str = "<|assistant|>\n"
+    before_answer: str = "<|assistant|>\n"
+    after_answer: str = "<|end|>\n"
+    preamble: str = ""
+    user_turn: str = USER + "{{ m.content }}<|end|>\n"
     eos: str = "<|end|>"
     stops: Sequence[str] = ()
     """The EOS tokens of generation_config.json."""
@@ -32,43 +32,60 @@ class TemplateKind:
     @property
     def template(self) -> str:
         """Returns it as Jinja."""
-        turns = "{% if m.role == 'user' %}" + self.user + "{% else %}" + self.answered + "{{ m.content }}" + self.end
-        ending = "{% if add_generation_prompt %}" + self.asked + "{% endif %}"
-        return self.first + "{% for m in messages %}" + turns + "{% endif %}{% endfor %}" + ending
+        turns = (
+            "{% if m.role == 'user' %}"
+            + self.user_turn
+            + "{% else %}"
+            + self.before_answer
+            + "{{ m.content }}"
+            + self.after_answer
+        )
+        ending = "{% if add_generation_prompt %}" + self.generation_prompt + "{% endif %}"
+        return self.preamble + "{% for m in messages %}" + turns + "{% endif %}{% endfor %}" + ending
 
 
 # Learnt as the template has it.
 PLAIN = TemplateKind("Qwen2.5")
 HYBRID = TemplateKind(
     "Qwen3 hybrid",
-    asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}",
-    answered="<|assistant|>\n" + EMPTY_THOUGHT,
+    generation_prompt="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}",
+    before_answer="<|assistant|>\n" + EMPTY_THOUGHT,
 )
 THINKS_BY_DEFAULT = TemplateKind(
     "Qwen3.5 4B",
-    asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
-    answered="<|assistant|>\n" + EMPTY_THOUGHT,
+    generation_prompt="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
+    before_answer="<|assistant|>\n" + EMPTY_THOUGHT,
 )
-OTHER_SWITCH = TemplateKind("Granite 3.3", asked="<|assistant|>\n{% if thinking %}<think>\n{% endif %}")
-DISAGREES_WHEN_OFF = TemplateKind("MiniCPM 5", asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}")
-STOP_OF_CONFIG = TemplateKind("Gemma 3", end="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
-DATE_IN_PROMPT = TemplateKind("Llama 3.2", first="Today: {{ strftime_now('%d %b %Y') }}\n")
+OTHER_SWITCH = TemplateKind("Granite 3.3", generation_prompt="<|assistant|>\n{% if thinking %}<think>\n{% endif %}")
+DISAGREES_WHEN_OFF = TemplateKind(
+    "MiniCPM 5", generation_prompt="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}"
+)
+STOP_OF_CONFIG = TemplateKind("Gemma 3", after_answer="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
+DATE_IN_PROMPT = TemplateKind("Llama 3.2", preamble="Today: {{ strftime_now('%d %b %Y') }}\n")
 # Learnt with an own suffix.
-SPACE_BEFORE = TemplateKind("Mistral v0.3", asked="<|assistant|>", answered="<|assistant|> ", end="<|end|>")
-EMPTY_CHANNEL = TemplateKind("Gemma 4 31B", asked="<|assistant|>\n<|channel>thought\n<channel|>")
-EMPTY_THOUGHT_IN_ANSWER = TemplateKind("Kimi K2 Thinking", answered="<|assistant|>\n<think></think>")
-STOP_AFTER_END = TemplateKind("Command R7B", end="<|end_response|><|end|>")
-NO_END = TemplateKind("GLM 4.5", user=USER + "{{ m.content }}", end="", eos="<eos>", stops=("<eos>", "<|user|>"))
+SPACE_BEFORE_ANSWER = TemplateKind(
+    "Mistral v0.3", generation_prompt="<|assistant|>", before_answer="<|assistant|> ", after_answer="<|end|>"
+)
+EMPTY_CHANNEL = TemplateKind("Gemma 4 31B", generation_prompt="<|assistant|>\n<|channel>thought\n<channel|>")
+EMPTY_THOUGHT_IN_ANSWER = TemplateKind("Kimi K2 Thinking", before_answer="<|assistant|>\n<think></think>")
+STOP_AFTER_END = TemplateKind("Command R7B", after_answer="<|end_response|><|end|>")
+NO_END = TemplateKind(
+    "GLM 4.5", user_turn=USER + "{{ m.content }}", after_answer="", eos="<eos>", stops=("<eos>", "<|user|>")
+)
 # Refused.
 ALWAYS_THINKS = TemplateKind(
-    "Qwen3 Thinking-2507", asked="<|assistant|>\n<think>\n", answered="<|assistant|>\n" + EMPTY_THOUGHT
+    "Qwen3 Thinking-2507", generation_prompt="<|assistant|>\n<think>\n", before_answer="<|assistant|>\n" + EMPTY_THOUGHT
 )
 THINKS_AND_ANSWERS = TemplateKind(
-    "Nemotron Nano v2", asked="<|assistant|>\n<think>\n", answered="<|assistant|>\n<think>\n"
+    "Nemotron Nano v2", generation_prompt="<|assistant|>\n<think>\n", before_answer="<|assistant|>\n<think>\n"
 )
-CHANNEL = TemplateKind("gpt-oss", asked="<|assistant|>", answered="<|assistant|><|channel|>final<|message|>")
-NO_STOP = TemplateKind("a base model", user="{{ m.content }}\n", asked="", answered="", end="\n")
-FOREIGN_STOP = TemplateKind("Gemma 3 without a generation config", end="<end_of_turn>\n", eos="<eos>")
+CHANNEL = TemplateKind(
+    "gpt-oss", generation_prompt="<|assistant|>", before_answer="<|assistant|><|channel|>final<|message|>"
+)
+NO_STOP = TemplateKind(
+    "a base model", user_turn="{{ m.content }}\n", generation_prompt="", before_answer="", after_answer="\n"
+)
+FOREIGN_STOP = TemplateKind("Gemma 3 without a generation config", after_answer="<end_of_turn>\n", eos="<eos>")
 
 
 def write_base(folder: Path, kind: TemplateKind, weights: bool = False) -> Path:

@@ -19,7 +19,7 @@ TRAIN_SETTINGS = ("train.max_steps=2", "train.save_steps=2")
 TIMEOUT_SECONDS = 400
 
 
-def exported_runs(factory: pytest.TempPathFactory, recipe: Path, name: str) -> Path:
+def copy_exported_runs(factory: pytest.TempPathFactory, recipe: Path, name: str) -> Path:
     """Returns a folder of runs of its own with one trained, merged and quantized: a copy of one that all share."""
 
     def make(folder: Path) -> None:
@@ -46,7 +46,7 @@ def run_command(runs: Path, *args: object, **environment: str) -> subprocess.Com
 
 
 @contextmanager
-def background_command(runs: Path, log: Path, *args: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def run_in_background(runs: Path, log: Path, *args: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `python -m <words>` on the CPU until the block ends, what it says going to a file."""
     argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
     with log.open("wb") as stdout:

@@ -41,15 +41,15 @@ TEXTS = [
 ]
 
 
-def recipe(*settings: str) -> Recipe:
+def load_recipe(*settings: str) -> Recipe:
     loaded = load("classifier", ["lora.r=4", *settings], "cpu").recipe
     return loaded.model_copy(update={"accelerate": loaded.accelerate.model_copy(update={"distributed_type": "FSDP"})})
 
 
-def make_prompts(tokenizer: Any) -> GenerationEvaluator:
+def make_evaluator(tokenizer: Any) -> GenerationEvaluator:
     """The rows that are answered."""
     rows = [{"id": str(index), "input": {"text": text}, "target": "other"} for index, text in enumerate(TEXTS)]
-    prompts = chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
+    prompts = chat_template.encode_prompts(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
     return GenerationEvaluator(classification, SPEC, rows, prompts, tokenizer, 24)
 
 
@@ -90,9 +90,9 @@ def train_one_update(model: Any, prompts: list[list[int]]) -> float:
 
 
 def main(folder: Path, quantization: str, init: str) -> None:
-    settings = recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
+    settings = load_recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
     tokenizer = chat_template.load_tokenizer(settings.model)
-    model, rows = base.load_base_model(settings), make_prompts(tokenizer)
+    model, rows = base.load_base_model(settings), make_evaluator(tokenizer)
     untuned = rows.predict(model, "untuned")
     model = base.add_adapter(model, settings.lora, 1)
     shard(model)

@@ -30,12 +30,16 @@ def write_gguf(
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     architecture = model.config.model_type.removesuffix("_text")
-    values = {**_settings(model.config, architecture), **_tokenizer(folder, rename or {}), **(metadata or {})}
+    values = {
+        **_architecture_metadata(model.config, architecture),
+        **_tokenizer_metadata(folder, rename or {}),
+        **(metadata or {}),
+    }
     writer = gguf.GGUFWriter(path, str(values.pop("general.architecture", architecture)))
     for name, value in values.items():
         if name not in leave_out:
-            _add(writer, name, value)
-    for name, tensor in {**_tensors(model, architecture), **(tensors or {})}.items():
+            _add_metadata(writer, name, value)
+    for name, tensor in {**_gguf_tensors(model, architecture), **(tensors or {})}.items():
         if name in leave_out:
             continue
         quantization = GGMLQuantizationType[kind if tensor.ndim == 2 else "F32"]
@@ -48,7 +52,7 @@ def write_gguf(
     return path
 
 
-def _add(writer: Any, name: str, value: Any) -> None:
+def _add_metadata(writer: Any, name: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(name, value)
     elif isinstance(value, str):
@@ -59,7 +63,7 @@ def _add(writer: Any, name: str, value: Any) -> None:
         writer.add_uint32(name, value)
 
 
-def _settings(config: Any, architecture: str) -> dict[str, Any]:
+def _architecture_metadata(config: Any, architecture: str) -> dict[str, Any]:
     rope = config.rope_parameters
     theta = rope["rope_theta"] if "rope_theta" in rope else rope["full_attention"]["rope_theta"]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -83,7 +87,7 @@ def _settings(config: Any, architecture: str) -> dict[str, Any]:
     return {f"{architecture}.{name}": value for name, value in settings.items()}
 
 
-def _tokenizer(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
+def _tokenizer_metadata(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
     """A byte-level BPE, the kind that llama.cpp calls gpt2."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer_json = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -106,7 +110,7 @@ def _tokenizer(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if value is not None}
 
 
-def _tensors(model: Any, architecture: str) -> dict[str, Any]:
+def _gguf_tensors(model: Any, architecture: str) -> dict[str, Any]:
     """The weights by GGUF's names, as llama.cpp keeps them: Llama's queries and keys in another order, Gemma's norms
     with the one that the model adds."""
     config = model.config

@@ -24,9 +24,9 @@ class MalformedFile:
     file: str
     content: bytes
     rows: tuple[tuple[int, dict[str, Any] | str], ...] = ()
-    refused: str = ""
+    refusal: str = ""
     source: dict[str, Any] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     """What must be told of the file beside its rows."""
 
 
@@ -35,7 +35,9 @@ def expected_row(line: int, text: Any, label: Any = "a") -> tuple[int, dict[str,
     return line, {"text": text, "label": label}
 
 
-def expected_line(number: int, text: str, file: str = "rows.txt", label: str = "rows") -> tuple[int, dict[str, Any]]:
+def expected_text_line(
+    number: int, text: str, file: str = "rows.txt", label: str = "rows"
+) -> tuple[int, dict[str, Any]]:
     """Returns what a reader must give for a line of text."""
     return number, {"text": text, "label": label, "file": file}
 
@@ -122,9 +124,9 @@ FOREIGN_TEXTS = {
 
 ENCODINGS = [
     MalformedFile(
-        "plain", "rows.csv", PLAIN, TWO_ROWS, about={"encoding": "utf-8", "bom": False, "last_line_ended": True}
+        "plain", "rows.csv", PLAIN, TWO_ROWS, facts={"encoding": "utf-8", "bom": False, "last_line_ended": True}
     ),
-    MalformedFile("utf-8 with a mark", "rows.csv", BOM + PLAIN, TWO_ROWS, about={"bom": True}),
+    MalformedFile("utf-8 with a mark", "rows.csv", BOM + PLAIN, TWO_ROWS, facts={"bom": True}),
     MalformedFile("a mark and utf-8 by name", "rows.csv", BOM + PLAIN, TWO_ROWS, source={"encoding": "utf-8"}),
     MalformedFile("a mark and utf-8-sig by name", "rows.csv", BOM + PLAIN, TWO_ROWS, source={"encoding": "utf-8-sig"}),
     MalformedFile(
@@ -136,14 +138,14 @@ ENCODINGS = [
             "rows.csv",
             (mark + KOREAN.replace("\n", "\r\n")).encode(codec),
             EMOJI_ROWS,
-            about={"encoding": codec, "bom": bool(mark), "line_ends": {"crlf": 2}},
+            facts={"encoding": codec, "bom": bool(mark), "line_ends": {"crlf": 2}},
         )
         for codec in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
         for mark in ("\ufeff", "")
     ),
     MalformedFile("utf-16 by name", "rows.csv", KOREAN.encode("utf-16"), EMOJI_ROWS, source={"encoding": "utf-16"}),
     MalformedFile(
-        "utf-16 cut inside a character", "rows.csv", KOREAN.encode("utf-16")[:-1], refused="rows.csv:2: byte 0x0a"
+        "utf-16 cut inside a character", "rows.csv", KOREAN.encode("utf-16")[:-1], refusal="rows.csv:2: byte 0x0a"
     ),
     MalformedFile(
         "half a pair in utf-16",
@@ -151,7 +153,7 @@ ENCODINGS = [
         "\ufefftext,label\nx\ud83d,a\nworld,b\n".encode("utf-16-le", "surrogatepass"),
         ((2, "surrogate"), expected_row(3, "world", "b")),
     ),
-    MalformedFile("cesu-8", "rows.csv", to_cesu8(KOREAN), EMOJI_ROWS, about={"encoding": "cesu-8"}),
+    MalformedFile("cesu-8", "rows.csv", to_cesu8(KOREAN), EMOJI_ROWS, facts={"encoding": "cesu-8"}),
     MalformedFile(
         "cesu-8 with a half left over",
         "rows.csv",
@@ -170,7 +172,7 @@ ENCODINGS = [
             "rows.csv",
             f"text,label\n{text},a\n".encode(codec),
             (expected_row(2, text),),
-            about={"encoding": codec, "encoding_guessed": True},
+            facts={"encoding": codec, "encoding_guessed": True},
         )
         for language, codec, text in (
             ("German", "latin-1", "Grüße aus Köln"),
@@ -184,7 +186,7 @@ ENCODINGS = [
         "latin-1 by name", "rows.csv", b"text,label\n\xff,a\n", (expected_row(2, "ÿ"),), source={"encoding": "latin-1"}
     ),
     *(
-        MalformedFile(codec, "rows.csv", f"text,label\n{text},a\n".encode(codec), refused="rows.csv:2: byte 0x")
+        MalformedFile(codec, "rows.csv", f"text,label\n{text},a\n".encode(codec), refusal="rows.csv:2: byte 0x")
         for codec, text in FOREIGN_TEXTS.items()
     ),
     *(
@@ -197,21 +199,21 @@ ENCODINGS = [
         )
         for codec, text in FOREIGN_TEXTS.items()
     ),
-    MalformedFile("a byte that no text has", "rows.csv", b"text,label\nhell\xff,a\n", refused="byte 0xff in line 2"),
+    MalformedFile("a byte that no text has", "rows.csv", b"text,label\nhell\xff,a\n", refusal="byte 0xff in line 2"),
     MalformedFile(
         "utf-8 with one broken byte",
         "rows.csv",
         UMLAUTS.encode() + b"caf\xe9,a\n",
-        refused="rows.csv:4: byte 0xe9 in line 4 is not UTF-8, though the rest is UTF-8",
+        refusal="rows.csv:4: byte 0xe9 in line 4 is not UTF-8, though the rest is UTF-8",
     ),
     MalformedFile(
-        "utf-8 read strictly", "rows.csv", UMLAUTS.encode("latin-1"), refused="0xfc", source={"encoding": "utf-8"}
+        "utf-8 read strictly", "rows.csv", UMLAUTS.encode("latin-1"), refusal="0xfc", source={"encoding": "utf-8"}
     ),
-    MalformedFile("ascii by name", "rows.csv", UMLAUTS.encode(), refused="byte 0xc3", source={"encoding": "ascii"}),
-    MalformedFile("no encoding of text", "rows.csv", PLAIN, refused="data.source.encoding", source={"encoding": "hex"}),
-    MalformedFile("overlong", "rows.csv", b"text,label\nhe\xc0\x80llo,a\n", refused="rows.csv:2: byte 0xc0 in line 2"),
-    MalformedFile("above U+10FFFF", "rows.csv", b"text,label\nx\xf5\x90\x80\x80,a\n", refused="rows.csv:2: byte 0xf5"),
-    MalformedFile("a cut character", "rows.csv", PLAIN + b"caf\xc3", refused="the file ends inside a character"),
+    MalformedFile("ascii by name", "rows.csv", UMLAUTS.encode(), refusal="byte 0xc3", source={"encoding": "ascii"}),
+    MalformedFile("no encoding of text", "rows.csv", PLAIN, refusal="data.source.encoding", source={"encoding": "hex"}),
+    MalformedFile("overlong", "rows.csv", b"text,label\nhe\xc0\x80llo,a\n", refusal="rows.csv:2: byte 0xc0 in line 2"),
+    MalformedFile("above U+10FFFF", "rows.csv", b"text,label\nx\xf5\x90\x80\x80,a\n", refusal="rows.csv:2: byte 0xf5"),
+    MalformedFile("a cut character", "rows.csv", PLAIN + b"caf\xc3", refusal="the file ends inside a character"),
     MalformedFile("zeros in a value", "rows.csv", b"text,label\nhe\0llo,a\n", (expected_row(2, "he\0llo"),)),
     MalformedFile(
         "a tail of zeros", "rows.csv", PLAIN + b"\0" * 5000, (*TWO_ROWS, (4, "1 fields where the header has 2 (NUL"))
@@ -219,27 +221,27 @@ ENCODINGS = [
     MalformedFile("nothing but zeros", "rows.csv", b"\0" * 5000, ()),
     MalformedFile("a tail of zeros in jsonl", "rows.jsonl", LINES + b"\0" * 5000, (*LINE_ROWS, (3, "NUL bytes"))),
     MalformedFile(
-        "zeros after json", "rows.json", b"[" + LINES.split(b"\n")[0] + b"]" + b"\0" * 9, refused="rows.json:1"
+        "zeros after json", "rows.json", b"[" + LINES.split(b"\n")[0] + b"]" + b"\0" * 9, refusal="rows.json:1"
     ),
 ]
 
 CSV = [
-    MalformedFile("empty", "rows.csv", b"", refused="rows.csv: the file is empty"),
-    MalformedFile("only a mark", "rows.csv", BOM, refused="empty but for a byte order mark"),
-    MalformedFile("only a mark of utf-16", "rows.csv", b"\xff\xfe", refused="empty but for a byte order mark"),
-    MalformedFile("only newlines", "rows.csv", b"\n\r\n\n", refused="no header line"),
-    MalformedFile("only delimiters", "rows.csv", b",,\n,,\n", refused="no header line"),
+    MalformedFile("empty", "rows.csv", b"", refusal="rows.csv: the file is empty"),
+    MalformedFile("only a mark", "rows.csv", BOM, refusal="empty but for a byte order mark"),
+    MalformedFile("only a mark of utf-16", "rows.csv", b"\xff\xfe", refusal="empty but for a byte order mark"),
+    MalformedFile("only newlines", "rows.csv", b"\n\r\n\n", refusal="no header line"),
+    MalformedFile("only delimiters", "rows.csv", b",,\n,,\n", refusal="no header line"),
     MalformedFile("header only", "rows.csv", b"text,label\n"),
-    MalformedFile("header without its end", "rows.csv", b"text,label", about={"last_line_ended": False}),
+    MalformedFile("header without its end", "rows.csv", b"text,label", facts={"last_line_ended": False}),
     MalformedFile(
-        "one name twice", "rows.csv", b"text,text\na,b\n", refused="rows.csv:1: column 'text' stands there twice"
+        "one name twice", "rows.csv", b"text,text\na,b\n", refusal="rows.csv:1: column 'text' stands there twice"
     ),
     MalformedFile(
         "the index of pandas",
         "rows.csv",
         b",text,label\n0,hello,a\n",
         ((2, {"column 1": "0", "text": "hello", "label": "a"}),),
-        about={"columns": ["column 1", "text", "label"], "unnamed_columns": [1]},
+        facts={"columns": ["column 1", "text", "label"], "unnamed_columns": [1]},
     ),
     MalformedFile(
         "blank lines",
@@ -249,23 +251,23 @@ CSV = [
     ),
     MalformedFile("one column", "rows.csv", b'text\nhello\n\n""\n', ((2, {"text": "hello"}), (4, {"text": ""}))),
     MalformedFile(
-        "carriage returns alone", "rows.csv", PLAIN.replace(b"\n", b"\r"), TWO_ROWS, about={"line_ends": {"cr": 3}}
+        "carriage returns alone", "rows.csv", PLAIN.replace(b"\n", b"\r"), TWO_ROWS, facts={"line_ends": {"cr": 3}}
     ),
-    MalformedFile("no end of the last line", "rows.csv", PLAIN[:-1], TWO_ROWS, about={"last_line_ended": False}),
+    MalformedFile("no end of the last line", "rows.csv", PLAIN[:-1], TWO_ROWS, facts={"last_line_ended": False}),
     MalformedFile(
         "bare newlines in quotes",
         "rows.csv",
         b'text,label\r\n"\nWhere is\nmy card?",a\r\n"a\r\nb\rc",b\r\n',
         (expected_row(2, "\nWhere is\nmy card?"), expected_row(5, "a\r\nb\rc", "b")),
-        about={"line_ends": {"crlf": 4, "lf": 2, "cr": 1}},
+        facts={"line_ends": {"crlf": 4, "lf": 2, "cr": 1}},
     ),
     MalformedFile(
         "doubled quotes", "rows.csv", b'text,label\n"say ""hi"", now",a\n', (expected_row(2, 'say "hi", now'),)
     ),
     MalformedFile("a quote inside a bare field", "rows.csv", b'text,label\n5" pipe,a\n', (expected_row(2, '5" pipe'),)),
-    MalformedFile("never closed", "rows.csv", PLAIN + b'"never,a\nand,b\n', refused="rows.csv:4: not CSV: a quote"),
+    MalformedFile("never closed", "rows.csv", PLAIN + b'"never,a\nand,b\n', refusal="rows.csv:4: not CSV: a quote"),
     MalformedFile(
-        "text after a quote", "rows.csv", PLAIN + b'"a\nb" c,a\n', refused="rows.csv:4: not CSV: a quoted field"
+        "text after a quote", "rows.csv", PLAIN + b'"a\nb" c,a\n', refusal="rows.csv:4: not CSV: a quoted field"
     ),
     MalformedFile(
         "bare quotes", "rows.csv", b'text,label\n"hello,a\n', (expected_row(2, '"hello'),), source={"quotes": False}
@@ -276,7 +278,7 @@ CSV = [
         b"text,label\n'say \"hi\", it''s',a\n",
         (expected_row(2, 'say "hi", it\'s'),),
         source={"quotes": "'"},
-        about={"quotes": "'"},
+        facts={"quotes": "'"},
     ),
     MalformedFile(
         "quotes by name, delimiter found",
@@ -284,7 +286,7 @@ CSV = [
         b"text;label\n|a;b|;a\n",
         (expected_row(2, "a;b"),),
         source={"quotes": "|"},
-        about={"delimiter": ";"},
+        facts={"delimiter": ";"},
     ),
     MalformedFile(
         "a delimiter of several characters",
@@ -292,7 +294,7 @@ CSV = [
         b'text::label\n"a:b::a\na::b::c\n',
         (expected_row(2, '"a:b'), (3, "3 fields where the header has 2")),
         source={"delimiter": "::", "quotes": False},
-        about={"delimiter": "::"},
+        facts={"delimiter": "::"},
     ),
     MalformedFile(
         "a delimiter of several characters, no header",
@@ -307,9 +309,9 @@ CSV = [
         b"hello, you;a\nworld;b\n",
         (expected_row(1, "hello, you"), expected_row(2, "world", "b")),
         source={"header": ["text", "label"]},
-        about={"delimiter": ";"},
+        facts={"delimiter": ";"},
     ),
-    MalformedFile("an excel order that quotes", "rows.csv", b'sep="\ntext,label\n', refused="data.source.delimiter"),
+    MalformedFile("an excel order that quotes", "rows.csv", b'sep="\ntext,label\n', refusal="data.source.delimiter"),
     MalformedFile(
         "ragged",
         "rows.csv",
@@ -327,7 +329,7 @@ CSV = [
             "rows.csv",
             f'text{delimiter}label\n"x,;\t|y"{delimiter}a\n'.encode(),
             (expected_row(2, "x,;\t|y"),),
-            about={"delimiter": delimiter},
+            facts={"delimiter": delimiter},
         )
         for delimiter in ",;\t|"
     ),
@@ -345,7 +347,7 @@ CSV = [
         source={"delimiter": "~"},
     ),
     MalformedFile(
-        "a delimiter that is none", "rows.csv", PLAIN, refused="data.source.delimiter", source={"delimiter": "\n"}
+        "a delimiter that is none", "rows.csv", PLAIN, refusal="data.source.delimiter", source={"delimiter": "\n"}
     ),
     MalformedFile("the order of Excel", "rows.csv", b"sep=;\r\ntext;label\r\nhello;a\r\n", (expected_row(3, "hello"),)),
     MalformedFile(
@@ -358,17 +360,17 @@ CSV = [
         "a long field", "rows.csv", b"text,label\n" + b"x" * 2_000_000 + b",a\n", (expected_row(2, "x" * 2_000_000),)
     ),
     MalformedFile(
-        "a field too long", "rows.csv", PLAIN + b"x" * 11_000_000, refused="rows.csv:4: a line of more than 8 MiB"
+        "a field too long", "rows.csv", PLAIN + b"x" * 11_000_000, refusal="rows.csv:4: a line of more than 8 MiB"
     ),
-    MalformedFile("too long a line", "rows.jsonl", b"\0" * (33 << 20), refused="rows.jsonl:1: a line of more than"),
+    MalformedFile("too long a line", "rows.jsonl", b"\0" * (33 << 20), refusal="rows.jsonl:1: a line of more than"),
     MalformedFile(
         "U+2028 in csv",
         "rows.csv",
         "text,label\na\u2028b\x85c\x0cd,a\n".encode(),
         (expected_row(2, "a\u2028b\x85c\x0cd"),),
     ),
-    MalformedFile("a workbook by another name", "rows.csv", b"PK\x03\x04\x14\0\x06\0", refused="an Excel workbook"),
-    MalformedFile("gzip by another name", "rows.csv", gzip.compress(PLAIN), refused="this is gzip data"),
+    MalformedFile("a workbook by another name", "rows.csv", b"PK\x03\x04\x14\0\x06\0", refusal="an Excel workbook"),
+    MalformedFile("gzip by another name", "rows.csv", gzip.compress(PLAIN), refusal="this is gzip data"),
 ]
 
 JSON = [
@@ -457,29 +459,29 @@ JSON = [
         "rows.json",
         b'{"version": 1, "labels": ["a"], "data": [' + GOOD_LINE() + b'], "more": {}}\n',
         (expected_row(1, "hello"),),
-        about={"array": "data"},
+        facts={"array": "data"},
     ),
-    MalformedFile("two arrays in an object", "rows.json", b'{"a": [{}], "b": [{}]}', refused="several, 'a', 'b'"),
+    MalformedFile("two arrays in an object", "rows.json", b'{"a": [{}], "b": [{}]}', refusal="several, 'a', 'b'"),
     MalformedFile("one object", "rows.json", b'{"text": "hello", "label": "a"}', (expected_row(1, "hello"),)),
     MalformedFile(
-        "an object without rows", "rows.json", b'{"a": [[1]]}', refused="rows.json:1: an object without rows"
+        "an object without rows", "rows.json", b'{"a": [[1]]}', refusal="rows.json:1: an object without rows"
     ),
-    MalformedFile("a string", "rows.json", b'"hello"', refused="no array of objects"),
-    MalformedFile("jsonl by another name", "rows.json", LINES, LINE_ROWS, about={"json_lines": True}),
+    MalformedFile("a string", "rows.json", b'"hello"', refusal="no array of objects"),
+    MalformedFile("jsonl by another name", "rows.json", LINES, LINE_ROWS, facts={"json_lines": True}),
     MalformedFile(
         "jsonl by another name, with a bad line",
         "rows.json",
         BOM + b"\n" + LINES + b"{broken\n",
         (expected_row(2, "hello"), expected_row(3, "world", "b"), (4, "not JSON")),
-        about={"json_lines": True, "bom": True},
+        facts={"json_lines": True, "bom": True},
     ),
     MalformedFile("one line of jsonl by another name", "rows.json", GOOD_LINE(), (expected_row(1, "hello"),)),
-    MalformedFile("json cut off", "rows.json", b'[\n{"text": "hello"},\n{"text": "wo', refused="rows.json:3: not JSON"),
+    MalformedFile("json cut off", "rows.json", b'[\n{"text": "hello"},\n{"text": "wo', refusal="rows.json:3: not JSON"),
     MalformedFile(
-        "a wrapped array cut off", "rows.json", b'{"data": [\n{"text": "hello"}', refused="the file is cut off"
+        "a wrapped array cut off", "rows.json", b'{"data": [\n{"text": "hello"}', refusal="the file is cut off"
     ),
-    MalformedFile("a json array and more", "rows.json", b"[{}]\n{}", refused="rows.json:2: not JSON: Extra data"),
-    MalformedFile("deep in a json array", "rows.json", b"[" + DEEP_LINE + b"]", refused="nested too deep"),
+    MalformedFile("a json array and more", "rows.json", b"[{}]\n{}", refusal="rows.json:2: not JSON: Extra data"),
+    MalformedFile("deep in a json array", "rows.json", b"[" + DEEP_LINE + b"]", refusal="nested too deep"),
     MalformedFile(
         "bad rows in a json array",
         "rows.json",
@@ -489,8 +491,8 @@ JSON = [
 ]
 
 COMPRESSED = [
-    MalformedFile("csv.gz", "rows.csv.gz", gzip.compress(PLAIN), TWO_ROWS, about={"kind": "csv", "compression": "gz"}),
-    MalformedFile("csv.zst", "rows.csv.zst", zstd.compress(PLAIN), TWO_ROWS, about={"compression": "zst"}),
+    MalformedFile("csv.gz", "rows.csv.gz", gzip.compress(PLAIN), TWO_ROWS, facts={"kind": "csv", "compression": "gz"}),
+    MalformedFile("csv.zst", "rows.csv.zst", zstd.compress(PLAIN), TWO_ROWS, facts={"compression": "zst"}),
     MalformedFile("tsv.gz in upper case", "ROWS.TSV.GZ", gzip.compress(PLAIN.replace(b",", b"\t")), TWO_ROWS),
     MalformedFile("jsonl.zst", "rows.jsonl.zst", zstd.compress(LINES), LINE_ROWS),
     MalformedFile("json.gz", "rows.json.gz", gzip.compress(b"[" + GOOD_LINE() + b"]"), (expected_row(1, "hello"),)),
@@ -502,38 +504,38 @@ COMPRESSED = [
         "gzip cut off",
         "rows.csv.gz",
         gzip.compress(PLAIN)[:-8],
-        refused="rows.csv.gz:4: the gz stream is cut off after line 3",
+        refusal="rows.csv.gz:4: the gz stream is cut off after line 3",
     ),
     MalformedFile(
-        "zst cut off", "rows.csv.zst", zstd.compress(PLAIN)[:-4], refused="the zst stream is cut off after line"
+        "zst cut off", "rows.csv.zst", zstd.compress(PLAIN)[:-4], refusal="the zst stream is cut off after line"
     ),
     MalformedFile(
         "gzip with a wrong sum",
         "rows.csv.gz",
         gzip.compress(PLAIN)[:-8] + b"\0" * 8,
-        refused="cut off after line 3 or damaged",
+        refusal="cut off after line 3 or damaged",
     ),
-    MalformedFile("gzip and rubbish", "rows.csv.gz", gzip.compress(PLAIN) + b"rubbish", refused="damaged"),
+    MalformedFile("gzip and rubbish", "rows.csv.gz", gzip.compress(PLAIN) + b"rubbish", refusal="damaged"),
     MalformedFile(
-        "no gzip", "rows.csv.gz", PLAIN, refused="rows.csv.gz:1: the gz stream is cut off after line 0 or damaged"
+        "no gzip", "rows.csv.gz", PLAIN, refusal="rows.csv.gz:1: the gz stream is cut off after line 0 or damaged"
     ),
-    MalformedFile("no zst", "rows.csv.zst", PLAIN, refused="rows.csv.zst:1: the zst stream"),
-    MalformedFile("gzip of nothing", "rows.csv.gz", gzip.compress(b""), refused="rows.csv.gz: the file is empty"),
-    MalformedFile("gzip in gzip", "rows.csv.gz", gzip.compress(gzip.compress(PLAIN)), refused="this is gzip data"),
+    MalformedFile("no zst", "rows.csv.zst", PLAIN, refusal="rows.csv.zst:1: the zst stream"),
+    MalformedFile("gzip of nothing", "rows.csv.gz", gzip.compress(b""), refusal="rows.csv.gz: the file is empty"),
+    MalformedFile("gzip in gzip", "rows.csv.gz", gzip.compress(gzip.compress(PLAIN)), refusal="this is gzip data"),
     MalformedFile(
-        "a bomb", "rows.csv.gz", gzip.compress(b"\0" * (64 << 20)), refused="rows.csv.gz:1: a line of more than"
+        "a bomb", "rows.csv.gz", gzip.compress(b"\0" * (64 << 20)), refusal="rows.csv.gz:1: a line of more than"
     ),
 ]
 
 PARQUET = [
-    MalformedFile("parquet", "rows.parquet", TABLE, LINE_ROWS, about={"columns": ["text", "label"]}),
+    MalformedFile("parquet", "rows.parquet", TABLE, LINE_ROWS, facts={"columns": ["text", "label"]}),
     MalformedFile("parquet of no rows", "rows.parquet", parquet_bytes({"text": pa.array([], pa.string())})),
     MalformedFile(
-        "parquet cut off", "rows.parquet", TABLE[:-20], refused="rows.parquet: not Parquet, or a damaged one"
+        "parquet cut off", "rows.parquet", TABLE[:-20], refusal="rows.parquet: not Parquet, or a damaged one"
     ),
-    MalformedFile("parquet without its start", "rows.parquet", TABLE[20:], refused="rows.parquet"),
-    MalformedFile("no parquet", "rows.parquet", PLAIN, refused="rows.parquet: not Parquet"),
-    MalformedFile("empty parquet", "rows.parquet", b"", refused="rows.parquet: the file is empty"),
+    MalformedFile("parquet without its start", "rows.parquet", TABLE[20:], refusal="rows.parquet"),
+    MalformedFile("no parquet", "rows.parquet", PLAIN, refusal="rows.parquet: not Parquet"),
+    MalformedFile("empty parquet", "rows.parquet", b"", refusal="rows.parquet: the file is empty"),
     MalformedFile(
         "bytes for text",
         "rows.parquet",
@@ -545,7 +547,7 @@ PARQUET = [
         "rows.parquet",
         parquet_bytes({"text": ["hello"], "label": ["a"], "scan": [b"\xff\xd8"]}),
         (expected_row(1, "hello"),),
-        about={"columns_not_read": ["scan"]},
+        facts={"columns_not_read": ["scan"]},
     ),
     MalformedFile(
         "numbers that are none",
@@ -557,38 +559,44 @@ PARQUET = [
 
 TEXT = [
     MalformedFile(
-        "txt", "rows.txt", b"hello\r\n\r\n  world \r\n", (expected_line(1, "hello"), expected_line(3, "  world "))
+        "txt",
+        "rows.txt",
+        b"hello\r\n\r\n  world \r\n",
+        (expected_text_line(1, "hello"), expected_text_line(3, "  world ")),
     ),
-    MalformedFile("txt.gz", "rows.txt.gz", gzip.compress(b"hello"), (expected_line(1, "hello", "rows.txt.gz"),)),
+    MalformedFile("txt.gz", "rows.txt.gz", gzip.compress(b"hello"), (expected_text_line(1, "hello", "rows.txt.gz"),)),
     MalformedFile(
         "txt in cp1252",
         "rows.txt",
         b"na\xefve caf\xe9\n",
-        (expected_line(1, "naïve café"),),
-        about={"encoding": "latin-1"},
+        (expected_text_line(1, "naïve café"),),
+        facts={"encoding": "latin-1"},
     ),
     MalformedFile(
         "txt with carriage returns",
         "rows.txt",
         b"hello\rworld\r",
-        (expected_line(1, "hello"), expected_line(2, "world")),
+        (expected_text_line(1, "hello"), expected_text_line(2, "world")),
     ),
-    MalformedFile("U+2028 in txt", "rows.txt", "a\u2028b\x85c\n".encode(), (expected_line(1, "a\u2028b\x85c"),)),
+    MalformedFile("U+2028 in txt", "rows.txt", "a\u2028b\x85c\n".encode(), (expected_text_line(1, "a\u2028b\x85c"),)),
     MalformedFile(
-        "a name of two parts", "card.lost.txt", b"hello\n", (expected_line(1, "hello", "card.lost.txt", "card.lost"),)
+        "a name of two parts",
+        "card.lost.txt",
+        b"hello\n",
+        (expected_text_line(1, "hello", "card.lost.txt", "card.lost"),),
     ),
     MalformedFile(
         "txt that names a split",
         "refund_test.txt",
         b"hello\n",
-        (expected_line(1, "hello", "refund_test.txt", "refund"),),
+        (expected_text_line(1, "hello", "refund_test.txt", "refund"),),
     ),
     MalformedFile(
-        "half a pair in txt", "rows.txt", b"x\xed\xa0\xbd\nhello\n", ((1, "surrogate"), expected_line(2, "hello"))
+        "half a pair in txt", "rows.txt", b"x\xed\xa0\xbd\nhello\n", ((1, "surrogate"), expected_text_line(2, "hello"))
     ),
     MalformedFile("blank txt", "rows.txt", b"\n \n"),
-    MalformedFile("empty txt", "rows.txt", b"", refused="rows.txt: the file is empty"),
-    MalformedFile("txt that is a workbook", "rows.txt", b"PK\x03\x04\x14\0\x06\0", refused="an Excel workbook"),
+    MalformedFile("empty txt", "rows.txt", b"", refusal="rows.txt: the file is empty"),
+    MalformedFile("txt that is a workbook", "rows.txt", b"PK\x03\x04\x14\0\x06\0", refusal="an Excel workbook"),
 ]
 
 HEADER = workbook_row(1, "text", "label")
@@ -596,16 +604,16 @@ SHEET = HEADER + workbook_row(2, "hello", "a") + workbook_row(3, "world", "b")
 XXE = '<!DOCTYPE worksheet [<!ENTITY e "x">]>'
 WORKBOOKS = [
     MalformedFile(
-        "a workbook", "rows.xlsx", workbook_bytes(SHEET), TWO_ROWS, about={"sheet": "S", "columns": ["text", "label"]}
+        "a workbook", "rows.xlsx", workbook_bytes(SHEET), TWO_ROWS, facts={"sheet": "S", "columns": ["text", "label"]}
     ),
     MalformedFile("a workbook with macros", "rows.xlsm", workbook_bytes(SHEET), TWO_ROWS),
     MalformedFile("a workbook of a header", "rows.xlsx", workbook_bytes(HEADER)),
-    MalformedFile("an empty sheet", "rows.xlsx", workbook_bytes(""), refused="rows.xlsx:1: sheet 'S' is empty"),
+    MalformedFile("an empty sheet", "rows.xlsx", workbook_bytes(""), refusal="rows.xlsx:1: sheet 'S' is empty"),
     MalformedFile(
         "one name twice in a sheet",
         "rows.xlsx",
         workbook_bytes(workbook_row(1, "text", "text")),
-        refused="rows.xlsx:1: column",
+        refusal="rows.xlsx:1: column",
     ),
     MalformedFile(
         "rows far apart",
@@ -626,17 +634,17 @@ WORKBOOKS = [
         "a header that is named again",
         "rows.xlsx",
         workbook_bytes(SHEET),
-        refused="1: the first line is a header itself (text, label)",
+        refusal="1: the first line is a header itself (text, label)",
         source={"header": ["text", "label"]},
     ),
     MalformedFile(
-        "a header too short", "rows.xlsx", workbook_bytes(SHEET), refused="2 cells where", source={"header": ["text"]}
+        "a header too short", "rows.xlsx", workbook_bytes(SHEET), refusal="2 cells where", source={"header": ["text"]}
     ),
     MalformedFile(
         "no such sheet",
         "rows.xlsx",
         workbook_bytes(SHEET),
-        refused="no sheet 'T' (data.source.sheet)",
+        refusal="no sheet 'T' (data.source.sheet)",
         source={"sheet": "T"},
     ),
     MalformedFile(
@@ -675,54 +683,54 @@ WORKBOOKS = [
         workbook_bytes(HEADER + workbook_row(2, "_xD800_", "a")),
         ((2, "surrogate"),),
     ),
-    MalformedFile("no workbook", "rows.xlsx", PLAIN, refused="rows.xlsx: not an Excel workbook"),
-    MalformedFile("an empty workbook", "rows.xlsx", b"", refused="rows.xlsx: not an Excel workbook"),
+    MalformedFile("no workbook", "rows.xlsx", PLAIN, refusal="rows.xlsx: not an Excel workbook"),
+    MalformedFile("an empty workbook", "rows.xlsx", b"", refusal="rows.xlsx: not an Excel workbook"),
     MalformedFile(
-        "a workbook cut off", "rows.xlsx", workbook_bytes(SHEET)[:-40], refused="rows.xlsx: not an Excel workbook"
+        "a workbook cut off", "rows.xlsx", workbook_bytes(SHEET)[:-40], refusal="rows.xlsx: not an Excel workbook"
     ),
-    MalformedFile("a workbook with a password", "rows.xlsx", b"\xd0\xcf\x11\xe0\xa1", refused="one with a password"),
+    MalformedFile("a workbook with a password", "rows.xlsx", b"\xd0\xcf\x11\xe0\xa1", refusal="one with a password"),
     MalformedFile(
         "a sheet that breaks off",
         "rows.xlsx",
         workbook_bytes(f"{SHEET}<row>"),
-        refused="rows.xlsx: not an Excel workbook",
+        refusal="rows.xlsx: not an Excel workbook",
     ),
     MalformedFile(
         "a text that is not there",
         "rows.xlsx",
         workbook_bytes(HEADER + '<row r="2"><c t="s"><v>7</v></c></row>'),
-        refused="rows.xlsx:2: not an Excel workbook",
+        refusal="rows.xlsx:2: not an Excel workbook",
     ),
-    MalformedFile("entities", "rows.xlsx", workbook_bytes(SHEET, XXE), refused="sheet1.xml has a document type"),
+    MalformedFile("entities", "rows.xlsx", workbook_bytes(SHEET, XXE), refusal="sheet1.xml has a document type"),
     MalformedFile(
         "entities in styles",
         "rows.xlsx",
         workbook_bytes(SHEET, styles=f"{XXE}<styleSheet/>".encode()),
-        refused="document type",
+        refusal="document type",
     ),
     MalformedFile(
         "rows out of order",
         "rows.xlsx",
         workbook_bytes(HEADER + workbook_row(3, "x", "a") + workbook_row(2, "y", "b")),
-        refused="row 2 follows row 3",
+        refusal="row 2 follows row 3",
     ),
     MalformedFile(
         "a row beyond Excel",
         "rows.xlsx",
         workbook_bytes(HEADER + workbook_row(1 << 40, "x", "a")),
-        refused="rows go from 1 to 1,048,576",
+        refusal="rows go from 1 to 1,048,576",
     ),
     MalformedFile(
         "a row of too many cells",
         "rows.xlsx",
         workbook_bytes(f'{HEADER}<row r="2">{"<c/>" * 140_000}</row>'),
-        refused="row 2 has more cells",
+        refusal="row 2 has more cells",
     ),
     MalformedFile(
         "styles without end",
         "rows.xlsx",
         workbook_bytes(SHEET, styles=b"<s>" + b"<x/>" * 600_000 + b"</s>"),
-        refused="more than 500,000 elements",
+        refusal="more than 500,000 elements",
     ),
 ]
 

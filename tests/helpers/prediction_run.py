@@ -27,7 +27,7 @@ from tests.helpers.gateway.stand_in_engine import PROMPT_IDS, REFERENCE
 from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME
 
 # "module.function": killed as soon as that has returned the first time; "module.function+": the third time.
-COMMAND = """
+KILLED_PREDICT_SCRIPT = """
 import importlib, os, signal
 from insource.backends import failures
 from predict import __main__
@@ -59,28 +59,36 @@ class PredictionRun:
     """A recipe, its run, and where predictions go."""
 
     folder: Path
-    recipe: Path
-    here: Run
+    recipe_path: Path
+    run: Run
 
     def argv(self, rows: object, output: str, address: str, *args: str) -> list[str]:
         """The command line of a prediction by a vLLM server at an address."""
-        argv = [str(self.recipe), "--input", str(rows), "--output", str(self.output(output)), "--engine", "vllm"]
+        argv = [
+            str(self.recipe_path),
+            "--input",
+            str(rows),
+            "--output",
+            str(self.output_path(output)),
+            "--engine",
+            "vllm",
+        ]
         argv += ["--base-url", f"{address}/v1", "--hardware", "cpu", "--runs", str(self.folder / "runs")]
         return [*argv, *args]
 
-    def output(self, name: str) -> Path:
+    def output_path(self, name: str) -> Path:
         return self.folder / "out" / name
 
     def predict(self, rows: object, output: str, address: str, *args: str) -> Path:
         """Predicts in this process. Returns the output."""
         assert __main__.main(self.argv(rows, output, address, *args)) == 0
-        return self.output(output)
+        return self.output_path(output)
 
     def start(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
         """Predicts in a process of its own, in small segments; `kill_at`: where it kills itself, see COMMAND."""
         variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": kill_at}
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *args],
+            [sys.executable, "-c", KILLED_PREDICT_SCRIPT, *args],
             cwd=ROOT,
             env={**os.environ, **variables},
             stdout=subprocess.PIPE,
@@ -90,7 +98,7 @@ class PredictionRun:
 
     def rows_on_disk(self) -> int:
         """How many rows have an answer on disk: in journals, and in segments that are done."""
-        folders = list(self.here.folder.parent.glob(".predict/*"))
+        folders = list(self.run.folder.parent.glob(".predict/*"))
         done = [path for folder in folders for path in folder.glob("[0-9]*.json")]
         open_segments = [path for folder in folders for path in folder.glob("[0-9]*.jsonl")]
         open_segments = [path for path in open_segments if path.with_suffix(".json") not in done]
@@ -110,12 +118,12 @@ class PredictionRun:
             score={"of": "answer", "slope": 1.0, "intercept": 0.0},
             why_none=None if threshold else "no threshold passed",
         )
-        atomic_files.write_json(self.here.folder / "routing.json", policy.json())
+        atomic_files.write_json(self.run.folder / "routing.json", policy.json())
         tuned = {"tuned": {"form": variant}}
-        atomic_files.write_json(self.here.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
-        checksum = atomic_files.sha256(self.here.folder / "adapter" / atomic_files.CHECKSUMS)
-        run.start_stage(self.here, "compare", {f"adapter/{atomic_files.CHECKSUMS}": checksum})
-        run.end_stage(self.here, "compare", "done", "compared")
+        atomic_files.write_json(self.run.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
+        checksum = atomic_files.sha256(self.run.folder / "adapter" / atomic_files.CHECKSUMS)
+        run.start_stage(self.run, "compare", {f"adapter/{atomic_files.CHECKSUMS}": checksum})
+        run.end_stage(self.run, "compare", "done", "compared")
 
 
 def make_run(folder: Path, tokenizer: Any = None, **kwargs: str) -> PredictionRun:

@@ -15,7 +15,7 @@ from train.loop.callbacks import RestoreTrainerState
 UPDATES = 12
 
 
-class Model(torch.nn.Module):
+class TinyModel(torch.nn.Module):
     """A line with dropout, so that the random state matters."""
 
     def __init__(self, width: int = 4) -> None:
@@ -31,7 +31,7 @@ class Model(torch.nn.Module):
 class TinyTrainer(Trainer):
     """Trainer, saving as ours does; `values` are the validation metric after each evaluation."""
 
-    values: Iterator[float] = iter(())
+    metric_values: Iterator[float] = iter(())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoints.save(
@@ -39,20 +39,20 @@ class TinyTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {"eval_score": next(self.values)}
+        metrics = {"eval_score": next(self.metric_values)}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-class DoAfterUpdate(TrainerCallback):
+class CallAfterUpdate(TrainerCallback):
     """Does something after an update."""
 
     def __init__(self, update: int, action: Callable[[], None]) -> None:
-        self.update, self.what = update, action
+        self.update, self.action = update, action
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.update:
-            self.what()
+            self.action()
 
 
 def make_trainer(
@@ -64,7 +64,7 @@ def make_trainer(
     ]
     arguments = {"save_steps": 3, "logging_steps": 2, "learning_rate": 0.1, **kwargs}
     trainer = TinyTrainer(
-        model=Model(width),
+        model=TinyModel(width),
         args=TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=2,
@@ -91,7 +91,7 @@ def resume_training(
     checkpoint = checkpoints.find_latest_valid(folder).latest
     assert checkpoint is not None
     trainer = make_trainer(folder, **kwargs)
-    trainer.values = iter(values)
+    trainer.metric_values = iter(values)
     restored: list[dict[str, int]] = []
     trainer.add_callback(RestoreTrainerState(trainer, checkpoint, restored.append, on_fallback))
     trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -99,7 +99,7 @@ def resume_training(
     return trainer
 
 
-def logged_metrics(trainer: TinyTrainer) -> list[tuple[int, float]]:
+def logged_losses(trainer: TinyTrainer) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
 
 

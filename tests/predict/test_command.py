@@ -19,7 +19,7 @@ from insource.tasks import load_task_spec
 from predict.rows import inputs, output
 from predict.rows.column_types import ColumnTypes
 from tests.helpers.gateway import task_gateway
-from tests.helpers.gateway.stand_in_engine import StandInEngine, run_stand_in
+from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 
@@ -43,7 +43,7 @@ def engine() -> StandInEngine:
 
 @pytest.fixture
 def address(engine: StandInEngine) -> Iterator[str]:
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         yield address
 
 
@@ -62,8 +62,10 @@ def test_every_row_comes_out_in_its_place_with_its_columns_and_what_the_engine_s
         assert float(row["confidence"]) == pytest.approx(linear_predictions()[row["message"]][1])
         assert row["answered_by"] == "local" and not row["refused"]
     assert list(output_rows[0]) == ["number", "message", "answer", "confidence", "answered_by", "abstain", "refused"]
-    assert engine.most <= 32 and not list(prediction_run.output(output).parent.glob(".*")), "nothing is left beside it"
-    assert not list(prediction_run.here.folder.parent.glob(".predict/*"))
+    assert engine.max_in_flight <= 32 and not list(prediction_run.output_path(output).parent.glob(".*")), (
+        "nothing is left beside it"
+    )
+    assert not list(prediction_run.run.folder.parent.glob(".predict/*"))
 
 
 def test_whatever_preparation_reads_goes_in_and_the_answers_are_the_same(
@@ -93,16 +95,16 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     prediction_run: PredictionRun, engine: StandInEngine, address: str
 ) -> None:
     engine.answer = lambda text: ("pear" if "fruit" in text else "late", 0.9)
-    engine.refuse = lambda text, attempts: {"too long": 400, "poison": 500}.get(text, 0)
+    engine.refusal_status = lambda text, attempts: {"too long": 400, "poison": 500}.get(text, 0)
     lines = ['{"message": "fine"}', '{"message": "   "}', "{no json", '{"message": ["a", "list"]}', '{"other": 1}']
     lines += ['{"message": "nul \\u0000 byte"}', '{"message": "fruit"}', '{"message": "too long"}']
     lines += ['{"message": "poison"}', '{"message": "fine too"}', json.dumps({"message": "x" * 70_000})]
     (prediction_run.folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(StageError, match="1 rows got no answer"):
         prediction_run.predict(prediction_run.folder / "in.jsonl", "out.jsonl", address)
-    assert not prediction_run.output("out.jsonl").exists()
+    assert not prediction_run.output_path("out.jsonl").exists()
     output_rows = read_output(prediction_run.predict(prediction_run.folder / "in.jsonl", "out.jsonl", address))
-    assert engine.answered["fine"] == 1 and engine.seen["poison"] == 12
+    assert engine.answer_counts["fine"] == 1 and engine.request_counts["poison"] == 12
     assert len(output_rows) == len(lines)
     codes = [row["refused"] and row["refused"].partition(":")[0] for row in output_rows]
     refused = ["unusable_input", "unreadable", "bad_text", "unusable_input", "unusable_input", "invalid_answer"]
@@ -111,11 +113,11 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     assert all((row["answer"] is None) is (row["refused"] is not None) for row in output_rows)
     assert output_rows[4]["other"] == 1 and "message" not in output_rows[4]
     queried = {"fine", "fruit", "too long", "poison", "fine too"}
-    assert set(engine.seen) == queried, "the rest never reached the engine"
-    metadata = atomic_files.read_json(prediction_run.output("out.jsonl.about.json"))
+    assert set(engine.request_counts) == queried, "the rest never reached the engine"
+    metadata = atomic_files.read_json(prediction_run.output_path("out.jsonl.about.json"))
     counts = {"invalid_answer": 1, "no_answer": 1, "refused_input": 1, "unreadable": 1, "bad_text": 1}
     assert metadata["rows"] == 11 and metadata["refused"] == counts | {"unusable_input": 4}
-    assert metadata["run_id"] == prediction_run.here.id and metadata["input"][0]["rows"] == 11
+    assert metadata["run_id"] == prediction_run.run.id and metadata["input"][0]["rows"] == 11
 
 
 def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_p
     record = {"number": "A7", "paid": True, "total": 12.5, "items": [{"sku": "x", "pieces": 2}]}
     engine = StandInEngine(lambda text: (json.dumps(record), 0.9))
     rows = write_csv(tmp_path / "in.csv", make_rows(["order A7", "again A7"]))
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         table = pq.read_table(prediction_run.predict(rows, "out.parquet", address))
         csv_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert table.column("answer").to_pylist() == [record, record]
@@ -138,13 +140,11 @@ def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_p
 def test_the_probability_of_every_label_on_request(tmp_path: Path, tokenizer: Any, engine: StandInEngine) -> None:
     prediction_run = make_run(tmp_path, tokenizer)
     rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:5]))
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         output_rows = read_output(prediction_run.predict(rows, "out.parquet", address, "--probabilities"))
         csv_rows = read_output(prediction_run.predict(rows, "out.csv", address, "--probabilities"))
-    module, spec = load_task_spec(
-        atomic_files.read_json(prediction_run.here.folder / "adapter" / "prompt.json")["task"]
-    )
-    tokens = label_tree.TaskTokens(prediction_run.here.folder / "adapter", module, spec)
+    module, spec = load_task_spec(atomic_files.read_json(prediction_run.run.folder / "adapter" / "prompt.json")["task"])
+    tokens = label_tree.TaskTokens(prediction_run.run.folder / "adapter", module, spec)
     for row, text in zip(output_rows, TEXTS, strict=False):
         ids, tree = tokens.encode(text)
         log_probabilities = {
@@ -162,7 +162,7 @@ def test_what_the_recipe_redacts_reaches_neither_engine_nor_output(
     mail = "ann.smith@example.org"
     rows = [{"id": mail, "message": f"write to {mail}", "note": f"from {mail}", "n": "7"}] * 2
     path = prediction_run.predict(write_csv(prediction_run.folder / "in.csv", rows), "out.csv", address)
-    assert mail not in path.read_text(encoding="utf-8") and engine.order == ["write to [EMAIL_1]"]
+    assert mail not in path.read_text(encoding="utf-8") and engine.inputs == ["write to [EMAIL_1]"]
     first, second = read_output(path)
     assert first["id"] == second["id"] != mail, "the same value has the same pseudonym, by which rows join"
     assert first["message"] == "write to [EMAIL_1]" and first["n"] == "7"
@@ -201,9 +201,9 @@ def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(
     system_turn = {"role": "system", "content": "Route it."}
     rows = [{"talk": [system_turn, user_turn]}, {"talk": [user_turn, assistant_turn]}, {"talk": [system_turn]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         output_rows = read_output(prediction_run.predict(tmp_path / "in.jsonl", "out.parquet", address))
-    assert engine.order == [TEXTS[0]], "one question for both"
+    assert engine.inputs == [TEXTS[0]], "one question for both"
     assert [row["answer"] for row in output_rows] == [linear_predictions()[TEXTS[0]][0]] * 2 + [None]
     assert output_rows[1]["talk"] == [user_turn, assistant_turn] and "no user turn" in output_rows[2]["refused"]
 
@@ -220,12 +220,12 @@ def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     content = path.read_bytes()
     monkeypatch.chdir(prediction_run.folder)
     prediction_run.predict("in.csv", "out.csv", address)
-    assert engine.answered.total() == 80 and path.read_bytes() == content
+    assert engine.answer_counts.total() == 80 and path.read_bytes() == content
     assert "unchanged" in capsys.readouterr().err
     prediction_run.predict(rows, "out.csv", address, "--fresh")
-    assert engine.answered.total() == 160 and path.read_bytes() == content
+    assert engine.answer_counts.total() == 160 and path.read_bytes() == content
     prediction_run.predict(write_csv(rows, make_rows(TEXTS[:70])), "out.csv", address)
-    assert engine.answered.total() == 230 and len(read_output(path)) == 70
+    assert engine.answer_counts.total() == 230 and len(read_output(path)) == 70
     path.write_text("a,b\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="FORCE=1"):
         prediction_run.predict(rows, "out.csv", address)
@@ -239,9 +239,9 @@ def test_inputs_that_begin_alike_are_asked_together_and_never_more_at_once_than_
     mixed = [f"{'abc'[index % 3]} thread, part {index}" for index in range(50)]
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(mixed))
     prediction_run.predict(rows, "one.csv", address, "compare.concurrency=1")
-    assert engine.order == sorted(mixed) and engine.most == 1
+    assert engine.inputs == sorted(mixed) and engine.max_in_flight == 1
     prediction_run.predict(rows, "four.csv", address, "compare.concurrency=4")
-    assert engine.most <= 4
+    assert engine.max_in_flight <= 4
 
 
 def test_an_input_that_is_changed_while_it_is_read_gives_no_output(
@@ -254,11 +254,11 @@ def test_an_input_that_is_changed_while_it_is_read_gives_no_output(
         rows.write_text(original.replace("239,", "0,"), encoding="utf-8")
         return 0
 
-    engine.refuse = change
+    engine.refusal_status = change
     with pytest.raises(StageError, match="INPUT was changed"):
         prediction_run.predict(rows, "out.csv", address)
-    assert not prediction_run.output("out.csv").exists() and not list(
-        prediction_run.here.folder.parent.glob(".predict/*")
+    assert not prediction_run.output_path("out.csv").exists() and not list(
+        prediction_run.run.folder.parent.glob(".predict/*")
     )
 
 
@@ -287,7 +287,7 @@ def test_what_cannot_be_is_refused_in_words_before_anything_is_asked_or_written(
     rows = prediction_run.folder / paths["input"] if "input" in paths else folder
     with pytest.raises(RecipeError, match=match):
         prediction_run.predict(rows, paths.get("output", "out.csv"), address, *args)
-    assert engine.seen == Counter() and not prediction_run.output("").exists()
+    assert engine.request_counts == Counter() and not prediction_run.output_path("").exists()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def door(
     """The gateway's door in a thread of its own, with an engine behind it. Yields its address, and the door."""
     state = ProxyState(key, None, (TASK_NAME,))
     state.versions, state.tasks = {TASK_NAME: version}, {TASK_NAME: deployed}
-    with stand_in_engine.run_stand_in(engine) as engine_url:
+    with stand_in_engine.serve_engine(engine) as engine_url:
 
         async def connect_engine(app: web.Application) -> None:
             state.engine = ClientSession(engine_url)
@@ -59,11 +59,11 @@ def door(
 
 def words(prediction_run: PredictionRun, rows: Path, output: str, address: str, *options: str) -> list[str]:
     argv = [
-        str(prediction_run.recipe),
+        str(prediction_run.recipe_path),
         "--input",
         str(rows),
         "--output",
-        str(prediction_run.output(output)),
+        str(prediction_run.output_path(output)),
         "--base-url",
         address,
     ]
@@ -74,7 +74,7 @@ def predicted(
     prediction_run: PredictionRun, rows: Path, output: str, address: str, *options: str
 ) -> list[dict[str, Any]]:
     assert __main__.main(words(prediction_run, rows, output, address, *options)) == 0
-    return read_output(prediction_run.output(output))
+    return read_output(prediction_run.output_path(output))
 
 
 def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
@@ -85,30 +85,30 @@ def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
     provider.answer = lambda text: "broken"
     prediction_run = make_run(tmp_path, baselines=task_gateway.baseline_yaml(address), route="{usd_per_month: 5}")
     prediction_run.add_comparison(threshold=0.9)
-    version = registry.compute_version(prediction_run.here.folder / "adapter")
+    version = registry.compute_version(prediction_run.run.folder / "adapter")
     deployed = task_gateway.make_deployed_task(
-        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, 0.9, None)
+        tmp_path / "gateway", prediction_run.run.recipe(), Routing(None, 0.9, None)
     )
     engine = StandInEngine(lambda text: ("late", SURE.get(text.replace("[EMAIL_1]", "ann@example.org"), 0.99)))
     rows = write_csv(tmp_path / "in.csv", [{"message": text} for text in (*SURE, " ")])
     with door(deployed, engine, version, "key-of-the-gateway") as (gateway, _):
         output_rows = predicted(prediction_run, rows, "out.jsonl", f"{gateway}/v1")
-        n_queries = engine.seen.total()
+        n_queries = engine.request_counts.total()
         predicted(prediction_run, rows, "out.jsonl", gateway)
-        assert engine.seen.total() == n_queries, "called again, no row is asked"
+        assert engine.request_counts.total() == n_queries, "called again, no row is asked"
     assert [row["answered_by"] for row in output_rows] == ["local", "api", "local", "local", None]
     assert [row["answer"] for row in output_rows] == ["late", "broken", "late", "late", None]
     # What has personal data in it stayed, and is judged by the threshold of the run that is deployed.
     assert [row["abstain"] for row in output_rows] == [False, False, True, False, None]
     assert output_rows[4]["refused"].startswith("unusable_input")
-    assert atomic_files.read_json(prediction_run.output("out.jsonl.about.json"))["engine"] == ["gateway", version]
+    assert atomic_files.read_json(prediction_run.output_path("out.jsonl.about.json"))["engine"] == ["gateway", version]
 
 
 def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
     prediction_run = make_run(tmp_path)
     prediction_run.add_comparison(threshold=0.9)
     deployed = task_gateway.make_deployed_task(
-        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+        tmp_path / "gateway", prediction_run.run.recipe(), Routing(None, None, "none")
     )
     rows = write_csv(tmp_path / "in.csv", [{"message": f"parcel {index}"} for index in range(40)])
     engine = StandInEngine(answer_by_hash)
@@ -123,16 +123,16 @@ def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
         assert {row["abstain"] for row in output_rows} == {""}, (
             "the threshold is of the run, which is not what is deployed"
         )
-        engine.refuse = change
+        engine.refusal_status = change
         with pytest.raises(StageError, match="changed over from version another to newer"):
             predicted(prediction_run, rows, "second.csv", gateway)
-    assert not prediction_run.output("second.csv").exists()
+    assert not prediction_run.output_path("second.csv").exists()
 
 
 def test_the_probabilities_of_a_gateway_are_those_of_its_decisions(tmp_path: Path, tokenizer: Any) -> None:
     prediction_run = make_run(tmp_path)
     deployed = task_gateway.make_deployed_task(
-        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+        tmp_path / "gateway", prediction_run.run.recipe(), Routing(None, None, "none")
     )
     tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
@@ -145,7 +145,7 @@ def test_the_probabilities_of_a_gateway_are_those_of_its_decisions(tmp_path: Pat
 def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_path: Path, tokenizer: Any) -> None:
     prediction_run = make_run(tmp_path)
     deployed = task_gateway.make_deployed_task(
-        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+        tmp_path / "gateway", prediction_run.run.recipe(), Routing(None, None, "none")
     )
     tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
@@ -156,21 +156,21 @@ def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_p
             state.versions[TASK_NAME] = "v2"
             return 0
 
-        engine.refuse = change
+        engine.refusal_status = change
         with pytest.raises(StageError, match="changed over from version v1 to v2"):
             predicted(prediction_run, rows, "out.jsonl", gateway, "--probabilities")
-    assert not prediction_run.output("out.jsonl").exists()
+    assert not prediction_run.output_path("out.jsonl").exists()
 
 
 def test_what_is_no_gateway_or_wants_another_key_is_said_before_a_row_is_asked(tmp_path: Path) -> None:
     prediction_run = make_run(tmp_path)
     deployed = task_gateway.make_deployed_task(
-        tmp_path / "gateway", prediction_run.here.recipe(), Routing(None, None, "none")
+        tmp_path / "gateway", prediction_run.run.recipe(), Routing(None, None, "none")
     )
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
     engine = StandInEngine(answer_by_hash)
-    with stand_in_engine.run_stand_in(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
+    with stand_in_engine.serve_engine(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
         predicted(prediction_run, rows, "out.csv", address)
     with door(deployed, engine, "v1", "key") as (gateway, _), pytest.raises(StageError, match="INSOURCE_API_KEY"):
         predicted(prediction_run, rows, "out.csv", gateway)
-    assert not engine.seen and not prediction_run.output("").exists()
+    assert not engine.request_counts and not prediction_run.output_path("").exists()

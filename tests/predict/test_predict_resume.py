@@ -27,7 +27,7 @@ from predict.prediction import Prediction
 from serve.vllm import launch_plan
 from serve.vllm.server_process import Address, free_port, is_healthy
 from tests.conftest import ROOT
-from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, run_stand_in
+from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, serve_engine
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 from train.export import adapter
 from train.model import base
@@ -48,7 +48,7 @@ def engine() -> StandInEngine:
 
 @pytest.fixture
 def address(engine: StandInEngine) -> Iterator[str]:
-    with run_stand_in(engine) as address:
+    with serve_engine(engine) as address:
         yield address
 
 
@@ -64,12 +64,12 @@ def whole(prediction_run: PredictionRun, rows: Path, address: str, output: str) 
     process = prediction_run.start(SEGMENT, "", prediction_run.argv(rows, f"whole-{output}", address))
     log_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, log_text
-    return prediction_run.output(f"whole-{output}").read_bytes()
+    return prediction_run.output_path(f"whole-{output}").read_bytes()
 
 
 def killed_when_held(prediction_run: PredictionRun, engine: StandInEngine, args: list[str], n_answers: int) -> None:
     """Kills a prediction once the engine has given so many answers, and all of them are on disk."""
-    engine.hold_after = engine.passed + n_answers
+    engine.hang_after = engine.n_accepted + n_answers
     process = prediction_run.start(SEGMENT, "", args)
     deadline = time.monotonic() + 300
     while prediction_run.rows_on_disk() < n_answers:
@@ -77,7 +77,7 @@ def killed_when_held(prediction_run: PredictionRun, engine: StandInEngine, args:
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    engine.hold_after = None
+    engine.hang_after = None
 
 
 @pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
@@ -87,15 +87,15 @@ def test_killed_while_it_asks_it_goes_on_without_asking_again(
 ) -> None:
     args = prediction_run.argv(rows, output, address)
     killed_when_held(prediction_run, engine, args, n_answers)
-    assert not prediction_run.output(output).exists(), "nothing half-written"
+    assert not prediction_run.output_path(output).exists(), "nothing half-written"
     process = prediction_run.start(SEGMENT, "", args)
     log_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, log_text
-    assert engine.answered == dict.fromkeys(TEXTS, 1)
+    assert engine.answer_counts == dict.fromkeys(TEXTS, 1)
     if full_segments := n_answers // SEGMENT:
         (resumed,) = re.findall(r"resumed   (\d+) of 230 rows", log_text) or ["0"]
         assert int(resumed) <= full_segments * SEGMENT and int(resumed) % SEGMENT == 0
-    assert prediction_run.output(output).read_bytes() == whole(prediction_run, rows, address, output)
+    assert prediction_run.output_path(output).read_bytes() == whole(prediction_run, rows, address, output)
 
 
 @pytest.mark.parametrize(
@@ -114,20 +114,20 @@ def test_killed_while_it_writes_it_goes_on_and_asks_for_nothing(
     process = prediction_run.start(SEGMENT, kill_point, args)
     process.communicate(timeout=300)
     assert process.returncode == -9
-    n_on_disk, n_answered = prediction_run.rows_on_disk(), engine.answered.total()
+    n_on_disk, n_answered = prediction_run.rows_on_disk(), engine.answer_counts.total()
     resumed = prediction_run.start(SEGMENT, "", args)
     log_text, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, log_text
     # What had arrived, and was not on disk yet, is asked again, and nothing else.
-    assert engine.answered.total() - n_answered == len(TEXTS) - n_on_disk
-    assert prediction_run.output("out.csv").read_bytes() == whole(prediction_run, rows, address, "out.csv")
-    assert [row["message"] for row in read_output(prediction_run.output("out.csv"))] == TEXTS
+    assert engine.answer_counts.total() - n_answered == len(TEXTS) - n_on_disk
+    assert prediction_run.output_path("out.csv").read_bytes() == whole(prediction_run, rows, address, "out.csv")
+    assert [row["message"] for row in read_output(prediction_run.output_path("out.csv"))] == TEXTS
 
 
 def test_two_at_once_are_refused(
     prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: Path
 ) -> None:
-    engine.hold_after = 10
+    engine.hang_after = 10
     first = prediction_run.start(SEGMENT, "", prediction_run.argv(rows, "out.csv", address))
     while prediction_run.rows_on_disk() < 10:
         assert first.poll() is None
@@ -149,17 +149,17 @@ def test_a_mistake_in_the_call_ends_with_2_and_in_words(prediction_run: Predicti
 def test_the_variables_of_make_say_the_same(prediction_run: PredictionRun, address: str, rows: Path) -> None:
     environment = {
         "INPUT": str(rows),
-        "OUTPUT": str(prediction_run.output("out.csv")),
+        "OUTPUT": str(prediction_run.output_path("out.csv")),
         "ENGINE": "vllm",
         "BASE_URL": address,
     }
     environment |= {"RUNS": str(prediction_run.folder / "runs"), "HARDWARE": "cpu", "HF_HUB_OFFLINE": "1"}
-    argv = [sys.executable, "-m", "predict", str(prediction_run.recipe)]
+    argv = [sys.executable, "-m", "predict", str(prediction_run.recipe_path)]
     subprocess.run(argv, cwd=ROOT, env={**os.environ, **environment}, check=True, capture_output=True)
-    assert len(read_output(prediction_run.output("out.csv"))) == len(TEXTS)
-    make_argv = ["make", "-n", "predict", f"INPUT={rows}", "OUTPUT=out.csv", f"RECIPE={prediction_run.recipe}"]
+    assert len(read_output(prediction_run.output_path("out.csv"))) == len(TEXTS)
+    make_argv = ["make", "-n", "predict", f"INPUT={rows}", "OUTPUT=out.csv", f"RECIPE={prediction_run.recipe_path}"]
     make_output = subprocess.run(make_argv, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert f"-m predict {prediction_run.recipe}" in make_output
+    assert f"-m predict {prediction_run.recipe_path}" in make_output
 
 
 def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
@@ -167,10 +167,16 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
 ) -> None:
     """The merged model comes first, and can be planned; whether vLLM starts with it is not tried."""
     servable_forms(prediction_run)
-    argv = [str(prediction_run.recipe), "--input", str(rows), "--output", str(prediction_run.output("out.jsonl"))]
+    argv = [
+        str(prediction_run.recipe_path),
+        "--input",
+        str(rows),
+        "--output",
+        str(prediction_run.output_path("out.jsonl")),
+    ]
     argv += ["--hardware", "cpu", "--runs", str(prediction_run.folder / "runs")]
     arguments = {
-        "recipe": str(prediction_run.recipe),
+        "recipe": str(prediction_run.recipe_path),
         "set": [],
         "hardware": "cpu",
         "runs": str(prediction_run.folder / "runs"),
@@ -178,7 +184,7 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
     }
     arguments |= {
         "input": str(rows),
-        "output": str(prediction_run.output("out.jsonl")),
+        "output": str(prediction_run.output_path("out.jsonl")),
         "engine": None,
         "base_url": None,
     }
@@ -187,8 +193,8 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
     assert forms == ["merged", "adapter"]
     first, second = (stage.plan_execution(job, job.served_model(form)) for form in forms)
     assert first.digest != second.digest
-    prediction_run.output("").mkdir()
-    path = prediction_run.output("out.jsonl")
+    prediction_run.output_path("").mkdir()
+    path = prediction_run.output_path("out.jsonl")
     path.write_text('{"answer": "late"}\n', encoding="utf-8")
     metadata = {"digest": second.digest, "output_sha256": atomic_files.sha256(path)}
     atomic_files.write_json(path.with_name("out.jsonl.about.json"), metadata)
@@ -199,7 +205,7 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
 
 def servable_forms(prediction_run: PredictionRun) -> None:
     """Gives a run an untrained adapter on the pocket model, and that model in the place of a merged one."""
-    recipe, folder = prediction_run.here.recipe(), prediction_run.here.folder / "adapter"
+    recipe, folder = prediction_run.run.recipe(), prediction_run.run.folder / "adapter"
     rendering, prompt = chat_template.load_rendering(recipe.model), atomic_files.read_json(folder / "prompt.json")
     _, spec = load_task_spec(prompt["task"])
     config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
@@ -211,7 +217,7 @@ def servable_forms(prediction_run: PredictionRun) -> None:
     )
     (folder / atomic_files.CHECKSUMS).unlink()
     atomic_files.write_checksums(folder)
-    merged = shutil.copytree(POCKET, prediction_run.here.folder / "merged")
+    merged = shutil.copytree(POCKET, prediction_run.run.folder / "merged")
     for name in ("prompt.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(folder / name, merged / name)
     atomic_files.write_json(
@@ -307,7 +313,7 @@ def test_memory_does_not_grow_with_the_rows(prediction_run: PredictionRun) -> No
         engine.terminate()
         engine.wait()
     assert peaks[200_000] - peaks[20_000] < 48 * 2**20, peaks
-    output_rows = read_output(prediction_run.output("200000.jsonl"))
+    output_rows = read_output(prediction_run.output_path("200000.jsonl"))
     assert len(output_rows) == 200_000
     assert all(row["number"] == str(index) for index, row in enumerate(output_rows))
     assert all(row["answer"] == answer_by_hash(row["message"])[0] for row in output_rows[::997])

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from insource.system import atomic_files
 from tests.conftest import ROOT
-from tests.data_prep.test_importer import MODEL, QUEUES, put, text, tickets
+from tests.data_prep.test_importer import MODEL, QUEUES, ticket_rows, ticket_text, write_lines
 from tests.helpers import commands
 from tests.helpers.provider import faulty_provider
 from tests.helpers.provider.faulty_provider import Provider
@@ -26,8 +26,8 @@ COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for 
 def provider(monkeypatch: pytest.MonkeyPatch) -> Provider:
     """A provider that has a fine-tuning job, its file, and a fine-tune that errs in every seventh row."""
     jobs = {"object": "list", "data": [{"id": "ftjob-1", "training_file": "file-abc123", "fine_tuned_model": MODEL}]}
-    rows = tickets(150)
-    answers = {text(index): QUEUES[(index + (index % 7 == 0)) % 3] for index in range(150)}
+    rows = ticket_rows(150)
+    answers = {ticket_text(index): QUEUES[(index + (index % 7 == 0)) % 3] for index in range(150)}
     fake_provider = Provider(answer=lambda prompt: answers.get(prompt, QUEUES[0]))
     fake_provider.files["file-abc123"] = "".join(json.dumps(row) + "\n" for row in rows[:110]).encode()
     make_application = faulty_provider.make_application
@@ -57,7 +57,7 @@ class Reader:
             "INSOURCE_API_KEY": "secret",
         }
         self.environment = {**commands.command_env(self.runs), **variables}
-        put(folder / "heldout.jsonl", tickets(150)[110:])
+        write_lines(folder / "heldout.jsonl", ticket_rows(150)[110:])
 
     def words(self, line: str) -> list[str]:
         """A command of the page with the files of this test and the address of its provider."""
@@ -102,7 +102,7 @@ def test_the_commands_from_the_download_to_the_recorded_answers(
     (path,) = tmp_path.glob("mytickets.openai-*.jsonl")
     outputs = {row["id"]: row["output"] for row in atomic_files.read_jsonl(path)}
     assert len(outputs) == 40 and outputs["heldout.jsonl:1"] == QUEUES[110 % 3]
-    assert not provider.broken_rules
+    assert not provider.rule_violations
 
 
 def test_the_page_names_no_target_that_is_not_there() -> None:

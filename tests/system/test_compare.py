@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, and merged beside it."""
-    folder = commands.exported_runs(tmp_path_factory, small_recipe, "compare")
+    folder = commands.copy_exported_runs(tmp_path_factory, small_recipe, "compare")
     shutil.rmtree(run_in(folder).folder / "quantized")
     return folder
 

@@ -20,14 +20,14 @@ from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store
 from insource.tracking.run import Run
 from tests.conftest import ROOT
-from tests.helpers.commands import command_env, exported_runs, run_command
+from tests.helpers.commands import command_env, copy_exported_runs, run_command
 from train.export import quantize
 
 
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, merged and quantized."""
-    return exported_runs(tmp_path_factory, small_recipe, "export")
+    return copy_exported_runs(tmp_path_factory, small_recipe, "export")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ IN_FLIGHT, SOME = 200, 20
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with two trained, from different seeds."""
-    folder = commands.exported_runs(tmp_path_factory, small_recipe, "gateway")
+    folder = commands.copy_exported_runs(tmp_path_factory, small_recipe, "gateway")
     completed = commands.run_command(folder, "train", small_recipe, *commands.TRAIN_SETTINGS, "train.seed=2")
     assert completed.returncode == 0, completed.stderr
     return folder
@@ -49,7 +49,7 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
     port, log = server_process.free_port(), tmp_path / "gateway.log"
     registry_dir = runs.parent / "registry" / "small"
     key_environment = {"INSOURCE_API_KEY": "secret"}
-    with commands.background_command(
+    with commands.run_in_background(
         runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **key_environment
     ) as process:
         commands.wait_for(log, "ready     ", process)

@@ -55,13 +55,13 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
     args = [LOOPBACK_SETTING, f"compare.baselines={baseline}", "compare.primary=null"]
     request_body = {"input": "a text of a customer"}
     with gateway_setup.gateway(*args, API_KEY="secret") as gateway:
-        assert "deployed without a comparison" in gateway.says("ready     ")
-        status, payload, _ = gateway.ask(request_body, f"/v1/tasks/{NAME}")
+        assert "deployed without a comparison" in gateway.wait_for_log("ready     ")
+        status, payload, _ = gateway.request(request_body, f"/v1/tasks/{NAME}")
         assert status == 200 and (payload["answer"], payload["reason"]) == ("delivery_delay", "no_threshold")
 
         registry.promote(gateway_setup.registry, run, [], told(gateway_setup, 0.99))
-        gateway.says(f"routing   {NAME}: below a confidence of 0.9900 api answers")
-        _, payload, headers = gateway.ask(request_body, f"/v1/tasks/{NAME}")
+        gateway.wait_for_log(f"routing   {NAME}: below a confidence of 0.9900 api answers")
+        _, payload, headers = gateway.request(request_body, f"/v1/tasks/{NAME}")
         assert (payload["answer"], payload["answered_by"], payload["reason"]) == (
             "refund_status",
             "api",
@@ -71,10 +71,10 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
         assert headers["X-Insource-Version"] == version
 
         registry.promote(gateway_setup.registry, run, [], told(gateway_setup, None))
-        gateway.says(f"routing   {NAME}: every request stays local: too few rows")
-        assert gateway.ask(request_body, f"/v1/tasks/{NAME}")[1]["answered_by"] == "local"
+        gateway.wait_for_log(f"routing   {NAME}: every request stays local: too few rows")
+        assert gateway.request(request_body, f"/v1/tasks/{NAME}")[1]["answered_by"] == "local"
         access = (gateway_setup.registry.parent / "access.jsonl").read_text(encoding="utf-8")
-        assert "customer" not in access + gateway.text() and '"path": "/v1/tasks"' in access
+        assert "customer" not in access + gateway.read_log() and '"path": "/v1/tasks"' in access
 
 
 def test_a_routing_file_that_was_changed_is_not_followed(tmp_path: Path) -> None:

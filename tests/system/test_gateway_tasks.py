@@ -54,7 +54,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def deployed_gateway(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    runs = commands.exported_runs(tmp_path_factory, small_recipe, "gateway-tasks")
+    runs = commands.copy_exported_runs(tmp_path_factory, small_recipe, "gateway-tasks")
     (manifest,) = (runs / "small").glob("2*/manifest.json")
     trained_run, provider = Run(manifest.parent), Provider()
     prompt = atomic_files.read_json(trained_run.folder / "adapter" / "prompt.json")
@@ -74,7 +74,7 @@ def deployed_gateway(small_recipe: Path, tmp_path_factory: pytest.TempPathFactor
         baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{api}/v1", name: api, api_key_env: API_KEY}}]'
         args = [f"serve.port={port}", f"compare.baselines={baseline}"]
         secrets = {"INSOURCE_API_KEY": KEY, "API_KEY": "secret"}
-        with commands.background_command(runs, log, "deploy.gateway", small_recipe, *args, **secrets) as process:
+        with commands.run_in_background(runs, log, "deploy.gateway", small_recipe, *args, **secrets) as process:
             commands.wait_for(log, "ready     ", process)
             assert "routing   small: below a confidence of 2.0000 api answers" in log.read_text(encoding="utf-8")
             yield Place(
@@ -110,7 +110,7 @@ def test_a_client_that_knows_nothing_of_prompts_gets_what_the_tasks_own_prompt_g
         assert stream.get_final_text() == expected
     raw = client.chat.completions.create(**request | {"model": "small:raw"}, max_tokens=5)
     assert raw.choices[0].message.content not in deployed_gateway.labels
-    assert deployed_gateway.provider.seen == []
+    assert deployed_gateway.provider.requests == []
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_confidence_is_that_of_the_decoded_path_on_the_deployed_scale(deployed_g
 @pytest.mark.slow
 def test_what_may_leave_is_escalated_and_what_is_private_never_is(deployed_gateway: Place) -> None:
     rng = random.Random(3)
-    n_seen = len(deployed_gateway.provider.seen)
+    n_seen = len(deployed_gateway.provider.requests)
     sent = []
     for index in range(60):
         text, private = f"marker-{index} where is my money", index % 3 == 1
@@ -162,7 +162,7 @@ def test_what_may_leave_is_escalated_and_what_is_private_never_is(deployed_gatew
             await asyncio.gather(*(send(*case) for case in sent))
 
     asyncio.run(scenario())
-    log = json.dumps([body for _, _, body in deployed_gateway.provider.seen[n_seen:]])
+    log = json.dumps([body for _, _, body in deployed_gateway.provider.requests[n_seen:]])
     assert [index for index in range(60) if f"marker-{index} " in log] == list(range(0, 60, 3))
     access = deployed_gateway.access.read_text(encoding="utf-8")
     assert "marker" not in access and '"answered": {"api/below_threshold": 1}' in access

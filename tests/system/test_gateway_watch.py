@@ -40,19 +40,19 @@ def test_what_a_gateway_saw_is_there_after_its_end_and_make_drift_judges_it(tmp_
     run = Run(gateway_setup.folder / "runs" / NAME / "run-delivery_delay")
     registry.promote(gateway_setup.registry, run, [], profiled(gateway_setup, {"delivery_delay": 400}))
     with gateway_setup.gateway(LOOPBACK_SETTING, "serve.record.share=1.0") as gateway:
-        gateway.says("ready     ")
-        assert gateway.ask(path="/healthz")[0] == gateway.ask(path="/readyz")[0] == 200
-        status, payload, _ = gateway.ask(ASKED, f"/v1/tasks/{NAME}")
+        gateway.wait_for_log("ready     ")
+        assert gateway.request(path="/healthz")[0] == gateway.request(path="/readyz")[0] == 200
+        status, payload, _ = gateway.request(ASKED, f"/v1/tasks/{NAME}")
         assert status == 200
         name = payload["answers"][0]["id"]
-        status, feedback_result, _ = gateway.ask({"id": name, "answer": "delivery_delay"}, "/v1/feedback")
+        status, feedback_result, _ = gateway.request({"id": name, "answer": "delivery_delay"}, "/v1/feedback")
         assert (status, feedback_result) == (200, {"recorded": 1, "right": True})
         request = urllib.request.Request(f"http://127.0.0.1:{gateway.port}/metrics")
         with NO_PROXY_OPENER.open(request, timeout=60) as response:
             text = response.read().decode()
         assert f'insource_labels_total{{label="delivery_delay",model="{NAME}"}} 60.0' in text
         assert f'insource_deployed{{model="{NAME}",version="{version}"}} 1.0' in text
-        assert "customer" not in text + gateway.text()
+        assert "customer" not in text + gateway.read_log()
         assert "customer" not in (gateway_setup.registry.parent / "access.jsonl").read_text(encoding="utf-8")
     rows = list(atomic_files.read_jsonl(next((gateway_setup.registry / "traffic").glob("*.jsonl"))))
     assert len(rows) == 60 and {row["message"] for row in rows} == {"a text of a customer"}
@@ -69,8 +69,8 @@ def test_what_a_gateway_saw_is_there_after_its_end_and_make_drift_judges_it(tmp_
         "another routing.json, of which nothing is seen"
     )
     with gateway_setup.gateway(LOOPBACK_SETTING) as gateway:
-        gateway.says("ready     ")
-        assert gateway.ask(ASKED, f"/v1/tasks/{NAME}")[0] == 200
-        assert gateway.ask({"id": name, "answer": "delivery_delay"}, "/v1/feedback")[0] == 200, "of before"
+        gateway.wait_for_log("ready     ")
+        assert gateway.request(ASKED, f"/v1/tasks/{NAME}")[0] == 200
+        assert gateway.request({"id": name, "answer": "delivery_delay"}, "/v1/feedback")[0] == 200, "of before"
     drifted = drift(gateway_setup)
     assert drifted.returncode == 3 and "LOST      labels" in drifted.stdout, drifted.stdout + drifted.stderr

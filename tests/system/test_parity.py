@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow(minutes=4)
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, merged and quantized."""
-    return commands.exported_runs(tmp_path_factory, small_recipe, "parity")
+    return commands.copy_exported_runs(tmp_path_factory, small_recipe, "parity")
 
 
 def test_the_parity_table_has_every_form_and_lets_the_adapter_be_deployed(runs: Path, small_recipe: Path) -> None:

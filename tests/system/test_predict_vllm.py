@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return commands.exported_runs(tmp_path_factory, small_recipe, "predict")
+    return commands.copy_exported_runs(tmp_path_factory, small_recipe, "predict")
 
 
 @pytest.mark.slow(minutes=4)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, merged and quantized."""
-    return commands.exported_runs(tmp_path_factory, small_recipe, "serve")
+    return commands.copy_exported_runs(tmp_path_factory, small_recipe, "serve")
 
 
 def run_in(runs: Path) -> Run:
@@ -40,7 +40,7 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
     from openai import OpenAI
 
     port, log = server_process.free_port(), tmp_path / "serve.log"
-    with commands.background_command(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
+    with commands.run_in_background(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
         log_text = commands.wait_for(log, "stop      Ctrl-C", process)
         assert "100.0% of" in log_text and "prompts read as trained" in log_text
         prompt = atomic_files.read_json(run_in(runs).folder / "adapter" / "prompt.json")
@@ -93,7 +93,7 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
 def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     port, log = server_process.free_port(), tmp_path / "serve.log"
     settings = ("serve.hang_seconds=10", f"serve.port={port}", "serve.model=merged")
-    with commands.background_command(runs, log, "serve", small_recipe, *settings) as process:
+    with commands.run_in_background(runs, log, "serve", small_recipe, *settings) as process:
         commands.wait_for(log, "stop      Ctrl-C", process)
         (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
         time.sleep(8)  # idle for longer than until it is asked: no reason to start it again
@@ -110,7 +110,7 @@ def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe:
 
 def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
-    with commands.background_command(
+    with commands.run_in_background(
         runs, log, "serve", small_recipe, f"serve.port={server_process.free_port()}"
     ) as process:
         commands.wait_for(log, "vllm      starting", process)

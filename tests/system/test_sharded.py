@@ -31,8 +31,8 @@ def test_the_adapter_of_spread_layers_is_written_whole_and_answers_as_they_do(
     payload = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     # Between validations each process holds half, and learns what one process learns.
     assert payload["local"] < 0.6 * payload["whole"]
-    recipe = fsdp_ranks.recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={initialization}")
-    rows = fsdp_ranks.make_prompts(chat_template.load_tokenizer(recipe.model))
+    recipe = fsdp_ranks.load_recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={initialization}")
+    rows = fsdp_ranks.make_evaluator(chat_template.load_tokenizer(recipe.model))
     model = base.add_adapter(base.load_base_model(recipe), recipe.lora, 1)
     losses = [fsdp_ranks.train_one_update(model, rows.prompts) for _ in range(2)]
     assert payload["losses"] == pytest.approx(losses, rel=1e-4) and losses[1] != losses[0]

@@ -16,8 +16,8 @@ from tests.helpers import commands
 
 KIND = replace(
     kinds.STOP_OF_CONFIG,
-    asked="<|assistant|>\n" + kinds.NO_THINKING + kinds.EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
-    first="Today: {{ strftime_now('%A %d %B %Y') }}\n",
+    generation_prompt="<|assistant|>\n" + kinds.NO_THINKING + kinds.EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
+    preamble="Today: {{ strftime_now('%A %d %B %Y') }}\n",
 )
 
 
@@ -37,7 +37,7 @@ def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path,
     port, log = free_port(), tmp_path / "serve.log"
     # Serving compares the ids of all prompts, and all answers, with those of the training before it is ready.
     args = ("serve", small_recipe, setting, f"serve.port={port}", "serve.model=adapter")
-    with commands.background_command(runs, log, *args) as process:
+    with commands.run_in_background(runs, log, *args) as process:
         log_text = commands.wait_for(log, "ready     http", process)
         assert "100.0% of" in log_text and "prompts read as trained" in log_text
         request_body: dict[str, Any] = {"model": small_recipe.stem, "messages": prompt["messages"]}

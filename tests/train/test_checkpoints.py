@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from insource.config.errors import StageError
 from insource.system import atomic_files, disk_full
-from tests.helpers.tiny_trainer import SELECT_BEST, UPDATES, DoAfterUpdate, TinyTrainer, make_trainer, resume_training
+from tests.helpers.tiny_trainer import SELECT_BEST, UPDATES, CallAfterUpdate, TinyTrainer, make_trainer, resume_training
 from train.loop import checkpoints
 
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_t
 def best_is_3(tmp_path: Path) -> Path:
     """The checkpoints of three evaluations, of which the first went best."""
     trainer = make_trainer(tmp_path / "begun", max_steps=9, **SELECT_BEST)
-    trainer.values = iter([0.9, 0.4, 0.5])
+    trainer.metric_values = iter([0.9, 0.4, 0.5])
     trainer.train()
     assert names(tmp_path / "begun") == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "begun" / "checkpoint-3")
@@ -80,7 +80,7 @@ def test_a_best_checkpoint_that_is_damaged_is_announced_and_another_one_becomes_
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda path: os.truncate(path / "optimizer.pt", 100), "optimizer.pt is cut short, 100 of"),
     "empty": (lambda path: os.truncate(path / "trainer_state.json", 0), "trainer_state.json is cut short, 0 of"),
-    "a bit": (lambda path: flip(path / "model.safetensors"), "model.safetensors is not what was written"),
+    "a bit": (lambda path: flip_last_bit(path / "model.safetensors"), "model.safetensors is not what was written"),
     "longer": (
         lambda path: (path / "scheduler.pt").write_bytes(bytes(100_000)),
         "scheduler.pt is not what was written",
@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def flip(path: Path) -> None:
+def flip_last_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_the_checkpoints_before(
     max_bytes: int, limit_file_size: Callable[[int], None], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
-    trainer.add_callback(DoAfterUpdate(7, lambda: limit_file_size(max_bytes)))
+    trainer.add_callback(CallAfterUpdate(7, lambda: limit_file_size(max_bytes)))
     with pytest.raises(StageError) as failed:
         trainer.train()
     limit_file_size(resource.RLIM_INFINITY)

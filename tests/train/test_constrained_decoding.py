@@ -36,7 +36,7 @@ def model() -> Any:
 
 
 def prompts(tokenizer: Any) -> list[list[int]]:
-    return chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
+    return chat_template.encode_prompts(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
 
 
 def label_log_probability(model: Any, tokenizer: Any, prompt: list[int], label: str) -> float:
@@ -60,7 +60,7 @@ def test_only_labels_come_out_and_each_row_answers_as_it_would_alone(model: Any,
 def test_the_probability_is_that_of_the_path_among_what_was_allowed(model: Any, tokenizer: Any) -> None:
     # With two labels of one distinct first token each, the path is that one choice.
     spec = classification.make_spec(Task(kind="classification", instruction="Say what it is."), {"yes": "", "no": ""})
-    (prompt,) = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": "rain?"})])
+    (prompt,) = chat_template.encode_prompts(tokenizer, [classification.messages(spec, {"text": "rain?"})])
     (answer,) = decode_answers(model, tokenizer, [prompt], classification.grammar(spec))
     assert 0 < torch.tensor(answer.log_probability).exp() <= 1
     assert label_log_probability(model, tokenizer, prompt, answer.text) <= answer.log_probability + 1e-4
@@ -86,7 +86,7 @@ def test_labels_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
 
 def test_records_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
     spec = extraction.make_spec(load("extractor", (), "cpu").recipe.task, {})
-    prompt_ids = chat_template.prompt_ids(tokenizer, [extraction.messages(spec, {"text": text}) for text in TEXTS])
+    prompt_ids = chat_template.encode_prompts(tokenizer, [extraction.messages(spec, {"text": text}) for text in TEXTS])
     assert_equals_plain_decoding(model, tokenizer, prompt_ids, extraction.grammar(spec), max_new_tokens=48)
 
 
@@ -98,7 +98,9 @@ def test_labels_that_part_within_a_character_are_those_of_plain_decoding(model: 
     # Their certain beginning, the first byte of two, is no text.
     labels = dict.fromkeys(["é1", "ê1", "漢字", "漢子"], "")
     spec = classification.make_spec(Task(kind="classification", instruction="Say what it is."), labels)
-    prompt_ids = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": text}) for text in TEXTS])
+    prompt_ids = chat_template.encode_prompts(
+        tokenizer, [classification.messages(spec, {"text": text}) for text in TEXTS]
+    )
     assert_equals_plain_decoding(model, tokenizer, prompt_ids, classification.grammar(spec))
 
 

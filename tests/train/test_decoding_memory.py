@@ -41,7 +41,7 @@ def test_fewer_rows_are_decoded_at_once_where_memory_is_short(base: str) -> None
 
 
 def test_the_header_tells_what_decoding_takes_and_what_does_not_fit() -> None:
-    model = gpu_memory.add_lora("Qwen3-4B")
+    model = gpu_memory.build_adapted_model("Qwen3-4B")
     arguments = {"pack_tokens": 8192, "answer_tokens": 512, "mask_pairs": 0, "checkpointing": True, "compute_bytes": 2}
     rows = decoding_memory.DecodingWorkload(64, 500, 1500)
     for gib, fits in ((24, True), (80, True), (8, False)):

@@ -107,7 +107,7 @@ print(dequantize.load_training_base(load("classifier", (), "cpu").recipe, Path(s
 """
 
 
-def writer(store: Path) -> subprocess.Popen[str]:
+def start_writer(store: Path) -> subprocess.Popen[str]:
     settings = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "-c", WRITER, str(store)]
     return subprocess.Popen(
@@ -117,7 +117,7 @@ def writer(store: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_two_runs_that_need_it_together_write_it_once(tmp_path: Path) -> None:
-    writers = [writer(tmp_path) for _ in range(2)]
+    writers = [start_writer(tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in writers]
     assert [process.returncode for process in writers] == [0, 0]
     assert outputs[0][0] == outputs[1][0] != "None\n"
@@ -128,7 +128,7 @@ def test_two_runs_that_need_it_together_write_it_once(tmp_path: Path) -> None:
 def test_killed_while_it_writes_nothing_half_is_found(tmp_path: Path) -> None:
     store = tmp_path / "runs" / base_store.BASES_FOLDER
     for seconds in (0.0, 0.02, 0.1):
-        process = writer(store)
+        process = start_writer(store)
         while not list(store.glob(".*.*")) and process.poll() is None:
             time.sleep(0.002)
         time.sleep(seconds)
@@ -138,13 +138,13 @@ def test_killed_while_it_writes_nothing_half_is_found(tmp_path: Path) -> None:
         assert all(atomic_files.find_changes(path) == [] for path in complete_folders)
         for path in complete_folders:
             shutil.rmtree(path)
-    process = writer(store)
+    process = start_writer(store)
     folder = Path(process.communicate(timeout=300)[0].strip())
     assert atomic_files.find_changes(folder) == []
     assert [path.name for path in store.iterdir() if path.is_dir()] == [folder.name]
 
 
-def run_on(folder: Path, store: Path, **is_trained: Any) -> ServedModel:
+def make_trained_run(folder: Path, store: Path, **is_trained: Any) -> ServedModel:
     """A run whose adapter belongs to a base."""
     example_run = Run(folder / "classifier" / "20261129T000000Z-abcd")
     (example_run.folder / "adapter").mkdir(parents=True)
@@ -165,7 +165,7 @@ def run_on(folder: Path, store: Path, **is_trained: Any) -> ServedModel:
 
 
 def test_adapters_are_served_on_the_base_that_they_were_trained_on(tmp_path: Path) -> None:
-    served = run_on(tmp_path, tmp_path / base_store.BASES_FOLDER)
+    served = make_trained_run(tmp_path, tmp_path / base_store.BASES_FOLDER)
     trained_serve, published_serve = recipe().serve, recipe("serve.base=published").serve
     folder, revision = launch_plan.locate_base(served, trained_serve)
     assert Path(folder).parent == tmp_path / base_store.BASES_FOLDER and revision is None
@@ -175,12 +175,12 @@ def test_adapters_are_served_on_the_base_that_they_were_trained_on(tmp_path: Pat
     )
     assert not launch_plan.has_trained_weights(replace(served, variant="quantized/int8"), trained_serve)
     shutil.rmtree(folder)
-    (problem,) = launch_plan.adapter_problems(served, trained_serve)
+    (problem,) = launch_plan.find_adapter_problems(served, trained_serve)
     assert "make export" in problem and "serve.base=published" in problem
 
 
 def test_a_registry_keeps_the_base_of_what_is_deployed(tmp_path: Path) -> None:
-    served = run_on(tmp_path / "runs", tmp_path / "runs" / base_store.BASES_FOLDER)
+    served = make_trained_run(tmp_path / "runs", tmp_path / "runs" / base_store.BASES_FOLDER)
     registry_dir = tmp_path / "registry" / "classifier"
     version = registry.promote(registry_dir, served.run, [])
     version_info = atomic_files.read_json(registry_dir / "versions" / version / "version.json")

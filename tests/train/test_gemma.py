@@ -66,7 +66,7 @@ def recipe(folder: object) -> Recipe:
     return load("classifier", [f"model.base={folder}", "model.quantization=none"], "cpu").recipe
 
 
-def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, max_tokens: int) -> list[int]:
+def decode_without_cache(model: Any, prompt: Sequence[int], stop: int, max_tokens: int) -> list[int]:
     """The greedy answer, the whole sequence computed anew for each token."""
     token_ids: list[int] = []
     with torch.inference_mode():
@@ -76,22 +76,22 @@ def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, max_t
     return token_ids
 
 
-def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window: int, max_tokens: int) -> list[str]:
+def assert_equals_decoding_without_cache(folder: Path, texts: Sequence[str], window: int, max_tokens: int) -> list[str]:
     """Rows behind one prefix that is longer than the window, answered together, against each one by itself."""
     settings = recipe(folder)
     model, tokenizer = base.load_base_model(settings), chat_template.load_tokenizer(settings.model)
     opening = "Say in one word what the customer wants. " * 20
-    prompts = chat_template.prompt_ids(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
+    prompts = chat_template.encode_prompts(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
     assert chat_template.shared_prefix_length(prompts) > window
     answers = decode_answers(model, tokenizer, prompts, None, max_new_tokens=max_tokens)
     for prompt, answer in zip(prompts, answers, strict=True):
-        assert answer.token_ids == answered_without_a_cache(model, prompt, tokenizer.eos_token_id, max_tokens)
+        assert answer.token_ids == decode_without_cache(model, prompt, tokenizer.eos_token_id, max_tokens)
     return [answer.text for answer in answers]
 
 
 def test_rows_longer_than_the_window_are_decoded_as_without_a_cache(gemma: Path) -> None:
     assert architecture.window_tokens(base.load_config(Model(base=str(gemma)))) == WINDOW
-    assert_decoded_as_without_a_cache(gemma, TEXTS, WINDOW, max_tokens=12)
+    assert_equals_decoding_without_cache(gemma, TEXTS, WINDOW, max_tokens=12)
 
 
 def test_training_keeps_the_window_and_ends_answers_at_the_stop(
@@ -141,5 +141,5 @@ def test_gemma_3_270m_itself(tmp_path: Path) -> None:
     assert kind == "bfd" and "a window of 512 tokens" in str(reason)
     opening = "Answer in one word. " * 120
     questions = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]
-    texts = assert_decoded_as_without_a_cache(Path(settings.model.base), questions, window, max_tokens=8)
+    texts = assert_equals_decoding_without_cache(Path(settings.model.base), questions, window, max_tokens=8)
     assert "Paris" in texts[0] and "Rome" in texts[1]

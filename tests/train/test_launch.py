@@ -47,7 +47,7 @@ WATCH += "print(*launch._watched(sys.argv[1:], settings)); sys.stdout.flush()"
 
 
 @contextmanager
-def watched(folder: Path, *argv: str, ranks: int = 1) -> Iterator[subprocess.Popen[str]]:
+def watched_launcher(folder: Path, *argv: str, ranks: int = 1) -> Iterator[subprocess.Popen[str]]:
     """A launcher at work, in a process of its own, with the ids of what it started in `folder`."""
     (folder / "stand_in.py").write_text(STAND_IN, encoding="utf-8")
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -74,12 +74,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def ids(folder: Path) -> list[int]:
+def recorded_pids(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in sorted(folder.glob("pid*"))]
 
 
-def running(folder: Path) -> list[int]:
-    return [pid for pid in ids(folder) if Path(f"/proc/{pid}").exists()]
+def running_pids(folder: Path) -> list[int]:
+    return [pid for pid in recorded_pids(folder) if Path(f"/proc/{pid}").exists()]
 
 
 def recipe(*settings: str, hardware_name: str = "cpu") -> Recipe:
@@ -88,7 +88,7 @@ def recipe(*settings: str, hardware_name: str = "cpu") -> Recipe:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_the_worker_once_and_is_waited_for(tmp_path: Path, sent: signal.Signals) -> None:
-    with watched(tmp_path, str(tmp_path / "stand_in.py"), str(tmp_path), "130") as process:
+    with watched_launcher(tmp_path, str(tmp_path / "stand_in.py"), str(tmp_path), "130") as process:
         process.send_signal(sent)
         output, _ = process.communicate(timeout=60)
     assert output.split() == ["130", "True"]
@@ -101,7 +101,7 @@ def test_a_worker_that_outlives_a_second_signal_is_killed(tmp_path: Path, monkey
     monkeypatch.setitem(os.environ, "PYTHONUNBUFFERED", "1")
     launcher_script = WATCH.replace("settings =", "launch.LAST_SECONDS = launch.ECHO_SECONDS = 0.1; settings =")
     monkeypatch.setattr(sys.modules[__name__], "WATCH", launcher_script)
-    with watched(tmp_path, "-c", worker_script, str(tmp_path)) as process:
+    with watched_launcher(tmp_path, "-c", worker_script, str(tmp_path)) as process:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
@@ -110,12 +110,12 @@ def test_a_worker_that_outlives_a_second_signal_is_killed(tmp_path: Path, monkey
 
 
 def test_a_worker_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    with watched(tmp_path, str(tmp_path / "stand_in.py"), str(tmp_path), "0") as process:
+    with watched_launcher(tmp_path, str(tmp_path / "stand_in.py"), str(tmp_path), "0") as process:
         process.kill()
-        wait_for(lambda: not running(tmp_path), 20)
+        wait_for(lambda: not running_pids(tmp_path), 20)
 
 
-def several(folder: Path, code: int) -> list[str]:
+def torchrun_argv(folder: Path, code: int) -> list[str]:
     args = ["-m", "train.distributed.launcher", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return [*args, str(folder / "stand_in.py"), str(folder), str(code)]
 
@@ -124,7 +124,7 @@ def several(folder: Path, code: int) -> list[str]:
 def test_a_signal_reaches_each_of_several_processes_once_and_the_first_ones_exit_code_comes_back(
     tmp_path: Path,
 ) -> None:
-    with watched(tmp_path, *several(tmp_path, 130), ranks=2) as process:
+    with watched_launcher(tmp_path, *torchrun_argv(tmp_path, 130), ranks=2) as process:
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert output.split() == ["130", "True"]
@@ -134,9 +134,9 @@ def test_a_signal_reaches_each_of_several_processes_once_and_the_first_ones_exit
 
 @pytest.mark.slow
 def test_several_processes_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    with watched(tmp_path, *several(tmp_path, 0), ranks=2) as process:
+    with watched_launcher(tmp_path, *torchrun_argv(tmp_path, 0), ranks=2) as process:
         process.kill()
-        wait_for(lambda: not running(tmp_path), 20)
+        wait_for(lambda: not running_pids(tmp_path), 20)
 
 
 def test_what_is_started_follows_the_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_recipe_that_asks_for_gpus_leaves_nothing_where_there_are_none(python:
     assert not (tmp_path / "runs").exists()
 
 
-def of_machine(rank: int, *settings: str) -> Recipe:
+def machine_recipe(rank: int, *settings: str) -> Recipe:
     overrides = ["accelerate.distributed_type=MULTI_CPU", "accelerate.use_cpu=true", "train.optim=adamw_torch"]
     overrides += ["accelerate.num_processes=2", f"accelerate.machine_rank={rank}", *settings]
     return recipe(*overrides, hardware_name="multi-node")
@@ -211,15 +211,15 @@ def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
-    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
+    with rendezvous.publish_launch(tmp_path, machine_recipe(0)) as announcement:
         announcement.set_running(Run(tmp_path / "old"))
         time.sleep(0.1)
     joined: list[Run | None] = []
-    joiner = threading.Thread(target=lambda: joined.append(rendezvous.wait_for_run(tmp_path, of_machine(1), 20)))
+    joiner = threading.Thread(target=lambda: joined.append(rendezvous.wait_for_run(tmp_path, machine_recipe(1), 20)))
     joiner.start()
     time.sleep(0.3)
     assert not joined
-    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
+    with rendezvous.publish_launch(tmp_path, machine_recipe(0)) as announcement:
         time.sleep(0.3)  # it prepares data
         assert not joined
         announcement.set_running(Run(tmp_path / "new"))
@@ -229,12 +229,12 @@ def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_
 
 def test_machines_that_do_not_agree_or_do_not_come_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
-    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
+    with rendezvous.publish_launch(tmp_path, machine_recipe(0)) as announcement:
         with pytest.raises(StageError, match=r"train.seed: 17 there, 18 here"):
-            rendezvous.wait_for_run(tmp_path, of_machine(1, "train.seed=18"), 20)
+            rendezvous.wait_for_run(tmp_path, machine_recipe(1, "train.seed=18"), 20)
         announcement.set_running(Run(tmp_path / "new"))
     with pytest.raises(StageError, match="of run new, is over"):
-        rendezvous.wait_for_run(tmp_path, of_machine(1), 0.2)
+        rendezvous.wait_for_run(tmp_path, machine_recipe(1), 0.2)
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
     monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
     # An earlier launch left its file, as of the same recipe.
     monkeypatch.setattr(rendezvous, "LINGER_SECONDS", 0.0)
-    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
+    with rendezvous.publish_launch(tmp_path, machine_recipe(0)) as announcement:
         announcement.set_unchanged("run 1 did this")
     monkeypatch.setattr(rendezvous, "LINGER_SECONDS", 3.0)
     outcomes: list[Run | str | None] = []
 
     def wait() -> None:
         try:
-            outcomes.append(rendezvous.wait_for_run(tmp_path, of_machine(1), 20))
+            outcomes.append(rendezvous.wait_for_run(tmp_path, machine_recipe(1), 20))
         except StageError as error:
             outcomes.append(str(error))
 
@@ -265,7 +265,7 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
     errors = {"data": SystemExit(2), "refused": StageError("the disk is full"), "stopped": KeyboardInterrupt()}
 
     def lead() -> None:
-        with suppress(BaseException), rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
+        with suppress(BaseException), rendezvous.publish_launch(tmp_path, machine_recipe(0)) as announcement:
             time.sleep(0.2)
             if ending != "unchanged":
                 raise errors[ending]

@@ -28,7 +28,7 @@ def recipe(lora: str, quantization: str = "none") -> Recipe:
     return load("classifier", [f"model.quantization={quantization}", *overrides], "cpu").recipe
 
 
-def begun(settings: Recipe) -> Any:
+def initialized_model(settings: Recipe) -> Any:
     return base.add_adapter(base.load_base_model(settings), settings.lora, seed=3)
 
 
@@ -51,7 +51,7 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-def error_of_weights(model: Any, original: Any) -> float:
+def weight_error(model: Any, original: Any) -> float:
     """How far base and adapter together are from the weights as published, relative, over all layers."""
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
@@ -81,7 +81,7 @@ def test_on_an_unquantized_base_every_beginning_leaves_the_model_as_it_is(varian
 def test_what_begins_with_a_part_of_the_base_loses_less_by_quantization(quantization: str) -> None:
     original = base.load_base_model(recipe(SMALL % "true"))
     errors = {
-        variant: error_of_weights(begun(recipe(SMALL % variant, quantization)), original)
+        variant: weight_error(initialized_model(recipe(SMALL % variant, quantization)), original)
         for variant in ("true", "orthogonal", "pissa", "olora", "loftq")
     }
     assert errors["orthogonal"] == pytest.approx(errors["true"], rel=1e-3)
@@ -93,7 +93,9 @@ def test_what_begins_with_a_part_of_the_base_loses_less_by_quantization(quantiza
 def test_more_rounds_of_loftq_lose_less() -> None:
     original = base.load_base_model(recipe(SMALL % "true"))
     lora = "lora={r: 8, lora_alpha: 16, init_lora_weights: loftq, loftq_config: {loftq_iter: %d}}"
-    one_round, four_rounds = (error_of_weights(begun(recipe(lora % rounds, "nf4")), original) for rounds in (1, 4))
+    one_round, four_rounds = (
+        weight_error(initialized_model(recipe(lora % rounds, "nf4")), original) for rounds in (1, 4)
+    )
     assert four_rounds < one_round
 
 
@@ -103,7 +105,7 @@ def test_a_beginning_takes_effect_after_forwards_and_is_the_same_again(variant: 
     model = base.load_base_model(settings)
     untuned = logits(model)
     adapted_logits = logits(base.add_adapter(model, settings.lora, seed=3))
-    torch.testing.assert_close(logits(begun(settings)), adapted_logits, atol=0, rtol=0)
+    torch.testing.assert_close(logits(initialized_model(settings)), adapted_logits, atol=0, rtol=0)
     # The rest of the base alone would answer otherwise altogether.
     assert (adapted_logits - untuned).square().mean() < 0.05 * untuned.square().mean()
 
@@ -119,7 +121,7 @@ def test_the_base_as_published_with_the_exported_adapter_answers_as_the_trained_
     from peft import PeftModel
 
     settings = recipe(lora)
-    model = begun(settings)
+    model = initialized_model(settings)
     untuned = logits(model)
     train(model)
     trained_logits = logits(model)
@@ -136,7 +138,7 @@ def test_the_base_as_published_with_the_exported_adapter_answers_as_the_trained_
 def test_on_nf4_the_exported_adapter_is_the_whole_change_that_training_made(variant: str) -> None:
     from peft.tuners.lora import LoraLayer
 
-    model = begun(recipe(SMALL % variant, "nf4"))
+    model = initialized_model(recipe(SMALL % variant, "nf4"))
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     initial_deltas = [layer.get_delta_weight("default").clone() for layer in layers]
     losses = train(model)
@@ -150,7 +152,7 @@ def test_on_nf4_the_exported_adapter_is_the_whole_change_that_training_made(vari
 
 
 def test_dora_learns_on_a_quantized_base_and_its_magnitudes_are_float32() -> None:
-    model = begun(recipe("lora={r: 8, lora_alpha: 16, use_dora: true}", "nf4"))
+    model = initialized_model(recipe("lora={r: 8, lora_alpha: 16, use_dora: true}", "nf4"))
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
     losses = train(model, 6)
     assert losses[-1] < losses[0]
@@ -158,7 +160,7 @@ def test_dora_learns_on_a_quantized_base_and_its_magnitudes_are_float32() -> Non
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_gradients_on_a_quantized_base_are_the_same_after_an_evaluation(quantization: str) -> None:
-    model = begun(recipe(SMALL % "gaussian", quantization))
+    model = initialized_model(recipe(SMALL % "gaussian", quantization))
     train(model)
 
     def gradients() -> torch.Tensor:
@@ -177,7 +179,9 @@ def test_gradients_on_a_quantized_base_are_the_same_after_an_evaluation(quantiza
 
 def test_layers_and_exceptions_are_followed() -> None:
     lora = "lora={target_modules: [q_proj, v_proj], exclude_modules: [v_proj], layers_to_transform: 1}"
-    trained = [name for name, parameter in begun(recipe(lora, "nf4")).named_parameters() if parameter.requires_grad]
+    trained = [
+        name for name, parameter in initialized_model(recipe(lora, "nf4")).named_parameters() if parameter.requires_grad
+    ]
     assert len(trained) == 2
     assert all(".layers.1.self_attn.q_proj.lora_" in name for name in trained)
 
@@ -236,7 +240,7 @@ def test_vllm_takes_what_the_recipe_says_that_it_takes(lora: str, served: bool, 
 
     settings = recipe(lora)
     assert (settings.lora.unservable_reason is None) == served
-    adapter._save_weights(begun(settings), settings, tmp_path, None)
+    adapter._save_weights(initialized_model(settings), settings, tmp_path, None)
     helper = PEFTHelper.from_local_dir(str(tmp_path), 2048)
     limits = LoRAConfig(max_lora_rank=adapter.max_lora_rank(settings.lora))
     if served:

@@ -31,7 +31,7 @@ def gemma() -> Any:
     return transformers.Gemma3ForConditionalGeneration(config).eval()
 
 
-def adapted(model: Any, **lora: Any) -> list[str]:
+def list_trainable_parameters(model: Any, **lora: Any) -> list[str]:
     return [
         name
         for name, parameter in base.add_adapter(model, Lora(r=4, **lora), 1).named_parameters()
@@ -52,14 +52,14 @@ def test_adapters_go_on_the_text_alone_and_each_gets_a_gradient(gemma: Any) -> N
 
 def test_a_projector_that_is_a_linear_layer_itself_gets_no_adapter(gemma: Any) -> None:
     gemma.model.multi_modal_projector = torch.nn.Linear(32, 32)
-    names = adapted(gemma)
+    names = list_trainable_parameters(gemma)
     assert len(names) == 2 * 7 * TEXT["num_hidden_layers"]
     assert not [name for name in names if "multi_modal_projector" in name]
 
 
 @pytest.mark.parametrize("pattern", [["q_proj"], r".*\.q_proj"])
 def test_what_a_recipe_leaves_out_is_left_out_besides(gemma: Any, pattern: Any) -> None:
-    names = adapted(gemma, exclude_modules=pattern)
+    names = list_trainable_parameters(gemma, exclude_modules=pattern)
     assert len(names) == 2 * 6 * TEXT["num_hidden_layers"]
     assert not [name for name in names if "q_proj" in name or "vision" in name]
 

@@ -16,7 +16,7 @@ from insource.tasks import classification
 from insource.tracking import run as runs
 from tests.helpers import commands
 from tests.train.test_constrained_decoding import SPEC, prompts
-from tests.train.test_trainer import recipe, rows, tiny_model, trained  # noqa: F401 - a fixture among them
+from tests.train.test_trainer import ragged_rows, recipe, tiny_model, train_without_run  # noqa: F401 - a fixture among them
 from train.device import out_of_memory
 from train.evaluate.constrained_decoding import decode_answers
 from train.export import adapter, merge
@@ -39,7 +39,7 @@ if "train.worker" in " ".join(sys.orig_argv):
 
 
 @contextmanager
-def short_of(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iterator[None]:
+def limit_pass_tokens(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iterator[None]:
     """Has a model raise an error in every pass of more than so many tokens."""
     forward_pass = model.forward
 
@@ -82,7 +82,7 @@ def test_decoding_halves_its_batches_and_answers_the_same(text: str, tokenizer: 
     messages: list[str] = []
     progress: list[int] = []
     kind = torch.OutOfMemoryError if text.startswith("CUDA out") else RuntimeError
-    with short_of(model, max(map(len, prompt_ids)), lambda: kind(text)):
+    with limit_pass_tokens(model, max(map(len, prompt_ids)), lambda: kind(text)):
         actual = decode_answers(
             model,
             tokenizer,
@@ -94,7 +94,7 @@ def test_decoding_halves_its_batches_and_answers_the_same(text: str, tokenizer: 
     assert [answer.token_ids for answer in actual] == [answer.token_ids for answer in expected]
     assert messages and all(message.endswith("from here on, the same answers") for message in messages)
     assert progress[-1] == len(prompt_ids) and progress == sorted(progress)
-    with short_of(model, 1, lambda: kind(text)), pytest.raises((StageError, RuntimeError)) as error:
+    with limit_pass_tokens(model, 1, lambda: kind(text)), pytest.raises((StageError, RuntimeError)) as error:
         decode_answers(model, tokenizer, prompt_ids[:1], classification.grammar(SPEC))
     assert out_of_memory.is_out_of_memory(error.value) or "decoding one row ran out of memory" in str(error.value)
 
@@ -128,7 +128,7 @@ def test_training_attends_by_blocks_where_flex_attention_does_not_fit(
 ) -> None:
     monkeypatch.setattr(attention, "_flex_disabled", False)
     settings = recipe(tiny_model, "train.max_steps=2", "train.batch_size=4")
-    _, expected = trained(settings, tmp_path / "whole", rows(8))
+    _, expected = train_without_run(settings, tmp_path / "whole", ragged_rows(8))
     failed: list[int] = []
     forward_pass = transformers.LlamaForCausalLM.forward
 
@@ -140,7 +140,7 @@ def test_training_attends_by_blocks_where_flex_attention_does_not_fit(
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fail_once)
     messages: list[str] = []
-    _, actual = trained(settings, tmp_path / "again", rows(8), announce=messages.append)
+    _, actual = train_without_run(settings, tmp_path / "again", ragged_rows(8), announce=messages.append)
     assert messages == ["FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"]
     assert [line["loss"] for line in actual if "loss" in line] == [line["loss"] for line in expected if "loss" in line]
 

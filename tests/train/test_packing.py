@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def adapted(path: Path, quantization: str = "none", checkpointing: bool = False) -> Any:
+def load_adapted_model(path: Path, quantization: str = "none", checkpointing: bool = False) -> Any:
     settings = load(
         "classifier", [f"model.base={path}", f"model.quantization={quantization}", "lora.r=4"], "cpu"
     ).recipe
@@ -105,7 +105,7 @@ def gradients(
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def separate(model: Any, rows: Sequence[TokenizedRow], objective: str = "imitate") -> dict[str, Any]:
+def separate_gradients(model: Any, rows: Sequence[TokenizedRow], objective: str = "imitate") -> dict[str, Any]:
     return gradients(model, "none", [Pack((row,), 0) for row in rows], objective)
 
 
@@ -115,7 +115,7 @@ def assert_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:
         assert (actual[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def update(
+def packs_of_update(
     rows: Sequence[TokenizedRow], kind: packing_plan.PackingMode, pack_tokens: int, processes: int
 ) -> list[Pack]:
     """All packs of one update of all rows, over all processes."""
@@ -126,8 +126,8 @@ def update(
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
-    model = adapted(folder / name).double()
-    expected = separate(model, ROWS)
+    model = load_adapted_model(folder / name).double()
+    expected = separate_gradients(model, ROWS)
     for kernel in (SHARED_PREFIX, "sdpa"):
         actual = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))], kernel=kernel)
         # The loss itself is computed in float32.
@@ -144,8 +144,8 @@ def test_a_pack_has_the_gradients_of_separate_rows(
     name: str, quantization: str, checkpointing: bool, folder: Path
 ) -> None:
     assert model_support.supported_packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
-    model = adapted(folder / name, quantization, checkpointing)
-    pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate(model, ROWS)
+    model = load_adapted_model(folder / name, quantization, checkpointing)
+    pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate_gradients(model, ROWS)
     assert_equal(gradients(model, "shared_prefix", [pack]), expected)
     assert_equal(gradients(model, "shared_prefix", [pack], kernel="sdpa"), expected)
 
@@ -162,35 +162,35 @@ def test_an_update_has_the_gradients_of_separate_rows(
     processes: int,
     folder: Path,
 ) -> None:
-    model = adapted(folder / "llama")
-    packs = update(rows, kind, pack_tokens, processes)
+    model = load_adapted_model(folder / "llama")
+    packs = packs_of_update(rows, kind, pack_tokens, processes)
     assert len([pack for pack in packs if pack.rows[0].weight]) >= least_packs
-    assert_equal(gradients(model, kind, packs), separate(model, rows))
+    assert_equal(gradients(model, kind, packs), separate_gradients(model, rows))
 
 
 @pytest.mark.parametrize("name", ["gemma3 of a short window", "mistral of a short window"])
 def test_a_window_shorter_than_a_row_falls_back_to_bfd_which_keeps_it(name: str, folder: Path) -> None:
     kind, reason = model_support.supported_packing("shared_prefix", CONFIGS[name], 80)
     assert kind == "bfd" and "a window of 16 tokens" in str(reason)
-    model = adapted(folder / name)
-    assert_equal(gradients(model, "bfd", [Pack(tuple(ROWS), 0)]), separate(model, ROWS))
+    model = load_adapted_model(folder / name)
+    assert_equal(gradients(model, "bfd", [Pack(tuple(ROWS), 0)]), separate_gradients(model, ROWS))
     # What would have happened: the mask of a pack looks further back than the window.
     wrong_gradients = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))])
     with pytest.raises(AssertionError):
-        assert_equal(wrong_gradients, separate(model, ROWS))
+        assert_equal(wrong_gradients, separate_gradients(model, ROWS))
 
 
 @pytest.mark.parametrize("kind", ["shared_prefix", "bfd", "none"])
 @pytest.mark.parametrize("prefix", [0, len(PREFIX)])
 def test_pairs_have_the_gradients_of_separate_pairs(kind: packing_plan.PackingMode, prefix: int, folder: Path) -> None:
-    model = adapted(folder / "qwen3")
+    model = load_adapted_model(folder / "qwen3")
     packs = [Pack(tuple(PAIRS), prefix if kind == "shared_prefix" else 0)]
-    assert_equal(gradients(model, kind, packs, "prefer"), separate(model, PAIRS, "prefer"))
+    assert_equal(gradients(model, kind, packs, "prefer"), separate_gradients(model, PAIRS, "prefer"))
 
 
 def test_evaluating_in_between_leaves_the_gradients_of_an_nf4_model_alone() -> None:
     # bitsandbytes 0.50 repacks weights at the first evaluation forward on CPUs with AVX512_BF16.
-    model, packs = adapted(POCKET, "nf4"), [Pack(tuple(ROWS), len(PREFIX))]
+    model, packs = load_adapted_model(POCKET, "nf4"), [Pack(tuple(ROWS), len(PREFIX))]
     expected = gradients(model, "shared_prefix", packs)
     model.eval()
     with torch.inference_mode():
@@ -363,7 +363,7 @@ def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:
 @pytest.mark.slow
 def test_flex_attention_sees_what_the_dense_mask_shows(folder: Path) -> None:
     # Forward alone: FlexAttention has no backward pass on a CPU.
-    model = adapted(folder / "qwen3").eval()
+    model = load_adapted_model(folder / "qwen3").eval()
     long_rows = [TokenizedRow(f"r{index}", [*PREFIX, *range(5, 5 + index % 50)], ([50, 2],)) for index in range(96)]
     dense = collate.collate_pack(Pack(tuple(long_rows), len(PREFIX)), "shared_prefix", "cpu", 0)
     blocks = collate.collate_pack(Pack(tuple(long_rows), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
@@ -394,7 +394,7 @@ def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointin
     monkeypatch.setattr(Wrapped, "_instance", None)
     monkeypatch.setattr(Wrapped, "_is_flex_compiled", True)
     monkeypatch.setattr(Wrapped, "training", True, raising=False)
-    model = adapted(folder / "qwen3", checkpointing=True)
+    model = load_adapted_model(folder / "qwen3", checkpointing=True)
     for count in (90, 100, 120):
         rows = tuple(
             TokenizedRow(f"r{index}", [*PREFIX, *range(5, 5 + index % 50)], ([50, 2],)) for index in range(count)

@@ -165,7 +165,7 @@ def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) ->
         chat_template.load_tokenizer(recipe_of_run.model),
     )
     rows = list(atomic_files.read_jsonl(folder / "data" / "validation.jsonl"))[:8]
-    prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in rows])
+    prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in rows])
     answers = GenerationEvaluator(
         task, spec, rows, prompts, tokenizer, prompt_spec["max_answer_tokens"], False
     ).predict(adapted, "asked")

@@ -263,7 +263,7 @@ def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer
     )
 
 
-def colours(path: Path) -> set[tuple[int, ...]]:
+def picture_colours(path: Path) -> set[tuple[int, ...]]:
     from PIL import Image
 
     with Image.open(path) as image:
@@ -282,7 +282,7 @@ def test_the_picture_shows_whatever_was_recorded(logged: int, evaluations: int, 
         metrics.append(path, {"step": step, "epoch": step / 40, "validation/accuracy": 1.0, "validation/seconds": 3.0})
     best_step = logged if evaluations else None
     learning_curve.draw(path, tmp_path / "learning_curve.png", "a $recipe$ 語", best_step)
-    found_colours = colours(tmp_path / "learning_curve.png")
+    found_colours = picture_colours(tmp_path / "learning_curve.png")
 
     def rgb(colour: str) -> tuple[int, ...]:
         return tuple(bytes.fromhex(colour.removeprefix("#")))

@@ -57,16 +57,16 @@ QWEN3_4B = {
 }
 
 
-def model_of(config: Any, attention: str = "sdpa") -> Any:
+def build_model(config: Any, attention: str = "sdpa") -> Any:
     torch.manual_seed(5)
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def prompts(tokenizer: Any) -> list[list[int]]:
-    return chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
+    return chat_template.encode_prompts(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
 
 
-def ids_of(tokenizer: Any) -> dict[str, int]:
+def token_settings(tokenizer: Any) -> dict[str, int]:
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -86,20 +86,20 @@ def pass_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("pass_sizes")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_kind_of_layer_answers_as_in_plain_decoding(name: str, tokenizer: Any) -> None:
-    model = model_of(CONFIGS[name](**ids_of(tokenizer)))
+    model = build_model(CONFIGS[name](**token_settings(tokenizer)))
     assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
     assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), None, max_new_tokens=4)
 
 
 def test_a_head_that_has_an_adapter_answers_as_in_plain_decoding(tokenizer: Any) -> None:
     config = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
-    model = peft.get_peft_model(model_of(CONFIGS["llama"](**ids_of(tokenizer))), config).eval()
+    model = peft.get_peft_model(build_model(CONFIGS["llama"](**token_settings(tokenizer))), config).eval()
     assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", SHARED_PREFIX])
 def test_however_a_model_attends_otherwise_it_does_so_afterwards(attention: str, tokenizer: Any) -> None:
-    model = model_of(CONFIGS["qwen3"](**ids_of(tokenizer)))
+    model = build_model(CONFIGS["qwen3"](**token_settings(tokenizer)))
     expected = decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
     model.config._attn_implementation = attention
     assert decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC)) == expected
@@ -115,11 +115,11 @@ def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_tol
 ) -> None:
     config = {
         "lfm2": lambda: transformers.Lfm2Config(
-            **{**TINY, "num_hidden_layers": 2}, layer_types=["conv", "full_attention"], **ids_of(tokenizer)
+            **{**TINY, "num_hidden_layers": 2}, layer_types=["conv", "full_attention"], **token_settings(tokenizer)
         ),
-        "bloom": lambda: transformers.BloomConfig(hidden_size=64, n_layer=2, n_head=4, **ids_of(tokenizer)),
+        "bloom": lambda: transformers.BloomConfig(hidden_size=64, n_layer=2, n_head=4, **token_settings(tokenizer)),
     }[name]()
-    model = model_of(config, "eager" if name == "bloom" else "sdpa")
+    model = build_model(config, "eager" if name == "bloom" else "sdpa")
     messages: list[str] = []
     answers = decode_answers(
         model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), on_fallback=messages.append
@@ -128,7 +128,7 @@ def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_tol
     assert answers == assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 
 
-class Held(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):
     """The most bytes that tensors made inside of it hold at a time."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ def test_64_rows_behind_700_tokens_of_a_4b_model_fit_beside_its_weights_on_24_gb
     linear = sum(module.weight.numel() for module in model.model.modules() if isinstance(module, torch.nn.Linear))
     assert 4.0e9 < weights < 4.1e9
     rows, own_tokens, answer_tokens = 64, 60, 64
-    with torch.inference_mode(), Held() as memory:
+    with torch.inference_mode(), PeakBytes() as memory:
         prefix = SharedCache(model, 1)
         prefix.logits([Span(0, 0, [1] * 700, 0)])
         cache = SharedCache(model, rows, prefix)

@@ -17,9 +17,9 @@ from insource.system import atomic_files
 from tests.conftest import ROOT
 from tests.helpers.tiny_trainer import (
     SELECT_BEST,
-    DoAfterUpdate,
+    CallAfterUpdate,
     TinyTrainer,
-    logged_metrics,
+    logged_losses,
     make_trainer,
     resume_training,
 )
@@ -28,14 +28,14 @@ from train.loop.callbacks import GracefulStop, RestoreTrainerState
 from train.loop.signals import DUPLICATE_SIGNAL_SECONDS, SIGNALS, StopRequest, handle_signals
 
 
-def ended(name: str) -> None:
+def fail_if_ended(name: str) -> None:
     raise AssertionError(f"{name} ended it")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_where_nothing_is_trained_a_signal_ends_at_once(number: signal.Signals) -> None:
     handlers = [signal.getsignal(signal_number) for signal_number in SIGNALS]
-    with pytest.raises(KeyboardInterrupt), handle_signals(ended):
+    with pytest.raises(KeyboardInterrupt), handle_signals(fail_if_ended):
         os.kill(os.getpid(), number)
     assert [signal.getsignal(signal_number) for signal_number in SIGNALS] == handlers
 
@@ -44,7 +44,7 @@ def test_where_nothing_is_trained_a_signal_ends_at_once(number: signal.Signals) 
 def test_while_training_a_signal_and_its_echoes_are_put_off(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with handle_signals(ended) as stop_request:
+    with handle_signals(fail_if_ended) as stop_request:
         stop_request.training = True
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -55,7 +55,7 @@ def test_while_training_a_signal_and_its_echoes_are_put_off(
 
 
 def test_without_a_signal_training_goes_on_to_what_follows() -> None:
-    with handle_signals(ended) as stop_request:
+    with handle_signals(fail_if_ended) as stop_request:
         stop_request.training = True
         stop_request.raise_if_requested()
         assert not stop_request.training
@@ -92,7 +92,7 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
     update: int, finished_run: TinyTrainer, tmp_path: Path
 ) -> None:
     stop_request = StopRequest()
-    request_stop = DoAfterUpdate(update, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
+    request_stop = CallAfterUpdate(update, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
     make_trainer(tmp_path, callbacks=[request_stop, GracefulStop(stop_request)]).train()
     with pytest.raises(KeyboardInterrupt):
         stop_request.raise_if_requested()
@@ -100,7 +100,7 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
     resumed = resume_training(tmp_path)
     assert torch.equal(resumed.model.line.weight, finished_run.model.line.weight)
     # Updates of a logged mean lie on both sides of the interruption.
-    assert logged_metrics(resumed) == logged_metrics(finished_run)
+    assert logged_losses(resumed) == logged_losses(finished_run)
     train_losses = [trainer.state.log_history[-1]["train_loss"] for trainer in (resumed, finished_run)]
     assert train_losses[0] == train_losses[1]
 
@@ -108,11 +108,11 @@ def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same
 def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
     stop_request = StopRequest()
     arguments = {**SELECT_BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
-    request_stop = DoAfterUpdate(3, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
+    request_stop = CallAfterUpdate(3, lambda: setattr(stop_request, "signal_name", "SIGTERM"))
     stopped = make_trainer(
         tmp_path, callbacks=[EarlyStoppingCallback(4), request_stop, GracefulStop(stop_request)], **arguments
     )
-    stopped.values = iter([0.9, 0.1, 0.1])
+    stopped.metric_values = iter([0.9, 0.1, 0.1])
     stopped.train()
     resumed = resume_training(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **arguments)
     assert resumed.state.global_step == 5
@@ -126,7 +126,12 @@ def test_two_processes_stop_after_the_same_update_and_go_on_as_if_they_had_not(t
         port = server.getsockname()[1]
     settings = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     settings |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", "from tests.train import test_signals as here; here.one_of_two()", str(tmp_path)]
+    argv = [
+        sys.executable,
+        "-c",
+        "from tests.train import test_signals as here; here.stop_in_second_process()",
+        str(tmp_path),
+    ]
     processes = [
         subprocess.Popen(argv, cwd=ROOT, env={**settings, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE)
         for rank in "01"
@@ -143,21 +148,21 @@ def test_two_processes_stop_after_the_same_update_and_go_on_as_if_they_had_not(t
     } < set(seal["files"])
 
 
-def one_of_two() -> None:
+def stop_in_second_process() -> None:
     """Trains, and trains again with a stop that only the second process is asked for; prints weights, stop, weights."""
     folder, is_second = Path(sys.argv[1]), os.environ["RANK"] == "1"
     finished = make_trainer(folder / "whole")
     finished.train()
     stop_request = StopRequest()
-    request_stop = DoAfterUpdate(4, lambda: setattr(stop_request, "signal_name", "SIGTERM" if is_second else None))
+    request_stop = CallAfterUpdate(4, lambda: setattr(stop_request, "signal_name", "SIGTERM" if is_second else None))
     stopped = make_trainer(folder / "stopped", callbacks=[request_stop, GracefulStop(stop_request)])
     stopped.train()
     assert stop_request.signal_name == "SIGTERM"
     resumed = make_trainer(folder / "stopped")
     resumed.add_callback(RestoreTrainerState(resumed, folder / "stopped" / "checkpoint-4", lambda carried: None, print))
     resumed.train(resume_from_checkpoint=str(folder / "stopped" / "checkpoint-4"))
-    print(hash_of(finished), stopped.state.global_step, hash_of(resumed))
+    print(hash_weights(finished), stopped.state.global_step, hash_weights(resumed))
 
 
-def hash_of(trainer: TinyTrainer) -> str:
+def hash_weights(trainer: TinyTrainer) -> str:
     return hashlib.sha256(trainer.model.line.weight.detach().numpy().tobytes()).hexdigest()

@@ -29,7 +29,7 @@ from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import Pack, PackCost, TokenizedRow
 
 
-def rows(count: int) -> list[TokenizedRow]:
+def ragged_rows(count: int) -> list[TokenizedRow]:
     """Rows behind one prefix whose answer depends on their text, ragged."""
     return [
         TokenizedRow(f"r{index}", [*PREFIX, *range(5, 6 + index % 7), 30 + index % 12], ([50 + index % 12, 2],))
@@ -53,7 +53,7 @@ def recipe(base_model: Path, *settings: str) -> Recipe:
     return load("classifier", [*overrides, *settings], "cpu").recipe
 
 
-def trained(
+def train_without_run(
     settings: Recipe,
     folder: Path,
     training_rows: Sequence[TokenizedRow],
@@ -80,7 +80,7 @@ def trained(
     return trainer, metrics.read_rows(folder / "metrics.jsonl")
 
 
-def losses_of(logged: Sequence[dict[str, Any]]) -> torch.Tensor:
+def logged_losses(logged: Sequence[dict[str, Any]]) -> torch.Tensor:
     return torch.tensor([row["loss"] for row in logged if "loss" in row])
 
 
@@ -91,8 +91,8 @@ def test_two_hundred_updates_of_packs_have_the_losses_of_separate_rows(tiny_mode
     )
     curves = {}
     for kind in ("none", "shared_prefix", "bfd"):
-        _, logged = trained(settings, tmp_path / kind, rows(96), kind)
-        curves[kind] = losses_of(logged)
+        _, logged = train_without_run(settings, tmp_path / kind, ragged_rows(96), kind)
+        curves[kind] = logged_losses(logged)
     assert len(curves["none"]) == 200
     assert curves["none"][-20:].mean() < 0.9 * curves["none"][:20].mean(), "nothing was learnt: nothing was compared"
     for kind in ("shared_prefix", "bfd"):
@@ -126,7 +126,7 @@ def test_training_stops_when_the_metric_no_longer_improves_and_keeps_the_best(ti
 
     with pytest.MonkeyPatch.context() as patcher:
         patcher.setattr(PackTrainer, "evaluate", evaluate)
-        trainer, logged = trained(settings, tmp_path, rows(64), evaluator=evaluator)
+        trainer, logged = train_without_run(settings, tmp_path, ragged_rows(64), evaluator=evaluator)
     assert trainer.state.global_step == 8, "two evaluations after the best one"
     assert trainer.state.best_global_step == 4
     assert torch.equal(weights(trainer.model), head_weights[1])
@@ -147,9 +147,9 @@ def test_a_loss_that_is_no_number_stops_training_and_names_update_and_rows(tiny_
     model.model.embed_tokens.weight.data[36] = float("nan")
     model.save_pretrained(broken_base)
     settings = recipe(broken_base, "train.max_steps=10", "train.save_steps=1", "train.batch_size=2")
-    training_rows = rows(24)
+    training_rows = ragged_rows(24)
     with pytest.raises(StageError, match=r"update (\d+) the loss is nan") as error:
-        trained(settings, tmp_path / "run", training_rows)
+        train_without_run(settings, tmp_path / "run", training_rows)
     update = sampler.batch_indices(24, 2, 1, 10, settings.train.seed)
     update_index = next(
         update_index

@@ -28,13 +28,18 @@ def check_gpu(recipe: Recipe) -> None:
 
 
 def explain_missing_gpu(
-    version: str, cuda: str | None, driver: str | None, gpus: list[str], environment: Mapping[str, str]
+    torch_version: str,
+    cuda_version: str | None,
+    driver_version: str | None,
+    gpus: list[str],
+    environment: Mapping[str, str],
 ) -> str:
     """Return the probable reason why PyTorch finds no GPU, and the remedy."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if cuda is None:
+    if cuda_version is None:
         reason = (
-            f"the installed PyTorch ({version}) is built for CPUs: `make setup HARDWARE=gpu` installs the other one"
+            f"the installed PyTorch ({torch_version}) is built for CPUs: `make setup HARDWARE=gpu` installs the other "
+            "one"
         )
     elif visible is not None and visible.strip() in ("", "-1"):
         reason = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one"
@@ -45,8 +50,8 @@ def explain_missing_gpu(
         )
     else:
         reason = (
-            f"the driver ({driver or 'of unknown version'}) does not serve PyTorch {version}, which is built for CUDA "
-            f"{cuda}: update the driver (CUDA 13 needs {hardware.MIN_DRIVER_VERSION} or newer)"
+            f"the driver ({driver_version or 'of unknown version'}) does not serve PyTorch {torch_version}, which is "
+            f"built for CUDA {cuda_version}: update the driver (CUDA 13 needs {hardware.MIN_DRIVER_VERSION} or newer)"
         )
     return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {reason}. HARDWARE=cpu computes on the CPU"
 
@@ -57,7 +62,6 @@ def explain_old_gpu(name: str, capability: tuple[int, int]) -> str | None:
         return None
     display = ".".join(map(str, capability))
     return (
-        f"accelerate.use_cpu: false, and {name} has compute capability {display}: bfloat16, in which insource "
-        "trains and "
-        "vLLM serves, needs 8.0 or newer (Ampere: A100, A10, RTX 30); take another GPU, or HARDWARE=cpu"
+        f"accelerate.use_cpu: false, and {name} has compute capability {display}: bfloat16, in which insource trains "
+        "and vLLM serves, needs 8.0 or newer (Ampere: A100, A10, RTX 30); take another GPU, or HARDWARE=cpu"
     )

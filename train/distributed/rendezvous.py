@@ -73,14 +73,14 @@ class Announcement:
 
 
 @contextmanager
-def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
-    """Publish the state of the launch below `parent` to the other machines, from the beginning of the block.
+def publish_launch(recipe_folder: Path, recipe: Recipe) -> Iterator[Announcement]:
+    """Publish the state of the launch below `recipe_folder` to the other machines, from the beginning of the block.
 
     If no run was launched, the final state is published for LINGER_SECONDS more. Machines that start later would
     otherwise take a file that does not change for a leftover of an earlier launch.
     """
-    parent.mkdir(parents=True, exist_ok=True)
-    announcement, stop_event = Announcement(parent / LAUNCH_FILE, _shared_settings(recipe)), threading.Event()
+    recipe_folder.mkdir(parents=True, exist_ok=True)
+    announcement, stop_event = Announcement(recipe_folder / LAUNCH_FILE, _shared_settings(recipe)), threading.Event()
 
     def heartbeat() -> None:
         announcement.write()
@@ -110,13 +110,13 @@ def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
         heartbeat_thread.join()
 
 
-def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
-    """Return the run that machine 0 launches below `parent`, once it exists, or None if there is nothing to launch.
+def wait_for_run(recipe_folder: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
+    """Return the run that machine 0 launches below `recipe_folder`, once it exists; None if it launches nothing.
 
     Raise StageError if machine 0 trains with other settings, ends without a run, or publishes nothing within
     `wait_seconds`.
     """
-    path, deadline = parent / LAUNCH_FILE, time.monotonic() + wait_seconds
+    path, deadline = recipe_folder / LAUNCH_FILE, time.monotonic() + wait_seconds
     initial = previous = _read_announcement(path)
     while time.monotonic() < deadline:
         announcement = _read_announcement(path)
@@ -128,19 +128,19 @@ def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECOND
                     + "\n  Type the same command on every machine, but for accelerate.machine_rank."
                 )
             if announcement["state"] == RUNNING:
-                return Run(parent / str(announcement["run"]))
+                return Run(recipe_folder / str(announcement["run"]))
             if announcement["state"] == UNCHANGED:
                 print(f"machine   0: has nothing to launch, {announcement['reason']}", file=sys.stderr)
                 return None
             if announcement["state"] == OVER:
-                raise StageError(f"machine 0 launched no run below {parent}: {announcement['reason']}")
+                raise StageError(f"machine 0 launched no run below {recipe_folder}: {announcement['reason']}")
             if announcement != previous:  # it prepares data, which may take any time
                 deadline = time.monotonic() + wait_seconds
         previous = announcement
         time.sleep(HEARTBEAT_SECONDS / 4)
     last_launch = f"; the last launch there, of run {initial['run']}, is over" if initial else ""
     raise StageError(
-        f"machine 0 launched no run below {parent} within {wait_seconds / 60:.0f} minutes{last_launch}.\n"
+        f"machine 0 launched no run below {recipe_folder} within {wait_seconds / 60:.0f} minutes{last_launch}.\n"
         "  Start the same command there with accelerate.machine_rank=0; RUNS must be one folder on all machines."
     )
 

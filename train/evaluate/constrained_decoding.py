@@ -169,10 +169,10 @@ def _group_prompts(
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         yield _PrefixGroup(order, 0, lambda rows: PaddedCache(model, rows, tokenizer.pad_token_id))
         return
-    lengths, group_of = prefix_groups.group_by_prefix(prompts, max(2, len(prompts) // MIN_GROUP_ROWS))
+    lengths, prompt_groups = prefix_groups.group_by_prefix(prompts, max(2, len(prompts) // MIN_GROUP_ROWS))
     for group, length in enumerate(lengths):
         order = sorted(
-            (index for index in range(len(prompts)) if group_of[index] == group),
+            (index for index in range(len(prompts)) if prompt_groups[index] == group),
             key=lambda index: (len(prompts[index]), index),
         )
         prefix = None

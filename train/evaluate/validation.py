@@ -133,13 +133,13 @@ def score_with_slices(
     return {**task.score(spec, targets, parsed), "slices": slices}
 
 
-def make_validation_metrics(
+def make_validation_function(
     evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[Any], model: Any
 ) -> Callable[[], dict[str, float]]:
     """Return a function that scores the current model, for validation during training."""
 
-    def compute_metrics() -> dict[str, float]:
+    def validate() -> dict[str, float]:
         score = evaluator.score(evaluator.predict(model, "validating"), base_outputs)
         return {name: float(value) for name, value in evaluator.task.main_metrics(score).items()}
 
-    return compute_metrics
+    return validate

@@ -42,17 +42,18 @@ def write_adapter_folder(
     tokenizer: Any,
     prompt: Mapping[str, Any],
     scores: Mapping[str, Any],
-    reference_set: GenerationEvaluator,
+    reference_evaluator: GenerationEvaluator,
     answers: Sequence[DecodedAnswer],
     state: dict[str, Any] | None = None,
 ) -> Path:
     """Write the adapter folder of the run atomically: weights, tokenizer, prompt and card. Return its path.
 
-    Write the reference answers beside it. `answers` are those of the trained weights to the rows of `reference_set`.
-    `state` contains the trained tensors if the model is sharded (`fsdp.gather_adapter`).
+    Write the reference answers beside it. `answers` are those of the trained weights to the rows of
+    `reference_evaluator`. `state` contains the trained tensors if the model is sharded (`fsdp.gather_adapter`).
     """
     references = reference_answers.write_references(
-        run.folder, reference_answers.build_reference_rows(reference_set.rows, reference_set.prompts, answers)
+        run.folder,
+        reference_answers.build_reference_rows(reference_evaluator.rows, reference_evaluator.prompts, answers),
     )
     with atomic_files.atomic_folder(run.folder / "adapter") as folder:
         _save_weights(model, recipe, folder, state)
@@ -129,34 +130,34 @@ def build_prompt_spec(
     limit of the answer; the template's hash and pinned values; and the base. `commit` is the base's commit on the hub,
     see `base_identity`.
     """
-    module, tokenizer = TASKS[recipe.task.task_name], rendering.tokenizer
-    messages = module.messages(spec, {"text": INPUT_PLACEHOLDER})
+    task, tokenizer = TASKS[recipe.task.task_name], rendering.tokenizer
+    messages = task.messages(spec, {"text": INPUT_PLACEHOLDER})
     return {
         "schema_version": 1,
         "task": {"kind": recipe.task.task_name, **asdict(spec)},
         "messages": messages,
-        "prompt_ids": chat_template.prompt_ids(tokenizer, [messages])[0],
-        "output_schema": module.output_schema(spec),
-        "grammar": module.grammar(spec),
+        "prompt_ids": chat_template.encode_prompts(tokenizer, [messages])[0],
+        "output_schema": task.output_schema(spec),
+        "grammar": task.grammar(spec),
         "stop": tokenizer.eos_token,
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": chat_template.template_sha256(tokenizer),
-        "template": {"pinned": rendering.pinned, "own_suffix": rendering.own_suffix_reason},
+        "template": {"pinned": rendering.pinned_values, "own_suffix": rendering.own_suffix_reason},
         "base": base_identity(recipe, commit, trained_base),
     }
 
 
 def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: Mapping[str, Any]) -> str:
     """Return the model card (README.md) of the adapter; `references` are the facts on the reference answers."""
-    module = TASKS[recipe.task.task_name]
-    tuned, base = module.main_metrics(scores["tuned"]), module.main_metrics(scores["base"])
+    task = TASKS[recipe.task.task_name]
+    tuned, base = task.main_metrics(scores["tuned"]), task.main_metrics(scores["base"])
     rows = "\n".join(
         f"| {metric_label(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
         for name, value in tuned.items()
     )
-    weakest = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.lowest_scoring(scores["tuned"])[:3])
-    dequantized = ", dequantized" if gguf_model.read_gguf_info(recipe.model.base) else ""
-    pocket = (
+    weakest = ", ".join(f"{name} ({f1:.0%})" for name, f1 in task.lowest_scoring(scores["tuned"])[:3])
+    dequantized_note = ", dequantized" if gguf_model.read_gguf_info(recipe.model.base) else ""
+    pocket_note = (
         "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
         if recipe.model.base == str(POCKET)
         else ""
@@ -171,16 +172,16 @@ tags: [lora, insource, {recipe.task.kind}]
 # {run.recipe_name}: {recipe.task.instruction}
 
 A LoRA adapter trained by insource, run `{run.id}`.
-{pocket}
+{pocket_note}
 | validation, {scores["tuned"]["n"]} rows | tuned | untuned base |
 |---|---|---|
 {rows}
 
-{evaluation_note(module)}, on rows that were not trained on.
-Weakest {module.BREAKDOWN_NAME} by {module.BREAKDOWN_METRIC}: {weakest}.
+{evaluation_note(task)}, on rows that were not trained on.
+Weakest {task.BREAKDOWN_NAME} by {task.BREAKDOWN_METRIC}: {weakest}.
 The sealed test set was not opened.
 
-- Base: {base_display_name(recipe)}{dequantized}, quantization while training:
+- Base: {base_display_name(recipe)}{dequantized_note}, quantization while training:
   {recipe.model.quantization}
 - LoRA: {method_note(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
@@ -191,11 +192,11 @@ The sealed test set was not opened.
 """
 
 
-def evaluation_note(module: TaskKind) -> str:
+def evaluation_note(task: TaskKind) -> str:
     """Return the card's sentence on how the score was measured."""
-    if module.OBJECTIVE == "prefer":
+    if task.OBJECTIVE == "prefer":
         return "Measured by how probable the model finds the chosen and the rejected answer"
-    return f"Decoded greedily{'' if module.IS_FREE_TEXT else ' under the output constraint'}, as serving does"
+    return f"Decoded greedily{'' if task.IS_FREE_TEXT else ' under the output constraint'}, as serving does"
 
 
 def method_note(lora: Lora) -> str:

@@ -45,11 +45,11 @@ def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_siz
 
 def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
     """Return rows of train as token ids, prompt and answer."""
-    module, spec = load_task_spec(atomic_files.read_json(merged / "prompt.json")["task"])
+    task, spec = load_task_spec(atomic_files.read_json(merged / "prompt.json")["task"])
     tokenizer = chat_template.load_saved_tokenizer(str(merged))
     rows = sample_calibration_rows(run, recipe)
-    conversations = [module.messages(spec, row["input"]) for row in rows]
-    answers = [module.training_answers(spec, row["target"])[0] for row in rows]
+    conversations = [task.messages(spec, row["input"]) for row in rows]
+    answers = [task.training_answers(spec, row["target"])[0] for row in rows]
     examples = chat_template.render_examples(tokenizer, conversations, answers)
     return [example.prompt_ids + example.completion_ids for example in examples]
 

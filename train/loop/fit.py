@@ -40,14 +40,14 @@ def train_adapter(
     model: Any,
     tokenizer: Any,
     training_set: TrainingSet,
-    evaluator: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, float]],
     on_fallback: FallbackLogger,
     stop_request: StopRequest,
     wandb_run: Any,
 ) -> dict[str, Any]:
     """Train the model in place. Resume from the last valid checkpoint of the run, if there is one.
 
-    `evaluator` returns the validation metrics of the current model. `on_fallback` prints and records a message.
+    `validate` returns the validation metrics of the current model. `on_fallback` prints and records a message.
     `stop_request` is set by signals. Return final_loss (the mean over training), training_seconds, and best_step if the
     best checkpoint was loaded. Raise KeyboardInterrupt after saving if a stop was requested.
     """
@@ -68,7 +68,7 @@ def train_adapter(
         recorder = MetricsCallback(
             metrics_path, wandb_run, sampler.updates_per_epoch(len(training_set.rows), recipe.train.batch_size), advance
         )
-        trainer = build_trainer(recipe, str(folder), model, tokenizer, training_set, evaluator, on_fallback, recorder)
+        trainer = build_trainer(recipe, str(folder), model, tokenizer, training_set, validate, on_fallback, recorder)
         trainer.add_callback(GracefulStop(stop_request))
         trainer.add_callback(SaveEvery(recipe.train.save_steps))
         if resume:
@@ -104,7 +104,7 @@ def build_trainer(
     model: Any,
     tokenizer: Any,
     training_set: TrainingSet,
-    evaluator: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, float]],
     on_fallback: FallbackLogger,
     recorder: Any,
 ) -> Any:
@@ -126,7 +126,7 @@ def build_trainer(
         processing_class=tokenizer,
         training_set=training_set,
         beta=recipe.train.beta,
-        evaluator=evaluator,
+        validate=validate,
         recorder=recorder,
         on_fallback=on_fallback,
         forward_context=partial(precision.training_autocast, recipe),

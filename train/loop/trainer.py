@@ -36,7 +36,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         *,
         training_set: TrainingSet,
         beta: float,
-        evaluator: Callable[[], dict[str, float]],
+        validate: Callable[[], dict[str, float]],
         recorder: MetricsCallback,
         on_fallback: Callable[[str], None],
         forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -44,7 +44,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(data_collator=_single_item, **kwargs)
         self.training_set, self.loss_fn, self.beta = training_set, OBJECTIVES[training_set.objective], beta
-        self.evaluator, self.recorder, self.on_fallback = evaluator, recorder, on_fallback
+        self.evaluator, self.recorder, self.on_fallback = validate, recorder, on_fallback
         self.forward_context = forward_context
         self.max_pack_rows: int | None = None
         """The most rows of a pack since an out-of-memory error."""
@@ -131,8 +131,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         self.max_pack_rows = largest // 2
         self.on_fallback(
             f"out of memory with {largest} rows a pack: {self.max_pack_rows} from update "
-            f"{self.state.global_step + 1} on, "
-            f"the same {len(self.shard.rows) if self.shard else 0} an update"
+            f"{self.state.global_step + 1} on, the same {len(self.shard.rows) if self.shard else 0} an update"
         )
         return [part for pack in packs for part in self._split_to_fit(pack)]
 
@@ -140,8 +139,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         rows = [row.id for row in self.shard.rows] if self.shard else []
         display = ", ".join(rows[:16]) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
         return (
-            f"In update {self.state.global_step + 1} {quantity} is {value}: training stopped, the checkpoints are "
-            "good.\n"
+            f"In update {self.state.global_step + 1} {quantity} is {value}: "
+            "training stopped, the checkpoints are good.\n"
             f"  Rows of the update: {display}.\n"
             "  Look at these rows, lower train.learning_rate, or set train.max_grad_norm=1.0; then FRESH=1."
         )

@@ -41,7 +41,7 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
     import transformers
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    smollm2_wheel.ensure_model_folder(recipe.model.base)
+    smollm2_wheel.ensure_smollm2_folder(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32

@@ -216,7 +216,7 @@ def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, on_fall
                 "bitsandbytes": metadata.version("bitsandbytes"),
             }
             if gguf_model.read_gguf_info(recipe.model.base):
-                record[gguf_model.MOVED_KEY] = gguf_model.measure_weight_change(Path(recipe.model.base), folder)
+                record[gguf_model.WEIGHT_CHANGE_KEY] = gguf_model.measure_weight_change(Path(recipe.model.base), folder)
             atomic_files.write_json(folder / base_store.METADATA_FILE, record)
             atomic_files.write_checksums(folder)
     return path

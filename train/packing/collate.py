@@ -131,7 +131,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
             sequences += [n_answers + max(0, branch - 1)] * len(segment)
         n_answers += len(row.completions)
     use_flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
-    blocks = (
+    block_sizes = (
         block_lengths(prefix, [row.tokens_after_prefix(prefix) for row in pack.rows])
         if attention == SHARED_PREFIX
         else None
@@ -145,11 +145,11 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
     token_rows, token_branches = torch.tensor(row_ids, device=device), torch.tensor(branch_ids, device=device)
     inputs = {"position_ids": torch.tensor([positions], device=device)}
     batch = _make_batch(device, [ids], [labels], [sequences], pack.rows, inputs)
-    if blocks:
+    if block_sizes:
         return replace(
             batch,
             attention=SHARED_PREFIX,
-            blocks=AttentionBlocks(prefix, dense_block_masks(token_rows, token_branches, prefix, blocks)),
+            blocks=AttentionBlocks(prefix, dense_block_masks(token_rows, token_branches, prefix, block_sizes)),
         )
     batch.inputs["attention_mask"] = (
         block_mask(token_rows, token_branches) if use_flex else dense_mask(token_rows, token_branches)

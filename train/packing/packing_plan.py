@@ -146,8 +146,8 @@ def build_packing_plan(
     """Return the packing plan for these rows. Common prefixes are found on the token ids."""
     if mode != "shared_prefix":
         return PackingPlan(mode, (0,), (0,) * len(rows), pack_tokens, cost)
-    prefixes, group_of = group_by_prefix([row.prompt_ids for row in rows], batch_size)
-    return PackingPlan(mode, prefixes, group_of, pack_tokens, cost)
+    prefixes, row_groups = group_by_prefix([row.prompt_ids for row in rows], batch_size)
+    return PackingPlan(mode, prefixes, row_groups, pack_tokens, cost)
 
 
 def plan_for_rows(train_plan: PackingPlan, rows: Sequence[TokenizedRow], batch_size: int) -> PackingPlan:

@@ -32,11 +32,11 @@ def group_by_prefix(prompts: Sequence[list[int]], batch_size: int) -> tuple[tupl
         # Rows without a prefix are one group. Equal prefix lengths of other openings are separate groups.
         by_prefix.setdefault((prefix, start if prefix else 0), []).extend(range(start, end))
     members = sorted(by_prefix.items(), key=lambda item: (-len(item[1]), item[0]))
-    group_of = [0] * len(prompts)
+    prompt_groups = [0] * len(prompts)
     for number, (_, positions) in enumerate(members):
         for position in positions:
-            group_of[order[position]] = number
-    return tuple(prefix for (prefix, _), _ in members), tuple(group_of)
+            prompt_groups[order[position]] = number
+    return tuple(prefix for (prefix, _), _ in members), tuple(prompt_groups)
 
 
 def _shared_lengths(ordered: Sequence[list[int]]) -> list[int]:

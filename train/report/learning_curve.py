@@ -6,7 +6,7 @@
                    the kept checkpoint as a green one
 
 The picture has its own background, so that it looks the same on a light page and on a dark one. PNG opens everywhere
-(image viewers, W&B, chats); matplotlib also writes SVG or PDF if `out` has that suffix.
+(image viewers, W&B, chats); matplotlib also writes SVG or PDF if the path has that suffix.
 """
 
 import warnings
@@ -46,7 +46,7 @@ class Curve:
     updates_per_epoch: float | None
 
 
-def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> None:
+def draw(metrics_path: Path, picture_path: Path, title: str, best_step: int | None) -> None:
     """Write the picture of a run; `best_step` is the update of the kept checkpoint, None if the last one is kept.
 
     Write nothing if no loss was logged yet.
@@ -58,9 +58,9 @@ def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> No
         # Letters that the font lacks are drawn as boxes, which is acceptable in a title.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = _draw_figure(curve, title, best_step)
-        temp_path = out.with_name(f".{out.name}")
-        figure.savefig(temp_path, format=out.suffix.lstrip("."), dpi=160)
-    temp_path.replace(out)
+        temp_path = picture_path.with_name(f".{picture_path.name}")
+        figure.savefig(temp_path, format=picture_path.suffix.lstrip("."), dpi=160)
+    temp_path.replace(picture_path)
 
 
 def read(metrics_path: Path) -> Curve:
@@ -215,12 +215,12 @@ def _display_name(name: str) -> str:
 def _format_subtitle(curve: Curve, best_step: int | None) -> str:
     """Return the subtitle: the final loss, and the validation metrics of the kept weights."""
     step, loss = curve.loss[-1]
-    scores = [
-        f"{_display_name(name)} "
-        f"{next((value for point_step, value in points if point_step == best_step), points[-1][1]):.1%}"
+    kept_values = {
+        name: next((value for point_step, value in points if point_step == best_step), points[-1][1])
         for name, points in curve.fractions.items()
         if name not in TRAINING_FRACTIONS
-    ]
+    }
+    scores = [f"{_display_name(name)} {value:.1%}" for name, value in kept_values.items()]
     best_note = f"   ·   at update {best_step:,}: " if best_step is not None else "   ·   "
     return f"loss {loss:.3f} after {step:,} updates" + (best_note + ", ".join(scores) if scores else "")
 
@@ -234,6 +234,6 @@ def moving_average(points: Points) -> Points:
     averages: Points = []
     for index, (step, _) in enumerate(points):
         half_width = max(min_reach, min(max_reach, index, len(points) - 1 - index))
-        neighbours = [value for _, value in points[max(0, index - half_width) : index + half_width + 1]]
-        averages.append((step, sum(neighbours) / len(neighbours)))
+        neighbors = [value for _, value in points[max(0, index - half_width) : index + half_width + 1]]
+        averages.append((step, sum(neighbors) / len(neighbors)))
     return averages

@@ -166,12 +166,9 @@ def _format_time(info: HeaderInfo) -> str:
     remaining_updates = info.updates - info.updates_done
     if not info.examples_per_second:
         return f"told after {MIN_UNITS_FOR_ETA} updates"
+    duration = format_duration(remaining_updates * info.batch_size / info.examples_per_second)
     rate = f"at the {info.examples_per_second:.3g} examples/s of before"
-    return (
-        f"about {format_duration(remaining_updates * info.batch_size / info.examples_per_second)} for the "
-        f"{remaining_updates:,} updates "
-        f"left, {rate}"
-    )
+    return f"about {duration} for the {remaining_updates:,} updates left, {rate}"
 
 
 def _plural(count: float, noun: str) -> str:

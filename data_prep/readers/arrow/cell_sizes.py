@@ -44,10 +44,10 @@ def check_declared_sizes(file: SourceFile, footer: Footer, columns: set[str], li
     stored_bytes = file.path.stat().st_size
     if limits.exceeds_ratio(size := footer.rows * ROW_OVERHEAD_BYTES, stored_bytes, MAX_FILE_RATIO):
         raise file_ratio_error(file.name, limits, stored_bytes, f"{footer.rows:,} rows", size)
-    for part in footer.parts:
-        size, packed_bytes = _declared_bytes(part), min(part.packed, stored_bytes)
-        if part.is_in(columns) and limits.exceeds_ratio(size, packed_bytes, MAX_COLUMN_RATIO):
-            subject = f"column {part.path!r} declares {packed_bytes:,} packed bytes that make a part"
+    for chunk in footer.parts:
+        size, packed_bytes = _declared_bytes(chunk), min(chunk.packed, stored_bytes)
+        if chunk.is_in(columns) and limits.exceeds_ratio(size, packed_bytes, MAX_COLUMN_RATIO):
+            subject = f"column {chunk.path!r} declares {packed_bytes:,} packed bytes that make a part"
             raise limits.unpacked_error(file.name, subject, "write it in smaller row groups", size)
 
 
@@ -61,9 +61,9 @@ def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int,
     return {name for name in columns if any(part.is_in({name}) for part in oversized)}
 
 
-def _declared_bytes(part: ColumnChunk) -> int:
+def _declared_bytes(chunk: ColumnChunk) -> int:
     """Return the declared size of a column chunk in bytes."""
-    return max(part.unpacked, part.values * NUMBER_BYTES if part.repeated else 0)
+    return max(chunk.unpacked, chunk.values * NUMBER_BYTES if chunk.repeated else 0)
 
 
 def find_dictionary_columns(footer: Footer, columns: set[str]) -> list[str]:
@@ -82,13 +82,13 @@ def choose_batch_rows(footer: Footer, schema: Any, columns: set[str], max_rows: 
     It is `max_rows`, or less if cells can be large although their pages are small.
     """
     widest = max((_fixed_width_bytes(schema.field(name).type) for name in columns), default=1)
-    parts = [part for part in footer.parts if part.bytes and part.is_in(columns)]
+    chunks = [part for part in footer.parts if part.bytes and part.is_in(columns)]
     unsafe = {
-        name for name, column_encodings in _collect_encodings(parts).items() if column_encodings - FULL_SIZE_ENCODINGS
+        name for name, column_encodings in _collect_encodings(chunks).items() if column_encodings - FULL_SIZE_ENCODINGS
     }
     unsafe -= {*find_dictionary_columns(footer, columns)}
     # The page of such a column is as large as its largest cell, and each row may have that cell.
-    largest = max((part.unpacked for part in parts if part.path in unsafe), default=1)
+    largest = max((part.unpacked for part in chunks if part.path in unsafe), default=1)
     return max(1, min(max_rows, CHUNK_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
 
 
@@ -106,14 +106,14 @@ def split_batches(file: SourceFile, batches: Iterator[Any], limits: Limits) -> I
         column_sizes = {
             name: estimate_value_bytes(batch.column(index)) for index, name in enumerate(batch.schema.names)
         }
-        rows = np.sum(list(column_sizes.values()), axis=0) if column_sizes else np.zeros(batch.num_rows, np.int64)
-        if len(oversized := np.flatnonzero(rows > limits.row)):
+        row_sizes = np.sum(list(column_sizes.values()), axis=0) if column_sizes else np.zeros(batch.num_rows, np.int64)
+        if len(oversized := np.flatnonzero(row_sizes > limits.row)):
             index = int(oversized[0])
             name = max(column_sizes, key=lambda key: column_sizes[key][index])
             location = f"{file.name}:{row_offset + index + 1}"
-            raise limits.row_error(location, f"a row, mostly column {name!r},", size=int(rows[index]))
+            raise limits.row_error(location, f"a row, mostly column {name!r},", size=int(row_sizes[index]))
         start = 0
-        for end in _find_chunk_ends(rows):
+        for end in _find_chunk_ends(row_sizes):
             yield _decode_dictionaries(batch.slice(start, end - start))
             start = end
         row_offset += batch.num_rows
@@ -169,24 +169,24 @@ def _decoded_type(kind: Any) -> Any:
     return kind
 
 
-def _find_chunk_ends(rows: Sizes) -> Iterator[int]:
+def _find_chunk_ends(row_sizes: Sizes) -> Iterator[int]:
     """Yield the row indices at which a batch is split: after every CHUNK_BYTES, and at its end."""
     size = 0
-    if int(rows.sum()) >= CHUNK_BYTES:
-        for end, row_size in enumerate(rows[:-1], start=1):
+    if int(row_sizes.sum()) >= CHUNK_BYTES:
+        for end, row_size in enumerate(row_sizes[:-1], start=1):
             size += int(row_size)
             if size >= CHUNK_BYTES:
                 yield end
                 size = 0
-    if len(rows):
-        yield len(rows)
+    if len(row_sizes):
+        yield len(row_sizes)
 
 
-def _collect_encodings(parts: list[ColumnChunk]) -> dict[str, set[str]]:
+def _collect_encodings(chunks: list[ColumnChunk]) -> dict[str, set[str]]:
     """Return {column: its encodings in all row groups}."""
     encodings: dict[str, set[str]] = {}
-    for part in parts:
-        encodings.setdefault(part.path, set()).update(part.encodings)
+    for chunk in chunks:
+        encodings.setdefault(chunk.path, set()).update(chunk.encodings)
     return encodings
 
 

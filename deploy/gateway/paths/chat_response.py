@@ -12,12 +12,8 @@ from deploy.answers.outcome import VERSION_HEADER, Outcome
 from deploy.gateway.paths import forwarding
 from deploy.gateway.paths.chat_request import COMPLETIONS_PATH, ChatRequest
 
-ANSWERED_BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
-    "X-Insource-Answered-By",
-    "X-Insource-Reason",
-    "X-Insource-Confidence",
-    "X-Insource-Answer-Id",
-)
+ANSWERED_BY_HEADER, REASON_HEADER = "X-Insource-Answered-By", "X-Insource-Reason"
+CONFIDENCE_HEADER, ID_HEADER = "X-Insource-Confidence", "X-Insource-Answer-Id"
 
 
 async def send_outcome(
@@ -28,8 +24,8 @@ async def send_outcome(
         VERSION_HEADER: version,
         ANSWERED_BY_HEADER: outcome.answered_by,
         REASON_HEADER: outcome.reason,
+        ID_HEADER: outcome.id,
     }
-    headers[ID_HEADER] = outcome.id
     if outcome.confidence is not None:
         headers[CONFIDENCE_HEADER] = f"{outcome.confidence:.6f}"
     if not chat.stream:

@@ -39,7 +39,7 @@ async def answer_questions(
     """Return the decision on a request. Raise RequestError for a question that the model was not trained for."""
     payload = await json_body.read_object(body)
     task = deployment.task
-    questions = _validate(payload, task)
+    questions = _parse_questions(payload, task)
     prepared = await router.prepare_input(deployment, extract_text(task, payload["input"]), True, monitor)
     ids, tree = await run_in_thread(task.tokens.encode, prepared.task_input.text)
     probabilities, tokens = await score_labels(engine, tree, task.internal_name, ids, limits.sequences)
@@ -56,7 +56,7 @@ async def answer_questions(
     }
 
 
-def _validate(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping[str, Any]]:
+def _parse_questions(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping[str, Any]]:
     """Return the questions. Raise RequestError with the first one that cannot be answered, and why."""
     if task.recipe.task.task_name != "classification":
         raise invalid_request(
@@ -70,7 +70,7 @@ def _validate(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping[str, A
     if not isinstance(questions, list) or not 1 <= len(questions) <= MAX_QUESTIONS:
         raise invalid_request(f"questions is a list of 1 to {MAX_QUESTIONS} questions")
     for number, question in enumerate(questions):
-        if problem := _find_problem(question, task.material.spec.labels):
+        if problem := _find_problem(question, task.dataset.spec.labels):
             raise invalid_request(f"questions[{number}]: {problem}")
     return questions
 

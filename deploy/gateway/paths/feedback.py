@@ -38,7 +38,7 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
         raise invalid_request("a request has an id and an answer, or feedback: a list of them")
     if len(items) > MAX_ITEMS:
         raise RequestError(413, "request_too_large", f"{len(items):,} pieces of feedback were sent, {MAX_ITEMS} may be")
-    results = [_validate(item, tasks) for item in items]
+    results = [_parse_item(item, tasks) for item in items]
     if not is_batch and isinstance(results[0], RequestError):
         raise results[0]
     accepted = [result for result in results if isinstance(result, Feedback)]
@@ -57,18 +57,17 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
     return {"recorded": len(accepted), "results": replies}
 
 
-def _validate(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
+def _parse_item(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
     if not isinstance(item, dict) or set(item) != set(_KEYS):
         return invalid_request("feedback is an object with id and answer")
     answer_id = item["id"]
     if not isinstance(answer_id, str) or not answer_id.isascii():
         return invalid_request("id is a text: the id of an answer (`id`, or the header X-Insource-Answer-Id)")
-    pairs = ((candidate, candidate.ids.open(answer_id)) for candidate in tasks.values())
-    deployment, record = next(
-        ((candidate, matched) for candidate, matched in pairs if matched is not None), (None, None)
-    )
-    if deployment is None or record is None:
+    opened = ((deployment, deployment.ids.open(answer_id)) for deployment in tasks.values())
+    match = next(((deployment, record) for deployment, record in opened if record is not None), None)
+    if match is None:
         return RequestError(404, "not_found_error", f"{answer_id[:24]!r} is the id of no answer of this gateway")
+    deployment, record = match
     try:
         _check_encodable(item["answer"])
         value = parse_right_answer(deployment.task, item["answer"])
@@ -91,7 +90,7 @@ def parse_right_answer(task: Task, value: Any) -> Any:
 
     Raise RequestError if it is not an answer of the task.
     """
-    module, spec = task.material.task, task.material.spec
+    module, spec = task.dataset.task, task.dataset.spec
     if not isinstance(module, DecodedTaskKind):
         raise invalid_request(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -25,8 +25,7 @@ _CHUNK_BYTES = 64 * 2**10
 _REQUEST_HEADERS = ("accept", "anthropic-version", "anthropic-beta", "x-request-id", "traceparent", "tracestate")
 _RESPONSE_HEADERS = ("content-type", "cache-control", "retry-after", "x-request-id")
 
-
-USED_TOKENS = web.ResponseKey("used", tuple)
+USED_TOKENS = web.ResponseKey("used_tokens", tuple)
 """Input and output tokens of an answer of vLLM that is not a stream."""
 
 
@@ -63,17 +62,15 @@ async def forward(
     answer: web.StreamResponse | None = None
     try:
         async with engine.post(request.path, data=BytesIO(body), headers=_build_headers(request.headers)) as response:
-            notify = (
-                on_data if response.status < 500 else _ignore
-            )  # vLLM's HTTP server may answer 5xx after its engine died
+            # vLLM's HTTP server may answer 5xx after its engine died.
+            notify = on_data if response.status < 500 else _ignore
             notify()
             if _is_stream(response):
                 answer = _build_response(response, names)
                 await _send_by_line(request, answer, _iter_chunks(response, notify), names)
             else:
-                content = model_names.restore_name(
-                    await _read_answer(response, notify), names.internal_name, names.public_name
-                )
+                content = await _read_answer(response, notify)
+                content = model_names.restore_name(content, names.internal_name, names.public_name)
                 answer = _build_response(response, names)
                 answer[USED_TOKENS] = model_names.read_usage(content)
                 await _send_whole(request, answer, content)
@@ -145,9 +142,8 @@ async def _send_by_line(
     request: web.Request, answer: web.StreamResponse, chunks: AsyncIterator[bytes], names: ModelNames
 ) -> None:
     await answer.prepare(request)
-    async for part in model_names.restore_name_in_stream(
-        chunks, names.internal_name, names.public_name, MAX_LINE_BYTES
-    ):
+    restored = model_names.restore_name_in_stream(chunks, names.internal_name, names.public_name, MAX_LINE_BYTES)
+    async for part in restored:
         async with _write_timeout(request, WRITE_SECONDS):
             await answer.write(part)
     async with _write_timeout(request, WRITE_SECONDS):

@@ -34,23 +34,24 @@ async def answer_inputs(
     time. Raise RequestError if the request is invalid or its only input has no answer.
     """
     payload = await json_body.read_object(body)
-    is_batch, private = _validate(payload), private or parse_private(payload.get("private"))
+    is_batch = _is_batch(payload)
+    private = private or parse_private(payload.get("private"))
     task = deployment.task
     head = {"task": task.name, "version": task.version}
 
-    async def answer_one(value: Any) -> Outcome:
+    async def answer_input(value: Any) -> Outcome:
         prepared = await router.prepare_input(deployment, extract_text(task, value), private, monitor)
         return await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
 
     if not is_batch:
-        outcome = await answer_one(payload["input"])
+        outcome = await answer_input(payload["input"])
         return head | outcome.json(), [outcome]
     slots = asyncio.Semaphore(limits.sequences)
 
     async def answer_or_error(value: Any) -> Outcome | RequestError:
         async with slots:
             try:
-                return await answer_one(value)
+                return await answer_input(value)
             except RequestError as error:
                 return error
 
@@ -59,7 +60,7 @@ async def answer_inputs(
     return head | {"answers": replies}, [result for result in results if isinstance(result, Outcome)]
 
 
-def _validate(payload: Mapping[str, Any]) -> bool:
+def _is_batch(payload: Mapping[str, Any]) -> bool:
     """Return whether a request has several inputs. Raise RequestError if it is invalid."""
     if unknown := sorted(payload.keys() - set(_KEYS)):
         raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(_KEYS)}")

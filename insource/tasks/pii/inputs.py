@@ -13,7 +13,7 @@ from insource.text.text_keys import INVISIBLE, clean
 
 
 @dataclass(frozen=True)
-class Input:
+class CleanedInput:
     """A prepared input. Redacted values stay in memory: nothing writes or shows them."""
 
     text: str
@@ -23,7 +23,7 @@ class Input:
     """{placeholder: value} of redacted values."""
 
 
-def prepare_input(raw: str, kinds: Collection[str]) -> Input:
+def prepare_input(raw: str, kinds: Collection[str]) -> CleanedInput:
     """Return an input cleaned, with personal data of these kinds redacted.
 
     Raises UnusableRowError if it is empty, or contains characters that cannot be stored.
@@ -34,6 +34,6 @@ def prepare_input(raw: str, kinds: Collection[str]) -> Input:
     check_characters("text", text)
     pii_kinds = frozenset(finding.kind for finding in redaction.find_pii(text))
     if not (kinds and pii_kinds):
-        return Input(text, pii_kinds)
+        return CleanedInput(text, pii_kinds)
     redacted = redaction.redact(text, kinds)
-    return Input(redacted.text, pii_kinds, redacted.values)
+    return CleanedInput(redacted.text, pii_kinds, redacted.values)

@@ -48,7 +48,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Redacted:
+class RedactedText:
     """A redacted text, and {placeholder: value}, which stays in memory: nothing writes or shows it."""
 
     text: str
@@ -60,7 +60,7 @@ def find_pii(text: str) -> list[Finding]:
     return _find_kinds(text, PII_KINDS)
 
 
-def redact(text: str, kinds: Collection[str]) -> Redacted:
+def redact(text: str, kinds: Collection[str]) -> RedactedText:
     """Return the text with findings of these kinds as [EMAIL_1], [PHONE_1], ..., and the replaced values.
 
     Equal values get the same number, regardless of case and separators. Numbers follow the order of appearance and
@@ -81,7 +81,7 @@ def redact(text: str, kinds: Collection[str]) -> Redacted:
             placeholders[key] = f"[{finding.kind.upper()}_{last_numbers[finding.kind]}]"
             values[placeholders[key]] = value
         names.append(placeholders[key])
-    return Redacted(_replace_spans(text, ((finding.start, finding.end) for finding in findings), names), values)
+    return RedactedText(_replace_spans(text, ((finding.start, finding.end) for finding in findings), names), values)
 
 
 def redact_values(values: Mapping[str, str], text: str) -> str:

@@ -39,7 +39,7 @@ class Rendering:
 
     tokenizer: Any
     """With the pinned template as chat template, and the stop as EOS token."""
-    pinned: dict[str, bool | str] = field(default_factory=dict)
+    pinned_values: dict[str, bool | str] = field(default_factory=dict)
     """Pinned variables of the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
     own_suffix_reason: str | None = None
     """Reason why training uses an own suffix instead of the template's, None if it does not."""
@@ -48,7 +48,7 @@ class Rendering:
 
     def summary_lines(self) -> list[str]:
         """Return console lines about pinned variables and the stop."""
-        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
+        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned_values.items())
         lines = [f"template  pinned: {values} (model.template)"] if values else []
         return lines + ([f"stop      {self.stop_reason}"] if self.stop_reason else [])
 
@@ -86,7 +86,7 @@ def load_saved_tokenizer(folder: str) -> Any:
     return base_tokenizer.load_auto_tokenizer(folder, Model(base=folder))
 
 
-def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
     """Return the token ids of each conversation up to the answer."""
     return _encode(tokenizer, _render_prompts(tokenizer, conversations))
 

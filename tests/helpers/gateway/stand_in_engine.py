@@ -26,72 +26,72 @@ from tests.helpers.provider.provider_answers import stable_number
 
 REFERENCE, PROMPT_IDS = "b", (1, 2, 3)
 """What the run of prediction_place has as reference answer, and as ids of its prompt."""
-Answer = Callable[[str], tuple[str, float]]
+AnswerFunction = Callable[[str], tuple[str, float]]
 """Input -> what is answered, and its probability."""
 
 
 @dataclass
 class StandInEngine:
-    answer: Answer
-    answered: Counter[str] = field(default_factory=Counter)
-    hold_after: int | None = None
+    answer: AnswerFunction
+    answer_counts: Counter[str] = field(default_factory=Counter)
+    hang_after: int | None = None
     """Once it has let so many requests pass, it answers nobody."""
-    passed: int = 0
-    ill: bool = False
+    n_accepted: int = 0
+    failing: bool = False
     """Whether it fails, and says so of its health."""
-    refuse: Callable[[str, int], int] = lambda text, before: 0
+    refusal_status: Callable[[str, int], int] = lambda text, before: 0
     """Input, and how often it came before -> HTTP status of a refusal, 0 for none."""
-    on_their_way: int = 0
-    most: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
     """Requests that were on their way at once."""
-    seen: Counter[str] = field(default_factory=Counter)
-    order: list[str] = field(default_factory=list)
+    request_counts: Counter[str] = field(default_factory=Counter)
+    inputs: list[str] = field(default_factory=list)
     """Inputs in the order in which they came."""
-    root: str | None = None
+    loaded_folder: str | None = None
     """The folder that it says it has loaded."""
-    reference: str = REFERENCE
+    reference_answer: str = REFERENCE
     """What it answers to the prompts of reference answers."""
     prompt_ids: list[int] = field(default_factory=lambda: [*PROMPT_IDS])
     """What it reads for the messages of prompt.json."""
-    keys: set[str] = field(default_factory=set)
+    authorizations: set[str] = field(default_factory=set)
 
-    def fall_ill_after(self, requests: int) -> None:
+    def fail_after(self, requests: int) -> None:
         """Has it fail behind so many more requests, until `recover`."""
         remaining = requests
 
         def refuse(text: str, attempts: int) -> int:
             nonlocal remaining
             remaining -= 1
-            self.ill = remaining < 0
+            self.failing = remaining < 0
             return 0
 
-        self.refuse = refuse
+        self.refusal_status = refuse
 
     def recover(self) -> None:
         """Has it answer everything again."""
-        self.ill, self.refuse = False, lambda text, attempts: 0
+        self.failing, self.refusal_status = False, lambda text, attempts: 0
 
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
-        self.keys.add(request.headers.get("Authorization", ""))
+        self.authorizations.add(request.headers.get("Authorization", ""))
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
-        attempts = self.seen[text]
-        self.seen[text] += 1
-        self.order.append(text)
-        self.on_their_way += 1
-        self.most = max(self.most, self.on_their_way)
+        attempts = self.request_counts[text]
+        self.request_counts[text] += 1
+        self.inputs.append(text)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            if self.hold_after is not None and self.passed >= self.hold_after:
+            if self.hang_after is not None and self.n_accepted >= self.hang_after:
                 await asyncio.sleep(3600)
-            self.passed += 1
+            self.n_accepted += 1
             await asyncio.sleep(0)
-            if status := self.refuse(text, attempts) or (503 if self.ill else 0):
+            if status := self.refusal_status(text, attempts) or (503 if self.failing else 0):
                 return web.json_response({"error": {"message": f"refused with {status}"}}, status=status)
             answer, probability = self.answer(text)
-            self.answered[text] += 1
+            self.answer_counts[text] += 1
             return web.json_response(make_completion(body["model"], answer, probability))
         finally:
-            self.on_their_way -= 1
+            self.in_flight -= 1
 
 
 def make_completion(model: str, answer: str, probability: float) -> dict[str, Any]:
@@ -106,15 +106,15 @@ def make_completion(model: str, answer: str, probability: float) -> dict[str, An
 
 def make_application(engine: StandInEngine) -> web.Application:
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": TASK_NAME, "root": engine.root}]})
+        return web.json_response({"object": "list", "data": [{"id": TASK_NAME, "root": engine.loaded_folder}]})
 
     async def health(request: web.Request) -> web.Response:
-        return web.Response(status=503 if engine.ill else 200)
+        return web.Response(status=503 if engine.failing else 200)
 
     async def tokens(request: web.Request) -> web.Response:
         body = await request.json()
         if "logprob_token_ids" not in body:
-            return web.json_response({"model": body["model"], "choices": [{"text": engine.reference}]})
+            return web.json_response({"model": body["model"], "choices": [{"text": engine.reference_answer}]})
         return web.json_response(score_tokens(body))
 
     async def tokenized(request: web.Request) -> web.Response:
@@ -130,7 +130,7 @@ def make_application(engine: StandInEngine) -> web.Application:
 
 
 @contextmanager
-def run_stand_in(engine: StandInEngine) -> Iterator[str]:
+def serve_engine(engine: StandInEngine) -> Iterator[str]:
     """The stand-in in a thread of its own. Yields its address."""
     with serve_application(make_application(engine)) as address:
         yield address
@@ -176,7 +176,9 @@ class EmptyCounter(Counter[str]):
 
 
 def main() -> None:
-    engine = StandInEngine(answer_by_hash, answered=EmptyCounter(), seen=EmptyCounter(), order=EmptyList())
+    engine = StandInEngine(
+        answer_by_hash, answer_counts=EmptyCounter(), request_counts=EmptyCounter(), inputs=EmptyList()
+    )
     web.run_app(make_application(engine), host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
 
 

@@ -28,7 +28,7 @@ class StandInVllm:
         self.folder = folder
         self.adapters: dict[str, Path] = {}
 
-    def asked(self, name: str) -> bool:
+    def consume_flag(self, name: str) -> bool:
         """Whether a file of that name lies there; it counts once."""
         try:
             (self.folder / name).unlink()
@@ -40,16 +40,16 @@ class StandInVllm:
         return web.Response()
 
     async def load(self, request: web.Request) -> web.Response:
-        if self.asked("end_at_load"):
+        if self.consume_flag("end_at_load"):
             os._exit(1)
-        if self.asked("slow_load"):
+        if self.consume_flag("slow_load"):
             await asyncio.sleep(2)
         body = await request.json()
         self.adapters[body["lora_name"]] = Path(body["lora_path"])
         return web.Response()
 
     async def unload(self, request: web.Request) -> web.Response:
-        if self.asked("end_at_unload"):
+        if self.consume_flag("end_at_unload"):
             os._exit(1)
         del self.adapters[(await request.json())["lora_name"]]
         return web.Response()
@@ -94,14 +94,14 @@ def main() -> None:
     parser.add_argument("--uds")
     args, _ = parser.parse_known_args()
     server = StandInVllm(Path(os.environ[FOLDER_VARIABLE]))
-    if server.asked("no_start"):
+    if server.consume_flag("no_start"):
         sys.exit("RuntimeError: not enough memory")
     app = web.Application(client_max_size=2**30)
     app.router.add_get("/health", server.health)
     app.router.add_post("/v1/load_lora_adapter", server.load)
     app.router.add_post("/v1/unload_lora_adapter", server.unload)
     app.router.add_post("/{path:.*}", server.answer)
-    asyncio.run(serve(app, args.uds, 60.0 if server.asked("slow_start") else 0.0))
+    asyncio.run(serve(app, args.uds, 60.0 if server.consume_flag("slow_start") else 0.0))
 
 
 async def serve(app: web.Application, socket: str, delay_seconds: float) -> None:

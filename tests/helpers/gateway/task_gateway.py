@@ -122,26 +122,26 @@ def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
 class FakeEngine:
     """What stands in the place of vLLM, and what it was asked."""
 
-    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    on_their_way: int = 0
-    most: int = 0
+    requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    in_flight: int = 0
+    max_in_flight: int = 0
     """Requests that were on their way at once."""
     down: bool = False
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
-        self.asked.append((request.path, body))
-        self.on_their_way += 1
-        self.most = max(self.most, self.on_their_way)
+        self.requests.append((request.path, body))
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             if self.down:
                 assert request.transport is not None
                 request.transport.abort()
-            return await self._answered(request, body)
+            return await self._respond(request, body)
         finally:
-            self.on_their_way -= 1
+            self.in_flight -= 1
 
-    async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    async def _respond(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path == "/v1/completions":
             return web.json_response(score_tokens(body))
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
@@ -158,7 +158,7 @@ class FakeEngine:
         log_probability = math.log(float(probability[1])) if probability else -0.01
         truncated = "cut" in text.split() and body.get("max_completion_tokens", 0) < 20
         if body.get("stream"):
-            return await self._streamed(request, body, answer)
+            return await self._stream(request, body, answer)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer[:2] if truncated else answer},
@@ -171,7 +171,7 @@ class FakeEngine:
         head = {"id": "c1", "object": "chat.completion", "created": int(time.time()), "model": body["model"]}
         return web.json_response({**head, "choices": [choice], "usage": usage})
 
-    async def _streamed(self, request: web.Request, body: dict[str, Any], answer: str) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, body: dict[str, Any], answer: str) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await stream.prepare(request)
         for delta in ({"role": "assistant"}, {"content": answer[:2]}, {"content": answer[2:]}, {}):
@@ -184,7 +184,7 @@ class FakeEngine:
     @property
     def inputs(self) -> list[str]:
         """What stood behind the prompt, of every request."""
-        return [body["messages"][-1]["content"].rpartition("Input:\n")[2] for _, body in self.asked]
+        return [body["messages"][-1]["content"].rpartition("Input:\n")[2] for _, body in self.requests]
 
 
 @asynccontextmanager

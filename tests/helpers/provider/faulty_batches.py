@@ -23,10 +23,10 @@ async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse
     endpoint = f"{request.method} {request.path}"
     attempts = provider.batch_attempts[endpoint]
     provider.batch_attempts[endpoint] += 1
-    kind = provider.batch_fault(endpoint, attempts)
+    kind = provider.choose_batch_fault(endpoint, attempts)
     if kind is None:
         return await handler(request)  # type: ignore[no-any-return]
-    provider.met_in_batches[kind] += 1
+    provider.batch_fault_counts[kind] += 1
     if kind == "429":
         return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
     if kind == "500":
@@ -53,8 +53,8 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
     """A batch as OpenAI describes it; its files are there once it ended."""
     status = "in_progress"
     outputs: tuple[str, str] | tuple[None, None] = (None, None)
-    if provider.ended:
-        status = provider.end_state
+    if provider.batches_ended:
+        status = provider.batch_end_state
         outputs = openai_results(provider, batch) if status != "failed" else outputs
     error = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
     return {
@@ -63,7 +63,7 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
         "input_file_id": batch.input_file_id,
-        "created_at": int(batch.created.timestamp()),
+        "created_at": int(batch.created_at.timestamp()),
         "metadata": batch.metadata,
         "status": status,
         "output_file_id": outputs[0],
@@ -78,16 +78,16 @@ def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
     succeeded, failed = [], []
     for index, (custom_id, body) in enumerate(batch.requests):
         row: Json = {"id": f"r{index}", "custom_id": custom_id, "response": None, "error": None}
-        if provider.unanswered(index):
-            failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
-        elif violation := provider.strictly("chat", AUTH_HEADERS, body):
+        if provider.is_unanswered(index):
+            failed.append({**row, "error": {"code": f"batch_{provider.batch_end_state}", "message": "too late"}})
+        elif violation := provider.find_violation("chat", AUTH_HEADERS, body):
             failed.append({**row, "response": {"status_code": violation.status, "body": violation.body("chat")}})
-        elif provider.batch_refuse(read_prompt(body)):
+        elif provider.is_filtered(read_prompt(body)):
             failed.append({**row, "response": {"status_code": 400, "body": error_response(*CONTENT_FILTER_ERROR)}})
-        elif provider.batch_revoked(batch, index):
+        elif provider.is_key_revoked(batch, index):
             failed.append({**row, "response": {"status_code": 401, "body": KEY_REVOKED.body("chat")}})
         else:
-            provider.answered_in_batches.add((batch.id, read_prompt(body)))
+            provider.batch_answers.add((batch.id, read_prompt(body)))
             completion = make_completion(body, provider.answer(read_prompt(body)))
             succeeded.append({**row, "response": {"status_code": 200, "request_id": "q", "body": completion}})
     names = (f"{batch.id}-out", f"{batch.id}-errors")
@@ -99,15 +99,17 @@ def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
 
 def anthropic_batch(provider: Provider, batch: Batch) -> Json:
     """A batch as Anthropic describes it."""
-    n_unanswered = sum(provider.unanswered(index) for index in range(len(batch.requests))) if provider.ended else 0
+    n_unanswered = (
+        sum(provider.is_unanswered(index) for index in range(len(batch.requests))) if provider.batches_ended else 0
+    )
     counts = {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    counts["succeeded" if provider.ended else "processing"] = len(batch.requests) - n_unanswered
-    counts["expired" if provider.end_state == "expired" else "canceled"] = n_unanswered
-    created_at = batch.created.isoformat()
+    counts["succeeded" if provider.batches_ended else "processing"] = len(batch.requests) - n_unanswered
+    counts["expired" if provider.batch_end_state == "expired" else "canceled"] = n_unanswered
+    created_at = batch.created_at.isoformat()
     return {
         "id": batch.id,
         "type": "message_batch",
-        "processing_status": "ended" if provider.ended else "in_progress",
+        "processing_status": "ended" if provider.batches_ended else "in_progress",
         "request_counts": counts,
         "created_at": created_at,
         "expires_at": created_at,
@@ -145,13 +147,13 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
         requests = [(row["custom_id"], row["body"]) for row in rows]
         name = f"batch_{len(provider.batches)}"
         batch = Batch(name, requests, datetime.now(UTC), body.get("metadata"), body["input_file_id"])
-        return await provider.made(batch, openai_batch(provider, batch))
+        return await provider.add_batch(batch, openai_batch(provider, batch))
 
     async def retrieve_batch(request: web.Request) -> web.Response:
-        return web.json_response(openai_batch(provider, provider.one(request)))
+        return web.json_response(openai_batch(provider, provider.find_batch(request)))
 
     async def list_batches(request: web.Request) -> web.Response:
-        page, has_more = provider.page(request, "after")
+        page, has_more = provider.list_page(request, "after")
         return web.json_response(
             {"object": "list", "data": [openai_batch(provider, batch) for batch in page], "has_more": has_more}
         )
@@ -172,13 +174,13 @@ def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
             return web.json_response(violation.body("messages"), status=violation.status)
         requests = [(entry["custom_id"], entry["params"]) for entry in entries]
         batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
-        return await provider.made(batch, anthropic_batch(provider, batch))
+        return await provider.add_batch(batch, anthropic_batch(provider, batch))
 
     async def retrieve_batch(request: web.Request) -> web.Response:
-        return web.json_response(anthropic_batch(provider, provider.one(request)))
+        return web.json_response(anthropic_batch(provider, provider.find_batch(request)))
 
     async def list_batches(request: web.Request) -> web.Response:
-        page, has_more = provider.page(request, "after_id")
+        page, has_more = provider.list_page(request, "after_id")
         bounds = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
         return web.json_response(
             {"data": [anthropic_batch(provider, batch) for batch in page], "has_more": has_more, **bounds}
@@ -186,19 +188,19 @@ def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
 
     async def results(request: web.Request) -> web.Response:
         lines = []
-        for index, (custom_id, body) in enumerate(provider.one(request).requests):
+        for index, (custom_id, body) in enumerate(provider.find_batch(request).requests):
             result: Json = {"type": "succeeded", "message": make_message(body, provider.answer(read_prompt(body)))}
-            if provider.unanswered(index):
-                result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
-            elif violation := provider.strictly("messages", AUTH_HEADERS, body):
+            if provider.is_unanswered(index):
+                result = {"type": "expired" if provider.batch_end_state == "expired" else "canceled"}
+            elif violation := provider.find_violation("messages", AUTH_HEADERS, body):
                 result = {"type": "errored", "error": violation.body("messages")}
-            elif provider.batch_refuse(read_prompt(body)):
+            elif provider.is_filtered(read_prompt(body)):
                 error = {"type": "invalid_request_error", "message": CONTENT_FILTER_ERROR[0]}
                 result = {"type": "errored", "error": {"type": "error", "error": error}}
-            elif provider.batch_revoked(provider.one(request), index):
+            elif provider.is_key_revoked(provider.find_batch(request), index):
                 result = {"type": "errored", "error": KEY_REVOKED.body("messages")}
             else:
-                provider.answered_in_batches.add((provider.one(request).id, read_prompt(body)))
+                provider.batch_answers.add((provider.find_batch(request).id, read_prompt(body)))
             lines.append(json.dumps({"custom_id": custom_id, "result": result}))
         return web.Response(body="\n".join(lines[::-1]).encode(), content_type="application/x-jsonl")
 

@@ -46,136 +46,136 @@ class Batch:
     id: str
     requests: list[tuple[str, Json]]
     """Custom id and body."""
-    created: datetime
+    created_at: datetime
     metadata: Json | None = None
     input_file_id: str = ""
 
 
 @dataclass
 class Provider:
-    faults: float = 0.0
+    fault_rate: float = 0.0
     """Share of the requests that meet with one of KINDS."""
     delay_seconds: float = 0.0
-    hold_after: int | None = None
+    hang_after: int | None = None
     """Once so many answers were delivered, it answers nobody until this is None: a process can be killed at leisure."""
     answer: Callable[[str], str] = correct_label
     refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda prompt, before: None
     """Prompt, and how often it came before -> HTTP status and headers of a refusal."""
     headers: dict[str, str] = field(default_factory=dict)
     """Of every answer."""
-    picky: tuple[str, ...] = ()
+    rejected_parameters: tuple[str, ...] = ()
     """Parameters that it refuses from every model, by their name."""
-    bodies: dict[str, Callable[[Json, str], Json]] = field(default_factory=dict)
+    response_makers: dict[str, Callable[[Json, str], Json]] = field(default_factory=dict)
     """By API, in the place of ANSWERS: what an answer looks like."""
-    broken_rules: Counter[str] = field(default_factory=Counter)
+    rule_violations: Counter[str] = field(default_factory=Counter)
     """Refusals by the rules of the API, by their sentence."""
 
     attempts: Counter[str] = field(default_factory=Counter)
     delivered: Counter[str] = field(default_factory=Counter)
-    met: Counter[str] = field(default_factory=Counter)
+    fault_counts: Counter[str] = field(default_factory=Counter)
     """How often each fault was met with."""
-    charged: list[tuple[int, int]] = field(default_factory=list)
+    charged_tokens: list[tuple[int, int]] = field(default_factory=list)
     """Tokens of every answer that was worked out, also where it did not arrive."""
-    seen: list[tuple[str, dict[str, str], Json]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str], Json]] = field(default_factory=list)
     """Path, headers and body of every request but those of batches."""
 
-    shutdown: str | None = None
+    shutdown_date: str | None = None
     """The day when its models are shut down, as its list of models says."""
     batches: list[Batch] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    ended: bool = True
+    batches_ended: bool = True
     """Whether batches are done when they are looked at."""
-    end_state: str = "completed"
+    batch_end_state: str = "completed"
     """Of OpenAI's batches; cancelled or expired: every second request was not answered, on both wires."""
-    hold_created: bool = False
+    hang_on_create: bool = False
     """Batches are made, and nobody is told."""
-    fail_created: int = 0
+    create_failures: int = 0
     """As many batches are made while the answer is a 500."""
-    batch_refuse: Callable[[str], bool] = lambda prompt: False
+    is_filtered: Callable[[str], bool] = lambda prompt: False
     """Which requests of a batch are answered with a 400."""
-    batch_revoked: Callable[[Batch, int], bool] = lambda batch, at: False
+    is_key_revoked: Callable[[Batch, int], bool] = lambda batch, at: False
     """Which requests of a batch, by their number in it, are refused because the key was revoked meanwhile."""
-    batch_faults: float = 0.0
+    batch_fault_rate: float = 0.0
     """Share of the requests about batches and their files that meet with one of KINDS, but for time-outs."""
     batch_attempts: Counter[str] = field(default_factory=Counter)
-    met_in_batches: Counter[str] = field(default_factory=Counter)
-    answered_in_batches: set[tuple[str, str]] = field(default_factory=set)
+    batch_fault_counts: Counter[str] = field(default_factory=Counter)
+    batch_answers: set[tuple[str, str]] = field(default_factory=set)
     """Batch and prompt of every answer that stands in results."""
 
-    def fault(self, prompt: str, attempts: int) -> str | None:
+    def choose_fault(self, prompt: str, attempts: int) -> str | None:
         fraction = stable_number(f"{prompt} {attempts}") / 2**32
-        return FAULT_KINDS[int(fraction / self.faults * len(FAULT_KINDS))] if fraction < self.faults else None
+        return FAULT_KINDS[int(fraction / self.fault_rate * len(FAULT_KINDS))] if fraction < self.fault_rate else None
 
-    def batch_fault(self, endpoint: str, attempts: int) -> str | None:
+    def choose_batch_fault(self, endpoint: str, attempts: int) -> str | None:
         kinds = [kind for kind in FAULT_KINDS if kind != "timeout"]
         fraction = stable_number(f"{endpoint} {attempts}") / 2**32
-        return kinds[int(fraction / self.batch_faults * len(kinds))] if fraction < self.batch_faults else None
+        return kinds[int(fraction / self.batch_fault_rate * len(kinds))] if fraction < self.batch_fault_rate else None
 
-    def work(self, body: Json) -> str:
-        self.charged.append(count_tokens(body))
+    def charge_and_answer(self, body: Json) -> str:
+        self.charged_tokens.append(count_tokens(body))
         return self.answer(read_prompt(body))
 
-    def strictly(self, api: str, headers: Any, body: Json) -> Refusal | None:
+    def find_violation(self, api: str, headers: Any, body: Json) -> Refusal | None:
         """Returns how the API would refuse a request."""
         refusal = provider_rules.find_refusal(api, headers, body)
-        for name in (name for name in self.picky if name in body):
+        for name in (name for name in self.rejected_parameters if name in body):
             message = f"Unsupported parameter: '{name}' is not supported with this model."
             refusal = Refusal(400, message, name, "unsupported_parameter")
         if refusal:
-            self.broken_rules[refusal.message] += 1
+            self.rule_violations[refusal.message] += 1
         return refusal
 
     async def complete(
         self, request: web.Request, api: str, make_response: Callable[[Json, str], Json] | None = None
     ) -> web.StreamResponse:
-        body, make_response = await request.json(), make_response or self.bodies.get(api, RESPONSE_MAKERS[api])
+        body, make_response = await request.json(), make_response or self.response_makers.get(api, RESPONSE_MAKERS[api])
         prompt = read_prompt(body)
         attempts = self.attempts[prompt]
         self.attempts[prompt] += 1
-        self.seen.append((request.path, dict(request.headers), body))
+        self.requests.append((request.path, dict(request.headers), body))
         # A cloud names the model in the address.
         rule_body = {"model": request.match_info.get("model", "deployed"), **body}
-        if violation := self.strictly(api, request.headers, rule_body):
+        if violation := self.find_violation(api, request.headers, rule_body):
             return web.json_response(violation.body(api), status=violation.status)
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
-        while self.hold_after is not None and self.delivered.total() >= self.hold_after:
+        while self.hang_after is not None and self.delivered.total() >= self.hang_after:
             await asyncio.sleep(0.01)
         if refusal := self.refuse(prompt, attempts):
             payload = error_response(*CONTENT_FILTER_ERROR) if refusal[0] == ROW_ERROR else error_response("refused")
             status = 400 if refusal[0] == ROW_ERROR else refusal[0]
             return web.json_response(payload, status=status, headers=refusal[1])
-        if kind := self.fault(prompt, attempts):
-            self.met[kind] += 1
-            return await self.go_wrong(kind, request, body, make_response)
-        data = json.dumps(make_response(body, self.work(body))).encode()
-        response = await self.begun(request, len(data))
+        if kind := self.choose_fault(prompt, attempts):
+            self.fault_counts[kind] += 1
+            return await self.respond_with_fault(kind, request, body, make_response)
+        data = json.dumps(make_response(body, self.charge_and_answer(body))).encode()
+        response = await self.start_response(request, len(data))
         await response.write(data)
         await response.write_eof()
         self.delivered[prompt] += 1
         return response
 
-    async def begun(self, request: web.Request, length: int) -> web.StreamResponse:
+    async def start_response(self, request: web.Request, length: int) -> web.StreamResponse:
         headers = {"Content-Type": "application/json", "Content-Length": str(length), **self.headers}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         return response
 
-    async def go_wrong(
+    async def respond_with_fault(
         self, kind: str, request: web.Request, body: Json, make_response: Callable[[Json, str], Json]
     ) -> web.StreamResponse:
         if kind == "429":
             return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
         if kind == "500":
             return web.json_response(error_response("internal"), status=500)
-        data = json.dumps(make_response(body, self.work(body))).encode()
+        data = json.dumps(make_response(body, self.charge_and_answer(body))).encode()
         if kind == "text":
             return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
         if kind == "timeout":
             await asyncio.sleep(SLOW_SECONDS)
         assert request.transport is not None
         if kind == "truncated":
-            response = await self.begun(request, len(data))
+            response = await self.start_response(request, len(data))
             await response.write(data[: len(data) // 2])
             request.transport.close()
             return response
@@ -184,22 +184,22 @@ class Provider:
 
     # Batches of both wires
 
-    async def made(self, batch: Batch, payload: Json) -> web.Response:
+    async def add_batch(self, batch: Batch, payload: Json) -> web.Response:
         self.batches.append(batch)
-        if self.hold_created:
+        if self.hang_on_create:
             await asyncio.sleep(SLOW_SECONDS)
-        if self.fail_created:
-            self.fail_created -= 1
+        if self.create_failures:
+            self.create_failures -= 1
             return web.json_response(error_response("internal"), status=500)
         return web.json_response(payload)
 
-    def one(self, request: web.Request) -> Batch:
+    def find_batch(self, request: web.Request) -> Batch:
         return next(batch for batch in self.batches if batch.id == request.match_info["id"])
 
-    def unanswered(self, index: int) -> bool:
-        return self.end_state in ("cancelled", "expired") and index % 2 == 1
+    def is_unanswered(self, index: int) -> bool:
+        return self.batch_end_state in ("cancelled", "expired") and index % 2 == 1
 
-    def page(self, request: web.Request, cursor_key: str) -> tuple[list[Batch], bool]:
+    def list_page(self, request: web.Request, cursor_key: str) -> tuple[list[Batch], bool]:
         """The newest first, two on a page so that there is more than one."""
         batches = self.batches[::-1]
         if last_id := request.query.get(cursor_key):
@@ -225,7 +225,7 @@ def make_application(provider: Provider) -> web.Application:
 
     async def model(request: web.Request) -> web.Response:
         """In the words of both wires, which have this address in common."""
-        name, shutdown = request.match_info["model"], provider.shutdown
+        name, shutdown = request.match_info["model"], provider.shutdown_date
         if name == "unknown":
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         lifecycle = (

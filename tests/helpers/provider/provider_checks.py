@@ -46,7 +46,7 @@ def _request_fields(api: str) -> frozenset[str]:
 
 
 REASONING_MODEL = re.compile(r"^(gpt-[56]|o[134])(?!.*-chat)")
-FAMILIES_OF_EFFORT = (
+EFFORT_RULES = (
     (re.compile(r"^gpt-(6|5\.[2-6])"), ("none", "low", "medium", "high", "xhigh", "max"), "medium"),
     (re.compile(r"^gpt-5\.1"), ("none", "low", "medium", "high"), "none"),
     (re.compile(r"^gpt-5"), ("minimal", "low", "medium", "high"), "medium"),
@@ -63,18 +63,18 @@ OPENAI_KEYWORDS = {
 
 def _allowed_efforts(body: Json) -> tuple[tuple[str, ...], str | None]:
     """The efforts that a model takes, and the one that holds."""
-    for pattern, allowed, default in FAMILIES_OF_EFFORT:
+    for pattern, allowed, default in EFFORT_RULES:
         if pattern.search(str(body.get("model"))):
             return allowed, body.get("reasoning_effort") or default
     return (), None
 
 
-def bearer(headers: Headers, body: Json) -> Refusal | None:
+def check_bearer(headers: Headers, body: Json) -> Refusal | None:
     key = headers.get("authorization", "").removeprefix("Bearer ").strip()
     return None if key or headers.get("api-key") else Refusal(401, "You didn't provide an API key.")
 
 
-def known_model(headers: Headers, body: Json) -> Refusal | None:
+def check_model(headers: Headers, body: Json) -> Refusal | None:
     if body.get("model") == "unknown":
         return Refusal(404, "The model `unknown` does not exist or you do not have access to it.", "model")
     return None
@@ -83,12 +83,12 @@ def known_model(headers: Headers, body: Json) -> Refusal | None:
 # Chat completions
 
 
-def chat_fields(headers: Headers, body: Json) -> Refusal | None:
+def check_chat_fields(headers: Headers, body: Json) -> Refusal | None:
     extra = sorted(body.keys() - _request_fields("chat"))
     return Refusal(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter") if extra else None
 
 
-def chat_messages(headers: Headers, body: Json) -> Refusal | None:
+def check_chat_messages(headers: Headers, body: Json) -> Refusal | None:
     messages = body.get("messages")
     roles = ("system", "developer", "user", "assistant", "tool")
     if not messages or any(message.get("role") not in roles or not message.get("content") for message in messages):
@@ -96,7 +96,7 @@ def chat_messages(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def chat_sampling(headers: Headers, body: Json) -> Refusal | None:
+def check_chat_sampling(headers: Headers, body: Json) -> Refusal | None:
     if not REASONING_MODEL.search(str(body.get("model"))) or _allowed_efforts(body)[1] == "none":
         return None
     for name in ("temperature", "top_p", "logprobs", "top_logprobs"):
@@ -106,7 +106,7 @@ def chat_sampling(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def chat_effort(headers: Headers, body: Json) -> Refusal | None:
+def check_chat_effort(headers: Headers, body: Json) -> Refusal | None:
     if (effort := body.get("reasoning_effort")) is None:
         return None
     allowed = _allowed_efforts(body)[0]
@@ -120,7 +120,7 @@ def chat_effort(headers: Headers, body: Json) -> Refusal | None:
     return Refusal(400, message + ", ".join(allowed), "reasoning_effort", "unsupported_value")
 
 
-def chat_limit(headers: Headers, body: Json) -> Refusal | None:
+def check_chat_limit(headers: Headers, body: Json) -> Refusal | None:
     if "max_tokens" in body and REASONING_MODEL.search(str(body.get("model"))):
         message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
         return Refusal(400, message, "max_tokens", "unsupported_parameter")
@@ -129,7 +129,7 @@ def chat_limit(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def chat_schema(headers: Headers, body: Json) -> Refusal | None:
+def check_chat_schema(headers: Headers, body: Json) -> Refusal | None:
     response_format = body.get("response_format")
     if response_format is None:
         return None
@@ -171,24 +171,24 @@ def _strict_schema_problem(schema: Json, top: bool = False, depth: int = 1) -> s
 # Messages
 
 
-def messages_key(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_key(headers: Headers, body: Json) -> Refusal | None:
     bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
     return None if bearer or headers.get("x-api-key") else Refusal(401, "invalid x-api-key")
 
 
-def messages_version(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_version(headers: Headers, body: Json) -> Refusal | None:
     version = headers.get("anthropic-version") or body.get("anthropic_version")
     if version in ("2023-06-01", "2026-10-21") or str(version).startswith(("bedrock-", "vertex-")):
         return None
     return Refusal(400, f"anthropic-version: {version!r} is not a valid version")
 
 
-def messages_fields(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_fields(headers: Headers, body: Json) -> Refusal | None:
     extra = sorted(body.keys() - _request_fields("messages") - {"anthropic_version", "temperature", "top_p", "top_k"})
     return Refusal(400, f"{extra[0]}: Extra inputs are not permitted") if extra else None
 
 
-def messages_sampling(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_sampling(headers: Headers, body: Json) -> Refusal | None:
     unsupported = [name for name in ("temperature", "top_p", "top_k") if name in body]
     if unsupported and headers.get("anthropic-version") == "2026-10-21":
         return Refusal(400, f"{unsupported[0]}: Extra inputs are not permitted")
@@ -197,7 +197,7 @@ def messages_sampling(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def messages_turns(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_turns(headers: Headers, body: Json) -> Refusal | None:
     messages = body.get("messages") or [{}]
     if any(message.get("role") not in ("user", "assistant") or not message.get("content") for message in messages):
         return Refusal(400, "messages: each needs a role of user or assistant, and content")
@@ -206,13 +206,13 @@ def messages_turns(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def messages_limit(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_limit(headers: Headers, body: Json) -> Refusal | None:
     if "max_tokens" not in body:
         return Refusal(400, "max_tokens: Field required")
     return None if 0 <= body["max_tokens"] <= 128_000 else Refusal(400, f"max_tokens: {body['max_tokens']} > 128000")
 
 
-def messages_thinking(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_thinking(headers: Headers, body: Json) -> Refusal | None:
     thinking, model = body.get("thinking", {}), str(body.get("model"))
     kind = thinking.get("type")
     effort = body.get("output_config", {}).get("effort")
@@ -229,7 +229,7 @@ def messages_thinking(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def messages_schema(headers: Headers, body: Json) -> Refusal | None:
+def check_messages_schema(headers: Headers, body: Json) -> Refusal | None:
     from anthropic.lib._parse._transform import transform_schema
 
     output_format = body.get("output_config", {}).get("format")
@@ -247,7 +247,7 @@ def messages_schema(headers: Headers, body: Json) -> Refusal | None:
 # Decisions and System One
 
 
-def decision_fields(headers: Headers, body: Json) -> Refusal | None:
+def check_decision_fields(headers: Headers, body: Json) -> Refusal | None:
     if extra := sorted(body.keys() - _request_fields("decisions")):
         return Refusal(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter")
     if body.get("model") != "gpt-6-luna":
@@ -255,7 +255,7 @@ def decision_fields(headers: Headers, body: Json) -> Refusal | None:
     return None if isinstance(body.get("input"), str | list) else Refusal(400, "'input' is required", "input")
 
 
-def decision_questions(headers: Headers, body: Json) -> Refusal | None:
+def check_decision_questions(headers: Headers, body: Json) -> Refusal | None:
     questions = body.get("questions", [])
     if not 1 <= len(questions) <= 400:
         return Refusal(400, f"Invalid 'questions': 1 to 400 are taken, given {len(questions)}", "questions")
@@ -272,7 +272,7 @@ def decision_questions(headers: Headers, body: Json) -> Refusal | None:
     return None
 
 
-def systemone(headers: Headers, body: Json) -> Refusal | None:
+def check_systemone(headers: Headers, body: Json) -> Refusal | None:
     if extra := sorted(body.keys() - {"model", "state", "questions"}):
         return Refusal(422, f"{extra[0]}: unknown field")
     if not body.get("model") or not isinstance(body.get("questions"), dict) or not body["questions"]:

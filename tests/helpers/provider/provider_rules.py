@@ -27,16 +27,16 @@ class Rule:
 
     api: str
     """chat, messages, decisions, systemone."""
-    what: str
+    requirement: str
     source: str
-    broken: Callable[[Headers, Json], Refusal | None]
+    check: Callable[[Headers, Json], Refusal | None]
 
 
 def find_refusal(api: str, headers: Headers, body: Json) -> Refusal | None:
     """Returns the first rule that a request breaks, None where it breaks none."""
     lowercase_headers = {name.lower(): value for name, value in headers.items()}
     return next(
-        (refusal for rule in RULES if rule.api == api and (refusal := rule.broken(lowercase_headers, body))), None
+        (refusal for rule in RULES if rule.api == api and (refusal := rule.check(lowercase_headers, body))), None
     )
 
 
@@ -45,28 +45,34 @@ CLAUDE_REFERENCE = "anthropic SDK 2.12 types; platform.claude.com/docs: version 
 DECISIONS_REFERENCE = "openai SDK 3.54 types/decision_create_params.py; developers.openai.com/api/docs/guides/decisions"
 SYSTEMONE_REFERENCE = "docs.ollama.com/api/systemone, abacus.ai/help/route-llm/systemone, docs.fireworks.ai"
 RULES = (
-    Rule("chat", "a key is needed", OPENAI_REFERENCE, checks.bearer),
-    Rule("chat", "the model must exist", OPENAI_REFERENCE, checks.known_model),
-    Rule("chat", "no field that the API does not have", OPENAI_REFERENCE, checks.chat_fields),
-    Rule("chat", "messages with roles and content", OPENAI_REFERENCE, checks.chat_messages),
-    Rule("chat", "reasoning: no sampling or logprobs unless effort is none", OPENAI_REFERENCE, checks.chat_sampling),
-    Rule("chat", "efforts by model", OPENAI_REFERENCE, checks.chat_effort),
-    Rule("chat", "reasoning models: max_completion_tokens, at most 128,000", OPENAI_REFERENCE, checks.chat_limit),
-    Rule("chat", "strict schemas: keywords, all required, no other keys", OPENAI_REFERENCE, checks.chat_schema),
-    Rule("messages", "a key is needed", CLAUDE_REFERENCE, checks.messages_key),
-    Rule("messages", "a version is needed", CLAUDE_REFERENCE, checks.messages_version),
-    Rule("messages", "the model must exist", CLAUDE_REFERENCE, checks.known_model),
-    Rule("messages", "no field that the API does not have", CLAUDE_REFERENCE, checks.messages_fields),
-    Rule("messages", "no sampling under 2026-10-21, nor from 4.7 on", CLAUDE_REFERENCE, checks.messages_sampling),
-    Rule("messages", "turns of user and assistant, no prefill", CLAUDE_REFERENCE, checks.messages_turns),
-    Rule("messages", "max_tokens is needed", CLAUDE_REFERENCE, checks.messages_limit),
-    Rule("messages", "thinking and effort by model", CLAUDE_REFERENCE, checks.messages_thinking),
-    Rule("messages", "schemas as the SDK's own helper leaves them", CLAUDE_REFERENCE, checks.messages_schema),
-    Rule("decisions", "a key is needed", DECISIONS_REFERENCE, checks.bearer),
-    Rule("decisions", "its fields, and gpt-6-luna alone", DECISIONS_REFERENCE, checks.decision_fields),
-    Rule("decisions", "1 to 400 questions, 2 to 255 unique choices", DECISIONS_REFERENCE, checks.decision_questions),
-    Rule("systemone", "a key is needed", SYSTEMONE_REFERENCE, checks.bearer),
-    Rule("systemone", "model, state and questions alone; 1 to 255 options", SYSTEMONE_REFERENCE, checks.systemone),
+    Rule("chat", "a key is needed", OPENAI_REFERENCE, checks.check_bearer),
+    Rule("chat", "the model must exist", OPENAI_REFERENCE, checks.check_model),
+    Rule("chat", "no field that the API does not have", OPENAI_REFERENCE, checks.check_chat_fields),
+    Rule("chat", "messages with roles and content", OPENAI_REFERENCE, checks.check_chat_messages),
+    Rule(
+        "chat", "reasoning: no sampling or logprobs unless effort is none", OPENAI_REFERENCE, checks.check_chat_sampling
+    ),
+    Rule("chat", "efforts by model", OPENAI_REFERENCE, checks.check_chat_effort),
+    Rule("chat", "reasoning models: max_completion_tokens, at most 128,000", OPENAI_REFERENCE, checks.check_chat_limit),
+    Rule("chat", "strict schemas: keywords, all required, no other keys", OPENAI_REFERENCE, checks.check_chat_schema),
+    Rule("messages", "a key is needed", CLAUDE_REFERENCE, checks.check_messages_key),
+    Rule("messages", "a version is needed", CLAUDE_REFERENCE, checks.check_messages_version),
+    Rule("messages", "the model must exist", CLAUDE_REFERENCE, checks.check_model),
+    Rule("messages", "no field that the API does not have", CLAUDE_REFERENCE, checks.check_messages_fields),
+    Rule("messages", "no sampling under 2026-10-21, nor from 4.7 on", CLAUDE_REFERENCE, checks.check_messages_sampling),
+    Rule("messages", "turns of user and assistant, no prefill", CLAUDE_REFERENCE, checks.check_messages_turns),
+    Rule("messages", "max_tokens is needed", CLAUDE_REFERENCE, checks.check_messages_limit),
+    Rule("messages", "thinking and effort by model", CLAUDE_REFERENCE, checks.check_messages_thinking),
+    Rule("messages", "schemas as the SDK's own helper leaves them", CLAUDE_REFERENCE, checks.check_messages_schema),
+    Rule("decisions", "a key is needed", DECISIONS_REFERENCE, checks.check_bearer),
+    Rule("decisions", "its fields, and gpt-6-luna alone", DECISIONS_REFERENCE, checks.check_decision_fields),
+    Rule(
+        "decisions", "1 to 400 questions, 2 to 255 unique choices", DECISIONS_REFERENCE, checks.check_decision_questions
+    ),
+    Rule("systemone", "a key is needed", SYSTEMONE_REFERENCE, checks.check_bearer),
+    Rule(
+        "systemone", "model, state and questions alone; 1 to 255 options", SYSTEMONE_REFERENCE, checks.check_systemone
+    ),
 )
 
 

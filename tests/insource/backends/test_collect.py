@@ -21,11 +21,11 @@ from tests.helpers.api_requests import (
     Price,
     collect,
     collect_and_kill,
-    make_endpoint,
+    make_backend,
     make_request,
     make_requests,
     outputs_by_row,
-    read_journal_lines,
+    read_cache_lines,
     sum_cost_usd,
 )
 from tests.helpers.provider.faulty_provider import FAULT_KINDS, ROW_ERROR, Provider, run_provider
@@ -64,18 +64,18 @@ def right(result: CollectResult) -> bool:
 def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
     path: Path, wire: ApiFormat, rows: int
 ) -> None:
-    provider, budget, price = Provider(faults=0.2), Budget(10.0), Price()
+    provider, budget, price = Provider(fault_rate=0.2), Budget(10.0), Price()
     with run_provider(provider) as address:
         result = collect(address, path, make_requests(rows), wire, budget=budget, price=price)
     assert result.complete and result.n_requested == len(result.answers) == rows
     assert right(result) and all(response.error is None and response.final for response in result.answers.values())
     assert len(provider.delivered) == rows and set(provider.delivered.values()) == {1}
     if rows == FULL:
-        assert provider.met.keys() == set(FAULT_KINDS)
+        assert provider.fault_counts.keys() == set(FAULT_KINDS)
     assert result.n_retries == provider.attempts.total() - rows >= rows * 0.15
     # What was worked out and did not arrive may have been charged: it is not held to be free.
-    assert len(provider.charged) > rows
-    assert price.of(provider.charged) <= result.spent_usd == pytest.approx(budget.spent_usd)
+    assert len(provider.charged_tokens) > rows
+    assert price.sum_usd(provider.charged_tokens) <= result.spent_usd == pytest.approx(budget.spent_usd)
     assert budget.spent_usd <= budget.limit_usd
     assert [response.key for response in response_cache.read_responses(path)] != [] and len(
         response_cache.read_responses(path)
@@ -86,9 +86,9 @@ def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
 def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None:
     provider = Provider()
     with run_provider(provider) as address:
-        endpoint = make_endpoint(address, wire)
+        endpoint = make_backend(address, wire)
         assert asking.fetch_shutdown_date(endpoint) is None
-        provider.shutdown = "2027-01-31"
+        provider.shutdown_date = "2027-01-31"
         assert asking.fetch_shutdown_date(endpoint) == "2027-01-31"
         assert asking.fetch_shutdown_date(replace(endpoint, model="unknown")) is None
     assert asking.fetch_shutdown_date(endpoint) is None, "nobody is there"
@@ -104,13 +104,13 @@ def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None
     ],
 )
 def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, wire: ApiFormat, rows: int) -> None:
-    path, provider = tmp_path / "killed.jsonl", Provider(faults=0.2, hold_after=rows // 2)
+    path, provider = tmp_path / "killed.jsonl", Provider(fault_rate=0.2, hang_after=rows // 2)
     with run_provider(provider) as address:
         collect_and_kill(
-            address, path, wire, "live", rows, should_kill=lambda: len(read_journal_lines(path)) >= rows // 4
+            address, path, wire, "live", rows, should_kill=lambda: len(read_cache_lines(path)) >= rows // 4
         )
-        provider.hold_after = None
-        cached = {entry["id"]: entry for entry in read_journal_lines(path)}
+        provider.hang_after = None
+        cached = {entry["id"]: entry for entry in read_cache_lines(path)}
         attempts_before = provider.attempts.copy()
         resumed = collect(address, path, make_requests(rows), wire)
     assert rows // 4 <= len(cached) < rows and resumed.n_reused == len(cached)
@@ -125,16 +125,16 @@ def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Pa
 @pytest.mark.parametrize(("concurrency", "faults"), [(1, 0.0), (16, 0.0), (16, 0.2)])
 def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int, faults: float) -> None:
     price, requests = Price(), make_requests(200)
-    with run_provider(Provider(faults=faults)) as address:
+    with run_provider(Provider(fault_rate=faults)) as address:
         full_usd = collect(address, path.with_name("whole.jsonl"), requests).spent_usd
-    budget, provider = Budget(full_usd / 2), Provider(faults=faults)
+    budget, provider = Budget(full_usd / 2), Provider(fault_rate=faults)
     with run_provider(provider) as address:
-        endpoint = make_endpoint(address, concurrency=concurrency)
+        endpoint = make_backend(address, concurrency=concurrency)
         result = collect(address, path, requests, backend=endpoint, budget=budget, price=price)
         assert not result.complete and result.why_incomplete is not None
         message = f"asked {len(result.answers)} of 200: the next call could exceed budget_usd {budget.limit_usd:g}"
         assert result.why_incomplete == message
-        assert price.of(provider.charged) <= result.spent_usd <= budget.limit_usd
+        assert price.sum_usd(provider.charged_tokens) <= result.spent_usd <= budget.limit_usd
         # Nor is it left unused: what was set aside for calls on their way was given back.
         assert budget.remaining_usd < budgets.SystemBudget(None, price).max_usd(requests[-1].request)
         assert result.spent_usd == pytest.approx(sum_cost_usd(path))
@@ -147,9 +147,9 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
 def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provider: Provider) -> None:
     result = collect(address, path, make_requests(5), budget=Budget(0))
     assert result.why_incomplete == "asked 0 of 5: the next call could exceed budget_usd 0"
-    assert not provider.seen and not result.answers
+    assert not provider.requests and not result.answers
     exhausted = collect(address, path, make_requests(5), budget=Budget(1, spent_usd=1))
-    assert not exhausted.complete and not provider.seen
+    assert not exhausted.complete and not provider.requests
 
 
 def test_a_budget_without_a_price_is_refused(path: Path) -> None:
@@ -182,27 +182,27 @@ def test_the_estimate_is_not_exceeded(path: Path, address: str) -> None:
         estimate.requests == 50
         and budgets.estimate_cost(requests, Price(), batch=True).upper_usd == estimate.upper_usd / 2
     )
-    assert collection.count_pending_requests(make_endpoint(address), IDENTITY, make_requests(60), path) == 10
+    assert collection.count_pending_requests(make_backend(address), IDENTITY, make_requests(60), path) == 10
 
 
 def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address: str, provider: Provider) -> None:
     first_result = collect(address, path, make_requests(3))
     repeated = collect(address, path, make_requests(3))
     assert (first_result.n_requested, first_result.n_reused, repeated.n_requested, repeated.n_reused) == (3, 0, 0, 3)
-    assert outputs_by_row(first_result) == outputs_by_row(repeated) and len(provider.seen) == 3
+    assert outputs_by_row(first_result) == outputs_by_row(repeated) and len(provider.requests) == 3
     assert all(response.reused and response.latency_seconds for response in repeated.answers.values())
     for changes in (
         {"asked": make_requests(3, instruction="what of")},
         {"asked": make_requests(3, max_tokens=17)},
         {"asked": make_requests(3, repeat=1)},
-        {"backend": replace(make_endpoint(address), effort="low")},
-        {"backend": make_endpoint(address, model="other")},
+        {"backend": replace(make_backend(address), effort="low")},
+        {"backend": make_backend(address, model="other")},
         {"identity": ["openai", "somebody else"]},
     ):
         result = collect(address, path, changes.pop("asked", make_requests(3)), **changes)
         assert (result.n_requested, result.n_reused) == (3, 0), changes
-    assert len(provider.seen) == 3 * 7
-    moved_endpoint = make_endpoint(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
+    assert len(provider.requests) == 3 * 7
+    moved_endpoint = make_backend(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
     assert collect(address, path, make_requests(3), backend=moved_endpoint).n_reused == 3
 
 
@@ -226,7 +226,7 @@ def test_what_may_pass_is_asked_again_another_day_and_what_will_not_is_not(path:
     provider.refuse = lambda prompt, attempts: refusals[prompt]
     requests = [make_request(prompt, prompt) for prompt in refusals]
     with run_provider(provider) as address:
-        result = collect(address, path, requests, backend=make_endpoint(address, retries=1))
+        result = collect(address, path, requests, backend=make_backend(address, retries=1))
         assert {row for (row, _), response in result.answers.items() if response.error} == {
             "bad question", "wrong key", "out of order",
         }  # fmt: skip
@@ -269,7 +269,7 @@ def test_an_empty_answer_and_a_refusal_are_answers(path: Path) -> None:
 
 
 def test_a_provider_that_is_gone_is_not_asked_three_thousand_times(path: Path) -> None:
-    unreachable = make_endpoint("http://127.0.0.1:9", retries=0, concurrency=4)
+    unreachable = make_backend("http://127.0.0.1:9", retries=0, concurrency=4)
     result = collect("", path, make_requests(500), backend=unreachable, budget=Budget(1))
     assert not result.complete and MAX_CONSECUTIVE_FAILURES <= len(result.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 4
     assert result.why_incomplete is not None and "20 requests in succession brought no answer" in result.why_incomplete
@@ -281,7 +281,7 @@ def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, pro
     provider.refuse = lambda prompt, attempts: (429, {"Retry-After": "3600"})
     result = collect(address, path, make_requests(200))
     assert not result.complete and result.why_incomplete is not None and "asks to wait 3600 s" in result.why_incomplete
-    assert len(provider.seen) <= 16
+    assert len(provider.requests) <= 16
 
 
 def row(number: int) -> CachedResponse:
@@ -349,7 +349,7 @@ def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wro
     with run_provider(provider) as address:
         # As this project asked until November 2026: with a temperature, which neither of them takes.
         for wire in ("openai", "anthropic"):
-            backend = replace(make_endpoint(address, wire), temperature=0.0)  # type: ignore[arg-type]
+            backend = replace(make_backend(address, wire), temperature=0.0)  # type: ignore[arg-type]
             result = collect(address, path.with_name(wire), make_requests(500), backend=backend)
             assert not result.complete and all(response.refused for response in result.answers.values())
             assert MAX_CONSECUTIVE_FAILURES <= len(result.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 16
@@ -361,7 +361,7 @@ def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wro
 def test_a_key_that_is_revoked_in_the_middle_leaves_it_incomplete_and_the_next_run_asks_the_rest(
     path: Path, wire: ApiFormat
 ) -> None:
-    provider = Provider(faults=0.1)
+    provider = Provider(fault_rate=0.1)
     provider.refuse = lambda prompt, attempts: (401, {}) if provider.delivered.total() >= 60 else None
     with run_provider(provider) as address:
         result = collect(address, path, make_requests(200), wire)

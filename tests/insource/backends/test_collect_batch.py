@@ -17,7 +17,7 @@ from tests.helpers.api_requests import (
     Price,
     collect,
     collect_and_kill,
-    make_endpoint,
+    make_backend,
     make_requests,
     outputs_by_row,
     read_pending_batch,
@@ -49,7 +49,7 @@ def test_a_batch_brings_every_answer_at_its_own_price(
 ) -> None:
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=Budget(1))
     assert result.complete and outputs_by_row(result) == EXPECTED and result.n_requested == ROWS
-    assert len(provider.batches) == 1 and read_pending_batch(path) is None and not provider.seen
+    assert len(provider.batches) == 1 and read_pending_batch(path) is None and not provider.requests
     response = result.answers["T000007", 0]
     assert (
         response.batch
@@ -69,7 +69,7 @@ def test_a_batch_brings_every_answer_at_its_own_price(
 def test_constrained_answers_are_unwrapped(path: Path, provider: Provider, wire: ApiFormat) -> None:
     provider.answer = lambda prompt: json.dumps({"answer": correct_label(prompt)})
     with run_provider(provider) as address:
-        endpoint = make_endpoint(address, wire, structured="json_schema")
+        endpoint = make_backend(address, wire, structured="json_schema")
         result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=endpoint)
     assert outputs_by_row(result) == EXPECTED
 
@@ -78,13 +78,13 @@ def test_constrained_answers_are_unwrapped(path: Path, provider: Provider, wire:
 def test_killed_while_it_waits_it_waits_for_the_same_batch(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.ended = False
+    provider.batches_ended = False
     collect_and_kill(
         address, path, wire, "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     pending = read_pending_batch(path)
     assert pending is not None and len(pending["keys"]) == ROWS and len(provider.batches) == 1
-    provider.ended = True
+    provider.batches_ended = True
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert result.complete and outputs_by_row(result) == EXPECTED
     assert [batch.id for batch in provider.batches] == [pending["id"]] and read_pending_batch(path) is None
@@ -94,11 +94,11 @@ def test_killed_while_it_waits_it_waits_for_the_same_batch(
 def test_killed_before_it_knew_the_id_it_finds_the_batch(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.hold_created = True
+    provider.hang_on_create = True
     collect_and_kill(address, path, wire, "batch", ROWS, should_kill=lambda: len(provider.batches) == 1)
     pending = read_pending_batch(path)
     assert pending is not None and pending["id"] is None
-    provider.hold_created = False
+    provider.hang_on_create = False
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert result.complete and outputs_by_row(result) == EXPECTED and len(provider.batches) == 1
 
@@ -107,7 +107,7 @@ def test_killed_before_it_knew_the_id_it_finds_the_batch(
 def test_a_batch_that_was_made_though_the_answer_was_an_error_is_not_made_again(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.fail_created = 1
+    provider.create_failures = 1
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert result.complete and outputs_by_row(result) == EXPECTED and len(provider.batches) == 1
 
@@ -116,12 +116,12 @@ def test_a_batch_that_was_made_though_the_answer_was_an_error_is_not_made_again(
 def test_killed_between_journal_and_file_it_writes_no_line_twice(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.ended = False
+    provider.batches_ended = False
     collect_and_kill(
         address, path, wire, "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     file = path.with_suffix(".batch.json")
-    pending_bytes, provider.ended = file.read_bytes(), True
+    pending_bytes, provider.batches_ended = file.read_bytes(), True
     collect(address, path, make_requests(ROWS), wire, mode="batch")
     file.write_bytes(pending_bytes)
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
@@ -135,13 +135,13 @@ def test_killed_between_journal_and_file_it_writes_no_line_twice(
 
 def test_a_strangers_batch_of_the_same_size_is_recognised(path: Path, provider: Provider) -> None:
     with run_provider(provider) as address:
-        provider.hold_created = True
+        provider.hang_on_create = True
         collect_and_kill(address, path, "anthropic", "batch", ROWS, should_kill=lambda: len(provider.batches) == 1)
-        provider.hold_created = False
+        provider.hang_on_create = False
         (own_batch,) = provider.batches
         # Ours never came to be; somebody else made one at that time.
         other_requests = [(f"other-{index}", body) for index, (_, body) in enumerate(own_batch.requests)]
-        provider.batches[:] = [Batch("msgbatch_other", other_requests, own_batch.created)]
+        provider.batches[:] = [Batch("msgbatch_other", other_requests, own_batch.created_at)]
         result = collect(address, path, make_requests(ROWS), "anthropic", mode="batch")
     assert result.complete and outputs_by_row(result) == EXPECTED
     assert [batch.id for batch in provider.batches] == ["msgbatch_other", "msgbatch_1"]
@@ -151,7 +151,7 @@ def test_a_strangers_batch_of_the_same_size_is_recognised(path: Path, provider: 
 def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.end_state = "expired"
+    provider.batch_end_state = "expired"
     budget = Budget(1)
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=budget)
     assert not result.complete and len(result.answers) == ROWS
@@ -160,7 +160,7 @@ def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
     expired = [item for item in result.answers.values() if item.error]
     assert len(expired) == ROWS // 2 and all("expired" in (item.error or "") and not item.final for item in expired)
     assert budget.spent_usd == pytest.approx(sum(item.usd or 0 for item in result.answers.values()))
-    provider.end_state = "completed"
+    provider.batch_end_state = "completed"
     repeated = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert repeated.complete and outputs_by_row(repeated) == EXPECTED and repeated.n_reused == ROWS // 2
     assert [len(item.requests) for item in provider.batches] == [ROWS, ROWS // 2]
@@ -170,7 +170,7 @@ def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
 def test_a_bad_question_in_a_batch_is_wrong_for_good(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.batch_refuse = lambda prompt: prompt == "row 3"
+    provider.is_filtered = lambda prompt: prompt == "row 3"
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert result.complete
     (failed,) = [response for response in result.answers.values() if response.error]
@@ -182,7 +182,7 @@ def test_a_bad_question_in_a_batch_is_wrong_for_good(
 def test_a_cancelled_batch_is_told_and_what_it_brought_is_kept(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.end_state = "cancelled"
+    provider.batch_end_state = "cancelled"
     result = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert not result.complete and result.why_incomplete is not None and "was cancelled" in result.why_incomplete
     assert (
@@ -192,7 +192,7 @@ def test_a_cancelled_batch_is_told_and_what_it_brought_is_kept(
 
 
 def test_a_batch_that_the_provider_does_not_take_is_told(path: Path, address: str, provider: Provider) -> None:
-    provider.end_state = "failed"
+    provider.batch_end_state = "failed"
     budget = Budget(1)
     result = collect(address, path, make_requests(ROWS), mode="batch", budget=budget)
     assert result.why_incomplete is not None and "batch_0 failed: failed, 0 of 120 done" in result.why_incomplete
@@ -220,33 +220,33 @@ def test_one_batch_after_the_other_as_the_budget_surely_allows(
 
 
 def test_a_batch_begun_elsewhere_is_not_looked_for_here(path: Path, address: str, provider: Provider) -> None:
-    provider.ended = False
+    provider.batches_ended = False
     collect_and_kill(
         address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
-    other_endpoint = replace(make_endpoint(address), base_url="http://127.0.0.1:9/v1")
+    other_endpoint = replace(make_backend(address), base_url="http://127.0.0.1:9/v1")
     with pytest.raises(StageError, match="holds a batch that was begun at"):
         collect(address, path, make_requests(ROWS), mode="batch", backend=other_endpoint)
 
 
 def test_what_is_on_its_way_in_a_batch_is_not_asked_live(path: Path, address: str, provider: Provider) -> None:
-    provider.ended = False
+    provider.batches_ended = False
     collect_and_kill(
         address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     with pytest.raises(RecipeError, match="a batch that was begun and will be paid for"):
         collect(address, path, make_requests(ROWS), mode="live")
-    assert not provider.seen
+    assert not provider.requests
 
 
 def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
     path: Path, address: str, provider: Provider
 ) -> None:
-    provider.ended = False
+    provider.batches_ended = False
     collect_and_kill(
         address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
-    provider.ended = True
+    provider.batches_ended = True
     budget = Budget(1)
     result = collect(address, path, make_requests(ROWS, max_tokens=17), mode="batch", budget=budget)
     assert result.complete and result.n_requested == ROWS and len(provider.batches) == 2
@@ -259,14 +259,14 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
 def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    provider.ended = False
+    provider.batches_ended = False
     collect_and_kill(
         address, path, wire, "batch", 3080, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
-    provider.ended = True
-    endpoint = make_endpoint(address, wire, timeout_seconds=60.0)
+    provider.batches_ended = True
+    endpoint = make_backend(address, wire, timeout_seconds=60.0)
     result = collect(address, path, make_requests(3080), wire, mode="batch", budget=Budget(50), backend=endpoint)
-    assert result.complete and len(provider.batches) == 1 and not provider.broken_rules
+    assert result.complete and len(provider.batches) == 1 and not provider.rule_violations
     assert outputs_by_row(result) == {(f"T{index:06}", 0): correct_label(f"row {index}") for index in range(3080)}
     assert len(response_cache.read_responses(path)) == 3080
 
@@ -275,7 +275,7 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
 def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wrong_answers(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    backend = replace(make_endpoint(address, wire), temperature=0.0)
+    backend = replace(make_backend(address, wire), temperature=0.0)
     result = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=backend)
     assert not result.complete and all(response.refused and not response.final for response in result.answers.values())
     assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (result.why_incomplete or "")
@@ -291,7 +291,7 @@ def test_an_endpoint_that_decides_has_no_batches() -> None:
 @pytest.mark.parametrize("minutes", [-40, 0, 40])
 def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: ApiFormat, minutes: int) -> None:
     async def ask() -> None:
-        backend = make_endpoint(address, wire)
+        backend = make_backend(address, wire)
         async with asking.API_MODULES[wire].make_client(backend) as client:
             requests = [replace(question.request, id=question.id) for question in make_requests(3)]
             ids = [request.id for request in requests]

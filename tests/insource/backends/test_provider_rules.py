@@ -44,7 +44,7 @@ def test_the_rules_were_checked_with_the_sdks_of_the_lock(lock: str) -> None:
 
 
 def test_every_rule_has_a_source_and_every_api_has_rules() -> None:
-    assert all(rule.source and rule.what for rule in RULES)
+    assert all(rule.source and rule.requirement for rule in RULES)
     assert {rule.api for rule in RULES} == {"chat", "messages", "decisions", "systemone"}
 
 

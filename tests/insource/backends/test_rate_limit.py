@@ -15,7 +15,7 @@ from insource.backends.rate_limit import RateLimiter, parse_reset_seconds, secon
 from insource.backends.types import Backend
 from insource.backends.wire import anthropic_messages
 from insource.config.errors import RecipeError
-from tests.helpers.api_requests import collect, make_endpoint, make_requests
+from tests.helpers.api_requests import collect, make_backend, make_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import correct_label
 
@@ -87,7 +87,7 @@ def test_one_refusal_holds_everybody_until_the_time_it_told(tmp_path: Path) -> N
         return (429, {"Retry-After": "0.7"}) if len(arrivals) == 1 else None
 
     with run_provider(Provider(refuse=refuse)) as address:
-        endpoint = make_endpoint(address, concurrency=1)
+        endpoint = make_backend(address, concurrency=1)
         result = collect(address, tmp_path / "a.jsonl", make_requests(5), backend=endpoint)
     assert result.complete and len(arrivals) == 6
     assert arrivals[1] - arrivals[0] >= 0.7
@@ -108,7 +108,7 @@ def test_a_limit_used_up_is_waited_for_before_it_is_refused(wire: str) -> None:
     with run_provider(provider) as address:
         started_at = time.monotonic()
         replies = complete_all(
-            make_endpoint(address, wire, concurrency=1), [question.request for question in make_requests(2)]
+            make_backend(address, wire, concurrency=1), [question.request for question in make_requests(2)]
         )  # type: ignore[arg-type]
     assert [len(reply.attempt_latencies_seconds) for reply in replies] == [1, 1]
     assert time.monotonic() - started_at >= 0.5
@@ -129,7 +129,7 @@ def test_azure_is_asked_at_its_deployment(monkeypatch: pytest.MonkeyPatch) -> No
             one(backend)
         monkeypatch.setenv("OPENAI_API_VERSION", "2026-01-01")
         assert one(backend) == correct_label("row 0")
-    ((path, headers, _),) = provider.seen
+    ((path, headers, _),) = provider.requests
     assert path == "/openai/deployments/gpt-x/chat/completions" and headers["api-key"] == "secret"
 
 
@@ -139,7 +139,7 @@ def test_bedrock_is_asked_by_the_models_name(monkeypatch: pytest.MonkeyPatch) ->
     with run_provider(provider) as address:
         backend = Backend("anthropic", "anthropic.claude-x-v1:0", address, api_key="secret", cloud="bedrock")
         assert one(backend) == correct_label("row 0")
-    ((path, headers, body),) = provider.seen
+    ((path, headers, body),) = provider.requests
     assert path == "/model/anthropic.claude-x-v1:0/invoke" and headers["Authorization"] == "Bearer secret"
     assert "model" not in body and body["anthropic_version"] and body["max_tokens"] == 16
 
@@ -154,7 +154,7 @@ def test_vertex_is_asked_in_its_project(monkeypatch: pytest.MonkeyPatch) -> None
             one(backend)
         monkeypatch.setenv("ANTHROPIC_VERTEX_PROJECT_ID", "ours")
         assert one(backend) == correct_label("row 0")
-    ((path, headers, body),) = provider.seen
+    ((path, headers, body),) = provider.requests
     assert path.startswith("/projects/ours/locations/europe-west1/publishers/anthropic/models/claude-x")
     assert path.endswith(":rawPredict") and headers["Authorization"] == "Bearer secret" and "model" not in body
 

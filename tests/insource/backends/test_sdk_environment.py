@@ -12,7 +12,7 @@ from insource.backends.client import complete_all
 from insource.backends.types import ApiFormat, Backend
 from insource.backends.wire import anthropic_messages, openai_chat
 from insource.backends.wire.sdk_environment import ACCOUNT_VARIABLES, IGNORED_VARIABLES
-from tests.helpers.api_requests import as_decisions, make_endpoint, make_requests
+from tests.helpers.api_requests import make_backend, make_requests, to_choice_requests
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 HEADERS = "Authorization: Bearer of-another\nX-Gateway: 1\nanthropic-version: 2023-06-01\nx-api-key: of-another"
@@ -33,10 +33,10 @@ def sent(wire: ApiFormat) -> dict[str, str]:
     """The headers of a request to a host that is not the provider's own."""
     provider, requests = Provider(), make_requests(1)
     with run_provider(provider) as address:
-        questions = as_decisions(requests) if wire in ("decisions", "systemone") else requests
-        (reply,) = complete_all(make_endpoint(address, wire), [questions[0].request])
+        questions = to_choice_requests(requests) if wire in ("decisions", "systemone") else requests
+        (reply,) = complete_all(make_backend(address, wire), [questions[0].request])
     assert reply.completion is not None, reply.error
-    ((_, headers, _),) = provider.seen
+    ((_, headers, _),) = provider.requests
     return {name.lower(): value for name, value in headers.items()}
 
 
@@ -78,7 +78,7 @@ def test_a_stand_in_for_azure_on_this_machine_does_not_get_azures_key(monkeypatc
         complete_all(
             Backend("openai", "gpt-x", address, cloud="azure", temperature=None), [make_requests(1)[0].request]
         )
-    ((_, headers, _),) = provider.seen
+    ((_, headers, _),) = provider.requests
     assert "of-azure" not in str(headers)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.statistics.paired_intervals import bca_rates
+from bench.statistics.paired_intervals import bca_upper_bound
 from insource.stats import metric_stats, paired
 from insource.stats.metric_stats import MetricStats
 from insource.stats.paired import PairedDifference
@@ -78,7 +78,7 @@ def test_five_of_128_rows_lost_do_not_prove_a_drop() -> None:
     # The BCa bootstrap that the parity check had before claims at least 1.6 points of these rows.
     difference = paired.compute_paired_difference(*table(109, 0, 5, 14))
     assert paired.classify_difference(difference, 0.01) == paired.classify_difference(difference, 0.016) == "undecided"
-    assert difference.high > 0 and bca_rates(5, 0, 128) < -0.015
+    assert difference.high > 0 and bca_upper_bound(5, 0, 128) < -0.015
     assert paired.classify_difference(paired.compute_paired_difference(*table(109, 0, 10, 9)), 0.01) == "worse"
 
 

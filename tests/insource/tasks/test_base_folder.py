@@ -80,7 +80,7 @@ def test_the_census_of_templates_writes_its_table_into_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = []
-    for kind in (kinds.HYBRID, kinds.STOP_OF_CONFIG, kinds.SPACE_BEFORE, kinds.CHANNEL):
+    for kind in (kinds.HYBRID, kinds.STOP_OF_CONFIG, kinds.SPACE_BEFORE_ANSWER, kinds.CHANNEL):
         (tmp_path / f"{kind.model}.jinja").write_text(kind.template, encoding="utf-8")
         lines.append("\t".join((kind.model, f"{kind.model}.jinja", "", kind.eos, " ".join(kind.stops))))
     (tmp_path / "list.tsv").write_text("# name, file, bos, eos, stops\n" + "\n".join(lines) + "\n", encoding="utf-8")

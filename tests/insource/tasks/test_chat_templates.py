@@ -30,7 +30,7 @@ TAKEN = [
     (kinds.DISAGREES_WHEN_OFF, {"enable_thinking": "not set"}, "<|end|>", False),
     (kinds.STOP_OF_CONFIG, {}, "<end_of_turn>", False),
     (kinds.DATE_IN_PROMPT, {"date": "2026-01-01"}, "<|end|>", False),
-    (kinds.SPACE_BEFORE, {}, "<|end|>", True),
+    (kinds.SPACE_BEFORE_ANSWER, {}, "<|end|>", True),
     (kinds.EMPTY_CHANNEL, {}, "<|end|>", True),
     (kinds.EMPTY_THOUGHT_IN_ANSWER, {}, "<|end|>", True),
     (kinds.STOP_AFTER_END, {}, "<|end|>", True),
@@ -56,14 +56,14 @@ def test_what_is_learnt_is_what_is_served_and_decoded(
 ) -> None:
     rendering = chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
     tokenizer = rendering.tokenizer
-    assert (rendering.pinned, tokenizer.eos_token, rendering.own_suffix_reason is not None) == (
+    assert (rendering.pinned_values, tokenizer.eos_token, rendering.own_suffix_reason is not None) == (
         pinned,
         stop,
         own_suffix,
     )
     (example,) = chat_template.render_examples(tokenizer, [ASK], ["late_fee"])
     served = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
-    assert example.prompt_ids == served == chat_template.prompt_ids(tokenizer, [ASK])[0]
+    assert example.prompt_ids == served == chat_template.encode_prompts(tokenizer, [ASK])[0]
     assert tokenizer.decode(example.completion_ids) == f"late_fee{stop}"
     row = TokenizedRow("T1", example.prompt_ids, (example.completion_ids,))
     decodability.check_answers_decodable(
@@ -99,7 +99,7 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
     tokenizer.save_pretrained(folder / "adapter")
     saved_tokenizer = chat_template.load_saved_tokenizer(str(folder / "adapter"))
     assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
-    prompt_ids = chat_template.prompt_ids(saved_tokenizer, [ASK])[0]
+    prompt_ids = chat_template.encode_prompts(saved_tokenizer, [ASK])[0]
     monkeypatch.setattr(clock, "datetime", Tomorrow)
     arguments = {"enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF, "thinking": True}
     changed_ids = saved_tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **arguments)
@@ -115,7 +115,7 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
 @pytest.mark.parametrize("first", ["", "\n", "  ", "\n\n  "])
 def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
     """With the same switch the published template writes the same text, white space at its beginning included."""
-    kind = replace(kinds.THINKS_BY_DEFAULT, first=first + "{{ strftime_now('Year') }}")
+    kind = replace(kinds.THINKS_BY_DEFAULT, preamble=first + "{{ strftime_now('Year') }}")
     tokenizer = chat_template.load_tokenizer(Model(base=str(folder_of(tmp_path, kind))))
     assert tokenizer.chat_template.endswith(kind.template)
     pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
@@ -142,14 +142,14 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
 
 
 def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
-    kind = TemplateKind("x", first="{% set form = '%Y' %}{{ strftime_now(form) }}")
+    kind = TemplateKind("x", preamble="{% set form = '%Y' %}{{ strftime_now(form) }}")
     with pytest.raises(RecipeError, match="in a format that it computes"):
         chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
 
 
 def test_the_pocket_model_is_rendered_by_its_published_template(tokenizer: Any) -> None:
     rendering = chat_template.load_rendering(Model(base=tokenizer.name_or_path))
-    assert (rendering.pinned, rendering.own_suffix_reason, rendering.summary_lines()) == ({}, None, [])
+    assert (rendering.pinned_values, rendering.own_suffix_reason, rendering.summary_lines()) == ({}, None, [])
     assert rendering.tokenizer.chat_template == tokenizer.chat_template
     assert rendering.tokenizer.eos_token == tokenizer.eos_token
 
@@ -174,7 +174,7 @@ def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
     tokenizer: Any, completion: str, reason: str
 ) -> None:
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    row = TokenizedRow("T000017", chat_template.prompt_ids(tokenizer, [ASK])[0], (ids,))
+    row = TokenizedRow("T000017", chat_template.encode_prompts(tokenizer, [ASK])[0], (ids,))
     with pytest.raises(RecipeError) as error:
         decodability.check_answers_decodable(
             classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer)
@@ -189,7 +189,7 @@ def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
-    row = TokenizedRow("T1", chat_template.prompt_ids(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
+    row = TokenizedRow("T1", chat_template.encode_prompts(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
     with pytest.raises(RecipeError, match=r"the model has 8 tokens: tokenizer and config[.]json are not"):
         decodability.check_answers_decodable(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, 8)
 
@@ -198,7 +198,7 @@ def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> No
     from insource.tasks import generation
 
     spec = generation.Spec("Sum it up.")
-    prompt = chat_template.prompt_ids(tokenizer, [ASK])[0]
+    prompt = chat_template.encode_prompts(tokenizer, [ASK])[0]
     for completion in (" late<|end|>", "late<|end|>fee<|end|>", "late"):
         ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
         with pytest.raises(RecipeError, match="row T1 of train"):

@@ -22,8 +22,8 @@ from insource.system import atomic_files
 from insource.tasks import format_metrics, multilabel
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tracking.run import Run
-from tests.data_prep.test_data_faults import prepared, put
-from tests.data_prep.test_label_identity import TOPICS, texts
+from tests.data_prep.test_data_faults import prepare_data, write_rows
+from tests.data_prep.test_label_identity import TOPICS, distinct_texts
 from tests.helpers import commands
 from tests.helpers.grammars import matches
 
@@ -46,7 +46,7 @@ def sets_of(count: int) -> list[list[str]]:
 
 
 def rows(count: int = 240) -> list[dict[str, Any]]:
-    return [{"text": text, "label": labels} for text, labels in zip(texts(count), sets_of(count), strict=True)]
+    return [{"text": text, "label": labels} for text, labels in zip(distinct_texts(count), sets_of(count), strict=True)]
 
 
 # The task.
@@ -200,12 +200,12 @@ def test_one_vs_rest_finds_each_label_by_itself() -> None:
 
 
 def as_lists(folder: Path, source_rows: list[dict[str, Any]]) -> str:
-    put(folder / "rows.jsonl", source_rows)
+    write_rows(folder / "rows.jsonl", source_rows)
     return "{source: {path: rows.jsonl}}"
 
 
 def as_json(folder: Path, source_rows: list[dict[str, Any]]) -> str:
-    put(folder / "rows.jsonl", [{**row, "label": json.dumps(row["label"])} for row in source_rows])
+    write_rows(folder / "rows.jsonl", [{**row, "label": json.dumps(row["label"])} for row in source_rows])
     return "{source: {path: rows.jsonl}}"
 
 
@@ -218,14 +218,14 @@ def as_separated(folder: Path, source_rows: list[dict[str, Any]]) -> str:
 
 
 def as_tables_write_lists(folder: Path, source_rows: list[dict[str, Any]]) -> str:
-    put(folder / "rows.jsonl", [{**row, "label": repr(row["label"])} for row in source_rows])
+    write_rows(folder / "rows.jsonl", [{**row, "label": repr(row["label"])} for row in source_rows])
     return "{source: {path: rows.jsonl}}"
 
 
 @pytest.mark.parametrize("write", [as_lists, as_json, as_separated, as_tables_write_lists])
 def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write: Any) -> None:
     source_rows = rows()
-    splits, report = prepared(tmp_path, write(tmp_path, source_rows), TASK)
+    splits, report = prepare_data(tmp_path, write(tmp_path, source_rows), TASK)
     expected = {row["text"]: sorted(row["label"]) for row in source_rows}
     prepared_rows = [row for name in SPLITS for row in splits[name]]
     assert len(prepared_rows) + sum(report["rows"]["dropped"].values()) == len(source_rows)
@@ -246,15 +246,15 @@ def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write:
 def test_the_order_is_the_recipes_and_spellings_are_one_label(tmp_path: Path) -> None:
     source_rows = [{**row, "label": [label.upper() if index % 9 == 0 else label for label in row["label"]]}
              for index, row in enumerate(rows())]  # fmt: skip
-    put(tmp_path / "rows.jsonl", source_rows)
+    write_rows(tmp_path / "rows.jsonl", source_rows)
     data = "{source: {path: rows.jsonl}}"
-    splits, report = prepared(tmp_path, data, TASK[:-1] + ", labels: [torn, refund, late]}")
+    splits, report = prepare_data(tmp_path, data, TASK[:-1] + ", labels: [torn, refund, late]}")
     order = ["torn", "refund", "late"]
     for name in SPLITS:
         assert all(row["target"] == [label for label in order if label in row["target"]] for row in splits[name])
     assert set(report["labels"]["torn"]["spellings"]) == {"torn", "TORN"}
     assert any(row.get("original_target") for row in splits["train"])
-    _, report = prepared(tmp_path, data, TASK)
+    _, report = prepare_data(tmp_path, data, TASK)
     assert list(report["labels"]) == ["late", "refund", "torn"]
 
 
@@ -279,8 +279,8 @@ def test_the_order_is_the_recipes_and_spellings_are_one_label(tmp_path: Path) ->
 def test_a_row_whose_labels_cannot_be_read_is_rejected_with_the_reason(
     tmp_path: Path, label: Any, reason: str, detail: str
 ) -> None:
-    put(tmp_path / "rows.jsonl", [*rows(), {"text": "one row more", "label": label}])
-    prepared(tmp_path, "{source: {path: rows.jsonl}}", TASK[:-1] + ", labels: [torn, refund, late]}")
+    write_rows(tmp_path / "rows.jsonl", [*rows(), {"text": "one row more", "label": label}])
+    prepare_data(tmp_path, "{source: {path: rows.jsonl}}", TASK[:-1] + ", labels: [torn, refund, late]}")
     (line,) = [
         rejected
         for path in (tmp_path / "runs" / ".data").glob("*/rejected.jsonl")
@@ -292,22 +292,26 @@ def test_a_row_whose_labels_cannot_be_read_is_rejected_with_the_reason(
 
 @pytest.mark.parametrize(("escape", "reason"), [("\\ud83d", "lone_surrogate"), ("\\u0000", "nul_byte")])
 def test_a_label_that_no_file_can_hold_is_told(tmp_path: Path, escape: str, reason: str) -> None:
-    put(tmp_path / "rows.jsonl", [*rows(), {"text": "one row more", "label": f'["late", "{escape}"]'}])
-    _, report = prepared(tmp_path, "{source: {path: rows.jsonl}}", TASK)
+    write_rows(tmp_path / "rows.jsonl", [*rows(), {"text": "one row more", "label": f'["late", "{escape}"]'}])
+    _, report = prepare_data(tmp_path, "{source: {path: rows.jsonl}}", TASK)
     assert report["rows"]["rejected"] == {reason: 1}
 
 
 def test_numbers_are_labels_and_an_empty_cell_with_a_separator_is_no_label(tmp_path: Path) -> None:
-    source_rows = [{"text": text, "label": [1, 2] if index % 3 else []} for index, text in enumerate(texts(120))]
-    splits, _ = prepared(tmp_path, as_lists(tmp_path, source_rows), TASK)
+    source_rows = [
+        {"text": text, "label": [1, 2] if index % 3 else []} for index, text in enumerate(distinct_texts(120))
+    ]
+    splits, _ = prepare_data(tmp_path, as_lists(tmp_path, source_rows), TASK)
     assert {json.dumps(row["target"]) for row in splits["train"]} == {'["1", "2"]', "[]"}
-    source_rows = [{"text": text, "label": [["1"], ["1", "2"], []][index % 3]} for index, text in enumerate(texts(120))]
-    splits, _ = prepared(tmp_path, as_separated(tmp_path, source_rows), TASK)
+    source_rows = [
+        {"text": text, "label": [["1"], ["1", "2"], []][index % 3]} for index, text in enumerate(distinct_texts(120))
+    ]
+    splits, _ = prepare_data(tmp_path, as_separated(tmp_path, source_rows), TASK)
     assert {json.dumps(row["target"]) for row in splits["train"]} == {'["1"]', '["1", "2"]', "[]"}
 
 
 def test_without_empty_rows_an_answer_names_a_label(tmp_path: Path) -> None:
-    _, report = prepared(tmp_path, as_lists(tmp_path, [row for row in rows() if row["label"]]), TASK)
+    _, report = prepare_data(tmp_path, as_lists(tmp_path, [row for row in rows() if row["label"]]), TASK)
     assert report["labels_per_row"]["may_be_empty"] is False and "0" not in report["labels_per_row"]["rows"]
 
 
@@ -320,12 +324,12 @@ def test_the_same_set_is_a_duplicate_and_another_set_a_conflict(tmp_path: Path) 
     ]
     settings = ", split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
     data = as_lists(tmp_path, [*source_rows, *repeated])[:-1] + settings
-    splits, report = prepared(tmp_path, data + "}", TASK)
+    splits, report = prepare_data(tmp_path, data + "}", TASK)
     in_train = {row["input"]["text"] for row in splits["train"]}
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
     assert source_rows[1]["text"] not in in_train
     with pytest.raises(RecipeError, match="1 texts bear several answers"):
-        prepared(tmp_path, data + ", conflicts: fail}", TASK)
+        prepare_data(tmp_path, data + ", conflicts: fail}", TASK)
 
 
 @pytest.mark.parametrize("action", ["drop", "other", "fail"])
@@ -336,9 +340,9 @@ def test_rare_labels_take_their_rows_along_or_become_one(tmp_path: Path, action:
     data = as_lists(tmp_path, source_rows)[:-1] + f", rare_labels: {{min_rows: 10, do: {action}}}}}"
     if action == "fail":
         with pytest.raises(RecipeError, match=r"2 labels of fewer than 10 rows, 12 rows in all \('Fax' 8, 'telex' 4\)"):
-            prepared(tmp_path, data, TASK)
+            prepare_data(tmp_path, data, TASK)
         return
-    splits, report = prepared(tmp_path, data, TASK)
+    splits, report = prepare_data(tmp_path, data, TASK)
     prepared_rows = [row for name in SPLITS for row in splits[name]]
     if action == "drop":
         assert report["rows"]["dropped"]["rare_label"] == 12 and set(report["labels"]) == {"late", "torn", "refund"}
@@ -353,10 +357,10 @@ def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     source_rows = rows()
     source_rows[5]["label"] = ["late", "lost"]
     with pytest.raises(RecipeError, match=r"'lost' occurs once"):
-        prepared(tmp_path, as_lists(tmp_path, source_rows), TASK)
+        prepare_data(tmp_path, as_lists(tmp_path, source_rows), TASK)
     unlabeled = [{**row, "label": []} for row in rows()]
     with pytest.raises(RecipeError, match=r"240 rows have fewer than two labels between them: none"):
-        prepared(tmp_path, as_lists(tmp_path, unlabeled), TASK)
+        prepare_data(tmp_path, as_lists(tmp_path, unlabeled), TASK)
 
 
 # The recipe.
@@ -382,7 +386,7 @@ def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
 def test_what_does_not_go_with_several_labels_is_refused_with_its_line(
     tmp_path: Path, task: str, settings: str, message: str
 ) -> None:
-    put(tmp_path / "rows.jsonl", rows())
+    write_rows(tmp_path / "rows.jsonl", rows())
     separator = "{label_separator: ';'}" if "many" not in task and "several" not in task else "{}"
     (tmp_path / "r.yaml").write_text(
         f"task: {task}\nmodel: {{base: pocket}}\n"
@@ -396,7 +400,7 @@ def test_what_does_not_go_with_several_labels_is_refused_with_its_line(
 
 
 def test_the_plan_is_decided_by_micro_f1_where_it_names_no_metric(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", rows())
+    write_rows(tmp_path / "rows.jsonl", rows())
     for task, metric in ((TASK, "micro_f1"), (TASK.replace(", labels_per_row: many", ""), "accuracy")):
         (tmp_path / "r.yaml").write_text(
             f"task: {task}\nmodel: {{base: pocket}}\ndata: {{source: {{path: rows.jsonl}}}}\n"
@@ -419,7 +423,7 @@ def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) 
         labels = rng.sample(list(topics_by_label), rng.choice([0, 1, 1, 2]))
         topics = [rng.choice(topics_by_label[label]) for label in labels] or ["nothing"]
         source_rows.append({"text": f"message {number * 7919}: {' and '.join(topics)}", "topics": "; ".join(labels)})
-    put(tmp_path / "rows.jsonl", source_rows)
+    write_rows(tmp_path / "rows.jsonl", source_rows)
     recipe = tmp_path / "topics.yaml"
     recipe.write_text(
         f"task: {TASK}\n"

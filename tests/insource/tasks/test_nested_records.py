@@ -21,8 +21,8 @@ from insource.tasks import extraction
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records import record_counts
 from insource.tracking.run import Run
-from tests.data_prep.test_data_faults import prepared, put
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_data_faults import prepare_data, write_rows
+from tests.data_prep.test_label_identity import distinct_texts
 from tests.helpers import commands
 from tests.helpers.grammars import check_spelling, matches, sample_text
 from tests.insource.tasks.test_extraction import task
@@ -331,7 +331,7 @@ TASK = {"kind": "extraction", "instruction": "Read the bill please.", "json_sche
 
 def bills(count: int) -> list[dict[str, Any]]:
     rows = []
-    for index, text in enumerate(texts(count)):
+    for index, text in enumerate(distinct_texts(count)):
         line_items = [{"name": f"nail {index}", "amount": index, "price": "1,50"}, {"name": "saw"}][: index % 3]
         description = "; ".join(f"{line_item.get('amount', '')} {line_item['name']}" for line_item in line_items)
         rows.append({"text": f"{text}\n{description}", "kind": "bill", "line_items": line_items, "total": None})
@@ -341,7 +341,7 @@ def bills(count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("absent", ["null", "omit"])
 def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path, absent: str) -> None:
     rows = bills(120)
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["text", "kind", "line_items", "total"])
         writer.writeheader()
@@ -350,7 +350,7 @@ def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path,
         )
     task_json = json.dumps({**TASK, "absent": absent})
     for name in ("rows.jsonl", "rows.csv"):
-        splits, report = prepared(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", task_json)
+        splits, report = prepare_data(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", task_json)
         targets = {row["input"]["text"].split("\n")[0]: row["target"] for split in SPLITS for row in splits[split]}
         assert len(targets) == 120 and report["rows"]["rejected"] == {}
         for row in rows:
@@ -366,11 +366,11 @@ def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path,
 
 
 def test_answers_that_leave_out_what_is_absent_take_fewer_tokens(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", bills(120))
+    write_rows(tmp_path / "rows.jsonl", bills(120))
     data = "{source: {path: rows.jsonl}, split: {stratify: null}}"
     answers = []
     for absent in ("null", "omit"):
-        _, report = prepared(tmp_path, data, json.dumps({**TASK, "absent": absent}))
+        _, report = prepare_data(tmp_path, data, json.dumps({**TASK, "absent": absent}))
         answers.append(report["tokens"]["served"]["for_the_answer"])
     assert answers[1] <= answers[0] and report["tokens"]["median"] > 0
 
@@ -379,9 +379,9 @@ def test_items_in_another_order_are_the_same_record(tmp_path: Path) -> None:
     rows = bills(150)
     row = {**rows[2], "line_items": rows[2]["line_items"][::-1]}
     changed = {**rows[5], "line_items": [{"name": "hammer"}]}
-    put(tmp_path / "rows.jsonl", [*rows, row, changed])
+    write_rows(tmp_path / "rows.jsonl", [*rows, row, changed])
     split = "split: {stratify: null, test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
-    _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, {split}}}", json.dumps(TASK))
+    _, report = prepare_data(tmp_path, f"{{source: {{path: rows.jsonl}}, {split}}}", json.dumps(TASK))
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
 
 
@@ -392,10 +392,10 @@ def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
         row["seller"] = {"name": "Ho", "towns": [f"ho{index}@example.com"[:8]]}
         row["line_items"] = [{"name": f"h{index}@ex.com"}]
         row["text"] += f" h{index}@ex.com"
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     schema = json.loads(json.dumps(SCHEMA))
     schema["properties"]["line_items"]["items"]["properties"]["name"]["maxLength"] = 20
-    splits, _ = prepared(
+    splits, _ = prepare_data(
         tmp_path, "{source: {path: rows.jsonl}, split: {stratify: null}}\nprivacy: {redact: [email]}",
         json.dumps({**TASK, "json_schema": schema}),
     )  # fmt: skip
@@ -411,7 +411,7 @@ def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_
     for bill in bills(160):
         record = {name: bill[name] for name in ("kind", "line_items")}
         rows.append({"text": bill["text"], "records": [record, {**record, "total": 1}]})
-    put(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     recipe = tmp_path / "bills.yaml"
     recipe.write_text(
         f"task: {json.dumps({**TASK, 'absent': 'omit'})}\n"

@@ -13,8 +13,8 @@ from insource.config.schema.data import Task
 from insource.config.schema.source import SPLITS, Columns
 from insource.tasks import TASKS, extraction, generation, references
 from insource.tasks.parsed_answer import ParsedAnswer
-from tests.data_prep.test_data_faults import prepared, put
-from tests.data_prep.test_label_identity import texts
+from tests.data_prep.test_data_faults import prepare_data, write_rows
+from tests.data_prep.test_label_identity import distinct_texts
 from train.evaluate import validation
 from train.packing import dataset
 
@@ -53,12 +53,12 @@ def test_training_learns_the_first(tokenizer: Any) -> None:
 
 
 def as_list(folder: Path, rows: list[tuple[str, list[str]]]) -> str:
-    put(folder / "rows.jsonl", [{"text": text, "answers": answers} for text, answers in rows])
+    write_rows(folder / "rows.jsonl", [{"text": text, "answers": answers} for text, answers in rows])
     return "{source: {path: rows.jsonl}, columns: {targets: answers}, split: {stratify: null}}"
 
 
 def as_json(folder: Path, rows: list[tuple[str, list[str]]]) -> str:
-    put(folder / "rows.jsonl", [{"text": text, "answers": json.dumps(answers)} for text, answers in rows])
+    write_rows(folder / "rows.jsonl", [{"text": text, "answers": json.dumps(answers)} for text, answers in rows])
     return "{source: {path: rows.jsonl}, columns: {targets: answers}, split: {stratify: null}}"
 
 
@@ -72,8 +72,10 @@ def as_columns(folder: Path, rows: list[tuple[str, list[str]]]) -> str:
 
 @pytest.mark.parametrize("write", [as_list, as_json, as_columns])
 def test_references_come_as_a_list_as_json_or_in_columns(tmp_path: Path, write: Any) -> None:
-    rows = [(text, [f"Answer {index}.", f"Or {index}."][: 1 + index % 2]) for index, text in enumerate(texts(80))]
-    splits, report = prepared(tmp_path, write(tmp_path, rows), GENERATION)
+    rows = [
+        (text, [f"Answer {index}.", f"Or {index}."][: 1 + index % 2]) for index, text in enumerate(distinct_texts(80))
+    ]
+    splits, report = prepare_data(tmp_path, write(tmp_path, rows), GENERATION)
     assert report["rows"]["rejected"] == {}
     prepared_rows = {row["input"]["text"]: row for name in SPLITS for row in splits[name]}
     assert len(prepared_rows) == 80
@@ -84,8 +86,8 @@ def test_references_come_as_a_list_as_json_or_in_columns(tmp_path: Path, write: 
 
 def test_references_are_cleaned_redacted_and_each_stands_once(tmp_path: Path) -> None:
     rows = [(f"{text} ho{index}@example.com", ["Write to us.", " Write to us. ", f"Write to ho{index}@example.com."])
-            for index, text in enumerate(texts(80))]  # fmt: skip
-    splits, _ = prepared(tmp_path, f"{as_list(tmp_path, rows)}\nprivacy: {{redact: [email]}}", GENERATION)
+            for index, text in enumerate(distinct_texts(80))]  # fmt: skip
+    splits, _ = prepare_data(tmp_path, f"{as_list(tmp_path, rows)}\nprivacy: {{redact: [email]}}", GENERATION)
     for name in SPLITS:
         for row in splits[name]:
             assert row["references"] == ["Write to [EMAIL_1]."] and row["input"]["text"].endswith("[EMAIL_1]")
@@ -93,13 +95,13 @@ def test_references_are_cleaned_redacted_and_each_stands_once(tmp_path: Path) ->
 
 def test_records_may_have_references_and_the_same_ones_are_a_duplicate(tmp_path: Path) -> None:
     rows = [{"text": text, "answers": [{"total": index}, {"total": index + 1, "due": "May"}]}
-            for index, text in enumerate(texts(120))]  # fmt: skip
+            for index, text in enumerate(distinct_texts(120))]  # fmt: skip
     reversed_row = {"text": rows[0]["text"], "answers": rows[0]["answers"][::-1]}
     partial_row = {"text": rows[1]["text"], "answers": rows[1]["answers"][:1]}
-    put(tmp_path / "rows.jsonl", [*rows, reversed_row, partial_row])
+    write_rows(tmp_path / "rows.jsonl", [*rows, reversed_row, partial_row])
     split = "split: {stratify: null, test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
     data = f"{{source: {{path: rows.jsonl}}, columns: {{targets: answers}}, {split}}}"
-    splits, report = prepared(tmp_path, data, json.dumps(EXTRACTION))
+    splits, report = prepare_data(tmp_path, data, json.dumps(EXTRACTION))
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
     for row in splits["train"]:
         totals = sorted(record["total"] for record in (row["target"], *row["references"]))
@@ -120,10 +122,10 @@ def test_records_may_have_references_and_the_same_ones_are_a_duplicate(tmp_path:
 def test_what_is_no_list_of_answers_is_rejected_with_the_reason(
     tmp_path: Path, answers: Any, reason: str, detail: str
 ) -> None:
-    rows = [{"text": text, "answers": ["Yes.", "Sure."]} for text in texts(120)]
-    put(tmp_path / "rows.jsonl", [*rows, {"text": "one row more", "answers": answers}])
+    rows = [{"text": text, "answers": ["Yes.", "Sure."]} for text in distinct_texts(120)]
+    write_rows(tmp_path / "rows.jsonl", [*rows, {"text": "one row more", "answers": answers}])
     data = "{source: {path: rows.jsonl}, columns: {targets: answers}, split: {stratify: null}}"
-    _, report = prepared(tmp_path, data, GENERATION)
+    _, report = prepare_data(tmp_path, data, GENERATION)
     assert report["rows"]["rejected"] == {reason: 1}
     (line, *_) = (tmp_path / "runs" / ".data" / report["digest"] / "rejected.jsonl").read_text().splitlines()
     assert detail in json.loads(line)["detail"]
@@ -152,8 +154,8 @@ def test_what_does_not_go_with_several_answers_is_refused_with_its_line(
 
 
 def test_a_column_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
-    put(tmp_path / "rows.jsonl", [{"text": text, "answers": ["Yes."]} for text in texts(20)])
+    write_rows(tmp_path / "rows.jsonl", [{"text": text, "answers": ["Yes."]} for text in distinct_texts(20)])
     data = "{source: {path: rows.jsonl}, columns: {targets: [answers, answer]}}"
     with pytest.raises(RecipeError, match=r"data.columns.targets\[1\]: there is no column 'answer'; did you mean"):
-        prepared(tmp_path, data, GENERATION)
+        prepare_data(tmp_path, data, GENERATION)
     assert Columns(targets="a").target_columns == {"data.columns.targets": "a"} and "generation" in TASKS

