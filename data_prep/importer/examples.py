@@ -118,7 +118,7 @@ def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | Unusab
 def _example_from_call(call: api_logs.ApiCall) -> Example | UnusableRowError:
     """Return the example of a call, or its problem."""
     try:
-        return _make_example(parse_messages(call.messages, "messages"), plain=False, model=call.model)
+        return _make_example(parse_messages(call.messages, "messages"), readable_in_place=False, model=call.model)
     except UnusableRowError as error:
         return error
 
