@@ -20,7 +20,7 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
         failures.append(
             f"parity was not measured, so nothing tells whether vLLM answers what was trained; {rerun_hint}"
         )
-    elif not used_current_adapter(parity, run):
+    elif not run.used_current_adapter("parity"):
         failures.append(f"parity was measured on another adapter than this one; {rerun_hint}")
     elif failure := _adapter_failure(parity):
         failures.append(f"parity of the adapter failed: {failure}")
@@ -28,12 +28,6 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
     if compare and not compare["metrics"].get("passed", False):
         failures.append(f"the comparison's gate says no: {compare['exit_reason']}")
     return failures
-
-
-def used_current_adapter(stage: Mapping[str, Any], run: Run) -> bool:
-    """Return whether a stage of a run used the adapter that the run has now."""
-    checksums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
-    return bool(stage["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") == checksums)
 
 
 def _adapter_failure(parity: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,6 @@ from compare.decision.answer_profile import AnswerProfile
 from compare.eval_dataset import EvalDataset
 from compare.records import Scale
 from compare.scoring import confidence
-from deploy import gates
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
 from insource.system import atomic_files
@@ -104,7 +103,7 @@ def _find_mismatch(run: Run) -> str | None:
     compare = run.stage("compare")
     if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return "it was deployed without a comparison; `make compare`, then `make deploy`"
-    if not gates.used_current_adapter(compare, run):
+    if not run.used_current_adapter("compare"):
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
     variant = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
     if variant not in ("adapter", "merged"):

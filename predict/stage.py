@@ -89,11 +89,8 @@ def _predict_with_vllm(job: Job) -> None:
         try:
             _predict_with_variant(job, served)
         except _CannotServeError as error:
-            if (
-                serve.model != "auto"
-                or variant == variants[-1]
-                or not server.may_fall_back(served, serve, error.reason)
-            ):
+            has_next = serve.model == "auto" and variant != variants[-1]
+            if not has_next or not server.may_fall_back(served, serve, error.reason):
                 raise error.reason from None
             server.fall_back(served, variants[index + 1], error.reason)
         else:
@@ -139,6 +136,7 @@ def _predict_with_variant(job: Job, served: ServedModel) -> None:
     """Predict with one variant of the run. Raise _CannotServeError if it cannot be served."""
     execution = plan_execution(job, served)
     with execution.lock():
+        execution.log_start()
         if not execution.is_complete():
             with ExitStack() as stack:
                 try:
@@ -175,6 +173,7 @@ async def _predict_with_server(job: Job, base_url: str) -> None:
     task = job.task(verified.variant or "adapter", verified.routing)
     execution = JobExecution(job, task, engine_identity, f"a server that runs, with {variant_name} of run {job.run.id}")
     with execution.lock():
+        execution.log_start()
         if not execution.is_complete():
             await _query_vllm(execution, origin)
         execution.finish()
@@ -199,6 +198,7 @@ async def _predict_with_gateway(job: Job) -> None:
             task = replace(task, routing=Routing(None, None, reason))
         execution = JobExecution(job, task, ["gateway", version], f"version {version} of a gateway")
         with execution.lock():
+            execution.log_start()
             if not execution.is_complete():
                 client = clients.GatewayClient(task, session, execution.labels, version)
                 await execution.predict_all(client.predict)

@@ -4,7 +4,6 @@ from compare.decision import routing_policy
 from compare.eval_dataset import EvalDataset
 from compare.scoring import confidence
 from compare.scoring.confidence import scale_from_json
-from deploy import gates
 from deploy.routing import Routing
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
@@ -43,7 +42,7 @@ def _no_threshold_reason(run: Run, variant: str, base: str) -> str | None:
     compare_stage = run.stage("compare")
     if compare_stage.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return f"run {run.id} was not compared; {COMPARE_HINT}"
-    if not gates.used_current_adapter(compare_stage, run):
+    if not run.used_current_adapter("compare"):
         return f"the comparison was of another adapter; {COMPARE_HINT}"
     scores = atomic_files.read_json(run.folder / "scores.json")
     compared_variant = scores["systems"]["tuned"].get("form")

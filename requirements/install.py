@@ -60,7 +60,7 @@ def main() -> None:
             sys.exit(f"error: {missing}")
         if problem := hardware.driver_problem():
             log(f"warning   {problem}")
-    with locked(folder) as lock:
+    with locked(folder) as lock_fd:
         # Another set-up may have installed it during the wait.
         if read_stamp(folder) == expected:
             set_link(folder)
@@ -69,7 +69,7 @@ def main() -> None:
         log(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
         started_at = time.monotonic()
         create_environment(folder, hardware.COMPILER_INSTALL_COMMAND)
-        install_locks(folder, family, locks, lock)
+        install_locks(folder, family, locks, lock_fd)
         write_stamp(folder, expected)
         set_link(folder)
         log(f"setup     done in {time.monotonic() - started_at:.0f} s")
@@ -107,11 +107,11 @@ def locked(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def create_environment(folder: Path, packages: str) -> None:
+def create_environment(folder: Path, install_command: str) -> None:
     """Create an environment with pip, unless one exists that works with this Python.
 
     An earlier insource installed into `.venv` itself. That folder is renamed to `folder` if it has the same family.
-    `packages` is the command that installs what a Python may lack.
+    `install_command` is the command that installs what a Python may lack.
     """
     with locked(VENV_LINK):
         installed_locks = [] if VENV_LINK.is_symlink() else (read_stamp(VENV_LINK) or {}).get("locks", [])
@@ -129,7 +129,7 @@ def create_environment(folder: Path, packages: str) -> None:
         venv.create(folder, with_pip=True)
     except subprocess.CalledProcessError:
         remove_environment(folder)
-        sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {packages}")
+        sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {install_command}")
     write_stamp(folder, UNFINISHED_PACKAGES)
 
 
@@ -190,8 +190,8 @@ def set_link(folder: Path) -> None:
             temp_link.unlink(missing_ok=True)
 
 
-def install_locks(folder: Path, family: str, locks: list[str], lock: int) -> None:
-    """Install the locks of a family into an environment."""
+def install_locks(folder: Path, family: str, locks: list[str], lock_fd: int) -> None:
+    """Install the locks of a family into an environment. `lock_fd` is the descriptor that `locked` yields."""
     python, builds = folder / "bin" / "python", []
     if family == "cpu" and (build := find_torch_cpu_build(python)):
         builds.append(build)
@@ -203,7 +203,7 @@ def install_locks(folder: Path, family: str, locks: list[str], lock: int) -> Non
         python,
         builds,
         [pin for name in locks for pin in read_pins((REQUIREMENTS_DIR / name).read_text(encoding="utf-8"))],
-        lock,
+        lock_fd,
     )
 
 
@@ -212,19 +212,19 @@ def read_pins(lock: str) -> list[str]:
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def pip_install(python: Path, builds: list[str], pins: list[str], lock: int) -> None:
+def pip_install(python: Path, builds: list[str], pins: list[str], lock_fd: int) -> None:
     """Install with several pips, without resolution (the lock is complete) and without compiling bytecode.
 
-    The pips inherit the lock's descriptor, so that the next set-up waits for those that outlive this process.
+    The pips inherit `lock_fd`, so that the next set-up waits for those that outlive this process.
     """
     argv = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     n_parts = min(MAX_PIP_PROCESSES, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
-        processes = [subprocess.Popen([*argv, build], pass_fds=[lock]) for build in builds]
+        processes = [subprocess.Popen([*argv, build], pass_fds=[lock_fd]) for build in builds]
         for number in range(n_parts):
             part = Path(folder) / f"{number}.txt"
             part.write_text("\n".join(pins[number::n_parts]) + "\n", encoding="utf-8")
-            processes.append(subprocess.Popen([*argv, "-r", str(part)], pass_fds=[lock]))
+            processes.append(subprocess.Popen([*argv, "-r", str(part)], pass_fds=[lock_fd]))
         try:
             exit_codes = [process.wait() for process in processes]
         except KeyboardInterrupt:  # the terminal sends it to the pips too

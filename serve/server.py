@@ -33,14 +33,14 @@ def main(arguments: argparse.Namespace) -> int:
     choices, loaded = resolve_models(arguments)
     serve = loaded.recipe.serve
     address = Address(serve.host, serve.port)
-    key = launch_plan.require_api_key(address)
+    api_key = launch_plan.require_api_key(address)
     if arguments.dry_run:
-        print(lifecycle.shell_command(launch_plan.plan_launch(choices[0], serve), address, key is not None))
+        print(lifecycle.shell_command(launch_plan.plan_launch(choices[0], serve), address, api_key is not None))
         return cli.OK
     while choices:
         served, *choices = choices
         try:
-            serve_until_stopped(served, serve, address, key)
+            serve_until_stopped(served, serve, address, api_key)
         except (RecipeError, StageError) as error:
             choices = [choice for choice in choices if may_fall_back(choice[0], serve, error)]
             if not choices:
@@ -58,7 +58,7 @@ def may_fall_back(served: ServedModel, serve: Serve, error: Exception) -> bool:
     return not isinstance(error, GateError) or launch_plan.has_trained_weights(served, serve)
 
 
-def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Address, key: str | None) -> None:
+def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Address, api_key: str | None) -> None:
     """Serve the models of one vLLM process; return only by an exception.
 
     Raise RecipeError if they cannot be served on this machine, StageError if vLLM ends, and GateError if the parity
@@ -67,23 +67,23 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
     plan = launch_plan.plan_launch(served, serve)
     if message := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
         raise RecipeError(message)
-    vllm = VllmProcess(plan, address, served[0].run.folder / "serve.log", key)
+    vllm = VllmProcess(plan, address, served[0].run.folder / "serve.log", api_key)
     with lifecycle.stop_on_exit(vllm):
         seconds = lifecycle.start_and_wait(vllm)
-        results = [(model, check_parity(model, vllm.address, key, serve)) for model in served]
+        results = [(model, check_parity(model, vllm.address, api_key, serve)) for model in served]
         failures = [
             f"{model.name}: {message}" for model, result in results for message in result.failures(serve.parity)
         ]
         if failures:
             raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
-        if key is None:
+        if api_key is None:
             message = (
                 f"every user of this machine may ask; with {launch_plan.API_KEY_VARIABLE} in the environment, "
                 "who has it"
             )
             print(f"no key    {message}", file=sys.stderr, flush=True)
-        print(*ready_lines(served, address, seconds, key is not None), sep="\n", flush=True)
-        restart_loop(vllm, served, key)
+        print(*ready_lines(served, address, seconds, api_key is not None), sep="\n", flush=True)
+        restart_loop(vllm, served, api_key)
 
 
 def fall_back(served: ServedModel, next_variant: str, error: Exception) -> None:
@@ -117,10 +117,10 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
     return [[model] for model in single] or [[models[0] for models in choices]], recipes[0]
 
 
-def check_parity(served: ServedModel, address: Address, key: str | None, serve: Serve) -> check.ParityResult:
+def check_parity(served: ServedModel, address: Address, api_key: str | None, serve: Serve) -> check.ParityResult:
     """Measure parity on `serve.parity.start_rows` rows of a served model, print the result and return it."""
     probe = check.load_probe(served, serve.parity.start_rows, serve)
-    result = check.run_parity(probe, address, key, check.list_constraint_modes(probe, serve)[:1])
+    result = check.run_parity(probe, address, api_key, check.list_constraint_modes(probe, serve)[:1])
     print_parity(served.name, result)
     return result
 
@@ -154,7 +154,7 @@ def ready_lines(served: Sequence[ServedModel], address: Address, seconds: float,
     ]
 
 
-def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | None) -> None:
+def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], api_key: str | None) -> None:
     """Restart vLLM whenever it dies or hangs; return only by an exception.
 
     Raise StageError if it fails more than MAX_RESTARTS times in RESTART_WINDOW_SECONDS. Raise GateError if, after a
@@ -163,7 +163,7 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | No
     failures: list[float] = []
     hang_seconds = vllm.plan.serve.hang_seconds
     while True:
-        reason = wait_for_failure(vllm, Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds), hang_seconds)
+        reason = wait_for_failure(vllm, Heartbeat(vllm.address, vllm.plan.name, api_key, hang_seconds), hang_seconds)
         now = time.monotonic()
         window_start = now - lifecycle.RESTART_WINDOW_SECONDS
         failures = [*(failed_at for failed_at in failures if failed_at > window_start), now]
@@ -175,10 +175,10 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | No
         try:
             seconds = lifecycle.start_and_wait(vllm)
             mismatches = {
-                model.name: reference_check.find_prompt_mismatch(model, model.name, vllm.address, key)
+                model.name: reference_check.find_prompt_mismatch(model, model.name, vllm.address, api_key)
                 for model in served
             }
-            if not Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds).responds():
+            if not Heartbeat(vllm.address, vllm.plan.name, api_key, hang_seconds).responds():
                 raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
         except (StageError, ClientError) as error:
             # It counts as another failure, because the memory of the previous process may not be free yet.

@@ -95,10 +95,8 @@ def break_even_points(
         machines += 1
     first_requests = floor((machines * machine_usd + fixed_usd) / usd_per_request) + 1
     full_machines = floor((fixed_usd + (capacity - 1) * usd_per_request) / gain)
-    permanent_requests = (
-        min(floor((full_machines * machine_usd + fixed_usd) / usd_per_request), full_machines * capacity) + 1
-    )
-    return first_requests, max(first_requests, permanent_requests)
+    last_not_cheaper = min(floor((full_machines * machine_usd + fixed_usd) / usd_per_request), full_machines * capacity)
+    return first_requests, max(first_requests, last_not_cheaper + 1)
 
 
 def break_even(step_cost: StepCost, usd_per_request: float) -> BreakEven:

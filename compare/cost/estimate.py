@@ -18,8 +18,8 @@ def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> 
 
     Validation rows represent the test rows, so that the test set is not read.
     """
-    data = atomic_files.read_json(run.folder / "data" / "data.json")
-    rows = int(data["rows"]["written"]["test"])
+    written = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]["written"]
+    rows, calibration_rows = int(written["test"]), int(written.get("calibration", 0))
     context = first_request.validation_context(run, run.recipe_name, recipe)
     dataset = context.dataset
     lines = [f"would ask {rows:,} test rows of {', '.join(system.name for system in systems)}"]
@@ -40,14 +40,13 @@ def cost_estimate_lines(run: Run, recipe: Recipe, systems: Sequence[System]) -> 
             for request in row_requests.build_requests(candidate, dataset, dataset.test)
         ]
         estimate = estimate_cost(requests, price, system.baseline.mode == "batch")
-        selection_rows = (
-            min(len(requests), recipe.compare.choose_rows) * (1 + len(other_candidates)) if other_candidates else 0
-        )
-        scale_rows = recipe.compare.calibrate_rows + int(data["rows"]["written"].get("calibration", 0))
-        routing_rows = (
-            int(data["rows"]["written"].get("calibration", 0)) if system.name == recipe.route.not_worse_than else 0
-        )
-        extra_rows = selection_rows + (scale_rows if system.baseline.uses_decision_api else routing_rows)
+        extra_rows = 0
+        if other_candidates:
+            extra_rows += min(len(requests), recipe.compare.choose_rows) * (1 + len(other_candidates))
+        if system.baseline.uses_decision_api:
+            extra_rows += recipe.compare.calibrate_rows + calibration_rows
+        elif system.name == recipe.route.not_worse_than:
+            extra_rows += calibration_rows
         factor = (rows + min(rows, recipe.compare.repeat_rows) + extra_rows) / max(1, len(requests))
         cost_text = f"about ${estimate.expected_usd * factor:,.2f}, at most ${estimate.upper_usd * factor:,.2f}"
         lines.append(f"cost      {system.name}: {cost_text}")

@@ -107,16 +107,13 @@ def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage
     counted = [usage for usage in usages if usage.input_tokens is not None and usage.output_tokens is not None]
     if not counted:
         return ApiCost(name, None, missing_reason="no answer tells how many tokens it took")
-    batch = price.batch_input_usd_per_million is not None
-    cached = price.cached_input_usd_per_million is not None
-    return ApiCost(
-        name,
-        sum(price.usd(usage) for usage in counted) / len(counted),
-        sum(price.usd(usage, batch=True) for usage in counted) / len(counted) if batch else None,
-        sum(price.usd(replace(usage, cached_tokens=usage.input_tokens)) for usage in counted) / len(counted)
-        if cached
-        else None,
-    )
+    batch_usd = cached_usd = None
+    if price.batch_input_usd_per_million is not None:
+        batch_usd = sum(price.usd(usage, batch=True) for usage in counted) / len(counted)
+    if price.cached_input_usd_per_million is not None:
+        fully_cached = [replace(usage, cached_tokens=usage.input_tokens) for usage in counted]
+        cached_usd = sum(map(price.usd, fully_cached)) / len(counted)
+    return ApiCost(name, sum(map(price.usd, counted)) / len(counted), batch_usd, cached_usd)
 
 
 def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
@@ -180,7 +177,7 @@ def monthly_table(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasureme
 
     rows = [row(max(1, round(tokens / tokens_each)), tokens, False) for tokens in MONTHLY_TOKENS if tokens_each > 0]
     rows.append(row(assumptions.monthly_requests, round(assumptions.monthly_requests * tokens_each), True))
-    return sorted(rows, key=lambda line: float(line["requests"]))
+    return sorted(rows, key=lambda entry: float(entry["requests"]))
 
 
 def sensitivity_table(

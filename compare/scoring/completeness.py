@@ -77,9 +77,9 @@ def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None
     if not system["complete"]:
         return f"{system['title']} is INCOMPLETE: {system['why_incomplete']}"
     counts = system["rows"]
-    lost_text = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
+    lost = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
     return (
-        f"{system['title']} really answered {answered_fraction(counts):.1%} of the rows ({lost_text}), and a verdict "
+        f"{system['title']} really answered {answered_fraction(counts):.1%} of the rows ({lost}), and a verdict "
         f"rests on at least {MIN_ANSWERED_FRACTION:.0%}"
     )
 

@@ -62,15 +62,12 @@ def fit_scale(dataset: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer])
     scored = predictions.score_answers(dataset, [row for row, _ in answered], known_answers)
     # Older reference files have no probabilities of fields.
     by_field = any(answer.field_log_probability is not None for answer in known_answers)
-    part: ScoredPart = (
-        "least certain field" if by_field and dataset.prompt["task"]["kind"] == "extraction" else "answer"
-    )
+    is_record = by_field and dataset.prompt["task"]["kind"] == "extraction"
+    part: ScoredPart = "least certain field" if is_record else "answer"
     log_probabilities = [_log_probability(answer, part) or 0.0 for answer in known_answers]
     correct = row_correctness(scored, dataset)
     platt = calibration.fit_platt(log_probabilities, [bool(value) for value in correct])
-    return Scale(
-        platt, part, [_to_confidence(platt, log_probability) for log_probability in log_probabilities], correct
-    )
+    return Scale(platt, part, [_to_confidence(platt, value) for value in log_probabilities], correct)
 
 
 def compute_confidences(
@@ -84,10 +81,12 @@ def compute_confidences(
 
 
 def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> list[float]:
-    """Return 1 or 0 for each row: whether it is right by the task's first metric of single rows."""
+    """Return 1 or 0 for each row: whether its answer is completely right.
+
+    The metric is the task's first one of single rows. For generation that is a fraction, so exact_match is used.
+    """
     kind = dataset.prompt["task"]["kind"]
-    answer_metrics = {"generation": "exact_match"}
-    return list(scored.metrics[answer_metrics.get(kind, ROW_METRICS[kind])])
+    return list(scored.metrics["exact_match" if kind == "generation" else ROW_METRICS[kind]])
 
 
 def reliability(
@@ -111,11 +110,9 @@ def _answer_confidence(answer: SystemAnswer, scale: Scale | None) -> float | Non
     if answer.confidence is not None:
         return answer.confidence
     log_probability = _log_probability(answer, scale.part if scale else "answer")
-    return (
-        None
-        if log_probability is None or answer.output is None
-        else _to_confidence(scale.platt if scale else None, log_probability)
-    )
+    if log_probability is None or answer.output is None:
+        return None
+    return _to_confidence(scale.platt if scale else None, log_probability)
 
 
 def _log_probability(answer: SystemAnswer, part: ScoredPart) -> float | None:

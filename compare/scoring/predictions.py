@@ -111,7 +111,8 @@ def write_predictions(
             "confidence": confidences[index],
         }
         lines.append(json.dumps(record, ensure_ascii=False))
-    path = folder / f"{slug(system)}{'' if split == 'test' else '.' + split}{f'.{repeat}' if repeat else ''}.jsonl"
+    split_suffix, repeat_suffix = "" if split == "test" else f".{split}", f".{repeat}" if repeat else ""
+    path = folder / f"{slug(system)}{split_suffix}{repeat_suffix}.jsonl"
     path.parent.mkdir(exist_ok=True)
     atomic_files.write_text(path, "\n".join(lines) + "\n")
     return path

@@ -55,11 +55,8 @@ def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> 
         omission_notes = [
             f"{system.title}: asked without {name}, which its provider refuses" for name in system.omitted_parameters
         ]
-        message_notes = (
-            [f"{system.title}: asked with its own messages, not the task's prompt"]
-            if _baseline(system).messages
-            else []
-        )
+        message_note = f"{system.title}: asked with its own messages, not the task's prompt"
+        message_notes = [message_note] if _baseline(system).messages else []
         responses[system.name] = replace(
             to_responses(test_requests, collected, context),
             spent_usd=usd,
@@ -131,16 +128,11 @@ def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequ
 
 def _shutdown_date(system_requests: SystemRequests, collected: CollectResult) -> str | None:
     """Return the shutdown date of a model: from the provider now, else from its last reply, else from its SDK."""
-    fresh = (
-        {"shutdown_date": fetch_shutdown_date(system_requests.endpoint), "asked": utc_timestamp()}
-        if collected.n_requested
-        else None
-    )
-    cached = load_or_store(
-        system_requests.cache_path.with_suffix(".model.json"),
-        [system_requests.identity, system_requests.endpoint.model],
-        fresh,
-    )
+    fresh = None
+    if collected.n_requested:
+        fresh = {"shutdown_date": fetch_shutdown_date(system_requests.endpoint), "asked": utc_timestamp()}
+    path = system_requests.cache_path.with_suffix(".model.json")
+    cached = load_or_store(path, [system_requests.identity, system_requests.endpoint.model], fresh)
     announced: str | None = cached["shutdown_date"] if cached else None
     return announced or models.announced_shutdown(_baseline(system_requests.system))
 
@@ -204,11 +196,11 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
     Raise RecipeError if its model family does not take the settings of the recipe.
     """
     provider = PROVIDERS[baseline.provider]
-    schema, wire = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
-    family = model_families.find_family(wire, baseline.model or "")
+    schema, api_format = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
+    family = model_families.find_family(api_format, baseline.model or "")
     _check_model_family(baseline, family)
     return Backend(
-        api_format=wire,
+        api_format=api_format,
         model=baseline.model or "",
         base_url=baseline.base_url or provider.default_base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or DUMMY_API_KEY,

@@ -97,11 +97,8 @@ def replace_tuned(systems: Sequence[System], variant: str) -> list[System]:
 
 def to_skipped_system(system: System, reason: str) -> SkippedSystem:
     """Return the report entry of a tuned variant or its base that could not be served."""
-    return SkippedSystem(
-        _short_variant(system.variant) if system.variant else system.name,
-        system.title,
-        f"could not be served: {reason}",
-    )
+    name = _short_variant(system.variant) if system.variant else system.name
+    return SkippedSystem(name, system.title, f"could not be served: {reason}")
 
 
 def is_exploratory(system: System, recipe: Recipe) -> bool:

@@ -119,12 +119,8 @@ def _system_requests(
 
 
 def _launch_plan(context: ComparisonContext, system: System) -> LaunchPlan:
-    served = _served_model(context, system)
-    return (
-        launch_plan.plan_launch([served], context.recipe.serve)
-        if system.variant
-        else launch_plan.plan_base_launch(served, context.recipe.serve)
-    )
+    served, serve = _served_model(context, system), context.recipe.serve
+    return launch_plan.plan_launch([served], serve) if system.variant else launch_plan.plan_base_launch(served, serve)
 
 
 def _served_model(context: ComparisonContext, system: System) -> ServedModel:
@@ -137,14 +133,13 @@ def may_fall_back(context: ComparisonContext, system: System, error: Exception) 
 
 
 def truncation_notes(system: System, n_prompts: int) -> list[str]:
-    """Return the report note about prompts that lost examples."""
-    return (
-        [f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit serve.max_model_len"] if n_prompts else []
-    )
+    """Return the report note about prompts that lost examples, [] if none did."""
+    note = f"{system.title}: {n_prompts:,} prompts have fewer examples, to fit serve.max_model_len"
+    return [note] if n_prompts else []
 
 
 def subset_notes(context: ComparisonContext, system: System) -> list[str]:
-    """Return the report note about a system that gets a subset of the test rows."""
+    """Return the report note about a system that gets a subset of the test rows, [] if it gets all of them."""
     rows, all_rows = _test_rows(context, system), context.dataset.test
     if len(rows) == len(all_rows):
         return []
@@ -155,12 +150,8 @@ def subset_notes(context: ComparisonContext, system: System) -> list[str]:
 
 def _test_rows(context: ComparisonContext, system: System) -> Rows:
     """Return the test rows that a system gets."""
-    rows = context.dataset.test
-    return (
-        eval_dataset.sample_rows(rows, context.recipe.compare.explore_rows)
-        if is_exploratory(system, context.recipe)
-        else rows
-    )
+    rows, recipe = context.dataset.test, context.recipe
+    return eval_dataset.sample_rows(rows, recipe.compare.explore_rows) if is_exploratory(system, recipe) else rows
 
 
 def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, address: Address) -> None:
@@ -288,8 +279,5 @@ def _throughput(
             "hardware": environment.describe_machine(context.recipe),
             "measured": utc_timestamp(),
         }
-    return load_or_store(
-        system_requests.cache_path.with_suffix(".rate.json"),
-        [system_requests.identity, system_requests.endpoint.concurrency],
-        throughput,
-    )
+    path = system_requests.cache_path.with_suffix(".rate.json")
+    return load_or_store(path, [system_requests.identity, system_requests.endpoint.concurrency], throughput)

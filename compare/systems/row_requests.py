@@ -28,9 +28,8 @@ def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Req
     reserved_tokens = 0
     if baseline is not None:
         reserved_tokens = 0 if baseline.max_output_tokens else thinking_tokens(baseline)
-        max_tokens = (
-            baseline.max_output_tokens or max(MIN_OUTPUT_TOKENS, OUTPUT_TOKEN_FACTOR * max_tokens) + reserved_tokens
-        )
+        answer_tokens = max(MIN_OUTPUT_TOKENS, OUTPUT_TOKEN_FACTOR * max_tokens)
+        max_tokens = baseline.max_output_tokens or answer_tokens + reserved_tokens
         constraint = dataclasses.replace(constraint, grammar=None)
     conversations = build_conversations(system, dataset, rows)
     return [
@@ -100,10 +99,9 @@ def drop_examples_to_fit(
             if length > available_tokens and len(shortened[index].messages) > 1
         ]
         for index in pending:
-            shortened[index] = dataclasses.replace(
-                shortened[index], messages=_drop_first_example(shortened[index].messages)
-            )
-    n_shortened = sum(len(a.messages) < len(b.messages) for a, b in zip(shortened, requests, strict=True))
+            messages = _drop_first_example(shortened[index].messages)
+            shortened[index] = dataclasses.replace(shortened[index], messages=messages)
+    n_shortened = sum(len(new.messages) < len(old.messages) for new, old in zip(shortened, requests, strict=True))
     return shortened, n_shortened
 
 

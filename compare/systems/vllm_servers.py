@@ -33,14 +33,13 @@ class VllmServers:
         required_bytes = launch_plan.required_memory_bytes(vllm.plan)
         other_bytes = [launch_plan.required_memory_bytes(process.plan) for process in self._prestarted.values()]
         # Other servers may not have allocated all their memory yet.
-        free = environment.available_memory_bytes() - sum(
-            (required or 0) + PROCESS_OVERHEAD_BYTES for required in other_bytes
-        )
+        reserved_bytes = sum((required or 0) + PROCESS_OVERHEAD_BYTES for required in other_bytes)
+        free_bytes = environment.available_memory_bytes() - reserved_bytes
         all_known = required_bytes is not None and None not in other_bytes
         if (
             self._memory_full
             or (other_bytes and not all_known)
-            or (required_bytes is not None and required_bytes + PROCESS_OVERHEAD_BYTES > free)
+            or (required_bytes is not None and required_bytes + PROCESS_OVERHEAD_BYTES > free_bytes)
         ):
             self._memory_full = True
             return

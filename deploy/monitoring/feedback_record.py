@@ -7,7 +7,7 @@ registry/<name>/feedback/2026-11.jsonl
 The file contains no answer, only keyed digests (deploy/answers/answer_ids.py). The last feedback on an answer counts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +15,7 @@ from typing import Any
 
 from deploy.answers.answer_ids import AnswerRecord
 from deploy.answers.outcome import Deployment
-from deploy.monitoring import traffic_record
-from insource.system import shared_jsonl
-from insource.system.timestamps import utc_timestamp
+from deploy.monitoring import monthly_record, traffic_record
 
 FOLDER = "feedback"
 _DESCRIPTION = "feedback"
@@ -44,11 +42,8 @@ def write_feedback(entries: list[Feedback]) -> None:
     """Append feedback to the record, and correct the rows of recorded inputs. Raise StageError if that fails."""
     registry_dirs = {entry.deployment.registry_dir for entry in entries}
     for registry_dir in sorted(registry_dirs):
-        recorded_at = utc_timestamp()
-        with shared_jsonl.open_locked(registry_dir / FOLDER / f"{recorded_at[:7]}.jsonl", _DESCRIPTION) as file:
-            group = [entry for entry in entries if entry.deployment.registry_dir == registry_dir]
-            for number, entry in enumerate(group, 1):
-                shared_jsonl.append_line(file, _to_line(entry, recorded_at), _DESCRIPTION, flush=number == len(group))
+        lines = [_to_line(entry) for entry in entries if entry.deployment.registry_dir == registry_dir]
+        monthly_record.append_lines(registry_dir / FOLDER, lines, _DESCRIPTION, flush=True)
     corrections: dict[tuple[Path, int], dict[str, Feedback]] = {}
     for entry in entries:
         if entry.record.recorded:
@@ -58,10 +53,9 @@ def write_feedback(entries: list[Feedback]) -> None:
         traffic_record.correct_rows(next(iter(by_name.values())).deployment.task, registry_dir, day, right_answers)
 
 
-def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
+def _to_line(entry: Feedback) -> dict[str, object]:
     record = entry.record
     return {
-        "at": recorded_at,
         "answer": record.name,
         "deployment": record.deployment_id,
         "local": record.local,
@@ -76,12 +70,7 @@ def _to_line(entry: Feedback, recorded_at: str) -> dict[str, object]:
 def read_feedback(registry_dir: Path, deployment_id: str, since: datetime) -> list[Mapping[str, Any]]:
     """Return the last feedback on each answer of a deployment in registry/<name>, received since `since`."""
     latest: dict[str, Mapping[str, Any]] = {}
-    for line in _read_folder(registry_dir):
-        if line["deployment"] == deployment_id and datetime.fromisoformat(line["at"]) >= since:
+    for line in monthly_record.read_lines(registry_dir / FOLDER, deployment_id):
+        if datetime.fromisoformat(line["at"]) >= since:
             latest[line["answer"]] = line
     return list(latest.values())
-
-
-def _read_folder(registry_dir: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted((registry_dir / FOLDER).glob("*.jsonl")):
-        yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)

@@ -13,7 +13,7 @@ compare with feedback.
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,11 @@ from deploy.answers.local_model import LOCAL, EngineConnection, ScoredAnswer
 from deploy.answers.outcome import Deployment
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
+from deploy.monitoring import monthly_record
 from deploy.monitoring.metrics import Metrics
 from insource.config.errors import StageError
-from insource.system import shared_jsonl
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
-from insource.system.timestamps import utc_timestamp
 from insource.tasks.pii.inputs import CleanedInput
 
 FOLDER = "mirrored"
@@ -105,15 +104,17 @@ class Mirror:
         self._record_parsed(task, LOCAL, local_answer)
         is_valid = local_answer.parsed.problem is None
         local_digest = deployment.ids.digest(task.equality_key(local_answer.parsed.value)) if is_valid else None
-        self._metrics.count_mirrored(task.name, AGREED if local_digest == digest else DIFFERED if is_valid else INVALID)
+        result = AGREED if local_digest == digest else DIFFERED if is_valid else INVALID
+        self._metrics.count_mirrored(task.name, result)
         line = {
             "answer": name,
             "deployment": task.deployment_id,
             "confidence": local_answer.confidence,
             "digest": local_digest,
+            "agreed": local_digest == digest,
         }
         try:
-            await run_in_thread(_write_line, deployment.registry_dir, line | {"agreed": local_digest == digest})
+            await run_in_thread(_write_line, deployment.registry_dir, line)
         except StageError as error:
             if not self._failure_logged:
                 log_line(f"mirror    {error}")
@@ -122,15 +123,8 @@ class Mirror:
 
 def read_mirrored(registry_dir: Path, deployment_id: str) -> dict[str, Mapping[str, Any]]:
     """Return {answer name: record} of the mirrored answers of a deployment in registry/<name>."""
-    return {line["answer"]: line for line in _read_folder(registry_dir) if line["deployment"] == deployment_id}
+    return {line["answer"]: line for line in monthly_record.read_lines(registry_dir / FOLDER, deployment_id)}
 
 
-def _read_folder(registry_dir: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted((registry_dir / FOLDER).glob("*.jsonl")):
-        yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)
-
-
-def _write_line(registry_dir: Path, fields: Mapping[str, Any]) -> None:
-    recorded_at = utc_timestamp()
-    with shared_jsonl.open_locked(registry_dir / FOLDER / f"{recorded_at[:7]}.jsonl", _DESCRIPTION) as file:
-        shared_jsonl.append_line(file, {"at": recorded_at, **fields}, _DESCRIPTION, flush=False)
+def _write_line(registry_dir: Path, line: Mapping[str, Any]) -> None:
+    monthly_record.append_lines(registry_dir / FOLDER, [line], _DESCRIPTION, flush=False)

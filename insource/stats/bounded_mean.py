@@ -62,12 +62,12 @@ def _proportion_low(only_a: int, only_b: int, n: int, tail: float) -> float:
 
     discordant = only_a + only_b
     midpoints = (np.arange(NODES) + 0.5) / NODES
-    both = betaincinv(discordant + 1, n - discordant, midpoints) if discordant < n else np.ones(1)
+    discordant_weights = betaincinv(discordant + 1, n - discordant, midpoints) if discordant < n else np.ones(1)
     if only_a == 0:
         return -float(betaincinv(discordant + 1, n - discordant, 1 - tail)) if discordant < n else -1.0
 
     def excess_probability(difference: float) -> float:
-        part = np.clip((1 + difference / both) / 2, 0, 1)
+        part = np.clip((1 + difference / discordant_weights) / 2, 0, 1)
         return float(np.mean(betainc(only_a, only_b + 1, part))) - tail
 
     return float(brentq(excess_probability, -1, 1, xtol=1e-9))

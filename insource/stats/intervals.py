@@ -74,7 +74,7 @@ def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
     return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 
-def expanded_quantile(alpha: float, units: int) -> float:
+def expanded_quantile(alpha: float, n_units: int) -> float:
     """Return the normal quantile of the ends; with few units it is larger than that of alpha / 2.
 
     Percentiles of resamples are too narrow by sqrt(1 - 1/units), and use a normal quantile instead of Student's t. This
@@ -82,7 +82,7 @@ def expanded_quantile(alpha: float, units: int) -> float:
     """
     from scipy.special import stdtrit
 
-    return float(-stdtrit(units - 1, alpha / 2)) * sqrt(units / (units - 1))
+    return float(-stdtrit(n_units - 1, alpha / 2)) * sqrt(n_units / (n_units - 1))
 
 
 def bca(

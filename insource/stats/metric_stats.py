@@ -119,15 +119,15 @@ def mean(sums: Array) -> Array:
 
 def micro_f1(sums: Array) -> Array:
     """Return 2 right / (predicted + expected); 1 if both are 0."""
-    both = sums[:, 1] + sums[:, 2]
-    return np.where(both > 0, 2 * sums[:, 0] / np.maximum(both, 1e-12), 1.0)
+    total = sums[:, 1] + sums[:, 2]
+    return np.where(total > 0, 2 * sums[:, 0] / np.maximum(total, 1e-12), 1.0)
 
 
 def macro_f1(sums: Array) -> Array:
     """Return the mean over labels of 2 right / (predicted + expected), without labels whose counts are 0."""
     right, predicted, expected = np.split(sums, 3, axis=1)
-    both = predicted + expected
-    occurs = both > 0
-    f1 = np.where(occurs, 2 * right / np.maximum(both, 1e-12), 0.0)
+    total = predicted + expected
+    occurs = total > 0
+    f1 = np.where(occurs, 2 * right / np.maximum(total, 1e-12), 0.0)
     mean_f1: Array = f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
     return mean_f1

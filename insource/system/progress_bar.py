@@ -29,7 +29,7 @@ _outer_bar: ContextVar["Progress | _LogProgress | None"] = ContextVar("outer bar
 
 
 @contextmanager
-def show_progress(what: str, total: int, done: int = 0, visible: bool = True) -> Iterator[ProgressUpdate]:
+def show_progress(label: str, total: int, done: int = 0, visible: bool = True) -> Iterator[ProgressUpdate]:
     """Yield `advance(completed, note)`: a bar with its ETA on a terminal, occasional lines otherwise.
 
     `done` of `total` units were completed by an earlier run that this one resumes. Without `visible` nothing is
@@ -39,13 +39,13 @@ def show_progress(what: str, total: int, done: int = 0, visible: bool = True) ->
     if not visible:
         yield lambda completed, note="": None
     elif isinstance(outer, Progress):
-        task = outer.add_task(what, total=total, completed=done, note="")
+        task = outer.add_task(label, total=total, completed=done, note="")
         try:
             yield lambda completed, note="": outer.update(task, completed=completed, note=note)
         finally:
             outer.remove_task(task)
     elif not console.is_terminal:
-        lines = _LogProgress(what, total, done, nested=outer is not None)
+        lines = _LogProgress(label, total, done, nested=outer is not None)
         with _nest_in(lines):
             yield lines.advance
     else:
@@ -54,7 +54,7 @@ def show_progress(what: str, total: int, done: int = 0, visible: bool = True) ->
                    TimeRemainingColumn())  # fmt: skip
         # The rate of the last 5 minutes, so that an evaluation in between does not distort the ETA.
         with Progress(*columns, console=console, speed_estimate_period=300) as progress, _nest_in(progress):
-            task = progress.add_task(what, total=total, completed=done, note="")
+            task = progress.add_task(label, total=total, completed=done, note="")
             yield lambda completed, note="": progress.update(task, completed=completed, note=note)
 
 
@@ -70,8 +70,8 @@ def _nest_in(bar: "Progress | _LogProgress") -> Iterator[None]:
 class _LogProgress:
     """Progress in a log file. Nested work prints no quarters, because its result is printed anyway."""
 
-    def __init__(self, what: str, total: int, done: int, nested: bool) -> None:
-        self.label, self.total, self.nested = what, max(1, total), nested
+    def __init__(self, label: str, total: int, done: int, nested: bool) -> None:
+        self.label, self.total, self.nested = label, max(1, total), nested
         self.quarter = 4 * done // self.total
         self.started_at = self.last_logged_at = time.monotonic()
         self.first_update: tuple[int, float] | None = None

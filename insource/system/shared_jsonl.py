@@ -13,21 +13,21 @@ from insource.system import append_only
 
 
 @contextmanager
-def open_locked(path: Path, what: str) -> Iterator[BinaryIO]:
+def open_locked(path: Path, content: str) -> Iterator[BinaryIO]:
     """Yield a file, created if missing, that is locked against other readers and writers.
 
-    Raise StageError with `what` if it cannot be opened or locked.
+    Raise StageError with `content` if it cannot be opened or locked.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab+", buffering=0)
     except OSError as error:
-        raise StageError(f"{path}: {what} cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{path}: {content} cannot be written: {error.strerror or error}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise StageError(f"{path}: {what} cannot be written: {error.strerror or error}") from None
+            raise StageError(f"{path}: {content} cannot be written: {error.strerror or error}") from None
         yield file
 
 
@@ -37,7 +37,7 @@ def restrict_to_owner(file: BinaryIO) -> None:
         os.fchmod(file.fileno(), 0o600)
 
 
-def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = True) -> None:
+def append_line(file: BinaryIO, line: Mapping[str, object], content: str, flush: bool = True) -> None:
     """Append a JSON line; with `flush` it is on disk afterwards. Raise StageError if it cannot be written."""
     size = file.seek(0, os.SEEK_END)
     separator = b""
@@ -48,7 +48,7 @@ def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bo
         data = separator + json.dumps(line, ensure_ascii=False).encode() + b"\n"
         append_only.append_bytes(file, data, flush)
     except OSError as error:
-        raise StageError(f"{file.name}: {what} cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{file.name}: {content} cannot be written: {error.strerror or error}") from None
 
 
 def read_lines(path: Path) -> Iterator[Any]:

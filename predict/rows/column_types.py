@@ -110,10 +110,8 @@ def answer_type(module: Any, spec: Any) -> Any:
 
 def _field_type(field: Mapping[str, Any]) -> Any:
     declared = field.get("type", "string")
-    json_type = next(
-        (candidate for candidate in ([declared] if isinstance(declared, str) else declared) if candidate != "null"),
-        "string",
-    )
+    declared_types = [declared] if isinstance(declared, str) else declared
+    json_type = next((name for name in declared_types if name != "null"), "string")
     if json_type == "object":
         return pa.struct([(name, _field_type(child)) for name, child in field["properties"].items()])
     if json_type == "array":

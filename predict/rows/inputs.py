@@ -30,7 +30,8 @@ SEGMENT_ROWS = 5000
 """Maximum rows of a segment, which has one journal and one part of the output."""
 TYPE_CHUNK_ROWS = 1000
 """Rows of a file after which every input column must have occurred: JSON objects may omit empty columns."""
-SOURCE_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
+LOCATION_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
+"""Keys of data.source that say where the recipe's own rows are. INPUT replaces them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class InputSurvey:
 
 def make_source(recipe: Recipe, pattern: str) -> Source:
     """Return INPUT as a source with the recipe's own options (encoding, delimiter, header, sheet, limits)."""
-    options = recipe.data.source.model_dump(exclude=set(SOURCE_KEYS))
+    options = recipe.data.source.model_dump(exclude=set(LOCATION_KEYS))
     return Source.model_validate({**options, "paths": [pattern]})
 
 
@@ -84,8 +85,8 @@ def check_output(output: Path, pattern: str, files: list[SourceFile]) -> None:
     """Raise RecipeError if the output would be a part of the input: the next call would read it."""
     folder = Path(pattern)
     is_inside = folder.is_dir() and folder.resolve() in output.resolve().parents
-    is_inside = is_inside or (not folder.exists() and _would_match(output, pattern))
-    if is_inside or output.resolve() in {file.path.resolve() for file in files}:
+    would_match = not folder.exists() and _would_match(output, pattern)
+    if is_inside or would_match or output.resolve() in {file.path.resolve() for file in files}:
         raise RecipeError(f"OUTPUT: {output} is a part of INPUT={pattern}; write it into another folder")
 
 
@@ -149,9 +150,8 @@ def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
     """Return a source row as an InputRow, with the reason if it cannot be queried."""
     columns = output_columns(source.values, recipe)
     if source.problem:
-        return InputRow(
-            columns, refusal=f"unreadable: {source.file}:{source.line}: {_redact_text(source.problem, recipe)}"
-        )
+        problem = _redact_text(source.problem, recipe)
+        return InputRow(columns, refusal=f"unreadable: {source.file}:{source.line}: {problem}")
     try:
         raw_input = input_text.extract_input(source.values, recipe)
         return InputRow(columns, raw_input, task.prepare(raw_input))

@@ -122,6 +122,7 @@ def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]
 
 
 def _text_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+    """Yield the rows as lines of CSV or JSON."""
     if layout.format == "csv":
         for columns, prediction in rows:
             values = {**columns, **_prediction_values(layout, prediction)}
@@ -151,9 +152,8 @@ def _arrow_schema(layout: Layout) -> Any:
         "probabilities": pa.struct([(label, pa.float64()) for label in layout.labels]),
     }
     input_fields = [(name, layout.input_types.arrow_type(name)) for name in layout.input_types.names]
-    return pa.schema(
-        [*input_fields, *((name, types.get(column, pa.string())) for column, name in layout.names.items())]
-    )
+    prediction_fields = [(name, types.get(column, pa.string())) for column, name in layout.names.items()]
+    return pa.schema([*input_fields, *prediction_fields])
 
 
 def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
@@ -177,10 +177,8 @@ def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
         tables: list[Any] = []
         for part in parts:
             tables.append(pq.read_table(part, schema=_arrow_schema(layout)))
-            rows, n_bytes = (
-                sum(values) for values in zip(*((table.num_rows, table.nbytes) for table in tables), strict=True)
-            )
-            if rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
+            n_rows, n_bytes = sum(table.num_rows for table in tables), sum(table.nbytes for table in tables)
+            if n_rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
                 writer.write_table(pa.concat_tables(tables))
                 tables = []
         if tables:

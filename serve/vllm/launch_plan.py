@@ -251,14 +251,14 @@ def require_api_key(address: Address) -> str | None:
 
     Raise RecipeError if other machines can reach the address and there is no key.
     """
-    key = os.environ.get(API_KEY_VARIABLE) or None
-    if key is None and not address.is_local:
+    api_key = os.environ.get(API_KEY_VARIABLE) or None
+    if api_key is None and not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
             f"{API_KEY_VARIABLE} in the "
             "environment, or serve on 127.0.0.1"
         )
-    return key
+    return api_key
 
 
 def required_memory_bytes(plan: LaunchPlan) -> int | None:

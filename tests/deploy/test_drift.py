@@ -385,7 +385,7 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
     registry_dir = place_of(tmp_path, profile(drawn(400, 1)), target_accuracy=None, not_worse_than="api", margin=0.02)
     line = {"answer": "a", "kept": True, "local": True, "right": False}
     comparison = drifting.compare_feedback(
-        drifting.routing_policy.read(registry_dir / routing.FOLDER / str(routed(registry_dir).file)), [line] * 30, {}
+        drifting.routing_policy.read_policy(registry_dir / routing.FOLDER / str(routed(registry_dir).file)), [line] * 30, {}
     )
     assert (
         comparison.p_value is None

@@ -37,8 +37,10 @@ def make_comparison(
     data.mkdir(parents=True, exist_ok=True)
     for split, split_rows in rows.items():
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in split_rows), encoding="utf-8")
-    modified = recipe.model_copy(update={"compare": Compare.model_validate(recipe.compare.model_dump() | compare)})
-    created_run = run.create(folder / "runs" / "mine", modified, "digest", {}, data)
+    comparison_recipe = recipe.model_copy(
+        update={"compare": Compare.model_validate(recipe.compare.model_dump() | compare)}
+    )
+    created_run = run.create(folder / "runs" / "mine", comparison_recipe, "digest", {}, data)
     (created_run.folder / "adapter").mkdir()
     label_texts = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
     spec = TASKS[recipe.task.task_name].make_spec(recipe.task, label_texts)
@@ -46,7 +48,7 @@ def make_comparison(
         created_run.folder / "adapter" / "prompt.json",
         adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16),
     )
-    return ComparisonContext(created_run, "mine", modified, eval_dataset.load_test_dataset(created_run))
+    return ComparisonContext(created_run, "mine", comparison_recipe, eval_dataset.load_test_dataset(created_run))
 
 
 def redirect_sdks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:

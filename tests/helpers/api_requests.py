@@ -44,13 +44,13 @@ def sum_cost_usd(path: Path) -> float:
     return sum((response.usd or 0.0) + response.unsure_usd for response in response_cache.read_responses(path))
 
 
-def make_requests(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:
-    return [make_request(f"T{index:06}", f"{instruction} {index}", max_tokens, repeat) for index in range(rows)]
+def make_requests(count: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:
+    return [make_request(f"T{index:06}", f"{instruction} {index}", max_tokens, repeat) for index in range(count)]
 
 
-def make_request(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> RowRequest:
+def make_request(row_id: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> RowRequest:
     messages = [{"role": "system", "content": "Say what happened."}, {"role": "user", "content": prompt}]
-    return RowRequest(row, repeat, Request(row, messages, max_tokens, Constraint(None, LABEL_SCHEMA)))
+    return RowRequest(row_id, repeat, Request(row_id, messages, max_tokens, Constraint(None, LABEL_SCHEMA)))
 
 
 MODELS = {"anthropic": "claude-haiku-5-5", "systemone": "jev-1.14.0"}
@@ -64,13 +64,13 @@ def make_backend(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Bac
     return replace(default, temperature=None, is_provider_api=True, **kwargs)
 
 
-def to_choice_requests(questions: list[RowRequest]) -> list[RowRequest]:
+def to_choice_requests(row_requests: list[RowRequest]) -> list[RowRequest]:
     """The same questions for an endpoint that decides."""
     labels = tuple((label, "") for label in LABEL_SCHEMA["enum"])
     return [
-        replace(question, request=replace(question.request, choices=ChoiceQuestion("Say what happened.", labels,
-                                                                  str(question.request.messages[-1]["content"]))))
-        for question in questions
+        replace(row_request, request=replace(row_request.request, choices=ChoiceQuestion("Say what happened.", labels,
+                                                                  str(row_request.request.messages[-1]["content"]))))
+        for row_request in row_requests
     ]  # fmt: skip
 
 

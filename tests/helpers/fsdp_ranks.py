@@ -90,29 +90,29 @@ def train_one_update(model: Any, prompts: list[list[int]]) -> float:
 
 
 def main(folder: Path, quantization: str, init: str) -> None:
-    settings = load_recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
-    tokenizer = chat_template.load_tokenizer(settings.model)
-    model, rows = base.load_base_model(settings), make_evaluator(tokenizer)
-    untuned = rows.predict(model, "untuned")
-    model = base.add_adapter(model, settings.lora, 1)
+    recipe = load_recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={init}")
+    tokenizer = chat_template.load_tokenizer(recipe.model)
+    model, evaluator = base.load_base_model(recipe), make_evaluator(tokenizer)
+    untuned = evaluator.predict(model, "untuned")
+    model = base.add_adapter(model, recipe.lora, 1)
     shard(model)
     assert fsdp.is_sharded(model)
-    initial = rows.predict(model, "spread")
-    first_loss = train_one_update(model, rows.prompts)
-    tuned = rows.predict(model, "tuned")
+    unchanged = evaluator.predict(model, "spread")
+    first_loss = train_one_update(model, evaluator.prompts)
+    tuned = evaluator.predict(model, "tuned")
     local_size = sum(parameter.to_local().numel() for parameter in model.parameters())
-    second_loss = train_one_update(model, rows.prompts)
-    tuned_twice = rows.predict(model, "tuned")
+    second_loss = train_one_update(model, evaluator.prompts)
+    tuned_twice = evaluator.predict(model, "tuned")
     state = fsdp.gather_adapter(model)
     if world.is_main_process():
         folder.mkdir()
-        adapter._save_weights(model, settings, folder, state)
+        adapter._save_weights(model, recipe, folder, state)
         report = {
             "losses": [first_loss, second_loss],
             "local": local_size,
             "whole": sum(parameter.numel() for parameter in model.parameters()),
         }
-        answers_by_name = {"untuned": untuned, "unchanged": initial, "tuned": tuned, "tuned_again": tuned_twice}
+        answers_by_name = {"untuned": untuned, "unchanged": unchanged, "tuned": tuned, "tuned_again": tuned_twice}
         for name, answers in answers_by_name.items():
             report[name] = [(answer.token_ids, answer.log_probability) for answer in answers]
         (folder / "told.json").write_text(json.dumps(report), encoding="utf-8")

@@ -36,11 +36,11 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(ga
     with gateway_setup.gateway(LOOPBACK_SETTING) as gateway:
         assert version_of(gateway.wait_for_answer()) == first
         newer = gateway_setup.deploy(
-            "newer", recipe=lambda text: text.replace("\nserve:\n", "\nserve:\n  of_a_later_day: 5\n")
+            "newer", edit_recipe=lambda text: text.replace("\nserve:\n", "\nserve:\n  of_a_later_day: 5\n")
         )
         message = gateway.wait_for_log(f"refused   {NAME}@{newer}: ")
         assert "serve.of_a_later_day" in message and f"{first} goes on" in message
-        failing = gateway_setup.deploy("other", output="something else")
+        failing = gateway_setup.deploy("other", served_answer="something else")
         assert "gives 0.0% of its reference answers" in gateway.wait_for_log(f"refused   {NAME}@{failing}: ")
         (gateway_setup.registry / "versions" / failing / "adapter" / "prompt.json").write_text("{}", encoding="utf-8")
         second = gateway_setup.deploy("two")
@@ -58,7 +58,7 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(ga
 
 def test_where_the_current_version_cannot_be_served_the_one_before_answers(gateway_setup: GatewaySetup) -> None:
     first = gateway_setup.deploy("one")
-    second = gateway_setup.deploy("two", output="something else")
+    second = gateway_setup.deploy("two", served_answer="something else")
     with gateway_setup.gateway(LOOPBACK_SETTING) as gateway:
         assert version_of(gateway.wait_for_answer()) == first
         assert f"refused   {NAME}@{second}" in gateway.read_log()
@@ -239,7 +239,7 @@ def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(gateway
         gateway_setup.trigger("slow_load")
         second = gateway_setup.deploy("two")
         wait_for_value(lambda: True if not (gateway_setup.behaviour / "slow_load").exists() else None, gateway)
-        third, failing = gateway_setup.deploy("three"), gateway_setup.deploy("broken", output="something else")
+        third, failing = gateway_setup.deploy("three"), gateway_setup.deploy("broken", served_answer="something else")
         registry.roll_back(gateway_setup.registry, second)
         registry.roll_back(gateway_setup.registry, third)
         seen_versions = set()

@@ -49,7 +49,7 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
 ) -> None:
     provider.answer = lambda prompt: "refund_status"
     gateway_setup = GatewaySetup(tmp_path)
-    version = gateway_setup.deploy("delivery_delay", task=task())
+    version = gateway_setup.deploy("delivery_delay", prompt_fields=task())
     run = Run(gateway_setup.folder / "runs" / NAME / "run-delivery_delay")
     baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{address}/v1", name: api, api_key_env: API_KEY}}]'
     args = [LOOPBACK_SETTING, f"compare.baselines={baseline}", "compare.primary=null"]
@@ -79,7 +79,7 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
 
 def test_a_routing_file_that_was_changed_is_not_followed(tmp_path: Path) -> None:
     gateway_setup = GatewaySetup(tmp_path)
-    version = gateway_setup.deploy("delivery_delay", task=task())
+    version = gateway_setup.deploy("delivery_delay", prompt_fields=task())
     recorded = told(gateway_setup, 0.5)
     registry.promote(
         gateway_setup.registry, Run(gateway_setup.folder / "runs" / NAME / "run-delivery_delay"), [], recorded

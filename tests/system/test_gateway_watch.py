@@ -36,7 +36,7 @@ def drift(gateway_setup: GatewaySetup) -> subprocess.CompletedProcess[str]:
 
 def test_what_a_gateway_saw_is_there_after_its_end_and_make_drift_judges_it(tmp_path: Path) -> None:
     gateway_setup = GatewaySetup(tmp_path)
-    version = gateway_setup.deploy("delivery_delay", task=task())
+    version = gateway_setup.deploy("delivery_delay", prompt_fields=task())
     run = Run(gateway_setup.folder / "runs" / NAME / "run-delivery_delay")
     registry.promote(gateway_setup.registry, run, [], profiled(gateway_setup, {"delivery_delay": 400}))
     with gateway_setup.gateway(LOOPBACK_SETTING, "serve.record.share=1.0") as gateway:

@@ -96,11 +96,11 @@ def _check_object(object_schema: Mapping[str, Any], path: str, depth: int) -> No
 def _check_field(field: Any, path: str, depth: int) -> None:
     if not isinstance(field, Mapping):
         raise ValueError(f"{path}: not supported: {field!r} instead of a type; give type or enum")
-    kinds = _list_types(field)
-    if kinds == ["object"]:
+    types = _list_types(field)
+    if types == ["object"]:
         _check_keywords(field, OBJECT_KEYS, path)
         _check_object(field, path, depth + 1)
-    elif kinds == ["array"]:
+    elif types == ["array"]:
         _check_keywords(field, (*ANNOTATION_KEYS, "type", "items", "maxItems", "ordered"), path)
         if not isinstance(field.get("ordered", False), bool):
             raise ValueError(f"{path}.ordered: given {field['ordered']!r}, allowed: true or false")
@@ -121,27 +121,27 @@ def _check_field(field: Any, path: str, depth: int) -> None:
 
 
 def _check_scalar(field: Mapping[str, Any], path: str) -> None:
-    kinds = _list_types(field)
+    types = _list_types(field)
     if "enum" in field:
         _check_keywords(field, (*ANNOTATION_KEYS, "type", "enum"), path)
-        _check_choices(field["enum"], kinds, path)
+        _check_choices(field["enum"], types, path)
         return
-    if not kinds:
+    if not types:
         unknown = [key for key in field if key not in ANNOTATION_KEYS]
         raise ValueError(f"{path}: not supported: {', '.join(unknown)}" if unknown else f"{path}: needs type or enum")
-    if len(kinds) > 1 or kinds[0] not in SCALAR_TYPES:
+    if len(types) > 1 or types[0] not in SCALAR_TYPES:
         allowed = f"one of {', '.join(SCALAR_TYPES)}, array, object, or a list of one of these and 'null'"
         raise ValueError(f"{path}: not supported: type {field['type']!r}; give {allowed}")
     _check_keywords(
-        field, (*ANNOTATION_KEYS, "type", "maxLength") if kinds == ["string"] else (*ANNOTATION_KEYS, "type"), path
+        field, (*ANNOTATION_KEYS, "type", "maxLength") if types == ["string"] else (*ANNOTATION_KEYS, "type"), path
     )
-    if kinds == ["string"] and not field.get("maxLength"):
+    if types == ["string"] and not field.get("maxLength"):
         raise ValueError(f"{path}: a string needs maxLength of at least 1 (or enum), so that every answer ends")
 
 
-def _check_choices(choices: list[Any], kinds: list[str], path: str) -> None:
+def _check_choices(choices: list[Any], types: list[str], path: str) -> None:
     texts = [choice for choice in choices if choice is not None]
-    if kinds not in ([], ["string"]) or not all(isinstance(text, str) and text.strip() for text in texts):
+    if types not in ([], ["string"]) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{path}: not supported: an enum of anything but texts (and null)")
     if not texts or len(set(texts)) < len(texts):
         raise ValueError(f"{path}: enum needs texts that differ")
@@ -150,8 +150,8 @@ def _check_choices(choices: list[Any], kinds: list[str], path: str) -> None:
 def _list_types(field: Mapping[str, Any]) -> list[str]:
     """Return the types of a field without null. null only means that the field may be missing."""
     declared = field.get("type", [])
-    kinds = [declared] if isinstance(declared, str) else list(declared)
-    return [kind for kind in kinds if kind != "null"] or kinds
+    types = [declared] if isinstance(declared, str) else list(declared)
+    return [kind for kind in types if kind != "null"] or types
 
 
 def is_nullable(field: Mapping[str, Any]) -> bool:

@@ -43,22 +43,22 @@ def _object_rules(name: str, fields: Mapping[str, FieldSchema], absent: str, may
     field_lines = [
         line for rule, field in zip(rules, fields.values(), strict=True) for line in _field_rules(rule, field, absent)
     ]
-    may_lack = [absent == "omit" and is_nullable(field) for field in fields.values()]
-    if not any(may_lack):
+    omittable = [absent == "omit" and is_nullable(field) for field in fields.values()]
+    if not any(omittable):
         parts = ' ", " '.join(f"{key} {rule}" for key, rule in zip(keys, rules, strict=True))
         return [f'{name} ::= "{{" {parts} "}}"', *field_lines]
     first_rule, more_rule, n_fields = f"{name}_first", f"{name}_more", len(keys)
     lines = [f'{name} ::= "{{" {first_rule}_0']
     for index, (key, rule) in enumerate(zip(keys, rules, strict=True)):
         body = f"{key} {rule} {more_rule}_{index + 1}"
-        if all(may_lack[:index]):
-            skips = may_lack[index] and (may_be_empty or index + 1 < n_fields)
-            lines.append(f"{first_rule}_{index} ::= {body}" + (f" | {first_rule}_{index + 1}" if skips else ""))
+        if all(omittable[:index]):
+            can_skip = omittable[index] and (may_be_empty or index + 1 < n_fields)
+            lines.append(f"{first_rule}_{index} ::= {body}" + (f" | {first_rule}_{index + 1}" if can_skip else ""))
         if index:
             lines.append(
-                f'{more_rule}_{index} ::= ", " {body}' + (f" | {more_rule}_{index + 1}" if may_lack[index] else "")
+                f'{more_rule}_{index} ::= ", " {body}' + (f" | {more_rule}_{index + 1}" if omittable[index] else "")
             )
-    lines += [f'{first_rule}_{n_fields} ::= "}}"'] if may_be_empty and all(may_lack) else []
+    lines += [f'{first_rule}_{n_fields} ::= "}}"'] if may_be_empty and all(omittable) else []
     return [*lines, f'{more_rule}_{n_fields} ::= "}}"', *field_lines]
 
 

@@ -38,18 +38,18 @@ class UnknownKeyError(ValueError):
     """An object has a key that its schema lacks."""
 
 
-def resolve_field(field: FieldSchema, may_lack: bool) -> dict[str, Any]:
+def resolve_field(field: FieldSchema, may_be_missing: bool) -> dict[str, Any]:
     """Return the field's schema with null among its types if it may be missing, and with clean choices."""
     resolved = dict(field)
     kind = "string" if "enum" in field else field_type(field)
-    resolved["type"] = [kind, "null"] if may_lack else kind
+    resolved["type"] = [kind, "null"] if may_be_missing else kind
     if "enum" in field:
         resolved["enum"] = [
             *dict.fromkeys(clean(choice) for choice in field["enum"] if choice is not None),
-            *[None] * may_lack,
+            *[None] * may_be_missing,
         ]
     if "items" in field:
-        resolved["items"] = resolve_field(field["items"], may_lack=False)
+        resolved["items"] = resolve_field(field["items"], may_be_missing=False)
     if "properties" in field:
         resolved |= resolve_object(field)
     return resolved
@@ -111,8 +111,8 @@ def strip_extensions(schema: Any) -> Any:
 
 def field_type(field: FieldSchema) -> str:
     """Return the field's type without null."""
-    kinds = [field["type"]] if isinstance(field["type"], str) else field["type"]
-    return next(str(kind) for kind in kinds if kind != "null")
+    types = [field["type"]] if isinstance(field["type"], str) else field["type"]
+    return next(str(kind) for kind in types if kind != "null")
 
 
 def describe_fields(fields: Mapping[str, FieldSchema], absent: str = "null", indent: str = "") -> list[str]:

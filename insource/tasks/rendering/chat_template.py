@@ -107,14 +107,14 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
     ]
     texts = [str(rendered) for rendered in tokenizer.apply_chat_template(answered_conversations, tokenize=False)]
     prompts, full_ids = _encode(tokenizer, open_prompts), _encode(tokenizer, texts)
-    special, stop = _special_ids(tokenizer), tokenizer.eos_token_id
-    plains = [special.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
+    special_ids, stop = _special_ids(tokenizer), tokenizer.eos_token_id
+    plain_flags = [special_ids.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
     decoded: dict[tuple[int, ...], str] = {}
     examples = []
-    for open_text, text, prompt, ids, answer, plain in zip(
-        open_prompts, texts, prompts, full_ids, answers, plains, strict=True
+    for open_text, text, prompt, ids, answer, is_plain in zip(
+        open_prompts, texts, prompts, full_ids, answers, plain_flags, strict=True
     ):
-        if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
+        if is_plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
             completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
             # Labels repeat after the same tokens.
             key = (*prompt[-CONTEXT_TOKENS:], *completion)
@@ -122,7 +122,7 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
             if decoded[key] == answer:
                 examples.append(Example(prompt, completion))
                 continue
-        examples.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, plain), stop]))
+        examples.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, is_plain), stop]))
     return examples
 
 
@@ -131,11 +131,11 @@ def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
     completion.
     """
     context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
-    context, both = (
+    context, text = (
         str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for token_ids in (context_ids, context_ids + list(ids))
     )
-    return both.removeprefix(context)
+    return text.removeprefix(context)
 
 
 def max_answer_tokens(longest: int) -> int:
@@ -221,17 +221,17 @@ def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = F
     return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
+def _encode_answer(tokenizer: Any, open_prompt: str, prompt: list[int], answer: str, is_plain: bool) -> list[int]:
     """Return the ids of an answer after an open prompt that decode to exactly this text.
 
     Some tokenizers (SentencePiece) add a space before a text on its own, but not after a line break.
     """
-    alone_ids, after_break = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
-    candidates = [alone_ids]
-    (line_break,) = _encode(tokenizer, ["\n"])
-    if after_break[: len(line_break)] == line_break:
-        candidates.append(after_break[len(line_break) :])
-    if plain:
+    answer_ids, ids_after_break = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not is_plain)
+    candidates = [answer_ids]
+    (line_break_ids,) = _encode(tokenizer, ["\n"])
+    if ids_after_break[: len(line_break_ids)] == line_break_ids:
+        candidates.append(ids_after_break[len(line_break_ids) :])
+    if is_plain:
         (full_ids,) = _encode(tokenizer, [open_prompt + answer])
         if full_ids[: len(prompt)] == prompt:
             candidates.insert(0, full_ids[len(prompt) :])

@@ -1,5 +1,4 @@
-"""The gateway as a process, with tests/helpers/gateway/stand_in_vllm.py in the place of vLLM, and versions to deploy
-behind it."""
+"""The gateway in a process of its own, with stand_in_vllm.py instead of vLLM, and versions to deploy."""
 
 import hashlib
 import json
@@ -38,7 +37,7 @@ LOOPBACK_SETTING = "serve.loopback_without_key=true"
 
 @dataclass
 class GatewayProcess:
-    """A gateway that runs."""
+    """A running gateway."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -48,7 +47,7 @@ class GatewayProcess:
     def request(
         self, body: Any = None, path: str = "/v1/completions", timeout: float = 60, **headers: str
     ) -> tuple[int, Any, dict[str, str]]:
-        """Returns status, body and headers of an answer; (0, reason, {}) where there is none."""
+        """Return status, body and headers of a response; (0, reason, {}) without one."""
         data = None if body is None else json.dumps(body).encode()
         header_lines = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, headers=header_lines)
@@ -61,7 +60,7 @@ class GatewayProcess:
             return 0, str(error), {}
 
     def wait_for_log(self, expected: str, count: int = 1) -> str:
-        """Waits until the gateway has said something so often. Returns all that it said."""
+        """Wait until the log contains a text `count` times. Return the complete log."""
         return wait_for_value(
             lambda: (text := self.read_log()) if self.read_log().count(expected) >= count else None, self, expected
         )
@@ -70,18 +69,19 @@ class GatewayProcess:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def wait_for_answer(self) -> tuple[int, Any, dict[str, str]]:
-        """Asks until a request is answered. Returns the answer."""
+        """Repeat a request until the status is 200. Return the response."""
         return wait_for_value(
             lambda: response if (response := self.request({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
         )
 
     def engine_pid(self) -> int:
-        """Returns the process in the place of vLLM."""
+        """Return the process id of the stand-in for vLLM."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
 
 
 def wait_for_value(probe: Callable[[], Any], gateway: GatewayProcess, event: str = "it", seconds: float = 120) -> Any:
+    """Call `probe` until it returns a value other than None. Return that value."""
     deadline = time.monotonic() + seconds
     while (value := probe()) is None:
         assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.read_log()}"
@@ -92,7 +92,7 @@ def wait_for_value(probe: Callable[[], Any], gateway: GatewayProcess, event: str
 
 @dataclass
 class GatewaySetup:
-    """A registry, and how the stand-in behaves."""
+    """A registry, and the flags that control the stand-in."""
 
     folder: Path
     behaviour: Path = field(init=False)
@@ -110,32 +110,35 @@ class GatewaySetup:
         return self.folder / "registry" / NAME
 
     def trigger(self, behaviour: str) -> None:
-        """Has the stand-in behave in a way once."""
+        """Set a flag that changes the behaviour of the stand-in once (see stand_in_vllm.FOLDER_VARIABLE)."""
         (self.behaviour / behaviour).touch()
 
     def deploy(
         self,
-        mark: str,
-        output: str | None = None,
-        recipe: Callable[[str], str] = str,
-        task: dict[str, Any] | None = None,
+        answer: str,
+        served_answer: str | None = None,
+        edit_recipe: Callable[[str], str] = str,
+        prompt_fields: dict[str, Any] | None = None,
     ) -> str:
-        """Deploys a version that answers its mark. Returns the version. `output`: what it answers in the place of
-        its reference answers; `recipe`: what becomes of its recipe; `task`: what else is in its prompt.json."""
-        folder = self.folder / "runs" / NAME / f"run-{mark}"
+        """Deploy a version whose model and reference answer are `answer`. Return the version.
+
+        `served_answer` is the server's output instead of the reference answer. `edit_recipe` changes the text of
+        recipe.yaml. `prompt_fields` are further fields of prompt.json.
+        """
+        folder = self.folder / "runs" / NAME / f"run-{answer}"
         adapter = folder / "adapter"
         adapter.mkdir(parents=True)
-        (adapter / "adapter_model.safetensors").write_bytes(empty_safetensors(mark))
+        (adapter / "adapter_model.safetensors").write_bytes(empty_safetensors(answer))
         atomic_files.write_json(adapter / "adapter_config.json", {"r": 8})
         (adapter / "chat_template.jinja").write_text("x", encoding="utf-8")
         base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
-        atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (task or {}))
-        line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": output} if output else {})
+        atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (prompt_fields or {}))
+        line = {"prompt_ids": [1, 2], "answer": answer} | ({"answered": served_answer} if served_answer else {})
         (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         atomic_files.write_checksums(adapter)
         settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]
-        (folder / "recipe.yaml").write_text(recipe(to_yaml(load(NAME, settings, "cpu").recipe)), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(edit_recipe(to_yaml(load(NAME, settings, "cpu").recipe)), encoding="utf-8")
         atomic_files.write_json(folder / "manifest.json", {"stages": {}})
         return registry.promote(self.registry, Run(folder), [])
 
@@ -143,7 +146,7 @@ class GatewaySetup:
     def gateway(
         self, *settings: str, preexec: Callable[[], None] | None = None, **env: str
     ) -> Iterator[GatewayProcess]:
-        """Runs the gateway until the block ends."""
+        """Run the gateway until the block ends."""
         port, log = free_port(), self.folder / "gateway.log"
         argv = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
         with log.open("wb") as stdout:
@@ -167,6 +170,6 @@ class GatewaySetup:
 
 
 def empty_safetensors(mark: str) -> bytes:
-    """A file without tensors."""
+    """Return a safetensors file without tensors, with a mark in its metadata."""
     header = json.dumps({"__metadata__": {"mark": mark}}).encode()
     return struct.pack("<Q", len(header)) + header

@@ -1,12 +1,12 @@
-"""A server on loopback in the place of vLLM, for tests of bulk prediction: it speaks the OpenAI wire and counts.
+"""A server on loopback instead of vLLM, for tests of bulk prediction. It has OpenAI's API format and counts requests.
 
-    engine = StandIn(lambda text: ("late", 0.97))
-    with running(engine) as address:
+    engine = StandInEngine(lambda text: ("late", 0.97))
+    with serve_engine(engine) as address:
         ...
-    engine.answered["my parcel is late"]    how often the answer to that input was handed over whole
+    engine.answer_counts["my parcel is late"]    number of complete answers to that input
 
-`python -m tests.helpers.gateway.stand_in_engine PORT` answers every input with a label by its hash, in a process of its
-own.
+`python -m tests.helpers.gateway.stand_in_engine PORT` runs a server in a process of its own. The hash of an input
+selects the label of its answer.
 """
 
 import asyncio
@@ -25,38 +25,40 @@ from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME, score_tokens
 from tests.helpers.provider.provider_answers import stable_number
 
 REFERENCE, PROMPT_IDS = "b", (1, 2, 3)
-"""What the run of prediction_place has as reference answer, and as ids of its prompt."""
+"""Reference answer and prompt ids of the run that prediction_run.py makes."""
 AnswerFunction = Callable[[str], tuple[str, float]]
-"""Input -> what is answered, and its probability."""
+"""Input -> answer and its probability."""
 
 
 @dataclass
 class StandInEngine:
+    """The state of the server: its behaviour, and counts of requests."""
+
     answer: AnswerFunction
     answer_counts: Counter[str] = field(default_factory=Counter)
     hang_after: int | None = None
-    """Once it has let so many requests pass, it answers nobody."""
+    """Number of requests after which it answers no more."""
     n_accepted: int = 0
     failing: bool = False
-    """Whether it fails, and says so of its health."""
-    refusal_status: Callable[[str, int], int] = lambda text, before: 0
-    """Input, and how often it came before -> HTTP status of a refusal, 0 for none."""
+    """Whether requests and `GET /health` get status 503."""
+    refusal_status: Callable[[str, int], int] = lambda text, attempts: 0
+    """Input, and number of earlier requests with it -> HTTP status of a refusal, 0 for none."""
     in_flight: int = 0
     max_in_flight: int = 0
-    """Requests that were on their way at once."""
+    """Largest number of concurrent requests."""
     request_counts: Counter[str] = field(default_factory=Counter)
     inputs: list[str] = field(default_factory=list)
-    """Inputs in the order in which they came."""
+    """Inputs of all requests, in order."""
     loaded_folder: str | None = None
-    """The folder that it says it has loaded."""
+    """The model folder that `GET /v1/models` returns."""
     reference_answer: str = REFERENCE
-    """What it answers to the prompts of reference answers."""
+    """Answer to the prompts of reference answers."""
     prompt_ids: list[int] = field(default_factory=lambda: [*PROMPT_IDS])
-    """What it reads for the messages of prompt.json."""
+    """Token ids that `POST /tokenize` returns."""
     authorizations: set[str] = field(default_factory=set)
 
     def fail_after(self, requests: int) -> None:
-        """Has it fail behind so many more requests, until `recover`."""
+        """Fail after this many further requests, until `recover`."""
         remaining = requests
 
         def refuse(text: str, attempts: int) -> int:
@@ -68,7 +70,7 @@ class StandInEngine:
         self.refusal_status = refuse
 
     def recover(self) -> None:
-        """Has it answer everything again."""
+        """Answer all requests again."""
         self.failing, self.refusal_status = False, lambda text, attempts: 0
 
     async def chat(self, request: web.Request) -> web.Response:
@@ -95,7 +97,7 @@ class StandInEngine:
 
 
 def make_completion(model: str, answer: str, probability: float) -> dict[str, Any]:
-    """What vLLM says of an answer with its probability."""
+    """Return vLLM's response for an answer with this probability."""
     token = {"token": answer, "logprob": math.log(probability), "bytes": None, "top_logprobs": []}
     message = {"role": "assistant", "content": answer}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": [token]}}
@@ -131,14 +133,14 @@ def make_application(engine: StandInEngine) -> web.Application:
 
 @contextmanager
 def serve_engine(engine: StandInEngine) -> Iterator[str]:
-    """The stand-in in a thread of its own. Yields its address."""
+    """Run the server in a thread of its own. Yield its address."""
     with serve_application(make_application(engine)) as address:
         yield address
 
 
 @contextmanager
 def serve_application(app: web.Application) -> Iterator[str]:
-    """Runs an application in a thread of its own. Yields its address."""
+    """Run an application in a thread of its own. Yield its address."""
     loop, started = asyncio.new_event_loop(), threading.Event()
     state: dict[str, Any] = {}
 
@@ -163,13 +165,13 @@ def serve_application(app: web.Application) -> Iterator[str]:
 
 
 def answer_by_hash(text: str) -> tuple[str, float]:
-    """A label by the hash of an input, and a probability by another part of it."""
+    """Return a label and a probability, both from the hash of an input."""
     number = stable_number(text)
     return LABELS[number % len(LABELS)], 0.5 + (number // 7 % 1000) / 2001
 
 
 class EmptyCounter(Counter[str]):
-    """A counter that forgets: in a process that answers hundreds of thousands of inputs nothing is kept."""
+    """A counter that stays empty, for a server that answers hundreds of thousands of inputs."""
 
     def __setitem__(self, key: str, value: int) -> None:
         return

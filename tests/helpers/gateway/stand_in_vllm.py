@@ -1,10 +1,12 @@
-"""A process in the place of vLLM, for tests of what runs it: it takes vLLM's command line and speaks its wire.
+"""A process instead of vLLM, for tests of the code that runs vLLM. It has vLLM's command line and HTTP API.
 
-`python -m tests.helpers.gateway.stand_in_vllm --uds PATH ...`. An adapter that was loaded answers its own references,
-and anything else with the mark in its weights. What a request has in `stand` decides how it is answered:
+`python -m tests.helpers.gateway.stand_in_vllm --uds PATH ...`. A loaded adapter gives its reference answers to their
+prompts, and the mark in its weights to any other prompt. The field `stand` of a request controls the response:
 
-    {"wait": seconds}   that much later          {"raw": text}, {"sse": [text, ...]}   with this, %M the model's name
-    {"line_kib": n}     a stream with such a line   {"end": true}                      the process ends on the spot
+    {"wait": seconds}                     delay
+    {"raw": text}, {"sse": [text, ...]}   the body or the stream; %M is replaced by the model's name
+    {"line_kib": n}                       a stream with a line of this size
+    {"end": true}                         the process ends immediately
 """
 
 import argparse
@@ -20,16 +22,19 @@ from aiohttp import web
 from insource.tracking.run import Run
 
 FOLDER_VARIABLE = "STAND_IN_FOLDER"
-"""Where files decide how it behaves, each once: slow_start, no_start, end_at_load, end_at_unload, slow_load."""
+"""The variable with the folder of flag files, each used once: slow_start, no_start, end_at_load, end_at_unload,
+slow_load."""
 
 
 class StandInVllm:
+    """The request handlers and the loaded adapters."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.adapters: dict[str, Path] = {}
 
     def consume_flag(self, name: str) -> bool:
-        """Whether a file of that name lies there; it counts once."""
+        """Return whether a flag file exists, and remove it."""
         try:
             (self.folder / name).unlink()
         except FileNotFoundError:
@@ -72,14 +77,15 @@ class StandInVllm:
             return stream
         if "raw" in behaviour:
             return web.Response(body=behaviour["raw"].replace("%M", model).encode(), content_type="application/json")
-        choice: dict[str, Any] = {"text": self.text(body)}
+        choice: dict[str, Any] = {"text": self.answer_text(body)}
         if "messages" in body:
-            message = {"role": "assistant", "content": self.text(body)}
+            message = {"role": "assistant", "content": self.answer_text(body)}
             choice |= {"index": 0, "message": message, "finish_reason": "stop"}
-            choice["logprobs"] = {"content": [{"token": self.text(body), "logprob": -0.1, "top_logprobs": []}]}
+            choice["logprobs"] = {"content": [{"token": self.answer_text(body), "logprob": -0.1, "top_logprobs": []}]}
         return web.json_response({"model": model, "choices": [choice], "asked": body})
 
-    def text(self, body: dict[str, Any]) -> str:
+    def answer_text(self, body: dict[str, Any]) -> str:
+        """Return the answer to a request: a reference answer, the mark of the adapter, or "base"."""
         folder = self.adapters.get(body["model"])
         if folder is None:
             return "base"

@@ -1,8 +1,10 @@
-"""The door with a task behind it: an engine on loopback that answers as its input says, and a provider as the API.
+"""The gateway with a deployed task, and an engine on loopback whose answers are written in the inputs.
 
-"... says delivery_delay p=0.99"   the engine answers that, with that probability
-"... cut"                          its answer is cut off, unless it has the room for more
-"... wait=2"                       so many seconds later
+"... says delivery_delay p=0.99"   the answer, and its probability
+"... freely lost"                  the answer of a request without a constraint
+"... cut"                          the answer is cut off, unless the limit is at least 20 tokens
+"... wait=2"                       a delay in seconds
+"... too long"                     status 400: the context is too long
 """
 
 import asyncio
@@ -51,7 +53,7 @@ EXTRACTOR_TASK = """{kind: extraction, instruction: Read the order number and th
 
 
 def make_recipe(folder: Path, **values: str) -> Recipe:
-    """A recipe with other values in the places of RECIPE."""
+    """Return a recipe: RECIPE_TEMPLATE with these values instead of the defaults."""
     defaults = {
         "task": ROUTER_TASK,
         "columns": "{text: message, label: queue}",
@@ -67,7 +69,7 @@ def make_recipe(folder: Path, **values: str) -> Recipe:
 
 
 def baseline_yaml(address: str, api: str = "chat", extra: str = "") -> str:
-    """A baseline that the provider of the tests plays."""
+    """Return compare.baselines with one baseline at the test provider's address."""
     sdks = {"chat": "openai", "messages": "anthropic", "decisions": "openai", "systemone": "openai"}
     model = {"messages": "claude-haiku-5-5"}.get(api, "gpt-6-luna")
     field = f", api: {api}" if api in ("decisions", "systemone") else ""
@@ -80,7 +82,10 @@ def baseline_yaml(address: str, api: str = "chat", extra: str = "") -> str:
 def make_deployed_task(
     folder: Path, recipe: Recipe, routing: Routing | None = None, gateway_recipe: Recipe | None = None
 ) -> Deployment:
-    """The task of a recipe as a version that is deployed, behind a gateway that was started with it, or another one."""
+    """Return a recipe's task as a deployed version.
+
+    `gateway_recipe` is the recipe that the gateway was started with, by default the same.
+    """
     module, labels = TASKS[recipe.task.task_name], dict.fromkeys(LABELS, "")
     spec = module.make_spec(recipe.task, labels)
     prompt = {
@@ -106,12 +111,12 @@ def make_deployed_task(
 
 
 def fake_log_probability(ids: list[int], token: int) -> float:
-    """Of a token behind others, in the place of a model: any number that depends on both."""
+    """Return a number that depends on token and context, instead of a model's log-probability."""
     return -(stable_number(f"{ids} {token}") % 1000) / 100
 
 
 def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
-    """What vLLM says of the tokens in `logprob_token_ids`."""
+    """Return vLLM's response with the log-probabilities of `logprob_token_ids`."""
     log_probabilities = {
         f"token_id:{token_id}": fake_log_probability(body["prompt"], token_id) for token_id in body["logprob_token_ids"]
     }
@@ -120,13 +125,15 @@ def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class FakeEngine:
-    """What stands in the place of vLLM, and what it was asked."""
+    """A stand-in for vLLM, with the requests that it got."""
 
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Path and body of each request."""
     in_flight: int = 0
     max_in_flight: int = 0
-    """Requests that were on their way at once."""
+    """Largest number of concurrent requests."""
     down: bool = False
+    """Whether connections are aborted."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
@@ -183,7 +190,7 @@ class FakeEngine:
 
     @property
     def inputs(self) -> list[str]:
-        """What stood behind the prompt, of every request."""
+        """Return the input of each request: the text after the prompt."""
         return [body["messages"][-1]["content"].rpartition("Input:\n")[2] for _, body in self.requests]
 
 
@@ -191,7 +198,7 @@ class FakeEngine:
 async def gateway_client(
     deployment: Deployment, api_key: str | None = None, limits: Limits | None = None, monitor: Monitor | None = None
 ) -> AsyncIterator[tuple[TestClient[Any, Any], FakeEngine, ProxyState]]:
-    """Yields a client of the door, the engine behind it, and the door."""
+    """Yield a client of the gateway, the engine behind it, and the gateway's state."""
     engine = FakeEngine()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", engine.answer)

@@ -1,4 +1,4 @@
-"""The batch APIs of the tests' provider, on both wires, and what goes wrong on the way to and from them."""
+"""The batch APIs of the test provider, in both formats, with faults."""
 
 import json
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ KEY_REVOKED = Refusal(401, "The API key was revoked.")
 
 @web.middleware
 async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Lets requests of batches meet with faults, a share of them: refused, or done and the answer lost on its way."""
+    """Apply faults to requests about batches: a refusal, or a response that is lost after the work was done."""
     provider = request.app[PROVIDER]
     if not ("/batches" in request.path or "/files" in request.path):
         return await handler(request)  # type: ignore[no-any-return]
@@ -49,13 +49,13 @@ async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse
 PROVIDER: web.AppKey[Provider] = web.AppKey("provider", Provider)
 
 
-def openai_batch(provider: Provider, batch: Batch) -> Json:
-    """A batch as OpenAI describes it; its files are there once it ended."""
+def describe_openai_batch(provider: Provider, batch: Batch) -> Json:
+    """Return a batch in OpenAI's format; it has files once it ended."""
     status = "in_progress"
     outputs: tuple[str, str] | tuple[None, None] = (None, None)
     if provider.batches_ended:
         status = provider.batch_end_state
-        outputs = openai_results(provider, batch) if status != "failed" else outputs
+        outputs = write_openai_results(provider, batch) if status != "failed" else outputs
     error = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
     return {
         "id": batch.id,
@@ -73,8 +73,8 @@ def openai_batch(provider: Provider, batch: Batch) -> Json:
     }
 
 
-def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
-    """The names of the files of answers and of errors."""
+def write_openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
+    """Write the files of responses and of errors. Return their names."""
     succeeded, failed = [], []
     for index, (custom_id, body) in enumerate(batch.requests):
         row: Json = {"id": f"r{index}", "custom_id": custom_id, "response": None, "error": None}
@@ -92,13 +92,13 @@ def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
             succeeded.append({**row, "response": {"status_code": 200, "request_id": "q", "body": completion}})
     names = (f"{batch.id}-out", f"{batch.id}-errors")
     for name, rows in zip(names, (succeeded, failed), strict=True):
-        # Not in the order of the requests, as it is allowed.
+        # Not in the order of the requests, which the API allows.
         provider.files[name] = "\n".join(json.dumps(row) for row in rows[::-1]).encode()
     return names
 
 
-def anthropic_batch(provider: Provider, batch: Batch) -> Json:
-    """A batch as Anthropic describes it."""
+def describe_anthropic_batch(provider: Provider, batch: Batch) -> Json:
+    """Return a batch in Anthropic's format."""
     n_unanswered = (
         sum(provider.is_unanswered(index) for index in range(len(batch.requests))) if provider.batches_ended else 0
     )
@@ -142,20 +142,20 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
         lines = provider.files[body["input_file_id"]].decode().split("\n")
         rows = [json.loads(line) for line in lines if line]
         size = len(provider.files[body["input_file_id"]])
-        if violation := provider_rules.openai_batch_problem(body, rows, size):
+        if violation := provider_rules.find_openai_batch_refusal(body, rows, size):
             return web.json_response(violation.body("chat"), status=violation.status)
         requests = [(row["custom_id"], row["body"]) for row in rows]
         name = f"batch_{len(provider.batches)}"
         batch = Batch(name, requests, datetime.now(UTC), body.get("metadata"), body["input_file_id"])
-        return await provider.add_batch(batch, openai_batch(provider, batch))
+        return await provider.add_batch(batch, describe_openai_batch(provider, batch))
 
     async def retrieve_batch(request: web.Request) -> web.Response:
-        return web.json_response(openai_batch(provider, provider.find_batch(request)))
+        return web.json_response(describe_openai_batch(provider, provider.find_batch(request)))
 
     async def list_batches(request: web.Request) -> web.Response:
         page, has_more = provider.list_page(request, "after")
         return web.json_response(
-            {"object": "list", "data": [openai_batch(provider, batch) for batch in page], "has_more": has_more}
+            {"object": "list", "data": [describe_openai_batch(provider, batch) for batch in page], "has_more": has_more}
         )
 
     return [
@@ -170,20 +170,20 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
 def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.Response:
         entries = (await request.json())["requests"]
-        if violation := provider_rules.anthropic_batch_problem(entries):
+        if violation := provider_rules.find_anthropic_batch_refusal(entries):
             return web.json_response(violation.body("messages"), status=violation.status)
         requests = [(entry["custom_id"], entry["params"]) for entry in entries]
         batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
-        return await provider.add_batch(batch, anthropic_batch(provider, batch))
+        return await provider.add_batch(batch, describe_anthropic_batch(provider, batch))
 
     async def retrieve_batch(request: web.Request) -> web.Response:
-        return web.json_response(anthropic_batch(provider, provider.find_batch(request)))
+        return web.json_response(describe_anthropic_batch(provider, provider.find_batch(request)))
 
     async def list_batches(request: web.Request) -> web.Response:
         page, has_more = provider.list_page(request, "after_id")
         bounds = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
         return web.json_response(
-            {"data": [anthropic_batch(provider, batch) for batch in page], "has_more": has_more, **bounds}
+            {"data": [describe_anthropic_batch(provider, batch) for batch in page], "has_more": has_more, **bounds}
         )
 
     async def results(request: web.Request) -> web.Response:

@@ -1,12 +1,11 @@
-"""A provider on loopback that speaks every wire, batches included: strict as the real ones (provider_rules.py), and
-behaving as badly as one wants.
+"""A provider on loopback with every API format and batches, the rules of the real APIs (provider_rules.py), and faults.
 
-    provider = Provider(faults=0.2)
-    with running(provider) as address:
+    provider = Provider(fault_rate=0.2)
+    with run_provider(provider) as address:
         ...
-    provider.delivered["row 17"]    how often the answer to that prompt was handed over whole
+    provider.delivered["row 17"]    number of complete answers to that prompt
 
-What goes wrong depends on the prompt and on how often it came before, and on nothing else: the same in every run.
+The fault of a request depends only on its prompt and the number of earlier requests with it: equal in every run.
 """
 
 import asyncio
@@ -32,17 +31,19 @@ from tests.helpers.provider.provider_answers import (
 )
 from tests.helpers.provider.provider_checks import Refusal
 
-# As often as they stand here; a timeout costs a test seconds.
+# Weighted by repetition; few timeouts, because each costs a test seconds.
 FAULT_KINDS = ("429",) * 6 + ("500",) * 4 + ("reset",) * 3 + ("timeout",) + ("truncated",) * 3 + ("text",) * 3
 SLOW_SECONDS = 60.0
-# As a status of `refuse`: a 400 for what the row says.
+# As a status of `refuse`: a 400 because of the row's content.
 ROW_ERROR = -400
-# Of requests in a batch, which were signed when that was made.
+# Headers of requests in a batch: those of its creation.
 AUTH_HEADERS = {"authorization": "Bearer secret", "anthropic-version": "2026-10-21"}
 
 
 @dataclass
 class Batch:
+    """A batch of requests."""
+
     id: str
     requests: list[tuple[str, Json]]
     """Custom id and body."""
@@ -53,54 +54,58 @@ class Batch:
 
 @dataclass
 class Provider:
+    """The state of the provider: its behaviour, and records of requests."""
+
     fault_rate: float = 0.0
-    """Share of the requests that meet with one of KINDS."""
+    """Fraction of requests with a fault (FAULT_KINDS)."""
     delay_seconds: float = 0.0
     hang_after: int | None = None
-    """Once so many answers were delivered, it answers nobody until this is None: a process can be killed at leisure."""
+    """Number of delivered answers after which it answers no more, until this is None."""
     answer: Callable[[str], str] = correct_label
-    refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda prompt, before: None
-    """Prompt, and how often it came before -> HTTP status and headers of a refusal."""
+    refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda prompt, attempts: None
+    """Prompt, and number of earlier requests with it -> HTTP status and headers of a refusal."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Of every answer."""
+    """Headers of every response."""
     rejected_parameters: tuple[str, ...] = ()
-    """Parameters that it refuses from every model, by their name."""
+    """Parameters that it refuses for every model."""
     response_makers: dict[str, Callable[[Json, str], Json]] = field(default_factory=dict)
-    """By API, in the place of ANSWERS: what an answer looks like."""
+    """{API: function that makes a response}, instead of RESPONSE_MAKERS."""
     rule_violations: Counter[str] = field(default_factory=Counter)
-    """Refusals by the rules of the API, by their sentence."""
+    """Refusals by rules of the APIs, counted by message."""
 
     attempts: Counter[str] = field(default_factory=Counter)
+    """Requests by prompt."""
     delivered: Counter[str] = field(default_factory=Counter)
+    """Complete answers by prompt."""
     fault_counts: Counter[str] = field(default_factory=Counter)
-    """How often each fault was met with."""
+    """Faults by kind."""
     charged_tokens: list[tuple[int, int]] = field(default_factory=list)
-    """Tokens of every answer that was worked out, also where it did not arrive."""
+    """Input and output tokens of every computed answer, also of those that did not arrive."""
     requests: list[tuple[str, dict[str, str], Json]] = field(default_factory=list)
-    """Path, headers and body of every request but those of batches."""
+    """Path, headers and body of every request outside batches."""
 
     shutdown_date: str | None = None
-    """The day when its models are shut down, as its list of models says."""
+    """The shutdown date of its models."""
     batches: list[Batch] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     batches_ended: bool = True
-    """Whether batches are done when they are looked at."""
+    """Whether batches have ended when they are polled."""
     batch_end_state: str = "completed"
-    """Of OpenAI's batches; cancelled or expired: every second request was not answered, on both wires."""
+    """End state of OpenAI's batches. cancelled or expired: every second request has no answer, for both APIs."""
     hang_on_create: bool = False
-    """Batches are made, and nobody is told."""
+    """Whether batches are created without a response."""
     create_failures: int = 0
-    """As many batches are made while the answer is a 500."""
+    """Number of batches that are created with the response 500."""
     is_filtered: Callable[[str], bool] = lambda prompt: False
-    """Which requests of a batch are answered with a 400."""
-    is_key_revoked: Callable[[Batch, int], bool] = lambda batch, at: False
-    """Which requests of a batch, by their number in it, are refused because the key was revoked meanwhile."""
+    """Prompt -> whether the result in a batch is a 400."""
+    is_key_revoked: Callable[[Batch, int], bool] = lambda batch, index: False
+    """Batch and index of a request -> whether it is refused because the key was revoked."""
     batch_fault_rate: float = 0.0
-    """Share of the requests about batches and their files that meet with one of KINDS, but for time-outs."""
+    """Fraction of requests about batches and files with a fault (FAULT_KINDS without timeouts)."""
     batch_attempts: Counter[str] = field(default_factory=Counter)
     batch_fault_counts: Counter[str] = field(default_factory=Counter)
     batch_answers: set[tuple[str, str]] = field(default_factory=set)
-    """Batch and prompt of every answer that stands in results."""
+    """Batch id and prompt of every answer in results."""
 
     def choose_fault(self, prompt: str, attempts: int) -> str | None:
         fraction = stable_number(f"{prompt} {attempts}") / 2**32
@@ -116,7 +121,7 @@ class Provider:
         return self.answer(read_prompt(body))
 
     def find_violation(self, api: str, headers: Any, body: Json) -> Refusal | None:
-        """Returns how the API would refuse a request."""
+        """Return the refusal of a request by the rules of its API, and count it."""
         refusal = provider_rules.find_refusal(api, headers, body)
         for name in (name for name in self.rejected_parameters if name in body):
             message = f"Unsupported parameter: '{name}' is not supported with this model."
@@ -133,7 +138,7 @@ class Provider:
         attempts = self.attempts[prompt]
         self.attempts[prompt] += 1
         self.requests.append((request.path, dict(request.headers), body))
-        # A cloud names the model in the address.
+        # Clouds have the model in the URL.
         rule_body = {"model": request.match_info.get("model", "deployed"), **body}
         if violation := self.find_violation(api, request.headers, rule_body):
             return web.json_response(violation.body(api), status=violation.status)
@@ -182,7 +187,7 @@ class Provider:
         request.transport.abort()
         return web.Response()
 
-    # Batches of both wires
+    # Batches of both APIs
 
     async def add_batch(self, batch: Batch, payload: Json) -> web.Response:
         self.batches.append(batch)
@@ -200,7 +205,7 @@ class Provider:
         return self.batch_end_state in ("cancelled", "expired") and index % 2 == 1
 
     def list_page(self, request: web.Request, cursor_key: str) -> tuple[list[Batch], bool]:
-        """The newest first, two on a page so that there is more than one."""
+        """Return two batches, newest first, and whether there are more. Small pages, so that there are several."""
         batches = self.batches[::-1]
         if last_id := request.query.get(cursor_key):
             batches = batches[[batch.id for batch in batches].index(last_id) + 1 :]
@@ -212,7 +217,7 @@ def error_response(message: str, code: str | None = None) -> Json:
     return {"type": "error", "error": {"type": kind, "message": message, "code": code}}
 
 
-# What is about the row: OpenAI's code, and what Anthropic says, who has none.
+# A refusal because of the row's content: message, and OpenAI's code. Anthropic has no code.
 CONTENT_FILTER_ERROR = ("This prompt was flagged by the content filter", "content_filter")
 
 
@@ -224,7 +229,7 @@ def make_application(provider: Provider) -> web.Application:
         return handle
 
     async def model(request: web.Request) -> web.Response:
-        """In the words of both wires, which have this address in common."""
+        """Return the model with the fields of both APIs, which share this URL."""
         name, shutdown = request.match_info["model"], provider.shutdown_date
         if name == "unknown":
             return web.json_response({"error": {"message": "no such model"}}, status=404)
@@ -234,7 +239,7 @@ def make_application(provider: Provider) -> web.Application:
         kind = {"object": "model", "type": "model", "owned_by": "nobody", "created": 1, "display_name": name}
         return web.json_response({"id": name, **kind, "shutdown_date": shutdown, **lifecycle})
 
-    # late: it is about this very provider
+    # Not at the top: faulty_batches imports this module.
     from tests.helpers.provider import faulty_batches
 
     app = web.Application(client_max_size=2**30, middlewares=[faulty_batches.batch_faults])
@@ -258,7 +263,7 @@ def make_application(provider: Provider) -> web.Application:
 
 @contextmanager
 def run_provider(provider: Provider) -> Iterator[str]:
-    """The provider in a thread of its own. Yields its address."""
+    """Run the provider in a thread of its own. Yield its address."""
     loop, started = asyncio.new_event_loop(), threading.Event()
     state: Json = {}
 

@@ -1,4 +1,4 @@
-"""What the tests' provider answers, in the form of each API."""
+"""Responses of the test provider, in the format of each API."""
 
 import hashlib
 import json
@@ -10,21 +10,23 @@ Json = dict[str, Any]
 
 
 def correct_label(prompt: str) -> str:
-    """The answer to a prompt."""
+    """Return the right answer to a prompt."""
     return LABELS[stable_number(prompt) % len(LABELS)]
 
 
 def stable_number(text: str) -> int:
+    """Return a number below 2**32 from the hash of a text, equal in every process."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
 def read_prompt(body: Json) -> str:
+    """Return the text of a request's input, in any API format."""
     content = body["messages"][-1]["content"] if "messages" in body else body.get("input", body.get("state"))
     return str(content)
 
 
 def count_tokens(body: Json) -> tuple[int, int]:
-    """What is charged for an answer: tokens read and written. Who decides writes nothing."""
+    """Return the charged input and output tokens. A decision endpoint writes no tokens."""
     if "messages" in body:
         return max(1, len(json.dumps(body["messages"])) // 4), 3
     return max(1, len(json.dumps(body)) // 4), 0
@@ -61,7 +63,7 @@ def make_message(body: Json, text: str) -> Json:
 
 
 def spread_probabilities(labels: list[str], text: str) -> dict[str, float]:
-    """A probability for every label, most of it for one."""
+    """Return a probability for each label, 0.9 for the answer."""
     return {label: 0.9 if label == text else 0.1 / (len(labels) - 1) for label in labels}
 
 

@@ -1,4 +1,4 @@
-"""What breaks each rule of the providers' APIs: the functions behind the table of provider_rules.py."""
+"""The checks in the table of provider_rules.py: each returns the refusal of a request, None if it follows the rule."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Headers = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error as a provider answers it."""
+    """An error response of a provider."""
 
     status: int
     message: str
@@ -20,19 +20,19 @@ class Refusal:
     code: str | None = None
 
     def body(self, api: str) -> Json:
-        """Returns the error in the form of its API."""
+        """Return the error body in the format of an API."""
         kind = {401: "authentication_error", 404: "not_found_error"}.get(self.status, "invalid_request_error")
         if api == "messages":
             return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": "r"}
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-# What several rules ask
+# Shared by several rules
 
 
 @cache
 def _request_fields(api: str) -> frozenset[str]:
-    """The fields of a request, as the SDK's types have them."""
+    """Return the fields of a request in the SDK's types."""
     from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
     from openai.types.decision_create_params import DecisionCreateParams
@@ -62,7 +62,7 @@ OPENAI_KEYWORDS = {
 
 
 def _allowed_efforts(body: Json) -> tuple[tuple[str, ...], str | None]:
-    """The efforts that a model takes, and the one that holds."""
+    """Return the efforts that a model accepts, and the effort of this request."""
     for pattern, allowed, default in EFFORT_RULES:
         if pattern.search(str(body.get("model"))):
             return allowed, body.get("reasoning_effort") or default
@@ -142,7 +142,7 @@ def check_chat_schema(headers: Headers, body: Json) -> Refusal | None:
 
 
 def _strict_schema_problem(schema: Json, top: bool = False, depth: int = 1) -> str | None:
-    """What strict mode of OpenAI's structured outputs refuses in a schema, None for nothing."""
+    """Return the first part of a schema that OpenAI's strict mode refuses, None if it accepts the schema."""
     if top and schema.get("type") != "object":
         return "schema must be a JSON Schema of 'type: \"object\"'"
     if extra := sorted(schema.keys() - OPENAI_KEYWORDS):

@@ -1,12 +1,12 @@
-"""What the providers of late 2026 refuse: one table, each rule with its source, for the provider of the tests.
+"""Requests that the providers of late 2026 refuse: one table of rules with sources, for the test provider.
 
-    refusal("chat", headers, {"model": "gpt-6-luna", "temperature": 0, ...})
-    Refused(400, "Unsupported parameter: 'temperature' is not supported with this model.", param="temperature")
+    find_refusal("chat", headers, {"model": "gpt-6-luna", "temperature": 0, ...})
+    Refusal(400, "Unsupported parameter: 'temperature' is not supported with this model.", param="temperature")
 
-Written from documentation, the SDKs' types and public reports, and apart from
-`insource/backends/wire/model_families.py`, so that a mistake there is caught here. `CHECKED_WITH` names the versions
-that were read: tests/insource/backends/test_provider_rules.py fails when the lock is newer. Nothing here was tried
-against a real provider.
+Written from documentation, the SDKs' types and public reports, independently of
+`insource/backends/wire/model_families.py`, so that tests detect a mistake there. `CHECKED_WITH` has the versions that
+the table was checked against: tests/insource/backends/test_provider_rules.py fails if the lock is newer. No rule was
+tested against a real provider.
 """
 
 import json
@@ -23,7 +23,7 @@ CHECKED_WITH = {"openai": "3.54.0", "anthropic": "2.12.0", "genai-prices": "0.2.
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that an API refuses."""
+    """A requirement of an API, and the check that refuses requests without it."""
 
     api: str
     """chat, messages, decisions, systemone."""
@@ -33,7 +33,7 @@ class Rule:
 
 
 def find_refusal(api: str, headers: Headers, body: Json) -> Refusal | None:
-    """Returns the first rule that a request breaks, None where it breaks none."""
+    """Return the refusal by the first rule that a request breaks, None if it breaks none."""
     lowercase_headers = {name.lower(): value for name, value in headers.items()}
     return next(
         (refusal for rule in RULES if rule.api == api and (refusal := rule.check(lowercase_headers, body))), None
@@ -79,9 +79,11 @@ RULES = (
 # Batches
 
 
-def openai_batch_problem(body: Json, lines: list[Json], size: int) -> Refusal | None:
-    """Returns why OpenAI would not take a batch: endpoint, window, metadata, size, ids, one model (batch guide; openai
-    SDK 3.54 types/batch_create_params.py)."""
+def find_openai_batch_refusal(body: Json, lines: list[Json], size: int) -> Refusal | None:
+    """Return the refusal of a batch by OpenAI: endpoint, window, metadata, size, ids, one model.
+
+    Source: batch guide; openai SDK 3.54 types/batch_create_params.py.
+    """
     endpoints = ("/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/moderations")
     if body["endpoint"] not in endpoints or body["completion_window"] != "24h":
         return Refusal(400, "Invalid 'endpoint' or 'completion_window'", "endpoint")
@@ -99,8 +101,8 @@ def openai_batch_problem(body: Json, lines: list[Json], size: int) -> Refusal | 
     return None
 
 
-def anthropic_batch_problem(entries: list[Json]) -> Refusal | None:
-    """Returns why Anthropic would not take a batch: number, size, form of the ids (batch processing guide)."""
+def find_anthropic_batch_refusal(entries: list[Json]) -> Refusal | None:
+    """Return the refusal of a batch by Anthropic: number, size, format of the ids (batch processing guide)."""
     ids = [entry["custom_id"] for entry in entries]
     if len(ids) > 100_000 or len(json.dumps(entries)) > 256 * 2**20:
         return Refusal(413, "The batch is too large")

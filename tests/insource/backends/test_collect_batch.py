@@ -283,7 +283,7 @@ def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wr
 
 
 def test_an_endpoint_that_decides_has_no_batches() -> None:
-    refusal = provider_rules.openai_batch_problem({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
+    refusal = provider_rules.find_openai_batch_refusal({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
     assert refusal is not None and refusal.status == 400
 
 
