@@ -111,7 +111,7 @@ class TaskKind(Protocol):
         """Return {metric: sums over rows}, from which any resample can be computed."""
 
     def main_metrics(self, score: Mapping[str, Any]) -> dict[str, float]:
-        """Return the main metrics of a score for console, W&B and model card. conflicts.METRICS lists the names."""
+        """Return the main metrics of a score for console, W&B and model card. METRICS lists the names."""
 
     def lowest_scoring(self, score: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Return (name, metric) of each part of a score, lowest first. See BREAKDOWN_NAME and BREAKDOWN_METRIC."""
