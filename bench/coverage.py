@@ -182,9 +182,8 @@ def meets_promise(row: Mapping[str, Any]) -> bool:
     # The interval that agrees with an exact test is too wide, because the test is discrete.
     max_coverage = 1.0 if row["method"] == EXACT_MCNEMAR else MAX_COVERAGE
     allowed = ALPHA + simulation_error(row["sets"])
-    return (MIN_COVERAGE <= row["coverage"] <= max_coverage or not promised) and all(
-        row.get(name, 0) <= allowed for name in FALSE_VERDICT_LABELS
-    )
+    covers = MIN_COVERAGE <= row["coverage"] <= max_coverage or not promised
+    return covers and all(row.get(name, 0) <= allowed for name in FALSE_VERDICT_LABELS)
 
 
 def simulation_error(sets: int) -> float:
@@ -206,11 +205,9 @@ def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
-        coverage = (
-            f"{row['coverage']:.1%}"
-            if MIN_COVERAGE <= row["coverage"] <= MAX_COVERAGE
-            else f"**{row['coverage']:.1%}**"
-        )
+        coverage = f"{row['coverage']:.1%}"
+        if not MIN_COVERAGE <= row["coverage"] <= MAX_COVERAGE:
+            coverage = f"**{coverage}**"
         lines.append(
             f"| {row['figure']} | {row['truth']:.3f} | {row['n']:,} | {row['clusters'] or '-'} | {coverage} | "
             f"{row['truth_below']:.1%} | {row['truth_above']:.1%} | {row['mean_width']:.3f} |"

@@ -28,23 +28,8 @@ from demo_data.support_tickets import generate_tickets
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 SIZES = ((10_000, 0.0), (100_000, 0.0), (1_000_000, 0.0), (1_000_000, 0.3))
 SYLLABLES = (
-    "bren",
-    "vel",
-    "mor",
-    "ta",
-    "lun",
-    "kes",
-    "ri",
-    "dal",
-    "fen",
-    "os",
-    "wick",
-    "ham",
-    "por",
-    "zel",
-    "ani",
-    "gru",
-)
+    "bren", "vel", "mor", "ta", "lun", "kes", "ri", "dal", "fen", "os", "wick", "ham", "por", "zel", "ani", "gru",
+)  # fmt: skip
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
 DETAILS = (
     "Order {order}, the {product} {number}, bought in {place} on {day} {month}.",

@@ -78,13 +78,10 @@ def main() -> int:
                 log(f"{system}, run {number + 1} of {arguments.runs}")
                 program = [sys.executable, "-P", str(DECODE_PROGRAM)]
                 measured[system].append(run_program(program, checkouts[system], specs, Path(name)))
-        specs = (
-            []
-            if arguments.no_vllm
-            else build_specs([case for case in cases if case.model == "smollm2"], arguments.banking77)
-        )
-        if specs:
+        vllm_cases = [] if arguments.no_vllm else [case for case in cases if case.model == "smollm2"]
+        if vllm_cases:
             log("vllm")
+            specs = build_specs(vllm_cases, arguments.banking77)
             program = [sys.executable, "-m", "bench.peers.vllm_rows"]
             measured["vllm"].append(run_program(program, ROOT, specs, Path(name)))
     results = [result for case in cases for result in compare_systems(case, measured, checkouts)]
@@ -180,6 +177,7 @@ def compare_systems(
             answer == current_answer
             for answer, current_answer in zip(case_runs[0]["answers"], current["answers"], strict=True)
         ]
+        peak_memory_bytes = max(run["peak_memory_bytes"] for run in case_runs) if checkout else None
         results.append(
             {
                 "model": case.model,
@@ -190,9 +188,7 @@ def compare_systems(
                 "command": "python -m bench.decoding --before CHECKOUT",
                 "rows_per_second": case.rows / statistics.median(run["seconds"] for run in case_runs),
                 "raw_seconds": [round(run["seconds"], 3) for run in case_runs],
-                "peak_memory_bytes": max((run["peak_memory_bytes"] for run in case_runs), default=None)
-                if checkout
-                else None,
+                "peak_memory_bytes": peak_memory_bytes,
                 "answer_tokens": sum(map(len, case_runs[0]["answers"])),
                 "equal_answers": sum(equal),
                 "margins_of_others": [

@@ -80,8 +80,8 @@ def table_row(name: str) -> str:
     """Return the line of a base in the table."""
     model = build_adapted_model(name)
     weights = nf4_bytes(model)
-    train = run_header.estimate_memory(model, **PACK_SETTINGS)
-    training = weights + train.adapter + train.pack
+    estimate = run_header.estimate_memory(model, **PACK_SETTINGS)
+    training = weights + estimate.adapter_bytes + estimate.pack_bytes
     cells = [f"{weights / 1e9:.1f}", f"{training / 1e9:.1f}"]
     for gib in GPU_SIZES_GIB:
         usable = decoding_memory.usable_bytes(gib * 2**30)
@@ -89,7 +89,7 @@ def table_row(name: str) -> str:
         dequantized_bytes = count_nf4_weights(model) * 2
         if dequantized_bytes > dequantized_memory_fraction() * gib * 2**30:
             dequantized_bytes = 0
-        free_bytes = usable - weights - train.adapter - dequantized_bytes
+        free_bytes = usable - weights - estimate.adapter_bytes - dequantized_bytes
         row_counts = [_concurrent_rows(model, workload, free_bytes) for workload in (LABEL_DECODING, DOCUMENT_DECODING)]
         cells.append(f"{row_counts[0]}, {row_counts[1]}" if training <= usable and min(row_counts) else "no")
     return f"| {name} | {' | '.join(cells)} |"

@@ -120,17 +120,11 @@ def results_tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         lines.append(f"{rows[0]['hardware']}, {rows[0]['date']}, `{rows[0]['command']}`.")
         for draws in dict.fromkeys(row["draws"] for row in rows):
             draw_rows = [row for row in rows if row["draws"] == draws]
-            lines += [
-                "",
-                f"{draws:,} draws each. In bold: missed in more than {allowed_miss_rate(draws):.1%} of the draws "
-                "(5% and two",
-            ]
+            rate = f"{allowed_miss_rate(draws):.1%}"
+            lines += ["", f"{draws:,} draws each. In bold: missed in more than {rate} of the draws (5% and two"]
             lines += ["standard errors of the simulation).", ""]
-            headers = [
-                "rows",
-                "n",
-                *(f"{name}: {figure}" for name in draw_rows[0]["methods"] for figure in ("missed", "kept")),
-            ]
+            methods = draw_rows[0]["methods"]
+            headers = ["rows", "n", *(f"{name}: {figure}" for name in methods for figure in ("missed", "kept"))]
             lines += [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
             lines += [_table_row(row, allowed_miss_rate(draws)) for row in draw_rows]
     if rows := results.get("data"):

@@ -95,7 +95,8 @@ def make_dataset_and_responses(rows: int, labels: int, clusters: bool) -> tuple[
             for row in test
         ]
         responses.append(SystemResponses(System(name, "tuned" if name == "tuned" else "closed", name), answers))
-    return EvalDataset(classification, spec, {"task": {"kind": "classification"}}, [], [], test), responses
+    prompt = {"task": {"kind": "classification"}}
+    return EvalDataset(classification, spec, prompt, train=[], calibration=[], test=test), responses
 
 
 if __name__ == "__main__":

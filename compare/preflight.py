@@ -52,7 +52,7 @@ def unusable_files(context: ComparisonContext, systems: Sequence[System]) -> Ite
     for system in systems:
         if system.kind == "file" and system.baseline:
             try:
-                answer_file.read_answer_file(system.baseline, answer_file.rules_from_recipe(context.recipe))
+                answer_file.read_answer_file(system.baseline, answer_file.build_rules(context.recipe))
             except RecipeError as error:
                 yield str(error)
 

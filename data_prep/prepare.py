@@ -27,7 +27,7 @@ from data_prep.dedup.exact import deduplicate
 from data_prep.labels import label_errors, label_sets, rare_label_policy
 from data_prep.prepared_data import PreparedData
 from data_prep.readers import dotted_paths, read, sources
-from data_prep.readers.source_row import SourceFile, SourceRow
+from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
 from data_prep.report import html, statistics
 from data_prep.row_table import Table, TableWriter
 from data_prep.rows.columns import check_answer_columns, check_columns, columns_to_read, find_missing_columns
@@ -189,41 +189,43 @@ def _read_sources(
             counter = _CountingReader(rows, file, recipe, row_filter)
             given_split = -1 if file.split == "all" else SPLITS.index(file.split)
             rejected += writer.add(given_split, counter, pool)
-            if not counter.rows:
+            if not counter.rows_read:
                 location = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
                 raise RecipeError(f"{file.name}: there are no rows{location}")
-            filtered += counter.filtered
+            filtered += counter.rows_filtered
             columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             missing = {"lacks": sorted(counter.missing), "lacks_answers": sorted(counter.missing_answers)}
-            counts = {"rows_read": counter.rows, "detected": info, **missing}
+            counts = {"rows_read": counter.rows_read, "detected": info, **missing}
             source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
-            if info.get("encoding_guessed"):
-                encoding_note = (
-                    f"{file.name} is no UTF-8: read as {info['encoding']}; data.source.encoding says it for sure"
-                )
-                print(f"data      {encoding_note}", file=sys.stderr)
-            if unread_arrays := info.get("arrays_not_read"):
-                arrays_note = (
-                    f"{file.name}: the rows are those of {info['array']!r}; not read: {', '.join(unread_arrays[:10])}"
-                )
-                print(f"data      {arrays_note}", file=sys.stderr)
+            _print_notes(file, info)
         table = writer.table()
     check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
     data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)
     return table, rejected, source_info, filtered, row_filter.list_unmatched()
 
 
+def _print_notes(file: SourceFile, info: FileInfo) -> None:
+    """Print a line if the encoding of a file is a guess, and a line if it has arrays that are not read."""
+    if info.get("encoding_guessed"):
+        note = f"{file.name} is no UTF-8: read as {info['encoding']}; data.source.encoding says it for sure"
+        print(f"data      {note}", file=sys.stderr)
+    if unread_arrays := info.get("arrays_not_read"):
+        note = f"{file.name}: the rows are those of {info['array']!r}; not read: {', '.join(unread_arrays[:10])}"
+        print(f"data      {note}", file=sys.stderr)
+
+
 class _CountingReader:
     """Iterator over the rows of a file that counts them, checks their columns and applies data.where.
 
     `missing` has the columns for groups and times that no row of the file has; held-out files do not need them.
-    `unanswered` has the target columns that no row has. `columns` has the columns of the first rows.
+    `missing_answers` has the target columns that no row has. `columns` has the columns of the first rows.
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
-        self.rows, self.filtered, self._source_rows, self._file, self._recipe = 0, 0, rows, file, recipe
-        self._row_filter, settings = row_filter, recipe.data.split
+        self.rows_read = self.rows_filtered = 0
+        self._source_rows, self._file, self._recipe, self._row_filter = rows, file, recipe, row_filter
+        settings = recipe.data.split
         self.columns = set[str]()
         self.missing = {column for column in (settings.group, settings.time) if column is not None}
         self.missing_answers = {*recipe.data.columns.target_columns.values()}
@@ -239,13 +241,13 @@ class _CountingReader:
                 seen |= row.values
                 complete = self._has_all_columns(seen)
                 self.columns.update(seen)
-            self.rows += 1
+            self.rows_read += 1
             if self.missing:
                 self.missing.difference_update(row.values)
             if self.missing_answers:
                 self.missing_answers.difference_update(row.values)
             if is_filtered and not row.problem and not self._row_filter.accepts(row.values):
-                self.filtered += 1
+                self.rows_filtered += 1
             else:
                 yield row
         if seen and not complete:
@@ -257,7 +259,7 @@ class _CountingReader:
         Raise RecipeError if a column is missing and no later row can have it.
         """
         complete = not find_missing_columns(self._file.split, seen, self._recipe)
-        if not complete and (self._file.kind not in ("json", "jsonl") or self.rows >= COLUMN_CHECK_ROWS):
+        if not complete and (self._file.kind not in ("json", "jsonl") or self.rows_read >= COLUMN_CHECK_ROWS):
             check_columns(str(self._file.path), self._file.split, seen, self._recipe)
         return complete
 

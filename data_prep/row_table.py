@@ -114,7 +114,7 @@ class TableWriter:
             self._texts.write_batch(batch.texts)
             self._sizes.write(np.int64(count).tobytes())
             self._sketches.add(batch.bands, batch.sketches)
-            numbers = {**batch.columns, "given": np.full(count, split, np.int8)}
+            numbers = {**batch.columns, "given_split": np.full(count, split, np.int8)}
             for column, values in numbers.items():
                 self._columns.setdefault(column, []).append(values)
             self.targets += batch.targets
@@ -183,12 +183,12 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
         # Rows with one subject and several targets conflict.
         "subject": hash_texts(subjects, 0),
         # A number in [0, 2**64) that decides the split of the row.
-        "position": hash_texts(units, seed),
-        "grouped": np.array([row.group is not None for row in rows], np.bool_),
+        "split_hash": hash_texts(units, seed),
+        "has_group": np.array([row.group is not None for row in rows], np.bool_),
         # A rank that does not depend on the source order: of two duplicates, the row of the lower rank is kept.
-        "order": hash_texts(contents, seed),
+        "rank": hash_texts(contents, seed),
         "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
-        "found": np.array(
+        "pii_flags": np.array(
             [sum(1 << redaction.PII_KINDS.index(kind) for kind in row.pii_kinds) for row in rows], np.uint8
         ),
         "tokens": np.full(len(rows), -1, np.int32),

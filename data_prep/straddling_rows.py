@@ -19,7 +19,7 @@ from insource.config.schema.source import SPLITS
 
 def find_straddling(table: Table, splits: Array, settings: Split) -> dict[str, tuple[Array, Array]]:
     """Return {reason: (train rows, for each the held-out row that causes it)}, without empty reasons."""
-    given_splits = table.columns["given"]
+    given_splits = table.columns["given_split"]
     train = np.flatnonzero((splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))
     return {reason: pair for reason, pair in _iterate_reasons(table, given_splits, train, settings) if len(pair[0])}
 
@@ -36,12 +36,12 @@ def _iterate_reasons(
 ) -> Iterator[tuple[str, tuple[Array, Array]]]:
     """Yield (reason, (train rows, held-out rows)), also for reasons without rows."""
     if settings.group is not None:
-        # The position of a row is the hash of its group if it has one.
-        groups, grouped = table.columns["position"], table.columns["grouped"]
+        # The split hash of a row is the hash of its group if it has one.
+        groups, has_group = table.columns["split_hash"], table.columns["has_group"]
         for name in HELD_OUT_SPLITS:
-            rows = np.flatnonzero((given_splits == SPLITS.index(name)) & grouped)
+            rows = np.flatnonzero((given_splits == SPLITS.index(name)) & has_group)
             rows = rows[np.argsort(groups[rows], kind="stable")]
-            train_rows = train[grouped[train] & np.isin(groups[train], groups[rows])]
+            train_rows = train[has_group[train] & np.isin(groups[train], groups[rows])]
             yield (
                 f"group_in_{name}",
                 (train_rows, rows[np.searchsorted(groups[rows], groups[train_rows])] if len(rows) else train_rows),

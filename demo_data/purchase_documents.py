@@ -51,10 +51,10 @@ class Supplier:
     name: str
     layout: str
     currency: str
-    money: str
-    date: str
-    amount: str
-    number: str
+    money_format: str
+    date_format: str
+    amount_format: str
+    number_format: str
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def _make_supplier(number: int, rng: random.Random) -> Supplier:
         name=f"{stem} {rng.choice(phrases.TRADES)}{rng.choice(phrases.COMPANY_SUFFIXES)}",
         layout=rng.choice(list(LAYOUTS)),
         currency=currency,
-        money=rng.choice(money_formats),
-        date=rng.choice(DATE_FORMATS),
-        amount=rng.choice(AMOUNT_FORMATS),
-        number=rng.choice(NUMBER_FORMATS),
+        money_format=rng.choice(money_formats),
+        date_format=rng.choice(DATE_FORMATS),
+        amount_format=rng.choice(AMOUNT_FORMATS),
+        number_format=rng.choice(NUMBER_FORMATS),
     )
 
 
@@ -130,10 +130,10 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
     net = sum(count * price for count, _, price in items)
     tax = round(net * 0.2, 2)
     number = _format_number(supplier, kind, rng) if rng.random() < 0.94 else None
-    date_text = supplier.date.format(d=issued) if rng.random() < 0.95 else None
-    money_format = supplier.money if rng.random() < 0.9 else "{amount}"
+    date_text = supplier.date_format.format(d=issued) if rng.random() < 0.95 else None
+    money_format = supplier.money_format if rng.random() < 0.9 else "{amount}"
     has_price = kind == "invoice" or rng.random() < 0.85
-    due_text = supplier.date.format(d=due) if kind == "invoice" and rng.random() < 0.6 else None
+    due_text = supplier.date_format.format(d=due) if kind == "invoice" and rng.random() < 0.6 else None
     page = Page(
         kind=kind,
         supplier=supplier.name,
@@ -146,7 +146,7 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
         tax=_format_money(supplier, money_format, tax),
         items=tuple((count, goods, _format_amount(supplier, price)) for count, goods, price in items),
         other_number=str(rng.randint(10000, 99999)),
-        other_date=supplier.date.format(d=issued + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
+        other_date=supplier.date_format.format(d=issued + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
     )
     currency = supplier.currency if has_price and money_format != "{amount}" else None
     total = _format_amount(supplier, net + tax) if has_price else None
@@ -155,14 +155,14 @@ def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[
 
 def _format_number(supplier: Supplier, kind: str, rng: random.Random) -> str:
     """Return a document number in the supplier's format."""
-    return supplier.number.format(n=rng.randint(100, 9999), kind="INV" if kind == "invoice" else "PO")
+    return supplier.number_format.format(n=rng.randint(100, 9999), kind="INV" if kind == "invoice" else "PO")
 
 
 def _format_amount(supplier: Supplier, value: float) -> str:
     """Return an amount in the supplier's format."""
-    if supplier.amount == "european":
+    if supplier.amount_format == "european":
         return f"{value:,.2f}".translate(str.maketrans(",.", ".,"))
-    return supplier.amount.format(value)
+    return supplier.amount_format.format(value)
 
 
 def _format_money(supplier: Supplier, money_format: str, value: float) -> str:

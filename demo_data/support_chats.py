@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from demo_data import support_chat_phrases as phrases
 
@@ -23,25 +24,32 @@ SEED = 17
 CHANNELS = {"chat": 0.6, "email": 0.4}
 
 
+class Fact(NamedTuple):
+    """A fact in the words of the summary, and in those of the customer."""
+
+    summary: str
+    customer: str
+
+
 @dataclass(frozen=True)
 class Case:
-    """The subject of a conversation: the words of the summary, and those of the customer."""
+    """The subject of a conversation."""
 
     device: str
     order: str | None
-    problem: tuple[str, str]
-    wish: tuple[str, str]
-    attempted_fix: tuple[str, str] | None
-    deadline: tuple[str, str] | None
+    problem: Fact
+    wish: Fact
+    attempted_fix: Fact | None
+    deadline: Fact | None
     distractor: str | None
     """A remark on another device, which is irrelevant."""
 
     def summary(self) -> str:
         """Return the one-line summary for an agent."""
         subject = self.device.capitalize() + (f", order {self.order}" if self.order else "")
-        line = f"{subject}: {self.problem[0]}. Wants {self.wish[0]}."
-        line += f" Tried {self.attempted_fix[0]}." if self.attempted_fix else ""
-        return line + (f" Urgent: {self.deadline[0]}." if self.deadline else "")
+        line = f"{subject}: {self.problem.summary}. Wants {self.wish.summary}."
+        line += f" Tried {self.attempted_fix.summary}." if self.attempted_fix else ""
+        return line + (f" Urgent: {self.deadline.summary}." if self.deadline else "")
 
 
 def generate_conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
@@ -80,10 +88,10 @@ def _make_case(rng: random.Random) -> Case:
     return Case(
         device=device,
         order=_make_order_number(rng) if rng.random() < 0.8 else None,
-        problem=(problem.format(**slots), rng.choice(wordings).format(**slots)),
-        wish=(wish, wish_text),
-        attempted_fix=attempted_fix and (attempted_fix[0], rng.choice(attempted_fix[1])),
-        deadline=deadline and (deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
+        problem=Fact(problem.format(**slots), rng.choice(wordings).format(**slots)),
+        wish=Fact(wish, wish_text),
+        attempted_fix=attempted_fix and Fact(attempted_fix[0], rng.choice(attempted_fix[1])),
+        deadline=deadline and Fact(deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
         distractor=rng.choice(phrases.ASIDES).format(other=third_device, order=_make_order_number(rng))
         if rng.random() < 0.5
         else None,
@@ -102,12 +110,16 @@ def _write_chat(case: Case, rng: random.Random) -> str:
     if rng.random() < 0.5:
         lines = [f"Customer: {rng.choice(phrases.HELLOS)}", f"Agent: {rng.choice(phrases.WELCOMES)}"]
     early, late = (case.distractor, None) if rng.random() < 0.6 else (None, case.distractor)
-    lines.append(f"Customer: {' '.join(_write_sentences(rng, case.problem[1], early))}")
+    lines.append(f"Customer: {' '.join(_write_sentences(rng, case.problem.customer, early))}")
     lines.append(f"Agent: {rng.choice(phrases.ORDER_QUESTIONS)}")
     lines.append(f"Customer: {_capitalize(order_text or rng.choice(phrases.NO_ORDER))}.")
     lines.append(f"Agent: {rng.choice(phrases.WISH_QUESTIONS)}")
     final_sentences = _write_sentences(
-        rng, case.attempted_fix and case.attempted_fix[1], late, case.wish[1], case.deadline and case.deadline[1]
+        rng,
+        case.attempted_fix and case.attempted_fix.customer,
+        late,
+        case.wish.customer,
+        case.deadline and case.deadline.customer,
     )
     lines.append(f"Customer: {' '.join(final_sentences)}")
     text = "\n".join(lines)
@@ -117,9 +129,14 @@ def _write_chat(case: Case, rng: random.Random) -> str:
 def _write_email(case: Case, rng: random.Random) -> str:
     """Return one message with all facts in random order."""
     order_text = case.order and rng.choice(phrases.ORDERS).format(order=case.order)
-    middle = [case.problem[1], order_text, case.distractor, case.attempted_fix and case.attempted_fix[1]]
+    middle = [
+        case.problem.customer,
+        order_text,
+        case.distractor,
+        case.attempted_fix and case.attempted_fix.customer,
+    ]
     rng.shuffle(middle)
-    body = _write_sentences(rng, *middle, case.wish[1], case.deadline and case.deadline[1])
+    body = _write_sentences(rng, *middle, case.wish.customer, case.deadline and case.deadline.customer)
     if rng.random() < 0.5:
         body.insert(0, rng.choice(phrases.CHATTER))
     parts = [rng.choice(phrases.GREETINGS), " ".join(body), rng.choice(phrases.SIGN_OFFS)]

@@ -29,7 +29,7 @@ QUEUE_WEIGHTS = {
     "return_exchange": 1.0, "account_access": 1.0, "plan_change": 0.9, "damaged_item": 0.9, "product_question": 0.8,
     "account_details": 0.7, "privacy_request": 0.5,
 }  # fmt: skip
-# A wrong label is a neighbouring queue, as with human mistakes, not a random queue.
+# A wrong label is that of a similar queue, as with human mistakes, not of a random one.
 CONFUSED_QUEUES = {
     "billing_dispute": "refund_status", "refund_status": "return_exchange", "return_exchange": "refund_status",
     "delivery_delay": "damaged_item", "damaged_item": "return_exchange", "device_setup": "device_fault",
@@ -57,17 +57,8 @@ QUESTION = re.compile(
     r"(where|when|why|what|which|who|how|is|are|do|does|did|can|could|will|would|have you|has) ", re.IGNORECASE
 )
 KEYBOARD_NEIGHBORS = {
-    "a": "s",
-    "e": "r",
-    "i": "o",
-    "n": "m",
-    "o": "p",
-    "r": "t",
-    "s": "d",
-    "t": "y",
-    "l": "k",
-    "c": "v",
-}
+    "a": "s", "e": "r", "i": "o", "n": "m", "o": "p", "r": "t", "s": "d", "t": "y", "l": "k", "c": "v",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,7 +157,7 @@ def _add_typos(text: str, rng: random.Random) -> str:
         index = rng.randrange(len(text) - 1)
         if not (text[index].isalpha() and text[index + 1].isalpha()):
             continue
-        typo = rng.choice(("swap", "drop", "double", "beside"))
+        typo = rng.choice(("swap", "drop", "double", "replace"))
         if typo == "swap":
             text = text[:index] + text[index + 1] + text[index] + text[index + 2 :]
         elif typo == "drop":

@@ -59,7 +59,7 @@ def record_routing(registry_dir: Path, run: Run) -> dict[str, Any]:
         reason = f"run {run.id} has no prompt.json or no validation rows"
         return {"file": None, "scale": None, "why_none": reason}
     module, spec = load_task_spec(prompt["task"])
-    scale = confidence.fit_tuned_scale(run, EvalDataset(module, spec, prompt, [], [], []))
+    scale = confidence.fit_tuned_scale(run, EvalDataset(module, spec, prompt, train=[], calibration=[], test=[]))
     record = {"scale": scale.json() if scale else None}
     source = run.folder / "routing.json"
     if (mismatch := _find_mismatch(run)) is not None:

@@ -197,6 +197,7 @@ def _make_choice(question: str, examples: dict[str, list[str]], sgd: SgdCorpus, 
     usable = sorted(name for name, texts in examples.items() if len(texts) >= 50)
     labels = rng.sample(usable, min(len(usable), rng.randint(3, 16)))
     with_descriptions = rng.random() < 0.7
+    # Without a description a random code, the last style, cannot be predicted.
     style = rng.choice(LABEL_STYLES) if with_descriptions else rng.choice(LABEL_STYLES[:-1])
     names = {label: style(label, rng) for label in labels}
     if len(set(names.values())) < len(labels):

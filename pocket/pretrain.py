@@ -162,11 +162,10 @@ def weighted_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> to
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalized matrix updates (Jordan et al.
+    """Momentum with orthogonalized matrix updates, scaled to the size of AdamW's updates.
 
-    2024), scaled to AdamW's update size (arXiv:2502.16982).
-
-    It computes in float32, unlike torch.optim.Muon: bfloat16 is 15 times slower on a CPU without bfloat16 instructions.
+    Sources: Jordan et al. 2024; arXiv:2502.16982. It computes in float32, unlike torch.optim.Muon: bfloat16 is 15 times
+    slower on a CPU without bfloat16 instructions.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], rate: float) -> None:

@@ -121,13 +121,10 @@ def weight_bytes(folder: Path, bytes_per_number: int) -> int:
     """
     total_bytes = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                dtype_bytes = _FLOAT_BYTES.get(tensor["dtype"])
-                total_bytes += (end - start) * bytes_per_number // dtype_bytes if dtype_bytes else end - start
+        for tensor in _read_tensor_headers(path).values():
+            start, end = tensor["data_offsets"]
+            dtype_bytes = _FLOAT_BYTES.get(tensor["dtype"])
+            total_bytes += (end - start) * bytes_per_number // dtype_bytes if dtype_bytes else end - start
     return total_bytes
 
 
@@ -135,10 +132,15 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Return {tensor name: shape} of all safetensors files in a folder, read from their headers."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+        shapes |= {name: tensor["shape"] for name, tensor in _read_tensor_headers(path).items()}
     return shapes
+
+
+def _read_tensor_headers(path: Path) -> dict[str, dict[str, Any]]:
+    """Return {tensor name: dtype, shape and data_offsets} of a safetensors file."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _check_prompt(folder: Path) -> Iterator[str]:
@@ -181,9 +183,8 @@ def _check_base(folder: Path, base_folder: Path | None, hashes: Mapping[str, str
         yield f"the base {base_folder} is not the one of this adapter ({name}): {shape}; set model.base to that one"
     elif changed:
         yield (
-            f"the base {base_folder} is not as it was in training: {', '.join(changed)} differ; the adapter "
-            "belongs to those "
-            "weights; put them back, or train again"
+            f"the base {base_folder} is not as it was in training: {', '.join(changed)} differ; the adapter belongs to "
+            "those weights; put them back, or train again"
         )
 
 

@@ -77,10 +77,8 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
         if failures:
             raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
         if api_key is None:
-            message = (
-                f"every user of this machine may ask; with {launch_plan.API_KEY_VARIABLE} in the environment, "
-                "who has it"
-            )
+            variable = launch_plan.API_KEY_VARIABLE
+            message = f"every user of this machine may ask; with {variable} in the environment, who has it"
             print(f"no key    {message}", file=sys.stderr, flush=True)
         print(*ready_lines(served, address, seconds, api_key is not None), sep="\n", flush=True)
         restart_loop(vllm, served, api_key)

@@ -235,7 +235,7 @@ def build_header_info(
         autocast=precision.uses_cpu_bfloat16(recipe),
         shards=world.world_size() if recipe.accelerate.distributed_type == "FSDP" else 1,
         workload=build_decoding_workload(recipe, model, evaluator),
-        device=None
+        device_bytes=None
         if recipe.accelerate.use_cpu
         else decoding_memory.usable_bytes(dequantize.device_memory_bytes(model.device)),
     )

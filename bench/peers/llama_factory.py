@@ -26,11 +26,11 @@ def main(spec: PeerSpec) -> None:
     Dataset.from_list(build_features(spec.examples())).save_to_disk(str(folder / "tokenized"))
     probe = TrainingProbe()
 
-    class Begin(TrainerCallback):  # type: ignore[misc]
+    class AttachProbe(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             probe.attach(kwargs["model"])
 
-    run_exp(build_settings(spec, folder), [Begin()])
+    run_exp(build_settings(spec, folder), [AttachProbe()])
     state = TrainerState.load_from_json(str(folder / ADAPTER_DIR / "trainer_state.json"))
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     spec.write_result(

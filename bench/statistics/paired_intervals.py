@@ -49,9 +49,9 @@ def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, 
             scale = sqrt(max(n * (2 * max(probability, 0.0) + delta * (1 - delta)), 1e-300))
             return (n_first - n_second - n * delta - correction) / scale - Z
 
-        return (
-            float(brentq(score, -1 + 1e-9, (n_first - n_second) / n, xtol=1e-10)) if n_first - n_second > -n else -1.0
-        )
+        if n_first - n_second <= -n:
+            return -1.0
+        return float(brentq(score, -1 + 1e-9, (n_first - n_second) / n, xtol=1e-10))
 
     return low(lost, won), -low(won, lost)
 

@@ -15,8 +15,10 @@ from insource.tasks.rendering.chat_template import Example
 
 SEED = 17
 LORA_RANK, LORA_ALPHA = 16, 32
-TINY_CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 16, "intermediate_size": 128}  # fmt: skip
+TINY_CONFIG = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "intermediate_size": 128,
+}  # fmt: skip
 MODEL_CONFIGS: dict[str, dict[str, int]] = {
     "tiny": TINY_CONFIG,
     # Fifty updates of every peer on long prompts would take hours with the large model.

@@ -47,16 +47,8 @@ def carried_result(case: Case, reference: Result) -> Result:
     """
     fields = {name: reference[name] for name in ("not_run",) if name in reference}
     if not fields:
-        names = (
-            "version",
-            "command",
-            "settings",
-            "model",
-            "examples_per_second",
-            "peak_memory_bytes",
-            "hardware",
-            "date",
-        )
+        names = ["version", "command", "settings", "model", "examples_per_second", "peak_memory_bytes"]
+        names += ["hardware", "date"]
         fields = {name: reference[name] for name in names} | {"carried_from_batch_size": reference["batch_size"]}
     return {**_case_key(case), "system": reference["system"], **fields}
 

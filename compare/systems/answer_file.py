@@ -18,7 +18,7 @@ from typing import Any
 from compare.eval_dataset import EvalDataset
 from compare.records import SystemAnswer
 from compare.systems import answer_file_rows
-from compare.systems.answer_file_rows import AnswerRow
+from compare.systems.answer_file_rows import MAX_SHOWN_CHARACTERS, AnswerRow
 from data_prep.readers.dotted_paths import parse_json_text
 from data_prep.rows.value_formats import parse_record_values
 from insource.config.errors import RecipeError
@@ -35,7 +35,6 @@ FRACTION_FIELDS = ("confidence",)
 NUMERIC_FIELDS = (*TOKEN_FIELDS, *AMOUNT_FIELDS, *FRACTION_FIELDS)
 # A larger number cannot be a measurement, and a larger integer may not fit into a float.
 MAX_NUMBER = 1e15
-MAX_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class AnswerFile:
     """Number of answers that data.formats changed."""
 
 
-def rules_from_recipe(recipe: Recipe) -> ReadingRules:
+def build_rules(recipe: Recipe) -> ReadingRules:
     """Return the rules with which the data of a recipe were prepared."""
     return ReadingRules(
         recipe.data.normalize_labels,
@@ -126,9 +125,11 @@ def match_rows(
     answers, n_respelt = [], 0
     for row in dataset.test:
         file_answer = file.by_id.get(row["id"])
-        output = None if file_answer is None else "" if file_answer.output is None else normalize(file_answer.output)
-        if file_answer is not None and isinstance(file_answer.output, str):
-            n_respelt += output != file_answer.output and output != file_answer.output.strip()
+        output = None
+        if file_answer is not None:
+            output = "" if file_answer.output is None else normalize(file_answer.output)
+            if isinstance(file_answer.output, str):
+                n_respelt += output != file_answer.output and output != file_answer.output.strip()
         answers.append(_to_system_answer(row["id"], file_answer, output, name, rules))
     n_answered = sum(row["id"] in file.by_id for row in dataset.test)
     coverage = f"{file.path.name} answers {n_answered:,} of {len(answers):,} test rows"
@@ -144,11 +145,9 @@ def match_rows(
         notes.append(f"{name}: numbers or dates of {file.reformatted:,} answers are read as data.formats says")
     if n_respelt:
         notes.append(f"{name}: {n_respelt:,} answers in another spelling of a label, read as data preparation reads it")
-    return (
-        answers,
-        None if n_answered == len(answers) else coverage + (extra_ids if len(file.by_id) > n_answered else ""),
-        notes,
-    )
+    if n_answered == len(answers):
+        return answers, None, notes
+    return answers, coverage + (extra_ids if len(file.by_id) > n_answered else ""), notes
 
 
 def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
@@ -190,7 +189,7 @@ def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
     location, model = f"{row.location}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
         raise RecipeError(f"{location}: model_id is {model!r}; give text, or leave it out")
-    numbers = {name: _parse_number(location, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}
+    numbers = {name: _check_number(location, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}
     reported = {name: value for name, value in numbers.items() if value is not None}
     return row_id, FileAnswer(row.number, row.values["output"], model, reported)
 
@@ -204,8 +203,8 @@ def _parse_id(location: str, value: Any, rules: ReadingRules) -> str:
     return redaction.pseudonymize(row_id, rules.redact)
 
 
-def _parse_number(location: str, name: str, value: Any) -> int | float | None:
-    """Return a number, None if the file contains null (unknown)."""
+def _check_number(location: str, name: str, value: Any) -> int | float | None:
+    """Return a number of the file, None for null (unknown). Raise RecipeError for any other value."""
     if value is None:
         return None
     requirement, max_value, is_integer = "a number of at least 0", MAX_NUMBER, name in TOKEN_FIELDS

@@ -106,14 +106,14 @@ def _check_rows(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerR
 def _parse_numbers(rows: Iterator[AnswerRow], numeric_columns: Collection[str]) -> Iterator[AnswerRow]:
     """Yield the rows with parsed numbers. An empty cell is an unknown number."""
     for row in rows:
-        parsed = {name: _parse_number(row.values[name]) for name in numeric_columns if name in row.values}
+        parsed = {name: _parse_number_cell(row.values[name]) for name in numeric_columns if name in row.values}
         # An empty model_id is unknown.
         if not row.values.get("model_id", "x"):
             parsed["model_id"] = None
         yield replace(row, values={**row.values, **parsed})
 
 
-def _parse_number(text: str) -> int | float | str | None:
+def _parse_number_cell(text: str) -> int | float | str | None:
     """Return the number in a cell, None for an empty cell. Other text is returned unchanged and rejected later."""
     if not text.strip():
         return None

@@ -110,18 +110,13 @@ def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | 
 
 def _all_requests(context: ComparisonContext, system: System) -> list[SystemRequests]:
     """Return all requests that a provider may get or got in an earlier invocation, with each of its instructions."""
-    test_requests = [
-        build_test_requests(context, candidate) for candidate in prompt_selection.prompt_candidates(system)
-    ]
-    routing_requests = [
-        requests
-        for candidate in prompt_selection.prompt_candidates(system)
-        if (requests := build_routing_requests(context, candidate))
-    ]
+    candidates = prompt_selection.prompt_candidates(system)
+    test_requests = [build_test_requests(context, candidate) for candidate in candidates]
+    routing_requests = [build_routing_requests(context, candidate) for candidate in candidates]
     return [
         build_first_request(context, system),
         *test_requests,
-        *routing_requests,
+        *(requests for requests in routing_requests if requests is not None),
         *prompt_selection.trial_requests(context, system, partial(_build_requests, context)),
     ]
 
@@ -258,6 +253,5 @@ def load_answer_file(
         message = f"{file.path.name} has no answer to {n_missing:,} of the {len(calibration):,} calibration rows"
         return replace(responses, calibration_missing_reason=message)
     calibration_dataset = replace(context.dataset, test=calibration)
-    return replace(
-        responses, calibration_answers=answer_file.match_rows(file, system.name, calibration_dataset, rules)[0]
-    )
+    calibration_answers, _, _ = answer_file.match_rows(file, system.name, calibration_dataset, rules)
+    return replace(responses, calibration_answers=calibration_answers)

@@ -37,9 +37,8 @@ def collect_all(
             if system.kind in ("linear", "nearest"):
                 responses[system.name] = fit_baseline(context, system)
             elif system.kind == "file":
-                responses[system.name] = api_models.load_answer_file(
-                    context, system, answer_file.rules_from_recipe(context.recipe)
-                )
+                rules = answer_file.build_rules(context.recipe)
+                responses[system.name] = api_models.load_answer_file(context, system, rules)
         served, failed = collect_served(context, systems, servers)
     responses |= {result.system.name: result for result in served}
     responses |= api_models.collect_from_apis(context, [system for system in systems if system.kind == "closed"])
@@ -108,16 +107,14 @@ def group_by_server(systems: Sequence[System]) -> list[list[System]]:
 
 def fit_baseline(context: ComparisonContext, system: System) -> SystemResponses:
     """Return the answers of a linear baseline, fitted on the train rows."""
-    dataset, encoder = context.dataset, context.recipe.compare.encoder
+    dataset, task = context.dataset, context.dataset.task
     print(f"fitting   {system.title} on {len(dataset.train):,} rows", file=sys.stderr, flush=True)
-    task, used_encoder = dataset.task, encoder if system.name == ENCODER else None
+    encoder = context.recipe.compare.encoder if system.name == ENCODER else None
     if task.IS_MULTILABEL:
         labels, may_be_empty = list(dataset.spec.labels), dataset.spec.may_be_empty
-        predicted = linear_baseline.predict_label_sets(dataset.train, dataset.test, labels, may_be_empty, used_encoder)
-    elif used_encoder is not None:
-        predicted = linear_baseline.predict_with_encoder(
-            dataset.train, dataset.test, dataset.train_answers, used_encoder
-        )
+        predicted = linear_baseline.predict_label_sets(dataset.train, dataset.test, labels, may_be_empty, encoder)
+    elif encoder is not None:
+        predicted = linear_baseline.predict_with_encoder(dataset.train, dataset.test, dataset.train_answers, encoder)
     else:
         predicted = linear_baseline.predict_answers(dataset.train, dataset.test, dataset.train_answers, task.HAS_LABELS)
     answers = [

@@ -63,12 +63,12 @@ class SystemRequests:
         """Return the answers, cached and new ones, with a progress bar."""
         system = self.system
         with progress_bar.show_progress("answered", len(self.requests), visible=self.count_pending() > 0) as advance:
-            done = 0
+            n_done = 0
 
-            def on_answer(answer: CachedResponse) -> None:
-                nonlocal done
-                done += 1
-                advance(done, system.title)
+            def on_response(_: CachedResponse) -> None:
+                nonlocal n_done
+                n_done += 1
+                advance(n_done, system.title)
 
             return collection.collect(
                 self.endpoint,
@@ -78,7 +78,7 @@ class SystemRequests:
                 budget=budget,
                 price=price,
                 mode=system.baseline.mode if system.baseline else "live",
-                on_response=on_answer,
+                on_response=on_response,
                 log=lambda message: print(f"batch     {system.name}: {message}", file=sys.stderr, flush=True),
             )
 

@@ -38,7 +38,7 @@ def deduplicate(table: Table, splits: Array, recipe: Recipe, pool: WorkerPool, d
         table.folder,
         splits,
         table.columns["target"],
-        table.columns["order"],
+        table.columns["rank"],
         drops.kept,
         recipe.data.deduplicate,
         pool,
@@ -73,7 +73,7 @@ def _drop_cross_split(table: Table, splits: Array, drops: DropDecisions) -> None
         rows = np.flatnonzero((splits == SPLITS.index(name)) & drops.kept)
         if not len(rows):
             continue
-        rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]
+        rows = rows[np.lexsort((table.columns["rank"][rows], keys[rows]))]
         duplicates = np.flatnonzero(lower & drops.kept & np.isin(keys, keys[rows]))
         drops.drop(duplicates, f"in_{name}", rows[np.searchsorted(keys[rows], keys[duplicates])])
 
@@ -120,7 +120,7 @@ def _drop_within_split(table: Table, splits: Array, drops: DropDecisions) -> Non
     """Keep the row of the lowest rank among rows with the same key, label and split; test is not changed."""
     rows = np.flatnonzero((splits != TEST) & drops.kept)
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
-    rows = rows[np.lexsort((table.columns["order"][rows], *columns))]
+    rows = rows[np.lexsort((table.columns["rank"][rows], *columns))]
     if not len(rows):
         return
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]

@@ -38,13 +38,13 @@ class NearDuplicate:
 
 
 def find_near_duplicates(
-    folder: Path, splits: Array, targets: Array, order: Array, kept: Array, settings: Deduplicate, pool: WorkerPool
+    folder: Path, splits: Array, targets: Array, ranks: Array, kept: Array, settings: Deduplicate, pool: WorkerPool
 ) -> Iterator[NearDuplicate]:
     """Yield the train rows to drop, each at most once.
 
-    `splits` are indices in SPLITS, `targets` hashes, and `order` ranks. Of two near train rows, the one of the lower
-    rank is kept. `kept` (bool) is changed in place. Bands and the buckets of a band are processed in order, so that the
-    result is the same for any number of processes.
+    `splits` are indices in SPLITS, and `targets` hashes. Of two near train rows, the one of the lower rank is kept.
+    `kept` (bool) is changed in place. Bands and the buckets of a band are processed in order, so that the result is the
+    same for any number of processes.
     """
     if settings.near == 1:
         return
@@ -52,7 +52,7 @@ def find_near_duplicates(
         band_hashes = np.fromfile(minhash.band_path(folder, band), np.uint64)
         rows = np.flatnonzero(kept)
         # Held-out rows come first, because they are kept and near train rows are dropped.
-        rows = rows[np.lexsort((order[rows], splits[rows] == TRAIN, band_hashes[rows]))]
+        rows = rows[np.lexsort((ranks[rows], splits[rows] == TRAIN, band_hashes[rows]))]
         resolve = partial(_resolve_chunk, folder=folder, settings=settings)
         for duplicates in pool.map(resolve, _make_chunks(rows, band_hashes, splits, targets)):
             for duplicate in duplicates:
@@ -118,12 +118,8 @@ def _resolve_bucket(
     duplicates = []
     for index in np.flatnonzero(in_train):
         earlier = np.flatnonzero(kept[:index] & (~in_train[:index] | (targets[:index] == targets[index])))
-        candidates = (
-            earlier[(bucket_sketches[earlier] == bucket_sketches[index]).mean(axis=1) >= min_overlap]
-            if len(earlier)
-            else earlier
-        )
-        for candidate in candidates:
+        overlap = (bucket_sketches[earlier] == bucket_sketches[index]).mean(axis=1)
+        for candidate in earlier[overlap >= min_overlap]:
             similarity = minhash.jaccard(load_shingles(index), load_shingles(candidate))
             if similarity >= threshold:
                 duplicates.append(NearDuplicate(int(rows[index]), int(rows[candidate]), similarity))

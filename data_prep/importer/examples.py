@@ -39,7 +39,7 @@ class Example:
     """Whether data preparation would read the same example from the line without conversion."""
     expanded: bool = False
     """Whether the conversation has other examples too."""
-    one_system: bool = True
+    has_single_system: bool = True
     """Whether the first message is the only system message, and its content a text."""
 
 
@@ -70,13 +70,13 @@ def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
     learnt = [index for index in answers if weights[index] not in (0, "0")]
     if not learnt:
         yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
-    flags = {
-        "readable_in_place": learnt == [len(messages) - 1],
-        "expanded": len(learnt) > 1,
-        "one_system": _has_one_system(raw_messages),
-    }
     for index in learnt:
-        yield _make_example(messages[: index + 1], **flags)
+        yield _make_example(
+            messages[: index + 1],
+            readable_in_place=learnt == [len(messages) - 1],
+            expanded=len(learnt) > 1,
+            has_single_system=_has_single_system(raw_messages),
+        )
 
 
 def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
@@ -143,7 +143,7 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
     )
 
 
-def _has_one_system(messages: Any) -> bool:
+def _has_single_system(messages: Any) -> bool:
     """Return whether the first message is the only system message, and its content a text."""
     systems = (
         [message for message in messages if message.get("role") in ("system", "developer")]
@@ -153,7 +153,14 @@ def _has_one_system(messages: Any) -> bool:
     return len(systems) == 1 and systems == messages[:1] and isinstance(systems[0].get("content"), str)
 
 
-def _make_example(messages: Sequence[Mapping[str, str]], **fields: Any) -> Example | UnusableRowError:
+def _make_example(
+    messages: Sequence[Mapping[str, str]],
+    *,
+    readable_in_place: bool,
+    expanded: bool = False,
+    has_single_system: bool = True,
+    model: str | None = None,
+) -> Example | UnusableRowError:
     """Return the example of a conversation that ends in its answer, or its problem."""
     try:
         answer = clean(read_answer(messages[-1]))
@@ -164,7 +171,16 @@ def _make_example(messages: Sequence[Mapping[str, str]], **fields: Any) -> Examp
             raise UnusableRowError("no_text", "the text is empty")
     except UnusableRowError as error:
         return error
-    return Example(system, text, answer, turns=_count_turns(messages[:-1]), **fields)
+    return Example(
+        system,
+        text,
+        answer,
+        turns=_count_turns(messages[:-1]),
+        model=model,
+        readable_in_place=readable_in_place,
+        expanded=expanded,
+        has_single_system=has_single_system,
+    )
 
 
 def _count_turns(messages: Sequence[Mapping[str, str]]) -> int:

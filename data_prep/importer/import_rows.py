@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from data_prep import minhash
 from data_prep.importer.examples import Example, ExampleReader, detect_format
 from data_prep.importer.recipe_text import RecipeSource
 from data_prep.importer.survey import Survey
-from data_prep.readers import limits, read, sources
+from data_prep.readers import dotted_paths, limits, read, sources
 from data_prep.readers.source_row import SourceRow
 from data_prep.rows import columns, data_row
 from insource.config.errors import RecipeError
@@ -60,8 +60,8 @@ class ImportCounts:
     """Rows with personal data, by kind."""
     duplicates: int = 0
     near_duplicates: int = 0
-    """Near-duplicate rows."""
     keys: list[str] = field(default_factory=list)
+    """The duplicate key and the target of each row of a converted file, at most COMPARED_ROWS."""
 
     @property
     def unusable_fraction(self) -> float:
@@ -146,9 +146,8 @@ def check_rows(
                 continue
             examples_per_line[row.file, row.line] += 1
             values = _make_values(example, text, location, examples_per_line[row.file, row.line], recipe_source.group)
-        result = data_row.make_row(
-            SourceRow(row.file, row.line, values | _resolve_dotted_columns(values, recipe)), recipe
-        )
+        values |= dotted_paths.resolve_columns(values, columns.columns_to_read(recipe, "all"))
+        result = data_row.make_row(SourceRow(row.file, row.line, values), recipe)
         if isinstance(result, data_row.Rejected):
             survey.add_problem(location, result.reason, result.detail)
             continue
@@ -230,12 +229,3 @@ def _make_values(example: Example, text: str, location: str, number: int, group:
         else {"chosen": example.answer, "rejected": example.rejected}
     )
     return {"id": row_id, "text": text, **answers} | ({group: location} if group else {})
-
-
-def _resolve_dotted_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return {dotted name: value} of the nested columns that the recipe reads."""
-    from data_prep.readers import dotted_paths
-
-    return dotted_paths.resolve_columns(
-        values, [name for name in columns.columns_to_read(recipe, "all") if "." in name]
-    )

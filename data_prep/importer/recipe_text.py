@@ -31,6 +31,7 @@ DEFAULT_INSTRUCTIONS = {
 }
 MIN_INSTRUCTION_CHARACTERS = 10
 COMMENT_WIDTH = 118
+YAML_RESERVED_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 DEFAULT_EPOCHS = {"classification": 3, "extraction": 6, "generation": 6, "preference": 2}
 # New answers may be longer than the longest one so far, and some alphabets need more than one token per character.
 TOKENS_PER_CHARACTER, MIN_ANSWER_TOKENS = 2, 64
@@ -87,11 +88,9 @@ def make_instruction(task: InferredTask, source: RecipeSource) -> str:
     """Return the instruction: the system message with the preamble, or a default text if that is too short."""
     parts = [source.system.strip(), source.preamble.prefix.strip(), source.preamble.suffix.strip()]
     instruction = "\n".join(part for part in parts if part)
-    return (
-        instruction
-        if len(instruction) >= MIN_INSTRUCTION_CHARACTERS
-        else " ".join(part for part in (instruction, DEFAULT_INSTRUCTIONS[task.variant]) if part)
-    )
+    if len(instruction) >= MIN_INSTRUCTION_CHARACTERS:
+        return instruction
+    return f"{instruction} {DEFAULT_INSTRUCTIONS[task.variant]}".lstrip()
 
 
 def render_recipe(
@@ -303,6 +302,3 @@ def _flow_style(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow_style, value)) + "]"
     return _quote(value) if isinstance(value, str) else json.dumps(value)
-
-
-YAML_RESERVED_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")

@@ -48,9 +48,9 @@ def main(arguments: argparse.Namespace) -> int:
     recipe_path = _choose_recipe_path(train, arguments.to)
     paths = [train] if test is None else [train, test]
     survey = import_rows.survey_files(paths)
-    _check_usable(survey, survey.examples, survey.examples + survey.problems.total())
+    _check_usable(survey, survey.n_examples, survey.n_examples + survey.problems.total())
     system = _choose_system(survey, arguments.system)
-    task = task_inference.infer_task(survey.answers[system], survey.preferences)
+    task = task_inference.infer_task(survey.answers[system], survey.preference_pairs)
     source = _choose_source(train, test, recipe_path, survey, system, task)
     model = _choose_model(arguments, survey, source)
     answers = survey.answers[system]
@@ -171,7 +171,7 @@ def _choose_system(survey: Survey, number: int | None) -> str:
             raise RecipeError(f"SYSTEM: given {number}; there are {len(frequent):,} system messages")
         return frequent[number - 1][0]
     system, n_rows = frequent[0]
-    if n_rows >= MIN_SYSTEM_FRACTION * survey.examples:
+    if n_rows >= MIN_SYSTEM_FRACTION * survey.n_examples:
         return system
     lines = [
         f"  SYSTEM={rank}  {count:,} rows  {_abbreviate(message) or '(no system message)'}"
@@ -180,7 +180,7 @@ def _choose_system(survey: Survey, number: int | None) -> str:
     remainder = [f"  and {len(frequent) - MAX_SYSTEMS_SHOWN:,} more"] if len(frequent) > MAX_SYSTEMS_SHOWN else []
     count_text = f"{'more than ' if survey.n_uncounted_systems else ''}{len(frequent):,}"
     raise RecipeError(
-        f"{survey.examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
+        f"{survey.n_examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
         "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
         + "\n".join(lines + remainder)
     )
@@ -195,11 +195,11 @@ def _choose_source(
     """
     is_log = survey.format in LOG_FORMATS
     has_several_systems = len(survey.systems) > 1
-    preamble = find_preamble(survey.sample[system])
+    preamble = find_preamble(survey.sample_texts[system])
     if INPUT_PLACEHOLDER in preamble.prefix + preamble.suffix:
         preamble = Preamble()  # {input} in the preamble would be ambiguous
     in_place = survey.readable_in_place and not is_log and not preamble
-    if has_several_systems and (task.kind == "preference" or not survey.one_system or not system.strip()):
+    if has_several_systems and (task.kind == "preference" or not survey.has_single_system or not system.strip()):
         in_place = False
     source = RecipeSource(train, test, {}, system, preamble, has_several_systems and in_place, None, 0.0, ())
     if in_place:

@@ -39,11 +39,11 @@ class AnswerStatistics:
     """The first spelling of each short answer."""
     too_many: bool = False
     """Whether there are more than MAX_ANSWERS distinct short answers."""
-    objects: int = 0
+    object_rows: int = 0
     """Rows with a JSON object as the answer."""
     shape: Shape = field(default_factory=Shape)
     """The shape of these objects."""
-    lists: int = 0
+    list_rows: int = 0
     """Rows with a JSON array of texts as the answer."""
     list_labels: Counter[str] = field(default_factory=Counter)
     """Rows per text in these arrays."""
@@ -54,10 +54,10 @@ class AnswerStatistics:
         self.longest = max(self.longest, len(answer))
         if answer[:1] in "{[" and (value := _parse_json_container(answer)) is not None:
             if isinstance(value, dict):
-                self.objects += 1
+                self.object_rows += 1
                 self.shape.add(value)
             elif len(self.list_labels) <= MAX_ANSWERS:
-                self.lists += all(isinstance(item, str) for item in value)
+                self.list_rows += all(isinstance(item, str) for item in value)
                 self.list_labels.update(item for item in value if isinstance(item, str))
         elif len(answer) <= MAX_LABEL_CHARACTERS and "\n" not in answer:
             key = label_key(clean_label(answer))
@@ -74,13 +74,13 @@ class Survey:
 
     format: str = ""
     lines_read: int = 0
-    """Lines read."""
-    examples: int = 0
+    n_examples: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     """Unusable rows, by reason."""
     shown_problems: list[str] = field(default_factory=list)
     """The first problems, with their lines."""
-    reasons_shown: Counter[str] = field(default_factory=Counter)
+    shown_by_reason: Counter[str] = field(default_factory=Counter)
+    """How many of the shown problems have each reason."""
     systems: Counter[str] = field(default_factory=Counter)
     """Rows per system message, "" for none."""
     n_uncounted_systems: int = 0
@@ -91,37 +91,37 @@ class Survey:
     """Whether data preparation would read the same rows from the file without conversion."""
     expanded: bool = False
     """Whether a conversation has several examples."""
-    one_system: bool = True
+    has_single_system: bool = True
     """Whether each system message is the text of the first message."""
-    sample: dict[str, list[str]] = field(default_factory=dict)
+    sample_texts: dict[str, list[str]] = field(default_factory=dict)
     """The first texts with each system message."""
     answers: dict[str, AnswerStatistics] = field(default_factory=dict)
     """Answer statistics by system message."""
-    preferences: int = 0
+    preference_pairs: int = 0
 
     def add_problem(self, location: str, reason: str, detail: str) -> None:
         """Count an unusable row."""
         self.problems[reason] += 1
         detail = "".join(character if character.isprintable() else " " for character in detail)
-        if self.reasons_shown[reason] < 2 and len(self.shown_problems) < MAX_PROBLEMS_SHOWN:
+        if self.shown_by_reason[reason] < 2 and len(self.shown_problems) < MAX_PROBLEMS_SHOWN:
             self.shown_problems.append(f"{location}  {reason}: {detail}")
-            self.reasons_shown[reason] += 1
+            self.shown_by_reason[reason] += 1
 
     def add(self, example: Example) -> None:
         """Count an example."""
-        self.examples += 1
+        self.n_examples += 1
         self.multi_turn_rows += example.turns > 1
         self.readable_in_place &= example.readable_in_place
         self.expanded |= example.expanded
-        self.one_system &= example.one_system
-        self.preferences += example.rejected is not None
+        self.has_single_system &= example.has_single_system
+        self.preference_pairs += example.rejected is not None
         if example.model:
             self.models[example.model] += 1
         if example.system not in self.systems and len(self.systems) >= MAX_SYSTEMS:
             self.n_uncounted_systems += 1
             return
         self.systems[example.system] += 1
-        texts = self.sample.setdefault(example.system, [])
+        texts = self.sample_texts.setdefault(example.system, [])
         if len(texts) < MAX_SAMPLE_TEXTS and example.turns == 1:
             texts.append(example.text)
         answers = self.answers.setdefault(example.system, AnswerStatistics())

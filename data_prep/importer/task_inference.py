@@ -56,22 +56,23 @@ def infer_task(answers: AnswerStatistics, preferences: int) -> InferredTask:
     if preferences:
         return InferredTask("preference", f"{preferences:,} pairs of a preferred and another answer")
     extraction_note = ""
-    if answers.objects >= MIN_FITTING_FRACTION * answers.rows:
+    if answers.object_rows >= MIN_FITTING_FRACTION * answers.rows:
         try:
             schema = schema_inference.infer_schema(answers.shape)
         except schema_inference.NoShapeError as error:
             extraction_note = f"; they are JSON objects, but no recipe can say their schema: {error}"
         else:
-            reason = f"{answers.objects:,} of {answers.rows:,} answers are JSON objects of one shape"
+            reason = f"{answers.object_rows:,} of {answers.rows:,} answers are JSON objects of one shape"
             return InferredTask(
                 "extraction",
                 reason,
                 json_schema=schema,
                 omits_absent=schema_inference.omits_absent_fields(answers.shape),
             )
-    if answers.lists >= MIN_FITTING_FRACTION * answers.rows and 2 <= len(answers.list_labels) <= MAX_LABELS:
-        reason = f"{answers.lists:,} of {answers.rows:,} answers are JSON arrays of {len(answers.list_labels)} labels"
-        return InferredTask("classification", reason, n_labels=len(answers.list_labels), has_label_sets=True)
+    if answers.list_rows >= MIN_FITTING_FRACTION * answers.rows and 2 <= len(answers.list_labels) <= MAX_LABELS:
+        n_labels = len(answers.list_labels)
+        reason = f"{answers.list_rows:,} of {answers.rows:,} answers are JSON arrays of {n_labels} labels"
+        return InferredTask("classification", reason, n_labels=n_labels, has_label_sets=True)
     return _infer_classification(answers) or InferredTask(
         "generation", f"{answers.rows:,} answers are texts of their own{extraction_note}"
     )

@@ -48,7 +48,7 @@ class LabelIssues:
     """The likely label errors, the least plausible label first, and the quality of the model."""
 
     issues: list[LabelIssue]
-    rows_looked_at: int = 0
+    rows_examined: int = 0
     accuracy: float | None = None
     """Fraction of rows with the correct out-of-fold prediction."""
     recall: float | None = None
@@ -60,7 +60,7 @@ class LabelIssues:
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
         return {
-            "rows_looked_at": self.rows_looked_at,
+            "rows_looked_at": self.rows_examined,
             "found": len(self.issues),
             **rounded,
             "why_none": self.no_issues_reason,
@@ -86,7 +86,7 @@ def find_label_issues(
     """
     rows = np.flatnonzero(drops.kept & (splits != TEST))
     if len(rows) > MAX_ROWS:
-        rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MAX_ROWS]])
+        rows = np.sort(rows[np.argsort(table.columns["rank"][rows], kind="stable")[:MAX_ROWS]])
     names = sorted(set(canonical_labels.values()))
     codes = {name: position for position, name in enumerate(names)}
     label_codes = np.zeros(len(rows), np.int64)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import chain, islice
 from typing import Any
 
-from data_prep.readers.encoding import TextDecoding, has_lone_surrogate, read_lines
+from data_prep.readers.encoding import LONE_SURROGATE_MESSAGE, TextDecoding, has_lone_surrogate, read_lines
 from data_prep.readers.limits import Limits
 from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
@@ -142,7 +142,7 @@ def _read_rows(
             problem = f"{len(fields)} fields where the header has {len(header)}"
             yield SourceRow(file.name, line, {}, problem + (" (NUL bytes)" if "\0" in fields[0] else ""))
         elif decoding.has_lone_surrogates and has_lone_surrogate("".join(fields)):
-            yield SourceRow(file.name, line, {}, "half of a surrogate pair, which is no character")
+            yield SourceRow(file.name, line, {}, LONE_SURROGATE_MESSAGE)
         else:
             yield SourceRow(file.name, line, dict(zip(header, fields, strict=True)))
 
@@ -206,8 +206,10 @@ def _number_rows(file: SourceFile, reader: Any, feed: _LineFeed, skipped_lines: 
 
 def _explain_csv_error(message: str) -> str:
     """Return an error message of the csv module in terms of the file."""
-    hint = "or set data.source.quotes: false if a quote is a character like any other, or data.source.escape: '\\' "
-    hint += "if that stands before it"
+    hint = (
+        "or set data.source.quotes: false if a quote is a character like any other, "
+        "or data.source.escape: '\\' if that stands before it"
+    )
     if "unexpected end" in message:
         return f"a quote that opens in this row is never closed ({message}); close it, {hint}"
     return f"a quoted field of this row goes on after its quote ({message}); double the quotes inside it, {hint}"

@@ -47,6 +47,7 @@ FORMAT_SIGNATURES = {
 # Pointer to a file that Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DECOMPRESSION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
+LONE_SURROGATE_MESSAGE = "half of a surrogate pair, which is no character"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,17 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.readers import dotted_paths, json_layouts
-from data_prep.readers.encoding import TextDecoding, as_recipe_errors, has_lone_surrogate, open_text, read_lines
+from data_prep.readers.encoding import (
+    LONE_SURROGATE_MESSAGE,
+    TextDecoding,
+    as_recipe_errors,
+    has_lone_surrogate,
+    open_text,
+    read_lines,
+)
 from data_prep.readers.limits import Limits
 from data_prep.readers.source_row import BadRowError, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
@@ -27,6 +34,12 @@ VALUE_BYTES = 16
 HEAD_CHARACTERS = 1 << 20
 Header = Sequence[str] | None
 JSON_TYPE_NAMES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+CONVERT_TO_JSONL_HINT = "convert it to JSONL, an object a line"
+# Matches up to and including a bracket or a string; possessive, so that the time is linear.
+STRUCTURE_TOKEN = re.compile(r'[^"\[\]{}]*+([\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
+WHITESPACE = re.compile(r"[ \t\n\r]*")
+# An object on the first line and another on the next: JSON lines, whatever the suffix.
+OBJECT_LINES = re.compile(r"\ufeff?\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 
 
 def read(
@@ -50,8 +63,8 @@ def read_json_text(file: SourceFile, decoding: TextDecoding) -> str:
 
 
 def _read_jsonl(file: SourceFile, decoding: TextDecoding, header: Header) -> Iterator[SourceRow]:
-    # A bare carriage return ends a line only if the file has no other line ends.
     """Yield one row per line that is not blank."""
+    # A bare carriage return ends a line only if the file has no other line ends.
     newline = "\r" if set(decoding.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(read_lines(file, decoding, newline), start=1):
         if not line.strip():
@@ -76,11 +89,8 @@ def _read_json(
     with _json_as_recipe_errors(file.name):
         start = _skip_whitespace(content, 0)
         if file.array is not None:
-            start = next(
-                offset
-                for key, offset, *_ in _iterate_members(file.name, content, start, decoding.limits)
-                if key == file.array
-            )
+            members = _iterate_members(file.name, content, start, decoding.limits)
+            start = next(member.start for member in members if member.key == file.array)
             return {"array": file.array}, _read_array(file, decoding, content, start, header)
         if content[start : start + 1] == "{":
             array = _find_array(file.name, content, start, columns, header, decoding.limits)
@@ -141,16 +151,16 @@ def _find_array(
     messages. Of several arrays, the one whose objects have the columns is used. Raise RecipeError if several do.
     """
     members = [*_iterate_members(name, text, offset, limits)]
-    rows = {dict} if header is None else {dict, list}
-    matches = _match_columns([key for key, *_ in members], columns)
+    row_types = {dict} if header is None else {dict, list}
+    matches = _match_columns([member.key for member in members], columns)
     if any(matches) and matches >= max(
-        _match_columns(keys, columns) for keys in [set[str](), *(member[-1] for member in members)]
+        _match_columns(keys, columns) for keys in [set[str](), *(member.item_keys for member in members)]
     ):
         return None
-    arrays = [member for member in members if member[2] and rows & member[2]] or [
-        member for member in members if member[2] == set()
+    arrays = [member for member in members if member.item_types and row_types & member.item_types] or [
+        member for member in members if member.item_types == set()
     ]
-    array_matches = [_match_columns(keys, columns) for *_, keys in arrays]
+    array_matches = [_match_columns(member.item_keys, columns) for member in arrays]
     best = [
         member
         for member, matched in zip(arrays, array_matches, strict=True)
@@ -159,11 +169,11 @@ def _find_array(
     if len(best) == 1:
         arrays = [best[0], *(member for member in arrays if member is not best[0])]
     elif len(arrays) > 1:
-        names = ", ".join(repr(key[:40]) for key, *_ in arrays[:10])
+        names = ", ".join(repr(member.key[:40]) for member in arrays[:10])
         raise RecipeError(
             f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
         )
-    return (*arrays[0][:2], [key for key, *_ in arrays[1:]]) if arrays else None
+    return (arrays[0].key, arrays[0].start, [member.key for member in arrays[1:]]) if arrays else None
 
 
 def list_arrays(file: SourceFile, text: str, limits: Limits) -> list[str]:
@@ -175,19 +185,28 @@ def list_arrays(file: SourceFile, text: str, limits: Limits) -> list[str]:
     if text[offset : offset + 1] != "{":
         return []
     return [
-        key
-        for key, _, value_types, _ in _iterate_members(file.name, text, offset, limits)
-        if value_types is not None and (not value_types or value_types & {dict, list})
+        member.key
+        for member in _iterate_members(file.name, text, offset, limits)
+        if member.item_types is not None and (not member.item_types or member.item_types & {dict, list})
     ]
 
 
-def _iterate_members(
-    name: str, text: str, offset: int, limits: Limits
-) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
-    """Yield (key, start of the value, types of array items, keys of object items) of the object at `offset`.
+class _Member(NamedTuple):
+    """A member of a JSON object, without its value."""
 
-    The types are None if the value is no array. Raise JSONDecodeError, and RecipeError for a value larger than a row
-    may be.
+    key: str
+    start: int
+    """The offset of the value."""
+    item_types: set[type] | None
+    """The types of the items of an array; None for a value of another type."""
+    item_keys: set[str]
+    """The keys of the objects in an array."""
+
+
+def _iterate_members(name: str, text: str, offset: int, limits: Limits) -> Iterator[_Member]:
+    """Yield the members of the object at `offset`.
+
+    Raise JSONDecodeError, and RecipeError for a value larger than a row may be.
     """
     offset = _skip_whitespace(text, offset + 1)
     while text[offset : offset + 1] != "}":
@@ -196,14 +215,14 @@ def _iterate_members(
         if not isinstance(key, str) or text[colon : colon + 1] != ":":
             raise json.JSONDecodeError("Expecting a name and ':'", text, colon)
         start = end = _skip_whitespace(text, colon + 1)
-        value_types: set[type] | None = None
-        nested_keys: set[str] = set()
+        item_types: set[type] | None = None
+        item_keys: set[str] = set()
         if text[start : start + 1] == "[":
-            value_types, end = set(), start + 1
-            for value, value_end in _iterate_elements(name, text, start, LENIENT_JSON.raw_decode, limits):
-                value_types.add(type(value))
-                nested_keys.update(value if isinstance(value, dict) else ())
-                end = value_end
+            item_types, end = set(), start + 1
+            for item, item_end in _iterate_elements(name, text, start, LENIENT_JSON.raw_decode, limits):
+                item_types.add(type(item))
+                item_keys.update(item if isinstance(item, dict) else ())
+                end = item_end
             end = _skip_whitespace(text, end) + 1
         else:
             # A table by columns (df.to_json()) is no row: the estimated size of its values counts, as in _read_layout.
@@ -211,7 +230,7 @@ def _iterate_members(
             if estimated_bytes > limits.unpacked and not _ends_within(text, start, limits.row):
                 raise limits.row_error(f"{name}:1", f"key {key[:40]!r}")
             end = LENIENT_JSON.raw_decode(text, start)[1]
-        yield key, start, value_types, nested_keys
+        yield _Member(key, start, item_types, item_keys)
         offset = _skip_whitespace(text, end)
         if text[offset : offset + 1] == ",":
             offset = _skip_whitespace(text, offset + 1)
@@ -320,7 +339,7 @@ def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None)
         hint = "; data.source.header names the values of arrays" if isinstance(value, list) else ""
         raise BadRowError(f"a JSON {JSON_TYPE_NAMES[type(value)]} where an object belongs{hint}")
     if may_hold_surrogates and has_lone_surrogate(json.dumps(value, ensure_ascii=False)):
-        raise BadRowError("half of a surrogate pair, which is no character")
+        raise BadRowError(LONE_SURROGATE_MESSAGE)
     return value
 
 
@@ -354,12 +373,6 @@ def _reject_constant(name: str) -> Any:
     raise BadRowError(f"{name}, which is not JSON")
 
 
-CONVERT_TO_JSONL_HINT = "convert it to JSONL, an object a line"
-# Matches up to and including a bracket or a string; possessive, so that the time is linear.
-STRUCTURE_TOKEN = re.compile(r'[^"\[\]{}]*+([\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
-WHITESPACE = re.compile(r"[ \t\n\r]*")
-# An object on the first line and another on the next: JSON lines, whatever the suffix.
-OBJECT_LINES = re.compile(r"\ufeff?\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 STRICT_JSON = json.JSONDecoder(
     object_pairs_hook=_reject_duplicate_keys, parse_float=_parse_finite_float, parse_constant=_reject_constant
 )

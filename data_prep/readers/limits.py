@@ -21,7 +21,7 @@ from insource.config.schema.source import Source
 T = TypeVar("T")
 
 MIB = 1 << 20
-# Comparing a duplicate key takes memory of up to a hundred times its length (dedup/minhash.py).
+# Comparing a duplicate key takes memory of up to a hundred times its length (minhash.py).
 CHUNK_BYTES = 8 << 20
 MAX_COLUMN_RATIO, MAX_FILE_RATIO = 100, 1000
 # Bytes of a row besides its texts (row_table.py).

@@ -16,14 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.readers import csv_format, limits
-from data_prep.readers.encoding import TextDecoding, check_fetched, detect_encoding, has_lone_surrogate, read_lines
-from data_prep.readers.source_row import SPLIT_NAMES, FileInfo, SourceFile, SourceRow
+from data_prep.readers.encoding import (
+    LONE_SURROGATE_MESSAGE,
+    TextDecoding,
+    check_fetched,
+    detect_encoding,
+    has_lone_surrogate,
+    read_lines,
+)
+from data_prep.readers.source_row import COMPRESSIONS, SPLIT_NAMES, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
 from insource.config.schema.source import Source
 
-LONE_SURROGATE_MESSAGE = "half of a surrogate pair, which is no character"
-_SPLIT_NAME = "|".join(SPLIT_NAMES)
-_SPLIT_AFFIX = re.compile(rf"^(?:{_SPLIT_NAME})(?:$|[-_. ])|[-_. ](?:{_SPLIT_NAME})$", re.IGNORECASE)
+_ANY_SPLIT_NAME = "|".join(SPLIT_NAMES)
+_SPLIT_AFFIX = re.compile(rf"^(?:{_ANY_SPLIT_NAME})(?:$|[-_. ])|[-_. ](?:{_ANY_SPLIT_NAME})$", re.IGNORECASE)
 
 
 def select_files(key: str, path: str, files: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
@@ -75,7 +81,7 @@ def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterat
     def rows() -> Iterator[SourceRow]:
         for path in folder.documents:
             name = f"{folder.name}/{path.name}"
-            file = replace(folder, path=path, name=name, kind="txt", compression=_detect_compression(path))
+            file = replace(folder, path=path, name=name, kind="txt", compression=COMPRESSIONS.get(path.suffix.lower()))
             check_fetched(file)
             try:
                 if not path.stat().st_size:
@@ -144,8 +150,3 @@ def _label_from_path(folder: Path, *file_names: str) -> str:
     """Return the label of a path: its last name that is more than a split name."""
     folders = [name for name in reversed(folder.absolute().parts) if name.lower() not in SPLIT_NAMES]
     return next(label for label in (*(_SPLIT_AFFIX.sub("", name) for name in file_names), *folders) if label)
-
-
-def _detect_compression(path: Path) -> str | None:
-    """Return the compression by suffix; None without one."""
-    return {".gz": "gz", ".zst": "zst"}.get(path.suffix.lower())

@@ -11,7 +11,8 @@ from typing import Any
 # Detected properties of a file, the value of "detected" in data.json.
 FileInfo = dict[str, Any]
 
-
+# Suffixes of compressed text files.
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 # Split names of data sets, and the names used here.
 SPLIT_NAMES = {
     "train": "train",

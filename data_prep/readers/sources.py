@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.readers import json_splits, plain_text
-from data_prep.readers.source_row import SPLIT_NAMES, SourceFile
+from data_prep.readers.source_row import COMPRESSIONS, SPLIT_NAMES, SourceFile
 from insource.config.errors import RecipeError
 from insource.config.schema.source import Source
 from insource.system import atomic_files
@@ -31,15 +31,13 @@ FILE_KINDS = {
     ".xlsx": "xlsx",
     ".xlsm": "xlsx",
 }
-COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+
 # Formats with their own compression.
 SELF_COMPRESSED = ("parquet", "xlsx")
 KNOWN_SUFFIXES = f"{', '.join(FILE_KINDS)}, those of text also as {' or '.join(COMPRESSIONS)}"
 
 # Folders for copies, logs and leftovers; names that begin with a dot are skipped too.
 SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "_delta_log", "_temporary")
-
-
 # Words in file names that mark a held-out set of unknown purpose.
 HELD_OUT_WORDS = dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "held out")
 SPLIT_WORDS = {**SPLIT_NAMES, **HELD_OUT_WORDS, "training": "train", "testing": "test"}
@@ -175,8 +173,10 @@ def _list_folder(key: str, split: str, folder: Path) -> tuple[list[SourceFile], 
 
 
 def _list_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], list[str]]:
-    # The path before the first wildcard is the root; file names are relative to it.
-    """Return the files that match a pattern, and the names that are not read."""
+    """Return the files that match a pattern, and the names that are not read.
+
+    The path before the first wildcard is the root; file names are relative to it.
+    """
     parts = Path(pattern).parts
     wildcard_index = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:wildcard_index])

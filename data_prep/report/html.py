@@ -120,10 +120,10 @@ def make_row_flow(rows: Mapping[str, Any]) -> View:
     n_lost, n_written = sum(losses.values()), sum(rows["written"].values())
     return {
         "written": n_written,
-        "out": n_lost,
-        "whole": make_segments({**rows["written"], "out": n_lost}, rows["read"]),
+        "lost": n_lost,
+        "segments": make_segments({**rows["written"], "out": n_lost}, rows["read"]),
         "reasons": make_segments(losses, n_lost),
-        "from": round(100 * n_written / max(rows["read"], 1), 3),
+        "lost_from": round(100 * n_written / max(rows["read"], 1), 3),
     }
 
 
@@ -142,7 +142,7 @@ def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
         {
             "name": name,
             "rows": sum(by_split.values()),
-            "of": by_split,
+            "rows_by_split": by_split,
             "bar": make_segments(by_split, longest),
             "entry": counts[name],
         }
@@ -176,9 +176,9 @@ def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
                 columns.append({"name": name, **geometry, "y": round(top, 2), "height": round(height, 2)})
     return {
         "columns": columns,
-        "far": axis_broken,
+        "axis_broken": axis_broken,
         "limit": 96.0 if axis_broken else round((limit - low) * scale, 3),
-        "ticks": [{"x": round((tick - low) * scale, 3), "at": tick} for tick in ticks(low, high)],
+        "ticks": [{"x": round((tick - low) * scale, 3), "value": tick} for tick in ticks(low, high)],
         "tallest": {"rows": totals[tallest], "from": edges[tallest], "to": edges[tallest + 1] - 1},
         "shortest": edges[0],
     }
@@ -222,9 +222,9 @@ def make_row_view(row: int, prepared: PreparedData) -> View:
     """Return the location, split, label and text of a row."""
     texts = prepared.table.texts
     return {
-        "place": prepared.table.location(row),
+        "location": prepared.table.location(row),
         "split": SPLITS[prepared.assignment.splits[row]],
-        "stays": bool(prepared.drops.kept[row]),
+        "kept": bool(prepared.drops.kept[row]),
         "label": label_sets.format_labels(prepared.label_sets, prepared.table.columns["target"][row]),
         "text": texts.value("text", row),
     }
@@ -261,5 +261,13 @@ def make_field_bars(report: Mapping[str, Any], prepared: PreparedData) -> list[V
         if counts := report["fields"].get(name, {}).get(split):
             states = {state: counts.get(state, 0) for state in FIELD_STATES}
             rows = sum(states.values())
-            bars.append({"name": name, "split": split, "rows": rows, "of": states, "bar": make_segments(states, rows)})
+            bars.append(
+                {
+                    "name": name,
+                    "split": split,
+                    "rows": rows,
+                    "rows_by_state": states,
+                    "bar": make_segments(states, rows),
+                }
+            )
     return bars

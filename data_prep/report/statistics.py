@@ -155,7 +155,7 @@ def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
 
 def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
     """Return {kind: {"rows", "redacted", "at": first locations}}: counts and locations, never values."""
-    flags, summary = prepared.table.columns["found"], {}
+    flags, summary = prepared.table.columns["pii_flags"], {}
     for bit, kind in enumerate(redaction.PII_KINDS):
         rows = np.flatnonzero(flags >> bit & 1)
         summary[kind] = {
@@ -177,14 +177,14 @@ def describe_slices(prepared: PreparedData, counts: dict[str, dict[str, Any]]) -
     columns = slice_columns(prepared.recipe)
     for index, (name, spec) in enumerate(prepared.recipe.data.slices.items()):
         slices[name] = {"of": columns[name], "values": counts[name]}
-        if isinstance(spec, NotInTrain) and (prepared.table.columns["given"] == TEST).any():
+        if isinstance(spec, NotInTrain) and (prepared.table.columns["given_split"] == TEST).any():
             slices[name]["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, index)
     return slices
 
 
 def _count_known_to_given_train(table: Table, slice_number: int) -> int:
     """Return how many given test rows have a slice value of the given train rows."""
-    given_splits, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
+    given_splits, values = table.columns["given_split"], {TRAIN: Counter[str](), TEST: Counter[str]()}
     for start, batch in table.texts.batches():
         batch_values = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
         for split_index, counter in values.items():
@@ -198,13 +198,13 @@ def _count_known_to_given_train(table: Table, slice_number: int) -> int:
 
 def _count_rows_without_group(prepared: PreparedData) -> int:
     """Return how many assignable rows have an empty group; 0 if the recipe names no group column."""
-    ungrouped = prepared.assignment.assignable & ~prepared.table.columns["grouped"]
+    ungrouped = prepared.assignment.assignable & ~prepared.table.columns["has_group"]
     return int(ungrouped.sum()) if prepared.recipe.data.split.group else 0
 
 
 def _describe_split_method(prepared: PreparedData) -> str:
     """Return the split method as text."""
-    given_splits, settings = prepared.table.columns["given"], prepared.recipe.data.split
+    given_splits, settings = prepared.table.columns["given_split"], prepared.recipe.data.split
     unit = f"group {settings.group}" if settings.group else "what the row says"
     method = f"keyed hash of {unit}, seed {settings.seed}"
     if settings.time is not None:

@@ -240,13 +240,8 @@ def _iterate_spellings(path: str, value: Any, source_value: Any) -> Iterator[tup
         for item, source_item in zip(value, source_items, strict=True):
             yield from _iterate_spellings(path, item, source_item)
     elif value is not None:
-        yield (
-            path,
-            {
-                str(value),
-                *([] if source_value is None or isinstance(source_value, list | dict) else [str(source_value)]),
-            },
-        )
+        is_scalar = source_value is not None and not isinstance(source_value, list | dict)
+        yield path, {str(value), str(source_value if is_scalar else value)}
 
 
 def _locate_value(spellings: set[str], text: str, unwrapped: str) -> str:

@@ -131,6 +131,7 @@ class Escalation:
             rejected = api_errors.find_rejected_parameter(reply.error or "", optional)
             if rejected is None or rejected in client.backend.omitted_parameters:
                 return reply
+            # A concurrent request may have replaced the client meanwhile.
             if client is self._clients[-1]:
                 backend = replace(client.backend, omitted_parameters=(*client.backend.omitted_parameters, rejected))
                 self._clients.append(BackendClient(backend, self._budget))

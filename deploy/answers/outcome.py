@@ -58,8 +58,8 @@ class Outcome:
     """Answer id for feedback (deploy/answers/answer_ids.py)."""
 
     @property
-    def label(self) -> str:
-        """Answering system and reason, as counted in the access log."""
+    def route(self) -> str:
+        """Answering system and reason, as counted in the access log and in profiles."""
         return f"{self.answered_by}/{self.reason}"
 
     def json(self) -> dict[str, Any]:

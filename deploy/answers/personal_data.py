@@ -61,18 +61,16 @@ def iter_readings(text: str) -> Iterator[str]:
     yield _GROUPED_IN_FOURS.sub(" ", normalized)
     if _AT.search(normalized):
         yield _DOT.sub(".", _AT.sub("@", normalized))
-    digits = (
-        _NUMBER_WORD.sub(_parse_digit, normalized)
-        if len(_NUMBER_WORD.findall(normalized)) > _MAX_ORDINARY_NUMBER_WORDS
-        else normalized
-    )
-    yield "\n".join(_join_digits(re.findall(r"\d+", run)) for run in _SEPARATED_DIGITS.findall(digits))
+    if len(_NUMBER_WORD.findall(normalized)) > _MAX_ORDINARY_NUMBER_WORDS:
+        normalized = _NUMBER_WORD.sub(_parse_digit, normalized)
+    yield "\n".join(_join_digits(re.findall(r"\d+", run)) for run in _SEPARATED_DIGITS.findall(normalized))
 
 
 def _join_digits(groups: list[str]) -> str:
     """Return separated digits as numbers, also without the outer groups, which may belong to another number."""
-    ends = range(len(groups), len(groups) - _MAX_TRIMMED_GROUPS - 1, -1)
-    return "\n".join("".join(groups[start:end]) for start in range(_MAX_TRIMMED_GROUPS + 1) for end in ends)
+    starts = range(_MAX_TRIMMED_GROUPS + 1)
+    stops = range(len(groups), len(groups) - _MAX_TRIMMED_GROUPS - 1, -1)
+    return "\n".join("".join(groups[start:stop]) for start in starts for stop in stops)
 
 
 def _parse_digit(match: re.Match[str]) -> str:

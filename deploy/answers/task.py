@@ -146,9 +146,8 @@ def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None,
         privacy = recipe.privacy.model_copy(update={"data_may_leave": may_leave})
         recipe = recipe.model_copy(update={**sections, "privacy": privacy})
     prompt_head = "\n".join(message["content"] for message in module.messages(spec, {"text": ""})).strip()
-    return Task(
-        served.name, version, served.folder, recipe, EvalDataset(module, spec, prompt, [], [], []), prompt_head, routing
-    )
+    dataset = EvalDataset(module, spec, prompt, train=[], calibration=[], test=[])
+    return Task(served.name, version, served.folder, recipe, dataset, prompt_head, routing)
 
 
 def extract_text(task: Task, value: Any) -> str:

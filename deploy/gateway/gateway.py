@@ -130,11 +130,8 @@ class Gateway:
             if not await self.probe_engine():
                 raise EngineUnresponsiveError(str(error)) from None
             raise
-        min_agreement = (
-            self.min_agreement
-            if launch_plan.has_trained_weights(served, self.vllm.plan.serve)
-            else reference_check.MIN_AGREEMENT_OTHER_WEIGHTS
-        )
+        same_weights = launch_plan.has_trained_weights(served, self.vllm.plan.serve)
+        min_agreement = self.min_agreement if same_weights else reference_check.MIN_AGREEMENT_OTHER_WEIGHTS
         if agreement < min_agreement:
             raise StageError(
                 f"vLLM gives {agreement:.1%} of its reference answers, and at least {min_agreement:.1%} are due "

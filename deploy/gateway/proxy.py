@@ -244,7 +244,7 @@ async def _answer_task_request(proxy_state: ProxyState, request: web.Request) ->
             payload, outcomes = await tasks_path.answer_inputs(
                 body, deployment, engine, private, proxy_state.limits, proxy_state.monitor
             )
-            request[ACCESS_RECORD].outcomes.update(outcome.label for outcome in outcomes)
+            request[ACCESS_RECORD].outcomes.update(outcome.route for outcome in outcomes)
             return await forwarding.send_json(request, payload, {VERSION_HEADER: version})
 
 

@@ -63,7 +63,7 @@ class Monitor:
         """Record the outcome of an input."""
         self.metrics.count_answer(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
         profile = self.profiles.profile_today(task)
-        profile.reasons[outcome.label] += 1
+        profile.reasons[outcome.route] += 1
         if task.recipe.route.mirror and outcome.answered_by == LOCAL and not outcome.degraded:
             profile.unread += 1
 

@@ -101,12 +101,9 @@ class TrafficRecord:
             await run_in_thread(action, *args)
         except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
             if not self._failure_logged:
-                cause = (
-                    ""
-                    if isinstance(error, StageError)
-                    else f"{_DESCRIPTION} cannot be written: {type(error).__name__}: "
-                )
-                log_line(f"record    {cause}{error}")
+                is_described = isinstance(error, StageError)
+                context = "" if is_described else f"{_DESCRIPTION} cannot be written: {type(error).__name__}: "
+                log_line(f"record    {context}{error}")
             self._failure_logged = True
 
 

@@ -117,9 +117,8 @@ def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
     if (pending.wire, pending.base_url) != (backend.api_format, backend.base_url):
         raise StageError(
             f"{path} holds a batch that was begun at {pending.base_url or pending.wire}, and {backend.model} is asked "
-            f"at {backend.base_url or backend.api_format}: compare once more with the former address, or give up "
-            "the batch "
-            "by removing the file"
+            f"at {backend.base_url or backend.api_format}: compare once more with the former address, or give up the "
+            "batch by removing the file"
         )
     return pending
 

@@ -61,10 +61,8 @@ class BackendClient:
 
     def __init__(self, backend: Backend, limiter: SpendLimiter | None = None) -> None:
         """Raise RecipeError if the environment lacks a variable or library that the SDK needs."""
-        api, rate_limiter = (
-            API_MODULES[backend.api_format],
-            RateLimiter(backend.concurrency, backend.max_retry_wait_seconds),
-        )
+        api = API_MODULES[backend.api_format]
+        rate_limiter = RateLimiter(backend.concurrency, backend.max_retry_wait_seconds)
         self.backend = backend
         self._client = api.make_client(backend, rate_limiter.on_response)
         self._state = _ClientState(api, self._client, backend, rate_limiter, limiter)

@@ -14,8 +14,8 @@ from insource.config.errors import GateError, RecipeError, StageError
 
 RUNS_HINT = "RUNS=<folder> (or --runs) keeps runs elsewhere"
 NO_LOCKS_HINT = (
-    "the file system keeps no locks, without which two processes might write at once; RUNS=<folder> keeps runs, \
-and REGISTRY=<folder> the registry, on one that does"
+    "the file system keeps no locks, without which two processes might write at once; RUNS=<folder> keeps runs, "
+    "and REGISTRY=<folder> the registry, on one that does"
 )
 OS_ERROR_HINTS = {
     errno.ENOSPC: f"free some space, or {RUNS_HINT}",

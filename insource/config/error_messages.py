@@ -66,24 +66,19 @@ def _find_recipe_key(mistake: Any, values: Any) -> KeyPath:
 
 
 def _format_error(key: KeyPath, mistakes: list[Any]) -> str:
-    kinds = {mistake["type"] for mistake in mistakes}
-    if "extra_forbidden" in kinds:
+    error_types = {mistake["type"] for mistake in mistakes}
+    if "extra_forbidden" in error_types:
         return _describe_unknown_key(key)
-    if kinds == {"missing"}:
+    if error_types == {"missing"}:
         return MISSING
     if value_errors := [mistake for mistake in mistakes if mistake["type"] == "value_error"]:
         return str(value_errors[0]["ctx"]["error"])
     value = mistakes[0]["input"]
-    kinds_allowed = dict.fromkeys(_describe_allowed(mistake) for mistake in mistakes)
-    if "a number" in kinds_allowed:
-        kinds_allowed.pop("a whole number", None)
-    allowed = list(kinds_allowed)
+    allowed = list(dict.fromkeys(map(_describe_allowed, mistakes)))
+    if "a number" in allowed:
+        allowed = [description for description in allowed if description != "a whole number"]
     # A bound of the branch with the given type is more useful than "a number" of the other branches.
-    bounds = [
-        text
-        for mistake, text in zip(mistakes, map(_describe_allowed, mistakes), strict=True)
-        if mistake["type"] in BOUNDS
-    ]
+    bounds = [_describe_allowed(mistake) for mistake in mistakes if mistake["type"] in BOUNDS]
     suggestion = ""
     if isinstance(value, str):
         names = [name for mistake in mistakes for name in _list_literals(mistake)]

@@ -2,7 +2,7 @@
 
     loaded = load("classifier", ["train.learning_rate=1e-4"])
     loaded.recipe.train.learning_rate    # 0.0001
-    loaded.replaced                      # values of the recipe that hardware file and SET replaced
+    loaded.overridden                    # values of the recipe that hardware file and SET replaced
 
 An error has file, line, dotted key, the value given, the values allowed, and the closest valid spelling.
 """

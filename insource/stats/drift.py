@@ -100,7 +100,7 @@ def chi_square_test(reference: Mapping[str, int], current: Mapping[str, int]) ->
 def binomial_p_value(right: int, n: int, promised: float) -> float:
     """Return the one-sided exact binomial p-value of at most `right` of n, if the true proportion is `promised`.
 
-    1 if n is 0.
+    The p-value is 1 if n is 0.
     """
     from scipy.stats import binom
 

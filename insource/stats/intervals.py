@@ -46,11 +46,8 @@ def compute_interval(
     """
     if not stats.n:
         raise ValueError("a figure of no rows has no interval; leave it out")
-    value, cluster_indices, is_proportion = (
-        stats.compute_value(),
-        index_clusters(clusters, stats.n),
-        stats.is_proportion,
-    )
+    value, is_proportion = stats.compute_value(), stats.is_proportion
+    cluster_indices = index_clusters(clusters, stats.n)
     if is_proportion and cluster_indices is None:
         return Interval(value, *wilson(value, stats.n, alpha), "Wilson")
     units = group_units(stats.row_stats, cluster_indices)
@@ -60,10 +57,9 @@ def compute_interval(
     if len(units.counts) == 1:
         return Interval(value, value, value, method)
     resampled = bootstrap(units, stats.from_sums, resamples, np.random.default_rng(seed))
-    jackknife_values = jackknife(units, stats.from_sums)
-    return Interval(
-        value, *bca(value, resampled, jackknife_values, units.counts, expanded_quantile(alpha, units.n)), method
-    )
+    quantile = expanded_quantile(alpha, units.n)
+    low, high = bca(value, resampled, jackknife(units, stats.from_sums), units.counts, quantile)
+    return Interval(value, low, high, method)
 
 
 def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Append-only files: complete writes, and the torn last line that a killed process leaves.
 
-What a torn line is differs by file. The journal of `predict` cuts everything after the last newline. The response cache
-keeps a last line that parses and ends it. Files that several processes append to (`shared_jsonl`) are never cut.
+The definition of a torn line differs by file. The journal of `predict` cuts everything after the last newline. The
+response cache keeps a last line that parses, and completes it with a newline. Files that several processes append to
+(`shared_jsonl`) are never cut.
 """
 
 import os

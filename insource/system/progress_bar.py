@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ProgressUpdate = Callable[..., None]
-"""advance(completed, note="")"""
+"""The type of `advance(completed, note="")`."""
 
 # Lines in a log file: an estimate after MIN_UNITS_FOR_ETA units or MIN_SECONDS_FOR_ETA seconds, unless less than
 # MIN_SECONDS_LEFT remain; then one a quarter, and one after KEEPALIVE_SECONDS of silence.

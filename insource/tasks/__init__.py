@@ -14,7 +14,7 @@ TASKS: dict[str, TaskKind] = {
     "generation": generation,
     "preference": preference,
 }
-"""{variant of a task (Task.variant): its module}."""
+"""{Task.task_name: module}."""
 METRIC_LABELS = {
     name: metric.label for metrics in METRICS.values() for name, metric in metrics.items() if metric.label is not None
 }

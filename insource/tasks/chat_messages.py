@@ -18,8 +18,15 @@ from insource.tasks.source_record import SourceRecord, UnusableRowError, to_text
 Messages = Sequence[Mapping[str, str]]
 
 # ShareGPT's names of roles.
-ROLE_ALIASES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
-         "function_call": "assistant", "observation": "tool"}  # fmt: skip
+ROLE_ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
 TEXT_PART_TYPES = ("text", "input_text", "output_text")
 # Turns of a conversation that is one text, as in hh-rlhf.
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")

@@ -35,9 +35,8 @@ def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
         entries = _parse_list(values.get(columns.targets), columns.targets)
     else:
         entries = [values.get(name) for name in columns.targets]
-    if not (
-        answers := [entry for entry in entries if entry is not None and (not isinstance(entry, str) or entry.strip())]
-    ):
+    answers = [entry for entry in entries if entry is not None and (not isinstance(entry, str) or entry.strip())]
+    if not answers:
         raise UnusableRowError("no_answer", "there is no answer in data.columns.targets")
     return answers
 

@@ -132,7 +132,7 @@ def clean_answer(value: object, subject: str) -> str:
     if value is not None and not isinstance(value, str):
         hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
         raise UnusableRowError("bad_answer", f"the {subject} is no text: {to_text(value)[:40]}{hint}")
-    check_characters(f"{subject}", value or "")
+    check_characters(subject, value or "")
     if not (text := clean(value or "")):
         raise UnusableRowError("no_answer", f"the {subject} is empty")
     return text

@@ -34,7 +34,7 @@ class TaskKind(Protocol):
     """Constants and functions of a task module."""
 
     BREAKDOWN_NAME: str
-    """What lowest_scoring lists, for reports: labels, fields, groups of rows."""
+    """The name of the parts in lowest_scoring, for reports: labels, fields, groups of rows."""
     BREAKDOWN_METRIC: str
     """The metric of lowest_scoring, for reports."""
     OBJECTIVE: Objective
@@ -111,7 +111,7 @@ class TaskKind(Protocol):
         """Return {metric: sums over rows}, from which any resample can be computed."""
 
     def main_metrics(self, score: Mapping[str, Any]) -> dict[str, float]:
-        """Return the main metrics of a score for console, W&B and model card. METRICS lists the names."""
+        """Return the main metrics of a score for console, W&B and model card. config.metric_names lists them."""
 
     def lowest_scoring(self, score: Mapping[str, Any]) -> list[tuple[str, float]]:
         """Return (name, metric) of each part of a score, lowest first. See BREAKDOWN_NAME and BREAKDOWN_METRIC."""

@@ -65,7 +65,7 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
 
 
 def build_workspace(recipe: Recipe, name: str) -> Any:
-    """Return the workspace, not saved yet."""
+    """Return the W&B workspace, unsaved."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
@@ -80,7 +80,7 @@ def build_workspace(recipe: Recipe, name: str) -> Any:
         project=wandb.project,
         name=f"insource: {name}",
         sections=[
-            workspaces.Section(name=title, panels=[build_panel(item) for item in panels], is_open=True)
+            workspaces.Section(name=title, panels=[build_panel(panel) for panel in panels], is_open=True)
             for title, panels in build_sections(recipe).items()
         ],
     )

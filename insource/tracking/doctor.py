@@ -67,7 +67,7 @@ def describe_gpu_software() -> list[tuple[str, str]]:
     """Return the state of driver and compiler, with what is missing; [] on a machine without a GPU."""
     if not hardware.list_gpus():
         return []
-    driver = hardware.driver_problem() or f"{hardware.read_driver_version() or 'of unknown version'}"
+    driver = hardware.driver_problem() or hardware.read_driver_version() or "of unknown version"
     return [("driver", driver), ("compiler", hardware.compiler_problem() or "a C compiler and Python.h are here")]
 
 

@@ -32,7 +32,6 @@ LOGGED_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "accelerate": ("distributed_type", "num_machines", "num_processes", "mixed_precision"),
 }
 
-
 # W&B draws at most 10,000 cells of a table; labels beyond MAX_MATRIX_LABELS are merged into one.
 MAX_MATRIX_LABELS = 100
 OTHER_LABELS, NO_ANSWER = "(other labels)", "(no valid answer)"

@@ -113,9 +113,9 @@ class JobExecution:
 
     def _layout(self) -> Layout:
         dataset = self.task.dataset
-        answer = column_types.answer_type(dataset.task, dataset.spec)
+        answer_type = column_types.answer_type(dataset.task, dataset.spec)
         file_format = output.output_format(self.job.output)
-        return output.make_layout(file_format, self.job.survey.types, answer, self.labels)
+        return output.make_layout(file_format, self.job.survey.types, answer_type, self.labels)
 
     def _digest_inputs(self) -> list[Any]:
         job, routing = self.job, self.task.routing

@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from insource.tasks.task_kind import TaskKind
+
 MAX_FIELDS = 256
 """Maximum fields of an object. A larger one has data as keys, and is written as JSON."""
 ARROW_TYPE_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError)
@@ -100,7 +102,7 @@ def _convert_to_floats(value: Any, arrow_type: Any) -> Any:
     return value
 
 
-def answer_type(module: Any, spec: Any) -> Any:
+def answer_type(module: TaskKind, spec: Any) -> Any:
     """Return the Arrow type of a task's answers: string, list of strings, or a struct by the JSON schema."""
     if module.IS_MULTILABEL:
         return pa.list_(pa.string())

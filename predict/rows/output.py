@@ -38,7 +38,7 @@ class Layout:
     input_types: ColumnTypes
     names: Mapping[str, str]
     """{prediction column: its name in this output}."""
-    answer: Any
+    answer_type: Any
     """The Arrow type of answers."""
     labels: Sequence[str] = ()
     """The labels that have a probability."""
@@ -56,7 +56,7 @@ def output_format(output: Path) -> str:
     return FORMATS[output.suffix.lower()]
 
 
-def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
+def make_layout(file_format: str, input_types: ColumnTypes, answer_type: Any, labels: Sequence[str]) -> Layout:
     """Return the layout of an output with these input columns.
 
     Raise RecipeError if column names clash even with COLUMN_PREFIX.
@@ -66,7 +66,7 @@ def make_layout(file_format: str, input_types: ColumnTypes, answer: Any, labels:
     names = {name: f"{prefix}{name}" for name in columns}
     if clash := sorted(set(names.values()) & set(input_types.names)):
         raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the output writes; rename them")
-    return Layout(file_format, input_types, names, answer, labels)
+    return Layout(file_format, input_types, names, answer_type, labels)
 
 
 def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
@@ -146,7 +146,7 @@ def _csv_cell(value: Any) -> str:
 
 def _arrow_schema(layout: Layout) -> Any:
     types = {
-        "answer": layout.answer,
+        "answer": layout.answer_type,
         "confidence": pa.float64(),
         "abstain": pa.bool_(),
         "probabilities": pa.struct([(label, pa.float64()) for label in layout.labels]),

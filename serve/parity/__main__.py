@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from insource.backends.types import StructuredOutput
 from insource.config import cli
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
@@ -31,7 +32,7 @@ class ParityRun:
     result: ParityResult
     start_seconds: float
     concurrency_variation: Sequence[dict[str, Any]]
-    """Number of answers that change when the rows are sent again at other concurrencies."""
+    """One record for each other concurrency: the number of answers that change when the rows are sent again."""
 
 
 def main() -> int:
@@ -125,7 +126,7 @@ def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:
     return ParityRun(result, seconds, variation)
 
 
-def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: Any) -> list[dict[str, Any]]:
+def measure_concurrency_variation(probe: ParityProbe, address: Address, mode: StructuredOutput) -> list[dict[str, Any]]:
     """Return for each concurrency how many answers differ from those of sequential requests."""
     probe = probe.head(check.SECONDARY_ROWS)
     answers = {

@@ -14,6 +14,7 @@ Before both, the server must read the token ids that were used in training.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from insource.backends.client import complete_all
@@ -124,7 +125,7 @@ class ParityResult:
     valid: Mapping[StructuredOutput, tuple[float, int]]
     """Fraction of answers that the task can parse, and their number, by the kind of constraint."""
     first_difference: str | None = None
-    """First place where the first different prompt differs, as text of both sides."""
+    """The first difference of the first different prompt, as text of both sides."""
 
     def failures(self, parity: Parity) -> list[str]:
         """Return the failed limits of the recipe; an empty list if the model may be served."""
@@ -145,7 +146,7 @@ class ParityResult:
         if self.same and self.same.agreement < parity.same_weights:
             problems.append(
                 f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
-                f"weights"
+                "weights"
                 + (f" ({len(self.same.close)} more differ within rounding)" if self.same.close else "")
                 + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; "
                 f"{_format_first_mismatch(self.same.flips)}"
@@ -277,7 +278,7 @@ def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
     return [module.messages(spec, row["input"]) for row in probe.rows]
 
 
-def _read_references(path: Any, n_rows: int) -> list[dict[str, Any]]:
+def _read_references(path: Path, n_rows: int) -> list[dict[str, Any]]:
     if not path.is_file():
         raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
     return list(atomic_files.read_jsonl(path))[:n_rows]

@@ -82,11 +82,11 @@ def describe_token_difference(
     shared_length = chat_template.shared_prefix_length([list(expected), list(actual)])
     window = slice(max(0, shared_length - CONTEXT_TOKENS), shared_length + CONTEXT_TOKENS)
     tokenizer = chat_template.load_saved_tokenizer(str(served.folder))
+    trained_text = tokenizer.decode(list(expected[window]))
     server_text = asyncio.run(client.detokenize(address, api_key, name, actual[window]))
     return (
-        f"from token {shared_length + 1} of {len(expected)} on: trained on "
-        f"...{tokenizer.decode(list(expected[window]))!r}, "
-        f"and the server reads ...{server_text!r}"
+        f"from token {shared_length + 1} of {len(expected)} on: trained on ...{trained_text!r}, and the server reads "
+        f"...{server_text!r}"
     )
 
 

@@ -32,8 +32,7 @@ def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[Pari
     metric = metric_label(results[0].other.metric)
     rows = [
         f"| {result.which} | {result.prompt_ids_equal:.1%} | {_format_agreement(result.same)} | "
-        f"{result.other.value:.1%} | "
-        f"{_format_interval(result.other.difference)} | "
+        f"{result.other.value:.1%} | {_format_interval(result.other.difference)} | "
         f"{result.other.judge(parity.score_drop)} | {report['start_seconds'][result.which]:.0f} s |"
         for result in results
     ]
@@ -48,8 +47,7 @@ def parity_markdown(name: str, report: Mapping[str, Any], results: Sequence[Pari
     )
     variations = "\n".join(
         f"- {variation['which']}, {variation['concurrency']} at a time: {variation['differ']} of {variation['n']} "
-        "answers differ from those "
-        "one at a time"
+        "answers differ from those one at a time"
         for variation in report["repeated"]
     )
     return f"""# {name}: is what is served what was trained?

@@ -24,9 +24,7 @@ def client_url(address: Address) -> str:
     """Return the URL that a client on this machine connects to."""
     if address.socket:
         return "http://vllm"
-    loopback_hosts = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
-    host = loopback_hosts.get(address.host, f"[{address.host}]" if ":" in address.host else address.host)
-    return f"http://{host}:{address.port}"
+    return f"http://{address.client_host}:{address.port}"
 
 
 def open_session(

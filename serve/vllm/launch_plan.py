@@ -105,9 +105,9 @@ def rounding_tolerance(served: ServedModel, serve: Serve) -> float:
 
     It is that of the less precise data type: the one training decoded in, or the one that is served.
     """
-    served_in = LaunchPlan(str(served.folder), served.name, serve, served.recipe.accelerate.use_cpu).dtype
-    trained_in = "float32" if served.recipe.accelerate.use_cpu else "bfloat16"
-    return max(ROUNDING_BY_DTYPE[served_in], ROUNDING_BY_DTYPE[trained_in])
+    served_dtype = LaunchPlan(str(served.folder), served.name, serve, served.recipe.accelerate.use_cpu).dtype
+    trained_dtype = "float32" if served.recipe.accelerate.use_cpu else "bfloat16"
+    return max(ROUNDING_BY_DTYPE[served_dtype], ROUNDING_BY_DTYPE[trained_dtype])
 
 
 def find_trained_base(served: ServedModel, serve: Serve) -> Mapping[str, Any] | None:
@@ -172,10 +172,11 @@ def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
     if record := find_trained_base(served, serve):
         return str(base_store.store_path(served.run.folder) / record["digest"]), None
     if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
-        hint = " (`make train` fetches smollm2 anew)" if folder.name == base_models.smollm2_dir().name else ""
-        hint = (
-            " (`make train` dequantizes the GGUF file again)" if folder.parent.name == base_store.BASES_FOLDER else hint
-        )
+        hint = ""
+        if folder.parent.name == base_store.BASES_FOLDER:
+            hint = " (`make train` dequantizes the GGUF file again)"
+        elif folder.name == base_models.smollm2_dir().name:
+            hint = " (`make train` fetches smollm2 anew)"
         raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{hint}")
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 
@@ -192,9 +193,8 @@ def find_adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
     path = base_store.find(served.run.folder, record["digest"])
     if path is None:
         return [
-            f"there is no {base_store.store_path(served.run.folder) / record['digest']}, the base that the adapter "
-            "was trained "
-            "on; `make export` writes it again, or take SET=serve.base=published"
+            f"there is no {base_store.store_path(served.run.folder) / record['digest']}, the base that the adapter was "
+            "trained on; `make export` writes it again, or take SET=serve.base=published"
         ]
     return artifact_checks.check_adapter(served.folder, path, record["sha256"])
 
@@ -255,8 +255,7 @@ def require_api_key(address: Address) -> str | None:
     if api_key is None and not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
-            f"{API_KEY_VARIABLE} in the "
-            "environment, or serve on 127.0.0.1"
+            f"{API_KEY_VARIABLE} in the environment, or serve on 127.0.0.1"
         )
     return api_key
 
@@ -279,6 +278,6 @@ def memory_problem(plan: LaunchPlan, available_bytes: int) -> str | None:
     return (
         f"not enough memory: weights ({(required_bytes - cache) / 2**30:.1f} GiB in {plan.dtype}) and cache "
         f"({plan.serve.cpu_cache_gib:g} GiB) need {required_bytes / 2**30:.1f} GiB, and "
-        f"{available_bytes / 2**30:.1f} GiB are "
-        "free; take serve.model=quantized/int8, serve.dtype=bfloat16 or a smaller serve.cpu_cache_gib"
+        f"{available_bytes / 2**30:.1f} GiB are free; take serve.model=quantized/int8, serve.dtype=bfloat16 or a "
+        "smaller serve.cpu_cache_gib"
     )

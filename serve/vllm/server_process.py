@@ -43,7 +43,7 @@ _MAX_LOG_LINES = 12
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What one vLLM process serves. `serve/artifact_checks.py` has checked its files."""
+    """The settings of one vLLM process. `serve/artifact_checks.py` has checked its files."""
 
     model: str
     """A folder, or a name on the hub."""
@@ -86,6 +86,12 @@ class Address:
     def is_local(self) -> bool:
         """True if only this machine can reach the address."""
         return self.socket is not None or self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+    @property
+    def client_host(self) -> str:
+        """The host in URLs of clients on this machine: a loopback address if the server listens on all addresses."""
+        loopback_hosts = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+        return loopback_hosts.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
 
 
 def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> list[str]:
@@ -301,9 +307,8 @@ def is_healthy(address: Address) -> bool:
                 return b" 200 " in connection.recv(64)
             except OSError:
                 return False
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address.host, address.host)  # noqa: S104
     try:
-        with urllib.request.urlopen(f"http://{host}:{address.port}/health", timeout=5) as response:
+        with urllib.request.urlopen(f"http://{address.client_host}:{address.port}/health", timeout=5) as response:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False

@@ -221,7 +221,7 @@ def test_footers_are_read_whatever_became_of_the_process_that_reads_them(tmp_pat
     corrupt.write_bytes(valid.read_bytes()[:-9] + b"\0" * 9)
     for _ in range(2):
         footer = parquet_footer.read_footer(valid)
-        assert footer.rows == 2 and [(part.path, part.repeated) for part in footer.parts] == [
+        assert footer.rows == 2 and [(chunk.path, chunk.is_repeated) for chunk in footer.chunks] == [
             ("text", False),
             ("turns.list.element", True),
         ]

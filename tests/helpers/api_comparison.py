@@ -1,7 +1,6 @@
-"""A run that looks trained, for tests of closed models: rows, prompt.json, and the SDKs' own addresses on loopback.
+"""A run with rows and prompt.json but without weights, for tests of API models, whose addresses are on loopback.
 
-The comparison is that of `make compare`, where a linear model stands in the place of the tuned one: no test here serves
-a model.
+The comparison is that of `make compare`, with a linear model instead of the tuned one: these tests serve no model.
 """
 
 import json
@@ -32,7 +31,7 @@ SUMMARY_TEXT = "The parcel is late; the customer wants it sent again."
 def make_comparison(
     folder: Path, recipe: Recipe, tokenizer: Any, rows: Rows, labels: Sequence[str] = (), **compare: Any
 ) -> ComparisonContext:
-    """Returns a comparison of these rows by split; the words change `compare:`."""
+    """Return a comparison of these rows {split: rows}; `compare` changes keys of that section."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     for split, split_rows in rows.items():
@@ -52,7 +51,7 @@ def make_comparison(
 
 
 def redirect_sdks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Lets recipes that name no base_url reach a provider on loopback, with keys that are there."""
+    """Redirect recipes without base_url to a provider on loopback, and set the API keys."""
     monkeypatch.setattr(openai_chat, "DEFAULT_BASE_URL", f"{address}/v1")
     monkeypatch.setattr(anthropic_messages, "DEFAULT_BASE_URL", address)
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
@@ -63,7 +62,7 @@ def redirect_sdks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 
 def make_target(recipe: Recipe, index: int = 0) -> Any:
-    """A target that a row of the recipe could have; of a classification, its first labels in turn from number 0 on."""
+    """Return a valid target for the recipe; for classification, the label at `index`."""
     task = recipe.task
     if task.kind == "classification":
         return list(task.labels)[index] if isinstance(task.labels, dict) else ("late", "lost")[index]
@@ -77,7 +76,7 @@ def make_target(recipe: Recipe, index: int = 0) -> Any:
 def make_shipped_comparison(
     name: str, folder: Path, tokenizer: Any, *overrides: str, labels: int = 1, **compare: Any
 ) -> ComparisonContext:
-    """Returns a comparison by a shipped recipe, with rows of so many labels; the words are those of a command."""
+    """Return a comparison of a shipped recipe, with rows of `labels` different labels."""
     recipe = load(name, overrides, "gpu").recipe
     targets = [make_target(recipe, index) for index in range(labels)]
     rows = {
@@ -91,7 +90,7 @@ def make_shipped_comparison(
 
 
 def make_correct_answerer(comparison: ComparisonContext) -> Callable[[str], str]:
-    """What answers every row of a comparison right, as text that ends a prompt."""
+    """Return a function that gives the right answer to a prompt that ends in the text of a row."""
     rows = [
         *comparison.dataset.train,
         *eval_dataset.load_validation_dataset(comparison.run).test,
@@ -107,10 +106,12 @@ def make_correct_answerer(comparison: ComparisonContext) -> Callable[[str], str]
 
 
 def list_api_systems(comparison: ComparisonContext) -> list[System]:
+    """Return the API models of a comparison."""
     return catalog.api_systems(comparison.recipe)
 
 
 def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> ComparisonContext:
+    """Return a comparison of the recipe `classifier` with rows of two labels, which their texts contain."""
     recipe = load("classifier", (), "gpu").recipe
     labels = ("billing_dispute", "refund_status")
     rows = {
@@ -128,7 +129,7 @@ def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> C
 
 
 def run_comparison(comparison: ComparisonContext, systems: list[System]) -> dict[str, Any]:
-    """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
+    """Return the scores of a comparison, with a linear model instead of the tuned one."""
     data = comparison.run.folder / "data"
     atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
     run.start_stage(comparison.run, "compare", {})

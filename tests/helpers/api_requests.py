@@ -1,6 +1,6 @@
-"""What the tests of answers and of batches share: questions, a backend on loopback, a price, and a process to kill.
+"""Requests, a backend on loopback, a price, and a process to kill, for tests of live and batch mode.
 
-python -m tests.helpers.api_requests <address> <journal> <wire> <mode> <rows>
+python -m tests.helpers.api_requests <address> <cache> <api format> <mode> <rows>
 """
 
 import json
@@ -23,7 +23,7 @@ LABEL_SCHEMA: dict[str, Any] = {"type": "string", "enum": ["late", "lost", "brok
 
 @dataclass(frozen=True)
 class Price:
-    """Half of it in a batch."""
+    """A price of tokens; batches cost half."""
 
     input_usd_per_million: float = 1.0
     output_usd_per_million: float = 10.0
@@ -36,6 +36,7 @@ class Price:
         return usd / 1e6 / (2 if batch else 1)
 
     def sum_usd(self, usages: list[tuple[int, int]]) -> float:
+        """Return the cost of (input tokens, output tokens) of several requests."""
         return sum(self.max_usd(input_tokens, output_tokens) for input_tokens, output_tokens in usages)
 
 
@@ -65,7 +66,7 @@ def make_backend(address: str, wire: ApiFormat = "openai", **kwargs: Any) -> Bac
 
 
 def to_choice_requests(row_requests: list[RowRequest]) -> list[RowRequest]:
-    """The same questions for an endpoint that decides."""
+    """Return the requests with choice questions, for decision endpoints."""
     labels = tuple((label, "") for label in LABEL_SCHEMA["enum"])
     return [
         replace(row_request, request=replace(row_request.request, choices=ChoiceQuestion("Say what happened.", labels,
@@ -84,17 +85,18 @@ def collect(
 
 
 def outputs_by_row(result: CollectResult) -> dict[tuple[str, int], str | None]:
+    """Return {(row id, repeat): output}."""
     return {key: response.output for key, response in result.answers.items()}
 
 
 def read_cache_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal that may be written at this moment."""
+    """Return the complete lines of a cache that a process may be writing."""
     complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
     return [json.loads(line) for line in complete.split("\n") if line]
 
 
 def read_pending_batch(path: Path) -> dict[str, Any] | None:
-    """What stands in the file of the batch that is on its way."""
+    """Return the content of the file of the pending batch, None if there is none."""
     file = path.with_suffix(".batch.json")
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
@@ -102,7 +104,7 @@ def read_pending_batch(path: Path) -> dict[str, Any] | None:
 def collect_and_kill(
     address: str, cache_path: Path, wire: ApiFormat, mode: str, rows: int, should_kill: Callable[[], bool]
 ) -> None:
-    """Collects in a process of its own, which is killed as soon as `should_kill` says so."""
+    """Run `collect` in a process of its own, which is killed when `should_kill` returns True."""
     args = [address, str(cache_path), wire, mode, str(rows)]
     process = subprocess.Popen([sys.executable, "-m", "tests.helpers.api_requests", *args], cwd=ROOT)
     try:
@@ -120,6 +122,6 @@ def collect_and_kill(
 
 if __name__ == "__main__":
     failures.BACKOFF_BASE_SECONDS = 0.01
-    address, journal, wire, mode, rows = sys.argv[1:]
-    patient = make_backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
-    collect(address, Path(journal), make_requests(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]
+    address, cache, wire, mode, rows = sys.argv[1:]
+    slow_backend = make_backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
+    collect(address, Path(cache), make_requests(int(rows)), wire, mode=mode, backend=slow_backend)  # type: ignore[arg-type]

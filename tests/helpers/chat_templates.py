@@ -1,6 +1,6 @@
-"""Chat templates of every kind that published models have, in a few lines each, and bases that use them.
+"""Chat templates of each kind that published models have, in a few lines each, and bases with them.
 
-They are written for these tests. A model that is named is one whose template is of that kind.
+They were written for these tests. `model` is an example of a model with a template of that kind.
 """
 
 import json
@@ -17,7 +17,7 @@ USER = "<|user|>\n"
 
 @dataclass(frozen=True)
 class TemplateKind:
-    """A kind of template: what it writes before an answer that it asks for, before one that it has, and behind that."""
+    """A kind of template: its text before a requested answer, before a given answer, and after an answer."""
 
     model: str
     generation_prompt: str = "<|assistant|>\n"
@@ -31,7 +31,7 @@ class TemplateKind:
 
     @property
     def template(self) -> str:
-        """Returns it as Jinja."""
+        """Return the template in Jinja."""
         turns = (
             "{% if m.role == 'user' %}"
             + self.user_turn
@@ -44,7 +44,7 @@ class TemplateKind:
         return self.preamble + "{% for m in messages %}" + turns + "{% endif %}{% endfor %}" + ending
 
 
-# Learnt as the template has it.
+# Training uses the template's own rendering.
 PLAIN = TemplateKind("Qwen2.5")
 HYBRID = TemplateKind(
     "Qwen3 hybrid",
@@ -62,7 +62,7 @@ DISAGREES_WHEN_OFF = TemplateKind(
 )
 STOP_OF_CONFIG = TemplateKind("Gemma 3", after_answer="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
 DATE_IN_PROMPT = TemplateKind("Llama 3.2", preamble="Today: {{ strftime_now('%d %b %Y') }}\n")
-# Learnt with an own suffix.
+# Training uses an own suffix (assistant_turn.py).
 SPACE_BEFORE_ANSWER = TemplateKind(
     "Mistral v0.3", generation_prompt="<|assistant|>", before_answer="<|assistant|> ", after_answer="<|end|>"
 )
@@ -89,9 +89,9 @@ FOREIGN_STOP = TemplateKind("Gemma 3 without a generation config", after_answer=
 
 
 def write_base(folder: Path, kind: TemplateKind, weights: bool = False) -> Path:
-    """Returns a base with this template: the pocket model's tokenizer with the tokens that it needs.
+    """Write a base with this template: the pocket model's tokenizer with the tokens of the template. Return its folder.
 
-    `weights`: with the pocket model's weights too, and rows of new embeddings.
+    With `weights`, the folder also has the pocket model's weights, with embeddings for the new tokens.
     """
     from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 

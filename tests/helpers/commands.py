@@ -1,4 +1,4 @@
-"""What tests of serving share: a small trained run, and the command as it stays and serves."""
+"""A small trained and exported run, and commands in child processes, for tests of serving."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ import pytest
 from tests.conftest import ROOT, made_once
 
 TRAIN_SETTINGS = ("train.max_steps=2", "train.save_steps=2")
-# A server that a neighbour slows takes longer than the 30 s that it takes alone.
+# A server starts in 30 s, and takes longer while other tests run.
 TIMEOUT_SECONDS = 400
 
 
 def copy_exported_runs(factory: pytest.TempPathFactory, recipe: Path, name: str) -> Path:
-    """Returns a folder of runs of its own with one trained, merged and quantized: a copy of one that all share."""
+    """Return a new runs folder with a trained, merged and quantized run: a copy of one that all tests share."""
 
     def make(folder: Path) -> None:
         for args in (("train", *TRAIN_SETTINGS), ("train.export",)):
@@ -32,7 +32,7 @@ def copy_exported_runs(factory: pytest.TempPathFactory, recipe: Path, name: str)
 
 
 def run_command(runs: Path, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m <words>` on the CPU to its end."""
+    """Run `python -m <args>` on the CPU and wait for its end."""
     argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
     return subprocess.run(
         argv,
@@ -47,7 +47,7 @@ def run_command(runs: Path, *args: object, **environment: str) -> subprocess.Com
 
 @contextmanager
 def run_in_background(runs: Path, log: Path, *args: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `python -m <words>` on the CPU until the block ends, what it says going to a file."""
+    """Run `python -m <args>` on the CPU until the block ends, with its output in `log`."""
     argv = [sys.executable, "-m", *map(str, args), "--hardware", "cpu"]
     with log.open("wb") as stdout:
         process = subprocess.Popen(
@@ -66,7 +66,7 @@ def run_in_background(runs: Path, log: Path, *args: object, **environment: str) 
 
 
 def wait_for(log: Path, expected: str, process: subprocess.Popen[bytes], count: int = 1) -> str:
-    """Waits until a process has said something so often. Returns its whole log."""
+    """Wait until the log of a process contains a text `count` times. Return the complete log."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -78,14 +78,14 @@ def wait_for(log: Path, expected: str, process: subprocess.Popen[bytes], count: 
 
 
 def command_env(runs: Path) -> dict[str, str]:
-    """Returns the environment of a command."""
+    """Return the environment of a command."""
     variables = {"RUNS": str(runs), "HF_HUB_OFFLINE": "1", "REGISTRY": str(runs.parent / "registry")}
     # Tests run side by side, and every vLLM would bind its threads to the first core.
     return {**os.environ, **variables, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def child_pids(pid: int) -> list[int]:
-    """Returns the processes that descend from one."""
+    """Return the ids of all descendants of a process."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -99,7 +99,7 @@ def child_pids(pid: int) -> list[int]:
 
 
 def running_pids(pids: list[int]) -> list[int]:
-    """Returns those processes that still run; one that has ended and was not asked for does not."""
+    """Return the processes that still run, without zombies."""
     running = []
     for pid in pids:
         try:

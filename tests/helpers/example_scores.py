@@ -1,7 +1,9 @@
-"""A whole scores.json and the rows in which two systems differ, as the report gets them: figures as they could be, and
-labels, answers and model ids that would like to be markup.
+"""A complete scores.json and rows with different answers of two systems, as input of the report.
 
-scores(labels=9)["systems"]["tuned"]["metrics"]["accuracy"] -> {"value": 0.912, "ci_low": 0.9, "ci_high": 0.924, ...}
+The figures are plausible. Labels, answers and model ids contain markup that the report must escape.
+
+make_scores(labels=9)["systems"]["tuned"]["metrics"]["accuracy"]
+-> {"value": 0.912, "ci_low": 0.9, "ci_high": 0.924, ...}
 """
 
 from math import sqrt
@@ -24,7 +26,7 @@ N_ROWS = 3080
 
 
 def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, linear: float = 0.905) -> Json:
-    """Returns what scores.json would hold. The last label is hostile; `linear` is the linear model's accuracy."""
+    """Return the content of a scores.json. The last label contains markup; `linear` is the linear model's accuracy."""
     names = _labels(labels)
     accuracies = {"tuned": 0.912, "int8": 0.909, "base": 0.412, "base:3-shot": 0.683, "tfidf": linear}
     accuracies |= {API_MODEL: 0.921, SECOND_MODEL: 0.874, "what we pay for today": 0.902}
@@ -84,7 +86,7 @@ def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, li
 
 
 def make_disagreements(count: int = 57) -> list[Json]:
-    """Returns rows in which the tuned and the closed model differ; every third is right in the tuned one alone."""
+    """Return rows with different answers of the tuned and the API model; in every third only the tuned one is right."""
     names = _labels(9)
     rows = []
     for number in range(count):

@@ -1,8 +1,9 @@
-"""A process of two that spread the pocket model by FSDP2 (gloo, CPU), as accelerate does it on GPUs: trains an update,
-answers rows, trains another one and leaves the adapter. `python -m torch.distributed.run ...
-tests/helpers/fsdp_ranks.py <folder> <quantization> <init_lora_weights>`.
+"""One of two processes that shard the pocket model by FSDP2 (gloo, CPU), as accelerate does on GPUs.
 
-Accelerator.prepare knows no FSDP on CPUs; this calls what it calls.
+python -m torch.distributed.run ... tests/helpers/fsdp_ranks.py <folder> <quantization> <init_lora_weights>
+
+It trains one update, answers rows, trains another update and writes the adapter. Accelerator.prepare supports no FSDP
+on CPUs, so this calls the functions that it would call.
 """
 
 import json
@@ -31,7 +32,7 @@ SPEC = classification.make_spec(
     Task(kind="classification", instruction="Say what the user wants."),
     {"find_bus": "Find a bus", "find_bus_stop": "Find where it stops", "get weather": "Weather", "other": ""},
 )
-# An odd number, and of very different lengths: the processes take different numbers of steps.
+# An odd number of texts, of very different lengths: the processes make different numbers of steps.
 TEXTS = [
     "I need a bus",
     "rain?",
@@ -47,14 +48,14 @@ def load_recipe(*settings: str) -> Recipe:
 
 
 def make_evaluator(tokenizer: Any) -> GenerationEvaluator:
-    """The rows that are answered."""
+    """Return an evaluator of TEXTS."""
     rows = [{"id": str(index), "input": {"text": text}, "target": "other"} for index, text in enumerate(TEXTS)]
     prompts = chat_template.encode_prompts(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
     return GenerationEvaluator(classification, SPEC, rows, prompts, tokenizer, 24)
 
 
 def shard(model: Any) -> None:
-    """Spreads a model as recipes/hardware/fsdp.yaml says."""
+    """Shard a model with the settings of recipes/hardware/fsdp.yaml."""
     config = YAML(typ="safe").load((hardware.HARDWARE_DIR / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
         "fsdp_config"
     ]
@@ -76,7 +77,7 @@ def shard(model: Any) -> None:
 
 
 def train_one_update(model: Any, prompts: list[list[int]]) -> float:
-    """One update of the same row in all processes; returns its loss."""
+    """Train one update on the same row in all processes. Return its loss."""
     model.train()
     ids = torch.tensor([prompts[0]])
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -97,7 +98,7 @@ def main(folder: Path, quantization: str, init: str) -> None:
     model = base.add_adapter(model, recipe.lora, 1)
     shard(model)
     assert fsdp.is_sharded(model)
-    unchanged = evaluator.predict(model, "spread")
+    unchanged = evaluator.predict(model, "sharded")
     first_loss = train_one_update(model, evaluator.prompts)
     tuned = evaluator.predict(model, "tuned")
     local_size = sum(parameter.to_local().numel() for parameter in model.parameters())
@@ -115,7 +116,7 @@ def main(folder: Path, quantization: str, init: str) -> None:
         answers_by_name = {"untuned": untuned, "unchanged": unchanged, "tuned": tuned, "tuned_again": tuned_twice}
         for name, answers in answers_by_name.items():
             report[name] = [(answer.token_ids, answer.log_probability) for answer in answers]
-        (folder / "told.json").write_text(json.dumps(report), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     world.barrier()
 
 

@@ -23,10 +23,10 @@ def write_gguf(
     tensors: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Path:
-    """Returns a GGUF file of the model in a folder, its matrices stored as `kind`.
+    """Write a GGUF file of the model in a folder, with matrices stored as `kind`. Return its path.
 
-    `leave_out` names metadata and tensors that are not written, `metadata` adds metadata, `tensors` adds or replaces
-    tensors (float32), `rename` makes control tokens of other tokens.
+    `leave_out` are names of metadata and tensors that are not written. `metadata` adds metadata. `tensors` adds or
+    replaces tensors (float32). `rename` is {token: name of a control token that replaces it}.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     architecture = model.config.model_type.removesuffix("_text")
@@ -88,7 +88,7 @@ def _architecture_metadata(config: Any, architecture: str) -> dict[str, Any]:
 
 
 def _tokenizer_metadata(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
-    """A byte-level BPE, the kind that llama.cpp calls gpt2."""
+    """Return the metadata of a byte-level BPE, which llama.cpp calls gpt2."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer_json = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])]
@@ -111,8 +111,10 @@ def _tokenizer_metadata(folder: Path, rename: Mapping[str, str]) -> dict[str, An
 
 
 def _gguf_tensors(model: Any, architecture: str) -> dict[str, Any]:
-    """The weights by GGUF's names, as llama.cpp keeps them: Llama's queries and keys in another order, Gemma's norms
-    with the one that the model adds."""
+    """Return {GGUF name: weights} in llama.cpp's form.
+
+    Llama's queries and keys are permuted. Gemma's norms include the 1 that the model adds.
+    """
     config = model.config
     architecture_id = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(architecture_id, config.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""The constraint of an answer, taken byte by byte: what it takes, and what it lets through."""
+"""Checks of an output grammar byte by byte: the texts that it accepts, and texts sampled from it."""
 
 import json
 import random
@@ -14,19 +14,20 @@ from insource.tasks.parsed_answer import ParsedAnswer
 
 @cache
 def compile_grammar(grammar: str) -> Any:
-    """The grammar for a vocabulary of 256 bytes and a stop token."""
+    """Return the grammar compiled for a vocabulary of 256 bytes and a stop token."""
     vocabulary = [bytes([byte]) for byte in range(256)] + ["<stop>"]
     tokenizer_info = xgrammar.TokenizerInfo(vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[256])
     return xgrammar.GrammarCompiler(tokenizer_info, max_threads=1).compile_grammar(grammar)
 
 
 def matches(grammar: str, text: str) -> bool:
+    """Return whether the grammar accepts a complete text."""
     matcher = xgrammar.GrammarMatcher(compile_grammar(grammar))
     return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
 
 
 def sample_text(grammar: str, rng: random.Random) -> str:
-    """Returns a text that the grammar lets through, each byte drawn from those that it allows."""
+    """Return a random text of the grammar: each byte is drawn from those that it allows."""
     matcher = xgrammar.GrammarMatcher(compile_grammar(grammar))
     bitmask, output = xgrammar.allocate_token_bitmask(1, 257), bytearray()
     while not matcher.is_terminated():
@@ -39,7 +40,7 @@ def sample_text(grammar: str, rng: random.Random) -> str:
 
 
 def check_spelling(spec: extraction.Spec, record: Any) -> None:
-    """Asserts that the answer to a record is what the grammar takes, what is read back, and of the schema."""
+    """Assert that the answer of a record matches the grammar and the schema, and parses to the canonical record."""
     canonical = extraction.canonical_record(spec, record)
     answer = extraction.answer_text(spec, canonical)
     assert matches(extraction.grammar(spec), answer)

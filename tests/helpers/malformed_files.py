@@ -1,6 +1,6 @@
-"""Files as people have them, bad ones above all, and what becomes of each: a table for more than one test.
+"""Data files, most of them malformed, with the expected result of reading each: a table for several tests.
 
-Hostile("quotes never closed", "rows.csv", b'text,label\\n"hello,a\\n', refused="rows.csv:2: not CSV")
+MalformedFile("never closed", "rows.csv", b'text,label\\n"hello,a\\n', refusal="rows.csv:2: not CSV")
 """
 
 import gzip
@@ -18,7 +18,10 @@ from backports import zstd
 
 @dataclass(frozen=True)
 class MalformedFile:
-    """One file, and either why it is refused, or its rows: (line, values), or (line, words of the problem)."""
+    """One file, and its rows or a part of the error message.
+
+    A row is (line, values), or (line, part of the problem's message) for an unusable one.
+    """
 
     case: str
     file: str
@@ -27,23 +30,23 @@ class MalformedFile:
     refusal: str = ""
     source: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    """What must be told of the file beside its rows."""
+    """Expected properties of the file in the report."""
 
 
 def expected_row(line: int, text: Any, label: Any = "a") -> tuple[int, dict[str, Any]]:
-    """Returns what a reader must give for a row of text and label."""
+    """Return the expected row of a text and a label."""
     return line, {"text": text, "label": label}
 
 
 def expected_text_line(
     number: int, text: str, file: str = "rows.txt", label: str = "rows"
 ) -> tuple[int, dict[str, Any]]:
-    """Returns what a reader must give for a line of text."""
+    """Return the expected row of a line of a text file."""
     return number, {"text": text, "label": label, "file": file}
 
 
 def parquet_bytes(columns: dict[str, Any]) -> bytes:
-    """Returns the bytes of a Parquet file."""
+    """Return the bytes of a Parquet file."""
     buffer = BytesIO()
     pq.write_table(pa.table(columns), buffer)
     return buffer.getvalue()
@@ -55,7 +58,7 @@ PACKAGE = "http://schemas.openxmlformats.org/package/2006"
 
 
 def workbook_bytes(rows: str, prolog: str = "", **parts: bytes) -> bytes:
-    """Returns the bytes of an Excel workbook of one sheet, made of `rows` of XML, and of further parts."""
+    """Return the bytes of an Excel workbook with one sheet: `rows` as XML, and further parts."""
     sheet = f'{prolog}<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>'
     types = f'<Types xmlns="{PACKAGE}/content-types"><Default Extension="xml" ContentType="application/xml"/>'
     for path, kind in (("workbook", "sheet.main"), ("worksheets/sheet1", "worksheet"), ("styles", "styles")):
@@ -83,13 +86,13 @@ def workbook_bytes(rows: str, prolog: str = "", **parts: bytes) -> bytes:
 
 
 def workbook_row(number: int, *texts: str) -> str:
-    """Returns a row of texts as a sheet has it."""
+    """Return the XML of a row of texts."""
     cells = "".join(f'<c t="inlineStr"><is><t>{text}</t></is></c>' for text in texts)
     return f'<row r="{number}">{cells}</row>'
 
 
 def to_cesu8(text: str) -> bytes:
-    """Returns the text as old MySQL and Java write it: what is above U+FFFF as two halves of three bytes each."""
+    """Return the text in CESU-8, as old MySQL and Java write it: surrogate pairs of three bytes each above U+FFFF."""
     units = struct.unpack(f"<{len(text.encode('utf-16-le', 'surrogatepass')) // 2}H", text.encode("utf-16-le"))
     return "".join(map(chr, units)).encode("utf-8", "surrogatepass")
 
@@ -107,7 +110,7 @@ KOREAN = "text,label\n안녕 🎉,a\n"
 EMOJI_ROWS = (expected_row(2, "안녕 🎉"),)
 BOM = b"\xef\xbb\xbf"
 
-# One byte a character, or two, and not Western European: to read these as latin-1 would be to misread them.
+# Encodings of one or two bytes per character, not Western European: reading them as latin-1 would be wrong.
 FOREIGN_TEXTS = {
     "cp1251": "Где моя карта",
     "koi8-r": "Где моя карта",

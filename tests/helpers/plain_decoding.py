@@ -1,4 +1,4 @@
-"""Greedy decoding as plainly as it can be written: a row at a time, the whole sequence at every step, no cache."""
+"""Greedy decoding in its simplest form: one row at a time, the complete sequence at each step, no cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from train.evaluate.constrained_decoding import DecodedAnswer, compile_grammar, 
 def decode_plainly(
     model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, max_tokens: int
 ) -> tuple[list[int], float]:
-    """Returns the tokens of the answer and the log-probability of the path among what was allowed."""
+    """Return the tokens of the answer, and their log-probability among the allowed tokens."""
     matcher = None
     if grammar:
         vocabulary_size = model.config.get_text_config().vocab_size
@@ -38,7 +38,7 @@ def decode_plainly(
 def assert_equals_plain_decoding(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], grammar: str | None, max_new_tokens: int = 64
 ) -> list[DecodedAnswer]:
-    """Checks the answers of `decode` against those of plain decoding, and returns them."""
+    """Assert that `decode_answers` gives the answers of plain decoding. Return them."""
     answers = decode_answers(model, tokenizer, prompts, grammar, max_new_tokens=max_new_tokens)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids, log_probability = decode_plainly(model, tokenizer, prompt, grammar, max_new_tokens)

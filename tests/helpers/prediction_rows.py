@@ -1,4 +1,4 @@
-"""Rows for tests of bulk prediction, and what a linear model says of them."""
+"""Rows for tests of bulk prediction, and a linear model's predictions of them."""
 
 import math
 from functools import cache
@@ -19,7 +19,7 @@ TEXTS = [f"order {index}: my parcel {PHRASES[LABELS[index % 3]][index // 3 % 3]}
 
 @cache
 def linear_predictions() -> dict[str, tuple[str, float]]:
-    """What a linear model says of TEXTS, with its probability."""
+    """Return {text: (label, probability)} of TEXTS by a linear model."""
     train = [{"input": {"text": f"my parcel {phrase}"}} for label in LABELS for phrase in PHRASES[label]]
     labels = [label for label in LABELS for _ in PHRASES[label]]
     predictions = linear_baseline.predict_answers(train, [{"input": {"text": text}} for text in TEXTS], labels, True)

@@ -1,4 +1,4 @@
-"""A run that looks trained, without weights, and `python -m predict` on it against a server on loopback."""
+"""A run without weights, and `python -m predict` on it with a server on loopback."""
 
 import csv
 import io
@@ -26,7 +26,8 @@ from tests.helpers.gateway import task_gateway
 from tests.helpers.gateway.stand_in_engine import PROMPT_IDS, REFERENCE
 from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME
 
-# "module.function": killed as soon as that has returned the first time; "module.function+": the third time.
+# KILL_AFTER is "module.function": the process is killed when that returns for the first time; with "+" at its end, the
+# third time.
 KILLED_PREDICT_SCRIPT = """
 import importlib, os, signal
 from insource.backends import failures
@@ -36,34 +37,34 @@ from insource.config import cli
 
 failures.BACKOFF_BASE_SECONDS = 0.01
 inputs.SEGMENT_ROWS = int(os.environ["SEGMENT_ROWS"])
-if where := os.environ["DIE"]:
-    left = 3 if where.endswith("+") else 1
-    module, _, name = where.rstrip("+").rpartition(".")
-    module = importlib.import_module(module)
-    whole = getattr(module, name)
+if kill_after := os.environ["KILL_AFTER"]:
+    remaining_calls = 3 if kill_after.endswith("+") else 1
+    module_name, _, function_name = kill_after.rstrip("+").rpartition(".")
+    module = importlib.import_module(module_name)
+    original = getattr(module, function_name)
 
-    def dying(*given, **named):
-        global left
-        found, left = whole(*given, **named), left - 1
-        if not left:
+    def call_and_kill(*args, **kwargs):
+        global remaining_calls
+        result, remaining_calls = original(*args, **kwargs), remaining_calls - 1
+        if not remaining_calls:
             os.kill(os.getpid(), signal.SIGKILL)
-        return found
+        return result
 
-    setattr(module, name, dying)
+    setattr(module, function_name, call_and_kill)
 cli.run_cli(__main__.main)
 """
 
 
 @dataclass(frozen=True)
 class PredictionRun:
-    """A recipe, its run, and where predictions go."""
+    """A recipe and its run, and the folder of predictions."""
 
     folder: Path
     recipe_path: Path
     run: Run
 
     def argv(self, rows: object, output: str, address: str, *args: str) -> list[str]:
-        """The command line of a prediction by a vLLM server at an address."""
+        """Return the arguments of a prediction with a vLLM server at an address."""
         argv = [
             str(self.recipe_path),
             "--input",
@@ -80,13 +81,13 @@ class PredictionRun:
         return self.folder / "out" / name
 
     def predict(self, rows: object, output: str, address: str, *args: str) -> Path:
-        """Predicts in this process. Returns the output."""
+        """Predict in this process. Return the path of the output."""
         assert __main__.main(self.argv(rows, output, address, *args)) == 0
         return self.output_path(output)
 
     def start(self, segment_rows: int, kill_at: str, args: Sequence[str]) -> subprocess.Popen[str]:
-        """Predicts in a process of its own, in small segments; `kill_at`: where it kills itself, see COMMAND."""
-        variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": kill_at}
+        """Predict in a process of its own, in small segments. `kill_at` is KILL_AFTER of KILLED_PREDICT_SCRIPT."""
+        variables = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "KILL_AFTER": kill_at}
         return subprocess.Popen(
             [sys.executable, "-c", KILLED_PREDICT_SCRIPT, *args],
             cwd=ROOT,
@@ -97,19 +98,19 @@ class PredictionRun:
         )
 
     def rows_on_disk(self) -> int:
-        """How many rows have an answer on disk: in journals, and in segments that are done."""
+        """Return the number of rows with an answer on disk: in journals and in finished segments."""
         folders = list(self.run.folder.parent.glob(".predict/*"))
         done = [path for folder in folders for path in folder.glob("[0-9]*.json")]
         open_segments = [path for folder in folders for path in folder.glob("[0-9]*.jsonl")]
         open_segments = [path for path in open_segments if path.with_suffix(".json") not in done]
         try:
             lines = sum(path.read_bytes().count(b"\n") for path in open_segments)
-        except FileNotFoundError:  # it was done in this moment
+        except FileNotFoundError:  # finished between the two calls
             return 0
         return lines + sum(atomic_files.read_json(path)["rows"] for path in done)
 
     def add_comparison(self, threshold: float | None, variant: str = "merged") -> None:
-        """Leaves what a comparison leaves: routing.json with a scale that keeps probabilities as they are."""
+        """Write the files of a comparison; the scale in routing.json leaves probabilities unchanged."""
         policy = RoutingPolicy(
             threshold=threshold,
             target_accuracy=0.95,
@@ -127,7 +128,7 @@ class PredictionRun:
 
 
 def make_run(folder: Path, tokenizer: Any = None, **kwargs: str) -> PredictionRun:
-    """A run of task_door's recipe with other values; with a tokenizer, its adapter has one."""
+    """Return a run of task_gateway's recipe with these values. With `tokenizer`, the adapter folder has it."""
     recipe: Recipe = task_gateway.make_recipe(folder, **kwargs)
     path = folder / f"{TASK_NAME}.yaml"
     data = folder / "runs" / TASK_NAME / ".data" / "1"
@@ -157,7 +158,7 @@ def make_run(folder: Path, tokenizer: Any = None, **kwargs: str) -> PredictionRu
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes rows with the columns of the first."""
+    """Write rows with the columns of the first one. Return the path."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]))
     writer.writeheader()
@@ -167,7 +168,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def read_output(path: Path) -> list[dict[str, Any]]:
-    """The rows of an output, whatever its format; of CSV all values are texts."""
+    """Return the rows of an output in any format; in CSV all values are texts."""
     if path.suffix == ".csv":
         return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
     if path.suffix == ".jsonl":

@@ -1,5 +1,6 @@
-"""A real transformers Trainer on a model of a few weights, saving checkpoints as training does: for tests that would
-take minutes with a language model.
+"""A transformers Trainer with a model of a few weights and the checkpoints of training.
+
+For tests that would take minutes with a language model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ UPDATES = 12
 
 
 class TinyModel(torch.nn.Module):
-    """A line with dropout, so that the random state matters."""
+    """A linear model with dropout, so that the random state has an effect."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class TinyModel(torch.nn.Module):
 
 
 class TinyTrainer(Trainer):
-    """Trainer, saving as ours does; `values` are the validation metric after each evaluation."""
+    """A Trainer that saves as train/loop does. `metric_values` are the results of the evaluations, in order."""
 
     metric_values: Iterator[float] = iter(())
 
@@ -45,7 +46,7 @@ class TinyTrainer(Trainer):
 
 
 class CallAfterUpdate(TrainerCallback):
-    """Does something after an update."""
+    """Call a function after an update."""
 
     def __init__(self, update: int, action: Callable[[], None]) -> None:
         self.update, self.action = update, action
@@ -87,7 +88,7 @@ def make_trainer(
 def resume_training(
     folder: Path, values: Sequence[float] = (), on_fallback: Callable[[str], None] = print, **kwargs: Any
 ) -> TinyTrainer:
-    """Returns a new trainer that has trained to the end from the newest whole checkpoint."""
+    """Resume training from the newest complete checkpoint to the end. Return the new trainer."""
     checkpoint = checkpoints.find_latest_valid(folder).latest
     assert checkpoint is not None
     trainer = make_trainer(folder, **kwargs)
@@ -100,10 +101,11 @@ def resume_training(
 
 
 def logged_losses(trainer: TinyTrainer) -> list[tuple[int, float]]:
+    """Return (step, loss) of each logged step."""
     return [(line["step"], line["loss"]) for line in trainer.state.log_history if "loss" in line]
 
 
-# Arguments of a trainer that evaluates, and knows which checkpoint is best.
+# Arguments of a trainer that evaluates and selects the best checkpoint.
 SELECT_BEST = {
     "eval_strategy": "steps",
     "eval_steps": 3,

@@ -28,7 +28,7 @@ def test_the_adapter_of_spread_layers_is_written_whole_and_answers_as_they_do(
         argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert completed.returncode == 0, completed.stderr
-    payload = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    payload = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     # Between validations each process holds half, and learns what one process learns.
     assert payload["local"] < 0.6 * payload["whole"]
     recipe = fsdp_ranks.load_recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={initialization}")

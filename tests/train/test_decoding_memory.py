@@ -46,14 +46,16 @@ def test_the_header_tells_what_decoding_takes_and_what_does_not_fit() -> None:
     rows = decoding_memory.DecodingWorkload(64, 500, 1500)
     for gib, fits in ((24, True), (80, True), (8, False)):
         estimate = run_header.estimate_memory(
-            model, **arguments, workload=rows, device=decoding_memory.usable_bytes(gib * GIB)
+            model, **arguments, workload=rows, device_bytes=decoding_memory.usable_bytes(gib * GIB)
         )
         message = str(run_header._format_memory(estimate))
         assert estimate.fits == fits and ("more than there is" in message) != fits
-        assert f"or decoding {estimate.rows} row" in message and "of the" in message
-        assert estimate.rows == (64 if gib == 80 else estimate.rows)
-    tight = run_header.estimate_memory(model, **arguments, workload=rows, device=decoding_memory.usable_bytes(24 * GIB))
-    assert tight.rows < 64 and tight.total <= decoding_memory.usable_bytes(24 * GIB)
+        assert f"or decoding {estimate.decoding_rows} row" in message and "of the" in message
+        assert estimate.decoding_rows == (64 if gib == 80 else estimate.decoding_rows)
+    tight = run_header.estimate_memory(
+        model, **arguments, workload=rows, device_bytes=decoding_memory.usable_bytes(24 * GIB)
+    )
+    assert tight.decoding_rows < 64 and tight.total <= decoding_memory.usable_bytes(24 * GIB)
 
 
 def test_the_bench_writes_the_same_table(tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ def test_several_prompts_are_several_groups() -> None:
     rows.append(TokenizedRow("loose", [11, 12, 13], ([1],)))
     plan = packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST)
     assert sorted(plan.prefixes) == [0, 50, 50]
-    assert len(set(plan.group_of[:20])) == len(set(plan.group_of[20:40])) == 1
-    assert plan.group_of[0] != plan.group_of[20]
+    assert len(set(plan.row_groups[:20])) == len(set(plan.row_groups[20:40])) == 1
+    assert plan.row_groups[0] != plan.row_groups[20]
 
 
 def test_prompts_that_share_most_and_go_on_in_a_few_ways_stay_one_group() -> None:
@@ -298,7 +298,7 @@ def test_prompts_that_share_most_and_go_on_in_a_few_ways_stay_one_group() -> Non
 def test_texts_that_nest_a_thousand_deep_are_grouped_without_end() -> None:
     rows = [TokenizedRow(f"r{index}", [5] * index + [6], ([1],)) for index in range(1, 2000)]
     plan = packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST)
-    assert len(plan.group_of) == len(rows)
+    assert len(plan.row_groups) == len(rows)
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 9))

@@ -101,8 +101,8 @@ def test_the_memory_of_a_pack_is_estimated_near_what_autograd_keeps(kind: str, c
     text = model.config.get_text_config()
     # The estimate has a layer in flight (two with checkpointing), the boolean mask and the logits besides what is kept.
     pack = {"pack_tokens": tokens, "answer_tokens": answers, "mask_pairs": tokens * tokens}
-    estimated = run_header.estimate_memory(model, **pack, checkpointing=checkpointing).pack
-    layer = run_header.estimate_memory(model, **pack, checkpointing=False).pack / 7
+    estimated = run_header.estimate_memory(model, **pack, checkpointing=checkpointing).pack_bytes
+    layer = run_header.estimate_memory(model, **pack, checkpointing=False).pack_bytes / 7
     expected = estimated - (2 if checkpointing else 1) * layer - answers * text.vocab_size * 12
     assert saved_bytes / 1.5 < expected < saved_bytes * 1.5
 

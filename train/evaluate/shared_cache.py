@@ -45,9 +45,8 @@ class SharedCache:
 
     def __init__(self, model: Any, rows: int, prefix: "SharedCache | None" = None) -> None:
         self.model, self.device, self.prefix = model, model.device, prefix
-        self.tokens: int = 0
-        """Slots in use."""
-        self.prefix_tokens: int = prefix.tokens if prefix else 0
+        self.used_slots: int = 0
+        self.prefix_tokens: int = prefix.used_slots if prefix else 0
         self.lines = {row: row for row in range(rows)}
         self.limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
         self.keys_and_values: dict[Any, tuple[Any, Any]] = {}
@@ -74,7 +73,7 @@ class SharedCache:
 
         device = self.device
         lines, slots, ids, needs_logits = (list(column) for column in zip(*tokens, strict=True))
-        self.tokens = max(self.tokens, 1 + max(slots))
+        self.used_slots = max(self.used_slots, 1 + max(slots))
         positions = [slot + self.prefix_tokens for slot in slots]
         current_pass = _Pass(self, lines, slots)
         logit_indices = [index for index, needed in enumerate(needs_logits) if needed]
@@ -96,18 +95,16 @@ class SharedCache:
         if len(rows) > (1 - COMPACT_FRACTION) * len(self.lines):
             return
         indices = torch.tensor([self.lines[row] for row in rows], device=self.device)
-        for module, (
-            keys,
-            values,
-        ) in self.keys_and_values.items():  # one after the other, so that memory never holds two caches
+        # One module after the other, so that memory never holds two caches.
+        for module, (keys, values) in self.keys_and_values.items():
             self.keys_and_values[module] = (keys[indices], values[indices])
         self.lines = {row: line for line, row in enumerate(rows)}
 
     def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:
-        """Store keys and values [heads, N, width] of a module; return all of it, [rows, heads, slots, width]."""
+        """Store keys and values [heads, N, width] of a module; return all of them, [rows, heads, slots, width]."""
         cached = self.keys_and_values.get(module)
-        if cached is None or cached[0].shape[2] < self.tokens:
-            capacity = self.tokens if cached is None else self.tokens + GROWTH_SLOTS
+        if cached is None or cached[0].shape[2] < self.used_slots:
+            capacity = self.used_slots if cached is None else self.used_slots + GROWTH_SLOTS
             previous = cached or tuple(
                 template.new_zeros(len(self.lines), template.shape[0], 0, template.shape[2])
                 for template in (key, value)

@@ -44,7 +44,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(data_collator=_single_item, **kwargs)
         self.training_set, self.loss_fn, self.beta = training_set, OBJECTIVES[training_set.objective], beta
-        self.evaluator, self.recorder, self.on_fallback = validate, recorder, on_fallback
+        self.validate, self.recorder, self.on_fallback = validate, recorder, on_fallback
         self.forward_context = forward_context
         self.max_pack_rows: int | None = None
         """The most rows of a pack since an out-of-memory error."""
@@ -158,7 +158,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the validation metrics under Trainer's names, eval_<metric>."""
-        metrics = {f"eval_{name}": value for name, value in self.evaluator().items()}
+        metrics = {f"eval_{name}": value for name, value in self.validate().items()}
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -23,8 +23,6 @@ from train.packing.collate import Batch
 
 # Block size within the prefix for matrix products: a block attends to all tokens before it and to itself.
 PREFIX_BLOCK_TOKENS = 112
-
-
 # Shared memory that FlexAttention's kernels need for heads of width 256, with PyTorch 2.13's tiles for every 8.x GPU:
 # 153,600 bytes, and 100,352 at width 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448. RTX 30 to 50, A10
 # and L4 have 101,376, which leaves too little margin.

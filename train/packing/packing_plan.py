@@ -134,7 +134,7 @@ class PackingPlan:
     mode: PackingMode
     prefixes: tuple[int, ...]
     """Shared tokens of each group; 0 for a group without a common prefix."""
-    group_of: tuple[int, ...]
+    row_groups: tuple[int, ...]
     """The group of each row."""
     pack_tokens: int
     cost: PackCost
@@ -188,7 +188,8 @@ class UpdateShards:
     def _packs_per_process(self, update: int) -> list[list[Pack]]:
         """Return the packs of each process: every process gets rows of every group and of every length."""
         order = sorted(
-            self.updates[update], key=lambda index: (self.plan.group_of[index], self.rows[index].tokens_after_prefix(0))
+            self.updates[update],
+            key=lambda index: (self.plan.row_groups[index], self.rows[index].tokens_after_prefix(0)),
         )
         return [
             list(_iterate_packs(self.rows, self.plan, order[process :: self.processes]))
@@ -203,7 +204,7 @@ def _normalizer_weight(row: TokenizedRow) -> float:
 
 def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, indices: Sequence[int]) -> Iterator[Pack]:
     for group, prefix in enumerate(plan.prefixes):
-        group_rows = [rows[index] for index in indices if plan.group_of[index] == group]
+        group_rows = [rows[index] for index in indices if plan.row_groups[index] == group]
         if group_rows and plan.mode == "none":
             yield from _padded_batches(group_rows, plan)
         elif group_rows:

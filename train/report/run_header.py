@@ -37,28 +37,28 @@ CPU_RETAINED_DIVISOR = 3
 class MemoryEstimate:
     """An estimate of a process's peak memory in bytes."""
 
-    weights: int
-    adapter: int
+    weight_bytes: int
+    adapter_bytes: int
     """Trainable parameters, their gradients and the optimizer's state."""
-    pack: int
+    pack_bytes: int
     """Activations, mask and logits of the longest pack."""
     pack_tokens: int
-    process: int = 0
+    process_bytes: int = 0
     """On a CPU: the interpreter, its libraries, and freed memory that they keep."""
-    decoding: int = 0
+    decoding_bytes: int = 0
     """Caches and activations of decoding validation rows, which happens before, between and after packs."""
-    rows: int = 0
+    decoding_rows: int = 0
     """Rows in a decoding batch."""
-    device: int | None = None
+    device_bytes: int | None = None
     """Usable memory of the process's GPU, None on a CPU."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + max(self.pack, self.decoding) + self.process
+        return self.weight_bytes + self.adapter_bytes + max(self.pack_bytes, self.decoding_bytes) + self.process_bytes
 
     @property
     def fits(self) -> bool:
-        return self.device is None or self.total <= self.device
+        return self.device_bytes is None or self.total <= self.device_bytes
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,15 @@ def _format_packing(info: HeaderInfo) -> str:
 def _format_memory(memory: MemoryEstimate | None) -> str | None:
     if memory is None:
         return None
-    parts = [f"weights {_format_bytes(memory.weights)}", f"adapter {_format_bytes(memory.adapter)}"]
-    parts.append(f"a pack of {memory.pack_tokens:,} tokens {_format_bytes(memory.pack)}")
+    parts = [f"weights {_format_bytes(memory.weight_bytes)}", f"adapter {_format_bytes(memory.adapter_bytes)}"]
+    parts.append(f"a pack of {memory.pack_tokens:,} tokens {_format_bytes(memory.pack_bytes)}")
     parts += (
-        [f"or decoding {_plural(memory.rows, 'row')} at once {_format_bytes(memory.decoding)}"] if memory.rows else []
+        [f"or decoding {_plural(memory.decoding_rows, 'row')} at once {_format_bytes(memory.decoding_bytes)}"]
+        if memory.decoding_rows
+        else []
     )
-    parts += [f"the process itself {_format_bytes(memory.process)}"] if memory.process else []
-    device_note = f" of the {_format_bytes(memory.device)} of its GPU" if memory.device is not None else ""
+    parts += [f"the process itself {_format_bytes(memory.process_bytes)}"] if memory.process_bytes else []
+    device_note = f" of the {_format_bytes(memory.device_bytes)} of its GPU" if memory.device_bytes is not None else ""
     summary = f"about {_format_bytes(memory.total)} a process (estimate){device_note}: {', '.join(parts)}"
     if memory.fits:
         return summary
@@ -191,7 +193,7 @@ def estimate_memory(
     autocast: bool = False,
     shards: int = 1,
     workload: DecodingWorkload | None = None,
-    device: int | None = None,
+    device_bytes: int | None = None,
 ) -> MemoryEstimate:
     """Return the estimated peak memory of training this model (base and adapter) with packs of this size.
 
@@ -199,8 +201,8 @@ def estimate_memory(
     token pairs in its mask, 0 without a mask. `compute_bytes` is 2 for bfloat16. With `autocast` float32 weights are
     multiplied in bfloat16 (device/precision.py), so copies of the weights and the attention probabilities are kept.
     `shards` is the number of processes that the weights are sharded over (FSDP); they are unsharded while `workload` is
-    decoded. `device` is the usable memory of the process's GPU. Not estimated: the overhead of a GPU's allocator, and
-    the savings of FlexAttention.
+    decoded. `device_bytes` is the usable memory of the process's GPU. Not estimated: the overhead of a GPU's allocator,
+    and the savings of FlexAttention.
     """
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapter = trainable * (2 * FLOAT32_BYTES + OPTIMIZER_STATE_BYTES.get(optim, 2 * FLOAT32_BYTES))
@@ -210,17 +212,21 @@ def estimate_memory(
     pack = _pack_bytes(text_config, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
     pack += model_bytes // 2 // (text_config.num_hidden_layers if checkpointing else 1) if autocast else 0
     process = _process_bytes(model, model_bytes, pack)
-    estimate = MemoryEstimate(model_bytes // shards, adapter // shards, pack, pack_tokens, process, device=device)
+    estimate = MemoryEstimate(
+        model_bytes // shards, adapter // shards, pack, pack_tokens, process, device_bytes=device_bytes
+    )
     if workload is None:
         return estimate
-    extra_bytes = workload.dequantized_bytes + model_bytes - estimate.weights
-    free_bytes = None if device is None else device - estimate.weights - estimate.adapter - extra_bytes
+    extra_bytes = workload.dequantized_bytes + model_bytes - estimate.weight_bytes
+    free_bytes = (
+        None if device_bytes is None else device_bytes - estimate.weight_bytes - estimate.adapter_bytes - extra_bytes
+    )
     limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
     # Decoding computes in the type of the weights, unlike training with autocast.
     rows, peak = decoding_memory.estimate_decoding_peak(
         text_config, workload, int(model.dtype.itemsize), limits, free_bytes
     )
-    return replace(estimate, rows=rows, decoding=peak + extra_bytes)
+    return replace(estimate, decoding_rows=rows, decoding_bytes=peak + extra_bytes)
 
 
 def weight_bytes(model: Any) -> int:

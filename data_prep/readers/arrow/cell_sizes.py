@@ -44,8 +44,8 @@ def check_declared_sizes(file: SourceFile, footer: Footer, columns: set[str], li
     stored_bytes = file.path.stat().st_size
     if limits.exceeds_ratio(size := footer.rows * ROW_OVERHEAD_BYTES, stored_bytes, MAX_FILE_RATIO):
         raise file_ratio_error(file.name, limits, stored_bytes, f"{footer.rows:,} rows", size)
-    for chunk in footer.parts:
-        size, packed_bytes = _declared_bytes(chunk), min(chunk.packed, stored_bytes)
+    for chunk in footer.chunks:
+        size, packed_bytes = _declared_bytes(chunk), min(chunk.packed_bytes, stored_bytes)
         if chunk.is_in(columns) and limits.exceeds_ratio(size, packed_bytes, MAX_COLUMN_RATIO):
             subject = f"column {chunk.path!r} declares {packed_bytes:,} packed bytes that make a part"
             raise limits.unpacked_error(file.name, subject, "write it in smaller row groups", size)
@@ -55,20 +55,20 @@ def find_oversized_columns(footer: Footer, columns: set[str], stored_bytes: int,
     """Return those of `columns` that declare more than may be decompressed, such as the masks of a tokenized file."""
     oversized = [
         chunk
-        for chunk in footer.parts
-        if limits.exceeds_ratio(_declared_bytes(chunk), min(chunk.packed, stored_bytes), MAX_COLUMN_RATIO)
+        for chunk in footer.chunks
+        if limits.exceeds_ratio(_declared_bytes(chunk), min(chunk.packed_bytes, stored_bytes), MAX_COLUMN_RATIO)
     ]
-    return {name for name in columns if any(part.is_in({name}) for part in oversized)}
+    return {name for name in columns if any(chunk.is_in({name}) for chunk in oversized)}
 
 
 def _declared_bytes(chunk: ColumnChunk) -> int:
     """Return the declared size of a column chunk in bytes."""
-    return max(chunk.unpacked, chunk.values * NUMBER_BYTES if chunk.repeated else 0)
+    return max(chunk.unpacked_bytes, chunk.value_count * NUMBER_BYTES if chunk.is_repeated else 0)
 
 
 def find_dictionary_columns(footer: Footer, columns: set[str]) -> list[str]:
     """Return the text columns, also inside lists and objects, that a Parquet file stores as dictionaries."""
-    encodings = _collect_encodings([part for part in footer.parts if part.text and part.is_in(columns)])
+    encodings = _collect_encodings([chunk for chunk in footer.chunks if chunk.is_text and chunk.is_in(columns)])
     return [
         name
         for name, column_encodings in encodings.items()
@@ -82,13 +82,13 @@ def choose_batch_rows(footer: Footer, schema: Any, columns: set[str], max_rows: 
     It is `max_rows`, or less if cells can be large although their pages are small.
     """
     widest = max((_fixed_width_bytes(schema.field(name).type) for name in columns), default=1)
-    chunks = [part for part in footer.parts if part.bytes and part.is_in(columns)]
+    chunks = [chunk for chunk in footer.chunks if chunk.has_variable_length and chunk.is_in(columns)]
     unsafe = {
         name for name, column_encodings in _collect_encodings(chunks).items() if column_encodings - FULL_SIZE_ENCODINGS
     }
     unsafe -= {*find_dictionary_columns(footer, columns)}
     # The page of such a column is as large as its largest cell, and each row may have that cell.
-    largest = max((part.unpacked for part in chunks if part.path in unsafe), default=1)
+    largest = max((chunk.unpacked_bytes for chunk in chunks if chunk.path in unsafe), default=1)
     return max(1, min(max_rows, CHUNK_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
 
 

@@ -3,11 +3,12 @@
 PyArrow ends the process for some damaged footers (26.0.1: "terminate called after throwing an instance of
 ParquetException").
 
-`python -m data_prep.readers.arrow.parquet_footer` reads JSON paths, one per line, and writes the declarations of their
-footers, one per line:
+`python -m data_prep.readers.arrow.parquet_footer` reads paths as JSON texts, one per line, and writes the declarations
+of their footers, one per line:
 
-    {"rows": 700, "parts": [{"path": "text", "text": true, "bytes": true, "repeated": false, "encodings": ["PLAIN"],
-                             "unpacked": 5120, "packed": 93, "values": 700}, ...]}
+    {"rows": 700, "chunks": [{"path": "text", "is_text": true, "has_variable_length": true, "is_repeated": false,
+                              "encodings": ["PLAIN"], "unpacked_bytes": 5120, "packed_bytes": 93, "value_count": 700},
+                             ...]}
 """
 
 import atexit
@@ -26,15 +27,14 @@ class ColumnChunk:
     """A column of a row group as stored; lists and objects have one per value inside."""
 
     path: str
-    text: bool
-    bytes: bool
-    """Whether the values have variable length."""
-    repeated: bool
+    is_text: bool
+    has_variable_length: bool
+    is_repeated: bool
     """Whether a row may have several of the values."""
     encodings: frozenset[str]
-    unpacked: int
-    packed: int
-    values: int
+    unpacked_bytes: int
+    packed_bytes: int
+    value_count: int
 
     def is_in(self, columns: set[str]) -> bool:
         """Return whether it is one of these columns or inside one."""
@@ -47,7 +47,7 @@ class Footer:
     """The declarations of a footer."""
 
     rows: int
-    parts: list[ColumnChunk]
+    chunks: list[ColumnChunk]
 
 
 class _FooterProcess:
@@ -92,8 +92,8 @@ def read_footer(path: Path) -> Footer:
     payload = _FOOTER_PROCESS.request(path)
     if payload is None:
         raise ValueError("its footer is damaged")
-    parts = [ColumnChunk(**{**chunk, "encodings": frozenset(chunk["encodings"])}) for chunk in payload["parts"]]
-    return Footer(payload["rows"], parts)
+    chunks = [ColumnChunk(**{**chunk, "encodings": frozenset(chunk["encodings"])}) for chunk in payload["chunks"]]
+    return Footer(payload["rows"], chunks)
 
 
 def parse_footer(path: str) -> dict[str, Any]:
@@ -102,23 +102,23 @@ def parse_footer(path: str) -> dict[str, Any]:
 
     metadata = pq.read_metadata(path)
     leaves = [metadata.schema.column(index) for index in range(len(metadata.schema.names))]
-    parts = []
+    chunks = []
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for index, leaf in enumerate(leaves):
-            part = group.column(index)
-            parts.append(
+            chunk = group.column(index)
+            chunks.append(
                 {
                     "path": leaf.path,
-                    "text": leaf.logical_type.type == "STRING",
-                    "bytes": leaf.physical_type == "BYTE_ARRAY",
-                    "repeated": leaf.max_repetition_level > 0,
-                    "encodings": list(part.encodings),
-                    "unpacked": part.total_uncompressed_size,
-                    "packed": part.total_compressed_size,
-                    "values": part.num_values,
+                    "is_text": leaf.logical_type.type == "STRING",
+                    "has_variable_length": leaf.physical_type == "BYTE_ARRAY",
+                    "is_repeated": leaf.max_repetition_level > 0,
+                    "encodings": list(chunk.encodings),
+                    "unpacked_bytes": chunk.total_uncompressed_size,
+                    "packed_bytes": chunk.total_compressed_size,
+                    "value_count": chunk.num_values,
                 }
             )
-    return {"rows": metadata.num_rows, "parts": parts}
+    return {"rows": metadata.num_rows, "chunks": chunks}
 
 
 def main() -> None:

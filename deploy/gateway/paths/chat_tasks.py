@@ -52,7 +52,7 @@ async def answer_chat(
             engine.session, request, msgspec.json.encode(forwarded_body), names, engine.on_data
         )
     outcome = await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
-    outcome_counts[outcome.label] += 1
+    outcome_counts[outcome.route] += 1
     return await chat_response.send_outcome(request, request.path, chat, outcome, names.public_name, names.version)
 
 

@@ -90,11 +90,11 @@ def restore_name(answer: bytes, internal_name: str, public_name: str) -> bytes:
     """
     try:
         fields = parse_fields(answer)
-        if _read_model(fields) == internal_name:
+        if read_value(fields, "model") == internal_name:
             return replace_values(fields, model=public_name)
         if read_value(fields, "type") == "message_start" and "message" in fields:
             message = parse_fields(bytes(fields["message"]))
-            if _read_model(message) == internal_name:
+            if read_value(message, "model") == internal_name:
                 return replace_values(fields, message=msgspec.Raw(replace_values(message, model=public_name)))
     except ValueError:
         return answer
@@ -129,7 +129,3 @@ def _restore_line(line: bytes, internal_name: str, public_name: str) -> bytes:
     data = line[len(b"data:") :].strip()
     restored = restore_name(data, internal_name, public_name)
     return line if restored is data else b"data: " + restored
-
-
-def _read_model(fields: Fields) -> Any:
-    return read_value(fields, "model")

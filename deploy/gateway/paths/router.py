@@ -31,23 +31,23 @@ THREAD_MIN_CHARACTERS = 2048
 """Longer inputs are prepared in a thread, so that other requests do not wait."""
 
 
-async def prepare_input(deployment: Deployment, raw: str, private: bool, monitor: Monitor) -> PreparedInput:
+async def prepare_input(deployment: Deployment, raw_text: str, private: bool, monitor: Monitor) -> PreparedInput:
     """Return a cleaned input with its routing. Raise RequestError if data preparation would reject it."""
-    if len(raw) > THREAD_MIN_CHARACTERS:
-        prepared = await run_in_thread(_prepare, deployment, raw, private)
+    if len(raw_text) > THREAD_MIN_CHARACTERS:
+        prepared = await run_in_thread(_prepare, deployment, raw_text, private)
     else:
-        prepared = _prepare(deployment, raw, private)
+        prepared = _prepare(deployment, raw_text, private)
     return replace(prepared, recorded=monitor.traffic.sample(deployment.task, private))
 
 
-def _prepare(deployment: Deployment, raw: str, private: bool) -> PreparedInput:
+def _prepare(deployment: Deployment, raw_text: str, private: bool) -> PreparedInput:
     task = deployment.task
-    task_input = task.prepare(raw)
+    task_input = task.prepare(raw_text)
     if private:
         return PreparedInput(task_input, "private")
     if isinstance(deployment.escalation, NoEscalation):
         return PreparedInput(task_input, deployment.escalation.reason)
-    has_personal_data = task.recipe.route.personal_data == "local" and personal_data.find_kinds(raw)
+    has_personal_data = task.recipe.route.personal_data == "local" and personal_data.find_kinds(raw_text)
     return PreparedInput(task_input, "personal_data" if has_personal_data else None)
 
 
@@ -157,17 +157,18 @@ def _local_outcome(
 def _build_outcome(
     task: Task,
     prepared: PreparedInput,
-    final: ScoredAnswer,
+    sent_answer: ScoredAnswer,
     local_answer: ScoredAnswer | None,
     answered_by: str,
     reason: str,
     degraded: bool = False,
 ) -> Outcome:
-    task_input, usage_answer = prepared.task_input, (local_answer or final).answer
+    """Return the outcome with the answer for the client. `local_answer` is the deployed version's, if it answered."""
+    task_input, usage_answer = prepared.task_input, (local_answer or sent_answer).answer
     return Outcome(
-        value=final.parsed.value,
-        text=task.answer_text(final.parsed.value),
-        confidence=final.confidence,
+        value=sent_answer.parsed.value,
+        text=task.answer_text(sent_answer.parsed.value),
+        confidence=sent_answer.confidence,
         local_confidence=local_answer.confidence if local_answer else None,
         answered_by=answered_by,
         reason=reason,

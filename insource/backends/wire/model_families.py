@@ -38,7 +38,7 @@ OPENAI_KEYWORDS = frozenset(
     | {"pattern", "format", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
     | {"minItems", "maxItems"}
 )
-ANTHROPIC_KEYS = frozenset(_STRUCTURE_KEYWORDS | {"allOf", "format"})
+ANTHROPIC_KEYWORDS = frozenset(_STRUCTURE_KEYWORDS | {"allOf", "format"})
 MINIMAL_KEYWORDS = frozenset(_STRUCTURE_KEYWORDS)
 
 # Output tokens reserved for thinking, by effort, in addition to those for the answer. No provider publishes how much a
@@ -125,17 +125,18 @@ OPENAI = (
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 ANTHROPIC = (
     Family("claude 5.5 that always thinks", _CLAUDE_PATTERN + r"(opus-5-5|(fable|mythos)-)", "no", _EFFORTS, "medium",
-           ANTHROPIC_KEYS, True, "no", True, f"{_CLAUDE_DOCS}: thinking disabled is refused"),
-    Family("claude haiku 5.5", _CLAUDE_PATTERN + r"haiku-5-5", "no", ("none", *_EFFORTS), "medium", ANTHROPIC_KEYS,
+           ANTHROPIC_KEYWORDS, True, "no", True, f"{_CLAUDE_DOCS}: thinking disabled is refused"),
+    Family("claude haiku 5.5", _CLAUDE_PATTERN + r"haiku-5-5", "no", ("none", *_EFFORTS), "medium", ANTHROPIC_KEYWORDS,
            True, "no", True, f"{_CLAUDE_DOCS}: thinking is adaptive by default, at effort medium, and counts against "
            "max_tokens; sampling parameters are refused under any version"),
     Family("claude 5 and sonnet 5.5", _CLAUDE_PATTERN + r"(haiku|sonnet|opus)-5", "no", ("none", *_EFFORTS), "high",
-           ANTHROPIC_KEYS, True, "no", True,
+           ANTHROPIC_KEYWORDS, True, "no", True,
            f"{_CLAUDE_DOCS}: as haiku 5.5, at effort high (sonnet 5.5 model page)"),
-    Family("claude 4.7 and 4.8", _CLAUDE_PATTERN + r"opus-4-[78]", "no", _EFFORTS, "high", ANTHROPIC_KEYS, True, "no",
-           True, f"{_CLAUDE_DOCS}: sampling parameters are refused under any version; thinking cannot be disabled"),
+    Family("claude 4.7 and 4.8", _CLAUDE_PATTERN + r"opus-4-[78]", "no", _EFFORTS, "high", ANTHROPIC_KEYWORDS, True,
+           "no", True,
+           f"{_CLAUDE_DOCS}: sampling parameters are refused under any version; thinking cannot be disabled"),
     Family("claude 4.5 and 4.6", _CLAUDE_PATTERN + r"\w+-4-[56]", "no", ("none", "low", "medium", "high"), None,
-           ANTHROPIC_KEYS, True, "no", True,
+           ANTHROPIC_KEYWORDS, True, "no", True,
            f"{_CLAUDE_DOCS}: under version 2026-10-21, which SDK 2.x sends, sampling parameters are refused for every "
            "model; these do not think unless asked"),
 )  # fmt: skip

@@ -83,8 +83,7 @@ def require_choice_question(backend: Backend, request: Request) -> ChoiceQuestio
     if not min_labels <= len(question.labels) <= max_labels:
         raise RecipeError(
             f"api: {backend.api_format} takes {min_labels} to {max_labels} labels, and the task has "
-            f"{len(question.labels):,} "
-            f"({family.source}); leave the baseline out, or ask the model by api: chat"
+            f"{len(question.labels):,} ({family.source}); leave the baseline out, or ask the model by api: chat"
         )
     return question
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from insource.config.schema.section import ConflictError, Count, Name, Positive, Section
+from insource.config.schema.section import ConflictError, Count, Mistake, Name, Positive, Section
 
 # Values of --max-lora-rank in vLLM 0.32.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -123,7 +123,7 @@ class Lora(Section):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        mistakes: list[tuple[tuple[str, ...], str]] = []
+        mistakes: list[Mistake] = []
         initial, ranks = self.init_lora_weights, [self.r, *self.rank_pattern.values()]
         selects_layers = self.layers_to_transform is not None or self.layers_pattern is not None
         if selects_layers and isinstance(self.target_modules, str):

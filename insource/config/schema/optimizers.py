@@ -10,6 +10,8 @@ the settings that transformers/trainer_optimizer.py reads.
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
+from insource.config.schema.section import Mistake
+
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
@@ -60,15 +62,13 @@ OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     },
 }
 
-Mistakes = Iterator[tuple[tuple[str, ...], str]]
-
 
 def uses_bitsandbytes(optim: str) -> bool:
     """Return whether the optimizer is one of bitsandbytes."""
     return any(part in optim for part in ("8bit", "32bit", "bnb", "ademamix"))
 
 
-def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: float) -> Mistakes:
+def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: float) -> Iterator[Mistake]:
     """Yield (key, message) for unknown, invalid and missing settings of a schedule."""
     allowed = SCHEDULE_KWARGS[kind]
     for name, value in kwargs.items():
@@ -90,7 +90,7 @@ def find_schedule_mistakes(kind: str, kwargs: Mapping[str, Any], learning_rate: 
             yield (name,), f"given {end}, allowed: below learning_rate ({learning_rate})"
 
 
-def find_optim_mistakes(optim: str, optim_args: str) -> Mistakes:
+def find_optim_mistakes(optim: str, optim_args: str) -> Iterator[Mistake]:
     """Yield (key, message) for unknown and invalid settings in `name=value,name=value` of an optimizer."""
     allowed = OPTIM_ARGS.get(optim, ())
     for pair in optim_args.replace(" ", "").split(","):
@@ -101,13 +101,13 @@ def find_optim_mistakes(optim: str, optim_args: str) -> Mistakes:
         elif name in ("nesterov", "centered"):
             if value not in ("true", "false"):
                 yield (), f"{name}: given {value!r}, allowed: true or false"
-        elif not equals or not _is_number(value, whole=name.startswith("t_")):
+        elif not equals or not _is_number(value, integer=name.startswith("t_")):
             yield (), f"{name}: given {value!r}, allowed: {'a whole number' if name.startswith('t_') else 'a number'}"
 
 
-def _is_number(text: str, whole: bool) -> bool:
+def _is_number(text: str, integer: bool) -> bool:
     try:
-        int(text) if whole else float(text)
+        int(text) if integer else float(text)
     except ValueError:
         return False
     return True

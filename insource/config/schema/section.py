@@ -1,4 +1,4 @@
-"""Base class of all recipe sections, and number types that several sections use."""
+"""Base class of all recipe sections, and types that several sections use."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,6 +11,8 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Mistake = tuple[tuple[str, ...], str]
+"""(key below the section that finds the mistake, message)."""
 
 
 class Section(BaseModel):
@@ -22,11 +24,8 @@ class Section(BaseModel):
 
 
 class ConflictError(ValueError):
-    """Values that are valid alone and conflict with each other.
+    """Values that are valid alone and conflict with each other: `mistakes`."""
 
-    `mistakes` has (key below the section that raises it, message) of each conflict.
-    """
-
-    def __init__(self, mistakes: Sequence[tuple[tuple[str, ...], str]]) -> None:
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
         super().__init__("; ".join(f"{'.'.join(key)}: {message}" for key, message in mistakes))
         self.mistakes = mistakes

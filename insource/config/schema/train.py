@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from insource.config import hardware
 from insource.config.schema.optimizers import Optimizer, Schedule, find_optim_mistakes, find_schedule_mistakes
-from insource.config.schema.section import ConflictError, Count, Name, NonNegative, Positive, Section
+from insource.config.schema.section import ConflictError, Count, Mistake, Name, NonNegative, Positive, Section
 
 _BATCH_SIZE_HINT = (
     "set batch_size, the examples of an optimizer update over all processes; how they are cut is found out"
@@ -148,7 +148,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        mistakes: list[tuple[tuple[str, ...], str]] = []
+        mistakes: list[Mistake] = []
         if self.packing != "none" and self.pack_tokens < self.max_length:
             message = (
                 f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit"
@@ -166,8 +166,8 @@ class Train(Section):
             raise ConflictError(mistakes)
         return self
 
-    def _find_validation_mistakes(self) -> list[tuple[tuple[str, ...], str]]:
-        mistakes: list[tuple[tuple[str, ...], str]] = []
+    def _find_validation_mistakes(self) -> list[Mistake]:
+        mistakes: list[Mistake] = []
         for key, enabled in (
             ("load_best_model_at_end", self.load_best_model_at_end),
             ("early_stopping_patience", self.early_stopping_patience is not None),
@@ -237,7 +237,7 @@ class Accelerate(Section):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        mistakes: list[tuple[tuple[str, ...], str]] = []
+        mistakes: list[Mistake] = []
         kind, multiprocess = self.distributed_type, self.num_processes > 1
         if kind == "NO" and multiprocess:
             message = f"NO is one process, and num_processes is {self.num_processes}; set MULTI_GPU, FSDP or MULTI_CPU"
@@ -256,8 +256,8 @@ class Accelerate(Section):
             raise ConflictError(mistakes)
         return self
 
-    def _find_machine_mistakes(self) -> list[tuple[tuple[str, ...], str]]:
-        mistakes: list[tuple[tuple[str, ...], str]] = []
+    def _find_machine_mistakes(self) -> list[Mistake]:
+        mistakes: list[Mistake] = []
         if self.num_processes % self.num_machines:
             message = f"{self.num_processes} processes cannot be dealt evenly to {self.num_machines} machines"
             mistakes.append((("num_processes",), message))

@@ -1,7 +1,7 @@
 """Preparation of an input, in data preparation and in the gateway: cleaning and redaction.
 
 prepare_input("  Reach me at\\r\\nann@example.org", ["email"])
--> Input(text="Reach me at\\n[EMAIL_1]", found={"email"}, hidden={"[EMAIL_1]": "ann@example.org"})
+-> CleanedInput("Reach me at\\n[EMAIL_1]", pii_kinds={"email"}, redacted_values={"[EMAIL_1]": "ann@example.org"})
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from insource.text.text_keys import INVISIBLE, clean
 
 @dataclass(frozen=True)
 class CleanedInput:
-    """A prepared input. Redacted values stay in memory: nothing writes or shows them."""
+    """An input after cleaning and redaction. Redacted values stay in memory: nothing writes or shows them."""
 
     text: str
     pii_kinds: frozenset[str]

@@ -161,11 +161,8 @@ def canonicalize(field: FieldSchema, value: Any) -> Any:
     if isinstance(value, dict) and kind == "object":
         canonical = {name: canonicalize(nested, value.get(name)) for name, nested in field["properties"].items()}
         value = canonical | {name: entry for name, entry in value.items() if name not in canonical}
-    if (
-        isinstance(value, float)
-        and value.is_integer()
-        and (kind == "integer" or (kind == "number" and _is_exact(value)))
-    ):
+    is_whole = isinstance(value, float) and value.is_integer()
+    if is_whole and (kind == "integer" or (kind == "number" and _is_exact(value))):
         value = int(value)
     if is_number(value) and isinstance(value, int) and kind == "number" and not _is_exact(value):
         value = float(value) if abs(value) < MAX_NUMBER else math.inf

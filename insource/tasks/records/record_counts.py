@@ -114,10 +114,8 @@ def _count_field(schema: FieldSchema, path: str, expected: Any, predicted: Any, 
         return _count_objects(schema, path, expected or [], predicted or [], normalizers)
     if nested:
         return count_record(nested, expected or {}, predicted or {}, normalizers, f"{path}.")
-    expected, predicted = (
-        comparison_value(schema, path, expected, normalizers),
-        comparison_value(schema, path, predicted, normalizers),
-    )
+    expected = comparison_value(schema, path, expected, normalizers)
+    predicted = comparison_value(schema, path, predicted, normalizers)
     right = expected is not None and expected == predicted
     count = Counter(n=int(expected is not None), said=int(predicted is not None), right=int(right))
     return Counts({path: count}, {}, expected == predicted)

@@ -127,9 +127,7 @@ def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: 
 
 
 def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """Return the text of tokens as a server writes it after a prompt, with a leading space if it is part of the
-    completion.
-    """
+    """Return the text of completion tokens as a server writes it after a prompt, a leading space included."""
     context_ids = list(prompt_ids[-CONTEXT_TOKENS:])
     context, text = (
         str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

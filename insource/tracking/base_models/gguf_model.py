@@ -26,6 +26,7 @@ from insource.system import atomic_files, child_processes
 from insource.tracking.base_models import base_store
 
 ROOT = Path(__file__).parents[3]
+GGUF_PROGRAM = "insource.tracking.base_models.gguf_program"
 # Incremented when the same file gives another folder.
 FORMAT_VERSION = 1
 # Key in the base.json of a dequantized base: the relative change of its weights.
@@ -42,11 +43,8 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
         return recipe
     path, dtype = Path(recipe.model.base), "float32" if recipe.accelerate.use_cpu else "bfloat16"
     sha256 = atomic_files.sha256(path)
-    folder = (
-        runs
-        / base_store.BASES_FOLDER
-        / atomic_files.digest([FORMAT_VERSION, sha256, dtype, metadata.version("transformers")])
-    )
+    digest = atomic_files.digest([FORMAT_VERSION, sha256, dtype, metadata.version("transformers")])
+    folder = runs / base_store.BASES_FOLDER / digest
     with base_store.lock_base(folder):
         if not (folder / atomic_files.CHECKSUMS).is_file() or atomic_files.find_changes(folder):
             gigabytes = path.stat().st_size / 1e9
@@ -63,14 +61,7 @@ def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
 
 def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> None:
     """Write a GGUF file as a model into an empty folder, with base.json. Raise RecipeError and StageError."""
-    argv = [
-        sys.executable,
-        "-m",
-        "insource.tracking.base_models.gguf_program",
-        str(path.absolute()),
-        str(folder.absolute()),
-        dtype,
-    ]
+    argv = [sys.executable, "-m", GGUF_PROGRAM, str(path.absolute()), str(folder.absolute()), dtype]
     quiet = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     completed = subprocess.run(
         argv,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from compare.systems import api_models, row_requests
 from insource.backends.types import Constraint, Request
 from insource.backends.wire import anthropic_messages, json_schema, model_families, openai_chat
-from insource.backends.wire.model_families import ANTHROPIC_KEYS, FAMILIES, OPENAI_KEYWORDS, UNKNOWN
+from insource.backends.wire.model_families import ANTHROPIC_KEYWORDS, FAMILIES, OPENAI_KEYWORDS, UNKNOWN
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
@@ -155,7 +155,7 @@ fields = st.one_of(
 @given(st.dictionaries(st.text("abc", min_size=1), fields, min_size=1))
 def test_a_schema_sent_to_anthropic_is_one_that_its_own_helper_leaves_as_it_is(properties: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-    restricted = json_schema.restrict_keywords(schema, ANTHROPIC_KEYS, one_type=True)
+    restricted = json_schema.restrict_keywords(schema, ANTHROPIC_KEYWORDS, one_type=True)
     assert transform_schema(restricted) == restricted
     assert json_schema.restrict_keywords(schema, None) == schema
 
@@ -166,5 +166,5 @@ def test_keywords_that_are_not_taken_become_words() -> None:
     assert (
         restricted["codes"]["maxItems"] == 5 and restricted["codes"]["items"]["description"] == "at most 3 characters"
     )
-    restricted = json_schema.restrict_keywords(RECORD, ANTHROPIC_KEYS, one_type=True)["properties"]
+    restricted = json_schema.restrict_keywords(RECORD, ANTHROPIC_KEYWORDS, one_type=True)["properties"]
     assert restricted["codes"]["description"] == "at most 5 entries" and restricted["kind"] == {"enum": ["order", None]}

@@ -248,7 +248,7 @@ def test_swapping_the_systems_turns_the_signs(pairs: list[tuple[int, int, int]],
             for systems in ((a, b), (b, a))
         )
         assert [forward.delta, forward.low, forward.high] == [-backward.delta, -backward.high, -backward.low]
-        unchanged = ("n", "p_value", "test", "discordant", "spread", "mde", "clusters")
+        unchanged = ("n", "p_value", "test", "discordant", "row_std", "mde", "clusters")
         assert [getattr(forward, name) for name in unchanged] == [getattr(backward, name) for name in unchanged]
         assert -1 - 1e-9 <= forward.low <= forward.delta <= forward.high <= 1 + 1e-9 and 0 < forward.p_value <= 1
 

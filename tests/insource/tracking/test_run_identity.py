@@ -211,7 +211,7 @@ def test_two_processes_that_make_one_folder_both_end_well(tmp_path: Path) -> Non
     # What a process of another container works at looks like what a dead process left: the lock alone tells.
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom insource.system import atomic_files\n"
-        "with atomic_files.whole_folder(Path(sys.argv[1]), keep=True) as aside:\n"
+        "with atomic_files.atomic_folder(Path(sys.argv[1]), keep_existing=True) as aside:\n"
         "    (aside / 'a').write_text('one'); print('in', flush=True); time.sleep(float(sys.argv[2]))\n"
         "    assert (aside / 'a').read_text() == 'one'\n"
     )
