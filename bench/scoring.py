@@ -51,7 +51,7 @@ def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     dataset, responses = make_dataset_and_responses(rows, labels, clusters)
     started_at = time.perf_counter()
     scores = [system_scores.score_system(response, dataset, None) for response in responses]
-    payloads = [system_scores.system_json(score, dataset, PRIMARY, calibrated=False) for score in scores]
+    payloads = [system_scores.summarize_system(score, dataset, PRIMARY, calibrated=False) for score in scores]
     compared = comparisons.paired_differences(scores, PRIMARY)
     comparisons.agreement(scores)
     comparisons.confusion(scores, dataset)

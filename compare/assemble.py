@@ -1,9 +1,7 @@
 """Assemble scores.json and fit the routing policy of routing.json."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from compare.analysis import comparisons, system_scores
 from compare.analysis.system_scores import SystemScores
@@ -20,6 +18,16 @@ from insource.config.schema.serving_and_cost import Route
 from insource.system import environment
 from insource.system.timestamps import utc_timestamp
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import (
+    BaseSummary,
+    Integrity,
+    Measurements,
+    NotRun,
+    Opening,
+    Plan,
+    TaskSummary,
+)
+from insource.tracking.scores.system_result import SystemResult
 
 SCHEMA_VERSION = 1
 POCKET_MODEL = "pocket/model"
@@ -74,67 +82,84 @@ def assemble_scores(
     access: TestSetAccess,
     sha256: str,
     calibrated: bool,
-) -> dict[str, Any]:
+) -> Measurements:
     """Return scores.json without routing and verdict."""
     primary = recipe.compare.primary
-    systems = {
-        scored.name: system_scores.system_json(scored, dataset, primary, calibrated) for scored in scored_systems
+    systems = summarize_systems(recipe, dataset, scored_systems, calibrated)
+    return Measurements(
+        schema_version=SCHEMA_VERSION,
+        run_id=trained_run.id,
+        recipe=trained_run.recipe_name,
+        created=utc_timestamp(),
+        task=TaskSummary(
+            kind=describe_task_kind(recipe),
+            instruction=recipe.task.instruction,
+            parts=dataset.task.BREAKDOWN_NAME,
+            metrics=list(scored_systems[0].metric_stats),
+            n_train=len(dataset.train),
+            n_test=len(dataset.test),
+            clusters=dataset.n_clusters,
+        ),
+        base=BaseSummary(
+            name=str(dataset.prompt["base"]["name"]),
+            pocket=used_pocket_model(dataset),
+            quantization=recipe.model.quantization,
+            served_as=recipe.serve.base,
+        ),
+        hardware=environment.describe_machine(recipe),
+        training_seconds=training_seconds(trained_run),
+        plan=summarize_plan(primary, access),
+        systems=systems,
+        not_run=[
+            NotRun(name=entry.name, title=entry.title, reason=entry.why, incomplete=entry.incomplete)
+            for entry in skipped
+        ],
+        comparisons=comparisons.paired_differences(scored_systems, primary),
+        agreement=comparisons.agreement(scored_systems),
+        confusion=comparisons.confusion(scored_systems, dataset),
+        cost=compare_costs(trained_run, recipe, dataset, scored_systems).summarize(),
+        integrity=Integrity(
+            test_sha256=sha256,
+            plan_sha256=access.plan_sha256,
+            openings=[
+                Opening(opened=opening["opened"], run=opening["run"], plan_sha256=opening["plan_sha256"])
+                for opening in access.openings
+            ],
+            # load_test_dataset raises StageError for the first one.
+            leaked_rows=0,
+            cache_hits=sum(system.reused for system in systems.values()),
+            retries=sum(system.retries for system in systems.values()),
+            versions=environment.read_package_versions(),
+            git_commit=environment.describe_environment(recipe)["git_commit"],
+            fallbacks=[note for scored in scored_systems for note in scored.responses.notes],
+            incomplete=incomplete_lines(systems, skipped),
+        ),
+    )
+
+
+def summarize_systems(
+    recipe: Recipe, dataset: EvalDataset, scored_systems: Sequence[SystemScores], calibrated: bool
+) -> dict[str, SystemResult]:
+    """Return the record of every system, in their order.
+
+    `calibrated` is whether the confidences of the tuned model have a fitted scale.
+    """
+    results = {
+        scored.name: system_scores.summarize_system(scored, dataset, recipe.compare.primary, calibrated)
+        for scored in scored_systems
     }
     for scored in scored_systems[1:]:
         # The traffic that a decision endpoint could answer without a fallback, by the same rule as the tuned model.
         is_routable = scored.responses.scale is not None and recipe.route.target_accuracy is not None
-        systems[scored.name]["routing"] = (
-            fit_system_policy(scored.responses, dataset, None, recipe.route).json() if is_routable else None
-        )
-    incomplete = [f"{name}: {system['why_incomplete']}" for name, system in systems.items() if not system["complete"]]
-    incomplete += [
-        f"{skipped_system.name}: {skipped_system.why}" for skipped_system in skipped if skipped_system.incomplete
-    ]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": trained_run.id,
-        "recipe": trained_run.recipe_name,
-        "created": utc_timestamp(),
-        "task": {
-            "kind": describe_task_kind(recipe),
-            "instruction": recipe.task.instruction,
-            "parts": dataset.task.BREAKDOWN_NAME,
-            "metrics": list(scored_systems[0].metric_stats),
-            "n_train": len(dataset.train),
-            "n_test": len(dataset.test),
-            "clusters": dataset.n_clusters,
-        },
-        "base": {
-            "name": str(dataset.prompt["base"]["name"]),
-            "pocket": used_pocket_model(dataset),
-            "quantization": recipe.model.quantization,
-            "served_as": recipe.serve.base,
-        },
-        "hardware": environment.describe_machine(recipe),
-        "training_seconds": training_seconds(trained_run),
-        "plan": preregistration_json(primary, access),
-        "systems": systems,
-        "not_run": [asdict(skipped_system) for skipped_system in skipped],
-        "comparisons": comparisons.paired_differences(scored_systems, primary),
-        "agreement": comparisons.agreement(scored_systems),
-        "confusion": comparisons.confusion(scored_systems, dataset),
-        "cost": compare_costs(trained_run, recipe, dataset, scored_systems).json(),
-        "integrity": {
-            "test_sha256": sha256,
-            "plan_sha256": access.plan_sha256,
-            "openings": [
-                {key: opening[key] for key in ("opened", "run", "plan_sha256")} for opening in access.openings
-            ],
-            # load_test_dataset raises StageError for the first one.
-            "leaked_rows": 0,
-            "cache_hits": sum(system["reused"] for system in systems.values()),
-            "retries": sum(system["retries"] for system in systems.values()),
-            "versions": environment.read_package_versions(),
-            "git_commit": environment.describe_environment(recipe)["git_commit"],
-            "fallbacks": [note for scored in scored_systems for note in scored.responses.notes],
-            "incomplete": incomplete,
-        },
-    }
+        policy = fit_system_policy(scored.responses, dataset, None, recipe.route).summarize() if is_routable else None
+        results[scored.name] = results[scored.name].model_copy(update={"routing": policy})
+    return results
+
+
+def incomplete_lines(systems: Mapping[str, SystemResult], skipped: Sequence[SkippedSystem]) -> list[str]:
+    """Return a line for each system that lacks rows, and for each that was tried and failed."""
+    lines = [f"{name}: {system.incomplete_reason}" for name, system in systems.items() if not system.complete]
+    return lines + [f"{entry.name}: {entry.why}" for entry in skipped if entry.incomplete]
 
 
 def describe_task_kind(recipe: Recipe) -> str:
@@ -142,18 +167,21 @@ def describe_task_kind(recipe: Recipe) -> str:
     return recipe.task.kind + (" with several labels a row" if recipe.task.labels_per_row == "many" else "")
 
 
-def preregistration_json(primary: Primary | None, access: TestSetAccess) -> dict[str, Any] | None:
-    """Return the entry `plan` of scores.json."""
+def summarize_plan(primary: Primary | None, access: TestSetAccess) -> Plan | None:
+    """Return the plan with its registration, None if the recipe plans no comparison."""
     if primary is None:
         return None
-    reason = access.exploratory_reason
-    registration = {
-        "sha256": access.plan_sha256,
-        "written": access.registered_at,
-        "confirmatory": reason is None,
-        "why_not": reason,
-    }
-    return {**primary.model_dump(mode="json"), **registration}
+    return Plan(
+        system=primary.system,
+        baseline=primary.baseline,
+        metric=primary.metric,
+        margin=primary.margin,
+        alpha=primary.alpha,
+        sha256=access.plan_sha256,
+        registered_at=access.registered_at,
+        confirmatory=access.exploratory_reason is None,
+        exploratory_reason=access.exploratory_reason,
+    )
 
 
 def compare_costs(

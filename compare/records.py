@@ -14,8 +14,8 @@ from typing import Any, Literal
 from insource.backends.pricing import TokenPrice
 from insource.config.schema.compare import Baseline
 from insource.stats.calibration import Platt
+from insource.tracking.scores.system_result import SystemKind
 
-SystemKind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
 ScoredPart = Literal["answer", "least certain field"]
 
 

@@ -6,9 +6,8 @@ takes all answers from the cache, and prints `unchanged` if nothing else changed
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from compare import assemble, eval_dataset, first_request, preflight
 from compare.analysis import system_scores
@@ -28,6 +27,7 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import Scores, conclude, read_scores
 
 # Increase it if the same answers would give another scores.json.
 VERSION = 4
@@ -58,10 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
             and _is_complete(trained_run)
         ):
             print(f"compare   unchanged: run {trained_run.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
-            print(
-                *console.summary_lines(trained_run, atomic_files.read_json(trained_run.folder / "scores.json")),
-                sep="\n",
-            )
+            print(*console.summary_lines(trained_run, read_scores(trained_run.folder / "scores.json")), sep="\n")
             return cli.OK
         run.start_stage(trained_run, "compare", inputs)
         with run.record_stage(trained_run, "compare"):
@@ -116,7 +113,7 @@ def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) ->
 
 def run_comparison(
     trained_run: Run, name: str, recipe: Recipe, systems: Sequence[System], skipped: Sequence[SkippedSystem]
-) -> dict[str, Any]:
+) -> Scores:
     """Collect the answers, score them, decide, write all files and return scores.json."""
     systems, refused = first_request.send_first_requests(
         first_request.validation_context(trained_run, name, recipe), systems
@@ -142,7 +139,7 @@ def run_comparison(
     scored_systems = [system_scores.score_system(responses, dataset, tuned_scale) for responses in all_responses]
     policy = assemble.fit_tuned_policy(scored_systems, dataset, tuned_scale, recipe)
     is_calibrated = tuned_scale is not None and tuned_scale.platt is not None
-    scores = assemble.assemble_scores(
+    measurements = assemble.assemble_scores(
         trained_run, recipe, dataset, scored_systems, skipped, access, sha256, is_calibrated
     )
     test_result = routing_evaluation.evaluate_policy(
@@ -150,24 +147,24 @@ def run_comparison(
         scored_systems[0],
         routing_evaluation.select_fallback(recipe, scored_systems),
         tuned_scale,
-        scores["cost"],
+        measurements.cost.owned,
     )
-    profile = answer_profile.build_profile(scored_systems[0].responses, dataset, tuned_scale).json()
-    scores["routing"] = {**policy.json(), "test": test_result, answer_profile.ROUTING_KEY: profile}
-    scores["verdict"] = verdict.decide(VerdictInputs(recipe, scores, policy)).json()
+    profile = answer_profile.build_profile(scored_systems[0].responses, dataset, tuned_scale)
+    routing = policy.summarize().model_copy(update={"test": test_result, "calibration": profile.summarize()})
+    scores = conclude(measurements, routing, verdict.decide(VerdictInputs(recipe, measurements, policy)))
     write.write_comparison(trained_run, dataset, scored_systems, scores, recipe)
     return scores
 
 
-def finish(trained_run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> int:
+def finish(trained_run: Run, recipe: Recipe, scores: Scores) -> int:
     """Record the end of the comparison, print the summary and return the exit code."""
-    choice = scores["verdict"]["choice"]
+    choice = scores.verdict.choice
     outputs = [trained_run.folder / name for name in ("scores.json", "routing.json", "report.html", "report.md")]
     values = {
-        name: {metric: value["value"] for metric, value in system["metrics"].items()}
-        for name, system in scores["systems"].items()
+        name: {metric: value.value for metric, value in system.metrics.items()}
+        for name, system in scores.systems.items()
     }
-    headline = scores["verdict"]["headline"]
+    headline = scores.verdict.headline
     run.end_stage(
         trained_run, "compare", "done", headline, outputs, passed=choice != "closed", verdict=choice, test=values
     )
@@ -182,4 +179,4 @@ def _checksum(trained_run: Run, variant: str) -> str:
 def _is_complete(trained_run: Run) -> bool:
     """Return whether the run folder has a comparison without missing parts."""
     path = trained_run.folder / "scores.json"
-    return path.exists() and not atomic_files.read_json(path)["integrity"]["incomplete"]
+    return path.exists() and not read_scores(path).integrity.incomplete

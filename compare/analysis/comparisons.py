@@ -1,24 +1,24 @@
 """Differences between systems: paired differences, agreement, confusion matrices and disagreements.
 
 paired_differences([tuned, luna], primary)
-    [{"a": "tuned", "b": "openai:gpt-6-luna", "metric": "accuracy", "delta": 0.031, "ci_low": 0.012, ...}]
+    [PairedResult(a="tuned", b="openai:gpt-6-luna", metric="accuracy", delta=0.031, ci_low=0.012, ...)]
 
 Two systems are compared on the rows that both got. An exploratory system gets a subset of the test rows. Rows that an
 INCOMPLETE system did not get are in no figure.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from compare.analysis.system_scores import EXPLORATORY_ALPHA, SystemScores, fraction_true
 from compare.eval_dataset import EvalDataset, cluster_ids
 from insource.config.schema.compare import Primary
 from insource.stats import paired
+from insource.tracking.scores.comparison import ConfusionMatrix, Disagreement, PairedResult
 
 EXPLORATORY_MARGIN = 0.02
 
 
-def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary | None) -> list[dict[str, Any]]:
+def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary | None) -> list[PairedResult]:
     """Return the planned paired difference, and those of the tuned model to every other system in every metric.
 
     The p-values of the latter are adjusted for their number (Holm).
@@ -35,8 +35,10 @@ def paired_differences(scored_systems: Sequence[SystemScores], primary: Primary 
         if metric in scored.metric_stats
         and (primary is None or (tuned.name, scored.name, metric) != (primary.system, primary.baseline, primary.metric))
     ]
-    adjusted = paired.holm([comparison["p_value"] for comparison in explored])
-    return results + [{**comparison, "p_adjusted": p} for comparison, p in zip(explored, adjusted, strict=True)]
+    adjusted = paired.holm([comparison.p_value for comparison in explored])
+    return results + [
+        comparison.model_copy(update={"p_adjusted": p}) for comparison, p in zip(explored, adjusted, strict=True)
+    ]
 
 
 def agreement(scored_systems: Sequence[SystemScores]) -> dict[str, float]:
@@ -52,7 +54,7 @@ def agreement(scored_systems: Sequence[SystemScores]) -> dict[str, float]:
     }
 
 
-def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> dict[str, Any]:
+def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> dict[str, ConfusionMatrix]:
     """Return a confusion matrix for each system, with targets as rows.
 
     {} for tasks without labels. Also {} for several labels per row, as it is unknown which label replaces which.
@@ -67,11 +69,11 @@ def confusion(scored_systems: Sequence[SystemScores], dataset: EvalDataset) -> d
         counts = [[0] * (len(labels) + 1) for _ in labels]
         for row, parsed in zip(scored.counted_rows, scored.parsed, strict=True):
             counts[label_index[row["target"]]][len(labels) if parsed.problem else label_index[parsed.value]] += 1
-        matrices[scored.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
+        matrices[scored.name] = ConfusionMatrix(labels=[*labels, "(no valid answer)"], counts=counts)
     return matrices
 
 
-def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_rows: int = 500) -> list[dict[str, Any]]:
+def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_rows: int = 500) -> list[Disagreement]:
     """Return the rows with different answers of two systems. Rows that only one system has right come first."""
     entries = []
     for position_a, position_b in shared_positions(a, b):
@@ -80,18 +82,16 @@ def disagreements(a: SystemScores, b: SystemScores, dataset: EvalDataset, max_ro
         if first.problem is None and second.problem is None and first.value == second.value:
             continue
         entries.append(
-            {
-                "id": row["id"],
-                "input": row["input"]["text"],
-                "target": dataset.task.answer_text(dataset.spec, row["target"]),
-                "answers": {
-                    scored.name: _display_answer(scored, index) for scored, index in ((a, index_a), (b, index_b))
-                },
-                "right": {scored.name: bool(scored.correct[index]) for scored, index in ((a, index_a), (b, index_b))},
-                "confidence": a.confidences[index_a],
-            }
+            Disagreement(
+                id=row["id"],
+                input=row["input"]["text"],
+                target=dataset.task.answer_text(dataset.spec, row["target"]),
+                answers={scored.name: _display_answer(scored, index) for scored, index in ((a, index_a), (b, index_b))},
+                right={scored.name: bool(scored.correct[index]) for scored, index in ((a, index_a), (b, index_b))},
+                confidence=a.confidences[index_a],
+            )
         )
-    entries.sort(key=lambda entry: (sum(entry["right"].values()) != 1, entry["right"][a.name]))
+    entries.sort(key=lambda entry: (sum(entry.right.values()) != 1, entry.right[a.name]))
     return entries[:max_rows]
 
 
@@ -109,7 +109,7 @@ def _display_answer(scored: SystemScores, index: int) -> str:
 
 def _compare_pair(
     a: SystemScores, b: SystemScores, metric: str, primary: Primary | None, reference: Primary | None = None
-) -> dict[str, Any]:
+) -> PairedResult:
     settings = primary or reference
     alpha, margin = (settings.alpha, settings.margin) if settings else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
     positions = shared_positions(a, b)
@@ -118,22 +118,22 @@ def _compare_pair(
     second = b.metric_stats[metric].subset([index for _, index in positions])
     difference = paired.compute_paired_difference(first, second, clusters, alpha=alpha)
     conclusion = paired.classify_difference(difference, margin)
-    return {
-        "a": a.name,
-        "b": b.name,
-        "metric": metric,
-        "delta": difference.delta,
-        "ci_low": difference.low,
-        "ci_high": difference.high,
-        "p_value": difference.p_value,
-        "p_adjusted": difference.p_value,
-        "test": difference.test,
-        "alpha": alpha,
-        "margin": margin,
-        "n": difference.n,
-        "discordant": difference.discordant,
-        "mde": difference.mde,
-        "family": "primary" if primary else "exploratory",
-        "judged": conclusion,
-        "rows_to_decide": paired.estimate_required_rows(difference, margin) if conclusion == "undecided" else None,
-    }
+    return PairedResult(
+        a=a.name,
+        b=b.name,
+        metric=metric,
+        delta=difference.delta,
+        ci_low=difference.low,
+        ci_high=difference.high,
+        p_value=difference.p_value,
+        p_adjusted=difference.p_value,
+        test=difference.test,
+        alpha=alpha,
+        margin=margin,
+        n=difference.n,
+        discordant=difference.discordant,
+        mde=difference.mde,
+        family="primary" if primary else "exploratory",
+        conclusion=conclusion,
+        rows_to_decide=paired.estimate_required_rows(difference, margin) if conclusion == "undecided" else None,
+    )

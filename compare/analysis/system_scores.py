@@ -6,7 +6,7 @@ exploratory system are of its subset of the test rows.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,19 @@ from insource.stats import intervals
 from insource.stats.metric_stats import MetricStats
 from insource.tasks import references, slice_name
 from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tracking.scores.system_result import (
+    Latency,
+    MetricValue,
+    Parity,
+    PartResult,
+    Price,
+    Repeats,
+    SliceResult,
+    SystemResult,
+    Throughput,
+    TokenCounts,
+    Validity,
+)
 
 LATENCY_PERCENTILES = (50, 95, 99)
 EXPLORATORY_ALPHA = 0.05
@@ -83,62 +96,61 @@ def score_system(responses: SystemResponses, dataset: EvalDataset, tuned_scale: 
     )
 
 
-def system_json(
+def summarize_system(
     scored: SystemScores, dataset: EvalDataset, primary: Primary | None, calibrated: bool
-) -> dict[str, Any]:
-    """Return the entry of a system in scores.json."""
+) -> SystemResult:
+    """Return the record of a system in scores.json."""
     responses, system, clusters = scored.responses, scored.responses.system, cluster_ids(scored.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = references.select_targets(dataset.task, dataset.spec, scored.counted_rows, scored.parsed)
-    score = dataset.task.score(dataset.spec, targets, scored.parsed)
     problems = Counter(parsed.problem for parsed in scored.parsed if parsed.problem)
+    errors = Counter(_error_class(answer.error) for answer in responses.test_answers if answer.error)
     is_calibrated = (
         calibrated if system.uses_tuned_scale else responses.scale is not None and responses.scale.platt is not None
     )
-    return {
-        "kind": system.kind,
-        "title": system.title,
-        "form": system.variant,
-        "stand_in": system.is_stand_in,
-        "model_ids": sorted({answer.model_id for answer in responses.test_answers if answer.model_id}),
-        "shots": system.shots,
-        "role": _role(system.name, primary),
-        "n": len(responses.test_answers),
-        "answered": sum(answer.output is not None for answer in responses.test_answers),
-        "rows": completeness.count_outcomes(responses.test_answers, scored.predictions.parsed),
-        "complete": responses.complete,
-        "why_incomplete": responses.incomplete_reason,
-        "n_train": len(dataset.train) if system.kind in ("tuned", "linear", "nearest") else None,
-        "metrics": {name: _interval(stats, clusters, alpha) for name, stats in scored.metric_stats.items()},
-        "slices": _slices(scored, dataset, alpha),
-        "per_part": score.get("per_class")
-        or score.get("per_field", {}) | _label_whole_entries(score.get("per_item", {})),
-        "validity": _validity(scored),
-        "invalid": dict(problems.most_common()),
-        "errors": dict(
-            Counter(_error_class(answer.error) for answer in responses.test_answers if answer.error).most_common()
-        ),
-        "calibration": confidence.reliability(scored.confidences, scored.correct, is_calibrated),
-        "latency": _latency(responses),
-        "throughput": dict(responses.throughput) if responses.throughput else None,
-        "parity": dict(responses.parity) if responses.parity else None,
-        "tokens": _tokens(responses),
-        "retries": responses.retries,
-        "reused": responses.reused,
-        "price": responses.price.to_json() if responses.price else None,
-        "cost_usd": responses.spent_usd,
-        **_cost_fields(scored),
-        "repeats": _repeats(scored, dataset),
-        "shutdown_date": responses.shutdown_date,
-    }
+    cost = summarize_cost(scored)
+    return SystemResult(
+        kind=system.kind,
+        title=system.title,
+        variant=system.variant,
+        stand_in=system.is_stand_in,
+        model_ids=sorted({answer.model_id for answer in responses.test_answers if answer.model_id}),
+        shots=system.shots,
+        role=_role(system.name, primary),
+        n=len(responses.test_answers),
+        answered=sum(answer.output is not None for answer in responses.test_answers),
+        outcomes=completeness.count_outcomes(responses.test_answers, scored.predictions.parsed),
+        complete=responses.complete,
+        incomplete_reason=responses.incomplete_reason,
+        n_train=len(dataset.train) if system.kind in ("tuned", "linear", "nearest") else None,
+        metrics={name: _interval(stats, clusters, alpha) for name, stats in scored.metric_stats.items()},
+        slices=_slices(scored, dataset, alpha),
+        per_part=_breakdown(scored, dataset),
+        validity=_validity(scored),
+        invalid=dict(problems.most_common()),
+        errors=dict(errors.most_common()),
+        calibration=confidence.reliability(scored.confidences, scored.correct, is_calibrated),
+        latency=_latency(responses),
+        throughput=Throughput.model_validate(dict(responses.throughput)) if responses.throughput else None,
+        parity=Parity.model_validate(dict(responses.parity)) if responses.parity else None,
+        tokens=_tokens(responses),
+        retries=responses.retries,
+        reused=responses.reused,
+        price=Price.model_validate(responses.price.to_json()) if responses.price else None,
+        cost_usd=responses.spent_usd,
+        cost_usd_per_1k=cost.usd_per_1k,
+        cost_usd_per_1k_right=cost.usd_per_1k_right,
+        cost_usd_per_1k_batch=cost.usd_per_1k_batch,
+        repeats=_repeats(scored, dataset),
+        shutdown_date=responses.shutdown_date,
+    )
 
 
-def _interval(stats: MetricStats, clusters: Any, alpha: float) -> dict[str, Any]:
+def _interval(stats: MetricStats, clusters: Any, alpha: float) -> MetricValue:
     interval = intervals.compute_interval(stats, clusters, alpha=alpha)
-    return {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high, "method": interval.method}
+    return MetricValue(value=interval.value, ci_low=interval.low, ci_high=interval.high, method=interval.method)
 
 
-def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[str, dict[str, Any]]:
+def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[str, dict[str, SliceResult]]:
     by_slice: dict[str, dict[str, list[int]]] = {}
     rows, all_parsed = scored.counted_rows, scored.parsed
     for index, row in enumerate(rows):
@@ -146,15 +158,15 @@ def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[st
             by_slice.setdefault(name, {}).setdefault(slice_name(value), []).append(index)
     clusters = cluster_ids(rows)
 
-    def score_slice(positions: list[int]) -> dict[str, Any]:
+    def score_slice(positions: list[int]) -> SliceResult:
         parsed = [all_parsed[index] for index in positions]
         targets = references.select_targets(dataset.task, dataset.spec, [rows[index] for index in positions], parsed)
         metric_stats = dataset.task.compute_metric_stats(dataset.spec, targets, parsed)
         groups = [clusters[index] for index in positions] if clusters else None
-        return {
-            "n": len(positions),
-            "metrics": {name: _interval(stats, groups, alpha) for name, stats in metric_stats.items()},
-        }
+        return SliceResult(
+            n=len(positions),
+            metrics={name: _interval(stats, groups, alpha) for name, stats in metric_stats.items()},
+        )
 
     return {
         name: {
@@ -166,22 +178,26 @@ def _slices(scored: SystemScores, dataset: EvalDataset, alpha: float) -> dict[st
     }
 
 
+def _breakdown(scored: SystemScores, dataset: EvalDataset) -> dict[str, PartResult]:
+    """Return the figures of each label or field; {} if the task has none."""
+    targets = references.select_targets(dataset.task, dataset.spec, scored.counted_rows, scored.parsed)
+    score = dataset.task.score(dataset.spec, targets, scored.parsed)
+    parts = score.get("per_class") or score.get("per_field", {}) | _label_whole_entries(score.get("per_item", {}))
+    return {name: PartResult.model_validate(entry) for name, entry in parts.items()}
+
+
 def _label_whole_entries(items: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name}, whole entries": entry for name, entry in items.items()}
 
 
-def _validity(scored: SystemScores) -> dict[str, float]:
+def _validity(scored: SystemScores) -> Validity:
     flags = [predictions.validity_flags(parsed.problem) for parsed in scored.parsed]
     parse, schema, label = (fraction_true(stage[index] for stage in flags) for index in range(3))
-    return {
-        "parse": parse,
-        "schema": schema,
-        "label": label,
-        "right": fraction_true(scored.correct[index] for index in scored.counted_positions),
-    }
+    correct_fraction = fraction_true(scored.correct[index] for index in scored.counted_positions)
+    return Validity(parse=parse, in_schema=schema, label=label, right=correct_fraction)
 
 
-def _latency(responses: SystemResponses) -> dict[str, Any] | None:
+def _latency(responses: SystemResponses) -> Latency | None:
     """Return latency percentiles of successful answers that a server computed, None if there are none.
 
     An answer from a server's cache of complete answers has no latency.
@@ -195,18 +211,24 @@ def _latency(responses: SystemResponses) -> dict[str, Any] | None:
     ]
     if not latencies:
         return None
-    percentiles = {f"p{p}_seconds": float(np.percentile(latencies, p)) for p in LATENCY_PERCENTILES}
-    return {"n": len(latencies), **percentiles, "concurrency": responses.concurrency}
+    p50, p95, p99 = (float(np.percentile(latencies, percentile)) for percentile in LATENCY_PERCENTILES)
+    return Latency(
+        n=len(latencies), p50_seconds=p50, p95_seconds=p95, p99_seconds=p99, concurrency=responses.concurrency
+    )
 
 
-def _tokens(responses: SystemResponses) -> dict[str, int | None]:
-    totals: dict[str, int | None] = {}
-    for name in ("input", "output", "reasoning", "cached"):
-        counts = [
-            value for answer in responses.test_answers if (value := getattr(answer, f"{name}_tokens")) is not None
-        ]
-        totals[name] = sum(counts) if counts else None
-    return totals
+def _tokens(responses: SystemResponses) -> TokenCounts:
+    def total(counts: Iterable[int | None]) -> int | None:
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
+    answers = responses.test_answers
+    return TokenCounts(
+        input=total(answer.input_tokens for answer in answers),
+        output=total(answer.output_tokens for answer in answers),
+        reasoning=total(answer.reasoning_tokens for answer in answers),
+        cached=total(answer.cached_tokens for answer in answers),
+    )
 
 
 def token_usages(responses: SystemResponses) -> list[Usage]:
@@ -245,31 +267,39 @@ def tokens_per_request(responses: SystemResponses) -> float:
     return sum(totals) / len(totals) if totals else 0.0
 
 
-def _cost_fields(scored: SystemScores) -> dict[str, float | None]:
-    """Return USD per 1,000 requests, per 1,000 right answers, and per 1,000 requests in batches.
+@dataclass(frozen=True)
+class SystemCost:
+    """USD per 1,000 requests, per 1,000 right answers, and per 1,000 requests in batches; None: unknown.
 
     The costs are at the list price or as the answers report them.
     """
+
+    usd_per_1k: float | None
+    usd_per_1k_right: float | None
+    usd_per_1k_batch: float | None
+
+
+def summarize_cost(scored: SystemScores) -> SystemCost:
+    """Return the costs of a system."""
     cost = request_cost(scored)
     usd_per_request, batch = cost.usd_per_request, cost.usd_per_request_batch
     correct_fraction = fraction_true(scored.correct[index] for index in scored.counted_positions)
-    return {
-        "cost_usd_per_1k": None if usd_per_request is None else 1000 * usd_per_request,
-        "cost_usd_per_1k_right": 1000 * usd_per_request / correct_fraction
-        if usd_per_request is not None and correct_fraction
-        else None,
-        "cost_usd_per_1k_batch": None if batch is None else 1000 * batch,
-    }
+    return SystemCost(
+        None if usd_per_request is None else 1000 * usd_per_request,
+        1000 * usd_per_request / correct_fraction if usd_per_request is not None and correct_fraction else None,
+        None if batch is None else 1000 * batch,
+    )
 
 
-def _repeats(scored: SystemScores, dataset: EvalDataset) -> dict[str, Any] | None:
+def _repeats(scored: SystemScores, dataset: EvalDataset) -> Repeats | None:
     """Return the fraction of repeated requests with the same answer."""
     repeats = [answer for answer in scored.responses.repeat_answers if not answer.not_asked]
     if not repeats:
         return None
     first_answers = {row["id"]: parsed for row, parsed in zip(scored.rows, scored.predictions.parsed, strict=True)}
     pairs = [(first_answers[answer.id], predictions.parse_answer(dataset, answer)) for answer in repeats]
-    return {"rows": len(pairs), "same": fraction_true(a.value == b.value and a.problem == b.problem for a, b in pairs)}
+    same = fraction_true(a.value == b.value and a.problem == b.problem for a, b in pairs)
+    return Repeats(rows=len(pairs), same=same)
 
 
 def _role(name: str, primary: Primary | None) -> str:

@@ -13,7 +13,8 @@ is never.
 
 from dataclasses import dataclass
 from math import floor
-from typing import Any
+
+from insource.tracking.scores.cost_result import BreakEvenResult
 
 # Upper bound of a plan: if only more machines would be cheaper, the result is never.
 MAX_MACHINES = 1e9
@@ -49,17 +50,17 @@ class BreakEven:
     reason: str | None = None
     """Why it never is cheaper, or why the result is withheld."""
 
-    def json(self, tokens_per_request: float) -> dict[str, Any]:
-        """Return the entry `break_even` of scores.json, with tokens beside requests."""
+    def with_tokens(self, tokens_per_request: float) -> BreakEvenResult:
+        """Return the record of scores.json, with tokens beside requests."""
         first_requests, permanent_requests = self.first_requests, self.permanent_requests
-        return {
-            "first_requests": first_requests,
-            "first_tokens": None if first_requests is None else round(first_requests * tokens_per_request),
-            "for_good_requests": permanent_requests,
-            "for_good_tokens": None if permanent_requests is None else round(permanent_requests * tokens_per_request),
-            "never": self.never,
-            "why": self.reason,
-        }
+        return BreakEvenResult(
+            first_requests=first_requests,
+            first_tokens=None if first_requests is None else round(first_requests * tokens_per_request),
+            permanent_requests=permanent_requests,
+            permanent_tokens=None if permanent_requests is None else round(permanent_requests * tokens_per_request),
+            never=self.never,
+            reason=self.reason,
+        )
 
 
 def break_even_points(

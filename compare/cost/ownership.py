@@ -14,12 +14,20 @@ Nothing is estimated: without a measured throughput the cost of self-hosting is 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import floor
-from typing import Any
 
 from compare.cost.break_even import BreakEven, StepCost, break_even
 from insource.backends.pricing import TokenPrice
 from insource.backends.types import Usage
 from insource.config.schema import serving_and_cost
+from insource.tracking.scores.cost_result import (
+    ChangedAssumption,
+    CostInputs,
+    CostResult,
+    MeasuredCost,
+    MonthlyCost,
+    PaidSystemCost,
+    UnmeasuredCost,
+)
 
 HOURS_PER_MONTH = 730
 MONTHLY_TOKENS = (10**6, 10**7, 10**8, 10**9, 10**10)
@@ -31,8 +39,6 @@ SENSITIVITY_LABELS = {
     "utilization": "utilization",
     "engineer_share": "engineer share",
 }
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,49 +146,51 @@ class CostComparison:
             return BreakEven(reason=f"withheld: {api_cost.missing_reason or 'what a request costs is not known'}")
         return break_even(step_cost, api_cost.usd_per_request)
 
-    def json(self) -> Json:
-        """Return the entry `cost` of scores.json."""
-        return {
-            "owned": self_hosting_json(self.assumptions, self.owned),
-            "inputs": slider_inputs(self.assumptions, self.owned),
-            "systems": {api_cost.name: self._system_json(api_cost) for api_cost in self.api_costs},
-        }
+    def summarize(self) -> CostResult:
+        """Return the record of scores.json."""
+        return CostResult(
+            owned=summarize_self_hosting(self.assumptions, self.owned),
+            inputs=slider_inputs(self.assumptions, self.owned),
+            systems={api_cost.name: self._summarize_system(api_cost) for api_cost in self.api_costs},
+        )
 
-    def _system_json(self, api_cost: ApiCost) -> Json:
-        return {
-            "usd_per_request": api_cost.usd_per_request,
-            "usd_per_request_batch": api_cost.usd_per_request_batch,
-            "usd_per_request_cached": api_cost.usd_per_request_cached,
-            "monthly": monthly_table(self.assumptions, self.owned, api_cost),
-            "break_even": self.break_even(api_cost).json(self.owned.tokens_per_request),
-            "sensitivity": sensitivity_table(self.assumptions, self.owned, api_cost),
-        }
+    def _summarize_system(self, api_cost: ApiCost) -> PaidSystemCost:
+        return PaidSystemCost(
+            usd_per_request=api_cost.usd_per_request,
+            usd_per_request_batch=api_cost.usd_per_request_batch,
+            usd_per_request_cached=api_cost.usd_per_request_cached,
+            monthly=monthly_table(self.assumptions, self.owned, api_cost),
+            break_even=self.break_even(api_cost).with_tokens(self.owned.tokens_per_request),
+            sensitivity=sensitivity_table(self.assumptions, self.owned, api_cost),
+        )
 
 
-def monthly_table(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost) -> list[Json]:
+def monthly_table(
+    assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost
+) -> list[MonthlyCost]:
     """Return the costs at several monthly volumes, including the recipe's volume, sorted by volume."""
     step_cost, tokens_each = build_step_cost(assumptions, owned), owned.tokens_per_request
 
-    def row(requests: int, tokens: int, is_recipe_volume: bool) -> Json:
-        return {
-            "tokens": tokens,
-            "requests": requests,
-            "of_recipe": is_recipe_volume,
-            "closed_usd": _total_usd(requests, api_cost.usd_per_request),
-            "closed_batch_usd": _total_usd(requests, api_cost.usd_per_request_batch),
-            "closed_cached_usd": _total_usd(requests, api_cost.usd_per_request_cached),
-            "owned_usd": step_cost.usd(requests) if step_cost else None,
-            "machines": step_cost.machines(requests) if step_cost else None,
-        }
+    def row(requests: int, tokens: int, is_recipe_volume: bool) -> MonthlyCost:
+        return MonthlyCost(
+            tokens=tokens,
+            requests=requests,
+            of_recipe=is_recipe_volume,
+            closed_usd=_total_usd(requests, api_cost.usd_per_request),
+            closed_batch_usd=_total_usd(requests, api_cost.usd_per_request_batch),
+            closed_cached_usd=_total_usd(requests, api_cost.usd_per_request_cached),
+            owned_usd=step_cost.usd(requests) if step_cost else None,
+            machines=step_cost.machines(requests) if step_cost else None,
+        )
 
     rows = [row(max(1, round(tokens / tokens_each)), tokens, False) for tokens in MONTHLY_TOKENS if tokens_each > 0]
     rows.append(row(assumptions.monthly_requests, round(assumptions.monthly_requests * tokens_each), True))
-    return sorted(rows, key=lambda entry: float(entry["requests"]))
+    return sorted(rows, key=lambda entry: entry.requests)
 
 
 def sensitivity_table(
     assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, api_cost: ApiCost
-) -> list[Json]:
+) -> list[ChangedAssumption]:
     """Return the break-even under other assumptions, one changed at a time; empty if it is withheld."""
     if api_cost.usd_per_request is None or build_step_cost(assumptions, owned) is None:
         return []
@@ -210,61 +218,65 @@ def sensitivity_table(
 
 def _sensitivity_row(
     assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement, usd_per_request: float, label: str, value: float
-) -> Json:
+) -> ChangedAssumption:
     step_cost = build_step_cost(assumptions, owned)
     # At a low utilization a machine may not reach one request per month: then there is no break-even.
     first_requests = break_even(step_cost, usd_per_request).first_requests if step_cost else None
     tokens = None if first_requests is None else round(first_requests * owned.tokens_per_request)
-    return {"what": label, "value": value, "first_requests": first_requests, "first_tokens": tokens}
+    return ChangedAssumption(what=label, value=value, first_requests=first_requests, first_tokens=tokens)
 
 
-def self_hosting_json(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> Json:
+def summarize_self_hosting(
+    assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement
+) -> MeasuredCost | UnmeasuredCost:
     """Return the cost of self-hosting at the recipe's volume, or why it is unknown."""
-    machine_fields = {"hardware": owned.hardware, "gpus": owned.gpus if owned.on_gpu else 0}
+    gpus = owned.gpus if owned.on_gpu else 0
     step_cost, hourly = build_step_cost(assumptions, owned), machine_usd_per_hour(assumptions, owned)
     if step_cost is None or hourly is None or owned.requests_per_second is None:
-        return {"measured": False, "why_not": missing_reason(assumptions, owned), **machine_fields}
+        reason = missing_reason(assumptions, owned) or ""
+        return UnmeasuredCost(measured=False, missing_reason=reason, hardware=owned.hardware, gpus=gpus)
     volume = assumptions.monthly_requests
     usd, machines = step_cost.usd(volume), step_cost.machines(volume)
     full_tokens = owned.requests_per_second * 3600 * owned.tokens_per_request
-    return {
-        "measured": True,
-        "why_not": None,
-        **machine_fields,
-        "machine_usd_per_hour": hourly,
-        "requests_per_second": owned.requests_per_second,
-        "capacity_requests": step_cost.capacity,
-        "capacity_tokens": round(step_cost.capacity * owned.tokens_per_request),
-        "usd_per_million_tokens_at_full_use": hourly / full_tokens * 1e6 if full_tokens else None,
-        "requests": volume,
-        "machines": machines,
-        "machines_usd": machines * step_cost.machine_usd,
-        "engineer_usd": assumptions.engineer_usd_per_month * assumptions.engineer_share,
-        "training_usd": _training_hours(assumptions, owned) * hourly,
-        "usd_per_month": usd,
-        "usd_per_1k": usd / volume * 1000,
-        "usd_per_1k_right": usd / volume / owned.correct_fraction * 1000 if owned.correct_fraction else None,
-    }
+    return MeasuredCost(
+        measured=True,
+        missing_reason=None,
+        hardware=owned.hardware,
+        gpus=gpus,
+        machine_usd_per_hour=hourly,
+        requests_per_second=owned.requests_per_second,
+        capacity_requests=step_cost.capacity,
+        capacity_tokens=round(step_cost.capacity * owned.tokens_per_request),
+        usd_per_million_tokens_at_full_use=hourly / full_tokens * 1e6 if full_tokens else None,
+        requests=volume,
+        machines=machines,
+        machines_usd=machines * step_cost.machine_usd,
+        engineer_usd=assumptions.engineer_usd_per_month * assumptions.engineer_share,
+        training_usd=_training_hours(assumptions, owned) * hourly,
+        usd_per_month=usd,
+        usd_per_1k=usd / volume * 1000,
+        usd_per_1k_right=usd / volume / owned.correct_fraction * 1000 if owned.correct_fraction else None,
+    )
 
 
-def slider_inputs(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> Json:
+def slider_inputs(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> CostInputs:
     """Return the start values of the report's sliders.
 
     `gpu_usd_per_hour` is the cost of one machine with all its GPUs, named by `machine`: the cost of one step.
     """
     machine = "CPU machine" if not owned.on_gpu else "GPU" if owned.gpus == 1 else f"machine of {owned.gpus} GPUs"
-    return {
-        "machine": machine,
-        "gpu_usd_per_hour": machine_usd_per_hour(assumptions, owned),
-        "utilization": assumptions.utilization,
-        "engineer_usd_per_month": assumptions.engineer_usd_per_month,
-        "engineer_share": assumptions.engineer_share,
-        "training_hours_per_month": _training_hours(assumptions, owned),
-        "requests_per_second": owned.requests_per_second,
-        "tokens_per_request": owned.tokens_per_request,
-        "monthly_requests": assumptions.monthly_requests,
-        "hours_per_month": HOURS_PER_MONTH,
-    }
+    return CostInputs(
+        machine=machine,
+        gpu_usd_per_hour=machine_usd_per_hour(assumptions, owned),
+        utilization=assumptions.utilization,
+        engineer_usd_per_month=assumptions.engineer_usd_per_month,
+        engineer_share=assumptions.engineer_share,
+        training_hours_per_month=_training_hours(assumptions, owned),
+        requests_per_second=owned.requests_per_second,
+        tokens_per_request=owned.tokens_per_request,
+        monthly_requests=assumptions.monthly_requests,
+        hours_per_month=HOURS_PER_MONTH,
+    )
 
 
 def _capacity(assumptions: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> int:

@@ -16,6 +16,7 @@ from compare.decision import routing_policy
 from compare.eval_dataset import EvalDataset, cluster_ids
 from compare.records import Scale, SystemResponses
 from compare.scoring import confidence, predictions
+from insource.tracking.scores.routing_result import AnswerCounts
 
 ROUTING_KEY = "calibration"
 
@@ -45,10 +46,14 @@ class AnswerProfile:
         self.confidences.update(other.confidences)
         self.answers.update(other.answers)
 
+    def summarize(self) -> AnswerCounts:
+        """Return the record of routing.json."""
+        confidences = {str(bucket): self.confidences[bucket] for bucket in sorted(self.confidences)}
+        return AnswerCounts(rows=self.rows, confidences=confidences, answers=dict(sorted(self.answers.items())))
+
     def json(self) -> dict[str, Any]:
         """Return the profile as routing.json contains it."""
-        confidences = {str(bucket): self.confidences[bucket] for bucket in sorted(self.confidences)}
-        return {"rows": self.rows, "confidences": confidences, "answers": dict(sorted(self.answers.items()))}
+        return self.summarize().to_json()
 
 
 def profile_from_json(payload: Mapping[str, Any]) -> AnswerProfile:

@@ -9,12 +9,10 @@
 compare/decision/verdict_rule.py derives the choice from them.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
-from compare.decision.verdict_inputs import Reason, VerdictInputs
-from compare.decision.verdict_rule import COST, ENGINEERING, PRIVACY, PROMPTS, STRUCTURE, Vote
+from compare.decision.verdict_inputs import VerdictInputs
+from compare.decision.verdict_rule import COST, ENGINEERING, PRIVACY, PROMPTS, STRUCTURE
+from insource.tracking.scores.comparison import Reason, Vote
+from insource.tracking.scores.cost_result import UnmeasuredCost
 
 QUESTION_TEXTS = {
     PRIVACY: "May the data leave?",
@@ -38,14 +36,13 @@ def answer_questions(inputs: VerdictInputs, decides: bool) -> list[Reason]:
 
     `decides` is whether the planned baseline was really queried. A stand-in's answers are neutral.
     """
-    reasons = [
+    return [
         _privacy(inputs),
         _cost(inputs),
         _structured_output(inputs, decides),
         _engineering(inputs),
         _prompt_changes(inputs),
     ]
-    return [replace(reason, question=QUESTION_TEXTS[reason.topic]) for reason in reasons]
 
 
 def _privacy(inputs: VerdictInputs) -> Reason:
@@ -56,40 +53,41 @@ def _privacy(inputs: VerdictInputs) -> Reason:
 
 def _cost(inputs: VerdictInputs) -> Reason:
     """Compare the recipe's volume with the break-even against the planned baseline."""
-    cost = inputs.scores["cost"]
-    if not cost["owned"]["measured"]:
-        reason = cost["owned"]["why_not"]
+    cost = inputs.scores.cost
+    if isinstance(cost.owned, UnmeasuredCost):
+        reason = cost.owned.missing_reason
         return _make_reason(COST, f"What owning costs was not measured: {reason}.", "neutral", "not measured")
     name = _priced_baseline(inputs)
     if name is None:
         return _make_reason(
             COST, "No closed model with a price was run, so there is no break-even.", "neutral", "no price"
         )
-    break_even, volume = cost["systems"][name]["break_even"], cost["inputs"]["monthly_requests"]
-    if break_even["never"]:
-        return _make_reason(COST, f"Owning never breaks even against {name}: {break_even['why']}.", "closed", "never")
-    if break_even["first_requests"] is None:
-        return _make_reason(COST, f"Break-even against {name} is {break_even['why']}.", "neutral", "withheld")
-    row = _monthly_row(inputs, name)
+    break_even, volume = cost.systems[name].break_even, cost.inputs.monthly_requests
+    if break_even.never:
+        return _make_reason(COST, f"Owning never breaks even against {name}: {break_even.reason}.", "closed", "never")
+    if break_even.first_requests is None:
+        return _make_reason(COST, f"Break-even against {name} is {break_even.reason}.", "neutral", "withheld")
+    owned_usd, api_usd = _monthly_usd(inputs, name)
+    assert owned_usd is not None and api_usd is not None, "a break-even needs both costs"
     text = (
-        f"At {volume:,} requests a month owning costs ${row['owned_usd']:,.0f}, engineer included, and {name} "
-        f"${row['closed_usd']:,.0f}; break-even is at {break_even['first_requests']:,} requests."
+        f"At {volume:,} requests a month owning costs ${owned_usd:,.0f}, engineer included, and {name} "
+        f"${api_usd:,.0f}; break-even is at {break_even.first_requests:,} requests."
     )
-    cheaper = row["owned_usd"] < row["closed_usd"]
-    return _make_reason(COST, text, "open" if cheaper else "closed", f"{break_even['first_requests']:,}")
+    vote: Vote = "open" if owned_usd < api_usd else "closed"
+    return _make_reason(COST, text, vote, f"{break_even.first_requests:,}")
 
 
 def _structured_output(inputs: VerdictInputs, decides: bool) -> Reason:
-    requirement, tuned_valid = inputs.recipe.decide.structured_output, inputs.tuned["validity"]["label"]
+    requirement, tuned_valid = inputs.recipe.decide.structured_output, inputs.tuned.validity.label
     text = (
         f"{tuned_valid:.2%} of the tuned model's answers fit what may be answered (structured output: {requirement})."
     )
     primary = inputs.primary
-    baseline = inputs.scores["systems"].get(primary["b"]) if primary is not None else None
+    baseline = inputs.scores.systems.get(primary.b) if primary is not None else None
     if baseline is None:
         return _make_reason(STRUCTURE, text, "neutral", f"{tuned_valid:.2%}")
-    baseline_valid = baseline["validity"]["label"]
-    text += f" {baseline['title']}: {baseline_valid:.2%}."
+    baseline_valid = baseline.validity.label
+    text += f" {baseline.title}: {baseline_valid:.2%}."
     value = f"{tuned_valid:.2%} against {baseline_valid:.2%}"
     return _make_reason(
         STRUCTURE,
@@ -117,10 +115,10 @@ def _engineering(inputs: VerdictInputs) -> Reason:
         return _make_reason(
             ENGINEERING, f"{text}; nobody would look after it (decide.operations_owner).", "closed", value
         )
-    if not inputs.scores["cost"]["owned"]["measured"] or name is None:
+    owned_usd, api_usd = (None, None) if name is None else _monthly_usd(inputs, name)
+    if owned_usd is None:
         return _make_reason(ENGINEERING, f"{text}; whether it pays is not known.", "neutral", value)
-    row = _monthly_row(inputs, name)
-    other_usd, api_usd = row["owned_usd"] - usd, row["closed_usd"]
+    other_usd = owned_usd - usd
     if usd and api_usd is not None and api_usd > other_usd + HIGH_ENGINEERING_FACTOR * usd:
         return _make_reason(ENGINEERING, f"{text}; owning would be cheaper with twice as much too.", "open", value)
     if usd and api_usd is not None and api_usd < other_usd + LOW_ENGINEERING_FACTOR * usd:
@@ -129,7 +127,7 @@ def _engineering(inputs: VerdictInputs) -> Reason:
 
 
 def _prompt_changes(inputs: VerdictInputs) -> Reason:
-    changes, seconds = inputs.recipe.decide.prompt_changes_per_month, inputs.scores["training_seconds"]
+    changes, seconds = inputs.recipe.decide.prompt_changes_per_month, inputs.scores.training_seconds
     duration = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
     frequency = "never" if not changes else "once a month" if changes == 1 else f"{changes:g} times a month"
     text = (
@@ -141,7 +139,7 @@ def _prompt_changes(inputs: VerdictInputs) -> Reason:
 
 
 def _make_reason(topic: str, text: str, vote: Vote, value: str) -> Reason:
-    return Reason(topic, text, vote, value)
+    return Reason(topic=topic, text=text, favors=vote, value=value, question=QUESTION_TEXTS[topic])
 
 
 def _priced_baseline(inputs: VerdictInputs) -> str | None:
@@ -149,17 +147,14 @@ def _priced_baseline(inputs: VerdictInputs) -> str | None:
 
     None if it was not run, has no price, or is a stand-in.
     """
-    plan, systems = inputs.scores["plan"], inputs.scores["systems"]
-    candidates = [
-        name for name in inputs.scores["cost"]["systems"] if name in systems and not systems[name]["stand_in"]
-    ]
+    plan, systems, paid = inputs.scores.plan, inputs.scores.systems, inputs.scores.cost.systems
+    candidates = [name for name in paid if name in systems and not systems[name].stand_in]
     if plan:
-        return plan["baseline"] if plan["baseline"] in candidates else None
-    priced = [name for name in candidates if inputs.scores["cost"]["systems"][name]["usd_per_request"] is not None]
-    return next(iter(priced), None)
+        return plan.baseline if plan.baseline in candidates else None
+    return next((name for name in candidates if paid[name].usd_per_request is not None), None)
 
 
-def _monthly_row(inputs: VerdictInputs, name: str) -> Mapping[str, Any]:
-    """Return both costs at the recipe's volume."""
-    rows: list[Mapping[str, Any]] = inputs.scores["cost"]["systems"][name]["monthly"]
-    return next(row for row in rows if row["of_recipe"])
+def _monthly_usd(inputs: VerdictInputs, name: str) -> tuple[float | None, float | None]:
+    """Return the monthly costs of self-hosting and of a paid system at the recipe's volume; None: unknown."""
+    rows = inputs.scores.cost.systems[name].monthly
+    return next((row.owned_usd, row.closed_usd) for row in rows if row.of_recipe)

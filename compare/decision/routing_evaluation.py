@@ -12,7 +12,7 @@ threshold. So the cost is that of self-hosting plus that of the fallback's answe
 None.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +27,9 @@ from compare.systems import catalog
 from insource.config.recipe import Recipe
 from insource.stats import intervals, learn_then_test, paired
 from insource.stats.metric_stats import mean_metric
+from insource.tracking.scores.cost_result import MeasuredCost, UnmeasuredCost
+from insource.tracking.scores.routing_result import CurvePoint, Estimate, ExpectedValue, RoutingTest, StrategyResult
 
-Json = dict[str, Any]
 MAX_CURVE_POINTS = 40
 
 
@@ -49,52 +50,50 @@ def evaluate_policy(
     tuned: SystemScores,
     fallback: SystemScores | None,
     scale: Scale | None,
-    costs: Mapping[str, Any],
-) -> Json | None:
+    owned: MeasuredCost | UnmeasuredCost,
+) -> RoutingTest | None:
     """Return the results of the policy on the test rows that both systems answered.
 
-    None if the tuned model has no confidences. `costs` is the entry `cost` of scores.json.
+    None if the tuned model has no confidences. `owned` is the cost of self-hosting.
     """
     if scale is None or all(value is None for value in tuned.confidences):
         return None
     rows, confidences, correct = tuned.rows, confidence_array(tuned.confidences), np.asarray(tuned.correct)
-    fallback_correct = (
-        np.asarray(fallback.correct)
-        if fallback and [row["id"] for row in fallback.rows] == [row["id"] for row in rows]
-        else None
-    )
-    result: Json = {"rows": len(rows), "kept": None, "right_of_kept": None, "difference_of_kept": None}
-    result["baseline"] = fallback.name if fallback and fallback_correct is not None else None
+    if fallback and [row["id"] for row in fallback.rows] != [row["id"] for row in rows]:
+        fallback = None
+    fallback_correct = np.asarray(fallback.correct) if fallback else None
     groups = cluster_ids(rows)
+    kept, correct_of_kept, difference = None, None, None
     if policy.threshold is not None:
         is_kept = confidences >= policy.threshold
-        result["kept"] = _interval(is_kept, groups)
+        kept = _interval(is_kept, groups)
         if is_kept.any():
             kept_groups = [groups[index] for index in np.flatnonzero(is_kept)] if groups else None
-            result["right_of_kept"] = _interval(correct[is_kept], kept_groups)
+            correct_of_kept = _interval(correct[is_kept], kept_groups)
             if fallback and fallback_correct is not None and fallback.name == policy.not_worse_than:
-                result["difference_of_kept"] = _difference(correct[is_kept], fallback_correct[is_kept], kept_groups)
-    result["ways"] = compare_strategies(
-        policy, tuned, fallback if fallback_correct is not None else None, confidences, owned_usd_per_1k(costs)
-    )
+                difference = _difference(correct[is_kept], fallback_correct[is_kept], kept_groups)
     thresholds = learn_then_test.build_thresholds(scale.confidences, MAX_CURVE_POINTS)
-    result["curve"] = [curve_point(threshold, confidences, correct, fallback_correct) for threshold in thresholds]
-    return result
+    return RoutingTest(
+        rows=len(rows),
+        kept=kept,
+        right_of_kept=correct_of_kept,
+        difference_of_kept=difference,
+        baseline=fallback.name if fallback else None,
+        strategies=compare_strategies(policy, tuned, fallback, confidences, owned_usd_per_1k(owned)),
+        curve=[curve_point(threshold, confidences, correct, fallback_correct) for threshold in thresholds],
+    )
 
 
 def compare_strategies(
     policy: RoutingPolicy, tuned: SystemScores, fallback: SystemScores | None, confidences: Any, owned_usd: float | None
-) -> Json:
-    """Return the results of each strategy: owned, closed, routed and random.
-
-    A result has the fraction that only the tuned model answers, the fraction right, and USD per 1,000 requests.
-    """
+) -> dict[str, StrategyResult]:
+    """Return the results of each strategy: owned, closed, routed and random."""
     groups, correct = cluster_ids(tuned.rows), np.asarray(tuned.correct)
-    strategies: Json = {"owned": {"local": 1.0, "right": _interval(correct, groups), "usd_per_1k": owned_usd}}
+    strategies = {"owned": StrategyResult(local=1.0, right=_interval(correct, groups), usd_per_1k=owned_usd)}
     if fallback is None:
         return strategies
     fallback_correct, api_usd = np.asarray(fallback.correct), _api_usd_per_1k(fallback)
-    strategies["closed"] = {"local": 0.0, "right": _interval(fallback_correct, groups), "usd_per_1k": api_usd}
+    strategies["closed"] = StrategyResult(local=0.0, right=_interval(fallback_correct, groups), usd_per_1k=api_usd)
     if policy.threshold is None:
         return strategies
     is_kept = confidences >= policy.threshold
@@ -103,31 +102,31 @@ def compare_strategies(
     # The expected value of random routing needs no sampling.
     random_correct = kept_fraction * float(correct.mean()) + (1 - kept_fraction) * float(fallback_correct.mean())
     rest_usd = _api_usd_per_1k(fallback, np.flatnonzero(~is_kept))
-    strategies["routed"] = {
-        "local": kept_fraction,
-        "right": routed,
-        "usd_per_1k": _routed_usd(owned_usd, rest_usd, 1 - kept_fraction),
-    }
-    random_fields = {"local": kept_fraction, "right": {"value": random_correct, "ci_low": None, "ci_high": None}}
-    strategies["random"] = {**random_fields, "usd_per_1k": _routed_usd(owned_usd, api_usd, 1 - kept_fraction)}
+    strategies["routed"] = StrategyResult(
+        local=kept_fraction, right=routed, usd_per_1k=_routed_usd(owned_usd, rest_usd, 1 - kept_fraction)
+    )
+    strategies["random"] = StrategyResult(
+        local=kept_fraction,
+        right=ExpectedValue(value=random_correct, ci_low=None, ci_high=None),
+        usd_per_1k=_routed_usd(owned_usd, api_usd, 1 - kept_fraction),
+    )
     return strategies
 
 
-def curve_point(threshold: float, confidences: Any, correct: Any, fallback_correct: Any) -> Json:
+def curve_point(threshold: float, confidences: Any, correct: Any, fallback_correct: Any) -> CurvePoint:
     """Return a point of the curve: the fraction kept at a threshold, the fraction right of those, and of all rows."""
     is_kept = confidences >= threshold
-    return {
-        "threshold": threshold,
-        "kept": float(is_kept.mean()),
-        "right_of_kept": float(correct[is_kept].mean()) if is_kept.any() else None,
-        "right": None if fallback_correct is None else float(np.where(is_kept, correct, fallback_correct).mean()),
-    }
+    return CurvePoint(
+        threshold=threshold,
+        kept=float(is_kept.mean()),
+        right_of_kept=float(correct[is_kept].mean()) if is_kept.any() else None,
+        right=None if fallback_correct is None else float(np.where(is_kept, correct, fallback_correct).mean()),
+    )
 
 
-def owned_usd_per_1k(costs: Mapping[str, Any]) -> float | None:
+def owned_usd_per_1k(owned: MeasuredCost | UnmeasuredCost) -> float | None:
     """Return the cost of self-hosting per 1,000 requests at the recipe's volume; None if it was not measured."""
-    owned = costs["owned"]
-    return 1000 * float(owned["usd_per_month"]) / int(owned["requests"]) if owned["measured"] else None
+    return 1000 * owned.usd_per_month / owned.requests if isinstance(owned, MeasuredCost) else None
 
 
 def _api_usd_per_1k(fallback: SystemScores, indices: Any = None) -> float | None:
@@ -149,12 +148,12 @@ def _routed_usd(owned_usd: float | None, api_usd: float | None, fraction: float)
     return owned_usd + fraction * (api_usd or 0.0)
 
 
-def _interval(values: Any, groups: Sequence[str | None] | None) -> Json:
+def _interval(values: Any, groups: Sequence[str | None] | None) -> Estimate:
     interval = intervals.compute_interval(mean_metric([float(value) for value in values]), groups)
-    return {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+    return Estimate(value=interval.value, ci_low=interval.low, ci_high=interval.high)
 
 
-def _difference(correct: Any, fallback_correct: Any, groups: Sequence[str | None] | None) -> Json:
+def _difference(correct: Any, fallback_correct: Any, groups: Sequence[str | None] | None) -> Estimate:
     a, b = (mean_metric([float(value) for value in values]) for values in (correct, fallback_correct))
     difference = paired.compute_paired_difference(a, b, groups)
-    return {"value": difference.delta, "ci_low": difference.low, "ci_high": difference.high}
+    return Estimate(value=difference.delta, ci_low=difference.low, ci_high=difference.high)

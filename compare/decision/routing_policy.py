@@ -31,6 +31,7 @@ from insource.stats import learn_then_test
 from insource.stats.learn_then_test import Claim, MeanAbove, NonInferior
 from insource.stats.metric_stats import Array
 from insource.system import atomic_files
+from insource.tracking.scores.routing_result import RoutingResult
 
 SCHEMA_VERSION = 2
 # Below every threshold: an answer of unknown confidence is never kept.
@@ -154,9 +155,15 @@ class RoutingPolicy:
             "misses it."
         )
 
+    def summarize(self) -> RoutingResult:
+        """Return the record of the policy, without results on the test rows."""
+        return RoutingResult.model_validate(
+            {"schema_version": SCHEMA_VERSION, **asdict(self), "guarantee": self.guarantee}
+        )
+
     def json(self) -> dict[str, Any]:
-        """Return the content of routing.json."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "guarantee": self.guarantee}
+        """Return the content of routing.json without results on the test rows."""
+        return self.summarize().to_json()
 
 
 def fit_policy(

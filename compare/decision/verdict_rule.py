@@ -1,8 +1,9 @@
 """The rule of the verdict, from quality, routing policy and the five questions to a choice (docs/comparing.md).
 
-RuleInputs(tuned_complete=True, quality="non-inferior", routable=False, owner=True, form_required=True,
-           voices={"privacy": "neutral", "cost": "open", "structured output": "neutral", "engineering": "neutral",
-                   "prompt changes": "closed"})
+RuleInputs(tuned_complete=True, quality="non-inferior", routable=False, has_maintainer=True,
+           structured_output_required=True,
+           votes={"privacy": "neutral", "cost": "open", "structured output": "neutral", "engineering": "neutral",
+                  "prompt changes": "closed"})
 "open", "it is as good, and cheaper at this volume"            one vote each: the cost decides a tie
 """
 
@@ -11,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Choice = Literal["open", "closed", "hybrid", "inconclusive"]
-Vote = Literal["open", "closed", "neutral"]
-Quality = Literal["superior", "non-inferior", "undecided", "worse"]
+from insource.stats.paired import Conclusion
+from insource.tracking.scores.comparison import Choice, Vote
 
 PRIVACY, COST, STRUCTURE, ENGINEERING, PROMPTS = QUESTIONS = (
     "privacy",
@@ -32,7 +32,7 @@ class RuleInputs:
 
     tuned_complete: bool
     """Whether the tuned model got every row."""
-    quality: Quality | None
+    quality: Conclusion | None
     """The conclusion of the planned comparison; None if it decides nothing."""
     routable: bool
     """Whether the routing policy reaches its target on enough of the traffic."""

@@ -12,6 +12,9 @@ from itertools import product, takewhile
 from math import ceil, floor, log10
 from typing import Any
 
+from insource.tracking.scores.comparison import PairedResult
+from insource.tracking.scores.system_result import Reliability
+
 View = dict[str, Any]
 
 CHARACTER_PX, LINE_PX = 7.2, 17.0
@@ -61,18 +64,20 @@ def fraction_axis(values: Iterable[float]) -> Axis:
     return Axis(round(low, 6), round(high, 6)) if high > low else Axis(max(low - step, 0.0), min(low + step, 1.0))
 
 
-def difference_axis(comparisons: Sequence[Mapping[str, Any]]) -> Axis:
+def difference_axis(comparisons: Sequence[PairedResult]) -> Axis:
     """Return an axis for differences that contains zero, the margins and every interval near them.
 
     Outliers, such as an untuned base, are clipped: they would leave no room for the others.
     """
-    margins = [comparison["margin"] for comparison in comparisons if comparison["margin"] is not None]
+    margins = [comparison.margin for comparison in comparisons]
     limit = OUTLIER_FACTOR * max(
-        [comparison["ci_high"] - comparison["ci_low"] for comparison in comparisons] + margins, default=0.01
+        [comparison.ci_high - comparison.ci_low for comparison in comparisons] + margins, default=0.01
     )
     bounds = [0.0, *margins, *(-margin for margin in margins)]
     bounds += [
-        max(min(comparison[bound], limit), -limit) for comparison in comparisons for bound in ("ci_low", "ci_high")
+        max(min(bound, limit), -limit)
+        for comparison in comparisons
+        for bound in (comparison.ci_low, comparison.ci_high)
     ]
     padding = 0.06 * (max(bounds) - min(bounds)) or 0.01
     return Axis(min(bounds) - padding, max(bounds) + padding)
@@ -86,14 +91,13 @@ def log_axis(values: Iterable[float]) -> Axis:
     return Axis(low, high if high > low else 10 * low, log=True)
 
 
-def forest_row(comparison: Mapping[str, Any], axis: Axis) -> View:
+def forest_row(comparison: PairedResult, axis: Axis) -> View:
     """Return the positions of one paired difference, with lines for zero and the margin."""
-    margin = comparison["margin"]
     return {
-        **axis.interval(comparison["delta"], comparison["ci_low"], comparison["ci_high"]),
+        **axis.interval(comparison.delta, comparison.ci_low, comparison.ci_high),
         "zero": axis.position(0),
-        "beyond": "right" if comparison["delta"] > axis.high else "left" if comparison["delta"] < axis.low else None,
-        "margin": None if margin is None else axis.position(-margin),
+        "beyond": "right" if comparison.delta > axis.high else "left" if comparison.delta < axis.low else None,
+        "margin": axis.position(-comparison.margin),
     }
 
 
@@ -137,19 +141,19 @@ def quality_cost_plot(points: Sequence[Mapping[str, Any]], size: tuple[int, int]
     return {"points": placed, "lanes": columns, "start": start, "x_ticks": x_ticks, "y_ticks": quality_axis.ticks()}
 
 
-def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
+def reliability_bins(calibration: Reliability) -> list[View]:
     """Return the bins of a reliability diagram: confidence on the x axis, accuracy on the y axis."""
     axis = Axis(0, 1)
     return [
         {
-            "x": axis.position(bucket["confidence"]),
-            "y": round(100 - axis.position(bucket["accuracy"]), 2),
-            "top": round(100 - axis.position(bucket["ci_high"]), 2),
-            "bottom": round(100 - axis.position(bucket["ci_low"]), 2),
-            "n": bucket["n"],
+            "x": axis.position(bucket.confidence),
+            "y": round(100 - axis.position(bucket.accuracy), 2),
+            "top": round(100 - axis.position(bucket.ci_high), 2),
+            "bottom": round(100 - axis.position(bucket.ci_low), 2),
+            "n": bucket.n,
         }
-        for bucket in calibration["bins"]
-        if bucket["n"]
+        for bucket in calibration.bins
+        if bucket.n
     ]
 
 

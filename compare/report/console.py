@@ -1,38 +1,39 @@
 """The console summary at the end of a comparison."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from compare.report import routing_section, wording
+from insource.config.schema.compare import TUNED
 from insource.tasks import metric_label
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import Scores
+from insource.tracking.scores.system_result import SystemResult
 
 MAX_LINES = 10
 
 
-def summary_lines(run: Run, scores: Mapping[str, Any]) -> list[str]:
+def summary_lines(run: Run, scores: Scores) -> list[str]:
     """Return the summary of a comparison, at most MAX_LINES lines."""
-    metric = scores["plan"]["metric"] if scores["plan"] else scores["task"]["metrics"][0]
-    best_first = sorted(scores["systems"].values(), key=lambda system: -system["metrics"][metric]["value"])
-    header = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
+    metric = scores.deciding_metric
+    best_first = sorted(scores.systems.values(), key=lambda system: -system.metrics[metric].value)
+    header = [f"verdict   {scores.verdict.choice.upper()}: {scores.verdict.headline}"]
     if note := wording.linear_baseline_note(scores):
         header.append(f"linear    {note.text}")
     header.append(f"questions {wording.format_votes(scores)}")
     footer = []
-    if section := scores["systems"]["tuned"]["latency"]:
-        percentiles = f"p50 {section['p50_seconds']:.2f} s, p95 {section['p95_seconds']:.2f} s"
-        footer.append(f"latency   {percentiles} of the tuned model, {section['concurrency']} requests at a time")
+    if latency := scores.systems[TUNED].latency:
+        percentiles = f"p50 {latency.p50_seconds:.2f} s, p95 {latency.p95_seconds:.2f} s"
+        footer.append(f"latency   {percentiles} of the tuned model, {latency.concurrency} requests at a time")
     if section := routing_section.build_routing_section(scores):
         footer.append(f"routing   {routing_section.policy_summary(section['policy'])}")
-    if scores["not_run"]:
-        footer.append(f"not run   {', '.join(skipped['name'] for skipped in scores['not_run'])}")
+    if scores.not_run:
+        footer.append(f"not run   {', '.join(skipped.name for skipped in scores.not_run)}")
     footer.append(f"report    {os.path.relpath(run.folder / 'report.html')}")
     available_lines = MAX_LINES - len(header) - len(footer)
     return [*header, *(_system_line(system, metric) for system in best_first[:available_lines]), *footer]
 
 
-def _system_line(system: Mapping[str, Any], metric: str) -> str:
-    value = system["metrics"][metric]
-    score_text = f"{metric_label(metric)} {value['value']:.1%} ({value['ci_low']:.1%} to {value['ci_high']:.1%})"
-    return f"          {score_text}  {system['title']}{'' if system['complete'] else '  INCOMPLETE'}"
+def _system_line(system: SystemResult, metric: str) -> str:
+    value = system.metrics[metric]
+    score_text = f"{metric_label(metric)} {value.value:.1%} ({value.ci_low:.1%} to {value.ci_high:.1%})"
+    return f"          {score_text}  {system.title}{'' if system.complete else '  INCOMPLETE'}"

@@ -18,8 +18,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from compare.report import cost_section, markdown_page, routing_section, section_data, wording
-from compare.report.wording import Scores
 from insource.system import atomic_files, number_format
+from insource.tracking.scores.comparison import Disagreement, Scores
 
 TEMPLATES = Path(__file__).parent / "templates"
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
@@ -27,7 +27,7 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
-def write_report(folder: Path, scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> list[Path]:
+def write_report(folder: Path, scores: Scores, disagreements: Sequence[Disagreement]) -> list[Path]:
     """Write both files into a folder and return their paths."""
     pages = {HTML_FILE: render_html(scores, disagreements), MARKDOWN_FILE: markdown_page.render_markdown(scores)}
     for name, text in pages.items():
@@ -35,7 +35,7 @@ def write_report(folder: Path, scores: Scores, disagreements: Sequence[Mapping[s
     return [folder / name for name in pages]
 
 
-def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> str:
+def render_html(scores: Scores, disagreements: Sequence[Disagreement]) -> str:
     """Return the page. `disagreements` are rows in which two systems differ, with both answers."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -111,7 +111,7 @@ def _template_filters() -> dict[str, Any]:
     }
 
 
-def _template_context(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> dict[str, Any]:
     """Return the data of each section."""
     return {
         "KIND": wording.KIND_LABELS,
@@ -123,7 +123,7 @@ def _template_context(scores: Scores, disagreements: Sequence[Mapping[str, Any]]
         "reasons": wording.supporting_reasons(scores),
         "questions": wording.question_reasons(scores),
         "counted": wording.format_votes(scores),
-        "primary": wording.primary_comparison(scores),
+        "primary": scores.primary_comparison,
         "incomplete": wording.incomplete_notes(scores),
         "quality": section_data.quality(scores),
         "differences": section_data.differences(scores),

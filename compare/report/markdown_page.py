@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from compare.report import routing_section, section_data, wording
-from compare.report.wording import Scores
 from insource.system.number_format import (
     format_count,
     format_delta,
@@ -24,6 +23,9 @@ from insource.system.number_format import (
     format_seconds,
     format_usd,
 )
+from insource.tracking.scores.comparison import Plan, Scores
+from insource.tracking.scores.cost_result import MeasuredCost
+from insource.tracking.scores.routing_result import Estimate, ExpectedValue
 
 # The word joiner after @ prevents mentions of users.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "@": "&#64;\u2060", "#": "&#35;"}
@@ -64,29 +66,29 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def _verdict(scores: Scores) -> list[str]:
-    verdict, task, base = scores["verdict"], scores["task"], scores["base"]
+    verdict, task, base = scores.verdict, scores.task, scores.base
     note = wording.linear_baseline_note(scores)
-    pocket_note = " The base is the pocket model, which stands in for the recipe's own." if base["pocket"] else ""
+    pocket_note = " The base is the pocket model, which stands in for the recipe's own." if base.pocket else ""
     meta = (
-        f"{escape_markdown(task['kind']).capitalize()}, {format_count(task['n_test'], 'sealed test row')}, "
-        f"{task['n_train']:,} to train on. Base {escape_markdown(base['name'])}, "
-        f"{escape_markdown(base['quantization'])}, measured on {escape_markdown(scores['hardware'])}.{pocket_note} "
-        f"Run {escape_markdown(scores['run_id'])}."
+        f"{escape_markdown(task.kind).capitalize()}, {format_count(task.n_test, 'sealed test row')}, "
+        f"{task.n_train:,} to train on. Base {escape_markdown(base.name)}, "
+        f"{escape_markdown(base.quantization)}, measured on {escape_markdown(scores.hardware)}.{pocket_note} "
+        f"Run {escape_markdown(scores.run_id)}."
     )
     reasons = [
-        f"- {escape_markdown(reason['says'])}"
-        + (f" ({escape_markdown(reason['figure'])})" if reason["figure"] is not None else "")
+        f"- {escape_markdown(reason.text)}"
+        + (f" ({escape_markdown(reason.value)})" if reason.value is not None else "")
         for reason in wording.supporting_reasons(scores)
     ]
     questions = [
-        f"- **{escape_markdown(question['for'])}**, {escape_markdown(question['question'])} "
-        f"{escape_markdown(question['figure'])}: {escape_markdown(question['says'])}"
+        f"- **{escape_markdown(question.favors)}**, {escape_markdown(question.question)} "
+        f"{escape_markdown(question.value)}: {escape_markdown(question.text)}"
         for question in wording.question_reasons(scores)
     ]
-    open_points = [f"- {escape_markdown(point)}" for point in verdict["undecided"]]
+    open_points = [f"- {escape_markdown(point)}" for point in verdict.open_questions]
     return [
-        f"# {escape_markdown(scores['recipe'])}: comparison",
-        f"**Verdict: {escape_markdown(verdict['choice'])}.** {escape_markdown(verdict['headline'])}",
+        f"# {escape_markdown(scores.recipe)}: comparison",
+        f"**Verdict: {escape_markdown(verdict.choice)}.** {escape_markdown(verdict.headline)}",
         *([f"**Note:** {escape_markdown(note.text)}"] if note else []),
         meta,
         *(["\n".join(reasons)] if reasons else []),
@@ -109,16 +111,16 @@ def _systems(scores: Scores) -> list[str]:
 
 def _system(row: Mapping[str, Any]) -> list[str]:
     system, score = row["system"], row["figure"]
-    name = escape_markdown(row["title"]) + ("" if system["complete"] else " **INCOMPLETE**")
-    latency = system["latency"]
+    name = escape_markdown(row["title"]) + ("" if system.complete else " **INCOMPLETE**")
+    latency = system.latency
     return [
-        f"**{name}**" if row["chief"] and system["complete"] else name,
-        f"{format_percent(score['value'])} ({format_range(score['ci_low'], score['ci_high'])})",
-        *("–" if value is None else format_percent(value["value"]) for value in row["others"]),
-        format_usd(system["cost_usd_per_1k"]),
-        format_usd(system["cost_usd_per_1k_right"]),
-        format_seconds(latency["p50_seconds"]) if latency else "–",
-        f"{wording.count_answered(system):,} of {system['n']:,}"
+        f"**{name}**" if row["chief"] and system.complete else name,
+        f"{format_percent(score.value)} ({format_range(score.ci_low, score.ci_high)})",
+        *("–" if value is None else format_percent(value.value) for value in row["others"]),
+        format_usd(system.cost_usd_per_1k),
+        format_usd(system.cost_usd_per_1k_right),
+        format_seconds(latency.p50_seconds) if latency else "–",
+        f"{wording.count_answered(system):,} of {system.n:,}"
         + (f" ({outcomes})" if (outcomes := wording.format_outcomes(system)) else ""),
     ]
 
@@ -130,12 +132,12 @@ def _differences(scores: Scores) -> list[str]:
             [
                 f"{escape_markdown(row['a'])} minus {escape_markdown(row['b'])}"
                 + (" (planned)" if row["chief"] else ""),
-                format_delta(row["one"]["delta"]),
-                format_delta_range(row["one"]["ci_low"], row["one"]["ci_high"]),
-                format_p_value(row["one"]["p_adjusted"]),
-                "–" if row["one"]["margin"] is None else format_points(row["one"]["margin"]),
-                format_points(row["one"]["mde"]),
-                wording.CONCLUSION_LABELS[row["one"]["judged"]],
+                format_delta(row["one"].delta),
+                format_delta_range(row["one"].ci_low, row["one"].ci_high),
+                format_p_value(row["one"].p_adjusted),
+                format_points(row["one"].margin),
+                format_points(row["one"].mde),
+                wording.CONCLUSION_LABELS[row["one"].conclusion],
             ]
             for row in group["rows"]
         ]
@@ -146,29 +148,31 @@ def _differences(scores: Scores) -> list[str]:
 
 
 def _cost(scores: Scores) -> list[str]:
-    cost, titles = scores["cost"], wording.display_names(scores)
-    owned = cost["owned"]
-    if owned["measured"]:
+    cost, titles = scores.cost, wording.display_names(scores)
+    owned = cost.owned
+    if isinstance(owned, MeasuredCost):
         text = (
-            f"Owned, at {format_count(owned['requests'], 'request')} a month: {format_usd(owned['usd_per_month'])} "
-            f"({format_count(owned['machines'], 'machine')} {format_usd(owned['machines_usd'])}, engineer "
-            f"{format_usd(owned['engineer_usd'])}, training {format_usd(owned['training_usd'])}), measured at "
-            f"{format_number(owned['requests_per_second'])} requests a second on {escape_markdown(owned['hardware'])}."
+            f"Owned, at {format_count(owned.requests, 'request')} a month: {format_usd(owned.usd_per_month)} "
+            f"({format_count(owned.machines, 'machine')} {format_usd(owned.machines_usd)}, engineer "
+            f"{format_usd(owned.engineer_usd)}, training {format_usd(owned.training_usd)}), measured at "
+            f"{format_number(owned.requests_per_second)} requests a second on {escape_markdown(owned.hardware)}."
         )
     else:
-        text = f"What owning costs was not measured: {escape_markdown(owned['why_not'])}. So break-even is withheld."
+        text = (
+            f"What owning costs was not measured: {escape_markdown(owned.missing_reason)}. So break-even is withheld."
+        )
     rows = []
-    for name, api_cost in cost["systems"].items():
-        break_even = api_cost["break_even"]
-        placeholder = "never" if break_even["never"] else "withheld"
+    for name, api_cost in cost.systems.items():
+        break_even = api_cost.break_even
+        placeholder = "never" if break_even.never else "withheld"
         first_requests, permanent_requests = (
             placeholder if value is None else f"{value:,}"
-            for value in (break_even["first_requests"], break_even["for_good_requests"])
+            for value in (break_even.first_requests, break_even.permanent_requests)
         )
         rows.append(
             [
                 escape_markdown(titles.get(name, name)),
-                format_usd(api_cost["usd_per_request"]),
+                format_usd(api_cost.usd_per_request),
                 first_requests,
                 permanent_requests,
             ]
@@ -184,17 +188,15 @@ def _routing(scores: Scores) -> list[str]:
     rows = [
         [
             escape_markdown(strategy["title"]),
-            format_percent(strategy["local"]),
-            format_percent(strategy["right"]["value"]),
-            "–"
-            if strategy["right"]["ci_low"] is None
-            else format_range(strategy["right"]["ci_low"], strategy["right"]["ci_high"]),
-            format_usd(strategy["usd_per_1k"]),
+            format_percent(strategy["result"].local),
+            format_percent(strategy["result"].right.value),
+            _estimate_range(strategy["result"].right),
+            format_usd(strategy["result"].usd_per_1k),
         ]
         for strategy in section["ways"]
     ]
     headers = ["Test rows answered", "by the owned model alone", "right", "interval", "per 1,000 requests"]
-    paragraphs = [section["said"], section["on_test"], section["policy"]["guarantee"]]
+    paragraphs = [section["said"], section["on_test"], section["policy"].guarantee]
     return [
         "## Routing",
         *(escape_markdown(paragraph) for paragraph in paragraphs if paragraph),
@@ -205,37 +207,39 @@ def _routing(scores: Scores) -> list[str]:
 def _incomplete(scores: Scores) -> list[str]:
     lines = [f"- **INCOMPLETE** {escape_markdown(line)}" for line in wording.incomplete_notes(scores)]
     lines += [
-        f"- Did not run: {escape_markdown(skipped['title'])}: {escape_markdown(skipped['why'])}"
-        for skipped in scores["not_run"]
+        f"- Did not run: {escape_markdown(skipped.title)}: {escape_markdown(skipped.reason)}"
+        for skipped in scores.not_run
     ]
     return ["## What is incomplete", "\n".join(lines) if lines else "Nothing."]
 
 
 def _integrity(scores: Scores) -> list[str]:
-    integrity, plan = scores["integrity"], scores["plan"]
-    versions = ", ".join(f"{library} {version}" for library, version in integrity["versions"].items())
-    if plan:
-        state = "confirmatory" if plan["confirmatory"] else f"not confirmatory: {plan['why_not']}"
-        plan_text = (
-            f"{plan['system']} against {plan['baseline']} by {plan['metric']}, margin {format_points(plan['margin'])} "
-            f"points, alpha {plan['alpha']}, written {plan['written']}, {state}"
-        )
-    else:
-        plan_text = "none, so every comparison is exploratory"
+    integrity, plan = scores.integrity, scores.plan
+    versions = ", ".join(f"{library} {version}" for library, version in integrity.versions.items())
     fields = {
-        "plan": plan_text,
-        "plan, sha256": plan["sha256"] if plan else "none",
-        "test.jsonl, sha256": integrity["test_sha256"],
-        "openings of the test": "; ".join(
-            f"{opening['opened']} by {opening['run']}" for opening in integrity["openings"]
-        )
+        "plan": _plan_text(plan) if plan else "none, so every comparison is exploratory",
+        "plan, sha256": plan.sha256 if plan else "none",
+        "test.jsonl, sha256": integrity.test_sha256,
+        "openings of the test": "; ".join(f"{opening.opened} by {opening.run}" for opening in integrity.openings)
         or "none",
-        "test rows also in train": integrity["leaked_rows"],
+        "test rows also in train": integrity.leaked_rows,
         "served as trained": wording.parity_text(scores),
-        "answers reused from before": integrity["cache_hits"],
-        "retries": integrity["retries"],
-        "fallbacks": "; ".join(integrity["fallbacks"]) or "none",
-        "code": integrity["git_commit"] or "no commit is known",
+        "answers reused from before": integrity.cache_hits,
+        "retries": integrity.retries,
+        "fallbacks": "; ".join(integrity.fallbacks) or "none",
+        "code": integrity.git_commit or "no commit is known",
         "versions": versions,
     }
     return ["## Integrity", "\n".join(f"- {name}: {escape_markdown(value)}" for name, value in fields.items())]
+
+
+def _plan_text(plan: Plan) -> str:
+    state = "confirmatory" if plan.confirmatory else f"not confirmatory: {plan.exploratory_reason}"
+    return (
+        f"{plan.system} against {plan.baseline} by {plan.metric}, margin {format_points(plan.margin)} points, alpha "
+        f"{plan.alpha}, written {plan.registered_at}, {state}"
+    )
+
+
+def _estimate_range(estimate: Estimate | ExpectedValue) -> str:
+    return format_range(estimate.ci_low, estimate.ci_high) if isinstance(estimate, Estimate) else "–"

@@ -1,6 +1,6 @@
 """The routing section of the report: the policy, its results on the test rows, and the curve of all thresholds.
 
-in   scores["routing"], which is routing.json
+in   scores.routing, which is the content of routing.json
 out  {"said": "From a confidence of 0.8312 on ...", "ways": [{"title": "routed", "local": 0.71, ...}], "picture": {...}}
 """
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from compare.report import charts, wording
 from compare.report.charts import Axis
-from compare.report.wording import Scores
 from insource.system.number_format import (
     format_axis_percent,
     format_count,
@@ -19,6 +18,8 @@ from insource.system.number_format import (
     format_points,
     format_range,
 )
+from insource.tracking.scores.comparison import Scores
+from insource.tracking.scores.routing_result import RoutingResult, RoutingTest
 
 View = dict[str, Any]
 # A fraction of fewer rows is too uncertain for a point of the curve.
@@ -27,108 +28,106 @@ MIN_KEPT_ROWS = 20
 
 def build_routing_section(scores: Scores) -> View | None:
     """Return the routing section; None if there is no policy, or if no confidences are known."""
-    policy = scores.get("routing")
-    if policy is None or policy["score"] is None:
+    policy = scores.routing
+    if policy is None or policy.score is None:
         return None
-    test = policy["test"]
+    titles, test = wording.display_names(scores), policy.test
     return {
         "policy": policy,
         "said": policy_text(policy),
-        "on_test": test_result_text(scores),
-        "ways": strategy_rows(scores),
-        "picture": threshold_chart(policy) if test else None,
+        "on_test": test_result_text(test, titles) if test else None,
+        "ways": strategy_rows(test, titles) if test else [],
+        "picture": threshold_chart(policy, test) if test else None,
     }
 
 
-def policy_text(policy: Mapping[str, Any]) -> str:
+def policy_text(policy: RoutingResult) -> str:
     """Return the result on the calibration rows."""
-    if policy["threshold"] is None:
-        return f"No part of the traffic can be given to the owned model alone: {policy['why_none']}."
-    text = f"From a confidence of {policy['threshold']:.4f} on the owned model may answer alone: "
-    text += f"{format_percent(policy['coverage'])} of {format_count(policy['calibration_rows'], 'calibration row')}, "
-    return text + f"{format_percent(policy['accuracy'])} of these right, target {target_text(policy)}."
+    if policy.threshold is None:
+        return f"No part of the traffic can be given to the owned model alone: {policy.why_none}."
+    assert policy.coverage is not None and policy.accuracy is not None, "a threshold has both"
+    text = f"From a confidence of {policy.threshold:.4f} on the owned model may answer alone: "
+    text += f"{format_percent(policy.coverage)} of {format_count(policy.calibration_rows, 'calibration row')}, "
+    return text + f"{format_percent(policy.accuracy)} of these right, target {target_text(policy)}."
 
 
-def policy_summary(policy: Mapping[str, Any]) -> str:
+def policy_summary(policy: RoutingResult) -> str:
     """Return the result on the calibration rows for one console line."""
-    if policy["threshold"] is None:
-        rows_needed = policy["rows_needed"]
+    if policy.threshold is None:
+        rows_needed = policy.rows_needed
         hint = f"about {rows_needed:,} calibration rows would show one" if rows_needed else "see the report"
         return f"no threshold keeps the target ({target_text(policy)}); {hint}"
-    return (
-        f"keeps {format_percent(policy['coverage'])} from confidence {policy['threshold']:.4f} on, "
-        f"{target_text(policy)}"
-    )
+    assert policy.coverage is not None, "a threshold has one"
+    return f"keeps {format_percent(policy.coverage)} from confidence {policy.threshold:.4f} on, {target_text(policy)}"
 
 
-def target_text(policy: Mapping[str, Any]) -> str:
+def target_text(policy: RoutingResult) -> str:
     """Return the target with its confidence: more than 95.0% right, with 95% confidence."""
-    confidence_text = f"with {format_axis_percent(policy['confidence'])} confidence"
-    if policy["not_worse_than"] is not None:
-        margin = format_points(policy["margin"])
-        return f"less than {margin} points less often right than {policy['not_worse_than']}, {confidence_text}"
-    return f"more than {format_percent(policy['target_accuracy'])} right, {confidence_text}"
+    confidence_text = f"with {format_axis_percent(policy.confidence)} confidence"
+    if policy.not_worse_than is not None:
+        assert policy.margin is not None, "such a target has one"
+        margin = format_points(policy.margin)
+        return f"less than {margin} points less often right than {policy.not_worse_than}, {confidence_text}"
+    assert policy.target_accuracy is not None, "the schema wants one of the two targets"
+    return f"more than {format_percent(policy.target_accuracy)} right, {confidence_text}"
 
 
-def test_result_text(scores: Scores) -> str | None:
+def test_result_text(test: RoutingTest, titles: Mapping[str, str]) -> str | None:
     """Return the results of the policy on the test rows; None without a threshold."""
-    policy = scores["routing"]
-    test = policy["test"]
-    if not test or not test["kept"]:
+    if not test.kept:
         return None
-    kept_fraction, correct_fraction = test["kept"], test["right_of_kept"]
-    text = f"On the {format_count(test['rows'], 'test row')} it keeps {format_percent(kept_fraction['value'])}"
+    correct_fraction = test.right_of_kept
+    text = f"On the {format_count(test.rows, 'test row')} it keeps {format_percent(test.kept.value)}"
     if correct_fraction is None:
         return text + "."
     text += (
-        f"; {format_percent(correct_fraction['value'])} of these are right "
-        f"({format_range(correct_fraction['ci_low'], correct_fraction['ci_high'])})"
+        f"; {format_percent(correct_fraction.value)} of these are right "
+        f"({format_range(correct_fraction.ci_low, correct_fraction.ci_high)})"
     )
-    if difference := test["difference_of_kept"]:
-        bounds = format_delta_range(difference["ci_low"], difference["ci_high"])
-        name = wording.display_names(scores)[test["baseline"]]
-        text += f", {format_delta(difference['value'])} points ({bounds}) beside {name}"
+    if difference := test.difference_of_kept:
+        bounds = format_delta_range(difference.ci_low, difference.ci_high)
+        name = titles[test.baseline or ""]
+        text += f", {format_delta(difference.value)} points ({bounds}) beside {name}"
     return text + "."
 
 
-def strategy_rows(scores: Scores) -> list[View]:
+def strategy_rows(test: RoutingTest, titles: Mapping[str, str]) -> list[View]:
     """Return a row for each strategy of answering the test rows."""
-    test = scores["routing"]["test"]
-    if not test:
-        return []
-    baseline_title = wording.display_names(scores).get(test["baseline"] or "", "")
-    titles = {
+    baseline_title = titles.get(test.baseline or "", "")
+    labels = {
         "owned": "all by the owned model",
         "routed": f"routed, the rest by {baseline_title}",
         "random": f"the same share at random, the rest by {baseline_title}",
         "closed": f"all by {baseline_title}",
     }
-    return [{"title": title, **test["ways"][name]} for name, title in titles.items() if name in test["ways"]]
+    return [
+        {"title": label, "result": test.strategies[name]} for name, label in labels.items() if name in test.strategies
+    ]
 
 
-def threshold_chart(policy: Mapping[str, Any]) -> View:
+def threshold_chart(policy: RoutingResult, test: RoutingTest) -> View:
     """Return the threshold curve: x is the fraction kept, y the fraction right of those and of all rows."""
-    test = policy["test"]
-    curve, strategies, min_fraction = test["curve"], test["ways"], MIN_KEPT_ROWS / test["rows"]
-    kept_points = [(point["kept"], point["right_of_kept"]) for point in curve if point["kept"] >= min_fraction]
-    overall_points = [(point["kept"], point["right"]) for point in curve if point["right"] is not None]
-    target = policy["target_accuracy"]
+    curve, strategies, min_fraction = test.curve, test.strategies, MIN_KEPT_ROWS / test.rows
+    kept_points = [
+        (point.kept, point.right_of_kept)
+        for point in curve
+        if point.kept >= min_fraction and point.right_of_kept is not None
+    ]
+    overall_points = [(point.kept, point.right) for point in curve if point.right is not None]
+    target = policy.target_accuracy
     random_points = (
-        [(0.0, strategies["closed"]["right"]["value"]), (1.0, strategies["owned"]["right"]["value"])]
-        if overall_points
-        else []
+        [(0.0, strategies["closed"].right.value), (1.0, strategies["owned"].right.value)] if overall_points else []
     )
     values = [value for _, value in kept_points + overall_points + random_points] + (
         [target] if target is not None else []
     )
     x_axis, y_axis = Axis(0, 1), charts.fraction_axis(values)
-    chosen = test["kept"]
     return {
         "kept": _polyline(kept_points, x_axis, y_axis),
         "whole": _polyline(overall_points, x_axis, y_axis),
         "random": _polyline(random_points, x_axis, y_axis),
         "target": None if target is None else round(100 - y_axis.position(target), 2),
-        "chosen": x_axis.position(chosen["value"]) if chosen else None,
+        "chosen": x_axis.position(test.kept.value) if test.kept else None,
         "x_ticks": x_axis.ticks(6),
         "y_ticks": y_axis.ticks(6),
         "points": kept_points,

@@ -4,17 +4,15 @@ Texts of models and labels are not escaped: the HTML page escapes them in its te
 rules.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from insource.config.schema.compare import TUNED
 from insource.system.number_format import format_count, format_percent
 from insource.tasks import metric_label
+from insource.tracking.scores.comparison import Reason, Scores
+from insource.tracking.scores.system_result import SystemKind, SystemResult
 
-Scores = Mapping[str, Any]
-
-KIND_LABELS = {
+KIND_LABELS: dict[SystemKind, str] = {
     "tuned": "the tuned model",
     "base": "the same base, untuned",
     "linear": "a linear model",
@@ -37,74 +35,53 @@ def metric_name(metric: str) -> str:
     return metric_label(metric)
 
 
-def count_answered(system: Mapping[str, Any]) -> int:
+def count_answered(system: SystemResult) -> int:
     """Return the number of rows with an answer that can be scored. `format_outcomes` lists the others."""
-    counts = system.get("rows") or {}
-    return int(counts.get("answered", system["answered"]))
+    return (system.outcomes or {}).get("answered", system.answered)
 
 
-def format_outcomes(system: Mapping[str, Any]) -> str:
+def format_outcomes(system: SystemResult) -> str:
     """Return the outcomes of rows without such an answer: 3 refused, 12 cut; "" if there are none."""
-    counts = system.get("rows") or {}
+    counts = system.outcomes or {}
     kinds = ("refused", "malformed", "cut", "failed", "not_asked")
     return ", ".join(f"{counts[kind]:,} {kind.replace('_', ' ')}" for kind in kinds if counts.get(kind))
 
 
-def display_name(system: Mapping[str, Any]) -> str:
+def display_name(system: SystemResult) -> str:
     """Return a system's name in tables. A stand-in is always marked as one."""
-    title: str = system["title"]
-    return title if not system["stand_in"] or "stand-in" in title.lower() else f"{title} (stand-in)"
+    title = system.title
+    return title if not system.stand_in or "stand-in" in title.lower() else f"{title} (stand-in)"
 
 
 def display_names(scores: Scores) -> dict[str, str]:
     """Return {name: display name} of all systems, including those that did not run."""
-    return {skipped["name"]: skipped["title"] for skipped in scores["not_run"]} | {
-        name: display_name(system) for name, system in scores["systems"].items()
+    return {skipped.name: skipped.title for skipped in scores.not_run} | {
+        name: display_name(system) for name, system in scores.systems.items()
     }
-
-
-def deciding_metric(scores: Scores) -> str:
-    """Return the deciding metric: the plan's, else the task's first."""
-    plan = scores["plan"]
-    return str(plan["metric"] if plan else scores["task"]["metrics"][0])
-
-
-def primary_pair(scores: Scores) -> tuple[str | None, str | None]:
-    """Return the two main systems: those of the plan, else the tuned model and an API model or another system.
-
-    None for a system that does not exist.
-    """
-    systems, plan = scores["systems"], scores["plan"]
-    tuned = plan["system"] if plan and plan["system"] in systems else None
-    tuned = tuned or next((name for name, system in systems.items() if system["kind"] == "tuned"), None)
-    if plan and plan["baseline"] in systems:
-        return tuned, plan["baseline"]
-    others = [name for name, system in systems.items() if system["kind"] != "tuned"]
-    ranks = ("closed", "file", "linear", "nearest", "base")
-    return tuned, min(others, key=lambda name: ranks.index(systems[name]["kind"]), default=None)
 
 
 def parity_text(scores: Scores) -> str:
     """Return the result of the parity check: the served variant against the trained weights, on the validation rows."""
-    parity = scores["systems"].get(TUNED, {}).get("parity")
-    if parity is None:
+    tuned = scores.systems.get(TUNED)
+    if tuned is None or tuned.parity is None:
         return "not checked in this comparison"
-    if parity["agreement"] is not None:
+    parity = tuned.parity
+    if parity.agreement is not None:
         return (
-            f"{format_percent(parity['agreement'])} of {format_count(parity['n'], 'validation row')} answered as "
+            f"{format_percent(parity.agreement)} of {format_count(parity.n, 'validation row')} answered as "
             "the trained weights do"
         )
-    difference_text = f"{parity['difference']:+.1%} ({parity['ci_low']:+.1%} to {parity['ci_high']:+.1%})"
+    difference_text = f"{parity.difference:+.1%} ({parity.ci_low:+.1%} to {parity.ci_high:+.1%})"
     return (
-        f"other weights than were trained: {metric_label(parity['metric'])} {format_percent(parity['served'])} against "
-        f"{format_percent(parity['trained'])} of {format_count(parity['n'], 'validation row')}, {difference_text}"
+        f"other weights than were trained: {metric_label(parity.metric)} {format_percent(parity.served)} against "
+        f"{format_percent(parity.trained)} of {format_count(parity.n, 'validation row')}, {difference_text}"
     )
 
 
 def deciding_value(scores: Scores, name: str | None) -> float | None:
     """Return a system's value in the deciding metric, None if it has none."""
-    metric = scores["systems"][name]["metrics"].get(deciding_metric(scores)) if name else None
-    return None if metric is None else float(metric["value"])
+    metric = scores.systems[name].metrics.get(scores.deciding_metric) if name else None
+    return None if metric is None else metric.value
 
 
 @dataclass(frozen=True)
@@ -121,40 +98,38 @@ def linear_baseline_note(scores: Scores) -> BaselineNote | None:
 
     Also None if the headline mentions it.
     """
-    tuned = primary_pair(scores)[0]
+    tuned = scores.primary_pair[0]
     value = deciding_value(scores, tuned)
-    if value is None or "linear" in scores["verdict"]["headline"].lower():
+    if value is None or "linear" in scores.verdict.headline.lower():
         return None
-    linear_names = [name for name, system in scores["systems"].items() if system["kind"] == "linear"]
+    linear_names = [name for name, system in scores.systems.items() if system.kind == "linear"]
     as_good = {
         name: score for name in linear_names if (score := deciding_value(scores, name)) is not None and score >= value
     }
     if not as_good:
         return None
-    for index, reason in enumerate(scores["verdict"]["reasons"]):
-        if reason["about"] == "linear":
-            return BaselineNote(reason["says"], index)
+    for index, reason in enumerate(scores.verdict.reasons):
+        if reason.topic == "linear":
+            return BaselineNote(reason.text, index)
     best = max(as_good, key=lambda name: as_good[name])
     titles = display_names(scores)
     return BaselineNote(
         f"A linear model does as well: {titles[best]} reaches {format_percent(as_good[best])} "
-        f"{metric_name(deciding_metric(scores))}, {titles[str(tuned)]} {format_percent(value)}.",
+        f"{metric_name(scores.deciding_metric)}, {titles[str(tuned)]} {format_percent(value)}.",
         None,
     )
 
 
-def supporting_reasons(scores: Scores) -> list[Mapping[str, Any]]:
+def supporting_reasons(scores: Scores) -> list[Reason]:
     """Return the verdict's reasons, without the one below the headline and without the five questions."""
     note = linear_baseline_note(scores)
-    numbered = enumerate(scores["verdict"]["reasons"])
-    return [
-        reason for index, reason in numbered if not reason.get("question") and (not note or index != note.reason_index)
-    ]
+    numbered = enumerate(scores.verdict.reasons)
+    return [reason for index, reason in numbered if not reason.question and (not note or index != note.reason_index)]
 
 
-def question_reasons(scores: Scores) -> list[Mapping[str, Any]]:
+def question_reasons(scores: Scores) -> list[Reason]:
     """Return the verdict's answers to the five questions; [] for a scores.json of an older version."""
-    return [reason for reason in scores["verdict"]["reasons"] if reason.get("question")]
+    return [reason for reason in scores.verdict.reasons if reason.question]
 
 
 def format_votes(scores: Scores) -> str:
@@ -162,30 +137,22 @@ def format_votes(scores: Scores) -> str:
     reasons = question_reasons(scores)
     parts = []
     for vote in ("open", "closed", "neutral"):
-        topics = [reason["about"] for reason in reasons if reason["for"] == vote]
+        topics = [reason.topic for reason in reasons if reason.favors == vote]
         topics_text = f" ({', '.join(topics)})" if topics and vote != "neutral" else ""
         parts.append(f"{len(topics)} {vote}{topics_text}")
     return ", ".join(parts)
-
-
-def primary_comparison(scores: Scores) -> Mapping[str, Any] | None:
-    """Return the planned comparison, None if there was no plan or it could not be made."""
-    planned: list[Mapping[str, Any]] = [
-        comparison for comparison in scores["comparisons"] if comparison["family"] == "primary"
-    ]
-    return planned[0] if planned else None
 
 
 def incomplete_notes(scores: Scores) -> list[str]:
     """Return one line for each incomplete system, and for each further incomplete part of the run."""
     titles = display_names(scores)
     stopped = {
-        name: f"{titles[name]}: {count_answered(system):,} of {system['n']:,} rows answered"
-        + (f"; {system['why_incomplete']}" if system["why_incomplete"] else "")
-        for name, system in scores["systems"].items()
-        if not system["complete"]
+        name: f"{titles[name]}: {count_answered(system):,} of {system.n:,} rows answered"
+        + (f"; {system.incomplete_reason}" if system.incomplete_reason else "")
+        for name, system in scores.systems.items()
+        if not system.complete
     }
-    notes = [line for line in scores["integrity"]["incomplete"] if not any(_refers_to(line, name) for name in stopped)]
+    notes = [line for line in scores.integrity.incomplete if not any(_refers_to(line, name) for name in stopped)]
     return [*stopped.values(), *notes]
 
 

@@ -12,11 +12,12 @@ make the system INCOMPLETE, and it decides nothing.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from compare.records import SkippedSystem, SystemAnswer, SystemResponses
 from compare.scoring.predictions import NO_ANSWER
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
+from insource.tracking.scores.comparison import Measurements
+from insource.tracking.scores.system_result import SystemResult
 
 OUTCOMES = ("answered", "refused", "cut", "malformed", "failed", "not_asked")
 # Outcomes with an answer of the model itself, of any quality.
@@ -53,10 +54,10 @@ def exclude_unanswered(
     return answered, [*skipped, *unanswered]
 
 
-def is_sufficient(system: Mapping[str, Any]) -> bool:
+def is_sufficient(system: SystemResult) -> bool:
     """Return whether a verdict can use a system of scores.json."""
-    counts = system.get("rows")
-    return bool(system["complete"]) and (counts is None or answered_fraction(counts) >= MIN_ANSWERED_FRACTION)
+    counts = system.outcomes
+    return system.complete and (counts is None or answered_fraction(counts) >= MIN_ANSWERED_FRACTION)
 
 
 def answered_fraction(counts: Mapping[str, int]) -> float:
@@ -64,22 +65,22 @@ def answered_fraction(counts: Mapping[str, int]) -> float:
     return sum(counts[kind] for kind in MODEL_OUTCOMES) / max(1, sum(counts.values()))
 
 
-def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None:
+def incomplete_reason(measurements: Measurements, name: str | None) -> str | None:
     """Return why the verdict cannot use the planned baseline. None if it can, or if there is no planned baseline."""
     if name is None:
         return None
-    for skipped in scores["not_run"]:
-        if skipped["name"] == name and skipped.get("incomplete"):
-            return f"{skipped['title']} is {skipped['why']}"
-    system = scores["systems"].get(name)
+    for skipped in measurements.not_run:
+        if skipped.name == name and skipped.incomplete:
+            return f"{skipped.title} is {skipped.reason}"
+    system = measurements.systems.get(name)
     if system is None or is_sufficient(system):
         return None
-    if not system["complete"]:
-        return f"{system['title']} is INCOMPLETE: {system['why_incomplete']}"
-    counts = system["rows"]
+    if not system.complete:
+        return f"{system.title} is INCOMPLETE: {system.incomplete_reason}"
+    counts = system.outcomes or {}
     lost = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if counts[kind])
     return (
-        f"{system['title']} really answered {answered_fraction(counts):.1%} of the rows ({lost}), and a verdict "
+        f"{system.title} really answered {answered_fraction(counts):.1%} of the rows ({lost}), and a verdict "
         f"rests on at least {MIN_ANSWERED_FRACTION:.0%}"
     )
 

@@ -21,6 +21,7 @@ from insource.stats import calibration
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from insource.tracking.run import Run
+from insource.tracking.scores.system_result import Reliability
 
 SELF_REPORTED = "nothing: as the system tells it"
 
@@ -89,9 +90,7 @@ def row_correctness(scored: predictions.Predictions, dataset: EvalDataset) -> li
     return list(scored.metrics["exact_match" if kind == "generation" else ROW_METRICS[kind]])
 
 
-def reliability(
-    confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool
-) -> dict[str, Any] | None:
+def reliability(confidences: Sequence[float | None], correct: Sequence[float], calibrated: bool) -> Reliability | None:
     """Return the reliability of the confidences, None if fewer than two are known."""
     pairs = [
         (confidence, bool(is_correct))
@@ -100,10 +99,8 @@ def reliability(
     ]
     if len(pairs) < 2:
         return None
-    result: Mapping[str, Any] = calibration.reliability(
-        [confidence for confidence, _ in pairs], [is_correct for _, is_correct in pairs]
-    )
-    return {**result, "fitted_on": "validation" if calibrated else SELF_REPORTED}
+    result = calibration.reliability([confidence for confidence, _ in pairs], [is_correct for _, is_correct in pairs])
+    return Reliability.model_validate({**result, "fitted_on": "validation" if calibrated else SELF_REPORTED})
 
 
 def _answer_confidence(answer: SystemAnswer, scale: Scale | None) -> float | None:

@@ -15,8 +15,9 @@ from compare.scoring import predictions
 from compare.systems.responses import ComparisonContext, SystemRequests, to_system_answer
 from insource.backends.budgets import Budget
 from insource.backends.pricing import TokenPrice
-from insource.config.metric_names import FIRST_METRICS
+from insource.config.metric_names import METRICS
 from insource.tasks import metric_label, references
+from insource.tracking.scores.comparison import select_deciding_metric
 
 RequestBuilder = Callable[[System, EvalDataset, Rows], SystemRequests]
 
@@ -62,7 +63,7 @@ def select_prompt(
     if not trials:
         return SelectedPrompt(candidates[0])
     settings = context.recipe.compare
-    metric = settings.primary.metric if settings.primary else FIRST_METRICS[context.recipe.task.task_name]
+    metric = select_deciding_metric(settings.primary, tuple(METRICS[context.recipe.task.task_name]))
     dataset = _selection_dataset(context)
     usd, values = 0.0, list[float]()
     for trial in trials:

@@ -130,7 +130,7 @@ def test_one_a100_at_a_thousand_tokens_a_second_never_pays_against_the_cheapest_
         pricing.lookup_price(Baseline(provider="openai", model="gpt-6-luna")),
         pricing.lookup_price(Baseline(provider="anthropic", model="claude-haiku-5-5")),
     ]
-    owned = CostComparison(cost, a100, []).json()["owned"]
+    owned = CostComparison(cost, a100, []).summarize().to_json()["owned"]
     assert owned["usd_per_million_tokens_at_full_use"] == pytest.approx(0.56, abs=0.005)
     assert owned["capacity_tokens"] == pytest.approx(2.6e9, rel=0.02)
     for price in prices:
@@ -149,7 +149,7 @@ def test_little_that_is_left_does_not_pay_an_engineer() -> None:
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
-    payload = CostComparison(GIVEN, NOT_MEASURED, [DEAR]).json()
+    payload = CostComparison(GIVEN, NOT_MEASURED, [DEAR]).summarize().to_json()
     assert payload["owned"]["measured"] is False and payload["owned"]["why_not"] == "there is no GPU here"
     assert "usd_per_1k" not in payload["owned"]
     system = payload["systems"]["dear"]
@@ -164,9 +164,9 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
 
 def test_a_cpu_has_a_cost_only_if_the_recipe_gives_one() -> None:
     withheld = CostComparison(GIVEN, ON_CPU, [DEAR])
-    assert "cost.cpu_usd_per_hour" in withheld.json()["owned"]["why_not"]
+    assert "cost.cpu_usd_per_hour" in withheld.summarize().to_json()["owned"]["why_not"]
     assert withheld.break_even(DEAR).first_requests is None and not withheld.break_even(DEAR).never
-    priced = CostComparison(GIVEN.model_copy(update={"cpu_usd_per_hour": 0.1}), ON_CPU, [DEAR]).json()
+    priced = CostComparison(GIVEN.model_copy(update={"cpu_usd_per_hour": 0.1}), ON_CPU, [DEAR]).summarize().to_json()
     assert priced["owned"]["measured"] and priced["owned"]["gpus"] == 0
     assert priced["inputs"]["machine"] == "CPU machine" and priced["inputs"]["gpu_usd_per_hour"] == 0.1
     values = [row["value"] for row in priced["systems"]["dear"]["sensitivity"] if row["what"].startswith("machine")]
@@ -175,11 +175,13 @@ def test_a_cpu_has_a_cost_only_if_the_recipe_gives_one() -> None:
 
 def test_a_machine_that_is_too_slow_to_count_has_no_cost() -> None:
     slow = replace(L4, requests_per_second=1e-9)
-    assert "less than one a month" in CostComparison(GIVEN, slow, []).json()["owned"]["why_not"]
+    assert "less than one a month" in CostComparison(GIVEN, slow, []).summarize().to_json()["owned"]["why_not"]
 
 
 def test_what_owning_costs_at_the_recipes_volume() -> None:
-    owned = CostComparison(GIVEN.model_copy(update={"monthly_requests": 50_000_000}), L4, []).json()["owned"]
+    owned = (
+        CostComparison(GIVEN.model_copy(update={"monthly_requests": 50_000_000}), L4, []).summarize().to_json()["owned"]
+    )
     assert owned["machines"] == 3 and owned["machines_usd"] == pytest.approx(3 * 584)
     assert (owned["engineer_usd"], owned["training_usd"]) == (pytest.approx(3000), pytest.approx(0.4))
     assert owned["usd_per_month"] == pytest.approx(3 * 584 + 3000.4)
@@ -188,11 +190,14 @@ def test_what_owning_costs_at_the_recipes_volume() -> None:
 
 
 def test_nobody_divides_by_no_right_answer() -> None:
-    assert CostComparison(GIVEN, replace(L4, correct_fraction=0.0), []).json()["owned"]["usd_per_1k_right"] is None
+    assert (
+        CostComparison(GIVEN, replace(L4, correct_fraction=0.0), []).summarize().to_json()["owned"]["usd_per_1k_right"]
+        is None
+    )
 
 
 def test_four_gpus_cost_four_times_as_much_and_are_one_step() -> None:
-    payload = CostComparison(GIVEN, replace(L4, gpus=4), []).json()
+    payload = CostComparison(GIVEN, replace(L4, gpus=4), []).summarize().to_json()
     assert payload["owned"]["machine_usd_per_hour"] == payload["inputs"]["gpu_usd_per_hour"] == pytest.approx(3.2)
     assert payload["inputs"]["machine"] == "machine of 4 GPUs"
 
@@ -210,14 +215,14 @@ def test_closed_calls_cost_what_their_usage_says() -> None:
 )
 def test_a_closed_model_whose_cost_is_not_known(price: TokenPrice | None, usages: list[Usage], reason: str) -> None:
     api_cost = ownership.compute_api_cost("openai:x", price, usages)
-    payload = CostComparison(GIVEN, L4, [api_cost]).json()["systems"]["openai:x"]
+    payload = CostComparison(GIVEN, L4, [api_cost]).summarize().to_json()["systems"]["openai:x"]
     assert payload["usd_per_request"] is None and payload["sensitivity"] == [] and not payload["break_even"]["never"]
     assert payload["break_even"]["why"].startswith("withheld: ") and reason in payload["break_even"]["why"]
     assert all(row["closed_usd"] is None and row["owned_usd"] > 0 for row in payload["monthly"])
 
 
 def test_the_monthly_table_has_the_volumes_and_the_recipes_own() -> None:
-    rows = CostComparison(GIVEN, L4, [DEAR]).json()["systems"]["dear"]["monthly"]
+    rows = CostComparison(GIVEN, L4, [DEAR]).summarize().to_json()["systems"]["dear"]["monthly"]
     assert [row["tokens"] for row in rows] == [10**6, 10**7, 10**8, 240_000_000, 10**9, 10**10]
     assert [row["requests"] for row in rows if row["of_recipe"]] == [1_000_000]
     assert [row["machines"] for row in rows] == [1, 1, 1, 1, 1, 2]
@@ -227,7 +232,7 @@ def test_the_monthly_table_has_the_volumes_and_the_recipes_own() -> None:
 
 
 def test_sensitivity_changes_one_thing_at_a_time() -> None:
-    rows = CostComparison(GIVEN, L4, [DEAR]).json()["systems"]["dear"]["sensitivity"]
+    rows = CostComparison(GIVEN, L4, [DEAR]).summarize().to_json()["systems"]["dear"]["sensitivity"]
     by_parameter: dict[str, list[tuple[float, int | None]]] = {}
     for row in rows:
         by_parameter.setdefault(row["what"], []).append((row["value"], row["first_requests"]))
@@ -245,7 +250,7 @@ def test_sensitivity_changes_one_thing_at_a_time() -> None:
 
 
 def test_cost_is_plain_json_with_what_the_sliders_need() -> None:
-    payload: dict[str, Any] = CostComparison(GIVEN, L4, [DEAR, ApiCost("unknown", None)]).json()
+    payload: dict[str, Any] = CostComparison(GIVEN, L4, [DEAR, ApiCost("unknown", None)]).summarize().to_json()
     assert json.loads(json.dumps(payload, allow_nan=False)) == payload
     assert payload["inputs"] == {
         "machine": "GPU",
@@ -276,7 +281,7 @@ def test_the_sliders_figures_give_the_same_break_even(
         retrainings_per_month=retrainings,
     )
     api_cost = ApiCost("closed", usd)
-    payload = CostComparison(cost, L4, [api_cost]).json()
+    payload = CostComparison(cost, L4, [api_cost]).summarize().to_json()
     inputs = payload["inputs"]
     capacity = int(inputs["requests_per_second"] * 3600 * inputs["hours_per_month"] * inputs["utilization"])
     fixed_usd = inputs["engineer_usd_per_month"] * inputs["engineer_share"]

@@ -28,6 +28,7 @@ from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
 from insource.text.text_keys import duplicate_key
+from insource.tracking.scores.comparison import conclude
 from tests.helpers.api_comparison import make_comparison
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, make_decision, make_systemone
@@ -145,7 +146,7 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     uncalibrated, calibrated = (
         confidence.reliability(values, scored.correct, True) for values in (reported, scored.confidences)
     )
-    assert uncalibrated is not None and calibrated is not None and calibrated["ece"] < uncalibrated["ece"]
+    assert uncalibrated is not None and calibrated is not None and calibrated.ece < uncalibrated.ece
 
     tuned = tuned_by_a_linear_model(context)
     scored_systems = [
@@ -153,21 +154,18 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     ]
     registration = preregistration.register_and_open(context.run, context.recipe.compare.primary, "0" * 64)
     policy = assemble.fit_tuned_policy(scored_systems, context.dataset, None, context.recipe)
-    scores = assemble.assemble_scores(
+    measurements = assemble.assemble_scores(
         context.run, context.recipe, context.dataset, scored_systems, [], registration, "0" * 64, False
     )
-    payload = scores["systems"]["decides"]
-    assert (
-        payload["stand_in"]
-        and payload["rows"]["answered"] == 300
-        and payload["calibration"]["fitted_on"] == "validation"
-    )
-    assert payload["routing"]["calibration_rows"] == 250 and payload["tokens"]["output"] in (0, None)
+    result = measurements.systems["decides"]
+    assert result.stand_in and result.outcomes is not None and result.outcomes["answered"] == 300
+    assert result.calibration is not None and result.calibration.fitted_on == "validation"
+    assert result.routing is not None and result.routing.calibration_rows == 250 and result.tokens.output in (0, None)
     usd = 1000 * sum((answer.input_tokens or 0) * 1e-7 for answer in responses.test_answers) / 300
-    assert payload["cost_usd_per_1k"] == pytest.approx(usd) and payload["price"]["date"] == "2026-10-10"
-    scores["routing"] = {**policy.json(), "test": None}
-    scores["verdict"] = verdict.decide(VerdictInputs(context.recipe, scores, policy)).json()
-    assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
+    assert result.cost_usd_per_1k == pytest.approx(usd) and result.price and result.price.date == "2026-10-10"
+    decision = verdict.decide(VerdictInputs(context.recipe, measurements, policy))
+    assert decision.choice == "inconclusive", "a stand-in never decides"
+    scores = conclude(measurements, policy.summarize().model_copy(update={"test": None}), decision)
     write.write_comparison(context.run, context.dataset, scored_systems, scores, context.recipe)
     assert "stand-in" in (context.run.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(atomic_files.read_jsonl(context.run.folder / "predictions" / "decides.jsonl"))

@@ -19,6 +19,7 @@ from insource.backends import failures
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.system import atomic_files
+from tests.helpers import example_scores
 from tests.helpers.api_comparison import (
     list_api_systems,
     make_comparison,
@@ -28,6 +29,7 @@ from tests.helpers.api_comparison import (
     redirect_sdks,
     run_comparison,
 )
+from tests.helpers.example_scores import API_MODEL
 from tests.helpers.provider.faulty_provider import Provider
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -74,10 +76,10 @@ def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every
         assert responses.complete and all(answer.error is None for answer in responses.test_answers), (
             responses.system.name
         )
-        payload = system_scores.system_json(
+        result = system_scores.summarize_system(
             system_scores.score_system(responses, context.dataset, None), context.dataset, None, False
         )
-        assert payload["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, responses.system.name
+        assert result.outcomes == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, responses.system.name
         assert responses.spent_usd is not None and responses.spent_usd > 0 and not responses.notes
     assert not provider.rule_violations
     n_attempts = provider.attempts.total()
@@ -126,7 +128,7 @@ def test_a_refused_parameter_leaves_the_name_of_the_recipe_as_it_is(
 
     monkeypatch.setattr(collect, "collect_all", record_name)
     scores = run_comparison(comparison, list_api_systems(comparison))
-    assert any("asked without temperature" in note for note in scores["integrity"]["fallbacks"])
+    assert any("asked without temperature" in note for note in scores.integrity.fallbacks)
     assert names == ["mine"]
 
 
@@ -221,13 +223,13 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     chat = list_api_systems(context)[1]
     revoked_after(provider, 6)
     responses = api_models.collect_from_apis(context, [chat])[chat.name]
-    payload = system_scores.system_json(
+    result = system_scores.summarize_system(
         system_scores.score_system(responses, context.dataset, None), context.dataset, None, False
     )
-    assert payload["rows"]["answered"] == 6 and payload["rows"]["not_asked"] == 4 and not payload["complete"]
+    assert result.outcomes is not None and result.outcomes["answered"] == 6 and result.outcomes["not_asked"] == 4
     # Of the rows that were put to it all are right: the others are not counted at all.
-    assert payload["metrics"]["accuracy"]["value"] == 1.0 and payload["validity"]["label"] == 1.0
-    assert "HTTP 401" in payload["why_incomplete"] and not completeness.is_sufficient(payload)
+    assert result.metrics["accuracy"].value == 1.0 and result.validity.label == 1.0 and not result.complete
+    assert "HTTP 401" in (result.incomplete_reason or "") and not completeness.is_sufficient(result)
     tuned = SystemResponses(
         System("tuned", "tuned", "tuned"),
         [SystemAnswer(answer.id, "billing_dispute") for answer in responses.test_answers],
@@ -238,9 +240,9 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     (paired,) = [
         difference
         for difference in comparisons.paired_differences(scored_systems, None)
-        if difference["metric"] == "accuracy"
+        if difference.metric == "accuracy"
     ]
-    assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
+    assert paired.n == 6 and paired.delta == 0, "compared on the rows that were put to both"
 
 
 def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
@@ -255,17 +257,13 @@ def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
 
 
 def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> None:
-    payload = {
-        "complete": True,
-        "rows": dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 980, "malformed": 9, "refused": 2},
-    }
-    payload["rows"]["cut"] = 9
-    assert completeness.answered_fraction(payload["rows"]) == pytest.approx(0.991) and completeness.is_sufficient(
-        payload
-    )
-    payload["rows"] |= {"cut": 40}
-    assert not completeness.is_sufficient(payload)
-    scores = {"not_run": [], "systems": {"x": {**payload, "title": "x"}}}
+    scores = example_scores.make_scores()
+    outcomes = dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 980, "malformed": 9, "refused": 2, "cut": 9}
+    result = scores.systems[API_MODEL].model_copy(update={"outcomes": outcomes})
+    assert completeness.answered_fraction(outcomes) == pytest.approx(0.991) and completeness.is_sufficient(result)
+    result = result.model_copy(update={"outcomes": outcomes | {"cut": 40}})
+    assert not completeness.is_sufficient(result)
+    scores = scores.model_copy(update={"systems": {"x": result}})
     assert "really answered 96.1% of the rows (40 cut)" in (completeness.incomplete_reason(scores, "x") or "")
 
 
@@ -275,11 +273,11 @@ def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_an
     context = make_two_label_comparison(tmp_path, tokenizer)
     provider.refuse = lambda prompt, attempts: (400, {})
     scores = run_comparison(context, list_api_systems(context))
-    assert list(scores["systems"]) == ["tuned"], "nobody got 0% for it"
-    assert [entry["why"] for entry in scores["not_run"]] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
-    assert scores["verdict"]["choice"] == "inconclusive" and scores["verdict"]["reasons"][0]["about"] == "completeness"
-    assert "openai:gpt-6-luna:decisions is INCOMPLETE: its first request: HTTP 400" in scores["verdict"]["headline"]
-    assert len(scores["integrity"]["incomplete"]) == 3, "the next comparison tries again"
+    assert list(scores.systems) == ["tuned"], "nobody got 0% for it"
+    assert [entry.reason for entry in scores.not_run] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
+    assert scores.verdict.choice == "inconclusive" and scores.verdict.reasons[0].topic == "completeness"
+    assert "openai:gpt-6-luna:decisions is INCOMPLETE: its first request: HTTP 400" in scores.verdict.headline
+    assert len(scores.integrity.incomplete) == 3, "the next comparison tries again"
     assert not any("test" in prompt for prompt in provider.attempts)
     assert stage.finish(context.run, context.recipe, scores) == 0
     assert capsys.readouterr().out.startswith(
@@ -298,11 +296,11 @@ def test_refused_in_the_middle_it_is_incomplete_and_what_it_answered_is_scored_b
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     revoked_after(provider, 31)
     scores = run_comparison(context, list_api_systems(context)[1:2])
-    payload = scores["systems"]["openai:gpt-6-luna"]
-    assert payload["rows"]["answered"] == 30 and payload["rows"]["not_asked"] == 30 and not payload["complete"]
-    assert payload["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30
-    assert scores["verdict"]["choice"] == "inconclusive"
-    assert "HTTP 401: refused" in scores["verdict"]["reasons"][0]["says"]
+    result = scores.systems["openai:gpt-6-luna"]
+    assert result.outcomes["answered"] == 30 and result.outcomes["not_asked"] == 30 and not result.complete
+    assert result.metrics["accuracy"].value == 1.0 and scores.comparisons[0].n == 30
+    assert scores.verdict.choice == "inconclusive"
+    assert "HTTP 401: refused" in scores.verdict.reasons[0].text
     assert stage.finish(context.run, context.recipe, scores) == 0
 
 

@@ -1,7 +1,6 @@
 """Answers of an API model are recorded while it lives: asked as a comparison asks, paid for once, no target read."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
+from insource.tracking.scores.comparison import Scores
 from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, run_import, ticket_rows, ticket_text, write_lines
 from tests.helpers.api_comparison import redirect_sdks
 from tests.helpers.provider.faulty_provider import Provider
@@ -70,7 +70,7 @@ def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
     return trained_run, loaded.recipe
 
 
-def compared(trained_run: run.Run, recipe: Any, api_systems: list[System]) -> Mapping[str, Any]:
+def compared(trained_run: run.Run, recipe: Any, api_systems: list[System]) -> Scores:
     run.start_stage(trained_run, "compare", {})
     tuned = System("tuned", "linear", "tuned (here a linear model)")
     return stage.run_comparison(trained_run, "mine", recipe, [tuned, *api_systems], [])
@@ -100,9 +100,9 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     api_systems = [system for system in catalog.api_systems(loaded) if system.name == f"openai:{MODEL}"]
     scores = compared(trained_run, loaded, api_systems)
     assert provider.attempts.total() == n_attempts, "nor does a comparison"
-    api_scores = scores["systems"][f"openai:{MODEL}"]
-    assert api_scores["complete"] and api_scores["metrics"]["accuracy"]["value"] == pytest.approx(34 / 40)
-    assert len(scores["integrity"]["openings"]) == 1, "what was recorded is no opening"
+    api_scores = scores.systems[f"openai:{MODEL}"]
+    assert api_scores.complete and api_scores.metrics["accuracy"].value == pytest.approx(34 / 40)
+    assert len(scores.integrity.openings) == 1, "what was recorded is no opening"
 
     (line,) = re.findall(r"- (\{provider: file.*\})", captured.err)
     recipe_text = re.sub(

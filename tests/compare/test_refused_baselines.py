@@ -13,6 +13,7 @@ from insource.backends.types import Backend, Request
 from insource.backends.wire import anthropic_messages, openai_chat
 from insource.config.errors import RecipeError
 from insource.config.load import load
+from insource.tracking.scores.comparison import read_scores, write_scores
 from tests.compare.test_first_request import WITH_CLOSED
 from tests.helpers.api_comparison import (
     list_api_systems,
@@ -47,15 +48,18 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
     context = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
     provider.answer = make_correct_answerer(context)
     scores = run_comparison(context, list_api_systems(context))
-    assert not provider.rule_violations and not scores["not_run"] and not scores["integrity"]["incomplete"]
+    assert not provider.rule_violations and not scores.not_run and not scores.integrity.incomplete
     names = {baseline.display_name for baseline in context.recipe.compare.baselines}
-    assert names == {system for system, entry in scores["systems"].items() if entry["kind"] == "closed"}
+    assert names == {system for system, entry in scores.systems.items() if entry.kind == "closed"}
     for system in names:
-        payload = scores["systems"][system]
-        assert payload["complete"] and payload["rows"]["answered"] == payload["n"] == 10, system
-        assert payload["cost_usd_per_1k"] > 0 and payload["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
-    assert scores["verdict"]["reasons"][0]["about"] != "completeness"
+        result = scores.systems[system]
+        assert result.complete and result.outcomes["answered"] == result.n == 10, system
+        assert result.cost_usd_per_1k > 0 and result.metrics[scores.task.metrics[0]].value == 1.0
+    assert scores.verdict.reasons[0].topic != "completeness"
     assert stage.finish(context.run, context.recipe, scores) == 0
+    path = context.run.folder / "scores.json"
+    write_scores(tmp_path / "again.json", read_scores(path))
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def as_until_november(body: Callable[[Backend, Request], Json]) -> Callable[[Backend, Request], Json]:
@@ -84,14 +88,14 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
         system for system in list_api_systems(context) if system.baseline and not system.baseline.uses_decision_api
     ]
     scores = run_comparison(context, chats)
-    assert list(scores["systems"]) == ["tuned"], "nobody got 0% for how it was asked"
-    assert {entry["name"] for entry in scores["not_run"]} == {entry.name for entry in chats}
-    for entry in scores["not_run"]:
-        assert entry["incomplete"] and entry["why"].startswith("INCOMPLETE: its first request: HTTP 400: ")
-        assert "temperature" in entry["why"]
-    assert scores["verdict"]["choice"] == "inconclusive"
-    assert scores["verdict"]["reasons"][0]["about"] == "completeness"
-    assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
+    assert list(scores.systems) == ["tuned"], "nobody got 0% for how it was asked"
+    assert {entry.name for entry in scores.not_run} == {entry.name for entry in chats}
+    for entry in scores.not_run:
+        assert entry.incomplete and entry.reason.startswith("INCOMPLETE: its first request: HTTP 400: ")
+        assert "temperature" in entry.reason
+    assert scores.verdict.choice == "inconclusive"
+    assert scores.verdict.reasons[0].topic == "completeness"
+    assert f"{CHAT} is INCOMPLETE" in scores.verdict.reasons[0].text
     assert provider.rule_violations.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
     assert stage.finish(context.run, context.recipe, scores) == 0
@@ -118,13 +122,13 @@ def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
     prefixes = {f"test {index}: " for index in range(0, 60, 10)}
     provider.refuse = lambda prompt, attempts: (429, {}) if any(prefix in prompt for prefix in prefixes) else None
     scores = run_comparison(context, list_api_systems(context))
-    payload = scores["systems"][CHAT]
-    assert payload["rows"]["failed"] == 6 and payload["rows"]["refused"] == 0 and payload["rows"]["answered"] == 54
-    assert scores["verdict"]["choice"] == "inconclusive"
-    assert "really answered 90.0% of the rows (6 failed)" in scores["verdict"]["reasons"][0]["says"]
+    result = scores.systems[CHAT]
+    assert result.outcomes["failed"] == 6 and result.outcomes["refused"] == 0 and result.outcomes["answered"] == 54
+    assert scores.verdict.choice == "inconclusive"
+    assert "really answered 90.0% of the rows (6 failed)" in scores.verdict.reasons[0].text
     provider.refuse = lambda prompt, attempts: None
-    repeated = run_comparison(context, list_api_systems(context))["systems"][CHAT]
-    assert repeated["rows"]["answered"] == 60 and repeated["reused"] == 54
+    repeated = run_comparison(context, list_api_systems(context)).systems[CHAT]
+    assert repeated.outcomes["answered"] == 60 and repeated.reused == 54
 
 
 def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
@@ -133,9 +137,9 @@ def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
     context = one_baseline(tmp_path, tokenizer)
     provider.answer = last_word
     provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if "train 0: " in prompt else None
-    payload = run_comparison(context, list_api_systems(context))["systems"][CHAT]
+    result = run_comparison(context, list_api_systems(context)).systems[CHAT]
     assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
-    assert payload["complete"] and payload["rows"]["answered"] == 60
+    assert result.complete and result.outcomes["answered"] == 60
 
 
 def cut_chat(body: Json, text: str) -> Json:
@@ -162,10 +166,10 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     scores = run_comparison(context, list_api_systems(context))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
     (name,) = (planned.display_name for planned in context.recipe.compare.baselines)
-    assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
-    assert scores["systems"][name]["invalid"] == {"unfinished": 60}
-    assert scores["verdict"]["choice"] == "inconclusive"
-    assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
+    assert scores.systems[name].outcomes["cut"] == 60 and scores.systems[name].outcomes["malformed"] == 0
+    assert scores.systems[name].invalid == {"unfinished": 60}
+    assert scores.verdict.choice == "inconclusive"
+    assert "really answered 0.0% of the rows (60 cut)" in scores.verdict.reasons[0].text
     assert "0 of 60 (60 cut)" in (context.run.folder / "report.md").read_text(encoding="utf-8")
     assert "60 cut" in (context.run.folder / "report.html").read_text(encoding="utf-8")
 
@@ -179,8 +183,8 @@ def test_what_a_schema_could_not_say_is_checked_here(
     provider.answer = lambda prompt: json.dumps(target)
     scores = run_comparison(context, list_api_systems(context))
     for baseline in context.recipe.compare.baselines:
-        payload = scores["systems"][baseline.display_name]
-        assert payload["rows"]["malformed"] == 10 and payload["validity"]["label"] == 0 and payload["complete"]
+        result = scores.systems[baseline.display_name]
+        assert result.outcomes["malformed"] == 10 and result.validity.label == 0 and result.complete
     bodies = [json.dumps(body) for _, _, body in provider.requests]
     assert bodies and all("at most 40 characters" in text and "maxLength" not in text for text in bodies)
 

@@ -17,6 +17,7 @@ from compare.decision import criteria
 from compare.report import console, html_page, markdown_page, section_data, wording
 from insource.system import number_format
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import Disagreement, Scores
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL, IMAGE_TAG, SCRIPT_TAG, SECOND_MODEL, TUNED_MODEL
 
@@ -72,17 +73,22 @@ class Page(HTMLParser):
         return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
 
 
-def page_of(scores: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Page:
-    return Page(html_page.render_html(scores, example_scores.make_disagreements() if rows is None else rows))
+def page_of(scores: dict[str, Any], rows: list[Disagreement] | None = None) -> Page:
+    rows = example_scores.make_disagreements() if rows is None else rows
+    return Page(html_page.render_html(Scores.model_validate(scores), rows))
+
+
+def markdown_of(scores: dict[str, Any]) -> str:
+    return markdown_page.render_markdown(Scores.model_validate(scores))
 
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    return page_of(example_scores.make_scores())
+    return page_of(example_scores.make_json())
 
 
 def test_the_verdict_comes_first_and_every_reason_has_its_figure(page: Page) -> None:
-    verdict = example_scores.make_scores()["verdict"]
+    verdict = example_scores.make_json()["verdict"]
     assert page.paragraphs[1] == verdict["headline"]
     for reason in verdict["reasons"]:
         assert reason["says"] in page.words["reasons"]
@@ -96,38 +102,36 @@ def test_the_five_questions_are_counted_and_each_has_its_answer_and_its_figure(p
     text = markdown_page.render_markdown(scores)
     assert f"{tally}." in page.paragraphs and tally in text.replace("\\", "")
     reasons = wording.question_reasons(scores)
-    assert [reason["about"] for reason in reasons] == list(criteria.QUESTION_TEXTS)
+    assert [reason.topic for reason in reasons] == list(criteria.QUESTION_TEXTS)
     for reason in reasons:
-        vote = reason["for"] if reason["for"] == "neutral" else f"speaks for {reason['for']}"
-        assert f"{reason['question']} {reason['says']}" in page.paragraphs
-        assert f"{reason['about']}, {vote}" in page.words["reasons"] and reason["figure"] in page.words["reasons"]
-        assert f"- **{reason['for']}**, {reason['question']} " in text
-        assert page.words["reasons"].count(reason["says"]) == 1, "told once"
+        vote = reason.favors if reason.favors == "neutral" else f"speaks for {reason.favors}"
+        assert f"{reason.question} {reason.text}" in page.paragraphs
+        assert f"{reason.topic}, {vote}" in page.words["reasons"] and str(reason.value) in page.words["reasons"]
+        assert f"- **{reason.favors}**, {reason.question} " in text
+        assert page.words["reasons"].count(reason.text) == 1, "told once"
     lines = [line for line in console.summary_lines(Run(Path("run")), scores) if line.startswith("questions ")]
     assert lines == [f"questions {tally}"]
 
 
 def test_every_system_stands_in_the_main_table_with_its_figure_and_interval(page: Page) -> None:
-    for name, system in example_scores.make_scores()["systems"].items():
+    for name, system in example_scores.make_scores().systems.items():
         position = next(
             index
             for index, cell in enumerate(page.cells)
-            if cell.startswith(wording.display_name(system) + wording.KIND_LABELS[system["kind"]])
+            if cell.startswith(wording.display_name(system) + wording.KIND_LABELS[system.kind])
         )
-        figure = system["metrics"]["accuracy"]
-        interval = number_format.format_range(figure["ci_low"], figure["ci_high"])
-        expected = number_format.format_percent(figure["value"]) + interval
+        figure = system.metrics["accuracy"]
+        interval = number_format.format_range(figure.ci_low, figure.ci_high)
+        expected = number_format.format_percent(figure.value) + interval
         assert expected in page.cells[position : position + 3], name
-        assert number_format.format_usd(system["cost_usd_per_1k"]) in page.cells[position + 4]
+        assert number_format.format_usd(system.cost_usd_per_1k) in page.cells[position + 4]
 
 
 def test_a_stand_in_is_named_as_such_in_every_table(page: Page) -> None:
     cells = [cell for cell in page.cells if IMAGE_TAG in cell]
     assert len(cells) >= 8
     assert [cell for cell in cells if "stand-in" not in cell] == []
-    lines = [
-        line for line in markdown_page.render_markdown(example_scores.make_scores()).splitlines() if "onerror" in line
-    ]
+    lines = [line for line in markdown_of(example_scores.make_json()).splitlines() if "onerror" in line]
     assert len(lines) >= 4
     assert [line for line in lines if "stand-in" not in line] == []
 
@@ -142,21 +146,21 @@ def test_what_is_not_whole_is_said_at_the_top_and_in_its_rows(page: Page) -> Non
 
 def test_systems_that_are_not_whole_stand_below_the_others() -> None:
     rows = section_data.quality(example_scores.make_scores())["rows"]
-    values = [row["figure"]["value"] for row in rows[:-1]]
+    values = [row["figure"].value for row in rows[:-1]]
     assert rows[-1]["name"] == SECOND_MODEL
     assert values == sorted(values, reverse=True)
-    assert rows[-1]["figure"]["value"] > values[-1]
+    assert rows[-1]["figure"].value > values[-1]
 
 
 def test_a_linear_model_that_does_as_well_is_the_first_line_and_is_said_once() -> None:
-    scores = example_scores.make_scores(linear=0.912)
+    scores = example_scores.make_json(linear=0.912)
     assert page_of(scores).paragraphs[2].startswith("A linear model does as well: TF-IDF + logistic regression reaches")
     says = "TF-IDF does as well as what was trained."
     scores["verdict"]["reasons"].insert(0, {"about": "linear", "says": says, "for": "closed", "figure": "91.2%"})
     report = page_of(scores)
     assert report.paragraphs[2] == says
     assert report.text.count(says) == 1
-    assert markdown_page.render_markdown(scores).count(says.replace("_", "\\_")) == 1
+    assert markdown_of(scores).count(says.replace("_", "\\_")) == 1
     scores["verdict"]["headline"] = "A linear model does as well."
     report = page_of(scores)
     assert "linear" not in report.ids
@@ -168,16 +172,16 @@ def test_a_linear_model_that_does_worse_is_no_first_line(page: Page) -> None:
 
 
 def test_where_owning_was_not_measured_the_page_says_why_and_has_no_sliders() -> None:
-    report = page_of(example_scores.make_scores(measured=False))
+    report = page_of(example_scores.make_json(measured=False))
     assert "withheld" in report.words["cost"]
     assert f"no server was started {SCRIPT_TAG}" in report.words["cost"]
     assert "pays-controls" not in report.ids
     assert json.loads(told_of(report.text))["cost"] is None
-    assert "break-even is withheld" in markdown_page.render_markdown(example_scores.make_scores(measured=False))
+    assert "break-even is withheld" in markdown_of(example_scores.make_json(measured=False))
 
 
 def test_without_a_closed_price_there_is_no_break_even() -> None:
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     scores["cost"]["systems"] = {}
     report = page_of(scores)
     assert "there is no break-even" in report.words["cost"]
@@ -185,22 +189,20 @@ def test_without_a_closed_price_there_is_no_break_even() -> None:
 
 
 def test_without_a_plan_all_is_called_exploratory() -> None:
-    report = page_of(example_scores.make_scores(planned=False))
+    report = page_of(example_scores.make_json(planned=False))
     assert "No comparison was planned" in report.words["quality"]
     assert "none of these decides" in report.words["differences"]
     assert "No plan was written" in report.words["integrity"]
-    assert "none, so every comparison is exploratory" in markdown_page.render_markdown(
-        example_scores.make_scores(planned=False)
-    )
+    assert "none, so every comparison is exploratory" in markdown_of(example_scores.make_json(planned=False))
 
 
 def test_few_labels_are_a_table_of_numbers_and_many_a_drawing_with_the_most_confused_pairs() -> None:
-    few, many = (page_of(example_scores.make_scores(labels=count)).words["confusion"] for count in (9, 77))
+    few, many = (page_of(example_scores.make_json(labels=count)).words["confusion"] for count in (9, 77))
     assert "wanted, and what was given" in few
     assert "wanted, and what was given" not in many
     assert "the darker a cell" in many
     matrix = section_data.confusion(example_scores.make_scores(labels=77))[0]
-    counts = example_scores.make_scores(labels=77)["confusion"][TUNED_MODEL]["counts"]
+    counts = example_scores.make_json(labels=77)["confusion"][TUNED_MODEL]["counts"]
     assert sum(path["path"].count("M") for path in matrix["paths"]) == sum(bool(cell) for row in counts for cell in row)
     pairs = [pair["count"] for pair in matrix["pairs"]]
     assert len(pairs) == section_data.MAX_PAIRS and pairs == sorted(pairs, reverse=True)
@@ -208,7 +210,7 @@ def test_few_labels_are_a_table_of_numbers_and_many_a_drawing_with_the_most_conf
 
 
 def test_sections_without_content_are_left_out_and_the_links_are_those_that_are_there(page: Page) -> None:
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     scores |= {"confusion": {}, "comparisons": [], "agreement": {}, "not_run": [], "plan": None, "routing": None}
     scores["task"]["parts"] = "fields"
     for system in scores["systems"].values():
@@ -264,8 +266,8 @@ def told_of(text: str) -> str:
 
 
 def test_the_pull_request_has_verdict_figures_differences_cost_and_hashes() -> None:
-    scores = example_scores.make_scores()
-    text = markdown_page.render_markdown(scores)
+    scores = example_scores.make_json()
+    text = markdown_of(scores)
     heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert heads == ["Systems", "Paired differences", "Cost", "Routing", "What is incomplete", "Integrity"]
     assert text.index("**Verdict: hybrid.**") < text.index("## Systems")
@@ -276,10 +278,10 @@ def test_the_pull_request_has_verdict_figures_differences_cost_and_hashes() -> N
 
 
 def test_no_text_of_a_model_opens_a_cell_a_tag_or_a_link_in_the_pull_request() -> None:
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     scores["systems"][API_MODEL]["title"] = example_scores.MARKDOWN_LINES
     scores["verdict"]["headline"] = example_scores.MARKDOWN_LINES
-    text = markdown_page.render_markdown(scores)
+    text = markdown_of(scores)
     assert not set("<>`\u2028\0") & set(text)
     assert "https://" not in text and "@team" not in text
     assert r"\[link\]" in text
@@ -298,9 +300,13 @@ def test_a_text_in_the_pull_request_is_one_line_of_plain_words(text: str) -> Non
 
 
 def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) -> None:
-    scores, rows = example_scores.make_scores(), example_scores.make_disagreements()
-    scores["verdict"]["headline"] = "half a character \ud800 and nothing \0"
-    assert html_page.write_report(tmp_path, scores, rows) == [tmp_path / "report.html", tmp_path / "report.md"]
+    payload, rows = example_scores.make_json(), example_scores.make_disagreements()
+    payload["verdict"]["headline"] = "half a character \ud800 and nothing \0"
+    scores = Scores.model_validate(payload)
+    assert html_page.write_report(tmp_path, scores, rows) == [
+        tmp_path / "report.html",
+        tmp_path / "report.md",
+    ]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "\0" not in text and "half a character ?" in text
     assert "half a character" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -308,9 +314,9 @@ def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) ->
 
 def test_a_kind_without_labels_and_fields_has_a_report_too() -> None:
     """Generations and preferences have neither parts with an F1, nor a confusion, nor always a confidence."""
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     for system in scores["systems"].values():
         system |= {"per_part": {}, "slices": {}, "calibration": None}
     scores |= {"confusion": {}, "task": {**scores["task"], "kind": "generation", "parts": "groups of rows"}}
-    html = html_page.render_html(scores, example_scores.make_disagreements())
+    html = page_of(scores).text
     assert "Which labels are hard?" not in html and "How good is each system?" in html

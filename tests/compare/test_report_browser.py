@@ -14,6 +14,7 @@ import pytest
 
 from compare.report import charts, cost_section, html_page
 from insource.system import number_format
+from insource.tracking.scores.comparison import Scores
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL, SCRIPT_TAG
 
@@ -43,7 +44,8 @@ def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def render(scores: dict[str, Any], viewport: dict[str, int] = WIDE, **options: Any) -> Any:
         path = tmp_path / "report.html"
-        path.write_text(html_page.render_html(scores, example_scores.make_disagreements()), encoding="utf-8")
+        page = html_page.render_html(Scores.model_validate(scores), example_scores.make_disagreements())
+        path.write_text(page, encoding="utf-8")
         context = browser.new_context(viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
@@ -69,7 +71,7 @@ def visible_rows(page: Any, rows: str) -> list[str]:
 
 
 def test_no_hostile_text_runs_and_nothing_is_asked_of_the_network(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores())
+    page = open_report(example_scores.make_json())
     assert page.title() == TITLE
     assert page.complaints == []
     assert [url for url in page.requests if not url.startswith("file:")] == []
@@ -79,7 +81,7 @@ def test_no_hostile_text_runs_and_nothing_is_asked_of_the_network(open_report: O
 
 
 def test_a_script_that_got_in_would_not_run(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores())
+    page = open_report(example_scores.make_json())
     page.evaluate(
         "() => { const one = document.createElement('script'); one.textContent = \"document.title = 'hacked'\";"
         " document.body.append(one); const two = document.createElement('img'); two.src = 'x';"
@@ -91,7 +93,7 @@ def test_a_script_that_got_in_would_not_run(open_report: Open) -> None:
 
 
 def test_sliders_move_the_break_even_to_what_python_computes(open_report: Open) -> None:
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     page, inputs = open_report(scores), deepcopy(scores["cost"]["inputs"])
     initial = cost_section.break_even_text(inputs, API_MODEL, 0.0004)
     assert page.locator("#pays-figure").inner_text() == initial["figure"]
@@ -122,7 +124,7 @@ def test_sliders_move_the_break_even_to_what_python_computes(open_report: Open) 
 
 
 def test_sliders_move_the_curve_that_python_draws(open_report: Open) -> None:
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     page, inputs = open_report(scores), deepcopy(scores["cost"]["inputs"])
     axes = cost_section.build_cost_section(scores)["picture"]["for_script"]["axes"]
     across, upwards = (charts.Axis(*axes[direction], log=True) for direction in ("x", "y"))
@@ -138,14 +140,14 @@ def test_sliders_move_the_curve_that_python_draws(open_report: Open) -> None:
 
 
 def test_the_break_even_can_be_seen_against_another_closed_model(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores())
+    page = open_report(example_scores.make_json())
     page.locator("#pays-against").select_option(label="what we pay for today")
     assert page.locator("#pays-figure").inner_text() == "Owning never pays."
     assert "it can answer cost $275 there" in page.locator("#pays-more").inner_text()
 
 
 def test_sliders_work_by_keyboard_and_tell_their_unit(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores())
+    page = open_report(example_scores.make_json())
     original = page.locator("#pays-figure").inner_text()
     page.locator("#slide-engineer_share").focus()
     page.keyboard.press("End")
@@ -155,7 +157,7 @@ def test_sliders_work_by_keyboard_and_tell_their_unit(open_report: Open) -> None
 
 
 def test_a_table_sorts_by_a_column_and_says_so(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores())
+    page = open_report(example_scores.make_json())
     column = "#parts-table tbody tr td:nth-of-type(4)"
 
     def values() -> list[float]:
@@ -176,7 +178,7 @@ def test_a_table_sorts_by_a_column_and_says_so(open_report: Open) -> None:
 
 
 def test_labels_are_found_by_their_name_and_shown_for_the_system_chosen(open_report: Open) -> None:
-    scores = example_scores.make_scores()
+    scores = example_scores.make_json()
     page = open_report(scores)
     page.locator("#parts-filter").fill("CARD")
     assert len(visible_rows(page, "#parts-table tbody tr")) == 2
@@ -193,7 +195,7 @@ def test_labels_are_found_by_their_name_and_shown_for_the_system_chosen(open_rep
 
 
 def test_disagreements_are_filtered_by_who_is_right_and_by_text_and_paged(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores())
+    page = open_report(example_scores.make_json())
     rows = "#rows-list > li"
     assert len(visible_rows(page, rows)) == 10
     assert page.locator("#rows-count").inner_text() == "1 to 10 of 57"
@@ -213,14 +215,14 @@ def test_disagreements_are_filtered_by_who_is_right_and_by_text_and_paged(open_r
 @pytest.mark.parametrize("labels", [9, 77])
 @pytest.mark.parametrize("width", [360, 390, 768, 1100])
 def test_nothing_scrolls_sideways(open_report: Open, labels: int, width: int) -> None:
-    page = open_report(example_scores.make_scores(labels=labels), {"width": width, "height": 844})
+    page = open_report(example_scores.make_json(labels=labels), {"width": width, "height": 844})
     page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("window.innerWidth") == width
 
 
 def test_without_scripts_all_tables_are_there_and_no_control_that_would_do_nothing(open_report: Open) -> None:
-    page = open_report(example_scores.make_scores(), java_script_enabled=False)
+    page = open_report(example_scores.make_json(), java_script_enabled=False)
     assert visible_rows(page, "input, select, button") == []
     assert len(visible_rows(page, "#parts-table tbody tr")) == 9
     assert len(visible_rows(page, "#rows-list > li")) == 57
@@ -229,7 +231,7 @@ def test_without_scripts_all_tables_are_there_and_no_control_that_would_do_nothi
 
 def test_the_page_is_dark_where_the_reader_wants_that_and_is_printed_on_white(open_report: Open) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    page = open_report(example_scores.make_scores(), color_scheme="dark")
+    page = open_report(example_scores.make_json(), color_scheme="dark")
     assert page.evaluate(paper) == "rgb(18, 22, 27)"
     page.emulate_media(media="print")
     assert page.evaluate(paper) == "rgb(255, 255, 255)"

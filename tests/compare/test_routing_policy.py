@@ -201,35 +201,35 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
     policy = RoutingPolicy(
         threshold=0.8, target_accuracy=0.7, confidence=0.9, calibration_rows=99, coverage=0.5, accuracy=0.8
     )
-    costs = {"owned": {"measured": True, "usd_per_month": 500.0, "requests": 1_000_000}}
-    payload = routing_evaluation.evaluate_policy(policy, tuned_scores, baseline_scores, scale, costs)
-    assert payload is not None and payload["rows"] == 10 and payload["baseline"] == "answers"
-    assert payload["kept"]["value"] == 0.4 and payload["right_of_kept"]["value"] == 0.75
-    ways = payload["ways"]
-    assert {name: way["local"] for name, way in ways.items()} == {
+    cost = example_scores.make_scores().cost.owned.model_copy(update={"usd_per_month": 500.0, "requests": 1_000_000})
+    result = routing_evaluation.evaluate_policy(policy, tuned_scores, baseline_scores, scale, cost)
+    assert result is not None and result.rows == 10 and result.baseline == "answers"
+    assert result.kept and result.kept.value == 0.4 and result.right_of_kept and result.right_of_kept.value == 0.75
+    ways = result.strategies
+    assert {name: way.local for name, way in ways.items()} == {
         "owned": 1.0, "closed": 0.0, "routed": 0.4, "random": 0.4
     }  # fmt: skip
     # Of the four kept three are right, of the six others the closed model has five right.
-    assert ways["owned"]["right"]["value"] == 0.4 and ways["closed"]["right"]["value"] == 0.8
-    assert ways["routed"]["right"]["value"] == 0.8
-    assert ways["random"]["right"]["value"] == pytest.approx(0.4 * 0.4 + 0.6 * 0.8)
-    assert ways["owned"]["usd_per_1k"] == 0.5 and ways["closed"]["usd_per_1k"] == pytest.approx(1.6)
-    assert ways["routed"]["usd_per_1k"] == pytest.approx(0.5 + 0.6 * 2.0), "the rest is what is dear"
-    assert ways["random"]["usd_per_1k"] == pytest.approx(0.5 + 0.6 * 1.6)
-    assert [point["threshold"] for point in payload["curve"]] == [0.9, 0.8, 0.5, 0.0]
-    assert payload["curve"][-1] == {"threshold": 0.0, "kept": 1.0, "right_of_kept": 0.4, "right": 0.4}
+    assert ways["owned"].right.value == 0.4 and ways["closed"].right.value == 0.8
+    assert ways["routed"].right.value == 0.8
+    assert ways["random"].right.value == pytest.approx(0.4 * 0.4 + 0.6 * 0.8)
+    assert ways["owned"].usd_per_1k == 0.5 and ways["closed"].usd_per_1k == pytest.approx(1.6)
+    assert ways["routed"].usd_per_1k == pytest.approx(0.5 + 0.6 * 2.0), "the rest is what is dear"
+    assert ways["random"].usd_per_1k == pytest.approx(0.5 + 0.6 * 1.6)
+    assert [point.threshold for point in result.curve] == [0.9, 0.8, 0.5, 0.0]
+    assert result.curve[-1].to_json() == {"threshold": 0.0, "kept": 1.0, "right_of_kept": 0.4, "right": 0.4}
     # Without a threshold there is still the curve, without a cost of owning there is none of routing.
     bare = routing_evaluation.evaluate_policy(
         replace(policy, threshold=None),
         tuned_scores,
         baseline_scores,
         scale,
-        {"owned": {"measured": False, "why_not": "no"}},
+        example_scores.make_scores(measured=False).cost.owned,
     )
-    assert bare is not None and set(bare["ways"]) == {"owned", "closed"} and bare["kept"] is None
-    assert bare["ways"]["owned"]["usd_per_1k"] is None and bare["curve"] == payload["curve"]
-    alone = routing_evaluation.evaluate_policy(policy, tuned_scores, None, scale, costs)
-    assert alone is not None and set(alone["ways"]) == {"owned"} and alone["curve"][0]["right"] is None
+    assert bare is not None and set(bare.strategies) == {"owned", "closed"} and bare.kept is None
+    assert bare.strategies["owned"].usd_per_1k is None and bare.curve == result.curve
+    alone = routing_evaluation.evaluate_policy(policy, tuned_scores, None, scale, cost)
+    assert alone is not None and set(alone.strategies) == {"owned"} and alone.curve[0].right is None
 
 
 def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> None:
@@ -261,7 +261,7 @@ def replace_kind(scored_system: Any) -> Any:
 
 def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> None:
     scores = example_scores.make_scores()
-    policy = scores["routing"]
+    assert scores.routing is not None and scores.routing.guarantee is not None
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores).replace("\\", "")
     for document in (page, text):
         assert (
@@ -269,16 +269,16 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
             in document
         )
         assert "target more than 95.0% right, with 95% confidence" in document
-        assert policy["guarantee"] in document
+        assert scores.routing.guarantee in document
         assert "it keeps 70.0%; 96.5% of these are right" in document
         for name in ("all by the owned model", "routed, the rest by", "the same share at random"):
             assert name in document
     assert "120 rows of the same groups left out" in page and "41 thresholds of 98" in page
     no_policy = routing_policy.RoutingPolicy(
         threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=60, rows_needed=400,
-        why_none=f"too few {example_scores.SCRIPT_TAG}", score=policy["score"],
+        why_none=f"too few {example_scores.SCRIPT_TAG}", score={"of": "answer", "slope": 1.4, "intercept": -0.3},
     )  # fmt: skip
-    scores["routing"] = {**no_policy.json(), "test": None}
+    scores = scores.model_copy(update={"routing": no_policy.summarize().model_copy(update={"test": None})})
     page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores)
     assert "No part of the traffic can be given to the owned model alone: too few" in page
     assert example_scores.SCRIPT_TAG not in page and example_scores.SCRIPT_TAG not in text
@@ -361,11 +361,10 @@ def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
     assert policy.threshold is not None and policy.coverage == pytest.approx(2 / 3) and policy.difference == 0
     assert "less than 5.0% less often right than openai:gpt-6-luna" in policy.target
     assert "less often than those of openai:gpt-6-luna to the same requests" in (policy.guarantee or "")
-    payload = routing_evaluation.evaluate_policy(
-        policy, scored_systems[0], scored_systems[1], scale, {"owned": {"measured": False}}
-    )
-    assert payload is not None and payload["difference_of_kept"]["value"] == 0
-    assert payload["ways"]["routed"]["right"]["value"] == 1.0 > payload["ways"]["random"]["right"]["value"]
+    cost = example_scores.make_scores(measured=False).cost.owned
+    result = routing_evaluation.evaluate_policy(policy, scored_systems[0], scored_systems[1], scale, cost)
+    assert result is not None and result.difference_of_kept and result.difference_of_kept.value == 0
+    assert result.strategies["routed"].right.value == 1.0 > result.strategies["random"].right.value
 
 
 def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_whole_and_the_reason_is_told(

@@ -16,6 +16,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Primary
 from insource.tracking.run import Run
+from insource.tracking.scores.comparison import Scores
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL, TUNED_MODEL
 
@@ -34,8 +35,7 @@ def recipe(*overrides: str) -> Recipe:
 
 def scores(judged: str = "non-inferior", cheaper: bool = True, **kwargs: Any) -> dict[str, Any]:
     """The example's scores, with the planned comparison judged so, and owning cheaper or dearer at the volume."""
-    example = example_scores.make_scores(**kwargs)
-    example["training_seconds"] = 1800.0
+    example = example_scores.make_json(**kwargs)
     example["systems"][API_MODEL]["complete"] = True
     for entry in example["comparisons"]:
         if entry["family"] == "primary":
@@ -46,7 +46,7 @@ def scores(judged: str = "non-inferior", cheaper: bool = True, **kwargs: Any) ->
 
 
 def decided(example: dict[str, Any], policy: RoutingPolicy = NO_ROUTE, *overrides: str) -> verdict.Verdict:
-    return verdict.decide(VerdictInputs(recipe(*overrides), example, policy))
+    return verdict.decide(VerdictInputs(recipe(*overrides), Scores.model_validate(example), policy))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_each_of_the_five_questions_has_a_voice_and_a_figure_and_is_counted() ->
     reasons = [reason for reason in result.reasons if reason.question]
     assert [reason.topic for reason in reasons] == list(verdict_rule.QUESTIONS)
     assert all(reason.value and reason.favors in ("open", "closed", "neutral") for reason in reasons)
-    assert result.json()["count"] == {"open": 1, "closed": 0, "neutral": 4}
+    assert result.votes == {"open": 1, "closed": 0, "neutral": 4}
 
 
 def voice(topic: str, example: dict[str, Any], *overrides: str) -> str | None:

@@ -8,10 +8,12 @@ from typing import Any, get_args
 import pytest
 
 from compare.decision import criteria, verdict_rule
-from compare.decision.verdict_rule import COUNTED_QUESTIONS, QUESTIONS, Quality, RuleInputs, Vote
+from compare.decision.verdict_rule import COUNTED_QUESTIONS, QUESTIONS, RuleInputs
+from insource.stats.paired import Conclusion
+from insource.tracking.scores.comparison import Vote
 
 VOICES: tuple[Vote, ...] = ("closed", "neutral", "open")
-QUALITIES: tuple[Quality | None, ...] = (None, *get_args(Quality))
+QUALITIES: tuple[Conclusion | None, ...] = (None, *get_args(Conclusion))
 DOCS = Path(__file__).parents[2] / "docs" / "comparing.md"
 # By the cost, and by how many more of the other three questions speak for owning than against it.
 BY_COUNT = {
@@ -66,7 +68,7 @@ def test_each_question_reaches_the_choice_and_never_against_its_own_side(questio
     for inputs in every():
         if inputs.votes[question] != "closed":
             continue
-        for_owning = RuleInputs(**{**vars(inputs), "voices": {**inputs.votes, question: "open"}})
+        for_owning = RuleInputs(**{**vars(inputs), "votes": {**inputs.votes, question: "open"}})
         choice, changed_choice = verdict_rule.apply_rule(inputs)[0], verdict_rule.apply_rule(for_owning)[0]
         reached |= choice != changed_choice
         assert not (choice == "open" and changed_choice != "open"), inputs

@@ -22,6 +22,7 @@ from insource.system import atomic_files
 from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
+from insource.tracking.scores.comparison import Scores
 from train.export import adapter
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -128,7 +129,7 @@ def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> C
     return make_comparison(folder, recipe, tokenizer, rows, **compare)
 
 
-def run_comparison(comparison: ComparisonContext, systems: list[System]) -> dict[str, Any]:
+def run_comparison(comparison: ComparisonContext, systems: list[System]) -> Scores:
     """Return the scores of a comparison, with a linear model instead of the tuned one."""
     data = comparison.run.folder / "data"
     atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
