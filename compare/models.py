@@ -10,7 +10,7 @@ provider may announce a date later: a comparison queries the provider, and the r
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,8 +20,10 @@ from typing import get_args
 
 from insource.backends import pricing
 from insource.backends.pricing import TokenPrice
+from insource.backends.types import ApiFormat
 from insource.backends.wire.model_families import parse_fine_tune_base
 from insource.config.load import RECIPES, load
+from insource.config.providers import PROVIDERS
 from insource.config.schema.compare import Baseline
 
 COLUMNS = ("model", "input", "output", "cached", "in batches", "long prompts", "shut down", "named in")
@@ -78,18 +80,19 @@ def list_models(today: str) -> list[KnownModel]:
 
     Models that only genai-prices lists are omitted if they do not write text.
     """
-    shutdown_dates, recipes_by_model = {**_openai_shutdown_dates(), **_anthropic_shutdown_dates()}, _recipes_by_model()
-    models = []
-    for provider, names in (("openai", [*_openai_names()]), ("anthropic", [*_anthropic_names()])):
-        known_names = dict.fromkeys(
-            [*names, *(model for named_provider, model in recipes_by_model if named_provider == provider)]
-        )
-        for name in dict.fromkeys([*known_names, *_listed_names(provider)]):
-            if shutdown_dates.get(name, "9999") > today:
-                price = pricing.price_from_list(name, {"provider_id": provider})
+    recipes_by_model, models = _recipes_by_model(), []
+    for provider_name, provider in PROVIDERS.items():
+        if (sdk := _find_sdk_models(provider_name)) is None:
+            continue
+        names, shutdown_dates, price_id = [*sdk.list_names()], sdk.read_shutdown_dates(), provider.genai_prices_id
+        known_names = dict.fromkeys([*names, *(model for named, model in recipes_by_model if named == provider_name)])
+        for name in dict.fromkeys([*known_names, *_listed_names(price_id)]):
+            day = shutdown_dates.get(name)
+            if (day or "9999") > today:
+                price = pricing.price_from_list(name, {"provider_id": price_id})
                 if price or name in known_names:
-                    recipes = recipes_by_model.get((provider, name), ())
-                    models.append(KnownModel(provider, name, price, shutdown_dates.get(name), recipes, name in names))
+                    recipes = recipes_by_model.get((provider_name, name), ())
+                    models.append(KnownModel(provider_name, name, price, day, recipes, name in names))
     return models
 
 
@@ -98,15 +101,17 @@ def announced_shutdown(baseline: Baseline) -> str | None:
 
     Also None for other hosts and clouds, which have their own dates. A fine-tuned model has the date of its base model.
     """
-    if baseline.base_url is not None or baseline.provider not in ("openai", "anthropic"):
+    sdk = _find_sdk_models(baseline.provider)
+    if baseline.base_url is not None or sdk is None:
         return None
     model = parse_fine_tune_base(baseline.model or "") or baseline.model or ""
-    return (_openai_shutdown_dates() if baseline.provider == "openai" else _anthropic_shutdown_dates()).get(model)
+    return sdk.read_shutdown_dates().get(model)
 
 
-def dated_names(provider: str, name: str) -> list[str]:
+def dated_names(provider_name: str, name: str) -> list[str]:
     """Return the names with a date that the SDK lists for a model, [] if the provider does not date it."""
-    names = _openai_names() if provider == "openai" else _anthropic_names()
+    sdk = _find_sdk_models(provider_name)
+    names = sdk.list_names() if sdk else ()
     return [dated for dated in names if re.fullmatch(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}", dated)]
 
 
@@ -168,10 +173,10 @@ def _anthropic_names() -> Iterable[str]:
     return [str(name) for member in get_args(Model) for name in get_args(member)]
 
 
-def _listed_names(provider: str) -> Iterable[str]:
+def _listed_names(genai_prices_id: str) -> Iterable[str]:
     from genai_prices.data_snapshot import get_snapshot
 
-    provider_data = next(entry for entry in get_snapshot().providers if entry.id == provider)
+    provider_data = next(entry for entry in get_snapshot().providers if entry.id == genai_prices_id)
     return [
         model.id for model in provider_data.models if not model.deprecated and not _NON_TEXT_MODELS.search(model.id)
     ]
@@ -192,6 +197,27 @@ def _anthropic_shutdown_dates() -> dict[str, str]:
 
     dates = {name: re.sub(r"(\d)(st|nd|rd|th)", r"\1", day) for name, day in DEPRECATED_MODELS.items()}
     return {name: f"{datetime.strptime(day, _ANTHROPIC_DATE_FORMAT):%Y-%m-%d}" for name, day in dates.items()}
+
+
+@dataclass(frozen=True)
+class SdkModels:
+    """What an SDK knows about the models of its provider."""
+
+    list_names: Callable[[], Iterable[str]]
+    read_shutdown_dates: Callable[[], Mapping[str, str]]
+    """{model: ISO 8601}."""
+
+
+SDK_MODELS: Mapping[ApiFormat, SdkModels] = {
+    "openai": SdkModels(_openai_names, _openai_shutdown_dates),
+    "anthropic": SdkModels(_anthropic_names, _anthropic_shutdown_dates),
+}
+
+
+def _find_sdk_models(provider_name: str) -> SdkModels | None:
+    """Return what the provider's SDK lists, None if it lists no models of this provider, or for a file."""
+    provider = PROVIDERS.get(provider_name)
+    return SDK_MODELS[provider.api_format] if provider and provider.sdk_lists_models else None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from compare.scoring import predictions
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import LoadedRecipe, load
-from insource.config.metric_names import METRICS
+from insource.config.metric_names import FIRST_METRICS
 from insource.config.recipe import Recipe
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import MetricStats
@@ -185,7 +185,7 @@ def shared_settings(recipe: Recipe) -> dict[str, Any]:
 def deciding_metric(loaded: LoadedRecipe) -> str:
     """Return the metric that decides: the planned one, else the first of the task kind."""
     primary = loaded.recipe.compare.primary
-    return primary.metric if primary else METRICS[loaded.recipe.task.task_name][0]
+    return primary.metric if primary else FIRST_METRICS[loaded.recipe.task.task_name]
 
 
 def run_stage(stage: str, arguments: argparse.Namespace, *extra: str) -> int:

@@ -21,10 +21,9 @@ from insource.backends.types import DUMMY_API_KEY, Backend, RowRequest
 from insource.backends.wire import model_families
 from insource.backends.wire.model_families import UNKNOWN, Family
 from insource.config.errors import RecipeError
+from insource.config.providers import PROVIDERS
 from insource.config.schema.compare import Baseline
 from insource.system.timestamps import utc_timestamp
-
-CLOUD_PROVIDERS = ("azure", "bedrock", "vertex")
 
 
 def collect_from_apis(context: ComparisonContext, systems: Sequence[System]) -> dict[str, SystemResponses]:
@@ -191,15 +190,16 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
 
     Raise RecipeError if its model family does not take the settings of the recipe.
     """
+    provider = PROVIDERS[baseline.provider]
     schema, api_format = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
     family = model_families.find_family(api_format, baseline.model or "")
     _check_model_family(baseline, family)
     return Backend(
         api_format=api_format,
         model=baseline.model or "",
-        base_url=baseline.base_url,
+        base_url=baseline.base_url or provider.default_base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or DUMMY_API_KEY,
-        cloud=baseline.provider if baseline.provider in CLOUD_PROVIDERS else None,  # type: ignore[arg-type]
+        cloud=provider.cloud,
         structured="json_schema" if baseline.structured_output and schema and family.supports_json_schema else "none",
         log_probabilities=family.supports_log_probabilities(baseline.effort),
         temperature=baseline.temperature,

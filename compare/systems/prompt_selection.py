@@ -63,7 +63,7 @@ def select_prompt(
     if not trials:
         return SelectedPrompt(candidates[0])
     settings = context.recipe.compare
-    metric = select_deciding_metric(settings.primary, METRICS[context.recipe.task.task_name])
+    metric = select_deciding_metric(settings.primary, tuple(METRICS[context.recipe.task.task_name]))
     dataset = _selection_dataset(context)
     usd, values = 0.0, list[float]()
     for trial in trials:

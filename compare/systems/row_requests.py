@@ -9,6 +9,7 @@ from compare.records import System
 from compare.systems import linear_baseline
 from insource.backends.types import ApiFormat, ChoiceQuestion, Constraint, Request
 from insource.backends.wire import model_families
+from insource.config.providers import PROVIDERS
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
 from insource.tasks import few_shot
@@ -16,13 +17,6 @@ from insource.tasks.rendering import chat_template
 
 # Limits for answers of API models, whose tokenizers differ from the base's.
 OUTPUT_TOKEN_FACTOR, MIN_OUTPUT_TOKENS = 4, 256
-API_FORMATS: Mapping[str, ApiFormat] = {
-    "openai": "openai",
-    "azure": "openai",
-    "anthropic": "anthropic",
-    "bedrock": "anthropic",
-    "vertex": "anthropic",
-}
 
 
 def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Request]:
@@ -57,7 +51,7 @@ def thinking_tokens(baseline: Baseline) -> int:
 
 def lookup_api_format(baseline: Baseline) -> ApiFormat:
     """Return the API format of a baseline."""
-    return API_FORMATS[baseline.provider] if baseline.api == "chat" else baseline.api
+    return PROVIDERS[baseline.provider].api_format if baseline.api == "chat" else baseline.api
 
 
 def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str, Any]) -> Request:

@@ -12,7 +12,7 @@ from data_prep.importer.survey import AnswerStatistics, Preamble
 from data_prep.importer.task_inference import InferredTask
 from insource.backends.wire import model_families
 from insource.config.hosts import is_loopback, parse_host
-from insource.config.schema.compare import KEY_HOSTS
+from insource.config.providers import FALLBACK_PROVIDER, PROVIDERS
 
 SCHEMA = Path(__file__).parents[2] / "recipes" / ".schema.json"
 DEFAULT_METRICS = {
@@ -71,9 +71,12 @@ class IncumbentModel:
     @property
     def provider(self) -> str:
         """Return the provider, inferred from the model name and the address."""
-        if any((parse_host(self.base_url) or "").endswith(host) for host in KEY_HOSTS["AZURE_OPENAI_API_KEY"]):
-            return "azure"
-        return "anthropic" if "claude" in self.name else "openai"
+        host = parse_host(self.base_url) or ""
+        for name, provider in PROVIDERS.items():
+            if provider.address == "resource" and provider.key and host.endswith(provider.key.hosts):
+                return name
+        words = {name: provider.model_word for name, provider in PROVIDERS.items() if provider.model_word}
+        return next((name for name, word in words.items() if word in self.name), FALLBACK_PROVIDER)
 
     @property
     def display_name(self) -> str:
@@ -245,7 +248,7 @@ def _incumbent_lines(source: RecipeSource, model: IncumbentModel, longest_answer
     lines += ["      messages:    # what it is asked, with the text of the row in the place of {input}"]
     lines += [f"        - {_flow_style(message)}" for message in (*system, user)]
     lines.append("      structured_output: false")
-    family = model_families.find_family("anthropic" if model.provider == "anthropic" else "openai", model.name)
+    family = model_families.find_family(PROVIDERS[model.provider].api_format, model.name)
     # A reasoning model needs more output tokens; the comparison knows how many.
     if family.default_effort in (None, "none") and (model.is_fine_tuned or family is not model_families.UNKNOWN):
         lines.append(f"      max_output_tokens: {choose_answer_tokens(longest_answer)}")

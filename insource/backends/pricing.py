@@ -15,16 +15,9 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from insource.backends.types import Usage
+from insource.config.providers import PROVIDERS
 from insource.config.schema.compare import Baseline, Price
 
-# Provider names of genai-prices for the providers that the SDKs' own clients reach.
-GENAI_PRICES_PROVIDER = {
-    "openai": "openai",
-    "anthropic": "anthropic",
-    "azure": "azure",
-    "bedrock": "aws",
-    "vertex": "google",
-}
 # Not service_tier: with that key the list returns the full price without an error.
 BATCH_CONTEXT = {"processing": "batch"}
 MILLION = 1_000_000
@@ -137,10 +130,11 @@ def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPri
         return price_from_recipe(baseline.price)
     if baseline.model is None or baseline.is_loopback or baseline.api == "decisions":
         return None
-    if baseline.base_url is not None and baseline.provider != "azure":
+    provider = PROVIDERS[baseline.provider]
+    if baseline.base_url is not None and provider.address != "resource":
         provider_args = {"provider_api_url": baseline.base_url}
         return price_from_list(baseline.model, provider_args, moment, has_output=not baseline.uses_decision_api)
-    return price_from_list(baseline.model, {"provider_id": GENAI_PRICES_PROVIDER[baseline.provider]}, moment)
+    return price_from_list(baseline.model, {"provider_id": provider.genai_prices_id}, moment)
 
 
 def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:

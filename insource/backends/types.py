@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from insource.config.hosts import is_loopback, parse_host
+from insource.config.providers import ChatFormat, Cloud, DecisionFormat
 
 Messages = Sequence[Mapping[str, str]]
-ApiFormat = Literal["openai", "anthropic", "decisions", "systemone"]
+ApiFormat = Literal[ChatFormat, DecisionFormat]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 StructuredOutput = Literal["grammar", "json_schema", "none"]
-Cloud = Literal["azure", "bedrock", "vertex"]
 ResponseHook = Callable[[int, Mapping[str, str]], None]
 """Gets the status and the headers of a response."""
 DUMMY_API_KEY = "none"

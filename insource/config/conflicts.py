@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from insource.config.metric_names import METRICS
+from insource.config.metric_names import FIRST_METRICS, METRICS
 from insource.config.schema import json_schema_subset
 from insource.config.schema.optimizers import uses_bitsandbytes
 from insource.config.schema.train import Train
@@ -34,7 +34,7 @@ def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
     changes: dict[str, Any] = {}
     train_changes: dict[str, Any] = {}
     if train.selects_best_checkpoint:
-        metric = train.metric_for_best_model or METRICS[recipe.task.task_name][0]
+        metric = train.metric_for_best_model or FIRST_METRICS[recipe.task.task_name]
         train_changes |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
     if train.eval_strategy == "steps" and train.eval_steps is None:
         train_changes["eval_steps"] = train.save_steps
@@ -42,7 +42,7 @@ def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
         changes["train"] = train.model_copy(update=train_changes)
     primary = recipe.compare.primary
     if primary is not None and "metric" not in primary.model_fields_set:
-        resolved = primary.model_copy(update={"metric": METRICS[recipe.task.task_name][0]})
+        resolved = primary.model_copy(update={"metric": FIRST_METRICS[recipe.task.task_name]})
         changes["compare"] = recipe.compare.model_copy(update={"primary": resolved})
     if recipe.lora.unservable_reason and serve.model == "auto":
         changes["serve"] = serve.model_copy(update={"model": "merged"})

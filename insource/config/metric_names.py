@@ -1,13 +1,48 @@
-"""The names of the main metrics of each kind of task; `insource/tasks/` computes them."""
+"""The main metrics of each kind of task, declared once; `insource/tasks/` computes them.
 
-METRICS = {
-    "classification": ("accuracy", "macro_f1"),
-    "multilabel": ("micro_f1", "macro_f1", "exact_match"),
-    "extraction": ("exact_match", "field_f1", "schema_valid"),
-    "generation": ("rouge_l", "chrf", "exact_match"),
-    "preference": ("preference_accuracy", "reward_accuracy"),
+METRICS["multilabel"]           micro_f1, macro_f1, exact_match
+FIRST_METRICS["multilabel"]     "micro_f1"
+ROW_METRICS["multilabel"]       "exact_match"
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric from 0 to 1, higher is better."""
+
+    label: str | None = None
+    """Its display name; None: the words of its name."""
+    is_row_mean: bool = True
+    """Whether it is a mean over rows, so that it can judge one row."""
+    has_test_value: bool = True
+    """Whether it is computed for the systems of a comparison, and for the untuned base."""
+
+
+MACRO_F1, EXACT_MATCH = Metric("macro-F1", is_row_mean=False), Metric()
+METRICS: Mapping[str, Mapping[str, Metric]] = {
+    "classification": {"accuracy": Metric(), "macro_f1": MACRO_F1},
+    "multilabel": {
+        "micro_f1": Metric("micro-F1", is_row_mean=False),
+        "macro_f1": MACRO_F1,
+        "exact_match": EXACT_MATCH,
+    },
+    "extraction": {
+        "exact_match": EXACT_MATCH,
+        "field_f1": Metric("field F1", is_row_mean=False),
+        "schema_valid": Metric(),
+    },
+    "generation": {"rouge_l": Metric("ROUGE-L"), "chrf": Metric("chrF"), "exact_match": EXACT_MATCH},
+    "preference": {"preference_accuracy": Metric(), "reward_accuracy": Metric(has_test_value=False)},
 }
-"""The first metric selects the best checkpoint, and decides if the plan (compare.primary) names no metric."""
+"""{kind: {name: metric}}, in display order."""
 
-ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel": "exact_match"}
+FIRST_METRICS = {kind: next(iter(metrics)) for kind, metrics in METRICS.items()}
+"""The metric that selects the best checkpoint, and that decides if the plan (compare.primary) names no metric."""
+
+ROW_METRICS = {
+    kind: next(name for name, metric in metrics.items() if metric.is_row_mean) for kind, metrics in METRICS.items()
+}
 """The metric that judges one row: the first metric that is a mean over rows."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from insource.config.metric_names import METRICS
 from insource.tasks import classification, extraction, generation, multilabel, preference
 from insource.tasks.task_kind import TaskKind
 
@@ -15,11 +16,7 @@ TASKS: dict[str, TaskKind] = {
 }
 """{Task.task_name: module}."""
 METRIC_LABELS = {
-    "micro_f1": "micro-F1",
-    "macro_f1": "macro-F1",
-    "field_f1": "field F1",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
+    name: metric.label for metrics in METRICS.values() for name, metric in metrics.items() if metric.label is not None
 }
 """Display names of metrics whose name is not written as its words."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -173,7 +174,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
     problems = Counter(answer.problem for answer in answers if answer.problem is not None)
     return {
         "n": len(targets),
-        **{name: _mean([row[name] for row in scores]) for name in ("rouge_l", "chrf", "exact_match")},
+        **{name: _mean([row[name] for row in scores]) for name in METRICS["generation"]},
         "length_ratio": _mean(ratios),
         "invalid": dict(sorted(problems.items())),
         "per_part": _score_by_length(targets, [row["rouge_l"] for row in scores]),
@@ -183,14 +184,12 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -
 def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     """Return rouge_l, chrf and exact_match as sums over rows."""
     scores = score_rows(spec, targets, answers)
-    return {
-        name: metric_stats.mean_metric([row[name] for row in scores]) for name in ("rouge_l", "chrf", "exact_match")
-    }
+    return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in METRICS["generation"]}
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Return the main metrics of a score."""
-    return {name: score[name] for name in ("rouge_l", "chrf", "exact_match")}
+    return {name: score[name] for name in METRICS["generation"]}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
@@ -266,7 +267,7 @@ def compute_metric_stats(
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Return the main metrics of a score."""
-    return {name: score[name] for name in ("micro_f1", "macro_f1", "exact_match")}
+    return {name: score[name] for name in METRICS["multilabel"]}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from insource.config.errors import RecipeError
+from insource.config.metric_names import METRICS
 from insource.config.recipe import Recipe
 from insource.stats import metric_stats
 from insource.stats.metric_stats import MetricStats
@@ -232,13 +233,13 @@ def compute_metric_stats(
 ) -> dict[str, MetricStats]:
     """Return preference_accuracy as sums over rows, and reward_accuracy if the answers have a reward."""
     scores = score_rows(spec, targets, answers)
-    names = ("preference_accuracy", "reward_accuracy") if _differs_from_reference(answers) else ("preference_accuracy",)
+    names = [name for name in METRICS["preference"] if name != "reward_accuracy" or _differs_from_reference(answers)]
     return {name: metric_stats.mean_metric([row[name] for row in scores]) for name in names}
 
 
 def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Return the main metrics of a score; reward_accuracy only if the score has it."""
-    return {name: score[name] for name in ("preference_accuracy", "reward_accuracy") if name in score}
+    return {name: score[name] for name in METRICS["preference"] if name in score}
 
 
 def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:

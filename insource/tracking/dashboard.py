@@ -37,6 +37,7 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
     """
     metrics = METRICS[recipe.task.task_name]
     validation_panels = [Panel(metric_label(metric), [f"validation/{metric}"]) for metric in metrics]
+    test_metrics = [name for name, metric in metrics.items() if metric.has_test_value]
     systems = (TUNED, UNTUNED_BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, UNTUNED_BASE)
     return {
         "Training": [
@@ -54,13 +55,11 @@ def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
             Panel(
                 f"Validation {metric_label(metric)}", [f"validation/{metric}", f"validation/untuned_{metric}"], "bars"
             )
-            for metric in metrics
-            if metric != "reward_accuracy"
+            for metric in test_metrics
         ],
         "Comparison": [
             Panel(f"Test {metric_label(metric)}", [f"test/{name}/{metric}" for name in systems], "bars")
-            for metric in metrics
-            if metric != "reward_accuracy"
+            for metric in test_metrics
         ],
     }
 

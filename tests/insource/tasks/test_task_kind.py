@@ -6,8 +6,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from insource.config.metric_names import METRICS
+from insource.config.metric_names import FIRST_METRICS, METRICS, ROW_METRICS
+from insource.config.schema.data import Task
+from insource.stats import metric_stats
 from insource.tasks import TASKS
+from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.task_kind import (
     DecodedTaskKind,
     FreeTextTaskKind,
@@ -23,6 +26,18 @@ CAPABILITIES: dict[type[Any], set[str]] = {
     DecodedTaskKind: {"classification", "multilabel", "extraction", "generation"},
     MultiReferenceTaskKind: {"extraction", "generation"},
 }
+PAIR = {"chosen": "a", "rejected": "b"}
+REWARDED = {"chosen": -1.0, "rejected": -2.0, "reference_chosen": -3.0, "reference_rejected": -1.0} | dict.fromkeys(
+    ("chosen_tokens", "rejected_tokens"), 1
+)
+SEEN: dict[str, tuple[Any, Any]] = {
+    "classification": ("late", "late"),
+    "multilabel": (["late"], ["late"]),
+    "extraction": ({"seller": "Ho"}, {"seller": "Ho"}),
+    "generation": ("The hub is silent.", "The hub is silent."),
+    "preference": (PAIR, REWARDED),
+}
+"""{kind: (target, value of a right answer)}."""
 CONSTANTS = tuple(name for name in get_type_hints(TaskKind) if name != "Spec")
 
 
@@ -80,3 +95,23 @@ def test_flags_agree_with_capabilities() -> None:
         assert (kind in CAPABILITIES[LabelledTaskKind]) == module.HAS_LABELS
         assert (kind in CAPABILITIES[FreeTextTaskKind]) == module.IS_FREE_TEXT
         assert module.HAS_LABELS or not module.IS_MULTILABEL
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_kind_computes_the_metrics_that_are_declared_for_it(kind: str) -> None:
+    schema = {"type": "object", "properties": {"seller": {"type": "string", "maxLength": 12}}}
+    task = Task(
+        kind="classification" if kind == "multilabel" else kind,
+        instruction="Read the document.",
+        json_schema=schema if kind == "extraction" else None,
+        labels_per_row="many" if kind == "multilabel" else "one",
+    )
+    module, (target, value) = TASKS[kind], SEEN[kind]
+    arguments = module.make_spec(task, {"late": "", "lost": ""}), [target], [ParsedAnswer(value)]
+    stats, score = module.compute_metric_stats(*arguments), module.score(*arguments)
+    assert list(stats) == list(METRICS[kind])
+    assert module.main_metrics(score) == dict.fromkeys(METRICS[kind], 1.0)
+    for name, metric in METRICS[kind].items():
+        assert score[name] == stats[name].compute_value()
+        assert (stats[name].from_sums is metric_stats.mean) is metric.is_row_mean, name
+    assert FIRST_METRICS[kind] == next(iter(stats)) and METRICS[kind][ROW_METRICS[kind]].is_row_mean
