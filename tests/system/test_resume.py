@@ -131,7 +131,7 @@ def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
     assert process.stdout is not None
     while not process.stdout.readline().startswith("learns"):
         assert process.poll() is None
-    time.sleep(1)
+    time.sleep(5)  # until an update runs, on a busy machine too
     os.killpg(process.pid, signal.SIGINT)
     while "finishing the running update" not in (line := process.stdout.readline()):
         assert line, "it ended without a word of the first signal"
