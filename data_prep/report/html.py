@@ -24,6 +24,7 @@ from data_prep.prepared_data import PreparedData
 from data_prep.report import console
 from data_prep.rows.columns import field_paths
 from insource.config.schema.source import SPLITS, Source
+from insource.system.number_format import format_count
 
 MAX_EXCERPT_CHARACTERS = 240
 CONTEXT_CHARACTERS = 60
@@ -48,7 +49,7 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": "{:,}".format}
-    environment.filters |= {function.__name__: function for function in (many, percent, breakable, excerpt)}
+    environment.filters |= {function.__name__: function for function in (format_count, percent, breakable, excerpt)}
     page = environment.get_template("report.html.jinja").render(
         report=report,
         name=source_name(prepared.recipe.data.source),
@@ -67,11 +68,6 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
     )
     # File names may contain bytes that are not valid text.
     path.write_text(page, encoding="utf-8", errors="replace")
-
-
-def many(count: int, singular: str, plural: str = "") -> str:
-    """Return a count with its noun: "1 row", "13,083 rows"."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def percent(part: float, whole: float = 1) -> str:
