@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,39 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.answers import label_tree
+from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
-from predict.rows import output
+from predict.rows import inputs, output
 from predict.rows.column_types import ColumnTypes
 from tests.helpers.gateway import task_gateway
 from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 
-pytestmark = pytest.mark.usefixtures("small_segments")
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments are small, and waits short."""
+    monkeypatch.setattr(inputs, "SEGMENT_ROWS", 50)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def prediction_run(tmp_path: Path) -> PredictionRun:
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def engine() -> StandInEngine:
+    return StandInEngine(lambda text: linear_predictions().get(text, ("late", 0.6)))
+
+
+@pytest.fixture
+def address(engine: StandInEngine) -> Iterator[str]:
+    with serve_engine(engine) as address:
+        yield address
 
 
 @pytest.mark.parametrize("output", ["rows.csv", "rows.jsonl", "rows.parquet"])

@@ -1,21 +1,46 @@
 """Bulk prediction where the server fails, or is another than the run, and where the threshold does not hold."""
 
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
 from predict.engines import local_vllm
+from predict.rows import inputs
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import LaunchPlan
 from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
-from tests.helpers.prediction_run import PredictionRun, read_output, write_csv
+from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 
-pytestmark = pytest.mark.usefixtures("small_segments")
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments are small, and waits short."""
+    monkeypatch.setattr(inputs, "SEGMENT_ROWS", 50)
+    monkeypatch.setattr(failures, "BACKOFF_BASE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def prediction_run(tmp_path: Path) -> PredictionRun:
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def engine() -> StandInEngine:
+    return StandInEngine(lambda text: linear_predictions().get(text, ("late", 0.6)))
+
+
+@pytest.fixture
+def address(engine: StandInEngine) -> Iterator[str]:
+    with serve_engine(engine) as address:
+        yield address
 
 
 def test_below_the_threshold_of_the_comparison_a_prediction_abstains(
