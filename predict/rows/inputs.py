@@ -30,7 +30,7 @@ SEGMENT_ROWS = 5000
 """Maximum rows of a segment, which has one journal and one part of the output."""
 TYPE_CHUNK_ROWS = 1000
 """Rows of a file after which every input column must have occurred: JSON objects may omit empty columns."""
-LOCATION_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
+LOCATION_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test", "labelled")
 """Keys of data.source that say where the recipe's own rows are. INPUT replaces them."""
 
 
