@@ -97,13 +97,15 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             with steps("deduplicate"):
                 canonical_labels = map_canonical_labels(table, recipe)
                 drops = DropDecisions.none(len(table))
-                straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split)
+                straddling_rows.drop_labelled_groups(table, assignment.splits, drops)
+                straddling = straddling_rows.find_straddling(
+                    table, assignment.splits, recipe.data.split, drops.kept
+                )
                 canonical_labels, rare_labels = rare_label_policy.apply_rare_label_policy(
                     table, canonical_labels, recipe, drops
                 )
                 if recipe.data.split.straddling == "drop":
                     straddling_rows.drop_straddling(straddling, drops)
-                straddling_rows.drop_labelled_groups(table, assignment.splits, drops)
                 deduplicate(table, assignment.splits, recipe, pool, drops)
         data_checks.check_labels(canonical_labels, table, recipe)
         descriptions = list_label_descriptions(canonical_labels, recipe)
@@ -282,7 +284,7 @@ class _CountingReader:
         if self._file.split != LABELLED:
             yield from self._source_rows
             return
-        for row in labelled_rows.iter_labelled(self._source_rows, self._recipe):
+        for row in labelled_rows.iter_labelled(self._source_rows, self._file, self._recipe):
             if row is None:
                 self.rows_read += 1
                 self.rows_unlabelled += 1

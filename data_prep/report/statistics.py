@@ -217,7 +217,8 @@ def _count_rows_without_group(prepared: PreparedData) -> int:
 
 def _describe_split_method(prepared: PreparedData) -> str:
     """Return the split method as text."""
-    given_splits, settings = prepared.table.columns["given_split"], prepared.recipe.data.split
+    columns, settings = prepared.table.columns, prepared.recipe.data.split
+    given_splits = columns["given_split"][columns["provenance"] == 0]
     unit = f"group {settings.group}" if settings.group else "what the row says"
     method = f"keyed hash of {unit}, seed {settings.seed}"
     if settings.time is not None:

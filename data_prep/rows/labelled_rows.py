@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data_prep.readers.source_row import SourceRow
+from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.rows.columns import field_names
+from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.source import Source
 from insource.tasks import TASKS
@@ -43,6 +44,13 @@ def restore_cell(text: str) -> str:
     return text[1:] if _ESCAPED.match(text) else text
 
 
+def restore_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row with all names and texts restored."""
+    return {
+        restore_cell(name): restore_cell(value) if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
 def make_labelled_source(source: Source) -> Source:
     """Return the options that a labelled file is read with: the defaults, and the recipe's limits."""
     limits = source.model_dump(include={"max_row_mib", "max_unpacked_mib"})
@@ -55,50 +63,42 @@ def list_answer_columns(recipe: Recipe) -> list[str]:
     return columns or field_names(recipe)
 
 
-def restore_row(row: SourceRow, recipe: Recipe) -> SourceRow:
-    """Return a row of a labelled file without suggestions, with its id and its provenance. Texts are restored.
+def list_suggestion_columns(recipe: Recipe) -> list[str]:
+    """Return the columns of the suggestion for each answer column, and of its confidence."""
+    return [*(f"{SUGGESTION_PREFIX}{name}" for name in list_answer_columns(recipe)), CONFIDENCE_COLUMN]
 
-    Without a column `label_row_id`, the row keeps an id of file and line.
+
+def iter_labelled(rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> Iterator[SourceRow | None]:
+    """Yield the rows of a labelled file, restored; None for a row that nobody has labelled.
+
+    Raise RecipeError if the first readable row has no answer column: all rows would seem to be empty.
     """
-    values = restore_values(row.values)
-    own_values = {name: value for name, value in values.items() if not is_added_column(name, recipe)}
-    has_suggestion = any(is_suggestion_column(name, recipe) for name in values)
-    row_id = to_text(values.get(ROW_ID_COLUMN)).strip()
-    return replace(
-        row,
-        values=own_values,
-        id=f"{row.file}:{row_id}" if row_id else None,
-        provenance="human_suggested" if has_suggestion else "human",
-    )
-
-
-def restore_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a row with all names and texts restored."""
-    return {
-        restore_cell(name): restore_cell(value) if isinstance(value, str) else value for name, value in values.items()
-    }
-
-
-def is_labelled(values: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Return whether a restored row has a value in at least one answer column."""
-    return any(to_text(values.get(column)).strip() for column in list_answer_columns(recipe))
-
-
-def is_suggestion_column(name: str, recipe: Recipe) -> bool:
-    """Return whether a column has suggestions or their confidence."""
-    return name == CONFIDENCE_COLUMN or name in {f"{SUGGESTION_PREFIX}{name}" for name in list_answer_columns(recipe)}
-
-
-def is_added_column(name: str, recipe: Recipe) -> bool:
-    """Return whether `make label` adds this column to those of the row."""
-    return name == ROW_ID_COLUMN or is_suggestion_column(name, recipe)
-
-
-def iter_labelled(rows: Iterator[SourceRow], recipe: Recipe) -> Iterator[SourceRow | None]:
-    """Yield the rows of a labelled file, restored; None for a row that nobody has labelled."""
+    answers, suggestions = list_answer_columns(recipe), list_suggestion_columns(recipe)
+    is_checked = False
     for row in rows:
         if row.problem:
             yield row
             continue
-        restored = restore_row(row, recipe)
-        yield restored if is_labelled(restored.values, recipe) else None
+        values = restore_values(row.values)
+        if not is_checked and not any(name in values for name in answers):
+            raise RecipeError(
+                f"{file.path}: data.source.labelled needs the column that a person filled in: "
+                f"{' or '.join(answers)}; it has {', '.join(values)}"
+            )
+        is_checked = True
+        is_labelled = any(to_text(values.get(name)).strip() for name in answers)
+        yield _make_row(row, values, suggestions) if is_labelled else None
+
+
+def _make_row(row: SourceRow, values: Mapping[str, Any], suggestions: list[str]) -> SourceRow:
+    """Return a labelled row without the columns that `make label` added, with its id and its provenance.
+
+    Without a column `label_row_id`, the row keeps an id of file and line.
+    """
+    row_id = to_text(values.get(ROW_ID_COLUMN)).strip()
+    return replace(
+        row,
+        values={name: value for name, value in values.items() if name not in (ROW_ID_COLUMN, *suggestions)},
+        id=f"{row.file}:{row_id}" if row_id else None,
+        provenance="human_suggested" if any(name in values for name in suggestions) else "human",
+    )
