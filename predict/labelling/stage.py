@@ -31,7 +31,7 @@ from insource.tracking.base_models import gguf_model, smollm2_wheel
 from predict import ENGINES
 from predict import stage as predict_stage
 from predict.execution.job_execution import log_step
-from predict.job import info_path, read_output_info
+from predict.job import Job, info_path, read_output_info
 from predict.labelling import LINEAR, candidates, scored_rows
 from predict.labelling.label_file import format_label_file
 from predict.labelling.prepared_rows import PreparedRows, read_prepared
@@ -65,30 +65,30 @@ class Predictions:
 def main(arguments: argparse.Namespace) -> int:
     """Run the stage and return its exit code. Raise RecipeError and StageError, which `cli.run_cli` reports."""
     call = _parse_call(arguments)
+    recipe = call.loaded.recipe
     uses_linear_model, fallback = _choose_engine(arguments, call)
-    _check_supported(call.loaded.recipe, uses_linear_model)
+    _check_supported(recipe, uses_linear_model)
     if arguments.dry_run:
         model = "a linear model" if uses_linear_model else "the trained run"
         print(f"would rank the rows of {call.pattern} by {model}, and write {call.output}")
         return cli.OK
+    job = None if uses_linear_model else _build_job(arguments, call)
     data_folder = _prepare_data(call)
     prepared = read_prepared(data_folder)
-    predictions = (
-        _predict_linear(call, prepared, fallback) if uses_linear_model else _predict_with_run(arguments, call)
-    )
-    pool = candidates.collect_candidates(predictions.rows, prepared, call.loaded.recipe, call.count)
-    rows = candidates.choose_rows(pool, prepared, call.loaded.recipe, call.count)
+    predictions = _predict_linear(call, prepared, fallback) if job is None else _predict_with_run(job, recipe)
+    pool = candidates.collect_candidates(predictions.rows, prepared, recipe, call.count)
+    rows = candidates.choose_rows(pool, prepared, recipe, call.count)
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in pool.left_out.most_common())
     if not rows:
         raise RecipeError(f"INPUT: {call.pattern}: none of {pool.rows_read:,} rows can be labelled ({reasons})")
-    text = format_label_file(rows, call.loaded.recipe, call.with_suggestions)
     call.output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_text(call.output, text)
+    atomic_files.write_text(call.output, format_label_file(rows, recipe, call.with_suggestions))
     atomic_files.write_json(info_path(call.output), _describe(call, predictions, pool, rows, data_folder.name))
     log_step("label", f"{len(rows):,} of {pool.rows_read:,} rows, by {predictions.about['answered_by']}")
     if reasons:
         log_step("left out", f"{pool.left_out.total():,} rows: {reasons}")
-    _print_next_step(call)
+    columns = ", ".join(list_answer_columns(recipe))
+    log_step("next", f"fill in {columns}, then add to data.source: labelled: [{call.output.resolve()}]")
     print(call.output)
     return cli.OK
 
@@ -182,25 +182,22 @@ def _predict_linear(call: Call, prepared: PreparedRows, fallback: str | None) ->
     return Predictions(scored_rows.iter_linear(files, source, recipe, model), about)
 
 
-def _predict_with_run(arguments: argparse.Namespace, call: Call) -> Predictions:
-    """Return the predictions of the trained run, made by `make predict` and kept below the recipe's runs."""
+def _build_job(arguments: argparse.Namespace, call: Call) -> Job:
+    """Return the prediction of INPUT by the trained run, whose output is kept below the recipe's runs."""
     digest = atomic_files.digest([str(Path(call.pattern).absolute()), arguments.run, arguments.engine])
     path = call.runs / ".label" / f"{digest}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"output": str(path), "probabilities": False, "force": True}
-    job = predict_stage.build_job(argparse.Namespace(**{**vars(arguments), **settings}))
+    return predict_stage.build_job(argparse.Namespace(**{**vars(arguments), **settings}))
+
+
+def _predict_with_run(job: Job, recipe: Recipe) -> Predictions:
+    """Return the predictions of the trained run. Rows that were answered in an earlier call are not queried again."""
     log_step("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.run.id}")
     predict_stage.run_job(job)
-    info = read_output_info(path)
-    about = {
-        "run_id": info["run_id"],
-        "engine": info["engine"],
-        "answered_by": info["answered_by"],
-        "fallback": None,
-        "uncertainty": "1 - confidence",
-        "input": info["input"],
-    }
-    return Predictions(scored_rows.iter_predicted(path, info["columns"], call.loaded.recipe), about)
+    info = read_output_info(job.output)
+    about = {name: info[name] for name in ("run_id", "engine", "answered_by", "input")}
+    about |= {"fallback": None, "uncertainty": "1 - confidence"}
+    return Predictions(scored_rows.iter_predicted(job.output, info["columns"], recipe), about)
 
 
 def _describe(
@@ -237,8 +234,3 @@ def _describe(
         },
         "written": utc_timestamp(),
     }
-
-
-def _print_next_step(call: Call) -> None:
-    columns = ", ".join(list_answer_columns(call.loaded.recipe))
-    log_step("next", f"fill in {columns}, then add to data.source: labelled: [{call.output.resolve()}]")
