@@ -98,9 +98,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 canonical_labels = map_canonical_labels(table, recipe)
                 drops = DropDecisions.none(len(table))
                 straddling_rows.drop_labelled_groups(table, assignment.splits, drops)
-                straddling = straddling_rows.find_straddling(
-                    table, assignment.splits, recipe.data.split, drops.kept
-                )
+                straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split, drops.kept)
                 canonical_labels, rare_labels = rare_label_policy.apply_rare_label_policy(
                     table, canonical_labels, recipe, drops
                 )

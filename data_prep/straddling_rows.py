@@ -17,9 +17,7 @@ from insource.config.schema.data import Split
 from insource.config.schema.source import SPLITS
 
 
-def find_straddling(
-    table: Table, splits: Array, settings: Split, kept: Array
-) -> dict[str, tuple[Array, Array]]:
+def find_straddling(table: Table, splits: Array, settings: Split, kept: Array) -> dict[str, tuple[Array, Array]]:
     """Return {reason: (kept train rows, for each the held-out row that causes it)}, without empty reasons."""
     given_splits = table.columns["given_split"]
     train = np.flatnonzero(kept & (splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))

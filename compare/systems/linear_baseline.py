@@ -129,8 +129,6 @@ def _predict_nearest(train: Rows, rows: Rows, answers: Sequence[str]) -> list[Ba
     return [BaselinePrediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
 
 
-
-
 def _embed(texts: Sequence[str], encoder: str) -> Any:
     import torch
     from transformers import AutoModel, AutoTokenizer

@@ -23,8 +23,9 @@ SPLIT_NAMES = {
     "calibration": "calibration",
     "test": "test",
 }
+# The split of files of data.source.labelled.
 LABELLED = "labelled"
-# Where the label of a row comes from: the recipe's own files, or a person whom `make label` showed a suggestion or none.
+# The origin of a row's label: the recipe's own files, or a person, without or with a suggestion in view.
 PROVENANCES = ("source", "human", "human_suggested")
 
 

@@ -61,9 +61,7 @@ def find_repeats(
             pool = WorkerPool(1)
             for near in find_near_duplicates(folder, splits, targets, ranks, kept, settings, pool):
                 repeats[near.row] = (near.reason_row, near.similarity)
-    return {
-        row - n_references: _make_repeat(row, *repeats[row], n_references) for row in sorted(repeats)
-    }
+    return {row - n_references: _make_repeat(row, *repeats[row], n_references) for row in sorted(repeats)}
 
 
 def _make_repeat(row: int, other: int, similarity: float, n_references: int) -> Repeat:

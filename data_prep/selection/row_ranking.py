@@ -60,9 +60,7 @@ def rank_rows(
     order = np.lexsort((hash_texts(texts, seed), -scores))
     distinct = _find_distinct(texts, order, labelled_texts, count, deduplicate)
     candidates = distinct[:MAX_CANDIDATES]
-    vectors, labelled_vectors = _embed(
-        [texts[row] for row in candidates], _sample_labelled(labelled_texts, seed), seed
-    )
+    vectors, labelled_vectors = _embed([texts[row] for row in candidates], _sample_labelled(labelled_texts, seed), seed)
     positions = _choose_diverse(vectors, labelled_vectors, scores[candidates], count)
     ranked = [candidates[position] for position in positions] + distinct[MAX_CANDIDATES:]
     return ranked[:count]

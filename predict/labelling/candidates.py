@@ -73,9 +73,7 @@ class CandidatePool:
         self._keys = {hash_key(row.text): index for index, row in enumerate(self.rows)}
 
 
-def collect_candidates(
-    rows: Iterable[ScoredRow], prepared: PreparedRows, recipe: Recipe, count: int
-) -> CandidatePool:
+def collect_candidates(rows: Iterable[ScoredRow], prepared: PreparedRows, recipe: Recipe, count: int) -> CandidatePool:
     """Return the pool of rows that may be labelled, sorted by uncertainty."""
     capacity = POOL_FACTOR * max(row_ranking.MAX_CANDIDATES, count)
     pool = CandidatePool(capacity, recipe.data.split.seed)

@@ -3,8 +3,8 @@
 label_row_id,number,message,queue,suggested_queue,suggestion_confidence
 label-3f2a90c17b5e01d4,7,my parcel is late,,delivery_delay,0.41
 
-UTF-8 with a byte order mark, by which spreadsheets know the encoding. A text that a spreadsheet would take for a formula
-gets a leading quote, which data preparation removes again (`data_prep/rows/labelled_rows.py`).
+UTF-8 with a byte order mark, by which spreadsheets detect the encoding. A text that a spreadsheet would take for a
+formula gets a leading quote, which data preparation removes again (`data_prep/rows/labelled_rows.py`).
 """
 
 import csv

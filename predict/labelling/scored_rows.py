@@ -55,9 +55,7 @@ def iter_predicted(predictions: Path, column_names: Mapping[str, str], recipe: R
         yield _make_row(columns, recipe, prediction["answer"], confidence, uncertainty)
 
 
-def iter_linear(
-    files: list[SourceFile], source: Source, recipe: Recipe, model: LinearModel
-) -> Iterator[ScoredRow]:
+def iter_linear(files: list[SourceFile], source: Source, recipe: Recipe, model: LinearModel) -> Iterator[ScoredRow]:
     """Yield the rows of INPUT with the predictions of a linear model, with uncertainty 1 - margin."""
     for file in files:
         for chunk in inputs.iter_chunks(file, source, recipe):

@@ -54,7 +54,13 @@ def prepare_data(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], dict
 
 def new_rows(count: int, label: str = "late") -> list[list[str]]:
     return [
-        [f"label-{number:x}", f"new text {number} {'klmnopqrst'[number % 10] * 8} {number * 104729}", label, "lost", "0.4"]
+        [
+            f"label-{number:x}",
+            f"new text {number} {'klmnopqrst'[number % 10] * 8} {number * 104729}",
+            label,
+            "lost",
+            "0.4",
+        ]
         for number in range(count)
     ]
 
@@ -72,7 +78,9 @@ def test_labelled_rows_go_to_train_and_empty_ones_are_skipped_and_counted(tmp_pa
     for row in rows[50:]:
         row[2] = " "
     write_rows(tmp_path / "round-1.csv", HEADER, rows)
-    write_rows(tmp_path / "round-2.csv", HEADER[:3], [[f"label-b{n}", make_text("lost", 900 + n), "Lost"] for n in range(20)])
+    write_rows(
+        tmp_path / "round-2.csv", HEADER[:3], [[f"label-b{n}", make_text("lost", 900 + n), "Lost"] for n in range(20)]
+    )
     recipe = make_recipe(tmp_path, source="{path: rows.csv, labelled: [round-1.csv, round-2.csv]}")
     after, report = prepare_data(recipe, tmp_path / "runs")
     added = [row for row in after["train"] if "provenance" in row]

@@ -30,7 +30,7 @@ class Source(Section):
     calibration: Name | None = None
     test: Name | None = None
     labelled: Annotated[list[Name], Field(min_length=1)] | None = None
-    """Files that `make label` wrote and a person filled in. Their labelled rows go to train, none to a held-out split."""
+    """Files that `make label` wrote and a person filled in. Their labelled rows go to train, never to another split."""
     encoding: Name = "auto"
     """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, with a warning, latin-1 and cp1252."""
     delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=8)] = "auto"

@@ -21,11 +21,28 @@ from tests.helpers.gateway.task_gateway import EXTRACTOR_TASK, LABELS, TASK_NAME
 from tests.helpers.prediction_run import PredictionRun, make_run, write_csv
 
 WORDS = {
-    "late": "late delayed waiting overdue slow pending weeks monday".split(),
-    "lost": "lost missing vanished gone nowhere tracking empty stolen".split(),
-    "broken": "broken cracked pieces damaged torn faulty smashed dead".split(),
+    "late": ["late", "delayed", "waiting", "overdue", "slow", "pending", "weeks", "monday"],
+    "lost": ["lost", "missing", "vanished", "gone", "nowhere", "tracking", "empty", "stolen"],
+    "broken": ["broken", "cracked", "pieces", "damaged", "torn", "faulty", "smashed", "dead"],
 }
-FILLERS = "the my parcel order box since today please help again customer street town number shop account".split()
+FILLERS = [
+    "the",
+    "my",
+    "parcel",
+    "order",
+    "box",
+    "since",
+    "today",
+    "please",
+    "help",
+    "again",
+    "customer",
+    "street",
+    "town",
+    "number",
+    "shop",
+    "account",
+]
 HOSTILE_TEXTS = [
     '=HYPERLINK("http://127.0.0.1/?"&A1,"click") my parcel is somewhere',
     "+1 for a refund of my broken lamp, said the driver",
@@ -160,7 +177,7 @@ def test_without_suggestions_the_file_has_none_and_the_rows_are_the_same(
     fill_in(path, [{"queue": "late"}] * 10)
     splits, report = prepare_with(folder, path)
     assert report["provenance"]["human"]["train"] == 10 and "human_suggested" not in report["provenance"]
-    assert [row["id"] for row in splits["train"] if "provenance" in row][0].startswith("to-label.csv:label-")
+    assert all(row["id"].startswith("to-label.csv:label-") for row in splits["train"] if "provenance" in row)
 
 
 def test_rows_of_the_prepared_data_are_never_proposed_nor_rows_near_them(
@@ -175,7 +192,9 @@ def test_rows_of_the_prepared_data_are_never_proposed_nor_rows_near_them(
     rows = [{"message": text} for text in [*repeated, *new, *near, new[0].title(), f"{new[1]} y"]]
     rows.append({"message": make_texts(1, seed=9)[0], "queue": "late"})
     path = label(folder, write_csv(folder / "in.csv", [{"queue": "", **row} for row in rows]))
-    assert {duplicate_key(row["message"]) for row in read_label_file(path)} <= {*map(duplicate_key, [*new, f"{new[1]} y"])}
+    assert {duplicate_key(row["message"]) for row in read_label_file(path)} <= {
+        *map(duplicate_key, [*new, f"{new[1]} y"])
+    }
     left_out = read_about(path)["left_out"]
     assert left_out == {
         **{f"in_{name}": 4 for name in SPLITS},
@@ -190,7 +209,8 @@ def test_rows_of_the_prepared_data_are_never_proposed_nor_rows_near_them(
 def test_a_group_that_is_held_out_is_not_proposed(folder: Path) -> None:
     recipe_path = folder / f"{TASK_NAME}.yaml"
     recipe_path.write_text(
-        recipe_path.read_text(encoding="utf-8").replace("queue}}", "queue}, split: {group: customer}}"), encoding="utf-8"
+        recipe_path.read_text(encoding="utf-8").replace("queue}}", "queue}, split: {group: customer}}"),
+        encoding="utf-8",
     )
     own = [
         {"message": text, "queue": LABELS[number % 3], "customer": f"c{number % 60}"}
@@ -204,7 +224,7 @@ def test_a_group_that_is_held_out_is_not_proposed(folder: Path) -> None:
     written = read_label_file(path)
     assert len(written) == 60 - sum(left_out.values())
     fill_in(path, [{"queue": "late"}] * len(written))
-    splits, report = prepare_with(folder, path)
+    splits, _ = prepare_with(folder, path)
     assert len([row for row in splits["train"] if "provenance" in row]) == len(written)
 
 
