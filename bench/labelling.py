@@ -21,7 +21,7 @@ from typing import Any
 
 from bench import docs_tables, machine
 from bench.training.workloads import add_banking77_option
-from data_prep.selection.linear_model import fit_linear_model
+from data_prep.selection.linear_model import LinearModel, fit_linear_model
 from data_prep.selection.row_ranking import rank_rows
 from insource.config import cli
 from insource.config.errors import RecipeError
@@ -90,8 +90,10 @@ def main() -> int:
     started_at = time.monotonic()
     runs = []
     for seed in range(arguments.seeds):
+        start = random.Random(seed).sample(range(len(train)), START_ROWS)
+        model = fit_rows([train[row] for row in start])
         for arm in ARMS:
-            runs.append({"seed": seed, "arm": arm, "accuracy": measure_arm(arm, seed, train, held_out)})
+            runs.append({"seed": seed, "arm": arm, "accuracy": measure_arm(arm, seed, train, held_out, start, model)})
             print(f"seed {seed}, {arm}: {runs[-1]['accuracy']}", file=sys.stderr, flush=True)
     results = {
         "command": f"python -m bench.labelling --banking77 FOLDER --seeds {arguments.seeds}",
@@ -129,25 +131,35 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
         return [(clean(row["text"]), row["category"]) for row in csv.DictReader(file)]
 
 
-def measure_arm(arm: str, seed: int, train: Rows, held_out: Rows) -> list[float]:
-    """Return the accuracy on the held-out rows at the start and after each round."""
-    chosen = random.Random(seed).sample(range(len(train)), START_ROWS)
-    accuracies = []
-    for number in range(ROUNDS + 1):
-        labelled = [train[row] for row in chosen]
-        model = fit_linear_model([text for text, _ in labelled], [label for _, label in labelled])
-        predictions = model.predict([text for text, _ in held_out])
-        correct = sum(guess.label == label for guess, (_, label) in zip(predictions, held_out, strict=True))
-        accuracies.append(correct / len(held_out))
-        if number == ROUNDS:
-            break
+def fit_rows(rows: Rows) -> LinearModel:
+    """Return the linear model fitted on labelled rows."""
+    return fit_linear_model([text for text, _ in rows], [label for _, label in rows])
+
+
+def measure_arm(
+    arm: str, seed: int, train: Rows, held_out: Rows, start: Sequence[int], model: LinearModel
+) -> list[float]:
+    """Return the accuracy on the held-out rows at the start and after each round.
+
+    `start` are the first labelled rows, and `model` the one fitted on them, which all arms share.
+    """
+    chosen, accuracies = list(start), [score(model, held_out)]
+    for _ in range(ROUNDS):
         is_chosen = set(chosen)
         rest = [row for row in range(len(train)) if row not in is_chosen]
         pool = [train[row][0] for row in rest]
         uncertainty = [min(max(1 - guess.margin, 0.0), 1.0) for guess in model.predict(pool)]
-        state = Round(pool, [text for text, _ in labelled], uncertainty, ROUND_ROWS, seed)
+        state = Round(pool, [train[row][0] for row in chosen], uncertainty, ROUND_ROWS, seed)
         chosen += [rest[position] for position in ARMS[arm](state)]
+        model = fit_rows([train[row] for row in chosen])
+        accuracies.append(score(model, held_out))
     return accuracies
+
+
+def score(model: LinearModel, rows: Rows) -> float:
+    """Return the accuracy of a model on labelled rows."""
+    predictions = model.predict([text for text, _ in rows])
+    return mean(guess.label == label for guess, (_, label) in zip(predictions, rows, strict=True))
 
 
 def compare_with_random(results: Mapping[str, Any], arm: str, step: int) -> tuple[float, float, float]:

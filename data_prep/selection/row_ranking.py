@@ -121,8 +121,13 @@ def _embed(texts: Sequence[str], labelled_texts: Sequence[str], seed: int) -> tu
     vectorizer = HashingVectorizer(
         analyzer=_extract_features, n_features=HASHED_FEATURES, alternate_sign=False, norm=None, dtype=np.float32
     )
-    features = TfidfTransformer(sublinear_tf=True).fit_transform(vectorizer.transform([*texts, *labelled_texts]))
-    components = min(COMPONENTS, features.shape[0])
+    counts = vectorizer.transform([*texts, *labelled_texts])
+    # A feature of one row makes no two rows similar. Most features are such, and the time of the SVD grows with them.
+    counts = counts[:, np.flatnonzero(counts.getnnz(axis=0) > 1)]
+    components = min(COMPONENTS, *counts.shape)
+    if not components:
+        return np.zeros((len(texts), 1), np.float32), np.zeros((len(labelled_texts), 1), np.float32)
+    features = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
     left, singular_values, _ = randomized_svd(features, components, random_state=seed)
     vectors = (left * singular_values).astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

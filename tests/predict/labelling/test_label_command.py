@@ -294,7 +294,12 @@ def test_a_file_that_was_filled_in_is_not_replaced_without_force(folder: Path) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"task": "{kind: classification, instruction: x, labels: [a, b], labels_per_row: many}"}, "task.kind"),
+        (
+            {
+                "task": "{kind: classification, instruction: Route the message to some queues., labels: [a, b], labels_per_row: many}"
+            },
+            "task.kind",
+        ),
         ({"task": "{kind: generation, instruction: Summarize it.}", "columns": "{text: message}"}, "task.kind"),
         ({"task": EXTRACTOR_TASK, "columns": "{text: message}"}, "run `make train` first"),
         ({"columns": "{messages: messages}"}, "data.columns.messages"),
