@@ -18,13 +18,13 @@ VENV      = $(realpath .venv)/bin/python
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
 TESTS     = OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES
+export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES N SUGGEST
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export serve parity record compare sweep predict dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export serve parity record compare sweep predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -64,6 +64,9 @@ sweep: setup ## Train several bases or settings and compare the best: MODELS="a 
 
 predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); goes on where it was killed (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
 	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict $(RECIPE) $(SET)
+
+label: setup ## Which N=200 rows of INPUT to label next, as a CSV file for a spreadsheet (OUTPUT=, SUGGEST=0 without suggestions, ENGINE=linear)
+	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict.labelling $(RECIPE) $(SET)
 
 dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
 	@$(VENV) -m insource.tracking.dashboard $(RECIPE) $(SET)
@@ -108,7 +111,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m insource.config.recipe --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates, ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

@@ -147,7 +147,7 @@ def check_learnable(prepared: PreparedData, row_counts: dict[str, Any], replaced
     accounted = (
         sum(row_counts["written"].values()) + sum(row_counts["rejected"].values()) + sum(row_counts["dropped"].values())
     )
-    accounted += row_counts["filtered"]
+    accounted += row_counts["filtered"] + row_counts["unlabelled"]
     if accounted != row_counts["read"]:
         raise AssertionError(f"rows read {row_counts['read']} != written + rejected + dropped {accounted}")
     return conflicting

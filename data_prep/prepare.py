@@ -6,7 +6,8 @@ suspects.csv      likely label errors, found by a linear model
 data.json         all counts, everything detected, and the hashes of all other files
 data.html         the report for people
 
-`main` is the stage from top to bottom. The stage fails unless rows read = rows written + rejected + dropped + filtered.
+`main` is the stage from top to bottom. The stage fails unless rows read = rows written + rejected + dropped + filtered
++ unlabelled.
 """
 
 import os
@@ -27,9 +28,10 @@ from data_prep.dedup.exact import deduplicate
 from data_prep.labels import label_errors, label_sets, rare_label_policy
 from data_prep.prepared_data import PreparedData
 from data_prep.readers import dotted_paths, read, sources
-from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
+from data_prep.readers.source_row import LABELLED, FileInfo, SourceFile, SourceRow
 from data_prep.report import html, statistics
 from data_prep.row_table import Table, TableWriter
+from data_prep.rows import labelled_rows
 from data_prep.rows.columns import check_answer_columns, check_columns, columns_to_read, find_missing_columns
 from data_prep.rows.data_row import Rejected
 from data_prep.rows.row_filter import RowFilter
@@ -95,7 +97,8 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             with steps("deduplicate"):
                 canonical_labels = map_canonical_labels(table, recipe)
                 drops = DropDecisions.none(len(table))
-                straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split)
+                straddling_rows.drop_labelled_groups(table, assignment.splits, drops)
+                straddling = straddling_rows.find_straddling(table, assignment.splits, recipe.data.split, drops.kept)
                 canonical_labels, rare_labels = rare_label_policy.apply_rare_label_policy(
                     table, canonical_labels, recipe, drops
                 )
@@ -119,6 +122,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             rejected=read_rows.rejected,
             context_limit=context_limit,
             filtered=read_rows.filtered,
+            unlabelled=read_rows.unlabelled,
             label_sets=sets,
             may_be_empty=may_be_empty,
         )
@@ -138,6 +142,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "left_out": sources.find_ignored_files(recipe.data.source),
             "rows": row_counts,
             **statistics.compute_statistics(prepared),
+            "provenance": statistics.count_provenance(prepared),
             "where_unmatched": read_rows.unmatched,
             "rare_labels": rare_labels,
             "not_learnable": [*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
@@ -185,6 +190,8 @@ class _ReadRows:
     """One entry of data.json per file."""
     filtered: int
     """Number of rows that data.where filters out."""
+    unlabelled: int
+    """Number of rows of labelled files that nobody has labelled."""
     unmatched: list[str]
     """One line per value in data.where that no row has."""
 
@@ -194,28 +201,32 @@ def _read_sources(
 ) -> _ReadRows:
     """Read all files into a table. Raise RecipeError if a file has no rows, or if too many rows cannot be used."""
     rejected: list[Rejected] = []
-    filtered, row_filter, columns = 0, RowFilter(recipe.data.where), set[str]()
+    filtered, unlabelled, row_filter, columns = 0, 0, RowFilter(recipe.data.where), set[str]()
     source_info: list[dict[str, Any]] = []
     with TableWriter(work_folder, recipe) as writer:
         for file, sha256 in zip(files, hashes, strict=True):
-            info, rows = read.read(file, recipe.data.source, columns_to_read(recipe, file.split))
+            is_labelled_file = file.split == LABELLED
+            source = labelled_rows.make_labelled_source(recipe.data.source) if is_labelled_file else recipe.data.source
+            info, rows = read.read(file, source, columns_to_read(recipe, file.split))
             counter = _CountingReader(rows, file, recipe, row_filter)
-            given_split = -1 if file.split == "all" else SPLITS.index(file.split)
+            given_split = -1 if file.split == "all" else SPLITS.index("train" if is_labelled_file else file.split)
             rejected += writer.add(given_split, counter, pool)
             if not counter.rows_read:
                 location = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
                 raise RecipeError(f"{file.name}: there are no rows{location}")
             filtered += counter.rows_filtered
+            unlabelled += counter.rows_unlabelled
             columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             missing = {"lacks": sorted(counter.missing), "lacks_answers": sorted(counter.missing_answers)}
             counts = {"rows_read": counter.rows_read, "detected": info, **missing}
+            counts |= {"rows_unlabelled": counter.rows_unlabelled} if is_labelled_file else {}
             source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             _print_notes(file, info)
         table = writer.table()
     check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
     data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)
-    return _ReadRows(table, rejected, source_info, filtered, row_filter.list_unmatched())
+    return _ReadRows(table, rejected, source_info, filtered, unlabelled, row_filter.list_unmatched())
 
 
 def _print_notes(file: SourceFile, info: FileInfo) -> None:
@@ -236,7 +247,7 @@ class _CountingReader:
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, row_filter: RowFilter) -> None:
-        self.rows_read = self.rows_filtered = 0
+        self.rows_read = self.rows_filtered = self.rows_unlabelled = 0
         self._source_rows, self._file, self._recipe, self._row_filter = rows, file, recipe, row_filter
         settings = recipe.data.split
         self.columns = set[str]()
@@ -247,7 +258,7 @@ class _CountingReader:
         is_filtered, seen = bool(self._recipe.data.where), dict[str, Any]()
         nested_columns = [column for column in columns_to_read(self._recipe, "all") if "." in column]
         complete = False
-        for row in self._source_rows:
+        for row in self._restored_rows():
             if nested_columns and not row.problem:
                 row.values.update(dotted_paths.resolve_columns(row.values, nested_columns))
             if not complete and not row.problem:
@@ -265,6 +276,18 @@ class _CountingReader:
                 yield row
         if seen and not complete:
             check_columns(str(self._file.path), self._file.split, seen, self._recipe)
+
+    def _restored_rows(self) -> Iterator[SourceRow]:
+        """Yield the rows of the file; of a labelled file, those that a person has labelled."""
+        if self._file.split != LABELLED:
+            yield from self._source_rows
+            return
+        for row in labelled_rows.iter_labelled(self._source_rows, self._file, self._recipe):
+            if row is None:
+                self.rows_read += 1
+                self.rows_unlabelled += 1
+            else:
+                yield row
 
     def _has_all_columns(self, seen: Mapping[str, Any]) -> bool:
         """Return whether the rows so far have every column that the recipe names.

@@ -29,6 +29,8 @@ class PreparedData:
     """The context limit of a served model."""
     filtered: int = 0
     """Number of rows that data.where filters out."""
+    unlabelled: int = 0
+    """Number of rows of labelled files that nobody has labelled."""
     label_sets: LabelSets = field(default_factory=dict)
     """{hash of a target: its labels}."""
     may_be_empty: bool = False

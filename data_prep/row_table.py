@@ -26,7 +26,7 @@ from data_prep.arrays import Array
 from data_prep.arrow_texts import TEXT_SCHEMA, ArrowTexts
 from data_prep.parallel import WorkerPool
 from data_prep.readers import limits
-from data_prep.readers.source_row import SourceRow
+from data_prep.readers.source_row import PROVENANCES, SourceRow
 from data_prep.rows.data_row import Rejected, Row, make_row
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
@@ -191,6 +191,8 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
         "pii_flags": np.array(
             [sum(1 << redaction.PII_KINDS.index(kind) for kind in row.pii_kinds) for row in rows], np.uint8
         ),
+        # An index in PROVENANCES.
+        "provenance": np.array([PROVENANCES.index(row.provenance) for row in rows], np.int8),
         "tokens": np.full(len(rows), -1, np.int32),
         "answer_tokens": np.zeros(len(rows), np.int32),
     }

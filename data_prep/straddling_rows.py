@@ -17,10 +17,10 @@ from insource.config.schema.data import Split
 from insource.config.schema.source import SPLITS
 
 
-def find_straddling(table: Table, splits: Array, settings: Split) -> dict[str, tuple[Array, Array]]:
-    """Return {reason: (train rows, for each the held-out row that causes it)}, without empty reasons."""
+def find_straddling(table: Table, splits: Array, settings: Split, kept: Array) -> dict[str, tuple[Array, Array]]:
+    """Return {reason: (kept train rows, for each the held-out row that causes it)}, without empty reasons."""
     given_splits = table.columns["given_split"]
-    train = np.flatnonzero((splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))
+    train = np.flatnonzero(kept & (splits == TRAIN) & np.isin(given_splits, (-1, TRAIN)))
     return {reason: pair for reason, pair in _iterate_reasons(table, given_splits, train, settings) if len(pair[0])}
 
 
@@ -29,6 +29,18 @@ def drop_straddling(straddling: dict[str, tuple[Array, Array]], drops: DropDecis
     for reason, (rows, reason_rows) in straddling.items():
         kept = drops.kept[rows]
         drops.drop(rows[kept], reason, reason_rows[kept])
+
+
+def drop_labelled_groups(table: Table, splits: Array, drops: DropDecisions) -> None:
+    """Drop the rows of labelled files whose group is in a held-out split, whatever data.split.straddling is."""
+    groups, has_group = table.columns["split_hash"], table.columns["has_group"]
+    labelled = np.flatnonzero((table.columns["provenance"] > 0) & has_group)
+    for name in HELD_OUT_SPLITS:
+        rows = np.flatnonzero((splits == SPLITS.index(name)) & has_group)
+        rows = rows[np.argsort(groups[rows], kind="stable")]
+        straddling = labelled[np.isin(groups[labelled], groups[rows]) & drops.kept[labelled]]
+        if len(straddling):
+            drops.drop(straddling, f"group_in_{name}", rows[np.searchsorted(groups[rows], groups[straddling])])
 
 
 def _iterate_reasons(

@@ -2,7 +2,7 @@
 
 train.jsonl    {"id": "T000017", "input": {"text": "My parcel\\nis late"}, "target": "delivery_delay",
                 "group": "C01294", "slices": {"channel": "chat", "unseen_vendor": false},
-                "original_target": "Delivery-Delay"}
+                "original_target": "Delivery-Delay", "provenance": "human"}
 rejected.jsonl {"id": "T000018", "file": "tickets.csv", "line": 20, "kind": "dropped", "reason": "near_duplicate",
                 "detail": "0.91 like T000005 in train"}
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from data_prep.arrays import Array
 from data_prep.dedup.drops import DROP_REASONS, TRAIN, DropDecisions
+from data_prep.readers.source_row import PROVENANCES
 from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
 from data_prep.rows.data_row import Rejected
@@ -45,6 +46,7 @@ def write_splits(
     labels.
     """
     train_values = _collect_train_values(table, splits, drops, recipe)
+    provenances = table.columns["provenance"]
     slice_counts: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
     with ExitStack() as stack:
         files = [
@@ -57,6 +59,8 @@ def write_splits(
                     continue
                 split = int(splits[start + index])
                 output_row = _make_output_row(row, recipe, map_label)
+                if provenance := int(provenances[start + index]):
+                    output_row["provenance"] = PROVENANCES[provenance]
                 if recipe.data.slices:
                     output_row["slices"] = _row_slices(row, train_values, recipe)
                     for name, value in output_row["slices"].items():

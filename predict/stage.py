@@ -37,14 +37,19 @@ def main(arguments: argparse.Namespace) -> int:
         job.requested_labels(job.task("adapter"))
         print(f"would ask {job.engine} {job.survey.rows:,} rows, and write {job.output}")
         return cli.OK
+    run_job(job)
+    print(job.output)
+    return cli.OK
+
+
+def run_job(job: Job) -> None:
+    """Query every row that has no answer on disk, and write the output. Raise RecipeError and StageError."""
     if job.engine == "gateway":
         asyncio.run(_predict_with_gateway(job))
     elif job.base_url is not None:
         asyncio.run(_predict_with_server(job, job.base_url))
     else:
         _predict_with_vllm(job)
-    print(job.output)
-    return cli.OK
 
 
 def build_job(arguments: argparse.Namespace) -> Job:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.selection.linear_model import make_vectorizer
 from insource.config.errors import StageError
 from insource.tasks.records.json_fields import canonical_json
-from insource.tasks.words import extract_terms
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -92,7 +92,7 @@ def nearest_rows(train: Rows, rows: Rows, max_rows: int) -> list[list[int]]:
 
     if not max_rows or not train:
         return [[] for _ in rows]
-    vectorizer = _make_vectorizer()
+    vectorizer = make_vectorizer()
     train_features = vectorizer.fit_transform(_texts(train))
     nearest: list[list[int]] = []
     for start in range(0, len(rows), 1024):
@@ -107,7 +107,7 @@ def _features(train: Rows, rows: Rows, encoder: str | None = None) -> tuple[Any,
     if encoder is not None:
         embeddings = _embed([*_texts(train), *_texts(rows)], encoder)
         return embeddings[: len(train)], embeddings[len(train) :]
-    vectorizer = _make_vectorizer()
+    vectorizer = make_vectorizer()
     return vectorizer.fit_transform(_texts(train)), vectorizer.transform(_texts(rows))
 
 
@@ -127,16 +127,6 @@ def _fit_predict(train_features: Any, answers: Sequence[str], features: Any) -> 
 
 def _predict_nearest(train: Rows, rows: Rows, answers: Sequence[str]) -> list[BaselinePrediction]:
     return [BaselinePrediction(answers[indices[-1]], None) for indices in nearest_rows(train, rows, 1)]
-
-
-def _make_vectorizer() -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-
-    return make_union(
-        TfidfVectorizer(analyzer=extract_terms, sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
-    )
 
 
 def _embed(texts: Sequence[str], encoder: str) -> Any:

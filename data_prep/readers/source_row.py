@@ -23,6 +23,10 @@ SPLIT_NAMES = {
     "calibration": "calibration",
     "test": "test",
 }
+# The split of files of data.source.labelled.
+LABELLED = "labelled"
+# The origin of a row's label: the recipe's own files, or a person, without or with a suggestion in view.
+PROVENANCES = ("source", "human", "human_suggested")
 
 
 class Digits(str):
@@ -33,7 +37,10 @@ class Digits(str):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source, or one split of a data set; `split` is "all" without a given split."""
+    """One file of a source, or one split of a data set; `split` is "all" without a given split.
+
+    Files of data.source.labelled have the split LABELLED. Their rows go to train.
+    """
 
     split: str
     path: Path
@@ -56,6 +63,9 @@ class SourceRow:
     """The line where the row starts; the row number in Parquet, data sets and JSON arrays."""
     values: dict[str, Any]
     problem: str | None = None
+    id: str | None = None
+    """The id of a row of a labelled file; None: data.columns.id, or file and line."""
+    provenance: str = PROVENANCES[0]
 
 
 class BadRowError(ValueError):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.readers import json_splits, plain_text
-from data_prep.readers.source_row import COMPRESSIONS, SPLIT_NAMES, SourceFile
+from data_prep.readers.source_row import COMPRESSIONS, LABELLED, SPLIT_NAMES, SourceFile
 from insource.config.errors import RecipeError
 from insource.config.schema.source import Source
 from insource.system import atomic_files
@@ -80,14 +80,22 @@ def sha256(file: SourceFile, source: Source) -> str:
 
 def _resolve_source(source: Source) -> tuple[list[SourceFile], list[str]]:
     """Return the files of a source, and the names that are not read."""
+    files, all_files, skipped = _resolve_own_files(source)
+    for number, path in enumerate(source.labelled or ()):
+        labelled, unread = _resolve_path(f"data.source.labelled[{number}]", LABELLED, path)
+        files, all_files, skipped = files + labelled, all_files + labelled, skipped + unread
+    _check_unique([file for file in all_files if file.kind != "hub"])
+    return _disambiguate_names(files), skipped
+
+
+def _resolve_own_files(source: Source) -> tuple[list[SourceFile], list[SourceFile], list[str]]:
+    """Return the files without those of `labelled`: as they are read, as they are on disk, and names not read."""
     if source.hub is not None:
         from data_prep.readers.arrow import columnar_format  # late: it imports Arrow
 
-        return _make_split_files(
-            "data.source.hub",
-            source.hub,
-            [(name, Path(source.hub)) for name in columnar_format.list_hub_splits(source)],
-        )
+        split_paths = [(name, Path(source.hub)) for name in columnar_format.list_hub_splits(source)]
+        hub_files, unread = _make_split_files("data.source.hub", source.hub, split_paths)
+        return hub_files, hub_files, unread
     files: list[SourceFile] = []
     all_files: list[SourceFile] = []
     skipped: list[str] = []
@@ -104,8 +112,7 @@ def _resolve_source(source: Source) -> tuple[list[SourceFile], list[str]]:
                 unread = unread + unread_arrays
             files += _assign_named_splits(f"data.source.{key}", path, matched) if source.path else matched
             skipped += unread
-    _check_unique(all_files)
-    return _disambiguate_names(files), skipped
+    return files, all_files, skipped
 
 
 def _resolve_path(key: str, split: str, raw_path: str) -> tuple[list[SourceFile], list[str]]:

@@ -3,10 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from data_prep.readers.source_row import LABELLED
 from data_prep.readers.sources import parse_split_name
+from data_prep.split import HELD_OUT_SPLITS
 from insource.text.labels import display_label
 from insource.text.text_keys import clean
 
+PROVENANCE_NAMES = {
+    "source": "own files",
+    "human": "labelled without a suggestion",
+    "human_suggested": "labelled with a suggestion in view",
+}
 # Maximum number of lines of one kind.
 MAX_LINES = 10
 STRADDLING_MESSAGES = {
@@ -51,7 +58,26 @@ def format_notes(report: Mapping[str, Any]) -> list[str]:
     """
     unmatched, cut_notes = report.get("where_unmatched", [])[:MAX_LINES], _cut_field_notes(report["fields"])[:MAX_LINES]
     label_notes = [*report["rare_labels"], *report["not_learnable"][:MAX_LINES]]
-    return [*_source_notes(report), *unmatched, *cut_notes, *_limit_notes(report), *label_notes]
+    source_notes = [*_source_notes(report), *_labelled_notes(report)]
+    return [*source_notes, *unmatched, *cut_notes, *_limit_notes(report), *label_notes]
+
+
+def _labelled_notes(report: Mapping[str, Any]) -> list[str]:
+    """Return one line per labelled file, and one with the train rows by the origin of their label."""
+    files = [source for source in report["sources"] if source["split"] == LABELLED]
+    if not files:
+        return []
+    lines = [
+        f"{file['file']}: {file['rows_read'] - file['rows_unlabelled']:,} of {file['rows_read']:,} rows are labelled, "
+        f"{file['rows_unlabelled']:,} are empty and skipped"
+        for file in files[:MAX_LINES]
+    ]
+    counts = {name: by_split["train"] for name, by_split in report["provenance"].items()}
+    listing = ", ".join(f"{PROVENANCE_NAMES[name]} {rows:,}" for name, rows in counts.items())
+    lines.append(f"train rows by the origin of their label: {listing}")
+    if dropped := sum(report["rows"]["dropped"].get(f"group_in_{name}", 0) for name in HELD_OUT_SPLITS):
+        lines.append(f"{dropped:,} rows of a group that is held out are left out of train")
+    return lines
 
 
 def _cut_field_notes(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
@@ -66,7 +92,7 @@ def _cut_field_notes(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> l
 
 def _source_notes(report: Mapping[str, Any]) -> list[str]:
     """Return lines on given splits, files that were not read, and straddling groups and times."""
-    lines, given_sources = [], [source for source in report["sources"] if source["split"] != "all"]
+    lines, given_sources = [], [source for source in report["sources"] if source["split"] not in ("all", LABELLED)]
     if given_sources:
         listing = ", ".join(f"{source['file']} is {source['split']}" for source in given_sources[:MAX_LINES])
         lines.append(f"given splits are kept: {listing}{', ...' if len(given_sources) > MAX_LINES else ''}")

@@ -111,7 +111,7 @@ def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
 def make_row_flow(rows: Mapping[str, Any]) -> View:
     """Return the written rows by split and the lost rows by reason, the most frequent reason first."""
     losses = {**rows["dropped"], **rows["rejected"]}
-    losses |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
+    losses |= {name: rows[name] for name in ("filtered", "unlabelled") if rows[name]}
     losses = dict(sorted(losses.items(), key=lambda item: -item[1]))
     n_lost, n_written = sum(losses.values()), sum(rows["written"].values())
     return {

@@ -10,6 +10,7 @@ from data_prep.dedup import exact
 from data_prep.dedup.drops import DROP_REASONS, TEST, TRAIN
 from data_prep.labels import label_sets
 from data_prep.prepared_data import PreparedData
+from data_prep.readers.source_row import PROVENANCES
 from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
 from insource.config.schema.data import NotInTrain
@@ -24,11 +25,12 @@ MAX_LOCATIONS = 5
 
 
 def count_rows(prepared: PreparedData) -> dict[str, Any]:
-    """Return the numbers of rows read, filtered, written by split, and rejected and dropped by reason."""
+    """Return the numbers of rows read, filtered, unlabelled, written by split, and rejected and dropped by reason."""
     dropped = Counter(DROP_REASONS[reason] for reason in prepared.drops.reason[~prepared.drops.kept])
     return {
-        "read": len(prepared.table) + len(prepared.rejected) + prepared.filtered,
+        "read": len(prepared.table) + len(prepared.rejected) + prepared.filtered + prepared.unlabelled,
         "filtered": prepared.filtered,
+        "unlabelled": prepared.unlabelled,
         "written": {name: int(mask.sum()) for name, mask in prepared.kept_by_split.items()},
         "rejected": dict(Counter(row.reason for row in prepared.rejected)),
         "dropped": dict(sorted(dropped.items())),
@@ -59,6 +61,17 @@ def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
         "tokens": describe_tokens(prepared),
         "personal_data": count_personal_data(prepared),
         "system_prompts_replaced": len(table.systems),
+    }
+
+
+def count_provenance(prepared: PreparedData) -> dict[str, dict[str, int]]:
+    """Return {provenance: {split: rows written}} of the provenances that occur."""
+    provenance = prepared.table.columns["provenance"]
+    return {
+        name: {split_name: int((mask & (provenance == index)).sum()) for split_name, mask in kept_by_split.items()}
+        for kept_by_split in [prepared.kept_by_split]
+        for index, name in enumerate(PROVENANCES)
+        if (provenance == index).any()
     }
 
 
@@ -204,7 +217,8 @@ def _count_rows_without_group(prepared: PreparedData) -> int:
 
 def _describe_split_method(prepared: PreparedData) -> str:
     """Return the split method as text."""
-    given_splits, settings = prepared.table.columns["given_split"], prepared.recipe.data.split
+    columns, settings = prepared.table.columns, prepared.recipe.data.split
+    given_splits = columns["given_split"][columns["provenance"] == 0]
     unit = f"group {settings.group}" if settings.group else "what the row says"
     method = f"keyed hash of {unit}, seed {settings.seed}"
     if settings.time is not None:

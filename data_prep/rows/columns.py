@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.readers import dotted_paths
 from data_prep.readers.csv_format import NO_HEADER_HINT, looks_like_names
+from data_prep.readers.source_row import LABELLED
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema import json_schema_subset
@@ -25,7 +26,10 @@ MAX_MISSING_SHOWN = 6
 
 
 def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
-    """Return {recipe key: column} of all columns that a file of this split ("all" or its name) must have."""
+    """Return {recipe key: column} of all columns that a file of this split ("all" or its name) must have.
+
+    A labelled file has the columns of the unlabelled rows, which may lack those for groups, times and slices.
+    """
     columns = recipe.data.columns
     answer = TASKS[recipe.task.task_name].answer_columns(recipe)
     needed: dict[str, str | None] = {"data.columns.id": columns.id, **input_columns(recipe)}
@@ -35,7 +39,9 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
     needed |= {f"data.where.{column}": column for column in recipe.data.where}
     fields = field_names(recipe)
-    needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
+    if split != LABELLED:
+        slices = slice_columns(recipe).items()
+        needed |= {f"data.slices.{name}": column for name, column in slices if column not in fields}
     return {key: column for key, column in needed.items() if column is not None}
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from data_prep.readers import dotted_paths
-from data_prep.readers.source_row import SourceRow
+from data_prep.readers.source_row import PROVENANCES, SourceRow
 from data_prep.rows import slots
 from data_prep.rows.columns import field_names, slice_columns
 from data_prep.rows.timestamps import parse_epoch_seconds
@@ -60,6 +60,7 @@ class Row:
     """Fields whose span in the text, as given by the source, begins or ends inside a word."""
     file: str
     line: int
+    provenance: str = PROVENANCES[0]
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -93,7 +94,8 @@ class Rejected:
 def make_row(source: SourceRow, recipe: Recipe) -> Row | Rejected:
     """Return the cleaned and redacted row, or the reason why it is unusable."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
-    row_id = to_text(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
+    default_id = source.id or f"{source.file}:{source.line}"
+    row_id = to_text(source.values.get(columns.id)).strip() if columns.id else default_id
     row_id = redaction.pseudonymize(row_id, kinds)
     try:
         if source.problem:
@@ -164,6 +166,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         cut_fields=cut_fields,
         file=source.file,
         line=source.line,
+        provenance=source.provenance,
     )
 
 

@@ -265,8 +265,9 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
         for name in SOURCE_KEYS
         if (value := getattr(source, name)) is not None
     }
-    if source.paths is not None:
-        source_changes["paths"] = [absolute(value, "data", "source", "paths") for value in source.paths]
+    for name in ("paths", "labelled"):
+        if (paths := getattr(source, name)) is not None:
+            source_changes[name] = [absolute(value, "data", "source", name) for value in paths]
     try:
         base = base_models.resolve_base(recipe.model.base, to_path(recipe.model.base, "model", "base"))
     except RecipeError as error:

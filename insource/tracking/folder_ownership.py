@@ -101,9 +101,10 @@ def _has_same_data(folder: Path, loaded: LoadedRecipe) -> bool | None:
     # Plain files only: what `datasets` saved has one hash for several files.
     file_sources = (report["sources"] for report in reports if all("bytes" in source for source in report["sources"]))
     prepared_hashes = [{source["sha256"] for source in sources} for sources in file_sources]
+    source = loaded.recipe.data.source
     source_files = [
         path
-        for paths in loaded.recipe.data.source.paths_by_split.values()
+        for paths in [*source.paths_by_split.values(), source.labelled or []]
         for pattern in paths
         for path in _list_files(pattern)
     ]

@@ -30,7 +30,7 @@ SEGMENT_ROWS = 5000
 """Maximum rows of a segment, which has one journal and one part of the output."""
 TYPE_CHUNK_ROWS = 1000
 """Rows of a file after which every input column must have occurred: JSON objects may omit empty columns."""
-LOCATION_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
+LOCATION_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test", "labelled")
 """Keys of data.source that say where the recipe's own rows are. INPUT replaces them."""
 
 
@@ -113,7 +113,7 @@ def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_t
     for file in files:
         sha256 = sources.sha256(file, source)
         rows, seen_columns = 0, dict[str, Any]()
-        for chunk in _iter_chunks(file, source, recipe):
+        for chunk in iter_chunks(file, source, recipe):
             for row in chunk:
                 if not _has_input_columns(seen_columns, recipe):
                     seen_columns |= _with_nested_columns(row.values, recipe)
@@ -141,7 +141,7 @@ def iter_segments(
     """Yield the rows of the files in segments; None for a segment that is done, whose rows are not prepared."""
     number = 0
     for file in files:
-        for chunk in _iter_chunks(file, source, recipe):
+        for chunk in iter_chunks(file, source, recipe):
             yield None if is_done(number) else Segment(number, [make_row(row, task, recipe) for row in chunk])
             number += 1
 
@@ -198,7 +198,7 @@ def _redact_text(text: str, recipe: Recipe) -> str:
     return redacted.encode(errors="backslashreplace").decode()
 
 
-def _iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[list[SourceRow]]:
+def iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[list[SourceRow]]:
     """Yield the rows of a file in chunks of SEGMENT_ROWS, fewer if rows are large.
 
     Chunks are the same at each reading.

@@ -126,7 +126,7 @@ def _text_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Predicti
     if layout.format == "csv":
         for columns, prediction in rows:
             values = {**columns, **_prediction_values(layout, prediction)}
-            yield _csv_text([[_csv_cell(values.get(name)) for name in layout.columns]])
+            yield _csv_text([[csv_cell(values.get(name)) for name in layout.columns]])
         return
     for columns, prediction in rows:
         yield json.dumps({**columns, **_prediction_values(layout, prediction)}, ensure_ascii=False) + "\n"
@@ -138,7 +138,8 @@ def _csv_text(rows: Sequence[Sequence[str]]) -> str:
     return buffer.getvalue()
 
 
-def _csv_cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
+    """Return a value as the text of a cell: missing values are empty, lists, objects and booleans are JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

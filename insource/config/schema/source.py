@@ -29,6 +29,8 @@ class Source(Section):
     validation: Name | None = None
     calibration: Name | None = None
     test: Name | None = None
+    labelled: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Files that `make label` wrote and a person filled in. Their labelled rows go to train, never to another split."""
     encoding: Name = "auto"
     """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, with a warning, latin-1 and cp1252."""
     delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=8)] = "auto"
@@ -108,7 +110,7 @@ class Source(Section):
 
     @property
     def paths_by_split(self) -> dict[str, list[str]]:
-        """Return {split or "all": paths} as in the recipe; {} for a hub data set."""
+        """Return {split or "all": paths} as in the recipe, without `labelled`; {} for a hub data set."""
         if self.paths is not None:
             return {"all": self.paths}
         if self.path is not None:

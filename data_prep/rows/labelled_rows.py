@@ -1,0 +1,104 @@
+"""Rows of a file that `make label` wrote and a person filled in (data.source.labelled).
+
+in   label_row_id,message,queue,suggested_queue,suggestion_confidence
+     label-3f2a90c17b5e01d4,'=5 parcels late,delivery_delay,refund_status,0.41
+out  SourceRow("round-1.csv", 2, {"message": "=5 parcels late", "queue": "delivery_delay"},
+               id="round-1.csv:label-3f2a90c17b5e01d4", provenance="human_suggested")
+
+The file is read with default options of data.source, because the recipe's own options describe other files. Rows whose
+answer columns are all empty are not labelled; data preparation counts them. Suggestions are never read as labels.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from data_prep.readers.source_row import SourceFile, SourceRow
+from data_prep.rows.columns import field_names
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.config.schema.source import Source
+from insource.tasks import TASKS
+from insource.tasks.source_record import to_text
+
+ROW_ID_COLUMN = "label_row_id"
+SUGGESTION_PREFIX = "suggested_"
+CONFIDENCE_COLUMN = "suggestion_confidence"
+
+# OWASP, CSV injection: the first characters that make a cell a formula.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+
+
+def escape_cell(text: str) -> str:
+    """Return the text with a leading quote if a spreadsheet would take it for a formula.
+
+    A text that is quoted so already gets one more quote, so that `restore_cell` returns every text unchanged.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def restore_cell(text: str) -> str:
+    """Return the text that `escape_cell` was given. A formula character that a person typed stays as it is."""
+    return text[1:] if _ESCAPED.match(text) else text
+
+
+def restore_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row with all names and texts restored."""
+    return {
+        restore_cell(name): restore_cell(value) if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
+def make_labelled_source(source: Source) -> Source:
+    """Return the options that a labelled file is read with: the defaults, and the recipe's limits."""
+    limits = source.model_dump(include={"max_row_mib", "max_unpacked_mib"})
+    return Source(paths=source.labelled or ["labelled"], **limits)
+
+
+def list_answer_columns(recipe: Recipe) -> list[str]:
+    """Return the columns that a person fills in: the label, the record, or each field of the record."""
+    columns = [*TASKS[recipe.task.task_name].answer_columns(recipe).values()]
+    return columns or field_names(recipe)
+
+
+def list_suggestion_columns(recipe: Recipe) -> list[str]:
+    """Return the columns of the suggestion for each answer column, and of its confidence."""
+    return [*(f"{SUGGESTION_PREFIX}{name}" for name in list_answer_columns(recipe)), CONFIDENCE_COLUMN]
+
+
+def iter_labelled(rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> Iterator[SourceRow | None]:
+    """Yield the rows of a labelled file, restored; None for a row that nobody has labelled.
+
+    Raise RecipeError if the first readable row has no answer column: all rows would seem to be empty.
+    """
+    answers, suggestions = list_answer_columns(recipe), list_suggestion_columns(recipe)
+    is_checked = False
+    for row in rows:
+        if row.problem:
+            yield row
+            continue
+        values = restore_values(row.values)
+        if not is_checked and not any(name in values for name in answers):
+            raise RecipeError(
+                f"{file.path}: data.source.labelled needs the column that a person filled in: "
+                f"{' or '.join(answers)}; it has {', '.join(values)}"
+            )
+        is_checked = True
+        is_labelled = any(to_text(values.get(name)).strip() for name in answers)
+        yield _make_row(row, values, suggestions) if is_labelled else None
+
+
+def _make_row(row: SourceRow, values: Mapping[str, Any], suggestions: list[str]) -> SourceRow:
+    """Return a labelled row without the columns that `make label` added, with its id and its provenance.
+
+    Without a column `label_row_id`, the row keeps an id of file and line.
+    """
+    row_id = to_text(values.get(ROW_ID_COLUMN)).strip()
+    return replace(
+        row,
+        values={name: value for name, value in values.items() if name not in (ROW_ID_COLUMN, *suggestions)},
+        id=f"{row.file}:{row_id}" if row_id else None,
+        provenance="human_suggested" if any(name in values for name in suggestions) else "human",
+    )
