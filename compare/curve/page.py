@@ -1,0 +1,106 @@
+"""curve.html: the picture of a learning curve, its table and its conclusion. One file that loads nothing.
+
+in   curve.json, see results.py
+out  positions in percent for SVG: {"x": 62.0, "y": 31.5, "top": 28.0, "bottom": 35.1} for each point
+
+The horizontal axis is logarithmic and ends at twice the train rows, where the law predicts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compare.curve import wording
+from compare.report import charts, html_page
+from insource.system import number_format
+from insource.tasks import metric_label
+
+TEMPLATES = Path(__file__).parent / "templates"
+CLASSES = {"tuned": "k-tuned", "linear": "k-linear"}
+
+View = dict[str, Any]
+
+
+def render_page(payload: Mapping[str, Any]) -> str:
+    """Return the page of a curve.json."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    css = (html_page.TEMPLATES / "report.css").read_text(encoding="utf-8")
+    css += (TEMPLATES / "curve.css").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    functions = (
+        number_format.format_percent,
+        number_format.format_range,
+        number_format.format_delta,
+        number_format.format_delta_range,
+        number_format.format_axis_percent,
+        number_format.format_compact,
+    )
+    environment.filters |= {function.__name__: function for function in functions}
+    environment.filters |= {"number": "{:,}".format}
+    return environment.get_template("curve.html.jinja").render(
+        payload=payload,
+        metric=metric_label(payload["metric"]),
+        picture=build_picture(payload),
+        titles=wording.TITLES,
+        classes=CLASSES,
+        headline=wording.HEADLINES.get(next(iter(payload["curves"].values()))["conclusion"] or "", "One size so far."),
+        conclusions={name: wording.describe_conclusion(payload, name) for name in payload["curves"]},
+        bases={name: wording.describe_basis(payload, name) for name in payload["curves"]},
+        stop=wording.describe_stop(payload),
+        api_levels=[wording.describe_api_level(level) for level in payload["api"]],
+        css=css,
+        policy=html_page.content_security_policy(css, ""),
+    )
+
+
+def build_picture(payload: Mapping[str, Any]) -> View:
+    """Return the positions of all points, intervals, laws and API levels."""
+    sizes = payload["planned_sizes"]
+    size_axis = charts.Axis(sizes[0] / 1.15, 2.15 * sizes[-1], log=True)
+    bounds = [
+        point[end] for curve in payload["curves"].values() for point in curve["points"] for end in ("low", "high")
+    ]
+    bounds += [level["value"] for level in payload["api"]]
+    bounds += [
+        point["value"] for curve in payload["curves"].values() if curve["law"] for point in curve["law"]["band"]
+    ]
+    value_axis = charts.fraction_axis(bounds)
+
+    def height(value: float) -> float:
+        return round(100 - value_axis.position(value), 2)
+
+    def draw_curve(name: str, curve: Mapping[str, Any]) -> View:
+        points = [
+            {
+                "x": size_axis.position(point["train_rows"]),
+                "y": height(point["value"]),
+                "top": height(point["high"]),
+                "bottom": height(point["low"]),
+            }
+            for point in curve["points"]
+        ]
+        band = curve["law"]["band"] if curve["law"] else []
+        upper = [f"{size_axis.position(point['train_rows'])},{height(point['high'])}" for point in band]
+        lower = [f"{size_axis.position(point['train_rows'])},{height(point['low'])}" for point in band]
+        line = [f"{size_axis.position(point['train_rows'])},{height(point['value'])}" for point in band]
+        return {
+            "class": CLASSES[name],
+            "points": points,
+            "line": " ".join(line or [f"{point['x']},{point['y']}" for point in points]),
+            "band": " ".join([*upper, *reversed(lower)]),
+        }
+
+    return {
+        "curves": [draw_curve(name, curve) for name, curve in payload["curves"].items()],
+        "levels": [{"y": height(level["value"]), "title": level["title"]} for level in payload["api"]],
+        "sizes": [{"x": size_axis.position(size), "rows": size} for size in (*sizes, 2 * sizes[-1])],
+        "now": size_axis.position(sizes[-1]),
+        "y_ticks": value_axis.ticks(),
+    }
