@@ -87,7 +87,7 @@ def evaluate_curve(curve: LearningCurve, settings: CurveSettings) -> CurveResult
 def find_api_levels(recipe_folder: Path, data: Path, metric: str) -> list[ApiLevel]:
     """Return the test figures of API models: of the newest run on these data whose comparison has complete ones.
 
-    They are figures that a comparison has published; no row is read.
+    They are figures that a comparison has published; no row is read. Stand-ins on this machine are left out.
     """
     for path in sorted(recipe_folder.glob("*/scores.json"), reverse=True):
         run = Run(path.parent)
@@ -97,7 +97,7 @@ def find_api_levels(recipe_folder: Path, data: Path, metric: str) -> list[ApiLev
         levels = [
             ApiLevel(name, system.title, value.value, value.ci_low, value.ci_high, system.n, run.id)
             for name, system in systems.items()
-            if system.kind == "closed" and system.complete and (value := system.metrics.get(metric)) is not None
+            if system.kind == "closed" and system.complete and not system.stand_in and (value := system.metrics.get(metric)) is not None
         ]
         if levels:
             return levels
