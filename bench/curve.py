@@ -3,8 +3,8 @@
     data        rows          predicted   real   error   interval holds it   width
     classifier  1,600->3,200  +1.6        +1.4   0.6     90% of 10           2.9
 
-The model is the linear one (TF-IDF + logistic regression). For each seed, 500 rows are drawn as validation rows, and the
-others are ordered; both by the keyed hash of that seed. The curve has five sizes up to n rows. The real gain is that of
+The model is the linear one (TF-IDF + logistic regression). For each seed, 500 rows are drawn as validation rows and the
+others are ordered, both by the keyed hash of that seed. The curve has five sizes up to n rows. The real gain is that of
 a model with 2n rows, on all test rows, which neither the curve nor its models read. It writes bench/results/curve.json.
 """
 
@@ -112,7 +112,11 @@ def main() -> int:
 
 def read_pool(data: Path) -> list[dict[str, Any]]:
     """Return all rows but the test rows."""
-    return [row for name in ("train", "validation", "calibration") for row in atomic_files.read_jsonl(data / f"{name}.jsonl")]
+    return [
+        row
+        for name in ("train", "validation", "calibration")
+        for row in atomic_files.read_jsonl(data / f"{name}.jsonl")
+    ]
 
 
 def measure(
@@ -182,19 +186,21 @@ def count_trained_sizes(curve: LearningCurve) -> int:
 def results_table(results: dict[str, Any]) -> str:
     """Return the Markdown table of a curve.json of this bench."""
     lines = [
-        "| data | rows | predicted gain | real gain | mean absolute error | intervals that hold the real gain | mean width "
-        "| helps / enough / undecided | wrong of those decided | sizes trained |",
+        "| data | rows | predicted gain | real gain | mean absolute error | intervals that hold the real gain | mean "
+        "width | helps / enough / undecided | wrong of those decided | sizes trained |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     predictions = [Prediction(**prediction) for prediction in results["predictions"]]
     for data, train_rows in dict.fromkeys((prediction.data, prediction.train_rows) for prediction in predictions):
-        group = [prediction for prediction in predictions if (prediction.data, prediction.train_rows) == (data, train_rows)]
+        group = [
+            prediction for prediction in predictions if (prediction.data, prediction.train_rows) == (data, train_rows)
+        ]
         lines.append(_table_row(data, train_rows, group, results["target_gain"]))
     rows = f"{results['validation_rows']} validation rows, intervals at {1 - results['alpha']:.0%}"
     lines += [
         "",
-        f"`{results['command']}`, {rows}, {results['hardware']}, {results['date']}, {results['seconds']:,.0f} s with other "
-        "load. Gains are in points of accuracy, means over the seeds.",
+        f"`{results['command']}`, {rows}, {results['hardware']}, {results['date']}, {results['seconds']:,.0f} s with "
+        "other load. Gains are in points of accuracy, means over the seeds.",
     ]
     return "\n".join(lines)
 

@@ -5,8 +5,8 @@
     tuned     It cannot be told whether more labels would help. Doubling the train rows from ...
 
 Every size is one training on a nested subset of the train rows, the largest first. Training stops as soon as the answer
-is clear (conclusion.is_clear). The linear model is fitted on the same subsets. Only validation rows are scored; the test
-set is not read. `--model linear` fits only the linear model.
+is clear (conclusion.is_clear). The linear model is fitted on the same subsets. Only validation rows are scored; the
+test set is not read. `--model linear` fits only the linear model.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe has no curve: its answers are not decoded, or training needs several machines."""
     if TASKS[recipe.task.task_name].OBJECTIVE == "prefer":
         raise RecipeError(
-            f"task.kind: given {recipe.task.kind}; a curve needs answers that are decoded: classification, extraction or "
-            "generation"
+            f"task.kind: given {recipe.task.kind}; a curve needs answers that are decoded: classification, extraction "
+            "or generation"
         )
     if recipe.accelerate.num_machines > 1:
         raise RecipeError(

@@ -68,9 +68,7 @@ def build_picture(payload: Mapping[str, Any]) -> View:
         point[end] for curve in payload["curves"].values() for point in curve["points"] for end in ("low", "high")
     ]
     bounds += [level["value"] for level in payload["api"]]
-    bounds += [
-        point["value"] for curve in payload["curves"].values() if curve["law"] for point in curve["law"]["band"]
-    ]
+    bounds += [point["value"] for curve in payload["curves"].values() if curve["law"] for point in curve["law"]["band"]]
     value_axis = charts.fraction_axis(bounds)
 
     def height(value: float) -> float:

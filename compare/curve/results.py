@@ -8,7 +8,9 @@
             "linear": {...}},
  "api": [{"name", "title", "value", "low", "high", "n", "rows": "test", "run"}]}
 
-A point    {"train_rows", "value", "low", "high", "method", "missing_labels", "run", "training_seconds", "all_rows_value"}
+A point: {"train_rows", "value", "low", "high", "method", "missing_labels", "run", "training_seconds",
+          "all_rows_value"}
+
 A difference is that of a size and the size before it, on the same rows.
 """
 
@@ -97,7 +99,10 @@ def find_api_levels(recipe_folder: Path, data: Path, metric: str) -> list[ApiLev
         levels = [
             ApiLevel(name, system.title, value.value, value.ci_low, value.ci_high, system.n, run.id)
             for name, system in systems.items()
-            if system.kind == "closed" and system.complete and not system.stand_in and (value := system.metrics.get(metric)) is not None
+            if system.kind == "closed"
+            and system.complete
+            and not system.stand_in
+            and (value := system.metrics.get(metric)) is not None
         ]
         if levels:
             return levels

@@ -54,7 +54,9 @@ def _run_stage(argv: Sequence[str]) -> Path:
     if process.returncode in (cli.INTERRUPTED, -signal.SIGINT):
         sys.exit(cli.INTERRUPTED)
     if process.returncode:
-        print(f"curve     {argv[2]} ended with exit code {process.returncode}; finished sizes are kept", file=sys.stderr)
+        print(
+            f"curve     {argv[2]} ended with exit code {process.returncode}; finished sizes are kept", file=sys.stderr
+        )
         sys.exit(process.returncode if process.returncode > 0 else cli.FAILED)
     folder = output.strip().rpartition("\n")[2]
     if not folder or not Path(folder).is_dir():

@@ -22,8 +22,8 @@ def describe_conclusion(payload: Mapping[str, Any], name: str) -> str:
         return f"The {title} has one size so far, which gives no curve."
     metric, confidence = metric_label(payload["metric"]), f"{1 - payload['alpha']:.0%}"
     estimate = (
-        f"Doubling the train rows from {doubling['train_rows']:,} to {doubling['doubled_rows']:,} would bring the {title} "
-        f"{format_points(doubling['gain'])} points of {metric} ({confidence} interval {_format_interval(doubling)})"
+        f"Doubling the train rows from {doubling['train_rows']:,} to {doubling['doubled_rows']:,} would bring the "
+        f"{title} {format_points(doubling['gain'])} points of {metric} ({confidence} interval {_format_interval(doubling)})"
     )
     target = f"{format_points(payload['target_gain'])} points (curve.target_gain)"
     return {
@@ -44,8 +44,8 @@ def describe_basis(payload: Mapping[str, Any], name: str) -> str:
         return ""
     if law is None:
         return (
-            f"Two sizes give no power law. The interval is that of all laws with exponents up to 2 that gain as much from "
-            f"{curve['points'][0]['train_rows']:,} to {doubling['train_rows']:,} rows as was measured."
+            f"Two sizes give no power law. The interval is that of all laws with exponents up to 2 that gain as much "
+            f"from {curve['points'][0]['train_rows']:,} to {doubling['train_rows']:,} rows as was measured."
         )
     low, high = law["exponent_interval"]
     return (
@@ -61,16 +61,16 @@ def describe_stop(payload: Mapping[str, Any]) -> str | None:
     trained = {point["train_rows"] for point in payload["curves"]["tuned"]["points"]}
     left_out = [size for size in payload["planned_sizes"] if size not in trained]
     return (
-        f"Stopped early: the answer was clear after {len(trained)} of {len(payload['planned_sizes'])} sizes. Not trained: "
-        f"{', '.join(f'{size:,}' for size in left_out)} rows."
+        f"Stopped early: the answer was clear after {len(trained)} of {len(payload['planned_sizes'])} sizes. Not "
+        f"trained: {', '.join(f'{size:,}' for size in left_out)} rows."
     )
 
 
 def describe_api_level(level: Mapping[str, Any]) -> str:
     """Return the level of an API model, and on which rows it was measured."""
     return (
-        f"{level['title']}: {format_percent(level['value'])} ({100 * level['low']:.1f} to {100 * level['high']:.1f}) on "
-        f"{level['n']:,} test rows, by the comparison of run {level['run']}; the curves are on validation rows"
+        f"{level['title']}: {format_percent(level['value'])} ({100 * level['low']:.1f} to {100 * level['high']:.1f}) "
+        f"on {level['n']:,} test rows, by the comparison of run {level['run']}; the curves are on validation rows"
     )
 
 

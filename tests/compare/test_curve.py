@@ -1,6 +1,5 @@
 """A learning curve: its sizes, what it concludes, and what it reads and writes without any training."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,11 @@ def test_the_sizes_are_all_rows_and_halves_of_them() -> None:
 @pytest.mark.parametrize(
     ("errors", "conclusion", "words"),
     [
-        ([0.46, 0.36, 0.28, 0.22], "helps", "More labels would help. Doubling the train rows from 4,000 to 8,000 would"),
+        (
+            [0.46, 0.36, 0.28, 0.22],
+            "helps",
+            "More labels would help. Doubling the train rows from 4,000 to 8,000 would",
+        ),
         ([0.101, 0.1, 0.1, 0.1], "enough", "More labels would bring little."),
         ([0.13, 0.12, 0.11, 0.10], "undecided", "It cannot be told whether more labels would help."),
     ],
@@ -71,7 +74,11 @@ def test_two_sizes_bound_the_next_doubling_by_the_last_one() -> None:
     doubling = estimate_doubling(curve, fit_curve(curve), 0.05)
     measured = results.build_json(
         CurveSettings("small", Path("d"), "accuracy", 0.01, 0.05, 4000, 4000, SIZES),
-        {"tuned": results.evaluate_curve(curve, CurveSettings("s", Path("d"), "accuracy", 0.01, 0.05, 4000, 4000, SIZES))},
+        {
+            "tuned": results.evaluate_curve(
+                curve, CurveSettings("s", Path("d"), "accuracy", 0.01, 0.05, 4000, 4000, SIZES)
+            )
+        },
         [],
         True,
     )["curves"]["tuned"]["differences"][0]
@@ -89,7 +96,9 @@ def test_training_stops_where_the_answer_is_clear_and_not_before() -> None:
 
 
 def test_the_page_has_every_point_and_escapes_what_others_wrote() -> None:
-    level = results.ApiLevel("openai:x", "openai:<script>alert(1)</script>", 0.93, 0.92, 0.94, 3080, "20261130T000000Z-0000")
+    level = results.ApiLevel(
+        "openai:x", "openai:<script>alert(1)</script>", 0.93, 0.92, 0.94, 3080, "20261130T000000Z-0000"
+    )
     payload = make_payload([0.46, 0.36, 0.28, 0.22], levels=[level])
     html = page.render_page(payload)
     assert html.count('class="dot"') == 2 * len(SIZES) + 2
@@ -99,7 +108,9 @@ def test_the_page_has_every_point_and_escapes_what_others_wrote() -> None:
         assert f"{point['train_rows']:,}" in html and f"{100 * point['value']:.1f}%" in html
     assert "Stopped early" not in html
     stopped = make_payload([0.45, 0.20])
-    assert "Stopped early" in page.render_page(stopped) and "Not trained: 500, 1,000 rows" in wording.describe_stop(stopped)  # type: ignore[operator]
+    assert "Stopped early" in page.render_page(stopped) and "Not trained: 500, 1,000 rows" in wording.describe_stop(
+        stopped
+    )  # type: ignore[operator]
     assert "not trained" in "\n".join(wording.table_lines(stopped))
 
 
@@ -114,7 +125,9 @@ def test_the_level_of_an_api_model_is_its_test_figure_on_the_same_data(tmp_path:
         atomic_files.write_json(tmp_path / name / "scores.json", make_json())
     levels = results.find_api_levels(tmp_path, data, "accuracy")
     # Neither the newer comparison on other data, nor an incomplete system.
-    assert [(level.name, level.value, level.run_id) for level in levels] == [(API_MODEL, 0.921, "20261129T000000Z-aaaa")]
+    assert [(level.name, level.value, level.run_id) for level in levels] == [
+        (API_MODEL, 0.921, "20261129T000000Z-aaaa")
+    ]
     assert "test rows" in wording.describe_api_level(make_payload([0.2, 0.1], levels=levels)["api"][0])
     assert results.find_api_levels(tmp_path / "nothing", data, "accuracy") == []
 
@@ -129,7 +142,7 @@ def test_the_linear_curve_needs_no_training_and_never_reads_the_test_set(small_r
     assert points[-1]["train_rows"] == payload["train_rows"] and points[-1]["missing_labels"] == 0
     assert all(point["low"] <= point["value"] <= point["high"] for point in points)
     assert points[0]["value"] < points[-1]["value"]
-    assert payload["curves"]["linear"]["conclusion"] in completed.stdout or "labels would" in completed.stdout
+    assert wording.describe_conclusion(payload, "linear") in completed.stdout
     assert (runs / "small" / "curve-linear.html").is_file() and not list(runs.glob("small/2*"))
     (data,) = (runs / "small" / ".data").glob("*/test.jsonl")
     data.unlink()
@@ -143,12 +156,6 @@ def test_a_recipe_without_a_curve_is_refused_before_anything_is_done(small_recip
     runs = tmp_path / "runs"
     completed = commands.run_command(runs, "compare.curve", "preference")
     assert completed.returncode == 2 and "needs answers that are decoded" in completed.stderr
-    few = tmp_path / "few"
-    shutil.copytree(small_recipe.parent, few)
-    lines = (few / "tickets.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    (few / "tickets.csv").write_text("".join(lines[:61]), encoding="utf-8")
-    completed = commands.run_command(runs, "compare.curve", few / "small.yaml", "--model", "linear")
-    assert completed.returncode == 2 and "at least 40 train rows" in completed.stderr
     dry = commands.run_command(runs, "compare.curve", small_recipe, "--dry-run")
     assert dry.returncode == 0 and "would train at most 5 times" in dry.stdout
     assert not (runs / "small").exists() or not list(runs.glob("small/2*"))

@@ -44,9 +44,10 @@ def test_a_killed_curve_goes_on_and_trains_nothing_twice(small_recipe: Path, tmp
         assert run.recipe().train.max_train_rows == expected
         # All trainings share the prepared data, so validation and test rows are the same.
         assert (run.folder / "data").resolve().name == payload["data"]
-        assert run.stage("train")["metrics"]["validation"]["base"] == Run(parent / points[0]["run"]).stage("train")[
-            "metrics"
-        ]["validation"]["base"]
+        assert (
+            run.stage("train")["metrics"]["validation"]["base"]
+            == Run(parent / points[0]["run"]).stage("train")["metrics"]["validation"]["base"]
+        )
     assert "untuned   the answers of an earlier run" in completed.stderr + log.read_text(encoding="utf-8")
     assert len(list((parent / ".untuned").iterdir())) == 1
     assert not (parent / "latest").exists() and not list(parent.glob("*/scores.json"))

@@ -3,8 +3,8 @@
 runs/<recipe>/.untuned/<digest>.jsonl   {"text": "delivery_delay", "token_ids": [...], "log_probability": -2.1,
                                          "margin": 0.3, "complete": true, "field_log_probability": null}
 
-The trainings of a learning curve share base, prompts and validation rows, so these answers are computed once. A training
-without `train.max_train_rows` computes them and writes the file; it does not read it.
+The trainings of a learning curve share base, prompts and validation rows, so these answers are computed once. A
+training without `train.max_train_rows` computes them and writes the file; it does not read it.
 """
 
 import json

@@ -53,8 +53,8 @@ def apply_class_weights(
 ) -> list[TokenizedRow]:
     """Return the rows with the weights of their classes.
 
-    "balanced" gives n / (number of classes * rows of the class), as scikit-learn does. `all_classes` are those of all train
-    rows, if `rows` is a subset of them. Raise RecipeError if a label of `class_weight` does not occur.
+    "balanced" gives n / (number of classes * rows of the class), as scikit-learn does. `all_classes` are those of all
+    train rows, if `rows` is a subset of them. Raise RecipeError if a label of `class_weight` does not occur.
     """
     import numpy as np
     from sklearn.utils.class_weight import compute_class_weight

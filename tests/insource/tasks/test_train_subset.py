@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.tasks.train_subset import order_train_rows, select_train_rows
