@@ -29,6 +29,7 @@ from insource.config import cli
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.stats import paired
+from insource.stats.metric_stats import mean_metric
 from insource.system import atomic_files
 from insource.tasks import train_subset
 
@@ -70,6 +71,7 @@ def main() -> int:
     parser.add_argument("--validation-rows", type=int, default=VALIDATION_ROWS)
     parser.add_argument("--max-rows", type=int, help="of the rows for training, only this many")
     parser.add_argument("--banking77", type=Path, default=os.environ.get("BANKING77") or None)
+    parser.add_argument("--points", type=Path, help="keep which answers are right here, and go on from there")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write-docs", action="store_true", help="put the last results into docs/curve.md and end")
     arguments = parser.parse_args()
@@ -133,7 +135,7 @@ def measure(
     train = order[arguments.validation_rows :][: arguments.max_rows]
     scored = replace(dataset, test=[*validation, *test])
     sizes = {len(train) >> halvings for halvings in range(max(LARGEST_SHARES).bit_length() + POINTS - 1)}
-    points = {size: fit_linear_point(scored, sorted(train[:size]), METRIC) for size in sorted(sizes)}
+    points = {size: fit_or_read_point(scored, train[:size], name, seed, arguments.points) for size in sorted(sizes)}
     on_validation = range(len(validation))
     on_test = range(len(validation), len(scored.test))
 
@@ -169,6 +171,20 @@ def measure(
             )
         )
     return found
+
+
+def fit_or_read_point(
+    dataset: EvalDataset, subset: Sequence[int], name: str, seed: int, folder: Path | None
+) -> CurvePoint:
+    """Return the point of the linear model on a subset. With a folder its right answers are kept there as a file."""
+    path = folder / f"{name}-{seed}-{len(subset)}.npy" if folder else None
+    if path and path.exists():
+        return CurvePoint(len(subset), mean_metric(np.load(path).astype(float)))
+    point = fit_linear_point(dataset, sorted(subset), METRIC)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, point.stats.row_stats[:, 0].astype(bool))
+    return point
 
 
 def count_trained_sizes(curve: LearningCurve) -> int:

@@ -23,7 +23,8 @@ def describe_conclusion(payload: Mapping[str, Any], name: str) -> str:
     metric, confidence = metric_label(payload["metric"]), f"{1 - payload['alpha']:.0%}"
     estimate = (
         f"Doubling the train rows from {doubling['train_rows']:,} to {doubling['doubled_rows']:,} would bring the "
-        f"{title} {format_points(doubling['gain'])} points of {metric} ({confidence} interval {_format_interval(doubling)})"
+        f"{title} {format_points(doubling['gain'])} points of {metric} "
+        f"({confidence} interval {_format_interval(doubling)})"
     )
     target = f"{format_points(payload['target_gain'])} points (curve.target_gain)"
     return {
