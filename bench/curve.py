@@ -188,15 +188,8 @@ def fit_or_read_point(
 
 
 def count_trained_sizes(curve: LearningCurve) -> int:
-    """Return the number of sizes that the stopping rule trains, the largest first."""
-    return next(
-        (
-            count
-            for count in range(2, POINTS)
-            if is_clear(replace(curve, points=curve.points[-count:]), TARGET_GAIN, ALPHA, POINTS)
-        ),
-        POINTS,
-    )
+    """Return the number of sizes that the stopping rule trains."""
+    return 2 if is_clear(replace(curve, points=curve.points[-2:]), TARGET_GAIN, ALPHA) else POINTS
 
 
 def results_table(results: dict[str, Any]) -> str:

@@ -4,9 +4,9 @@
     2,592  ...
     tuned     It cannot be told whether more labels would help. Doubling the train rows from ...
 
-Every size is one training on a nested subset of the train rows, the largest first. Training stops as soon as the answer
-is clear (conclusion.is_clear). The linear model is fitted on the same subsets. Only validation rows are scored; the
-test set is not read. `--model linear` fits only the linear model.
+Every size is one training on a nested subset of the train rows, the largest first. If the two largest give a clear
+answer, no smaller one is trained (conclusion.is_clear). The linear model is fitted on the same subsets. Only validation
+rows are scored; the test set is not read. `--model linear` fits only the linear model.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def train_curve(
     dataset: EvalDataset,
     linear: LearningCurve,
 ) -> int:
-    """Train each size, the largest first, until the answer is clear. Write the results after each size."""
+    """Train each size, the largest first; only two if their answer is clear. Write the results after each size."""
     order = train_subset.order_train_rows(dataset.train, recipe)
     tuned: LearningCurve | None = None
     recipe_folder, is_stopped = settings.data.parent.parent, False
@@ -116,7 +116,7 @@ def train_curve(
         curve = tuned or LearningCurve(f"adapter on {Path(recipe.model.base).name}", [], rows)
         tuned = curve.with_point(point)
         is_stopped = number < len(settings.planned_sizes) and conclusion.is_clear(
-            tuned, settings.target_gain, settings.alpha, len(settings.planned_sizes)
+            tuned, settings.target_gain, settings.alpha
         )
         is_last = is_stopped or number == len(settings.planned_sizes)
         # The linear model is shown on the rows that the tuned model is scored on.

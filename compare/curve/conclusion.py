@@ -4,23 +4,22 @@
     gain 0.3 points (0.0 to 0.7)                                -> enough: less than the target
     gain 2.4 points (1.2 to 3.9)                                -> helps: at least the target
 
-With three sizes or more the gain is that of a power law (insource/stats/power_law.py). With two sizes it follows from
-their paired difference: of all power laws with an exponent of at most MAX_EXPONENT, the next doubling gains between
-2 ** -MAX_EXPONENT (a quarter) and all of what the last one gained.
+The interval follows from the two largest sizes. Of all power laws through them with an exponent of at most 2, the next
+doubling gains at least a quarter of the last gain, and at most what the law without asymptote gains
+(insource/stats/power_law.py). The gain itself is that of the law fitted to the FITTED_SIZES largest sizes. Smaller
+sizes are shown, but do not count: where a model barely begins to learn, no power law holds.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from compare.curve.points import LearningCurve
-from insource.stats import paired
 from insource.stats.bounded_mean import proportion_interval
-from insource.stats.power_law import MAX_EXPONENT, MIN_SIZES, PowerLawFit, fit_power_law
+from insource.stats.power_law import MIN_SIZES, PowerLawFit, bound_next_gain, fit_power_law
 from insource.stats.resampling import index_clusters
 
 Conclusion = Literal["helps", "enough", "undecided"]
+FITTED_SIZES = 3
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,27 @@ class Doubling:
 
 
 def fit_curve(curve: LearningCurve) -> PowerLawFit | None:
-    """Return the power law of a curve, None with fewer than MIN_SIZES points."""
+    """Return the power law of the FITTED_SIZES largest sizes, None with fewer than MIN_SIZES points."""
     if len(curve.points) < MIN_SIZES:
         return None
-    sizes = [point.train_rows for point in curve.points]
-    return fit_power_law(sizes, [point.stats for point in curve.points], curve.clusters)
+    fitted = curve.points[-FITTED_SIZES:]
+    return fit_power_law([point.train_rows for point in fitted], [point.stats for point in fitted], curve.clusters)
 
 
 def estimate_doubling(curve: LearningCurve, fit: PowerLawFit | None, alpha: float) -> Doubling:
     """Return the gain from twice the rows of the largest point. Raise ValueError for a curve of one point."""
     if len(curve.points) < 2:
         raise ValueError("the gain from more rows needs at least two sizes")
-    largest = curve.largest
-    if fit is None:
-        previous = curve.points[-2]
-        last = paired.compute_paired_difference(largest.stats, previous.stats, curve.clusters, alpha=alpha)
-        # An exponent of 1/2 lies between the two bounds.
-        gain = max(last.delta, 0.0) * 2**-0.5
-        low, high = max(last.low, 0.0) * 2**-MAX_EXPONENT, last.high
-    else:
-        gains = fit.compute_gains(2 * largest.train_rows)
-        gain = fit.compute_gain(2 * largest.train_rows)
-        low, high = (float(end) for end in np.quantile(gains, [alpha / 2, 1 - alpha / 2]))
+    largest, previous = curve.largest, curve.points[-2]
+    low, high = bound_next_gain(largest.stats, previous.stats, curve.clusters, alpha=alpha)
     # n rows without one that differs still leave room for a gain of this size.
     high = max(high, proportion_interval(0, 0, count_units(curve), alpha)[1])
+    if fit is None:
+        # An exponent of 1/2 without a fit.
+        gain = max(largest.stats.compute_value() - previous.stats.compute_value(), 0.0) * 2**-0.5
+        gain = min(max(gain, low), high)
+    else:
+        gain = fit.compute_gain(2 * largest.train_rows)
     return Doubling(
         largest.train_rows, gain, min(low, gain), max(high, gain), alpha, largest.stats.n, len(curve.points)
     )
@@ -86,14 +82,11 @@ def classify_doubling(doubling: Doubling, target_gain: float) -> Conclusion:
     return "enough" if doubling.high < target_gain else "undecided"
 
 
-def is_clear(curve: LearningCurve, target_gain: float, alpha: float, planned_sizes: int) -> bool:
-    """Return whether no further training is needed: the stopping rule.
+def is_clear(curve: LearningCurve, target_gain: float, alpha: float) -> bool:
+    """Return whether no smaller size is trained: the stopping rule.
 
-    The curve is examined after each size from the second on, so at most `planned_sizes` - 1 times. Each time the
-    interval is at 1 - alpha / (planned_sizes - 1). All rounds together are then wrong with a probability of at most
-    alpha, as far as one interval holds what it promises (Bonferroni).
+    It is applied once, to the curve of the two largest sizes, which alone decide.
     """
-    if len(curve.points) < 2:
+    if len(curve.points) != 2:
         return False
-    doubling = estimate_doubling(curve, fit_curve(curve), alpha / max(1, planned_sizes - 1))
-    return classify_doubling(doubling, target_gain) != "undecided"
+    return classify_doubling(estimate_doubling(curve, None, alpha), target_gain) != "undecided"

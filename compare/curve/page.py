@@ -68,7 +68,7 @@ def build_picture(payload: Mapping[str, Any]) -> View:
         point[end] for curve in payload["curves"].values() for point in curve["points"] for end in ("low", "high")
     ]
     bounds += [level["value"] for level in payload["api"]]
-    bounds += [point["value"] for curve in payload["curves"].values() if curve["law"] for point in curve["law"]["band"]]
+    bounds += [end for curve in payload["curves"].values() for end in _doubled_range(curve)]
     value_axis = charts.fraction_axis(bounds)
 
     def height(value: float) -> float:
@@ -84,21 +84,29 @@ def build_picture(payload: Mapping[str, Any]) -> View:
             }
             for point in curve["points"]
         ]
-        band = curve["law"]["band"] if curve["law"] else []
-        upper = [f"{size_axis.position(point['train_rows'])},{height(point['high'])}" for point in band]
-        lower = [f"{size_axis.position(point['train_rows'])},{height(point['low'])}" for point in band]
-        line = [f"{size_axis.position(point['train_rows'])},{height(point['value'])}" for point in band]
+        law = curve["law"]["line"] if curve["law"] else []
+        line = [f"{size_axis.position(point['train_rows'])},{height(point['value'])}" for point in law]
+        doubled = [height(value) for value in _doubled_range(curve)]
         return {
             "class": CLASSES[name],
             "points": points,
             "line": " ".join(line or [f"{point['x']},{point['y']}" for point in points]),
-            "band": " ".join([*upper, *reversed(lower)]),
+            "doubled": {"bottom": doubled[0], "y": doubled[1], "top": doubled[2]} if doubled else None,
         }
 
     return {
         "curves": [draw_curve(name, curve) for name, curve in payload["curves"].items()],
         "levels": [{"y": height(level["value"]), "title": level["title"]} for level in payload["api"]],
         "sizes": [{"x": size_axis.position(size), "rows": size} for size in (*sizes, 2 * sizes[-1])],
+        "doubled": size_axis.position(2 * sizes[-1]),
         "now": size_axis.position(sizes[-1]),
         "y_ticks": value_axis.ticks(),
     }
+
+
+def _doubled_range(curve: Mapping[str, Any]) -> list[float]:
+    """Return the metric that the interval gives for twice the train rows: low, estimate, high; [] without one."""
+    if curve["doubling"] is None:
+        return []
+    value = curve["points"][-1]["value"]
+    return [min(value + curve["doubling"][name], 1.0) for name in ("low", "gain", "high")]

@@ -32,6 +32,7 @@ from compare.curve.conclusion import (
 )
 from compare.curve.points import LearningCurve
 from insource.stats import intervals, paired
+from insource.stats.metric_stats import Array
 from insource.stats.power_law import PowerLawFit
 from insource.system.timestamps import utc_timestamp
 from insource.tracking.run import Run
@@ -153,7 +154,7 @@ def _curve_to_json(result: CurveResult, alpha: float) -> dict[str, Any]:
         "differences": [
             _difference_to_json(curve, index, alpha) for index, _ in enumerate(pairwise(curve.points), start=1)
         ],
-        "law": None if result.fit is None else _law_to_json(result.fit, curve, alpha),
+        "law": None if result.fit is None else _law_to_json(result.fit, alpha),
         "doubling": None
         if doubling is None
         else {
@@ -201,23 +202,22 @@ def _difference_to_json(curve: LearningCurve, index: int, alpha: float) -> dict[
     }
 
 
-def _law_to_json(fit: PowerLawFit, curve: LearningCurve, alpha: float) -> dict[str, Any]:
-    """Return the parameters with intervals, and the fitted metric with its band at sizes up to twice the largest."""
+def _law_to_json(fit: PowerLawFit, alpha: float) -> dict[str, Any]:
+    """Return the parameters with intervals, and the fitted metric from the smallest fitted size to twice the largest.
 
-    def quantiles(values: Any) -> list[float]:
+    The law is error(n) = asymptote + scale * n ** -exponent; the fit keeps the scale at the largest size.
+    """
+
+    def quantiles(values: Array) -> list[float]:
         return [float(value) for value in np.quantile(values, [alpha / 2, 1 - alpha / 2])]
 
-    # The law is error(n) = asymptote + scale * n ** -exponent; the fit keeps the scale at the largest size.
-    grid = np.geomspace(curve.points[0].train_rows, 2 * fit.largest_size, 33)
+    sizes = np.geomspace(fit.sizes[0], 2 * fit.largest_size, 33)
     return {
+        "sizes": list(fit.sizes),
         "asymptote": fit.asymptote,
         "asymptote_interval": quantiles(fit.asymptotes),
         "exponent": fit.exponent,
         "exponent_interval": quantiles(fit.exponents),
         "scale": fit.scale * fit.largest_size**fit.exponent,
-        "band": [
-            {"train_rows": float(size), "value": 1 - fit.compute_error(size), "low": low, "high": high}
-            for size in grid
-            for low, high in [quantiles(1 - fit.compute_errors(size))]
-        ],
+        "line": [{"train_rows": float(size), "value": 1 - fit.compute_error(size)} for size in sizes],
     }

@@ -38,20 +38,18 @@ def describe_conclusion(payload: Mapping[str, Any], name: str) -> str:
 
 
 def describe_basis(payload: Mapping[str, Any], name: str) -> str:
-    """Return on what the estimate rests: a power law with its exponent, or one difference of two sizes."""
+    """Return the basis of the estimate: the power law with its exponent, and the sizes of the interval."""
     curve = payload["curves"][name]
     law, doubling = curve["law"], curve["doubling"]
     if doubling is None:
         return ""
+    interval = f"The interval follows from the two largest sizes, on {doubling['n']:,} validation rows."
     if law is None:
-        return (
-            f"Two sizes give no power law. The interval is that of all laws with exponents up to 2 that gain as much "
-            f"from {curve['points'][0]['train_rows']:,} to {doubling['train_rows']:,} rows as was measured."
-        )
+        return interval
     low, high = law["exponent_interval"]
     return (
-        f"Power law over {doubling['sizes']} sizes: error = {law['asymptote']:.3f} + {law['scale']:.3g} · "
-        f"n^-{law['exponent']:.2f} (exponent {low:.2f} to {high:.2f}), {doubling['n']:,} validation rows."
+        f"Power law over {len(law['sizes'])} sizes: error = {law['asymptote']:.3f} + {law['scale']:.3g} · "
+        f"n^-{law['exponent']:.2f} (exponent {low:.2f} to {high:.2f}). {interval}"
     )
 
 

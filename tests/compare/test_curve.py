@@ -1,5 +1,6 @@
 """A learning curve: its sizes, what it concludes, and what it reads and writes without any training."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +70,24 @@ def test_the_conclusion_is_that_of_the_interval(errors: list[float], conclusion:
     assert text.startswith(words) and "1.0 points (curve.target_gain)" in text and "95% interval" in text
 
 
-def test_two_sizes_bound_the_next_doubling_by_the_last_one() -> None:
-    curve = make_curve([0.30, 0.20], 4000)
-    doubling = estimate_doubling(curve, fit_curve(curve), 0.05)
-    measured = results.build_json(
-        CurveSettings("small", Path("d"), "accuracy", 0.01, 0.05, 4000, 4000, SIZES),
-        {
-            "tuned": results.evaluate_curve(
-                curve, CurveSettings("s", Path("d"), "accuracy", 0.01, 0.05, 4000, 4000, SIZES)
-            )
-        },
-        [],
-        True,
-    )["curves"]["tuned"]["differences"][0]
-    assert (doubling.low, doubling.high) == pytest.approx((measured["low"] / 4, measured["high"]))
-    assert measured["from"] == 2000 and measured["to"] == 4000
+def test_two_sizes_decide_and_smaller_ones_only_give_the_law() -> None:
+    curve = make_curve([0.40, 0.35, 0.30, 0.20], 4000)
+    two = replace(curve, points=curve.points[-2:])
+    fit = fit_curve(curve)
+    assert fit_curve(two) is None and fit is not None and fit.sizes == [1000, 2000, 4000]
+    by_two, by_all = estimate_doubling(two, None, 0.05), estimate_doubling(curve, fit, 0.05)
+    # At least a quarter of the last gain of 10 points, at most 0.2 / 0.3 of it.
+    assert 0.02 < by_two.low <= 0.025 and 0.065 <= by_two.high < 0.08
+    assert (by_all.low, by_all.high) == pytest.approx((by_two.low, by_two.high), abs=0.003)
 
 
 def test_training_stops_where_the_answer_is_clear_and_not_before() -> None:
-    assert is_clear(make_curve([0.45, 0.20], 4000), 0.01, 0.05, 5)  # a quarter of what was gained is enough
-    assert is_clear(make_curve([0.1, 0.1], 4000), 0.01, 0.05, 5)  # nothing was gained
-    assert not is_clear(make_curve([0.12, 0.10], 4000), 0.01, 0.05, 5)
-    assert not is_clear(make_curve([0.1]), 0.01, 0.05, 5)
+    assert is_clear(make_curve([0.45, 0.20], 4000), 0.01, 0.05)  # a quarter of what was gained is enough
+    assert is_clear(make_curve([0.1, 0.1], 4000), 0.01, 0.05)  # nothing was gained
+    assert not is_clear(make_curve([0.12, 0.10], 4000), 0.01, 0.05)
+    assert not is_clear(make_curve([0.1]), 0.01, 0.05)
     # So few rows leave room for a gain of a point, though none of them differs.
-    assert not is_clear(make_curve([0.0, 0.0], 100), 0.01, 0.05, 5)
+    assert not is_clear(make_curve([0.0, 0.0], 100), 0.01, 0.05)
 
 
 def test_the_page_has_every_point_and_escapes_what_others_wrote() -> None:
@@ -101,7 +96,7 @@ def test_the_page_has_every_point_and_escapes_what_others_wrote() -> None:
     )
     payload = make_payload([0.46, 0.36, 0.28, 0.22], levels=[level])
     html = page.render_page(payload)
-    assert html.count('class="dot"') == 2 * len(SIZES) + 2
+    assert html.count('class="dot"') == 2 * len(SIZES) + 2 and html.count('class="predicted dot"') == 2
     assert "<script>alert" not in html and "&lt;script&gt;" in html and "3,080 test rows" in html
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
     for point in payload["curves"]["tuned"]["points"]:
