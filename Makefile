@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export serve parity record compare sweep predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -61,6 +61,9 @@ compare: setup ## Compare it with its baselines on the sealed test set, decide, 
 
 sweep: setup ## Train several bases or settings and compare the best: MODELS="a b" or VARIANTS="lora.r=8; lora.r=32" (COMPARE=0: rank alone)
 	@$(VENV) -m compare.sweep $(RECIPE) $(SET)
+
+curve: setup ## Would more labels help? Trains on nested subsets of train, scores validation, fits a power law (MODEL=linear: the linear model only, in seconds)
+	@$(VENV) -m compare.curve $(RECIPE) $(SET)
 
 predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); goes on where it was killed (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
 	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict $(RECIPE) $(SET)
@@ -111,7 +114,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m insource.config.recipe --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling, ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling | curve, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

@@ -9,7 +9,7 @@ from typing import Any
 
 from insource.config.errors import StageError
 from insource.system import atomic_files
-from insource.tasks import load_task_spec
+from insource.tasks import load_task_spec, train_subset
 from insource.tasks.task_kind import TaskKind
 from insource.text.text_keys import duplicate_key
 from insource.tracking.run import Run
@@ -99,7 +99,7 @@ def load_test_dataset(run: Run) -> EvalDataset:
                 f"{len(duplicates)} rows of {name} say the same as a test row, first {duplicates[0]}: a score would "
                 "flatter; prepare the data anew (`make data`)"
             )
-    return EvalDataset(task, spec, prompt, rows["train"], rows["calibration"], rows["test"])
+    return EvalDataset(task, spec, prompt, _trained_rows(run, rows["train"]), rows["calibration"], rows["test"])
 
 
 def load_validation_dataset(run: Run) -> EvalDataset:
@@ -107,7 +107,12 @@ def load_validation_dataset(run: Run) -> EvalDataset:
     prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
     task, spec = load_task_spec(prompt["task"])
     rows = {name: _read_rows(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    return EvalDataset(task, spec, prompt, rows["train"], [], rows["validation"])
+    return EvalDataset(task, spec, prompt, _trained_rows(run, rows["train"]), [], rows["validation"])
+
+
+def _trained_rows(run: Run, train: Rows) -> Rows:
+    """Return the train rows that the run was trained on: a subset if its recipe has `train.max_train_rows`."""
+    return [train[index] for index in train_subset.select_train_rows(train, run.recipe())]
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

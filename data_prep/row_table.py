@@ -7,7 +7,6 @@ numbers are NumPy arrays of about 80 bytes per row. The memory for texts therefo
     table.texts.value("text", 7)      "my parcel is late"
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +32,8 @@ from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.task_kind import LabelledTaskKind, TaskKind
-from insource.text.text_keys import clean, duplicate_key, split_key
+from insource.text.split_hash import hash_texts, make_split_unit
+from insource.text.text_keys import clean, duplicate_key
 
 BATCH_ROWS = 2000
 # An additional field state: the span of the field begins or ends inside a word.
@@ -171,7 +171,8 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
     equality_keys = {row.answers: _equality_key(row.answers, task, recipe) for row in rows}
     targets = [equality_keys[row.answers] for row in rows]
     subjects = (task.conflict_key(key, target) for key, target in zip(keys, targets, strict=True))
-    units = [_split_unit(row, key, recipe) for row, key in zip(rows, keys, strict=True)]
+    by_id = bool(recipe.data.split.group and recipe.data.columns.id)
+    units = [make_split_unit(row.group, row.id, key, by_id=by_id) for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
     return {
         "line": np.array([row.line for row in rows], np.int64),
@@ -198,17 +199,6 @@ def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[s
     }
 
 
-def _split_unit(row: Row, key: str, recipe: Recipe) -> str:
-    """Return the text whose rows all go to one split.
-
-    It is the group of the row. A row without a group has its id if the recipe names a group and an id column, else its
-    split key. The line number is not used, because rows may be inserted above it.
-    """
-    if row.group is not None:
-        return row.group
-    return row.id if recipe.data.split.group and recipe.data.columns.id else split_key(key)
-
-
 def _equality_key(answers: tuple[str, ...], task: TaskKind, recipe: Recipe) -> str:
     """Return a key that equal targets share. The order of several reference answers does not matter."""
     return "\x1e".join(sorted({task.equality_key(answer, recipe) for answer in answers}))
@@ -217,13 +207,6 @@ def _equality_key(answers: tuple[str, ...], task: TaskKind, recipe: Recipe) -> s
 def hash_target(target: str, recipe: Recipe) -> int:
     """Return the hash that compares targets; it is the same for all spellings of a label."""
     return int(hash_texts([TASKS[recipe.task.task_name].equality_key(target, recipe)], 0)[0])
-
-
-def hash_texts(texts: Iterable[str], seed: int) -> Array:
-    """Return the 64-bit keyed BLAKE2b hash of each text, uint64 [texts]."""
-    key = seed.to_bytes(8, "big")
-    digests = b"".join(hashlib.blake2b(text.encode(), key=key, digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
 def _join_slice_values(values: Mapping[str, str]) -> str:

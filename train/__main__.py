@@ -1,5 +1,6 @@
 """`python -m train RECIPE`: prepare the data if needed, train the adapter, score it on validation, export it."""
 
+import argparse
 import os
 
 from insource.config import cli
@@ -11,6 +12,7 @@ def main() -> int:
     parser.add_argument(
         "--fresh", action="store_true", default=fresh, help="train anew though a finished or unfinished run is there"
     )
+    parser.add_argument("--keep-latest", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
     from train import launch
 

@@ -80,7 +80,7 @@ def _start_or_resume(
         print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
         if announcement:
             announcement.set_unchanged(f"run {finished[0].id} did this")
-        return _finish(finished[0])
+        return _finish(finished[0], arguments.keep_latest)
     if existing:
         current = existing[0]
         print(f"train     going on with the unfinished run {current.id}", file=sys.stderr)
@@ -97,7 +97,7 @@ def _start_or_resume(
     if announcement:
         announcement.set_running(current)
     _launch_training(current, loaded.recipe)
-    return _finish(current)
+    return _finish(current, arguments.keep_latest)
 
 
 def header_lines(loaded: LoadedRecipe) -> list[str]:
@@ -292,7 +292,14 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     return {**defaults, **inherited, **overrides}
 
 
-def _finish(finished_run: Run) -> int:
+def _finish(finished_run: Run, keep_latest: bool) -> int:
+    """Print the summary and make the run the latest one. With `keep_latest` print its folder instead.
+
+    A stage that trains several runs reads that folder (compare/curve).
+    """
+    if keep_latest:
+        print(finished_run.folder)
+        return cli.OK
     run.set_latest(finished_run)
     for line in summary_lines(finished_run):
         print(line)

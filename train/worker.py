@@ -17,7 +17,7 @@ from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full
-from insource.tasks import TASKS
+from insource.tasks import TASKS, train_subset
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import metrics, wandb_logging
@@ -26,7 +26,7 @@ from insource.tracking.base_models import base_store, gguf_model
 from insource.tracking.run import Run
 from train.device import gpu, out_of_memory, precision
 from train.distributed import fsdp, launcher, world
-from train.evaluate import decodability, decoding_memory, reference_answers
+from train.evaluate import decodability, decoding_memory, reference_answers, untuned_answers
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.log_likelihood import BATCH_ROWS
 from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator, make_validation_function
@@ -74,12 +74,15 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     config = base.load_config(recipe.model)
     preflight.check_training_rows(rows, tokenizer, recipe, config)
     decodability.check_answers_decodable(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
+    answer_limit, train_labels = max_answer_tokens(rows), {str(row["target"]) for row in train_rows}
+    selected = train_subset.select_train_rows(train_rows, recipe)
+    train_rows, rows = [train_rows[index] for index in selected], [rows[index] for index in selected]
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
 
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
     generation_evaluator = GenerationEvaluator(
-        task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), log_fallback
+        task, spec, validation_rows, prompts, tokenizer, answer_limit, log_fallback
     )
     evaluator: GenerationEvaluator | PreferenceEvaluator = generation_evaluator
     if task.OBJECTIVE == "prefer":
@@ -92,11 +95,11 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
                 model, "reference"
             )
         rows = [replace(row, reference=log_probs) for row, log_probs in zip(rows, reference_log_probs, strict=True)]
-    base_outputs: list[Any] = evaluator.predict(model, "untuned")
+    base_outputs = untuned_answers.predict_untuned(run, recipe, evaluator, model)
 
     model = base.add_adapter(model, recipe.lora, recipe.train.seed)
     training_set = dataset.build_training_set(
-        recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE
+        recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE, train_labels
     )
     weight_note = gguf_model.describe_weight_loss(recipe.model.base, recipe.model.quantization, base_folder)
     header_info = build_header_info(recipe, run, model, training_set, generation_evaluator, weight_note)

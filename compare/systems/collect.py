@@ -107,16 +107,10 @@ def group_by_server(systems: Sequence[System]) -> list[list[System]]:
 
 def fit_baseline(context: ComparisonContext, system: System) -> SystemResponses:
     """Return the answers of a linear baseline, fitted on the train rows."""
-    dataset, task = context.dataset, context.dataset.task
+    dataset = context.dataset
     print(f"fitting   {system.title} on {len(dataset.train):,} rows", file=sys.stderr, flush=True)
     encoder = context.recipe.compare.encoder if system.name == ENCODER else None
-    if task.IS_MULTILABEL:
-        labels, may_be_empty = list(dataset.spec.labels), dataset.spec.may_be_empty
-        predicted = linear_baseline.predict_label_sets(dataset.train, dataset.test, labels, may_be_empty, encoder)
-    elif encoder is not None:
-        predicted = linear_baseline.predict_with_encoder(dataset.train, dataset.test, dataset.train_answers, encoder)
-    else:
-        predicted = linear_baseline.predict_answers(dataset.train, dataset.test, dataset.train_answers, task.HAS_LABELS)
+    predicted = linear_baseline.predict_dataset(dataset, encoder)
     answers = [
         SystemAnswer(row["id"], prediction.output, model_id=system.name, log_probability=prediction.log_probability)
         for row, prediction in zip(dataset.test, predicted, strict=True)

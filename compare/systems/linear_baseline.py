@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.selection.linear_model import make_vectorizer
+from compare.eval_dataset import EvalDataset
 from insource.config.errors import StageError
 from insource.tasks.records.json_fields import canonical_json
 
@@ -25,6 +26,19 @@ class BaselinePrediction:
     output: str
     log_probability: float | None
     """Of the label, natural logarithm; None for a copied answer."""
+
+
+def predict_dataset(dataset: EvalDataset, encoder: str | None = None) -> list[BaselinePrediction]:
+    """Return the prediction for each row of `dataset.test`, fitted on `dataset.train`.
+
+    The features are TF-IDF, or those of `encoder`. Raise StageError if the encoder cannot be loaded.
+    """
+    task, train, rows = dataset.task, dataset.train, dataset.test
+    if task.IS_MULTILABEL:
+        return predict_label_sets(train, rows, list(dataset.spec.labels), dataset.spec.may_be_empty, encoder)
+    if encoder is not None:
+        return predict_with_encoder(train, rows, dataset.train_answers, encoder)
+    return predict_answers(train, rows, dataset.train_answers, task.HAS_LABELS)
 
 
 def predict_answers(train: Rows, rows: Rows, answers: Sequence[str], labelled: bool) -> list[BaselinePrediction]:

@@ -16,6 +16,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from insource.config import conflicts
 from insource.config.schema.compare import Compare
+from insource.config.schema.curve import Curve
 from insource.config.schema.data import Data, Privacy, Task
 from insource.config.schema.lora import Lora
 from insource.config.schema.section import ConflictError, Section
@@ -35,6 +36,7 @@ class Recipe(Section):
     export: Export = Export()
     serve: Serve = Serve()
     compare: Compare = Compare()
+    curve: Curve = Curve()
     cost: Cost = Cost()
     decide: Decide = Decide()
     route: Route = Route()

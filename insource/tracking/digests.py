@@ -46,10 +46,26 @@ def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]])
 def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
     """Return the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "lora", "train", "accelerate"})
+    if recipe.train.max_train_rows is None:
+        # Runs of earlier versions, which lack the key, keep their digest.
+        del keys["train"]["max_train_rows"]
     keys["task"] = _serialize_task(recipe)
-    if (base := Path(recipe.model.base)).is_dir():
-        keys["model"]["base"] = hash_base_files(base)
+    keys["model"] = _serialize_model(recipe)
     return atomic_files.digest([TRAIN_VERSION, data_digest, keys])
+
+
+def compute_untuned_digest(recipe: Recipe, data_digest: str, max_answer_tokens: int) -> str:
+    """Return the digest of the untuned base's answers to the validation rows."""
+    keys = {"model": _serialize_model(recipe), "task": _serialize_task(recipe), "use_cpu": recipe.accelerate.use_cpu}
+    return atomic_files.digest([TRAIN_VERSION, data_digest, keys, max_answer_tokens])
+
+
+def _serialize_model(recipe: Recipe) -> dict[str, Any]:
+    """Return the section model, with the hashes of a local base in place of its path."""
+    keys: dict[str, Any] = recipe.model.model_dump(mode="json")
+    if (base := Path(recipe.model.base)).is_dir():
+        keys["base"] = hash_base_files(base)
+    return keys
 
 
 def _serialize_task(recipe: Recipe) -> str:

@@ -1,6 +1,6 @@
 """From data rows to the training set: token ids, weights, packs and the order of updates."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,18 +46,21 @@ def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict
 
 
 def apply_class_weights(
-    rows: Sequence[TokenizedRow], classes: Sequence[str], class_weight: str | Mapping[str, float]
+    rows: Sequence[TokenizedRow],
+    classes: Sequence[str],
+    class_weight: str | Mapping[str, float],
+    all_classes: Collection[str] = (),
 ) -> list[TokenizedRow]:
     """Return the rows with the weights of their classes.
 
-    "balanced" gives n / (number of classes * rows of the class), as scikit-learn does. Raise RecipeError if a label of
-    `class_weight` does not occur.
+    "balanced" gives n / (number of classes * rows of the class), as scikit-learn does. `all_classes` are those of all
+    train rows, if `rows` is a subset of them. Raise RecipeError if a label of `class_weight` does not occur.
     """
     import numpy as np
     from sklearn.utils.class_weight import compute_class_weight
 
     names = np.array(sorted(set(classes)))
-    if not isinstance(class_weight, str) and (unknown := sorted(set(class_weight) - set(classes))):
+    if not isinstance(class_weight, str) and (unknown := sorted(set(class_weight) - {*classes, *all_classes})):
         raise RecipeError(f"train.class_weight: no train row has the label {', '.join(unknown)}")
     if isinstance(class_weight, str):
         weights = dict(zip(names, compute_class_weight("balanced", classes=names, y=np.array(classes)), strict=True))
@@ -84,12 +87,20 @@ def plan_packing(
 
 
 def build_training_set(
-    recipe: Recipe, rows: Sequence[TokenizedRow], classes: Sequence[str], plan: PackingPlan, objective: str
+    recipe: Recipe,
+    rows: Sequence[TokenizedRow],
+    classes: Sequence[str],
+    plan: PackingPlan,
+    objective: str,
+    all_classes: Collection[str] = (),
 ) -> TrainingSet:
-    """Return the rows, weighted by the recipe, in the order of their updates; `classes` are their targets."""
+    """Return the rows, weighted by the recipe, in the order of their updates.
+
+    `classes` are their targets, `all_classes` those of all train rows if `rows` is a subset of them.
+    """
     train = recipe.train
     if train.class_weight is not None:
-        rows = apply_class_weights(rows, classes, train.class_weight)
+        rows = apply_class_weights(rows, classes, train.class_weight, all_classes)
     updates = sampler.batch_indices(
         len(rows),
         train.batch_size,
