@@ -10,7 +10,7 @@ from typing import Literal
 from insource.tracking.scores.record import Number, Record, key
 from insource.tracking.scores.routing_result import RoutingResult
 
-SystemKind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
+SystemKind = Literal["tuned", "base", "linear", "nearest", "head", "closed", "file"]
 
 
 class MetricValue(Record):
