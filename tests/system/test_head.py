@@ -137,8 +137,3 @@ def test_the_merged_model_in_padded_batches_answers_as_training_scored_it(runs: 
         answer = classification_head.read_answer(payload, "validation", line["id"], reused=True)
         assert answer.log_probability == pytest.approx(line["log_probability"], abs=1e-3)
         assert answer.output == line["label"] or abs(exp(line["log_probability"]) - 1 / len(payload["labels"])) < 0.01
-
-
-def test_a_recipe_without_a_head_cannot_train_one(runs: Path) -> None:
-    completed = commands.run_command(runs, "train.head", "extractor")
-    assert completed.returncode == 2 and "error:" in completed.stderr
