@@ -46,11 +46,14 @@ def read_record(run: Run) -> dict[str, Any]:
     return record
 
 
-def work_folder(run: Run, digest: str) -> Path:
-    """Return the folder of the checkpoints of an unfinished head. Those of other settings are removed."""
+def work_folder(run: Run, digest: str, fresh: bool = False) -> Path:
+    """Return the folder of the checkpoints of an unfinished head.
+
+    Checkpoints of other settings are removed, and with `fresh` all of them.
+    """
     folder = run.folder / f".head-{digest}"
     for other in run.folder.glob(".head-*"):
-        if other != folder:
+        if fresh or other != folder:
             shutil.rmtree(other)
     folder.mkdir(exist_ok=True)
     return folder

@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         return cli.OK
     else:
         print(announcement(trained_run), file=sys.stderr, flush=True)
-        train_head(trained_run, learning_rate)
+        train_head(trained_run, learning_rate, arguments.fresh)
     print(*summary_lines(trained_run), sep="\n")
     return cli.OK
 
@@ -55,12 +55,12 @@ def announcement(trained_run: Run) -> str:
     return f"head      training a classification head for run {trained_run.id}{time_text}"
 
 
-def train_head(trained_run: Run, learning_rate: float) -> None:
+def train_head(trained_run: Run, learning_rate: float, fresh: bool) -> None:
     """Train the head in a process of its own. Exit with its code if it fails or is interrupted."""
     recipe = trained_run.recipe()
     threads = max(1, len(os.sched_getaffinity(0)))
     command = [sys.executable, "-m", "train.head.worker", str(trained_run.folder.resolve())]
-    command += ["--learning-rate", repr(learning_rate)]
+    command += ["--learning-rate", repr(learning_rate), *(["--fresh"] if fresh else [])]
     code, stopped = launch.run_program(command, launch.worker_environment(_in_one_process(recipe), threads))
     if code == cli.INTERRUPTED or (code and stopped):
         print("interrupted: the same command goes on with the head", file=sys.stderr)

@@ -65,7 +65,7 @@ class HeadData:
         return list(self.spec.labels)
 
 
-def main(recipe: Recipe, run: Run, learning_rate: float, stop_request: StopRequest) -> None:
+def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_request: StopRequest) -> None:
     """Train the head of a run and write it, its score and its record into the run folder.
 
     Never read `test.jsonl` or `calibration.jsonl`. Raise RecipeError, StageError, or KeyboardInterrupt if a signal
@@ -86,7 +86,7 @@ def main(recipe: Recipe, run: Run, learning_rate: float, stop_request: StopReque
     plan = dataset.plan_packing(settings, data.train_rows, model.config, log_fallback)
     training_set = dataset.build_training_set(settings, data.train_rows, data.train_targets, plan, "classify")
     worker.log(*header_lines(settings, model, training_set, data))
-    work = head_folder.work_folder(run, head_folder.compute_digest(run, learning_rate))
+    work = head_folder.work_folder(run, head_folder.compute_digest(run, learning_rate), fresh)
     result = train_adapter(
         settings, work, model, data.tokenizer, training_set, partial(validate, model, plan, data), log_fallback,
         stop_request, None,
@@ -243,6 +243,7 @@ def run_worker() -> int:
     parser = argparse.ArgumentParser(prog="python -m train.head.worker", description="`python -m train.head` starts it.")
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--fresh", action="store_true", help="discard the checkpoints of an unfinished training")
     arguments = parser.parse_args()
     run = Run(arguments.run)
 
@@ -252,7 +253,7 @@ def run_worker() -> int:
     with runs.lock_run(run), signals.handle_signals(on_forced_exit) as stop_request, runs.record_stage(run, STAGE):
         try:
             with disk_full.raise_on_full_disk(run.folder):
-                main(run.recipe(), run, arguments.learning_rate, stop_request)
+                main(run.recipe(), run, arguments.learning_rate, arguments.fresh, stop_request)
         except (RecipeError, StageError, KeyboardInterrupt):
             raise
         except Exception as error:

@@ -180,4 +180,4 @@ class SystemResult(Record):
     repeats: Repeats | None
     shutdown_date: str | None = None
     routing: RoutingResult | None = None
-    """Of a decision endpoint: the traffic that it could answer without a fallback."""
+    """Of a decision endpoint or a classification head: the traffic that it could answer without a fallback."""
