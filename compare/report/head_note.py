@@ -1,12 +1,18 @@
 """Texts on the classification head of a comparison (compare.head): is it better than the label tokens, and how fast?"""
 
 from insource.config.schema.compare import HEAD, TUNED
-from insource.system.number_format import format_count, format_delta_range, format_percent, format_points, format_seconds
+from insource.system.number_format import (
+    format_count,
+    format_delta_range,
+    format_percent,
+    format_points,
+    format_seconds,
+)
 from insource.tasks import metric_label
 from insource.tracking.scores.comparison import PairedResult, Scores
 
 COST_NOTE = (
-    "The classification head is self-hosted as well, and no cost is computed for it: it was answered by transformers in "
+    "The classification head is self-hosted as well, and no cost is computed for it: transformers answered its rows in "
     "a process of its own, whose throughput is not that of a server. vLLM can serve such a model as a pooling model; "
     "insource does not."
 )
@@ -36,8 +42,8 @@ def find_comparison(scores: Scores) -> PairedResult | None:
 def _quality(scores: Scores, comparison: PairedResult) -> str:
     head, tuned = (scores.deciding_value(name) for name in (HEAD, TUNED))
     values = (
-        f"{metric_label(comparison.metric)} {format_percent(head)} of the head and {format_percent(tuned)} of the label "
-        f"tokens on {format_count(comparison.n, 'row')}"
+        f"{metric_label(comparison.metric)} {format_percent(head)} of the head and {format_percent(tuned)} of the "
+        f"label tokens on {format_count(comparison.n, 'row')}"
     )
     low, high = -comparison.ci_high, -comparison.ci_low
     if low > 0 or high < 0:

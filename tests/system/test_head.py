@@ -54,7 +54,9 @@ def test_a_head_is_trained_once_and_what_it_depends_on_trains_another(
     runs: Path, small_recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = run_in(runs)
-    arguments = cli.build_parser("compare", "").parse_args([str(small_recipe), "compare.head=true", "--runs", str(runs)])
+    arguments = cli.build_parser("compare", "").parse_args(
+        [str(small_recipe), "compare.head=true", "--runs", str(runs)]
+    )
     arguments.hardware = "cpu"
     # FRESH=1 of a comparison trains no head anew.
     monkeypatch.setenv("FRESH", "1")

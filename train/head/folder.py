@@ -24,7 +24,9 @@ from insource.tracking.run import Run
 VERSION = 1
 FOLDER, RECORD_FILE, VALIDATION_FILE = "head", "head.json", "head_validation.jsonl"
 # How a row becomes the input of the head, recorded in head.json.
-RENDERING = "the prompt of the label tokens (adapter/prompt.json), up to where the answer begins; read at its last token"
+RENDERING = (
+    "the prompt of the label tokens (adapter/prompt.json), up to where the answer begins; read at its last token"
+)
 
 
 def compute_digest(run: Run, learning_rate: float) -> str:

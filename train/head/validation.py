@@ -59,9 +59,7 @@ def most_probable(labels: Sequence[str], log_probabilities: Sequence[float]) -> 
     return labels[index], log_probabilities[index]
 
 
-def score_labels(
-    task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], predicted: Sequence[str]
-) -> dict[str, Any]:
+def score_labels(task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], predicted: Sequence[str]) -> dict[str, Any]:
     """Return the task's score of predicted labels, with that of slices."""
     return score_with_slices(task, spec, rows, [ParsedAnswer(label) for label in predicted])
 

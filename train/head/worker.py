@@ -74,9 +74,7 @@ def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_reque
     started_at = time.monotonic()
     data = load_data(run)
     checksums = run.folder / "adapter" / atomic_files.CHECKSUMS
-    runs.start_stage(
-        run, STAGE, {**data.sha256, f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(checksums)}
-    )
+    runs.start_stage(run, STAGE, {**data.sha256, f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(checksums)})
     gpu.check_gpu(recipe)
     log_fallback = worker.fallback_logger(run, STAGE)
     settings = training_recipe(recipe, learning_rate)
@@ -139,8 +137,7 @@ def tokenize_rows(
     """Return the rows as token ids: the prompt, and the class as a completion of one "token" (losses.class_logits)."""
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in rows])
     return [
-        TokenizedRow(row["id"], prompt, ([number],))
-        for row, prompt, number in zip(rows, prompts, classes, strict=True)
+        TokenizedRow(row["id"], prompt, ([number],)) for row, prompt, number in zip(rows, prompts, classes, strict=True)
     ]
 
 
@@ -240,7 +237,9 @@ def build_record(
 def run_worker() -> int:
     """Train the head of the run named on the command line and record its end. Return the exit code."""
     launcher.die_with_parent()
-    parser = argparse.ArgumentParser(prog="python -m train.head.worker", description="`python -m train.head` starts it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m train.head.worker", description="`python -m train.head` starts it."
+    )
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--fresh", action="store_true", help="discard the checkpoints of an unfinished training")
