@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export head serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -46,6 +46,9 @@ data: setup ## Prepare the data only: read, clean, deduplicate, split
 
 export: setup ## Merge the trained adapter into its base, and quantize it (RUN=<id>: of that run)
 	@$(VENV) -m train.export $(RECIPE) $(SET)
+
+head: setup ## Train a classification head on the base and rows of the trained run, and compare it on validation (compare.head)
+	@$(VENV) -m train.head $(RECIPE) $(SET)
 
 serve: setup ## Serve it with vLLM, once its answers are those of the training; RECIPE="a b" share a server
 	@$(VENV) -m serve $(RECIPE) $(SET)

@@ -18,7 +18,7 @@ from compare.recipe_settings import SECTIONS, merge_recipe_settings
 from compare.records import SkippedSystem, System
 from compare.report import console, write
 from compare.scoring import completeness, confidence
-from compare.systems import catalog, collect
+from compare.systems import catalog, classification_head, collect
 from compare.systems.responses import ComparisonContext
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
@@ -48,6 +48,9 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(*estimate.cost_estimate_lines(trained_run, recipe, runnable), sep="\n")
         return cli.OK
+    if recipe.compare.head:
+        # Before the run is locked: the training of the head locks it too.
+        classification_head.train_if_missing(arguments, trained_run)
     with run.lock_run(trained_run):
         inputs = input_hashes(trained_run, recipe, runnable)
         previous = trained_run.stage("compare")
@@ -106,6 +109,8 @@ def input_hashes(trained_run: Run, recipe: Recipe, systems: Sequence[System]) ->
     for system in systems:
         if system.baseline and system.baseline.path and Path(system.baseline.path).is_file():
             hashes[f"answers of {system.name}"] = atomic_files.sha256(Path(system.baseline.path))
+        if system.kind == "head":
+            hashes[f"head/{atomic_files.CHECKSUMS}"] = _checksum(trained_run, classification_head.FOLDER)
     settings = recipe.model_dump(mode="json", include={"task", *SECTIONS})
     hashes["recipe"] = atomic_files.digest([VERSION, settings, [system.name for system in systems]])
     return hashes

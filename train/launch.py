@@ -187,7 +187,7 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
     accelerate, previous = recipe.accelerate, current.stage("train")
     threads = max(1, len(os.sched_getaffinity(0)) * accelerate.num_machines // accelerate.num_processes)
     command = _worker_command(current.folder, recipe, threads)
-    code, stopped = _run_worker(command, _worker_environment(recipe, threads))
+    code, stopped = run_program(command, worker_environment(recipe, threads))
     stage = current.stage("train")
     if code and stage != previous and stage.get("state") == "failed":
         sys.exit(stage["metrics"].get("exit_code", cli.FAILED))
@@ -225,7 +225,7 @@ def _worker_command(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     return [*launcher, "accelerate.commands.launch", *launch_args, *worker]
 
 
-def _run_worker(command: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
+def run_program(command: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
     """Run a program to its end. Return its exit code and whether a signal requested a stop.
 
     SIGINT, SIGTERM and SIGHUP are forwarded to the program, each time they arrive. SIGHUP is forwarded as SIGTERM. The
@@ -266,7 +266,12 @@ def _run_worker(command: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
             signal.signal(number, handler)
 
 
-def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
+def worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
+    """Return the environment of the processes that compute.
+
+    Libraries are quiet, threads are limited, and a local base needs no hub. The processes end with this one
+    (`distributed.launcher.die_with_parent`).
+    """
     accelerate = recipe.accelerate
     defaults = {
         "OMP_NUM_THREADS": str(threads),

@@ -107,7 +107,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     wandb_run = init_wandb(run, recipe)
     train_result = train_adapter(
         recipe,
-        run,
+        run.folder,
         model,
         tokenizer,
         training_set,
@@ -189,8 +189,8 @@ def max_answer_tokens(rows: Sequence[TokenizedRow]) -> int:
     return chat_template.max_answer_tokens(max(len(answer) for row in rows for answer in row.completions))
 
 
-def fallback_logger(run: Run) -> Callable[[str], None]:
-    """Return a function that prints a fallback and records it in the manifest. It reports each message only once.
+def fallback_logger(run: Run, stage: str = "train") -> Callable[[str], None]:
+    """Return a function that prints a fallback and records it under a stage of the manifest, each message only once.
 
     A fallback is a deviation from the recipe's settings.
     """
@@ -202,7 +202,7 @@ def fallback_logger(run: Run) -> Callable[[str], None]:
         logged.add(message)
         log(f"fallback  {message}")
         if world.is_main_process():
-            runs.record_fallback(run, "train", message)
+            runs.record_fallback(run, stage, message)
 
     return log_fallback
 

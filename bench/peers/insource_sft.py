@@ -13,7 +13,6 @@ from bench.peers.training_probe import TrainingProbe
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.tasks.rendering import chat_template
-from insource.tracking.run import Run
 from train.loop import fit
 from train.loop.signals import StopRequest
 from train.model import base
@@ -37,12 +36,12 @@ def main(spec: PeerSpec) -> None:
     training_set = dataset.TrainingSet(
         rows, dataset.plan_packing(recipe, rows, model.config, print), updates, "imitate"
     )
-    run = Run(Path(spec.folder) / "run")
-    run.folder.mkdir(parents=True)
+    run_folder = Path(spec.folder) / "run"
+    run_folder.mkdir(parents=True)
     probe = TrainingProbe()
     probe.attach(model)
-    fit.train_adapter(recipe, run, model, tokenizer, training_set, dict, print, StopRequest(), None)
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    fit.train_adapter(recipe, run_folder, model, tokenizer, training_set, dict, print, StopRequest(), None)
+    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     tokens = packing_plan.compute_packing_stats(training_set.update_shards)
     model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.write_result(

@@ -121,7 +121,7 @@ def summarize_system(
         outcomes=completeness.count_outcomes(responses.test_answers, scored.predictions.parsed),
         complete=responses.complete,
         incomplete_reason=responses.incomplete_reason,
-        n_train=len(dataset.train) if system.kind in ("tuned", "linear", "nearest") else None,
+        n_train=len(dataset.train) if system.kind in ("tuned", "linear", "nearest", "head") else None,
         metrics={name: _interval(stats, clusters, alpha) for name, stats in scored.metric_stats.items()},
         slices=_slices(scored, dataset, alpha),
         per_part=_breakdown(scored, dataset),

@@ -17,7 +17,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from compare.report import cost_section, markdown_page, routing_section, section_data, wording
+from compare.report import cost_section, head_note, markdown_page, routing_section, section_data, wording
+from insource.config.schema.compare import HEAD
 from insource.system import atomic_files, number_format
 from insource.tracking.scores.comparison import Disagreement, Scores
 
@@ -119,6 +120,8 @@ def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> 
         "STAGES": wording.STAGE_LABELS,
         "named": wording.display_names(scores),
         "linear": wording.linear_baseline_note(scores),
+        "head": head_note.describe_head(scores),
+        "head_cost": head_note.COST_NOTE if HEAD in scores.systems else None,
         "served_as_trained": wording.parity_text(scores),
         "reasons": wording.supporting_reasons(scores),
         "questions": wording.question_reasons(scores),

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compare.report import routing_section, section_data, wording
+from compare.report import head_note, routing_section, section_data, wording
+from insource.config.schema.compare import HEAD
 from insource.system.number_format import (
     format_count,
     format_delta,
@@ -68,6 +69,7 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 def _verdict(scores: Scores) -> list[str]:
     verdict, task, base = scores.verdict, scores.task, scores.base
     note = wording.linear_baseline_note(scores)
+    head_text = head_note.describe_head(scores)
     pocket_note = " The base is the pocket model, which stands in for the recipe's own." if base.pocket else ""
     meta = (
         f"{escape_markdown(task.kind).capitalize()}, {format_count(task.n_test, 'sealed test row')}, "
@@ -90,6 +92,7 @@ def _verdict(scores: Scores) -> list[str]:
         f"# {escape_markdown(scores.recipe)}: comparison",
         f"**Verdict: {escape_markdown(verdict.choice)}.** {escape_markdown(verdict.headline)}",
         *([f"**Note:** {escape_markdown(note.text)}"] if note else []),
+        *([escape_markdown(head_text)] if head_text else []),
         meta,
         *(["\n".join(reasons)] if reasons else []),
         *(
@@ -178,7 +181,8 @@ def _cost(scores: Scores) -> list[str]:
             ]
         )
     headers = ["Against", "a request", "owning pays from, requests a month", "for good from"]
-    return ["## Cost", text, *([markdown_table(headers, rows)] if rows else [])]
+    notes = [head_note.COST_NOTE] if HEAD in scores.systems else []
+    return ["## Cost", text, *notes, *([markdown_table(headers, rows)] if rows else [])]
 
 
 def _routing(scores: Scores) -> list[str]:

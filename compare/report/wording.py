@@ -17,6 +17,7 @@ KIND_LABELS: dict[SystemKind, str] = {
     "base": "the same base, untuned",
     "linear": "a linear model",
     "nearest": "the nearest training rows",
+    "head": "the same base with a classification head",
     "closed": "a closed model",
     "file": "answers from a file",
 }

@@ -1,9 +1,10 @@
-"""The systems of a comparison: tuned variants, untuned base, linear baselines, API models, files of answers.
+"""The systems of a comparison: tuned variants, untuned base, linear baselines, head, API models, files of answers.
 
 tuned          the variant that serve.model selects      adapter merged int8   the other exported variants
 tuned:3-shot   the same with the most similar train rows as examples (compare.tuned_shots)
 base           the base before training, no examples     base:3-shot           with the most similar train rows
 tfidf          a linear model                            encoder               the same on a sentence encoder
+head           a classification head (compare.head)
 openai:gpt...  each baseline of the recipe, by its name
 """
 
@@ -14,7 +15,7 @@ from dataclasses import replace
 from compare.records import SkippedSystem, System
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.compare import ENCODER, LINEAR, TUNED, UNTUNED_BASE, Baseline
+from insource.config.schema.compare import ENCODER, HEAD, LINEAR, TUNED, UNTUNED_BASE, Baseline
 from insource.tracking.run import Run
 from serve.vllm import launch_plan
 
@@ -39,6 +40,8 @@ def list_systems(recipe: Recipe, run: Run) -> list[System]:
         systems.append(System(LINEAR, "linear", f"TF-IDF + {model}"))
         if recipe.compare.encoder:
             systems.append(System(ENCODER, "linear", f"sentence encoder + {model}"))
+        if recipe.compare.head:
+            systems.append(System(HEAD, "head", "classification head (LoRA)"))
     else:
         systems.append(System(LINEAR, "nearest", "answer of the most similar train row"))
     return systems + [_api_system(baseline) for baseline in recipe.compare.baselines]

@@ -8,7 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from compare.records import SkippedSystem, System, SystemAnswer, SystemResponses
-from compare.systems import answer_file, api_models, linear_baseline, local_vllm, preference_pairs, vllm_servers
+from compare.systems import (
+    answer_file,
+    api_models,
+    classification_head,
+    linear_baseline,
+    local_vllm,
+    preference_pairs,
+    vllm_servers,
+)
 from compare.systems.catalog import replace_tuned, to_skipped_system
 from compare.systems.responses import ComparisonContext
 from compare.systems.vllm_servers import VllmServers
@@ -41,6 +49,9 @@ def collect_all(
                 responses[system.name] = api_models.load_answer_file(context, system, rules)
         served, failed = collect_served(context, systems, servers)
     responses |= {result.system.name: result for result in served}
+    responses |= {
+        system.name: classification_head.collect(context, system) for system in systems if system.kind == "head"
+    }
     responses |= api_models.collect_from_apis(context, [system for system in systems if system.kind == "closed"])
     names = [system.name for system in systems if system.name in responses]
     return [responses[name] for name in names], failed

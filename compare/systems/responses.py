@@ -35,8 +35,8 @@ class ComparisonContext:
         return self.run.folder.parent / ".answers"
 
     def cache_path(self, system: System) -> Path:
-        """Return the cache file of a system's answers. Tuned weights belong to one run, so their file is per run."""
-        prefix = f"{self.run.id}." if system.kind == "tuned" else ""
+        """Return the cache file of a system's answers. Trained weights belong to one run, so their file is per run."""
+        prefix = f"{self.run.id}." if system.kind in ("tuned", "head") else ""
         return self.cache_dir / f"{prefix}{predictions.slug(system.name)}.jsonl"
 
 

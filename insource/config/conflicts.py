@@ -24,7 +24,7 @@ Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Return (key, message) of all conflicts."""
-    checks = (_check_task, _check_formats, _check_plan, _check_route, _check_hardware, _check_adapter)
+    checks = (_check_task, _check_formats, _check_plan, _check_head, _check_route, _check_hardware, _check_adapter)
     return [conflict for check in checks for conflict in check(recipe)]
 
 
@@ -155,6 +155,28 @@ def _check_plan(recipe: "Recipe") -> Mistakes:
             yield ("compare", "baselines", str(index), "api"), message
         if problem := _address_problem(baseline, recipe.privacy.data_may_leave):
             yield ("compare", "baselines", str(index), "base_url"), problem
+
+
+def find_head_problem(recipe: "Recipe") -> tuple[tuple[str, ...], str] | None:
+    """Return (key, message) of why no classification head can be trained for a recipe, None if one can."""
+    lora, accelerate = recipe.lora, recipe.accelerate
+    if recipe.task.task_name != "classification":
+        message = f"given true, and this is {_describe_kind(recipe)}; a head takes kind classification with one label"
+        return ("compare", "head"), f"{message} per row: leave it out"
+    if lora.modifies_base:
+        message = f"{lora.init_lora_weights} changes the base, and compare.head trains both adapters on one base"
+        return ("lora", "init_lora_weights"), f"{message}; set true, or leave compare.head out"
+    if accelerate.distributed_type == "FSDP":
+        message = "FSDP shards the base, and compare.head trains in one process"
+        return ("accelerate", "distributed_type"), f"{message}; take NO or MULTI_GPU, or leave compare.head out"
+    return None
+
+
+def _check_head(recipe: "Recipe") -> Mistakes:
+    if recipe.compare.head and (problem := find_head_problem(recipe)):
+        yield problem
+    if recipe.compare.head_learning_rate is not None and not recipe.compare.head:
+        yield ("compare", "head_learning_rate"), "goes with compare.head: true; set it, or leave this out"
 
 
 def _check_route(recipe: "Recipe") -> Mistakes:

@@ -121,12 +121,12 @@ def test_one_process_sees_one_gpu_and_a_person_is_told_of_the_idle_ones(monkeypa
         single_process
     )
     for loaded in (single_process, load("classifier", ["accelerate.num_processes=1"], "multi-gpu")):
-        settings = launch._worker_environment(loaded.recipe, 1)
+        settings = launch.worker_environment(loaded.recipe, 1)
         assert settings["CUDA_VISIBLE_DEVICES"] == "0"
         assert settings["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
         assert loaded.recipe.train.optim == "adamw_torch_fused"
-    assert "CUDA_VISIBLE_DEVICES" not in launch._worker_environment(load("classifier", [], "multi-gpu").recipe, 1)
-    assert "PYTORCH_ALLOC_CONF" not in launch._worker_environment(load("classifier", [], "cpu").recipe, 1)
+    assert "CUDA_VISIBLE_DEVICES" not in launch.worker_environment(load("classifier", [], "multi-gpu").recipe, 1)
+    assert "PYTORCH_ALLOC_CONF" not in launch.worker_environment(load("classifier", [], "cpu").recipe, 1)
 
 
 def test_the_launcher_of_a_gpu_is_named_in_words_by_install(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ import os, sys
 from train import launch
 from train.distributed.launcher import PARENT_PID_ENV
 settings = {**os.environ, PARENT_PID_ENV: str(os.getpid())}
-print(*launch._run_worker(sys.argv[1:], settings))
+print(*launch.run_program(sys.argv[1:], settings))
 sys.stdout.flush()
 """
 

@@ -4,11 +4,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from insource.config.recipe import Recipe
 from insource.tracking import metrics
-from insource.tracking.run import Run
 from train.device import malloc, precision
 from train.distributed import world
 from train.loop import checkpoints
@@ -43,7 +43,7 @@ FallbackLogger = Callable[[str], None]
 
 def train_adapter(
     recipe: Recipe,
-    run: Run,
+    folder: Path,
     model: Any,
     tokenizer: Any,
     training_set: TrainingSet,
@@ -52,7 +52,7 @@ def train_adapter(
     stop_request: StopRequest,
     wandb_run: Any,
 ) -> dict[str, Any]:
-    """Train the model in place. Resume from the last valid checkpoint of the run, if there is one.
+    """Train the model in place. Resume from the last valid checkpoint below `folder`, if there is one.
 
     `validate` returns the validation metrics of the current model. `on_fallback` prints and records a message.
     `stop_request` is set by signals. Return final_loss (the mean over training), training_seconds, and best_step if the
@@ -63,8 +63,8 @@ def train_adapter(
 
     if recipe.accelerate.use_cpu:
         malloc.disable_malloc_trim()
-    folder, metrics_path = run.folder / "checkpoints", run.folder / "metrics.jsonl"
-    resume = _find_resume_checkpoint(run, on_fallback)
+    checkpoints_folder, metrics_path = folder / "checkpoints", folder / "metrics.jsonl"
+    resume = _find_resume_checkpoint(checkpoints_folder, on_fallback)
     steps_done = checkpoints.step(resume) if resume else 0
     if world.is_main_process():
         if resume:
@@ -75,7 +75,9 @@ def train_adapter(
         recorder = MetricsCallback(
             metrics_path, wandb_run, sampler.updates_per_epoch(len(training_set.rows), recipe.train.batch_size), advance
         )
-        trainer = build_trainer(recipe, str(folder), model, tokenizer, training_set, validate, on_fallback, recorder)
+        trainer = build_trainer(
+            recipe, str(checkpoints_folder), model, tokenizer, training_set, validate, on_fallback, recorder
+        )
         trainer.add_callback(GracefulStop(stop_request))
         trainer.add_callback(SaveEvery(recipe.train.save_steps))
         if resume:
@@ -90,13 +92,13 @@ def train_adapter(
     }
 
 
-def _find_resume_checkpoint(run: Run, on_fallback: FallbackLogger) -> Any:
+def _find_resume_checkpoint(folder: Path, on_fallback: FallbackLogger) -> Any:
     """Return the checkpoint to resume from, the same in all processes, or None."""
     from accelerate.utils import broadcast_object_list
 
     latest: list[Any] = [None]
     if world.is_main_process():
-        scan = checkpoints.find_latest_valid(run.folder / "checkpoints")
+        scan = checkpoints.find_latest_valid(folder)
         for problem in scan.damaged:
             on_fallback(problem)
         latest = [scan.latest]

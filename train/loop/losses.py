@@ -1,12 +1,13 @@
-"""The training objectives: cross-entropy over answer tokens, or the DPO loss over pairs of answers.
+"""The training objectives: cross-entropy over answer tokens, DPO over pairs of answers, or over classes of a head.
 
-Both compute logits only for answer tokens. A pack has about fifty answer tokens among a thousand. Logits for all tokens
-cost a small model as much as the model itself, and with a vocabulary of 150,000 most of the memory.
+The first two compute logits only for answer tokens. A pack has about fifty answer tokens among a thousand. Logits for
+all tokens cost a small model as much as the model itself, and with a vocabulary of 150,000 most of the memory.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from train.model import classification_head
 from train.packing.collate import IGNORE_INDEX, Batch
 
 MetricSums = dict[str, tuple[Any, float]]
@@ -68,7 +69,31 @@ def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
     return loss, {name: (values.detach().sum(), len(batch.rows)) for name, values in metric_values.items()}
 
 
+def class_logits(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
+    """Return three tensors over the rows of a batch of a classification head, in the order of the batch.
+
+    They are the logits [N, labels] at the last prompt token, the class [N], and the number [N] of the row. The class is
+    the one completion "token" of a row, so packs need no other form. The head does not see it: it is behind its token.
+    """
+    targets = batch.labels[:, 1:]
+    rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+    logits = classification_head.compute_logits(model, batch.inputs, rows, columns)
+    return logits, targets[rows, columns], batch.sequences[:, 1:][rows, columns]
+
+
+def classification_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
+    """Return the cross-entropy of the classification head summed over rows, each with its weight, and its accuracy."""
+    import torch
+
+    logits, classes, numbers = class_logits(model, batch)
+    weights = torch.tensor([row.weight for row in batch.rows], device=logits.device, dtype=logits.dtype)
+    losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
+    correct = logits.detach().argmax(dim=-1) == classes
+    return (losses * weights[numbers]).sum(), {"accuracy": (correct.sum(), len(classes))}
+
+
 OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, MetricSums]]] = {
     "imitate": supervised_loss,
     "prefer": dpo_loss,
+    "classify": classification_loss,
 }

@@ -2,11 +2,13 @@
 
 model = load_base_model(recipe)                                every process loads its own, on its own device
 model = add_adapter(model, recipe.lora, recipe.train.seed)     PeftModel, the adapter in float32
+model = load_base_model(recipe, labels=("late", "lost"))       with a new classification head instead of the LM head
 """
 
 import os
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
@@ -15,6 +17,7 @@ from insource.config.schema.train import Model
 from insource.tasks.rendering import base_tokenizer
 from insource.tracking.base_models import smollm2_wheel
 from train.model import lora_init, multimodal
+from train.model.classification_head import HEAD_MODULE
 
 
 def load_config(model: Model) -> Any:
@@ -30,16 +33,19 @@ def load_config(model: Model) -> Any:
         raise RecipeError(base_tokenizer.base_not_found_message(model, error)) from None
 
 
-def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
+def load_base_model(
+    recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False, labels: Sequence[str] = ()
+) -> Any:
     """Return the base model in evaluation mode, quantized as in the recipe, on this process's device or in main memory.
 
     It computes in bfloat16 on a GPU and in float32 on a CPU; `in_main_memory` keeps the type of the device. NF4 uses
-    double quantization (QLoRA, arXiv:2305.14314); int8 is LLM.int8 (arXiv:2208.07339). Raise RecipeError if there is no
-    such base.
+    double quantization (QLoRA, arXiv:2305.14314); int8 is LLM.int8 (arXiv:2208.07339). With `labels` the model has a
+    new classification head for them, in float32, whose weights are drawn from torch's random state. Raise RecipeError
+    if there is no such base, or if transformers has no class with such a head for it.
     """
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     smollm2_wheel.ensure_smollm2_folder(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
@@ -47,6 +53,8 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
     dtype = torch.bfloat16 if on_gpu else torch.float32
     # FSDP shards only floating-point tensors: packed 4-bit weights are stored as such.
     storage = dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8
+    # Without the name bitsandbytes would look for the LM head, and quantize this one.
+    skipped = [HEAD_MODULE] if labels else None
     quantization = {
         "nf4": BitsAndBytesConfig(
             load_in_4bit=True,
@@ -54,12 +62,14 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_storage=storage,
+            llm_int8_skip_modules=skipped,
         ),
-        "int8": BitsAndBytesConfig(load_in_8bit=True),
+        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
         "none": None,
     }[recipe.model.quantization]
+    model_class: Any = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class.from_pretrained(
             recipe.model.base,
             revision=recipe.model.revision,
             dtype=dtype,
@@ -67,12 +77,32 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
             attn_implementation=attn_implementation,
             device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu and not in_main_memory else {"": "cpu"},
             use_safetensors=True,
+            **({"num_labels": len(labels)} if labels else {}),
         )
     except OSError as error:
         raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error)) from None
+    except ValueError as error:
+        if not labels:
+            raise
+        raise RecipeError(
+            f"compare.head: transformers has no class with a classification head for {recipe.model.base} "
+            f"({str(error).splitlines()[0][:200]}); leave compare.head out, or take another base"
+        ) from None
     disable_cpu_repacking(model)
     multimodal.fix_no_split_modules(model)
+    if labels:
+        _check_head(model, recipe.model)
+        getattr(model, HEAD_MODULE).float()
     return model.eval()
+
+
+def _check_head(model: Any, settings: Model) -> None:
+    """Raise RecipeError if the model is not a text model with a head of the usual name."""
+    if not hasattr(model, HEAD_MODULE) or model.config.get_text_config() is not model.config:
+        raise RecipeError(
+            f"compare.head: {settings.base} is loaded as {type(model).__name__}, which is not a text-only model with a "
+            f"head named {HEAD_MODULE}; leave compare.head out, or take another base"
+        )
 
 
 def disable_cpu_repacking(model: Any) -> None:
@@ -86,11 +116,12 @@ def disable_cpu_repacking(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
+def add_adapter(model: Any, lora: Lora, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM") -> Any:
     """Return the model with a new LoRA adapter; the base is frozen, the adapter float32.
 
     bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never change. An adapter that is
-    initialized from the base uses the weights before quantization, see lora_init.py. Raise RecipeError if PEFT rejects
+    initialized from the base uses the weights before quantization, see lora_init.py. With SEQ_CLS the classification
+    head is trained in full and belongs to the adapter (PEFT's modules_to_save). Raise RecipeError if PEFT rejects
     the settings.
     """
     import torch
@@ -108,7 +139,7 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
         with warnings.catch_warnings():
             # PEFT's own conversion of such an adapter loses the scaling of patterns; lora_init.py keeps it.
             warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA with rank_pattern")
-            adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
+            adapted = get_peft_model(model, LoraConfig(task_type=TaskType[task_type], **settings))
     except (ValueError, TypeError) as error:
         # PEFT's message names the missing modules or the conflicting settings.
         raise RecipeError(f"lora: {error}") from None

@@ -22,7 +22,7 @@ class TrainingSet:
     updates: Sequence[Sequence[int]]
     """For each optimizer update the numbers of its rows."""
     objective: str
-    """imitate | prefer, the keys of `OBJECTIVES` in loop/losses.py."""
+    """imitate | prefer | classify, the keys of `OBJECTIVES` in loop/losses.py."""
 
     @property
     def update_shards(self) -> UpdateShards:

@@ -23,8 +23,8 @@ from insource.config.providers import PROVIDERS, SYSTEMONE_KEY, ApiKey, Decision
 from insource.config.schema.section import Count, Name, NonNegative, OpenFraction, Positive, Section
 
 # Systems of every comparison; a baseline must not use these names.
-TUNED, UNTUNED_BASE, LINEAR, ENCODER = "tuned", "base", "tfidf", "encoder"
-BUILT_IN_SYSTEMS = (TUNED, UNTUNED_BASE, LINEAR, ENCODER)
+TUNED, UNTUNED_BASE, LINEAR, ENCODER, HEAD = "tuned", "base", "tfidf", "encoder", "head"
+BUILT_IN_SYSTEMS = (TUNED, UNTUNED_BASE, LINEAR, ENCODER, HEAD)
 
 Instruction = Annotated[str, Field(min_length=10)]
 
@@ -243,6 +243,11 @@ class Compare(Section):
     """
     encoder: Name | None = None
     """A sentence encoder (a folder or a name on the hub) with a linear model, as a further baseline."""
+    head: bool = False
+    """Classification with one label per row: train a classification head with LoRA on the same base and rows, as a
+    further system (docs/comparing.md, "Head or tokens"). It takes about as long as the training of the adapter."""
+    head_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The learning rate of the head and its LoRA weights; left out: train.learning_rate."""
     concurrency: Count = 32
     """Concurrent requests to a local server. Its latency is measured at this load."""
     choose_rows: Count = 100

@@ -26,7 +26,7 @@ from insource.tracking.scores.system_result import SystemResult
 Choice = Literal["open", "closed", "hybrid", "inconclusive"]
 Vote = Literal["open", "closed", "neutral"]
 # If the plan names no baseline that was run, the first of these kinds is compared with the tuned model.
-BASELINE_KINDS = ("closed", "file", "linear", "nearest", "base")
+BASELINE_KINDS = ("closed", "file", "linear", "nearest", "head", "base")
 
 
 class TaskSummary(Record):

@@ -10,7 +10,7 @@ from typing import Literal
 from insource.tracking.scores.record import Number, Record, key
 from insource.tracking.scores.routing_result import RoutingResult
 
-SystemKind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
+SystemKind = Literal["tuned", "base", "linear", "nearest", "head", "closed", "file"]
 
 
 class MetricValue(Record):
@@ -180,4 +180,4 @@ class SystemResult(Record):
     repeats: Repeats | None
     shutdown_date: str | None = None
     routing: RoutingResult | None = None
-    """Of a decision endpoint: the traffic that it could answer without a fallback."""
+    """Of a decision endpoint or a classification head: the traffic that it could answer without a fallback."""

@@ -374,7 +374,7 @@ def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFac
         load(str(path), (), "gpu")
 
 
-@pytest.mark.parametrize("stage", ["train", "data_prep"])
+@pytest.mark.parametrize("stage", ["train", "train.head", "data_prep"])
 def test_help_imports_nothing_heavy(stage: str) -> None:
     code = "import sys; sys.argv = ['x', '--help']\n"
     code += f"try:\n import {stage}.__main__ as m; m.main()\nexcept SystemExit: pass\n"

@@ -1,0 +1,95 @@
+"""Validation of a classification head: its score, and its paired difference to the label tokens of the same run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from insource.config.metric_names import FIRST_METRICS
+from insource.stats import paired
+from insource.system import atomic_files
+from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tasks.task_kind import TaskKind
+from insource.tracking.run import Run
+from train.evaluate.log_likelihood import BATCH_ROWS
+from train.evaluate.validation import score_with_slices
+from train.loop.losses import class_logits
+from train.packing import collate, packing_plan
+from train.packing.attention import pack_attention, preferred_implementation
+from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
+
+
+def predict_log_probabilities(
+    model: Any,
+    rows: Sequence[TokenizedRow],
+    plan: PackingPlan,
+    pad_token_id: int,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[list[float]]:
+    """Return for each row the natural-log probability of every label. Rows are packed as in training.
+
+    The mode of the model is unchanged.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    chunks = [range(start, min(start + BATCH_ROWS, len(rows))) for start in range(0, len(rows), BATCH_ROWS)]
+    shards = UpdateShards(rows, packing_plan.plan_for_rows(plan, rows, BATCH_ROWS), chunks, 1)
+    by_id: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        for index in range(len(shards)):
+            for pack in shards[index].packs:
+                batch = collate.collate_pack(
+                    pack, plan.mode, model.device, pad_token_id, preferred_implementation(model.device)
+                )
+                with pack_attention(model.config, batch):
+                    logits, _, numbers = class_logits(model, batch)
+                log_probabilities = torch.log_softmax(logits, dim=-1).tolist()
+                by_id |= {
+                    batch.rows[number].id: values
+                    for number, values in zip(numbers.tolist(), log_probabilities, strict=True)
+                }
+            on_batch(len(by_id))
+    model.train(was_training)
+    return [by_id[row.id] for row in rows]
+
+
+def most_probable(labels: Sequence[str], log_probabilities: Sequence[float]) -> tuple[str, float]:
+    """Return the most probable label and its log-probability; of equal ones the first."""
+    index = max(range(len(labels)), key=lambda number: log_probabilities[number])
+    return labels[index], log_probabilities[index]
+
+
+def score_labels(task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], predicted: Sequence[str]) -> dict[str, Any]:
+    """Return the task's score of predicted labels, with that of slices."""
+    return score_with_slices(task, spec, rows, [ParsedAnswer(label) for label in predicted])
+
+
+def compare_with_tokens(
+    run: Run, task: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], predicted: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return the difference head minus label tokens in the first metric, on the rows with a reference answer.
+
+    The reference answers are those of the run's adapter to validation rows (reference.jsonl). None without them.
+    """
+    if not run.references_path.exists():
+        return None
+    tokens = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(run.references_path)}
+    pairs = [(row, label) for row, label in zip(rows, predicted, strict=True) if row["id"] in tokens]
+    if not pairs:
+        return None
+    metric, targets = FIRST_METRICS["classification"], [row["target"] for row, _ in pairs]
+    head = task.compute_metric_stats(spec, targets, [ParsedAnswer(label) for _, label in pairs])[metric]
+    answers = [task.parse(spec, tokens[row["id"]]) for row, _ in pairs]
+    label_tokens = task.compute_metric_stats(spec, targets, answers)[metric]
+    groups = [row.get("group") for row, _ in pairs]
+    clusters = groups if any(group is not None for group in groups) else None
+    difference = paired.compute_paired_difference(head, label_tokens, clusters)
+    return {
+        "metric": metric,
+        "n": len(pairs),
+        "head": head.compute_value(),
+        "tokens": label_tokens.compute_value(),
+        "difference": difference.delta,
+        "low": difference.low,
+        "high": difference.high,
+    }
