@@ -1,6 +1,6 @@
 """The texts of a table on disk, in an Arrow file that every process can map into memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +35,16 @@ class ArrowTexts:
         batch = self._batch[1]
         start = int(self._ends[index]) - batch.num_rows
         return str(batch.column(column)[row - start].as_py())
+
+
+def write_keys(folder: Path, chunks: Iterable[list[str]]) -> None:
+    """Write the duplicate keys of rows as the files of a table that has only this column."""
+    schema = pa.schema([("key", pa.string())])
+    with (
+        pa.OSFile(str(folder / "texts.arrow"), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+        (folder / "batch_rows.i64").open("wb") as sizes,
+    ):
+        for keys in chunks:
+            writer.write_batch(pa.record_batch({"key": keys}, schema=schema))
+            sizes.write(np.int64(len(keys)).tobytes())
