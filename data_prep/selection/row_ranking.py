@@ -34,6 +34,8 @@ MAX_LABELLED = 10_000
 """Labelled rows to which distances are computed: those of the lowest hash. Duplicates are searched in all."""
 MAX_TEXT_CHARACTERS = 4_000
 """Characters of a text that its features come from."""
+BLOCK_ROWS = 2_000
+"""Rows whose sketches are compared at once, at least."""
 HASHED_FEATURES = 2**18
 COMPONENTS = 100
 
@@ -93,7 +95,7 @@ def _find_distinct(
         if key not in seen:
             seen.add(key)
             block.append(row)
-        if block and (number == len(order) or len(distinct) + len(block) >= target):
+        if block and (number == len(order) or len(block) >= max(target - len(distinct), BLOCK_ROWS)):
             references = [*labelled_texts, *(texts[kept] for kept in distinct)]
             repeats = find_repeats([texts[index] for index in block], references, deduplicate)
             distinct += [index for position, index in enumerate(block) if position not in repeats]
