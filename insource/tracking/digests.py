@@ -21,10 +21,12 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "to
 def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     """Return the digest of prepared data: the recipe keys that it depends on, and the sources (split, name, sha256).
 
+    The labels of a teacher are one of the sources. Its settings are not included: their effect is in its labels.
+
     Prompt, tokenizer and limits are included. A row longer than train.max_length is dropped from train. A row that no
     served model accepts is dropped from validation and calibration.
     """
-    keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
+    keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc", "teacher"})
     dialect = recipe.data.source.model_dump(
         mode="json",
         include={
@@ -47,6 +49,9 @@ def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
     """Return the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "lora", "train", "accelerate"})
     keys["task"] = _serialize_task(recipe)
+    if not recipe.train.soft_labels:
+        # The digest of a run without them does not depend on the key.
+        del keys["train"]["soft_labels"]
     if (base := Path(recipe.model.base)).is_dir():
         keys["model"]["base"] = hash_base_files(base)
     return atomic_files.digest([TRAIN_VERSION, data_digest, keys])

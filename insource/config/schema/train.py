@@ -83,7 +83,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """Training. Not upstream: batch_size, packing, pack_tokens, class_weight and balanced_sampling."""
+    """Training. Not upstream: batch_size, packing, pack_tokens, class_weight, balanced_sampling and soft_labels."""
 
     num_train_epochs: Positive | Count = 3
     max_steps: Annotated[int, Field(ge=1)] | Literal[-1] = -1
@@ -133,6 +133,9 @@ class Train(Section):
     `balanced`."""
     balanced_sampling: bool = False
     """Not upstream; classification: draw every label equally often."""
+    soft_labels: bool = False
+    """Not upstream; classification with data.teacher and `api: decisions` or `systemone`: train a row of the teacher on
+    the probabilities of its labels instead of on its answer."""
     seed: Annotated[int, Field(ge=0)] = 17
     batch_size: Count = 16
     """Not upstream: examples per optimizer update, over all processes."""
