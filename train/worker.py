@@ -20,7 +20,7 @@ from insource.system import atomic_files, disk_full
 from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
-from insource.tracking import metrics, wandb_logging
+from insource.tracking import metrics, train_labels, wandb_logging
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store, gguf_model
 from insource.tracking.run import Run
@@ -74,6 +74,8 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     config = base.load_config(recipe.model)
     preflight.check_training_rows(rows, tokenizer, recipe, config)
     decodability.check_answers_decodable(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
+    if recipe.train.soft_labels:
+        rows = dataset.apply_soft_labels(task, spec, tokenizer, rows, train_rows)
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
 
@@ -223,6 +225,7 @@ def build_header_info(
     train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.update_shards)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
+    teacher_share = train_labels.read_teacher_share(run.folder / "data", train.soft_labels)
     saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
     memory = run_header.estimate_memory(
         model,
@@ -247,6 +250,7 @@ def build_header_info(
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
         train_rows=len(training_set.rows),
+        teacher_note=teacher_share.sentence() if teacher_share else None,
         validation_rows=len(evaluator.rows),
         longest_row_tokens=max(row.longest_sequence_tokens for row in training_set.rows),
         batch_size=train.batch_size,

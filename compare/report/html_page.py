@@ -120,6 +120,7 @@ def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> 
         "named": wording.display_names(scores),
         "linear": wording.linear_baseline_note(scores),
         "served_as_trained": wording.parity_text(scores),
+        "train_labels": wording.teacher_text(scores),
         "reasons": wording.supporting_reasons(scores),
         "questions": wording.question_reasons(scores),
         "counted": wording.format_votes(scores),
