@@ -49,7 +49,8 @@ def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricS
     is_first = torch.tensor(
         [number == 0 for row in batch.rows for number in range(len(row.completions))], device=token_log_probs.device
     )[sequence]
-    accuracy = ((correct & is_first).sum(), is_first.sum())
+    n_tokens = sum(len(row.completions[0]) for row in batch.rows)
+    accuracy = ((correct & is_first).sum(), n_tokens)
     return -(token_log_probs * weights[sequence]).sum(), {"token_accuracy": accuracy}
 
 
