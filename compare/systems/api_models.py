@@ -11,7 +11,7 @@ from compare.scoring import confidence
 from compare.systems import answer_file, prompt_selection, row_requests
 from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
 from compare.systems.responses import ComparisonContext, SystemRequests, load_or_store, to_responses, to_system_answer
-from insource.backends import api_models as backend_models
+from insource.backends import api_requests
 from insource.backends import pricing
 from insource.backends.budgets import Budget
 from insource.backends.client import fetch_shutdown_date
@@ -188,7 +188,7 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
     Raise RecipeError if its model family does not take the settings of the recipe.
     """
     location = f"compare.baselines: {baseline.display_name}"
-    return backend_models.build_endpoint(baseline, dataset.prompt["output_schema"], location, omitted_parameters)
+    return api_requests.build_endpoint(baseline, dataset.prompt["output_schema"], location, omitted_parameters)
 
 
 def load_answer_file(

@@ -7,7 +7,7 @@ from typing import Any
 from compare.eval_dataset import EvalDataset, Rows
 from compare.records import System
 from compare.systems import linear_baseline
-from insource.backends import api_models
+from insource.backends import api_requests
 from insource.backends.types import Constraint, Request
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
@@ -24,7 +24,7 @@ def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Req
     conversations = zip(rows, build_conversations(system, dataset, rows), strict=True)
     if baseline is not None:
         return [
-            api_models.make_chat_request(row["id"], messages, baseline, schema, max_tokens)
+            api_requests.make_chat_request(row["id"], messages, baseline, schema, max_tokens)
             for row, messages in conversations
         ]
     constraint = Constraint(prompt["grammar"], schema)
@@ -35,7 +35,7 @@ def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str
     """Return a row as a question with the labels as choices."""
     instruction = baseline.instruction or dataset.spec.instruction
     assert isinstance(instruction, str), "prompt_selection.select_prompt has not run"
-    return api_models.make_choice_request(row["id"], row["input"]["text"], instruction, dataset.spec.labels)
+    return api_requests.make_choice_request(row["id"], row["input"]["text"], instruction, dataset.spec.labels)
 
 
 def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> list[list[dict[str, str]]]:

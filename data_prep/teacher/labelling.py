@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import sources
+from data_prep.row_table import hash_texts
 from data_prep.selection.row_ranking import linear_uncertainty, rank_rows
 from data_prep.teacher import answers, requests, unlabelled_rows
 from data_prep.teacher.answers import TeacherLabel
@@ -33,6 +34,8 @@ from insource.tasks.task_kind import TaskKind
 
 VERSION = 1
 """Incremented when the same settings and files give other labels."""
+MAX_FITTED_ROWS = 20_000
+"""Train rows that the linear model of the ranking is fitted on: those with the smallest keyed hashes."""
 CACHE_FILE = Path(".answers", "teacher.jsonl")
 
 
@@ -128,7 +131,9 @@ def choose_rows(recipe: Recipe, data: Path) -> tuple[Pool, list[Candidate]]:
     uncertainty = None
     if recipe.task.kind == "classification":
         train = [(text, target) for name, text, target in rows if name == "train"]
-        uncertainty = linear_uncertainty([text for text, _ in train], [target for _, target in train], texts)
+        order = hash_texts((text for text, _ in train), split.seed).argsort(kind="stable")[:MAX_FITTED_ROWS]
+        fitted = [train[index] for index in sorted(order.tolist())]
+        uncertainty = linear_uncertainty([text for text, _ in fitted], [target for _, target in fitted], texts)
     ranked = rank_rows(
         texts,
         uncertainty=uncertainty,

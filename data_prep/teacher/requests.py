@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.teacher.unlabelled_rows import Candidate
-from insource.backends import api_errors, api_models, collection, pricing, response_cache
+from insource.backends import api_errors, api_requests, collection, pricing, response_cache
 from insource.backends.budgets import Budget
 from insource.backends.client import API_MODULES
 from insource.backends.collection import CollectResult
@@ -72,12 +72,12 @@ def build_requests(
 
     def build_request(candidate: Candidate) -> Request:
         if baseline.uses_decision_api:
-            return api_models.make_choice_request(candidate.id, candidate.text, spec.instruction, spec.labels)
+            return api_requests.make_choice_request(candidate.id, candidate.text, spec.instruction, spec.labels)
         messages = task.messages(spec, {"text": candidate.text})
-        return api_models.make_chat_request(candidate.id, messages, baseline, schema, max_answer_tokens)
+        return api_requests.make_chat_request(candidate.id, messages, baseline, schema, max_answer_tokens)
 
     requests = [RowRequest(candidate.id, 0, build_request(candidate)) for candidate in candidates]
-    endpoint = api_models.build_endpoint(baseline, schema, LOCATION)
+    endpoint = api_requests.build_endpoint(baseline, schema, LOCATION)
     if teacher.min_confidence is not None and not (baseline.uses_decision_api or endpoint.log_probabilities):
         raise RecipeError(
             f"{LOCATION}.min_confidence: {baseline.display_name} returns no probabilities as it is asked; leave it out, "

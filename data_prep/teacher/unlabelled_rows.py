@@ -110,12 +110,14 @@ def read_candidates(recipe: Recipe, files: list[SourceFile], exclusions: Exclusi
     nested_columns = [column for column in columns if "." in column]
     names = [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
     for file in files:
-        n_before, seen = pool.n_read, dict[str, Any]()
+        n_before, missing, first_values = pool.n_read, {*input_columns(recipe).values()}, dict[str, Any]()
         for row in read.read(file, recipe.data.teacher.source, names)[1]:
             pool.n_read += 1
             if nested_columns and not row.problem:
                 row.values.update(dotted_paths.resolve_columns(row.values, nested_columns))
-            seen |= row.values
+            if missing and not row.problem:
+                first_values = first_values or row.values
+                missing.difference_update(row.values)
             try:
                 pool.candidates.append(_make_candidate(row, recipe, exclusions))
             except UnusableRowError as error:
@@ -124,8 +126,9 @@ def read_candidates(recipe: Recipe, files: list[SourceFile], exclusions: Exclusi
                 _shrink(pool, recipe.data.split.seed)
         if pool.n_read == n_before:
             raise RecipeError(f"data.teacher.source: {file.name}: there are no rows in it")
-        if seen:
-            check_input_columns(file.name, seen, recipe)
+        if missing and first_values:
+            present = [name for name in input_columns(recipe).values() if name not in missing]
+            check_input_columns(file.name, {**first_values, **dict.fromkeys(present)}, recipe)
     _shrink(pool, recipe.data.split.seed)
     return pool
 
