@@ -60,7 +60,9 @@ def _estimate_teacher(recipe: "Recipe", runs: Path) -> list[str]:
     from insource.config import base_models
 
     if base_models.is_gguf(recipe.model.base):
-        return ["cost      of the teacher: not known before the GGUF base is unpacked; `make data` without it does that"]
+        return [
+            "cost      of the teacher: not known before the GGUF base is unpacked; `make data` without it does that"
+        ]
     people = prepare.without_teacher(recipe)
     folder = prepare.find_prepared(people, runs)
     with TemporaryDirectory(prefix="insource-") as name:

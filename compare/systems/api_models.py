@@ -11,8 +11,7 @@ from compare.scoring import confidence
 from compare.systems import answer_file, prompt_selection, row_requests
 from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
 from compare.systems.responses import ComparisonContext, SystemRequests, load_or_store, to_responses, to_system_answer
-from insource.backends import api_requests
-from insource.backends import pricing
+from insource.backends import api_requests, pricing
 from insource.backends.budgets import Budget
 from insource.backends.client import fetch_shutdown_date
 from insource.backends.collection import CollectResult

@@ -47,11 +47,19 @@ def format_summary(report: dict[str, Any], state: str) -> str:
 def format_notes(report: Mapping[str, Any]) -> list[str]:
     """Return one line per decision or finding on rows.
 
-    The lines cover given splits, the labels of a teacher, straddling rows, length limits, rare labels and labels that cannot be learnt.
+    The lines cover given splits, the labels of a teacher, straddling rows, length limits, rare labels and labels that
+    cannot be learnt.
     """
     unmatched, cut_notes = report.get("where_unmatched", [])[:MAX_LINES], _cut_field_notes(report["fields"])[:MAX_LINES]
     label_notes = [*report["rare_labels"], *report["not_learnable"][:MAX_LINES]]
-    return [*_source_notes(report), *_teacher_notes(report.get("teacher")), *unmatched, *cut_notes, *_limit_notes(report), *label_notes]
+    return [
+        *_source_notes(report),
+        *_teacher_notes(report.get("teacher")),
+        *unmatched,
+        *cut_notes,
+        *_limit_notes(report),
+        *label_notes,
+    ]
 
 
 def _teacher_notes(teacher: Mapping[str, Any] | None) -> list[str]:

@@ -1,8 +1,8 @@
 """The answers of a teacher: a label for train, or the reason why a row is left out.
 
-    output "Delivery-Delay", probability 0.93, min_confidence 0.8    TeacherLabel(target="delivery_delay", ...)
-    output "perhaps a delay"                                         "invalid_answer"
-    finish_reason "refusal"                                          "refused"
+output "Delivery-Delay", probability 0.93, min_confidence 0.8    TeacherLabel(target="delivery_delay", ...)
+output "perhaps a delay"                                         "invalid_answer"
+finish_reason "refusal"                                          "refused"
 """
 
 from collections.abc import Mapping

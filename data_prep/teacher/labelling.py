@@ -21,7 +21,6 @@ from data_prep.row_table import hash_texts
 from data_prep.selection.row_ranking import linear_uncertainty, rank_rows
 from data_prep.teacher import answers, requests, unlabelled_rows
 from data_prep.teacher.answers import TeacherLabel
-from data_prep.teacher.requests import TeacherRequests
 from data_prep.teacher.unlabelled_rows import Candidate, Pool
 from insource.backends.budgets import estimate_cost
 from insource.config.errors import RecipeError
@@ -110,8 +109,8 @@ def estimate_lines(recipe: Recipe, data: Path, runs: Path) -> list[str]:
     estimate = estimate_cost(pending, teacher_requests.price)
     return [
         *lines,
-        f"cost      {name}: about {format_usd(estimate.expected_usd)}, at most {format_usd(estimate.upper_usd)} with one "
-        "attempt each",
+        f"cost      {name}: about {format_usd(estimate.expected_usd)}, with one attempt each at most "
+        f"{format_usd(estimate.upper_usd)}",
         f"budget    {format_usd(teacher.budget_usd)} (data.teacher.budget_usd), "
         f"{format_usd(teacher_requests.spent_usd)} of it spent",
     ]

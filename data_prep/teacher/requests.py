@@ -80,8 +80,8 @@ def build_requests(
     endpoint = api_requests.build_endpoint(baseline, schema, LOCATION)
     if teacher.min_confidence is not None and not (baseline.uses_decision_api or endpoint.log_probabilities):
         raise RecipeError(
-            f"{LOCATION}.min_confidence: {baseline.display_name} returns no probabilities as it is asked; leave it out, "
-            "or set api: decisions"
+            f"{LOCATION}.min_confidence: {baseline.display_name} returns no probabilities with these settings; leave "
+            "it out, or set api: decisions"
         )
     if requests:
         # Raises RecipeError if an endpoint of choices does not take so many labels.

@@ -151,7 +151,9 @@ def _check_teacher(recipe: "Recipe") -> Mistakes:
         return
     key = ("data", "teacher")
     if task.task_name not in ("classification", "extraction"):
-        message = f"labels rows of kind classification or extraction, and this is {_describe_kind(recipe)}; leave it out"
+        message = (
+            f"labels rows of kind classification or extraction, and this is {_describe_kind(recipe)}; leave it out"
+        )
         yield key, message
     elif has_probabilities and task.task_name != "classification":
         yield (*key, "api"), f"given {teacher.api}, which chooses one of the labels, and kind is {task.kind}; set chat"

@@ -324,7 +324,10 @@ def test_a_dry_run_estimates_the_cost_and_sends_nothing(recipe_path: Path, provi
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["privacy.data_may_leave=false"], "data.teacher: sends rows to a provider, and privacy.data_may_leave is false"),
+        (
+            ["privacy.data_may_leave=false"],
+            "data.teacher: sends rows to a provider, and privacy.data_may_leave is false",
+        ),
         (
             ["task.labels_per_row=many"],
             "data.teacher: labels rows of kind classification or extraction, and this is kind classification with "
@@ -333,7 +336,10 @@ def test_a_dry_run_estimates_the_cost_and_sends_nothing(recipe_path: Path, provi
         (["data.teacher.source={train: a.csv, test: b.csv}"], "takes path, paths or hub"),
         (["data.teacher.base_url=https://other.example/v1"], "OPENAI_API_KEY is not sent to https://other.example/v1"),
         (["data.teacher.effort=low"], "api: decisions writes nothing, so it takes no effort"),
-        (["train.soft_labels=true", "data.teacher.api=chat"], "train.soft_labels: needs the probability of every label"),
+        (
+            ["train.soft_labels=true", "data.teacher.api=chat"],
+            "train.soft_labels: needs the probability of every label",
+        ),
     ],
 )
 def test_a_recipe_says_why_its_teacher_cannot_be_asked(recipe_path: Path, overrides: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""`make train` with a teacher: its labels are learnt, as probabilities, and header and model card say whose they are."""
+"""`make train` with a teacher: its probabilities are learnt, and header and model card say whose labels they are."""
 
 import csv
 from pathlib import Path
@@ -31,7 +31,9 @@ def test_a_run_with_a_teacher_says_whose_labels_it_learnt(
     report = atomic_files.read_json(card.parents[1] / "data" / "data.json")
     sentence = f"30 of the {report['rows']['written']['train']} train labels are those of {name}"
     assert sentence in card.read_text(encoding="utf-8")
-    assert "teacher/labels.jsonl" in atomic_files.read_json(card.parents[1] / "manifest.json")["stages"]["data"]["inputs"]
+    assert (
+        "teacher/labels.jsonl" in atomic_files.read_json(card.parents[1] / "manifest.json")["stages"]["data"]["inputs"]
+    )
     n_attempts = provider.attempts.total()
     again = python("train", small_recipe, teacher, "train.soft_labels=true", "--hardware", "cpu")
     assert "train     unchanged" in again.stderr and provider.attempts.total() == n_attempts

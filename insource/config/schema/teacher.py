@@ -74,8 +74,8 @@ class Teacher(Section):
             raise ValueError("; ".join(messages)) from None
         if key := baseline.withheld_key_env:
             raise ValueError(
-                f"{key} is not sent to {self.base_url}, which is no https address of its provider; name the environment "
-                "variable with the key for that host: api_key_env: ..."
+                f"{key} is not sent to {self.base_url}, which is no https address of its provider; name the "
+                "environment variable with the key for that host: api_key_env: ..."
             )
         return self
 
