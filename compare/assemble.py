@@ -142,7 +142,7 @@ def summarize_task(trained_run: Run, recipe: Recipe, dataset: EvalDataset, metri
         n_test=len(dataset.test),
         clusters=dataset.n_clusters,
     )
-    share = train_labels.read_teacher_share(trained_run.folder / "data", recipe.train.soft_labels)
+    share = train_labels.read_teacher_share(recipe, trained_run.folder / "data")
     if share is None:
         return summary
     teacher = TeacherSummary(

@@ -225,7 +225,7 @@ def build_header_info(
     train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.update_shards)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
-    teacher_share = train_labels.read_teacher_share(run.folder / "data", train.soft_labels)
+    teacher_share = train_labels.read_teacher_share(recipe, run.folder / "data")
     saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
     memory = run_header.estimate_memory(
         model,

@@ -7,6 +7,7 @@ header, card   210 of the 1,620 train labels are those of openai:gpt-6-luna:deci
 from dataclasses import dataclass
 from pathlib import Path
 
+from insource.config.recipe import Recipe
 from insource.system import atomic_files
 
 
@@ -32,19 +33,16 @@ class TeacherShare:
         return f"{self.rows:,} of the {self.train_rows:,} train labels are those of {self.name}{stand_in}{form}"
 
 
-def read_teacher_share(data: Path, soft_labels: bool) -> TeacherShare | None:
-    """Return the train labels of a teacher by data.json in `data`, None without a teacher.
-
-    `soft_labels` is train.soft_labels.
-    """
-    report = atomic_files.read_json(data / "data.json")
-    # Data of an earlier version have no such key.
-    if (teacher := report.get("teacher")) is None:
+def read_teacher_share(recipe: Recipe, data: Path) -> TeacherShare | None:
+    """Return the train labels of the recipe's teacher by data.json in `data`, None without a teacher."""
+    if recipe.data.teacher is None:
         return None
+    report = atomic_files.read_json(data / "data.json")
+    teacher = report["teacher"]
     return TeacherShare(
         name=teacher["name"],
         rows=teacher["written"],
         train_rows=report["rows"]["written"]["train"],
         stand_in=teacher["stand_in"],
-        soft_labels=soft_labels and teacher["has_probabilities"],
+        soft_labels=recipe.train.soft_labels and teacher["has_probabilities"],
     )

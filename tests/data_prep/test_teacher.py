@@ -29,9 +29,12 @@ from insource.system import atomic_files
 from insource.text.text_keys import clean, duplicate_key
 from tests.conftest import ROOT, Command
 from tests.helpers.provider.faulty_provider import ROW_ERROR, Provider
+from tests.helpers.provider.provider_answers import stable_number
 from tests.insource.config.test_recipe import mistakes
 
 HELD_OUT = ("validation", "calibration", "test")
+QUEUES = ("delivery_delay", "device_fault", "refund_status", "billing_dispute")
+N_LABELLED = 240
 PRICE = "{input_usd_per_million: 1.0, output_usd_per_million: 1.0}"
 Splits = dict[str, list[dict[str, Any]]]
 
@@ -43,9 +46,9 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tickets() -> list[Ticket]:
-    """Tickets with distinct texts: the first 400 are labelled, the others are not."""
-    by_key = {duplicate_key(ticket.message): ticket for ticket in generate_tickets(1200, seed=5)}
-    return list(by_key.values())
+    """Tickets of few queues with distinct texts: the first N_LABELLED are labelled, the others are not."""
+    of_queues = (ticket for ticket in generate_tickets(1600, seed=5) if ticket.queue in QUEUES)
+    return list({duplicate_key(ticket.message): ticket for ticket in of_queues}.values())
 
 
 def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[str]]) -> None:
@@ -59,12 +62,12 @@ def recipe_path(tmp_path: Path, tickets: list[Ticket], provider: Provider, addre
     write_csv(
         tmp_path / "tickets.csv",
         ["message", "queue", "customer"],
-        ((ticket.message, ticket.queue, ticket.customer_id) for ticket in tickets[:400]),
+        ((ticket.message, ticket.queue, ticket.customer_id) for ticket in tickets[:N_LABELLED]),
     )
     write_csv(
         tmp_path / "unlabelled.csv",
         ["message", "customer"],
-        ((ticket.message, ticket.customer_id) for ticket in tickets[400:]),
+        ((ticket.message, ticket.customer_id) for ticket in tickets[N_LABELLED:]),
     )
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -117,10 +120,6 @@ def sent_texts(provider: Provider) -> list[str]:
     return [read_input(prompt) for prompt in provider.attempts]
 
 
-def cache_path(path: Path) -> Path:
-    return path.parent / "runs" / ".answers" / "teacher.jsonl"
-
-
 def by_teacher(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if "labelled_by" in row]
 
@@ -131,7 +130,7 @@ def test_labels_of_a_teacher_are_in_train_and_change_no_other_row(recipe_path: P
     assert was_prepared and provider.delivered.total() == 60 and not provider.rule_violations
     labelled = by_teacher(splits["train"])
     assert len(labelled) == 60 and {row["labelled_by"] for row in labelled} == {"openai:gpt-6-luna:decisions"}
-    assert all(row["probabilities"][row["target"]] == 0.9 and len(row["probabilities"]) == 12 for row in labelled)
+    assert all(row["probabilities"][row["target"]] == 0.9 and len(row["probabilities"]) == 4 for row in labelled)
     for name in HELD_OUT:
         text = (people_folder / f"{name}.jsonl").read_text(encoding="utf-8")
         assert [json.loads(line) for line in text.splitlines()] == splits[name]
@@ -153,17 +152,17 @@ def test_no_held_out_row_is_sent_nor_a_near_duplicate_of_one_nor_a_row_of_its_gr
     people_folder = prepare_people(recipe_path)
     held_out = [row for name in HELD_OUT for row in atomic_files.read_jsonl(people_folder / f"{name}.jsonl")]
     texts, groups = [row["input"]["text"] for row in held_out], {row["group"] for row in held_out}
-    assert len(texts) > 100
+    assert len(texts) > 80
     copies = [[text, "new"] for text in texts] + [[f"{text.upper()} !", "new"] for text in texts]
     near = [[f"{text} ok", "new"] for text in texts if len(text) > 60]
-    others = [[ticket.message, ticket.customer_id] for ticket in tickets[400:]]
+    others = [[ticket.message, ticket.customer_id] for ticket in tickets[N_LABELLED:]]
     assert any(customer in groups for _, customer in others)
     write_csv(recipe_path.parent / "unlabelled.csv", ["message", "customer"], [*copies, *near, *others])
     splits, report, _ = prepare_data(recipe_path, "data.teacher.rows=1000")
 
     customers = {clean(ticket.message): ticket.customer_id for ticket in tickets}
     sent, settings = sent_texts(provider), Deduplicate()
-    assert len(sent) > 300
+    assert len(sent) > 100
     held_out_shingles = [minhash.shingles(duplicate_key(text), settings.shingle) for text in texts]
     for text in sent:
         assert customers[text] not in groups
@@ -230,26 +229,20 @@ def test_killed_in_the_middle_it_loses_no_answer_that_was_paid_for(
 
 
 def test_answers_that_are_no_labels_are_counted_and_left_out(recipe_path: Path, provider: Provider) -> None:
-    splits, _, _ = prepare_data(recipe_path, "data.teacher.rows=40")
-    in_order = list(provider.attempts)
-    provider.attempts.clear()
     answer = provider.answer
-    # A decision endpoint that gets no label of its list refuses; an error about the row is final.
-    refusing = set(in_order[:3])
-    provider.answer = lambda prompt: "I would rather not" if prompt in refusing else answer(prompt)
-    provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if prompt in in_order[3:5] else None
-    runs = recipe_path.parent / "runs"
-    cache_path(recipe_path).unlink()
-    for folder in (runs / ".teacher").iterdir():
-        (folder / "teacher.json").unlink(missing_ok=True)
-    splits, report, _ = prepare_data(recipe_path, "data.teacher.rows=41", "data.teacher.min_confidence=0.5")
-    assert report["teacher"]["rows"]["left_out"] == {"refused": 5}
-    assert not set(in_order[:5]) & {row["input"]["text"] for row in by_teacher(splits["train"])}
-    assert "5 left out (refused 5)" in "\n".join(console.format_notes(report))
+    # A decision endpoint refuses by an answer of its own; an error about the row is final too.
+    provider.answer = lambda prompt: answer(prompt) if stable_number(prompt) % 6 else "I would rather not"
+    provider.refuse = lambda prompt, attempts: (ROW_ERROR, {}) if stable_number(prompt) % 6 == 1 else None
+    splits, report, _ = prepare_data(recipe_path, "data.teacher.min_confidence=0.5")
+    refused = {text for text in sent_texts(provider) if stable_number(text) % 6 < 2}
+    assert 0 < len(refused) < 60 and report["teacher"]["rows"]["left_out"] == {"refused": len(refused)}
+    assert {row["input"]["text"] for row in by_teacher(splits["train"])} == {*sent_texts(provider)} - refused
+    note = f"{len(refused)} left out (refused {len(refused)})"
+    assert note in "\n".join(console.format_notes(report))
     # The stand-in has a probability of 0.9 in every answer.
-    splits, report, _ = prepare_data(recipe_path, "data.teacher.rows=41", "data.teacher.min_confidence=0.95")
-    assert report["teacher"]["rows"]["left_out"] == {"low_confidence": 36, "refused": 5}
-    assert not by_teacher(splits["train"])
+    splits, report, _ = prepare_data(recipe_path, "data.teacher.min_confidence=0.95")
+    assert report["teacher"]["rows"]["left_out"] == {"low_confidence": 60 - len(refused), "refused": len(refused)}
+    assert not by_teacher(splits["train"]) and provider.attempts.total() == 60
 
 
 @pytest.mark.parametrize(("provider_name", "model"), [("openai", "gpt-6-luna"), ("anthropic", "claude-haiku-5-5")])
@@ -295,7 +288,9 @@ def test_records_are_checked_by_the_schema(tmp_path: Path, provider: Provider, a
 def test_personal_data_is_redacted_before_it_is_sent(
     recipe_path: Path, provider: Provider, tickets: list[Ticket]
 ) -> None:
-    rows = [[f"{ticket.message} Write to ann.b{index}@example.org"] for index, ticket in enumerate(tickets[400:])]
+    rows = [
+        [f"{ticket.message} Write to ann.b{index}@example.org"] for index, ticket in enumerate(tickets[N_LABELLED:])
+    ]
     write_csv(recipe_path.parent / "unlabelled.csv", ["message"], rows)
     prepare_data(recipe_path, "privacy.redact=[email]")
     assert provider.attempts and all("[EMAIL_1]" in text and "ann.b" not in text for text in sent_texts(provider))
@@ -333,7 +328,7 @@ def test_a_dry_run_estimates_the_cost_and_sends_nothing(recipe_path: Path, provi
             "data.teacher: labels rows of kind classification or extraction, and this is kind classification with "
             "several labels a row",
         ),
-        (["data.teacher.source={train: a.csv, test: b.csv}"], "takes path, paths or hub"),
+        (["data.teacher.source.path=null", "data.teacher.source.train=a.csv"], "takes path, paths or hub"),
         (["data.teacher.base_url=https://other.example/v1"], "OPENAI_API_KEY is not sent to https://other.example/v1"),
         (["data.teacher.effort=low"], "api: decisions writes nothing, so it takes no effort"),
         (

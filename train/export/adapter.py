@@ -156,7 +156,7 @@ def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: 
         for name, value in tuned.items()
     )
     weakest = ", ".join(f"{name} ({f1:.0%})" for name, f1 in task.lowest_scoring(scores["tuned"])[:3])
-    teacher_share = train_labels.read_teacher_share(run.folder / "data", recipe.train.soft_labels)
+    teacher_share = train_labels.read_teacher_share(recipe, run.folder / "data")
     teacher_line = (
         f"- Labels: {teacher_share.sentence()}; all held-out labels are those of the data.\n" if teacher_share else ""
     )
