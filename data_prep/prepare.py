@@ -33,8 +33,11 @@ from data_prep.report import html, statistics
 from data_prep.row_table import Table, TableWriter
 from data_prep.rows import labelled_rows
 from data_prep.rows.columns import check_answer_columns, check_columns, columns_to_read, find_missing_columns
-from data_prep.rows.data_row import Rejected
+from data_prep.rows.data_row import Rejected, Row
 from data_prep.rows.row_filter import RowFilter
+from data_prep.teacher import labelling, table_rows
+from data_prep.teacher.answers import make_row
+from data_prep.teacher.labelling import TeacherLabels
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.source import SPLITS
@@ -73,14 +76,36 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
 
     `replaced` lists the values that the hardware file and SET changed in the recipe; error messages name them.
 
-    Raise RecipeError if the source cannot be used; no folder is left behind then.
+    With data.teacher, the rows of people are prepared first, in a folder of their own. Then the teacher labels other
+    rows, and both are prepared together.
+
+    Raise RecipeError if the source cannot be used; no folder is left behind then. Raise StageError if the teacher does
+    not answer.
+    """
+    if recipe.data.teacher is None:
+        return prepare_rows(recipe, runs, replaced)
+    people_folder, _ = prepare_rows(without_teacher(recipe), runs, replaced)
+    teacher_labels = labelling.label_rows(recipe, people_folder, runs)
+    folder, was_prepared = prepare_rows(recipe, runs, replaced, teacher_labels)
+    table_rows.check_held_out_unchanged(people_folder, folder)
+    return folder, was_prepared
+
+
+def without_teacher(recipe: Recipe) -> Recipe:
+    """Return the recipe for the rows that people labelled."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"teacher": None})})
+
+
+def prepare_rows(
+    recipe: Recipe, runs: Path, replaced: Sequence[str] = (), teacher_labels: TeacherLabels | None = None
+) -> tuple[Path, bool]:
+    """Return the folder of the prepared rows of people, and of the labels of a teacher if they are given.
+
+    The second value is whether this call prepared it. Raise RecipeError as `main` does.
     """
     files = sources.find_files(recipe.data.source)
     hashes = [sources.sha256(file, recipe.data.source) for file in files]
-    digest = digests.compute_data_digest(
-        recipe, [(file.split, file.name, sha) for file, sha in zip(files, hashes, strict=True)]
-    )
-    folder = runs / ".data" / digest
+    folder = runs / ".data" / _compute_digest(recipe, files, hashes, teacher_labels)
     if (folder / "data.json").exists():
         return folder, False
     started_at, steps = utc_timestamp(), StepTimer()
@@ -88,7 +113,8 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         work_folder = temp_folder / ".work"
         with parallel.worker_pool(_choose_process_count(recipe, files)) as pool:
             with steps("read and clean"):
-                read_rows = _read_sources(files, hashes, recipe, work_folder, pool)
+                teacher_rows = [make_row(label, recipe) for label in teacher_labels.labels] if teacher_labels else []
+                read_rows = _read_sources(files, hashes, recipe, work_folder, pool, teacher_rows)
             table = read_rows.table
             _check_unique_ids(table)
             empty_field_notes = data_checks.check_fields(table, read_rows.sources, recipe)
@@ -104,6 +130,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 )
                 if recipe.data.split.straddling == "drop":
                     straddling_rows.drop_straddling(straddling, drops)
+                table_rows.yield_to_people(table, drops)
                 deduplicate(table, assignment.splits, recipe, pool, drops)
         data_checks.check_labels(canonical_labels, table, recipe)
         descriptions = list_label_descriptions(canonical_labels, recipe)
@@ -111,6 +138,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         may_be_empty = "0" in label_sets.count_set_sizes(sets, table.columns["target"][drops.kept])
         with steps("count tokens"):
             token_counts.count_tokens(table, recipe, descriptions, drops, may_be_empty)
+            table_rows.drop_long_rows(table, assignment.splits, recipe, drops)
             context_limit = token_counts.drop_too_long(table, assignment.splits, recipe, drops)
         prepared = PreparedData(
             recipe=recipe,
@@ -131,10 +159,11 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         with steps("doubt labels"):
             issues = label_errors.find_task_label_issues(table, assignment.splits, canonical_labels, drops, recipe)
         with steps("write"):
-            slices = _write_rows(temp_folder, prepared, issues)
+            extra_columns = teacher_labels.extra_columns() if teacher_labels else {}
+            slices = _write_rows(temp_folder, prepared, issues, extra_columns)
         report = {
             "schema_version": 2,
-            "digest": digest,
+            "digest": folder.name,
             "started": started_at,
             "processes": pool.processes,
             "seconds": steps.seconds,
@@ -149,6 +178,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": statistics.describe_slices(prepared, slices),
             "suspects": issues.to_json(),
+            "teacher": statistics.describe_teacher(prepared, teacher_labels),
         }
         report["sha256"] = {
             path.name: atomic_files.sha256(path) for path in sorted(temp_folder.iterdir()) if path.is_file()
@@ -159,13 +189,35 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     return folder, True
 
 
-def _write_rows(folder: Path, prepared: PreparedData, issues: label_errors.LabelIssues) -> write.SliceCounts:
+def find_prepared(recipe: Recipe, runs: Path) -> Path | None:
+    """Return the folder of the prepared rows of people, None if they are not prepared."""
+    files = sources.find_files(recipe.data.source)
+    hashes = [sources.sha256(file, recipe.data.source) for file in files]
+    folder = runs / ".data" / _compute_digest(recipe, files, hashes)
+    return folder if (folder / "data.json").exists() else None
+
+
+def _compute_digest(
+    recipe: Recipe, files: Sequence[SourceFile], hashes: Sequence[str], labels: TeacherLabels | None = None
+) -> str:
+    inputs = [(file.split, file.name, sha256) for file, sha256 in zip(files, hashes, strict=True)]
+    if labels is not None:
+        inputs.append(("teacher", "labels.jsonl", labels.sha256))
+    return digests.compute_data_digest(recipe, inputs)
+
+
+def _write_rows(
+    folder: Path,
+    prepared: PreparedData,
+    issues: label_errors.LabelIssues,
+    extra_columns: Mapping[str, Mapping[str, Any]],
+) -> write.SliceCounts:
     """Write the split files, rejected.jsonl and suspects.csv. Return the rows written by slice, as `write_splits`."""
     table, splits, drops, recipe = prepared.table, prepared.assignment.splits, prepared.drops, prepared.recipe
     task, map_label = TASKS[recipe.task.task_name], None
     if prepared.canonical_labels and isinstance(task, LabelledTaskKind):
         map_label = task.make_label_mapper(prepared.canonical_labels, list(prepared.label_descriptions))
-    slices = write.write_splits(folder, table, splits, drops, recipe, map_label)
+    slices = write.write_splits(folder, table, splits, drops, recipe, map_label, extra_columns)
     write.write_rejected(folder / "rejected.jsonl", prepared.rejected, table, splits, drops)
     label_errors.write_label_issues(folder / "suspects.csv", issues.issues, table, splits)
     return slices
@@ -197,7 +249,12 @@ class _ReadRows:
 
 
 def _read_sources(
-    files: list[SourceFile], hashes: list[str], recipe: Recipe, work_folder: Path, pool: parallel.WorkerPool
+    files: list[SourceFile],
+    hashes: list[str],
+    recipe: Recipe,
+    work_folder: Path,
+    pool: parallel.WorkerPool,
+    teacher_rows: Sequence[Row],
 ) -> _ReadRows:
     """Read all files into a table. Raise RecipeError if a file has no rows, or if too many rows cannot be used."""
     rejected: list[Rejected] = []
@@ -223,6 +280,7 @@ def _read_sources(
             counts |= {"rows_unlabelled": counter.rows_unlabelled} if is_labelled_file else {}
             source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             _print_notes(file, info)
+        writer.add_teacher_rows(teacher_rows)
         table = writer.table()
     check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
     data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)

@@ -9,7 +9,7 @@ numbers are NumPy arrays of about 80 bytes per row. The memory for texts therefo
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -36,6 +36,8 @@ from insource.text.split_hash import hash_texts, make_split_unit
 from insource.text.text_keys import clean, duplicate_key
 
 BATCH_ROWS = 2000
+# The value of `given_split` of a train row whose label is a teacher's: no split is assigned to it.
+TEACHER = len(SPLITS)
 # An additional field state: the span of the field begins or ends inside a word.
 CUT_STATE = "cut"
 
@@ -69,6 +71,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.columns.get("line", ()))
+
+    @property
+    def by_teacher(self) -> Array:
+        """Return which rows have a label of a teacher (bool)."""
+        return np.equal(self.columns["given_split"], TEACHER)
 
     @cached_property
     def texts(self) -> ArrowTexts:
@@ -110,18 +117,27 @@ class TableWriter:
         """
         chunks = limits.split_into_chunks(rows, BATCH_ROWS, lambda row: limits.estimate_bytes(row.values))
         for batch in pool.map(partial(_process_batch, recipe=self.recipe), chunks):
-            count = batch.texts.num_rows
-            self._texts.write_batch(batch.texts)
-            self._sizes.write(np.int64(count).tobytes())
-            self._sketches.add(batch.bands, batch.sketches)
-            numbers = {**batch.columns, "given_split": np.full(count, split, np.int8)}
-            for column, values in numbers.items():
-                self._columns.setdefault(column, []).append(values)
+            self._write(split, batch)
+            # Labels of a teacher do not count: rare labels and spellings are those of people.
             self.targets += batch.targets
             self.systems += batch.systems
-            split_name = "all" if split < 0 else SPLITS[split]
-            self.states.update({(split_name, *state): count for state, count in batch.states.items()})
             yield from batch.rejected
+
+    def add_teacher_rows(self, rows: Sequence[Row]) -> None:
+        """Add rows that a teacher labelled."""
+        for start in range(0, len(rows), BATCH_ROWS):
+            self._write(TEACHER, _make_batch(rows[start : start + BATCH_ROWS], [], self.recipe))
+
+    def _write(self, split: int, batch: RowBatch) -> None:
+        count = batch.texts.num_rows
+        self._texts.write_batch(batch.texts)
+        self._sizes.write(np.int64(count).tobytes())
+        self._sketches.add(batch.bands, batch.sketches)
+        numbers = {**batch.columns, "given_split": np.full(count, split, np.int8)}
+        for column, values in numbers.items():
+            self._columns.setdefault(column, []).append(values)
+        split_name = "all" if split < 0 else "train" if split == TEACHER else SPLITS[split]
+        self.states.update({(split_name, *state): count for state, count in batch.states.items()})
 
     def table(self) -> Table:
         """Close the files and return the table. No row can be added afterwards."""
@@ -132,8 +148,14 @@ class TableWriter:
 
 def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
     """Return the batch of columns for these source rows; runs in a worker process."""
-    task, results = TASKS[recipe.task.task_name], [make_row(row, recipe) for row in rows]
+    results = [make_row(row, recipe) for row in rows]
     usable = [result for result in results if isinstance(result, Row)]
+    return _make_batch(usable, [result for result in results if isinstance(result, Rejected)], recipe)
+
+
+def _make_batch(usable: Sequence[Row], rejected: list[Rejected], recipe: Recipe) -> RowBatch:
+    """Return the batch of columns for usable rows."""
+    task = TASKS[recipe.task.task_name]
     keys = [duplicate_key(row.text) for row in usable]
     texts = {
         "id": [row.id for row in usable],
@@ -151,7 +173,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
         columns=_compute_columns(usable, keys, recipe),
         bands=bands,
         sketches=sketches,
-        rejected=[result for result in results if isinstance(result, Rejected)],
+        rejected=rejected,
         targets=Counter(label for row in usable for label in task.target_labels(row.target))
         if isinstance(task, LabelledTaskKind)
         else Counter(),
@@ -164,7 +186,7 @@ def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
     )
 
 
-def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
+def _compute_columns(rows: Sequence[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
     """Return the arrays that stay in memory, with one entry per row."""
     seed = recipe.data.split.seed
     task = TASKS[recipe.task.task_name]

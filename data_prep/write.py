@@ -2,7 +2,9 @@
 
 train.jsonl    {"id": "T000017", "input": {"text": "My parcel\\nis late"}, "target": "delivery_delay",
                 "group": "C01294", "slices": {"channel": "chat", "unseen_vendor": false},
-                "original_target": "Delivery-Delay", "provenance": "human"}
+                 "original_target": "Delivery-Delay", "provenance": "human"}
+                a row of a teacher also has "labelled_by": "openai:gpt-6-luna:decisions" and, if the provider returns
+                them, "probabilities": {"delivery_delay": 0.93, ...}
 rejected.jsonl {"id": "T000018", "file": "tickets.csv", "line": 20, "kind": "dropped", "reason": "near_duplicate",
                 "detail": "0.91 like T000005 in train"}
 """
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,11 +42,12 @@ def write_splits(
     drops: DropDecisions,
     recipe: Recipe,
     map_label: Callable[[str], str] | None,
+    extra_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> SliceCounts:
     """Write one JSONL file per split. Return {slice: {value: {split: rows}}} of the rows written.
 
     `map_label` replaces the labels of a target by their canonical labels (the task's `make_label_mapper`); None without
-    labels.
+    labels. `extra_columns` has by row id the keys that some rows have in addition.
     """
     train_values = _collect_train_values(table, splits, drops, recipe)
     provenances = table.columns["provenance"]
@@ -58,7 +62,7 @@ def write_splits(
                 if not kept[index]:
                     continue
                 split = int(splits[start + index])
-                output_row = _make_output_row(row, recipe, map_label)
+                output_row = _make_output_row(row, recipe, map_label) | dict(extra_columns.get(row["id"], {}))
                 if provenance := int(provenances[start + index]):
                     output_row["provenance"] = PROVENANCES[provenance]
                 if recipe.data.slices:

@@ -174,7 +174,10 @@ def _prepare_data(arguments: argparse.Namespace) -> Path:
 
 def _record_data(current: Run, data: Path) -> None:
     report = atomic_files.read_json(data / "data.json")
-    run.start_stage(current, "data", {source["file"]: source["sha256"] for source in report["sources"]})
+    inputs = {source["file"]: source["sha256"] for source in report["sources"]}
+    if teacher := report.get("teacher"):
+        inputs["teacher/labels.jsonl"] = teacher["labels_sha256"]
+    run.start_stage(current, "data", inputs)
     outputs = [current.folder / "data" / name for name in ("data.json", *report["sha256"])]
     run.end_stage(current, "data", "done", "done", outputs, rows=report["rows"])
 

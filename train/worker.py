@@ -20,7 +20,7 @@ from insource.system import atomic_files, disk_full
 from insource.tasks import TASKS, train_subset
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
-from insource.tracking import metrics, wandb_logging
+from insource.tracking import metrics, train_labels, wandb_logging
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store, gguf_model
 from insource.tracking.run import Run
@@ -74,9 +74,11 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     config = base.load_config(recipe.model)
     preflight.check_training_rows(rows, tokenizer, recipe, config)
     decodability.check_answers_decodable(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
-    answer_limit, train_labels = max_answer_tokens(rows), {str(row["target"]) for row in train_rows}
+    answer_limit, trained_labels = max_answer_tokens(rows), {str(row["target"]) for row in train_rows}
     selected = train_subset.select_train_rows(train_rows, recipe)
     train_rows, rows = [train_rows[index] for index in selected], [rows[index] for index in selected]
+    if recipe.train.soft_labels:
+        rows = dataset.apply_soft_labels(task, spec, tokenizer, rows, train_rows)
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
 
@@ -99,7 +101,7 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
 
     model = base.add_adapter(model, recipe.lora, recipe.train.seed)
     training_set = dataset.build_training_set(
-        recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE, train_labels
+        recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE, trained_labels
     )
     weight_note = gguf_model.describe_weight_loss(recipe.model.base, recipe.model.quantization, base_folder)
     header_info = build_header_info(recipe, run, model, training_set, generation_evaluator, weight_note)
@@ -226,6 +228,7 @@ def build_header_info(
     train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.update_shards)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
+    teacher_share = train_labels.read_teacher_share(recipe, run.folder / "data")
     saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
     memory = run_header.estimate_memory(
         model,
@@ -250,6 +253,7 @@ def build_header_info(
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
         train_rows=len(training_set.rows),
+        teacher_note=teacher_share.sentence() if teacher_share else None,
         validation_rows=len(evaluator.rows),
         longest_row_tokens=max(row.longest_sequence_tokens for row in training_set.rows),
         batch_size=train.batch_size,

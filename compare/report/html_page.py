@@ -123,6 +123,7 @@ def _template_context(scores: Scores, disagreements: Sequence[Disagreement]) -> 
         "head": head_note.describe_head(scores),
         "head_cost": head_note.COST_NOTE if HEAD in scores.systems else None,
         "served_as_trained": wording.parity_text(scores),
+        "train_labels": wording.teacher_text(scores),
         "reasons": wording.supporting_reasons(scores),
         "questions": wording.question_reasons(scores),
         "counted": wording.format_votes(scores),

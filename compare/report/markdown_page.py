@@ -227,6 +227,7 @@ def _integrity(scores: Scores) -> list[str]:
         "openings of the test": "; ".join(f"{opening.opened} by {opening.run}" for opening in integrity.openings)
         or "none",
         "test rows also in train": integrity.leaked_rows,
+        **({"train labels": teacher_text} if (teacher_text := wording.teacher_text(scores)) else {}),
         "served as trained": wording.parity_text(scores),
         "answers reused from before": integrity.cache_hits,
         "retries": integrity.retries,

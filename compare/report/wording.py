@@ -36,6 +36,19 @@ def metric_name(metric: str) -> str:
     return metric_label(metric)
 
 
+def teacher_text(scores: Scores) -> str | None:
+    """Return whose the train labels are if some are a teacher's; None otherwise."""
+    task = scores.task
+    if task.teacher is None:
+        return None
+    stand_in = ", a stand-in on this machine" if task.teacher.stand_in else ""
+    form = ", as probabilities" if task.teacher.soft_labels else ""
+    return (
+        f"{task.teacher.n_train:,} of {task.n_train:,} are those of the teacher {task.teacher.name}{stand_in}{form}; "
+        "the others, and all test labels, are those of the data"
+    )
+
+
 def count_answered(system: SystemResult) -> int:
     """Return the number of rows with an answer that can be scored. `format_outcomes` lists the others."""
     return (system.outcomes or {}).get("answered", system.answered)

@@ -1,6 +1,5 @@
 """Systems outside this machine: API models, queried within the budget, and the user's files of answers."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,16 +11,13 @@ from compare.scoring import confidence
 from compare.systems import answer_file, prompt_selection, row_requests
 from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
 from compare.systems.responses import ComparisonContext, SystemRequests, load_or_store, to_responses, to_system_answer
-from insource.backends import pricing
+from insource.backends import api_requests, pricing
 from insource.backends.budgets import Budget
 from insource.backends.client import fetch_shutdown_date
 from insource.backends.collection import CollectResult
 from insource.backends.pricing import TokenPrice
-from insource.backends.types import DUMMY_API_KEY, Backend, RowRequest
-from insource.backends.wire import model_families
-from insource.backends.wire.model_families import UNKNOWN, Family
+from insource.backends.types import Backend, RowRequest
 from insource.config.errors import RecipeError
-from insource.config.providers import PROVIDERS
 from insource.config.schema.compare import Baseline
 from insource.system.timestamps import utc_timestamp
 
@@ -190,44 +186,8 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
 
     Raise RecipeError if its model family does not take the settings of the recipe.
     """
-    provider = PROVIDERS[baseline.provider]
-    schema, api_format = dataset.prompt["output_schema"], row_requests.lookup_api_format(baseline)
-    family = model_families.find_family(api_format, baseline.model or "")
-    _check_model_family(baseline, family)
-    return Backend(
-        api_format=api_format,
-        model=baseline.model or "",
-        base_url=baseline.base_url or provider.default_base_url,
-        api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or DUMMY_API_KEY,
-        cloud=provider.cloud,
-        structured="json_schema" if baseline.structured_output and schema and family.supports_json_schema else "none",
-        log_probabilities=family.supports_log_probabilities(baseline.effort),
-        temperature=baseline.temperature,
-        effort=baseline.effort,
-        is_provider_api=True,
-        omitted_parameters=omitted_parameters,
-        timeout_seconds=baseline.timeout_seconds,
-        retries=baseline.retries,
-        concurrency=baseline.concurrency,
-    )
-
-
-def _check_model_family(baseline: Baseline, family: Family) -> None:
     location = f"compare.baselines: {baseline.display_name}"
-    if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
-        allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
-        raise RecipeError(f"{location}: effort: given {baseline.effort}, {allowed} ({family.source})")
-    if baseline.temperature is not None and not family.supports_temperature(baseline.effort):
-        condition = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
-        raise RecipeError(
-            f"{location}: temperature: given {baseline.temperature:g}, but {family.name} takes none{condition} "
-            f"({family.source}); leave it out"
-        )
-    if baseline.mode == "batch" and not family.supports_batch:
-        raise RecipeError(
-            f"{location}: mode: given batch, and it is not known that {baseline.model} is served in batches "
-            "(insource/backends/wire/model_families.py does not have it); set mode: live"
-        )
+    return api_requests.build_endpoint(baseline, dataset.prompt["output_schema"], location, omitted_parameters)
 
 
 def load_answer_file(

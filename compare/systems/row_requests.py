@@ -7,16 +7,12 @@ from typing import Any
 from compare.eval_dataset import EvalDataset, Rows
 from compare.records import System
 from compare.systems import linear_baseline
-from insource.backends.types import ApiFormat, ChoiceQuestion, Constraint, Request
-from insource.backends.wire import model_families
-from insource.config.providers import PROVIDERS
+from insource.backends import api_requests
+from insource.backends.types import Constraint, Request
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
 from insource.tasks import few_shot
 from insource.tasks.rendering import chat_template
-
-# Limits for answers of API models, whose tokenizers differ from the base's.
-OUTPUT_TOKEN_FACTOR, MIN_OUTPUT_TOKENS = 4, 256
 
 
 def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Request]:
@@ -24,45 +20,22 @@ def build_requests(system: System, dataset: EvalDataset, rows: Rows) -> list[Req
     baseline, prompt = system.baseline, dataset.prompt
     if baseline is not None and baseline.uses_decision_api:
         return [_decision_request(baseline, dataset, row) for row in rows]
-    constraint, max_tokens = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
-    reserved_tokens = 0
+    schema, max_tokens = prompt["output_schema"], int(prompt["max_answer_tokens"])
+    conversations = zip(rows, build_conversations(system, dataset, rows), strict=True)
     if baseline is not None:
-        reserved_tokens = 0 if baseline.max_output_tokens else thinking_tokens(baseline)
-        answer_tokens = max(MIN_OUTPUT_TOKENS, OUTPUT_TOKEN_FACTOR * max_tokens)
-        max_tokens = baseline.max_output_tokens or answer_tokens + reserved_tokens
-        constraint = dataclasses.replace(constraint, grammar=None)
-    conversations = build_conversations(system, dataset, rows)
-    return [
-        Request(row["id"], messages, max_tokens, constraint, reserved_tokens)
-        for row, messages in zip(rows, conversations, strict=True)
-    ]
-
-
-def thinking_tokens(baseline: Baseline) -> int:
-    """Return the output tokens reserved for an API model's reasoning, in addition to those for its answer.
-
-    An unknown local model gets none: its context may be too short.
-    """
-    family = model_families.find_family(lookup_api_format(baseline), baseline.model or "")
-    if family is model_families.UNKNOWN and baseline.is_loopback and baseline.effort is None:
-        return 0
-    return family.thinking_tokens(baseline.effort)
-
-
-def lookup_api_format(baseline: Baseline) -> ApiFormat:
-    """Return the API format of a baseline."""
-    return PROVIDERS[baseline.provider].api_format if baseline.api == "chat" else baseline.api
+        return [
+            api_requests.make_chat_request(row["id"], messages, baseline, schema, max_tokens)
+            for row, messages in conversations
+        ]
+    constraint = Constraint(prompt["grammar"], schema)
+    return [Request(row["id"], messages, max_tokens, constraint) for row, messages in conversations]
 
 
 def _decision_request(baseline: Baseline, dataset: EvalDataset, row: Mapping[str, Any]) -> Request:
-    """Return a row as a question with the labels as choices.
-
-    No text is generated, so that no output tokens are reserved.
-    """
-    labels = tuple(dataset.spec.labels.items())
+    """Return a row as a question with the labels as choices."""
     instruction = baseline.instruction or dataset.spec.instruction
     assert isinstance(instruction, str), "prompt_selection.select_prompt has not run"
-    return Request(row["id"], (), 0, choices=ChoiceQuestion(instruction, labels, row["input"]["text"]))
+    return api_requests.make_choice_request(row["id"], row["input"]["text"], instruction, dataset.spec.labels)
 
 
 def build_conversations(system: System, dataset: EvalDataset, rows: Rows) -> list[list[dict[str, str]]]:

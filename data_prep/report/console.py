@@ -54,11 +54,12 @@ def format_summary(report: dict[str, Any], state: str) -> str:
 def format_notes(report: Mapping[str, Any]) -> list[str]:
     """Return one line per decision or finding on rows.
 
-    The lines cover given splits, straddling rows, length limits, rare labels and labels that cannot be learnt.
+    The lines cover given splits, the labels of a teacher, straddling rows, length limits, rare labels and labels that
+    cannot be learnt.
     """
     unmatched, cut_notes = report.get("where_unmatched", [])[:MAX_LINES], _cut_field_notes(report["fields"])[:MAX_LINES]
     label_notes = [*report["rare_labels"], *report["not_learnable"][:MAX_LINES]]
-    source_notes = [*_source_notes(report), *_labelled_notes(report)]
+    source_notes = [*_source_notes(report), *_labelled_notes(report), *_teacher_notes(report.get("teacher"))]
     return [*source_notes, *unmatched, *cut_notes, *_limit_notes(report), *label_notes]
 
 
@@ -77,6 +78,25 @@ def _labelled_notes(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"train rows by the origin of their label: {listing}")
     if dropped := sum(report["rows"]["dropped"].get(f"group_in_{name}", 0) for name in HELD_OUT_SPLITS):
         lines.append(f"{dropped:,} rows of a group that is held out are left out of train")
+    return lines
+
+
+def _teacher_notes(teacher: Mapping[str, Any] | None) -> list[str]:
+    """Return lines on the train labels of a teacher: how many, whose, and which rows were left out."""
+    if teacher is None:
+        return []
+    rows = teacher["rows"]
+    stand_in = " (a stand-in on this machine)" if teacher["stand_in"] else ""
+    lines = [
+        f"{teacher['written']:,} train labels are those of the teacher {teacher['name']}{stand_in}; all other labels, "
+        "and all held-out ones, are those of the source"
+    ]
+    outcomes = {**rows["left_out"], "dropped": rows["labelled"] - teacher["written"]}
+    if left_out := ", ".join(f"{reason} {count:,}" for reason, count in outcomes.items() if count):
+        lines.append(
+            f"teacher: {rows['asked']:,} of {rows['read']:,} unlabelled rows asked, "
+            f"{sum(outcomes.values()):,} left out ({left_out})"
+        )
     return lines
 
 

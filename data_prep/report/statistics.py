@@ -13,6 +13,7 @@ from data_prep.prepared_data import PreparedData
 from data_prep.readers.source_row import PROVENANCES
 from data_prep.row_table import Table
 from data_prep.rows.columns import slice_columns
+from data_prep.teacher.labelling import TeacherLabels
 from insource.config.schema.data import NotInTrain
 from insource.config.schema.source import SPLITS
 from insource.tasks import TASKS
@@ -209,6 +210,14 @@ def _count_known_to_given_train(table: Table, slice_number: int) -> int:
     return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
 
 
+def describe_teacher(prepared: PreparedData, labels: TeacherLabels | None) -> dict[str, Any] | None:
+    """Return teacher.json with "written", the rows of the teacher in train; None without a teacher."""
+    if labels is None:
+        return None
+    n_written = int((prepared.table.by_teacher & prepared.drops.kept).sum())
+    return {**labels.report, "written": n_written, "labels_sha256": labels.sha256}
+
+
 def _count_rows_without_group(prepared: PreparedData) -> int:
     """Return how many assignable rows have an empty group; 0 if the recipe names no group column."""
     ungrouped = prepared.assignment.assignable & ~prepared.table.columns["has_group"]
@@ -217,8 +226,8 @@ def _count_rows_without_group(prepared: PreparedData) -> int:
 
 def _describe_split_method(prepared: PreparedData) -> str:
     """Return the split method as text."""
-    columns, settings = prepared.table.columns, prepared.recipe.data.split
-    given_splits = columns["given_split"][columns["provenance"] == 0]
+    table, settings = prepared.table, prepared.recipe.data.split
+    given_splits = table.columns["given_split"][(table.columns["provenance"] == 0) & ~table.by_teacher]
     unit = f"group {settings.group}" if settings.group else "what the row says"
     method = f"keyed hash of {unit}, seed {settings.seed}"
     if settings.time is not None:

@@ -139,7 +139,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         if task.IS_FREE_TEXT
         else partial(_apply_redactions, redactions)
     )
-    slice_values = _slice_values(values, record.target, recipe, redactions)
+    values_by_slice = slice_values(values, record.target, recipe, redactions)
     target, *other_targets = dict.fromkeys(
         task.normalize_target(answer, recipe, redact) for answer in (record.target, *record.other_targets)
     )
@@ -147,7 +147,7 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     check_characters("answer", [task.parse_target(answer) for answer in (target, *other_targets)])
     group = to_text(values.get(split.group)).strip() or None if split.group else None
     check_characters("group", group)
-    for name, value in slice_values.items():
+    for name, value in values_by_slice.items():
         check_characters(f"slice {name}", value)
     return Row(
         id=row_id,
@@ -155,12 +155,12 @@ def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         target=target,
         references=tuple(other_targets),
         group=group if group is None else redaction.pseudonymize(group, kinds),
-        slices={name: redaction.pseudonymize(slice_values.get(name, ""), kinds) for name in recipe.data.slices},
-        time=_parse_row_time(values, recipe),
+        slices={name: redaction.pseudonymize(values_by_slice.get(name, ""), kinds) for name in recipe.data.slices},
+        time=parse_row_time(values, recipe),
         pii_kinds=frozenset(pii_kinds),
         system=record.system,
         text_before_cleaning=raw,
-        field_states=_locate_fields(parse_record(source_target), json.loads(target), text)
+        field_states=locate_fields(parse_record(source_target), json.loads(target), text)
         if field_names(recipe)
         else {},
         cut_fields=cut_fields,
@@ -181,7 +181,7 @@ def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[S
     return TASKS[recipe.task.task_name].read_source_row(values, recipe), frozenset()
 
 
-def _parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+def parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
     """Return the time of a row in seconds since 1970; None without a time column."""
     column = recipe.data.split.time
     if column is None or column not in values:
@@ -211,7 +211,7 @@ def _make_redactor(
     return redact
 
 
-def _locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
+def locate_fields(source_record: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
     """Return the state of each field: a value that does not occur in the text cannot be copied from it.
 
     The state of a list is that of its least similar item. A number is also compared as written in the source ("12.50").
@@ -259,7 +259,7 @@ def _apply_redactions(redactions: Mapping[str, str], text: str) -> str:
     return redaction.redact_values(redactions, text) if redactions else text
 
 
-def _slice_values(
+def slice_values(
     values: Mapping[str, Any], target: Any, recipe: Recipe, redactions: Mapping[str, str]
 ) -> dict[str, str]:
     """Return {slice: value of this row}, from the record if the slice names a field."""

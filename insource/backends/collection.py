@@ -60,6 +60,8 @@ class CollectResult:
     """By this invocation, possible charges included; 0 if no price is known."""
     wall_seconds: float
     """Duration of the requests."""
+    budget_exhausted: bool = False
+    """Whether requests were not sent because their cost could exceed the budget."""
 
 
 def collect(
@@ -103,7 +105,8 @@ def collect(
             _refuse_if_batch_pending(cache_path)
             retries, reason = asyncio.run(_collect_live(session))
         wall_seconds = time.monotonic() - started_at
-    if system_budget is not None and system_budget.exhausted and budget is not None:
+    budget_exhausted = system_budget is not None and system_budget.exhausted
+    if budget_exhausted and budget is not None:
         reason = f"the next call could exceed budget_usd {budget.limit_usd:g}"
     if refused := [response for response in session.answers.values() if response.refused]:
         reason = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
@@ -117,6 +120,7 @@ def collect(
         n_retries=retries,
         spent_usd=system_budget.spent_usd if system_budget else 0.0,
         wall_seconds=wall_seconds,
+        budget_exhausted=budget_exhausted,
     )
 
 

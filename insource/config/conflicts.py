@@ -24,7 +24,16 @@ Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Return (key, message) of all conflicts."""
-    checks = (_check_task, _check_formats, _check_plan, _check_head, _check_route, _check_hardware, _check_adapter)
+    checks = (
+        _check_task,
+        _check_formats,
+        _check_teacher,
+        _check_plan,
+        _check_head,
+        _check_route,
+        _check_hardware,
+        _check_adapter,
+    )
     return [conflict for check in checks for conflict in check(recipe)]
 
 
@@ -131,6 +140,28 @@ def _check_formats(recipe: "Recipe") -> Mistakes:
 
 def _list_fields(fields: dict[str, str]) -> str:
     return f"; there are {', '.join(fields)}" if fields else ""
+
+
+def _check_teacher(recipe: "Recipe") -> Mistakes:
+    teacher, task = recipe.data.teacher, recipe.task
+    has_probabilities = teacher is not None and teacher.baseline.uses_decision_api
+    if recipe.train.soft_labels and not has_probabilities:
+        message = "needs the probability of every label: data.teacher with api: decisions or systemone; leave it out"
+        yield ("train", "soft_labels"), message
+    if teacher is None:
+        return
+    key = ("data", "teacher")
+    if task.task_name not in ("classification", "extraction"):
+        message = (
+            f"labels rows of kind classification or extraction, and this is {_describe_kind(recipe)}; leave it out"
+        )
+        yield key, message
+    elif has_probabilities and task.task_name != "classification":
+        yield (*key, "api"), f"given {teacher.api}, which chooses one of the labels, and kind is {task.kind}; set chat"
+    if not recipe.privacy.data_may_leave:
+        yield key, "sends rows to a provider, and privacy.data_may_leave is false; leave it out"
+    if problem := _address_problem(teacher.baseline, recipe.privacy.data_may_leave):
+        yield (*key, "base_url"), problem
 
 
 def _check_plan(recipe: "Recipe") -> Mistakes:

@@ -27,6 +27,7 @@ from insource.config import base_models, hardware
 from insource.config.error_messages import MISSING, KeyPath, describe_errors
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
+from insource.config.schema.source import Source
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # W&B allows 128 characters; suffixes are added to a name.
@@ -259,15 +260,21 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
     def absolute(text: str, *key: str) -> str:
         return str(to_path(text, *key).resolve())
 
-    source = recipe.data.source
-    source_changes: dict[str, Any] = {
-        name: absolute(value, "data", "source", name)
-        for name in SOURCE_KEYS
-        if (value := getattr(source, name)) is not None
-    }
-    for name in ("paths", "labelled"):
-        if (paths := getattr(source, name)) is not None:
-            source_changes[name] = [absolute(value, "data", "source", name) for value in paths]
+    def with_absolute_paths(source: Source, *section: str) -> Source:
+        changes: dict[str, Any] = {
+            name: absolute(value, *section, name)
+            for name in SOURCE_KEYS
+            if (value := getattr(source, name)) is not None
+        }
+        for name in ("paths", "labelled"):
+            if (paths := getattr(source, name)) is not None:
+                changes[name] = [absolute(value, *section, name) for value in paths]
+        return source.model_copy(update=changes)
+
+    data_changes: dict[str, Any] = {"source": with_absolute_paths(recipe.data.source, "data", "source")}
+    if (teacher := recipe.data.teacher) is not None:
+        source = with_absolute_paths(teacher.source, "data", "teacher", "source")
+        data_changes["teacher"] = teacher.model_copy(update={"source": source})
     try:
         base = base_models.resolve_base(recipe.model.base, to_path(recipe.model.base, "model", "base"))
     except RecipeError as error:
@@ -280,7 +287,7 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
     ]
     return recipe.model_copy(
         update={
-            "data": recipe.data.model_copy(update={"source": source.model_copy(update=source_changes)}),
+            "data": recipe.data.model_copy(update=data_changes),
             "model": recipe.model.model_copy(update={"base": base}),
             "compare": recipe.compare.model_copy(update={"baselines": baselines}),
         }

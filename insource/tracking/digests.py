@@ -21,10 +21,12 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "to
 def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     """Return the digest of prepared data: the recipe keys that it depends on, and the sources (split, name, sha256).
 
+    The labels of a teacher are one of the sources. Its settings are not included: their effect is in its labels.
+
     Prompt, tokenizer and limits are included. A row longer than train.max_length is dropped from train. A row that no
     served model accepts is dropped from validation and calibration.
     """
-    keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
+    keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc", "teacher"})
     dialect = recipe.data.source.model_dump(
         mode="json",
         include={
@@ -46,9 +48,11 @@ def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]])
 def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
     """Return the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "lora", "train", "accelerate"})
+    # Runs of earlier versions, which lack these keys, keep their digest.
     if recipe.train.max_train_rows is None:
-        # Runs of earlier versions, which lack the key, keep their digest.
         del keys["train"]["max_train_rows"]
+    if not recipe.train.soft_labels:
+        del keys["train"]["soft_labels"]
     keys["task"] = _serialize_task(recipe)
     keys["model"] = _serialize_model(recipe)
     return atomic_files.digest([TRAIN_VERSION, data_digest, keys])

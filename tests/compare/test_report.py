@@ -17,7 +17,7 @@ from compare.decision import criteria
 from compare.report import console, html_page, markdown_page, section_data, wording
 from insource.system import number_format
 from insource.tracking.run import Run
-from insource.tracking.scores.comparison import Disagreement, Scores
+from insource.tracking.scores.comparison import Disagreement, Scores, TeacherSummary
 from tests.helpers import example_scores
 from tests.helpers.example_scores import API_MODEL, IMAGE_TAG, SCRIPT_TAG, SECOND_MODEL, TUNED_MODEL
 
@@ -125,6 +125,17 @@ def test_every_system_stands_in_the_main_table_with_its_figure_and_interval(page
         expected = number_format.format_percent(figure.value) + interval
         assert expected in page.cells[position : position + 3], name
         assert number_format.format_usd(system.cost_usd_per_1k) in page.cells[position + 4]
+
+
+def test_both_reports_say_whose_the_train_labels_are(page: Page) -> None:
+    scores = example_scores.make_scores()
+    assert wording.teacher_text(scores) is None and "train labels" not in page.words["integrity"]
+    teacher = TeacherSummary(name="openai:gpt-6-luna:decisions", n_train=500, stand_in=False, soft_labels=True)
+    scores = scores.model_copy(update={"task": scores.task.model_copy(update={"teacher": teacher})})
+    text = "500 of 7,842 are those of the teacher openai:gpt-6-luna:decisions, as probabilities"
+    assert text in Page(html_page.render_html(scores, [])).words["integrity"]
+    assert text in markdown_page.render_markdown(scores).replace("\\", "")
+    assert Scores.model_validate(scores.to_json()).task.teacher == teacher
 
 
 def test_a_stand_in_is_named_as_such_in_every_table(page: Page) -> None:

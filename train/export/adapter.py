@@ -24,7 +24,7 @@ from insource.tasks import TASKS, metric_label
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tasks.task_kind import TaskKind
-from insource.tracking import digests
+from insource.tracking import digests, train_labels
 from insource.tracking.base_models import gguf_model
 from insource.tracking.run import Run
 from train.evaluate import reference_answers
@@ -156,6 +156,10 @@ def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], references: 
         for name, value in tuned.items()
     )
     weakest = ", ".join(f"{name} ({f1:.0%})" for name, f1 in task.lowest_scoring(scores["tuned"])[:3])
+    teacher_share = train_labels.read_teacher_share(recipe, run.folder / "data")
+    teacher_line = (
+        f"- Labels: {teacher_share.sentence()}; all held-out labels are those of the data.\n" if teacher_share else ""
+    )
     dequantized_note = ", dequantized" if gguf_model.read_gguf_info(recipe.model.base) else ""
     pocket_note = (
         "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
@@ -184,7 +188,7 @@ The sealed test set was not opened.
 - Base: {base_display_name(recipe)}{dequantized_note}, quantization while training:
   {recipe.model.quantization}
 - LoRA: {method_note(recipe.lora)}
-- Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
+{teacher_line}- Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving_note(run, recipe)}
 - Not in this folder, and not to be shared: `reference.jsonl`, {references["rows"]} validation rows as token ids, which
   anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256

@@ -9,6 +9,7 @@ from typing import Any
 
 from train.model import classification_head
 from train.packing.collate import IGNORE_INDEX, Batch
+from train.packing.packing_plan import answer_weights
 
 MetricSums = dict[str, tuple[Any, float]]
 """{name: (sum, count)}; a sum may be a tensor."""
@@ -32,14 +33,26 @@ def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
 
 
 def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
-    """Return the cross-entropy summed over answer tokens, each weighted by its row, and metrics for the log."""
+    """Return the cross-entropy summed over answer tokens, each weighted by its row, and metrics for the log.
+
+    With soft labels a token also has the probability of its answer as a factor: the sum over the answers of a row is
+    the cross-entropy of the distribution over answers.
+    """
     import torch
 
     token_log_probs, sequence, correct = log_probabilities(model, batch)
     weights = torch.tensor(
-        [row.weight for row in batch.rows], device=token_log_probs.device, dtype=token_log_probs.dtype
+        [weight for row in batch.rows for weight in answer_weights(row)],
+        device=token_log_probs.device,
+        dtype=token_log_probs.dtype,
     )
-    return -(token_log_probs * weights[sequence]).sum(), {"token_accuracy": (correct.sum(), len(token_log_probs))}
+    # The accuracy is that of the label of the data, the first answer of a row.
+    is_first = torch.tensor(
+        [number == 0 for row in batch.rows for number in range(len(row.completions))], device=token_log_probs.device
+    )[sequence]
+    n_tokens = sum(len(row.completions[0]) for row in batch.rows)
+    accuracy = ((correct & is_first).sum(), n_tokens)
+    return -(token_log_probs * weights[sequence]).sum(), {"token_accuracy": accuracy}
 
 
 def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:

@@ -6,8 +6,8 @@
     labels          . .   .  9 2   .  .  8 2      . is IGNORE_INDEX
     sequences       . .   .  0 0   .  .  1 1      the number of the answer that a label belongs to
 
-The two answers of a preference pair are two branches after one prompt. Tokens of a branch see the prefix, the prompt
-and their own branch.
+The two answers of a preference pair are two branches after one prompt, and so are the answers of soft labels. Tokens of
+a branch see the prefix, the prompt and their own branch.
 """
 
 from collections.abc import Sequence
@@ -113,8 +113,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
     n_answers = 0
     for number, row in enumerate(pack.rows, start=1):
         suffix = row.prompt_ids[prefix:]
-        # The two answers of a pair share the prompt but for its last token, which predicts the first token of an
-        # answer.
+        # Several answers share the prompt but for its last token, which predicts the first token of an answer.
         shared_prompt = [] if len(row.completions) == 1 else suffix[:-1]
         segments = [(shared_prompt, [IGNORE_INDEX] * len(shared_prompt), 0, prefix)] if shared_prompt else []
         for branch, answer in enumerate(row.completions, start=1):

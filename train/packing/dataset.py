@@ -12,6 +12,9 @@ from train.distributed import world
 from train.packing import model_support, packing_plan, sampler
 from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
+MIN_PROBABILITY = 0.01
+"""Soft labels of a lower probability are not learnt: each costs as many tokens as an answer."""
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -43,6 +46,45 @@ def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict
         TokenizedRow(row["id"], branches[0].prompt_ids, tuple(branch.completion_ids for branch in branches))
         for row, branches in zip(rows, zip(*rendered, strict=True), strict=True)
     ]
+
+
+def apply_soft_labels(
+    task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[TokenizedRow], data: Sequence[Mapping[str, Any]]
+) -> list[TokenizedRow]:
+    """Return the rows with an answer for each probable label where `data` has probabilities of labels.
+
+    Labels below MIN_PROBABILITY are left out, and the probabilities of the others have the sum 1. The label of the data
+    comes first. `rows` are those of `data` in order.
+    """
+    numbers = [number for number, data_row in enumerate(data) if data_row.get("probabilities")]
+    if not numbers:
+        return list(rows)
+    answers = [_probable_labels(data[number]) for number in numbers]
+    labels = [label for by_label in answers for label in by_label]
+    conversations = [
+        task.messages(spec, data[number]["input"])
+        for number, by_label in zip(numbers, answers, strict=True)
+        for _ in by_label
+    ]
+    texts = [task.answer_text(spec, label) for label in labels]
+    rendered = iter(chat_template.render_examples(tokenizer, conversations, texts))
+    soft_rows = list(rows)
+    for number, by_label in zip(numbers, answers, strict=True):
+        completions = tuple(next(rendered).completion_ids for _ in by_label)
+        total = sum(by_label.values())
+        probabilities = tuple(probability / total for probability in by_label.values())
+        soft_rows[number] = replace(rows[number], completions=completions, probabilities=probabilities)
+    return soft_rows
+
+
+def _probable_labels(data_row: Mapping[str, Any]) -> dict[str, float]:
+    """Return {label: probability} of the labels of a row that are learnt, its own label first."""
+    probabilities: Mapping[str, float] = data_row["probabilities"]
+    others = {label: value for label, value in probabilities.items() if value >= MIN_PROBABILITY}
+    own_label = data_row["target"]
+    return {own_label: max(probabilities.get(own_label, 0.0), MIN_PROBABILITY)} | {
+        label: value for label, value in others.items() if label != own_label
+    }
 
 
 def apply_class_weights(

@@ -22,20 +22,26 @@ PackingMode = Literal["shared_prefix", "bfd", "none"]
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """The token ids of one training row: its answer, or for preference tuning the chosen and the rejected answer."""
+    """The token ids of one training row.
+
+    It has one answer; with soft labels several, each with its probability; or for preference tuning the chosen and the
+    rejected answer.
+    """
 
     id: str
     prompt_ids: list[int]
     completions: tuple[list[int], ...]
     weight: float = 1.0
     """The loss weight of each answer token, or of the pair."""
+    probabilities: tuple[float, ...] = ()
+    """Soft labels: the probability of each completion, with sum 1. Empty for one answer and for a pair."""
     reference: tuple[float, ...] = ()
     """Log-probability of each completion under the untuned base; preference tuning only."""
 
     def tokens_after_prefix(self, prefix: int) -> int:
         """Return the tokens that the row adds to a pack after a prefix.
 
-        The answers of a pair share all but the last prompt token.
+        Several answers share all but the last prompt token.
         """
         suffix_tokens = len(self.prompt_ids) - prefix
         if len(self.completions) == 1:
@@ -198,8 +204,19 @@ class UpdateShards:
 
 
 def _normalizer_weight(row: TokenizedRow) -> float:
-    """Return the row's part of the normalizer: its answer tokens, or one for a pair, times its weight."""
+    """Return the row's part of the normalizer, times its weight.
+
+    It is the number of its answer tokens, with soft labels their expected number, or one for a pair.
+    """
+    if row.probabilities:
+        expected_tokens = zip(row.probabilities, row.completions, strict=True)
+        return row.weight * sum(probability * len(answer) for probability, answer in expected_tokens)
     return row.weight * (row.answer_tokens if len(row.completions) == 1 else 1)
+
+
+def answer_weights(row: TokenizedRow) -> list[float]:
+    """Return the loss weight of each completion of an imitated row, in order."""
+    return [row.weight * probability for probability in row.probabilities or (1.0,)]
 
 
 def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, indices: Sequence[int]) -> Iterator[Pack]:
@@ -236,7 +253,7 @@ def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pac
     """Yield batches of separate rows with at most `pack_tokens` tokens, padding to the longest row included."""
     batch: list[TokenizedRow] = []
     for row in sorted(rows, key=lambda row: row.unpacked_tokens):
-        # A pair fills two rows of the batch.
+        # A pair fills two rows of the batch, soft labels one for each answer.
         if batch and (len(batch) + 1) * row.unpacked_tokens > plan.pack_tokens:
             yield Pack(tuple(batch), 0)
             batch = []

@@ -4,6 +4,7 @@ base      Qwen/Qwen3-4B-Instruct-2507, nf4, 4,022,468,096 parameters, multiplied
 weights   GGUF Q4_K (5.0 bits a weight), dequantized; nf4 on top of that moved the weights that it changed by 8.6%
 adapter   LoRA r=16: 33,030,144 trainable parameters (0.81%)
 rows      1,620 to train on, 302 to validate on, the longest of 187 tokens
+teacher   210 of the 1,620 train labels are those of openai:gpt-6-luna:decisions, learnt as probabilities
 left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); data/data.html tells which
 batch     16 examples an update over 2 processes
 packing   shared_prefix: 1,131 tokens an update instead of 9,120 (8.1 times fewer), in 2 packs
@@ -90,6 +91,8 @@ class HeaderInfo:
     epochs: float
     weights_note: str | None = None
     """The loss of precision before training, see `gguf_model.describe_weight_loss`."""
+    teacher_note: str | None = None
+    """How many train labels are a teacher's, see `train_labels.TeacherShare`."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """{reason: rows} as in data.json."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -110,6 +113,7 @@ def header_lines(info: HeaderInfo) -> list[str]:
         "adapter": f"{info.adapter}: {info.trainable:,} trainable parameters ({trainable_fraction:.2%})",
         "rows": f"{info.train_rows:,} to train on, {info.validation_rows:,} to validate on, "
         f"the longest of {info.longest_row_tokens:,} tokens",
+        "teacher": info.teacher_note,
         "left out": _format_left_out(info),
         "weighting": info.class_balance,
         "batch": f"{_plural(info.batch_size, 'example')} an update"

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from insource.config.schema import json_schema_subset, task_labels
 from insource.config.schema.section import Count, Fraction, Name, OpenFraction, Section
 from insource.config.schema.source import Columns, Source
+from insource.config.schema.teacher import Teacher
 
 
 class Task(Section):
@@ -210,6 +211,8 @@ class Data(Section):
     """Maximum fraction of unusable rows; above it, preparation fails."""
     slices: dict[Name, NotInTrain | By] = {}
     """Parts of the test set that are reported separately."""
+    teacher: Teacher | None = None
+    """An API model that labels unlabelled rows, which are added to train. classification, extraction."""
 
 
 class Privacy(Section):

@@ -83,7 +83,8 @@ class Model(Section):
 
 
 class Train(Section):
-    """Training. Not upstream: max_train_rows, batch_size, packing, pack_tokens, class_weight and balanced_sampling."""
+    """Training. Not upstream: max_train_rows, batch_size, packing, pack_tokens, class_weight, balanced_sampling and
+    soft_labels."""
 
     num_train_epochs: Positive | Count = 3
     max_steps: Annotated[int, Field(ge=1)] | Literal[-1] = -1
@@ -136,6 +137,9 @@ class Train(Section):
     max_train_rows: Count | None = None
     """Not upstream: train on a subset of this many rows, those with the smallest keyed hashes (as the splits); `make
     curve` sets it. null: all."""
+    soft_labels: bool = False
+    """Not upstream; classification with data.teacher and `api: decisions` or `systemone`: train a row of the teacher on
+    the probabilities of its labels instead of on its answer."""
     seed: Annotated[int, Field(ge=0)] = 17
     batch_size: Count = 16
     """Not upstream: examples per optimizer update, over all processes."""

@@ -29,6 +29,19 @@ Vote = Literal["open", "closed", "neutral"]
 BASELINE_KINDS = ("closed", "file", "linear", "nearest", "head", "base")
 
 
+class TeacherSummary(Record):
+    """The train labels of a teacher (data.teacher). Held-out labels are never a teacher's."""
+
+    name: str
+    """Provider, model and API."""
+    n_train: int
+    """Train rows with its labels."""
+    stand_in: bool
+    """Whether a server on this machine stood in for the provider."""
+    soft_labels: bool
+    """Whether training used its probabilities."""
+
+
 class TaskSummary(Record):
     """The task, and the numbers of its rows."""
 
@@ -40,6 +53,7 @@ class TaskSummary(Record):
     n_train: int
     n_test: int
     clusters: int | None
+    teacher: TeacherSummary | None = None
 
 
 class BaseSummary(Record):

@@ -9,7 +9,8 @@ from anthropic.lib._parse._transform import transform_schema
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare.systems import api_models, row_requests
+from compare.systems import api_models
+from insource.backends import api_requests
 from insource.backends.types import Constraint, Request
 from insource.backends.wire import anthropic_messages, json_schema, model_families, openai_chat
 from insource.backends.wire.model_families import ANTHROPIC_KEYWORDS, FAMILIES, OPENAI_KEYWORDS, UNKNOWN
@@ -58,7 +59,7 @@ def test_every_baseline_of_the_recipes_is_of_a_known_family_and_gets_no_sampling
                 continue
             body = sent(baseline)
             assert (
-                model_families.find_family(row_requests.lookup_api_format(baseline), baseline.model or "")
+                model_families.find_family(api_requests.lookup_api_format(baseline), baseline.model or "")
                 is not UNKNOWN
             )
             assert not body.keys() & {"temperature", "top_p", "top_k", "logprobs"}
@@ -78,13 +79,13 @@ def test_the_output_limit_leaves_room_to_think_where_a_model_thinks(
     model: str, effort: Any, thinking_tokens: int
 ) -> None:
     provider: Any = "anthropic" if "claude" in model else "openai"
-    assert row_requests.thinking_tokens(Baseline(provider=provider, model=model, effort=effort)) == thinking_tokens
+    assert api_requests.thinking_tokens(Baseline(provider=provider, model=model, effort=effort)) == thinking_tokens
 
 
 def test_an_unknown_model_on_this_machine_gets_no_room_that_its_context_may_lack() -> None:
     local_baseline = Baseline(provider="openai", model="our-own", base_url="http://127.0.0.1:8000/v1")
-    assert row_requests.thinking_tokens(local_baseline) == 0
-    assert row_requests.thinking_tokens(local_baseline.model_copy(update={"effort": "low"})) == 4096
+    assert api_requests.thinking_tokens(local_baseline) == 0
+    assert api_requests.thinking_tokens(local_baseline.model_copy(update={"effort": "low"})) == 4096
 
 
 def test_effort_goes_where_each_wire_has_it() -> None:
