@@ -47,7 +47,9 @@ def main() -> int:
     if path:
         check_device(path, "cuda" if on_gpu else "cpu")
     small = arguments.small or not on_gpu
-    budget = Budget(time.monotonic(), 60 * (arguments.minutes or (SMALL_MINUTES if small else MINUTES)), selected, small)
+    budget = Budget(
+        time.monotonic(), 60 * (arguments.minutes or (SMALL_MINUTES if small else MINUTES)), selected, small
+    )
     results = describe_call(on_gpu, small, arguments.gib, budget)
     with tempfile.TemporaryDirectory(prefix="insource-gpu-") as folder:
         for part in selected:
@@ -95,7 +97,7 @@ def find_gpu() -> bool:
     if hardware.count_gpus():
         raise RecipeError(
             f"this machine has a GPU ({hardware.list_gpus()[0]}) that PyTorch {torch.__version__} cannot use: see "
-            "`make doctor`, or hide it with CUDA_VISIBLE_DEVICES=\"\" for a small run on the CPU"
+            '`make doctor`, or hide it with CUDA_VISIBLE_DEVICES="" for a small run on the CPU'
         )
     return False
 

@@ -27,7 +27,7 @@ FLEX_LENGTHS = (2100, 3000, 4600, 8000)
 
 
 def run(spec: PartSpec, log: CaseLog) -> None:
-    """Compare and time all implementations. Raise StageError if one differs from separate rows by more than rounding."""
+    """Compare and time all implementations. Raise StageError if one differs from separate rows beyond rounding."""
     import torch
 
     implementations: list[Implementation] = ["sdpa", SHARED_PREFIX]
@@ -107,7 +107,9 @@ def compare(
         checkpointing=True,
     )
     if difference.exceeds(spec.dtype):
-        failures.append(f"{name}: log-probabilities {difference.log_probability:.1e}, gradients {difference.gradient:.1e}")
+        failures.append(
+            f"{name}: log-probabilities {difference.log_probability:.1e}, gradients {difference.gradient:.1e}"
+        )
     seconds = time_pass(spec, model, pack, implementation)
     return Measurement(
         pack.tokens / seconds,

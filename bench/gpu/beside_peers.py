@@ -61,7 +61,7 @@ def find_python(system: str, on_gpu: bool) -> tuple[Path | None, str]:
     folder = environments.PEERS_DIR / "unsloth"
     if (folder / STAMP_FILE).exists():
         return folder / "bin" / "python", ""
-    return None, "Unsloth is not installed: `make bench ARGS=\"--systems unsloth\"` installs it into bench/.peers"
+    return None, 'Unsloth is not installed: `make bench ARGS="--systems unsloth"` installs it into bench/.peers'
 
 
 def make_peer_spec(spec: PartSpec, system: str, batch_size: int, updates: int) -> PeerSpec:

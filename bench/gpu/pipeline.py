@@ -69,7 +69,11 @@ def run_stage(spec: PartSpec, stage: str, recipe: Path, *settings: str) -> Measu
     """Run a stage and return the last line of its output. Raise StageError if it does not end with 0."""
     argv = [sys.executable, "-m", stage, str(recipe), "--hardware", "gpu" if spec.on_gpu else "cpu", *settings]
     variables = {name: value for name, value in os.environ.items() if name not in CLEARED_VARIABLES}
-    variables |= {**machine.OFFLINE_ENV, "RUNS": str(runs_folder(spec)), "REGISTRY": str(Path(spec.folder) / "registry")}
+    variables |= {
+        **machine.OFFLINE_ENV,
+        "RUNS": str(runs_folder(spec)),
+        "REGISTRY": str(Path(spec.folder) / "registry"),
+    }
     variables |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
     started_at = time.monotonic()
     completed = subprocess.run(argv, cwd=machine.ROOT, env=variables, capture_output=True, text=True, check=False)

@@ -120,7 +120,7 @@ def _random_parameter(parameter: Any, device: str) -> Any:
 
 
 def save_model(spec: PartSpec, tokenizer: Any, folder: Path) -> RandomModel:
-    """Save the spec's model without quantization, the tokenizer and the initial adapter, for frameworks that load files.
+    """Save the spec's model without quantization, tokenizer and initial adapter, for frameworks that load files.
 
     The returned record has no model: its memory is free again.
     """

@@ -42,9 +42,7 @@ def train_and_probe(
 
     The run is in `folder`.
     """
-    rows = [
-        packing_plan.TokenizedRow(str(index), prompt, (answer,)) for index, (prompt, answer) in enumerate(examples)
-    ]
+    rows = [packing_plan.TokenizedRow(str(index), prompt, (answer,)) for index, (prompt, answer) in enumerate(examples)]
     batch_size = recipe.train.batch_size
     updates = [list(range(start, start + batch_size)) for start in range(0, len(rows), batch_size)]
     training_set = dataset.TrainingSet(

@@ -1,4 +1,4 @@
-"""The GPU bench on a CPU, in small: its parts run, are stopped in time, fail visibly, and are never taken for a GPU's."""
+"""The GPU bench on a CPU, in small: its parts run, end in time, fail visibly, and are never taken for a GPU's."""
 
 import json
 import time
@@ -59,7 +59,9 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_part_that_fails_is_recorded_with_its_last_line(tmp_path: Path) -> None:
-    status, reason = parts.run_process(["sh", "-c", "echo first >&2; echo why >&2; exit 1"], tmp_path, make_spec(tmp_path))
+    status, reason = parts.run_process(
+        ["sh", "-c", "echo first >&2; echo why >&2; exit 1"], tmp_path, make_spec(tmp_path)
+    )
     assert (status, reason) == (parts.FAILED, "ended with 1: why")
 
 

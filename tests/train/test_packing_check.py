@@ -1,4 +1,4 @@
-"""The self-check of packing: it passes on models that follow the mask, and a model that does not is trained row by row."""
+"""The self-check of packing: models that follow the mask pass, and one that does not is trained row by row."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,9 +137,7 @@ def test_the_checked_pack_has_a_few_rows_of_the_largest_group() -> None:
 def verify(model_folder: Path, runs_folder: Path, messages: list[str], *settings: str) -> PackingPlan:
     recipe_of_run = recipe(model_folder, *settings)
     model = base.load_base_model(recipe_of_run)
-    return packing_check.verify_packing(
-        recipe_of_run, runs_folder, model, ROWS, make_plan(ROWS), 0, messages.append
-    )
+    return packing_check.verify_packing(recipe_of_run, runs_folder, model, ROWS, make_plan(ROWS), 0, messages.append)
 
 
 def test_a_base_is_checked_once(
