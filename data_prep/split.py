@@ -50,7 +50,7 @@ def assign_splits(table: Table, settings: Split, given_splits: set[str]) -> Spli
     }
     # The stage assigns rows of a source without splits and rows of a given train file. Rows of labelled files stay in
     # train: a model was uncertain of them, so they would bias a held-out split. Rows of a teacher stay in train, too.
-    is_own_row = (table.columns["provenance"] == 0) & ~table.by_teacher
+    is_own_row = table.columns["provenance"] == 0
     assignable = hash_split = is_own_row & np.isin(table.columns["given_split"], (-1, SPLITS.index("train")))
     in_train = assignable | table.by_teacher
     splits = np.where(in_train, SPLITS.index("train"), table.columns["given_split"]).astype(np.int8)

@@ -26,7 +26,7 @@ from insource.tracking.base_models import base_store, gguf_model
 from insource.tracking.run import Run
 from train.device import gpu, out_of_memory, precision
 from train.distributed import fsdp, launcher, world
-from train.evaluate import decodability, decoding_memory, reference_answers, untuned_answers
+from train.evaluate import decodability, decoding_memory, packing_check, reference_answers, untuned_answers
 from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.log_likelihood import BATCH_ROWS
 from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator, make_validation_function
@@ -81,6 +81,8 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         rows = dataset.apply_soft_labels(task, spec, tokenizer, rows, train_rows)
     model, base_folder = dequantize.load_training_base(recipe, base_store.store_path(run.folder), log_fallback)
     plan = dataset.plan_packing(recipe, rows, model.config, log_fallback)
+    runs_folder = base_store.store_path(run.folder).parent
+    plan = packing_check.verify_packing(recipe, runs_folder, model, rows, plan, tokenizer.pad_token_id, log_fallback)
 
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
     generation_evaluator = GenerationEvaluator(

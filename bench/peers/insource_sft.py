@@ -5,6 +5,7 @@ Rows come as token ids in a given order; `make train` renders and shuffles them.
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +29,39 @@ def main(spec: PeerSpec) -> None:
     recipe = build_recipe(spec)
     model, tokenizer = base.load_base_model(recipe), chat_template.load_tokenizer(recipe.model)
     model = base.cast_adapter_to_float32(PeftModel.from_pretrained(model, spec.adapter, is_trainable=True))
-    rows = [
-        packing_plan.TokenizedRow(str(index), prompt, (answer,))
-        for index, (prompt, answer) in enumerate(spec.examples())
-    ]
-    updates = [list(range(start, start + spec.batch_size)) for start in range(0, len(rows), spec.batch_size)]
+    result = train_and_probe(recipe, Path(spec.folder), model, tokenizer, spec.examples())
+    model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
+    spec.write_result(result)
+
+
+def train_and_probe(
+    recipe: Recipe, folder: Path, model: Any, tokenizer: Any, examples: Sequence[tuple[list[int], list[int]]]
+) -> dict[str, Any]:
+    """Train a model with an adapter on rows of prompt and answer ids, in their order, and return the figures.
+
+    The run is in `folder`.
+    """
+    rows = [packing_plan.TokenizedRow(str(index), prompt, (answer,)) for index, (prompt, answer) in enumerate(examples)]
+    batch_size = recipe.train.batch_size
+    updates = [list(range(start, start + batch_size)) for start in range(0, len(rows), batch_size)]
     training_set = dataset.TrainingSet(
         rows, dataset.plan_packing(recipe, rows, model.config, print), updates, "imitate"
     )
-    run_folder = Path(spec.folder) / "run"
+    run_folder = folder / "run"
     run_folder.mkdir(parents=True)
     probe = TrainingProbe()
     probe.attach(model)
     fit.train_adapter(recipe, run_folder, model, tokenizer, training_set, dict, print, StopRequest(), None)
     lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     tokens = packing_plan.compute_packing_stats(training_set.update_shards)
-    model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
-    spec.write_result(
-        {
-            "version": f"insource {insource_version()}, {package_versions('transformers', 'peft', 'torch')}",
-            "losses": [record["loss"] for record in map(json.loads, lines) if "loss" in record],
-            "token_ratio": tokens.unpacked / tokens.computed,
-            "packs_an_update": tokens.packs,
-            "longest_pack": tokens.longest_pack,
-            **probe.report(),
-        }
-    )
+    return {
+        "version": f"insource {insource_version()}, {package_versions('transformers', 'peft', 'torch')}",
+        "losses": [record["loss"] for record in map(json.loads, lines) if "loss" in record],
+        "token_ratio": tokens.unpacked / tokens.computed,
+        "packs_an_update": tokens.packs,
+        "longest_pack": tokens.longest_pack,
+        **probe.report(),
+    }
 
 
 def insource_version() -> str:

@@ -141,16 +141,25 @@ def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
     return examples
 
 
+def synthetic_labels(count: int, rng: random.Random) -> list[str]:
+    """Return the names of this many synthetic labels, drawn by `rng`."""
+    names = [f"{subject} {issue}" for subject in LABEL_SUBJECTS for issue in LABEL_ISSUES]
+    return rng.sample(names, count)
+
+
+def label_task(labels: Sequence[str]) -> classification.Spec:
+    """Return a task with these labels."""
+    return classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(labels, ""))
+
+
 def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]]:
     """Return a function that makes rows with this many synthetic labels before each message."""
 
     def make_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
         rng = random.Random(SEED)
-        names = [f"{subject} {issue}" for subject in LABEL_SUBJECTS for issue in LABEL_ISSUES]
-        chosen_names = rng.sample(names, labels)
+        chosen_names = synthetic_labels(labels, rng)
         rows = [(ticket.message, rng.choice(chosen_names)) for ticket in generate_tickets(count, SEED)]
-        spec = classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(chosen_names, ""))
-        return _classification_examples(tokenizer, spec, rows)
+        return _classification_examples(tokenizer, label_task(chosen_names), rows)
 
     return make_examples
 

@@ -26,7 +26,7 @@ SPLIT_NAMES = {
 # The split of files of data.source.labelled.
 LABELLED = "labelled"
 # The origin of a row's label: the recipe's own files, or a person, without or with a suggestion in view.
-PROVENANCES = ("source", "human", "human_suggested")
+PROVENANCES = ("source", "human", "human_suggested", "teacher")
 
 
 class Digits(str):

@@ -227,7 +227,7 @@ def _count_rows_without_group(prepared: PreparedData) -> int:
 def _describe_split_method(prepared: PreparedData) -> str:
     """Return the split method as text."""
     table, settings = prepared.table, prepared.recipe.data.split
-    given_splits = table.columns["given_split"][(table.columns["provenance"] == 0) & ~table.by_teacher]
+    given_splits = table.columns["given_split"][table.columns["provenance"] == 0]
     unit = f"group {settings.group}" if settings.group else "what the row says"
     method = f"keyed hash of {unit}, seed {settings.seed}"
     if settings.time is not None:

@@ -117,4 +117,5 @@ def make_row(label: TeacherLabel, recipe: Recipe) -> Row:
         cut_fields=frozenset(),
         file=label.file,
         line=label.line,
+        provenance="teacher",
     )

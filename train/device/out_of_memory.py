@@ -63,5 +63,8 @@ def free_bytes(device: Any) -> int | None:
 
     if device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free, total = torch.cuda.mem_get_info(device)
+    reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    # A process may be limited to a fraction of the GPU (torch.cuda.set_per_process_memory_fraction).
+    allowed = total * torch.cuda.get_per_process_memory_fraction(device) - reserved
+    return int(min(free, allowed) + reserved - allocated)

@@ -18,7 +18,12 @@ from train.loop import checkpoints
 from train.loop.losses import OBJECTIVES, MetricSums
 from train.loop.metrics_callback import MetricsCallback
 from train.packing import collate
-from train.packing.attention import disable_unsupported_flex, pack_attention, preferred_implementation
+from train.packing.attention import (
+    FLEX_FALLBACK,
+    disable_unsupported_flex,
+    pack_attention,
+    preferred_implementation,
+)
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import Pack, UpdateShard
 
@@ -66,7 +71,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             except RuntimeError as error:
                 if disable_unsupported_flex(error):
                     model.zero_grad()
-                    self.on_fallback("FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows")
+                    self.on_fallback(FLEX_FALLBACK)
                     continue
                 if not out_of_memory.is_out_of_memory(error):
                     raise

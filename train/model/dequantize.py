@@ -119,11 +119,12 @@ def _layer_bytes(model: Any, layers: list[tuple[Any, str, Any]]) -> int:
 
 
 def device_memory_bytes(device: Any) -> int:
-    """Return the total memory of a device."""
+    """Return the memory of a device, or the part of it that this process may use."""
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        total = torch.cuda.get_device_properties(device).total_memory
+        return int(total * torch.cuda.get_per_process_memory_fraction(device))
     return environment.memory_bytes()
 
 

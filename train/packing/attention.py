@@ -27,6 +27,7 @@ PREFIX_BLOCK_TOKENS = 112
 # 153,600 bytes, and 100,352 at width 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448. RTX 30 to 50, A10
 # and L4 have 101,376, which leaves too little margin.
 FLEX_SHARED_BYTES = 160_000
+FLEX_FALLBACK = "FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"
 _flex_disabled = False
 
 

@@ -1,0 +1,220 @@
+"""Self-check of shared-prefix packing on a base: one pack against the same rows computed one by one.
+
+    pack = select_check_pack(rows, plan)
+    difference = measure_difference(model, pack, log_probabilities=..., attention="shared_prefix", pad_token_id=0)
+    difference.exceeds("float32")       True if this base computes a pack differently from its rows
+
+A pack needs a model whose every layer follows the mask and the positions. A model class may compute attention in its
+own way, without an error. Then rows of a pack see each other. The check needs no adapter: it compares the
+log-probabilities of answer tokens, and their gradient with respect to the embedding of each token id. The gradient
+passes through all layers. Parameters, their gradients, random states and the modes of modules are unchanged.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from train.packing import collate
+from train.packing.attention import pack_attention
+from train.packing.attention_blocks import MIN_BLOCKED_TOKENS, Implementation
+from train.packing.collate import Batch
+from train.packing.packing_plan import Pack, PackingMode, PackingPlan, TokenizedRow
+
+LogProbabilities = Callable[[Any, Batch], tuple[Any, Any, Any]]
+"""`train.loop.losses.log_probabilities`, from which this package may not import."""
+
+MIN_ROWS = 2
+# Rows that are computed one by one: their tokens decide how long the check takes.
+MAX_UNPACKED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest differences that rounding explains."""
+
+    log_probability: float
+    gradient: float
+
+
+# By the type of matrix products. Measured differences of gradients (2 CPU cores, 2026-11-30): in float32 2e-7 to 1e-6,
+# in bfloat16 4e-3 to 2e-2 (tiny random models, the pocket model). If attention ignores the mask: 0.16 (tiny random
+# model) and 0.6 (pocket model). Large models in bfloat16 were not measured.
+TOLERANCES = {"float32": Tolerance(1e-3, 1e-2), "bfloat16": Tolerance(0.05, 0.1)}
+
+
+@dataclass(frozen=True)
+class PackingDifference:
+    """The norm of the difference between pack and separate rows, relative to the norm of separate rows."""
+
+    log_probability: float
+    """Of the log-probabilities of all answer tokens."""
+    gradient: float
+    """Of the gradient of their sum with respect to the embeddings."""
+
+    def exceeds(self, dtype: str) -> bool:
+        """Return whether rounding in this type, float32 or bfloat16, cannot explain the difference. NaN exceeds."""
+        limit = TOLERANCES[dtype]
+        return not (self.log_probability <= limit.log_probability and self.gradient <= limit.gradient)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """Log-probabilities and gradient of one or more passes."""
+
+    log_probabilities: Any
+    """[N], of answer tokens in the order of rows and their completions."""
+    token_ids: Any
+    """[T], all input tokens."""
+    gradients: Any
+    """[T, width], with respect to the embedding of each input token."""
+
+
+def select_check_pack(rows: Sequence[TokenizedRow], plan: PackingPlan) -> Pack | None:
+    """Return a pack of a few rows of the largest group with a common prefix, or None if no two rows make a pack.
+
+    Rows of median length come first. There are enough of them for attention by blocks, unless they are too long.
+    """
+    groups = sorted(range(len(plan.prefixes)), key=lambda group: (plan.prefixes[group] == 0, group))
+    for group in groups:
+        prefix = plan.prefixes[group]
+        indices = [index for index, row_group in enumerate(plan.row_groups) if row_group == group]
+        lengths = {index: rows[index].tokens_after_prefix(prefix) for index in indices}
+        median = sorted(lengths.values())[len(lengths) // 2] if lengths else 0
+        order = sorted(indices, key=lambda index: (abs(lengths[index] - median), index))
+        chosen: list[TokenizedRow] = []
+        for index in order:
+            pack = Pack((*chosen, rows[index]), prefix)
+            unpacked_tokens = sum(row.unpacked_tokens for row in pack.rows)
+            if pack.tokens > plan.pack_tokens or (len(chosen) >= MIN_ROWS and unpacked_tokens > MAX_UNPACKED_TOKENS):
+                break
+            chosen.append(rows[index])
+            if len(chosen) >= MIN_ROWS and pack.tokens >= MIN_BLOCKED_TOKENS:
+                break
+        if len(chosen) >= MIN_ROWS:
+            return Pack(tuple(chosen), prefix)
+    return None
+
+
+def measure_difference(
+    model: Any,
+    pack: Pack,
+    *,
+    log_probabilities: LogProbabilities,
+    attention: Implementation,
+    pad_token_id: int,
+    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    checkpointing: bool = False,
+) -> PackingDifference:
+    """Return the difference between a pack and its rows computed one by one, by a model without dropout.
+
+    `forward_context` is the context of forward passes in training. `checkpointing` computes layers again in the
+    backward pass, as training does, and so bounds memory.
+    """
+
+    def compute(part: Pack, mode: PackingMode) -> PassResult:
+        batch = collate.collate_pack(part, mode, model.device, pad_token_id, attention)
+        return compute_pass(model, batch, log_probabilities, forward_context)
+
+    with frozen_model(model, checkpointing):
+        packed = compute(pack, "shared_prefix")
+        separate = join_passes([compute(Pack((row,), 0), "none") for row in pack.rows])
+    return compare_passes(packed, separate)
+
+
+def compute_pass(
+    model: Any,
+    batch: Batch,
+    log_probabilities: LogProbabilities,
+    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> PassResult:
+    """Return the result of one forward and backward pass. Parameters get no gradient."""
+    import torch
+
+    embeddings: list[Any] = []
+
+    def detach_output(_module: Any, _inputs: Any, output: Any) -> Any:
+        embeddings.append(output.detach().requires_grad_(True))
+        return embeddings[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(detach_output)
+    try:
+        # The backward pass is inside: gradient checkpointing computes layers again there.
+        with pack_attention(model.config, batch):
+            with forward_context():
+                token_log_probs = log_probabilities(model, batch)[0]
+            (gradient,) = torch.autograd.grad(token_log_probs.sum(), embeddings[:1])
+    finally:
+        hook.remove()
+    token_ids = batch.inputs["input_ids"].flatten()
+    return PassResult(token_log_probs.detach().double(), token_ids, gradient.reshape(len(token_ids), -1).double())
+
+
+def join_passes(passes: Sequence[PassResult]) -> PassResult:
+    """Return the results of several passes as one."""
+    import torch
+
+    names = ("log_probabilities", "token_ids", "gradients")
+    return PassResult(*(torch.cat([getattr(result, name) for result in passes]) for name in names))
+
+
+def compare_passes(packed: PassResult, separate: PassResult) -> PackingDifference:
+    """Return the difference of two results for the same rows.
+
+    Gradients are summed by token id: the tokens of a shared prefix are in one pass once, in the other once for each
+    row.
+    """
+    import torch
+
+    token_ids = torch.cat([packed.token_ids, separate.token_ids]).unique()
+
+    def sum_by_token_id(result: PassResult) -> Any:
+        sums = result.gradients.new_zeros(len(token_ids), result.gradients.shape[-1])
+        return sums.index_add(0, torch.searchsorted(token_ids, result.token_ids), result.gradients)
+
+    return PackingDifference(
+        relative_difference(packed.log_probabilities, separate.log_probabilities),
+        relative_difference(sum_by_token_id(packed), sum_by_token_id(separate)),
+    )
+
+
+def relative_difference(actual: Any, expected: Any) -> float:
+    """Return the norm of the difference of two tensors, relative to the second."""
+    norm = float(expected.norm())
+    return float((actual - expected).norm()) / norm if norm else math.inf
+
+
+@contextmanager
+def frozen_model(model: Any, checkpointing: bool) -> Iterator[None]:
+    """Put a model into evaluation mode with frozen parameters inside of the block, and keep random states.
+
+    With `checkpointing`, only the layers themselves are in training mode, for which transformers checkpoints: their
+    parts use no dropout.
+    """
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    modes = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    uses_checkpointing = checkpointing and model.supports_gradient_checkpointing
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    if uses_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in modes:
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            yield
+    finally:
+        if uses_checkpointing:
+            model.gradient_checkpointing_disable()
+            # transformers leaves these hooks on.
+            model.disable_input_require_grads()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode
