@@ -6,8 +6,9 @@ versions is one assignment: requests in flight end on the version that they star
 
 vLLM checks its key only on some paths and lets every client load adapters. Therefore only these paths are forwarded:
 POST /v1/chat/completions, /v1/completions and /v1/messages. The gateway itself answers POST /v1/tasks/<recipe>,
-/v1/decisions and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), GET /v1/models and GET /metrics.
-Without a key it answers GET /healthz (the process runs) and /readyz (requests are forwarded; /health is its old name).
+/v1/decisions and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), and GET /v1/models, /openapi.json
+and /metrics. Without a key it answers GET /healthz (the process runs) and /readyz (requests are forwarded; /health is
+its old name).
 """
 
 import asyncio
@@ -23,7 +24,16 @@ from aiohttp.typedefs import Handler, Middleware
 from deploy.answers.local_model import LOCAL, EngineConnection
 from deploy.answers.outcome import VERSION_HEADER
 from deploy.answers.request_errors import RequestError, invalid_request
-from deploy.gateway.paths import chat_request, chat_tasks, decisions, feedback, forwarding, model_names, tasks_path
+from deploy.gateway.paths import (
+    chat_request,
+    chat_tasks,
+    decisions,
+    feedback,
+    forwarding,
+    model_names,
+    openapi,
+    tasks_path,
+)
 from deploy.gateway.proxy_state import ProxyState
 from deploy.monitoring import metrics
 from insource.config.hosts import cross_origin_problem
@@ -32,7 +42,7 @@ from insource.system.daemon_thread import run_in_thread
 
 FORWARDED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 HEALTH_PATHS = ("/health", "/healthz", "/readyz")
-GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *HEALTH_PATHS)
+GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", openapi.PATH, "/metrics", *HEALTH_PATHS)
 """Paths that the gateway itself answers, in addition to those of tasks."""
 MAX_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
@@ -102,9 +112,15 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 
     async def list_models(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
-        names = [*proxy_state.versions, *(f"{name}{chat_request.RAW_SUFFIX}" for name in proxy_state.tasks)]
-        entries = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted(names)]
+        entries = [{"id": name, "object": "model", "owned_by": "insource"} for name in proxy_state.public_names]
         return web.json_response({"object": "list", "data": entries})
+
+    async def describe_paths(request: web.Request) -> web.StreamResponse:
+        _require_client(proxy_state, request)
+        description = openapi.build_description(
+            proxy_state.tasks, proxy_state.public_names, proxy_state.limits, proxy_state.keys.required
+        )
+        return web.json_response(description)
 
     async def expose_metrics(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
@@ -131,6 +147,7 @@ def build_application(proxy_state: ProxyState) -> web.Application:
     app.router.add_post(decisions.PATH, answer_decision)
     app.router.add_post(feedback.PATH, receive_feedback)
     app.router.add_get("/v1/models", list_models)
+    app.router.add_get(openapi.PATH, describe_paths)
     app.router.add_get("/metrics", expose_metrics)
     app.router.add_get("/healthz", report_alive)
     for path in ("/readyz", "/health"):
@@ -224,6 +241,8 @@ def _resolve_model(
         model = model_names.read_value(fields, "model")
     except ValueError:
         raise invalid_request("the body is no JSON object") from None
+    if model_names.has_duplicate_key(body, fields):
+        raise invalid_request("a key is in the body twice")
     name, raw = proxy_state.split_model_name(model)
     version = proxy_state.require_version(name)
     request[ACCESS_RECORD].model = f"{name}@{version}"

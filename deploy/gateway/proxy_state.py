@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from aiohttp import ClientSession
 
 from deploy.answers.outcome import Deployment
-from deploy.answers.request_errors import RequestError
+from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.gateway.keys import Keys
 from deploy.gateway.paths import chat_request, forwarding
 from deploy.monitoring.monitor import Monitor
@@ -52,6 +52,11 @@ class ProxyState:
         """True if requests are forwarded."""
         return self.engine is not None and self.engine_responds and not self.stopping
 
+    @property
+    def public_names(self) -> list[str]:
+        """Return the model names of clients: each model, and with ":raw" the models of tasks."""
+        return sorted([*self.versions, *(f"{name}{chat_request.RAW_SUFFIX}" for name in self.tasks)])
+
     @contextmanager
     def count_request(self, client: str) -> Iterator[None]:
         """Count a request of a client while it is in flight. Raise RequestError if there are too many."""
@@ -87,11 +92,13 @@ class ProxyState:
 
     def require_version(self, model: object) -> str:
         """Return the active version of a model. Raise RequestError if there is none."""
-        version = self.versions.get(model) if isinstance(model, str) else None
+        available = ", ".join(sorted(self.versions)) or "none yet"
+        if not isinstance(model, str):
+            raise invalid_request(f"model is missing or no text; there are: {available}")
+        version = self.versions.get(model)
         if version is None and model in self.deployed_models:
             raise RequestError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
         if version is None:
-            available = ", ".join(sorted(self.versions)) or "none yet"
             raise RequestError(404, "not_found_error", f"there is no model {model!r}; there are: {available}")
         return version
 

@@ -136,7 +136,10 @@ class FakeEngine:
     """Whether connections are aborted."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read())
+        try:
+            body = json.loads(await request.read())
+        except RecursionError:
+            return web.json_response({"error": {"message": "error parsing the body"}}, status=400)
         self.requests.append((request.path, body))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
@@ -145,12 +148,16 @@ class FakeEngine:
                 assert request.transport is not None
                 request.transport.abort()
             return await self._respond(request, body)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:  # as vLLM refuses a request
+            return web.json_response({"error": {"message": f"{type(error).__name__}: {error}"}}, status=400)
         finally:
             self.in_flight -= 1
 
     async def _respond(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if request.path == "/v1/completions":
+        if "logprob_token_ids" in body:
             return web.json_response(score_tokens(body))
+        if request.path == "/v1/completions":
+            return web.json_response({"model": body["model"], "choices": [{"text": str(body["prompt"])[:5]}]})
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
         if wait := re.search(r"wait=([\d.]+)", text):
             await asyncio.sleep(float(wait[1]))
@@ -166,6 +173,10 @@ class FakeEngine:
         truncated = "cut" in text.split() and body.get("max_completion_tokens", 0) < 20
         if body.get("stream"):
             return await self._stream(request, body, answer)
+        if request.path == "/v1/messages":
+            message = {"id": "m1", "type": "message", "role": "assistant", "model": body["model"]}
+            message |= {"content": [{"type": "text", "text": answer}], "stop_reason": "end_turn"}
+            return web.json_response({**message, "usage": {"input_tokens": 30, "output_tokens": 3}})
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer[:2] if truncated else answer},
