@@ -127,6 +127,10 @@ def build_application(proxy_state: ProxyState) -> web.Application:
         proxy_state.monitor.metrics.set_state(
             proxy_state.is_ready, proxy_state.in_flight_by_client.total(), proxy_state.versions
         )
+        if proxy_state.pool is not None:
+            proxy_state.monitor.metrics.set_engines(
+                {engine.url: (bool(engine.models), engine.in_flight) for engine in proxy_state.pool.engines}
+            )
         proxy_state.monitor.update_drift(proxy_state.tasks)
         text = await run_in_thread(proxy_state.monitor.render_metrics, dict(proxy_state.tasks))
         return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
@@ -169,7 +173,7 @@ async def _accept_body(
         raise RequestError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
     with proxy_state.count_request(client):
         if requires_engine:
-            proxy_state.require_engine()
+            proxy_state.require_ready()
         yield await _read_body(proxy_state, request)
 
 
@@ -177,7 +181,8 @@ async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -
     """Return the answer to a forwarded request or to a chat with a task input. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         fields, names, raw = _resolve_model(proxy_state, request, body)
-        engine, deployment, monitor = proxy_state.require_engine(), proxy_state.find_task(names), proxy_state.monitor
+        engine, monitor = proxy_state.require_engine(names.internal_name), proxy_state.monitor
+        deployment = proxy_state.find_task(names)
         with proxy_state.track_in_flight(names.internal_name):
             try:
                 answer = None
@@ -222,7 +227,7 @@ async def _answer_decision_request(proxy_state: ProxyState, request: web.Request
                 404, "not_found_error", f"the prompt.json of {names.internal_name} does not state its task"
             )
         with proxy_state.track_in_flight(names.internal_name):
-            engine = EngineConnection(proxy_state.require_engine(), proxy_state.record_data)
+            engine = EngineConnection(proxy_state.require_engine(names.internal_name), proxy_state.record_data)
             payload = await decisions.answer_questions(
                 body, deployment, engine, names.public_name, proxy_state.limits, proxy_state.monitor
             )
@@ -259,7 +264,8 @@ async def _answer_task_request(proxy_state: ProxyState, request: web.Request) ->
         request[ACCESS_RECORD].model = deployment.task.internal_name
         with proxy_state.track_in_flight(deployment.task.internal_name):
             private = chat_request.has_private_header(request.headers)
-            engine = EngineConnection(proxy_state.require_engine(), proxy_state.record_data)
+            session = proxy_state.require_engine(deployment.task.internal_name)
+            engine = EngineConnection(session, proxy_state.record_data)
             payload, outcomes = await tasks_path.answer_inputs(
                 body, deployment, engine, private, proxy_state.limits, proxy_state.monitor
             )
