@@ -3,7 +3,7 @@
 It serves the pocket model with vLLM and asks for the probability of each of 77 labels in two ways, in turns on the same
 messages. It writes bench/results/decisions.json and prints the figures.
 
-    shared    one request for each prefix at which labels diverge, as POST /v1/decisions (deploy/answers/label_scores.py)
+    shared    one request for each prefix at which labels diverge, as POST /v1/decisions (answers/label_scores.py)
     each      for each label, one constrained decoding step at each of its tokens where labels diverge
 
 Both multiply the probabilities along a label's tokens, with only labels allowed, so the results must be equal within
@@ -31,6 +31,7 @@ from deploy.answers import local_model
 from deploy.answers.label_scores import score_labels
 from deploy.answers.label_tree import LabelTree, TaskTokens, TokenIds
 from deploy.answers.local_model import EngineConnection
+from insource.config import cli
 from insource.config.base_models import POCKET
 from insource.config.errors import GateError
 from insource.config.load import load
@@ -79,7 +80,7 @@ def main() -> int:
     )
     if result["largest_difference"] > TOLERANCE:
         raise GateError(f"the probabilities differ by {result['largest_difference']:.1e}; allowed: {TOLERANCE:.0e}")
-    return 0
+    return cli.OK
 
 
 def make_task(n_labels: int) -> classification.Spec:
@@ -118,9 +119,7 @@ async def measure_messages(address: Address, prompts: Sequence[list[int]], tree:
     return measurements
 
 
-async def measure_message(
-    engine: EngineConnection, ids: list[int], tree: LabelTree, shared_first: bool
-) -> Measurement:
+async def measure_message(engine: EngineConnection, ids: list[int], tree: LabelTree, shared_first: bool) -> Measurement:
     """Return the measurement of one message, whose prompt is computed before the clock starts."""
     await query_steps(engine, ids, tree, [((), tree.choices[()])] if () in tree.choices else [])
     seconds, probabilities = {}, {}
@@ -191,4 +190,4 @@ def summarize(measurements: Sequence[Measurement], tree: LabelTree, n_labels: in
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run_cli(main)

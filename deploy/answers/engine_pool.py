@@ -4,7 +4,7 @@
     async with pool.route("classifier@3f2a90c17b5e44d0").post("/v1/completions", json=body) as response:
         ...
 
-If an engine breaks off, or answers 5xx, before the client got a byte of the answer, another engine gets the same request.
+If an engine breaks off, or answers 5xx, before the client got a byte of the answer, another engine gets the request.
 Therefore a response is read before it is returned: completely, or of a stream the first chunk.
 """
 

@@ -83,7 +83,9 @@ async def check_version(engine: Engine, session: ClientSession, served: ServedMo
 async def _list_models(session: ClientSession) -> set[str]:
     async with session.get("/v1/models") as response:
         if response.status != 200:
-            raise StageError(f"GET /v1/models answers {response.status} (INSOURCE_ENGINE_KEY has the key of the engines)")
+            raise StageError(
+                f"GET /v1/models answers {response.status} (INSOURCE_ENGINE_KEY has the key of the engines)"
+            )
         payload = await response.json(content_type=None)
     try:
         return {str(card["id"]) for card in payload["data"]}

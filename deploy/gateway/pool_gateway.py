@@ -78,8 +78,6 @@ class PoolGateway:
         check_task: asyncio.Task[None] | None = None
         session: ClientSession | None = None
         try:
-            while True:| None = None
-        try:
             while True:
                 session = engine.session or self._open_session(engine)
                 problem = await engine_checks.find_problem(engine, session, self.serve.hang_seconds)

@@ -54,7 +54,7 @@ class ProxyState:
     def is_ready(self) -> bool:
         """True if requests are forwarded."""
         if self.pool is not None:
-            names = (f"{name}" for name, version in self.versions.items())
+            names = (f"{name}@{version}" for name, version in self.versions.items())
             return not self.stopping and any(map(self.pool.can_answer, names))
         return self.engine is not None and self.engine_responds and not self.stopping
 

@@ -91,10 +91,7 @@ def _find_servable(registry_dir: Path, serve: Serve) -> ServedModel:
             return served
         except RecipeError as error:
             problems.append(str(error))
-    raise RecipeError(
-        "; ".join(problems)
-        or _nothing_deployed(registry_dir)
-    )
+    raise RecipeError("; ".join(problems) or _nothing_deployed(registry_dir))
 
 
 def _nothing_deployed(registry_dir: Path) -> str:

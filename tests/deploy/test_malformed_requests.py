@@ -108,7 +108,11 @@ def test_a_doubled_key_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [ASKED, ASKED | {"": 0, '"': {"a": [1, {"a": 2}]}, "é\\": '"a": 1, ', "a": 1.50}])
 def test_a_body_without_a_doubled_key_passes_in_any_notation(body: dict[str, Any]) -> None:
-    notations = json.dumps(body), json.dumps(body, indent=3, ensure_ascii=False), json.dumps(body, separators=(",", ":"))
+    notations = (
+        json.dumps(body),
+        json.dumps(body, indent=3, ensure_ascii=False),
+        json.dumps(body, separators=(",", ":")),
+    )
 
     async def scenario() -> None:
         async with door() as (client, _, requests):

@@ -84,7 +84,9 @@ def fetch_description(address: str) -> dict[str, Any]:
     return description
 
 
-def check_response(description: dict[str, Any], path: str, response: tuple[int, Any, str], method: str = "post") -> None:
+def check_response(
+    description: dict[str, Any], path: str, response: tuple[int, Any, str], method: str = "post"
+) -> None:
     """Raise AssertionError or ValidationError if a response is not one of those described."""
     status, payload, media_type = response
     responses = description["paths"][path][method]["responses"]
@@ -189,9 +191,7 @@ def test_the_schemas_have_the_keys_that_the_paths_accept_and_return(served: tupl
 
 
 @pytest.mark.parametrize("path", VALID)
-def test_valid_requests_fit_their_schema_and_get_a_described_answer(
-    served: tuple[str, ProxyState], path: str
-) -> None:
+def test_valid_requests_fit_their_schema_and_get_a_described_answer(served: tuple[str, ProxyState], path: str) -> None:
     address, _ = served
     description = fetch_description(address)
     schema = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -218,7 +218,9 @@ JSON_VALUES = st.recursive(
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
     """A JSON value with one change at a random place: another value, a missing key, or one more."""
-    keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    keys: list[Any] = (
+        list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    )
     change = draw(st.sampled_from(["inside", "inside", "inside", "replace", "remove", "add"] if keys else ["replace"]))
     if change == "replace":
         return draw(JSON_VALUES)

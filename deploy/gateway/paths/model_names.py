@@ -6,6 +6,7 @@ Bodies are parsed one level deep, and the values are kept as bytes (msgspec.Raw)
 number, text or escape is rewritten.
 """
 
+import math
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -66,9 +67,15 @@ def read_value(fields: Fields, key: str) -> Any:
 
 
 def read_number(fields: Fields, key: str) -> float | None:
-    """Return a number as vLLM parses it ("3" and 3.0 are 3), None if there is none."""
+    """Return a number as vLLM parses it ("3" and 3.0 are 3), None if there is none, infinity if it is too large."""
     try:
-        return float(read_value(fields, key))
+        value = read_value(fields, key)
+    except ValueError:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         return None
 

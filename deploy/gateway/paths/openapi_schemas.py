@@ -64,7 +64,8 @@ def describe_object(
 
 # RequestError.json (deploy/answers/request_errors.py).
 ERROR_DETAIL = describe_object({"type": TEXT, "message": TEXT, "code": {"type": "integer"}})
-ERROR = describe_object({"type": {"const": "error"}, "error": ERROR_DETAIL})
+# vLLM's own errors, which are passed on, have no "type" beside "error".
+ERROR = describe_object({"type": {"const": "error"}, "error": ERROR_DETAIL}, ["error"])
 MODELS = describe_object(
     {
         "object": {"const": "list"},
@@ -80,9 +81,7 @@ def describe_chat(models: Sequence[str], limits: Limits, with_max_tokens: bool) 
     """Return the schema of a chat request. Anthropic's format requires max_tokens (`with_max_tokens`)."""
     properties = {"model": _describe_model(models), "messages": MESSAGES, "private": PRIVATE}
     parameters = _describe_parameters(limits) | {"max_completion_tokens": _describe_max_tokens(limits)}
-    return describe_object(
-        properties | parameters, ["model", "messages", *(["max_tokens"] if with_max_tokens else [])]
-    )
+    return describe_object(properties | parameters, ["model", "messages", *(["max_tokens"] if with_max_tokens else [])])
 
 
 def describe_completion_request(models: Sequence[str], limits: Limits) -> Schema:
@@ -175,7 +174,11 @@ def describe_task_response(task: Task) -> Schema:
 def describe_decision_request(tasks: Sequence[Task]) -> Schema:
     """Return the schema of a request to /v1/decisions: one alternative for each classification task."""
     alternatives = [_describe_task_decision(task) for task in tasks]
-    return {"oneOf": alternatives} if alternatives else describe_object(dict.fromkeys(decisions.KEYS[:3], {}))
+    return (
+        {"oneOf": alternatives}
+        if alternatives
+        else describe_object({key: {} for key in ("model", "input", "questions")})
+    )
 
 
 def _describe_task_decision(task: Task) -> Schema:
@@ -198,7 +201,7 @@ def _describe_task_decision(task: Task) -> Schema:
         },
     }
     model = {"const": task.name}
-    properties: dict[str, Schema] = dict.fromkeys(decisions.KEYS, {})
+    properties: dict[str, Schema] = {key: {} for key in decisions.KEYS}
     properties |= {"model": model, "input": describe_input(task), "questions": questions}
     return describe_object(properties, ["model", "input", "questions"], closed=True)
 
@@ -223,9 +226,7 @@ def describe_decision_response() -> Schema:
 def describe_feedback_request(tasks: Sequence[Task]) -> Schema:
     """Return the schema of a request to /v1/feedback. An answer may also be sent as a text that contains its JSON."""
     answers = [describe_answer(task) for task in tasks]
-    item = describe_object(
-        {"id": TEXT, "answer": {"anyOf": [*answers, TEXT]}}, required=feedback.KEYS, closed=True
-    )
+    item = describe_object({"id": TEXT, "answer": {"anyOf": [*answers, TEXT]}}, required=feedback.KEYS, closed=True)
     items = {"type": "array", "items": item, "minItems": 1, "maxItems": feedback.MAX_ITEMS}
     return {"oneOf": [item, describe_object({"feedback": items}, closed=True)]}
 

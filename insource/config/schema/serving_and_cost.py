@@ -6,7 +6,6 @@ from pydantic import Field, field_validator, model_validator
 
 from insource.config.schema.section import Count, Fraction, Name, NonNegative, OpenFraction, Positive, Section
 
-
 EngineUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9._\[\]:-]+$")]
 """Scheme, host and port of a server, without a path."""
 
@@ -88,8 +87,8 @@ class Serve(Section):
     """How the gateway handles a chat with a model's name. task: a conversation without the task's own prompt is its
     input; prompt and constraint are added. raw: it is forwarded unchanged, as with <name>:raw."""
     engines: list[EngineUrl] = []
-    """vLLM servers that were started elsewhere, for the gateway: http://host:port of each. Requests go to the one with the
-    fewest in flight. By default the gateway starts a vLLM of its own."""
+    """vLLM servers that were started elsewhere, for the gateway: http://host:port of each. A request goes to the one
+    with the fewest in flight. By default the gateway starts its own vLLM."""
     loopback_without_key: bool = False
     """Whether the gateway accepts requests without a key on a loopback address."""
     limits: Limits = Limits()

@@ -1,7 +1,7 @@
 """The gateway's application with deployed tasks and a FakeEngine, served in threads for clients of any kind.
 
-    with serve_gateway([deployment]) as (address, state):
-        ...
+with serve_gateway([deployment]) as (address, state):
+    ...
 """
 
 import shutil

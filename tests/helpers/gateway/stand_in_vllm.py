@@ -1,7 +1,8 @@
 """A process instead of vLLM, for tests of the code that runs vLLM. It has vLLM's command line and HTTP API.
 
 `python -m tests.helpers.gateway.stand_in_vllm --uds PATH ...`, or `--port PORT`. A loaded adapter gives its reference
-answers to their prompts, and the mark in its weights to any other prompt. The field `stand` of a request controls the response:
+answers to their prompts, and the mark in its weights to any other prompt. The field `stand` of a request
+controls the response:
 
     {"wait": seconds}                     delay
     {"raw": text}, {"sse": [text, ...]}   the body or the stream; %M is replaced by the model's name

@@ -123,6 +123,12 @@ def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
     return {"model": body["model"], "choices": [{"text": "", "logprobs": {"top_logprobs": [log_probabilities]}}]}
 
 
+def refuse(message: str) -> web.Response:
+    """Return a refusal as vLLM sends it."""
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+    return web.json_response({"error": error}, status=400)
+
+
 @dataclass
 class FakeEngine:
     """A stand-in for vLLM, with the requests that it got."""
@@ -139,7 +145,7 @@ class FakeEngine:
         try:
             body = json.loads(await request.read())
         except RecursionError:
-            return web.json_response({"error": {"message": "error parsing the body"}}, status=400)
+            return refuse("error parsing the body")
         self.requests.append((request.path, body))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
@@ -149,7 +155,7 @@ class FakeEngine:
                 request.transport.abort()
             return await self._respond(request, body)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:  # as vLLM refuses a request
-            return web.json_response({"error": {"message": f"{type(error).__name__}: {error}"}}, status=400)
+            return refuse(f"{type(error).__name__}: {error}")
         finally:
             self.in_flight -= 1
 
@@ -164,7 +170,7 @@ class FakeEngine:
         else:
             await asyncio.sleep(0)
         if "too long" in text:
-            return web.json_response({"error": {"message": "maximum context length is 2048 tokens"}}, status=400)
+            return refuse("maximum context length is 2048 tokens")
         fixed = re.search(r"says (\{.*\}|\S+)", text)
         unconstrained = re.search(r"freely (\S+)", text) if "structured_outputs" not in body else None
         answer = unconstrained[1] if unconstrained else fixed[1] if fixed else "late"
