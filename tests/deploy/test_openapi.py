@@ -254,6 +254,33 @@ def test_no_changed_request_gets_a_5xx_or_an_answer_that_is_not_described(
     check()
 
 
+def nest(levels: int) -> Any:
+    """A list in a list in a list."""
+    return [nest(levels - 1)] if levels else 1
+
+
+CHAT_MESSAGE = {"role": "user", "content": "x"}
+FOUND = {
+    "tool calls that are no list": ("/v1/chat/completions", {"messages": [CHAT_MESSAGE | {"tool_calls": 5}]}, 400),
+    "half of a surrogate pair": ("/v1/chat/completions", {"messages": [CHAT_MESSAGE], "user": "\ud800"}, 400),
+    "a seed of 100 bits": ("/v1/chat/completions", {"messages": [CHAT_MESSAGE], "seed": 2**100}, 400),
+    "n of 400 digits": ("/v1/completions", {"prompt": "x", "n": 10**400}, 413),
+    "an answer of 200 levels": ("/v1/feedback", {"id": "x", "answer": nest(200)}, 400),
+    "an input of 500 levels": (f"/v1/tasks/{TASK_NAME}", {"input": nest(500)}, 400),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "status"), FOUND.values(), ids=FOUND)
+def test_a_value_that_once_gave_a_500_gets_a_4xx(
+    served: tuple[str, ProxyState], path: str, body: dict[str, Any], status: int
+) -> None:
+    address, _ = served
+    model = {} if path.startswith(("/v1/tasks", "/v1/feedback")) else {"model": TASK_NAME}
+    response = send(address, path, model | body)
+    assert response[0] == status and response[1]["error"]["message"], response
+    check_response(fetch_description(address), path, response)
+
+
 LARGE_BYTES = 100_000_000
 NESTED = b'{"model": "%b", "input": %b1%b}' % (TASK_NAME.encode(), b"[" * 100_000, b"]" * 100_000)
 NAMED = b'"model": "%b"' % TASK_NAME.encode()

@@ -24,10 +24,10 @@ CHECKS = (
     "response_schema_conformance",
     "ignored_auth",
 )
-EXAMPLES, SEED = 40, 17
+EXAMPLES, SEED = 30, 17
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=4)
 @pytest.mark.parametrize("kind", ["classification", "extraction"])
 def test_schemathesis_finds_no_failure(tmp_path: Path, kind: str) -> None:
     if not PROGRAM.exists():
@@ -42,6 +42,7 @@ def test_schemathesis_finds_no_failure(tmp_path: Path, kind: str) -> None:
         command += ["--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"]
         command += ["--max-examples", str(EXAMPLES), "--seed", str(SEED), "--generation-database", "none"]
         command += ["--suppress-health-check", "all", "--warnings", "off", "--continue-on-failure", "--no-color"]
+        command += ["--request-timeout", "120"]  # the first decision imports the tokenizer's library
         environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         completed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert completed.returncode == 0, completed.stdout[-8000:] + completed.stderr[-2000:]
