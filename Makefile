@@ -117,7 +117,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m insource.config.recipe --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling | curve | gpu (the GPU path in 8 minutes; in small on a CPU), ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling | curve | gpu (the GPU path in 8 minutes; in small on a CPU) | decisions, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

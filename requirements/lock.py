@@ -5,6 +5,7 @@ torch.txt     only torch, in all builds with known hashes
 cuda.txt      torch's CUDA libraries, needed in addition if pip has torch only as its CUDA build
 gpu.txt       all packages of a machine with a GPU
 calibrate.txt llm-compressor (calibrate.in), for an environment of its own
+schemathesis.txt  schemathesis (schemathesis.in), for an environment of its own
 """
 
 import re
@@ -61,6 +62,8 @@ def main() -> None:
     write_lock(
         "calibrate.txt", "For the environment of llm-compressor (train/export/gptq.py).", resolve(calibrate), calibrate
     )
+    fuzzer, comment = "requirements/schemathesis.in", "For the environment of tests/deploy/test_schemathesis.py."
+    write_lock("schemathesis.txt", comment, resolve(fuzzer), fuzzer)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PROVENANCE_NAMES = {
     "source": "own files",
     "human": "labelled without a suggestion",
     "human_suggested": "labelled with a suggestion in view",
+    "teacher": "labelled by the teacher",
 }
 # Maximum number of lines of one kind.
 MAX_LINES = 10

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aiohttp import ClientError, ClientSession
+from aiohttp import ClientError
 
 from compare.records import SystemAnswer
+from deploy.answers.engine_pool import EngineSession
 from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from insource.backends.types import Backend, Completion, Request
@@ -39,9 +40,9 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class EngineConnection:
-    """Connection to the vLLM behind the gateway."""
+    """Connection to the vLLM behind the gateway, or to several engines."""
 
-    session: ClientSession
+    session: EngineSession
     on_data: Callable[[], None]
     """Called whenever vLLM sends data."""
 

@@ -1,4 +1,4 @@
-"""Control loop of the gateway: keep vLLM running, follow the registry, and stop within 10 s of a signal."""
+"""Control loop of the gateway: keep its vLLM running, follow the registry, and stop within 10 s of a signal."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from logging import Logger
 
 from deploy.gateway import http_server
 from deploy.gateway.gateway import POLL_SECONDS, Gateway
+from deploy.gateway.pool_gateway import PoolGateway
 from deploy.gateway.proxy_state import ProxyState
 from insource.config.errors import StageError
 from insource.system.console_log import log_line
@@ -18,7 +19,7 @@ DRAIN_SECONDS = 4.0
 """Time for requests in flight at the end. Together with aiohttp and vLLM stopping takes less than 10 s."""
 
 
-async def serve_forever(gateway: Gateway, address: Address, access_log: Logger | None = None) -> None:
+async def serve_forever(gateway: Gateway | PoolGateway, address: Address, access_log: Logger | None = None) -> None:
     """Serve until a stop signal. Raise StageError if vLLM does not become ready or fails too often."""
     stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in http_server.list_stop_signals():
@@ -27,14 +28,15 @@ async def serve_forever(gateway: Gateway, address: Address, access_log: Logger |
     await runner.setup()
     assert runner.server is not None
     listener = await http_server.listen(runner.server, address)
-    control_task = asyncio.create_task(run_control_loop(gateway, address))
+    control_loop = gateway.run(address) if isinstance(gateway, PoolGateway) else run_control_loop(gateway, address)
+    control_task = asyncio.create_task(control_loop)
     monitor_task = asyncio.create_task(gateway.proxy_state.monitor.run())
     stop_task = asyncio.create_task(stop_event.wait())
     try:
         await asyncio.wait({control_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
         if control_task.done():
             control_task.result()
-        log_line("stop      answering what is on its way, then stopping vLLM")
+        log_line("stop      answering the requests in flight")
     finally:
         listener.close()
         gateway.proxy_state.stopping = True
@@ -47,7 +49,7 @@ async def serve_forever(gateway: Gateway, address: Address, access_log: Logger |
         await monitor_task
         await gateway.deployments.close()
         # Concurrently: vLLM has no requests left, and may take as long to stop as the connections.
-        await asyncio.gather(run_in_thread(gateway.vllm.stop), runner.cleanup())
+        await asyncio.gather(run_in_thread(gateway.stop), runner.cleanup())
 
 
 async def run_control_loop(gateway: Gateway, address: Address) -> None:

@@ -266,6 +266,10 @@ class Gateway:
         if session:
             await session.close()
 
+    def stop(self) -> None:
+        """Stop vLLM."""
+        self.vllm.stop()
+
     async def start_engine(self) -> None:
         """Start vLLM without adapters; `follow_registry` loads them. Raise StageError if it does not become ready."""
         self.loaded_versions = {registry_dir.name: set() for registry_dir in self.registry_dirs}

@@ -6,8 +6,9 @@ versions is one assignment: requests in flight end on the version that they star
 
 vLLM checks its key only on some paths and lets every client load adapters. Therefore only these paths are forwarded:
 POST /v1/chat/completions, /v1/completions and /v1/messages. The gateway itself answers POST /v1/tasks/<recipe>,
-/v1/decisions and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), GET /v1/models and GET /metrics.
-Without a key it answers GET /healthz (the process runs) and /readyz (requests are forwarded; /health is its old name).
+/v1/decisions and /v1/feedback, chats with an input of a task (paths/chat_tasks.py), and GET /v1/models, /openapi.json
+and /metrics. Without a key it answers GET /healthz (the process runs) and /readyz (requests are forwarded; /health is
+its old name).
 """
 
 import asyncio
@@ -23,7 +24,16 @@ from aiohttp.typedefs import Handler, Middleware
 from deploy.answers.local_model import LOCAL, EngineConnection
 from deploy.answers.outcome import VERSION_HEADER
 from deploy.answers.request_errors import RequestError, invalid_request
-from deploy.gateway.paths import chat_request, chat_tasks, decisions, feedback, forwarding, model_names, tasks_path
+from deploy.gateway.paths import (
+    chat_request,
+    chat_tasks,
+    decisions,
+    feedback,
+    forwarding,
+    model_names,
+    openapi,
+    tasks_path,
+)
 from deploy.gateway.proxy_state import ProxyState
 from deploy.monitoring import metrics
 from insource.config.hosts import cross_origin_problem
@@ -32,7 +42,7 @@ from insource.system.daemon_thread import run_in_thread
 
 FORWARDED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 HEALTH_PATHS = ("/health", "/healthz", "/readyz")
-GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *HEALTH_PATHS)
+GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", openapi.PATH, "/metrics", *HEALTH_PATHS)
 """Paths that the gateway itself answers, in addition to those of tasks."""
 MAX_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
@@ -102,15 +112,25 @@ def build_application(proxy_state: ProxyState) -> web.Application:
 
     async def list_models(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
-        names = [*proxy_state.versions, *(f"{name}{chat_request.RAW_SUFFIX}" for name in proxy_state.tasks)]
-        entries = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted(names)]
+        entries = [{"id": name, "object": "model", "owned_by": "insource"} for name in proxy_state.public_names]
         return web.json_response({"object": "list", "data": entries})
+
+    async def describe_paths(request: web.Request) -> web.StreamResponse:
+        _require_client(proxy_state, request)
+        description = openapi.build_description(
+            proxy_state.tasks, proxy_state.public_names, proxy_state.limits, proxy_state.keys.required
+        )
+        return web.json_response(description)
 
     async def expose_metrics(request: web.Request) -> web.StreamResponse:
         _require_client(proxy_state, request)
         proxy_state.monitor.metrics.set_state(
             proxy_state.is_ready, proxy_state.in_flight_by_client.total(), proxy_state.versions
         )
+        if proxy_state.pool is not None:
+            proxy_state.monitor.metrics.set_engines(
+                {engine.url: (bool(engine.models), engine.in_flight) for engine in proxy_state.pool.engines}
+            )
         proxy_state.monitor.update_drift(proxy_state.tasks)
         text = await run_in_thread(proxy_state.monitor.render_metrics, dict(proxy_state.tasks))
         return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
@@ -131,6 +151,7 @@ def build_application(proxy_state: ProxyState) -> web.Application:
     app.router.add_post(decisions.PATH, answer_decision)
     app.router.add_post(feedback.PATH, receive_feedback)
     app.router.add_get("/v1/models", list_models)
+    app.router.add_get(openapi.PATH, describe_paths)
     app.router.add_get("/metrics", expose_metrics)
     app.router.add_get("/healthz", report_alive)
     for path in ("/readyz", "/health"):
@@ -152,7 +173,7 @@ async def _accept_body(
         raise RequestError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
     with proxy_state.count_request(client):
         if requires_engine:
-            proxy_state.require_engine()
+            proxy_state.require_ready()
         yield await _read_body(proxy_state, request)
 
 
@@ -160,7 +181,8 @@ async def _answer_model_request(proxy_state: ProxyState, request: web.Request) -
     """Return the answer to a forwarded request or to a chat with a task input. Raise RequestError if there is none."""
     async with _accept_body(proxy_state, request) as body:
         fields, names, raw = _resolve_model(proxy_state, request, body)
-        engine, deployment, monitor = proxy_state.require_engine(), proxy_state.find_task(names), proxy_state.monitor
+        engine, monitor = proxy_state.require_engine(names.internal_name), proxy_state.monitor
+        deployment = proxy_state.find_task(names)
         with proxy_state.track_in_flight(names.internal_name):
             try:
                 answer = None
@@ -205,7 +227,7 @@ async def _answer_decision_request(proxy_state: ProxyState, request: web.Request
                 404, "not_found_error", f"the prompt.json of {names.internal_name} does not state its task"
             )
         with proxy_state.track_in_flight(names.internal_name):
-            engine = EngineConnection(proxy_state.require_engine(), proxy_state.record_data)
+            engine = EngineConnection(proxy_state.require_engine(names.internal_name), proxy_state.record_data)
             payload = await decisions.answer_questions(
                 body, deployment, engine, names.public_name, proxy_state.limits, proxy_state.monitor
             )
@@ -224,6 +246,8 @@ def _resolve_model(
         model = model_names.read_value(fields, "model")
     except ValueError:
         raise invalid_request("the body is no JSON object") from None
+    if model_names.has_duplicate_key(body, fields):
+        raise invalid_request("a key is in the body twice")
     name, raw = proxy_state.split_model_name(model)
     version = proxy_state.require_version(name)
     request[ACCESS_RECORD].model = f"{name}@{version}"
@@ -240,7 +264,8 @@ async def _answer_task_request(proxy_state: ProxyState, request: web.Request) ->
         request[ACCESS_RECORD].model = deployment.task.internal_name
         with proxy_state.track_in_flight(deployment.task.internal_name):
             private = chat_request.has_private_header(request.headers)
-            engine = EngineConnection(proxy_state.require_engine(), proxy_state.record_data)
+            session = proxy_state.require_engine(deployment.task.internal_name)
+            engine = EngineConnection(session, proxy_state.record_data)
             payload, outcomes = await tasks_path.answer_inputs(
                 body, deployment, engine, private, proxy_state.limits, proxy_state.monitor
             )

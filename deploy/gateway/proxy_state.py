@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from aiohttp import ClientSession
 
+from deploy.answers.engine_pool import EnginePool, EngineSession
 from deploy.answers.outcome import Deployment
-from deploy.answers.request_errors import RequestError
+from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.gateway.keys import Keys
 from deploy.gateway.paths import chat_request, forwarding
 from deploy.monitoring.monitor import Monitor
@@ -37,6 +38,8 @@ class ProxyState:
         """{model: deployment of that version}."""
         self.engine: ClientSession | None = None
         """The session with vLLM, None while it is down."""
+        self.pool: EnginePool | None = None
+        """The engines of serve.engines instead of a vLLM of the gateway."""
         self.engine_responds = True
         """False while vLLM runs and sends nothing."""
         self.last_data_at = 0.0
@@ -50,7 +53,15 @@ class ProxyState:
     @property
     def is_ready(self) -> bool:
         """True if requests are forwarded."""
+        if self.pool is not None:
+            names = (f"{name}@{version}" for name, version in self.versions.items())
+            return not self.stopping and any(map(self.pool.can_answer, names))
         return self.engine is not None and self.engine_responds and not self.stopping
+
+    @property
+    def public_names(self) -> list[str]:
+        """Return the model names of clients: each model, and with ":raw" the models of tasks."""
+        return sorted([*self.versions, *(f"{name}{chat_request.RAW_SUFFIX}" for name in self.tasks)])
 
     @contextmanager
     def count_request(self, client: str) -> Iterator[None]:
@@ -69,10 +80,21 @@ class ProxyState:
         finally:
             self.in_flight_by_client[client] -= 1
 
-    def require_engine(self) -> ClientSession:
-        """Return the session with vLLM. Raise RequestError while requests are not forwarded."""
-        if self.engine is None or not self.is_ready:
-            raise RequestError(503, "overloaded_error", "the model is being started", 5)
+    def require_ready(self) -> None:
+        """Raise RequestError while requests are not forwarded."""
+        if not self.is_ready:
+            problem = "the model is being started" if self.pool is None else "no engine can answer now"
+            raise RequestError(503, "overloaded_error", problem, 5)
+
+    def require_engine(self, internal_name: str) -> EngineSession:
+        """Return the session with vLLM, or the route to engines that serve a version.
+
+        Raise RequestError while requests are not forwarded.
+        """
+        self.require_ready()
+        if self.pool is not None:
+            return self.pool.route(internal_name)
+        assert self.engine is not None
         return self.engine
 
     def split_model_name(self, model: object) -> tuple[object, bool]:
@@ -87,11 +109,13 @@ class ProxyState:
 
     def require_version(self, model: object) -> str:
         """Return the active version of a model. Raise RequestError if there is none."""
-        version = self.versions.get(model) if isinstance(model, str) else None
+        available = ", ".join(sorted(self.versions)) or "none yet"
+        if not isinstance(model, str):
+            raise invalid_request(f"model is missing or no text; there are: {available}")
+        version = self.versions.get(model)
         if version is None and model in self.deployed_models:
             raise RequestError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
         if version is None:
-            available = ", ".join(sorted(self.versions)) or "none yet"
             raise RequestError(404, "not_found_error", f"there is no model {model!r}; there are: {available}")
         return version
 

@@ -41,6 +41,13 @@ def plan_backend(registry_dirs: Sequence[Path], serve: Serve) -> server_process.
     return replace(plan, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(registry_dirs))
 
 
+def require_deployed(registry_dirs: Sequence[Path]) -> None:
+    """Raise RecipeError if a model has no deployed version."""
+    for registry_dir in registry_dirs:
+        if registry.current_version(registry_dir) is None:
+            raise RecipeError(_nothing_deployed(registry_dir))
+
+
 def load_version(registry_dir: Path, version: str) -> ServedModel:
     """Return a deployed version as a served model. Raise RecipeError if it is incomplete or cannot be read."""
     run = Run(registry_dir / "versions" / version)
@@ -84,10 +91,11 @@ def _find_servable(registry_dir: Path, serve: Serve) -> ServedModel:
             return served
         except RecipeError as error:
             problems.append(str(error))
-    raise RecipeError(
-        "; ".join(problems)
-        or f"nothing is deployed below {registry_dir}; `make deploy RECIPE={registry_dir.name}` deploys"
-    )
+    raise RecipeError("; ".join(problems) or _nothing_deployed(registry_dir))
+
+
+def _nothing_deployed(registry_dir: Path) -> str:
+    return f"nothing is deployed below {registry_dir}; `make deploy RECIPE={registry_dir.name}` deploys"
 
 
 def _format_error(error: Exception) -> str:

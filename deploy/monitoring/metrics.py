@@ -4,7 +4,7 @@ insource_answers_total{model="classifier",answered_by="local",reason="confident"
 insource_confidence_bucket{model="classifier",le="0.95"} 231.0
 
 Only counts, sums and histograms: no text of a request or an answer, no id, no client. Every metric label has few
-values: models, versions, paths, statuses, reasons, API models, and the labels of a task.
+values: models, versions, paths, statuses, reasons, API models, engines, and the labels of a task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,6 +68,14 @@ class Metrics:
         self._ready = self._gauge("ready", "1 while requests are passed on.")
         self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
         self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
+        description = (
+            "Requests to engines (serve.engines) by result; one that broke off or failed goes to another engine."
+        )
+        self._engine_requests = self._counter("engine_requests", description, "engine", "result")
+        self._engine_up = self._gauge("engine_up", "1 for an engine that answers requests.", "engine")
+        self._engine_in_flight = self._gauge(
+            "engine_requests_in_flight", "Requests on their way to an engine.", "engine"
+        )
         description = "USD that API calls of this month cost or may have cost, of all gateways that share the registry."
         self._spent_usd = self._gauge("api_month_usd", description, "model")
         self._limit = self._gauge("api_month_limit_usd", "route.usd_per_month.", "model")
@@ -118,6 +126,16 @@ class Metrics:
         self._ready.set(ready)
         self._in_flight.set(in_flight)
         self._set_gauge(self._deployed, dict.fromkeys(versions.items(), 1.0))
+
+    def count_engine_request(self, engine: str, result: str) -> None:
+        """Count a request to an engine by its result."""
+        self._engine_requests.labels(engine, result).inc()
+
+    def set_engines(self, engines: Mapping[str, tuple[bool, int]]) -> None:
+        """Set whether engines answer, and their requests in flight: {URL: (answers, requests)}."""
+        for url, (answers, in_flight) in engines.items():
+            self._engine_up.labels(url).set(answers)
+            self._engine_in_flight.labels(url).set(in_flight)
 
     def set_spend(self, model: str, usd: float, limit_usd: float) -> None:
         """Set the cost of this month's API calls and its limit, in USD."""

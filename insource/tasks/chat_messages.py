@@ -110,6 +110,8 @@ def _parse_message(raw: Any, location: str) -> dict[str, str]:
             "bad_messages", f"{location}: no role; its keys are {keys or 'none'}, needed: role, content"
         )
     calls = raw.get("tool_calls") or ([{"function": raw["function_call"]}] if raw.get("function_call") else [])
+    if not isinstance(calls, list):
+        raise UnusableRowError("bad_messages", f"{location}: tool_calls is {to_text(calls)[:40]}, allowed: a list")
     message = {"role": ROLE_ALIASES.get(role, role)}
     if calls or role == "function_call":
         message["call"] = " ".join(map(_format_tool_call, calls)) or to_text(content)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from insource.config.errors import StageError
@@ -37,13 +38,24 @@ def open_session(
 
     `read_seconds` is the longest time without data from the server; None: no limit.
     """
+    return _open_session(client_url(address), address.socket, api_key, max_connections, read_seconds)
+
+
+def open_url_session(url: str, api_key: str | None, max_connections: int) -> "ClientSession":
+    """Return a client session with a server on any machine, to be closed by the caller."""
+    return _open_session(url, None, api_key, max_connections, None)
+
+
+def _open_session(
+    url: str, socket: Path | None, api_key: str | None, max_connections: int, read_seconds: float | None
+) -> "ClientSession":
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
 
     pool: Any = {"limit": max_connections, "keepalive_timeout": _IDLE_SECONDS}
-    connector: Any = UnixConnector(str(address.socket), **pool) if address.socket else TCPConnector(**pool)
+    connector: Any = UnixConnector(str(socket), **pool) if socket else TCPConnector(**pool)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = ClientTimeout(total=None, sock_connect=10, sock_read=read_seconds)
-    return ClientSession(client_url(address), connector=connector, headers=headers, timeout=timeout)
+    return ClientSession(url, connector=connector, headers=headers, timeout=timeout)
 
 
 async def fetch_prompt_ids(

@@ -3,12 +3,12 @@
 import asyncio
 import json
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 
 from deploy.gateway import proxy
-from insource.config.schema.serving_and_cost import Limits
 from tests.deploy.test_proxy import ASKED, door, listened, run
 
 
@@ -86,15 +86,39 @@ def test_what_is_malformed_is_refused_and_leaves_nothing_behind(
     assert "Traceback" not in caplog.text and not [log_record for log_record in caplog.records if log_record.exc_info]
 
 
-def test_of_a_key_that_stands_twice_the_one_that_is_checked_is_the_one_that_is_passed_on() -> None:
+DOUBLED = {
+    "the model": b'{"model": "none", "model": "classifier"}',
+    "equal values": b'{"model": "classifier", "prompt": "x", "prompt": "x"}',
+    "the last key": b'{"model": "classifier", "max_tokens": 5, "max_tokens": 99}',
+    "a key before another": b'{"a": 1, "a": 1, "model": "classifier"}',
+    "another spelling": rb'{"model": "classifier", "mod\u0065l": "classifier"}',
+}
+
+
+@pytest.mark.parametrize("body", DOUBLED.values(), ids=DOUBLED)
+def test_a_doubled_key_is_refused(body: bytes) -> None:
     async def scenario() -> None:
-        async with door(limits=Limits(answer_tokens=10)) as (client, _, requests):
-            body = b'{"model": "none", "max_tokens": 99, "model": "classifier", "max_tokens": 5}'
-            assert (await client.post("/v1/completions", data=body)).status == 200
-            ((_, forwarded, _),) = requests
-            assert forwarded == {"model": "classifier@v1", "max_tokens": 5}
-            body = b'{"model": "classifier", "max_tokens": 5, "max_tokens": 99}'
-            assert (await client.post("/v1/completions", data=body)).status == 413
+        async with door() as (client, _, requests):
+            response = await client.post("/v1/completions", data=body)
+            assert response.status == 400 and "twice" in (await response.json())["error"]["message"]
+            assert requests == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("body", [ASKED, ASKED | {"": 0, '"': {"a": [1, {"a": 2}]}, "é\\": '"a": 1, ', "a": 1.50}])
+def test_a_body_without_a_doubled_key_passes_in_any_notation(body: dict[str, Any]) -> None:
+    notations = (
+        json.dumps(body),
+        json.dumps(body, indent=3, ensure_ascii=False),
+        json.dumps(body, separators=(",", ":")),
+    )
+
+    async def scenario() -> None:
+        async with door() as (client, _, requests):
+            for text in notations:
+                assert (await client.post("/v1/completions", data=f" \n{text}\t".encode())).status == 200
+            assert len(requests) == 3
 
     run(scenario)
 

@@ -30,7 +30,7 @@ from insource.system.daemon_thread import run_in_thread
 
 PATH = "/v1/decisions"
 MAX_QUESTIONS, CHOICES_RANGE = 400, (2, 255)
-_KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
+KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 
 
 async def answer_questions(
@@ -62,8 +62,8 @@ def _parse_questions(payload: Mapping[str, Any], task: Task) -> Sequence[Mapping
         raise invalid_request(
             f"{task.name} chooses no label: it is of kind {task.recipe.task.task_name}; ask /v1/tasks"
         )
-    if unknown := sorted(payload.keys() - set(_KEYS)):
-        raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(_KEYS)}")
+    if unknown := sorted(payload.keys() - set(KEYS)):
+        raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(KEYS)}")
     if "input" not in payload:
         raise invalid_request("input is missing")
     questions = payload.get("questions")

@@ -23,7 +23,7 @@ from insource.tasks.task_kind import DecodedTaskKind
 
 PATH = "/v1/feedback"
 MAX_ITEMS = 256
-_KEYS = ("id", "answer")
+KEYS = ("id", "answer")
 
 
 async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor: Monitor) -> dict[str, Any]:
@@ -58,7 +58,7 @@ async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], monitor:
 
 
 def _parse_item(item: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
-    if not isinstance(item, dict) or set(item) != set(_KEYS):
+    if not isinstance(item, dict) or set(item) != set(KEYS):
         return invalid_request("feedback is an object with id and answer")
     answer_id = item["id"]
     if not isinstance(answer_id, str) or not answer_id.isascii():

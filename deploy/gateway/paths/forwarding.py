@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from aiohttp import ClientError, ClientResponse, ClientSession, web
+from aiohttp import ClientError, ClientResponse, web
 
+from deploy.answers.engine_pool import EngineResponse, EngineSession
 from deploy.answers.outcome import VERSION_HEADER
 from deploy.gateway.paths import model_names
 
@@ -52,12 +53,13 @@ class ModelNames:
 
 
 async def forward(
-    engine: ClientSession, request: web.Request, body: bytes, names: ModelNames, on_data: Callable[[], None]
+    engine: EngineSession, request: web.Request, body: bytes, names: ModelNames, on_data: Callable[[], None]
 ) -> web.StreamResponse:
     """Send a request to vLLM and its answer to the client. `on_data` is called whenever vLLM sends data.
 
-    Raise ConnectionLostError if vLLM ends before data was sent to the client, and AnswerTooLargeError for a too large
-    answer. Raise ConnectionError if the answer is incomplete or the client disconnected.
+    Raise ConnectionLostError if vLLM ends before data was sent to the client, RequestError if no engine of several
+    answers, and AnswerTooLargeError for a too large answer. Raise ConnectionError if the answer is incomplete or the
+    client disconnected.
     """
     answer: web.StreamResponse | None = None
     try:
@@ -112,22 +114,22 @@ def _build_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return forwarded | {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
-def _is_stream(response: ClientResponse) -> bool:
+def _is_stream(response: ClientResponse | EngineResponse) -> bool:
     return response.headers.get("Content-Type", "").startswith("text/event-stream")
 
 
-def _build_response(response: ClientResponse, names: ModelNames) -> web.StreamResponse:
+def _build_response(response: ClientResponse | EngineResponse, names: ModelNames) -> web.StreamResponse:
     headers = {name: response.headers[name] for name in _RESPONSE_HEADERS if name in response.headers}
     return web.StreamResponse(status=response.status, headers=headers | {VERSION_HEADER: names.version})
 
 
-async def _iter_chunks(response: ClientResponse, on_data: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _iter_chunks(response: ClientResponse | EngineResponse, on_data: Callable[[], None]) -> AsyncIterator[bytes]:
     async for chunk in response.content.iter_any():
         on_data()
         yield chunk
 
 
-async def _read_answer(response: ClientResponse, on_data: Callable[[], None]) -> bytes:
+async def _read_answer(response: ClientResponse | EngineResponse, on_data: Callable[[], None]) -> bytes:
     content = bytearray()
     async for chunk in _iter_chunks(response, on_data):
         content += chunk

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from deploy.answers.request_errors import invalid_request
+from deploy.answers.request_errors import RequestError, invalid_request
 from insource.system.daemon_thread import run_in_thread
 
 THREAD_MIN_BYTES = 32 * 2**10
 """Larger bodies are parsed in a thread, so that other requests do not wait."""
+MAX_DEPTH = 100
+"""Maximum nesting of arrays and objects. Values that Python can parse may be too deep for it to write."""
 
 
 async def read_object(body: bytes) -> dict[str, Any]:
@@ -23,12 +25,29 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise invalid_request(f"the body is not UTF-8: byte {error.start}") from None
     except RecursionError:
-        raise invalid_request("the body is nested too deeply") from None
+        raise _nested_too_deeply() from None
     except ValueError as error:
         raise invalid_request(f"the body is no JSON object: {error}") from None
     if not isinstance(parsed, dict):
         raise invalid_request("the body is no JSON object")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deeper(parsed, MAX_DEPTH):
+        raise _nested_too_deeply()
     return parsed
+
+
+def _nested_too_deeply() -> RequestError:
+    return invalid_request(f"the body is nested too deeply; allowed: {MAX_DEPTH} levels")
+
+
+def _is_deeper(value: Any, max_depth: int) -> bool:
+    """Return whether arrays and objects are nested more than `max_depth` levels deep."""
+    level = [value]
+    for _ in range(max_depth):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Bodies are parsed one level deep, and the values are kept as bytes (msgspec.Raw)
 number, text or escape is rewritten.
 """
 
+import math
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -17,6 +18,9 @@ Fields = Mapping[str, msgspec.Raw]
 _FIELDS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ITEMS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 _MULTIPLE_PROMPTS = re.compile(rb'\s*\[\s*["\[]')
+# Before a value, and after it.
+_KEY = re.compile(rb'\s*"[^"\\]*(?:\\.[^"\\]*)*"\s*:\s*', re.DOTALL)
+_SEPARATOR = re.compile(rb"\s*([,}])")
 
 
 class LineTooLongError(Exception):
@@ -29,6 +33,23 @@ def parse_fields(body: bytes) -> Fields:
         return _FIELDS_DECODER.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(str(error)) from None
+
+
+def has_duplicate_key(body: bytes, fields: Fields) -> bool:
+    """Return whether the object in `body`, parsed into `fields`, has a key twice at its top level.
+
+    The decoder keeps only the last value of such a key. Then the values do not follow each other in the body.
+    """
+    position, separator = body.index(b"{") + 1, b"}"
+    for raw in fields.values():
+        key, value = _KEY.match(body, position), bytes(raw).strip()
+        if key is None or not body.startswith(value, key.end()):
+            return True
+        end = _SEPARATOR.match(body, key.end() + len(value))
+        if end is None:
+            return True
+        position, separator = end.end(), end[1]
+    return separator != b"}"
 
 
 def read_value(fields: Fields, key: str) -> Any:
@@ -46,9 +67,15 @@ def read_value(fields: Fields, key: str) -> Any:
 
 
 def read_number(fields: Fields, key: str) -> float | None:
-    """Return a number as vLLM parses it ("3" and 3.0 are 3), None if there is none."""
+    """Return a number as vLLM parses it ("3" and 3.0 are 3), None if there is none, infinity if it is too large."""
     try:
-        return float(read_value(fields, key))
+        value = read_value(fields, key)
+    except ValueError:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         return None
 

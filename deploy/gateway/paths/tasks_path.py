@@ -22,7 +22,7 @@ from insource.config.schema.serving_and_cost import Limits
 
 PREFIX = "/v1/tasks/"
 MAX_INPUTS = 256
-_KEYS = ("input", "inputs", "private")
+KEYS = ("input", "inputs", "private")
 
 
 async def answer_inputs(
@@ -62,8 +62,8 @@ async def answer_inputs(
 
 def _is_batch(payload: Mapping[str, Any]) -> bool:
     """Return whether a request has several inputs. Raise RequestError if it is invalid."""
-    if unknown := sorted(payload.keys() - set(_KEYS)):
-        raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(_KEYS)}")
+    if unknown := sorted(payload.keys() - set(KEYS)):
+        raise invalid_request(f"there is no key {unknown[0][:40]!r}; there are {', '.join(KEYS)}")
     if ("input" in payload) == ("inputs" in payload):
         raise invalid_request("a request has either input or inputs")
     if "input" in payload:

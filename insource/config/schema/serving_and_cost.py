@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from insource.config.schema.section import Count, Fraction, Name, NonNegative, OpenFraction, Positive, Section
 
+EngineUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9._\[\]:-]+$")]
+"""Scheme, host and port of a server, without a path."""
+
 
 class Export(Section):
     """Exported artifacts besides the adapter."""
@@ -83,6 +86,9 @@ class Serve(Section):
     chat: Literal["task", "raw"] = "task"
     """How the gateway handles a chat with a model's name. task: a conversation without the task's own prompt is its
     input; prompt and constraint are added. raw: it is forwarded unchanged, as with <name>:raw."""
+    engines: list[EngineUrl] = []
+    """vLLM servers that were started elsewhere, for the gateway: http://host:port of each. A request goes to the one
+    with the fewest in flight. By default the gateway starts its own vLLM."""
     loopback_without_key: bool = False
     """Whether the gateway accepts requests without a key on a loopback address."""
     limits: Limits = Limits()
@@ -92,6 +98,13 @@ class Serve(Section):
     structured_output: bool = True
     """Whether requests have the task's output constraint."""
     parity: Parity = Parity()
+
+    @field_validator("engines")
+    @classmethod
+    def _check_engines(cls, engines: list[str]) -> list[str]:
+        if repeated := sorted({url for url in engines if engines.count(url) > 1}):
+            raise ValueError(f"{repeated[0]} is in it twice")
+        return engines
 
 
 class Cost(Section):

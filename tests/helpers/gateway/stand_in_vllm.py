@@ -1,12 +1,14 @@
 """A process instead of vLLM, for tests of the code that runs vLLM. It has vLLM's command line and HTTP API.
 
-`python -m tests.helpers.gateway.stand_in_vllm --uds PATH ...`. A loaded adapter gives its reference answers to their
-prompts, and the mark in its weights to any other prompt. The field `stand` of a request controls the response:
+`python -m tests.helpers.gateway.stand_in_vllm --uds PATH ...`, or `--port PORT`. A loaded adapter gives its reference
+answers to their prompts, and the mark in its weights to any other prompt. The field `stand` of a request
+controls the response:
 
     {"wait": seconds}                     delay
     {"raw": text}, {"sse": [text, ...]}   the body or the stream; %M is replaced by the model's name
     {"line_kib": n}                       a stream with a line of this size
     {"end": true}                         the process ends immediately
+    {"slow_body": seconds}                delay between the header and the body of the response or stream
 """
 
 import argparse
@@ -22,8 +24,8 @@ from aiohttp import web
 from insource.tracking.run import Run
 
 FOLDER_VARIABLE = "STAND_IN_FOLDER"
-"""The variable with the folder of flag files, each used once: slow_start, no_start, end_at_load, end_at_unload,
-slow_load."""
+"""The variable with the folder of flag files. Used once: slow_start, no_start, end_at_load, end_at_unload, slow_load.
+Lasting: no_load (adapters cannot be loaded), other_prompts (prompts have other token ids)."""
 
 
 class StandInVllm:
@@ -44,11 +46,16 @@ class StandInVllm:
     async def health(self, request: web.Request) -> web.Response:
         return web.Response()
 
+    async def list_models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in ("base", *self.adapters)]})
+
     async def load(self, request: web.Request) -> web.Response:
         if self.consume_flag("end_at_load"):
             os._exit(1)
         if self.consume_flag("slow_load"):
             await asyncio.sleep(2)
+        if (self.folder / "no_load").exists():
+            return web.json_response({"detail": "Not Found"}, status=404)
         body = await request.json()
         self.adapters[body["lora_name"]] = Path(body["lora_path"])
         return web.Response()
@@ -62,9 +69,15 @@ class StandInVllm:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         behaviour, model = body.get("stand", {}), body["model"]
+        if request.path == "/tokenize":
+            return web.json_response({"tokens": [9] if (self.folder / "other_prompts").exists() else [1, 2, 3]})
+        if model not in self.adapters and model != "base" and "@" in model:
+            return web.json_response({"error": {"message": f"there is no model {model}"}}, status=404)
         if behaviour.get("end"):
             os._exit(1)
         await asyncio.sleep(behaviour.get("wait", 0))
+        if "slow_body" in behaviour:
+            return await self.answer_slowly(request, body)
         if "sse" in behaviour or "line_kib" in behaviour:
             stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await stream.prepare(request)
@@ -84,6 +97,17 @@ class StandInVllm:
             choice["logprobs"] = {"content": [{"token": self.answer_text(body), "logprob": -0.1, "top_logprobs": []}]}
         return web.json_response({"model": model, "choices": [choice], "asked": body})
 
+    async def answer_slowly(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        event = json.dumps({"model": body["model"], "choices": [{"text": self.answer_text(body)}]})
+        media_type, text = "application/json", event
+        if body.get("stream"):
+            media_type, text = "text/event-stream", f"data: {event}\n\n"
+        response = web.StreamResponse(headers={"Content-Type": media_type})
+        await response.prepare(request)
+        await asyncio.sleep(body["stand"]["slow_body"])
+        await response.write(text.encode())
+        return response
+
     def answer_text(self, body: dict[str, Any]) -> str:
         """Return the answer to a request: a reference answer, the mark of the adapter, or "base"."""
         folder = self.adapters.get(body["model"])
@@ -98,23 +122,30 @@ class StandInVllm:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--lora-modules", nargs="*", default=[])
     args, _ = parser.parse_known_args()
     server = StandInVllm(Path(os.environ[FOLDER_VARIABLE]))
+    server.adapters |= {name: Path(path) for name, path in (module.split("=", 1) for module in args.lora_modules)}
     if server.consume_flag("no_start"):
         sys.exit("RuntimeError: not enough memory")
     app = web.Application(client_max_size=2**30)
     app.router.add_get("/health", server.health)
+    app.router.add_get("/v1/models", server.list_models)
     app.router.add_post("/v1/load_lora_adapter", server.load)
     app.router.add_post("/v1/unload_lora_adapter", server.unload)
     app.router.add_post("/{path:.*}", server.answer)
-    asyncio.run(serve(app, args.uds, 60.0 if server.consume_flag("slow_start") else 0.0))
+    asyncio.run(serve(app, args.uds or args.port, 60.0 if server.consume_flag("slow_start") else 0.0))
 
 
-async def serve(app: web.Application, socket: str, delay_seconds: float) -> None:
+async def serve(app: web.Application, address: str | int, delay_seconds: float) -> None:
     await asyncio.sleep(delay_seconds)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
-    await web.UnixSite(runner, socket, backlog=2048).start()
+    if isinstance(address, str):
+        await web.UnixSite(runner, address, backlog=2048).start()
+    else:
+        await web.TCPSite(runner, "127.0.0.1", address, backlog=2048).start()
     await asyncio.sleep(3600)
 
 

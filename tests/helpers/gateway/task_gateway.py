@@ -123,6 +123,12 @@ def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
     return {"model": body["model"], "choices": [{"text": "", "logprobs": {"top_logprobs": [log_probabilities]}}]}
 
 
+def refuse(message: str) -> web.Response:
+    """Return a refusal as vLLM sends it."""
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+    return web.json_response({"error": error}, status=400)
+
+
 @dataclass
 class FakeEngine:
     """A stand-in for vLLM, with the requests that it got."""
@@ -136,7 +142,10 @@ class FakeEngine:
     """Whether connections are aborted."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read())
+        try:
+            body = json.loads(await request.read())
+        except RecursionError:
+            return refuse("error parsing the body")
         self.requests.append((request.path, body))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
@@ -145,19 +154,23 @@ class FakeEngine:
                 assert request.transport is not None
                 request.transport.abort()
             return await self._respond(request, body)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:  # as vLLM refuses a request
+            return refuse(f"{type(error).__name__}: {error}")
         finally:
             self.in_flight -= 1
 
     async def _respond(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if request.path == "/v1/completions":
+        if "logprob_token_ids" in body:
             return web.json_response(score_tokens(body))
+        if request.path == "/v1/completions":
+            return web.json_response({"model": body["model"], "choices": [{"text": str(body["prompt"])[:5]}]})
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
         if wait := re.search(r"wait=([\d.]+)", text):
             await asyncio.sleep(float(wait[1]))
         else:
             await asyncio.sleep(0)
         if "too long" in text:
-            return web.json_response({"error": {"message": "maximum context length is 2048 tokens"}}, status=400)
+            return refuse("maximum context length is 2048 tokens")
         fixed = re.search(r"says (\{.*\}|\S+)", text)
         unconstrained = re.search(r"freely (\S+)", text) if "structured_outputs" not in body else None
         answer = unconstrained[1] if unconstrained else fixed[1] if fixed else "late"
@@ -166,6 +179,10 @@ class FakeEngine:
         truncated = "cut" in text.split() and body.get("max_completion_tokens", 0) < 20
         if body.get("stream"):
             return await self._stream(request, body, answer)
+        if request.path == "/v1/messages":
+            message = {"id": "m1", "type": "message", "role": "assistant", "model": body["model"]}
+            message |= {"content": [{"type": "text", "text": answer}], "stop_reason": "end_turn"}
+            return web.json_response({**message, "usage": {"input_tokens": 30, "output_tokens": 3}})
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer[:2] if truncated else answer},
