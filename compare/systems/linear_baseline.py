@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.selection.linear_model import make_vectorizer
 from compare.eval_dataset import EvalDataset
+from data_prep.selection.linear_model import make_vectorizer
 from insource.config.errors import StageError
 from insource.tasks.records.json_fields import canonical_json
 

@@ -25,7 +25,7 @@ SPLIT_NAMES = {
 }
 # The split of files of data.source.labelled.
 LABELLED = "labelled"
-# The origin of a row's label: the recipe's own files, or a person, without or with a suggestion in view, or data.teacher.
+# The origin of a row's label: the recipe's own files, a person without or with a suggestion in view, or data.teacher.
 PROVENANCES = ("source", "human", "human_suggested", "teacher")
 
 
