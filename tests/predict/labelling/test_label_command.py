@@ -145,6 +145,7 @@ def test_from_unlabelled_rows_to_train_rows_and_back_hostile_cells_included(
     about = read_about(path)
     assert about["answered_by"].startswith("a linear model on") and about["fallback"] in error
     assert (about["rows_read"], about["rows_written"], about["suggestions"]) == (48, 30, True)
+    assert about["labels"] == sorted(LABELS)
     labels = [LABELS[number % 3] if number < 25 else "" for number in range(30)]
     fill_in(path, [{"queue": name} for name in labels])
     splits, report = prepare_with(folder, path)
