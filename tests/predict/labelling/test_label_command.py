@@ -297,7 +297,12 @@ def test_a_file_that_was_filled_in_is_not_replaced_without_force(folder: Path) -
     [
         (
             {
-                "task": "{kind: classification, instruction: Route the message to some queues., labels: [a, b], labels_per_row: many}"
+                (
+                    {
+                        "task": "{kind: classification, instruction: Route the message., labels: [a, b], labels_per_row: many}"
+                    },
+                    "task.kind",
+                ),
             },
             "task.kind",
         ),
