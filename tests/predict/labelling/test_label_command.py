@@ -25,6 +25,7 @@ WORDS = {
     "lost": ["lost", "missing", "vanished", "gone", "nowhere", "tracking", "empty", "stolen"],
     "broken": ["broken", "cracked", "pieces", "damaged", "torn", "faulty", "smashed", "dead"],
 }
+MULTILABEL_TASK = "{kind: classification, instruction: Route the message., labels: [a, b], labels_per_row: many}"
 FILLERS = [
     "the",
     "my",
@@ -296,14 +297,7 @@ def test_a_file_that_was_filled_in_is_not_replaced_without_force(folder: Path) -
     ("values", "message"),
     [
         (
-            {
-                (
-                    {
-                        "task": "{kind: classification, instruction: Route the message., labels: [a, b], labels_per_row: many}"
-                    },
-                    "task.kind",
-                ),
-            },
+            {"task": MULTILABEL_TASK},
             "task.kind",
         ),
         ({"task": "{kind: generation, instruction: Summarize it.}", "columns": "{text: message}"}, "task.kind"),
