@@ -87,28 +87,34 @@ def main() -> int:
         docs_tables.write_tables(DOCS, "labelling", RESULTS, results_table)
         return cli.OK
     train, held_out = read_rows(arguments.banking77)
+    results = measure_all(train, held_out, arguments.seeds)
+    print(results_table(results))
+    return cli.OK
+
+
+def measure_all(train: Rows, held_out: Rows, seeds: int) -> dict[str, Any]:
+    """Return the results of all arms, and write them after each arm."""
     started_at = time.process_time()
-    runs = []
-    for seed in range(arguments.seeds):
-        start = random.Random(seed).sample(range(len(train)), START_ROWS)
-        model = fit_rows([train[row] for row in start])
-        for arm in ARMS:
-            runs.append({"seed": seed, "arm": arm, "accuracy": measure_arm(arm, seed, train, held_out, start, model)})
-            print(f"seed {seed}, {arm}: {runs[-1]['accuracy']}", file=sys.stderr, flush=True)
-    results = {
-        "command": f"python -m bench.labelling --banking77 FOLDER --seeds {arguments.seeds}",
+    starts = [random.Random(seed).sample(range(len(train)), START_ROWS) for seed in range(seeds)]
+    models = [fit_rows([train[row] for row in start]) for start in starts]
+    results: dict[str, Any] = {
+        "command": f"python -m bench.labelling --banking77 FOLDER --seeds {seeds}",
         "hardware": machine.describe_hardware(on_gpu=False),
         "date": machine.utc_date(),
-        "cpu_seconds": round(time.process_time() - started_at),
         "pool_rows": len(train),
         "held_out_rows": len(held_out),
         "labelled_rows": [START_ROWS + ROUND_ROWS * number for number in range(ROUNDS + 1)],
-        "runs": runs,
+        "runs": [],
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    atomic_files.write_json(RESULTS, results)
-    print(results_table(results))
-    return cli.OK
+    for arm in ARMS:
+        for seed in range(seeds):
+            accuracy = measure_arm(arm, seed, train, held_out, starts[seed], models[seed])
+            results["runs"].append({"seed": seed, "arm": arm, "accuracy": accuracy})
+            print(f"{arm}, seed {seed}: {accuracy}", file=sys.stderr, flush=True)
+        results["cpu_seconds"] = round(time.process_time() - started_at)
+        atomic_files.write_json(RESULTS, results)
+    return results
 
 
 def read_rows(folder: Path) -> tuple[Rows, Rows]:
@@ -184,7 +190,7 @@ def _accuracies(results: Mapping[str, Any], arm: str, step: int) -> list[float]:
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the results as Markdown: means over the seeds, and differences to random rows with their intervals."""
     seeds = len({run["seed"] for run in results["runs"]})
-    others = [arm for arm in ARMS if arm != BASELINE]
+    others = [arm for arm in dict.fromkeys(run["arm"] for run in results["runs"]) if arm != BASELINE]
     lines = [
         f"{results['hardware']}, {results['date']}, `{results['command']}`, {results['cpu_seconds']:,} s of one core. "
         f"{results['pool_rows']:,} rows to choose from, {results['held_out_rows']:,} held-out rows, {seeds} seeds.",

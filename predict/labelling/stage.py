@@ -83,7 +83,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"INPUT: {call.pattern}: none of {pool.rows_read:,} rows can be labelled ({reasons})")
     call.output.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_text(call.output, format_label_file(rows, recipe, call.with_suggestions))
-    atomic_files.write_json(info_path(call.output), _describe(call, predictions, pool, rows, data_folder.name))
+    about = {**_describe(call, predictions, pool, rows), "prepared_data": data_folder.name}
+    if recipe.task.kind == "classification":
+        about["labels"] = sorted(set(prepared.train_targets))
+    atomic_files.write_json(info_path(call.output), about)
     log_step("label", f"{len(rows):,} of {pool.rows_read:,} rows, by {predictions.about['answered_by']}")
     if reasons:
         log_step("left out", f"{pool.left_out.total():,} rows: {reasons}")
@@ -201,7 +204,7 @@ def _predict_with_run(job: Job, recipe: Recipe) -> Predictions:
 
 
 def _describe(
-    call: Call, predictions: Predictions, pool: candidates.CandidatePool, rows: list[ScoredRow], data_digest: str
+    call: Call, predictions: Predictions, pool: candidates.CandidatePool, rows: list[ScoredRow]
 ) -> dict[str, Any]:
     """Return how the rows were selected, for about.json."""
     confidences = sorted(row.confidence for row in rows if row.confidence is not None)
@@ -214,7 +217,6 @@ def _describe(
         "output_sha256": atomic_files.sha256(call.output),
         "recipe": call.loaded.name,
         **about,
-        "prepared_data": data_digest,
         "requested": call.count,
         "rows_read": pool.rows_read,
         "rows_written": len(rows),

@@ -25,6 +25,7 @@ WORDS = {
     "lost": ["lost", "missing", "vanished", "gone", "nowhere", "tracking", "empty", "stolen"],
     "broken": ["broken", "cracked", "pieces", "damaged", "torn", "faulty", "smashed", "dead"],
 }
+MULTILABEL_TASK = "{kind: classification, instruction: Route the message., labels: [a, b], labels_per_row: many}"
 FILLERS = [
     "the",
     "my",
@@ -145,6 +146,7 @@ def test_from_unlabelled_rows_to_train_rows_and_back_hostile_cells_included(
     about = read_about(path)
     assert about["answered_by"].startswith("a linear model on") and about["fallback"] in error
     assert (about["rows_read"], about["rows_written"], about["suggestions"]) == (48, 30, True)
+    assert about["labels"] == sorted(LABELS)
     labels = [LABELS[number % 3] if number < 25 else "" for number in range(30)]
     fill_in(path, [{"queue": name} for name in labels])
     splits, report = prepare_with(folder, path)
@@ -295,9 +297,7 @@ def test_a_file_that_was_filled_in_is_not_replaced_without_force(folder: Path) -
     ("values", "message"),
     [
         (
-            {
-                "task": "{kind: classification, instruction: Route the message to some queues., labels: [a, b], labels_per_row: many}"
-            },
+            {"task": MULTILABEL_TASK},
             "task.kind",
         ),
         ({"task": "{kind: generation, instruction: Summarize it.}", "columns": "{text: message}"}, "task.kind"),

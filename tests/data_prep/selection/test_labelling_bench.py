@@ -1,0 +1,53 @@
+"""The bench of labelling, on a few synthetic rows."""
+
+import pytest
+
+from bench import labelling
+
+TOPICS = {"parcel": "parcel courier delivery", "refund": "refund money account", "login": "login password reset"}
+
+
+def make_rows(count: int, first: int) -> list[tuple[str, str]]:
+    labels = [*TOPICS]
+    return [
+        (f"{TOPICS[labels[row % 3]]} {'abcdefghij'[row % 10] * 6}{row * 7919}", labels[row % 3])
+        for row in range(first, first + count)
+    ]
+
+
+def test_all_arms_start_from_one_model_and_label_as_many_new_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("START_ROWS", 6), ("ROUNDS", 2), ("ROUND_ROWS", 5)):
+        monkeypatch.setattr(labelling, name, value)
+    sizes: list[int] = []
+    fit_rows = labelling.fit_rows
+
+    def count_and_fit(rows: labelling.Rows) -> labelling.LinearModel:
+        assert len({text for text, _ in rows}) == len(rows), "no row is labelled twice"
+        sizes.append(len(rows))
+        return fit_rows(rows)
+
+    monkeypatch.setattr(labelling, "fit_rows", count_and_fit)
+    train, held_out = make_rows(60, 0), make_rows(30, 100)
+    start = list(range(6))
+    model = fit_rows([train[row] for row in start])
+    curves = [labelling.measure_arm(arm, 1, train, held_out, start, model) for arm in labelling.ARMS]
+    assert sizes == [11, 16] * len(labelling.ARMS)
+    assert {curve[0] for curve in curves} == {labelling.score(model, held_out)}
+    assert all(0 <= accuracy <= 1 for curve in curves for accuracy in curve)
+
+
+def test_a_difference_is_paired_by_seed_and_has_an_interval() -> None:
+    accuracies = {labelling.BASELINE: [0.5, 0.6, 0.7], labelling.CURRENT: [0.52, 0.63, 0.71]}
+    runs = [
+        {"seed": seed, "arm": arm, "accuracy": [0.4, values[seed]]}
+        for arm, values in accuracies.items()
+        for seed in (2, 0, 1)
+    ]
+    results = {
+        **{"hardware": "2 cores", "date": "2026-11-30", "command": "bench", "cpu_seconds": 5},
+        **{"pool_rows": 10, "held_out_rows": 5, "labelled_rows": [500, 750], "runs": runs},
+    }
+    difference, low, high = labelling.compare_with_random(results, labelling.CURRENT, 1)
+    assert difference == pytest.approx(0.02) and low < 0.02 < high
+    assert high - low == pytest.approx(2 * 4.30265 * 0.01 / 3**0.5, rel=1e-4)
+    assert "| 750 | 60.0% | 62.0% | +2.0 points (-0.5 to +4.5) |" in labelling.results_table(results)
