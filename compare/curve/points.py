@@ -5,6 +5,7 @@
 The subsets are nested: those of insource/tasks/train_subset.py, which training uses too. Test rows are not read.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,10 +106,11 @@ def load_curve_dataset(recipe: Recipe, data: Path) -> EvalDataset:
 def fit_linear_point(dataset: EvalDataset, subset: Sequence[int], metric: str) -> CurvePoint:
     """Return the point of the linear model, fitted on the train rows with these indices."""
     part = replace(dataset, train=[dataset.train[index] for index in subset])
-    answers = [
-        SystemAnswer(row["id"], prediction.output)
-        for row, prediction in zip(part.test, linear_baseline.predict_dataset(part), strict=True)
-    ]
+    with warnings.catch_warnings():
+        # A small subset may have nearly as many labels as rows, which scikit-learn takes for a regression.
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        fitted = linear_baseline.predict_dataset(part)
+    answers = [SystemAnswer(row["id"], prediction.output) for row, prediction in zip(part.test, fitted, strict=True)]
     parsed = [predictions.parse_answer(part, answer) for answer in answers]
     targets = references.select_targets(part.task, part.spec, part.test, parsed)
     stats = part.task.compute_metric_stats(part.spec, targets, parsed)[metric]
