@@ -120,6 +120,11 @@ def sent_texts(provider: Provider) -> list[str]:
     return [read_input(prompt) for prompt in provider.attempts]
 
 
+def final_keys(cache: Path) -> set[str]:
+    """Return the keys of the answers on disk."""
+    return {response.key for response in response_cache.read_responses(cache) if response.final}
+
+
 def by_teacher(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if "labelled_by" in row]
 
@@ -211,12 +216,11 @@ def test_killed_in_the_middle_it_loses_no_answer_that_was_paid_for(
     with subprocess.Popen(argv, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}) as process:
         cache = runs / "mine" / ".answers" / "teacher.jsonl"
         deadline = time.monotonic() + 300
-        while len(response_cache.read_responses(cache)) < 20 and time.monotonic() < deadline:
+        while len(final_keys(cache)) < 20 and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-    kept = {response.key for response in response_cache.read_responses(cache) if response.final}
-    assert 20 <= len(kept) < 60
+    assert 20 <= len(final_keys(cache)) < 60
     provider.hang_after = None
     completed = python("data_prep", recipe_path, "--hardware", "cpu", "--runs", runs)
     assert completed.returncode == 0, completed.stderr
