@@ -81,7 +81,7 @@ def label_rows(recipe: Recipe, data: Path, runs: Path) -> TeacherLabels:
             for candidate in ranked
         ]
         labels = [outcome for outcome in outcomes if isinstance(outcome, TeacherLabel)]
-        reasons = Counter(outcome for outcome in outcomes if not isinstance(outcome, TeacherLabel))
+        reasons = Counter[str](outcome for outcome in outcomes if not isinstance(outcome, TeacherLabel))
         report = _make_report(teacher, pool, len(ranked), labels, reasons, teacher_requests.spent_usd)
         with atomic_files.atomic_folder(folder, keep_existing=True) as temp_folder:
             lines = (json.dumps(label.to_json(), ensure_ascii=False) + "\n" for label in labels)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -220,15 +221,16 @@ def test_killed_in_the_middle_it_loses_no_answer_that_was_paid_for(
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-    assert 20 <= len(final_keys(cache)) < 60
+    kept = final_keys(cache)
+    assert 20 <= len(kept) < 60
     provider.hang_after = None
     completed = python("data_prep", recipe_path, "--hardware", "cpu", "--runs", runs)
     assert completed.returncode == 0, completed.stderr
     folder = Path(completed.stdout.strip())
     assert len(by_teacher(atomic_files.read_jsonl(folder / "train.jsonl"))) == 60
-    # Only requests that were in flight at the kill were sent again.
-    in_flight = 8
-    assert max(provider.attempts.values()) <= 2 and provider.attempts.total() <= 60 + in_flight
+    n_answers = Counter(response.key for response in response_cache.read_responses(cache) if response.output)
+    assert kept < set(n_answers) and {n_answers[key] for key in kept} == {1}, "no answer on disk was asked for again"
+    assert len(n_answers) == 60 and max(provider.attempts.values()) <= 2
     assert "60 labels" in completed.stderr and "60 train labels are those of the teacher" in completed.stderr
 
 

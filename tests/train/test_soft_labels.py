@@ -11,7 +11,7 @@ import transformers
 from insource.config.load import load
 from insource.tasks import TASKS
 from tests.train.test_packing import COST, ROWS, TINY, gradients, load_adapted_model, packs_of_update
-from train.packing import dataset, packing_plan
+from train.packing import attention_blocks, dataset, packing_plan
 from train.packing.packing_plan import Pack, TokenizedRow
 
 # Answers of one, two and three labels, of different lengths; two of the rows have a weight of 2.
@@ -22,6 +22,13 @@ SOFT_ROWS = [
 SOFT_ROWS[4] = replace(
     ROWS[4], completions=(*ROWS[4].completions, [54, 90, 91, 2], [92, 2]), probabilities=(0.5, 0.3, 0.2)
 )
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs of these few rows attend by several blocks, as packs of many rows do in training."""
+    monkeypatch.setattr(attention_blocks, "MIN_BLOCKED_TOKENS", 1)
+    monkeypatch.setattr(attention_blocks, "BLOCK_TOKENS", 16)
 
 
 @pytest.fixture(scope="module")
