@@ -21,8 +21,8 @@ from data_prep.arrow_texts import write_keys
 from data_prep.dedup.drops import TEST, TRAIN
 from data_prep.dedup.near import find_near_duplicates
 from data_prep.parallel import WorkerPool
-from data_prep.row_table import hash_texts
 from insource.config.schema.data import Deduplicate
+from insource.text.split_hash import hash_texts
 from insource.text.text_keys import duplicate_key
 
 SKETCH_ROWS = 2000

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import sources
-from data_prep.row_table import hash_texts
 from data_prep.selection.row_ranking import linear_uncertainty, rank_rows
 from data_prep.teacher import answers, requests, unlabelled_rows
 from data_prep.teacher.answers import TeacherLabel
@@ -30,6 +29,7 @@ from insource.system import atomic_files
 from insource.system.number_format import format_usd
 from insource.tasks import TASKS
 from insource.tasks.task_kind import TaskKind
+from insource.text.split_hash import hash_texts
 
 VERSION = 1
 """Incremented when the same settings and files give other labels."""

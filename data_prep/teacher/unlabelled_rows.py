@@ -16,7 +16,6 @@ from typing import Any
 
 from data_prep.readers import dotted_paths, read, sources
 from data_prep.readers.source_row import SourceFile, SourceRow
-from data_prep.row_table import hash_texts
 from data_prep.rows import input_text
 from data_prep.rows.columns import check_input_columns, input_columns, slice_columns
 from data_prep.rows.data_row import parse_row_time
@@ -27,6 +26,7 @@ from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tasks.pii import inputs, redaction
 from insource.tasks.source_record import UnusableRowError, check_characters, to_text
+from insource.text.split_hash import hash_texts
 
 MAX_POOL_ROWS = 100_000
 """Unlabelled rows that are ranked; of more rows, those with the smallest keyed hashes of their texts."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.readers import dotted_paths
-from data_prep.row_table import hash_texts
 from data_prep.rows.labelled_rows import list_answer_columns
 from data_prep.rows.row_filter import RowFilter
 from data_prep.selection import row_ranking
@@ -26,6 +25,7 @@ from insource.config.schema.data import Deduplicate
 from insource.config.schema.source import SPLITS
 from insource.tasks.pii import redaction
 from insource.tasks.source_record import to_text
+from insource.text.split_hash import hash_texts
 from predict.labelling.prepared_rows import PreparedRows, hash_key
 from predict.labelling.scored_rows import ScoredRow
 from predict.rows.output import csv_cell

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.row_table import hash_texts
 from insource.config.schema.source import SPLITS
 from insource.system import atomic_files
+from insource.text.split_hash import hash_texts
 from insource.text.text_keys import duplicate_key
 
 
