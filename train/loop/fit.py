@@ -26,7 +26,7 @@ NOT_FOR_TRAINER = {
     "max_steps",
     "save_total_limit",
 }
-NOT_FOR_TRAINER |= {"class_weight", "balanced_sampling", "beta", "loss_type", "early_stopping_patience"}
+NOT_FOR_TRAINER |= {"class_weight", "balanced_sampling", "soft_labels", "beta", "loss_type", "early_stopping_patience"}
 NOT_FOR_TRAINER |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
 # Trainer's console output, which metrics_callback.py replaces.
 CONSOLE_CALLBACKS = ("PrinterCallback", "ProgressCallback")
