@@ -30,6 +30,7 @@ NOT_FOR_TRAINER |= {
     "max_train_rows",
     "class_weight",
     "balanced_sampling",
+    "soft_labels",
     "beta",
     "loss_type",
     "early_stopping_patience",
