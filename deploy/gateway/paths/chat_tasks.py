@@ -6,15 +6,12 @@ format.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from deploy.answers.local_model import LOCAL, EngineConnection
 from deploy.answers.outcome import Deployment
-from deploy.answers.request_errors import invalid_request
 from deploy.answers.task import Task
 from deploy.gateway.paths import chat_request, chat_response, forwarding, json_body, router
 from deploy.monitoring.monitor import Monitor
@@ -48,22 +45,15 @@ async def answer_chat(
         return None
     prepared = await router.prepare_input(deployment, chat.text, chat.private, monitor)
     if prepared.local_reason and not prepared.recorded and _supports_constraint(task, request.path):
-        forwarded_body = chat_request.build_forwarded_body(body, task, prepared, request.path, limits.answer_tokens)
-        encoded_body = _encode(forwarded_body)
         outcome_counts[f"{LOCAL}/{prepared.local_reason}"] += 1
         monitor.record_forwarded(task, prepared.local_reason)
-        return await forwarding.forward(engine.session, request, encoded_body, names, engine.on_data)
+        forwarded_body = chat_request.build_forwarded_body(body, task, prepared, request.path, limits.answer_tokens)
+        return await forwarding.forward(
+            engine.session, request, msgspec.json.encode(forwarded_body), names, engine.on_data
+        )
     outcome = await router.answer_input(engine, deployment, prepared, limits.answer_tokens, monitor)
     outcome_counts[outcome.route] += 1
     return await chat_response.send_outcome(request, request.path, chat, outcome, names.public_name, names.version)
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
-    """Return a request as JSON. Raise RequestError for a parameter that vLLM could not read."""
-    try:
-        return msgspec.json.encode(body)
-    except (UnicodeEncodeError, OverflowError) as error:  # half a surrogate pair, or a number of more than 64 bits
-        raise invalid_request(f"a parameter cannot be forwarded: {error}") from None
 
 
 def _supports_constraint(task: Task, path: str) -> bool:
