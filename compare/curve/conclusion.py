@@ -60,11 +60,8 @@ def estimate_doubling(curve: LearningCurve, fit: PowerLawFit | None, alpha: floa
     low = max(last.low, 0.0) * 2**-MAX_EXPONENT
     # n rows without one that differs still leave room for a gain of this size.
     high = max(last.high, proportion_interval(0, 0, count_units(curve), alpha)[1])
-    if fit is None:
-        # An exponent of 1/2 without a fit.
-        gain = max(last.delta, 0.0) * 2**-0.5
-    else:
-        gain = fit.compute_gain(2 * largest.train_rows)
+    # Without a fit the exponent is 1/2.
+    gain = max(last.delta, 0.0) * 2**-0.5 if fit is None else fit.compute_gain(2 * largest.train_rows)
     return Doubling(
         largest.train_rows, gain, min(low, gain), max(high, gain), alpha, largest.stats.n, len(curve.points)
     )

@@ -9,8 +9,8 @@ The law is fitted by least squares with weights 1 / (error * (1 - error)). Asymp
 error never rises with the rows, and each doubling gains at most as much as the one before. The exponent is the best of
 a grid. Sources: Hestness et al. 2017 (arXiv:1712.00409); Viering and Loog 2023 (IEEE TPAMI 45, 7799-7819).
 
-The uncertainty is a bootstrap of the scored rows: all sizes are evaluated on the same draw of rows, and the law is fitted
-to each draw. As the interval of a prediction that is too narrow, because few curves are exact power laws. In
+The uncertainty is a bootstrap of the scored rows: all sizes are evaluated on the same draw of rows, and the law is
+fitted to each draw. As the interval of a prediction that is too narrow, because few curves are exact power laws. In
 bench/curve.py such intervals missed the real gain in most cases; compare/curve/conclusion.py does not use them.
 """
 
