@@ -4,18 +4,19 @@
     gain 0.3 points (0.0 to 0.7)                                -> enough: less than the target
     gain 2.4 points (1.2 to 3.9)                                -> helps: at least the target
 
-The interval follows from the two largest sizes. Of all power laws through them with an exponent of at most 2, the next
-doubling gains at least a quarter of the last gain, and at most what the law without asymptote gains
-(insource/stats/power_law.py). The gain itself is that of the law fitted to the FITTED_SIZES largest sizes. Smaller
-sizes are shown, but do not count: where a model barely begins to learn, no power law holds.
+The interval follows from the paired difference of the two largest sizes: the next doubling gains at most as much as the
+last one, and at least a quarter of it (2 ** -MAX_EXPONENT). Every power law with an exponent of at most 2 does so. The
+gain itself is that of the law fitted to the FITTED_SIZES largest sizes (insource/stats/power_law.py). Smaller sizes are
+shown, but do not count: where a model barely begins to learn, no power law holds.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from compare.curve.points import LearningCurve
+from insource.stats import paired
 from insource.stats.bounded_mean import proportion_interval
-from insource.stats.power_law import MIN_SIZES, PowerLawFit, bound_next_gain, fit_power_law
+from insource.stats.power_law import MAX_EXPONENT, MIN_SIZES, PowerLawFit, fit_power_law
 from insource.stats.resampling import index_clusters
 
 Conclusion = Literal["helps", "enough", "undecided"]
@@ -55,15 +56,12 @@ def estimate_doubling(curve: LearningCurve, fit: PowerLawFit | None, alpha: floa
     if len(curve.points) < 2:
         raise ValueError("the gain from more rows needs at least two sizes")
     largest, previous = curve.largest, curve.points[-2]
-    low, high = bound_next_gain(largest.stats, previous.stats, curve.clusters, alpha=alpha)
+    last = paired.compute_paired_difference(largest.stats, previous.stats, curve.clusters, alpha=alpha)
+    low = max(last.low, 0.0) * 2**-MAX_EXPONENT
     # n rows without one that differs still leave room for a gain of this size.
-    high = max(high, proportion_interval(0, 0, count_units(curve), alpha)[1])
-    if fit is None:
-        # An exponent of 1/2 without a fit.
-        gain = max(largest.stats.compute_value() - previous.stats.compute_value(), 0.0) * 2**-0.5
-        gain = min(max(gain, low), high)
-    else:
-        gain = fit.compute_gain(2 * largest.train_rows)
+    high = max(last.high, proportion_interval(0, 0, count_units(curve), alpha)[1])
+    # Without a fit the exponent is 1/2.
+    gain = max(last.delta, 0.0) * 2**-0.5 if fit is None else fit.compute_gain(2 * largest.train_rows)
     return Doubling(
         largest.train_rows, gain, min(low, gain), max(high, gain), alpha, largest.stats.n, len(curve.points)
     )

@@ -43,7 +43,7 @@ def describe_basis(payload: Mapping[str, Any], name: str) -> str:
     law, doubling = curve["law"], curve["doubling"]
     if doubling is None:
         return ""
-    interval = f"The interval follows from the two largest sizes, on {doubling['n']:,} validation rows."
+    interval = f"The interval: a quarter to all of the last doubling's gain, on {doubling['n']:,} validation rows."
     if law is None:
         return interval
     low, high = law["exponent_interval"]

@@ -4,15 +4,14 @@
 
     1,000, 2,000 and 4,000 rows, errors 0.150, 0.115, 0.090  -> exponent 0.5, asymptote 0.03
     doubling to 8,000 rows                                   -> gain 0.018
-    any law through the last two, exponent at most 2         -> gain 0.006 to 0.020
 
 The law is fitted by least squares with weights 1 / (error * (1 - error)). Asymptote and scale are not negative. So the
 error never rises with the rows, and each doubling gains at most as much as the one before. The exponent is the best of
 a grid. Sources: Hestness et al. 2017 (arXiv:1712.00409); Viering and Loog 2023 (IEEE TPAMI 45, 7799-7819).
 
-The uncertainty is a bootstrap of the scored rows: all sizes are evaluated on the same draw of rows. For the parameters
-the law is fitted to each draw. That is too narrow for a prediction, because few curves are exact power laws: in
-bench/curve.py such intervals of the gain missed it in most cases. `bound_next_gain` does not fit an exponent.
+The uncertainty is a bootstrap of the scored rows: all sizes are evaluated on the same draw of rows, and the law is
+fitted to each draw. As the interval of a prediction that is too narrow, because few curves are exact power laws. In
+bench/curve.py such intervals missed the real gain in most cases; compare/curve/conclusion.py does not use them.
 """
 
 from collections.abc import Sequence
@@ -94,30 +93,6 @@ def fit_power_law(
     return PowerLawFit(
         sorted(sizes), float(asymptote[0]), float(scale[0]), float(exponent[0]), *_fit(sizes, resampled, weights)
     )
-
-
-def bound_next_gain(
-    larger: MetricStats,
-    smaller: MetricStats,
-    clusters: Sequence[str | None] | None = None,
-    *,
-    alpha: float,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> tuple[float, float]:
-    """Return low and high of the gain from the next doubling, at 1 - alpha.
-
-    `smaller` and `larger` are the metric of the same rows, at n / 2 and n train rows. Of all power laws through two
-    errors, the one with the exponent MAX_EXPONENT gains least by the next doubling: 2 ** -MAX_EXPONENT (a quarter) of
-    the last gain. The one without asymptote gains most: error(n) / error(n / 2) of it. The ends are quantiles of both
-    bounds over the resamples.
-    """
-    errors = 1 - bootstrap_jointly([larger, smaller], clusters, resamples=resamples, seed=seed)
-    last_gains = np.maximum(errors[:, 1] - errors[:, 0], 0.0)
-    ratios = np.divide(errors[:, 0], errors[:, 1], out=np.ones(resamples), where=errors[:, 1] > 0)
-    low = np.quantile(last_gains * 2**-MAX_EXPONENT, alpha / 2)
-    high = np.quantile(last_gains * np.clip(ratios, 2**-MAX_EXPONENT, 1), 1 - alpha / 2)
-    return float(low), float(high)
 
 
 def bootstrap_jointly(

@@ -12,6 +12,7 @@ from compare.curve.conclusion import classify_doubling, estimate_doubling, fit_c
 from compare.curve.points import CurvePoint, LearningCurve, plan_sizes
 from compare.curve.results import CurveSettings
 from insource.config.errors import RecipeError
+from insource.stats import paired
 from insource.stats.metric_stats import mean_metric
 from insource.system import atomic_files
 from tests.helpers import commands
@@ -76,9 +77,10 @@ def test_two_sizes_decide_and_smaller_ones_only_give_the_law() -> None:
     fit = fit_curve(curve)
     assert fit_curve(two) is None and fit is not None and fit.sizes == [1000, 2000, 4000]
     by_two, by_all = estimate_doubling(two, None, 0.05), estimate_doubling(curve, fit, 0.05)
-    # At least a quarter of the last gain of 10 points, at most 0.2 / 0.3 of it.
-    assert 0.02 < by_two.low <= 0.025 and 0.065 <= by_two.high < 0.08
-    assert (by_all.low, by_all.high) == pytest.approx((by_two.low, by_two.high), abs=0.003)
+    last = paired.compute_paired_difference(curve.points[-1].stats, curve.points[-2].stats)
+    assert (by_two.low, by_two.high) == pytest.approx((last.low / 4, last.high))
+    assert (by_all.low, by_all.high) == (by_two.low, by_two.high)
+    assert by_two.gain == pytest.approx(last.delta * 2**-0.5)
 
 
 def test_training_stops_where_the_answer_is_clear_and_not_before() -> None:

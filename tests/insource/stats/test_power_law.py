@@ -5,7 +5,7 @@ import pytest
 
 from insource.stats import power_law
 from insource.stats.metric_stats import MetricStats, mean_metric
-from insource.stats.power_law import bootstrap_jointly, bound_next_gain, fit_power_law
+from insource.stats.power_law import bootstrap_jointly, fit_power_law
 
 SIZES = (250, 500, 1000, 2000, 4000)
 
@@ -71,20 +71,3 @@ def test_two_sizes_or_other_rows_give_no_law() -> None:
     with pytest.raises(ValueError, match="different rows"):
         bootstrap_jointly([stats[0], stats[1].subset(range(50))])
     assert power_law.MIN_SIZES == 3
-
-
-@pytest.mark.parametrize(("asymptote", "exponent"), [(0.0, 0.3), (0.05, 0.5), (0.1, 1.0), (0.02, 1.9)])
-def test_the_bounds_of_the_next_gain_hold_for_every_law(asymptote: float, exponent: float) -> None:
-    before, now, after = (law(size, asymptote, exponent) for size in (250, 500, 1000))
-    smaller, larger = draw_nested([before, now], 3000, seed=7)
-    low, high = bound_next_gain(larger, smaller, alpha=0.05)
-    assert 0 <= low <= now - after <= high
-    wide = bound_next_gain(larger, smaller, alpha=0.001)
-    assert wide[0] <= low and high <= wide[1]
-
-
-def test_without_a_difference_nothing_is_gained() -> None:
-    smaller, larger = draw_nested([0.1, 0.1], 500, seed=7)
-    assert bound_next_gain(larger, smaller, alpha=0.05) == (0.0, 0.0)
-    worse, right = draw_nested([0.2, 0.0], 500, seed=7)
-    assert bound_next_gain(worse, right, alpha=0.05) == (0.0, 0.0)
