@@ -10,10 +10,12 @@ from insource.tracking.scores.comparison import Scores
 from insource.tracking.scores.system_result import SystemResult
 
 MAX_LINES = 10
+# The line on a classification head, and one more system.
+MAX_HEAD_LINES = 2
 
 
 def summary_lines(run: Run, scores: Scores) -> list[str]:
-    """Return the summary of a comparison, at most MAX_LINES lines."""
+    """Return the summary of a comparison, at most MAX_LINES lines, and MAX_HEAD_LINES more if it has a head."""
     metric = scores.deciding_metric
     best_first = sorted(scores.systems.values(), key=lambda system: -system.metrics[metric].value)
     header = [f"verdict   {scores.verdict.choice.upper()}: {scores.verdict.headline}"]
@@ -31,7 +33,7 @@ def summary_lines(run: Run, scores: Scores) -> list[str]:
     if scores.not_run:
         footer.append(f"not run   {', '.join(skipped.name for skipped in scores.not_run)}")
     footer.append(f"report    {os.path.relpath(run.folder / 'report.html')}")
-    available_lines = MAX_LINES - len(header) - len(footer)
+    available_lines = MAX_LINES + (MAX_HEAD_LINES if head_text else 0) - len(header) - len(footer)
     return [*header, *(_system_line(system, metric) for system in best_first[:available_lines]), *footer]
 
 
