@@ -159,4 +159,4 @@ def count_operations(model: Any, pack: Pack) -> float:
     linear = 4 * fixtures.count_linear_parameters(model) * pack.tokens
     suffixes = [row.tokens_after_prefix(pack.prefix) for row in pack.rows]
     pairs = pack.prefix**2 / 2 + sum(tokens * (pack.prefix + tokens / 2) for tokens in suffixes)
-    return linear + 12 * pairs * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    return float(linear + 12 * pairs * config.num_attention_heads * config.head_dim * config.num_hidden_layers)

@@ -69,11 +69,11 @@ def run_part(part: Part, spec: PartSpec) -> dict[str, Any]:
     """
     record: dict[str, Any] = {"name": part.name, "model": spec.model or None, "gib": spec.gib}
     if spec.seconds < MIN_SECONDS:
-        reason = f"{max(spec.seconds, 0.0):.0f} s of its time are left"
-        return record | {"status": SKIPPED, "reason": reason, "seconds": 0.0, "cases": [], "skipped": []}
+        left = f"{max(spec.seconds, 0.0):.0f} s of its time are left"
+        return record | {"status": SKIPPED, "reason": left, "seconds": 0.0, "cases": [], "skipped": []}
     started_at, folder = time.monotonic(), Path(spec.folder)
     status, reason = run_process([sys.executable, "-m", "bench.gpu.part_process", str(spec.save())], folder, spec)
-    result = {"cases": [], "skipped": []}
+    result: dict[str, Any] = {"cases": [], "skipped": []}
     if (folder / RESULT_FILE).exists():
         result = atomic_files.read_json(folder / RESULT_FILE)
     return record | {"status": status, "reason": reason, "seconds": round(time.monotonic() - started_at, 1), **result}

@@ -66,7 +66,7 @@ def write_recipe(folder: Path, tickets: int) -> Path:
 
 
 def run_stage(spec: PartSpec, stage: str, recipe: Path, *settings: str) -> Measurement:
-    """Run a stage and return the last line of its output. Raise StageError if it does not end with 0."""
+    """Run a stage and return its time. Raise StageError with its last line if it does not end with 0."""
     argv = [sys.executable, "-m", stage, str(recipe), "--hardware", "gpu" if spec.on_gpu else "cpu", *settings]
     variables = {name: value for name, value in os.environ.items() if name not in CLEARED_VARIABLES}
     variables |= {
@@ -81,7 +81,7 @@ def run_stage(spec: PartSpec, stage: str, recipe: Path, *settings: str) -> Measu
     if completed.returncode:
         last_line = (completed.stderr.strip().splitlines() or ["nothing said"])[-1]
         raise StageError(f"{stage} ended with {completed.returncode}: {last_line[:300]}")
-    return Measurement(details={"stage_seconds": round(time.monotonic() - started_at, 1)})
+    return Measurement(measures_memory=False, details={"stage_seconds": round(time.monotonic() - started_at, 1)})
 
 
 def runs_folder(spec: PartSpec) -> Path:
@@ -130,7 +130,10 @@ def check_parity(spec: PartSpec, recipe: Path, rows: int) -> Measurement:
     stage = run_stage(spec, "serve.parity", recipe, f"serve.parity.rows={rows}")
     report = atomic_files.read_json(run_folder(spec) / "parity.json")
     agreement = {form["which"]: form["same"] and form["same"]["agreement"] for form in report["forms"]}
-    return Measurement(details={**stage.details, "rows": rows, "served": report["served"], "equal_answers": agreement})
+    return Measurement(
+        measures_memory=False,
+        details={**stage.details, "rows": rows, "served": report["served"], "equal_answers": agreement},
+    )
 
 
 def compare(spec: PartSpec, recipe: Path) -> Measurement:
@@ -142,4 +145,6 @@ def compare(spec: PartSpec, recipe: Path) -> Measurement:
         for system in scores.systems.values()
         if "accuracy" in system.metrics
     }
-    return Measurement(details={**stage.details, "verdict": scores.verdict.choice, "systems": systems})
+    return Measurement(
+        measures_memory=False, details={**stage.details, "verdict": scores.verdict.choice, "systems": systems}
+    )

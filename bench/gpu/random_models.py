@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import gpu_memory
 from bench.gpu.spec import PartSpec
+from bench.peers.spec import ADAPTER_DIR
 from bench.training import fixtures
 from train.model import base
 
@@ -92,9 +93,9 @@ def build_nf4_model(spec: PartSpec, vocabulary: int) -> RandomModel:
 def make_nf4_layer(layer: Any, device: str, dtype: Any) -> Any:
     """Return a random layer of the same shape in NF4."""
     import torch
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    quantized = Linear4bit(
+    quantized: Any = Linear4bit(  # type: ignore[no-untyped-call]
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -104,7 +105,8 @@ def make_nf4_layer(layer: Any, device: str, dtype: Any) -> Any:
     )
     weight = torch.randn(layer.out_features, layer.in_features, dtype=dtype, device=device) * WEIGHT_STD
     # `to` quantizes.
-    quantized.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=quantized).to(device)
+    unquantized: Any = Params4bit(weight, requires_grad=False, quant_type="nf4", module=quantized)
+    quantized.weight = unquantized.to(device)
     return quantized.eval()
 
 
@@ -136,5 +138,6 @@ def save_model(spec: PartSpec, tokenizer: Any, folder: Path) -> RandomModel:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     parameters, linear_parameters = model.num_parameters(), fixtures.count_linear_parameters(model)
-    fixtures.save_adapter(model, str(folder), folder / fixtures.ADAPTER_DIR)
-    return RandomModel(None, f"{spec.model}, random weights, {parameters / 1e6:.1f}M parameters", linear_parameters)
+    fixtures.save_adapter(model, str(folder), folder / ADAPTER_DIR)
+    description = f"{spec.model}{' in small' if spec.small else ''}, random weights, {parameters / 1e6:.1f}M parameters"
+    return RandomModel(None, description, linear_parameters)

@@ -73,6 +73,8 @@ class Measurement:
     """The type of the products, if it is not that of the part."""
     peak_memory_bytes: int | None = None
     """Peak memory of another process; None for the peak of this one."""
+    measures_memory: bool = True
+    """False if other processes did the work, and their memory is not known."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -105,13 +107,14 @@ class CaseLog:
     def _describe(self, name: str, measurement: Measurement, seconds: float) -> dict[str, Any]:
         dtype = measurement.dtype or self.spec.dtype
         peak, flops = self.spec.matmul_flops.get(dtype), measurement.flops_per_second
+        memory = measurement.peak_memory_bytes or decode_rows.peak_memory_bytes()
         return {
             "name": name,
             "rate": measurement.rate,
             "unit": measurement.unit,
             "dtype": dtype,
             "matmul_share": flops / peak if flops is not None and peak else None,
-            "peak_memory_bytes": measurement.peak_memory_bytes or decode_rows.peak_memory_bytes(),
+            "peak_memory_bytes": memory if measurement.measures_memory else None,
             "seconds": round(seconds, 3),
             **measurement.details,
         }

@@ -36,7 +36,8 @@ def _figures(case: Mapping[str, Any]) -> Sequence[str]:
         return [f"failed: {case['error']}"]
     rate = "" if case["rate"] is None else f"{case['rate']:,.1f} {case['unit']}"
     share = "" if case["matmul_share"] is None else f"{case['matmul_share']:.1%}"
-    return [rate, share, f"{case['peak_memory_bytes'] / 2**30:.2f} GiB", f"{case['seconds']:.1f}"]
+    memory = "" if case["peak_memory_bytes"] is None else f"{case['peak_memory_bytes'] / 2**30:.2f} GiB"
+    return [rate, share, memory, f"{case['seconds']:.1f}"]
 
 
 def _row(*cells: str) -> str:

@@ -66,18 +66,18 @@ def verify_packing(
         on_fallback("the self-check of packing ran out of memory: packs are used unchecked on this base")
     if record is None or record["passed"]:
         return plan
-    on_fallback(f"train.packing: none, not shared_prefix: {describe_failure(recipe.model.base, record)}")
+    on_fallback(f"train.packing: none, not shared_prefix: {describe_failure(record)}")
     return packing_plan.build_packing_plan(rows, "none", plan.pack_tokens, 1, plan.cost)
 
 
-def describe_failure(base: str, record: Mapping[str, Any]) -> str:
-    """Return the reason why packs are not used on a base."""
+def describe_failure(record: Mapping[str, Any]) -> str:
+    """Return the reason why packs are not used on this base."""
     differences = [
         "not a number" if record[name] is None else f"{record[name]:.1e}"
         for name in ("log_probability_difference", "gradient_difference")
     ]
     return (
-        f"{Path(base).name} computes a pack differently from its rows (relative differences: log-probabilities "
+        "this base computes a pack differently from its rows (relative differences: log-probabilities "
         f"{differences[0]}, gradients {differences[1]}; rounding in {record['dtype']} explains less), so its attention "
         "does not follow the mask of a pack"
     )
