@@ -20,7 +20,7 @@ from insource.backends.pricing import TokenPrice
 from insource.backends.types import DUMMY_API_KEY, Backend, RowRequest
 from insource.backends.wire import model_families
 from insource.backends.wire.model_families import UNKNOWN, Family
-from insource.config.errors import RecipeError
+from insource.config.errors import RecipeError, join_errors
 from insource.config.providers import PROVIDERS
 from insource.config.schema.compare import Baseline
 from insource.system.timestamps import utc_timestamp
@@ -104,7 +104,7 @@ def build_routing_requests(context: ComparisonContext, system: System) -> System
 def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | None]]:
     """Return the systems with their prices, None for a local stand-in. Raise RecipeError if a price is unknown."""
     if problems := pricing.find_unknown_prices(_baseline(system) for system in systems):
-        raise RecipeError("\n".join(problems))
+        raise join_errors([RecipeError(problem, code="INS-A002") for problem in problems])
     return [(system, pricing.lookup_price(_baseline(system))) for system in systems]
 
 
@@ -215,18 +215,21 @@ def build_endpoint(baseline: Baseline, dataset: EvalDataset, omitted_parameters:
 def _check_model_family(baseline: Baseline, family: Family) -> None:
     location = f"compare.baselines: {baseline.display_name}"
     if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
-        allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
-        raise RecipeError(f"{location}: effort: given {baseline.effort}, {allowed} ({family.source})")
+        allowed = f"{family.name} supports {', '.join(family.efforts) or 'no effort'}"
+        message = f"{location}: effort: given {baseline.effort}, {allowed} ({family.source})"
+        raise RecipeError(message, code="INS-A004")
     if baseline.temperature is not None and not family.supports_temperature(baseline.effort):
         condition = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
         raise RecipeError(
-            f"{location}: temperature: given {baseline.temperature:g}, but {family.name} takes none{condition} "
-            f"({family.source}); leave it out"
+            f"{location}: temperature: given {baseline.temperature:g}, but {family.name} supports none{condition} "
+            f"({family.source}); leave it out",
+            code="INS-A004",
         )
     if baseline.mode == "batch" and not family.supports_batch:
         raise RecipeError(
-            f"{location}: mode: given batch, and it is not known that {baseline.model} is served in batches "
-            "(insource/backends/wire/model_families.py does not have it); set mode: live"
+            f"{location}: mode: given batch, but it is not known that {baseline.model} is served in batches "
+            "(insource/backends/wire/model_families.py does not list it); set mode: live",
+            code="INS-A004",
         )
 
 

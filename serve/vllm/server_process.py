@@ -203,12 +203,13 @@ class VllmProcess:
         while True:
             seconds = time.monotonic() - self._started_at
             if not self.is_alive():
-                raise StageError(f"vLLM ended while it started, {self.failure_message()}")
+                raise StageError(f"vLLM ended while it started, {self.failure_message()}", code="INS-E005")
             if is_healthy(self.address):
                 return seconds
             if seconds > self.plan.serve.start_seconds:
                 raise StageError(
-                    f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.failure_message()}"
+                    f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.failure_message()}",
+                    code="INS-E005",
                 )
             on_progress(seconds, last_line(self.log))
             time.sleep(_POLL_SECONDS)
@@ -286,7 +287,9 @@ def check_port_free(host: str, port: int) -> None:
             listener.bind((host, port))
         except OSError as error:
             hint = f"; {free_port(host)} is free: SET=serve.port={free_port(host)}" if error.errno == 98 else ""
-            raise RecipeError(f"serve: {host}:{port} cannot be listened at: {error.strerror}{hint}") from None
+            raise RecipeError(
+                f"serve: vLLM cannot use {host}:{port}: {error.strerror}{hint}", code="INS-X009"
+            ) from None
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -27,7 +27,7 @@ def load_config(model: Model) -> Any:
     try:
         return AutoConfig.from_pretrained(model.base, revision=model.revision)
     except (OSError, ValueError) as error:
-        raise RecipeError(base_tokenizer.base_not_found_message(model, error)) from None
+        raise RecipeError(base_tokenizer.base_not_found_message(model, error), code="INS-T001") from None
 
 
 def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
@@ -69,7 +69,7 @@ def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_m
             use_safetensors=True,
         )
     except OSError as error:
-        raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error)) from None
+        raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error), code="INS-T001") from None
     disable_cpu_repacking(model)
     multimodal.fix_no_split_modules(model)
     return model.eval()
@@ -111,7 +111,7 @@ def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
             adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
     except (ValueError, TypeError) as error:
         # PEFT's message names the missing modules or the conflicting settings.
-        raise RecipeError(f"lora: {error}") from None
+        raise RecipeError(f"lora: {error}", code="INS-T013") from None
     if defer_init:
         lora_init.init_from_base_weights(adapted, lora)
     cast_adapter_to_float32(adapted)

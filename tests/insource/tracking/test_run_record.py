@@ -85,7 +85,7 @@ def stage():
         run.start_stage(here, "compare", {})
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-        raise StageError("the provider is gone")
+        raise StageError("the provider is gone", code="INS-A009")
 
 cli.run_cli(stage)
 """
