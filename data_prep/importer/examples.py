@@ -139,9 +139,8 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
         )
     raise RecipeError(
         f"{name}: the first row has the keys {', '.join(map(str, list(values)[:8])) or '(none)'}; supported are "
-        "messages "
-        "(OpenAI's and Azure's fine-tuning format), input with preferred_output and non_preferred_output (DPO), "
-        "request with response (a log of API calls), and OpenTelemetry spans (attributes, or resourceSpans)",
+        "messages (OpenAI's and Azure's fine-tuning format), input with preferred_output and non_preferred_output "
+        "(DPO), request with response (a log of API calls), and OpenTelemetry spans (attributes, or resourceSpans)",
         code="INS-D035",
     )
 

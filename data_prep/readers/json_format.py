@@ -360,7 +360,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise BadRowError(f"key {duplicate[:40]!r} stands there twice")
+        raise BadRowError(f"key {duplicate[:40]!r} occurs twice")
     return values
 
 

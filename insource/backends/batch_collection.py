@@ -120,9 +120,8 @@ def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
     if (pending.wire, pending.base_url) != (backend.api_format, backend.base_url):
         raise StageError(
             f"{path} records a batch that was started at {pending.base_url or pending.wire}, but {backend.model} is "
-            "now "
-            f"at {backend.base_url or backend.api_format}: compare again with the former address, or remove the file "
-            "to give up the batch",
+            f"now at {backend.base_url or backend.api_format}: compare again with the former address, or remove the "
+            "file to give up the batch",
             code="INS-A008",
         )
     return pending

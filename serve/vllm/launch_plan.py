@@ -215,7 +215,7 @@ def _find_problems(served: ServedModel, serve: Serve) -> list[str]:
     if problem := _export_mismatch(served, serve):
         return [f"{served.name}: {problem}"]
     if served.variant == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
-        return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
+        return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; use quantized/int8"]
     if served.variant == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
         return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
     return [f"{served.name}: {problem}" for problem in artifact_checks.check_model(served.folder)]
@@ -226,12 +226,12 @@ def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
     path = served.folder / "export.json"
     export = atomic_files.read_json(path) if path.is_file() else {}
     if export.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
-        return f"{served.variant} was made of another adapter than the run has now; `make export` makes it anew"
+        return f"{served.variant} was made of another adapter than the run has now; `make export` writes it again"
     record, export_base = find_trained_base(served, serve), export.get("base", "published")
     if export_base == (record["digest"] if record else "published"):
         return None
     display = "the published base" if export_base == "published" else "the base as it was trained on"
-    return f"{served.variant} was made of {display}, and serve.base is {serve.base}; `make export` makes it anew"
+    return f"{served.variant} was made of {display}, and serve.base is {serve.base}; `make export` writes it again"
 
 
 def base_name(prompt: Mapping[str, Any]) -> str:

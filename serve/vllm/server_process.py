@@ -349,12 +349,12 @@ def known_error_hint(text: str) -> str:
     hints = {
         # Logged before the model is loaded: another process, such as the display, uses part of the GPU.
         r"Free memory on device|less than desired GPU memory utilization|Decrease GPU memory": (
-            "Something else holds a part of the GPU (nvidia-smi tells what): end that, or take a lower "
-            "serve.gpu_memory_utilization, below the free share that is told above."
+            "Another program uses a part of the GPU (nvidia-smi lists it): end it, or set a lower "
+            "serve.gpu_memory_utilization, below the free share in the lines above."
         ),
         # The KV cache gets the part of gpu_memory_utilization that the weights leave.
         r"No available memory|larger than the available KV": (
-            "The weights leave too little for the cache: take a smaller serve.max_model_len, "
+            "The weights leave too little for the cache: set a smaller serve.max_model_len, "
             "serve.gpu_memory_utilization up to 0.95, serve.model=quantized/int8, or a larger machine."
         ),
         r"out of memory|Cannot allocate": (

@@ -120,7 +120,7 @@ def test_a_comparison_that_cannot_end_does_not_begin(make_context: Made, options
         )
     assert completed.returncode == 2, completed.stderr
     assert (
-        "error: compare.baselines: the price of second is unknown" in completed.stderr
+        "error[INS-A002]: compare.baselines: the price of second is unknown" in completed.stderr
         and "Traceback" not in completed.stderr
     )
     assert not provider.attempts

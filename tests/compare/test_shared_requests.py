@@ -100,7 +100,7 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
         assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.requests)
         poor_context = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
         n_requests = len(provider.requests)
-        with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
+        with pytest.raises(RecipeError, match=r"5 rows requested three times may cost .* raise it"):
             together._measure_system(poor_context, system, 5)
         assert len(provider.requests) == n_requests
 

@@ -295,7 +295,7 @@ def test_a_stand_in_is_called_one() -> None:
     [
         ("compare.primary.metric=rouge_l", "compare.primary.metric: given 'rouge_l'"),
         ("compare.baselines=[{provider: openai, model: m, name: tfidf}]", "choose another"),
-        ("compare.baselines=[{provider: openai, model: m}, {provider: openai, model: m}]", "stands there twice"),
+        ("compare.baselines=[{provider: openai, model: m}, {provider: openai, model: m}]", "is used twice"),
         ("compare.baselines=[{provider: azure, model: m}]", "provider azure takes base_url"),
         ("compare.baselines=[{provider: file, path: x, mode: batch}]", "no batches"),
     ],

@@ -107,9 +107,9 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
     assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in summary
     assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in summary
     assert "data.where.done" not in summary
-    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"):
+    with pytest.raises(RecipeError, match=r"none of 160 rows matches:\n  data.where.status: no row has 'Closed'; did"):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, where: {status: Closed}}")
-    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"):
+    with pytest.raises(RecipeError, match=r"none of 160 rows matches:\n  each value occurs, but not"):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, where: {label: a, done: 1}}")
 
 
@@ -154,5 +154,5 @@ def test_rare_labels_are_refused_by_name_and_clash_with_a_list(tmp_path: Path) -
     write_rare_labels(tmp_path)
     with pytest.raises(RecipeError, match=r"data.rare_labels: 2 labels of fewer than 10 rows, 9 rows in all \('"):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, rare_labels: {min_rows: 10, do: fail}}")
-    with pytest.raises(RecipeError, match=r"data.rare_labels: settles labels that are found"):
+    with pytest.raises(RecipeError, match=r"data.rare_labels: needs kind classification"):
         load("classifier", ["data.rare_labels.min_rows=10", "data.rare_labels.do=drop"], "cpu")

@@ -222,7 +222,7 @@ def test_labels_that_fill_the_prompt_by_themselves_are_the_reason_told(tmp_path:
     ]
     write_rows(tmp_path / "rows.jsonl", rows)
     message = preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
-    assert "before any text stands in it (its instruction and 120 labels)" in message
+    assert "(its instruction and 120 labels)" in message
     assert "train.max_length" in message
 
 

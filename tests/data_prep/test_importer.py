@@ -238,7 +238,7 @@ def test_a_file_of_tool_calls_or_of_nothing_that_is_imported_is_refused(
         source = write_lines(tmp_path / "train.jsonl", rows)
         assert run_import(monkeypatch, source)[0] == 2, reason
         stderr = capsys.readouterr().err
-        assert reason in stderr and stderr.startswith("error: "), stderr
+        assert reason in stderr and stderr.startswith("error[INS-"), stderr
         assert list(tmp_path.iterdir()) == [source], "nothing is half written"
 
 
@@ -407,7 +407,7 @@ def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -
     assert '-m data_prep.importer "a b.jsonl" --system 2' in completed.stdout
     incomplete_argv = [sys.executable, "-m", "data_prep.importer", ""]
     failed = subprocess.run(incomplete_argv, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert failed.returncode == 2 and failed.stderr.startswith("error: FROM: give the file")
+    assert failed.returncode == 2 and failed.stderr.startswith("error[INS-R012]: FROM: give the file")
 
 
 def logged_call(sdk: str, index: int) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def test_20_newsgroups_documents_that_are_named_by_a_number(tmp_path: Path) -> N
         folder = tmp_path / "20_newsgroups" / {"a": "sci.med", "b": "alt.atheism"}[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / str(51060 + n)).write_bytes(f"From: someone\nSubject: caf\u00e9\n\n{text}\n".encode("latin-1"))
-    with pytest.raises(RecipeError, match=r"holds 80 .txt files. data.source.sample_by: document reads each as one"):
+    with pytest.raises(RecipeError, match=r"has 80 .txt files. data.source.sample_by: document reads each as one"):
         prepare_files(tmp_path, "{source: {path: 20_newsgroups}}")
     splits, report = prepare_files(
         tmp_path, "{source: {path: 20_newsgroups, sample_by: document}, deduplicate: {near: 1}}"
@@ -301,7 +301,7 @@ def test_of_several_arrays_the_one_whose_objects_have_the_columns_is_meant(
     assert "rows.json: the rows are those of 'rows'; not read: features" in capsys.readouterr().err
     arrays = {"may": payload["rows"][:40], "june": payload["rows"][40:]}
     (tmp_path / "rows.json").write_text(json.dumps(arrays), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"it has several, 'may', 'june'; leave one"):
+    with pytest.raises(RecipeError, match=r"has several, 'may', 'june'; keep one"):
         prepare_files(tmp_path, f"{{source: {{path: rows.json}}, {columns}}}")
 
 
@@ -378,5 +378,7 @@ def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refus
     with pytest.raises(RecipeError, match=r"no row has a value of any field .*; the columns are text, Invoice No, Sum"):
         prepare_files(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
     write_rows(tmp_path / "rows.jsonl", [{"text": text, "record": {"total": 17}} for text, *_ in rows])
-    with pytest.raises(RecipeError, match=r"no row has a value of any field .*: data.columns.target names a column of"):
+    with pytest.raises(
+        RecipeError, match=r"no row has a value of any field .*; set data.columns.target to the column with"
+    ):
         prepare_files(tmp_path, f"{{source: {{path: rows.jsonl}}, {settings}}}", INVOICE)

@@ -261,7 +261,7 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(
         ("{slots: {column: s, start: b}}", "data.columns.slots: give value, or start and end"),
         ("{slots: {column: s, value: v}, tags: t}", "data.columns.slots: and data.columns.tags both hold the record"),
         ("{tags: t, target: record}", "data.columns.tags: and data.columns.target both hold the record; keep one"),
-        ("{text: [a, b], tags: t}", "tells places in one text, and data.columns.text names 2 columns; name one"),
+        ("{text: [a, b], tags: t}", "marks positions in one text, but data.columns.text names 2 columns; name one"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_its_key(tmp_path: Path, columns: str, message: str) -> None:

@@ -252,7 +252,7 @@ def test_messages_and_files_name_the_document_that_is_meant(tmp_path: Path) -> N
     dropped = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert {entry["id"] for entry in dropped} == {f"{entry['file']}:{entry['line']}" for entry in dropped}
     assert {entry["file"] for entry in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
-    with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts bear several answers"):
+    with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts have several answers"):
         prepare_data(tmp_path, f"{data}, conflicts: fail}}")
     write_file(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
     with pytest.raises(RecipeError, match=r"pos/long.txt:1: 1 train rows are longer than train.max_length"):
@@ -352,7 +352,7 @@ def test_text_files_that_the_recipe_describes_are_tables(tmp_path: Path) -> None
 def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     paths = [str(tmp_path / "pos" / "*1.txt"), str(tmp_path / "pos" / "*3.txt")]
-    with pytest.raises(RecipeError, match="are one folder"):
+    with pytest.raises(RecipeError, match="are the same folder"):
         find_files(Source(paths=paths, sample_by="document"))
 
 

@@ -86,7 +86,7 @@ def test_rolling_back_twice_goes_further_back(make_trained_run: Callable[[str], 
         registry.roll_back(registry_dir, None)
     assert registry.roll_back(registry_dir, deployed[2]) == (deployed[0], deployed[2])
     assert registry.current_version(registry_dir) == deployed[2]
-    with pytest.raises(RecipeError, match=f"no whole version nonsense .* there are {min(deployed)}"):
+    with pytest.raises(RecipeError, match=f"no complete version nonsense .* there are {min(deployed)}"):
         registry.roll_back(registry_dir, "nonsense")
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_version_is_not_gone_back_to_and_is_written_anew(
     first = registry.promote(registry_dir, trained_run, [])
     registry.promote(registry_dir, make_trained_run("two"), [])
     (registry_dir / "versions" / first / "adapter" / "adapter_model.safetensors").write_text("hal", encoding="utf-8")
-    with pytest.raises(RecipeError, match="no whole version"):
+    with pytest.raises(RecipeError, match="no complete version"):
         registry.roll_back(registry_dir, None)
     assert registry.promote(registry_dir, trained_run, []) == first and registry.is_complete(
         registry_dir / "versions" / first
@@ -151,7 +151,7 @@ def test_reference_answers_go_along_beside_the_adapter_and_changed_ones_do_not(
     assert version.references_path.read_text(encoding="utf-8") == "a row that one answers"
     assert not (version.folder / "adapter" / REFERENCES_FILE).exists()
     (second_run.folder / REFERENCES_FILE).write_text("others", encoding="utf-8")
-    with pytest.raises(StageError, match=r"reference.jsonl is not as training wrote it"):
+    with pytest.raises(StageError, match=r"reference.jsonl was changed after training"):
         registry.promote(registry_dir, second_run, [])
     assert registry.current_version(registry_dir) == version.id
 
@@ -283,7 +283,7 @@ def test_what_the_registry_does_not_hold_is_not_gone_back_to(
     foreign = registry.promote(other_folder, make_trained_run("two"), [])
     shutil.copytree(other_folder / "versions" / foreign, registry_dir / "versions" / foreign)
     for target in (foreign, f"../../other/versions/{foreign}", "..", ""):
-        with pytest.raises(RecipeError, match=r"no whole version|only version"):
+        with pytest.raises(RecipeError, match=r"no complete version|only version"):
             registry.roll_back(registry_dir, target)
     assert registry.current_version(registry_dir) == version
 
@@ -300,7 +300,7 @@ def test_while_another_process_changes_the_registry_nothing_is_deployed(
         lambda: registry.promote(registry_dir, second, []),
         lambda: registry.roll_back(registry_dir, first),
     ):
-        with pytest.raises(StageError, match="being changed by another process"):
+        with pytest.raises(StageError, match="in use by another process"):
             attempt()
     holder.kill()
     holder.communicate()

@@ -339,7 +339,7 @@ def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) 
 def test_a_form_that_the_record_cannot_have_is_refused_at_start(
     tmp_path: Path, task: str, columns: str, key: str
 ) -> None:
-    with pytest.raises(RecipeError, match=f"^{key}: given .*which the record cannot"):
+    with pytest.raises(RecipeError, match=f"^{key}: given .*record of serve.record.share"):
         traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, task=task, columns=columns))
 
 

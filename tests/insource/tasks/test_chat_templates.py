@@ -137,7 +137,7 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
         )
     stop_model = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
     assert chat_template.load_tokenizer(stop_model).eos_token == stop_model.stop
-    with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is no special token.*<eos>"):
+    with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is not a special token.*<eos>"):
         chat_template.load_rendering(stop_model.model_copy(update={"stop": "<|nonsense|>"}))
 
 

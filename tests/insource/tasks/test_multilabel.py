@@ -328,7 +328,7 @@ def test_the_same_set_is_a_duplicate_and_another_set_a_conflict(tmp_path: Path) 
     in_train = {row["input"]["text"] for row in splits["train"]}
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
     assert source_rows[1]["text"] not in in_train
-    with pytest.raises(RecipeError, match="1 texts bear several answers"):
+    with pytest.raises(RecipeError, match="1 texts have several answers"):
         prepare_data(tmp_path, data + ", conflicts: fail}", TASK)
 
 
@@ -359,7 +359,7 @@ def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'lost' occurs once"):
         prepare_data(tmp_path, as_lists(tmp_path, source_rows), TASK)
     unlabeled = [{**row, "label": []} for row in rows()]
-    with pytest.raises(RecipeError, match=r"240 rows have fewer than two labels between them: none"):
+    with pytest.raises(RecipeError, match=r"240 rows have fewer than two different labels: none"):
         prepare_data(tmp_path, as_lists(tmp_path, unlabeled), TASK)
 
 
@@ -380,7 +380,7 @@ def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
         (TASK, "compare: {baselines: [{provider: openai, api: decisions, model: gpt-6-luna}]}",
          "compare.baselines.0.api: given decisions, which chooses one of the labels"),
         (TASK.replace(", labels_per_row: many", ""), "",
-         "data.columns.label_separator: stands between labels of a row"),
+         "data.columns.label_separator: separates the labels of a row"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_several_labels_is_refused_with_its_line(

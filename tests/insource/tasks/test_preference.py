@@ -234,7 +234,7 @@ def test_opposite_preferences_are_a_conflict_and_other_pairs_of_one_prompt_are_n
 
 
 def test_opposite_preferences_stop_the_stage_where_the_recipe_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"rows\.jsonl:20\d: 1 texts bear several"):
+    with pytest.raises(RecipeError, match=r"rows\.jsonl:20\d: 1 texts have several"):
         prepare.main(given_splits(tmp_path, TORN, "fail"), tmp_path / "runs")
 
 

