@@ -41,8 +41,8 @@ def promote(registry_dir: Path, training_run: Run, arguments: argparse.Namespace
         print(f"check     {failure}", file=sys.stderr)
     if failures and not arguments.force:
         raise GateError(
-            f"not deployed: {len(failures)} checks failed, see above; FORCE=1 deploys anyway, and the history records "
-            "it",
+            f"not deployed, because {len(failures)} of the checks above failed; FORCE=1 deploys anyway, and the "
+            "history records that",
             code="INS-G009",
         )
     if arguments.dry_run:

@@ -153,7 +153,7 @@ def test_a_recipe_that_is_there_is_not_written_over_unless_that_is_asked_for(
     source = write_lines(tmp_path / "train.jsonl", ticket_rows(60))
     (tmp_path / "mine.yaml").write_text("mine\n", encoding="utf-8")
     assert run_import(monkeypatch, source)[0] == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == "mine\n"
     assert run_import(monkeypatch, source, "--force")[0] == 0
     assert load(str(tmp_path / "mine.yaml"), (), "gpu").recipe.task.labels == dict.fromkeys(QUEUES, "")

@@ -189,7 +189,7 @@ GATEWAY_AND_DEPLOYMENT = (
         "The run failed a check before deployment. The lines above this one name each check.",
         "Correct what the lines name, such as a missing `make parity` or a verdict against the model. `FORCE=1` "
         "deploys anyway, and the history records that.",
-        "not deployed: 2 checks failed, see above; FORCE=1 deploys anyway, and the history records it",
+        "not deployed, because 2 of the checks above failed; FORCE=1 deploys anyway, and the history records that",
         is_linked=True,
     ),
 )

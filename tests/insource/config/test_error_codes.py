@@ -128,7 +128,7 @@ def test_an_error_is_printed_with_its_code_and_without_a_traceback(
 def test_each_mistake_of_a_recipe_has_its_code(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "task: {kind: classification, instruction: Route.}\n"
+        "task: {kind: classification, instruction: Route the message.}\n"
         "data: {source: {path: rows.csv}}\n"
         "model: {}\n"
         "train: {learning_rat: 1e-4, per_device_train_batch_size: 4, beta: 0.5}\n"
@@ -147,7 +147,7 @@ def test_each_mistake_of_a_recipe_has_its_code(tmp_path: Path) -> None:
 def test_an_error_of_a_base_keeps_its_code_below_the_location_in_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "task: {kind: classification, instruction: Route.}\ndata: {source: {path: rows.csv}}\n"
+        "task: {kind: classification, instruction: Route the message.}\ndata: {source: {path: rows.csv}}\n"
         "model: {base: ./no-such-folder}\n",
         encoding="utf-8",
     )

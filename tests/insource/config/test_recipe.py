@@ -26,6 +26,7 @@ from insource.config.schema.train import Accelerate, Train
 from insource.tasks import TASKS
 from insource.tracking import run
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 
 GOOD = """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -125,7 +126,7 @@ def test_what_is_pinned_in_a_template_is_a_switch_and_a_day(tmp_path: Path) -> N
             load("classifier", [override], "cpu")
     path = tmp_path / "mine.yaml"
     path.write_text("model: {base: pocket, template: {date: 2026-13-01}}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"mine.yaml: month must be in"):
+    with raises_error(RecipeError, "INS-R008", match=r"mine.yaml: month must be in"):
         load(str(path))
 
 
@@ -328,13 +329,13 @@ def test_what_cannot_go_together_is_told_all_at_once_with_its_lines(tmp_path: Pa
     path = write(tmp_path, text)
     messages = mistakes(path)
     assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in messages
-    assert f"{path}:7  train.class_weight: weighs labels, and kind is preference" in messages
+    assert f"{path}:7  train.class_weight: weights labels, but kind is preference" in messages
     assert f"{path}:9  train.balanced_sampling: balances labels, but kind is preference" in messages
 
 
 def test_weights_of_labels_that_there_are_not_are_refused(tmp_path: Path) -> None:
     text = GOOD.replace("queue.}", "queue., labels: [billing, refund]}") + "train: {class_weight: {biling: 2}}\n"
-    assert "train.class_weight.biling: is none of task.labels: billing, refund" in mistakes(write(tmp_path, text))
+    assert "train.class_weight.biling: is not in task.labels: billing, refund" in mistakes(write(tmp_path, text))
 
 
 def test_what_sections_leave_to_each_other_is_filled_in(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("any") / "any.yaml"
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(tree, file)
-    with pytest.raises(RecipeError, match=r"mistake|is a mapping|any\.yaml"):
+    with raises_error(RecipeError, "INS-R001", match=r"mistake|is a mapping|any\.yaml"):
         load(str(path), (), "gpu")
 
 
@@ -394,5 +395,7 @@ def test_the_recipe_of_a_run_is_read_by_the_rules_of_its_day(tmp_path: Path) -> 
     path.write_text(text.replace("optim: adamw_torch", "optim: paged_adamw_8bit"), encoding="utf-8")
     assert trained_run.recipe().train.optim == "paged_adamw_8bit"
     path.write_text(text + "invented: {key: 1}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"recipe.yaml: this version of insource cannot read it \(invented\)"):
+    with raises_error(
+        RecipeError, "INS-R014", match=r"recipe.yaml: this version of insource cannot read it \(invented\)"
+    ):
         trained_run.recipe()
