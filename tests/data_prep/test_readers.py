@@ -324,7 +324,7 @@ def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
         "data.source.path: " + str(tmp_path / "*.json"): Source(path=str(tmp_path / "*.json")),
         "unknown kind of file '.pdf'; known: .csv": Source(path=str(notes)),
         "neither a file nor a folder": Source(path=str(tmp_path / "pipe.csv")),
-        "are one file": Source(train=rows, test=rows),
+        "are the same file": Source(train=rows, test=rows),
     }
     for message, source in cases.items():
         assert message in read_error(source)
