@@ -21,6 +21,7 @@ from insource.backends import pricing
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline
 from insource.tasks import TASKS, classification
+from tests.helpers.errors import raises_error
 
 LABELS = ("delivery_delay", "refund_status", "réclamation")
 TARGETS = {f"r{index}": LABELS[index % 3] for index in range(9)}
@@ -244,7 +245,7 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
         "answers.jsonl answers 1 of 9 test rows, and has 1 ids that are none of them"
     )
     assert "is empty" in refused(tmp_path, "")
-    with pytest.raises(RecipeError, match="there is no file"):
+    with raises_error(RecipeError, "INS-C006", match="there is no file"):
         gathered(tmp_path / "nothing.jsonl")
 
 

@@ -90,7 +90,7 @@ def test_what_a_table_has_for_no_value(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "id,output\nr0,a\nr1,b\nr0,c\n", "a.csv:4: id 'r0' is in line 2 already"),
-        ("a.csv", "id,answer\nr0,a\n", "a.csv:2: needs id and output, and has no output: id, answer"),
+        ("a.csv", "id,answer\nr0,a\n", "a.csv:2: needs id and output, but has no output: id, answer"),
         ("a.csv", "id,output\nr0,a,b\n", "a.csv:2: 3 fields where the header has 2"),
         ("a.csv", 'id,output\nr0,"a\n', "a.csv:2: not CSV: a quote that opens in this row is never closed"),
         ("a.csv", "id,output,cost_usd\nr0,a,NaN\n", "a.csv:2: id 'r0': cost_usd is nan; give a number"),
@@ -99,7 +99,7 @@ def test_what_a_table_has_for_no_value(tmp_path: Path) -> None:
         ("a.csv", "id,output\n,a\n", "a.csv:2: id is ''; give the id of a test row"),
         ("a.json", '[{"id": "r0", "output": "a"}, {"id": "r0", "output": "b"}]', "a.json:2: id 'r0' is in row 1"),
         ("a.json", '[{"id": "r0", "output": "a", "cost_usd": NaN}]', "a.json:1: NaN, which is not JSON; write null"),
-        ("a.json", '{"r0": "a"}', "a.json:1: an object without rows: it holds 'r0' (a text)"),
+        ("a.json", '{"r0": "a"}', "a.json:1: an object without rows: it has 'r0' (a text)"),
         ("a.json", '[{"id": "r0", "output": "\\ud800"}]', "a.json:1: half of a surrogate pair"),
         ("a.parquet", "id,output\nr0,a\n", "a.parquet: not Parquet, or a damaged one"),
     ],

@@ -27,6 +27,7 @@ from predict.prediction import Prediction
 from serve.vllm import launch_plan
 from serve.vllm.server_process import Address, free_port, is_healthy
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, serve_engine
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 from train.export import adapter
@@ -258,7 +259,7 @@ def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_pat
         journal.close()
         assert path.read_bytes() == content.splitlines(keepends=True)[0]
     path.write_bytes(b"no answer\n" + content)
-    with pytest.raises(StageError, match=r"000000.jsonl:1: this line is not a recorded answer"):
+    with raises_error(StageError, "INS-A010", match=r"000000.jsonl:1: this line is not a recorded answer"):
         Journal(path)
 
 

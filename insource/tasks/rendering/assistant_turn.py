@@ -120,8 +120,8 @@ def _check_answers_at_once(turn: Turn, name: str) -> None:
         )
     if not turn.continues_prompt and _strip_thoughts(prompt) != _strip_thoughts(turn.lead):
         raise RecipeError(
-            f"model.base: {name} does not answer directly after its open prompt: its chat template ends the prompt "
-            f"with {prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel or a thought). "
+            f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
+            f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
             f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without channels",
             code="INS-T008",
         )

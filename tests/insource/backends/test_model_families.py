@@ -98,11 +98,14 @@ def test_effort_goes_where_each_wire_has_it() -> None:
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [
-        ({"provider": "openai", "model": "gpt-6-luna", "effort": "minimal"}, "given minimal, .* takes none, low"),
-        ({"provider": "anthropic", "model": "claude-opus-5-5", "effort": "none"}, "given none, .* takes low, medium"),
-        ({"provider": "openai", "model": "gpt-4o", "effort": "low"}, "takes no effort"),
-        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, 'takes none unless effort is "none"'),
-        ({"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 1}, "takes none .*; leave it out"),
+        ({"provider": "openai", "model": "gpt-6-luna", "effort": "minimal"}, "given minimal, .* supports none, low"),
+        (
+            {"provider": "anthropic", "model": "claude-opus-5-5", "effort": "none"},
+            "given none, .* supports low, medium",
+        ),
+        ({"provider": "openai", "model": "gpt-4o", "effort": "low"}, "supports no effort"),
+        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, 'supports none unless effort is "none"'),
+        ({"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 1}, "supports none .*; leave it out"),
     ],
 )
 def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any], message: str) -> None:

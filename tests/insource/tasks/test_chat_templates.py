@@ -40,8 +40,8 @@ REFUSED = [
     (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
     (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
     (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
-    (kinds.NO_STOP, "none of its stops.*set model.stop to one of <|end|>"),
-    (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', and none of its stops .<eos>. stands there"),
+    (kinds.NO_STOP, "none of its stop tokens.*set model.stop to one of <|end|>"),
+    (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', which has none of its stop tokens .<eos>."),
 ]
 
 
