@@ -147,7 +147,7 @@ def test_what_cannot_be_recorded_is_told_before_anybody_is_asked(
 ) -> None:
     with raises_error(RecipeError, "INS-C010", match=r"SYSTEM: tfidf is not an API model .*there are openai:ft:"):
         recorded(recipe, name="tfidf")
-    with pytest.raises(RecipeError, match="gives probabilities of labels"):
+    with raises_error(RecipeError, "INS-C010", match="returns label probabilities"):
         recorded(recipe, name="openai:gpt-6-luna:decisions")
     with pytest.raises(RecipeError, match=r"privacy\.data_may_leave is false"):
         recorded(recipe, "privacy.data_may_leave=false")

@@ -16,6 +16,7 @@ from insource.backends.wire.model_families import ANTHROPIC_KEYWORDS, FAMILIES, 
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.provider_rules import find_refusal
 
 RECORD = {
@@ -109,7 +110,7 @@ def test_effort_goes_where_each_wire_has_it() -> None:
     ],
 )
 def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with raises_error(RecipeError, "INS-A004", match=message):
         sent(Baseline(**baseline))
 
 
@@ -126,7 +127,9 @@ def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str,
 
 def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
     sent(Baseline(provider="openai", model="gpt-6-luna", mode="batch"))
-    with pytest.raises(RecipeError, match=r"not known that model-of-2028 is served in batches .*; set mode: live"):
+    with raises_error(
+        RecipeError, "INS-A004", match=r"not known that model-of-2028 is served in batches .*; set mode: live"
+    ):
         sent(Baseline(provider="openai", model="model-of-2028", mode="batch"))
 
 

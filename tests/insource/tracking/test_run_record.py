@@ -20,6 +20,7 @@ from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import Run
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 
 STAGE = """
 import sys, time
@@ -53,7 +54,7 @@ def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_write
     )
     assert process.stdout is not None and process.stdout.readline() == "runs\n"
     assert example_run.stage("compare")["state"] == "running" and example_run.is_locked
-    with pytest.raises(StageError, match="in use by another process"), run.lock_run(example_run):
+    with raises_error(StageError, "INS-X003", match="in use by another process"), run.lock_run(example_run):
         pass
     run.start_stage(example_run, "deploy", {})
     assert on_disk(example_run, "compare")["state"] == "running"
