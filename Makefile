@@ -115,13 +115,15 @@ types: setup ## Types, with mypy
 
 check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m insource.config.recipe --check
+	@$(VENV) -m insource.config.error_codes --check
 	@$(TESTS)
 
 bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling | curve | gpu (the GPU path in 8 minutes; in small on a CPU) | decisions, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
-schema: setup ## Write recipes/.schema.json, which editors read
+schema: setup ## Write recipes/.schema.json, which editors read, and docs/errors.md
 	@$(VENV) -m insource.config.recipe
+	@$(VENV) -m insource.config.error_codes
 
 lock: setup ## Write requirements/*.txt anew from pyproject.toml (needs uv)
 	@$(PYTHON) requirements/lock.py

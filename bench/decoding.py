@@ -150,7 +150,8 @@ def run_program(
         if process.returncode or not result.exists():
             stderr_lines = process.stderr.strip().splitlines() or ["nothing said"]
             raise StageError(
-                f"{program[-1]} in {checkout.name} ended with {process.returncode}: {stderr_lines[-1][:300]}"
+                f"{program[-1]} in {checkout.name} ended with {process.returncode}: {stderr_lines[-1][:300]}",
+                code="INS-X010",
             )
         results |= json.loads(result.read_text(encoding="utf-8"))
     return results

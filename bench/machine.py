@@ -38,12 +38,12 @@ def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise StageError(f"{module} was not done after {PEER_TIMEOUT_SECONDS} s") from None
+        raise StageError(f"{module} was not done after {PEER_TIMEOUT_SECONDS} s", code="INS-X010") from None
     path = Path(spec.folder) / RESULT_FILE
     if process.returncode or not path.exists():
         (Path(spec.folder) / "stderr.txt").write_text(process.stdout + process.stderr, encoding="utf-8")
         stderr_lines = process.stderr.strip().splitlines() or ["nothing said"]
-        raise StageError(f"{module} ended with {process.returncode}: {stderr_lines[-1].strip()[:300]}")
+        raise StageError(f"{module} ended with {process.returncode}: {stderr_lines[-1].strip()[:300]}", code="INS-X010")
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 

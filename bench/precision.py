@@ -57,7 +57,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="of each, of which the median counts")
     arguments = parser.parse_args()
     if not hardware.cpu_has_bfloat16():
-        raise StageError("this processor does not multiply bfloat16 itself (AVX512_BF16 or AMX): training is float32")
+        raise StageError(
+            "this processor does not multiply bfloat16 itself (AVX512_BF16 or AMX): training is float32",
+            code="INS-X010",
+        )
     peaks = {precision: machine.measure_matmul_flops(False, precision) for precision in PRECISIONS}
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

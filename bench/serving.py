@@ -106,7 +106,9 @@ def read_prompts(served: ServedModel) -> list[str]:
     prompts = [module.messages(spec, row["input"])[0]["content"] for row in rows]
     n_needed = 2 * sum(request_count(concurrency, None) for concurrency in CONCURRENCIES)
     if len(prompts) < n_needed:
-        raise StageError(f"{len(prompts):,} train rows are too few: {n_needed:,} requests are asked, each once")
+        raise StageError(
+            f"{len(prompts):,} train rows are too few: {n_needed:,} different requests are needed", code="INS-X010"
+        )
     return prompts
 
 
@@ -148,7 +150,7 @@ class BenchClient:
         self._send(json.dumps(argv))
         if not result.exists():
             log_tail = self.log_path.read_text(encoding="utf-8").strip()[-500:]
-            raise StageError(f"vLLM's client ended with {self.process.wait()}: {log_tail}")
+            raise StageError(f"vLLM's client ended with {self.process.wait()}: {log_tail}", code="INS-X010")
         return atomic_files.read_json(result)  # type: ignore[no-any-return]
 
     def _send(self, line: str) -> None:

@@ -119,7 +119,9 @@ def run_command(folder: Path, *args: object) -> None:
         argv, cwd=machine.ROOT, env=command_env(folder), capture_output=True, text=True, check=False
     )
     if process.returncode:
-        raise StageError(f"{' '.join(argv)} ended with {process.returncode}:\n{process.stderr[-2000:]}")
+        raise StageError(
+            f"{' '.join(argv)} ended with {process.returncode}:\n{process.stderr[-2000:]}", code="INS-X010"
+        )
 
 
 def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rng: random.Random) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
     try:
         while b"ready     " not in log.read_bytes():
             if process.poll() is not None:
-                raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
+                raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}", code="INS-X010")
             time.sleep(0.5)
         references = {
             registry.compute_version(run.folder / "adapter"): {
@@ -144,7 +146,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
         state = SoakState(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
         asyncio.run(run_load(state, folder, recipe, runs, rng))
         if process.poll() is not None:
-            raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
+            raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}", code="INS-X010")
         process.send_signal(signal.SIGTERM)
         started_at = time.monotonic()
         process.wait(60)

@@ -77,7 +77,7 @@ def hash_test_set(run: Run) -> str:
     path = run.folder / "data" / "test.jsonl"
     sha256 = atomic_files.sha256(path)
     if sha256 != atomic_files.read_json(path.with_name("data.json"))["sha256"][path.name]:
-        raise StageError(f"{path} is not as `make data` wrote it; prepare the data anew")
+        raise StageError(f"{path} was changed after data preparation; run `make data` again", code="INS-D033")
     return sha256
 
 
@@ -91,13 +91,14 @@ def load_test_dataset(run: Run) -> EvalDataset:
     data = run.folder / "data"
     rows = {name: _read_rows(data / f"{name}.jsonl") for name in (*OTHER_SPLITS, "test")}
     if not rows["test"]:
-        raise StageError(f"{data / 'test.jsonl'} has no rows: nothing can be compared; give data.split.test a share")
+        raise StageError(f"{data / 'test.jsonl'} has no rows to compare; set data.split.test above 0", code="INS-D027")
     keys = {duplicate_key(row["input"]["text"]) for row in rows["test"]}
     for name in OTHER_SPLITS:
         if duplicates := [row["id"] for row in rows[name] if duplicate_key(row["input"]["text"]) in keys]:
             raise StageError(
-                f"{len(duplicates)} rows of {name} say the same as a test row, first {duplicates[0]}: a score would "
-                "flatter; prepare the data anew (`make data`)"
+                f"{len(duplicates)} rows of {name} have the text of a test row, the first is {duplicates[0]}: scores "
+                "would be too high; prepare the data again (`make data`)",
+                code="INS-D034",
             )
     return EvalDataset(task, spec, prompt, _trained_rows(run, rows["train"]), rows["calibration"], rows["test"])
 

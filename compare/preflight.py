@@ -18,46 +18,47 @@ from compare.systems.responses import ComparisonContext
 from insource.backends import pricing
 from insource.backends.client import API_MODULES
 from insource.backends.types import Backend
-from insource.config.errors import RecipeError
+from insource.config.errors import RecipeError, join_errors
 
-Check = Callable[[ComparisonContext, Sequence[System]], Iterator[str]]
+Check = Callable[[ComparisonContext, Sequence[System]], Iterator[RecipeError]]
 
 
 def check(context: ComparisonContext, systems: Sequence[System]) -> None:
     """Raise RecipeError with all problems that would later end the comparison of these systems."""
-    if problems := [message for run_check in CHECKS for message in run_check(context, systems)]:
-        raise RecipeError("\n".join(problems))
+    if problems := [problem for run_check in CHECKS for problem in run_check(context, systems)]:
+        raise join_errors(problems)
 
 
-def unknown_prices(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
+def unknown_prices(context: ComparisonContext, systems: Sequence[System]) -> Iterator[RecipeError]:
     """Yield the API models without a known price."""
-    yield from pricing.find_unknown_prices(
-        [system.baseline for system in systems if system.kind == "closed" and system.baseline]
-    )
+    baselines = [system.baseline for system in systems if system.kind == "closed" and system.baseline]
+    for message in pricing.find_unknown_prices(baselines):
+        yield RecipeError(message, code="INS-A002")
 
 
-def unnamed_keys(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
+def unnamed_keys(context: ComparisonContext, systems: Sequence[System]) -> Iterator[RecipeError]:
     """Yield the baselines at another host than their provider's whose API key the recipe does not name."""
     for system in systems:
         if system.baseline and (key := system.baseline.withheld_key_env):
-            yield (
+            yield RecipeError(
                 f"compare.baselines: {system.name}: {key} is not sent to {system.baseline.base_url}, which is no https "
                 "address of its provider; name the environment variable with the key for that host: api_key_env: ... "
-                "(any variable that is set, where the host wants no key)"
+                "(any variable that is set, where the host wants no key)",
+                code="INS-A007",
             )
 
 
-def unusable_files(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
+def unusable_files(context: ComparisonContext, systems: Sequence[System]) -> Iterator[RecipeError]:
     """Yield why a file of answers cannot be used, as far as the check is possible without the test rows."""
     for system in systems:
         if system.kind == "file" and system.baseline:
             try:
                 answer_file.read_answer_file(system.baseline, answer_file.build_rules(context.recipe))
             except RecipeError as error:
-                yield str(error)
+                yield error
 
 
-def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> Iterator[str]:
+def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> Iterator[RecipeError]:
     """Yield why a request to an API model cannot be built with the settings of the recipe.
 
     Reasons: parameters that the model family does not take, more labels than the endpoint takes, missing credentials or
@@ -74,10 +75,8 @@ def unusable_settings(context: ComparisonContext, systems: Sequence[System]) -> 
             API_MODULES[backend.api_format].build_body(backend, request)
             asyncio.run(_open_client(backend))
         except RecipeError as error:
-            message = str(error)
-            yield (
-                message if message.startswith("compare.baselines: ") else f"compare.baselines: {system.name}: {message}"
-            )
+            is_located = str(error).startswith("compare.baselines: ")
+            yield error if is_located else error.with_message(f"compare.baselines: {system.name}: {error}")
 
 
 async def _open_client(backend: Backend) -> None:

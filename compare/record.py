@@ -43,7 +43,7 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     loaded = load(recipe, overrides, hardware)
     system = select_system(loaded.recipe, name)
     if skipped := catalog.skipped_systems([system], loaded.recipe):
-        raise RecipeError(f"{system.title} cannot be asked: {skipped[0].why}")
+        raise RecipeError(f"{system.title} cannot be evaluated: {skipped[0].why}", code="INS-A001")
     parent = run.runs_folder(runs)
     data = _prepare_data(recipe, overrides, hardware, runs)
     loaded = folder_ownership.claim_folder(loaded, parent)
@@ -51,7 +51,7 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     preflight.check(context, [system])
     systems, refused = first_request.send_first_requests(context, [system])
     if refused:
-        raise StageError(f"{refused[0].title} {refused[0].why}")
+        raise StageError(f"{refused[0].title} {refused[0].why}", code="INS-A001")
     sha256 = atomic_files.sha256(data / "test.jsonl")
     preregistration.register_recording(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
     responses = api_models.collect_from_apis(context, systems)[system.name]
@@ -72,15 +72,17 @@ def select_system(recipe: Recipe, name: str | None) -> System:
     available = f"there are {', '.join(names)}" if names else "there is none"
     system = next((candidate for candidate in api_systems if candidate.name == selected_name), None)
     if system is None or system.baseline is None:
-        raise RecipeError(f"SYSTEM: {selected_name} is no API model of compare.baselines; {available}")
+        raise RecipeError(
+            f"SYSTEM: {selected_name} is not an API model of compare.baselines; {available}", code="INS-C010"
+        )
     if system.baseline.uses_decision_api:
         raise RecipeError(
-            f"SYSTEM: {selected_name} gives probabilities of labels, which a file of answers has no place for; "
-            f"{available}"
+            f"SYSTEM: {selected_name} returns label probabilities, which a file of answers cannot contain; {available}",
+            code="INS-C010",
         )
     if isinstance(system.baseline.instruction, list):
         raise RecipeError(
-            f"compare.baselines: {selected_name}: several instructions are tried in a comparison; keep one"
+            f"compare.baselines: {selected_name}: given several instructions, allowed: one", code="INS-C010"
         )
     return system
 
@@ -107,7 +109,7 @@ def read_inputs(path: Path) -> Rows:
     """Return ids and input texts of the rows of a split, without targets. Raise StageError if it has no rows."""
     rows = [{"id": row["id"], "input": row["input"]} for row in atomic_files.read_jsonl(path)]
     if not rows:
-        raise StageError(f"{path} has no rows: nothing can be recorded; give data.split.test a share")
+        raise StageError(f"{path} has no rows to record; set data.split.test above 0", code="INS-D027")
     return rows
 
 
@@ -118,7 +120,9 @@ def write_answers(responses: SystemResponses, path: Path) -> int:
     """
     if not responses.complete:
         raise StageError(
-            f"{responses.system.title}: {responses.incomplete_reason}; nothing is lost: again asks for the rest"
+            f"{responses.system.title}: {responses.incomplete_reason}; finished answers are kept: run the same "
+            "command for the rest",
+            code="INS-A009",
         )
     lines = [json.dumps(_answer_json(answer), ensure_ascii=False) + "\n" for answer in responses.test_answers]
     atomic_files.write_text(path, "".join(lines))

@@ -76,7 +76,7 @@ def check_plan(recipe: Recipe, systems: Sequence[System]) -> None:
     names = [system.name for system in systems]
     for key in ("system", "baseline"):
         if (name := getattr(primary, key)) not in names:
-            raise RecipeError(f"compare.primary.{key}: given {name!r}, there are {', '.join(names)}")
+            raise RecipeError(f"compare.primary.{key}: given {name!r}, allowed: {', '.join(names)}", code="INS-C001")
 
 
 def check_planned_served(recipe: Recipe, failed: Sequence[SkippedSystem]) -> None:
@@ -84,7 +84,7 @@ def check_planned_served(recipe: Recipe, failed: Sequence[SkippedSystem]) -> Non
     primary = recipe.compare.primary
     for skipped in failed:
         if primary and skipped.name in (primary.system, primary.baseline):
-            raise StageError(f"compare.primary: {skipped.title} {skipped.why}")
+            raise StageError(f"compare.primary: {skipped.title} {skipped.why}", code="INS-C002")
 
 
 def header_lines(

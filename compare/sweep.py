@@ -94,11 +94,15 @@ def main() -> int:
             if trained[-1].rows_sha256 != trained[0].rows_sha256:
                 raise StageError(
                     f"variant {variant.name} was scored on other validation rows than {trained[0].variant.name}: its "
-                    "tokenizer or train.max_length leaves out other ones. Compare the two by `make compare`, or give "
-                    "both a train.max_length and serve.max_model_len that hold every row"
+                    "tokenizer or train.max_length drops other rows. Compare the two by `make compare`, or set "
+                    "train.max_length and serve.max_model_len so high that no row is dropped",
+                    code="INS-C012",
                 )
     if not trained:
-        raise StageError(f"no variant was trained: {'; '.join(f'{name}: {reason}' for name, reason in failed.items())}")
+        raise StageError(
+            f"no variant was trained: {'; '.join(f'{name}: {reason}' for name, reason in failed.items())}",
+            code="INS-C011",
+        )
     ranked = sorted(trained, key=lambda candidate: (-candidate.headline_metrics[metric], candidate.parameters))
     board = [leaderboard_entry(candidate, ranked[0], metric) for candidate in ranked]
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
@@ -144,9 +148,10 @@ def parse_variants(models: Sequence[str], variants_text: str) -> list[Variant]:
     ]
     if len({variant.name for variant in variants}) < max(2, len(variants)):
         raise RecipeError(
-            f"a sweep chooses among variants that differ, and MODELS={' '.join(models)!r} VARIANTS={variants_text!r} "
-            f"names {len({variant.name for variant in variants})}; give "
-            'MODELS="pocket smollm2", or VARIANTS="lora.r=8; lora.r=32"'
+            f"a sweep needs at least two different variants, but MODELS={' '.join(models)!r} "
+            f"VARIANTS={variants_text!r} names {len({variant.name for variant in variants})}; give "
+            'MODELS="pocket smollm2", or VARIANTS="lora.r=8; lora.r=32"',
+            code="INS-R016",
         )
     return variants
 
@@ -161,12 +166,13 @@ def check_variants(arguments: argparse.Namespace, variants: Sequence[Variant]) -
         try:
             changed = load(arguments.recipe, [*arguments.set, *variant.settings], arguments.hardware)
         except RecipeError as error:
-            raise RecipeError(f"variant {variant.name}: {error}") from None
+            raise error.with_message(f"variant {variant.name}: {error}") from None
         for name, value in shared_settings(plain.recipe).items():
             if shared_settings(changed.recipe)[name] != value:
                 raise RecipeError(
-                    f"variant {variant.name} changes `{name}`: variants differ in model, lora, train and "
-                    "accelerate, and are compared on the same rows; put it into SET, for all of them"
+                    f"variant {variant.name} changes `{name}`: variants may change only model, lora, train "
+                    "and accelerate, because they are compared on the same rows; set it for all of them (SET)",
+                    code="INS-R016",
                 )
     return plain
 

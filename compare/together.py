@@ -126,7 +126,7 @@ async def _request_individually(backend: Backend, requests: Sequence[Request]) -
     completions: dict[str, Completion] = {}
     async for reply in stream_results(backend, requests):
         if reply.completion is None:
-            raise StageError(f"row {reply.id} was not answered: {reply.error}")
+            raise StageError(f"row {reply.id} was not answered: {reply.error}", code="INS-A009")
         completions[reply.id] = reply.completion
     return [completions[request.id] for request in requests]
 
@@ -136,9 +136,11 @@ async def _request_together(backend: Backend, requests: Sequence[Request]) -> tu
         call = client.decisions.create(**shared_request_body(backend, requests))
         result = await call_sdk(backend, call, ATTEMPT_TIMEOUT_FACTOR * backend.timeout_seconds)
     if isinstance(result, AttemptFailure):
-        raise StageError(f"{len(requests):,} rows in one request were not answered: {result.error}")
+        raise StageError(f"{len(requests):,} rows in one request were not answered: {result.error}", code="INS-A009")
     if len(result.answers) != len(requests):
-        raise StageError(f"{len(result.answers):,} answers to {len(requests):,} questions")
+        raise StageError(
+            f"the provider returned {len(result.answers):,} answers to {len(requests):,} rows", code="INS-A009"
+        )
     responses = [result.model_copy(update={"answers": [answer]}) for answer in result.answers]
     answers = [
         openai_decisions.parse_completion(response, backend, request)
@@ -157,9 +159,11 @@ def main(arguments: argparse.Namespace) -> int:
         if system.baseline and system.baseline.api == "decisions"
     ]
     if skipped := catalog.skipped_systems(systems, context.recipe):
-        raise RecipeError("\n".join(f"{system.title} cannot be asked: {system.why}" for system in skipped))
+        raise RecipeError(
+            "\n".join(f"{system.title} cannot be evaluated: {system.why}" for system in skipped), code="INS-A001"
+        )
     if not systems:
-        raise RecipeError(f"{loaded.name} has no baseline with api: decisions")
+        raise RecipeError(f"compare.baselines: {loaded.name} has no baseline with api: decisions", code="INS-C010")
     preflight.check(context, systems)
     measurements = {system.name: _measure_system(context, system, arguments.rows) for system in systems}
     for name, measurement in measurements.items():
@@ -177,8 +181,9 @@ def _measure_system(context: ComparisonContext, system: System, rows: int) -> Sh
         )
         if max_usd > context.recipe.compare.budget_usd:
             raise RecipeError(
-                f"{len(requests):,} rows asked three times may cost ${max_usd:,.2f}, and compare.budget_usd is "
-                f"${context.recipe.compare.budget_usd:,.2f}; ask for fewer (--rows), or raise it"
+                f"{len(requests):,} rows requested three times may cost ${max_usd:,.2f}, but compare.budget_usd is "
+                f"${context.recipe.compare.budget_usd:,.2f}; request fewer (--rows), or raise it",
+                code="INS-A003",
             )
     return measure_sharing(backend, requests)
 
@@ -189,7 +194,7 @@ def _command() -> int:
     parser.add_argument("--rows", type=int, default=DEFAULT_ROWS, help=f"train rows to ask, 2 to {MAX_QUESTIONS} (20)")
     arguments = parser.parse_intermixed_args()
     if not 2 <= arguments.rows <= MAX_QUESTIONS:
-        raise RecipeError(f"--rows: given {arguments.rows}, allowed 2 to {MAX_QUESTIONS}")
+        raise RecipeError(f"--rows: given {arguments.rows}, allowed 2 to {MAX_QUESTIONS}", code="INS-R011")
     return main(arguments)
 
 

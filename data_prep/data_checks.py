@@ -45,8 +45,10 @@ def check_rejected(
     """
     rows_read = usable + len(rejected)
     if filtered and not rows_read:
-        hints = [f"  {line}" for line in unmatched[:MAX_LABELS_SHOWN]] or ["  each value is there, but not in one row"]
-        raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *hints]))
+        hints = [f"  {line}" for line in unmatched[:MAX_LABELS_SHOWN]] or [
+            "  each value occurs, but not in the same row"
+        ]
+        raise RecipeError("\n".join([f"data.where: none of {filtered} rows matches:", *hints]), code="INS-D023")
     if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
@@ -54,7 +56,8 @@ def check_rejected(
     remainder = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
     raise RecipeError(
         f"{len(rejected)} of {rows_read} rows cannot be used ({reasons}); data.max_rejected is "
-        f"{recipe.data.max_rejected:.2%}:\n" + "\n".join(lines + remainder)
+        f"{recipe.data.max_rejected:.2%}:\n" + "\n".join(lines + remainder),
+        code="INS-D022",
     )
 
 
@@ -75,8 +78,9 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
         listing = ", ".join(available[:MAX_COLUMNS_SHOWN]) + (", ..." if len(available) > MAX_COLUMNS_SHOWN else "")
         column_hint = f"; the columns are {listing}" if available else ""
         raise RecipeError(
-            f"no row has a value of any field of task.json_schema ({', '.join(missing_counts)}): data.columns.target "
-            f"names a column of whole records, without it each field is a column of its name{column_hint}"
+            f"no row has a value of any field of task.json_schema ({', '.join(missing_counts)}); set "
+            f"data.columns.target to the column with whole records, or name a column after each field{column_hint}",
+            code="INS-D024",
         )
     return [f"field {name}: no row has a value of it{_suggest_column(name, sources, recipe)}" for name in empty_fields]
 
@@ -97,14 +101,16 @@ def check_labels(canonical_labels: dict[str, str], table: Table, recipe: Recipe)
     if TASKS[recipe.task.task_name].IS_MULTILABEL and len(table) and len(set(canonical_labels.values())) < 2:
         names = ", ".join(map(display_label, sorted(set(canonical_labels.values())))) or "none"
         raise RecipeError(
-            f"data.columns.label: {len(table)} rows have fewer than two labels between them: {names}. "
-            "Is this an export that was filtered?"
+            f"data.columns.label: {len(table)} rows have fewer than two different labels: {names}; "
+            "check whether the export was filtered",
+            code="INS-D025",
         )
     if len(set(canonical_labels.values())) == 1 and len(table):
         label = next(iter(canonical_labels.values()))
         raise RecipeError(
-            f"data.columns.label: all {len(table)} rows have one label, {display_label(label)}; a choice needs two "
-            "at least. Is this an export that was filtered?"
+            f"data.columns.label: all {len(table)} rows have the label {display_label(label)}; two labels are the "
+            "minimum. Check whether the export was filtered",
+            code="INS-D025",
         )
 
 
@@ -134,7 +140,8 @@ def check_learnable(prepared: PreparedData, row_counts: dict[str, Any], replaced
         hints = [f"  {line}" for line in _make_hints(drop_reasons, prepared, replaced)]
         advice = "  Merge such a label into another, leave its rows out, or add rows."
         raise RecipeError(
-            "\n".join([f"labels with too few rows{count_note}:", *problems[:MAX_LABELS_SHOWN], *hints, advice])
+            "\n".join([f"labels with too few rows{count_note}:", *problems[:MAX_LABELS_SHOWN], *hints, advice]),
+            code="INS-D026",
         )
     for name in ("train", "validation", "test"):
         if not row_counts["written"][name]:
@@ -142,7 +149,8 @@ def check_learnable(prepared: PreparedData, row_counts: dict[str, Any], replaced
             reason_note = f" ({_format_reasons(reasons)})" if reasons else ""
             keys = "".join(f"\n  {line}" for line in _make_hints(reasons, prepared, replaced))
             raise RecipeError(
-                f"no rows are left for {name}: {row_counts['read']} were read{reason_note}; see data.split{keys}"
+                f"no rows are left for {name}: {row_counts['read']} were read{reason_note}; see data.split{keys}",
+                code="INS-D027",
             )
     accounted = (
         sum(row_counts["written"].values()) + sum(row_counts["rejected"].values()) + sum(row_counts["dropped"].values())

@@ -51,8 +51,9 @@ def worker_pool(processes: int) -> Iterator[WorkerPool]:
         yield WorkerPool(processes, executor)
     except BrokenProcessPool:
         raise StageError(
-            f"one of {processes} processes that prepare the data was killed, as the system does when memory is short; "
-            "data.num_proc=1 takes least"
+            f"one of {processes} processes that prepare the data was killed, probably because memory is short; "
+            "set data.num_proc=1, which needs least",
+            code="INS-X007",
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

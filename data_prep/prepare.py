@@ -270,7 +270,7 @@ def _read_sources(
             rejected += writer.add(given_split, counter, pool)
             if not counter.rows_read:
                 location = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
-                raise RecipeError(f"{file.name}: there are no rows{location}")
+                raise RecipeError(f"{file.name}: the file has no rows{location}", code="INS-D007")
             filtered += counter.rows_filtered
             unlabelled += counter.rows_unlabelled
             columns |= counter.columns
@@ -386,6 +386,7 @@ def _check_unique_ids(table: Table) -> None:
         row, previous = int(order[repeated[0] + 1]), int(order[repeated[0]])
         row_id = display_label(table.texts.value("id", row))
         raise RecipeError(
-            f"{table.location(row)}: id {row_id} stands at {table.location(previous)} already; ids must differ, or "
-            "leave data.columns.id out"
+            f"{table.location(row)}: id {row_id} is used at {table.location(previous)} already; ids must be unique. "
+            "Correct it, or leave data.columns.id out",
+            code="INS-D028",
         )

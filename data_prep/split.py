@@ -79,7 +79,8 @@ def _find_newest_rows(times: Array, assignable: Array, settings: Split) -> tuple
         parsed = parse_iso_seconds(settings.cut)
         if parsed is None:
             raise RecipeError(
-                f"data.split.cut: {settings.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
+                f"data.split.cut: {settings.cut!r} is not an ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z",
+                code="INS-D030",
             )
         seconds = parsed
     else:
@@ -89,7 +90,9 @@ def _find_newest_rows(times: Array, assignable: Array, settings: Split) -> tuple
     boundary = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
     if not newest.any() or newest.sum() == assignable.sum():
         side = "before" if newest.any() else "from"
-        raise RecipeError(f"data.split.time: no row is {side} {boundary}, where test begins; set data.split.cut")
+        raise RecipeError(
+            f"data.split.time: no row is {side} {boundary}, where test begins; set data.split.cut", code="INS-D030"
+        )
     return newest, boundary
 
 

@@ -113,11 +113,12 @@ def _drop_from_train(
         key, advice = (
             ("train.max_length", "raise train.max_length")
             if reason == "too_long"
-            else (BASE_LIMIT_NAME, "take a longer one")
+            else (BASE_LIMIT_NAME, "use a base with a longer context")
         )
         raise RecipeError(
             f"{table.location(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
-            f"this one {table.columns['tokens'][longest]}; {advice}, or set data.too_long: drop"
+            f"this one {table.columns['tokens'][longest]}; {advice}, or set data.too_long: drop",
+            code="INS-D031",
         )
     drops.drop(rows, reason)
 
@@ -160,8 +161,9 @@ def _check_shared_prompt(shared_tokens: int, recipe: Recipe, label_descriptions:
     ):
         if shared_tokens >= limit:
             raise RecipeError(
-                f"{key}: {limit} tokens, and the prompt has {shared_tokens} before any text stands in it ({contents}); "
-                f"raise {key} above that, or shorten the prompt"
+                f"{key}: given {limit} tokens, but the prompt without an input has {shared_tokens} ({contents}); "
+                f"raise {key} above that, or shorten the prompt",
+                code="INS-D032",
             )
 
 
@@ -173,5 +175,7 @@ def _template_segments(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     prefix, marker, between = text.partition(INPUT_MARKER)
     if not marker:
-        raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
+        raise RecipeError(
+            f"model.base: the chat template of {tokenizer.name_or_path} omits the message", code="INS-T007"
+        )
     return prefix, between, tokenizer.eos_token

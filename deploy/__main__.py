@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deploy import gates, registry, routing
 from insource.config import cli
+from insource.config.errors import GateError
 from insource.config.load import describe_precedence, load
 from insource.tracking import folder_ownership, run, wandb_logging
 from insource.tracking.run import Run
@@ -20,7 +21,7 @@ def main() -> int:
     parser.add_argument("--rollback", action="store_true", help="make the version before the current one current")
     parser.add_argument("--to", help="with --rollback: this version")
     forced = os.environ.get("FORCE", "") not in ("", "0")
-    parser.add_argument("--force", action="store_true", default=forced, help="deploy though a gate says no; recorded")
+    parser.add_argument("--force", action="store_true", default=forced, help="deploy although a check failed; recorded")
     arguments = parser.parse_intermixed_args()
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)
@@ -37,10 +38,13 @@ def promote(registry_dir: Path, training_run: Run, arguments: argparse.Namespace
     recipe, previous = training_run.recipe(), registry.current_version(registry_dir)
     failures = gates.find_failures(training_run, recipe)
     for failure in failures:
-        print(f"gate      {failure}", file=sys.stderr)
+        print(f"check     {failure}", file=sys.stderr)
     if failures and not arguments.force:
-        print("gate      not deployed; FORCE=1 deploys all the same, and is recorded", file=sys.stderr)
-        return cli.GATE_FAILED
+        raise GateError(
+            f"not deployed, because {len(failures)} of the checks above failed; FORCE=1 deploys anyway, and the "
+            "history records that",
+            code="INS-G009",
+        )
     if arguments.dry_run:
         print(f"{previous} -> {registry.compute_version(training_run.folder / 'adapter')} (run {training_run.id})")
         return cli.OK

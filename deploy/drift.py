@@ -63,13 +63,16 @@ def main() -> int:
     )
     arguments = parser.parse_intermixed_args()
     if not (arguments.days.isascii() and arguments.days.isdecimal()) or not 1 <= int(arguments.days) <= 3660:
-        raise RecipeError(f"--days: given {arguments.days!r}, allowed: 1 to 3660")
+        raise RecipeError(f"--days: given {arguments.days!r}, allowed: 1 to 3660", code="INS-R011")
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(describe_precedence(loaded)), file=sys.stderr)
     root = registry.registry_root(arguments.registry)
     registry_dir = root / folder_ownership.resolve_name(loaded, root).name
     if (version := registry.current_version(registry_dir)) is None:
-        raise RecipeError(f"nothing is deployed below {registry_dir}; `make deploy RECIPE={arguments.recipe}` deploys")
+        raise RecipeError(
+            f"nothing is deployed below {registry_dir}; `make deploy RECIPE={arguments.recipe}` deploys",
+            code="INS-G001",
+        )
     deployed_routing = routing.load_routing(registry_dir, registry.read_history(registry_dir), version)
     return report_drift(registry_dir, version, deployed_routing, int(arguments.days))
 
@@ -86,8 +89,9 @@ def report_drift(registry_dir: Path, version: str, deployed_routing: Routing, da
     mirrored = mirror.read_mirrored(registry_dir, deployment_id)
     if deployed_routing.profile is None and not mirrored:
         raise StageError(
-            f"{version} below {registry_dir} has no profile of its calibration rows to hold traffic against: "
-            f"`make compare RECIPE={registry_dir.name}`, then `make deploy RECIPE={registry_dir.name}`"
+            f"{version} below {registry_dir} has no profile of its calibration rows to compare traffic with: run "
+            f"`make compare RECIPE={registry_dir.name}`, then `make deploy RECIPE={registry_dir.name}`",
+            code="INS-G006",
         )
     file = deployed_routing.file
     policy = routing_policy.read_policy(registry_dir / routing.FOLDER / file) if file else None

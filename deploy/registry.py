@@ -78,7 +78,9 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
     StageError if the adapter or the copy is not as training wrote it.
     """
     if not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
-        raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
+        raise StageError(
+            f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one", code="INS-E014"
+        )
     version = compute_version(run.folder / "adapter")
     with lock_model(registry_dir):
         target = registry_dir / "versions" / version
@@ -93,7 +95,10 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
                 metadata = {"run_id": run.id, "recipe": run.recipe_name, "promoted": utc_timestamp(), "base": base}
                 atomic_files.write_json(temp_path / "version.json", metadata)
                 if problems := atomic_files.find_changes(temp_path / "adapter"):
-                    raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(problems)}")
+                    raise StageError(
+                        f"the adapter of run {run.id} was changed after training: {'; '.join(problems)}",
+                        code="INS-E014",
+                    )
                 Run(temp_path).check_references(atomic_files.read_json(temp_path / "adapter" / "prompt.json"))
         details = {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
         set_current(registry_dir, version, details | ({"routing": dict(routing)} if routing else {}))
@@ -111,12 +116,13 @@ def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
     target = registry_dir.parent / base_store.BASES_FOLDER / record["digest"]
     if not (target / atomic_files.CHECKSUMS).is_file():
         source = base_store.find(run.folder, record["digest"])
-        problems = atomic_files.find_changes(source) if source else ["it is not there"]
+        problems = atomic_files.find_changes(source) if source else ["it is missing"]
         if source is None or problems:
             raise StageError(
                 f"the base that run {run.id} was trained on, {base_store.store_path(run.folder) / record['digest']}, "
-                f"is not as training wrote it: {'; '.join(problems)}; `make export RECIPE={run.recipe_name}` writes "
-                "it again"
+                f"was changed or removed: {'; '.join(problems)}; `make export RECIPE={run.recipe_name}` writes "
+                "it again",
+                code="INS-E003",
             )
         base_store.copy_base(source, target)
     return dict(record)
@@ -131,18 +137,20 @@ def roll_back(registry_dir: Path, requested: str | None) -> tuple[str, str]:
         current = current_version(registry_dir)
         if current is None:
             raise RecipeError(
-                f"nothing is deployed below {registry_dir}; `make deploy RECIPE={registry_dir.name}` deploys"
+                f"nothing is deployed below {registry_dir}; `make deploy RECIPE={registry_dir.name}` deploys",
+                code="INS-G001",
             )
         version = requested or previous_version(registry_dir, current)
         if version is None:
-            raise RecipeError(f"{current} is the only version that was ever deployed below {registry_dir}")
+            raise RecipeError(f"{current} is the only version deployed below {registry_dir}", code="INS-G002")
         versions_dir = registry_dir / "versions"
         if version not in {entry["to"] for entry in read_history(registry_dir)} or not is_complete(
             versions_dir / version
         ):
             available = ", ".join(sorted(path.name for path in versions_dir.iterdir() if is_complete(path)))
             raise RecipeError(
-                f"there is no whole version {version} below {registry_dir}; there are {available or 'none'}"
+                f"there is no complete version {version} below {registry_dir}; there are {available or 'none'}",
+                code="INS-G002",
             )
         run_id = atomic_files.read_json(versions_dir / version / "version.json")["run_id"]
         details = {"action": "rollback", "run_id": run_id, "forced": False, "overridden": []}
@@ -209,7 +217,7 @@ def lock_model(registry_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(f"{registry_dir} is being changed by another process; wait for it") from None
+            raise StageError(f"{registry_dir} is in use by another process; wait for it", code="INS-X003") from None
         yield
 
 
@@ -226,7 +234,9 @@ def _append_line(file: BinaryIO, line: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             file.truncate(end)
-        raise StageError(f"{file.name} cannot be written, and nothing was deployed: {error.strerror}") from None
+        raise StageError(
+            f"{file.name} cannot be written, and nothing was deployed: {error.strerror}", code="INS-X002"
+        ) from None
 
 
 def _parse_line(line: bytes) -> Any:

@@ -86,7 +86,7 @@ def load_routing(registry_dir: Path, history: Sequence[Mapping[str, Any]], versi
         return Routing(scale, None, record["why_none"])
     path = registry_dir / FOLDER / name
     if not path.is_file() or atomic_files.sha256(path)[:16] != path.stem:
-        raise StageError(f"{path} is not as it was deployed; deploy the run again")
+        raise StageError(f"{path} was changed after the deployment; deploy the run again", code="INS-G003")
     policy = routing_policy.read_policy(path)
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
     return Routing(scale, policy.threshold, policy.why_none, target, name, _read_profile(path))

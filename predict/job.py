@@ -52,7 +52,9 @@ class Job:
         version = registry.compute_version(self.run.folder / "adapter")
         run_task = task.build_task(self.served_model("adapter"), version, self.recipe, routing or Routing())
         if run_task is None:
-            raise RecipeError(f"run {self.run.id} was trained by an earlier version, and its prompt.json has no task")
+            raise RecipeError(
+                f"run {self.run.id} was trained by an earlier version, and its prompt.json has no task", code="INS-R014"
+            )
         if routing is None:
             return self.task(variant, threshold.load_run_routing(self.run, run_task.dataset, variant, self.recipe))
         return run_task
@@ -66,13 +68,15 @@ class Job:
             return []
         if task.recipe.task.task_name != "classification":
             raise RecipeError(
-                f"PROBABILITIES: {self.name} chooses no label: it is of kind {task.recipe.task.task_name}"
+                f"PROBABILITIES: {self.name} has no labels to choose from: its kind is {task.recipe.task.task_name}",
+                code="INS-P004",
             )
         labels = list(task.dataset.spec.labels)
         if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
             raise RecipeError(
-                f"PROBABILITIES: a gateway gives those of {decisions.CHOICES_RANGE[1]} labels, and there are "
-                f"{len(labels)}; leave ENGINE and BASE_URL out"
+                f"PROBABILITIES: a gateway supports at most {decisions.CHOICES_RANGE[1]} labels, and the task has "
+                f"{len(labels)}; leave ENGINE and BASE_URL out",
+                code="INS-P004",
             )
         return labels
 

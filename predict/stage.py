@@ -160,7 +160,8 @@ def _query_local_server(execution: JobExecution, vllm: VllmProcess) -> None:
         if vllm.is_alive():
             raise
         raise StageError(
-            f"vLLM has ended, {vllm.failure_message()}\n  What was answered is kept: call again to go on"
+            f"vLLM has ended, {vllm.failure_message()}\n  Finished answers are kept: run the same command to resume",
+            code="INS-E005",
         ) from error
 
 
@@ -214,19 +215,20 @@ def _parse_paths(arguments: argparse.Namespace) -> tuple[str, Path]:
     for name in ("input", "output"):
         if not getattr(arguments, name):
             raise RecipeError(
-                f"{name.upper()} is missing: make predict RECIPE=... INPUT=rows.csv OUTPUT=answers.parquet"
+                f"{name.upper()} is missing: make predict RECIPE=... INPUT=rows.csv OUTPUT=answers.parquet",
+                code="INS-R012",
             )
     output_path = Path(arguments.output).expanduser()
     output.output_format(output_path)
     if output_path.is_dir():
-        raise RecipeError(f"OUTPUT: {output_path} is a folder; give the name of a file")
+        raise RecipeError(f"OUTPUT: {output_path} is a folder; give the name of a file", code="INS-P001")
     return str(Path(arguments.input).expanduser()), output_path
 
 
 def _parse_engine(arguments: argparse.Namespace) -> str:
     engine = arguments.engine or ("gateway" if arguments.base_url else "vllm")
     if engine not in ENGINES:
-        raise RecipeError(f"ENGINE: given {engine!r}, allowed: {' or '.join(ENGINES)}")
+        raise RecipeError(f"ENGINE: given {engine!r}, allowed: {' or '.join(ENGINES)}", code="INS-R011")
     return str(engine)
 
 

@@ -1,7 +1,7 @@
 """Check before vLLM starts whether a folder can be served and is what training wrote.
 
     problems = check_adapter(run.folder / "adapter", Path("pocket/model"), hashes)
-    ["adapter_model.safetensors holds 1,204 of the 2,381,824 bytes that its header tells of: it was cut short; ..."]
+    ["adapter_model.safetensors holds 1,204 of the 2,381,824 bytes that its header declares: it was cut off; ..."]
 
 vLLM would reject some of these faults after a minute with a traceback. It would serve others without an error, such as
 another chat template or another base.
@@ -21,7 +21,7 @@ from insource.tracking import digests
 
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _RETRAIN_HINT = "train again (FRESH=1), or copy the folder again"
-_EXPORT_HINT = "`make export` writes it anew"
+_EXPORT_HINT = "`make export` writes it again"
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LORA_LAYER_PATTERN = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight$")
 
@@ -77,15 +77,15 @@ def _check_folder(folder: Path, required: str, hint: str) -> Iterator[str]:
     for path, problem in truncated:
         yield f"{path.name} in {folder} {problem}; {hint}"
     if not (folder / atomic_files.CHECKSUMS).is_file():
-        yield f"{atomic_files.CHECKSUMS} is missing in {folder}, so nothing tells whether it is whole; {hint}"
+        yield f"{atomic_files.CHECKSUMS} is missing in {folder}, so the folder cannot be checked; {hint}"
         return
     reported = {path.name for path, _ in truncated}
     for problem in atomic_files.find_changes(folder):
         name = problem.partition(" ")[0]
         if name == "chat_template.jinja" and problem.endswith("was changed"):
             yield (
-                f"chat_template.jinja in {folder} was changed after training: the model would be asked otherwise than "
-                f"it was taught; put the trained one back ({hint})"
+                f"chat_template.jinja in {folder} was changed after training: the served prompts would differ from "
+                f"the trained ones; restore the trained template ({hint})"
             )
         elif name not in reported:
             yield f"{problem} in {folder} since it was written; {hint}"
@@ -110,7 +110,7 @@ def find_truncation(path: Path) -> str | None:
         except (ValueError, KeyError, TypeError, AttributeError):
             return "is no safetensors file: its header cannot be read"
     if size - 8 - length != end:
-        return f"holds {size - 8 - length:,} of the {end:,} bytes that its header tells of: it was cut short"
+        return f"holds {size - 8 - length:,} of the {end:,} bytes that its header declares: it was cut off"
     return None
 
 

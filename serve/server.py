@@ -66,7 +66,7 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
     """
     plan = launch_plan.plan_launch(served, serve)
     if message := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
-        raise RecipeError(message)
+        raise RecipeError(message, code="INS-X008")
     vllm = VllmProcess(plan, address, served[0].run.folder / "serve.log", api_key)
     with lifecycle.stop_on_exit(vllm):
         seconds = lifecycle.start_and_wait(vllm)
@@ -75,7 +75,9 @@ def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Ad
             f"{model.name}: {message}" for model, result in results for message in result.failures(serve.parity)
         ]
         if failures:
-            raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
+            raise GateError(
+                f"not served: the served model does not match the trained one: {'; '.join(failures)}", code="INS-E007"
+            )
         if api_key is None:
             variable = launch_plan.API_KEY_VARIABLE
             message = f"every user of this machine may ask; with {variable} in the environment, who has it"
@@ -100,7 +102,7 @@ def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
     if duplicate := next((name for index, name in enumerate(names) if name in names[:index]), None):
-        raise RecipeError(f"{duplicate} stands there twice; each recipe once")
+        raise RecipeError(f"recipe {duplicate} is given twice; give each once", code="INS-R011")
     choices: list[list[ServedModel]] = []
     runs = run.runs_folder(arguments.runs)
     recipes = [folder_ownership.resolve_name(load(name, overrides, arguments.hardware), runs) for name in names]
@@ -168,7 +170,9 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], api_key: str 
         vllm.stop()
         if len(failures) > lifecycle.MAX_RESTARTS:
             minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
-            raise StageError(f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}")
+            raise StageError(
+                f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}", code="INS-E006"
+            )
         print(f"vllm      {reason}\nvllm      starting it again", file=sys.stderr, flush=True)
         try:
             seconds = lifecycle.start_and_wait(vllm)
@@ -177,7 +181,9 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], api_key: str 
                 for model in served
             }
             if not Heartbeat(vllm.address, vllm.plan.name, api_key, hang_seconds).responds():
-                raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
+                raise StageError(
+                    f"it runs, but returned no token within {hang_seconds} s (serve.hang_seconds)", code="INS-E006"
+                )
         except (StageError, ClientError) as error:
             # It counts as another failure, because the memory of the previous process may not be free yet.
             print(f"vllm      did not start again: {error}", file=sys.stderr, flush=True)
@@ -185,7 +191,9 @@ def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], api_key: str 
             continue
         for name, mismatch in mismatches.items():
             if mismatch:
-                raise GateError(f"not served: {name} is asked otherwise than it was trained, {mismatch}")
+                raise GateError(
+                    f"not served: the server builds other prompts for {name} than training, {mismatch}", code="INS-E008"
+                )
         print(f"ready     again after {seconds:.0f} s", flush=True)
 
 

@@ -135,13 +135,15 @@ def _check_gpus(recipe: Recipe) -> None:
     available, required = hardware.count_gpus(), accelerate.num_processes // accelerate.num_machines
     if available == 0:
         raise RecipeError(
-            f"accelerate.distributed_type: {accelerate.distributed_type} needs GPUs, and this machine shows none; "
-            "take HARDWARE=cpu"
+            f"accelerate.distributed_type: {accelerate.distributed_type} needs GPUs, but this machine has none; "
+            "set HARDWARE=cpu",
+            code="INS-X005",
         )
     if available < required:
         raise RecipeError(
-            f"accelerate.num_processes: {required} processes on this machine, which shows {available} GPUs; "
-            "take num_processes: auto, or fewer"
+            f"accelerate.num_processes: given {required} processes on this machine, which has {available} GPUs; "
+            "set num_processes: auto, or fewer",
+            code="INS-X006",
         )
 
 
@@ -201,7 +203,9 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
         print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)
     if code:
-        raise StageError(f"training ended with exit code {code}; run the same command again to go on with {current.id}")
+        raise StageError(
+            f"training ended with exit code {code}; run the same command again to resume {current.id}", code="INS-T017"
+        )
 
 
 def _worker_command(folder: Path, recipe: Recipe, threads: int) -> list[str]:

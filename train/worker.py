@@ -171,7 +171,8 @@ def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str,
     path = run.folder / "data" / f"{split}.jsonl"
     if hashes[split] != atomic_files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
         raise StageError(
-            f"{path} is not what data preparation wrote: remove its folder, and the next run prepares it anew"
+            f"{path} was changed after data preparation; remove its folder, and the next run prepares the data again",
+            code="INS-D033",
         )
     return list(atomic_files.read_jsonl(path))
 
@@ -374,7 +375,7 @@ def run_worker() -> int:
         except Exception as error:
             if out_of_memory.is_out_of_memory(error):
                 record_end("failed", out_of_memory.describe_out_of_memory(error), cli.FAILED)
-                raise StageError(out_of_memory.describe_out_of_memory(error)) from error
+                raise StageError(out_of_memory.describe_out_of_memory(error), code="INS-T016") from error
             record_end("failed", f"{type(error).__name__}: {error}", cli.FAILED)
             raise
     return cli.OK

@@ -74,7 +74,7 @@ def select_cases(arguments: argparse.Namespace) -> list[Case]:
     """Return the requested cases. Raise RecipeError for an unknown shape."""
     names = dict.fromkeys(case.shape for case in CASES)
     if unknown := [name for name in arguments.only or () if name not in names]:
-        raise RecipeError(f"--only {unknown[0]}: there is no such shape; there are {', '.join(names)}")
+        raise RecipeError(f"--only {unknown[0]}: there is no such shape; allowed: {', '.join(names)}", code="INS-X010")
     cases = list(CASES)
     if arguments.only:
         cases = [case for case in cases if case.shape in arguments.only]

@@ -92,7 +92,7 @@ class CaseRunner:
     def _prepare(self, system: str) -> None:
         """Make the system's environment and determine its fastest setting. Raise StageError if it cannot run."""
         if system == "unsloth" and not self.bench.on_gpu:
-            raise StageError("Unsloth needs a GPU")
+            raise StageError("Unsloth needs a GPU", code="INS-X010")
         has_environment = system in environments.ENVIRONMENTS
         self.pythons[system] = (
             environments.peer_python(system, self.bench.on_gpu) if has_environment else Path(sys.executable)

@@ -91,7 +91,9 @@ def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, s
     path = folder / "train.csv"
     if not path.exists():
         raise RecipeError(
-            f"there is no Banking77 at {path}; say where its train.csv lies: --banking77 FOLDER, or BANKING77=FOLDER"
+            f"there is no Banking77 at {path}; give the folder of its train.csv: --banking77 FOLDER, or "
+            "BANKING77=FOLDER",
+            code="INS-X010",
         )
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(row["text"].strip(), row["category"].replace("_", " ")) for row in csv.DictReader(file)]
@@ -183,5 +185,5 @@ def _classification_examples(
 def _sample(rows: Sequence[Any], count: int) -> list[Any]:
     """Return `count` rows in a seeded order. Raise RecipeError if there are fewer."""
     if count > len(rows):
-        raise RecipeError(f"{count} rows were asked for, and there are {len(rows)}")
+        raise RecipeError(f"{count} rows are needed, but the data set has {len(rows)}", code="INS-X010")
     return random.Random(SEED).sample(rows, count)

@@ -108,7 +108,8 @@ def _parse_ledger(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
             entries.append(json.loads(line))
         except ValueError:
             raise StageError(
-                f"{path}:{number}: this line of the ledger cannot be read: {line[:60]!r}. It says who opened the test "
-                "set; mend the line or remove it knowingly"
+                f"{path}:{number}: this line of the ledger is not JSON: {line[:60]!r}. The ledger records each "
+                "reading of the test set; repair the line, or remove it and lose that record",
+                code="INS-C005",
             ) from None
     return entries

@@ -285,11 +285,13 @@ def read_policy(path: Path) -> RoutingPolicy:
     """
     hint = "compare again (`make compare RECIPE=...`)"
     if not path.is_file():
-        raise StageError(f"there is no {path}; {hint}")
+        raise StageError(f"there is no {path}; {hint}", code="INS-C004")
     payload = atomic_files.read_json(path)
     version = payload.get("schema_version", 1) if isinstance(payload, dict) else None
     if version != SCHEMA_VERSION:
-        raise StageError(f"{path} has schema_version {version}, this insource reads {SCHEMA_VERSION}; {hint}")
+        raise StageError(
+            f"{path} has schema_version {version}, this insource reads {SCHEMA_VERSION}; {hint}", code="INS-C004"
+        )
     names = {policy_field.name for policy_field in fields(RoutingPolicy)}
     sequence = payload.get("sequence")
     return RoutingPolicy(

@@ -95,7 +95,7 @@ def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
     assert baseline.path is not None
     path = Path(baseline.path)
     if not path.is_file():
-        raise RecipeError(f"compare.baselines: there is no file {path}")
+        raise RecipeError(f"compare.baselines: there is no file {path}", code="INS-C006")
     answer_rows = answer_file_rows.read_answer_rows(path, baseline.encoding, NUMERIC_FIELDS)
     by_id: dict[str, FileAnswer] = {}
     reformatted = 0
@@ -105,8 +105,9 @@ def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
             answer, reformatted = replace(answer, output=formatted), reformatted + isinstance(formatted, dict)
         if (previous := by_id.get(row_id)) is not None:
             raise RecipeError(
-                f"{row.location}: id {row_id!r} stands in {answer_rows.unit} {previous.number} already; a row has one "
-                "answer: keep one of them"
+                f"{row.location}: id {row_id!r} is in {answer_rows.unit} {previous.number} already; a row has one "
+                "answer: keep one of them",
+                code="INS-C007",
             )
         by_id[row_id] = answer
     return AnswerFile(path, by_id, answer_rows.guessed_encoding, reformatted)
@@ -136,7 +137,8 @@ def match_rows(
     extra_ids = f", and has {len(file.by_id) - n_answered:,} ids that are none of them"
     if not n_answered:
         raise RecipeError(
-            f"{file.path} answers none of the {len(answers):,} test rows: its ids must be those of data/test.jsonl"
+            f"{file.path} answers none of the {len(answers):,} test rows: its ids must be those of data/test.jsonl",
+            code="INS-C008",
         )
     notes = []
     if file.guessed_encoding:
@@ -188,7 +190,7 @@ def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
     row_id = _parse_id(row.location, row.values["id"], rules)
     location, model = f"{row.location}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
-        raise RecipeError(f"{location}: model_id is {model!r}; give text, or leave it out")
+        raise RecipeError(f"{location}: model_id is {model!r}; give text, or leave it out", code="INS-C007")
     numbers = {name: _check_number(location, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}
     reported = {name: value for name, value in numbers.items() if value is not None}
     return row_id, FileAnswer(row.number, row.values["output"], model, reported)
@@ -199,7 +201,7 @@ def _parse_id(location: str, value: Any, rules: ReadingRules) -> str:
     usable = isinstance(value, str | int | float) and not isinstance(value, bool)
     row_id = to_text(value).strip() if usable else ""
     if not row_id or (isinstance(value, float) and not math.isfinite(value)):
-        raise RecipeError(f"{location}: id is {value!r}; give the id of a test row, text or a number")
+        raise RecipeError(f"{location}: id is {value!r}; give the id of a test row, text or a number", code="INS-C007")
     return redaction.pseudonymize(row_id, rules.redact)
 
 
@@ -217,6 +219,8 @@ def _check_number(location: str, name: str, value: Any) -> int | float | None:
     if not is_number or not 0 <= value <= max_value or (is_integer and value != int(value)):
         display = repr(value) if is_number else to_text(value)
         raise RecipeError(
-            f"{location}: {name} is {display[:MAX_SHOWN_CHARACTERS]}; give {requirement}, or null where it is not known"
+            f"{location}: {name} is {display[:MAX_SHOWN_CHARACTERS]}; give {requirement}, or null where it is not "
+            "known",
+            code="INS-C007",
         )
     return int(value) if is_integer else float(value)

@@ -93,10 +93,11 @@ def _check_rows(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerR
             location = f"{file.path}:{row.line}"
             if row.problem is not None:
                 hint = "; write null where a figure is not known" if "which is not JSON" in row.problem else ""
-                raise RecipeError(f"{location}: {row.problem}{hint}")
+                raise RecipeError(f"{location}: {row.problem}{hint}", code="INS-C007")
             if missing_columns := [name for name in REQUIRED_COLUMNS if name not in row.values]:
                 raise RecipeError(
-                    f"{location}: needs id and output, and has no {missing_columns[0]}: {', '.join(row.values)}"
+                    f"{location}: needs id and output, but has no {missing_columns[0]}: {', '.join(row.values)}",
+                    code="INS-C007",
                 )
             yield AnswerRow(row.line, location, row.values)
     except RecipeError as error:
@@ -143,20 +144,23 @@ def _parse_object(location: str, line: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_unique_keys)
     except _DuplicateKeyError as error:
-        raise RecipeError(f"{location}: key {error.args[0]!r} stands there twice; keep one of them") from None
+        raise RecipeError(
+            f"{location}: key {error.args[0]!r} occurs twice; keep one of them", code="INS-C007"
+        ) from None
     except (ValueError, RecursionError):
-        raise RecipeError(requirement) from None
+        raise RecipeError(requirement, code="INS-C007") from None
     if not isinstance(row, dict) or any(name not in row for name in REQUIRED_COLUMNS):
-        raise RecipeError(requirement)
+        raise RecipeError(requirement, code="INS-C007")
     if has_lone_surrogate(json.dumps([row["id"], row["output"]], ensure_ascii=False)):
         raise RecipeError(
-            f"{location}: id {row['id']!r}: output holds half of a surrogate pair, which is no character; replace it"
+            f"{location}: id {row['id']!r}: output has half of a surrogate pair, which is not a character; replace it",
+            code="INS-C007",
         )
     return row
 
 
 def _rephrase_error(error: RecipeError) -> RecipeError:
-    return RecipeError(_DATA_SOURCE_HINT.sub("", str(error)))
+    return error.with_message(_DATA_SOURCE_HINT.sub("", str(error)))
 
 
 class _DuplicateKeyError(Exception):

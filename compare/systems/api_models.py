@@ -17,7 +17,7 @@ from insource.backends.client import fetch_shutdown_date
 from insource.backends.collection import CollectResult
 from insource.backends.pricing import TokenPrice
 from insource.backends.types import Backend, RowRequest
-from insource.config.errors import RecipeError
+from insource.config.errors import RecipeError, join_errors
 from insource.config.schema.compare import Baseline
 from insource.system.timestamps import utc_timestamp
 
@@ -100,7 +100,7 @@ def build_routing_requests(context: ComparisonContext, system: System) -> System
 def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | None]]:
     """Return the systems with their prices, None for a local stand-in. Raise RecipeError if a price is unknown."""
     if problems := pricing.find_unknown_prices(_baseline(system) for system in systems):
-        raise RecipeError("\n".join(problems))
+        raise join_errors([RecipeError(problem, code="INS-A002") for problem in problems])
     return [(system, pricing.lookup_price(_baseline(system))) for system in systems]
 
 

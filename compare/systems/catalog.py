@@ -69,9 +69,10 @@ def _tuned_systems(recipe: Recipe, run: Run) -> list[System]:
     variants = available if requested == "all" else [] if requested == "served" else list(requested)
     if unavailable := [variant for variant in variants if variant not in available]:
         raise RecipeError(
-            f"run {run.id} has no {unavailable[0]}, which is to be compared; it has "
+            f"compare.forms: run {run.id} has no variant {unavailable[0]}; it has "
             f"{', '.join(available) or 'nothing'}. `make export RECIPE={run.recipe_name}` writes merged and quantized "
-            "models"
+            "models",
+            code="INS-E001",
         )
     others = [variant for variant in variants if variant != served] if recipe.task.kind != "preference" else []
     return [

@@ -150,7 +150,9 @@ def _embed(texts: Sequence[str], encoder: str) -> Any:
     try:
         tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval()
     except (OSError, ValueError) as error:
-        raise StageError(f"compare.encoder: {encoder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise StageError(
+            f"compare.encoder: {encoder} cannot be loaded: {str(error).splitlines()[0]}", code="INS-C009"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     chunks = []

@@ -169,7 +169,8 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
     if unanswered := [answer for answer in answers if answer.output is None]:
         raise StageError(
             f"{len(unanswered)} of {len(answers)} validation rows were not answered; the first, {unanswered[0].id}: "
-            f"{unanswered[0].error}"
+            f"{unanswered[0].error}",
+            code="INS-E010",
         )
     completions = [
         Completion(answer.output or "", answer.model_id or "", Usage(), answer.finish_reason or "stop")
@@ -179,7 +180,9 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
     server.print_parity(served.name, parity)
     load_or_store(_parity_path(context, system), identity, parity_json(parity))
     if mismatches := parity.mismatches(serve.parity):
-        raise GateError(f"not compared: what answers is not what was trained: {'; '.join(mismatches)}")
+        raise GateError(
+            f"not compared: the served model does not match the trained one: {'; '.join(mismatches)}", code="INS-E007"
+        )
     for loss in parity.score_losses(serve.parity):
         print(f"parity    {loss}; it is compared all the same", file=sys.stderr, flush=True)
         run.record_fallback(context.run, "compare", loss)

@@ -32,8 +32,9 @@ def collect_preferences(context: ComparisonContext, systems: Sequence[System]) -
     """
     if context.recipe.accelerate.use_cpu and systems[0].variant == "adapter":
         raise RecipeError(
-            "serve.model: on a CPU vLLM (0.32) cannot tell how probable a text is to an adapter; compare it merged: "
-            "SET=serve.model=merged, after `make export`"
+            "serve.model: on a CPU vLLM (0.32) returns no prompt log-probabilities for an adapter; compare the merged "
+            "model: SET=serve.model=merged, after `make export`",
+            code="INS-E015",
         )
     pairs = _pairs(context)
     with vllm_servers.open_servers() as servers:
@@ -76,7 +77,9 @@ async def _sequence_log_likelihoods(
             body = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
             async with session.post("/v1/completions", json=body) as response:
                 if response.status != 200:
-                    raise StageError(f"/v1/completions answers {response.status}: {(await response.text())[:300]}")
+                    raise StageError(
+                        f"/v1/completions answers {response.status}: {(await response.text())[:300]}", code="INS-E009"
+                    )
                 log_probabilities = (await response.json())["choices"][0]["prompt_logprobs"]
             steps = zip(example.completion_ids, log_probabilities[len(example.prompt_ids) :], strict=True)
             return sum(float(step[str(token)]["logprob"]) for token, step in steps)

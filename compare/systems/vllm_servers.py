@@ -61,7 +61,7 @@ class VllmServers:
                 process.stop()
             self.stop()
             if problem := launch_plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
-                raise RecipeError(problem)
+                raise RecipeError(problem, code="INS-X008")
             lifecycle.start_vllm(vllm)
             self._prestarted[variant] = vllm
             lifecycle.wait_until_ready(vllm)
@@ -83,7 +83,8 @@ class VllmServers:
             try:
                 lifecycle.wait_until_ready(vllm)
             except StageError as error:
-                print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
+                message = f"{vllm.plan.name}: {error.message_with_code}"
+                print(f"vllm      {message}; it is started again by itself", file=sys.stderr, flush=True)
                 self._prestarted.pop(variant).stop()
 
 

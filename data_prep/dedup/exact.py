@@ -93,8 +93,9 @@ def _resolve_conflicts(table: Table, splits: Array, drops: DropDecisions, data: 
         answers = sorted({display_label(table.texts.value("target", int(row))) for row in same_text})[:5]
         locations = [table.location(int(row)) for row in same_text[:3]]
         raise RecipeError(
-            f"{', '.join(locations)}: {len(np.unique(text_ids[conflicting]))} texts bear several answers, this one "
-            f"{', '.join(answers)}; correct the rows, or set data.conflicts to drop or majority"
+            f"{', '.join(locations)}: {len(np.unique(text_ids[conflicting]))} texts have several answers, this one "
+            f"{', '.join(answers)}; correct the rows, or set data.conflicts to drop or majority",
+            code="INS-D029",
         )
     is_dropped = conflicting
     if data.conflicts == "majority":

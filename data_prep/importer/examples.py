@@ -133,13 +133,15 @@ def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
             return title, reader
     if "prompt" in values and "completion" in values:
         raise RecipeError(
-            f"{name}: prompt and completion: no conversations. A recipe reads them as they are: copy "
-            "recipes/summarizer.yaml and set data.columns: {text: prompt, target: completion}"
+            f"{name}: the rows have prompt and completion, which need no import: copy "
+            "recipes/summarizer.yaml and set data.columns: {text: prompt, target: completion}",
+            code="INS-D035",
         )
     raise RecipeError(
-        f"{name}: the first row has the keys {', '.join(map(str, list(values)[:8])) or '(none)'}; read are messages "
-        "(OpenAI's and Azure's fine-tuning format), input with preferred_output and non_preferred_output (DPO), "
-        "request with response (a log of API calls), and OpenTelemetry spans (attributes, or resourceSpans)"
+        f"{name}: the first row has the keys {', '.join(map(str, list(values)[:8])) or '(none)'}; supported are "
+        "messages (OpenAI's and Azure's fine-tuning format), input with preferred_output and non_preferred_output "
+        "(DPO), request with response (a log of API calls), and OpenTelemetry spans (attributes, or resourceSpans)",
+        code="INS-D035",
     )
 
 

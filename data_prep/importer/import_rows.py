@@ -78,7 +78,7 @@ def read_source_rows(path: Path) -> Iterator[SourceRow]:
             yield from rows
     except RecipeError as error:
         # The hint names a recipe key, and there is no recipe yet.
-        raise RecipeError(str(error).partition(f", or set {limits.ROW_LIMIT_KEY}")[0]) from None
+        raise error.with_message(str(error).partition(f", or set {limits.ROW_LIMIT_KEY}")[0]) from None
 
 
 def read_examples(path: Path) -> Iterator[tuple[SourceRow, str, Example | UnusableRowError]]:
@@ -104,7 +104,10 @@ def survey_files(paths: list[Path]) -> Survey:
         for row, title, example in read_examples(path):
             survey.lines_read += previous != (previous := (row.file, row.line))
             if title and survey.format not in ("", title):
-                raise RecipeError(f"{row.file} is {title}, and the other file is {survey.format}: import one format")
+                raise RecipeError(
+                    f"{row.file} is {title}, but the other file is {survey.format}; give files of one format",
+                    code="INS-D035",
+                )
             survey.format = title or survey.format
             if isinstance(example, UnusableRowError):
                 # Data preparation trains on the last answer whatever its weight.

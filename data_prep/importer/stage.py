@@ -43,7 +43,9 @@ def main(arguments: argparse.Namespace) -> int:
     Raise RecipeError if no recipe can be made of the rows; nothing is written then.
     """
     if not arguments.source:
-        raise RecipeError("FROM: give the file of the fine-tune, or of the log: make import FROM=train.jsonl")
+        raise RecipeError(
+            "FROM: give the file of the fine-tune, or of the log: make import FROM=train.jsonl", code="INS-R012"
+        )
     train, test = _absolute_path(arguments.source), _absolute_path(arguments.test) if arguments.test else None
     recipe_path = _choose_recipe_path(train, arguments.to)
     paths = [train] if test is None else [train, test]
@@ -116,7 +118,7 @@ def _parse_recipe(draft: str) -> Recipe:
         return Recipe.model_validate(YAML(typ="safe").load(draft))
     except ValidationError as error:
         message = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:3])
-        raise RecipeError(f"no recipe can be made of these rows: {message}") from None
+        raise RecipeError(f"no recipe can be made of these rows: {message}", code="INS-D038") from None
 
 
 def _absolute_path(path: str) -> Path:
@@ -129,7 +131,9 @@ def _choose_recipe_path(train: Path, raw_path: str | None) -> Path:
     if raw_path:
         path = _absolute_path(raw_path)
         if path.suffix not in (".yaml", ".yml"):
-            raise RecipeError(f"TO: given {raw_path}; a recipe is a .yaml file, such as recipes/tickets.yaml")
+            raise RecipeError(
+                f"TO: given {raw_path}, allowed: a .yaml file, such as recipes/tickets.yaml", code="INS-R011"
+            )
         return path
     name = train.name.split(".")[0].strip("*?[]-_ ") or "imported"
     return RECIPES / f"{name}.yaml"
@@ -139,8 +143,9 @@ def _check_no_overwrite(paths: Sequence[Path], forced: bool) -> None:
     """Raise RecipeError if a file exists and `forced` is false."""
     if not forced and (existing := [path for path in paths if path.exists()]):
         raise RecipeError(
-            f"{_display_path(existing[0])} is there already, and may hold your changes; give another name with "
-            "TO=recipes/NAME.yaml, or replace it with FORCE=1"
+            f"{_display_path(existing[0])} exists already and may have your changes; give another name with "
+            "TO=recipes/NAME.yaml, or replace it with FORCE=1",
+            code="INS-R015",
         )
 
 
@@ -154,7 +159,8 @@ def _check_usable(survey: Survey, usable: int, n_read: int) -> None:
         f"{usable:,} of {n_read:,} rows can be used ({reasons}); a recipe needs at least {MIN_ROWS}, and most of the "
         f"rows:\n{problem_lines}"
         if problem_lines
-        else f"{usable:,} rows can be used; a recipe needs at least {MIN_ROWS}"
+        else f"{usable:,} rows can be used; a recipe needs at least {MIN_ROWS}",
+        code="INS-D036",
     )
 
 
@@ -163,7 +169,7 @@ def _choose_system(survey: Survey, number: int | None) -> str:
     frequent = survey.systems.most_common()
     if number is not None:
         if not 1 <= number <= len(frequent):
-            raise RecipeError(f"SYSTEM: given {number}; there are {len(frequent):,} system messages")
+            raise RecipeError(f"SYSTEM: given {number}, allowed: 1 to {len(frequent)}", code="INS-R011")
         return frequent[number - 1][0]
     system, n_rows = frequent[0]
     if n_rows >= MIN_SYSTEM_FRACTION * survey.n_examples:
@@ -176,8 +182,9 @@ def _choose_system(survey: Survey, number: int | None) -> str:
     count_text = f"{'more than ' if survey.n_uncounted_systems else ''}{len(frequent):,}"
     raise RecipeError(
         f"{survey.n_examples:,} rows have {count_text} different system messages, and a recipe has one instruction: "
-        "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
-        + "\n".join(lines + remainder)
+        "these are several tasks, or the message has text that varies (a date, a name). Choose one:\n"
+        + "\n".join(lines + remainder),
+        code="INS-D037",
     )
 
 
@@ -222,7 +229,8 @@ def _choose_model(arguments: argparse.Namespace, survey: Survey, source: RecipeS
         )
     if arguments.base_url:
         raise RecipeError(
-            "BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address"
+            "BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address",
+            code="INS-R012",
         )
     names = survey.models.most_common(1)
     if not names or not names[0][0].startswith(CHAT_MODEL_PREFIXES):

@@ -84,7 +84,9 @@ def _infer_classification(answers: AnswerStatistics) -> InferredTask | None:
     frequent = Counter({key: rows for key, rows in answers.short_answers.items() if rows >= min_rows})
     if len(answers.short_answers) == 1 and answers.short_answers.total() == answers.rows:
         (label,) = answers.first_spellings.values()
-        raise RecipeError(f"all {answers.rows:,} answers are {label!r}: there is nothing to learn from them")
+        raise RecipeError(
+            f"all {answers.rows:,} answers are {label!r}; at least two different answers are needed", code="INS-D025"
+        )
     # Answers that occur once are labels of a small file or free texts; with more rows the distinction is clearer.
     if len(frequent) < 2 or frequent.total() < MIN_FITTING_FRACTION * answers.rows or len(frequent) > MAX_LABELS:
         return None

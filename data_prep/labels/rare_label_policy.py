@@ -43,7 +43,7 @@ def apply_rare_label_policy(
     mask = is_rare[inverse]
     message = _format_message(rare, counts, settings, int(mask.sum()))
     if settings.do == "fail":
-        raise RecipeError(f"data.rare_labels: {message}")
+        raise RecipeError(f"data.rare_labels: {message}", code="INS-D026")
     if settings.do == "drop":
         drops.drop(mask, "rare_label")
         return {spelling: label for spelling, label in canonical_labels.items() if label not in rare}, [

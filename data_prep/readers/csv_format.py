@@ -54,7 +54,10 @@ def read(
     else:
         delimiter = "\t" if file.kind == "tsv" else _detect_delimiter(sample, source, columns)
     if delimiter in ("\r", "\n", source.quote):
-        raise RecipeError(f"data.source.delimiter: {delimiter!r} ends lines or quotes fields; give what stands between")
+        raise RecipeError(
+            f"data.source.delimiter: {delimiter!r} ends lines or quotes fields; give the character between fields",
+            code="INS-R004",
+        )
     info: FileInfo = {"delimiter": delimiter} | ({"quotes": source.quote} if source.quotes is not True else {})
     if len(delimiter) > 1:
         content = (line.replace(source.delimiter, UNIT_SEPARATOR) for line in content)
@@ -76,7 +79,9 @@ def read(
         )
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
-        raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")
+        raise RecipeError(
+            f"{file.name}:{header_line}: the file has no header line; its first line names the columns", code="INS-D014"
+        )
     names, unnamed = parse_header(f"{file.name}:{header_line}", header)
     return info | {"columns": names} | unnamed, _read_rows(file, decoding, source, names, detect_joined_rows, rows)
 
@@ -89,8 +94,9 @@ def check_no_header(location: str, cells: Sequence[str], names: Sequence[str]) -
     matches = [cell.strip().casefold() == name.casefold() for cell, name in zip(cells, names, strict=False)]
     if any(matches) and looks_like_names(cells) and all(cell.strip() for cell in cells):
         raise RecipeError(
-            f"{location}: the first line is a header itself ({', '.join(cells)[:80]}), and data.source.header "
-            "makes it a row; leave data.source.header out, or the line"
+            f"{location}: the first line is a header itself ({', '.join(cells)[:80]}), but data.source.header "
+            "makes it a row; remove data.source.header, or this line",
+            code="INS-D014",
         )
 
 
@@ -106,7 +112,7 @@ def parse_header(location: str, header: Sequence[str]) -> tuple[list[str], FileI
             repr(name[:40]) for name in sorted({name for name in names if names.count(name) > 1})[:5]
         )
         hint = f"; {NO_HEADER_HINT}" if not looks_like_names(names) else ""
-        raise RecipeError(f"{location}: column {duplicates} stands there twice; rename one{hint}")
+        raise RecipeError(f"{location}: column {duplicates} occurs twice; rename one{hint}", code="INS-D015")
     unnamed = [number for number, name in enumerate(header, start=1) if not name.strip()]
     return names, {"unnamed_columns": unnamed} if unnamed else {}
 
@@ -197,7 +203,9 @@ def _number_rows(file: SourceFile, reader: Any, feed: _LineFeed, skipped_lines: 
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise RecipeError(f"{file.name}:{line}: not CSV: {_explain_csv_error(str(error))}") from None
+            raise RecipeError(
+                f"{file.name}:{line}: not CSV: {_explain_csv_error(str(error))}", code="INS-D013"
+            ) from None
         if fields is None:
             return
         if fields:

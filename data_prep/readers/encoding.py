@@ -148,12 +148,14 @@ def as_recipe_errors(name: str) -> Iterator[None]:
         yield
     except PermissionError:
         raise RecipeError(
-            f"{name}: the file may not be read (permission denied); give this user the right to"
+            f"{name}: the file cannot be read (permission denied); give this user read permission", code="INS-D002"
         ) from None
     except DECOMPRESSION_ERRORS as error:
-        raise RecipeError(f"{name}: the compressed stream is damaged ({error}); compress it anew") from None
+        raise RecipeError(
+            f"{name}: the compressed stream is damaged ({error}); compress it again", code="INS-D011"
+        ) from None
     except OSError as error:
-        raise RecipeError(f"{name}: the file cannot be read ({error.strerror or error})") from None
+        raise RecipeError(f"{name}: the file cannot be read ({error.strerror or error})", code="INS-D002") from None
 
 
 def check_fetched(file: SourceFile) -> None:
@@ -162,7 +164,8 @@ def check_fetched(file: SourceFile) -> None:
         if stream.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER:
             raise RecipeError(
                 f"{file.name}: this is a pointer of Git LFS, and its content was not fetched; run `git lfs pull` in "
-                "its repository, or download the file itself"
+                "its repository, or download the file itself",
+                code="INS-D009",
             )
 
 
@@ -181,12 +184,13 @@ def detect_encoding(
     """
     with as_recipe_errors(file.name):
         if file.path.stat().st_size == 0:
-            raise RecipeError(f"{file.name}: the file is empty")
+            raise RecipeError(f"{file.name}: the file is empty", code="INS-D007")
         head = _read_head(file)
         for signature, format_name in FORMAT_SIGNATURES.items():
             if head.lstrip().lower().startswith(signature.lower()):
                 raise RecipeError(
-                    f"{file.name}: this is {format_name}, whatever its name says; rename it, or export it as CSV"
+                    f"{file.name}: the content is {format_name}, unlike the name; rename the file, or export it as CSV",
+                    code="INS-D008",
                 )
         mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
         if encoding == "auto":
@@ -201,7 +205,9 @@ def detect_encoding(
     # The codecs utf-16 and utf-32 consume the mark; the others return it.
     bom = scan.has_bom or (bool(mark) and codec in ("utf-16", "utf-32"))
     if scan.characters == scan.has_bom:
-        raise RecipeError(f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""))
+        raise RecipeError(
+            f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""), code="INS-D007"
+        )
     display_name = "cesu-8" if codec == "utf-8" and scan.has_lone_surrogates else codec
     return TextDecoding(display_name, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
 
@@ -252,7 +258,9 @@ def _check_codec(encoding: str, key: str) -> str:
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=encoding).detach()
     except LookupError:
-        raise RecipeError(f"{key}: {encoding} is not an encoding of text; try utf-8 or cp1252") from None
+        raise RecipeError(
+            f"{key}: given {encoding}, which is not a text encoding; try utf-8 or cp1252", code="INS-D010"
+        ) from None
     return codecs.lookup(encoding).name.removesuffix("-sig")
 
 
@@ -274,7 +282,8 @@ def read_blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
         except DECOMPRESSION_ERRORS as error:
             raise RecipeError(
                 f"{file.name}:{scan.line}: the {file.compression} stream is cut off after line {scan.line - 1} or "
-                f"damaged there ({error}); copy or compress the file anew"
+                f"damaged there ({error}); copy or compress the file again",
+                code="INS-D011",
             ) from None
 
 
@@ -299,7 +308,9 @@ def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limi
         at_end = error.reason in ("unexpected end of data", "truncated data")
         scan.invalid_byte = error.object[error.start], at_end
     except UnicodeError as error:  # some codecs report no byte
-        raise RecipeError(f"{file.name}:{scan.line}: not {codec.upper()} ({error}); set {key}") from None
+        raise RecipeError(
+            f"{file.name}:{scan.line}: not {codec.upper()} ({error}); set {key}", code="INS-D010"
+        ) from None
     return scan
 
 
@@ -326,4 +337,6 @@ def _decoding_error(file: SourceFile, scan: Scan, reason: str, advice: str) -> R
     """Return the error for the byte at which the scan stopped."""
     byte, at_end = scan.invalid_byte or (0, False)
     end = ": the file ends inside a character" if at_end else ""
-    return RecipeError(f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {reason}{end}; {advice}")
+    return RecipeError(
+        f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {reason}{end}; {advice}", code="INS-D010"
+    )

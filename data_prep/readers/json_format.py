@@ -101,7 +101,9 @@ def _read_json(
             return info, _read_array(file, decoding, content, start, header)
         if content[start : start + 1] == "[":
             return {}, _read_array(file, decoding, content, start, header)
-    raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
+    raise RecipeError(
+        f"{file.name}:1: JSON without an array of objects; write [{{...}}, {{...}}], or JSONL", code="INS-D017"
+    )
 
 
 def _read_layout(
@@ -115,7 +117,7 @@ def _read_layout(
     except json.JSONDecodeError:
         raise
     except ValueError as error:
-        raise RecipeError(f"{name}:1: {_error_message(error)}") from None
+        raise RecipeError(f"{name}:1: {_error_message(error)}", code="INS-D016") from None
     layout, rows = json_layouts.extract_rows(name, value, columns)
     return {"layout": layout}, (SourceRow(name, number, row) for number, row in enumerate(rows, start=1))
 
@@ -171,7 +173,7 @@ def _find_array(
     elif len(arrays) > 1:
         names = ", ".join(repr(member.key[:40]) for member in arrays[:10])
         raise RecipeError(
-            f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
+            f"{name}:1: one array of objects is needed, but the object has several, {names}; keep one", code="INS-D017"
         )
     return (arrays[0].key, arrays[0].start, [member.key for member in arrays[1:]]) if arrays else None
 
@@ -316,12 +318,14 @@ def _json_as_recipe_errors(name: str) -> Iterator[None]:
         if error.msg == "Extra data":
             hint = "; if each line is an object, name the file .jsonl"
         elif error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
-            hint = "; the file is cut off: copy it anew"
+            hint = "; the file is cut off: copy it again"
         else:
             hint = ""
-        raise RecipeError(f"{name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}") from None
+        raise RecipeError(
+            f"{name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}{hint}", code="INS-D016"
+        ) from None
     except RecursionError:
-        raise RecipeError(f"{name}: JSON that is nested too deep; flatten it") from None
+        raise RecipeError(f"{name}: the JSON is nested too deeply; flatten it", code="INS-D016") from None
 
 
 def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None) -> dict[str, Any]:
@@ -356,7 +360,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise BadRowError(f"key {duplicate[:40]!r} stands there twice")
+        raise BadRowError(f"key {duplicate[:40]!r} occurs twice")
     return values
 
 

@@ -50,8 +50,9 @@ def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) 
         return "columns and data", [dict(zip(map(str, names), row, strict=True)) for row in data]
     example = ", ".join(f'"{column[:40]}": ...' for column in list(columns)[:2])
     raise RecipeError(
-        f"{name}:1: an object without rows: it holds {_describe_contents(value)}, and no array of objects; write "
-        f"JSONL, an object a line, such as {{{example}}}"
+        f"{name}:1: an object without rows: it has {_describe_contents(value)}, but no array of objects; write "
+        f"JSONL, one object a line, such as {{{example}}}",
+        code="INS-D017",
     )
 
 

@@ -124,7 +124,9 @@ def _limit_error(location: str, subject: str, size: int | None, limit: int, advi
     )
     suggested = 2 * limit if size is None else size
     comparison = "" if size is None else f", more than {limit / MIB:,.0f}"
-    return RecipeError(f"{location}: {size_text}{comparison}; {advice}, or set {key}: {math.ceil(suggested / MIB)}")
+    return RecipeError(
+        f"{location}: {size_text}{comparison}; {advice}, or set {key}: {math.ceil(suggested / MIB)}", code="INS-D019"
+    )
 
 
 def _format_mib(size: int) -> str:

@@ -49,9 +49,10 @@ def select_files(key: str, path: str, files: list[SourceFile], source: Source) -
         return [file for file in files if file.kind != "txt"], [file.name for file in texts]
     if len(texts) > 1 and not source.tables_in_txt:
         raise RecipeError(
-            f"{key}: {path} holds {len(texts)} .txt files. data.source.sample_by: document reads each as one text, "
+            f"{key}: {path} has {len(texts)} .txt files. data.source.sample_by: document reads each as one text, "
             "labelled by its folder's name; sample_by: line reads each line as a text, labelled by its file's name; "
-            "where they are tables, set delimiter or header"
+            "if they are tables, set delimiter or header",
+            code="INS-D020",
         )
     return files, []
 

@@ -73,7 +73,7 @@ def sha256(file: SourceFile, source: Source) -> str:
         hashes = {path.relative_to(file.path).as_posix(): atomic_files.sha256(path) for path in paths}
     except OSError as error:
         raise RecipeError(
-            f"{file.name}: the file cannot be read ({error.strerror}); give this user the right to"
+            f"{file.name}: the file cannot be read ({error.strerror}); give this user the right to", code="INS-D002"
         ) from None
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
@@ -126,20 +126,22 @@ def _resolve_path(key: str, split: str, raw_path: str) -> tuple[list[SourceFile]
         if glob.has_magic(raw_path):
             return _list_glob(key, split, raw_path)
     except OSError as error:
-        raise RecipeError(f"{key}: {raw_path} cannot be looked into ({error.strerror})") from None
+        raise RecipeError(f"{key}: {raw_path} cannot be read ({error.strerror})", code="INS-D002") from None
     if path.is_symlink():
-        raise RecipeError(f"{key}: {raw_path} is a link to {path.readlink()}, and there is nothing")
-    raise RecipeError(f"{key}: there is no file {raw_path}")
+        raise RecipeError(f"{key}: {raw_path} is a link to {path.readlink()}, which does not exist", code="INS-D001")
+    raise RecipeError(f"{key}: there is no file {raw_path}", code="INS-D001")
 
 
 def _make_source_file(key: str, split: str, path: Path, name: str) -> SourceFile:
     """Return the source file of a path. Raise RecipeError if its kind is unknown."""
     if not path.is_file():
-        raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
+        raise RecipeError(f"{key}: {path} is neither a file nor a folder; write its content to a file", code="INS-D001")
     detected = detect_kind(path)
     if detected is None:
-        hint = "" if path.suffix else f". Name it for what it holds, such as {path.name}.tsv"
-        raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN_SUFFIXES}{hint}")
+        hint = "" if path.suffix else f". Add a suffix, such as {path.name}.tsv"
+        raise RecipeError(
+            f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN_SUFFIXES}{hint}", code="INS-D003"
+        )
     return SourceFile(split, path, name, *detected)
 
 
@@ -170,12 +172,17 @@ def _list_folder(key: str, split: str, folder: Path) -> tuple[list[SourceFile], 
         if key == "data.source.path":
             return _make_split_files(key, folder.resolve().name, split_paths)
         if split != "all":
-            raise RecipeError(f"{key}: {folder} is a data set of several splits; name one: {', '.join(saved_splits)}")
+            raise RecipeError(
+                f"{key}: {folder} is a data set of several splits; name one: {', '.join(saved_splits)}", code="INS-D004"
+            )
         return [SourceFile("all", path, f"{folder.resolve().name}/{name}", "dataset") for name, path in split_paths], []
     entries = [(path, path.relative_to(folder).as_posix()) for path in _walk(folder)]
     for path in sorted({path.parent for path, _ in entries}):
         if path != folder and _read_saved_splits(path) is not None:
-            raise RecipeError(f"{key}: {path} is a data set that `datasets` saved: name it outright, not its folder")
+            raise RecipeError(
+                f"{key}: {path} is a data set that `datasets` saved: give its path, not that of a folder above it",
+                code="INS-D004",
+            )
     return _partition_files(key, split, str(folder), entries)
 
 
@@ -190,7 +197,7 @@ def _list_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], li
     try:
         matched = sorted(root.glob(str(Path(*parts[wildcard_index:]))))
     except ValueError as error:
-        raise RecipeError(f"{key}: {pattern} is no pattern of paths ({error})") from None
+        raise RecipeError(f"{key}: {pattern} is not a valid path pattern ({error})", code="INS-D001") from None
     entries = [(path, path.relative_to(root).as_posix()) for path in matched if not path.is_dir()]
     # A hidden folder is read only if the pattern names it.
     hidden = [
@@ -216,12 +223,14 @@ def _partition_files(
         elif detect_kind(path) is None or path.name.startswith((".", "~$")):  # ~$: Excel has the file open
             skipped.append(name)
         elif path.is_symlink() and not path.exists():
-            raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")
+            raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, which does not exist", code="INS-D001")
         else:
             files.append(_make_source_file(key, split, path, name))
     if not files:
-        contents = f"; it holds {', '.join(skipped[:5])}" if skipped else ""
-        raise RecipeError(f"{key}: {raw_path} holds no file that can be read{contents}. Known: {KNOWN_SUFFIXES}")
+        contents = f"; it has {', '.join(skipped[:5])}" if skipped else ""
+        raise RecipeError(
+            f"{key}: {raw_path} has no file that can be read{contents}. Known: {KNOWN_SUFFIXES}", code="INS-D003"
+        )
     return files, skipped
 
 
@@ -251,7 +260,9 @@ def _read_saved_splits(folder: Path) -> list[str] | None:
         try:
             return list(json.loads(index_path.read_text(encoding="utf-8"))["splits"])
         except (ValueError, KeyError, TypeError):
-            raise RecipeError(f"{index_path}: not as `datasets` writes it; save the data set anew") from None
+            raise RecipeError(
+                f"{index_path}: not a file that `datasets` wrote; save the data set again", code="INS-D012"
+            ) from None
     return [] if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file() else None
 
 
@@ -269,7 +280,8 @@ def _make_split_files(
         return [SourceFile("all", path, display_name, kind) for _, path, display_name in entries], []
     if "train" not in split_names:
         raise RecipeError(
-            f"{key}: {dataset_name} has a split test and none named train; name the splits train and test"
+            f"{key}: {dataset_name} has a split test but none named train; name the splits train and test",
+            code="INS-D004",
         )
     files = [
         SourceFile(SPLIT_NAMES[name], path, display_name, kind)
@@ -291,10 +303,11 @@ def _assign_named_splits(key: str, raw_path: str, files: list[SourceFile]) -> li
         return [replace(file, split=split or "all") for file, split in zip(files, splits, strict=True)]
     descriptions = [f"{file.name} ({split or 'no split'})" for file, split in zip(files, splits, strict=True)]
     raise RecipeError(
-        f"{key}: {raw_path} holds files of given splits, as it seems, and it is not plain what each of them is: "
+        f"{key}: {raw_path} seems to have files of given splits, but the split of some files is unclear: "
         f"{', '.join(descriptions[:5])}{', ...' if len(descriptions) > 5 else ''}.\n"
-        "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix all rows and split them anew, "
-        "data.source: {paths: [...]}"
+        "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix and split all rows again, "
+        "data.source: {paths: [...]}",
+        code="INS-D004",
     )
 
 
@@ -328,8 +341,9 @@ def _check_unique(files: list[SourceFile]) -> None:
         previous = seen.setdefault(file.path.resolve(), file)
         if previous is not file:
             raise RecipeError(
-                f"data.source: {file.path} and {previous.path} are one {'folder' if file.documents else 'file'}; "
-                "its rows would count twice. Name it once"
+                f"data.source: {file.path} and {previous.path} are the same {'folder' if file.documents else 'file'}; "
+                "its rows would count twice. Name it once",
+                code="INS-D005",
             )
 
 

@@ -69,9 +69,11 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
             raise _unreadable_error(file, error) from None
     location = f"{file.name}:{line}"
     if not header:
-        raise RecipeError(f"{location}: sheet {name!r} is empty")
+        raise RecipeError(f"{location}: sheet {name!r} is empty", code="INS-D007")
     if source.header and len(header) > len(source.header):
-        raise RecipeError(f"{location}: {len(header)} cells where data.source.header has {len(source.header)} names")
+        raise RecipeError(
+            f"{location}: {len(header)} cells where data.source.header has {len(source.header)} names", code="INS-D014"
+        )
     if source.header:
         check_no_header(location, header, source.header)
     names, unnamed = (source.header, FileInfo()) if source.header else parse_header(location, header)
@@ -90,7 +92,8 @@ def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collecti
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if source.sheet is not None and source.sheet not in sheets:
         raise RecipeError(
-            f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_format_sheet_names(sheets)}"
+            f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_format_sheet_names(sheets)}",
+            code="INS-D018",
         )
     candidates = [source.sheet] if source.sheet else [name for name in sheets if sheets[name].sheet_state == "visible"]
     first_rows = {
@@ -102,7 +105,10 @@ def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collecti
         max_matches = max(len({*headers[name][1]} & {*columns}) for name in filled)
         filled = [name for name in filled if len({*headers[name][1]} & {*columns}) == max_matches]
     if len(filled) > 1:
-        raise RecipeError(f"{file.name}: which sheet is meant? Set data.source.sheet; {_format_sheet_names(filled)}")
+        raise RecipeError(
+            f"{file.name}: several sheets have rows. Set data.source.sheet; {_format_sheet_names(filled)}",
+            code="INS-D018",
+        )
     if not candidates:
         problem = (
             f"no sheet of cells is visible; {_format_sheet_names(sheets)}"
@@ -110,7 +116,8 @@ def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collecti
             else "no sheet of cells can be read"
         )
         raise RecipeError(
-            f"{file.name}: {problem}; set data.source.sheet, or save it anew as .xlsx (not Strict Open XML)"
+            f"{file.name}: {problem}; set data.source.sheet, or save it again as .xlsx (not Strict Open XML)",
+            code="INS-D018",
         )
     name = (filled or candidates)[0]
     return name, *headers[name]
@@ -200,7 +207,9 @@ def _check_archive(file: SourceFile, size_limits: limits.Limits) -> None:
     with file.path.open("rb") as stream:
         if stream.read(len(OLE_SIGNATURE)) == OLE_SIGNATURE:
             raise RecipeError(
-                f"{file.name}: this is an old Excel workbook, or one with a password; save it as .xlsx, without one"
+                f"{file.name}: this is an old Excel workbook (.xls), or one with a password; save it as .xlsx without "
+                "a password",
+                code="INS-D008",
             )
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -236,7 +245,9 @@ class _PartCounter:
 
     def _refuse_doctype(self, *_: Any) -> None:
         """Raise RecipeError for a document type declaration."""
-        raise RecipeError(f"{self.name} has a document type, which no workbook has; save it anew")
+        raise RecipeError(
+            f"{self.name} has a document type, which is not allowed in a workbook; save it again", code="INS-D012"
+        )
 
     def _start_element(self, tag: str, attributes: dict[str, str]) -> None:
         """Count an element. Raise RecipeError if it exceeds a limit."""
@@ -247,19 +258,25 @@ class _PartCounter:
             if not previous_row < self.row <= MAX_ROWS:
                 raise RecipeError(
                     f"{self.name}: row {self.row} follows row {previous_row}, "
-                    f"and rows go from 1 to {MAX_ROWS:,}; save it anew"
+                    f"and rows go from 1 to {MAX_ROWS:,}; save it again",
+                    code="INS-D012",
                 )
         elif self.row:
             self.in_row += 1
             if self.in_row > MAX_ROW_ELEMENTS:
-                raise RecipeError(f"{self.name}: row {self.row} has more cells than Excel allows; save it anew")
+                raise RecipeError(
+                    f"{self.name}: row {self.row} has more cells than Excel allows; save it again", code="INS-D012"
+                )
         if self.elements > self.max_elements:
-            raise RecipeError(f"{self.name} has more than {self.max_elements:,} elements; export the sheet as CSV")
+            raise RecipeError(
+                f"{self.name} has more than {self.max_elements:,} elements; export the sheet as CSV", code="INS-D019"
+            )
 
 
 def _unreadable_error(file: SourceFile, error: Exception, location: str = "") -> RecipeError:
     """Return the error for a damaged workbook."""
     message = (str(error) or type(error).__name__).splitlines()[0]
     return RecipeError(
-        f"{file.name}{location}: not an Excel workbook, or a damaged one ({message[:120]}); save it anew"
+        f"{file.name}{location}: not an Excel workbook, or a damaged one ({message[:120]}); save it again",
+        code="INS-D012",
     )

@@ -116,7 +116,7 @@ def _check_missing(file: str, missing_columns: Mapping[str, str], values: Mappin
             present
         ):
             lines.append(f"  Its first line does not look like names of columns: {NO_HEADER_HINT}.")
-        raise RecipeError("\n".join(lines))
+        raise RecipeError("\n".join(lines), code="INS-D021")
 
 
 def check_answer_columns(
@@ -131,7 +131,8 @@ def check_answer_columns(
             matches = get_close_matches(column, list(present), 1)
             hint = f"; did you mean {matches[0]!r}?" if matches else "; leave it out"
             raise RecipeError(
-                f"{key}: there is no column {column!r}{hint} (of {len(missing_by_file)} files none has it)"
+                f"{key}: there is no column {column!r}{hint} (of {len(missing_by_file)} files none has it)",
+                code="INS-D021",
             )
 
 

@@ -118,5 +118,7 @@ def load_answer_ids(registry_dir: Path) -> AnswerIds:
                 file.write(key)
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StageError(f"{file.name}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
+            raise StageError(
+                f"{file.name}: {_DESCRIPTION} cannot be written: {error.strerror or error}", code="INS-X002"
+            ) from None
     return AnswerIds(key)

@@ -86,7 +86,9 @@ async def _restart_engine(gateway: Gateway, failures: list[float], reason: str) 
         failures[:] = [*(failed_at for failed_at in failures if failed_at > window_start), now]
         if len(failures) > lifecycle.MAX_RESTARTS:
             minutes = lifecycle.RESTART_WINDOW_SECONDS / 60
-            raise StageError(f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}")
+            raise StageError(
+                f"vLLM has failed {len(failures)} times within {minutes:.0f} minutes: {reason}", code="INS-E006"
+            )
         try:
             await gateway.restart_engine(reason)
             return

@@ -71,7 +71,7 @@ class Deployments:
         try:
             self.activate(registry_dir, str(active_version), await self.load(registry_dir, str(active_version)))
         except (RecipeError, StageError) as error:
-            log_line(f"routing   {name} goes on as before: {error}")
+            log_line(f"routing   {name} goes on as before: {error.message_with_code}")
 
     async def close_retired(self) -> None:
         """Close API clients that no longer get requests."""
@@ -97,7 +97,8 @@ def load_deployment(
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecipeError(
             f"the task of version {version} below {registry_dir} cannot be read: {type(error).__name__}: "
-            f"{str(error)[:300]}"
+            f"{str(error)[:300]}",
+            code="INS-G003",
         ) from None
     if loaded_task is None:
         return None

@@ -12,7 +12,7 @@ from deploy import registry
 from deploy.gateway.deployments import Deployments
 from deploy.gateway.proxy_state import ProxyState
 from deploy.gateway.versions import find_incompatibility, iter_candidates, load_version
-from insource.config.errors import RecipeError, StageError
+from insource.config.errors import CodedError, RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.system.console_log import log_line
 from insource.system.daemon_thread import run_in_thread
@@ -101,14 +101,15 @@ class Gateway:
             return current if current not in {None, active, *rejected} else None
         return next(iter_candidates(registry_dir, rejected), None)
 
-    def reject(self, registry_dir: Path, version: str, error: Exception) -> None:
+    def reject(self, registry_dir: Path, version: str, error: CodedError) -> None:
         """Mark a version as rejected and log it once."""
         self.rejected.add((registry_dir.name, version))
         if self.proxy_state.versions.get(registry_dir.name) == version:
             self.deployments.deactivate(registry_dir.name)  # it was active until vLLM was restarted
         active = self.proxy_state.versions.get(registry_dir.name)
         log_line(
-            f"refused   {registry_dir.name}@{version}: {error}; {f'{active} goes on' if active else 'nothing answers'}"
+            f"refused   {registry_dir.name}@{version}: {error.message_with_code}; "
+            f"{f'{active} goes on' if active else 'nothing answers'}"
         )
 
     async def load(self, registry_dir: Path, version: str) -> float:
@@ -119,7 +120,7 @@ class Gateway:
         """
         served = await run_in_thread(load_version, registry_dir, version)
         if problem := await run_in_thread(find_incompatibility, self.vllm.plan, served):
-            raise RecipeError(problem)
+            raise RecipeError(problem, code="INS-G004")
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_FACTOR * self.hang_seconds):
                 agreement = await self._load_and_check(served, version)
@@ -134,8 +135,9 @@ class Gateway:
         min_agreement = self.min_agreement if same_weights else reference_check.MIN_AGREEMENT_OTHER_WEIGHTS
         if agreement < min_agreement:
             raise StageError(
-                f"vLLM gives {agreement:.1%} of its reference answers, and at least {min_agreement:.1%} are due "
-                "(serve.parity.same_weights)"
+                f"vLLM gives {agreement:.1%} of its reference answers, and at least {min_agreement:.1%} are required "
+                "(serve.parity.same_weights)",
+                code="INS-G005",
             )
         return agreement
 
@@ -146,7 +148,7 @@ class Gateway:
                 await client.load_adapter(session, name, str(served.folder))
                 self.loaded_versions[served.name].add(version)
             if mismatch := await run_in_thread(reference_check.find_prompt_mismatch, served, name, self.vllm.address):
-                raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {mismatch}")
+                raise StageError(f"vLLM builds other prompt token ids than training, {mismatch}", code="INS-E008")
             rounding = launch_plan.rounding_tolerance(served, self.vllm.plan.serve)
             return await run_in_thread(_measure_agreement, served, name, self.vllm.address, rounding)
 
@@ -163,7 +165,7 @@ class Gateway:
                     except (ClientError, TimeoutError):
                         return
                     except StageError as error:
-                        log_line(f"stays     {name}@{version}: {error}")
+                        log_line(f"stays     {name}@{version}: {error.message_with_code}")
                     else:
                         log_line(f"drained   {name}@{version}")
                     versions.discard(version)
@@ -178,7 +180,7 @@ class Gateway:
                     print(f"ready     {address}/v1; models {', '.join(self.proxy_state.versions)}", flush=True)
                     self._announced = True
             elif not self._announced and not self._last_logged:
-                raise StageError("no deployed version can be served")
+                raise StageError("no deployed version can be served", code="INS-G001")
             await self.unload_old_versions()
             if message := await run_in_thread(self.proxy_state.keys.refresh):
                 log_line(f"keys      {message}")
@@ -294,4 +296,6 @@ def _measure_agreement(served: ServedModel, name: str, address: Address, roundin
     except ClientError:
         raise
     except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise StageError(f"its reference answers cannot be read: {type(error).__name__}: {error}") from None
+        raise StageError(
+            f"its reference answers cannot be read: {type(error).__name__}: {error}", code="INS-E011"
+        ) from None

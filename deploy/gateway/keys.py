@@ -69,7 +69,7 @@ class Keys:
         try:
             self._client_keys = read_keys(self._file)
         except RecipeError as error:
-            return f"not read again, the keys of before stay valid: {error}"
+            return f"not read again, the previous keys stay valid: {error.message_with_code}"
         return f"read again: {', '.join(self._client_keys)}"
 
 
@@ -82,12 +82,14 @@ def load_keys(address: Address, loopback_without_key: bool) -> Keys:
     if not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
-            f"{API_KEY_VARIABLE} or {KEYS_FILE} in the environment"
+            f"{API_KEY_VARIABLE} or {KEYS_FILE} in the environment",
+            code="INS-E004",
         )
     raise RecipeError(
         f"serve.loopback_without_key: there is no key: `export {API_KEY_VARIABLE}=$(openssl rand -hex 32)`, or "
-        f"name a file of keys in {KEYS_FILE}, or let every user of this machine in with "
-        "SET=serve.loopback_without_key=true"
+        f"name a file of keys in {KEYS_FILE}, or allow every user of this machine with "
+        "SET=serve.loopback_without_key=true",
+        code="INS-E004",
     )
 
 
@@ -96,9 +98,11 @@ def read_keys(file: Path) -> dict[str, bytes]:
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{KEYS_FILE}: {file} cannot be read: {error}") from None
+        raise RecipeError(f"{KEYS_FILE}: {file} cannot be read: {error}", code="INS-G007") from None
     if mode & stat.S_IWOTH:
-        raise RecipeError(f"{KEYS_FILE}: everybody on this machine may write {file}: chmod o-w {file}")
+        raise RecipeError(
+            f"{KEYS_FILE}: every user of this machine can write {file}; run chmod o-w {file}", code="INS-G007"
+        )
     hashes: dict[str, bytes] = {}
     for number, line in enumerate(lines, 1):
         entry = _COMMENT_PATTERN.sub("", line).strip()
@@ -107,12 +111,12 @@ def read_keys(file: Path) -> dict[str, bytes]:
         match = _LINE_PATTERN.fullmatch(entry)
         if not match or len(match[2]) < MIN_KEY_CHARACTERS:
             problem = f"a key has at least {MIN_KEY_CHARACTERS} characters" if match else "a line is a name and a key"
-            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: {problem}")
+            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: {problem}", code="INS-G007")
         if match[1] in hashes or match[1] in (DEFAULT_CLIENT, ANONYMOUS):
-            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: the name {match[1]} is taken")
+            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: the name {match[1]} is taken", code="INS-G007")
         hashes[match[1]] = _hash(match[2])
     if not hashes:
-        raise RecipeError(f"{KEYS_FILE}: {file} has no key; a line is a name and a key")
+        raise RecipeError(f"{KEYS_FILE}: {file} has no key; a line is a name and a key", code="INS-G007")
     return hashes
 
 

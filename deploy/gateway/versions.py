@@ -7,7 +7,7 @@ from pathlib import Path
 from ruamel.yaml.error import YAMLError
 
 from deploy import registry
-from insource.config.errors import RecipeError
+from insource.config.errors import RecipeError, join_errors
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
 from insource.tracking.run import Run
@@ -53,10 +53,11 @@ def load_version(registry_dir: Path, version: str) -> ServedModel:
     run = Run(registry_dir / "versions" / version)
     try:
         if not registry.is_complete(run.folder):
-            raise RecipeError(f"version {version} below {registry_dir} is not whole")
+            raise RecipeError(f"version {version} below {registry_dir} is incomplete", code="INS-G003")
         return ServedModel(registry_dir.name, run, run.recipe(), "adapter")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:
-        raise RecipeError(f"version {version} below {registry_dir} cannot be read: {_format_error(error)}") from None
+        message = f"version {version} below {registry_dir} cannot be read: {_format_error(error)}"
+        raise RecipeError(message, code="INS-G003") from None
 
 
 def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel) -> str | None:
@@ -83,15 +84,17 @@ def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel
 
 def _find_servable(registry_dir: Path, serve: Serve) -> ServedModel:
     """Return the newest version of a model that can be read and served."""
-    problems: list[str] = []
+    problems: list[RecipeError] = []
     for version in iter_candidates(registry_dir):
         try:
             served = load_version(registry_dir, version)
             launch_plan.plan_launch([served], serve)
             return served
         except RecipeError as error:
-            problems.append(str(error))
-    raise RecipeError("; ".join(problems) or _nothing_deployed(registry_dir))
+            problems.append(error)
+    if problems:
+        raise join_errors(problems)
+    raise RecipeError(_nothing_deployed(registry_dir), code="INS-G001")
 
 
 def _nothing_deployed(registry_dir: Path) -> str:

@@ -117,7 +117,7 @@ class Mirror:
             await run_in_thread(_write_line, deployment.registry_dir, line)
         except StageError as error:
             if not self._failure_logged:
-                log_line(f"mirror    {error}")
+                log_line(f"mirror    {error.message_with_code}")
             self._failure_logged = True
 
 

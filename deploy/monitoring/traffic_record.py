@@ -127,7 +127,7 @@ def _remove_old_files(days: Mapping[Path, int]) -> None:
                 except OSError as error:
                     failed.append(f"{path}: older than serve.record.days, and cannot be removed: {error.strerror}")
     if failed:
-        raise StageError("; ".join(failed))
+        raise StageError("; ".join(failed), code="INS-X002")
 
 
 def check_recordable(recipe: Recipe) -> None:
@@ -147,8 +147,9 @@ def check_recordable(recipe: Recipe) -> None:
     unsupported |= {f"data.where.{name}": "a list" for name in lists}
     for key, setting in unsupported.items():
         raise RecipeError(
-            f"{key}: given {setting!r}, and with serve.record.share {fraction:g} answers would have to be written "
-            "in that form, which the record cannot; record nothing (serve.record.share: 0)"
+            f"{key}: given {setting!r}, but the record of serve.record.share {fraction:g} cannot contain answers "
+            "in that form; record nothing (serve.record.share: 0)",
+            code="INS-G008",
         )
     row_ids, times = id_column(recipe), time_column(recipe)
     reserved = [(key, column, {*_RECORD_COLUMNS, row_ids, times}) for key, column in _recipe_columns(recipe).items()]
@@ -157,8 +158,9 @@ def check_recordable(recipe: Recipe) -> None:
     for key, column, reserved_columns in reserved:
         if column in reserved_columns and not key.startswith(("data.where.", "data.slices.")):
             raise RecipeError(
-                f"{key}: given {column!r}, and with serve.record.share {fraction:g} the record has a column of its "
-                "own of that name; rename it, or record nothing (serve.record.share: 0)"
+                f"{key}: given {column!r}, but the record of serve.record.share {fraction:g} uses this column name "
+                "itself; rename it, or record nothing (serve.record.share: 0)",
+                code="INS-G008",
             )
 
 
@@ -352,7 +354,9 @@ def _blank_rows(path: Path, rows: Sequence[_LocatedRow]) -> None:
             for row in rows:
                 os.pwrite(file.fileno(), b" " * row.size, row.start)
     except OSError as error:
-        raise StageError(f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
+        raise StageError(
+            f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}", code="INS-X002"
+        ) from None
 
 
 def read_input_text(task: Task, row: Mapping[str, Any]) -> str:
@@ -370,6 +374,8 @@ def _append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         try:
             shared_jsonl.restrict_to_owner(file)
         except OSError as error:
-            raise StageError(f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
+            raise StageError(
+                f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}", code="INS-X002"
+            ) from None
         for number, row in enumerate(rows, 1):
             shared_jsonl.append_line(file, row, _DESCRIPTION, flush=number == len(rows))

@@ -105,4 +105,6 @@ class AttemptLog:
                 # The newline first: it ends a line that a killed process left torn.
                 append_only.append_bytes(file, b"\n" + "".join(lines).encode(), flush)
         except OSError as error:
-            raise StageError(f"{path}: attempts cannot be written: {error.strerror or error}") from None
+            raise StageError(
+                f"{path}: attempts cannot be written: {error.strerror or error}", code="INS-X002"
+            ) from None

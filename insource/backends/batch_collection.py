@@ -113,12 +113,16 @@ def _read_pending(path: Path, backend: Backend) -> PendingBatch | None:
         payload = atomic_files.read_json(path)
         pending = PendingBatch(**{**payload, "strangers": tuple(payload["strangers"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise StageError(f"{path} does not say which batch was begun: {error}") from None
+        raise StageError(
+            f"{path} does not name the batch that was started: {error}; remove the file to give up the batch",
+            code="INS-A008",
+        ) from None
     if (pending.wire, pending.base_url) != (backend.api_format, backend.base_url):
         raise StageError(
-            f"{path} holds a batch that was begun at {pending.base_url or pending.wire}, and {backend.model} is asked "
-            f"at {backend.base_url or backend.api_format}: compare once more with the former address, or give up the "
-            "batch by removing the file"
+            f"{path} records a batch that was started at {pending.base_url or pending.wire}, but {backend.model} is "
+            f"now at {backend.base_url or backend.api_format}: compare again with the former address, or remove the "
+            "file to give up the batch",
+            code="INS-A008",
         )
     return pending
 

@@ -86,8 +86,9 @@ def collect(
     """
     if budget is not None and price is None:
         raise RecipeError(
-            f"nobody knows what {backend.model} costs, so compare.budget_usd cannot be kept; give the baseline a "
-            "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+            f"the price of {backend.model} is unknown, so compare.budget_usd cannot be enforced; set in the "
+            "baseline price: {input_usd_per_million: ..., output_usd_per_million: ...}",
+            code="INS-A002",
         )
     with response_cache.open_cache(cache_path) as cache:
         cached_responses, pending = _split_cached(backend, identity, row_requests, cache.responses)
@@ -181,8 +182,9 @@ def _refuse_if_batch_pending(cache_path: Path) -> None:
     """Raise RecipeError if a batch is in flight, whose requests would be paid for twice."""
     if (file := response_cache.batch_file_path(cache_path)).exists():
         raise RecipeError(
-            f"{file} names a batch that was begun and will be paid for; compare once more with mode: batch to get its "
-            "answers, or give it up by removing the file"
+            f"{file} records a batch that was started and will be charged; compare again with mode: batch to get its "
+            "answers, or remove the file to give up the batch",
+            code="INS-A008",
         )
 
 

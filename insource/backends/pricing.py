@@ -143,8 +143,8 @@ def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
     A local stand-in needs no price.
     """
     return [
-        f"compare.baselines: the price of {baseline.display_name} is unknown, so compare.budget_usd could not be kept; "
-        "give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+        f"compare.baselines: the price of {baseline.display_name} is unknown, so compare.budget_usd cannot be "
+        "enforced; set its price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         for baseline in baselines
         if not baseline.is_loopback and lookup_price(baseline) is None
     ]

@@ -79,7 +79,9 @@ class ResponseCache:
         try:
             append_only.append_bytes(self._file, lines.encode("utf-8", "surrogatepass"))
         except OSError as error:
-            raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
+            raise StageError(
+                f"{self.path}: answers cannot be written: {error.strerror or error}", code="INS-X002"
+            ) from None
         self._responses.update((response.key, response) for response in responses)
 
 
@@ -95,7 +97,7 @@ def open_cache(path: Path) -> Iterator[ResponseCache]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(f"{path} is being written by another process; wait for it, or end it") from None
+            raise StageError(f"{path} is in use by another process; wait for it, or end it", code="INS-X003") from None
         file.seek(0)
         data = file.read()
         responses, complete_bytes = _parse_lines(data, path)
@@ -208,9 +210,10 @@ def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
             if number == len(lines):
                 break
             raise StageError(
-                f"{path}:{number}: this line is no answer: {line[:60]!r} ({error}). Only a last line can be torn by a "
-                "process that was killed; something else changed the file. Remove the line, and its question is asked "
-                "again"
+                f"{path}:{number}: this line is not a recorded answer: {line[:60]!r} ({error}). A killed process can "
+                "damage only the last line, so another program changed the file. Remove the line; the next call "
+                "requests its answer again",
+                code="INS-A010",
             ) from None
         complete_bytes += len(line) + 1
     return responses, complete_bytes

@@ -55,7 +55,9 @@ def resolve_base(base: str, path: Path) -> str:
     if path.is_file():
         return str(_check_gguf(path.parent.resolve() / path.name))
     if base.startswith((".", "/", "~")) or base.endswith(GGUF_SUFFIX):
-        raise RecipeError(f"model.base: there is no {'file' if base.endswith(GGUF_SUFFIX) else 'folder'} {path}")
+        raise RecipeError(
+            f"model.base: there is no {'file' if base.endswith(GGUF_SUFFIX) else 'folder'} {path}", code="INS-T001"
+        )
     return base
 
 
@@ -80,7 +82,8 @@ def _find_single_gguf(folder: Path) -> Path | None:
     if len(ggufs) > 1:
         raise RecipeError(
             f"model.base: {folder} has several GGUF files ({', '.join(path.name for path in ggufs[:5])}); name one of "
-            f"them: model.base={ggufs[0]}"
+            f"them: model.base={ggufs[0]}",
+            code="INS-T002",
         )
     return _check_gguf(ggufs[0]) if ggufs else None
 
@@ -93,8 +96,11 @@ def _check_gguf(path: Path) -> Path:
         return path
     pointer = "; it is a pointer of Git LFS (`git lfs pull` fetches the file)" if b"git-lfs" in head else ""
     if path.suffix == GGUF_SUFFIX:
-        raise RecipeError(f"model.base: {path} is no GGUF file, it begins with {head[:8]!r}{pointer}")
+        raise RecipeError(
+            f"model.base: {path} is not a GGUF file, it begins with {head[:8]!r}{pointer}", code="INS-T002"
+        )
     raise RecipeError(
         f"model.base: {path} is a file; give the folder of a model with config.json, *.safetensors and tokenizer.json, "
-        "or a GGUF file"
+        "or a GGUF file",
+        code="INS-T002",
     )

@@ -1,16 +1,22 @@
-"""Command line of all stages: `python -m <stage> RECIPE [key=value ...]`, and exit codes.
+"""Command line of all stages: `python -m <stage> RECIPE [key=value ...]`, exit codes, and errors as printed.
 
 0 done, 1 stage failed, 2 recipe or call wrong, 3 check failed, 130 interrupted.
+
+    error[INS-D001]: data.source.path: there is no file rows.csv
 """
 
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from insource.config.errors import GateError, RecipeError, StageError
+from insource.config.errors import CodedError, GateError, RecipeError, StageError
+
+if TYPE_CHECKING:
+    from insource.config.error_codes.codes import ErrorCode
 
 RUNS_HINT = "RUNS=<folder> (or --runs) keeps runs elsewhere"
 NO_LOCKS_HINT = (
@@ -21,16 +27,24 @@ OS_ERROR_HINTS = {
     errno.ENOSPC: f"free some space, or {RUNS_HINT}",
     errno.EDQUOT: f"free some space, or {RUNS_HINT}",
     errno.EROFS: RUNS_HINT,
-    errno.EACCES: f"give this user the right to, or {RUNS_HINT}",
-    errno.EPERM: f"give this user the right to, or {RUNS_HINT}",
-    errno.ENOTDIR: f"a file lies where a folder is needed; {RUNS_HINT}",
+    errno.EACCES: f"give this user permission, or {RUNS_HINT}",
+    errno.EPERM: f"give this user permission, or {RUNS_HINT}",
+    errno.ENOTDIR: f"a file is in the place of a folder; {RUNS_HINT}",
     errno.ENOLCK: NO_LOCKS_HINT,
     errno.ENOSYS: NO_LOCKS_HINT,
     errno.EOPNOTSUPP: NO_LOCKS_HINT,
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 OK, FAILED, USAGE_ERROR, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+# Exception, first word of the message, exit code; a subclass before its base class.
+ERROR_KINDS: tuple[tuple[type[CodedError], str, int], ...] = (
+    (RecipeError, "error", USAGE_ERROR),
+    (GateError, "check failed", GATE_FAILED),
+    (StageError, "failed", FAILED),
+)
 
 
 def build_parser(stage: str, description: str) -> argparse.ArgumentParser:
@@ -65,6 +79,24 @@ def describe_os_error(error: OSError) -> str:
     return f"{prefix}{reason}" + (f"; {hint}" if hint else "")
 
 
+def format_error(error: CodedError) -> str:
+    """Return an error as printed: first word, code and message, and where the entry of the code is if that has more."""
+    from insource.config.error_codes.table import TABLE
+
+    word = next(word for kind, word, _ in ERROR_KINDS if isinstance(error, kind))
+    link = f"\n  see docs/errors.md#{error.code.lower()}" if TABLE[error.code].is_linked else ""
+    return f"{word}[{error.code}]: {error}{link}"
+
+
+def parse_error(stderr: str) -> CodedError | None:
+    """Return the last error that a process printed, with the first line of its message; None if there is none."""
+    for line in reversed(stderr.splitlines()):
+        if match := re.fullmatch(r"(error|check failed|failed)\[(INS-[A-Z][0-9]{3})\]: (.*)", line):
+            kind = next(kind for kind, word, _ in ERROR_KINDS if word == match[1])
+            return kind(match[3], code=cast("ErrorCode", match[2]))
+    return None
+
+
 def run_cli(stage: Callable[[], int]) -> NoReturn:
     """Call a stage's main and exit with its code. Errors of the user and failed stages print without a traceback.
 
@@ -73,22 +105,17 @@ def run_cli(stage: Callable[[], int]) -> NoReturn:
     """
     try:
         os.umask(_read_umask())
-        code = stage()
+        exit_code = stage()
         sys.stdout.flush()
-        sys.exit(code)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-    except GateError as error:
-        print(f"gate      {error}", file=sys.stderr)
-        sys.exit(GATE_FAILED)
-    except StageError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(exit_code)
+    except CodedError as error:
+        print(format_error(error), file=sys.stderr)
+        sys.exit(next(status for kind, _, status in ERROR_KINDS if isinstance(error, kind)))
     except OSError as error:
         # A BrokenPipeError means that the reader of stdout has closed it, which is not an error.
         if not isinstance(error, BrokenPipeError):
-            print(f"failed: {describe_os_error(error)}", file=sys.stderr)
+            code: ErrorCode = "INS-X001" if error.errno in DISK_FULL else "INS-X002"
+            print(format_error(StageError(describe_os_error(error), code=code)), file=sys.stderr)
         _discard_stdout()
         sys.exit(FAILED)
     except KeyboardInterrupt:
@@ -101,7 +128,8 @@ def _read_umask() -> int:
     try:
         return int(value, 8) & 0o777
     except ValueError:
-        raise RecipeError(f"INSOURCE_UMASK: given {value!r}, allowed: octal digits, such as 077 or 027") from None
+        message = f"INSOURCE_UMASK: given {value!r}, allowed: octal digits, such as 077 or 027"
+        raise RecipeError(message, code="INS-R011") from None
 
 
 def _discard_stdout() -> None:

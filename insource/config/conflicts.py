@@ -63,10 +63,12 @@ def _check_task(recipe: "Recipe") -> Mistakes:
     if recipe.data.rare_labels is not None and (task.kind != "classification" or task.labels != "auto"):
         yield (
             ("data", "rare_labels"),
-            "settles labels that are found in the rows: kind classification, task.labels: auto",
+            "needs kind classification and task.labels: auto; leave it out",
         )
     if recipe.data.columns.label_separator is not None and task.task_name != "multilabel":
-        message = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
+        message = (
+            "separates the labels of a row: it needs kind classification with task.labels_per_row: many; leave it out"
+        )
         yield ("data", "columns", "label_separator"), message
     columns = recipe.data.columns
     if columns.label_columns is not None:
@@ -74,10 +76,11 @@ def _check_task(recipe: "Recipe") -> Mistakes:
         if task.task_name != "multilabel":
             yield (
                 label_columns_key,
-                "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out",
+                "holds several labels of a row: it needs kind classification with task.labels_per_row: many; leave it "
+                "out",
             )
         elif columns.label_separator is not None:
-            yield label_columns_key, "and data.columns.label_separator both say how labels are given; keep one"
+            yield label_columns_key, "and data.columns.label_separator both define how labels are given; keep one"
         elif len({*columns.label_columns}) < len(columns.label_columns):
             yield label_columns_key, "names a column twice; name each once"
     if columns.targets is not None and task.kind not in ("extraction", "generation"):
@@ -89,15 +92,15 @@ def _check_task(recipe: "Recipe") -> Mistakes:
     if task.task_name == "multilabel":
         for key in ("class_weight", "balanced_sampling"):
             if getattr(train, key):
-                yield ("train", key), "goes by the one label of a row, and task.labels_per_row is many; leave it out"
+                yield ("train", key), "uses one label for each row, but task.labels_per_row is many; leave it out"
     elif task.kind != "classification":
         if train.class_weight is not None:
-            yield ("train", "class_weight"), f"weighs labels, and kind is {task.kind}; leave it out"
+            yield ("train", "class_weight"), f"weights labels, but kind is {task.kind}; leave it out"
         if train.balanced_sampling:
-            yield ("train", "balanced_sampling"), f"evens out labels, and kind is {task.kind}; leave it out"
+            yield ("train", "balanced_sampling"), f"balances labels, but kind is {task.kind}; leave it out"
     elif isinstance(train.class_weight, dict) and task.labels != "auto":
         for label in sorted(set(train.class_weight) - set(task.labels)):
-            yield ("train", "class_weight", label), f"is none of task.labels: {', '.join(sorted(task.labels))}"
+            yield ("train", "class_weight", label), f"is not in task.labels: {', '.join(sorted(task.labels))}"
     if task.kind != "preference" and train.beta != Train.model_fields["beta"].default:
         yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
     metrics = METRICS[task.task_name]
@@ -117,7 +120,10 @@ def _check_slots(recipe: "Recipe") -> Mistakes:
         if other_keys := present[1:] + answer_keys:
             yield key, f"and data.columns.{other_keys[0]} both hold the record; keep one"
         if len(columns.texts) > 1:
-            yield key, f"tells places in one text, and data.columns.text names {len(columns.texts)} columns; name one"
+            yield (
+                key,
+                f"marks positions in one text, but data.columns.text names {len(columns.texts)} columns; name one",
+            )
 
 
 def _check_formats(recipe: "Recipe") -> Mistakes:
@@ -177,7 +183,7 @@ def _check_plan(recipe: "Recipe") -> Mistakes:
         )
         yield ("route", "not_worse_than"), message
     if not_worse_than is not None and recipe.task.kind == "preference":
-        yield ("route", "not_worse_than"), "closed models are not asked for preferences; leave it out"
+        yield ("route", "not_worse_than"), "API models are not evaluated on kind preference; leave it out"
     for index, baseline in enumerate(recipe.compare.baselines):
         if baseline.uses_decision_api and recipe.task.task_name != "classification":
             message = (
@@ -219,7 +225,10 @@ def _check_route(recipe: "Recipe") -> Mistakes:
         yield ("route", "baseline"), f"given {name!r}, there are {', '.join(available) or 'no API models'}"
     for baseline in recipe.compare.baselines:
         if baseline.display_name == name and baseline.shots:
-            yield ("route", "baseline"), f"{name} is asked with examples of train (shots), which are not deployed"
+            yield (
+                ("route", "baseline"),
+                f"{name} is prompted with examples of train (shots), which are not deployed; set shots: 0",
+            )
         if baseline.display_name == name and isinstance(baseline.instruction, list):
             yield ("route", "baseline"), f"{name} has several instructions; give it the one that was chosen"
 
@@ -228,9 +237,9 @@ def _address_problem(baseline: "Baseline", data_may_leave: bool) -> str | None:
     """Return the problem of a baseline's base_url, without the URL, which may contain a secret."""
     parts = urlsplit(baseline.base_url or "")
     if parts.username or parts.password or parts.query or parts.fragment:
-        return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"
+        return "holds a user, a password or a query, which logs and reports would contain; name the key in api_key_env"
     if parts.scheme == "http" and not data_may_leave and not baseline.is_loopback:
-        return "would send rows over plain http to another machine, and privacy.data_may_leave is false; take https"
+        return "would send rows over plain http to another machine, and privacy.data_may_leave is false; use https"
     return None
 
 
@@ -242,7 +251,7 @@ def _describe_kind(recipe: "Recipe") -> str:
 def _check_hardware(recipe: "Recipe") -> Mistakes:
     train, accelerate = recipe.train, recipe.accelerate
     if train.batch_size < accelerate.num_processes:
-        message = f"{train.batch_size} examples cannot be dealt to {accelerate.num_processes} processes"
+        message = f"{train.batch_size} examples are fewer than accelerate.num_processes, {accelerate.num_processes}"
         yield ("train", "batch_size"), f"{message}; set at least {accelerate.num_processes}"
     if accelerate.use_cpu and train.optim.startswith("paged_"):
         unpaged = (
@@ -253,7 +262,7 @@ def _check_hardware(recipe: "Recipe") -> Mistakes:
         yield ("train", "optim"), f"{train.optim} pages between GPU and main memory; on a CPU set {unpaged}"
     if accelerate.distributed_type == "FSDP":
         if uses_bitsandbytes(train.optim):
-            yield ("train", "optim"), f"{train.optim} of bitsandbytes takes no sharded tensors; set adamw_torch"
+            yield ("train", "optim"), f"{train.optim} of bitsandbytes does not support sharded tensors; set adamw_torch"
         if recipe.model.quantization == "int8":
             yield ("model", "quantization"), "int8 weights cannot be sharded; set nf4 or none"
         if recipe.lora.modifies_base:
@@ -265,13 +274,13 @@ def _check_adapter(recipe: "Recipe") -> Mistakes:
     lora, quantization = recipe.lora, recipe.model.quantization
     key = ("lora", "init_lora_weights")
     if lora.init_lora_weights == "loftq" and quantization == "none":
-        yield key, "loftq makes up for what quantization loses; set model.quantization: nf4 or int8"
+        yield key, "loftq compensates the error of quantization; set model.quantization: nf4 or int8"
     if lora.init_lora_weights == "mica" and quantization != "none":
-        yield key, "mica reads weights that are not quantized; set model.quantization: none"
+        yield key, "mica needs weights that are not quantized; set model.quantization: none"
     if lora.modifies_base and quantization != "none" and recipe.task.kind == "preference":
         message = f"with {lora.init_lora_weights} on {quantization} weights training would not begin at its reference"
         yield key, f"{message}, the base; set true, or model.quantization: none"
     if lora.use_dora and quantization == "int8":
-        yield ("lora", "use_dora"), "PEFT trains DoRA on no int8 weights; set model.quantization: nf4 or none"
+        yield ("lora", "use_dora"), "PEFT does not train DoRA on int8 weights; set model.quantization: nf4 or none"
     if lora.unservable_reason and recipe.serve.model == "adapter":
         yield ("serve", "model"), f"lora.{lora.unservable_reason}; set merged, or leave it out"

@@ -1,11 +1,12 @@
 """Conversion of pydantic's errors to messages for the author of a recipe.
 
-[(("train", "learning_rat"), "unknown key; did you mean learning_rate?"),
- (("lora", "r"), "given 600, allowed: at most 512")]
+[RecipeMistake(("train", "learning_rat"), "unknown key; did you mean learning_rate?", "INS-R002"),
+ RecipeMistake(("lora", "r"), "given 600, allowed: at most 512", "INS-R004")]
 """
 
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,16 +14,18 @@ from insource.config.recipe import Recipe
 from insource.config.schema import lora, train
 from insource.config.schema.section import ConflictError
 
+if TYPE_CHECKING:
+    from insource.config.error_codes.codes import ErrorCode
+
 KeyPath = tuple[str | int, ...]
 
 # {section: {key of upstream that a recipe refuses: reason}}.
 UNSUPPORTED_KEYS = {
     "lora": lora.UNSUPPORTED_KEYS,
     "train": train.UNSUPPORTED_KEYS,
-    "export": {"replay_nf4": "the merged model is made of the base as quantization left it (serve.base: trained)"},
+    "export": {"replay_nf4": "the merged model is always made of the dequantized base (serve.base: trained)"},
 }
 
-MISSING = "is missing, and there is no default"
 BOUNDS = {
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
@@ -36,17 +39,26 @@ TYPE_LABELS = {
 }  # fmt: skip
 
 
-def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
-    """Return (key, message) of each wrong key. The branches of a union are one error."""
+@dataclass(frozen=True)
+class RecipeMistake:
+    """What is wrong with one key of a recipe."""
+
+    key: KeyPath
+    message: str
+    code: "ErrorCode"
+
+
+def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[RecipeMistake]:
+    """Return the mistake of each wrong key. The branches of a union are one mistake."""
     by_key: dict[KeyPath, list[Any]] = {}
-    conflicts: list[tuple[KeyPath, str]] = []
+    conflicts: list[RecipeMistake] = []
     for mistake in error.errors(include_url=False):
         key, raised = _find_recipe_key(mistake, values), mistake.get("ctx", {}).get("error")
         if isinstance(raised, ConflictError):
-            conflicts += [((*key, *subkey), message) for subkey, message in raised.mistakes]
+            conflicts += [RecipeMistake((*key, *subkey), message, "INS-R006") for subkey, message in raised.mistakes]
         else:
             by_key.setdefault(key, []).append(mistake)
-    return [(key, _format_error(key, mistakes)) for key, mistakes in by_key.items()] + conflicts
+    return [_describe_key(key, mistakes) for key, mistakes in by_key.items()] + conflicts
 
 
 def _find_recipe_key(mistake: Any, values: Any) -> KeyPath:
@@ -65,14 +77,19 @@ def _find_recipe_key(mistake: Any, values: Any) -> KeyPath:
     return tuple(key)
 
 
-def _format_error(key: KeyPath, mistakes: list[Any]) -> str:
+def _describe_key(key: KeyPath, mistakes: list[Any]) -> RecipeMistake:
+    """Return the mistake of a key from all of pydantic's errors about it."""
     error_types = {mistake["type"] for mistake in mistakes}
     if "extra_forbidden" in error_types:
         return _describe_unknown_key(key)
     if error_types == {"missing"}:
-        return MISSING
+        return RecipeMistake(key, "is missing, and has no default", "INS-R003")
     if value_errors := [mistake for mistake in mistakes if mistake["type"] == "value_error"]:
-        return str(value_errors[0]["ctx"]["error"])
+        return RecipeMistake(key, str(value_errors[0]["ctx"]["error"]), "INS-R004")
+    return RecipeMistake(key, _describe_value(key, mistakes), "INS-R004")
+
+
+def _describe_value(key: KeyPath, mistakes: list[Any]) -> str:
     value = mistakes[0]["input"]
     allowed = list(dict.fromkeys(map(_describe_allowed, mistakes)))
     if "a number" in allowed:
@@ -112,9 +129,13 @@ def _list_literals(mistake: Any) -> list[str]:
     return [name.strip(" '") for name in str(mistake["ctx"]["expected"]).replace(" or ", ", ").split(",")]
 
 
-def _describe_unknown_key(key: KeyPath) -> str:
+def _describe_unknown_key(key: KeyPath) -> RecipeMistake:
     if reason := UNSUPPORTED_KEYS.get(str(key[0]), {}).get(str(key[-1])) if len(key) == 2 else None:
-        return f"not taken: {reason}"
+        return RecipeMistake(key, f"not supported: {reason}", "INS-R005")
+    return RecipeMistake(key, _suggest_key(key), "INS-R002")
+
+
+def _suggest_key(key: KeyPath) -> str:
     allowed = _list_keys(key[:-1])
     matches = get_close_matches(str(key[-1]), allowed, 1)
     if matches:

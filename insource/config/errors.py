@@ -1,13 +1,57 @@
-"""Exceptions with a message for the user. They have a module of their own, so that --help imports nothing else."""
+"""Exceptions with a message for the user. They have a module of their own, so that --help imports nothing else.
+
+    raise RecipeError("data.source.path: there is no file rows.csv", code="INS-D001")
+
+The code names the kind of problem; docs/errors.md describes it and what to do. `insource/config/error_codes/` has the
+text, `insource/config/cli.py` prints errors.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from insource.config.error_codes.codes import ErrorCode
 
 
-class RecipeError(Exception):
-    """An error in recipe, data or call, printed without a traceback; exit code 2."""
+class CodedError(Exception):
+    """An error with a code of docs/errors.md, printed without a traceback."""
+
+    def __init__(self, message: str, *, code: "ErrorCode") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By default an exception is unpickled from its arguments without `code`; worker processes send errors.
+        return _restore_error, (type(self), str(self), self.code)
+
+    @property
+    def message_with_code(self) -> str:
+        """The message with the code in brackets at its end, for logs and lists of problems."""
+        return f"{self} [{self.code}]"
+
+    def with_message(self, message: str) -> Self:
+        """Return the same error with another message."""
+        return type(self)(message, code=self.code)
 
 
-class StageError(Exception):
-    """A stage failed with a valid recipe and call, printed without a traceback; exit code 1."""
+class RecipeError(CodedError):
+    """An error in recipe, data or call; exit code 2."""
+
+
+class StageError(CodedError):
+    """A stage failed with a valid recipe and call; exit code 1."""
 
 
 class GateError(StageError):
-    """A check failed, so the stage stopped, printed without a traceback; exit code 3."""
+    """A check failed, so the stage stopped; exit code 3."""
+
+
+def join_errors(errors: Sequence[RecipeError]) -> RecipeError:
+    """Return one error with the messages of several, a line each with its code. The code is that of the first."""
+    if len(errors) == 1:
+        return errors[0]
+    return RecipeError("\n".join(error.message_with_code for error in errors), code=errors[0].code)
+
+
+def _restore_error(error_type: type[CodedError], message: str, code: "ErrorCode") -> CodedError:
+    return error_type(message, code=code)

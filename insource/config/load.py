@@ -4,7 +4,7 @@
     loaded.recipe.train.learning_rate    # 0.0001
     loaded.overridden                    # values of the recipe that hardware file and SET replaced
 
-An error has file, line, dotted key, the value given, the values allowed, and the closest valid spelling.
+An error has file, line, dotted key, the value given, the values allowed, the closest valid spelling, and a code.
 """
 
 import re
@@ -24,7 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from insource.config import base_models, hardware
-from insource.config.error_messages import MISSING, KeyPath, describe_errors
+from insource.config.error_messages import KeyPath, RecipeMistake, describe_errors
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.source import Source
@@ -91,14 +91,15 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     _merge_layer(without_hardware, override_layer)
     # Except `accelerate`: SET changes those values of the hardware file.
     mistakes = {
-        key: message
-        for key, message in _find_mistakes(without_hardware)
-        if message != MISSING and key[:1] != ("accelerate",)
+        mistake.key: mistake
+        for mistake in _find_mistakes(without_hardware)
+        if mistake.code != "INS-R003" and mistake.key[:1] != ("accelerate",)
     }
     overridden = _merge_layer(recipe_layer, hardware_layer) + _merge_layer(recipe_layer, override_layer)
-    mistakes = dict(_find_mistakes(recipe_layer)) | mistakes
+    mistakes = {mistake.key: mistake for mistake in _find_mistakes(recipe_layer)} | mistakes
     if mistakes:
-        raise RecipeError(_format_mistakes(path, mistakes, recipe_layer.locations | without_hardware.locations))
+        locations = recipe_layer.locations | without_hardware.locations
+        raise RecipeError(_format_mistakes(path, list(mistakes.values()), locations), code="INS-R001")
     recipe = Recipe.model_validate(recipe_layer.values)
     return LoadedRecipe(
         _resolve_paths(recipe, recipe_layer.locations, path),
@@ -131,7 +132,7 @@ def find_recipe(name_or_path: str) -> Path:
     if recipe_path.suffix in (".yaml", ".yml") or len(recipe_path.parts) > 1:
         if recipe_path.is_file():
             return recipe_path.resolve()
-        raise RecipeError(f"{name_or_path}: there is no such recipe file")
+        raise RecipeError(f"{name_or_path}: this recipe file does not exist", code="INS-R007")
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if name_or_path in names:
         return RECIPES / f"{name_or_path}.yaml"
@@ -139,7 +140,8 @@ def find_recipe(name_or_path: str) -> Path:
     hint = f" Did you mean {matches[0]}?" if matches else ""
     raise RecipeError(
         f"There is no recipe {name_or_path!r}.{hint}\n"
-        f"  recipes/ has: {', '.join(names)}; the path of any other YAML file will do as well."
+        f"  recipes/ has: {', '.join(names)}; or give the path of a YAML file.",
+        code="INS-R007",
     )
 
 
@@ -149,23 +151,25 @@ def read_layer(path: Path) -> ConfigLayer:
     try:
         document = YAML().load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{display_path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        message = f"{display_path}: not UTF-8 text ({error.reason} at byte {error.start})"
+        raise RecipeError(message, code="INS-R008") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = (error.problem or "not YAML").splitlines()[0]
-        raise RecipeError(f"{display_path}{line}: {problem}") from None
+        raise RecipeError(f"{display_path}{line}: {problem}", code="INS-R008") from None
     except (YAMLError, ValueError) as error:  # ValueError: a date that no calendar has, such as 2026-13-01
-        raise RecipeError(f"{display_path}: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{display_path}: {str(error).splitlines()[0]}", code="INS-R008") from None
     if not isinstance(document, CommentedMap):
         raise RecipeError(
-            f"{display_path}: a recipe is a mapping with task, data and model; this is {_describe_type(document)}"
+            f"{display_path}: a recipe is a mapping with task, data and model; this is {_describe_type(document)}",
+            code="INS-R008",
         )
     locations = {key: SourceLocation(display_path, line, path.parent) for key, line in _iterate_lines(document)}
     return ConfigLayer(_to_plain(document), locations)
 
 
-def _find_mistakes(layer: ConfigLayer) -> list[tuple[KeyPath, str]]:
+def _find_mistakes(layer: ConfigLayer) -> list[RecipeMistake]:
     try:
         Recipe.model_validate(layer.values)
     except ValidationError as error:
@@ -179,7 +183,9 @@ def _find_hardware_file(name: str) -> Path:
         return hardware.HARDWARE_DIR / f"{name}.yaml"
     matches = get_close_matches(name, names, 1)
     hint = f" Did you mean {matches[0]}?" if matches else ""
-    raise RecipeError(f"There is no hardware {name!r}.{hint}\n  recipes/hardware/ has: {', '.join(names)}")
+    raise RecipeError(
+        f"There is no hardware {name!r}.{hint}\n  recipes/hardware/ has: {', '.join(names)}", code="INS-R009"
+    )
 
 
 def _parse_overrides(overrides: Sequence[str]) -> ConfigLayer:
@@ -188,11 +194,13 @@ def _parse_overrides(overrides: Sequence[str]) -> ConfigLayer:
         dotted, equals, text = override.partition("=")
         key = tuple(dotted.split("."))
         if not equals or not all(key):
-            raise RecipeError(f"SET {override!r}: write dotted.key=value, such as train.learning_rate=1e-4")
+            message = f"SET {override!r}: write dotted.key=value, such as train.learning_rate=1e-4"
+            raise RecipeError(message, code="INS-R010")
         try:
             value = _to_plain(YAML().load(text))
         except (YAMLError, ValueError):
-            raise RecipeError(f"SET {override}: {text!r} is not a YAML value; put quotes around text") from None
+            message = f"SET {override}: {text!r} is not a YAML value; put quotes around text"
+            raise RecipeError(message, code="INS-R010") from None
         _merge_layer(layer, ConfigLayer(_nest(key, value), {key: SourceLocation(f"SET {dotted}", None, Path.cwd())}))
     return layer
 
@@ -278,7 +286,7 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
     try:
         base = base_models.resolve_base(recipe.model.base, to_path(recipe.model.base, "model", "base"))
     except RecipeError as error:
-        raise RecipeError(f"{_find_location(('model', 'base'), locations)}: {error}") from None
+        raise error.with_message(f"{_find_location(('model', 'base'), locations)}: {error}") from None
     baselines = [
         baseline
         if baseline.path is None
@@ -294,13 +302,14 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
     )
 
 
-def _format_mistakes(path: Path, mistakes: dict[KeyPath, str], locations: dict[KeyPath, SourceLocation]) -> str:
-    located = [
-        (_find_location(key, locations) or SourceLocation(_display_path(path), None, path.parent), key, text)
-        for key, text in mistakes.items()
-    ]
+def _format_mistakes(path: Path, mistakes: Sequence[RecipeMistake], locations: dict[KeyPath, SourceLocation]) -> str:
+    recipe_location = SourceLocation(_display_path(path), None, path.parent)
+    located = [(_find_location(mistake.key, locations) or recipe_location, mistake) for mistake in mistakes]
     located.sort(key=lambda entry: (entry[0].file, entry[0].line or 0))
-    lines = [f"  {location}  {'.'.join(map(str, key))}: {text}" for location, key, text in located]
+    lines = [
+        f"  {location}  {'.'.join(map(str, mistake.key))}: {mistake.message} [{mistake.code}]"
+        for location, mistake in located
+    ]
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
     return f"{_display_path(path)} has {count}:\n" + "\n".join(lines)
 

@@ -34,9 +34,10 @@ def raise_on_full_disk(path: Path) -> Iterator[None]:
             raise
         raise StageError(
             f"{os.path.relpath(path)} could not be written, the disk is full: {reason}.\n"
-            f"  {free_bytes(path):,} bytes are free there without what was begun, which is removed; "
-            "what was written before is untouched.\n"
-            "  Free some space, then run the same command: it goes on where it can."
+            f"  {free_bytes(path):,} bytes are free there after the incomplete file is removed; "
+            "earlier files are unchanged.\n"
+            "  Free some space, then run the same command: it resumes where it can.",
+            code="INS-X001",
         ) from error
 
 

@@ -22,12 +22,14 @@ def open_locked(path: Path, content: str) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab+", buffering=0)
     except OSError as error:
-        raise StageError(f"{path}: {content} cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{path}: {content} cannot be written: {error.strerror or error}", code="INS-X002") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise StageError(f"{path}: {content} cannot be written: {error.strerror or error}") from None
+            raise StageError(
+                f"{path}: {content} cannot be written: {error.strerror or error}", code="INS-X002"
+            ) from None
         yield file
 
 
@@ -48,7 +50,9 @@ def append_line(file: BinaryIO, line: Mapping[str, object], content: str, flush:
         data = separator + json.dumps(line, ensure_ascii=False).encode() + b"\n"
         append_only.append_bytes(file, data, flush)
     except OSError as error:
-        raise StageError(f"{file.name}: {content} cannot be written: {error.strerror or error}") from None
+        raise StageError(
+            f"{file.name}: {content} cannot be written: {error.strerror or error}", code="INS-X002"
+        ) from None
 
 
 def read_lines(path: Path) -> Iterator[Any]:

@@ -77,5 +77,5 @@ def _run_pip(python: Path, *args: str) -> None:
     argv = [str(python), "-m", "pip", args[0], "-qq", *args[1:]]
     completed = subprocess.run(argv, capture_output=True, text=True, check=False)
     if completed.returncode:
-        output_lines = (completed.stderr.strip() or completed.stdout.strip() or "nothing said").splitlines()
-        raise StageError(f"pip {args[0]} ended with {completed.returncode}: {output_lines[-1]}")
+        output_lines = (completed.stderr.strip() or completed.stdout.strip() or "no message").splitlines()
+        raise StageError(f"pip {args[0]} ended with {completed.returncode}: {output_lines[-1]}", code="INS-X004")

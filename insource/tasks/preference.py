@@ -61,7 +61,8 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
     if columns.messages is not None:
         raise RecipeError(
             "data.columns.messages: a conversation has one answer, and kind preference needs two: leave messages out, "
-            "and name the columns of both as chosen and rejected; they may hold conversations"
+            "and name the columns of both as chosen and rejected; they may hold conversations",
+            code="INS-R006",
         )
     return {"data.columns.chosen": columns.chosen, "data.columns.rejected": columns.rejected}
 

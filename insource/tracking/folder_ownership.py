@@ -73,7 +73,9 @@ def claim_folder(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
             if owner == expected_owner or _write_owner(folder, expected_owner, is_first=owner is None):
                 return resolved
         except OSError as error:
-            raise RecipeError(f"runs cannot be kept in {parent}: {cli.describe_os_error(error)}") from None
+            raise RecipeError(
+                f"runs cannot be kept in {parent}: {cli.describe_os_error(error)}", code="INS-X002"
+            ) from None
 
 
 def _find_other_owner(folder: Path, loaded: LoadedRecipe) -> str | None:

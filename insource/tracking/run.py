@@ -95,7 +95,8 @@ class Run:
             not self.references_path.is_file() or atomic_files.sha256(self.references_path) != record["sha256"]
         ):
             raise StageError(
-                f"{self.folder / REFERENCES_FILE} is not as training wrote it; copy it again, or train again (FRESH=1)"
+                f"{self.folder / REFERENCES_FILE} was changed after training; copy it again, or train again (FRESH=1)",
+                code="INS-E011",
             )
 
     @property
@@ -120,8 +121,9 @@ class Run:
         except ValidationError as error:
             keys = sorted({".".join(map(str, detail["loc"])) or str(detail["msg"]) for detail in error.errors()})
             raise RecipeError(
-                f"{self.folder / 'recipe.yaml'}: this version of insource does not read it ({', '.join(keys)}); a "
-                "newer one may have written it: update insource here"
+                f"{self.folder / 'recipe.yaml'}: this version of insource cannot read it ({', '.join(keys)}); a "
+                "newer version may have written it: update insource",
+                code="INS-R014",
             ) from None
 
 
@@ -166,10 +168,12 @@ def find(parent: Path, run_id: str | None) -> Run:
         # Only the last part is resolved: a recipe's folder may be a link to its former folder.
         return Run(parent / folder.resolve().name)
     if run_id is None:
-        raise RecipeError(f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one")
+        raise RecipeError(
+            f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one", code="INS-R013"
+        )
     names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
     available = f"there are {', '.join(names)}" if names else "there are none"
-    raise RecipeError(f"RUN={run_id}: no such run below {parent}; {available}")
+    raise RecipeError(f"RUN={run_id}: no such run below {parent}; {available}", code="INS-R013")
 
 
 def load_recipe_and_run(arguments: argparse.Namespace) -> tuple[LoadedRecipe, Run]:
@@ -248,8 +252,8 @@ def lock_run(run: Run) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    message = f"run {run.id} is being worked on by another process; wait for it, or end it"
-                    raise StageError(message) from None
+                    message = f"run {run.id} is in use by another process; wait for it, or end it"
+                    raise StageError(message, code="INS-X003") from None
                 time.sleep(0.05)
         _locked_folders.add(run.folder.resolve())
         try:

@@ -53,11 +53,14 @@ def check_server_allowed(recipe: Recipe, base_url: str) -> None:
     """Raise RecipeError if inputs may not be sent to a server."""
     host = parse_host(base_url)
     if host is None or not base_url.startswith(("http://", "https://")):
-        raise RecipeError(f"BASE_URL: given {base_url!r}, needed: an address such as http://127.0.0.1:8000")
+        raise RecipeError(
+            f"BASE_URL: given {base_url!r}, allowed: an address such as http://127.0.0.1:8000", code="INS-P007"
+        )
     if recipe.privacy.data_may_leave or is_loopback(host) or host in recipe.privacy.trusted_hosts:
         return
     raise RecipeError(
-        f"BASE_URL: privacy.data_may_leave is false, and {host} is neither this machine nor in privacy.trusted_hosts"
+        f"BASE_URL: privacy.data_may_leave is false, and {host} is neither this machine nor in privacy.trusted_hosts",
+        code="INS-P008",
     )
 
 
@@ -157,8 +160,9 @@ class GatewayClient:
         payload, version = await _post_json(self._session, path, body)
         if version != self._version:
             raise StageError(
-                f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
-                "are asked of that one"
+                f"the gateway changed from version {self._version} to {version}; run the same command again to get "
+                "all answers from one version",
+                code="INS-P012",
             )
         return payload
 
@@ -174,11 +178,14 @@ async def fetch_deployed_version(session: ClientSession, name: str) -> str:
             _, version = await _post_json(session, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
         except RequestError as error:
             if error.status not in RETRY_STATUS or failures == MAX_ATTEMPTS:
-                raise StageError(f"the gateway does not answer: {error}") from None
+                raise StageError(f"the gateway does not answer: {error}", code="INS-P009") from None
             await asyncio.sleep(error.retry_seconds or backoff_seconds(failures))
         else:
             if not version:
-                raise RecipeError("BASE_URL: what answers is no gateway of insource; ENGINE=vllm asks a vLLM server")
+                raise RecipeError(
+                    "BASE_URL: the server is not a gateway of insource; for a vLLM server set ENGINE=vllm",
+                    code="INS-P007",
+                )
             return version
     raise AssertionError("the last try returns or raises")
 
@@ -203,12 +210,15 @@ async def _predict_with_retries(
             if status in ROW_ERROR_STATUS:
                 return Prediction(refused=f"{_refusal_code(error)}: {error}")
             if status not in RETRY_STATUS:
-                raise StageError(f"the server answers {status} to a row: {error}") from None
+                raise StageError(f"the server answers {status} to a row: {error}", code="INS-P009") from None
             last_error = error
             if failures < MAX_ATTEMPTS:
                 await asyncio.sleep((use_retry_after and error.retry_seconds) or backoff_seconds(failures))
     if not await _is_healthy(session):
-        raise StageError(f"nothing answers any more ({last_error}); what was answered is kept: call again to go on")
+        raise StageError(
+            f"the server no longer answers ({last_error}); finished answers are kept: run the same command to resume",
+            code="INS-P009",
+        )
     return Prediction(refused=f"{NO_ANSWER_CODE}: {last_error}", final=False)
 
 
@@ -232,7 +242,7 @@ async def get_json(session: ClientSession, path: str) -> dict[str, Any]:
         async with session.get(path) as response:
             payload = await response.json(content_type=None)
     except (ClientError, TimeoutError, ValueError) as error:
-        raise StageError(f"BASE_URL: the server does not answer: {error}") from None
+        raise StageError(f"BASE_URL: the server does not answer: {error}", code="INS-P009") from None
     _raise_for_access(response.status, payload)
     return payload if isinstance(payload, dict) else {}
 
@@ -258,8 +268,9 @@ async def _post_json(session: ClientSession, path: str, body: Mapping[str, Any])
 def _raise_for_access(status: int, payload: Any) -> None:
     if status in (401, 403):
         raise StageError(
-            f"the server takes no requests of this one: {local_model.extract_message(payload)} ({API_KEY_VARIABLE} is "
-            "its key)"
+            f"the server rejects the API key: {local_model.extract_message(payload)}; set {API_KEY_VARIABLE} "
+            "to its key",
+            code="INS-P010",
         )
     if status == 404:
-        raise StageError(f"the server answers 404: {local_model.extract_message(payload)}")
+        raise StageError(f"the server answers 404: {local_model.extract_message(payload)}", code="INS-P009")

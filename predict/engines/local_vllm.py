@@ -23,13 +23,16 @@ def vllm_server(served: ServedModel, serve: Serve, log_path: Path) -> Iterator[V
     """
     plan = launch_plan.plan_launch([served], serve)
     if problem := launch_plan.memory_problem(plan, environment.available_memory_bytes()):
-        raise RecipeError(problem)
+        raise RecipeError(problem, code="INS-X008")
     vllm = VllmProcess(plan, Address("127.0.0.1", server_process.free_port()), log_path)
     with lifecycle.stop_on_exit(vllm):
         lifecycle.start_and_wait(vllm)
         parity = server.check_parity(served, vllm.address, None, serve)
         if failures := parity.failures(serve.parity):
-            raise GateError(f"not predicted: what answers is not what was trained: {'; '.join(failures)}")
+            raise GateError(
+                f"not predicted: the served model does not match the trained one: {'; '.join(failures)}",
+                code="INS-E007",
+            )
         yield vllm
 
 

@@ -42,15 +42,17 @@ async def verify_server(
     variant = _served_variant(str(cards[0]["root"] or ""), adapter)
     try:
         if mismatch := await _find_prompt_mismatch(session, adapter):
-            raise RecipeError(_mismatch_message(adapter, mismatch))
+            raise RecipeError(_mismatch_message(adapter, mismatch), code="INS-P011")
         if not adapter.run.references_path.is_file():
             reason = f"run {adapter.run.id} has no answers to hold a server to"
             return VerifiedServer(variant, cards, Routing(None, None, reason))
         mismatch = await _find_answer_mismatch(session, adapter, variant, serve)
     except (ClientError, TimeoutError, ValueError) as error:
-        raise StageError(f"BASE_URL: the server does not answer: {type(error).__name__}: {error}") from None
+        raise StageError(
+            f"BASE_URL: the server does not answer: {type(error).__name__}: {error}", code="INS-P009"
+        ) from None
     if mismatch:
-        raise RecipeError(_mismatch_message(adapter, mismatch))
+        raise RecipeError(_mismatch_message(adapter, mismatch), code="INS-P011")
     reason = f"the server does not say which form of run {adapter.run.id} it serves"
     return VerifiedServer(variant, cards, None if variant else Routing(None, None, reason))
 
@@ -59,7 +61,9 @@ def find_model_cards(models: Mapping[str, Any], name: str) -> list[ModelCard]:
     """Return the cards of a model and of its base from /v1/models. Raise RecipeError if the model is missing."""
     cards_by_id = {str(card.get("id")): card for card in models.get("data", []) if isinstance(card, dict)}
     if name not in cards_by_id:
-        raise RecipeError(f"BASE_URL: there is no model {name}; there are {', '.join(cards_by_id)}")
+        raise RecipeError(
+            f"BASE_URL: there is no model {name}; the server has {', '.join(cards_by_id)}", code="INS-P007"
+        )
     base_card = cards_by_id.get(str(cards_by_id[name].get("parent")))
     cards = [cards_by_id[name], *([base_card] if base_card else [])]
     return [{key: card.get(key) for key in ("id", "root", "parent", "max_model_len")} for card in cards]
@@ -79,7 +83,9 @@ async def _find_prompt_mismatch(session: ClientSession, adapter: ServedModel) ->
     async with session.post("/tokenize", json={"model": adapter.name, "messages": prompt["messages"]}) as response:
         payload = await response.json(content_type=None)
     if response.status != 200:
-        raise StageError(f"BASE_URL: /tokenize answers {response.status}: {local_model.extract_message(payload)}")
+        raise StageError(
+            f"BASE_URL: /tokenize answers {response.status}: {local_model.extract_message(payload)}", code="INS-P009"
+        )
     return None if payload["tokens"] == prompt["prompt_ids"] else "it reads other prompts than the run was trained on"
 
 

@@ -40,7 +40,9 @@ class JobExecution:
         """
         path = self.job.output
         if path.exists() and not self.job.output_info and not self.job.force and not self.state.is_pending_output(path):
-            raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
+            raise RecipeError(
+                f"OUTPUT: {path} exists already and was not written by predict; FORCE=1 replaces it", code="INS-R015"
+            )
         return self.state.lock(self.job.fresh)
 
     def is_written(self) -> bool:
@@ -94,7 +96,8 @@ class JobExecution:
         if counts.rows != survey.rows or not inputs.is_unchanged(survey, self.job.files, self.job.source):
             self.state.remove()
             raise StageError(
-                "INPUT was changed while it was read, so that answers may stand beside other rows; call again"
+                "INPUT was changed while it was read, so answers may belong to other rows; run the same command again",
+                code="INS-P005",
             )
         path = self.job.output
 

@@ -39,8 +39,9 @@ class Journal:
         except (ValueError, TypeError, KeyError, RecursionError):
             self.close()
             raise StageError(
-                f"{self.path}:{number}: this line is no answer. Another program changed the file: remove the line, "
-                "and its row is asked again"
+                f"{self.path}:{number}: this line is not a recorded answer. Another program changed the file: remove "
+                "the line; the next call requests its answer again",
+                code="INS-A010",
             ) from None
 
     def append(self, predictions: Sequence[tuple[str, Prediction]]) -> None:
@@ -49,7 +50,7 @@ class Journal:
         Raise StageError if that fails: the partial write is cut off, and the journal accepts nothing more.
         """
         if self._length is None:
-            raise StageError(f"{self.path}: answers cannot be written any more")
+            raise StageError(f"{self.path}: answers can no longer be written", code="INS-X002")
         lines = [json.dumps(prediction.to_journal_line(*entry), ensure_ascii=False) + "\n" for entry in predictions]
         data = "".join(lines).encode("utf-8", "surrogatepass")
         try:
@@ -57,7 +58,9 @@ class Journal:
             self._length += len(data)
         except OSError as error:
             self._truncate()
-            raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
+            raise StageError(
+                f"{self.path}: answers cannot be written: {error.strerror or error}", code="INS-X002"
+            ) from None
 
     def _truncate(self) -> None:
         assert self._length is not None

@@ -120,8 +120,10 @@ class Pipeline:
                 open_segment.journal.close()
         if self._n_failed:
             raise StageError(
-                f"{self._n_failed:,} rows got no answer, however often they were asked, and nothing is written; "
-                "what was answered is kept. Call again: they alone are asked, and refused where they fail again"
+                f"{self._n_failed:,} rows got no answer after all retries, so OUTPUT was not written; finished "
+                "answers are kept. Run the same command: it requests only these rows, and refuses those that fail "
+                "again",
+                code="INS-P006",
             )
 
     async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
@@ -190,8 +192,9 @@ class Pipeline:
         """Raise StageError if too many consecutive rows, `prediction` the last, got no answer."""
         if self._n_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
             raise StageError(
-                f"{self._n_consecutive_failures} rows in succession got no answer, though the server says that it "
-                f"is well ({prediction.refused}); what was answered is kept: call again to go on"
+                f"{self._n_consecutive_failures} consecutive rows got no answer, although the server reports that "
+                f"it is healthy ({prediction.refused}); finished answers are kept: run the same command to resume",
+                code="INS-P006",
             )
 
     async def _finish(self, open_segment: OpenSegment) -> None:

@@ -113,7 +113,9 @@ class PredictionState:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StageError("another process predicts these rows; wait for it, or end it") from None
+                raise StageError(
+                    "another process predicts these rows; wait for it, or end it", code="INS-X003"
+                ) from None
             if fresh and not self.has_unfinished_fresh_call():
                 for path in self.folder.glob("[0-9]*"):
                     path.unlink()

@@ -78,7 +78,7 @@ def find_input_files(source: Source, pattern: str) -> list[SourceFile]:
     try:
         return sources.find_files(source)
     except RecipeError as error:
-        raise RecipeError(str(error).replace("data.source.paths[0]", "INPUT")) from None
+        raise error.with_message(str(error).replace("data.source.paths[0]", "INPUT")) from None
 
 
 def check_output(output: Path, pattern: str, files: list[SourceFile]) -> None:
@@ -87,7 +87,7 @@ def check_output(output: Path, pattern: str, files: list[SourceFile]) -> None:
     is_inside = folder.is_dir() and folder.resolve() in output.resolve().parents
     would_match = not folder.exists() and _would_match(output, pattern)
     if is_inside or would_match or output.resolve() in {file.path.resolve() for file in files}:
-        raise RecipeError(f"OUTPUT: {output} is a part of INPUT={pattern}; write it into another folder")
+        raise RecipeError(f"OUTPUT: {output} is a part of INPUT={pattern}; give another folder", code="INS-P002")
 
 
 def _would_match(output: Path, pattern: str) -> bool:
@@ -122,7 +122,7 @@ def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_t
                 rows += 1
             types.add([output_columns(row.values, recipe) for row in chunk], with_types)
         if not rows:
-            raise RecipeError(f"INPUT: {file.name}: there are no rows in it")
+            raise RecipeError(f"INPUT: {file.name}: the file has no rows", code="INS-D007")
         if seen_columns:
             check_input_columns(file.name, seen_columns, recipe)
         total += rows

@@ -52,7 +52,7 @@ class Layout:
 def output_format(output: Path) -> str:
     """Return the format of a file by its suffix. Raise RecipeError for an unknown suffix."""
     if output.suffix.lower() not in FORMATS:
-        raise RecipeError(f"OUTPUT: given {output.name}; its ending says what is written: {', '.join(FORMATS)}")
+        raise RecipeError(f"OUTPUT: given {output.name}, allowed suffixes: {', '.join(FORMATS)}", code="INS-P001")
     return FORMATS[output.suffix.lower()]
 
 
@@ -65,7 +65,9 @@ def make_layout(file_format: str, input_types: ColumnTypes, answer_type: Any, la
     prefix = COLUMN_PREFIX if set(columns) & set(input_types.names) else ""
     names = {name: f"{prefix}{name}" for name in columns}
     if clash := sorted(set(names.values()) & set(input_types.names)):
-        raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the output writes; rename them")
+        raise RecipeError(
+            f"INPUT: it has columns {', '.join(clash)}, which the output adds; rename them", code="INS-P003"
+        )
     return Layout(file_format, input_types, names, answer_type, labels)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from insource.backends.types import StructuredOutput
 from insource.config import cli
+from insource.config.errors import GateError
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import atomic_files
 from insource.tracking import run
@@ -99,9 +100,10 @@ def run_all(
         training_run, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **metrics
     )
     print(text)
-    for failure in failures:
-        print(f"gate      {served_variant}: {failure}", file=sys.stderr)
-    return cli.GATE_FAILED if failures else cli.OK
+    if failures:
+        message = f"the served model does not match the trained one: {served_variant}: {'; '.join(failures)}"
+        raise GateError(message, code="INS-E007")
+    return cli.OK
 
 
 def measure_variant(served: ServedModel, serve: Serve, full: bool) -> ParityRun:

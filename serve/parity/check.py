@@ -174,7 +174,7 @@ def load_probe(served: ServedModel, n_rows: int, serve: Serve) -> ParityProbe:
     reference_answers = _read_references(served.run.references_path, n_rows)
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
     if missing := [reference["id"] for reference in reference_answers if reference["id"] not in by_id]:
-        raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
+        raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers", code="INS-E011")
     reference_rows = [by_id[reference["id"]] for reference in reference_answers]
     return ParityProbe(
         served,
@@ -258,7 +258,8 @@ def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
     results = complete_all(backend, build_requests(probe))
     if failed := [result for result in results if result.completion is None]:
         raise StageError(
-            f"{len(failed)} of {len(results)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
+            f"{len(failed)} of {len(results)} requests were not answered; the first, {failed[0].id}: {failed[0].error}",
+            code="INS-E010",
         )
     return [result.completion for result in results if result.completion]
 
@@ -280,7 +281,7 @@ def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
 
 def _read_references(path: Path, n_rows: int) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
+        raise StageError(f"there is no {path}, which the parity check needs; train again (FRESH=1)", code="INS-E011")
     return list(atomic_files.read_jsonl(path))[:n_rows]
 
 

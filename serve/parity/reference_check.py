@@ -117,5 +117,7 @@ async def _query_prompt(session: "ClientSession", prompt_ids: list[int], prompt:
         body["structured_outputs"] = {"grammar": prompt["grammar"]}
     async with session.post("/v1/completions", json=body) as response:
         if response.status != 200:
-            raise StageError(f"/v1/completions answers {response.status}: {(await response.text())[:300]}")
+            raise StageError(
+                f"/v1/completions answers {response.status}: {(await response.text())[:300]}", code="INS-E009"
+            )
         return str((await response.json())["choices"][0]["text"])

@@ -68,7 +68,9 @@ async def fetch_prompt_ids(
             body = {"model": model, "messages": list(messages)}
             async with session.post("/tokenize", json=body) as response:
                 if response.status != 200:
-                    raise StageError(f"/tokenize answers {response.status}: {(await response.text())[:300]}")
+                    raise StageError(
+                        f"/tokenize answers {response.status}: {(await response.text())[:300]}", code="INS-E009"
+                    )
                 return (await response.json())["tokens"]  # type: ignore[no-any-return]
 
         return await asyncio.gather(*map(tokenize, conversations))
@@ -79,7 +81,7 @@ async def detokenize(address: Address, api_key: str | None, model: str, ids: Seq
     body = {"model": model, "tokens": list(ids)}
     async with open_session(address, api_key) as session, session.post("/detokenize", json=body) as response:
         if response.status != 200:
-            raise StageError(f"/detokenize answers {response.status}: {(await response.text())[:300]}")
+            raise StageError(f"/detokenize answers {response.status}: {(await response.text())[:300]}", code="INS-E009")
         return str((await response.json())["prompt"])
 
 
@@ -87,11 +89,13 @@ async def load_adapter(session: "ClientSession", name: str, folder: str) -> None
     """Load an adapter into a running server under an unused name. Raise StageError if the server rejects it."""
     async with session.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as response:
         if response.status != 200:
-            raise StageError(f"vLLM does not load {name} from {folder}: {(await response.text())[:500]}")
+            raise StageError(
+                f"vLLM does not load {name} from {folder}: {(await response.text())[:500]}", code="INS-E009"
+            )
 
 
 async def unload_adapter(session: "ClientSession", name: str) -> None:
     """Unload an adapter from a running server. Raise StageError if the server rejects it."""
     async with session.post("/v1/unload_lora_adapter", json={"lora_name": name}) as response:
         if response.status != 200:
-            raise StageError(f"vLLM does not unload {name}: {(await response.text())[:500]}")
+            raise StageError(f"vLLM does not unload {name}: {(await response.text())[:500]}", code="INS-E009")

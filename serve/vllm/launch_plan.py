@@ -83,7 +83,8 @@ def rank_variants(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) 
         variant = "adapter to share a server" if shared else serve.model.replace("auto", "form that can be served")
         raise RecipeError(
             f"run {run.id} has no {variant}; it has {', '.join(available) or 'none'}. "
-            f"`make export RECIPE={run.recipe_name}` writes merged and quantized models"
+            f"`make export RECIPE={run.recipe_name}` writes merged and quantized models",
+            code="INS-E001",
         )
     return ranked
 
@@ -120,16 +121,20 @@ def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     adapters = [served_model for served_model in served if served_model.variant == "adapter"]
     if len(adapters) < len(served) and len(served) > 1:
         details = ", ".join(f"{served_model.name} ({served_model.variant})" for served_model in served)
-        raise RecipeError(f"several recipes can share one server as adapters alone; asked for {details}")
+        raise RecipeError(f"several recipes can share one server only as adapters; given {details}", code="INS-E002")
     problems = [problem for served_model in served for problem in _find_problems(served_model, serve)]
     if not problems and len({locate_base(served_model, serve)[0] for served_model in served}) > 1:
         details = ", ".join(f"{served_model.name}: {served_model.recipe.model.base}" for served_model in served)
-        problems.append(f"recipes that share a server share their base; {details}")
+        problems.append(f"recipes that share a server must have the same base; {details}")
     prompts = [served_model.prompt for served_model in served] if not problems else []
     if len({(prompt["chat_template_sha256"], prompt.get("stop")) for prompt in prompts}) > 1:
-        problems.append("recipes that share a server share chat template and stop token; these have different ones")
+        problems.append(
+            "recipes that share a server must have the same chat template and stop token; these have different ones"
+        )
     if problems:
-        raise RecipeError("this cannot be served:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise RecipeError(
+            "this cannot be served:\n" + "\n".join(f"  {problem}" for problem in problems), code="INS-E002"
+        )
     first, use_cpu = served[0], served[0].recipe.accelerate.use_cpu
     if not adapters:
         template = first.folder / "chat_template.jinja"
@@ -176,8 +181,10 @@ def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
         if folder.parent.name == base_store.BASES_FOLDER:
             hint = " (`make train` dequantizes the GGUF file again)"
         elif folder.name == base_models.smollm2_dir().name:
-            hint = " (`make train` fetches smollm2 anew)"
-        raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{hint}")
+            hint = " (`make train` downloads smollm2 again)"
+        raise RecipeError(
+            f"model.base: {served.name} was trained on {folder}, and there is no such folder{hint}", code="INS-E003"
+        )
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 
 
@@ -208,7 +215,7 @@ def _find_problems(served: ServedModel, serve: Serve) -> list[str]:
     if problem := _export_mismatch(served, serve):
         return [f"{served.name}: {problem}"]
     if served.variant == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
-        return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
+        return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; use quantized/int8"]
     if served.variant == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
         return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
     return [f"{served.name}: {problem}" for problem in artifact_checks.check_model(served.folder)]
@@ -219,12 +226,12 @@ def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
     path = served.folder / "export.json"
     export = atomic_files.read_json(path) if path.is_file() else {}
     if export.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
-        return f"{served.variant} was made of another adapter than the run has now; `make export` makes it anew"
+        return f"{served.variant} was made of another adapter than the run has now; `make export` writes it again"
     record, export_base = find_trained_base(served, serve), export.get("base", "published")
     if export_base == (record["digest"] if record else "published"):
         return None
     display = "the published base" if export_base == "published" else "the base as it was trained on"
-    return f"{served.variant} was made of {display}, and serve.base is {serve.base}; `make export` makes it anew"
+    return f"{served.variant} was made of {display}, and serve.base is {serve.base}; `make export` writes it again"
 
 
 def base_name(prompt: Mapping[str, Any]) -> str:
@@ -255,7 +262,8 @@ def require_api_key(address: Address) -> str | None:
     if api_key is None and not address.is_local:
         raise RecipeError(
             f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
-            f"{API_KEY_VARIABLE} in the environment, or serve on 127.0.0.1"
+            f"{API_KEY_VARIABLE} in the environment, or serve on 127.0.0.1",
+            code="INS-E004",
         )
     return api_key
 
@@ -278,6 +286,6 @@ def memory_problem(plan: LaunchPlan, available_bytes: int) -> str | None:
     return (
         f"not enough memory: weights ({(required_bytes - cache) / 2**30:.1f} GiB in {plan.dtype}) and cache "
         f"({plan.serve.cpu_cache_gib:g} GiB) need {required_bytes / 2**30:.1f} GiB, and "
-        f"{available_bytes / 2**30:.1f} GiB are free; take serve.model=quantized/int8, serve.dtype=bfloat16 or a "
+        f"{available_bytes / 2**30:.1f} GiB are free; set serve.model=quantized/int8, serve.dtype=bfloat16 or a "
         "smaller serve.cpu_cache_gib"
     )

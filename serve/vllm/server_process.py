@@ -203,12 +203,13 @@ class VllmProcess:
         while True:
             seconds = time.monotonic() - self._started_at
             if not self.is_alive():
-                raise StageError(f"vLLM ended while it started, {self.failure_message()}")
+                raise StageError(f"vLLM ended while it started, {self.failure_message()}", code="INS-E005")
             if is_healthy(self.address):
                 return seconds
             if seconds > self.plan.serve.start_seconds:
                 raise StageError(
-                    f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.failure_message()}"
+                    f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.failure_message()}",
+                    code="INS-E005",
                 )
             on_progress(seconds, last_line(self.log))
             time.sleep(_POLL_SECONDS)
@@ -286,7 +287,9 @@ def check_port_free(host: str, port: int) -> None:
             listener.bind((host, port))
         except OSError as error:
             hint = f"; {free_port(host)} is free: SET=serve.port={free_port(host)}" if error.errno == 98 else ""
-            raise RecipeError(f"serve: {host}:{port} cannot be listened at: {error.strerror}{hint}") from None
+            raise RecipeError(
+                f"serve: vLLM cannot use {host}:{port}: {error.strerror}{hint}", code="INS-X009"
+            ) from None
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -346,12 +349,12 @@ def known_error_hint(text: str) -> str:
     hints = {
         # Logged before the model is loaded: another process, such as the display, uses part of the GPU.
         r"Free memory on device|less than desired GPU memory utilization|Decrease GPU memory": (
-            "Something else holds a part of the GPU (nvidia-smi tells what): end that, or take a lower "
-            "serve.gpu_memory_utilization, below the free share that is told above."
+            "Another program uses a part of the GPU (nvidia-smi lists it): end it, or set a lower "
+            "serve.gpu_memory_utilization, below the free share in the lines above."
         ),
         # The KV cache gets the part of gpu_memory_utilization that the weights leave.
         r"No available memory|larger than the available KV": (
-            "The weights leave too little for the cache: take a smaller serve.max_model_len, "
+            "The weights leave too little for the cache: set a smaller serve.max_model_len, "
             "serve.gpu_memory_utilization up to 0.95, serve.model=quantized/int8, or a larger machine."
         ),
         r"out of memory|Cannot allocate": (

@@ -16,6 +16,7 @@ from bench.training.workloads import WORKLOADS, Workload, count_tokens, load_wor
 from insource.config.errors import RecipeError
 from insource.system import atomic_files
 from tests.conftest import Command
+from tests.helpers.errors import raises_error
 from train.packing import collate
 from train.packing.packing_plan import Pack, TokenizedRow
 
@@ -51,7 +52,7 @@ def test_banking77_has_the_proportions_that_are_promised(tokenizer: Any, banking
 
 
 def test_without_banking77_one_is_told_what_to_say(tokenizer: Any) -> None:
-    with pytest.raises(RecipeError, match="--banking77"):
+    with raises_error(RecipeError, "INS-X010", match="--banking77"):
         load_workload("banking77", tokenizer, 16, 0, NOWHERE)
 
 

@@ -21,6 +21,7 @@ from insource.backends import pricing
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline
 from insource.tasks import TASKS, classification
+from tests.helpers.errors import raises_error
 
 LABELS = ("delivery_delay", "refund_status", "réclamation")
 TARGETS = {f"r{index}": LABELS[index % 3] for index in range(9)}
@@ -130,7 +131,7 @@ def test_a_compressed_file_is_read(tmp_path: Path) -> None:
 
 def test_an_id_that_stands_there_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     message = refused(tmp_path, lines_of() + "\n" + '{"id": "r4", "output": "I cannot help"}\n')
-    assert "answers.jsonl:11: id 'r4' stands in line 5 already" in message
+    assert "answers.jsonl:11: id 'r4' is in line 5 already" in message
     assert ":2: id '7' stands in line 1" in refused(tmp_path, '{"id": 7, "output": "a"}\n{"id": " 7", "output": "b"}')
 
 
@@ -226,7 +227,7 @@ def test_figures_that_are_not_known_are_left_out(tmp_path: Path) -> None:
         ('{"id": true, "output": "a"}', "id is True"),
         ('{"id": NaN, "output": "a"}', "id is nan"),
         ('{"id": " ", "output": "a"}', "id is ' '"),
-        ('{"id": "r0", "output": "a", "output": "b"}', "key 'output' stands there twice"),
+        ('{"id": "r0", "output": "a", "output": "b"}', "key 'output' occurs twice"),
         ('{"id": "r0", "output": "\\ud800"}', "id 'r0': output holds half of a surrogate pair"),
         (ONE + ', "model_id": 4}', "id 'r0': model_id is 4"),
         ("[" * 100_000, "needs a JSON object"),
@@ -244,7 +245,7 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
         "answers.jsonl answers 1 of 9 test rows, and has 1 ids that are none of them"
     )
     assert "is empty" in refused(tmp_path, "")
-    with pytest.raises(RecipeError, match="there is no file"):
+    with raises_error(RecipeError, "INS-C006", match="there is no file"):
         gathered(tmp_path / "nothing.jsonl")
 
 

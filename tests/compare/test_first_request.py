@@ -29,6 +29,7 @@ from tests.helpers.api_comparison import (
     redirect_sdks,
     run_comparison,
 )
+from tests.helpers.errors import raises_error
 from tests.helpers.example_scores import API_MODEL
 from tests.helpers.provider.faulty_provider import Provider
 
@@ -171,7 +172,7 @@ def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
             {"provider": "openai", "api": "decisions", "model": "gpt-6-luna"},
             "the price of openai:gpt-6-luna:decisions is unknown",
         ),
-        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, "takes none unless effort"),
+        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, "supports none unless effort"),
     ):
         folder = tmp_path / str(invalid.get("api"))
         folder.mkdir()
@@ -192,8 +193,10 @@ def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
         name: [{**row, "id": name + row["id"], "input": {"text": name}} for row in rows] for name in ("train", "test")
     }
     context = make_comparison(tmp_path, recipe, tokenizer, splits, primary=None)
-    with pytest.raises(
-        RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
+    with raises_error(
+        RecipeError,
+        "INS-A004",
+        match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat",
     ):
         first_request.send_first_requests(context, list_api_systems(context))
     assert not provider.requests

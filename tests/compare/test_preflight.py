@@ -16,6 +16,7 @@ from insource.config.schema.compare import Baseline
 from tests.compare.test_api_models import Made
 from tests.compare.test_api_models import make_context as make_context
 from tests.helpers import commands
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 PRICE = "{input_usd_per_million: 1, output_usd_per_million: 1}"
@@ -45,14 +46,14 @@ def test_everything_that_would_end_the_comparison_is_told_at_once(
         f"{{provider: file, path: '{path}', name: today}}",
         f"{{provider: file, path: '{tmp_path / 'none.jsonl'}', name: lost}}",
     )
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-A002") as error:
         check(make_context(), loaded)
     lines = str(error.value).splitlines()
     assert len(lines) == 5
-    assert "the price of openai:nobody-lists-this is unknown" in lines[0] and "give it price: {input_usd" in lines[0]
+    assert "the price of openai:nobody-lists-this is unknown" in lines[0] and "set its price: {input_usd" in lines[0]
     assert "the price of elsewhere is unknown" in lines[1]
     assert "elsewhere: OPENAI_API_KEY is not sent to https://models.example.org/v1" in lines[2]
-    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in lines[3]
+    assert "twice.jsonl:2: id 'r0' is in line 1 already" in lines[3]
     assert "there is no file" in lines[4]
 
 
@@ -120,7 +121,7 @@ def test_a_comparison_that_cannot_end_does_not_begin(make_context: Made, options
         )
     assert completed.returncode == 2, completed.stderr
     assert (
-        "error: compare.baselines: the price of second is unknown" in completed.stderr
+        "error[INS-A002]: compare.baselines: the price of second is unknown" in completed.stderr
         and "Traceback" not in completed.stderr
     )
     assert not provider.attempts

@@ -19,6 +19,7 @@ from insource.tracking import run
 from insource.tracking.scores.comparison import Scores
 from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, run_import, ticket_rows, ticket_text, write_lines
 from tests.helpers.api_comparison import redirect_sdks
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.faulty_provider import Provider
 from train.export import adapter
 
@@ -126,7 +127,7 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
 def test_a_budget_holds_and_the_rest_is_asked_for_with_a_larger_one(
     recipe: Path, provider: Provider, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(StageError, match=r"budget_usd 0.0005; nothing is lost"):
+    with raises_error(StageError, "INS-A009", match=r"budget_usd 0.0005; finished answers are kept"):
         recorded(recipe, "compare.budget_usd=0.0005")
     n_attempts = provider.attempts.total()
     assert 0 < n_attempts < 80 and not list(recipe.parent.glob("mine.openai*"))
@@ -144,9 +145,9 @@ def test_texts_of_test_rows_are_read_and_no_target(tmp_path: Path) -> None:
 def test_what_cannot_be_recorded_is_told_before_anybody_is_asked(
     recipe: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RecipeError, match=r"SYSTEM: tfidf is no API model .*there are openai:ft:"):
+    with raises_error(RecipeError, "INS-C010", match=r"SYSTEM: tfidf is not an API model .*there are openai:ft:"):
         recorded(recipe, name="tfidf")
-    with pytest.raises(RecipeError, match="gives probabilities of labels"):
+    with raises_error(RecipeError, "INS-C010", match="returns label probabilities"):
         recorded(recipe, name="openai:gpt-6-luna:decisions")
     with pytest.raises(RecipeError, match=r"privacy\.data_may_leave is false"):
         recorded(recipe, "privacy.data_may_leave=false")
@@ -169,12 +170,12 @@ compare: {baselines: [{provider: openai, model: x, MORE}]}
         'messages: [{role: user, content: "{input} {input}"}]': "hold {input} once",
         'messages: [{role: system, content: "{input}"}]': "must be of role user",
         'messages: [{role: user, content: "{input}"}], shots: 3': "leave out instruction and shots",
-        'api: decisions, messages: [{role: user, content: "{input}"}]': "asked by chat",
+        'api: decisions, messages: [{role: user, content: "{input}"}]': "api: chat",
         "messages: []": "at least 1",
     }
     for extra, reason in cases.items():
         path.write_text(recipe_text.replace("MORE", extra), encoding="utf-8")
-        with pytest.raises(RecipeError, match=reason):
+        with raises_error(RecipeError, "INS-R001", match=reason):
             load(str(path), (), "gpu")
     path.write_text(recipe_text.replace("MORE", 'messages: [{role: user, content: "Q: {input}"}]'), encoding="utf-8")
     (baseline,) = load(str(path), (), "gpu").recipe.compare.baselines

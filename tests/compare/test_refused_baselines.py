@@ -24,6 +24,7 @@ from tests.helpers.api_comparison import (
     redirect_sdks,
     run_comparison,
 )
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.faulty_provider import ROW_ERROR, Provider
 from tests.helpers.provider.provider_answers import Json, make_completion, make_message
 
@@ -210,7 +211,7 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
         {"provider": "openai", "model": "model-of-2028", "mode": "batch", "price": price},
     ]
     context = make_comparison(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-A004") as error:
         first_request.check_baselines("mine", context.run, context.recipe)
     lines = str(error.value).splitlines()
     assert len(lines) == 3
@@ -218,6 +219,6 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
         "compare.baselines: openai:gpt-6-luna:decisions: api: decisions takes 2 to 255 labels, and the task has 256 "
         "(openai SDK 3.54, types/decision_create_params.py"
     )
-    assert "temperature: given 0, but claude haiku 5.5 takes none" in lines[1]
+    assert "temperature: given 0, but claude haiku 5.5 supports none" in lines[1]
     assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in lines[2]
     assert not provider.requests

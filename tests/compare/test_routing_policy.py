@@ -27,6 +27,7 @@ from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from tests.helpers import example_scores
 from tests.helpers.api_comparison import list_api_systems, make_comparison, make_shipped_comparison, redirect_sdks
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.faulty_provider import Provider
 from tests.insource.config.test_recipe import mistakes
 
@@ -151,9 +152,11 @@ def test_routing_json_is_read_again_and_an_older_one_is_told_to_be_old(tmp_path:
         "coverage": 0.71,
     }
     path.write_text(json.dumps(old_payload), encoding="utf-8")
-    with pytest.raises(StageError, match=r"routing.json has schema_version 1, this insource reads 2; compare again"):
+    with raises_error(
+        StageError, "INS-C004", match=r"routing.json has schema_version 1, this insource reads 2; compare again"
+    ):
         routing_policy.read_policy(path)
-    with pytest.raises(StageError, match="there is no"):
+    with raises_error(StageError, "INS-C004", match="there is no"):
         routing_policy.read_policy(tmp_path / "nothing.json")
 
 

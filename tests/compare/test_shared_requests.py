@@ -15,6 +15,7 @@ from tests.compare.test_api_models import make_context as make_context
 from tests.helpers import commands
 from tests.helpers.api_comparison import list_api_systems, make_two_label_comparison, redirect_sdks
 from tests.helpers.api_requests import make_backend, make_requests, to_choice_requests
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.faulty_provider import Provider, run_provider
 from tests.helpers.provider.provider_answers import Json, correct_label, make_decision
 
@@ -84,7 +85,10 @@ def test_an_endpoint_whose_answers_depend_on_the_other_rows_is_found_out() -> No
 def test_what_is_not_answered_is_no_measurement() -> None:
     provider = endpoint()
     provider.refuse = lambda prompt, attempts: (400, {}) if prompt.startswith("Each question") else None
-    with run_provider(provider) as address, pytest.raises(StageError, match="12 rows in one request were not answered"):
+    with (
+        run_provider(provider) as address,
+        raises_error(StageError, "INS-A009", match="12 rows in one request were not answered"),
+    ):
         together.measure_sharing(make_backend(address, "decisions"), requests())
 
 
@@ -100,7 +104,7 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
         assert measurement.rows == 5 and all("test" not in str(body) for _, _, body in provider.requests)
         poor_context = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
         n_requests = len(provider.requests)
-        with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
+        with raises_error(RecipeError, "INS-A003", match=r"5 rows requested three times may cost .* raise it"):
             together._measure_system(poor_context, system, 5)
         assert len(provider.requests) == n_requests
 

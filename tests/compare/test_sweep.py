@@ -8,6 +8,7 @@ from compare import sweep
 from insource.config.errors import RecipeError
 from insource.system import atomic_files
 from tests.helpers import commands
+from tests.helpers.errors import raises_error
 
 
 def test_models_and_groups_of_settings_are_combined() -> None:
@@ -29,7 +30,7 @@ def test_models_and_groups_of_settings_are_combined() -> None:
     ("models", "settings"), [([], ""), (["pocket"], ""), (["pocket", "pocket"], ""), ([], "lora.r=8;")]
 )
 def test_one_variant_is_no_choice(models: list[str], settings: str) -> None:
-    with pytest.raises(RecipeError, match="chooses among variants that differ"):
+    with raises_error(RecipeError, "INS-R016", match="at least two different variants"):
         sweep.parse_variants(models, settings)
 
 

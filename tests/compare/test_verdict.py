@@ -18,6 +18,7 @@ from insource.config.schema.compare import Primary
 from insource.tracking.run import Run
 from insource.tracking.scores.comparison import Scores
 from tests.helpers import example_scores
+from tests.helpers.errors import raises_error
 from tests.helpers.example_scores import API_MODEL, TUNED_MODEL
 
 PRIMARY = Primary(system=TUNED_MODEL, baseline=API_MODEL, metric="accuracy", margin=0.02, alpha=0.05)
@@ -246,7 +247,7 @@ def test_another_test_set_has_openings_of_its_own(tmp_path: Path) -> None:
 def test_a_ledger_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
     created_run = a_run(tmp_path)
     (created_run.folder.parent / "ledger.jsonl").write_text('{"run": \n', encoding="utf-8")
-    with pytest.raises(StageError, match=r"ledger.jsonl:1"):
+    with raises_error(StageError, "INS-C005", match=r"ledger.jsonl:1"):
         preregistration.register_and_open(created_run, PRIMARY, "t" * 64)
 
 
@@ -295,11 +296,11 @@ def test_a_stand_in_is_called_one() -> None:
     [
         ("compare.primary.metric=rouge_l", "compare.primary.metric: given 'rouge_l'"),
         ("compare.baselines=[{provider: openai, model: m, name: tfidf}]", "choose another"),
-        ("compare.baselines=[{provider: openai, model: m}, {provider: openai, model: m}]", "stands there twice"),
+        ("compare.baselines=[{provider: openai, model: m}, {provider: openai, model: m}]", "is used twice"),
         ("compare.baselines=[{provider: azure, model: m}]", "provider azure takes base_url"),
         ("compare.baselines=[{provider: file, path: x, mode: batch}]", "no batches"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_told_when_the_recipe_is_read(override: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
+    with raises_error(RecipeError, "INS-R001", match=message.replace("(", r"\(")):
         recipe(override)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from compare.records import System
 from compare.systems import catalog, collect
 from compare.systems.vllm_servers import PROCESS_OVERHEAD_BYTES, VllmServers
@@ -12,6 +10,7 @@ from insource.config.schema.serving_and_cost import Serve
 from insource.system import environment
 from serve.vllm import launch_plan
 from serve.vllm.server_process import Address, LaunchPlan, VllmProcess, free_port
+from tests.helpers.errors import raises_error
 
 POCKET = Path(__file__).parents[2] / "pocket" / "model"
 
@@ -80,7 +79,7 @@ def test_what_failed_beside_others_is_tried_alone(tmp_path: Path) -> None:
     )
     try:
         servers.start("failing", failing)
-        with pytest.raises(StageError, match="none"), servers.acquire("failing", retried):
+        with raises_error(StageError, "INS-E005", match="none"), servers.acquire("failing", retried):
             pass
         assert failing.log.exists() and retried.log.exists() and not failing.is_alive()
     finally:

@@ -15,6 +15,7 @@ from insource.config.load import load
 from insource.config.schema.source import SPLITS
 from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.errors import raises_error
 
 
 def test_several_columns_are_one_input_and_empty_ones_are_left_out(tmp_path: Path) -> None:
@@ -32,7 +33,9 @@ def test_several_columns_are_one_input_and_empty_ones_are_left_out(tmp_path: Pat
 
 def test_each_column_of_several_must_be_there(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", labelled_rows(40))
-    with pytest.raises(RecipeError, match=r"data.columns.text\[1\]: there is no column 'txt'; did you mean 'text'"):
+    with raises_error(
+        RecipeError, "INS-D021", match=r"data.columns.text\[1\]: there is no column 'txt'; did you mean 'text'"
+    ):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {text: [text, txt]}}")
 
 
@@ -89,9 +92,11 @@ def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, con
 
 def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{**row, "language": "en"} for row in labelled_rows(40)])
-    with pytest.raises(RecipeError, match=r"data.where: none of 40 rows"):
+    with raises_error(RecipeError, "INS-D023", match=r"data.where: none of 40 rows"):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, where: {language: fr}}")
-    with pytest.raises(RecipeError, match=r"data.where.langauge: there is no column 'langauge'; did you mean"):
+    with raises_error(
+        RecipeError, "INS-D021", match=r"data.where.langauge: there is no column 'langauge'; did you mean"
+    ):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, where: {langauge: fr}}")
 
 
@@ -107,9 +112,11 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
     assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in summary
     assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in summary
     assert "data.where.done" not in summary
-    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"):
+    with raises_error(
+        RecipeError, "INS-D023", match=r"none of 160 rows matches:\n  data.where.status: no row has 'Closed'; did"
+    ):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, where: {status: Closed}}")
-    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"):
+    with pytest.raises(RecipeError, match=r"none of 160 rows matches:\n  each value occurs, but not"):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, where: {label: a, done: 1}}")
 
 
@@ -152,7 +159,9 @@ def test_rare_labels_join_the_label_of_that_name_that_is_there_already(tmp_path:
 
 def test_rare_labels_are_refused_by_name_and_clash_with_a_list(tmp_path: Path) -> None:
     write_rare_labels(tmp_path)
-    with pytest.raises(RecipeError, match=r"data.rare_labels: 2 labels of fewer than 10 rows, 9 rows in all \('"):
+    with raises_error(
+        RecipeError, "INS-D026", match=r"data.rare_labels: 2 labels of fewer than 10 rows, 9 rows in all \('"
+    ):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, rare_labels: {min_rows: 10, do: fail}}")
-    with pytest.raises(RecipeError, match=r"data.rare_labels: settles labels that are found"):
+    with raises_error(RecipeError, "INS-R001", match=r"data.rare_labels: needs kind classification"):
         load("classifier", ["data.rare_labels.min_rows=10", "data.rare_labels.do=drop"], "cpu")

@@ -18,6 +18,7 @@ from insource.system import atomic_files
 from insource.tasks import classification
 from insource.tasks.parsed_answer import ParsedAnswer
 from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.errors import raises_error
 from train.evaluate import validation
 
 TASKS = {
@@ -74,8 +75,8 @@ def test_a_folder_of_train_and_test_keeps_its_splits_and_says_so(tmp_path: Path,
 def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_both_choices(tmp_path: Path) -> None:
     write_rows(tmp_path / "in" / "tickets.jsonl", labelled_rows(100))
     write_rows(tmp_path / "in" / "test.jsonl", labelled_rows(120)[100:])
-    with pytest.raises(
-        RecipeError, match=r"test.jsonl \(test\).*\n.*\{train: \.\.\., test: \.\.\.\}.*\{paths: \["
+    with raises_error(
+        RecipeError, "INS-D004", match=r"test.jsonl \(test\).*\n.*\{train: \.\.\., test: \.\.\.\}.*\{paths: \["
     ) as error:
         prepare_data(tmp_path, "{source: {path: in}}")
     assert "data.source.path" in str(error.value)
@@ -86,7 +87,7 @@ def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_b
 def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp_path: Path) -> None:
     write_rows(tmp_path / "in" / "train.jsonl", labelled_rows(100))
     write_rows(tmp_path / "in" / "eval.jsonl", labelled_rows(120)[100:])
-    with pytest.raises(RecipeError, match=r"train.jsonl \(train\).*\n.*\{paths: \[") as error:
+    with raises_error(RecipeError, "INS-D004", match=r"train.jsonl \(train\).*\n.*\{paths: \[") as error:
         prepare_data(tmp_path, "{source: {path: in}}")
     assert "eval.jsonl (held out)" in str(error.value)
     (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
@@ -198,9 +199,11 @@ def test_an_object_names_what_could_be_reached_in_it(tmp_path: Path) -> None:
         tmp_path / "rows.jsonl",
         [{"text": {"body": text}, "label": {"id": 1, "name": "a"}} for text in distinct_texts(9)],
     )
-    with pytest.raises(RecipeError, match=r"a label is a text; one inside of it has a name such as label.name"):
+    with raises_error(
+        RecipeError, "INS-D022", match=r"a label is a text; one inside of it has a name such as label.name"
+    ):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {text: text.body}}")
-    with pytest.raises(RecipeError, match=r"that holds text; one inside of it has a name such as text.body"):
+    with raises_error(RecipeError, "INS-D022", match=r"that holds text; one inside of it has a name such as text.body"):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {label: label.name}}")
 
 
@@ -210,7 +213,7 @@ def test_a_number_without_a_name_is_called_so(tmp_path: Path) -> None:
     }
     table = pa.table({"text": distinct_texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "rows.parquet")
-    with pytest.raises(RecipeError, match=r"column 'label' holds 2, and its 2 names are those of 0 to 1"):
+    with raises_error(RecipeError, "INS-D022", match=r"column 'label' holds 2, and its 2 names are those of 0 to 1"):
         prepare_data(tmp_path, "{source: {path: rows.parquet}}")
 
 
@@ -249,7 +252,7 @@ def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
 )
 def test_a_list_or_an_object_is_no_label_and_no_text(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     write_rows(tmp_path / "rows.jsonl", [*labelled_rows(50), row, row])
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-D022") as error:
         prepare_data(tmp_path, "{source: {path: rows.jsonl}}")
     assert message in str(error.value)
 
@@ -377,7 +380,7 @@ def test_a_chat_that_cannot_be_read_names_the_turn_and_what_is_in_the_way(
     tmp_path: Path, turns: Any, message: str
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"chat": turns}] * 3)
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-D022") as error:
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
     assert message in str(error.value)
 
@@ -421,7 +424,7 @@ def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tm
 def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: Any, text: str, message: str) -> None:
     write_rows(tmp_path / "rows.jsonl", [row] * 5)
     data = f"{{source: {{path: rows.jsonl}}, columns: {{text: {text}}}, split: {{stratify: null}}}}"
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-D022") as error:
         prepare_data(tmp_path, data, "preference")
     assert message in str(error.value)
 

@@ -17,6 +17,7 @@ from insource.config.load import load
 from insource.tasks.source_record import UnusableRowError
 from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.errors import raises_error
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0123456789abcdef" * 4 + b"\nsize 875191\n"
 MAY = 1777593600.0  # 2026-05-01, in seconds since 1970
@@ -188,7 +189,7 @@ def test_a_single_label_is_no_choice(tmp_path: Path, labels: list[str]) -> None:
     write_rows(
         tmp_path / "rows.jsonl", [{**row, "label": labels[n % len(labels)]} for n, row in enumerate(labelled_rows(60))]
     )
-    assert "all 60 rows have one label, 'only'" in preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
+    assert "all 60 rows have the label 'only'" in preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
 
 
 def test_a_label_that_left_says_why(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_labels_that_fill_the_prompt_by_themselves_are_the_reason_told(tmp_path:
     ]
     write_rows(tmp_path / "rows.jsonl", rows)
     message = preparation_error(tmp_path, "{source: {path: rows.jsonl}}")
-    assert "before any text stands in it (its instruction and 120 labels)" in message
+    assert "(its instruction and 120 labels)" in message
     assert "train.max_length" in message
 
 
@@ -242,8 +243,8 @@ def test_what_the_hardware_file_replaces_is_told_and_named_where_rows_left_by_it
         encoding="utf-8",
     )
     loaded = load(str(tmp_path / "r.yaml"), (), "cpu")
-    with pytest.raises(
-        RecipeError, match=r"train.max_length is 2048 \(train.max_length: 2048 by .*cpu.yaml, not 8192\)"
+    with raises_error(
+        RecipeError, "INS-D026", match=r"train.max_length is 2048 \(train.max_length: 2048 by .*cpu.yaml, not 8192\)"
     ):
         prepare.main(loaded.recipe, tmp_path / "runs", loaded.overridden)
 
@@ -294,7 +295,9 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     assert "too_long_for_base: more than model.base can look at, though train.max_length is" in console.format_summary(
         report, "x"
     )
-    with pytest.raises(RecipeError, match=r"train rows are longer than what model.base can look at \(300 tokens\)"):
+    with raises_error(
+        RecipeError, "INS-D031", match=r"train rows are longer than what model.base can look at \(300 tokens\)"
+    ):
         prepare_data(tmp_path, f"{data[:-1]}, too_long: fail}}", "classification", f"model.base={base}")
 
 

@@ -153,7 +153,7 @@ def test_a_recipe_that_is_there_is_not_written_over_unless_that_is_asked_for(
     source = write_lines(tmp_path / "train.jsonl", ticket_rows(60))
     (tmp_path / "mine.yaml").write_text("mine\n", encoding="utf-8")
     assert run_import(monkeypatch, source)[0] == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == "mine\n"
     assert run_import(monkeypatch, source, "--force")[0] == 0
     assert load(str(tmp_path / "mine.yaml"), (), "gpu").recipe.task.labels == dict.fromkeys(QUEUES, "")
@@ -226,19 +226,19 @@ def test_a_file_of_tool_calls_or_of_nothing_that_is_imported_is_refused(
 ) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
     calls = [chat_row(ticket_text(index), None, tool_calls=[call]) for index in range(50)]
-    cases: list[tuple[list[Any], str]] = [
-        (calls, "0 of 50 rows can be used (tool_call 50)"),
-        ([{"prompt": "a ->", "completion": " b"}] * 50, "no conversations"),
-        ([{"text": "a", "label": "b"}] * 50, "the first row has the keys text, label"),
-        ([chat_row(ticket_text(index), "refund") for index in range(50)], "all 50 answers are 'refund'"),
-        (ticket_rows(5), "5 rows can be used; a recipe needs at least 10"),
-        (['{"messages": '] * 20, "unreadable 20"),
+    cases: list[tuple[list[Any], str, str]] = [
+        (calls, "D036", "0 of 50 rows can be used (tool_call 50)"),
+        ([{"prompt": "a ->", "completion": " b"}] * 50, "D035", "prompt and completion"),
+        ([{"text": "a", "label": "b"}] * 50, "D035", "the first row has the keys text, label"),
+        ([chat_row(ticket_text(index), "refund") for index in range(50)], "D025", "all 50 answers are 'refund'"),
+        (ticket_rows(5), "D036", "5 rows can be used; a recipe needs at least 10"),
+        (['{"messages": '] * 20, "D036", "unreadable 20"),
     ]
-    for rows, reason in cases:
+    for rows, code, reason in cases:
         source = write_lines(tmp_path / "train.jsonl", rows)
         assert run_import(monkeypatch, source)[0] == 2, reason
         stderr = capsys.readouterr().err
-        assert reason in stderr and stderr.startswith("error: "), stderr
+        assert reason in stderr and stderr.startswith(f"error[INS-{code}]: "), stderr
         assert list(tmp_path.iterdir()) == [source], "nothing is half written"
 
 
@@ -407,7 +407,7 @@ def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -
     assert '-m data_prep.importer "a b.jsonl" --system 2' in completed.stdout
     incomplete_argv = [sys.executable, "-m", "data_prep.importer", ""]
     failed = subprocess.run(incomplete_argv, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert failed.returncode == 2 and failed.stderr.startswith("error: FROM: give the file")
+    assert failed.returncode == 2 and failed.stderr.startswith("error[INS-R012]: FROM: give the file")
 
 
 def logged_call(sdk: str, index: int) -> dict[str, Any]:

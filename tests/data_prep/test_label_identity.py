@@ -21,6 +21,7 @@ from insource.tasks import classification
 from insource.text import labels
 from insource.text.labels import clean_label, find_label, label_identity, map_spellings
 from insource.text.text_keys import label_key
+from tests.helpers.errors import raises_error
 
 WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lotus maple nectar onyx pearl"
 TOPICS = WORDS.split()
@@ -144,7 +145,7 @@ def test_opposite_labels_of_one_text_are_a_conflict_and_the_counts_add_up(tmp_pa
         assert sum(counts[name] for counts in report["labels"].values()) == report["rows"]["written"][name]
     # Every row of this label is contradicted: a listed one is told of, one that was found is refused.
     assert "label '1': 30 rows, none left in train" in console.format_summary(report, "x")
-    with pytest.raises(RecipeError, match=r"'1': 30 rows, none left in train \(.*conflict"):
+    with raises_error(RecipeError, "INS-D026", match=r"'1': 30 rows, none left in train \(.*conflict"):
         prepare_data(make_recipe(tmp_path, rows), tmp_path / "found")
 
 
@@ -153,13 +154,13 @@ def test_listed_labels_that_differ_in_case_alone_are_two(tmp_path: Path) -> None
     _, report = prepare_data(make_recipe(tmp_path, rows, ["US", "us", "other"]), tmp_path / "runs")
     assert all(report["labels"][label]["train"] > 20 for label in ("US", "us", "other"))
     rows[0] = (rows[0][0], "Us")
-    with pytest.raises(RecipeError, match=r"'Us' is not among task\.labels"):
+    with raises_error(RecipeError, "INS-D022", match=r"'Us' is not among task\.labels"):
         prepare.main(make_recipe(tmp_path, rows, ["US", "us", "other"], "  max_rejected: 0\n"), tmp_path / "two")
 
 
 @pytest.mark.parametrize("label", [" billing", "billing ", "bill\u200bing", "two\nlines\n", "a  b"])
 def test_a_listed_label_that_no_answer_could_equal_is_refused(tmp_path: Path, label: str) -> None:
-    with pytest.raises(RecipeError, match=r"r.yaml:1 +task.labels: labels with white space .*write "):
+    with raises_error(RecipeError, "INS-R001", match=r"r.yaml:1 +task.labels: labels with white space .*write "):
         make_recipe(tmp_path, [], [label, "refund"])
 
 

@@ -22,6 +22,7 @@ from data_prep.readers.read import read
 from data_prep.readers.sources import find_files
 from insource.config.errors import RecipeError
 from insource.config.schema.source import Source
+from tests.helpers.errors import raises_error
 from tests.helpers.malformed_files import HEADER, MAIN, workbook_bytes
 
 MIB = 1 << 20
@@ -189,7 +190,7 @@ def test_what_is_far_larger_than_its_file_is_refused_in_bounded_memory(
         if message is None:
             assert count_rows(tmp_path / name, **settings) == 1
             return
-        with pytest.raises(RecipeError, match=message) as error:
+        with raises_error(RecipeError, "INS-D019", match=message) as error:
             count_rows(tmp_path / name, **settings)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -286,14 +287,16 @@ def test_texts_in_objects_and_lists_are_read_over_row_groups_and_full_dictionari
 def test_one_text_in_every_object_of_a_long_list_is_measured_before_it_is_there(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(zstd_parquet_bytes({"text": ["x"], "label": ["a"], "turns": [[{"said": "y" * 900_000}] * 200]}))
-    with pytest.raises(RecipeError, match=r"rows.parquet:1: a row, mostly column 'turns', of 172 MiB, more than 8"):
+    with raises_error(
+        RecipeError, "INS-D019", match=r"rows.parquet:1: a row, mostly column 'turns', of 172 MiB, more than 8"
+    ):
         count_rows(path)
 
 
 def test_answers_that_are_too_large_are_told_without_a_key_that_they_do_not_have(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"id": "1", "output": "x" * 9 * MIB}).encode()))
-    with pytest.raises(RecipeError, match=r"answers.jsonl.gz:1: a line of more than 8 MiB; split it$"):
+    with raises_error(RecipeError, "INS-D019", match=r"answers.jsonl.gz:1: a line of more than 8 MiB; split it$"):
         list(answer_file_rows.read_answer_rows(path, "auto", ()).rows)
 
 

@@ -15,6 +15,7 @@ from insource.config.schema.source import SPLITS
 from tests.data_prep.test_data_faults import write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data, write_csv
+from tests.helpers.errors import raises_error
 
 ROUTE = "task: {kind: classification, instruction: Choose one label for this text.}\nmodel: {base: pocket}\n"
 
@@ -80,15 +81,17 @@ def test_a_damaged_file_that_might_hold_splits_is_told_by_its_reader(tmp_path: P
         ("bad.json.gz", compressed[:12] + b"xxxx" + compressed[16:]),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(RecipeError, match=rf"{name}:1: the gz stream is cut off after line 0 or damaged there"):
+        with raises_error(
+            RecipeError, "INS-D011", match=rf"{name}:1: the gz stream is cut off after line 0 or damaged there"
+        ):
             prepare_files(tmp_path, f"{{source: {{path: {name}}}}}")
 
 
 def test_arrays_without_names_are_refused_with_the_key_that_names_them(tmp_path: Path) -> None:
     write_clinc150(tmp_path, [list(pair) for pair in text_label_pairs(210)])
-    with pytest.raises(RecipeError, match=r"a JSON array where an object belongs; data.source.header names"):
+    with raises_error(RecipeError, "INS-D022", match=r"a JSON array where an object belongs; data.source.header names"):
         prepare_files(tmp_path, "{source: {path: data_full.json}}")
-    with pytest.raises(RecipeError, match=r"2 values where data.source.header has 3 names"):
+    with raises_error(RecipeError, "INS-D022", match=r"2 values where data.source.header has 3 names"):
         prepare_files(tmp_path, "{source: {path: data_full.json, header: [text, label, more]}}")
 
 
@@ -136,9 +139,11 @@ def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> Non
     )
     assert "dialogsum.test.jsonl has no column 'summary': its answers are the others" in summary
     misspelled = columns.replace("summary3", "sumary3")
-    with pytest.raises(RecipeError, match=r"targets\[3\]: there is no column 'sumary3'; did you mean 'summary3'"):
+    with raises_error(
+        RecipeError, "INS-D021", match=r"targets\[3\]: there is no column 'sumary3'; did you mean 'summary3'"
+    ):
         prepare_files(tmp_path, f"{{source: {{path: talks}}, columns: {misspelled}, {settings}}}", SUMMARY)
-    with pytest.raises(RecipeError, match=r"data.columns.targets\[0\]: there is no column 'a'"):
+    with raises_error(RecipeError, "INS-D021", match=r"data.columns.targets\[0\]: there is no column 'a'"):
         prepare_files(
             tmp_path, f"{{source: {{path: talks}}, columns: {{text: dialogue, targets: [a, b]}}, {settings}}}", SUMMARY
         )
@@ -187,7 +192,7 @@ def _targets(splits: Splits) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("mark", "message"), [("-1", "column 'b' holds -1; 1 or 0"), ("", "column 'b' holds nothing")])
 def test_a_mark_that_is_neither_1_nor_0_is_told(tmp_path: Path, mark: str, message: str) -> None:
     write_csv(tmp_path / "rows.csv", [["text", "a", "b"], *([text, 1, mark] for text in distinct_texts(20))])
-    with pytest.raises(RecipeError, match=f"bad_labels: {message}"):
+    with raises_error(RecipeError, "INS-D022", match=f"bad_labels: {message}"):
         prepare_files(tmp_path, "{source: {path: rows.csv}, columns: {label_columns: [a, b]}}", MANY)
 
 
@@ -207,7 +212,9 @@ def test_quotes_that_a_backslash_stands_before(tmp_path: Path) -> None:
     escaped = [text.replace("\\\\", "\\\\\\\\").replace('"', '\\"') for text in originals]
     lines = "".join(f'"{text}",{"ab"[n % 2]}\n' for n, text in enumerate(escaped))
     (tmp_path / "rows.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"rows.csv:2: not CSV: .* or data.source.escape: '\\' if that stands before"):
+    with raises_error(
+        RecipeError, "INS-D013", match=r"rows.csv:2: not CSV: .* or data.source.escape: '\\' if that stands before"
+    ):
         prepare_files(tmp_path, "{source: {path: rows.csv}}")
     splits, report = prepare_files(tmp_path, "{source: {path: rows.csv, escape: '\\'}, deduplicate: {near: 1}}")
     assert {text for text, _ in texts_with_targets(splits)} == {*originals}
@@ -233,7 +240,9 @@ def test_rows_that_an_unclosed_quote_joins_are_rejected_and_told(tmp_path: Path)
     ]
     lines = "".join(f"{text}\t{label}\n" for text, label in rows)
     (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{lines}", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"4 of 192 rows .*\n  rows.tsv:2  unreadable: a quoted field goes on over"):
+    with raises_error(
+        RecipeError, "INS-D022", match=r"4 of 192 rows .*\n  rows.tsv:2  unreadable: a quoted field goes on over"
+    ):
         prepare_files(tmp_path, "{source: {path: rows.tsv}}")
     splits, _ = prepare_files(tmp_path, "{source: {path: rows.tsv, quotes: false}, deduplicate: {near: 1}}")
     assert texts_with_targets(splits) == {*rows}
@@ -252,7 +261,7 @@ def test_a_header_that_is_there_and_named_again_is_no_row(tmp_path: Path, name: 
         tmp_path / name, [("Text", "summary"), *((text, f"{label} it is") for text, label in text_label_pairs(60))]
     )
     data = f"{{source: {{path: {name}, header: [text, target]}}, split: {{stratify: null}}}}"
-    with pytest.raises(RecipeError, match=rf"{name}:1: the first line is a header itself \(Text, summary\)"):
+    with raises_error(RecipeError, "INS-D014", match=rf"{name}:1: the first line is a header itself \(Text, summary\)"):
         prepare_files(tmp_path, data, SUMMARY)
 
 
@@ -264,7 +273,9 @@ def test_objects_may_leave_out_what_they_have_no_value_for(tmp_path: Path) -> No
     write_rows(tmp_path / "rows.jsonl", rows)
     _, report = prepare_files(tmp_path, "{source: {path: rows.jsonl}, split: {group: who}, deduplicate: {near: 1}}")
     assert report["rows"]["read"] == 80
-    with pytest.raises(RecipeError, match=r"data.split.group: there is no column 'whom'; did you mean 'who'"):
+    with raises_error(
+        RecipeError, "INS-D021", match=r"data.split.group: there is no column 'whom'; did you mean 'who'"
+    ):
         prepare_files(tmp_path, "{source: {path: rows.jsonl}, split: {group: whom}}")
 
 
@@ -273,7 +284,9 @@ def test_20_newsgroups_documents_that_are_named_by_a_number(tmp_path: Path) -> N
         folder = tmp_path / "20_newsgroups" / {"a": "sci.med", "b": "alt.atheism"}[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / str(51060 + n)).write_bytes(f"From: someone\nSubject: caf\u00e9\n\n{text}\n".encode("latin-1"))
-    with pytest.raises(RecipeError, match=r"holds 80 .txt files. data.source.sample_by: document reads each as one"):
+    with raises_error(
+        RecipeError, "INS-D020", match=r"has 80 .txt files. data.source.sample_by: document reads each as one"
+    ):
         prepare_files(tmp_path, "{source: {path: 20_newsgroups}}")
     splits, report = prepare_files(
         tmp_path, "{source: {path: 20_newsgroups, sample_by: document}, deduplicate: {near: 1}}"
@@ -301,7 +314,7 @@ def test_of_several_arrays_the_one_whose_objects_have_the_columns_is_meant(
     assert "rows.json: the rows are those of 'rows'; not read: features" in capsys.readouterr().err
     arrays = {"may": payload["rows"][:40], "june": payload["rows"][40:]}
     (tmp_path / "rows.json").write_text(json.dumps(arrays), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"it has several, 'may', 'june'; leave one"):
+    with raises_error(RecipeError, "INS-D017", match=r"has several, 'may', 'june'; keep one"):
         prepare_files(tmp_path, f"{{source: {{path: rows.json}}, {columns}}}")
 
 
@@ -321,7 +334,7 @@ def test_a_text_of_another_alphabet_is_refused_with_its_encoding_among_those_nam
 ) -> None:
     lines = "".join(f"{text} {n},{'ab'[n % 2]}\n" for n in range(40))
     (tmp_path / "rows.csv").write_bytes(f"text,label\n{lines}".encode(codec))
-    with pytest.raises(RecipeError, match=rf"not UTF-8, and not surely anything else; set .*\b{codec}\b"):
+    with raises_error(RecipeError, "INS-D010", match=rf"not UTF-8, and not surely anything else; set .*\b{codec}\b"):
         prepare_files(tmp_path, "{source: {path: rows.csv}}")
 
 
@@ -375,8 +388,12 @@ def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refus
     assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in summary
     assert "field total" not in summary
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "Sum"), *rows])
-    with pytest.raises(RecipeError, match=r"no row has a value of any field .*; the columns are text, Invoice No, Sum"):
+    with raises_error(
+        RecipeError, "INS-D024", match=r"no row has a value of any field .*; the columns are text, Invoice No, Sum"
+    ):
         prepare_files(tmp_path, f"{{source: {{path: rows.csv}}, {settings}}}", INVOICE)
     write_rows(tmp_path / "rows.jsonl", [{"text": text, "record": {"total": 17}} for text, *_ in rows])
-    with pytest.raises(RecipeError, match=r"no row has a value of any field .*: data.columns.target names a column of"):
+    with raises_error(
+        RecipeError, "INS-D024", match=r"no row has a value of any field .*; set data.columns.target to the column with"
+    ):
         prepare_files(tmp_path, f"{{source: {{path: rows.jsonl}}, {settings}}}", INVOICE)

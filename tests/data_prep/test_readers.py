@@ -25,6 +25,7 @@ from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.readers.sources import find_files, find_ignored_files, sha256
 from insource.config.errors import RecipeError, StageError
 from insource.config.schema.source import Source
+from tests.helpers.errors import raises_error
 from tests.helpers.malformed_files import MALFORMED_FILES, PLAIN, MalformedFile, to_cesu8
 
 COLUMNS = ("text", "label")
@@ -319,11 +320,11 @@ def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
         "data.source.path: there is no file": Source(path=str(tmp_path / "none.csv")),
         "data.source.paths[1]: there is no file": Source(paths=[rows, str(tmp_path / "none.csv")]),
         "data.source.test: there is no file": Source(train=rows, test=str(tmp_path / "none.csv")),
-        "holds no file that can be read": Source(path=str(tmp_path / "empty")),
+        "has no file that can be read": Source(path=str(tmp_path / "empty")),
         "data.source.path: " + str(tmp_path / "*.json"): Source(path=str(tmp_path / "*.json")),
         "unknown kind of file '.pdf'; known: .csv": Source(path=str(notes)),
         "neither a file nor a folder": Source(path=str(tmp_path / "pipe.csv")),
-        "are one file": Source(train=rows, test=rows),
+        "are the same file": Source(train=rows, test=rows),
     }
     for message, source in cases.items():
         assert message in read_error(source)
@@ -369,7 +370,7 @@ def test_splits_of_a_saved_data_set_are_given_where_one_is_test(tmp_path: Path) 
 
 def test_saved_data_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     folder = save_dataset(tmp_path / "outer" / "cards", "train", "test")
-    assert "name it outright" in read_error(Source(path=str(tmp_path / "outer")))
+    assert "give its path" in read_error(Source(path=str(tmp_path / "outer")))
     assert "name one: train, test" in read_error(Source(train=str(folder)))
     write_file(next((folder / "train").glob("*.arrow")), b"rubbish")
     assert "cards/train: not a data set" in read_error(Source(path=str(folder)))
@@ -379,7 +380,7 @@ def test_saved_data_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None
 def test_a_hub_that_does_not_answer_fails_the_stage_and_says_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(StageError, match=r"nobody/nothing at abcdef0 could not be loaded") as error:
+    with raises_error(StageError, "INS-D006", match=r"nobody/nothing at abcdef0 could not be loaded") as error:
         find_files(Source(hub="nobody/nothing", revision="abcdef0"))
     assert "data.source.path" in str(error.value)
 

@@ -25,6 +25,7 @@ from insource.tasks.words import is_inside_word, join_tokens
 from tests.data_prep.test_data_faults import write_rows
 from tests.data_prep.test_label_identity import distinct_texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepare_data
+from tests.helpers.errors import raises_error
 
 TABLE = """
 task:
@@ -250,7 +251,7 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(
     tmp_path: Path, columns: str, row: dict[str, Any], message: str
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", [row] * 3)
-    with pytest.raises(RecipeError, match=message):
+    with raises_error(RecipeError, "INS-D022", match=message):
         prepare_slots(tmp_path, MUSIC, "{path: rows.jsonl}", columns)
 
 
@@ -261,19 +262,19 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(
         ("{slots: {column: s, start: b}}", "data.columns.slots: give value, or start and end"),
         ("{slots: {column: s, value: v}, tags: t}", "data.columns.slots: and data.columns.tags both hold the record"),
         ("{tags: t, target: record}", "data.columns.tags: and data.columns.target both hold the record; keep one"),
-        ("{text: [a, b], tags: t}", "tells places in one text, and data.columns.text names 2 columns; name one"),
+        ("{text: [a, b], tags: t}", "marks positions in one text, but data.columns.text names 2 columns; name one"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_its_key(tmp_path: Path, columns: str, message: str) -> None:
     recipe = MUSIC.replace("SOURCE", "{path: rows.jsonl}").replace("COLUMNS", columns)
     (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
-    with pytest.raises(RecipeError, match=message):
+    with raises_error(RecipeError, "INS-R001", match=message):
         load(str(tmp_path / "r.yaml"), (), "cpu")
 
 
 def test_slots_belong_to_extraction() -> None:
-    with pytest.raises(
-        RecipeError, match=r"data.columns.tags: holds the fields of a record, and kind is classification"
+    with raises_error(
+        RecipeError, "INS-R001", match=r"data.columns.tags: holds the fields of a record, and kind is classification"
     ):
         load("classifier", ["data.columns.tags=tags"], "cpu")
 

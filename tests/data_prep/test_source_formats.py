@@ -24,6 +24,7 @@ from insource.config.load import load
 from insource.config.schema.source import SPLITS, Source
 from tests.data_prep.test_data_faults import labelled_rows, prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.errors import raises_error
 from tests.helpers.malformed_files import SHEET
 from tests.helpers.malformed_files import workbook_bytes as written
 
@@ -121,8 +122,8 @@ def test_dotted_columns_serve_wherever_a_recipe_names_a_column(tmp_path: Path, k
 
 def test_a_dotted_column_that_is_not_there_is_told_with_the_nearest_inside(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"mail": {"body": row["text"]}, "label": "a"} for row in labelled_rows(20)])
-    with pytest.raises(
-        RecipeError, match=r"data.columns.text: there is no column 'mail.bdy'; did you mean 'mail.body'"
+    with raises_error(
+        RecipeError, "INS-D021", match=r"data.columns.text: there is no column 'mail.bdy'; did you mean 'mail.body'"
     ):
         prepare_data(tmp_path, "{source: {path: rows.jsonl}, columns: {text: mail.bdy}}")
 
@@ -252,7 +253,7 @@ def test_messages_and_files_name_the_document_that_is_meant(tmp_path: Path) -> N
     dropped = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert {entry["id"] for entry in dropped} == {f"{entry['file']}:{entry['line']}" for entry in dropped}
     assert {entry["file"] for entry in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
-    with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts bear several answers"):
+    with raises_error(RecipeError, "INS-D029", match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts have several answers"):
         prepare_data(tmp_path, f"{data}, conflicts: fail}}")
     write_file(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
     with pytest.raises(RecipeError, match=r"pos/long.txt:1: 1 train rows are longer than train.max_length"):
@@ -322,7 +323,9 @@ def test_a_name_of_a_split_is_no_label(tmp_path: Path, files: list[str], labels:
 
 def test_several_text_files_are_refused_until_the_recipe_says_what_they_hold(tmp_path: Path) -> None:
     write_reviews(tmp_path)
-    with pytest.raises(RecipeError, match=r"61 .txt files. data.source.sample_by: document .* sample_by: line"):
+    with raises_error(
+        RecipeError, "INS-D020", match=r"61 .txt files. data.source.sample_by: document .* sample_by: line"
+    ):
         find_files(Source(path=str(tmp_path)))
 
 
@@ -352,7 +355,7 @@ def test_text_files_that_the_recipe_describes_are_tables(tmp_path: Path) -> None
 def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     paths = [str(tmp_path / "pos" / "*1.txt"), str(tmp_path / "pos" / "*3.txt")]
-    with pytest.raises(RecipeError, match="are one folder"):
+    with raises_error(RecipeError, "INS-D005", match="are the same folder"):
         find_files(Source(paths=paths, sample_by="document"))
 
 
@@ -418,7 +421,7 @@ def test_the_sheet_that_has_the_columns_is_read_and_told(tmp_path: Path) -> None
 def test_sheets_that_all_have_the_columns_are_refused_until_one_is_named(tmp_path: Path) -> None:
     rows = labelled_rows(5)
     path = save_workbook(tmp_path / "rows.xlsx", May=table_with_header(rows[:2]), June=table_with_header(rows[2:]))
-    with pytest.raises(RecipeError, match=r"Set data.source.sheet; it has 'May', 'June'"):
+    with raises_error(RecipeError, "INS-D018", match=r"Set data.source.sheet; it has 'May', 'June'"):
         read_rows(Source(path=str(path)))
     assert len(read_rows(Source(path=str(path), sheet="June"))) == 3
 
@@ -444,7 +447,7 @@ def test_an_error_in_a_column_that_nobody_needs_is_an_empty_cell(tmp_path: Path)
 def test_a_workbook_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(written(SHEET, more=b"<x>" + b" " * 3_000_000 + b"</x>"))
     assert len(read_rows(Source(path=str(tmp_path / "rows.xlsx")))) == 2
-    with pytest.raises(RecipeError, match=r"an unpacked workbook of 2.9 MiB, more than 2; export it as CSV"):
+    with raises_error(RecipeError, "INS-D019", match=r"an unpacked workbook of 2.9 MiB, more than 2; export it as CSV"):
         read_rows(Source(path=str(tmp_path / "rows.xlsx"), max_unpacked_mib=2))
 
 
@@ -452,7 +455,7 @@ def test_a_sheet_is_checked_whatever_its_name_is(tmp_path: Path) -> None:
     entities = '<!DOCTYPE worksheet [<!ENTITY e "x">]>'
     renamed_workbook = renamed(written(SHEET, entities), "worksheets/sheet1.xml", "worksheets/sheet1.png")
     (tmp_path / "rows.xlsx").write_bytes(renamed_workbook)
-    with pytest.raises(RecipeError, match=r"sheet1.png has a document type"):
+    with raises_error(RecipeError, "INS-D012", match=r"sheet1.png has a document type"):
         read_rows(Source(path=str(tmp_path / "rows.xlsx")))
     picture = renamed(written(SHEET, more=b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "xl/more.xml", "xl/more.png")
     (tmp_path / "rows.xlsx").write_bytes(picture)
@@ -477,5 +480,5 @@ def renamed(content: bytes, old_name: str, new_name: str) -> bytes:
 def test_dialects_that_cannot_be_are_refused_with_their_key(tmp_path: Path, setting: str) -> None:
     task = "task: {kind: classification, instruction: Say what it is about.}\nmodel: {base: pocket}"
     write_file(tmp_path / "r.yaml", f"{task}\ndata: {{source: {{path: rows.csv, {setting}}}}}\n")
-    with pytest.raises(RecipeError, match=r"data.source"):
+    with raises_error(RecipeError, "INS-R001", match=r"data.source"):
         load(str(tmp_path / "r.yaml"), (), "cpu")

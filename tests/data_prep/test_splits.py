@@ -251,7 +251,7 @@ def test_rows_without_a_group_stay_where_they_are_when_rows_are_added_above_them
     ("overrides", "message"),
     [
         (["data.split.time=text"], "bad_time: column .text.: .*is no time; known: ISO 8601"),
-        (["data.split.time=customer", "data.split.cut=soon"], "is no ISO 8601 time"),
+        (["data.split.time=customer", "data.split.cut=soon"], "is not an ISO 8601 time"),
         (["data.split.time=customer", "data.split.cut=2031-01-01"], "no row is from 2031-01-01"),
         (["data.split.time=customer", "data.split.cut=1999-01-01"], "no row is before 1999-01-01"),
     ],

@@ -32,6 +32,7 @@ from insource.config.recipe import Recipe
 from insource.stats import drift
 from insource.system import atomic_files
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,
     LABELS,
@@ -478,5 +479,5 @@ def test_a_registry_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     from deploy.answers import answer_ids
 
     (tmp_path / "registry").write_text("a file", encoding="utf-8")
-    with pytest.raises(StageError, match="cannot be written"):
+    with raises_error(StageError, "INS-X002", match="cannot be written"):
         answer_ids.load_answer_ids(tmp_path / "registry" / TASK_NAME)

@@ -8,6 +8,7 @@ from deploy.gateway import keys
 from deploy.gateway.keys import Keys
 from insource.config.errors import RecipeError
 from serve.vllm.server_process import Address
+from tests.helpers.errors import raises_error
 
 LOOPBACK, ANYWHERE = Address("127.0.0.1", 8000), Address("0.0.0.0", 8000)  # noqa: S104
 
@@ -58,7 +59,7 @@ def test_what_is_wrong_with_a_file_is_told_by_its_line_and_without_a_key(
 ) -> None:
     file = tmp_path / "keys"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match=message) as error:
+    with raises_error(RecipeError, "INS-G007", match=message) as error:
         Keys(None, file)
     assert "0123456789" not in str(error.value)
 
@@ -67,14 +68,14 @@ def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("a 0123456789abcdef\n", encoding="utf-8")
     file.chmod(0o666)
-    with pytest.raises(RecipeError, match="chmod"):
+    with raises_error(RecipeError, "INS-G007", match="chmod"):
         Keys(None, file)
 
 
 def test_where_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match=r"serve\.host"):
+    with raises_error(RecipeError, "INS-E004", match=r"serve\.host"):
         keys.load_keys(ANYWHERE, loopback_without_key=True)
-    with pytest.raises(RecipeError, match=r"serve\.loopback_without_key"):
+    with raises_error(RecipeError, "INS-E004", match=r"serve\.loopback_without_key"):
         keys.load_keys(LOOPBACK, loopback_without_key=False)
     assert not keys.load_keys(LOOPBACK, loopback_without_key=True).required
     monkeypatch.setenv(keys.API_KEY_VARIABLE, "secret")

@@ -19,6 +19,7 @@ from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import REFERENCES_FILE, Run
 from tests.conftest import Command
+from tests.helpers.errors import raises_error
 
 RECIPE = load("classifier", (), "cpu").recipe
 
@@ -82,11 +83,11 @@ def test_rolling_back_twice_goes_further_back(make_trained_run: Callable[[str], 
     deployed = [registry.promote(registry_dir, make_trained_run(weights), []) for weights in ("one", "two", "three")]
     assert registry.roll_back(registry_dir, None) == (deployed[2], deployed[1])
     assert registry.roll_back(registry_dir, None) == (deployed[1], deployed[0])
-    with pytest.raises(RecipeError, match="only version"):
+    with raises_error(RecipeError, "INS-G002", match="only version"):
         registry.roll_back(registry_dir, None)
     assert registry.roll_back(registry_dir, deployed[2]) == (deployed[0], deployed[2])
     assert registry.current_version(registry_dir) == deployed[2]
-    with pytest.raises(RecipeError, match=f"no whole version nonsense .* there are {min(deployed)}"):
+    with raises_error(RecipeError, "INS-G002", match=f"no complete version nonsense .* there are {min(deployed)}"):
         registry.roll_back(registry_dir, "nonsense")
 
 
@@ -108,7 +109,7 @@ def test_a_version_that_was_deployed_twice_is_rolled_back_to_the_one_between(
 
 
 def test_nothing_to_roll_back(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nothing is deployed"):
+    with raises_error(RecipeError, "INS-G001", match="nothing is deployed"):
         registry.roll_back(tmp_path / "classifier", None)
 
 
@@ -120,7 +121,7 @@ def test_a_damaged_version_is_not_gone_back_to_and_is_written_anew(
     first = registry.promote(registry_dir, trained_run, [])
     registry.promote(registry_dir, make_trained_run("two"), [])
     (registry_dir / "versions" / first / "adapter" / "adapter_model.safetensors").write_text("hal", encoding="utf-8")
-    with pytest.raises(RecipeError, match="no whole version"):
+    with raises_error(RecipeError, "INS-G002", match="no complete version"):
         registry.roll_back(registry_dir, None)
     assert registry.promote(registry_dir, trained_run, []) == first and registry.is_complete(
         registry_dir / "versions" / first
@@ -132,7 +133,7 @@ def test_an_adapter_that_changed_after_training_is_not_deployed(
 ) -> None:
     trained_run = make_trained_run("one")
     (trained_run.folder / "adapter" / "adapter_model.safetensors").write_text("two", encoding="utf-8")
-    with pytest.raises(StageError, match="was changed"):
+    with raises_error(StageError, "INS-E014", match="was changed"):
         registry.promote(tmp_path / "registry" / "classifier", trained_run, [])
     assert registry.current_version(tmp_path / "registry" / "classifier") is None
     assert not list((tmp_path / "registry" / "classifier" / "versions").iterdir())
@@ -151,7 +152,7 @@ def test_reference_answers_go_along_beside_the_adapter_and_changed_ones_do_not(
     assert version.references_path.read_text(encoding="utf-8") == "a row that one answers"
     assert not (version.folder / "adapter" / REFERENCES_FILE).exists()
     (second_run.folder / REFERENCES_FILE).write_text("others", encoding="utf-8")
-    with pytest.raises(StageError, match=r"reference.jsonl is not as training wrote it"):
+    with raises_error(StageError, "INS-E011", match=r"reference.jsonl was changed after training"):
         registry.promote(registry_dir, second_run, [])
     assert registry.current_version(registry_dir) == version.id
 
@@ -176,7 +177,7 @@ def test_a_run_without_an_adapter_is_not_deployed_by_force_either(
     trained_run = make_trained_run("one")
     shutil.rmtree(trained_run.folder / "adapter")
     assert "not trained to its end" in gates.find_failures(trained_run, RECIPE)[0]
-    with pytest.raises(StageError, match="has no adapter to deploy"):
+    with raises_error(StageError, "INS-E014", match="has no adapter to deploy"):
         registry.promote(tmp_path / "registry" / "classifier", trained_run, ["forced"])
 
 
@@ -283,7 +284,7 @@ def test_what_the_registry_does_not_hold_is_not_gone_back_to(
     foreign = registry.promote(other_folder, make_trained_run("two"), [])
     shutil.copytree(other_folder / "versions" / foreign, registry_dir / "versions" / foreign)
     for target in (foreign, f"../../other/versions/{foreign}", "..", ""):
-        with pytest.raises(RecipeError, match=r"no whole version|only version"):
+        with raises_error(RecipeError, "INS-G002", match=r"no complete version|only version"):
             registry.roll_back(registry_dir, target)
     assert registry.current_version(registry_dir) == version
 
@@ -300,7 +301,7 @@ def test_while_another_process_changes_the_registry_nothing_is_deployed(
         lambda: registry.promote(registry_dir, second, []),
         lambda: registry.roll_back(registry_dir, first),
     ):
-        with pytest.raises(StageError, match="being changed by another process"):
+        with raises_error(StageError, "INS-X003", match="in use by another process"):
             attempt()
     holder.kill()
     holder.communicate()

@@ -16,6 +16,7 @@ from insource.backends.pricing import TokenPrice
 from insource.backends.types import Completion, Request, Usage
 from insource.config.errors import StageError
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 
 SPENDER = """
 import sys, time
@@ -98,7 +99,7 @@ def test_threads_of_one_process_share_it_too(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_written_nothing_is_sent(tmp_path: Path) -> None:
     (tmp_path / "spend").write_text("", encoding="utf-8")
-    with pytest.raises(StageError, match="cannot be written"):
+    with raises_error(StageError, "INS-X002", match="cannot be written"):
         Ledger(tmp_path / "spend", 1.0).reserve(0.1)
 
 

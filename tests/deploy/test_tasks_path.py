@@ -18,6 +18,7 @@ from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.schema.serving_and_cost import Limits
 from insource.stats.calibration import Platt
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,
     TASK_NAME,
@@ -364,5 +365,5 @@ def test_a_recipe_that_routes_to_what_cannot_be_asked_is_told(
 ) -> None:
     address, _, extra = baselines.partition(", ")
     baselines_text = baseline_yaml(address, extra=f", {extra}" if extra else "") if address != "[]" else "[]"
-    with pytest.raises(RecipeError, match=message):
+    with raises_error(RecipeError, "INS-R001", match=message):
         make_recipe(tmp_path, baselines=baselines_text, route=route)

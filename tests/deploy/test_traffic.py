@@ -27,6 +27,7 @@ from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.source import Source
 from insource.system.timestamps import utc_timestamp
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway.task_gateway import (
     EXTRACTOR_TASK,
     ROUTER_TASK,
@@ -267,7 +268,7 @@ def test_a_column_of_the_recipe_that_the_record_has_for_itself_is_refused_at_sta
     tmp_path: Path, task: str | None, columns: str, key: str
 ) -> None:
     kwargs = {"task": task} if task else {}
-    with pytest.raises(RecipeError, match=f"^{key}: given .*rename it, or record nothing"):
+    with raises_error(RecipeError, "INS-G008", match=f"^{key}: given .*rename it, or record nothing"):
         traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns, **kwargs))
     traffic_record.check_recordable(make_recipe(tmp_path, columns=columns, **kwargs))  # nothing is recorded
 
@@ -339,7 +340,7 @@ def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) 
 def test_a_form_that_the_record_cannot_have_is_refused_at_start(
     tmp_path: Path, task: str, columns: str, key: str
 ) -> None:
-    with pytest.raises(RecipeError, match=f"^{key}: given .*which the record cannot"):
+    with raises_error(RecipeError, "INS-G008", match=f"^{key}: given .*record of serve.record.share"):
         traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, task=task, columns=columns))
 
 

@@ -236,9 +236,7 @@ CSV = [
     MalformedFile("only delimiters", "rows.csv", b",,\n,,\n", refusal="no header line"),
     MalformedFile("header only", "rows.csv", b"text,label\n"),
     MalformedFile("header without its end", "rows.csv", b"text,label", facts={"last_line_ended": False}),
-    MalformedFile(
-        "one name twice", "rows.csv", b"text,text\na,b\n", refusal="rows.csv:1: column 'text' stands there twice"
-    ),
+    MalformedFile("one name twice", "rows.csv", b"text,text\na,b\n", refusal="rows.csv:1: column 'text' occurs twice"),
     MalformedFile(
         "the index of pandas",
         "rows.csv",
@@ -373,7 +371,7 @@ CSV = [
         (expected_row(2, "a\u2028b\x85c\x0cd"),),
     ),
     MalformedFile("a workbook by another name", "rows.csv", b"PK\x03\x04\x14\0\x06\0", refusal="an Excel workbook"),
-    MalformedFile("gzip by another name", "rows.csv", gzip.compress(PLAIN), refusal="this is gzip data"),
+    MalformedFile("gzip by another name", "rows.csv", gzip.compress(PLAIN), refusal="the content is gzip data"),
 ]
 
 JSON = [
@@ -469,7 +467,7 @@ JSON = [
     MalformedFile(
         "an object without rows", "rows.json", b'{"a": [[1]]}', refusal="rows.json:1: an object without rows"
     ),
-    MalformedFile("a string", "rows.json", b'"hello"', refusal="no array of objects"),
+    MalformedFile("a string", "rows.json", b'"hello"', refusal="an array of objects"),
     MalformedFile("jsonl by another name", "rows.json", LINES, LINE_ROWS, facts={"json_lines": True}),
     MalformedFile(
         "jsonl by another name, with a bad line",
@@ -524,7 +522,9 @@ COMPRESSED = [
     ),
     MalformedFile("no zst", "rows.csv.zst", PLAIN, refusal="rows.csv.zst:1: the zst stream"),
     MalformedFile("gzip of nothing", "rows.csv.gz", gzip.compress(b""), refusal="rows.csv.gz: the file is empty"),
-    MalformedFile("gzip in gzip", "rows.csv.gz", gzip.compress(gzip.compress(PLAIN)), refusal="this is gzip data"),
+    MalformedFile(
+        "gzip in gzip", "rows.csv.gz", gzip.compress(gzip.compress(PLAIN)), refusal="the content is gzip data"
+    ),
     MalformedFile(
         "a bomb", "rows.csv.gz", gzip.compress(b"\0" * (64 << 20)), refusal="rows.csv.gz:1: a line of more than"
     ),

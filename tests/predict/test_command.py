@@ -18,6 +18,7 @@ from insource.system import atomic_files
 from insource.tasks import load_task_spec
 from predict.rows import inputs, output
 from predict.rows.column_types import ColumnTypes
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway import task_gateway
 from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
@@ -100,7 +101,7 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     lines += ['{"message": "nul \\u0000 byte"}', '{"message": "fruit"}', '{"message": "too long"}']
     lines += ['{"message": "poison"}', '{"message": "fine too"}', json.dumps({"message": "x" * 70_000})]
     (prediction_run.folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with pytest.raises(StageError, match="1 rows got no answer"):
+    with raises_error(StageError, "INS-P006", match="1 rows got no answer"):
         prediction_run.predict(prediction_run.folder / "in.jsonl", "out.jsonl", address)
     assert not prediction_run.output_path("out.jsonl").exists()
     output_rows = read_output(prediction_run.predict(prediction_run.folder / "in.jsonl", "out.jsonl", address))
@@ -227,7 +228,7 @@ def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     prediction_run.predict(write_csv(rows, make_rows(TEXTS[:70])), "out.csv", address)
     assert engine.answer_counts.total() == 230 and len(read_output(path)) == 70
     path.write_text("a,b\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="FORCE=1"):
+    with raises_error(RecipeError, "INS-R015", match="FORCE=1"):
         prediction_run.predict(rows, "out.csv", address)
     prediction_run.predict(rows, "out.csv", address, "--force")
     assert len(read_output(path)) == 70
@@ -255,7 +256,7 @@ def test_an_input_that_is_changed_while_it_is_read_gives_no_output(
         return 0
 
     engine.refusal_status = change
-    with pytest.raises(StageError, match="INPUT was changed"):
+    with raises_error(StageError, "INS-P005", match="INPUT was changed"):
         prediction_run.predict(rows, "out.csv", address)
     assert not prediction_run.output_path("out.csv").exists() and not list(
         prediction_run.run.folder.parent.glob(".predict/*")
@@ -310,7 +311,7 @@ def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
     write_csv(folder / "in.csv", make_rows(TEXTS[:3]))
     path = prediction_run.folder / output
     if is_part:
-        with pytest.raises(RecipeError, match="is a part of INPUT"):
+        with raises_error(RecipeError, "INS-P002", match="is a part of INPUT"):
             prediction_run.predict(prediction_run.folder / pattern, f"../{output}", address)
         assert not path.exists()
     else:
@@ -336,5 +337,5 @@ def test_two_predictions_at_once_into_one_output_leave_one_of_them_whole(tmp_pat
 def test_data_that_may_not_leave_goes_to_no_other_machine(tmp_path: Path) -> None:
     prediction_run = make_run(tmp_path, may_leave="false")
     rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:3]))
-    with pytest.raises(RecipeError, match="data_may_leave is false"):
+    with raises_error(RecipeError, "INS-P008", match="data_may_leave is false"):
         prediction_run.predict(rows, "out.csv", "http://gateway.example.org")

@@ -18,6 +18,7 @@ from insource.backends import failures
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
 from predict import __main__
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway import stand_in_engine, task_gateway
 from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash
 from tests.helpers.gateway.task_gateway import TASK_NAME
@@ -124,7 +125,7 @@ def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
             "the threshold is of the run, which is not what is deployed"
         )
         engine.refusal_status = change
-        with pytest.raises(StageError, match="changed over from version another to newer"):
+        with raises_error(StageError, "INS-P012", match="changed from version another to newer"):
             predicted(prediction_run, rows, "second.csv", gateway)
     assert not prediction_run.output_path("second.csv").exists()
 
@@ -157,7 +158,7 @@ def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_p
             return 0
 
         engine.refusal_status = change
-        with pytest.raises(StageError, match="changed over from version v1 to v2"):
+        with raises_error(StageError, "INS-P012", match="changed from version v1 to v2"):
             predicted(prediction_run, rows, "out.jsonl", gateway, "--probabilities")
     assert not prediction_run.output_path("out.jsonl").exists()
 
@@ -169,8 +170,14 @@ def test_what_is_no_gateway_or_wants_another_key_is_said_before_a_row_is_asked(t
     )
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
     engine = StandInEngine(answer_by_hash)
-    with stand_in_engine.serve_engine(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
+    with (
+        stand_in_engine.serve_engine(engine) as address,
+        raises_error(RecipeError, "INS-P007", match="not a gateway of insource"),
+    ):
         predicted(prediction_run, rows, "out.csv", address)
-    with door(deployed, engine, "v1", "key") as (gateway, _), pytest.raises(StageError, match="INSOURCE_API_KEY"):
+    with (
+        door(deployed, engine, "v1", "key") as (gateway, _),
+        raises_error(StageError, "INS-P010", match="INSOURCE_API_KEY"),
+    ):
         predicted(prediction_run, rows, "out.csv", gateway)
     assert not engine.request_counts and not prediction_run.output_path("").exists()

@@ -27,6 +27,7 @@ from predict.prediction import Prediction
 from serve.vllm import launch_plan
 from serve.vllm.server_process import Address, free_port, is_healthy
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, serve_engine
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 from train.export import adapter
@@ -142,7 +143,7 @@ def test_two_at_once_are_refused(
 def test_a_mistake_in_the_call_ends_with_2_and_in_words(prediction_run: PredictionRun, address: str) -> None:
     process = prediction_run.start(SEGMENT, "", prediction_run.argv("no-such.csv", "out.csv", address))
     log_text, _ = process.communicate(timeout=300)
-    assert process.returncode == 2 and "error: INPUT: there is no file no-such.csv" in log_text
+    assert process.returncode == 2 and "error[INS-D001]: INPUT: there is no file no-such.csv" in log_text
     assert "Traceback" not in log_text
 
 
@@ -258,7 +259,7 @@ def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_pat
         journal.close()
         assert path.read_bytes() == content.splitlines(keepends=True)[0]
     path.write_bytes(b"no answer\n" + content)
-    with pytest.raises(StageError, match=r"000000.jsonl:1: this line is no answer"):
+    with raises_error(StageError, "INS-A010", match=r"000000.jsonl:1: this line is not a recorded answer"):
         Journal(path)
 
 

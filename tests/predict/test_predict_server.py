@@ -15,6 +15,7 @@ from predict.engines import local_vllm
 from predict.rows import inputs
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import LaunchPlan
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway.stand_in_engine import StandInEngine, serve_engine
 from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
 from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
@@ -127,7 +128,7 @@ def test_asking_anew_goes_on_where_it_broke_off(
     engine.answer_counts.clear()
     engine.answer = lambda text: ("broken", 0.9)
     engine.fail_after(30)
-    with pytest.raises(StageError, match="nothing answers any more"):
+    with raises_error(StageError, "INS-P009", match="no longer answers"):
         prediction_run.predict(rows, "out.csv", address, "--fresh")
     engine.recover()
     prediction_run.predict(rows, "out.csv", address, *options)
@@ -148,7 +149,7 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
     assert set(engine.answer_counts.values()) == {1} and engine.request_counts[TEXTS[5]] == 3
     more_rows = write_csv(prediction_run.folder / "more.csv", make_rows(TEXTS[100:200]))
     engine.fail_after(30)
-    with serve_engine(engine) as address, pytest.raises(StageError, match="nothing answers any more"):
+    with serve_engine(engine) as address, raises_error(StageError, "INS-P009", match="no longer answers"):
         prediction_run.predict(more_rows, "more.csv", address)
     assert not prediction_run.output_path("more.csv").exists() and prediction_run.rows_on_disk() == 30
     engine.recover()
@@ -166,21 +167,21 @@ def test_only_what_is_said_of_the_row_refuses_it(
     engine.refusal_status = lambda text, attempts: status if text == TEXTS[7] and attempts == 0 else 0
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:20]))
     if status not in (408, 429):
-        with pytest.raises(StageError, match=f"answers {status}.*refused with {status}"):
+        with raises_error(StageError, "INS-P009", match=f"answers {status}.*refused with {status}"):
             prediction_run.predict(rows, "out.csv", address)
         assert not prediction_run.output_path("out.csv").exists()
     output_rows = read_output(prediction_run.predict(rows, "out.csv", address))
     assert [row["answer"] for row in output_rows] == [linear_predictions()[text][0] for text in TEXTS[:20]]
 
 
-@pytest.mark.parametrize(("rows", "message"), [(60, "16 rows in succession"), (5, "5 rows got no answer")])
+@pytest.mark.parametrize(("rows", "message"), [(60, "16 consecutive rows"), (5, "5 rows got no answer")])
 def test_an_outage_of_a_server_that_says_it_is_well_makes_no_output_of_refusals(
     prediction_run: PredictionRun, engine: StandInEngine, address: str, rows: int, message: str
 ) -> None:
     engine.refusal_status = lambda text, attempts: 500
     path = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:rows]))
     for _ in range(2):
-        with pytest.raises(StageError, match=message):
+        with raises_error(StageError, "INS-P006", match=message):
             prediction_run.predict(path, "out.csv", address)
     assert not prediction_run.output_path("out.csv").exists()
     engine.refusal_status = lambda text, attempts: 0
@@ -194,7 +195,7 @@ def test_rows_without_an_answer_are_asked_again_by_the_next_call_and_they_alone(
     unanswered = {TEXTS[3], TEXTS[70]}
     engine.refusal_status = lambda text, attempts: 503 if text in unanswered else 0
     path = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:120]))
-    with pytest.raises(StageError, match="2 rows got no answer"):
+    with raises_error(StageError, "INS-P006", match="2 rows got no answer"):
         prediction_run.predict(path, "out.csv", address)
     engine.refusal_status = lambda text, attempts: 0
     output_rows = read_output(prediction_run.predict(path, "out.csv", address))
@@ -207,7 +208,7 @@ def test_a_file_of_another_origin_is_kept_also_after_a_call_that_broke_off(
 ) -> None:
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:20]))
     engine.failing = True
-    with pytest.raises(StageError, match="nothing answers any more"):
+    with raises_error(StageError, "INS-P009", match="no longer answers"):
         prediction_run.predict(rows, "first.csv", address)
     engine.failing = False
     foreign_path = prediction_run.output_path("second.csv")
@@ -225,7 +226,7 @@ def test_a_server_of_another_run_is_refused_before_a_row_is_asked_and_when_it_go
 ) -> None:
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:5]))
     engine.failing = True
-    with pytest.raises(StageError, match="nothing answers any more"):
+    with raises_error(StageError, "INS-P009", match="no longer answers"):
         prediction_run.predict(rows, "out.csv", address)
     n_queries, engine.failing = engine.request_counts.total(), False
     engine.reference_answer, engine.prompt_ids = ("other", [1, 2, 3]) if difference == "answers" else ("b", [1, 2, 4])
@@ -241,7 +242,7 @@ def test_answers_of_two_forms_are_not_mixed_and_one_that_is_not_named_has_no_thr
     rows = write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:60]))
     engine.fail_after(30)
     engine.loaded_folder = f"/srv/runs/router/{prediction_run.run.id}/adapter"
-    with pytest.raises(StageError, match="nothing answers any more"):
+    with raises_error(StageError, "INS-P009", match="no longer answers"):
         prediction_run.predict(rows, "out.jsonl", address)
     n_answered = engine.answer_counts.total()
     engine.recover()
@@ -262,6 +263,6 @@ def test_a_server_without_the_model_is_refused_before_a_row_is_asked(
     prediction_run.recipe_path.rename(prediction_run.folder / "other.yaml")
     (prediction_run.folder / "runs" / "router").rename(prediction_run.folder / "runs" / "other")
     other_run = PredictionRun(prediction_run.folder, prediction_run.folder / "other.yaml", prediction_run.run)
-    with pytest.raises(RecipeError, match="no model other; there are router"):
+    with raises_error(RecipeError, "INS-P007", match="no model other; the server has router"):
         other_run.predict(write_csv(prediction_run.folder / "in.csv", make_rows(TEXTS[:3])), "out.csv", address)
     assert engine.request_counts == Counter()

@@ -18,6 +18,7 @@ from insource.backends.types import ApiFormat, Backend, Request
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import load
 from tests.conftest import Command
+from tests.helpers.errors import raises_error
 
 ASKED = [Request("1", [{"role": "user", "content": "a customer's own words"}], 5)]
 
@@ -92,7 +93,7 @@ def test_addresses_that_would_copy_a_secret_or_send_rows_in_clear_are_refused(
     if message is None:
         load("classifier", overrides, "cpu")
         return
-    with pytest.raises(RecipeError, match=message) as error:
+    with raises_error(RecipeError, "INS-R001", match=message) as error:
         load("classifier", overrides, "cpu")
     assert "compare.baselines.0.base_url" in str(error.value) and "pass-word" not in str(error.value)
 

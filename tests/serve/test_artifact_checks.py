@@ -25,6 +25,7 @@ from serve import artifact_checks
 from serve.vllm import launch_plan
 from serve.vllm.launch_plan import ServedModel
 from serve.vllm.server_process import Address, LaunchPlan, vllm_command, vllm_environment
+from tests.helpers.errors import raises_error
 from train.export import adapter
 from train.model import base
 
@@ -77,7 +78,7 @@ def test_a_template_changed_after_training(folder: Path, rewrite_hashes: bool) -
     message = problems(folder)
     assert (
         "chat_template.jinja" in message
-        and "asked otherwise than it was taught" in message
+        and "prompts would differ from the trained ones" in message
         and "put the trained one" in message
     )
 
@@ -113,7 +114,7 @@ def test_a_truncated_file(folder: Path, n_bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:n_bytes])
     resummed(folder)
     message = problems(folder)
-    assert path.name in message and ("cut short" in message or "is no safetensors file" in message)
+    assert path.name in message and ("cut off" in message or "is no safetensors file" in message)
 
 
 def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> No
     shard = merged / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
     (message,) = artifact_checks.check_model(merged)
-    assert shard.name in message and "cut short" in message and "make export" in message
+    assert shard.name in message and "cut off" in message and "make export" in message
     shard.unlink()
     (message,) = artifact_checks.check_model(merged)
     assert f"{shard.name} is missing" in message
@@ -186,7 +187,7 @@ def test_int8_is_computed_in_what_the_kernel_for_this_cpu_takes(
 def test_an_open_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(launch_plan.API_KEY_VARIABLE, raising=False)
     assert launch_plan.require_api_key(Address("127.0.0.1", 8000)) is None
-    with pytest.raises(RecipeError, match=launch_plan.API_KEY_VARIABLE):
+    with raises_error(RecipeError, "INS-E004", match=launch_plan.API_KEY_VARIABLE):
         launch_plan.require_api_key(Address("0.0.0.0", 8000))  # noqa: S104
     monkeypatch.setenv(launch_plan.API_KEY_VARIABLE, "secret")
     assert launch_plan.require_api_key(Address("0.0.0.0", 8000)) == "secret"  # noqa: S104
@@ -255,5 +256,5 @@ def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> Non
     """The run was trained on another machine, or the cache that held the base was emptied."""
     served, _ = planned(folder)
     recipe = served.recipe.with_model(base=str(tmp_path / "gone"), quantization="none")
-    with pytest.raises(RecipeError, match="there is no such folder"):
+    with raises_error(RecipeError, "INS-E003", match="there is no such folder"):
         launch_plan.locate_base(replace(served, recipe=recipe), Serve())

@@ -14,6 +14,7 @@ from insource.tracking.run import Run
 from serve.parity import check, report_text
 from serve.parity.check import Mismatch, ParityProbe, ParityResult, SameWeightsAgreement, ScoreDifference
 from serve.vllm import launch_plan, server_process
+from tests.helpers.errors import raises_error
 
 PARITY = Parity()
 
@@ -175,8 +176,8 @@ def test_a_port_that_is_taken_is_told_with_one_that_is_free() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(RecipeError, match=rf"127\.0\.0\.1:{port} cannot be listened at: .* SET=serve\.port=\d+"):
+        with raises_error(RecipeError, "INS-X009", match=rf"cannot use 127\.0\.0\.1:{port}: .* SET=serve\.port=\d+"):
             server_process.check_port_free("127.0.0.1", port)
     server_process.check_port_free("127.0.0.1", port)
-    with pytest.raises(RecipeError, match="cannot be listened at"):
+    with raises_error(RecipeError, "INS-X009", match="cannot use 192"):
         server_process.check_port_free("192.0.2.1", 8000)

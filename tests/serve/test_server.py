@@ -12,6 +12,7 @@ from insource.config.schema.serving_and_cost import Serve
 from serve import server
 from serve.vllm import lifecycle, server_process
 from serve.vllm.server_process import Address, LaunchPlan, VllmProcess
+from tests.helpers.errors import raises_error
 from tests.helpers.gateway import stand_in_vllm
 
 
@@ -39,7 +40,7 @@ def test_a_failed_start_is_tried_again_and_counts_as_a_death(
                 threading.Event().wait(0.05)
 
         threading.Thread(target=kill_again, daemon=True).start()
-        with pytest.raises(StageError, match="has failed 4 times"):
+        with raises_error(StageError, "INS-E006", match="has failed 4 times"):
             server.restart_loop(vllm, [], None)
     stderr = capfd.readouterr().err
     assert "did not start again" in stderr and "not enough memory" in stderr

@@ -186,7 +186,7 @@ def test_what_the_hardware_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(environment, "cpu_serves_w4a16", lambda: False)
     with pytest.raises(RecipeError, match="w4a16 needs a GPU or a CPU with AVX-512"):
         schemes("export.quantize=[w4a16]")
-    with pytest.raises(RecipeError, match=r"fp8 needs a GPU of compute capability 8\.9 .* serves on a CPU; take int8"):
+    with pytest.raises(RecipeError, match=r"fp8 needs a GPU of compute capability 8\.9 .* serves on a CPU; set int8"):
         schemes("export.quantize=[fp8]")
 
 

@@ -47,7 +47,7 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(ga
         gateway.wait_for_log(f"current   {NAME}@{second}")
         assert version_of(gateway.wait_for_answer()) == second
         assert gateway.read_log().count("refused   ") == 2
-        with pytest.raises(RecipeError, match="no whole version"):
+        with pytest.raises(RecipeError, match="no complete version"):
             registry.roll_back(gateway_setup.registry, failing)
         registry.roll_back(
             gateway_setup.registry, newer

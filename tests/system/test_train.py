@@ -182,7 +182,8 @@ def test_rows_that_would_lose_their_answer_are_refused_before_training(
     completed = python("train", small_recipe, "train.max_length=80")
     assert completed.returncode == 2
     assert (
-        "before any text stands in it" in completed.stderr and "raise train.max_length above that" in completed.stderr
+        "but the prompt without an input has" in completed.stderr
+        and "raise train.max_length above that" in completed.stderr
     )
     assert "Traceback" not in completed.stderr
     assert not list((tmp_path / "runs").rglob("adapter"))

@@ -48,7 +48,7 @@ def test_hardware_gpu_without_one_ends_before_the_base_is_read_and_is_recorded(
 ) -> None:
     completed = python("train", small_recipe, "--hardware", "gpu", CUDA_VISIBLE_DEVICES="")
     assert completed.returncode == 2, completed.stderr
-    assert "error: accelerate.use_cpu: false, and PyTorch can use no GPU here" in completed.stderr
+    assert "error[INS-X005]: accelerate.use_cpu: false, and PyTorch can use no GPU here" in completed.stderr
     assert "Traceback" not in completed.stderr and "untuned" not in completed.stderr
     (manifest,) = (tmp_path / "runs").glob("small/*/manifest.json")
     stage = atomic_files.read_json(manifest)["stages"]["train"]

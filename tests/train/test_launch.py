@@ -268,7 +268,11 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
     joiners = [threading.Thread(target=wait) for _ in range(2)]
     joiners[0].start()
     time.sleep(0.2)
-    errors = {"data": SystemExit(2), "refused": StageError("the disk is full"), "stopped": KeyboardInterrupt()}
+    errors = {
+        "data": SystemExit(2),
+        "refused": StageError("the disk is full", code="INS-X001"),
+        "stopped": KeyboardInterrupt(),
+    }
 
     def lead() -> None:
         with suppress(BaseException), rendezvous.publish_launch(tmp_path, machine_recipe(0)) as announcement:

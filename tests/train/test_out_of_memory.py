@@ -116,7 +116,7 @@ def test_a_training_on_a_small_card_ends_with_its_adapter_or_in_words(
         assert any("rows decoded at once" in message for message in stage["fallbacks"])
         return
     assert completed.returncode == 1 and "Traceback" not in completed.stderr
-    assert "failed: out of memory: CUDA out of memory" in completed.stderr
+    assert "failed[INS-T016]: out of memory: CUDA out of memory" in completed.stderr
     assert stage["state"] == "failed" and stage["exit_reason"].startswith("out of memory")
 
 

@@ -21,10 +21,11 @@ def check_gpu(recipe: Recipe) -> None:
         raise RecipeError(
             explain_missing_gpu(
                 torch.__version__, torch.version.cuda, hardware.read_driver_version(), hardware.list_gpus(), os.environ
-            )
+            ),
+            code="INS-X005",
         )
     if message := explain_old_gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability()):
-        raise RecipeError(message)
+        raise RecipeError(message, code="INS-X005")
 
 
 def explain_missing_gpu(
@@ -38,8 +39,8 @@ def explain_missing_gpu(
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if cuda_version is None:
         reason = (
-            f"the installed PyTorch ({torch_version}) is built for CPUs: `make setup HARDWARE=gpu` installs the other "
-            "one"
+            f"the installed PyTorch ({torch_version}) is built for CPUs: `make setup HARDWARE=gpu` installs the one "
+            "for GPUs"
         )
     elif visible is not None and visible.strip() in ("", "-1"):
         reason = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one"
@@ -50,10 +51,10 @@ def explain_missing_gpu(
         )
     else:
         reason = (
-            f"the driver ({driver_version or 'of unknown version'}) does not serve PyTorch {torch_version}, which is "
+            f"the driver ({driver_version or 'of unknown version'}) is too old for PyTorch {torch_version}, which is "
             f"built for CUDA {cuda_version}: update the driver (CUDA 13 needs {hardware.MIN_DRIVER_VERSION} or newer)"
         )
-    return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {reason}. HARDWARE=cpu computes on the CPU"
+    return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {reason}. HARDWARE=cpu trains on the CPU"
 
 
 def explain_old_gpu(name: str, capability: tuple[int, int]) -> str | None:
@@ -63,5 +64,5 @@ def explain_old_gpu(name: str, capability: tuple[int, int]) -> str | None:
     display = ".".join(map(str, capability))
     return (
         f"accelerate.use_cpu: false, and {name} has compute capability {display}: bfloat16, in which insource trains "
-        "and vLLM serves, needs 8.0 or newer (Ampere: A100, A10, RTX 30); take another GPU, or HARDWARE=cpu"
+        "and vLLM serves, needs 8.0 or newer (Ampere: A100, A10, RTX 30); use another GPU, or HARDWARE=cpu"
     )

@@ -39,7 +39,7 @@ def describe_out_of_memory(error: BaseException) -> str:
     first_line = (str(error) or type(error).__name__).splitlines()[0]
     return (
         f"out of memory: {first_line}\n"
-        "  What was written is kept, and the same command goes on from the last checkpoint. Take less: "
+        "  Checkpoints are kept, and the same command resumes from the last one. To use less memory set "
         "model.quantization=nf4, train.gradient_checkpointing=true,\n"
         "  a lower train.pack_tokens or train.max_length, or a smaller model.base."
     )

@@ -123,9 +123,10 @@ def wait_for_run(recipe_folder: Path, recipe: Recipe, wait_seconds: float = WAIT
         if announcement is not None and announcement != initial:
             if differences := _diff_settings(announcement["recipe"], _shared_settings(recipe)):
                 raise StageError(
-                    "machine 0 trains something else:\n  "
+                    "machine 0 trains with different settings:\n  "
                     + "\n  ".join(differences)
-                    + "\n  Type the same command on every machine, but for accelerate.machine_rank."
+                    + "\n  Run the same command on every machine; only accelerate.machine_rank differs.",
+                    code="INS-T018",
                 )
             if announcement["state"] == RUNNING:
                 return Run(recipe_folder / str(announcement["run"]))
@@ -133,15 +134,18 @@ def wait_for_run(recipe_folder: Path, recipe: Recipe, wait_seconds: float = WAIT
                 print(f"machine   0: has nothing to launch, {announcement['reason']}", file=sys.stderr)
                 return None
             if announcement["state"] == OVER:
-                raise StageError(f"machine 0 launched no run below {recipe_folder}: {announcement['reason']}")
+                raise StageError(
+                    f"machine 0 launched no run below {recipe_folder}: {announcement['reason']}", code="INS-T018"
+                )
             if announcement != previous:  # it prepares data, which may take any time
                 deadline = time.monotonic() + wait_seconds
         previous = announcement
         time.sleep(HEARTBEAT_SECONDS / 4)
-    last_launch = f"; the last launch there, of run {initial['run']}, is over" if initial else ""
+    last_launch = f"; the last launch there, of run {initial['run']}, has ended" if initial else ""
     raise StageError(
         f"machine 0 launched no run below {recipe_folder} within {wait_seconds / 60:.0f} minutes{last_launch}.\n"
-        "  Start the same command there with accelerate.machine_rank=0; RUNS must be one folder on all machines."
+        "  Start the same command there with accelerate.machine_rank=0; RUNS must be the same folder on all machines.",
+        code="INS-T018",
     )
 
 

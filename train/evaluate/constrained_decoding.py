@@ -151,8 +151,9 @@ def _halve_batch(rows: int, oom_message: str, on_fallback: Callable[[str], None]
     if rows == 1:
         raise StageError(
             f"decoding one row ran out of memory: {oom_message}\n"
-            "  Set train.max_length lower, which leaves out the longest rows, take model.quantization=nf4, or a "
-            "smaller model.base."
+            "  Set a lower train.max_length, which drops the longest rows, model.quantization=nf4, or a smaller "
+            "model.base.",
+            code="INS-T016",
         )
     out_of_memory.release_memory()
     on_fallback(f"out of memory with {rows} rows decoded at once: {rows // 2} from here on, the same answers")

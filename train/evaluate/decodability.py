@@ -35,9 +35,10 @@ def check_answers_decodable(
     largest = max(max(row.prompt_ids + [token for ids in row.completions for token in ids]) for row in rows)
     if largest >= vocabulary_size:
         raise RecipeError(
-            f"model.base: the tokenizer of {tokenizer.name_or_path} writes token {largest} "
-            f"({tokenizer.convert_ids_to_tokens(largest)!r}), and the model has {vocabulary_size} tokens: tokenizer "
-            "and config.json are not of one model"
+            f"model.base: the tokenizer of {tokenizer.name_or_path} has token {largest} "
+            f"({tokenizer.convert_ids_to_tokens(largest)!r}), but the model has {vocabulary_size} tokens: tokenizer "
+            "and config.json are not from the same model",
+            code="INS-T010",
         )
     grammar = task.grammar(spec)
     constraint = constrained_decoding.compile_grammar(tokenizer, vocabulary_size, grammar) if grammar else None
@@ -53,9 +54,10 @@ def check_answers_decodable(
             )
             if problem:
                 raise RecipeError(
-                    f"row {row.id} of train: what it learns, {tokenizer.decode(ids)!r}, can never be decoded: {problem}"
+                    f"row {row.id} of train: its answer {tokenizer.decode(ids)!r} cannot be decoded: {problem}"
                     f"\n  Prompt and answer are rendered by the chat template of {tokenizer.name_or_path}. Set "
-                    "model.template or model.stop, change the answer, or take another base."
+                    "model.template or model.stop, change the answer, or use another base.",
+                    code="INS-T011",
                 )
             if constraint:
                 checked.add(tuple(ids))

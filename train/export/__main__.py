@@ -34,7 +34,9 @@ def main() -> int:
     recipe = trained_run.recipe().model_copy(update={"export": loaded.recipe.export, "serve": loaded.recipe.serve})
     schemes = quantize.list_schemes(recipe)
     if schemes and not recipe.export.merge:
-        raise RecipeError("export.merge: quantize takes the merged model; set merge: true, or quantize: none")
+        raise RecipeError(
+            "export.merge: export.quantize needs the merged model; set merge: true, or quantize: none", code="INS-R006"
+        )
     targets = (["merged"] if recipe.export.merge else []) + [f"quantized/{scheme}" for scheme in schemes]
     print(f"export    {loaded.name}: {', '.join(targets) or 'nothing'} of run {trained_run.id}", file=sys.stderr)
     if arguments.dry_run:
@@ -56,7 +58,8 @@ def check_adapter(trained_run: Run) -> None:
     )
     if problems:
         raise StageError(
-            f"{folder} is not as training wrote it: {'; '.join(problems)}. Copy it again, or train again (FRESH=1)"
+            f"{folder} was changed after training: {'; '.join(problems)}. Copy it again, or train again (FRESH=1)",
+            code="INS-E014",
         )
 
 

@@ -38,8 +38,8 @@ def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_siz
         command += [str(merged), str(rows_path), preset, str(group_size), str(folder)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        last_line = (result.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise StageError(f"llm-compressor ended with {result.returncode}: {last_line[:500]}")
+        last_line = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise StageError(f"llm-compressor ended with {result.returncode}: {last_line[:500]}", code="INS-E013")
     print(f"calibrate {len(sample_calibration_rows(run, recipe))} rows of train", file=sys.stderr)
 
 

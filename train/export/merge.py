@@ -64,8 +64,9 @@ def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> Any:
         )
         if folder is None:
             raise StageError(
-                f"{base_store.store_path(run.folder) / merge_base}, the base that run {run.id} was trained on, is not "
-                "there and cannot be written again; train again (FRESH=1), or take SET=serve.base=published"
+                f"{base_store.store_path(run.folder) / merge_base}, the base that run {run.id} was trained on, is "
+                "missing and cannot be written again; train again (FRESH=1), or use SET=serve.base=published",
+                code="INS-E003",
             )
         base_recipe = recipe.with_model(base=str(folder), revision=None, quantization="none")
     try:

@@ -38,11 +38,13 @@ def list_schemes(recipe: Recipe) -> list[str]:
         hardware_note = "this machine serves on a CPU" if capability is None else f"this GPU has {capability}"
         raise RecipeError(
             f"export.quantize: fp8 needs a GPU of compute capability {MIN_FP8_CAPABILITY} or newer, and "
-            f"{hardware_note}; take int8"
+            f"{hardware_note}; set int8",
+            code="INS-E012",
         )
     if "w4a16" in requested and recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         raise RecipeError(
-            "export.quantize: w4a16 needs a GPU or a CPU with AVX-512: vLLM has no kernel for it on this one; take int8"
+            "export.quantize: w4a16 needs a GPU or a CPU with AVX-512: vLLM has no kernel for this machine; set int8",
+            code="INS-E012",
         )
     return list(dict.fromkeys(requested))
 

@@ -79,7 +79,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             # Outside of the except block, where the failed graph would still be held.
             packs = self._halve_packs(model, packs, oom_message)
         if not torch.isfinite(loss):
-            raise StageError(self._non_finite_message("the loss", loss.item()))
+            raise StageError(self._non_finite_message("the loss", loss.item()), code="INS-T015")
         saved = inputs.unpacked_tokens - inputs.computed_tokens
         self.recorder.count(inputs.examples, inputs.computed_tokens, saved)
         for name, (total, count) in metric_sums.items():
@@ -128,7 +128,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             raise StageError(
                 f"update {self.state.global_step + 1} ran out of memory: {oom_message}\n"
                 f"  Set train.pack_tokens lower (the longest pack had {max(pack.tokens for pack in packs)} tokens), "
-                "train.gradient_checkpointing=true or model.quantization=nf4."
+                "train.gradient_checkpointing=true or model.quantization=nf4.",
+                code="INS-T016",
             )
         model.zero_grad()
         if torch.cuda.is_available():
@@ -154,7 +155,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         norm = super()._get_grad_norm(model, grad_norm)
         # In fp16 the scaler adjusts its scale by overflowing updates, and skips them.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            raise StageError(self._non_finite_message("the gradient norm", float(norm)))
+            raise StageError(self._non_finite_message("the gradient norm", float(norm)), code="INS-T015")
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

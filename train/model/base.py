@@ -30,7 +30,7 @@ def load_config(model: Model) -> Any:
     try:
         return AutoConfig.from_pretrained(model.base, revision=model.revision)
     except (OSError, ValueError) as error:
-        raise RecipeError(base_tokenizer.base_not_found_message(model, error)) from None
+        raise RecipeError(base_tokenizer.base_not_found_message(model, error), code="INS-T001") from None
 
 
 def load_base_model(
@@ -80,7 +80,7 @@ def load_base_model(
             **({"num_labels": len(labels)} if labels else {}),
         )
     except OSError as error:
-        raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error)) from None
+        raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error), code="INS-T001") from None
     except ValueError as error:
         if not labels:
             raise
@@ -142,7 +142,7 @@ def add_adapter(model: Any, lora: Lora, seed: int, task_type: Literal["CAUSAL_LM
             adapted = get_peft_model(model, LoraConfig(task_type=TaskType[task_type], **settings))
     except (ValueError, TypeError) as error:
         # PEFT's message names the missing modules or the conflicting settings.
-        raise RecipeError(f"lora: {error}") from None
+        raise RecipeError(f"lora: {error}", code="INS-T013") from None
     if defer_init:
         lora_init.init_from_base_weights(adapted, lora)
     cast_adapter_to_float32(adapted)

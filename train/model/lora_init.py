@@ -39,8 +39,9 @@ def init_from_base_weights(model: Any, lora: Lora) -> None:
         weight = original.get_submodule(name).weight.detach()
         if not weight.is_floating_point():
             raise RecipeError(
-                f"lora.init_lora_weights: {lora.init_lora_weights} begins on the weights before quantization, and "
-                f"{model.config._name_or_path} was published quantized; set true"
+                f"lora.init_lora_weights: {lora.init_lora_weights} starts from the weights before quantization, but "
+                f"{model.config._name_or_path} is published quantized; set true",
+                code="INS-T013",
             )
         device = layer.lora_A[ADAPTER_NAME].weight.device
         with torch.no_grad():

@@ -103,7 +103,7 @@ def apply_class_weights(
 
     names = np.array(sorted(set(classes)))
     if not isinstance(class_weight, str) and (unknown := sorted(set(class_weight) - {*classes, *all_classes})):
-        raise RecipeError(f"train.class_weight: no train row has the label {', '.join(unknown)}")
+        raise RecipeError(f"train.class_weight: no train row has the label {', '.join(unknown)}", code="INS-T014")
     if isinstance(class_weight, str):
         weights = dict(zip(names, compute_class_weight("balanced", classes=names, y=np.array(classes)), strict=True))
     else:

@@ -20,15 +20,17 @@ def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Re
     limit, context_tokens = recipe.train.max_length, config.get_text_config().max_position_embeddings
     if limit > context_tokens:
         raise RecipeError(
-            f"train.max_length: {limit} is more than the {context_tokens} tokens that {recipe.model.base} can look at"
+            f"train.max_length: given {limit}, allowed: at most {context_tokens}, the context of {recipe.model.base}",
+            code="INS-T012",
         )
     too_long = [(row.longest_sequence_tokens, row.id) for row in rows if row.longest_sequence_tokens > limit]
     if too_long:
         longest, row_id = max(too_long)
         raise RecipeError(
-            f"{len(too_long)} of {len(rows)} train rows are longer than train.max_length ({limit} tokens) and "
-            f"would lose their answer; the longest is {row_id} with {longest}.\n"
-            f"  Set train.max_length={longest} (and train.pack_tokens no smaller), or leave these rows out."
+            f"{len(too_long)} of {len(rows)} train rows are longer than train.max_length ({limit} tokens), "
+            f"so their answers would be cut off; the longest is {row_id} with {longest}.\n"
+            f"  Set train.max_length={longest} (and train.pack_tokens at least as high), or leave these rows out.",
+            code="INS-D031",
         )
     for row in rows:
         for answer in row.completions:
@@ -37,7 +39,8 @@ def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Re
             tail = tokenizer.decode(answer[-3:])
             raise RecipeError(
                 f"row {row.id}: its answer ends in {tail!r} and not in the stop token {tokenizer.eos_token!r}, so the "
-                "model would never learn to stop; eos_token must be what the chat template ends a turn with"
+                "model would not learn to stop; set model.stop to the token that ends a turn in the chat template",
+                code="INS-T009",
             )
 
 

@@ -35,7 +35,7 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Fi
     """Return the detected properties of the table and its rows, as `data_prep.readers.read.read` does."""
     with as_recipe_errors(file.name):
         if file.kind == "parquet" and file.path.stat().st_size == 0:
-            raise RecipeError(f"{file.name}: the file is empty")
+            raise RecipeError(f"{file.name}: the file is empty", code="INS-D007")
     try:
         return _read_parquet(file, source, columns) if file.kind == "parquet" else _read_dataset(file, source, columns)
     except READ_ERRORS as error:
@@ -122,8 +122,9 @@ def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
         message = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(
             f"data.source.hub: {name} at {revision} could not be loaded: {message}\n"
-            "  Tried: this user's cache, then the hub. A folder that `datasets` saved, or CSV, JSONL or Parquet files, "
-            "do as well: data.source.path."
+            "  Tried: this user's cache, then the hub. Instead set data.source.path to a folder that `datasets` "
+            "saved, or to CSV, JSONL or Parquet files.",
+            code="INS-D006",
         ) from None
 
 
@@ -132,7 +133,9 @@ def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> 
     names = list(schema.names)
     if len(set(names)) < len(names):
         duplicates = sorted({name for name in names if names.count(name) > 1})
-        raise RecipeError(f"{file.name}: column {', '.join(map(repr, duplicates))} stands there twice; rename one")
+        raise RecipeError(
+            f"{file.name}: column {', '.join(map(repr, duplicates))} occurs twice; rename one", code="INS-D015"
+        )
     unread = [field.name for field in schema if field.name not in columns and _holds_bytes(field.type)]
     info: FileInfo = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
     return info, [name for name in names if name not in unread]
@@ -233,4 +236,6 @@ def _unreadable_error(file: SourceFile, error: Exception, location: str = "") ->
     """Return the error for a damaged file."""
     expected = "Parquet" if file.kind == "parquet" else "a data set that `datasets` saved"
     message = (str(error) or type(error).__name__).splitlines()[0]
-    return RecipeError(f"{file.name}{location}: not {expected}, or a damaged one ({message}); write it anew")
+    return RecipeError(
+        f"{file.name}{location}: not {expected}, or a damaged one ({message}); write it again", code="INS-D012"
+    )

@@ -61,7 +61,9 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "C
             if backend.cloud == "vertex":
                 return AsyncAnthropicVertex(**_find_vertex_credentials(backend), **settings)
         except ValueError as error:
-            raise RecipeError(f"model {backend.model} on {backend.cloud} cannot be asked: {error}") from None
+            raise RecipeError(
+                f"model {backend.model} on {backend.cloud} cannot be used: {error}", code="INS-A005"
+            ) from None
         return AsyncAnthropic(api_key=backend.api_key, **settings)
 
 
@@ -81,7 +83,7 @@ def _find_bedrock_credentials(backend: Backend) -> dict[str, Any]:
         reason = "boto3 finds none (`aws configure`, or AWS_BEARER_TOKEN_BEDROCK)"
     except import_module("botocore.exceptions").BotoCoreError as error:
         reason = str(error)
-    raise RecipeError(f"model {backend.model} on bedrock cannot be asked without credentials: {reason}")
+    raise RecipeError(f"model {backend.model} on bedrock has no credentials: {reason}", code="INS-A005")
 
 
 def _find_vertex_credentials(backend: Backend) -> dict[str, Any]:
@@ -96,10 +98,12 @@ def _find_vertex_credentials(backend: Backend) -> dict[str, Any]:
         try:
             credentials, default_project = auth.default(scopes=[_GOOGLE_SCOPE])
         except import_module("google.auth.exceptions").GoogleAuthError as error:
-            raise RecipeError(f"model {backend.model} on vertex cannot be asked without credentials: {error}") from None
+            raise RecipeError(f"model {backend.model} on vertex has no credentials: {error}", code="INS-A005") from None
         settings = {"credentials": credentials}
     if not (project or default_project):
-        raise RecipeError(f"model {backend.model} on vertex needs a project: set ANTHROPIC_VERTEX_PROJECT_ID")
+        raise RecipeError(
+            f"model {backend.model} on vertex needs a project: set ANTHROPIC_VERTEX_PROJECT_ID", code="INS-A005"
+        )
     return {**settings, "project_id": project or default_project}
 
 
@@ -111,7 +115,8 @@ def _import_cloud_library(library: str, backend: Backend) -> Any:
         package = library.replace(".", "-")
         raise RecipeError(
             f"model {backend.model} on {backend.cloud} needs {package}, which is not installed: pip install {package} "
-            f"(the extra `{backend.cloud}` of this project)"
+            f"(the extra `{backend.cloud}` of this project)",
+            code="INS-A006",
         ) from None
 
 

@@ -49,7 +49,7 @@ def make_client(backend: Backend, on_response: ResponseHook | None = None) -> "A
         with hide_variables(default_address=False):
             return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
     except (OpenAIError, ValueError) as error:
-        raise RecipeError(f"model {backend.model} on Azure cannot be asked: {error}") from None
+        raise RecipeError(f"model {backend.model} on Azure cannot be used: {error}", code="INS-A005") from None
 
 
 def build_body(backend: Backend, request: Request) -> dict[str, Any]:

@@ -78,12 +78,15 @@ def require_choice_question(backend: Backend, request: Request) -> ChoiceQuestio
     """Return the choice question of a request. Raise RecipeError if the endpoint does not support it."""
     family, question = model_families.find_family(backend.api_format, backend.model), request.choices
     if question is None or family.label_limits is None:
-        raise RecipeError(f"api: {backend.api_format} chooses among fixed labels: it is for task.kind classification")
+        raise RecipeError(
+            f"api: {backend.api_format} chooses one of fixed labels: it needs task.kind classification", code="INS-A004"
+        )
     min_labels, max_labels = family.label_limits
     if not min_labels <= len(question.labels) <= max_labels:
         raise RecipeError(
             f"api: {backend.api_format} takes {min_labels} to {max_labels} labels, and the task has "
-            f"{len(question.labels):,} ({family.source}); leave the baseline out, or ask the model by api: chat"
+            f"{len(question.labels):,} ({family.source}); leave the baseline out, or set api: chat",
+            code="INS-A004",
         )
     return question
 

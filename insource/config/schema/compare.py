@@ -146,9 +146,11 @@ class Baseline(Section):
             message = f"api: {self.api} takes provider: {' or '.join(takers)} (with base_url for another host)"
             raise ValueError(message)
         if self.api == "systemone" and self.base_url is None:
-            raise ValueError("api: systemone takes base_url, up to what stands before /systemone")
+            raise ValueError("api: systemone needs base_url, the address before /systemone")
         if self.mode == "batch":
-            raise ValueError(f"api: {self.api} has no batches (OpenAI's take other endpoints alone); set mode: live")
+            raise ValueError(
+                f"api: {self.api} has no batches (OpenAI has them for other endpoints only); set mode: live"
+            )
         if self.shots:
             raise ValueError(f"api: {self.api} takes no examples; leave shots out, or set api: chat")
         for key in ("temperature", "effort", "max_output_tokens"):
@@ -158,7 +160,7 @@ class Baseline(Section):
     def _check_messages(self, messages: list[Message]) -> None:
         """Raise ValueError if own messages conflict with other keys, or do not contain the input."""
         if self.provider == "file" or self.uses_decision_api:
-            raise ValueError("messages are for a model that is asked by chat; leave them out")
+            raise ValueError("messages need api: chat; leave them out")
         if self.instruction is not None or self.shots:
             raise ValueError("messages are the whole prompt; leave out instruction and shots")
         if messages[-1].content.count(INPUT_PLACEHOLDER) != 1 or messages[-1].role != "user":
@@ -262,5 +264,5 @@ class Compare(Section):
     def _unique_names(self) -> Self:
         names = [baseline.display_name for baseline in self.baselines]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"baselines: {', '.join(duplicates)} stands there twice; give each a name of its own")
+            raise ValueError(f"baselines: {', '.join(duplicates)} is used twice; give each a different name")
         return self

@@ -79,7 +79,7 @@ class Task(Section):
             raise ValueError(f"labels belong to kind classification, and kind is {self.kind}")
         if isinstance(self.labels, list) and len(set(self.labels)) < len(self.labels):
             duplicates = sorted({label for label in self.labels if self.labels.count(label) > 1})
-            raise ValueError(f"labels must differ, and {', '.join(map(repr, duplicates))} stands there twice")
+            raise ValueError(f"labels must differ, and {', '.join(map(repr, duplicates))} occurs twice")
         if self.labels != "auto" and len(self.labels) < 2:
             raise ValueError("a choice needs two labels at least")
         return self

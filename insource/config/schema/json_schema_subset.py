@@ -84,7 +84,7 @@ def _check_object(object_schema: Mapping[str, Any], path: str, depth: int) -> No
     if not fields:
         raise ValueError(f"{prefix}needs type: object and properties, the fields of the answer")
     if object_schema.get("additionalProperties", False) is not False:
-        raise ValueError(f"{prefix}additionalProperties must be false or absent: an answer has the named keys alone")
+        raise ValueError(f"{prefix}additionalProperties must be false or absent: an answer has only the named keys")
     if unknown := [name for name in object_schema.get("required", ()) if name not in fields]:
         raise ValueError(f"{prefix}required names {', '.join(map(repr, unknown))}, not among properties")
     for name, field in fields.items():

@@ -69,7 +69,7 @@ class Source(Section):
     @classmethod
     def _unique_names(cls, header: list[str] | None) -> list[str] | None:
         if header and (duplicates := sorted({name for name in header if header.count(name) > 1})):
-            raise ValueError(f"names must differ, and {', '.join(map(repr, duplicates))} stands there twice")
+            raise ValueError(f"names must differ, and {', '.join(map(repr, duplicates))} occurs twice")
         return header
 
     @property

@@ -41,7 +41,7 @@ UNSUPPORTED_KEYS = {
     "label_smoothing_factor": f"it would teach wrong answers to a task that has right ones; {_CLASS_WEIGHT_HINT}",
     "ref_model": "the reference is the base without its adapter; leave it out",
     "precompute_ref_log_probs": "they always are; leave it out",
-    "torch_compile": "packs differ in length and would be compiled anew; leave it out",
+    "torch_compile": "packs differ in length, and each length would be compiled; leave it out",
     "gradient_checkpointing_kwargs": "use_reentrant is false always; leave it out",
 }
 

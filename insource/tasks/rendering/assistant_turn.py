@@ -70,9 +70,11 @@ def read_turn(tokenizer: Any) -> Turn:
         open_prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
         answered_text = str(tokenizer.apply_chat_template(answered, tokenize=False))
     except (TemplateError, TypeError, ValueError) as error:
-        raise RecipeError(f"model.base: the chat template of {name} renders no plain conversation: {error}") from None
+        raise RecipeError(
+            f"model.base: the chat template of {name} cannot render a plain conversation: {error}", code="INS-T007"
+        ) from None
     if PROBE_QUESTION not in open_prompt or PROBE_QUESTION not in answered_text or PROBE_ANSWER not in answered_text:
-        raise RecipeError(f"model.base: the chat template of {name} leaves the message or its answer out")
+        raise RecipeError(f"model.base: the chat template of {name} omits the message or its answer", code="INS-T007")
     prefix, _, end = answered_text.rpartition(PROBE_ANSWER)
     turn = Turn(
         generation_prompt=open_prompt.rpartition(PROBE_QUESTION)[2],
@@ -113,13 +115,15 @@ def _check_answers_at_once(turn: Turn, name: str) -> None:
     if _has_open_thought(prompt):
         raise RecipeError(
             f"model.base: {name} always thinks before it answers: its open prompt ends in {prompt[-40:]!r}. "
-            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without a thinking mode"
+            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without a thinking mode",
+            code="INS-T008",
         )
     if not turn.continues_prompt and _strip_thoughts(prompt) != _strip_thoughts(turn.lead):
         raise RecipeError(
             f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
             f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
-            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without channels"
+            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without channels",
+            code="INS-T008",
         )
 
 

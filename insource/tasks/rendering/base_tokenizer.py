@@ -16,6 +16,7 @@ from insource.config.schema.train import Model
 
 DEFAULT_TEMPLATE = "default"
 GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json"}
 
 
 def load_base_tokenizer(model: Model) -> Any:
@@ -29,7 +30,8 @@ def load_base_tokenizer(model: Model) -> Any:
     if not tokenizer.chat_template:
         raise RecipeError(
             f"model.base: the tokenizer of {model.base} has no chat template; "
-            "take an instruction-tuned model, or add chat_template.jinja to the folder"
+            "use an instruction-tuned model, or add chat_template.jinja to the folder",
+            code="INS-T006",
         )
     return tokenizer
 
@@ -45,7 +47,7 @@ def load_auto_tokenizer(path: str, model: Model) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, revision=model.revision, mistral_format=False)
     except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(_no_tokenizer_message(model, error)) from None
+        raise _no_tokenizer_error(model, error) from None
 
 
 def list_stop_tokens(model: Model, tokenizer: Any) -> list[str]:
@@ -80,7 +82,8 @@ def check_not_gguf(model: Model) -> None:
     if ggufs:
         raise RecipeError(
             f"model.base: {folder} has its weights as GGUF ({', '.join(path.name for path in ggufs[:3])}); name the "
-            f"file itself, model.base={ggufs[0]}, or a folder with config.json, *.safetensors and tokenizer.json"
+            f"file itself, model.base={ggufs[0]}, or a folder with config.json, *.safetensors and tokenizer.json",
+            code="INS-T002",
         )
 
 
@@ -92,26 +95,26 @@ def _select_template(model: Model, template: Any) -> Any:
         return template[DEFAULT_TEMPLATE]
     raise RecipeError(
         f"model.base: the tokenizer of {model.base} has several chat templates and none is named {DEFAULT_TEMPLATE!r}: "
-        f"{', '.join(sorted(template))}. Copy the base to a folder and save the one that you mean as "
-        "chat_template.jinja there"
+        f"{', '.join(sorted(template))}. Copy the base to a folder and save the right one as chat_template.jinja there",
+        code="INS-T006",
     )
 
 
-def _no_tokenizer_message(model: Model, error: Exception) -> str:
+def _no_tokenizer_error(model: Model, error: Exception) -> RecipeError:
     names = _list_files(model)
-    if names is None:
-        return base_not_found_message(model, error)
-    if ggufs := sorted(name for name in names if name.endswith(base_models.GGUF_SUFFIX)):
-        return (
+    if ggufs := sorted(name for name in names or () if name.endswith(base_models.GGUF_SUFFIX)):
+        return RecipeError(
             f"model.base: {model.base} has its weights as GGUF; fetch one file (`hf download {model.base} {ggufs[0]}`) "
-            "and give its path, or take the repository that it was made of"
+            "and give its path, or use the repository that it was converted from",
+            code="INS-T002",
         )
-    if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json"}:
-        return (
+    if names is not None and not names & TOKENIZER_FILES:
+        return RecipeError(
             f"model.base: {model.base} has no tokenizer (no tokenizer.json); copy tokenizer.json, "
-            "tokenizer_config.json and chat_template.jinja of the published model there"
+            "tokenizer_config.json and chat_template.jinja of the published model there",
+            code="INS-T002",
         )
-    return base_not_found_message(model, error)
+    return RecipeError(base_not_found_message(model, error), code="INS-T001")
 
 
 def _list_files(model: Model) -> set[str] | None:
@@ -147,4 +150,4 @@ def _find_file(model: Model, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RecipeError(base_not_found_message(model, error)) from None
+        raise RecipeError(base_not_found_message(model, error), code="INS-T001") from None

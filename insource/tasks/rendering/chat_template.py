@@ -174,9 +174,10 @@ def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: 
     stop = template_stop if model.stop == "auto" else _check_configured_stop(model, tokenizer, stops)
     if stop is None:
         raise RecipeError(
-            f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, and none of its "
-            f"stops ({', '.join(stops)}) stands there; set model.stop to one of {', '.join(stops)}, or to another "
-            "special token that the model has learnt to end an answer with"
+            f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, which has "
+            f"none of its stop tokens ({', '.join(stops)}); set model.stop to one of {', '.join(stops)}, or to another "
+            "special token that the model has learnt to end an answer with",
+            code="INS-T009",
         )
     stop_reason = None
     if stop != tokenizer.eos_token:
@@ -200,8 +201,9 @@ def _check_configured_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -
     if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
         return model.stop
     raise RecipeError(
-        f"model.stop: {model.stop!r} is no special token of {model.base}; its answers can end in "
-        f"{', '.join(stops) or 'any special token'}, or leave it out (auto)"
+        f"model.stop: {model.stop!r} is not a special token of {model.base}; allowed: "
+        f"{', '.join(stops) or 'any special token'}, or leave it out (auto)",
+        code="INS-T009",
     )
 
 

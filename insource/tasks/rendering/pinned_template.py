@@ -65,7 +65,7 @@ def _parse_template(template: str, name: str) -> nodes.Template:
     try:
         tree: nodes.Template = _compile_jinja_template(template).environment.parse(template)
     except TemplateError as error:
-        raise RecipeError(f"model.base: the chat template of {name} cannot be read: {error}") from None
+        raise RecipeError(f"model.base: the chat template of {name} cannot be read: {error}", code="INS-T007") from None
     return tree
 
 
@@ -79,7 +79,8 @@ def _clock_macro(tree: nodes.Template, day: date, name: str) -> str:
         if len(arguments) != 1 or not isinstance(arguments[0], nodes.Const):
             raise RecipeError(
                 f"model.base: the chat template of {name} prints today's date in a format that it computes, which "
-                "cannot be pinned; write a constant date into chat_template.jinja in a copy of the base"
+                "cannot be pinned; write a constant date into chat_template.jinja in a copy of the base",
+                code="INS-T007",
             )
         dates_by_format[str(arguments[0].value)] = day.strftime(str(arguments[0].value))
     return f"{{% macro {CLOCK_FUNCTION}(format) %}}{{{{ {json.dumps(dates_by_format)}[format] }}}}{{% endmacro %}}\n"

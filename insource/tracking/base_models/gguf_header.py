@@ -80,9 +80,11 @@ def read_header(path: Path) -> GgufHeader:
         factors = next((tensor.data.copy() for tensor in reader.tensors if tensor.name == ROPE_FACTORS_TENSOR), None)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise make_gguf_error(path.name, f"is damaged or cut off ({reason}; {size:,} bytes); fetch it again") from None
+        raise make_gguf_error(
+            path.name, f"is damaged or cut off ({reason}; {size:,} bytes); download it again"
+        ) from None
     if not values.get("general.architecture") or not reader.tensors:
-        raise make_gguf_error(path.name, f"holds no model ({size:,} bytes); fetch it again")
+        raise make_gguf_error(path.name, f"contains no model ({size:,} bytes); download it again")
     return GgufHeader(
         path.name,
         str(values["general.architecture"]),
@@ -110,7 +112,7 @@ def check_config(header: GgufHeader, config: Any) -> None:
         message = (
             f"has layers that look back {window:,} tokens, which transformers does not read from GGUF of this kind"
         )
-        raise make_gguf_error(header.name, f"{message} ({header.architecture}); take the published model")
+        raise make_gguf_error(header.name, f"{message} ({header.architecture}); use the published model")
 
 
 def _find_split_problem(header: GgufHeader) -> str | None:
@@ -140,4 +142,4 @@ def _find_rope_problem(header: GgufHeader) -> str | None:
 
 def make_gguf_error(name: str, message: str) -> RecipeError:
     """Return the error that refuses a GGUF file."""
-    return RecipeError(f"model.base: {name} {message}")
+    return RecipeError(f"model.base: {name} {message}", code="INS-T003")

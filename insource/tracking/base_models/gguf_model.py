@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from insource.config import base_models, cli
-from insource.config.errors import RecipeError, StageError
+from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, child_processes
 from insource.tracking.base_models import base_store
@@ -72,13 +72,15 @@ def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> Non
         check=False,
         preexec_fn=child_processes.make_parent_death_preexec(signal.SIGKILL),
     )
-    code, message = completed.returncode, (completed.stderr.strip() or "nothing said").splitlines()[-1]
-    if code == cli.USAGE_ERROR and message.startswith("error: "):
-        raise RecipeError(message.removeprefix("error: "))
-    if code == cli.FAILED and message.startswith("failed: "):
-        raise StageError(message.removeprefix("failed: "))
+    code, stderr = completed.returncode, completed.stderr.strip() or "no message"
+    if code and (error := cli.parse_error(stderr)):
+        raise error
     if code:
-        raise StageError(f"model.base: {path.name} cannot be written as a folder (exit code {code}): {message[:500]}")
+        raise StageError(
+            f"model.base: {path.name} cannot be written as a folder (exit code {code}): "
+            f"{stderr.splitlines()[-1][:500]}",
+            code="INS-T004",
+        )
     info = json.loads(completed.stdout.splitlines()[-1])
     record = {"version": FORMAT_VERSION, "gguf": {"file": path.name, "sha256": sha256, **info}, "dtype": dtype}
     atomic_files.write_json(

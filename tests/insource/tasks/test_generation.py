@@ -23,6 +23,7 @@ from insource.system import atomic_files
 from insource.tasks import TASKS, format_metrics, generation
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from tests.conftest import Command
+from tests.helpers.errors import raises_error
 
 SPEC = generation.make_spec(Task(kind="generation", instruction="Sum up the message."), {})
 
@@ -234,8 +235,8 @@ def test_rows_without_a_usable_answer_are_rejected_with_the_reason(tmp_path: Pat
 
 def test_a_missing_answer_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, [{"text": "hello", "targets": "x"}] * 3)
-    with pytest.raises(
-        RecipeError, match=r"data\.columns\.target: there is no column 'target'; did you mean 'targets'"
+    with raises_error(
+        RecipeError, "INS-D021", match=r"data\.columns\.target: there is no column 'target'; did you mean 'targets'"
     ):
         prepare.main(recipe, tmp_path / "runs")
 

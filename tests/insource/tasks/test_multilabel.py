@@ -25,6 +25,7 @@ from insource.tracking.run import Run
 from tests.data_prep.test_data_faults import prepare_data, write_rows
 from tests.data_prep.test_label_identity import TOPICS, distinct_texts
 from tests.helpers import commands
+from tests.helpers.errors import raises_error
 from tests.helpers.grammars import matches
 
 LABELS = {"late": "A parcel that is late", 'to"rn': "", "réclamé": ""}
@@ -328,7 +329,7 @@ def test_the_same_set_is_a_duplicate_and_another_set_a_conflict(tmp_path: Path) 
     in_train = {row["input"]["text"] for row in splits["train"]}
     assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
     assert source_rows[1]["text"] not in in_train
-    with pytest.raises(RecipeError, match="1 texts bear several answers"):
+    with raises_error(RecipeError, "INS-D029", match="1 texts have several answers"):
         prepare_data(tmp_path, data + ", conflicts: fail}", TASK)
 
 
@@ -339,7 +340,9 @@ def test_rare_labels_take_their_rows_along_or_become_one(tmp_path: Path, action:
         source_rows[index * 20]["label"] = [*source_rows[index * 20]["label"], ["Fax", "fax", "telex"][index % 3]]
     data = as_lists(tmp_path, source_rows)[:-1] + f", rare_labels: {{min_rows: 10, do: {action}}}}}"
     if action == "fail":
-        with pytest.raises(RecipeError, match=r"2 labels of fewer than 10 rows, 12 rows in all \('Fax' 8, 'telex' 4\)"):
+        with raises_error(
+            RecipeError, "INS-D026", match=r"2 labels of fewer than 10 rows, 12 rows in all \('Fax' 8, 'telex' 4\)"
+        ):
             prepare_data(tmp_path, data, TASK)
         return
     splits, report = prepare_data(tmp_path, data, TASK)
@@ -356,10 +359,10 @@ def test_rare_labels_take_their_rows_along_or_become_one(tmp_path: Path, action:
 def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     source_rows = rows()
     source_rows[5]["label"] = ["late", "lost"]
-    with pytest.raises(RecipeError, match=r"'lost' occurs once"):
+    with raises_error(RecipeError, "INS-D026", match=r"'lost' occurs once"):
         prepare_data(tmp_path, as_lists(tmp_path, source_rows), TASK)
     unlabeled = [{**row, "label": []} for row in rows()]
-    with pytest.raises(RecipeError, match=r"240 rows have fewer than two labels between them: none"):
+    with raises_error(RecipeError, "INS-D025", match=r"240 rows have fewer than two different labels: none"):
         prepare_data(tmp_path, as_lists(tmp_path, unlabeled), TASK)
 
 
@@ -372,15 +375,15 @@ def test_a_label_that_cannot_be_learnt_is_named(tmp_path: Path) -> None:
         ("{kind: generation, instruction: Sum it up please., labels_per_row: many}", "",
          "task: labels_per_row belongs to kind classification"),
         (TASK.replace("many", "several"), "", "task.labels_per_row: given 'several', allowed: one or many"),
-        (TASK, "train: {class_weight: balanced}", "train.class_weight: goes by the one label of a row"),
-        (TASK, "train: {balanced_sampling: true}", "train.balanced_sampling: goes by the one label of a row"),
+        (TASK, "train: {class_weight: balanced}", "train.class_weight: uses one label for each row"),
+        (TASK, "train: {balanced_sampling: true}", "train.balanced_sampling: uses one label for each row"),
         (TASK, "compare: {primary: {baseline: base, metric: accuracy}}",
          "compare.primary.metric: given 'accuracy', allowed for kind classification with several labels a row: "
          "micro_f1, macro_f1, exact_match"),
         (TASK, "compare: {baselines: [{provider: openai, api: decisions, model: gpt-6-luna}]}",
          "compare.baselines.0.api: given decisions, which chooses one of the labels"),
         (TASK.replace(", labels_per_row: many", ""), "",
-         "data.columns.label_separator: stands between labels of a row"),
+         "data.columns.label_separator: separates the labels of a row"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_several_labels_is_refused_with_its_line(
@@ -393,7 +396,7 @@ def test_what_does_not_go_with_several_labels_is_refused_with_its_line(
         f"data:\n  source: {{path: rows.jsonl}}\n  columns: {separator}\n{settings}\n",
         encoding="utf-8",
     )
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-R001") as error:
         load(str(tmp_path / "r.yaml"), (), "cpu")
     (line,) = [text_line for text_line in str(error.value).splitlines() if message in text_line]
     assert "r.yaml:" in line

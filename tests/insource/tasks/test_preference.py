@@ -24,6 +24,7 @@ from insource.tasks import format_metrics, preference
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.rendering import chat_template
 from tests.conftest import Command
+from tests.helpers.errors import raises_error
 
 SPEC = preference.make_spec(Task(kind="preference", instruction="Answer the customer."), {})
 PAIR = {"chosen": "Under Plan.", "rejected": "No idea, look yourself."}
@@ -195,9 +196,9 @@ def test_a_prompt_that_is_said_to_stand_inside_and_does_not_is_no_text(tmp_path:
 
 
 def test_chat_rows_of_one_answer_and_missing_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data\.columns\.messages: a conversation has one answer"):
+    with raises_error(RecipeError, "INS-R006", match=r"data\.columns\.messages: a conversation has one answer"):
         prepare.main(recipe_for(tmp_path, many(9), "  columns: {messages: messages}\n"), tmp_path / "runs")
-    with pytest.raises(RecipeError, match=r"data\.columns\.chosen: there is no column 'choosen'"):
+    with raises_error(RecipeError, "INS-D021", match=r"data\.columns\.chosen: there is no column 'choosen'"):
         prepare.main(recipe_for(tmp_path, many(9), "  columns: {chosen: choosen}\n"), tmp_path / "runs")
 
 
@@ -234,7 +235,7 @@ def test_opposite_preferences_are_a_conflict_and_other_pairs_of_one_prompt_are_n
 
 
 def test_opposite_preferences_stop_the_stage_where_the_recipe_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"rows\.jsonl:20\d: 1 texts bear several"):
+    with raises_error(RecipeError, "INS-D029", match=r"rows\.jsonl:20\d: 1 texts have several"):
         prepare.main(given_splits(tmp_path, TORN, "fail"), tmp_path / "runs")
 
 

@@ -15,6 +15,7 @@ from insource.tasks import TASKS, extraction, generation, references
 from insource.tasks.parsed_answer import ParsedAnswer
 from tests.data_prep.test_data_faults import prepare_data, write_rows
 from tests.data_prep.test_label_identity import distinct_texts
+from tests.helpers.errors import raises_error
 from train.evaluate import validation
 from train.packing import dataset
 
@@ -148,7 +149,7 @@ def test_what_does_not_go_with_several_answers_is_refused_with_its_line(
         f"task: {task}\nmodel: {{base: pocket}}\ndata:\n  source: {{path: rows.jsonl}}\n  columns: {columns}\n",
         encoding="utf-8",
     )
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-R001") as error:
         load(str(tmp_path / "r.yaml"), (), "cpu")
     assert message in str(error.value) and "r.yaml:5" in str(error.value)
 
@@ -156,6 +157,8 @@ def test_what_does_not_go_with_several_answers_is_refused_with_its_line(
 def test_a_column_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"text": text, "answers": ["Yes."]} for text in distinct_texts(20)])
     data = "{source: {path: rows.jsonl}, columns: {targets: [answers, answer]}}"
-    with pytest.raises(RecipeError, match=r"data.columns.targets\[1\]: there is no column 'answer'; did you mean"):
+    with raises_error(
+        RecipeError, "INS-D021", match=r"data.columns.targets\[1\]: there is no column 'answer'; did you mean"
+    ):
         prepare_data(tmp_path, data, GENERATION)
     assert Columns(targets="a").target_columns == {"data.columns.targets": "a"} and "generation" in TASKS

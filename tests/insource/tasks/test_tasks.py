@@ -12,6 +12,7 @@ from insource.tasks import classification, format_metrics
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.rendering import chat_template
 from insource.text.text_keys import clean, duplicate_key
+from tests.helpers.errors import raises_error
 
 SPEC = classification.make_spec(
     Task(kind="classification", instruction="Route the message."),
@@ -69,7 +70,7 @@ def test_a_template_that_asks_otherwise_than_it_answers_is_refused(tokenizer: An
 
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = tokenizer.chat_template.replace("'<|assistant|>\n'", "'<|assistant|>\n<think>\n'")
-    with pytest.raises(RecipeError, match="thinking mode"):
+    with raises_error(RecipeError, "INS-T008", match="thinking mode"):
         chat_template.render_examples(thinking, [CONVERSATION], ["late"])
 
 

@@ -27,6 +27,7 @@ from serve.vllm import launch_plan
 from serve.vllm.launch_plan import ServedModel
 from tests.conftest import ROOT
 from tests.helpers import commands, gguf_files
+from tests.helpers.errors import raises_error
 from train.model import dequantize
 
 TINY = {
@@ -163,7 +164,7 @@ def test_a_file_that_would_be_another_model_is_refused(
 ) -> None:
     path = gguf_files.write_gguf(tiny_models / "llama", tmp_path / "model.gguf", **changes)
     (folder := tmp_path / "folder").mkdir()
-    with pytest.raises(RecipeError) as error:
+    with raises_error(RecipeError, "INS-T003") as error:
         gguf_program.write_model(path, folder, "float32")
     assert str(error.value).startswith("model.base: model.gguf ") and message in str(error.value)
     assert not list(folder.iterdir())
@@ -184,7 +185,9 @@ def test_a_file_that_was_cut_off_is_told(fraction: float, pocket_gguf: Path, tmp
     path = tmp_path / "cut.gguf"
     content = pocket_gguf.read_bytes()
     path.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(RecipeError, match=r"cut.gguf (is damaged or cut off|holds no model) .*fetch it again"):
+    with raises_error(
+        RecipeError, "INS-T003", match=r"cut.gguf (is damaged or cut off|contains no model) .*download it again"
+    ):
         gguf_program.write_model(path, tmp_path, "float32")
 
 
@@ -208,7 +211,7 @@ def test_a_file_is_named_as_it_is_or_by_its_folder(pocket_gguf: Path, tmp_path: 
         with pytest.raises(RecipeError, match=message):
             recipe(base)
     (tmp_path / "pointer.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(RecipeError, match=r"pointer.gguf is no GGUF file.*git lfs pull"):
+    with raises_error(RecipeError, "INS-T002", match=r"pointer.gguf is not a GGUF file.*git lfs pull"):
         recipe(tmp_path / "pointer.gguf")
     # Beside safetensors a GGUF is not what the folder is for.
     mixed_folder = shutil.copytree(POCKET, tmp_path / "both")
@@ -323,8 +326,11 @@ def test_a_file_that_cannot_be_taken_ends_training_before_it_begins(
     path.write_bytes(pocket_gguf.read_bytes()[:100_000])
     completed = commands.run_command(tmp_path / "runs", "train", small_recipe, f"model.base={path}")
     assert completed.returncode == 2, completed.stderr
-    (error,) = [line for line in completed.stderr.splitlines() if line.startswith("error: ")]
-    assert error.startswith("error: model.base: cut.gguf is damaged or cut off") and "Traceback" not in completed.stderr
+    (error,) = [line for line in completed.stderr.splitlines() if line.startswith("error[")]
+    assert (
+        error.startswith("error[INS-T003]: model.base: cut.gguf is damaged or cut off")
+        and "Traceback" not in completed.stderr
+    )
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert [path.name for path in files] == [".recipe"]
 

@@ -16,6 +16,7 @@ from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.folder_ownership import claim_folder, resolve_name
 from tests.conftest import ROOT, Command
+from tests.helpers.errors import raises_error
 
 
 def recipe_in(folder: Path, name: str = "tickets.yaml", rows: int = 40) -> LoadedRecipe:
@@ -203,7 +204,7 @@ def test_names_that_become_the_same_do_not_share_runs(tmp_path: Path) -> None:
     "key", ["tracking.wandb.project=a/b", "tracking.wandb.project=10%", "tracking.wandb.entity=a:b"]
 )
 def test_a_name_that_wandb_refuses_is_refused_when_the_recipe_is_read(key: str) -> None:
-    with pytest.raises(RecipeError, match=r"tracking.wandb.*W&B takes no such name"):
+    with raises_error(RecipeError, "INS-R001", match=r"tracking.wandb.*W&B takes no such name"):
         load("classifier", [key], "cpu")
 
 
@@ -270,7 +271,7 @@ def test_an_output_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> No
     with Path("/dev/full").open("w") as full:
         completed = subprocess.run(argv, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert completed.returncode == cli.FAILED
-    assert completed.stderr.splitlines()[-1].startswith("failed: No space left on device; free some space")
+    assert completed.stderr.splitlines()[-1].startswith("failed[INS-X001]: No space left on device; free some space")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs mount")

@@ -20,6 +20,7 @@ from insource.system import atomic_files
 from insource.tracking import run
 from insource.tracking.run import Run
 from tests.conftest import ROOT
+from tests.helpers.errors import raises_error
 
 STAGE = """
 import sys, time
@@ -53,7 +54,7 @@ def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_write
     )
     assert process.stdout is not None and process.stdout.readline() == "runs\n"
     assert example_run.stage("compare")["state"] == "running" and example_run.is_locked
-    with pytest.raises(StageError, match="worked on by another process"), run.lock_run(example_run):
+    with raises_error(StageError, "INS-X003", match="in use by another process"), run.lock_run(example_run):
         pass
     run.start_stage(example_run, "deploy", {})
     assert on_disk(example_run, "compare")["state"] == "running"
@@ -85,7 +86,7 @@ def stage():
         run.start_stage(here, "compare", {})
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-        raise StageError("the provider is gone")
+        raise StageError("the provider is gone", code="INS-A009")
 
 cli.run_cli(stage)
 """
@@ -96,7 +97,7 @@ def test_a_stage_that_fails_on_a_full_disk_tells_both_and_does_not_stay_running(
     completed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == cli.FAILED
     assert "does not record that compare failed: File too large" in completed.stderr
-    assert completed.stderr.endswith("failed: the provider is gone\n")
+    assert completed.stderr.endswith("failed[INS-A009]: the provider is gone\n")
     assert (
         on_disk(example_run, "compare")["state"] == "running" and example_run.stage("compare")["state"] == "interrupted"
     )

@@ -12,6 +12,7 @@ from insource.system import atomic_files
 from insource.tracking.scores.comparison import Opening, read_scores, write_scores
 from insource.tracking.scores.record import Number, Record
 from tests.helpers import example_scores
+from tests.helpers.errors import raises_error
 from tests.helpers.example_scores import API_MODEL
 
 
@@ -50,7 +51,7 @@ def test_a_file_that_is_no_comparison_is_refused_with_the_place_and_the_command(
 ) -> None:
     path = tmp_path / "scores.json"
     atomic_files.write_json(path, example_scores.make_json() | change)
-    with pytest.raises(StageError) as error:
+    with raises_error(StageError, "INS-C003") as error:
         read_scores(path)
     assert str(error.value).startswith(f"{path}: {place}: ") and "FRESH=1" in str(error.value)
 

