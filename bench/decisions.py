@@ -79,7 +79,9 @@ def main() -> int:
         f"equal     within {result['largest_difference']:.1e}"
     )
     if result["largest_difference"] > TOLERANCE:
-        raise GateError(f"the probabilities differ by {result['largest_difference']:.1e}; allowed: {TOLERANCE:.0e}")
+        raise GateError(
+            f"the probabilities differ by {result['largest_difference']:.1e}; allowed: {TOLERANCE:.0e}", code="INS-X010"
+        )
     return cli.OK
 
 

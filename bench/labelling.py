@@ -132,7 +132,10 @@ def read_rows(folder: Path) -> tuple[Rows, Rows]:
 
 def _read_csv(path: Path) -> list[tuple[str, str]]:
     if not path.exists():
-        raise RecipeError(f"there is no Banking77 at {path}; give its folder: --banking77 FOLDER, or BANKING77=FOLDER")
+        raise RecipeError(
+            f"there is no Banking77 at {path}; give its folder: --banking77 FOLDER, or BANKING77=FOLDER",
+            code="INS-D001",
+        )
     with path.open(encoding="utf-8", newline="") as file:
         return [(clean(row["text"]), row["category"]) for row in csv.DictReader(file)]
 

@@ -42,7 +42,9 @@ def main() -> int:
     selected = select_parts(arguments.only)
     on_gpu = find_gpu()
     if arguments.gib and not on_gpu:
-        raise RecipeError(f"--gib {arguments.gib:g} limits the memory of a GPU, and this machine has none")
+        raise RecipeError(
+            f"--gib {arguments.gib:g} limits the memory of a GPU, and this machine has none", code="INS-R011"
+        )
     path = arguments.out or (None if arguments.only else RESULTS)
     if path:
         check_device(path, "cuda" if on_gpu else "cpu")
@@ -83,7 +85,7 @@ def select_parts(only: list[str] | None) -> tuple[Part, ...]:
     names = ", ".join(part.name for part in PARTS)
     for name in only or ():
         if not any(part.name.startswith(name) for part in PARTS):
-            raise RecipeError(f"--only {name}: there is no such part; there are {names}")
+            raise RecipeError(f"--only {name}: there is no such part; there are {names}", code="INS-R011")
     wanted = ("environment", *only) if only else ("",)
     return tuple(part for part in PARTS if part.name.startswith(wanted))
 
@@ -97,7 +99,8 @@ def find_gpu() -> bool:
     if hardware.count_gpus():
         raise RecipeError(
             f"this machine has a GPU ({hardware.list_gpus()[0]}) that PyTorch {torch.__version__} cannot use: see "
-            '`make doctor`, or hide it with CUDA_VISIBLE_DEVICES="" for a small run on the CPU'
+            '`make doctor`, or hide it with CUDA_VISIBLE_DEVICES="" for a small run on the CPU',
+            code="INS-X005",
         )
     return False
 
@@ -107,7 +110,8 @@ def check_device(path: Path, device: str) -> None:
     if device == "cpu" and path.exists() and (previous := atomic_files.read_json(path))["device"] != "cpu":
         raise RecipeError(
             f"{path} has figures of a GPU ({previous['hardware']}), and this machine has none: name another file with "
-            "--out"
+            "--out",
+            code="INS-R015",
         )
 
 

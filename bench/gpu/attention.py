@@ -49,7 +49,7 @@ def run(spec: PartSpec, log: CaseLog) -> None:
         for length in FLEX_LENGTHS:
             log.run(f"{FLEX}, {length} tokens", partial(time_lengths, spec, model, make_pack(700, length)))
     if failures:
-        raise StageError(f"packs differ from separate rows: {'; '.join(failures)}")
+        raise StageError(f"packs differ from separate rows: {'; '.join(failures)}", code="INS-X010")
 
 
 def make_pack(prefix: int, tokens: int) -> Pack:

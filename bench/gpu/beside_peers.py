@@ -47,7 +47,7 @@ def run(spec: PartSpec, log: CaseLog) -> None:
         peer_spec = make_peer_spec(spec, system, batch_size, updates)
         log.run(system, partial(train, python, peer_spec, saved[0], data, failures), min_seconds=10)
     if failures:
-        raise StageError("; ".join(failures))
+        raise StageError("; ".join(failures), code="INS-X010")
 
 
 def find_python(system: str, on_gpu: bool) -> tuple[Path | None, str]:

@@ -51,7 +51,9 @@ def decode(spec: PartSpec, built: RandomModel, model: Any, tokenizer: Any, data:
         seconds = time.perf_counter() - started_at
         hook.remove()
     if wrong := [answer.text for answer in answers if answer.complete and answer.text not in labels]:
-        raise StageError(f"the constraint allows only labels, and {len(wrong)} answers are none: {wrong[0]!r}")
+        raise StageError(
+            f"the constraint allows only labels, and {len(wrong)} answers are none: {wrong[0]!r}", code="INS-X010"
+        )
     return Measurement(
         len(prompts) / seconds,
         "rows/s",

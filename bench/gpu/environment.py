@@ -21,7 +21,7 @@ def run(spec: PartSpec, log: CaseLog) -> None:
     for dtype in ("float32", "bfloat16"):
         log.run(f"{MATMUL}, {dtype}", partial(measure_matmul, spec, dtype))
     if problems:
-        raise StageError("; ".join(problems))
+        raise StageError("; ".join(problems), code="INS-X010")
 
 
 def measure_matmul(spec: PartSpec, dtype: str) -> Measurement:

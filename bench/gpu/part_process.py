@@ -38,7 +38,7 @@ def main() -> int:
     except RuntimeError as error:
         if not out_of_memory.is_out_of_memory(error):
             raise
-        raise StageError(f"out of memory: {str(error).splitlines()[0][:300]}") from error
+        raise StageError(f"out of memory: {str(error).splitlines()[0][:300]}", code="INS-X010") from error
     return cli.OK
 
 

@@ -80,7 +80,7 @@ def run_stage(spec: PartSpec, stage: str, recipe: Path, *settings: str) -> Measu
     (Path(spec.folder) / f"{stage}.log").write_text(completed.stderr + completed.stdout, encoding="utf-8")
     if completed.returncode:
         last_line = (completed.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise StageError(f"{stage} ended with {completed.returncode}: {last_line[:300]}")
+        raise StageError(f"{stage} ended with {completed.returncode}: {last_line[:300]}", code="INS-X010")
     return Measurement(measures_memory=False, details={"stage_seconds": round(time.monotonic() - started_at, 1)})
 
 

@@ -39,7 +39,7 @@ def train(
     examples = [(example.prompt_ids, example.completion_ids) for example in data.examples]
     result = insource_sft.train_and_probe(recipe, Path(spec.folder), model, tokenizer, examples)
     if not all(map(math.isfinite, result["losses"])):
-        raise StageError(f"losses of the updates: {result['losses']}")
+        raise StageError(f"losses of the updates: {result['losses']}", code="INS-X010")
     seconds, tokens = sum(result["raw_seconds"][1:]), sum(result["computed_tokens"][1:])
     names = ("losses", "raw_seconds", "computed_tokens", "token_ratio", "packs_an_update", "longest_pack")
     return Measurement(

@@ -74,11 +74,13 @@ def check_recipe(recipe: Recipe) -> None:
     if TASKS[recipe.task.task_name].OBJECTIVE == "prefer":
         raise RecipeError(
             f"task.kind: given {recipe.task.kind}; a curve needs answers that are decoded: classification, extraction "
-            "or generation"
+            "or generation",
+            code="INS-R006",
         )
     if recipe.accelerate.num_machines > 1:
         raise RecipeError(
-            f"accelerate.num_machines: given {recipe.accelerate.num_machines}; a curve trains on one machine; set 1"
+            f"accelerate.num_machines: given {recipe.accelerate.num_machines}; a curve trains on one machine; set 1",
+            code="INS-R006",
         )
 
 

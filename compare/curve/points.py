@@ -81,7 +81,8 @@ def plan_sizes(train_rows: int, points: int) -> list[int]:
     if len(sizes) < 2:
         raise RecipeError(
             f"a learning curve needs at least {2 * MIN_TRAIN_ROWS} train rows, and there are {train_rows}; label more "
-            "rows, or reduce data.split.test"
+            "rows, or reduce data.split.test",
+            code="INS-C013",
         )
     return sizes[::-1]
 
@@ -99,7 +100,9 @@ def load_curve_dataset(recipe: Recipe, data: Path) -> EvalDataset:
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     train, validation = (list(atomic_files.read_jsonl(data / f"{name}.jsonl")) for name in ("train", "validation"))
     if not validation:
-        raise StageError(f"{data / 'validation.jsonl'} has no rows to score; give data.split.validation a fraction")
+        raise StageError(
+            f"{data / 'validation.jsonl'} has no rows to score; give data.split.validation a fraction", code="INS-D027"
+        )
     return EvalDataset(task, spec, {}, train, [], validation)
 
 

@@ -60,5 +60,5 @@ def _run_stage(argv: Sequence[str]) -> Path:
         sys.exit(process.returncode if process.returncode > 0 else cli.FAILED)
     folder = output.strip().rpartition("\n")[2]
     if not folder or not Path(folder).is_dir():
-        raise StageError(f"{argv[2]} printed {output[-200:]!r}, which is not a folder")
+        raise StageError(f"{argv[2]} printed {output[-200:]!r}, which is not a folder", code="INS-T017")
     return Path(folder)

@@ -123,7 +123,8 @@ def predict(context: ComparisonContext, lines: Sequence[Mapping[str, Any]]) -> d
             raise StageError(
                 f"compare.head: the process that answers with the head ended with exit code {completed.returncode}; "
                 "see the message above. `python -m train.head RECIPE --fresh` trains the head anew; "
-                "SET=compare.head=false compares without it"
+                "SET=compare.head=false compares without it",
+                code="INS-C014",
             )
         payload: dict[str, Any] = atomic_files.read_json(answers_path)
         return payload

@@ -83,7 +83,8 @@ def iter_labelled(rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -
         if not is_checked and not any(name in values for name in answers):
             raise RecipeError(
                 f"{file.path}: data.source.labelled needs the column that a person filled in: "
-                f"{' or '.join(answers)}; it has {', '.join(values)}"
+                f"{' or '.join(answers)}; it has {', '.join(values)}",
+                code="INS-D021",
             )
         is_checked = True
         is_labelled = any(to_text(values.get(name)).strip() for name in answers)

@@ -145,7 +145,8 @@ def choose_rows(recipe: Recipe, data: Path) -> tuple[Pool, list[Candidate]]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in pool.left_out.most_common())
         raise RecipeError(
             f"data.teacher.source: none of {pool.n_read:,} rows can be labelled"
-            f"{f' ({reasons})' if reasons else ''}; the others repeat labelled rows"
+            f"{f' ({reasons})' if reasons else ''}; the others repeat labelled rows",
+            code="INS-D039",
         )
     return pool, [pool.candidates[index] for index in ranked]
 

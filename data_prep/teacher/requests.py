@@ -65,7 +65,8 @@ def build_requests(
     if price is None and not baseline.is_loopback:
         raise RecipeError(
             f"{LOCATION}: the price of {baseline.display_name} is unknown, so budget_usd could not be kept; give it "
-            "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+            "price: {input_usd_per_million: ..., output_usd_per_million: ...}",
+            code="INS-A002",
         )
     if teacher.instruction:
         spec = replace(spec, instruction=teacher.instruction)
@@ -81,7 +82,8 @@ def build_requests(
     if teacher.min_confidence is not None and not (baseline.uses_decision_api or endpoint.log_probabilities):
         raise RecipeError(
             f"{LOCATION}.min_confidence: {baseline.display_name} returns no probabilities with these settings; leave "
-            "it out, or set api: decisions"
+            "it out, or set api: decisions",
+            code="INS-A004",
         )
     if requests:
         # Raises RecipeError if an endpoint of choices does not take so many labels.
@@ -92,7 +94,7 @@ def build_requests(
 def check_key(baseline: Baseline) -> None:
     """Raise RecipeError if the environment has no API key."""
     if baseline.key_env and not os.environ.get(baseline.key_env):
-        raise RecipeError(f"{LOCATION}: no key: {baseline.key_env} is not set")
+        raise RecipeError(f"{LOCATION}: no key: {baseline.key_env} is not set", code="INS-A001")
 
 
 def send_requests(teacher_requests: TeacherRequests, teacher: Teacher) -> tuple[CollectResult, TeacherRequests]:
@@ -117,7 +119,8 @@ def send_requests(teacher_requests: TeacherRequests, teacher: Teacher) -> tuple[
     refused = any(response.refused for response in collected.answers.values())
     if refused or not (collected.complete or collected.budget_exhausted):
         raise StageError(
-            f"teacher {name}: {collected.why_incomplete}. The answers so far are kept; the same command goes on"
+            f"teacher {name}: {collected.why_incomplete}. The answers so far are kept; the same command goes on",
+            code="INS-A009",
         )
     return collected, teacher_requests
 
@@ -137,7 +140,7 @@ def _send_first_request(teacher_requests: TeacherRequests, teacher: Teacher) -> 
             return teacher_requests
         rejected = api_errors.find_rejected_parameter(response.error or "", optional_parameters)
         if rejected is None or rejected in endpoint.omitted_parameters:
-            raise StageError(f"teacher {name}: its first request: {response.error}")
+            raise StageError(f"teacher {name}: its first request: {response.error}", code="INS-A001")
         print(f"left out  {rejected}, which {name} refuses: {response.error}", file=sys.stderr, flush=True)
         omitted = (*endpoint.omitted_parameters, rejected)
         teacher_requests = replace(teacher_requests, endpoint=replace(endpoint, omitted_parameters=omitted))

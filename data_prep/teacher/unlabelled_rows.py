@@ -76,7 +76,7 @@ def find_unlabelled_files(recipe: Recipe) -> list[SourceFile]:
     try:
         return sources.find_files(recipe.data.teacher.source)
     except RecipeError as error:
-        raise RecipeError(str(error).replace("data.source", "data.teacher.source")) from None
+        raise RecipeError(str(error).replace("data.source", "data.teacher.source"), code=error.code) from None
 
 
 def find_exclusions(recipe: Recipe, folder: Path) -> Exclusions:
@@ -95,7 +95,8 @@ def find_exclusions(recipe: Recipe, folder: Path) -> Exclusions:
     if cut is None or (seconds := parse_iso_seconds(cut)) is None:
         raise RecipeError(
             "data.teacher: with data.split.time and given test rows it is not known which unlabelled rows are older "
-            "than test; leave data.split.time out"
+            "than test; leave data.split.time out",
+            code="INS-D030",
         )
     return Exclusions(frozenset(groups), seconds)
 
@@ -125,7 +126,7 @@ def read_candidates(recipe: Recipe, files: list[SourceFile], exclusions: Exclusi
             if len(pool.candidates) >= 2 * MAX_POOL_ROWS:
                 _shrink(pool, recipe.data.split.seed)
         if pool.n_read == n_before:
-            raise RecipeError(f"data.teacher.source: {file.name}: there are no rows in it")
+            raise RecipeError(f"data.teacher.source: {file.name}: there are no rows in it", code="INS-D007")
         if missing and first_values:
             present = [name for name in input_columns(recipe).values() if name not in missing]
             check_input_columns(file.name, {**first_values, **dict.fromkeys(present)}, recipe)

@@ -60,12 +60,12 @@ async def check_version(engine: Engine, session: ClientSession, served: ServedMo
             await client.load_adapter(session, name, str(served.folder))
         except StageError as error:
             message = f"{error}; the engine lists no {name} (--lora-modules) and cannot load it"
-            raise StageError(f"{message} (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)") from None
+            raise StageError(f"{message} (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)", code="INS-G010") from None
         engine.loaded.add(name)
     if (expected := served.prompt.get("prompt_ids")) is not None:
         actual = await _fetch_prompt_ids(session, served, name)
         if actual != expected:
-            raise StageError("the engine reads other token ids for its prompt than were trained on")
+            raise StageError("the engine reads other token ids for its prompt than were trained on", code="INS-E008")
     references = reference_check.load_references(served.run.references_path)
     answers = await reference_check.query_references(session, references, served.prompt, name)
     rounding = launch_plan.rounding_tolerance(served, serve)
@@ -75,7 +75,8 @@ async def check_version(engine: Engine, session: ClientSession, served: ServedMo
     if agreement < required:
         raise StageError(
             f"the engine gives {agreement:.1%} of its reference answers, and at least {required:.1%} are required "
-            "(serve.parity.same_weights)"
+            "(serve.parity.same_weights)",
+            code="INS-G005",
         )
     return agreement
 
@@ -84,17 +85,20 @@ async def _list_models(session: ClientSession) -> set[str]:
     async with session.get("/v1/models") as response:
         if response.status != 200:
             raise StageError(
-                f"GET /v1/models answers {response.status} (INSOURCE_ENGINE_KEY has the key of the engines)"
+                f"GET /v1/models answers {response.status} (INSOURCE_ENGINE_KEY has the key of the engines)",
+                code="INS-G010",
             )
         payload = await response.json(content_type=None)
     try:
         return {str(card["id"]) for card in payload["data"]}
     except (KeyError, TypeError):
-        raise StageError("GET /v1/models does not list models: this is no vLLM") from None
+        raise StageError("GET /v1/models does not list models: this is no vLLM", code="INS-G010") from None
 
 
 async def _fetch_prompt_ids(session: ClientSession, served: ServedModel, name: str) -> list[int]:
     async with session.post("/tokenize", json={"model": name, "messages": served.prompt["messages"]}) as response:
         if response.status != 200:
-            raise StageError(f"POST /tokenize answers {response.status}: {(await response.text())[:300]}")
+            raise StageError(
+                f"POST /tokenize answers {response.status}: {(await response.text())[:300]}", code="INS-G010"
+            )
         return list((await response.json(content_type=None))["tokens"])

@@ -195,7 +195,7 @@ class PoolGateway:
             return
         try:
             if not serving:
-                raise StageError("no engine serves it")
+                raise StageError("no engine serves it", code="INS-G010")
             deployment = await self.deployments.load(registry_dir, version)
         except (RecipeError, StageError) as error:
             self.rejected.add((name, version))

@@ -45,7 +45,7 @@ def require_deployed(registry_dirs: Sequence[Path]) -> None:
     """Raise RecipeError if a model has no deployed version."""
     for registry_dir in registry_dirs:
         if registry.current_version(registry_dir) is None:
-            raise RecipeError(_nothing_deployed(registry_dir))
+            raise RecipeError(_nothing_deployed(registry_dir), code="INS-G001")
 
 
 def load_version(registry_dir: Path, version: str) -> ServedModel:

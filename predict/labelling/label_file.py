@@ -38,7 +38,9 @@ def format_label_file(rows: Sequence[ScoredRow], recipe: Recipe, with_suggestion
     own = [name for name in dict.fromkeys(name for row in rows for name in row.columns) if name not in answers]
     added = [ROW_ID_COLUMN, *suggestions]
     if clash := [name for name in own if name in added]:
-        raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the file to label has too; rename them")
+        raise RecipeError(
+            f"INPUT: it has columns {', '.join(clash)}, which the file to label has too; rename them", code="INS-P003"
+        )
     id_column = recipe.data.columns.id
     if id_column is not None and id_column not in own:
         own.insert(0, id_column)

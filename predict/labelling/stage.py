@@ -80,7 +80,9 @@ def main(arguments: argparse.Namespace) -> int:
     rows = candidates.choose_rows(pool, prepared, recipe, call.count)
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in pool.left_out.most_common())
     if not rows:
-        raise RecipeError(f"INPUT: {call.pattern}: none of {pool.rows_read:,} rows can be labelled ({reasons})")
+        raise RecipeError(
+            f"INPUT: {call.pattern}: none of {pool.rows_read:,} rows can be labelled ({reasons})", code="INS-P013"
+        )
     call.output.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_text(call.output, format_label_file(rows, recipe, call.with_suggestions))
     about = {**_describe(call, predictions, pool, rows), "prepared_data": data_folder.name}
@@ -98,19 +100,22 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _parse_call(arguments: argparse.Namespace) -> Call:
     if not arguments.input:
-        raise RecipeError("INPUT is missing: make label RECIPE=... INPUT=unlabelled.csv N=200")
+        raise RecipeError("INPUT is missing: make label RECIPE=... INPUT=unlabelled.csv N=200", code="INS-R012")
     if not (arguments.rows.isdecimal() and int(arguments.rows) > 0):
-        raise RecipeError(f"N: given {arguments.rows!r}, allowed: a number of rows, such as 200")
+        raise RecipeError(f"N: given {arguments.rows!r}, allowed: a number of rows, such as 200", code="INS-R011")
     parent = run.runs_folder(arguments.runs)
     loaded = folder_ownership.resolve_name(load(arguments.recipe, arguments.set, arguments.hardware), parent)
     output = Path(arguments.output or f"{loaded.name}-to-label.csv").expanduser()
     if output.suffix.lower() != ".csv":
-        raise RecipeError(f"OUTPUT: given {output.name}; allowed: a name that ends in .csv, for a spreadsheet")
+        raise RecipeError(
+            f"OUTPUT: given {output.name}; allowed: a name that ends in .csv, for a spreadsheet", code="INS-P001"
+        )
     if output.is_dir():
-        raise RecipeError(f"OUTPUT: {output} is a folder; give the name of a file")
+        raise RecipeError(f"OUTPUT: {output} is a folder; give the name of a file", code="INS-P001")
     if output.exists() and not read_output_info(output) and not arguments.force:
         raise RecipeError(
-            f"OUTPUT: {output} exists, and may have labels; give another OUTPUT, or replace it with FORCE=1"
+            f"OUTPUT: {output} exists, and may have labels; give another OUTPUT, or replace it with FORCE=1",
+            code="INS-R015",
         )
     pattern = str(Path(arguments.input).expanduser())
     source = inputs.make_source(loaded.recipe, pattern)
@@ -125,7 +130,7 @@ def _choose_engine(arguments: argparse.Namespace, call: Call) -> tuple[bool, str
     """
     engine = arguments.engine
     if engine not in (None, LINEAR, *ENGINES):
-        raise RecipeError(f"ENGINE: given {engine!r}, allowed: {', '.join([*ENGINES, LINEAR])}")
+        raise RecipeError(f"ENGINE: given {engine!r}, allowed: {', '.join([*ENGINES, LINEAR])}", code="INS-R011")
     if engine == LINEAR:
         return True, None
     is_requested = engine is not None or arguments.base_url or arguments.run
@@ -139,7 +144,7 @@ def _check_supported(recipe: Recipe, uses_linear_model: bool) -> None:
     columns, kind = recipe.data.columns, recipe.task.task_name
     supported = "classification with one label per row, and extraction with a column of records or of each field"
     if kind not in ("classification", "extraction"):
-        raise RecipeError(f"task.kind: make label supports {supported}; the recipe's task is {kind}")
+        raise RecipeError(f"task.kind: make label supports {supported}; the recipe's task is {kind}", code="INS-R006")
     unsupported = {
         "messages": columns.messages,
         "slots": columns.slots,
@@ -148,10 +153,13 @@ def _check_supported(recipe: Recipe, uses_linear_model: bool) -> None:
     }
     for name, value in unsupported.items():
         if value is not None:
-            raise RecipeError(f"data.columns.{name}: a spreadsheet cannot hold it; make label supports {supported}")
+            raise RecipeError(
+                f"data.columns.{name}: a spreadsheet cannot hold it; make label supports {supported}", code="INS-R006"
+            )
     if uses_linear_model and kind != "classification":
         raise RecipeError(
-            "ENGINE=linear: a linear model predicts labels, and the recipe's task is extraction; run `make train` first"
+            "ENGINE=linear: a linear model predicts labels, and the recipe's task is extraction; run `make train` first",
+            code="INS-R006",
         )
 
 

@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     loaded, trained_run = runs.load_recipe_and_run(arguments)
     recipe = trained_run.recipe()
     if problem := conflicts.find_head_problem(recipe):
-        raise RecipeError(f"{'.'.join(problem[0])}: {problem[1]}")
+        raise RecipeError(f"{'.'.join(problem[0])}: {problem[1]}", code="INS-R006")
     learning_rate = loaded.recipe.compare.head_learning_rate or recipe.train.learning_rate
     digest = head_folder.compute_digest(trained_run, learning_rate)
     if head_folder.is_current(trained_run, digest) and not arguments.fresh:
@@ -68,7 +68,9 @@ def train_head(trained_run: Run, learning_rate: float, fresh: bool) -> None:
     if code in (cli.FAILED, cli.USAGE_ERROR):
         sys.exit(code)
     if code:
-        raise StageError(f"training of the head ended with exit code {code}; run the same command again to go on")
+        raise StageError(
+            f"training of the head ended with exit code {code}; run the same command again to go on", code="INS-T017"
+        )
 
 
 def _in_one_process(recipe: Recipe) -> Recipe:

@@ -171,7 +171,10 @@ def load_model(recipe: Recipe, run: Run, data: HeadData) -> Any:
     torch.manual_seed(recipe.train.seed)
     model = head_model.load_base_with_head(recipe, run, data.labels, training=True)
     if len(data.labels) > model.config.vocab_size:
-        raise StageError(f"compare.head: {len(data.labels)} labels are more than the {model.config.vocab_size} tokens")
+        raise StageError(
+            f"compare.head: {len(data.labels)} labels are more than the {model.config.vocab_size} tokens",
+            code="INS-T019",
+        )
     model.config.pad_token_id = data.tokenizer.pad_token_id
     return base.add_adapter(model, recipe.lora, recipe.train.seed, "SEQ_CLS")
 
@@ -257,7 +260,7 @@ def run_worker() -> int:
             raise
         except Exception as error:
             if out_of_memory.is_out_of_memory(error):
-                raise StageError(out_of_memory.describe_out_of_memory(error)) from error
+                raise StageError(out_of_memory.describe_out_of_memory(error), code="INS-T016") from error
             raise
     return cli.OK
 

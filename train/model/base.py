@@ -86,7 +86,8 @@ def load_base_model(
             raise
         raise RecipeError(
             f"compare.head: transformers has no class with a classification head for {recipe.model.base} "
-            f"({str(error).splitlines()[0][:200]}); leave compare.head out, or take another base"
+            f"({str(error).splitlines()[0][:200]}); leave compare.head out, or take another base",
+            code="INS-T019",
         ) from None
     disable_cpu_repacking(model)
     multimodal.fix_no_split_modules(model)
@@ -101,7 +102,8 @@ def _check_head(model: Any, settings: Model) -> None:
     if not hasattr(model, HEAD_MODULE) or model.config.get_text_config() is not model.config:
         raise RecipeError(
             f"compare.head: {settings.base} is loaded as {type(model).__name__}, which is not a text-only model with a "
-            f"head named {HEAD_MODULE}; leave compare.head out, or take another base"
+            f"head named {HEAD_MODULE}; leave compare.head out, or take another base",
+            code="INS-T019",
         )
 
 

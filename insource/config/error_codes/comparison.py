@@ -95,6 +95,20 @@ COMPARISON = (
         "rows. Compare the two by `make compare`, or set train.max_length and serve.max_model_len so high that no row "
         "is dropped",
     ),
+    ErrorDescription(
+        "INS-C013",
+        "Too few rows for a learning curve",
+        "`make curve` compares subsets of the train rows, and there are too few for two subsets.",
+        "Label more rows, or lower `data.split.test`.",
+        "a learning curve needs at least 40 train rows, and there are 30; label more rows, or reduce data.split.test",
+    ),
+    ErrorDescription(
+        "INS-C014",
+        "Classification head does not answer",
+        "The process that answers with the classification head ended with an error. Its own message is above this one.",
+        "Correct that problem. `python -m train.head RECIPE --fresh` trains the head again; `compare.head: false` compares without it.",
+        "compare.head: the process that answers with the head ended with exit code 1; see the message above.",
+    ),
 )
 
 API_MODELS_AND_BUDGETS = (

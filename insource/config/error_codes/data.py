@@ -295,4 +295,11 @@ DESCRIPTIONS = (
         "Correct the rows or the arguments that the message names, or copy a recipe from `recipes/`.",
         "no recipe can be made of these rows: compare.baselines.0: Value error",
     ),
+    ErrorDescription(
+        "INS-D039",
+        "No row for the teacher",
+        "No row of `data.teacher.source` can be labelled: each one cannot be used, or repeats a row that is labelled.",
+        "Name a source with other rows, or leave `data.teacher` out.",
+        "data.teacher.source: none of 40 rows can be labelled; the others repeat labelled rows",
+    ),
 )

@@ -192,6 +192,13 @@ GATEWAY_AND_DEPLOYMENT = (
         "not deployed, because 2 of the checks above failed; FORCE=1 deploys anyway, and the history records that",
         is_linked=True,
     ),
+    ErrorDescription(
+        "INS-G010",
+        "Engine cannot serve the version",
+        "An engine of `serve.engines` does not list or load the adapter, is no vLLM, or refuses the key.",
+        "Start the engine with the flags in docs/engines.md. INSOURCE_ENGINE_KEY has the key of the engines.",
+        "GET /v1/models does not list models: this is no vLLM",
+    ),
 )
 
 PREDICTION = (
@@ -282,5 +289,12 @@ PREDICTION = (
         "A deployment changed the version of the gateway during the call. OUTPUT would mix two versions.",
         "Run the same command again.",
         "the gateway changed from version v1 to v2; run the same command again to get all answers from one version",
+    ),
+    ErrorDescription(
+        "INS-P013",
+        "No row to label",
+        "No row of INPUT can be proposed: each one cannot be used, or repeats a row that the recipe has.",
+        "Name other rows in INPUT.",
+        "INPUT: rows.csv: none of 40 rows can be labelled (near_duplicate 40)",
     ),
 )

@@ -145,4 +145,11 @@ DESCRIPTIONS = (
         "machine 0 launched no run below /runs/tickets: it was stopped",
         is_linked=True,
     ),
+    ErrorDescription(
+        "INS-T019",
+        "Base without a classification head",
+        "transformers has no text classification class for the base, or the head does not fit the labels.",
+        "Set `compare.head: false`, or name another base.",
+        "compare.head: 300 labels are more than the 256 tokens",
+    ),
 )
