@@ -122,7 +122,7 @@ def predict(context: ComparisonContext, lines: Sequence[Mapping[str, Any]]) -> d
         if completed.returncode:
             raise StageError(
                 f"compare.head: the process that answers with the head ended with exit code {completed.returncode}; "
-                "see the message above. `python -m train.head RECIPE --fresh` trains the head anew; "
+                "see the message above. `python -m train.head RECIPE --fresh` trains the head again; "
                 "SET=compare.head=false compares without it",
                 code="INS-C014",
             )

@@ -158,7 +158,7 @@ def _check_supported(recipe: Recipe, uses_linear_model: bool) -> None:
             )
     if uses_linear_model and kind != "classification":
         raise RecipeError(
-            "ENGINE=linear: a linear model predicts labels, and the recipe's task is extraction; run `make train` first",
+            "ENGINE=linear: a linear model predicts labels, and the task is extraction; run `make train` first",
             code="INS-R006",
         )
 

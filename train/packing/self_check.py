@@ -167,7 +167,8 @@ def compare_passes(packed: PassResult, separate: PassResult) -> PackingDifferenc
     """
     import torch
 
-    token_ids: Any = torch.unique(torch.cat([packed.token_ids, separate.token_ids]))  # type: ignore[no-untyped-call]
+    all_token_ids: Any = torch.cat([packed.token_ids, separate.token_ids])
+    token_ids = all_token_ids.unique()
 
     def sum_by_token_id(result: PassResult) -> Any:
         sums = result.gradients.new_zeros(len(token_ids), result.gradients.shape[-1])
