@@ -106,10 +106,10 @@ COMPARISON = (
         "INS-C014",
         "Classification head does not answer",
         "The process that answers with the classification head ended with an error. Its own message is above this one.",
-        "Correct that problem. `python -m train.head RECIPE --fresh` trains the head again; `compare.head: false` compares "
-        "without it.",
-        "compare.head: the process that answers with the head ended with exit code 1; see the message above. `python -m "
-        "train.head RECIPE --fresh` trains the head again; SET=compare.head=false compares without it",
+        "Correct that problem. `python -m train.head RECIPE --fresh` trains the head again; `compare.head: false` "
+        "compares without it.",
+        "compare.head: the process that answers with the head ended with exit code 1; see the message above. "
+        "`python -m train.head RECIPE --fresh` trains the head again; SET=compare.head=false compares without it",
     ),
 )
 
