@@ -119,7 +119,7 @@ def test_an_encoding_that_the_recipe_names_is_taken_and_one_that_is_wrong_is_tol
         and "set encoding of this baseline" in message
         and "data.source" not in message
     )
-    assert "is not an encoding of text" in refused(tmp_path, lines_of(), encoding="utf-9")
+    assert "is not a text encoding" in refused(tmp_path, lines_of(), encoding="utf-9")
 
 
 def test_a_compressed_file_is_read(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_figures_that_are_not_known_are_left_out(tmp_path: Path) -> None:
         ('{"id": NaN, "output": "a"}', "id is nan"),
         ('{"id": " ", "output": "a"}', "id is ' '"),
         ('{"id": "r0", "output": "a", "output": "b"}', "key 'output' occurs twice"),
-        ('{"id": "r0", "output": "\\ud800"}', "id 'r0': output holds half of a surrogate pair"),
+        ('{"id": "r0", "output": "\\ud800"}', "id 'r0': output has half of a surrogate pair"),
         (ONE + ', "model_id": 4}', "id 'r0': model_id is 4"),
         ("[" * 100_000, "needs a JSON object"),
     ],

@@ -220,5 +220,5 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
         "(openai SDK 3.54, types/decision_create_params.py"
     )
     assert "temperature: given 0, but claude haiku 5.5 supports none" in lines[1]
-    assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in lines[2]
+    assert "mode: given batch, but it is not known that model-of-2028 is served in batches" in lines[2]
     assert not provider.requests

@@ -201,7 +201,7 @@ def test_a_test_set_that_was_touched_is_refused(runs: Path, small_recipe: Path) 
         completed = commands.run_command(runs, "compare", small_recipe)
     finally:
         path.write_bytes(original)
-    assert completed.returncode == 1 and "is not as `make data` wrote it" in completed.stderr
+    assert completed.returncode == 1 and "INS-D033" in completed.stderr and "was changed after data" in completed.stderr
 
 
 def metrics(scores: dict[str, Any]) -> dict[str, Any]:

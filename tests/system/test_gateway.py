@@ -73,7 +73,7 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
         asked_otherwise(misread / "adapter")
         registry.promote(registry_dir, Run(misread), ["by hand"])
         log_text = commands.wait_for(log, "refused   small@", process, count=2)
-        assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in log_text
+        assert "vLLM builds other prompt token ids than training, from token 4 of" in log_text
 
         result = commands.run_command(runs, "deploy", small_recipe, "--rollback", "--to", first_version)
         assert result.returncode == 0, result.stderr

@@ -26,7 +26,7 @@ from train.packing.attention_blocks import SHARED_PREFIX
     [
         (None, ["NVIDIA L4"], {}, "built for CPUs: `make setup HARDWARE=gpu`"),
         ("13.0", ["NVIDIA L4"], {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides every GPU"),
-        ("13.0", ["NVIDIA L4"], {}, "the driver (570.86) does not serve PyTorch 2.13.0"),
+        ("13.0", ["NVIDIA L4"], {}, "the driver (570.86) is too old for PyTorch 2.13.0"),
         ("13.0", [], {}, "nvidia-smi shows no GPU"),
     ],
 )
@@ -34,7 +34,7 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_its_reason(
     cuda: str | None, gpus: list[str], environment: dict[str, str], expected: str
 ) -> None:
     message = gpu.explain_missing_gpu("2.13.0", cuda, "570.86", gpus, environment)
-    assert expected in message and message.endswith("HARDWARE=cpu computes on the CPU")
+    assert expected in message and message.endswith("HARDWARE=cpu trains on the CPU")
 
 
 def test_gpus_without_bfloat16_are_refused() -> None:
