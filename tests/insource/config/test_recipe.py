@@ -227,7 +227,8 @@ def test_sections_bear_upstream_names_and_every_field_of_lora_is_taken_or_refuse
     assert not set(Lora.model_fields) & set(lora.UNSUPPORTED_KEYS)
     assert set(Lora.model_fields) | set(lora.UNSUPPORTED_KEYS) == names(LoraConfig)
     assert set(lora.LoftqConfig.model_fields) <= names(LoftQConfig)
-    own_fields = {"batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling", "soft_labels"}
+    own_fields = {"max_train_rows", "batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
+    own_fields |= {"soft_labels"}
     stopping_fields = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
     assert set(Train.model_fields) - own_fields <= names(SFTConfig) | {"beta", "loss_type"} | stopping_fields
     assert {"beta", "loss_type"} <= names(DPOConfig)
