@@ -1,9 +1,9 @@
 """Find or train the classification head of a run: `python -m train.head RECIPE`.
 
     head      runs/classifier/<run id>/head
-    head      accuracy 85.9%, macro-F1 85.1%  (736 validation rows)
-    tokens    accuracy 86.7%, macro-F1 85.7%  (the label tokens of the same run)
-    paired    ...
+    head      accuracy 81.1%, macro-F1 80.4%  (736 validation rows)
+    tokens    accuracy 64.7%, macro-F1 62.2%  (the label tokens of the same run)
+    paired    the head is better: accuracy 81.6% of the head, 63.6% of the tokens, difference +18.0 points ...
 
 This module imports nothing heavy, so that a wrong recipe or a finished head is reported without delay.
 """

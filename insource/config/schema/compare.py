@@ -249,7 +249,7 @@ class Compare(Section):
     """Classification with one label per row: train a classification head with LoRA on the same base and rows, as a
     further system (docs/comparing.md, "Head or tokens"). It takes about as long as the training of the adapter."""
     head_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The learning rate of the head and its LoRA weights; left out: train.learning_rate."""
+    """The learning rate of the head and its LoRA weights; left out: train.learning_rate (docs/comparing.md)."""
     concurrency: Count = 32
     """Concurrent requests to a local server. Its latency is measured at this load."""
     choose_rows: Count = 100
