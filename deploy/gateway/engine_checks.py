@@ -28,13 +28,20 @@ async def find_problem(engine: Engine, session: ClientSession, hang_seconds: flo
             async with session.get("/health") as response:
                 if response.status != 200:
                     return f"GET /health answers {response.status}"
+            checked = set(engine.models)
+            listed = await _list_models(session) if checked else set()
+            # Versions that were unloaded meanwhile are no longer in engine.models.
+            if missing := (checked & engine.models) - listed:
+                return f"it no longer lists {min(missing)}: it was restarted"
             # The HTTP server answers GET /health although the engine computes nothing.
             if engine.models and started_at - engine.last_data_at > PROBE_SECONDS:
                 return await _find_token_problem(engine, session)
     except TimeoutError:
         if engine.last_data_at < started_at:
             return f"it has sent nothing for {hang_seconds:.0f} s (serve.hang_seconds)"
-    except (ClientError, OSError, RuntimeError) as error:
+    except StageError as error:
+        return str(error)
+    except (ClientError, OSError, RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -203,6 +203,20 @@ def test_a_version_is_checked_on_every_engine_and_the_old_one_is_unloaded(
         gateway.wait_for_log(f"drained   {NAME}@{failing}", count=2)
 
 
+def test_an_engine_that_lost_its_adapters_is_checked_again(
+    gateway_setup: GatewaySetup, engines: list[EngineProcess]
+) -> None:
+    version = gateway_setup.deploy("one")
+    with serve_engines(gateway_setup, engines) as gateway:
+        wait_until_ready(gateway)
+        # As after a restart that no health check noticed.
+        body = json.dumps({"lora_name": f"{NAME}@{version}"}).encode()
+        NO_PROXY_OPENER.open(f"{engines[0].url}/v1/unload_lora_adapter", body).close()
+        gateway.wait_for_log(f"engine    {engines[0].url} is down: it no longer lists {NAME}@{version}")
+        gateway.wait_for_log(f"engine    {engines[0].url} serves {NAME}@{version}", count=2)
+        assert {gateway.request(BODY)[0] for _ in range(6)} == {200}
+
+
 def test_an_engine_that_reads_other_prompts_gets_no_requests(
     gateway_setup: GatewaySetup, engines: list[EngineProcess]
 ) -> None:
