@@ -409,9 +409,9 @@ JSON = [
         "a key twice",
         "rows.jsonl",
         b'{"text": "a", "text": "b"}\n' + GOOD_LINE(),
-        ((1, "key 'text' stands"), expected_row(2, "hello")),
+        ((1, "key 'text' occurs"), expected_row(2, "hello")),
     ),
-    MalformedFile("a key twice further in", "rows.jsonl", b'{"text": {"k": 1, "k": 2}}\n', ((1, "key 'k' stands"),)),
+    MalformedFile("a key twice further in", "rows.jsonl", b'{"text": {"k": 1, "k": 2}}\n', ((1, "key 'k' occurs"),)),
     MalformedFile(
         "no numbers",
         "rows.jsonl",
