@@ -33,10 +33,10 @@ class TokenizedRow:
     completions: tuple[list[int], ...]
     weight: float = 1.0
     """The loss weight of each answer token, or of the pair."""
-    probabilities: tuple[float, ...] = ()
-    """Soft labels: the probability of each completion, with sum 1. Empty for one answer and for a pair."""
     reference: tuple[float, ...] = ()
     """Log-probability of each completion under the untuned base; preference tuning only."""
+    probabilities: tuple[float, ...] = ()
+    """Soft labels: the probability of each completion, with sum 1. Empty for one answer and for a pair."""
 
     def tokens_after_prefix(self, prefix: int) -> int:
         """Return the tokens that the row adds to a pack after a prefix.
