@@ -167,7 +167,7 @@ def compare_passes(packed: PassResult, separate: PassResult) -> PackingDifferenc
     """
     import torch
 
-    token_ids: Any = torch.unique(torch.cat([packed.token_ids, separate.token_ids]))  # type: ignore[no-untyped-call]
+    token_ids: Any = torch.unique(torch.cat([packed.token_ids, separate.token_ids]))
 
     def sum_by_token_id(result: PassResult) -> Any:
         sums = result.gradients.new_zeros(len(token_ids), result.gradients.shape[-1])
