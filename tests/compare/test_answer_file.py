@@ -132,7 +132,7 @@ def test_a_compressed_file_is_read(tmp_path: Path) -> None:
 def test_an_id_that_stands_there_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     message = refused(tmp_path, lines_of() + "\n" + '{"id": "r4", "output": "I cannot help"}\n')
     assert "answers.jsonl:11: id 'r4' is in line 5 already" in message
-    assert ":2: id '7' stands in line 1" in refused(tmp_path, '{"id": 7, "output": "a"}\n{"id": " 7", "output": "b"}')
+    assert ":2: id '7' is in line 1" in refused(tmp_path, '{"id": 7, "output": "a"}\n{"id": " 7", "output": "b"}')
 
 
 def test_labels_may_be_spelt_as_the_source_spells_them(tmp_path: Path) -> None:
