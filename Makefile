@@ -1,4 +1,4 @@
-# insource: `make help` says what there is. RECIPE is a name in recipes/ or a path; SET="key=value ..." replaces recipe keys.
+# insource: `make help` lists the targets. RECIPE is a name in recipes/ or a path; SET="key=value ..." replaces recipe keys.
 RECIPE   ?= classifier
 SET      ?=
 HARDWARE ?=
@@ -26,11 +26,11 @@ unexport PYTHONPATH
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor run import data train export head serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
 
-help: ## What one can type
+help: ## This list
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
 
-run: setup ## All of it: train, export, compare on the held-out set with vLLM serving, report and verdict
+run: setup ## Train, export, and compare on the held-out set with vLLM serving; report and verdict
 	@$(VENV) -m train $(RECIPE) $(SET)
 	@$(VENV) -m train.export $(RECIPE) $(SET)
 	@$(VENV) -m compare $(RECIPE) $(SET)
@@ -38,82 +38,82 @@ run: setup ## All of it: train, export, compare on the held-out set with vLLM se
 train: setup ## Set up if needed, prepare data, train the adapter, score it on validation
 	@$(VENV) -m train $(RECIPE) $(SET)
 
-import: setup ## A recipe out of FROM=train.jsonl of an OpenAI or Azure fine-tune, or of a log (TEST= MODEL=ft:... TO=)
+import: setup ## Write a recipe from FROM=train.jsonl of an OpenAI or Azure fine-tune, or from a log of API calls (TEST= MODEL=ft:... TO=)
 	@$(VENV) -m data_prep.importer "$(FROM)" $(if $(SYSTEM),--system $(SYSTEM))
 
-data: setup ## Prepare the data only: read, clean, deduplicate, split
+data: setup ## Prepare the data: read, clean, deduplicate, split
 	@$(VENV) -m data_prep $(RECIPE) $(SET)
 
 export: setup ## Merge the trained adapter into its base, and quantize it (RUN=<id>: of that run)
 	@$(VENV) -m train.export $(RECIPE) $(SET)
 
-head: setup ## Train a classification head on the base and rows of the trained run, and compare it on validation (compare.head)
+head: setup ## Train a classification head on the base and rows of the trained run, and compare it on validation
 	@$(VENV) -m train.head $(RECIPE) $(SET)
 
-serve: setup ## Serve it with vLLM, once its answers are those of the training; RECIPE="a b" share a server
+serve: setup ## Start vLLM, check its answers against those of training, and serve (RECIPE="a b": both on one server)
 	@$(VENV) -m serve $(RECIPE) $(SET)
 
-parity: setup ## Serve every exported form in turn, and compare what it answers with what was trained
+parity: setup ## Serve every exported variant in turn, and compare its answers with those of training
 	@$(VENV) -m serve.parity $(RECIPE) $(SET)
 
-record: setup ## Keep the answers of the planned API model to the test rows while it lives (SYSTEM=<name>: of another)
+record: setup ## Keep the answers of the planned API model to the test rows (SYSTEM=<name>: of another)
 	@$(VENV) -m compare.record $(RECIPE) $(SET) $(if $(SYSTEM),--system $(SYSTEM))
 
-compare: setup ## Compare it with its baselines on the sealed test set, decide, write the report (FRESH=1: anew)
+compare: setup ## Compare with the baselines on the held-out set, decide, write the report (FRESH=1: ignore the last comparison)
 	@$(VENV) -m compare $(RECIPE) $(SET)
 
-sweep: setup ## Train several bases or settings and compare the best: MODELS="a b" or VARIANTS="lora.r=8; lora.r=32" (COMPARE=0: rank alone)
+sweep: setup ## Train several bases or settings, and compare the best: MODELS="a b" or VARIANTS="lora.r=8; lora.r=32" (COMPARE=0: only rank them)
 	@$(VENV) -m compare.sweep $(RECIPE) $(SET)
 
-curve: setup ## Would more labels help? Trains on nested subsets of train, scores validation, fits a power law (MODEL=linear: the linear model only, in seconds)
+curve: setup ## Would more labels help? Train on nested subsets of train (MODEL=linear: only the linear model, in seconds)
 	@$(VENV) -m compare.curve $(RECIPE) $(SET)
 
-predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); goes on where it was killed (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
+predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); resumes after a kill (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
 	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict $(RECIPE) $(SET)
 
-label: setup ## Which N=200 rows of INPUT to label next, as a CSV file for a spreadsheet (OUTPUT=, SUGGEST=0 without suggestions, ENGINE=linear)
+label: setup ## Choose the N=200 rows of INPUT to label next, as a CSV file for a spreadsheet (OUTPUT=, SUGGEST=0: no suggestions, ENGINE=linear)
 	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict.labelling $(RECIPE) $(SET)
 
-dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
+dashboard: setup ## Write a W&B workspace for the recipe's runs, or its specification if W&B is not logged in
 	@$(VENV) -m insource.tracking.dashboard $(RECIPE) $(SET)
 
-deploy: setup ## Make the adapter the deployed version, if its gates say yes (FORCE=1: all the same)
+deploy: setup ## Make the adapter the deployed version if it passes its checks (FORCE=1: even if not)
 	@$(VENV) -m deploy $(RECIPE) $(SET)
 
-rollback: setup ## Make the version before the deployed one the deployed one (TO=<version>: that one)
+rollback: setup ## Deploy the previous version again (TO=<version>: that one)
 	@$(VENV) -m deploy $(RECIPE) --rollback $(if $(TO),--to $(TO)) $(SET)
 
-gateway: setup ## Serve what is deployed, behind one door, without a gap when that changes
+gateway: setup ## Serve the deployed versions at one address, without interruption when they change
 	@$(VENV) -m deploy.gateway $(RECIPE) $(SET)
 
-drift: setup ## Does the deployed threshold's guarantee still hold on the traffic of the last DAYS=7 days? Fails where not
+drift: setup ## Check whether the routing threshold still holds on the traffic of the last DAYS=7 days; exit 3 if not
 	@$(VENV) -m deploy.drift $(RECIPE) $(SET)
 
-doctor: setup ## What this machine has; with RECIPE=... each of its closed baselines is asked one train row
+doctor: setup ## Show what this machine has; with RECIPE=..., also send one train row to each API baseline
 	@$(VENV) -m insource.tracking.doctor
 	@$(if $(filter file default undefined,$(firstword $(origin RECIPE))),,$(VENV) -m compare.first_request $(RECIPE) $(SET))
 
-models: setup ## Closed models that the SDKs and genai-prices know: prices, batches, long prompts, shutdown days (ARGS="luna haiku")
+models: setup ## List API models that the SDKs and genai-prices know: prices, batches, shutdown days (ARGS="luna haiku")
 	@$(VENV) -m compare.models $(ARGS)
 
-setup: ## Install the lock into .venv; nothing where it is installed
+setup: ## Install the lock into .venv, unless it is installed
 	@$(PYTHON) requirements/install.py
 
-test: setup ## The tests that take seconds
+test: setup ## Run the tests that take seconds
 	@$(TESTS) -m "not slow"
 
-test-all: setup ## All tests: they train, and they serve with vLLM
+test-all: setup ## Run all tests; some train, some serve with vLLM
 	@$(TESTS)
 
-lint: setup ## Style, with ruff, and the layers of imports, with import-linter
+lint: setup ## Check style with ruff, and imports between packages with import-linter
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
 	@$(dir $(VENV))lint-imports
 
-types: setup ## Types, with mypy
+types: setup ## Check types with mypy
 	@$(VENV) -m mypy
 
-check: lint types ## Lint, types, all tests, and files made from code
+check: lint types ## Run lint, types, all tests, and compare generated files with the code
 	@$(VENV) -m insource.config.recipe --check
 	@$(VENV) -m insource.config.error_codes --check
 	@$(TESTS)
@@ -125,5 +125,5 @@ schema: setup ## Write recipes/.schema.json, which editors read, and docs/errors
 	@$(VENV) -m insource.config.recipe
 	@$(VENV) -m insource.config.error_codes
 
-lock: setup ## Write requirements/*.txt anew from pyproject.toml (needs uv)
+lock: setup ## Write requirements/*.txt from pyproject.toml (needs uv)
 	@$(PYTHON) requirements/lock.py

@@ -37,7 +37,7 @@ def train_if_missing(arguments: argparse.Namespace, trained_run: Run) -> None:
     argv = [sys.executable, "-m", "train.head", arguments.recipe, *arguments.set, "--run", trained_run.id]
     argv += ["--hardware", arguments.hardware] if arguments.hardware else []
     argv += ["--runs", arguments.runs] if arguments.runs else []
-    # FRESH=1 compares anew. It does not train anew.
+    # FRESH=1 repeats the comparison. It does not train the head again.
     env = {name: value for name, value in os.environ.items() if name != "FRESH"}
     if code := subprocess.run(argv, env=env, stdout=sys.stderr, check=False).returncode:
         sys.exit(code)
