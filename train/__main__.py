@@ -10,7 +10,7 @@ def main() -> int:
     parser = cli.build_parser("train", "Prepare data, QLoRA-train, export the adapter and score it on validation.")
     fresh = os.environ.get("FRESH", "") not in ("", "0")
     parser.add_argument(
-        "--fresh", action="store_true", default=fresh, help="train anew though a finished or unfinished run is there"
+        "--fresh", action="store_true", default=fresh, help="train again even if there is a finished or unfinished run"
     )
     parser.add_argument("--keep-latest", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()

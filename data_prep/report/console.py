@@ -95,7 +95,7 @@ def _teacher_notes(teacher: Mapping[str, Any] | None) -> list[str]:
     outcomes = {**rows["left_out"], "dropped": rows["labelled"] - teacher["written"]}
     if left_out := ", ".join(f"{reason} {count:,}" for reason, count in outcomes.items() if count):
         lines.append(
-            f"teacher: {rows['asked']:,} of {rows['read']:,} unlabelled rows asked, "
+            f"teacher: {rows['sent']:,} of {rows['read']:,} unlabelled rows sent, "
             f"{sum(outcomes.values()):,} left out ({left_out})"
         )
     return lines

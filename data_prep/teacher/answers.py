@@ -19,8 +19,8 @@ from insource.tasks.pii import redaction
 from insource.tasks.source_record import UnusableRowError, check_characters
 from insource.tasks.task_kind import TaskKind
 
-Reason = Literal["not_asked", "no_answer", "refused", "cut_off", "invalid_answer", "low_confidence"]
-"""not_asked: the budget was used up. no_answer: an error of the provider, after all retries."""
+Reason = Literal["not_sent", "no_answer", "refused", "cut_off", "invalid_answer", "low_confidence"]
+"""not_sent: the budget was used up. no_answer: an error of the provider, after all retries."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def read_answer(
     """Return the label of a row, or the reason why it is left out."""
     assert recipe.data.teacher is not None
     if response is None:
-        return "not_asked"
+        return "not_sent"
     if response.finish_reason == "refusal" or (response.error is not None and response.final):
         return "refused"
     if response.output is None:

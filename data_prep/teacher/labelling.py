@@ -2,10 +2,10 @@
 
     labels.jsonl    {"id": "teacher/unlabelled.csv:3", "text": "Where is my parcel", "target": "delivery_delay",
                      "confidence": 0.93, "probabilities": {"delivery_delay": 0.93, ...}, ...}
-    teacher.json    the report: who labelled, how many rows were asked, labelled and left out, and the cost
+    teacher.json    the report: who labelled, how many rows were sent, labelled and left out, and the cost
 
 The digest covers the settings of the teacher, the bytes of the unlabelled files and the prepared rows of people.
-With the same digest nothing is read or asked. `labels.jsonl` is then a source of the prepared data, by its hash.
+With the same digest nothing is read or sent. `labels.jsonl` is then a source of the prepared data, by its hash.
 """
 
 import json
@@ -191,7 +191,7 @@ def _make_report(
         "rows": {
             "read": pool.n_read,
             "unusable": dict(pool.left_out.most_common()),
-            "asked": n_chosen - reasons.get("not_asked", 0),
+            "sent": n_chosen - reasons.get("not_sent", 0),
             "labelled": len(labels),
             "left_out": dict(sorted(reasons.items())),
         },
@@ -208,7 +208,7 @@ def _summary_line(report: Mapping[str, Any]) -> str:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in rows["left_out"].items())
     left_out = f", {n_left_out:,} left out ({reasons})" if n_left_out else ""
     return (
-        f"teacher   {report['name']}: {rows['asked']:,} of {rows['read']:,} unlabelled rows asked, "
+        f"teacher   {report['name']}: {rows['sent']:,} of {rows['read']:,} unlabelled rows sent, "
         f"{rows['labelled']:,} labels{left_out}; {format_usd(report['spent_usd'])} of "
         f"{format_usd(report['budget_usd'])} spent"
     )

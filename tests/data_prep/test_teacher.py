@@ -198,7 +198,7 @@ def test_a_budget_holds_and_a_larger_one_pays_for_the_rest(recipe_path: Path, pr
     teacher = report["teacher"]
     n_labelled, charged_usd = len(by_teacher(splits["train"])), sum(map(sum, provider.charged_tokens)) / 1e6
     assert 0 < n_labelled < 60 and charged_usd <= 0.005 and teacher["spent_usd"] == pytest.approx(charged_usd)
-    assert teacher["rows"]["left_out"] == {"not_asked": 60 - n_labelled} and teacher["rows"]["asked"] == n_labelled
+    assert teacher["rows"]["left_out"] == {"not_sent": 60 - n_labelled} and teacher["rows"]["sent"] == n_labelled
     splits, report, _ = prepare_data(recipe_path, "data.teacher.budget_usd=0.5")
     assert len(by_teacher(splits["train"])) == 60 and max(provider.attempts.values()) == 1
     # A lower budget than what was spent asks nothing, also for another prompt.
