@@ -44,14 +44,17 @@ def render_page(payload: Mapping[str, Any]) -> str:
     )
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"number": "{:,}".format}
+    headline = wording.HEADLINES.get(next(iter(payload["curves"].values()))["conclusion"] or "", "One size so far.")
     return environment.get_template("curve.html.jinja").render(
         payload=payload,
         metric=metric_label(payload["metric"]),
         picture=build_picture(payload),
         titles=wording.TITLES,
         classes=CLASSES,
-        headline=wording.HEADLINES.get(next(iter(payload["curves"].values()))["conclusion"] or "", "One size so far."),
-        conclusions={name: wording.describe_conclusion(payload, name) for name in payload["curves"]},
+        headline=headline,
+        conclusions={
+            name: wording.describe_conclusion(payload, name).removeprefix(f"{headline} ") for name in payload["curves"]
+        },
         bases={name: wording.describe_basis(payload, name) for name in payload["curves"]},
         stop=wording.describe_stop(payload),
         api_levels=[wording.describe_api_level(level) for level in payload["api"]],

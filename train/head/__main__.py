@@ -9,7 +9,9 @@ def main() -> int:
     parser = cli.build_parser("train.head", "Train a classification head on the base and the rows of a trained run.")
     cli.add_run_option(parser)
     fresh = os.environ.get("FRESH", "") not in ("", "0")
-    parser.add_argument("--fresh", action="store_true", default=fresh, help="train the head again even if the run has one")
+    parser.add_argument(
+        "--fresh", action="store_true", default=fresh, help="train the head again even if the run has one"
+    )
     arguments = parser.parse_intermixed_args()
     from train.head import launch
 
