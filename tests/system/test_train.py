@@ -39,7 +39,7 @@ def only_run(runs: Path) -> Path:
         ("classifier", ["train.num_train_epochs=three", "lora.r=600"], "2 mistakes"),
         ("classifier", ["data.columns.text=mesage"], "did you mean 'message'?"),
         ("classifier", ["data.source.path=nowhere.csv"], "there is no file"),
-        ("/nowhere/mine.yaml", [], "no such recipe file"),
+        ("/nowhere/mine.yaml", [], "this recipe file does not exist"),
     ],
 )
 def test_a_wrong_call_exits_2_with_one_message_and_leaves_nothing(
@@ -48,7 +48,7 @@ def test_a_wrong_call_exits_2_with_one_message_and_leaves_nothing(
     completed = python("train", recipe, *settings)
     assert completed.returncode == 2
     assert message in completed.stderr
-    assert completed.stderr.count("error:") == 1
+    assert completed.stderr.count("error[") == 1
     assert "Traceback" not in completed.stderr
     assert completed.stdout == ""
     assert not list(tmp_path.rglob("*.json*"))
