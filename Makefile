@@ -17,7 +17,7 @@ VENV      = $(realpath .venv)/bin/python
 # One thread each, since threads of several processes would wait for each other; a process more than cores, since many
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
-TESTS     = OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS     = OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES N SUGGEST
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
