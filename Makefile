@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export head serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export head serve parity record compare sweep curve predict label dashboard deploy rollback gateway drift models lint types test test-all nightly check bench lock schema
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -100,10 +100,13 @@ setup: ## Install the lock into .venv, unless it is installed
 	@$(PYTHON) requirements/install.py
 
 test: setup ## Run the tests that take seconds
-	@$(TESTS) -m "not slow"
+	@$(TESTS) -m "not slow and not nightly"
 
 test-all: setup ## Run all tests; some train, some serve with vLLM
 	@$(TESTS)
+
+nightly: setup ## Run the tests that make check leaves out: cases with the most rows or repetitions
+	@$(TESTS) -m nightly
 
 lint: setup ## Check style with ruff, and imports between packages with import-linter
 	@$(VENV) -m ruff check .
@@ -113,10 +116,10 @@ lint: setup ## Check style with ruff, and imports between packages with import-l
 types: setup ## Check types with mypy
 	@$(VENV) -m mypy
 
-check: lint types ## Run lint, types, all tests, and compare generated files with the code
+check: lint types ## Run lint, types, all tests but the nightly ones, and compare generated files with the code
 	@$(VENV) -m insource.config.recipe --check
 	@$(VENV) -m insource.config.error_codes --check
-	@$(TESTS)
+	@$(TESTS) -m "not nightly"
 
 bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates | labelling | curve | gpu (the GPU path in 8 minutes; in small on a CPU) | decisions, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)

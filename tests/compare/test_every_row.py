@@ -88,7 +88,7 @@ def kill_and_revoke(
     ("wire", "mode", "rows"),
     [
         *((*way, SOME) for way in WAYS),
-        *(pytest.param(*way, FULL, marks=pytest.mark.slow) for way in WAYS if way[0] != "systemone"),
+        *(pytest.param(*way, FULL, marks=pytest.mark.nightly) for way in WAYS if way[0] != "systemone"),
     ],
 )
 def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_that_never_fails(

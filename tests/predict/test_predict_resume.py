@@ -300,8 +300,14 @@ def test_a_disk_that_is_full_leaves_a_journal_that_can_be_read(tmp_path: Path) -
     assert path.read_bytes().endswith(b"\n")
 
 
-@pytest.mark.slow(minutes=8)
-def test_memory_does_not_grow_with_the_rows(prediction_run: PredictionRun) -> None:
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        pytest.param(20_000, 120_000, marks=pytest.mark.slow(minutes=4)),
+        pytest.param(20_000, 200_000, marks=pytest.mark.nightly),
+    ],
+)
+def test_memory_does_not_grow_with_the_rows(prediction_run: PredictionRun, few: int, many: int) -> None:
     port = free_port()
     engine = subprocess.Popen([sys.executable, "-m", "tests.helpers.gateway.stand_in_engine", str(port)], cwd=ROOT)
     try:
@@ -309,13 +315,13 @@ def test_memory_does_not_grow_with_the_rows(prediction_run: PredictionRun) -> No
         while not is_healthy(Address("127.0.0.1", port)):
             assert engine.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        peaks = {n: peak_bytes(prediction_run, f"http://127.0.0.1:{port}", n) for n in (20_000, 200_000)}
+        peaks = {n: peak_bytes(prediction_run, f"http://127.0.0.1:{port}", n) for n in (few, many)}
     finally:
         engine.terminate()
         engine.wait()
-    assert peaks[200_000] - peaks[20_000] < 48 * 2**20, peaks
-    output_rows = read_output(prediction_run.output_path("200000.jsonl"))
-    assert len(output_rows) == 200_000
+    assert peaks[many] - peaks[few] < 48 * 2**20, peaks
+    output_rows = read_output(prediction_run.output_path(f"{many}.jsonl"))
+    assert len(output_rows) == many
     assert all(row["number"] == str(index) for index, row in enumerate(output_rows))
     assert all(row["answer"] == answer_by_hash(row["message"])[0] for row in output_rows[::997])
 

@@ -9,11 +9,15 @@ from insource.backends import attempt_log, response_cache
 from insource.backends.budgets import Budget
 from tests.helpers.api_requests import collect, make_requests
 
-SLOW = pytest.mark.slow(minutes=4)
-
 
 @pytest.mark.parametrize(
-    ("kills", "faults"), [(4, 0.0), (4, 0.1), pytest.param(50, 0.0, marks=SLOW), pytest.param(50, 0.1, marks=SLOW)]
+    ("kills", "faults"),
+    [
+        (4, 0.0),
+        (4, 0.1),
+        pytest.param(50, 0.0, marks=pytest.mark.nightly),
+        pytest.param(50, 0.1, marks=pytest.mark.nightly),
+    ],
 )
 def test_what_is_sent_never_costs_more_than_the_budget_whenever_it_is_killed(
     kills: int, faults: float, tmp_path: Path

@@ -58,8 +58,8 @@ def right(result: CollectResult) -> bool:
         ("anthropic", 300),
         ("decisions", 300),
         ("systemone", 300),
-        pytest.param("openai", FULL, marks=pytest.mark.slow),
-        pytest.param("decisions", FULL, marks=pytest.mark.slow),
+        pytest.param("openai", FULL, marks=pytest.mark.nightly),
+        pytest.param("decisions", FULL, marks=pytest.mark.nightly),
     ],
 )
 def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
@@ -100,8 +100,8 @@ def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None
     [
         ("openai", 400),
         ("decisions", 400),
-        pytest.param("openai", FULL, marks=pytest.mark.slow),
-        pytest.param("decisions", FULL, marks=pytest.mark.slow),
+        pytest.param("openai", FULL, marks=pytest.mark.nightly),
+        pytest.param("decisions", FULL, marks=pytest.mark.nightly),
     ],
 )
 def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, wire: ApiFormat, rows: int) -> None:

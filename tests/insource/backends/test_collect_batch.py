@@ -255,7 +255,7 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
 
 
 @both
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
     path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:

@@ -19,6 +19,7 @@ from insource.config.errors import StageError
 from insource.stats import intervals, metric_stats
 from insource.stats.metric_stats import Array, MetricStats
 from insource.stats.resampling import ResamplingUnits, bootstrap, group_units, index_clusters, jackknife, permute
+from tests.helpers.errors import raises_error
 
 # Efron and Tibshirani 1993, An Introduction to the Bootstrap, table 14.1: the spatial test data, A.
 SPATIAL = [48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41]
@@ -263,7 +264,7 @@ def test_tables_go_between_the_marks_of_the_docs_and_nowhere_else(tmp_path: Path
     page.write_text("before <!-- rows:begin -->old<!-- rows:end --> after", encoding="utf-8")
     docs_tables.write_tables(page, "rows", results, lambda rows: str(rows[0]))
     assert page.read_text(encoding="utf-8") == "before <!-- rows:begin -->\nnew\n<!-- rows:end --> after"
-    with pytest.raises(StageError, match="no place"):
+    with raises_error(StageError, "INS-X010", match="no marks"):
         docs_tables.write_tables(page, "others", results, str)
 
 
