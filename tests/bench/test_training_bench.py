@@ -148,7 +148,7 @@ def test_the_length_of_the_rows_that_were_timed_does_not_move_the_rate() -> None
 def test_a_shape_that_there_is_none_of_is_refused(python: Command) -> None:
     completed = python("bench.training", "--only", "banking78")
     assert completed.returncode == 2
-    assert "there is no such shape; there are banking77" in completed.stderr
+    assert "there is no such shape; allowed: banking77" in completed.stderr
     assert "Traceback" not in completed.stderr
 
 

@@ -189,10 +189,10 @@ def test_accelerate_reads_the_config_that_is_written(
 
 def test_gpus_that_are_not_there_are_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "list_gpus", list)
-    with pytest.raises(RecipeError, match="this machine shows none; take HARDWARE=cpu"):
+    with pytest.raises(RecipeError, match="this machine has none; set HARDWARE=cpu"):
         launch._check_gpus(recipe(hardware_name="multi-gpu"))
     monkeypatch.setattr(hardware, "list_gpus", lambda: ["a GPU"] * 2)
-    with pytest.raises(RecipeError, match="4 processes on this machine, which shows 2 GPUs"):
+    with pytest.raises(RecipeError, match="4 processes on this machine, which has 2 GPUs"):
         launch._check_gpus(recipe("accelerate.num_processes=4", hardware_name="multi-gpu"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert recipe(hardware_name="multi-gpu").accelerate.num_processes == 1
@@ -203,7 +203,7 @@ def test_a_recipe_that_asks_for_gpus_leaves_nothing_where_there_are_none(python:
         pytest.skip("this machine has GPUs")
     completed = python("train", "classifier", "--hardware", "multi-gpu")
     assert (completed.returncode, completed.stdout) == (2, "")
-    assert "take HARDWARE=cpu" in completed.stderr
+    assert "set HARDWARE=cpu" in completed.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -239,7 +239,7 @@ def test_machines_that_do_not_agree_or_do_not_come_are_told(tmp_path: Path, monk
         with pytest.raises(StageError, match=r"train.seed: 17 there, 18 here"):
             rendezvous.wait_for_run(tmp_path, machine_recipe(1, "train.seed=18"), 20)
         announcement.set_running(Run(tmp_path / "new"))
-    with pytest.raises(StageError, match="of run new, is over"):
+    with pytest.raises(StageError, match="of run new, has ended"):
         rendezvous.wait_for_run(tmp_path, machine_recipe(1), 0.2)
 
 
