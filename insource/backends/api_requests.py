@@ -92,18 +92,18 @@ def build_endpoint(
 
 def _check_model_family(baseline: Baseline, family: Family, location: str) -> None:
     if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
-        allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
+        allowed = f"{family.name} supports {', '.join(family.efforts) or 'no effort'}"
         raise RecipeError(f"{location}: effort: given {baseline.effort}, {allowed} ({family.source})", code="INS-A004")
     if baseline.temperature is not None and not family.supports_temperature(baseline.effort):
         condition = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
         raise RecipeError(
-            f"{location}: temperature: given {baseline.temperature:g}, but {family.name} takes none{condition} "
+            f"{location}: temperature: given {baseline.temperature:g}, but {family.name} supports none{condition} "
             f"({family.source}); leave it out",
             code="INS-A004",
         )
     if baseline.mode == "batch" and not family.supports_batch:
         raise RecipeError(
-            f"{location}: mode: given batch, and it is not known that {baseline.model} is served in batches "
-            "(insource/backends/wire/model_families.py does not have it); set mode: live",
+            f"{location}: mode: given batch, but it is not known that {baseline.model} is served in batches "
+            "(insource/backends/wire/model_families.py does not list it); set mode: live",
             code="INS-A004",
         )

@@ -179,7 +179,7 @@ def test_a_recipe_has_one_target() -> None:
 def test_a_target_names_a_baseline_that_there_is() -> None:
     message = mistakes("classifier", "route.not_worse_than=openai:gpt-9")
     assert "route.not_worse_than: given 'openai:gpt-9', allowed: a baseline" in message and CHAT in message
-    assert "not asked for preferences" in mistakes("preference", "route.not_worse_than=x")
+    assert "not evaluated on kind preference" in mistakes("preference", "route.not_worse_than=x")
 
 
 # The test rows

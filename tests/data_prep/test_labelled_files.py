@@ -177,5 +177,5 @@ def test_a_label_that_the_task_does_not_have_rejects_its_row(tmp_path: Path) -> 
 
 def test_one_file_named_twice_is_refused(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, source="{path: rows.csv, labelled: [rows.csv]}")
-    with pytest.raises(RecipeError, match="one file"):
+    with pytest.raises(RecipeError, match="are the same file"):
         prepare_data(recipe, tmp_path / "runs")
