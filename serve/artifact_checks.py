@@ -151,7 +151,7 @@ def _check_prompt(folder: Path) -> Iterator[str]:
     elif hashlib.sha256(template.read_bytes()).hexdigest() != prompt["chat_template_sha256"]:
         yield (
             f"chat_template.jinja in {folder} is not the template of the training (prompt.json has its hash): the "
-            f"model would be asked otherwise than it was taught; put the trained one back ({_RETRAIN_HINT})"
+            f"served prompts would differ from the trained ones; restore the trained template ({_RETRAIN_HINT})"
         )
 
 

@@ -204,7 +204,7 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
         ("{provider: openai, api: decisions, model: gpt-6-luna, mode: batch}", "has no batches"),
         ("{provider: openai, api: decisions, model: gpt-6-luna, temperature: 0}", "takes no temperature"),
         ("{provider: anthropic, api: decisions, model: claude-haiku-5-5}", "takes provider: openai"),
-        ("{provider: openai, api: systemone, model: jev-1.14.0}", "takes base_url"),
+        ("{provider: openai, api: systemone, model: jev-1.14.0}", "needs base_url"),
         ("{provider: openai, api: decision, model: gpt-6-luna}", "did you mean decisions"),
     ],
 )

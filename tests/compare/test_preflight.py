@@ -92,7 +92,7 @@ def test_a_key_goes_to_its_providers_own_hosts_alone(
     assert parsed.key_env == key and bool(parsed.withheld_key_env) is (key is None)
     assert api_models.build_endpoint(parsed, context.dataset).api_key == (f"the key of {key}" if key else DUMMY_API_KEY)
     messages = list(preflight.unnamed_keys(context, [catalog._api_system(parsed)]))
-    assert bool(messages) is (key is None) and all("api_key_env" in message for message in messages)
+    assert bool(messages) is (key is None) and all("api_key_env" in str(message) for message in messages)
     explicit = parsed.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
     assert explicit.key_env == "OPENAI_API_KEY" and explicit.withheld_key_env is None, "who names it has chosen"
 

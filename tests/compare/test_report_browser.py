@@ -6,7 +6,6 @@ Skipped where there is no Chromium, or no playwright to drive it.
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +92,8 @@ def test_a_script_that_got_in_would_not_run(open_report: Open) -> None:
 
 
 def test_sliders_move_the_break_even_to_what_python_computes(open_report: Open) -> None:
-    scores = example_scores.make_json()
-    page, inputs = open_report(scores), deepcopy(scores["cost"]["inputs"])
+    scores = example_scores.make_scores()
+    page, inputs = open_report(scores.to_json()), scores.cost.inputs
     initial = cost_section.break_even_text(inputs, API_MODEL, 0.0004)
     assert page.locator("#pays-figure").inner_text() == initial["figure"]
     moves = [
@@ -111,7 +110,7 @@ def test_sliders_move_the_break_even_to_what_python_computes(open_report: Open) 
     figures = {initial["figure"]}
     for name, slider, value in moves:
         slide(page, name, slider)
-        inputs[name] = value
+        inputs = inputs.model_copy(update={name: value})
         expected = cost_section.break_even_text(inputs, API_MODEL, 0.0004)
         figures.add(expected["figure"])
         for part, text in expected.items():
@@ -124,13 +123,13 @@ def test_sliders_move_the_break_even_to_what_python_computes(open_report: Open) 
 
 
 def test_sliders_move_the_curve_that_python_draws(open_report: Open) -> None:
-    scores = example_scores.make_json()
-    page, inputs = open_report(scores), deepcopy(scores["cost"]["inputs"])
+    scores = example_scores.make_scores()
+    page = open_report(scores.to_json())
     axes = cost_section.build_cost_section(scores)["picture"]["for_script"]["axes"]
     across, upwards = (charts.Axis(*axes[direction], log=True) for direction in ("x", "y"))
     original = page.locator("#pays-own").get_attribute("points")
     slide(page, "utilization", 0.05)
-    inputs["utilization"] = 0.05
+    inputs = scores.cost.inputs.model_copy(update={"utilization": 0.05})
     expected = cost_section.cost_polylines(inputs, 0.0004, across, upwards)
     for name, line in expected.items():
         points = page.locator(f"#pays-{name}").get_attribute("points")

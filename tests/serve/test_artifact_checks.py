@@ -79,7 +79,7 @@ def test_a_template_changed_after_training(folder: Path, rewrite_hashes: bool) -
     assert (
         "chat_template.jinja" in message
         and "prompts would differ from the trained ones" in message
-        and "put the trained one" in message
+        and "restore the trained template" in message
     )
 
 

@@ -250,7 +250,7 @@ def test_what_the_operating_system_refuses_is_told_in_words(tmp_path: Path, pyth
     ("error", "message"),
     [
         (OSError(28, "No space left on device", "/runs/x"), "/runs/x: No space left on device; free some space"),
-        (PermissionError(13, "Permission denied", "/runs"), "/runs: Permission denied; give this user the right"),
+        (PermissionError(13, "Permission denied", "/runs"), "/runs: Permission denied; give this user permission"),
         (ConnectionError("gone"), "gone"),
     ],
 )
