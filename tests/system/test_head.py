@@ -4,11 +4,13 @@ No vLLM is started: the head is answered in transformers, and the other systems 
 """
 
 import argparse
+import shutil
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from compare import eval_dataset, stage
 from compare.records import System
@@ -22,6 +24,7 @@ from insource.tracking.run import Run
 from insource.tracking.scores.comparison import Scores, read_scores
 from tests.helpers import commands
 from train.head import folder as head_folder
+from train.head import worker
 
 pytestmark = pytest.mark.slow(minutes=3)
 
@@ -139,3 +142,16 @@ def test_the_merged_model_in_padded_batches_answers_as_training_scored_it(runs: 
         answer = classification_head.read_answer(payload, "validation", line["id"], reused=True)
         assert answer.log_probability == pytest.approx(line["log_probability"], abs=1e-3)
         assert answer.output == line["label"] or abs(exp(line["log_probability"]) - 1 / len(payload["labels"])) < 0.01
+
+
+def test_the_head_is_trained_on_the_train_rows_of_the_adapter(runs: Path) -> None:
+    run = run_in(runs)
+    all_ids = [row.id for row in worker.load_data(run).train_rows]
+    subset = Run(Path(shutil.copytree(run.folder, run.folder.with_name("subset"), symlinks=True)))
+    yaml, recipe_path = YAML(), subset.folder / "recipe.yaml"
+    values = yaml.load(recipe_path)
+    values["train"]["max_train_rows"] = 50
+    yaml.dump(values, recipe_path)
+    assert subset.recipe().train.max_train_rows == 50
+    ids = [row.id for row in worker.load_data(subset).train_rows]
+    assert len(ids) == 50 < len(all_ids) and set(ids) < set(all_ids)

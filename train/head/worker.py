@@ -19,7 +19,7 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.metric_names import FIRST_METRICS
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full, environment
-from insource.tasks import load_task_spec
+from insource.tasks import load_task_spec, train_subset
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import run as runs
@@ -116,6 +116,7 @@ def load_data(run: Run) -> HeadData:
     names = ("train", "validation")
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in names}
     train, validation_rows = (worker.read_rows(run, name, hashes) for name in names)
+    train = [train[index] for index in train_subset.select_train_rows(train, run.recipe())]
     classes = {label: number for number, label in enumerate(spec.labels)}
     targets = [str(row["target"]) for row in train]
     return HeadData(
