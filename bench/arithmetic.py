@@ -27,11 +27,13 @@ from typing import Any
 
 from bench import machine
 from insource.config import hardware
+from insource.config.metric_names import METRICS
 from insource.system import atomic_files, environment, number_format
 from insource.tracking.scores.comparison import read_scores
 
 RESULTS = Path(__file__).parent / "results" / "arithmetic.json"
 STAGES = ("train", "train.export", "compare")
+METRIC_NAMES = {name for metrics in METRICS.values() for name in metrics}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ def _is_number(value: Any) -> bool:
 
 def table_row(result: Mapping[str, Any]) -> str:
     """Return a line of the table."""
-    name = next(iter(result.get("validation", {})), None)
+    # The counts of rows come before the metrics.
+    name = next((name for name in result.get("validation", {}) if name in METRIC_NAMES), "")
     validation = number_format.format_percent(result["validation"][name]) if name else "-"
     served = result.get("served")
     equal = f"{served['agreement']:.1%} of {served['n']}" if served and served["agreement"] is not None else "-"
