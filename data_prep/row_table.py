@@ -36,8 +36,6 @@ from insource.text.split_hash import hash_texts, make_split_unit
 from insource.text.text_keys import clean, duplicate_key
 
 BATCH_ROWS = 2000
-# The value of `given_split` of a train row whose label is a teacher's: no split is assigned to it.
-TEACHER = len(SPLITS)
 # An additional field state: the span of the field begins or ends inside a word.
 CUT_STATE = "cut"
 
@@ -75,7 +73,7 @@ class Table:
     @property
     def by_teacher(self) -> Array:
         """Return which rows have a label of a teacher (bool)."""
-        return np.equal(self.columns["given_split"], TEACHER)
+        return np.equal(self.columns["provenance"], PROVENANCES.index("teacher"))
 
     @cached_property
     def texts(self) -> ArrowTexts:
@@ -126,7 +124,7 @@ class TableWriter:
     def add_teacher_rows(self, rows: Sequence[Row]) -> None:
         """Add rows that a teacher labelled."""
         for start in range(0, len(rows), BATCH_ROWS):
-            self._write(TEACHER, _make_batch(rows[start : start + BATCH_ROWS], [], self.recipe))
+            self._write(SPLITS.index("train"), _make_batch(rows[start : start + BATCH_ROWS], [], self.recipe))
 
     def _write(self, split: int, batch: RowBatch) -> None:
         count = batch.texts.num_rows
@@ -136,7 +134,7 @@ class TableWriter:
         numbers = {**batch.columns, "given_split": np.full(count, split, np.int8)}
         for column, values in numbers.items():
             self._columns.setdefault(column, []).append(values)
-        split_name = "all" if split < 0 else "train" if split == TEACHER else SPLITS[split]
+        split_name = "all" if split < 0 else SPLITS[split]
         self.states.update({(split_name, *state): count for state, count in batch.states.items()})
 
     def table(self) -> Table:

@@ -49,11 +49,10 @@ def assign_splits(table: Table, settings: Split, given_splits: set[str]) -> Spli
         name: fraction for name in HELD_OUT_SPLITS if name not in given_splits and (fraction := getattr(settings, name))
     }
     # The stage assigns rows of a source without splits and rows of a given train file. Rows of labelled files stay in
-    # train: a model was uncertain of them, so they would bias a held-out split. Rows of a teacher stay in train, too.
+    # train: a model was uncertain of them, so they would bias a held-out split. So do rows of a teacher.
     is_own_row = table.columns["provenance"] == 0
     assignable = hash_split = is_own_row & np.isin(table.columns["given_split"], (-1, SPLITS.index("train")))
-    in_train = assignable | table.by_teacher
-    splits = np.where(in_train, SPLITS.index("train"), table.columns["given_split"]).astype(np.int8)
+    splits = np.where(assignable, SPLITS.index("train"), table.columns["given_split"]).astype(np.int8)
     # A number in [0, 1) for each row; each split gets a part of this interval.
     position = table.columns["split_hash"].astype(np.float64) / 2.0**64
     test_from = None

@@ -197,8 +197,9 @@ def describe_slices(prepared: PreparedData, counts: dict[str, dict[str, Any]]) -
 
 
 def _count_known_to_given_train(table: Table, slice_number: int) -> int:
-    """Return how many given test rows have a slice value of the given train rows."""
-    given_splits, values = table.columns["given_split"], {TRAIN: Counter[str](), TEST: Counter[str]()}
+    """Return how many given test rows have a slice value of the recipe's own given train rows."""
+    given_splits = np.where(table.columns["provenance"] == 0, table.columns["given_split"], -1)
+    values = {TRAIN: Counter[str](), TEST: Counter[str]()}
     for start, batch in table.texts.batches():
         batch_values = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
         for split_index, counter in values.items():
