@@ -86,10 +86,10 @@ def list_models(today: str) -> list[KnownModel]:
             continue
         names, shutdown_dates, price_id = [*sdk.list_names()], sdk.read_shutdown_dates(), provider.genai_prices_id
         known_names = dict.fromkeys([*names, *(model for named, model in recipes_by_model if named == provider_name)])
-        for name in dict.fromkeys([*known_names, *_listed_names(price_id)]):
+        for name in dict.fromkeys([*known_names, *(_listed_names(price_id) if price_id else ())]):
             day = shutdown_dates.get(name)
             if (day or "9999") > today:
-                price = pricing.price_from_list(name, {"provider_id": price_id})
+                price = pricing.price_from_list(name, {"provider_id": price_id}) if price_id else None
                 if price or name in known_names:
                     recipes = recipes_by_model.get((provider_name, name), ())
                     models.append(KnownModel(provider_name, name, price, day, recipes, name in names))

@@ -56,12 +56,15 @@ class Axis:
 
 
 def fraction_axis(values: Iterable[float]) -> Axis:
-    """Return an axis for fractions with round ends that contains all values."""
+    """Return an axis for fractions from -1 to 1 with round ends that contains all values."""
     numbers = list(values) or [0.0, 1.0]
     low, high = min(numbers), max(numbers)
-    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if high - low <= 5 * step or step == 0.2)
+    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if high - low <= 5 * step or step == 0.5)
     low, high = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
-    return Axis(round(low, 6), round(high, 6)) if high > low else Axis(max(low - step, 0.0), min(low + step, 1.0))
+    if high == low:
+        # Some metrics are negative; a share is not drawn below 0.
+        low, high = (max(low - step, 0.0) if low >= 0 else low - step), min(low + step, 1.0)
+    return Axis(round(low, 6), round(high, 6))
 
 
 def difference_axis(comparisons: Sequence[PairedResult]) -> Axis:

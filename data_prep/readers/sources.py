@@ -33,7 +33,8 @@ FILE_KINDS = {
 }
 
 # Formats with their own compression.
-SELF_COMPRESSED = ("parquet", "xlsx")
+# Formats that are not read inside .gz or .zst.
+NOT_RECOMPRESSED = ("parquet", "xlsx")
 KNOWN_SUFFIXES = f"{', '.join(FILE_KINDS)}, those of text also as {' or '.join(COMPRESSIONS)}"
 
 # Folders for copies, logs and leftovers; names that begin with a dot are skipped too.
@@ -157,7 +158,7 @@ def detect_kind(path: Path) -> tuple[str, str | None] | None:
     if compression:
         suffixes.pop()
     kind = FILE_KINDS.get(suffixes[-1]) if suffixes else None
-    if kind is None or (kind in SELF_COMPRESSED and compression):
+    if kind is None or (kind in NOT_RECOMPRESSED and compression):
         return None
     return kind, compression
 

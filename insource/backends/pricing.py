@@ -122,8 +122,8 @@ class TokenPrice:
 def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPrice | None:
     """Return the price of an API model, None if it is unknown.
 
-    Unknown without a price in the recipe are: models and addresses that the list lacks, local stand-ins, and answers
-    from a file. `moment` is the day of the lookup, by default today. genai-prices 0.2.3 lists the price of chat
+    Unknown without a price in the recipe are: models, providers and addresses that the list lacks, local stand-ins, and
+    answers from a file. `moment` is the day of the lookup, by default today. genai-prices 0.2.3 lists the price of chat
     completions, and none of OpenAI's decisions: they need a price in the recipe.
     """
     if baseline.price is not None:
@@ -134,6 +134,8 @@ def lookup_price(baseline: Baseline, moment: datetime | None = None) -> TokenPri
     if baseline.base_url is not None and provider.address != "resource":
         provider_args = {"provider_api_url": baseline.base_url}
         return price_from_list(baseline.model, provider_args, moment, has_output=not baseline.uses_decision_api)
+    if provider.genai_prices_id is None:
+        return None
     return price_from_list(baseline.model, {"provider_id": provider.genai_prices_id}, moment)
 
 

@@ -41,8 +41,8 @@ class Provider:
 
     api_format: ChatFormat
     """Of chat; insource/backends/wire/ has a module for each API format."""
-    genai_prices_id: str
-    """Its name in genai-prices."""
+    genai_prices_id: str | None = None
+    """Its name in genai-prices. None: genai-prices lacks it, so only a recipe gives a price."""
     key: ApiKey | None = None
     """None: the SDK finds the credentials."""
     address: Address = "default"

@@ -65,11 +65,11 @@ def test_an_axis_of_amounts_holds_them_all_in_their_order_between_round_ends(amo
     assert 1 <= len(ticks) <= 6 and ticks == sorted(ticks)
 
 
-@given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=12))
+@given(st.lists(st.floats(min_value=0, max_value=1) | st.floats(min_value=-1, max_value=1), min_size=1, max_size=12))
 def test_an_axis_of_shares_holds_them_all(shares: list[float]) -> None:
     axis = charts.fraction_axis(shares)
-    assert 0 <= axis.low <= min(shares) + 1e-6 and max(shares) - 1e-6 <= axis.high
-    assert axis.low < axis.high
+    assert axis.low <= min(shares) + 1e-6 and max(shares) - 1e-6 <= axis.high
+    assert axis.low < axis.high and (axis.low >= 0 or min(shares) < 0)
     assert 2 <= len(axis.ticks()) <= 7
 
 

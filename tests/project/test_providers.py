@@ -1,6 +1,7 @@
 """One record for each provider: what the packages do with a provider follows from `PROVIDERS`."""
 
 import ast
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -68,7 +69,7 @@ def test_every_api_format_has_a_module_and_model_families() -> None:
 def test_what_a_record_names_exists(name: str) -> None:
     provider = PROVIDERS[name]
     assert {provider.api_format, *provider.decision_formats} <= API_MODULES.keys()
-    assert provider.genai_prices_id in {entry.id for entry in get_snapshot().providers}
+    assert provider.genai_prices_id in {None, *(entry.id for entry in get_snapshot().providers)}
     assert not provider.supports_batch or provider.api_format in BATCH_MODULES
     assert not provider.sdk_lists_models or provider.api_format in models.SDK_MODELS
     assert provider.cloud in {None, *get_args(Cloud)}
@@ -132,8 +133,17 @@ def test_a_provider_on_a_known_api_format_is_one_record(add_provider: Any, monke
         AnyBaseline(provider="example", model="m", api="decisions")
 
 
+def test_a_provider_that_genai_prices_lacks_has_the_price_of_the_recipe(add_provider: Any) -> None:
+    add_provider(replace(EXAMPLE, genai_prices_id=None))
+    baseline = AnyBaseline(provider="example", model="gpt-5.4-mini")
+    assert lookup_price(baseline) is None, "a known name is not another provider's price"
+    price = {"input_usd_per_million": 1, "output_usd_per_million": 3, "date": "2026-11-30"}
+    priced = lookup_price(AnyBaseline(provider="example", model="gpt-5.4-mini", price=price))
+    assert priced is not None and (priced.input_usd_per_million, priced.output_usd_per_million) == (1, 3)
+
+
 def test_a_provider_with_more_is_still_one_record(add_provider: Any) -> None:
-    add_provider(Provider("anthropic", "aws", address="resource", supports_batch=True, decision_formats=("decisions",)))
+    add_provider(Provider("anthropic", address="resource", supports_batch=True, decision_formats=("decisions",)))
     with pytest.raises(ValidationError, match="provider example takes base_url, the address of the resource"):
         AnyBaseline(provider="example", model="m")
     batch = AnyBaseline(provider="example", model="m", base_url="https://ours.example", mode="batch")

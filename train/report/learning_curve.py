@@ -172,7 +172,7 @@ def _draw_fractions(panel: "Axes", fractions: Mapping[str, Points], best_step: i
     low = min(value for points in fractions.values() for _, value in points)
     high = max(value for points in fractions.values() for _, value in points)
     margin = max(0.02, (high - low) * 0.15)
-    panel.set_ylim(max(0, low - margin), min(1.005, high + margin))
+    panel.set_ylim(max(0, low - margin) if low >= 0 else low - margin, min(1.005, high + margin))
     panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     panel.yaxis.set_major_locator(_tick_locator())
     title = "validation" if set(fractions) - set(TRAINING_FRACTIONS) else "training"
