@@ -84,10 +84,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--choose", action="store_true", help="compare rules on train rows, without the held-out file")
     parser.add_argument("--pools", nargs="+", choices=[*POOLS], default=[*POOLS], help="with --choose: only these")
-    parser.add_argument("--write-docs", action="store_true", help="put the last results into docs/labelling.md and end")
+    parser.add_argument("--write-docs", action="store_true", help="put the last results of both into docs/labelling.md")
     arguments = parser.parse_args()
     if arguments.write_docs:
         docs_tables.write_tables(DOCS, "labelling", RESULTS, results_table)
+        docs_tables.write_tables(DOCS, "labelling_choice", labelling_choice.RESULTS, labelling_choice.results_table)
         return cli.OK
     train, held_out = read_rows(arguments.banking77)
     if arguments.choose:

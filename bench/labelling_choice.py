@@ -4,9 +4,9 @@ Each rule labels the pools of `bench/labelling_pools.py` in rounds, from the sam
 round the linear model is fitted again, and scored on rows that are held out from the pool. No file of test rows is
 read for the models. It writes bench/results/labelling_choice.json.
 
-    rule               banking77          near-copies        useless cluster
-    random             70.1%              64.0%              66.2%
-    most uncertain     +4.0 (+3.1, +4.9)  -2.0 (-3.0, -1.0)  -5.0 (-6.1, -3.9)
+    rule               banking77               near-copies                              mean
+    random             73.4%                   66.1%
+    most uncertain     +4.1 (+3.0 to +5.2)     +5.8 (+4.0 to +7.5); 525 useful rows     +4.2
 """
 
 import random
@@ -27,7 +27,7 @@ from data_prep.selection import representative_rows, row_ranking
 from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent / "results" / "labelling_choice.json"
-BASELINE = "random"
+BASELINE, CURRENT = "random", "facility location of 10k"
 EMBEDDING_SEED = 17
 
 
@@ -99,7 +99,7 @@ RULES: dict[str, Callable[[Candidates], Sequence[int]]] = {
     "product, distance^1/4": lambda state: choose_by_product(state, 0.25),
     "product among 4k": lambda state: choose_in_window(state, 4),
     "k-means of 10N": lambda state: choose_clusters(state, 10),
-    "facility location of 10k": choose_representative,
+    CURRENT: choose_representative,
 }
 
 
@@ -218,24 +218,35 @@ def _select(results: Mapping[str, Any], pool: str, rule: str) -> list[dict[str, 
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Return the results as Markdown: accuracy of random rows, and paired differences to it with their intervals."""
+    """Return the results as Markdown: gains over random rows, and those of `make label` over other rules."""
     seeds = len({run["seed"] for run in results["runs"]})
     pools = [pool["name"] for pool in results["pools"]]
+    others = [rule for rule in dict.fromkeys(run["rule"] for run in results["runs"]) if rule != BASELINE]
+    levels = [f"{mean(_last_accuracies(results, pool, BASELINE)):.1%}" for pool in pools]
     lines = [
         f"{results['hardware']}, {results['date']}, `{results['command']}`, {seeds} seeds.",
         "",
-        f"| rule | {' | '.join(pools)} |",
-        "|---" * (1 + len(pools)) + "|",
-        f"| {BASELINE} | {' | '.join(f'{mean(_last_accuracies(results, pool, BASELINE)):.1%}' for pool in pools)} |",
+        f"| rule | {' | '.join(pools)} | mean |",
+        "|---" * (2 + len(pools)) + "|",
+        f"| {BASELINE} | {' | '.join(levels)} | |",
     ]
-    for rule in dict.fromkeys(run["rule"] for run in results["runs"]):
-        if rule != BASELINE:
-            cells = [_format_difference(results, pool, rule) for pool in pools]
+    for rule in others:
+        gains = [compare_rules(results, pool, rule, BASELINE)[0] for pool in pools]
+        cells = [_format_difference(results, pool, rule, BASELINE, with_rows=True) for pool in pools]
+        lines.append(f"| {rule} | {' | '.join(cells)} | {100 * mean(gains):+.1f} |")
+    lines += ["", f"| {CURRENT}, minus | {' | '.join(pools)} |", "|---" * (1 + len(pools)) + "|"]
+    for rule in others:
+        if rule != CURRENT:
+            cells = [_format_difference(results, pool, CURRENT, rule) for pool in pools]
             lines.append(f"| {rule} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _format_difference(results: Mapping[str, Any], pool: str, rule: str) -> str:
-    difference, low, high = (100 * value for value in compare_rules(results, pool, rule, BASELINE))
-    useful = mean(run["useful_rows"] for run in _select(results, pool, rule))
-    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f}); {useful:.0f} useful rows"
+def _format_difference(results: Mapping[str, Any], pool: str, rule: str, other: str, *, with_rows: bool = False) -> str:
+    """Return the paired difference in points; with its useful rows, if rules differ in them on this pool."""
+    difference, low, high = (100 * value for value in compare_rules(results, pool, rule, other))
+    text = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    useful = {run["useful_rows"] for run in results["runs"] if run["pool"] == pool}
+    if with_rows and len(useful) > 1:
+        text += f"; {mean(run['useful_rows'] for run in _select(results, pool, rule)):.0f} useful rows"
+    return text

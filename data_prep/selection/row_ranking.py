@@ -1,4 +1,4 @@
-"""The order in which unlabelled rows should be labelled: uncertain rows first, each unlike the rows before it.
+"""The order in which unlabelled rows should be labelled: uncertain rows that represent others, without repeats.
 
 in   texts ["where is my card", "Where is my card?", "refund please", ...], uncertainty [0.9, 0.9, 0.4, ...], count 2
 out  [0, 2]      (row 1 is a duplicate of row 0)
@@ -31,9 +31,9 @@ from insource.text.text_keys import duplicate_key
 __all__ = ["linear_uncertainty", "rank_rows"]
 
 MAX_CANDIDATES = 10_000
-"""Most uncertain rows among which the diverse ones are chosen."""
+"""Maximum number of the most uncertain rows from which rows are chosen."""
 MAX_LABELLED = 10_000
-"""Labelled rows to which distances are computed: those of the lowest hash. Duplicates are searched in all."""
+"""Labelled rows to which similarities are computed: those of the lowest hash. Duplicates are searched in all."""
 MAX_TEXT_CHARACTERS = 4_000
 """Characters of a text that its features come from."""
 BLOCK_ROWS = 2_000

@@ -1,4 +1,4 @@
-"""The ranking of unlabelled rows: distinct, uncertain, diverse, and the same at every call."""
+"""The ranking of unlabelled rows: distinct, uncertain, representative, and the same at every call."""
 
 import random
 from typing import Any
