@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from bench import labelling
+from bench.labelling_pools import Rows
 from bench.linear_refits import LinearRefits, Refit
 
 TOPICS = {"parcel": "parcel courier delivery", "refund": "refund money account", "login": "login password reset"}
@@ -24,7 +25,7 @@ def test_all_arms_start_from_one_model_and_label_as_many_new_rows(monkeypatch: p
     sizes: list[int] = []
     fit_rows = labelling.fit_rows
 
-    def count_and_fit(refits: LinearRefits, rows: labelling.Rows, chosen: Sequence[int]) -> Refit:
+    def count_and_fit(refits: LinearRefits, rows: Rows, chosen: Sequence[int]) -> Refit:
         assert len({*chosen}) == len(chosen) and max(chosen) < 60, "no row is labelled twice, and none is held out"
         sizes.append(len(chosen))
         return fit_rows(refits, rows, chosen)

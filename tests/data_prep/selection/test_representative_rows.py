@@ -14,7 +14,8 @@ NO_ROWS = np.zeros((0, 4), np.float32)
 
 def make_vectors(count: int, seed: int, dimensions: int = 4) -> Array:
     vectors = np.random.default_rng(seed).normal(size=(count, dimensions))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    unit: Array = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def choose_naively(vectors: Array, labelled: Array, uncertainty: Array, count: int) -> float:
