@@ -4,6 +4,8 @@ A linear model starts from the same random rows of Banking77 in every arm. Each 
 `make label` (`data_prep/selection/row_ranking.py`), or the most uncertain ones without diversity. The model is fitted
 again and scored on the held-out file. It writes bench/results/labelling.json.
 
+`--choose` compares rules on train rows instead (`bench/labelling_choice.py`). The rule was chosen that way.
+
     labelled   random   make label   difference (95% over seeds)
        750     68.1%    70.3%        +2.2 points (+1.1 to +3.3)
 """
@@ -16,12 +18,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from bench import docs_tables, machine
+from bench import docs_tables, labelling_choice, machine
+from bench.labelling_choice import paired_interval
+from bench.labelling_pools import POOLS, Rows
+from bench.linear_refits import LinearRefits, Refit, score
 from bench.training.workloads import add_banking77_option
-from data_prep.selection.linear_model import LinearModel, fit_linear_model
 from data_prep.selection.row_ranking import rank_rows
 from insource.config import cli
 from insource.config.errors import RecipeError
@@ -32,9 +36,6 @@ RESULTS = Path(__file__).parent / "results" / "labelling.json"
 DOCS = machine.ROOT / "docs" / "labelling.md"
 START_ROWS, ROUNDS, ROUND_ROWS, SEEDS = 500, 4, 250, 5
 BASELINE, CURRENT = "random", "make label"
-
-Rows = Sequence[tuple[str, str]]
-"""(text, label) of each row."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.labelling", description="Chosen rows against random rows.")
     add_banking77_option(parser)
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--write-docs", action="store_true", help="put the last results into docs/labelling.md and end")
+    parser.add_argument("--choose", action="store_true", help="compare rules on train rows, without the held-out file")
+    parser.add_argument("--pools", nargs="+", choices=[*POOLS], default=[*POOLS], help="with --choose: only these")
+    parser.add_argument("--write-docs", action="store_true", help="put the last results of both into docs/labelling.md")
     arguments = parser.parse_args()
     if arguments.write_docs:
         docs_tables.write_tables(DOCS, "labelling", RESULTS, results_table)
+        docs_tables.write_tables(DOCS, "labelling_choice", labelling_choice.RESULTS, labelling_choice.results_table)
         return cli.OK
     train, held_out = read_rows(arguments.banking77)
+    if arguments.choose:
+        print(labelling_choice.results_table(labelling_choice.measure_all(train, arguments.seeds, arguments.pools)))
+        return cli.OK
     results = measure_all(train, held_out, arguments.seeds)
     print(results_table(results))
     return cli.OK
@@ -95,8 +102,9 @@ def main() -> int:
 def measure_all(train: Rows, held_out: Rows, seeds: int) -> dict[str, Any]:
     """Return the results of all arms, and write them after each arm."""
     started_at = time.process_time()
+    refits = LinearRefits([text for text, _ in [*train, *held_out]])
     starts = [random.Random(seed).sample(range(len(train)), START_ROWS) for seed in range(seeds)]
-    models = [fit_rows([train[row] for row in start]) for start in starts]
+    fits = [fit_rows(refits, train, start) for start in starts]
     results: dict[str, Any] = {
         "command": f"python -m bench.labelling --banking77 FOLDER --seeds {seeds}",
         "hardware": machine.describe_hardware(on_gpu=False),
@@ -109,7 +117,7 @@ def measure_all(train: Rows, held_out: Rows, seeds: int) -> dict[str, Any]:
     RESULTS.parent.mkdir(exist_ok=True)
     for arm in ARMS:
         for seed in range(seeds):
-            accuracy = measure_arm(arm, seed, train, held_out, starts[seed], models[seed])
+            accuracy = measure_arm(arm, seed, refits, train, held_out, starts[seed], fits[seed])
             results["runs"].append({"seed": seed, "arm": arm, "accuracy": accuracy})
             print(f"{arm}, seed {seed}: {accuracy}", file=sys.stderr, flush=True)
         results["cpu_seconds"] = round(time.process_time() - started_at)
@@ -140,48 +148,35 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
         return [(clean(row["text"]), row["category"]) for row in csv.DictReader(file)]
 
 
-def fit_rows(rows: Rows) -> LinearModel:
-    """Return the linear model fitted on labelled rows."""
-    return fit_linear_model([text for text, _ in rows], [label for _, label in rows])
+def fit_rows(refits: LinearRefits, train: Rows, chosen: Sequence[int]) -> Refit:
+    """Return the predictions of the linear model fitted on these train rows."""
+    return refits.fit(chosen, [train[row][1] for row in chosen])
 
 
 def measure_arm(
-    arm: str, seed: int, train: Rows, held_out: Rows, start: Sequence[int], model: LinearModel
+    arm: str, seed: int, refits: LinearRefits, train: Rows, held_out: Rows, start: Sequence[int], fitted: Refit
 ) -> list[float]:
     """Return the accuracy on the held-out rows at the start and after each round.
 
-    `start` are the first labelled rows, and `model` the one fitted on them, which all arms share.
+    `refits` has the train rows, then the held-out rows. `start` are the first labelled rows, and `fitted` the model
+    fitted on them, which all arms share.
     """
-    chosen, accuracies = list(start), [score(model, held_out)]
+    chosen, accuracies = list(start), [score(fitted, held_out)]
     for _ in range(ROUNDS):
         is_chosen = set(chosen)
         rest = [row for row in range(len(train)) if row not in is_chosen]
-        pool = [train[row][0] for row in rest]
-        uncertainty = [min(max(1 - guess.margin, 0.0), 1.0) for guess in model.predict(pool)]
-        state = Round(pool, [train[row][0] for row in chosen], uncertainty, ROUND_ROWS, seed)
+        uncertainty = [min(max(1 - float(fitted.margins[row]), 0.0), 1.0) for row in rest]
+        labelled = [train[row][0] for row in chosen]
+        state = Round([train[row][0] for row in rest], labelled, uncertainty, ROUND_ROWS, seed)
         chosen += [rest[position] for position in ARMS[arm](state)]
-        model = fit_rows([train[row] for row in chosen])
-        accuracies.append(score(model, held_out))
+        fitted = fit_rows(refits, train, chosen)
+        accuracies.append(score(fitted, held_out))
     return accuracies
 
 
-def score(model: LinearModel, rows: Rows) -> float:
-    """Return the accuracy of a model on labelled rows."""
-    predictions = model.predict([text for text, _ in rows])
-    return mean(guess.label == label for guess, (_, label) in zip(predictions, rows, strict=True))
-
-
 def compare_with_random(results: Mapping[str, Any], arm: str, step: int) -> tuple[float, float, float]:
-    """Return the mean paired difference to random rows, and its 95% interval (t distribution over the seeds)."""
-    from scipy.stats import t
-
-    by_arm = {name: _accuracies(results, name, step) for name in (BASELINE, arm)}
-    differences = [value - other for value, other in zip(by_arm[arm], by_arm[BASELINE], strict=True)]
-    n = len(differences)
-    if n < 2:
-        return differences[0], float("nan"), float("nan")
-    half_width = float(t.ppf(0.975, n - 1)) * stdev(differences) / n**0.5
-    return mean(differences), mean(differences) - half_width, mean(differences) + half_width
+    """Return the mean paired difference to random rows, and its 95% interval."""
+    return paired_interval(_accuracies(results, arm, step), _accuracies(results, BASELINE, step))
 
 
 def _accuracies(results: Mapping[str, Any], arm: str, step: int) -> list[float]:

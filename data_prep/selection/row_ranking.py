@@ -1,17 +1,18 @@
-"""The order in which unlabelled rows should be labelled: uncertain rows first, each unlike the rows before it.
+"""The order in which unlabelled rows should be labelled: uncertain rows that represent others, without repeats.
 
 in   texts ["where is my card", "Where is my card?", "refund please", ...], uncertainty [0.9, 0.9, 0.4, ...], count 2
 out  [0, 2]      (row 1 is a duplicate of row 0)
 
 1. Rows are ordered by uncertainty; a keyed hash of the text breaks ties. Without uncertainty, the hash decides.
 2. Rows that repeat a labelled row or an earlier row, exactly or nearly, are left out (`repeated_rows.py`).
-3. Of the first MAX_CANDIDATES rows, the next one has the largest uncertainty times cosine distance to the nearest row
-   that is labelled or chosen already. That is greedy k-centre, weighted by uncertainty.
+3. Of the first MAX_CANDIDATES rows, those come first that represent the most uncertain rows best: rows that are similar
+   to many of them and unlike labelled and earlier rows (`representative_rows.py`).
 
-The distance is one of hashed TF-IDF features, reduced by a truncated SVD. Memory depends on MAX_CANDIDATES and
+The similarity is the cosine of hashed TF-IDF features, reduced by a truncated SVD. Memory depends on MAX_CANDIDATES and
 MAX_LABELLED and on the length of `texts`, not on the number of distinct words.
 
-Source: Sener and Savarese 2018 (k-centre), arXiv:1708.00489; Zhdanov 2019 (uncertain and diverse), arXiv:1901.05954.
+Source: Wei, Iyer and Bilmes 2015 (facility location among uncertain rows), ICML; Zhdanov 2019 (number of candidates),
+arXiv:1901.05954. docs/labelling.md has the comparison with other rules.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from data_prep.arrays import Array
 from data_prep.selection.linear_model import linear_uncertainty
 from data_prep.selection.repeated_rows import find_repeats
+from data_prep.selection.representative_rows import choose_representative
 from insource.config.schema.data import Deduplicate
 from insource.tasks.words import extract_terms
 from insource.text.split_hash import hash_texts
@@ -29,9 +31,9 @@ from insource.text.text_keys import duplicate_key
 __all__ = ["linear_uncertainty", "rank_rows"]
 
 MAX_CANDIDATES = 10_000
-"""Most uncertain rows among which the diverse ones are chosen."""
+"""Maximum number of the most uncertain rows from which rows are chosen."""
 MAX_LABELLED = 10_000
-"""Labelled rows to which distances are computed: those of the lowest hash. Duplicates are searched in all."""
+"""Labelled rows to which similarities are computed: those of the lowest hash. Duplicates are searched in all."""
 MAX_TEXT_CHARACTERS = 4_000
 """Characters of a text that its features come from."""
 BLOCK_ROWS = 2_000
@@ -60,8 +62,12 @@ def rank_rows(
     order = np.lexsort((hash_texts(texts, seed), -scores))
     distinct = _find_distinct(texts, order, labelled_texts, count, deduplicate)
     candidates = distinct[:MAX_CANDIDATES]
-    vectors, labelled_vectors = _embed([texts[row] for row in candidates], _sample_labelled(labelled_texts, seed), seed)
-    positions = _choose_diverse(vectors, labelled_vectors, scores[candidates], count)
+    vectors, labelled_vectors = embed_texts(
+        [texts[row] for row in candidates], _sample_labelled(labelled_texts, seed), seed
+    )
+    positions = choose_representative(
+        vectors, labelled_vectors, scores[candidates], count, all_rows=uncertainty is None
+    )
     ranked = [candidates[position] for position in positions] + distinct[MAX_CANDIDATES:]
     return ranked[:count]
 
@@ -110,7 +116,7 @@ def _sample_labelled(labelled_texts: Sequence[str], seed: int) -> list[str]:
     return [labelled_texts[row] for row in rows]
 
 
-def _embed(texts: Sequence[str], labelled_texts: Sequence[str], seed: int) -> tuple[Array, Array]:
+def embed_texts(texts: Sequence[str], labelled_texts: Sequence[str], seed: int) -> tuple[Array, Array]:
     """Return unit vectors of the texts and of the labelled texts, float32 [rows, up to COMPONENTS].
 
     A text without features has a vector of zeros.
@@ -137,23 +143,3 @@ def _embed(texts: Sequence[str], labelled_texts: Sequence[str], seed: int) -> tu
 
 def _extract_features(text: str) -> list[str]:
     return extract_terms(text[:MAX_TEXT_CHARACTERS])
-
-
-def _choose_diverse(vectors: Array, labelled_vectors: Array, scores: Array, count: int) -> list[int]:
-    """Return up to `count` positions: the next one has the largest score times distance to all rows before it.
-
-    Of equal products, the first position is taken, which is the more uncertain row.
-    """
-    similarity = np.zeros(len(vectors), np.float32)
-    for start in range(0, len(labelled_vectors), 1024):
-        chunk = vectors @ labelled_vectors[start : start + 1024].T
-        similarity = np.maximum(similarity, chunk.max(axis=1))
-    chosen: list[int] = []
-    is_chosen = np.zeros(len(vectors), np.bool_)
-    for _ in range(min(count, len(vectors))):
-        gains = np.where(is_chosen, -1.0, scores * np.clip(1.0 - similarity, 0.0, 1.0))
-        position = int(gains.argmax())
-        chosen.append(position)
-        is_chosen[position] = True
-        similarity = np.maximum(similarity, vectors @ vectors[position])
-    return chosen

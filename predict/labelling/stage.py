@@ -18,7 +18,7 @@ from typing import Any
 
 from data_prep import prepare
 from data_prep.rows.labelled_rows import list_answer_columns
-from data_prep.selection import row_ranking
+from data_prep.selection import representative_rows, row_ranking
 from data_prep.selection.linear_model import fit_linear_model
 from insource.config import cli
 from insource.config.errors import RecipeError
@@ -238,7 +238,8 @@ def _describe(
             "highest": confidences[-1] if confidences else None,
         },
         "ranking": {
-            "method": "greedy k-centre, weighted by uncertainty" if is_uncertainty_known else "greedy k-centre",
+            "method": f"facility location among {'the most uncertain' if is_uncertainty_known else 'all'} rows",
+            "candidates_per_row": representative_rows.CANDIDATES_PER_ROW if is_uncertainty_known else None,
             "max_candidates": row_ranking.MAX_CANDIDATES,
             "seed": call.loaded.recipe.data.split.seed,
         },

@@ -1,8 +1,12 @@
 """The bench of labelling, on a few synthetic rows."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from bench import labelling
+from bench.labelling_pools import Rows
+from bench.linear_refits import LinearRefits, Refit
 
 TOPICS = {"parcel": "parcel courier delivery", "refund": "refund money account", "login": "login password reset"}
 
@@ -21,18 +25,20 @@ def test_all_arms_start_from_one_model_and_label_as_many_new_rows(monkeypatch: p
     sizes: list[int] = []
     fit_rows = labelling.fit_rows
 
-    def count_and_fit(rows: labelling.Rows) -> labelling.LinearModel:
-        assert len({text for text, _ in rows}) == len(rows), "no row is labelled twice"
-        sizes.append(len(rows))
-        return fit_rows(rows)
+    def count_and_fit(refits: LinearRefits, rows: Rows, chosen: Sequence[int]) -> Refit:
+        assert len({*chosen}) == len(chosen) and max(chosen) < 60, "no row is labelled twice, and none is held out"
+        sizes.append(len(chosen))
+        return fit_rows(refits, rows, chosen)
 
     monkeypatch.setattr(labelling, "fit_rows", count_and_fit)
     train, held_out = make_rows(60, 0), make_rows(30, 100)
+    refits = LinearRefits([text for text, _ in [*train, *held_out]])
     start = list(range(6))
-    model = fit_rows([train[row] for row in start])
-    curves = [labelling.measure_arm(arm, 1, train, held_out, start, model) for arm in labelling.ARMS]
+    fitted = fit_rows(refits, train, start)
+    curves = [labelling.measure_arm(arm, 1, refits, train, held_out, start, fitted) for arm in labelling.ARMS]
     assert sizes == [11, 16] * len(labelling.ARMS)
-    assert {curve[0] for curve in curves} == {labelling.score(model, held_out)}
+    right = [label == truth for label, (_, truth) in zip(fitted.labels[60:], held_out, strict=True)]
+    assert {curve[0] for curve in curves} == {sum(right) / 30}
     assert all(0 <= accuracy <= 1 for curve in curves for accuracy in curve)
 
 
