@@ -25,6 +25,7 @@ from typing import Any
 from bench import machine
 from bench.training import workloads
 from insource.config import cli
+from insource.config.base_models import POCKET
 from insource.config.load import load
 from insource.config.schema.train import Model
 from insource.system import atomic_files, environment
@@ -98,7 +99,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="updates of each way, after one that warms up")
     parser.add_argument("--small", action="store_true", help="tiny models and short answers, to try the bench")
     arguments = parser.parse_args()
-    tokenizer = chat_template.load_tokenizer(Model(base="pocket"))
+    tokenizer = chat_template.load_tokenizer(Model(base=str(POCKET)))
     data = workloads.load_workload("banking77", tokenizer, ROWS, 0, arguments.banking77)
     families = []
     for family in FAMILIES:
@@ -138,8 +139,8 @@ def build_model(family: Family, tokenizer: Any, small: bool) -> Any:
         **sizes,
         **family.settings,
         vocab_size=len(tokenizer),
-        num_hidden_layers=4 if small else 8,
-        layer_types=list(family.layer_types) * (1 if small else 2),
+        num_hidden_layers=len(family.layer_types),
+        layer_types=list(family.layer_types),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -180,7 +181,7 @@ def measure_family(
             started_at = time.perf_counter()
             gradients[way] = compute()
             seconds[way].append(time.perf_counter() - started_at)
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         way: {
             "examples_per_second": round(ROWS / statistics.median(values[1:]), 3),
             "raw_seconds": values,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from insource.tasks import classification
@@ -15,7 +16,10 @@ from tests.helpers.plain_decoding import assert_equals_plain_decoding, decode_pl
 from tests.helpers.recurrent_models import CONFIGS, OTHER_CONFIGS, build_model
 from tests.train.test_packing import PAIRS, PREFIX, ROWS, small_blocks  # noqa: F401 - a fixture among them
 from tests.train.test_shared_cache import SPEC, pass_sizes, prompts, token_settings  # noqa: F401 - a fixture among them
+from train.evaluate import decoding_memory
 from train.evaluate.constrained_decoding import decode_answers
+from train.evaluate.row_cache import Span
+from train.evaluate.shared_cache import SharedCache
 from train.loop import losses
 from train.model import recurrent_layers
 from train.packing import attention, collate, model_support, self_check
@@ -130,6 +134,17 @@ def test_rows_stay_apart_where_nothing_splits_them() -> None:
             mode, reason = model_support.supported_packing(requested, config, 80)
             assert mode == "none" and config.get_text_config().model_type in str(reason)
         assert model_support.supported_packing("none", config, 80) == ("none", None)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *OTHER_CONFIGS])
+def test_the_memory_of_decoding_counts_the_states(name: str, tokenizer: Any) -> None:
+    model = build_model(name, **token_settings(tokenizer)).eval()
+    cache = SharedCache(model, 1)
+    with torch.inference_mode():
+        cache.logits([Span(0, 0, [5, 6, 7], 1)])
+    assert cache.states is not None
+    states = sum(state.nbytes for state in cache.states.states)
+    assert decoding_memory.state_bytes(model.config.get_text_config()) == states
 
 
 @pytest.mark.usefixtures("pass_sizes")

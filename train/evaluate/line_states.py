@@ -50,7 +50,9 @@ class LineStates:
 
         runs = [(line, len(list(tokens))) for line, tokens in groupby(lines)]
         longest = max(length for _, length in runs)
-        tokens, places, start = [], [], 0
+        tokens: list[list[int]] = []
+        places: list[int] = []
+        start = 0
         for number, (_, length) in enumerate(runs):
             tokens.append([start + min(index, length - 1) for index in range(longest)])
             places += range(number * longest, number * longest + length)

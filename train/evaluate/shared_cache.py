@@ -195,7 +195,7 @@ class _Pass:
 
     def _chunk_bounds(self) -> Iterator[tuple[int, int]]:
         """Yield start and end of tokens that attend together: parts of rows, each line at most once in a group."""
-        heads = getattr(self.cache.model.config.get_text_config(), "num_attention_heads", 1)
+        heads = self.cache.model.config.get_text_config().num_attention_heads
         lines, slots = self.lines, self.slots
         starts = [0]
         for index in range(1, len(lines)):

@@ -24,7 +24,7 @@ FUSED_SSD = "mamba2_split_conv1d_scan_combined"
 SUPPORTED_MODEL_TYPES = frozenset(
     {
         *("olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
-        *("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"),
+        *("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"),
         *("lfm2", "lfm2_moe"),
     }
 )

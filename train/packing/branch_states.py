@@ -26,15 +26,15 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class _Level:
-    """Segments of one depth: a grid of tokens, padded on the right."""
+class _Grid:
+    """Segments of one depth and of similar length: a grid of tokens, padded on the right."""
 
     tokens: Any
     """The token of each place, [segments, longest]; padding repeats a token."""
     valid: Any
     """[segments, longest], None if nothing is padded."""
     parents: Any
-    """The place of each parent in the level above, None at the top."""
+    """The place of each parent among the segments of the depth above, None at the top."""
 
 
 class BranchStates:
@@ -42,56 +42,64 @@ class BranchStates:
 
     def __init__(self, segments: Sequence[Segment], tokens: int, device: Any) -> None:
         self.segments, self.device = segments, device
-        self.levels: list[_Level] = []
+        self.levels: list[list[_Grid]] = []
+        """The grids of each depth, the top first."""
         self.outputs: Any = None
-        """The place of each token in the outputs of all levels, [tokens]."""
+        """The place of each token in the outputs of all grids, [tokens]."""
         self.layouts: dict[int, tuple[Any, Any]] = {}
         """For a width of convolutions the inputs with their past, and the places of the tokens."""
-        self._build_levels(tokens)
+        self._build_grids(tokens)
 
-    def _build_levels(self, tokens: int) -> None:
+    def _build_grids(self, tokens: int) -> None:
         import torch
 
-        depths: list[int] = []
-        for segment in self.segments:
-            depths.append(1 + depths[segment.parent] if segment.parent >= 0 else 0)
-        outputs, places, offset = [0] * tokens, {-1: 0}, 0
-        for depth in range(1 + max(depths)):
-            members = [number for number, segment_depth in enumerate(depths) if segment_depth == depth]
-            segments = [self.segments[number] for number in members]
-            longest = max(segment.tokens for segment in segments)
-            grid = [
-                [segment.start + min(index, segment.tokens - 1) for index in range(longest)] for segment in segments
-            ]
-            for row, segment in enumerate(segments):
-                start = offset + row * longest
-                outputs[segment.start : segment.start + segment.tokens] = range(start, start + segment.tokens)
-            offset += len(segments) * longest
-            lengths = torch.tensor([segment.tokens for segment in segments], device=self.device)
-            is_full = all(segment.tokens == longest for segment in segments)
-            parents = [places[segment.parent] for segment in segments]
-            self.levels.append(
-                _Level(
-                    torch.tensor(grid, device=self.device),
-                    None if is_full else torch.arange(longest, device=self.device) < lengths[:, None],
-                    torch.tensor(parents, device=self.device) if depth else None,
-                )
-            )
-            places |= {number: place for place, number in enumerate(members)}
+        outputs, offset = [0] * tokens, 0
+        above: dict[int, int] = {-1: 0}
+        for depth in _by_depth(self.segments):
+            self.levels.append([])
+            order: list[int] = []
+            for numbers in _by_length(self.segments, depth):
+                segments = [self.segments[number] for number in numbers]
+                longest = max(segment.tokens for segment in segments)
+                for segment in segments:
+                    outputs[segment.start : segment.start + segment.tokens] = range(offset, offset + segment.tokens)
+                    offset += longest
+                parents = [above[segment.parent] for segment in segments]
+                self.levels[-1].append(self._make_grid(segments, longest, parents if segments[0].parent >= 0 else None))
+                order += numbers
+            above = {number: place for place, number in enumerate(order)}
         self.outputs = torch.tensor(outputs, device=self.device)
+
+    def _make_grid(self, segments: Sequence[Segment], longest: int, parents: list[int] | None) -> _Grid:
+        import torch
+
+        grid = [[segment.start + min(index, segment.tokens - 1) for index in range(longest)] for segment in segments]
+        lengths = torch.tensor([segment.tokens for segment in segments], device=self.device)
+        is_full = all(segment.tokens == longest for segment in segments)
+        return _Grid(
+            torch.tensor(grid, device=self.device),
+            None if is_full else torch.arange(longest, device=self.device) < lengths[:, None],
+            None if parents is None else torch.tensor(parents, device=self.device),
+        )
 
     def scan(self, scan: Scan, inputs: Sequence[Any]) -> Any:
         """See `RowStates`."""
         import torch
 
-        outputs, states = [], None
+        outputs: list[Any] = []
+        above: Any = None
         for level in self.levels:
-            grid = [tensor[0].index_select(0, level.tokens.flatten()) for tensor in inputs]
-            initial_states = None if level.parents is None else states.index_select(0, level.parents)
-            output, states = scan(
-                [tensor.unflatten(0, level.tokens.shape) for tensor in grid], initial_states, level.valid
-            )
-            outputs.append(output.flatten(0, 1))
+            states = []
+            for grid in level:
+                cells = [tensor[0].index_select(0, grid.tokens.flatten()) for tensor in inputs]
+                output, final_states = scan(
+                    [tensor.unflatten(0, grid.tokens.shape) for tensor in cells],
+                    None if grid.parents is None else above.index_select(0, grid.parents),
+                    grid.valid,
+                )
+                outputs.append(output.flatten(0, 1))
+                states.append(final_states)
+            above = torch.cat(states)
         return torch.cat(outputs).index_select(0, self.outputs)[None]
 
     def convolve(self, convolution: Convolution, inputs: Any, width: int) -> Any:
@@ -120,6 +128,26 @@ class BranchStates:
             inputs += line
             pasts[number] = line[len(line) - past :]
         return torch.tensor(inputs, device=self.device), torch.tensor(places, device=self.device)
+
+
+def _by_depth(segments: Sequence[Segment]) -> list[list[int]]:
+    """Return the numbers of the segments of each depth."""
+    levels: list[list[int]] = []
+    depths: list[int] = []
+    for number, segment in enumerate(segments):
+        depths.append(1 + depths[segment.parent] if segment.parent >= 0 else 0)
+        if depths[-1] == len(levels):
+            levels.append([])
+        levels[depths[-1]].append(number)
+    return levels
+
+
+def _by_length(segments: Sequence[Segment], numbers: Sequence[int]) -> list[list[int]]:
+    """Return the numbers in groups of similar length, less than twice as long as each other: little is padded."""
+    groups: dict[int, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(segments[number].tokens.bit_length(), []).append(number)
+    return list(groups.values())
 
 
 def find_segments(row_ids: Sequence[int], branch_ids: Sequence[int]) -> tuple[Segment, ...]:
