@@ -54,6 +54,15 @@ OTHER_CONFIGS: dict[str, Callable[..., Any]] = {
         chunk_size=16,
     ),
     "bamba": lambda **kw: transformers.BambaConfig(**FOUR | kw, **SSD, attn_layer_indices=[1, 3]),
+    "zamba2": lambda **kw: transformers.Zamba2Config(
+        **FOUR | kw,
+        layers_block_type=["linear_attention", "hybrid"] * 2,
+        mamba_d_state=16,
+        n_mamba_heads=8,
+        mamba_headdim=16,
+        mamba_ngroups=1,
+        chunk_size=16,
+    ),
     "falcon h1": lambda **kw: transformers.FalconH1Config(**FOUR | kw, **SSD, head_dim=16, mamba_d_ssm=128),
     "lfm2 moe": lambda **kw: transformers.Lfm2MoeConfig(**FOUR | kw, **EXPERTS, layer_types=CONVOLUTIONS),
 }
