@@ -32,7 +32,7 @@ def count_attention_layers(config: Any) -> int:
     kinds = getattr(text_config, "layer_types", None)
     if not kinds:
         return int(text_config.num_hidden_layers)
-    return sum(kind in {FULL, HYBRID, *WINDOW_SIZE_KEYS} for kind in kinds)
+    return sum(kind in {FULL, HYBRID, *WINDOW_SIZE_KEYS} for kind in kinds[: text_config.num_hidden_layers])
 
 
 def window_tokens(config: Any) -> int | None:
