@@ -200,19 +200,6 @@ def test_evaluating_in_between_leaves_the_gradients_of_an_nf4_model_alone() -> N
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_models_whose_layers_carry_a_state_keep_their_rows_apart() -> None:
-    for config in (
-        transformers.MambaConfig(),
-        transformers.Qwen3NextConfig(),
-        transformers.GraniteMoeHybridConfig(layer_types=["mamba", "attention"], num_hidden_layers=2),
-        transformers.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
-    ):
-        for requested in ("shared_prefix", "bfd"):
-            kind, reason = model_support.supported_packing(requested, config, 80)
-            assert kind == "none" and config.model_type in str(reason), config.model_type
-        assert model_support.supported_packing("none", config, 80) == ("none", None)
-
-
 def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
     unit = torch.tensor([0] * 100 + [1] * 60 + [2] * 90 + [-1] * 6)
     branch = torch.tensor([0] * 100 + [0] * 20 + [1] * 20 + [2] * 20 + [1] * 90 + [0] * 6)

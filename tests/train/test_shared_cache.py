@@ -108,14 +108,19 @@ def test_however_a_model_attends_otherwise_it_does_so_afterwards(attention: str,
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("lfm2", "lfm2 has layers that carry a state"), ("bloom", "bloom attends in its own way")],
+    [("jamba", "jamba has layers that carry a state"), ("bloom", "bloom attends in its own way")],
 )
 def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_told(
     name: str, reason: str, tokenizer: Any
 ) -> None:
     config = {
-        "lfm2": lambda: transformers.Lfm2Config(
-            **{**TINY, "num_hidden_layers": 2}, layer_types=["conv", "full_attention"], **token_settings(tokenizer)
+        "jamba": lambda: transformers.JambaConfig(
+            **{**TINY, "num_hidden_layers": 2},
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            num_experts=1,
+            use_mamba_kernels=False,
+            **token_settings(tokenizer),
         ),
         "bloom": lambda: transformers.BloomConfig(hidden_size=64, n_layer=2, n_head=4, **token_settings(tokenizer)),
     }[name]()

@@ -18,7 +18,7 @@ from train.evaluate.greedy import RowState
 from train.evaluate.padded_cache import PaddedCache
 from train.evaluate.row_cache import RowCache, Span, UnsupportedAttentionError
 from train.evaluate.shared_cache import SharedCache
-from train.model import architecture
+from train.model import architecture, recurrent_layers
 from train.packing import prefix_groups
 
 # Minimum rows of a group with its own prefix, if there are many rows: a small batch takes as many passes as a full one.
@@ -186,7 +186,7 @@ def _group_prompts(
 def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
     """Return why rows of this model cannot share a prefix, or None if they can. The check computes one token."""
     name = model.config.get_text_config().model_type
-    if architecture.has_recurrent_layers(model.config):
+    if architecture.has_recurrent_layers(model.config) and not recurrent_layers.can_split_rows(model.config):
         return f"{name} has layers that carry a state from token to token: validation computes each prompt by itself"
     try:
         SharedCache(model, 1).logits([Span(0, 0, prompt[:1], 0)])

@@ -8,6 +8,7 @@ Keys and values dominate. A batch holds those of its rows up to their last token
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from train.evaluate.shared_cache import GPU_LIMITS, GROWTH_SLOTS, PassLimits
@@ -18,6 +19,14 @@ SPARE_FRACTION = 0.1
 CUDA_CONTEXT_BYTES = 500_000_000
 FLOAT32_BYTES = 4
 MAX_BATCH_ROWS = 64
+RECURRENT_KINDS = ("linear_attention", "hybrid")
+# Heads, and both sizes of a head's state: Gated DeltaNet, Mamba2 of Granite, Bamba and Falcon-H1, Nemotron-H, Zamba2.
+STATE_SIZE_KEYS = (
+    ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    ("mamba_n_heads", "mamba_d_head", "mamba_d_state"),
+    ("mamba_num_heads", "mamba_head_dim", "ssm_state_size"),
+    ("n_mamba_heads", "mamba_headdim", "mamba_d_state"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,15 +48,27 @@ def kv_bytes_per_token(text_config: Any, dtype_bytes: int) -> int:
     return int(text_config.num_hidden_layers * 2 * heads * width * dtype_bytes)
 
 
+def state_bytes(text_config: Any) -> int:
+    """Return the bytes of the states of a row in all recurrent layers, in float32; 0 without recurrent layers."""
+    layers = sum(kind in RECURRENT_KINDS for kind in getattr(text_config, "layer_types", None) or ())
+    sizes = [
+        prod(getattr(text_config, key) for key in keys)
+        for keys in STATE_SIZE_KEYS
+        if all(getattr(text_config, key, None) for key in keys)
+    ]
+    return int(layers * max(sizes, default=0) * FLOAT32_BYTES)
+
+
 def row_bytes(text_config: Any, tokens: int, dtype_bytes: int) -> int:
     """Return the bytes of a row with `tokens` tokens after the prefix, its answer included.
 
     These are keys and values, with the free slots of a grown line. Those of one layer count twice, for the copy when
-    lines grow, and once more in float32 for attention.
+    lines grow, and once more in float32 for attention. States of recurrent layers are added.
     """
     cached = kv_bytes_per_token(text_config, dtype_bytes)
     layer_bytes = cached // text_config.num_hidden_layers
-    return int((tokens + GROWTH_SLOTS) * (cached + layer_bytes + layer_bytes * FLOAT32_BYTES // dtype_bytes))
+    keys_and_values = (tokens + GROWTH_SLOTS) * (cached + layer_bytes + layer_bytes * FLOAT32_BYTES // dtype_bytes)
+    return int(keys_and_values + state_bytes(text_config))
 
 
 def pass_bytes(text_config: Any, rows: int, prefix: int, dtype_bytes: int, limits: PassLimits = GPU_LIMITS) -> int:

@@ -80,7 +80,7 @@ def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, t
     drafts: dict[str, list[int]] = {}
     active = list(states)
     while active:
-        pass_inputs = [_prepare_pass(state, constraint, tokenizer, drafts, cache.ragged) for state in active]
+        pass_inputs = [_prepare_pass(state, constraint, tokenizer, drafts, cache) for state in active]
         pass_inputs = [pass_input for pass_input in pass_inputs if not pass_input.state.done]
         if pass_inputs:
             cache.keep([pass_input.state.row for pass_input in pass_inputs])
@@ -89,13 +89,13 @@ def decode_batch(cache: RowCache, states: Sequence[RowState], constraint: Any, t
 
 
 def _prepare_pass(
-    state: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], ragged: bool
+    state: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], cache: RowCache
 ) -> _PassInput:
     """Append the tokens without alternative, and return the row's input for the next pass."""
     if constraint is None:
         return _PassInput(state, [], [None])
     mask = _allowed_mask(state, constraint)
-    while (token := _single_token(mask)) is not None and (ragged or token == state.stop_token_id):
+    while (token := _single_token(mask)) is not None and (cache.ragged or token == state.stop_token_id):
         state.append(token, 0.0, -math.inf)
         state.unread.append(token)
         if state.done:
@@ -103,7 +103,7 @@ def _prepare_pass(
         mask = _allowed_mask(state, constraint)
     draft: list[int] = []
     masks = [mask]
-    for token in _draft_tokens(state, tokenizer, drafts) if ragged else []:
+    for token in _draft_tokens(state, tokenizer, drafts) if cache.takes_drafts else []:
         if len(state.token_ids) + len(draft) + 1 >= state.max_tokens or not state.matcher.accept_token(token):
             break
         draft.append(token)

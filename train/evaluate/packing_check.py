@@ -1,7 +1,7 @@
 """First use of shared-prefix packing on a base: the self-check, kept beside the runs, and the fallback if it fails.
 
 runs/.packing_checks/3f2a90c17b5e44d0.json
-{"version": 1, "passed": true, "log_probability_difference": 2e-07, "gradient_difference": 3e-06, "dtype": "float32",
+{"version": 2, "passed": true, "log_probability_difference": 2e-07, "gradient_difference": 3e-06, "dtype": "float32",
  "rows": 8, "prefix_tokens": 223, "pack_tokens": 543, "device": "cpu", "packages": {"torch": "2.13.0", ...}}
 
 The name is the digest of everything that the result depends on: the base with its quantization, the type of matrix
@@ -29,7 +29,7 @@ from train.packing.self_check import PackingDifference
 
 CHECKS_FOLDER = ".packing_checks"
 # Increase it if the check itself changes.
-VERSION = 1
+VERSION = 2
 PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 Record = dict[str, Any]
@@ -78,8 +78,8 @@ def describe_failure(record: Mapping[str, Any]) -> str:
     ]
     return (
         "this base computes a pack differently from its rows (relative differences: log-probabilities "
-        f"{differences[0]}, gradients {differences[1]}; rounding in {record['dtype']} explains less), so its attention "
-        "does not follow the mask of a pack"
+        f"{differences[0]}, gradients {differences[1]}; rounding in {record['dtype']} explains less), so a layer does "
+        "not keep the rows of a pack apart"
     )
 
 

@@ -1,4 +1,4 @@
-"""Padded cache for models that cannot share a prefix: recurrent layers, or their own kind of attention.
+"""Padded cache for models that cannot share a prefix: other recurrent layers, or their own kind of attention.
 
     [ padding | row ]     all rows end in the same column
 
@@ -15,7 +15,7 @@ from train.evaluate.row_cache import COMPACT_FRACTION, Span, restrict_logits
 class PaddedCache:
     """Rows that a model reads in one step each, see `RowCache`."""
 
-    ragged = False
+    ragged = takes_drafts = False
 
     def __init__(self, model: Any, rows: int, pad_token_id: int) -> None:
         self.model, self.device, self.pad_token_id = model, model.device, pad_token_id

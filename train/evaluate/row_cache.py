@@ -33,11 +33,15 @@ class RowCache(Protocol):
     ragged: bool
     """Whether rows may read different numbers of tokens in a pass."""
 
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether a slot can be written again, so that tokens can be read before it is known that they follow."""
+
     def logits(self, spans: Sequence[Span], columns: Any) -> Any:
         """Return float32 logits [n_logits of all spans, columns] in the order of the spans.
 
         All columns are returned if `columns` is None. Spans must be in the order of their rows. A slot that is written
-        again is replaced.
+        again is replaced, if the cache takes drafts.
         """
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Keys and values of many rows after one prefix, which is stored once.
+"""Keys and values of many rows after one prefix, which is stored once. line_states.py has the recurrent layers.
 
     prefix  [1, heads, P, width]     one copy; the rows attend to it by broadcast
     rows    [R, heads, T, width]     a line each, its tokens from slot 0 on
@@ -10,13 +10,14 @@ included.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from train.evaluate.line_states import LineStates
 from train.evaluate.row_cache import COMPACT_FRACTION, Span, UnsupportedAttentionError, restrict_logits
-from train.model import architecture
+from train.model import architecture, recurrent_layers
 
 ATTENTION_NAME = "shared_cache"
 """The name under which attention to this cache is registered with transformers."""
@@ -43,6 +44,11 @@ class SharedCache:
 
     ragged = True
 
+    @property
+    def takes_drafts(self) -> bool:
+        """See `RowCache`."""
+        return self.states is None
+
     def __init__(self, model: Any, rows: int, prefix: "SharedCache | None" = None) -> None:
         self.model, self.device, self.prefix = model, model.device, prefix
         self.used_slots: int = 0
@@ -51,6 +57,10 @@ class SharedCache:
         self.limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
         self.keys_and_values: dict[Any, tuple[Any, Any]] = {}
         """Keys and values of each attention module."""
+        self.states: LineStates | None = None
+        """The states of recurrent layers, None if the model has none."""
+        if recurrent_layers.is_recurrent(model.config):
+            self.states = LineStates(rows, prefix.states if prefix else None)
 
     def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
         """See `RowCache`. Raise UnsupportedAttentionError."""
@@ -77,16 +87,26 @@ class SharedCache:
         positions = [slot + self.prefix_tokens for slot in slots]
         current_pass = _Pass(self, lines, slots)
         logit_indices = [index for index, needed in enumerate(needs_logits) if needed]
-        with _cache_attention(self.model.config, current_pass), restrict_logits(self.model, columns):
+        with (
+            _cache_attention(self.model.config, current_pass),
+            self._continue_states(lines),
+            restrict_logits(self.model, columns),
+        ):
             output = self.model(
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(logit_indices, device=device) if logit_indices else 1,
             )
-        if len(self.keys_and_values) != self.model.config.get_text_config().num_hidden_layers:
+        if len(self.keys_and_values) != architecture.count_attention_layers(self.model.config):
             raise UnsupportedAttentionError
         return output.logits[0, : len(logit_indices)].float()
+
+    def _continue_states(self, lines: Sequence[int]) -> AbstractContextManager[None]:
+        if self.states is None:
+            return nullcontext()
+        self.states.start_pass(lines, self.device)
+        return recurrent_layers.split_rows(self.model.config, self.states)
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `RowCache`. Memory is freed once a quarter of the lines has ended."""
@@ -98,6 +118,8 @@ class SharedCache:
         # One module after the other, so that memory never holds two caches.
         for module, (keys, values) in self.keys_and_values.items():
             self.keys_and_values[module] = (keys[indices], values[indices])
+        if self.states:
+            self.states.keep(indices)
         self.lines = {row: line for line, row in enumerate(rows)}
 
     def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 # Kinds of layers (transformers' `layer_types`) that attend and so can take a mask.
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+HYBRID = "hybrid"
 # The config keys of window sizes.
 WINDOW_SIZE_KEYS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
@@ -23,6 +24,15 @@ def layer_types(config: Any) -> set[str]:
 def has_recurrent_layers(config: Any) -> bool:
     """Return whether a layer carries a state from token to token, which would mix rows of one sequence."""
     return bool(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS})
+
+
+def count_attention_layers(config: Any) -> int:
+    """Return the number of layers that attend, those of kind `hybrid` included, which attend beside a recurrence."""
+    text_config = config.get_text_config()
+    kinds = getattr(text_config, "layer_types", None)
+    if not kinds:
+        return int(text_config.num_hidden_layers)
+    return sum(kind in {FULL, HYBRID, *WINDOW_SIZE_KEYS} for kind in kinds[: text_config.num_hidden_layers])
 
 
 def window_tokens(config: Any) -> int | None:

@@ -14,11 +14,13 @@ prefix and 270 of rows, forward and backward; 2 cores of an AMD EPYC with AVX512
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
+from train.model import recurrent_layers
 from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation
+from train.packing.branch_states import BranchStates
 from train.packing.collate import Batch
 
 # Block size within the prefix for matrix products: a block attends to all tokens before it and to itself.
@@ -60,7 +62,7 @@ _current_blocks: AttentionBlocks | None = None
 
 @contextmanager
 def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
-    """Set the attention implementation that a batch needs for a model of this config inside of the block.
+    """Make a model of this config compute a batch inside of the block: its attention, and its recurrent layers.
 
     The backward pass belongs inside the block too.
     """
@@ -71,9 +73,18 @@ def pack_attention(config: Any, batch: Batch) -> Iterator[None]:
         _register_attention()
     text_config._attn_implementation, _current_blocks = batch.attention, batch.blocks
     try:
-        yield
+        with _split_recurrent_rows(config, batch):
+            yield
     finally:
         text_config._attn_implementation, _current_blocks = previous
+
+
+def _split_recurrent_rows(config: Any, batch: Batch) -> AbstractContextManager[None]:
+    if not batch.segments or not recurrent_layers.is_recurrent(config):
+        return nullcontext()
+    input_ids = batch.inputs["input_ids"]
+    states = BranchStates(batch.segments, input_ids.shape[1], input_ids.device)
+    return recurrent_layers.split_rows(config, states)
 
 
 def _register_attention() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from train.packing.attention_blocks import SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
+from train.packing.branch_states import Segment, find_segments
 from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
 
 IGNORE_INDEX = -100
@@ -38,6 +39,8 @@ class Batch:
     """The attention implementation that the mask is for, by transformers' name."""
     blocks: AttentionBlocks | None = None
     """The blocks, only for attention by blocks of rows."""
+    segments: tuple[Segment, ...] = ()
+    """The segments of a pack with a shared prefix, for recurrent layers."""
 
 
 def collate_pack(
@@ -129,6 +132,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
             branch_ids += [branch] * len(segment)
             sequences += [n_answers + max(0, branch - 1)] * len(segment)
         n_answers += len(row.completions)
+    pack_segments = find_segments(row_ids, branch_ids)
     use_flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
     block_sizes = (
         block_lengths(prefix, [row.tokens_after_prefix(prefix) for row in pack.rows])
@@ -143,7 +147,7 @@ def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, p
         row_ids, branch_ids = row_ids + [-1] * padding, branch_ids + [0] * padding
     token_rows, token_branches = torch.tensor(row_ids, device=device), torch.tensor(branch_ids, device=device)
     inputs = {"position_ids": torch.tensor([positions], device=device)}
-    batch = _make_batch(device, [ids], [labels], [sequences], pack.rows, inputs)
+    batch = _make_batch(device, [ids], [labels], [sequences], pack.rows, inputs, pack_segments)
     if block_sizes:
         return replace(
             batch,
@@ -196,8 +200,11 @@ def _make_batch(
     sequences: list[list[int]],
     rows: tuple[TokenizedRow, ...],
     extra_inputs: dict[str, Any],
+    segments: tuple[Segment, ...] = (),
 ) -> Batch:
     import torch
 
     inputs = {"input_ids": torch.tensor(ids, device=device), **extra_inputs}
-    return Batch(inputs, torch.tensor(labels, device=device), torch.tensor(sequences, device=device), rows)
+    return Batch(
+        inputs, torch.tensor(labels, device=device), torch.tensor(sequences, device=device), rows, segments=segments
+    )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from train.model import architecture
+from train.model import architecture, recurrent_layers
 from train.packing.attention_blocks import BLOCK_TOKENS
 from train.packing.packing_plan import PackCost, PackingMode
 
@@ -11,11 +11,17 @@ def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> 
     """Return the packing that this model supports, and the reason if it differs from the requested one, else None.
 
     `longest_row` is the most tokens of a prompt with its answer. A pack's mask disables sliding windows, which makes no
-    difference only if no row is longer than the window. A recurrent layer takes no mask: its rows stay separate,
-    because bfd would carry the state of one row into the next.
+    difference only if no row is longer than the window. A recurrent layer takes no mask. If its state can be split
+    (recurrent_layers.py), rows share a prefix; otherwise they stay separate, because bfd would carry the state of one
+    row into the next.
     """
     name = config.get_text_config().model_type
-    if requested != "none" and architecture.has_recurrent_layers(config):
+    recurrent = architecture.has_recurrent_layers(config)
+    if (
+        requested != "none"
+        and recurrent
+        and not (requested == "shared_prefix" and recurrent_layers.can_split_rows(config))
+    ):
         recurrent_kinds = ", ".join(
             sorted(architecture.layer_types(config) - {architecture.FULL, *architecture.WINDOW_SIZE_KEYS})
         )
@@ -25,7 +31,7 @@ def supported_packing(requested: PackingMode, config: Any, longest_row: int) -> 
         )
     window = architecture.window_tokens(config)
     if requested == "shared_prefix" and window is not None and window < longest_row:
-        return "bfd", (
+        return "none" if recurrent else "bfd", (
             f"{name} has layers that attend in a window of {window} tokens, which a pack's mask would switch off; the "
             f"longest row has {longest_row}"
         )

@@ -4,10 +4,11 @@
     difference = measure_difference(model, pack, log_probabilities=..., attention="shared_prefix", pad_token_id=0)
     difference.exceeds("float32")       True if this base computes a pack differently from its rows
 
-A pack needs a model whose every layer follows the mask and the positions. A model class may compute attention in its
-own way, without an error. Then rows of a pack see each other. The check needs no adapter: it compares the
-log-probabilities of answer tokens, and their gradient with respect to the embedding of each token id. The gradient
-passes through all layers. Parameters, their gradients, random states and the modes of modules are unchanged.
+A pack needs a model whose every layer follows the mask and the positions, or splits its state between rows. A model
+class may compute attention or a recurrence in its own way, without an error. Then rows of a pack see each other. The
+check needs no adapter: it compares the log-probabilities of answer tokens, and their gradient with respect to the
+embedding of each token id. The gradient passes through all layers. Parameters, their gradients, random states and the
+modes of modules are unchanged.
 """
 
 import math
@@ -40,8 +41,10 @@ class Tolerance:
 
 # By the type of matrix products. Measured differences of gradients (2 CPU cores, 2026-11-30): in float32 2e-7 to 1e-6,
 # in bfloat16 4e-3 to 2e-2 (tiny random models, the pocket model). If attention ignores the mask: 0.16 (tiny random
-# model) and 0.6 (pocket model). Large models in bfloat16 were not measured.
-TOLERANCES = {"float32": Tolerance(1e-3, 1e-2), "bfloat16": Tolerance(0.05, 0.1)}
+# model) and 0.6 (pocket model). If recurrent layers read a pack as one sequence: 9e-4 (LFM2 as transformers initializes
+# it, whose convolutions see two tokens back), 0.4 (Qwen3.5), 0.8 (Granite 4). Large models in bfloat16 were not
+# measured.
+TOLERANCES = {"float32": Tolerance(1e-3, 3e-4), "bfloat16": Tolerance(0.05, 0.1)}
 
 
 @dataclass(frozen=True)
