@@ -37,6 +37,7 @@ from deploy import registry
 from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import atomic_files
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 from serve.vllm.server_process import free_port
 
@@ -142,7 +143,7 @@ def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, rn
             for run in runs
         }
         rows = rows_with_margin(references)
-        grammar = atomic_files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
+        grammar = PromptSpec.read(runs[0].folder / "adapter").grammar
         state = SoakState(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
         asyncio.run(run_load(state, folder, recipe, runs, rng))
         if process.poll() is not None:

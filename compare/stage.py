@@ -54,12 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     with run.lock_run(trained_run):
         inputs = input_hashes(trained_run, recipe, runnable)
         previous = trained_run.stage("compare")
-        if (
-            not arguments.fresh
-            and previous.get("state") == "done"
-            and previous["inputs"] == inputs
-            and _is_complete(trained_run)
-        ):
+        if not arguments.fresh and previous.state == "done" and previous.inputs == inputs and _is_complete(trained_run):
             print(f"compare   unchanged: run {trained_run.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
             print(*console.summary_lines(trained_run, read_scores(trained_run.folder / "scores.json")), sep="\n")
             return cli.OK

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from data_prep import data_checks, parallel, split, straddling_rows, token_counts, write
+from data_prep.dedup import exact
 from data_prep.dedup.drops import DropDecisions
-from data_prep.dedup.exact import deduplicate
 from data_prep.labels import label_errors, label_sets, rare_label_policy
 from data_prep.prepared_data import PreparedData
 from data_prep.readers import dotted_paths, read, sources
@@ -46,7 +46,9 @@ from insource.system.timestamps import utc_timestamp
 from insource.tasks import TASKS
 from insource.tasks.task_kind import LabelledTaskKind
 from insource.text.labels import display_label, find_label, map_spellings
+from insource.text.text_keys import DUPLICATE_KEY_RULE
 from insource.tracking import digests
+from insource.tracking.data_report import DataReport, SourceReport
 
 # Below this, starting another process costs more time than it saves.
 MIN_BYTES_PER_PROCESS = 2_000_000
@@ -131,7 +133,7 @@ def prepare_rows(
                 if recipe.data.split.straddling == "drop":
                     straddling_rows.drop_straddling(straddling, drops)
                 table_rows.yield_to_people(table, drops)
-                deduplicate(table, assignment.splits, recipe, pool, drops)
+                exact.deduplicate(table, assignment.splits, recipe, pool, drops)
         data_checks.check_labels(canonical_labels, table, recipe)
         descriptions = list_label_descriptions(canonical_labels, recipe)
         sets = label_sets.build_label_sets(table, canonical_labels, recipe)
@@ -161,30 +163,38 @@ def prepare_rows(
         with steps("write"):
             extra_columns = teacher_labels.extra_columns() if teacher_labels else {}
             slices = _write_rows(temp_folder, prepared, issues, extra_columns)
-        report = {
-            "schema_version": 2,
-            "digest": folder.name,
-            "started": started_at,
-            "processes": pool.processes,
-            "seconds": steps.seconds,
-            "sources": read_rows.sources,
-            "left_out": sources.find_ignored_files(recipe.data.source),
-            "rows": row_counts,
-            **statistics.compute_statistics(prepared),
-            "provenance": statistics.count_provenance(prepared),
-            "where_unmatched": read_rows.unmatched,
-            "rare_labels": rare_labels,
-            "not_learnable": [*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
-            "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
-            "slices": statistics.describe_slices(prepared, slices),
-            "suspects": issues.to_json(),
-            "teacher": statistics.describe_teacher(prepared, teacher_labels),
-        }
-        report["sha256"] = {
-            path.name: atomic_files.sha256(path) for path in sorted(temp_folder.iterdir()) if path.is_file()
-        }
+        report = DataReport(
+            schema_version=2,
+            digest=folder.name,
+            started=started_at,
+            processes=pool.processes,
+            seconds=steps.seconds,
+            sources=read_rows.sources,
+            left_out=sources.find_ignored_files(recipe.data.source),
+            rows=row_counts,
+            split=statistics.describe_split(prepared),
+            duplicate_key=DUPLICATE_KEY_RULE,
+            near_duplicates=statistics.describe_near_duplicates(prepared),
+            test_rows_also_elsewhere=exact.count_leaks(table, assignment.splits),
+            labels=statistics.describe_labels(prepared),
+            labels_per_row=statistics.count_labels_per_row(prepared),
+            fields=statistics.count_field_states(table),
+            answers=statistics.describe_answers(prepared),
+            tokens=statistics.describe_tokens(prepared),
+            personal_data=statistics.count_personal_data(prepared),
+            system_prompts_replaced=len(table.systems),
+            provenance=statistics.count_provenance(prepared),
+            where_unmatched=read_rows.unmatched,
+            rare_labels=rare_labels,
+            not_learnable=[*not_learnable, *empty_field_notes, *statistics.find_empty_label_columns(prepared)],
+            straddling={reason: len(rows) for reason, (rows, _) in straddling.items()},
+            slices=statistics.describe_slices(prepared, slices),
+            suspects=issues.summarize(),
+            teacher=statistics.describe_teacher(prepared, teacher_labels),
+            sha256={path.name: atomic_files.sha256(path) for path in sorted(temp_folder.iterdir()) if path.is_file()},
+        )
         html.write(temp_folder / "data.html", report, prepared, issues.issues)
-        atomic_files.write_json(temp_folder / "data.json", report)
+        atomic_files.write_json(temp_folder / "data.json", report.to_json())
         shutil.rmtree(work_folder)
     return folder, True
 
@@ -238,8 +248,8 @@ class _ReadRows:
 
     table: Table
     rejected: list[Rejected]
-    sources: list[dict[str, Any]]
-    """One entry of data.json per file."""
+    sources: list[SourceReport]
+    """One per file."""
     filtered: int
     """Number of rows that data.where filters out."""
     unlabelled: int
@@ -259,7 +269,7 @@ def _read_sources(
     """Read all files into a table. Raise RecipeError if a file has no rows, or if too many rows cannot be used."""
     rejected: list[Rejected] = []
     filtered, unlabelled, row_filter, columns = 0, 0, RowFilter(recipe.data.where), set[str]()
-    source_info: list[dict[str, Any]] = []
+    source_info: list[SourceReport] = []
     with TableWriter(work_folder, recipe) as writer:
         for file, sha256 in zip(files, hashes, strict=True):
             is_labelled_file = file.split == LABELLED
@@ -274,17 +284,29 @@ def _read_sources(
             filtered += counter.rows_filtered
             unlabelled += counter.rows_unlabelled
             columns |= counter.columns
-            size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            missing = {"lacks": sorted(counter.missing), "lacks_answers": sorted(counter.missing_answers)}
-            counts = {"rows_read": counter.rows_read, "detected": info, **missing}
-            counts |= {"rows_unlabelled": counter.rows_unlabelled} if is_labelled_file else {}
-            source_info.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
+            source_info.append(_describe_source(file, sha256, info, counter))
             _print_notes(file, info)
         writer.add_teacher_rows(teacher_rows)
         table = writer.table()
-    check_answer_columns([source["lacks_answers"] for source in source_info], columns, recipe)
+    check_answer_columns([source.lacks_answers for source in source_info], columns, recipe)
     data_checks.check_rejected(rejected, len(table), filtered, row_filter.list_unmatched(), recipe)
     return _ReadRows(table, rejected, source_info, filtered, unlabelled, row_filter.list_unmatched())
+
+
+def _describe_source(file: SourceFile, sha256: str, info: FileInfo, counter: "_CountingReader") -> SourceReport:
+    """Return the entry of data.json of a file that was read."""
+    optional = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
+    optional |= {"rows_unlabelled": counter.rows_unlabelled} if file.split == LABELLED else {}
+    return SourceReport(
+        split=file.split,
+        file=file.name,
+        sha256=sha256,
+        rows_read=counter.rows_read,
+        detected=info,
+        lacks=sorted(counter.missing),
+        lacks_answers=sorted(counter.missing_answers),
+        **optional,
+    )
 
 
 def _print_notes(file: SourceFile, info: FileInfo) -> None:

@@ -32,7 +32,7 @@ from insource.tasks import TASKS, slice_name
 from insource.tasks.records.normalizers import normalize
 from insource.text.text_keys import clean
 
-SliceCounts = dict[str, dict[str, Any]]
+SliceCounts = dict[str, dict[str, dict[str, int]]]
 
 
 def write_splits(

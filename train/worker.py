@@ -18,11 +18,14 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full
 from insource.tasks import TASKS, train_subset
+from insource.tasks.data_row import DataRow
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import metrics, train_labels, wandb_logging
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store, gguf_model
+from insource.tracking.data_report import DataReport
+from insource.tracking.manifest import StageState
 from insource.tracking.run import Run
 from train.device import gpu, out_of_memory, precision
 from train.distributed import fsdp, launcher, world
@@ -54,8 +57,8 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
         runs.start_stage(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
     gpu.check_gpu(recipe)
     train_rows, validation_rows = read_rows(run, "train", hashes), read_rows(run, "validation", hashes)
-    task = TASKS[recipe.task.task_name]
-    spec = task.make_spec(recipe.task, read_labels(run), allows_empty_labels(run))
+    task, report = TASKS[recipe.task.task_name], DataReport.read(run.folder / "data")
+    spec = task.make_spec(recipe.task, report.label_descriptions, report.may_be_empty)
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     log_fallback = fallback_logger(run)
@@ -166,27 +169,15 @@ def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
     runs.end_stage(run, "train", "done", "done", outputs, validation=scores, **train_result, **usage)
 
 
-def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[DataRow]:
     """Return the rows of train or validation. Raise StageError if the file is not the prepared one."""
     path = run.folder / "data" / f"{split}.jsonl"
-    if hashes[split] != atomic_files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
+    if hashes[split] != DataReport.read(path.parent).sha256[path.name]:
         raise StageError(
             f"{path} was changed after data preparation; remove its folder, and the next run prepares the data again",
             code="INS-D033",
         )
     return list(atomic_files.read_jsonl(path))
-
-
-def read_labels(run: Run) -> dict[str, str]:
-    """Return the labels with their descriptions, in prompt order, as data preparation wrote them."""
-    labels = atomic_files.read_json(run.folder / "data" / "data.json")["labels"]
-    return {label: entry["description"] for label, entry in labels.items()}
-
-
-def allows_empty_labels(run: Run) -> bool:
-    """Return whether multilabel rows may have no label: the prepared data contain such rows."""
-    labels_per_row = atomic_files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
-    return bool(labels_per_row and labels_per_row["may_be_empty"])
 
 
 def max_answer_tokens(rows: Sequence[TokenizedRow]) -> int:
@@ -230,7 +221,7 @@ def build_header_info(
     """Return the values of the header. `weight_note` is the loss of the weights' precision before training."""
     train, stats = recipe.train, packing_plan.compute_packing_stats(training_set.update_shards)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
+    data = DataReport.read(run.folder / "data").rows
     teacher_share = train_labels.read_teacher_share(recipe, run.folder / "data")
     saved_checkpoints = checkpoints.list_checkpoints(run.folder / "checkpoints")
     memory = run_header.estimate_memory(
@@ -268,8 +259,8 @@ def build_header_info(
         updates=len(training_set.updates),
         epochs=len(training_set.updates) / sampler.updates_per_epoch(len(training_set.rows), train.batch_size),
         weights_note=weight_note,
-        rejected=data["rejected"],
-        dropped=data["dropped"],
+        rejected=data.rejected,
+        dropped=data.dropped,
         class_balance=class_balance_note(recipe),
         memory=memory,
         updates_done=checkpoints.step(saved_checkpoints[-1]) if saved_checkpoints else 0,
@@ -347,7 +338,7 @@ def run_worker() -> int:
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
 
-    def record_end(state: runs.StageState, reason: str, code: int) -> None:
+    def record_end(state: StageState, reason: str, code: int) -> None:
         # On a full disk the manifest keeps its old state; the error message reports the problem.
         with suppress(OSError):
             if world.is_main_process():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from compare import eval_dataset
-from compare.eval_dataset import Rows
 from compare.records import System, SystemResponses
 from compare.systems import row_requests
 from compare.systems.catalog import is_exploratory
@@ -25,6 +24,7 @@ from insource.config.errors import GateError, RecipeError, StageError
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files, environment
 from insource.system.timestamps import utc_timestamp
+from insource.tasks.data_row import Rows
 from insource.tracking import run
 from serve import server
 from serve.parity import check
@@ -233,7 +233,7 @@ def build_eval_requests(context: ComparisonContext, system: System) -> EvalReque
 
         tokenizer = AutoTokenizer.from_pretrained(context.run.folder / "adapter")
         requests, n_shortened = row_requests.drop_examples_to_fit(
-            requests, tokenizer, context.recipe, int(dataset.prompt["max_answer_tokens"])
+            requests, tokenizer, context.recipe, dataset.prompt.max_answer_tokens
         )
     if system.name == TUNED:
         requests = [*requests, *row_requests.build_requests(system, dataset, dataset.calibration)]
@@ -241,7 +241,7 @@ def build_eval_requests(context: ComparisonContext, system: System) -> EvalReque
 
 
 def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, address: Address) -> Backend:
-    constrained = context.recipe.serve.structured_output and context.dataset.prompt["grammar"]
+    constrained = context.recipe.serve.structured_output and context.dataset.prompt.grammar
     return Backend(
         api_format="openai",
         model=context.recipe_name if system.variant else plan.name,
@@ -259,11 +259,11 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
 
     It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
     """
-    weights: Any = context.dataset.prompt["base"]
+    weights: object = context.dataset.prompt.base.to_json()
     if system.variant:
         weights = [weights, atomic_files.sha256(context.run.folder / system.variant / atomic_files.CHECKSUMS)]
     prompt, vllm_version = context.dataset.prompt, environment.read_vllm_version()
-    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm_version, plan.dtype]
+    return [weights, prompt.chat_template_sha256, prompt.stop, vllm_version, plan.dtype]
 
 
 def _throughput(

@@ -25,6 +25,7 @@ from data_prep.report import console
 from data_prep.rows.columns import field_paths
 from insource.config.schema.source import SPLITS, Source
 from insource.system.number_format import format_count
+from insource.tracking.data_report import DataReport, LabelReport, RowCounts, TokenReport
 
 MAX_EXCERPT_CHARACTERS = 240
 CONTEXT_CHARACTERS = 60
@@ -40,7 +41,7 @@ CONTROL_PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(
 View = dict[str, Any]
 
 
-def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues: list[LabelIssue]) -> None:
+def write(path: Path, report: DataReport, prepared: PreparedData, issues: list[LabelIssue]) -> None:
     """Write the page. `report` is the content of data.json, `issues` the likely label errors."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,17 +55,17 @@ def write(path: Path, report: Mapping[str, Any], prepared: PreparedData, issues:
         report=report,
         name=source_name(prepared.recipe.data.source),
         recipe=prepared.recipe,
-        splits=[name for name in SPLITS if report["rows"]["written"][name]],
-        flow=make_row_flow(report["rows"]),
+        splits=[name for name in SPLITS if report.rows.written[name]],
+        flow=make_row_flow(report.rows),
         rejected=prepared.rejected[:MAX_REJECTED_SHOWN],
         remaining_leaks=count_remaining_leaks(prepared),
-        labels=make_split_bars(report["labels"]),
-        lengths=make_token_histogram(report["tokens"]),
+        labels=make_label_bars(report.labels),
+        lengths=make_token_histogram(report.tokens),
         pairs=make_pair_views(prepared),
         suspects=[(issue, make_row_view(issue.row, prepared)) for issue in issues[:MAX_LABEL_ISSUES_SHOWN]],
         fields=make_field_bars(report, prepared),
         notes=console.format_notes(report),
-        slices={name: make_split_bars(entry["values"]) for name, entry in report["slices"].items()},
+        slices={name: make_split_bars(entry.values) for name, entry in report.slices.items()},
     )
     # File names may contain bytes that are not valid text.
     path.write_text(page, encoding="utf-8", errors="replace")
@@ -108,18 +109,18 @@ def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
     ]
 
 
-def make_row_flow(rows: Mapping[str, Any]) -> View:
+def make_row_flow(rows: RowCounts) -> View:
     """Return the written rows by split and the lost rows by reason, the most frequent reason first."""
-    losses = {**rows["dropped"], **rows["rejected"]}
-    losses |= {name: rows[name] for name in ("filtered", "unlabelled") if rows[name]}
+    losses = {**rows.dropped, **rows.rejected}
+    losses |= {name: count for name, count in (("filtered", rows.filtered), ("unlabelled", rows.unlabelled)) if count}
     losses = dict(sorted(losses.items(), key=lambda item: -item[1]))
-    n_lost, n_written = sum(losses.values()), sum(rows["written"].values())
+    n_lost, n_written = sum(losses.values()), sum(rows.written.values())
     return {
         "written": n_written,
         "lost": n_lost,
-        "segments": make_segments({**rows["written"], "out": n_lost}, rows["read"]),
+        "segments": make_segments({**rows.written, "out": n_lost}, rows.read),
         "reasons": make_segments(losses, n_lost),
-        "lost_from": round(100 * n_written / max(rows["read"], 1), 3),
+        "lost_from": round(100 * n_written / max(rows.read, 1), 3),
     }
 
 
@@ -130,7 +131,7 @@ def count_remaining_leaks(prepared: PreparedData) -> int:
     return int(np.isin(keys[kept_by_split["test"]], keys[in_other_splits]).sum())
 
 
-def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
+def make_split_bars(counts: Mapping[str, Mapping[str, int]]) -> list[View]:
     """Return one bar per label or value with its rows by split, most rows first, on a common scale."""
     rows = {name: {split: entry.get(split, 0) for split in SPLITS} for name, entry in counts.items()}
     longest = max((sum(by_split.values()) for by_split in rows.values()), default=0)
@@ -140,25 +141,30 @@ def make_split_bars(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
             "rows": sum(by_split.values()),
             "rows_by_split": by_split,
             "bar": make_segments(by_split, longest),
-            "entry": counts[name],
         }
         for name, by_split in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
     ]
 
 
-def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
+def make_label_bars(labels: Mapping[str, LabelReport]) -> list[View]:
+    """Return one bar per label, as `make_split_bars`, with its description and spellings."""
+    bars = make_split_bars({name: entry.rows_by_split for name, entry in labels.items()})
+    return [{**label_bar, "entry": labels[label_bar["name"]]} for label_bar in bars]
+
+
+def make_token_histogram(tokens: TokenReport) -> View | None:
     """Return the histogram of token counts; None if no row was counted.
 
     The area of a column is its number of rows, because the bins differ in width by one token.
     """
-    if "histogram" not in tokens:
+    if not tokens.histogram:
         return None
-    edges, limit = tokens["histogram"]["edges"], tokens["max_length"]
+    edges, limit = tokens.histogram["edges"], tokens.max_length
     axis_broken = limit > edges[0] + AXIS_BREAK_FACTOR * (edges[-1] - edges[0])
     low = min(edges[0], limit)
     high = edges[-1] if axis_broken else max(edges[-1], limit + (limit - low) // 40 + 1)
     scale = (88 if axis_broken else 100) / (high - low)
-    counts = {name: tokens["histogram"][name] for name in SPLITS}
+    counts = {name: tokens.histogram[name] for name in SPLITS}
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     density = [total / (end - start) for total, (start, end) in zip(totals, pairwise(edges), strict=True)]
     tallest = int(np.argmax(density))
@@ -250,11 +256,11 @@ def excerpt(text: str, start: int = 0) -> str:
     return ("…" if start else "") + text[start:end].translate(CONTROL_PICTURES) + (" …" if end < len(text) else "")
 
 
-def make_field_bars(report: Mapping[str, Any], prepared: PreparedData) -> list[View]:
+def make_field_bars(report: DataReport, prepared: PreparedData) -> list[View]:
     """Return for each record field and each given split a bar of the field states."""
     bars = []
     for name, split in product(field_paths(prepared.recipe), ("all", *SPLITS)):
-        if counts := report["fields"].get(name, {}).get(split):
+        if counts := report.fields.get(name, {}).get(split):
             states = {state: counts.get(state, 0) for state in FIELD_STATES}
             rows = sum(states.values())
             bars.append(

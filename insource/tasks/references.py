@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from insource.config.schema.source import Columns
+from insource.tasks.data_row import DataRow, Rows
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.source_record import UnusableRowError, to_text
 from insource.tasks.task_kind import MultiReferenceTaskKind, TaskKind
 
 
-def select_targets(
-    module: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
-) -> list[Any]:
+def select_targets(module: TaskKind, spec: Any, rows: Rows, answers: Sequence[ParsedAnswer]) -> list[Any]:
     """Return the reference that each answer is scored against: the nearest of the row's target and references."""
     return [
         _nearest_reference(module, spec, row, answer) if row.get("references") else row["target"]
@@ -41,7 +40,7 @@ def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
     return answers
 
 
-def _nearest_reference(module: TaskKind, spec: Any, row: Mapping[str, Any], answer: ParsedAnswer) -> Any:
+def _nearest_reference(module: TaskKind, spec: Any, row: DataRow, answer: ParsedAnswer) -> Any:
     assert isinstance(module, MultiReferenceTaskKind)
     return module.nearest_target(spec, [row["target"], *row["references"]], answer)
 

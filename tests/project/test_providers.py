@@ -21,6 +21,7 @@ from insource.config.providers import FALLBACK_PROVIDER, PROVIDERS, ApiKey, Clou
 from insource.config.recipe import make_json_schema
 from insource.config.schema.compare import Baseline
 from insource.tracking import doctor
+from insource.tracking.prompt_spec import PromptSpec
 from tests.conftest import ROOT
 
 PACKAGES = ("insource", "data_prep", "train", "serve", "compare", "deploy", "predict")
@@ -50,7 +51,7 @@ def add_provider(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def endpoint(baseline: Baseline) -> Any:
-    return api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": None}))  # type: ignore[arg-type]
+    return api_models.build_endpoint(baseline, SimpleNamespace(prompt=PromptSpec(max_answer_tokens=16)))  # type: ignore[arg-type]
 
 
 def test_the_schema_allows_the_providers_of_the_table_and_a_file() -> None:

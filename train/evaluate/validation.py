@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from insource.tasks import references, slice_name
+from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.task_kind import TaskKind
 from train.distributed import fsdp, world
@@ -24,7 +25,7 @@ class GenerationEvaluator:
 
     task: TaskKind
     spec: Any
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     prompts: Sequence[list[int]]
     tokenizer: Any
     max_answer_tokens: int
@@ -80,7 +81,7 @@ class PreferenceEvaluator:
 
     task: TaskKind
     spec: Any
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     pairs: Sequence[TokenizedRow]
     plan: PackingPlan
     tokenizer: Any
@@ -112,9 +113,7 @@ class PreferenceEvaluator:
         return score_with_slices(self.task, self.spec, self.rows, parsed)
 
 
-def score_with_slices(
-    task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], parsed: Sequence[ParsedAnswer]
-) -> dict[str, Any]:
+def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[ParsedAnswer]) -> dict[str, Any]:
     """Return the task's score, with the main metrics of each slice of the rows under "slices"."""
     targets = references.select_targets(task, spec, rows, parsed)
     indices_by_slice: dict[str, dict[str, list[int]]] = {}

@@ -23,6 +23,7 @@ from insource.system import atomic_files
 from insource.tasks.rendering import chat_template
 from insource.tracking import run as runs
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
 from train.device import out_of_memory
 from train.export import adapter
@@ -48,8 +49,8 @@ def write_merged(run: Run, recipe: Recipe, provenance: Mapping[str, Any]) -> Pat
 
 def select_merge_base(run: Run, recipe: Recipe) -> str:
     """Return the base that a run is merged into: the digest of the base of training, or "published"."""
-    trained = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
-    return str(trained["digest"]) if trained and recipe.serve.base == "trained" else "published"
+    trained = read_trained_base(run.folder / "adapter")
+    return trained.digest if trained and recipe.serve.base == "trained" else "published"
 
 
 def merge_adapter(run: Run, recipe: Recipe, merge_base: str) -> Any:

@@ -31,7 +31,7 @@ RENDERING = (
 
 def compute_digest(run: Run, learning_rate: float) -> str:
     """Return the digest of everything that a head depends on: the run with its data, and the learning rate."""
-    return atomic_files.digest([VERSION, run.manifest["digest"], learning_rate])
+    return atomic_files.digest([VERSION, run.manifest.digest, learning_rate])
 
 
 def is_current(run: Run, digest: str) -> bool:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from insource.config.recipe import Recipe
-from insource.system import atomic_files, environment
+from insource.system import environment
 from insource.tracking.base_models import base_store
+from insource.tracking.prompt_spec import read_trained_base
 from insource.tracking.run import Run
 from train.head import folder
 from train.model import base, dequantize
@@ -27,8 +28,8 @@ def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], trainin
 
 def find_dequantized_base(run: Run) -> Path | None:
     """Return the dequantized base of the run, None if there is none or it would take too much of the memory."""
-    record = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
-    path = base_store.find(run.folder, str(record["digest"])) if record else None
+    record = read_trained_base(run.folder / "adapter")
+    path = base_store.find(run.folder, record.digest) if record else None
     if path is None:
         return None
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))

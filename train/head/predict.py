@@ -19,6 +19,7 @@ from typing import Any
 from insource.config import cli
 from insource.system import atomic_files
 from insource.tasks import load_task_spec
+from insource.tasks.data_row import RowInput, TimedInput
 from insource.tracking.run import Run
 from train.device import malloc
 from train.device.environment import QUIET_ENV
@@ -49,7 +50,7 @@ def main() -> int:
     return cli.OK
 
 
-def answer_rows(run: Run, rows: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+def answer_rows(run: Run, rows: Sequence[TimedInput], batch_size: int) -> dict[str, Any]:
     """Return the answers of the run's head to these rows, with their times."""
     from insource.system import progress_bar
     from insource.tasks.rendering import chat_template
@@ -61,7 +62,7 @@ def answer_rows(run: Run, rows: Sequence[dict[str, Any]], batch_size: int) -> di
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / head_folder.FOLDER))
     model = head_model.load_trained_head(run.recipe(), run)
 
-    def encode(row_inputs: Sequence[Any]) -> list[list[int]]:
+    def encode(row_inputs: Sequence[RowInput]) -> list[list[int]]:
         return chat_template.encode_prompts(tokenizer, [task.messages(spec, row_input) for row_input in row_inputs])
 
     inputs = [row["input"] for row in rows]

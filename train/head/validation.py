@@ -1,13 +1,14 @@
 """Validation of a classification head: its score, and its paired difference to the label tokens of the same run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from insource.config.metric_names import FIRST_METRICS
 from insource.stats import paired
-from insource.system import atomic_files
+from insource.tasks.data_row import Rows
 from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.task_kind import TaskKind
+from insource.tracking.reference_row import read_references
 from insource.tracking.run import Run
 from train.evaluate.log_likelihood import BATCH_ROWS
 from train.evaluate.validation import score_with_slices
@@ -59,13 +60,13 @@ def most_probable(labels: Sequence[str], log_probabilities: Sequence[float]) -> 
     return labels[index], log_probabilities[index]
 
 
-def score_labels(task: TaskKind, spec: Any, rows: Sequence[dict[str, Any]], predicted: Sequence[str]) -> dict[str, Any]:
+def score_labels(task: TaskKind, spec: Any, rows: Rows, predicted: Sequence[str]) -> dict[str, Any]:
     """Return the task's score of predicted labels, with that of slices."""
     return score_with_slices(task, spec, rows, [ParsedAnswer(label) for label in predicted])
 
 
 def compare_with_tokens(
-    run: Run, task: TaskKind, spec: Any, rows: Sequence[Mapping[str, Any]], predicted: Sequence[str]
+    run: Run, task: TaskKind, spec: Any, rows: Rows, predicted: Sequence[str]
 ) -> dict[str, Any] | None:
     """Return the difference head minus label tokens in the first metric, on the rows with a reference answer.
 
@@ -73,7 +74,7 @@ def compare_with_tokens(
     """
     if not run.references_path.exists():
         return None
-    tokens = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(run.references_path)}
+    tokens = {row.id: row.answer for row in read_references(run.references_path)}
     pairs = [(row, label) for row, label in zip(rows, predicted, strict=True) if row["id"] in tokens]
     if not pairs:
         return None

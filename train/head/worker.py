@@ -19,10 +19,12 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.metric_names import FIRST_METRICS
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full, environment
-from insource.tasks import load_task_spec, train_subset
+from insource.tasks import train_subset
+from insource.tasks.data_row import Rows
 from insource.tasks.rendering import chat_template
 from insource.tasks.task_kind import TaskKind
 from insource.tracking import run as runs
+from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
 from train import worker
 from train.device import gpu, out_of_memory
@@ -47,14 +49,14 @@ STAGE = "head"
 class HeadData:
     """The rows of a run, as the head gets them."""
 
-    prompt: dict[str, Any]
+    prompt: PromptSpec
     """prompt.json of the run's adapter."""
     task: TaskKind
     spec: Any
     tokenizer: Any
     train_targets: Sequence[str]
     train_rows: Sequence[TokenizedRow]
-    validation: Sequence[dict[str, Any]]
+    validation: Rows
     validation_rows: Sequence[TokenizedRow]
     sha256: dict[str, str]
     """Hashes of the files of rows."""
@@ -110,8 +112,8 @@ def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_reque
 
 def load_data(run: Run) -> HeadData:
     """Return the rows of a run. Raise StageError if they are not the prepared ones."""
-    prompt = atomic_files.read_json(run.folder / "adapter" / "prompt.json")
-    task, spec = load_task_spec(prompt["task"])
+    prompt = PromptSpec.read(run.folder / "adapter")
+    task, spec = prompt.load_task()
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / "adapter"))
     names = ("train", "validation")
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in names}
@@ -132,9 +134,7 @@ def load_data(run: Run) -> HeadData:
     )
 
 
-def tokenize_rows(
-    task: TaskKind, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], classes: Sequence[int]
-) -> list[TokenizedRow]:
+def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Rows, classes: Sequence[int]) -> list[TokenizedRow]:
     """Return the rows as token ids: the prompt, and the class as a completion of one "token" (losses.class_logits)."""
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in rows])
     return [
@@ -225,10 +225,10 @@ def build_record(
         "schema_version": 1,
         "digest": head_folder.compute_digest(run, learning_rate),
         "labels": data.labels,
-        "task": data.prompt["task"],
+        "task": data.prompt.task,
         "rendering": head_folder.RENDERING,
-        "chat_template_sha256": data.prompt["chat_template_sha256"],
-        "base": data.prompt["base"],
+        "chat_template_sha256": data.prompt.chat_template_sha256,
+        "base": data.prompt.base.to_json(),
         "quantization": recipe.model.quantization,
         "learning_rate": learning_rate,
         "updates": len(training_set.updates),
