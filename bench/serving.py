@@ -184,7 +184,7 @@ def bench_client(log: Path) -> Iterator[BenchClient]:
         process.wait()
 
 
-def log_measurement(measured: Mapping[str, Any]) -> None:
+def log_measurement(measured: Mapping[str, object]) -> None:
     """Print a measurement to stderr."""
     print(
         f"measured  {measured['system']}, {measured['constraint']}, {measured['concurrency']} at a time: "

@@ -324,7 +324,7 @@ def summarize(state: SoakState, seconds: float, stop_seconds: float, log: str) -
     }
 
 
-def print_result(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, object]) -> None:
     """Print the figures."""
     for name, value in result.items():
         text = ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else value

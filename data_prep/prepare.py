@@ -220,7 +220,7 @@ def _write_rows(
     folder: Path,
     prepared: PreparedData,
     issues: label_errors.LabelIssues,
-    extra_columns: Mapping[str, Mapping[str, Any]],
+    extra_columns: Mapping[str, Mapping[str, object]],
 ) -> write.SliceCounts:
     """Write the split files, rejected.jsonl and suspects.csv. Return the rows written by slice, as `write_splits`."""
     table, splits, drops, recipe = prepared.table, prepared.assignment.splits, prepared.drops, prepared.recipe
@@ -369,7 +369,7 @@ class _CountingReader:
             else:
                 yield row
 
-    def _has_all_columns(self, seen: Mapping[str, Any]) -> bool:
+    def _has_all_columns(self, seen: Mapping[str, object]) -> bool:
         """Return whether the rows so far have every column that the recipe names.
 
         Raise RecipeError if a column is missing and no later row can have it.

@@ -42,7 +42,7 @@ def write_splits(
     drops: DropDecisions,
     recipe: Recipe,
     map_label: Callable[[str], str] | None,
-    extra_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    extra_columns: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
 ) -> SliceCounts:
     """Write one JSONL file per split. Return {slice: {value: {split: rows}}} of the rows written.
 

@@ -72,7 +72,7 @@ def read_history(registry_dir: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict) and {"action", "to"} <= entry.keys()]
 
 
-def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
+def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mapping[str, object] | None = None) -> str:
     """Make the adapter of a run the current version. Return the version.
 
     `overridden` are the failed checks that were forced, `routing` is the routing record (deploy/routing.py). Raise
@@ -196,7 +196,7 @@ def compute_hashes(version: Path) -> dict[str, str]:
     return {name: atomic_files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
-def set_current(registry_dir: Path, version: str, details: Mapping[str, Any]) -> None:
+def set_current(registry_dir: Path, version: str, details: Mapping[str, object]) -> None:
     """Record the change in the history and make `version` current atomically. Raise StageError if the disk is full."""
     line = {"at": utc_timestamp(), "from": current_version(registry_dir), "to": version, **details}
     line["sha256"] = compute_hashes(registry_dir / "versions" / version)

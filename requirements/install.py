@@ -83,7 +83,7 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_stamp(folder: Path, content: dict[str, Any]) -> None:
+def write_stamp(folder: Path, content: dict[str, object]) -> None:
     """Write the stamp of an environment."""
     (folder / STAMP_FILE).write_text(json.dumps(content), encoding="utf-8")
 

@@ -156,7 +156,7 @@ def _check_prompt(folder: Path) -> Iterator[str]:
         )
 
 
-def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
+def _check_config(config: Mapping[str, object]) -> Iterator[str]:
     """Yield properties of an adapter that vLLM does not serve."""
     if (largest := adapter_rank(config)) > VLLM_MAX_RANK:
         yield (

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
@@ -43,6 +43,10 @@ from train.packing import dataset, packing_plan, sampler
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import TokenizedRow
 from train.report import learning_curve, preflight, run_header
+
+if TYPE_CHECKING:
+    import wandb
+    from transformers import PreTrainedModel
 
 
 def main(recipe: Recipe, run: Run, stop_request: StopRequest) -> None:
@@ -203,7 +207,7 @@ def fallback_logger(run: Run, stage: str = "train") -> Callable[[str], None]:
     return log_fallback
 
 
-def init_wandb(run: Run, recipe: Recipe) -> Any:
+def init_wandb(run: Run, recipe: Recipe) -> "wandb.Run | None":
     """Return the W&B run, or None in all processes but the main one and if W&B is off."""
     if not world.is_main_process():
         return None
@@ -213,7 +217,7 @@ def init_wandb(run: Run, recipe: Recipe) -> Any:
 def build_header_info(
     recipe: Recipe,
     run: Run,
-    model: Any,
+    model: "PreTrainedModel",
     training_set: TrainingSet,
     evaluator: GenerationEvaluator,
     weight_note: str | None,
@@ -269,7 +273,7 @@ def build_header_info(
 
 
 def build_decoding_workload(
-    recipe: Recipe, model: Any, evaluator: GenerationEvaluator
+    recipe: Recipe, model: "PreTrainedModel", evaluator: GenerationEvaluator
 ) -> decoding_memory.DecodingWorkload:
     """Return the decoding of the validation rows, for the memory estimate."""
     prefix = chat_template.shared_prefix_length(evaluator.prompts)
@@ -292,7 +296,7 @@ def class_balance_note(recipe: Recipe) -> str | None:
 
 
 def log_predictions(
-    wandb_run: Any, recipe: Recipe, evaluator: GenerationEvaluator, answers: Sequence[DecodedAnswer]
+    wandb_run: "wandb.Run | None", recipe: Recipe, evaluator: GenerationEvaluator, answers: Sequence[DecodedAnswer]
 ) -> None:
     """Log the validation predictions to W&B: sample rows, and the confusion matrix of a classification task."""
     parsed = evaluator.parse(answers)

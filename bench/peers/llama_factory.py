@@ -27,7 +27,7 @@ def main(spec: PeerSpec) -> None:
     probe = TrainingProbe()
 
     class AttachProbe(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
             probe.attach(kwargs["model"])
 
     run_exp(build_settings(spec, folder), [AttachProbe()])

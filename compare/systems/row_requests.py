@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compare.eval_dataset import EvalDataset
 from compare.records import System
@@ -14,6 +14,9 @@ from insource.config.schema.compare import Baseline
 from insource.tasks import few_shot
 from insource.tasks.data_row import InputRow, InputRows
 from insource.tasks.rendering import chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def build_requests(system: System, dataset: EvalDataset, rows: InputRows) -> list[Request]:
@@ -55,7 +58,7 @@ def build_conversations(system: System, dataset: EvalDataset, rows: InputRows) -
 
 
 def drop_examples_to_fit(
-    requests: Sequence[Request], tokenizer: Any, recipe: Recipe, max_answer_tokens: int
+    requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, max_answer_tokens: int
 ) -> tuple[list[Request], int]:
     """Return requests without the examples that do not fit `serve.max_model_len`, and the number of shortened ones.
 

@@ -161,7 +161,7 @@ def _score_against_chance(confidence: Array, label_codes: Array) -> tuple[float,
     return float(correct.mean()), float(recalls.mean()), float(chance + 3 * error)
 
 
-def _predict_out_of_fold(features: list[Any], label_codes: Array, keys: Array, classes: int) -> Array:
+def _predict_out_of_fold(features: list[object], label_codes: Array, keys: Array, classes: int) -> Array:
     """Return label probabilities, float [rows, classes], from models trained without the row and its duplicates."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfTransformer

@@ -247,7 +247,7 @@ def _match_columns(keys: Collection[str], columns: Collection[str]) -> list[bool
 
 
 def _iterate_elements(
-    name: str, text: str, offset: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
+    name: str, text: str, offset: int, decode: Callable[[str, int], tuple[object, int]], limits: Limits
 ) -> Iterator[tuple[Any, int]]:
     """Yield (value, end) of each element of the array at `offset`.
 
@@ -328,7 +328,7 @@ def _json_as_recipe_errors(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: the JSON is nested too deeply; flatten it", code="INS-D016") from None
 
 
-def _to_row_values(value: Any, may_hold_surrogates: bool, header: Header = None) -> dict[str, Any]:
+def _to_row_values(value: object, may_hold_surrogates: bool, header: Header = None) -> dict[str, Any]:
     """Return the value as a row; `header` names the items of an array.
 
     Raise BadRowError if it is no row, and the value itself if it is a ValueError.
@@ -354,7 +354,7 @@ def _error_message(error: Exception) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else "a whole number of too many digits"
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     """Return the object. Raise BadRowError if a key occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):

@@ -151,7 +151,7 @@ def build_task(served: ServedModel, version: str, gateway_recipe: Recipe | None,
     return Task(served.name, version, served.folder, recipe, dataset, prompt_head, routing)
 
 
-def extract_text(task: Task, value: Any) -> str:
+def extract_text(task: Task, value: object) -> str:
     """Return the text of an input: a text, an object of the recipe's text columns, or the messages of a conversation.
 
     Raise RequestError if it is none of them.

@@ -228,7 +228,7 @@ def _merge_layer(target: ConfigLayer, layer: ConfigLayer) -> list[str]:
     return overridden
 
 
-def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: Any) -> None:
+def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: object) -> None:
     """Apply the overrides for a name in a section of a hardware file (`bases`, `kinds`) to the rest of it, in place."""
     overrides_by_name = hardware_layer.values.pop(section, {})
     if isinstance(name, str) and name in overrides_by_name:
@@ -322,7 +322,7 @@ def _find_location(key: Sequence[str | int], locations: dict[KeyPath, SourceLoca
     return None
 
 
-def _iterate_lines(node: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+def _iterate_lines(node: object, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
     """Yield the line (from 1) of every key and list entry below a ruamel node."""
     if isinstance(node, CommentedMap):
         for name, value in node.items():
@@ -335,7 +335,7 @@ def _iterate_lines(node: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, int]
             yield from _iterate_lines(value, (*key, index))
 
 
-def _flatten(values: dict[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _flatten(values: dict[str, object], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, (*key, name))
@@ -349,7 +349,7 @@ def _nest(key: Sequence[str], value: Any) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-def _to_plain(node: Any) -> Any:
+def _to_plain(node: object) -> Any:
     """Return a node without ruamel's number, text and container types, which pydantic's strict mode refuses."""
     if isinstance(node, dict):
         return {name: _to_plain(value) for name, value in node.items()}
@@ -365,7 +365,7 @@ def _to_plain(node: Any) -> Any:
     return node
 
 
-def _describe_type(value: Any) -> str:
+def _describe_type(value: object) -> str:
     return "an empty file" if value is None else f"a {type(_to_plain(value)).__name__}"
 
 

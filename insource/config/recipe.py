@@ -58,7 +58,7 @@ class Recipe(Section):
             raise ValueError(f"split.stratify: only the label can be stratified by, given {data.split.stratify!r}")
         return data
 
-    def with_model(self, **changes: Any) -> Self:
+    def with_model(self, **changes: object) -> Self:
         """Return the recipe with changed values in its section `model`."""
         return self.model_copy(update={"model": self.model.model_copy(update=changes)})
 

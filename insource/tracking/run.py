@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -133,7 +132,12 @@ def runs_folder(folder: str | None) -> Path:
 
 
 def create(
-    parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, overrides: Sequence[str] = ()
+    parent: Path,
+    recipe: Recipe,
+    digest: str,
+    environment: Mapping[str, object],
+    data: Path,
+    overrides: Sequence[str] = (),
 ) -> Run:
     """Create the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
 
@@ -214,7 +218,7 @@ def record_fallback(run: Run, stage: str, message: str) -> None:
 
 
 def end_stage(
-    run: Run, stage: str, state: StageState, reason: str, outputs: Sequence[Path] = (), **metrics: Any
+    run: Run, stage: str, state: StageState, reason: str, outputs: Sequence[Path] = (), **metrics: object
 ) -> None:
     """Record the final state of a stage, the hashes of its outputs, and its headline metrics."""
     hashes = {str(path.relative_to(run.folder)): atomic_files.sha256(path) for path in outputs}

@@ -1,7 +1,7 @@
 """Log-likelihoods of given answers: the reference and the validation metric of preference tuning."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.distributed import world
 from train.loop.losses import log_probabilities
@@ -9,11 +9,14 @@ from train.packing import collate
 from train.packing.attention import pack_attention, preferred_implementation
 from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BATCH_ROWS = 16
 
 
 def compute_log_likelihoods(
-    model: Any,
+    model: "PreTrainedModel",
     rows: Sequence[TokenizedRow],
     plan: PackingPlan,
     pad_token_id: int,

@@ -13,10 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.evaluate.row_cache import COMPACT_FRACTION, Span, UnsupportedAttentionError, restrict_logits
 from train.model import architecture
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION_NAME = "shared_cache"
 """The name under which attention to this cache is registered with transformers."""
@@ -43,7 +47,7 @@ class SharedCache:
 
     ragged = True
 
-    def __init__(self, model: Any, rows: int, prefix: "SharedCache | None" = None) -> None:
+    def __init__(self, model: "PreTrainedModel", rows: int, prefix: "SharedCache | None" = None) -> None:
         self.model, self.device, self.prefix = model, model.device, prefix
         self.used_slots: int = 0
         self.prefix_tokens: int = prefix.used_slots if prefix else 0
@@ -52,7 +56,7 @@ class SharedCache:
         self.keys_and_values: dict[Any, tuple[Any, Any]] = {}
         """Keys and values of each attention module."""
 
-    def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
+    def logits(self, spans: Sequence[Span], columns: Any = None) -> "torch.Tensor":
         """See `RowCache`. Raise UnsupportedAttentionError."""
         import torch
 
@@ -68,7 +72,7 @@ class SharedCache:
         ]
         return torch.cat(outputs)
 
-    def _forward_tokens(self, tokens: Sequence[tuple[int, int, int, bool]], columns: Any) -> Any:
+    def _forward_tokens(self, tokens: Sequence[tuple[int, int, int, bool]], columns: object) -> Any:
         import torch
 
         device = self.device
@@ -100,7 +104,14 @@ class SharedCache:
             self.keys_and_values[module] = (keys[indices], values[indices])
         self.lines = {row: line for line, row in enumerate(rows)}
 
-    def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:
+    def store(
+        self,
+        module: "torch.nn.Module",
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        lines: "torch.Tensor",
+        slots: "torch.Tensor",
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Store keys and values [heads, N, width] of a module; return all of them, [rows, heads, slots, width]."""
         cached = self.keys_and_values.get(module)
         if cached is None or cached[0].shape[2] < self.used_slots:
@@ -116,7 +127,7 @@ class SharedCache:
         return cached
 
 
-def _grow(tensor: Any, capacity: int) -> Any:
+def _grow(tensor: "torch.Tensor", capacity: int) -> "torch.Tensor":
     import torch
 
     # Zeros, because masked slots have weight 0, and 0 times an uninitialized value can be NaN.
@@ -289,7 +300,7 @@ _current_pass: _Pass | None = None
 
 
 @contextmanager
-def _cache_attention(config: Any, current_pass: _Pass) -> Iterator[None]:
+def _cache_attention(config: "PretrainedConfig", current_pass: _Pass) -> Iterator[None]:
     """Make a model of this config attend to the cache of a pass inside of the block."""
     global _current_pass
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -306,7 +317,13 @@ def _cache_attention(config: Any, current_pass: _Pass) -> Iterator[None]:
 
 
 def _attention_forward(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **kwargs: Any
+    module: "torch.nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    mask: "torch.Tensor",
+    scaling: float | None = None,
+    **kwargs: object,
 ) -> tuple[Any, None]:
     if _current_pass is None:
         raise RuntimeError(f"{ATTENTION_NAME} attends to the cache of a pass, and there is none")

@@ -6,7 +6,7 @@ the metrics come from the log-probabilities of the chosen and the rejected answe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.tasks import references, slice_name
 from insource.tasks.data_row import Rows
@@ -18,6 +18,9 @@ from train.evaluate.constrained_decoding import DecodedAnswer, decode_answers
 from train.model import dequantize
 from train.packing.packing_plan import PackingPlan, TokenizedRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class GenerationEvaluator:
@@ -27,7 +30,7 @@ class GenerationEvaluator:
     spec: Any
     rows: Rows
     prompts: Sequence[list[int]]
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     max_answer_tokens: int
     on_fallback: Callable[[str], None] = lambda message: None
     """Called with a message if a part is computed by a slower method."""
@@ -36,7 +39,7 @@ class GenerationEvaluator:
         """Return the evaluator of only the first rows."""
         return replace(self, rows=self.rows[:rows], prompts=self.prompts[:rows])
 
-    def predict(self, model: Any, label: str) -> list[DecodedAnswer]:
+    def predict(self, model: "PreTrainedModel", label: str) -> list[DecodedAnswer]:
         """Return the decoded answer for each row, with a progress bar named `label`."""
         from train.loop.metrics_callback import show_progress
 
@@ -84,9 +87,9 @@ class PreferenceEvaluator:
     rows: Rows
     pairs: Sequence[TokenizedRow]
     plan: PackingPlan
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
 
-    def predict(self, model: Any, label: str) -> list[tuple[float, ...]]:
+    def predict(self, model: "PreTrainedModel", label: str) -> list[tuple[float, ...]]:
         """Return the log-probabilities of the chosen and the rejected answer of each row, with a progress bar."""
         from train.loop.metrics_callback import show_progress
 
@@ -133,7 +136,7 @@ def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[Pa
 
 
 def make_validation_function(
-    evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[Any], model: Any
+    evaluator: "GenerationEvaluator | PreferenceEvaluator", base_outputs: Sequence[object], model: "PreTrainedModel"
 ) -> Callable[[], dict[str, float]]:
     """Return a function that scores the current model, for validation during training."""
 

@@ -13,7 +13,7 @@ reference.jsonl is outside of the folder, in the run: the answers that a server 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import base_models
 from insource.config.base_models import POCKET
@@ -41,19 +41,22 @@ from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.validation import GenerationEvaluator
 from train.model import lora_init
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 INPUT_PLACEHOLDER = "{input}"
 
 
 def write_adapter_folder(
     run: Run,
     recipe: Recipe,
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompt: PromptSpec,
-    scores: Mapping[str, Any],
+    scores: Mapping[str, object],
     reference_evaluator: GenerationEvaluator,
     answers: Sequence[DecodedAnswer],
-    state: dict[str, Any] | None = None,
+    state: dict[str, object] | None = None,
 ) -> Path:
     """Write the adapter folder of the run atomically: weights, tokenizer, prompt and card. Return its path.
 
@@ -77,7 +80,7 @@ def write_adapter_folder(
     return run.folder / "adapter"
 
 
-def build_generation_config(tokenizer: Any) -> Any:
+def build_generation_config(tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
     """Return a generation config with only the stop token of training."""
     from transformers import GenerationConfig
 
@@ -89,7 +92,7 @@ def build_generation_config(tokenizer: Any) -> Any:
     )
 
 
-def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
+def _save_weights(model: "PreTrainedModel", recipe: Recipe, folder: Path, state: dict[str, object] | None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, for the published base."""
     from safetensors.torch import save_file
 

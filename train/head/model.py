@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.config.recipe import Recipe
 from insource.system import environment
@@ -12,8 +12,11 @@ from insource.tracking.run import Run
 from train.head import folder
 from train.model import base, dequantize
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], training: bool) -> Any:
+
+def load_base_with_head(recipe: Recipe, run: Run, labels: Sequence[str], training: bool) -> "PreTrainedModel":
     """Return the base with a new head: quantized or dequantized as in the training of the adapter.
 
     To answer rows (`training` false) the dequantized base is taken if there is one: it has the weights of training and
@@ -36,7 +39,7 @@ def find_dequantized_base(run: Run) -> Path | None:
     return path if size <= dequantize.MAX_MEMORY_FRACTION * environment.memory_bytes() else None
 
 
-def load_trained_head(recipe: Recipe, run: Run) -> Any:
+def load_trained_head(recipe: Recipe, run: Run) -> "PreTrainedModel":
     """Return the trained model of a run in evaluation mode, with LoRA merged into the base unless that is quantized."""
     from peft import PeftModel
 

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.system import atomic_files
@@ -23,6 +23,9 @@ from insource.tasks.data_row import RowInput, TimedInput
 from insource.tracking.run import Run
 from train.device import malloc
 from train.device.environment import QUIET_ENV
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Rows that are answered before the clock starts: the first passes allocate memory and compile kernels.
 WARM_UP_ROWS = 4
@@ -96,7 +99,11 @@ def answer_rows(run: Run, rows: Sequence[TimedInput], batch_size: int) -> dict[s
 
 
 def predict_batches(
-    model: Any, prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, on_batch: Any = lambda done: None
+    model: "PreTrainedModel",
+    prompts: Sequence[list[int]],
+    pad_token_id: int,
+    batch_size: int,
+    on_batch: Any = lambda done: None,
 ) -> list[list[float]]:
     """Return for each prompt the natural-log probability of every label. Batches have prompts of similar lengths."""
     import torch

@@ -1,7 +1,7 @@
 """Validation of a classification head: its score, and its paired difference to the label tokens of the same run."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config.metric_names import FIRST_METRICS
 from insource.stats import paired
@@ -17,9 +17,12 @@ from train.packing import collate, packing_plan
 from train.packing.attention import pack_attention, preferred_implementation
 from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def predict_log_probabilities(
-    model: Any,
+    model: "PreTrainedModel",
     rows: Sequence[TokenizedRow],
     plan: PackingPlan,
     pad_token_id: int,
@@ -60,13 +63,13 @@ def most_probable(labels: Sequence[str], log_probabilities: Sequence[float]) -> 
     return labels[index], log_probabilities[index]
 
 
-def score_labels(task: TaskKind, spec: Any, rows: Rows, predicted: Sequence[str]) -> dict[str, Any]:
+def score_labels(task: TaskKind, spec: object, rows: Rows, predicted: Sequence[str]) -> dict[str, Any]:
     """Return the task's score of predicted labels, with that of slices."""
     return score_with_slices(task, spec, rows, [ParsedAnswer(label) for label in predicted])
 
 
 def compare_with_tokens(
-    run: Run, task: TaskKind, spec: Any, rows: Rows, predicted: Sequence[str]
+    run: Run, task: TaskKind, spec: object, rows: Rows, predicted: Sequence[str]
 ) -> dict[str, Any] | None:
     """Return the difference head minus label tokens in the first metric, on the rows with a reference answer.
 

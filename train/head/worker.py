@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
@@ -42,6 +42,9 @@ from train.packing import dataset, packing_plan, sampler
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import PackingPlan, TokenizedRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 STAGE = "head"
 
 
@@ -53,7 +56,7 @@ class HeadData:
     """prompt.json of the run's adapter."""
     task: TaskKind
     spec: Any
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     train_targets: Sequence[str]
     train_rows: Sequence[TokenizedRow]
     validation: Rows
@@ -134,7 +137,9 @@ def load_data(run: Run) -> HeadData:
     )
 
 
-def tokenize_rows(task: TaskKind, spec: Any, tokenizer: Any, rows: Rows, classes: Sequence[int]) -> list[TokenizedRow]:
+def tokenize_rows(
+    task: TaskKind, spec: object, tokenizer: "PreTrainedTokenizerBase", rows: Rows, classes: Sequence[int]
+) -> list[TokenizedRow]:
     """Return the rows as token ids: the prompt, and the class as a completion of one "token" (losses.class_logits)."""
     prompts = chat_template.encode_prompts(tokenizer, [task.messages(spec, row["input"]) for row in rows])
     return [
@@ -180,7 +185,7 @@ def load_model(recipe: Recipe, run: Run, data: HeadData) -> Any:
     return base.add_adapter(model, recipe.lora, recipe.train.seed, "SEQ_CLS")
 
 
-def header_lines(recipe: Recipe, model: Any, training_set: TrainingSet, data: HeadData) -> list[str]:
+def header_lines(recipe: Recipe, model: "PreTrainedModel", training_set: TrainingSet, data: HeadData) -> list[str]:
     """Return the header of the training."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     stats = packing_plan.compute_packing_stats(training_set.update_shards)
@@ -195,7 +200,7 @@ def header_lines(recipe: Recipe, model: Any, training_set: TrainingSet, data: He
     ]
 
 
-def predict(model: Any, plan: PackingPlan, data: HeadData) -> list[tuple[str, float]]:
+def predict(model: "PreTrainedModel", plan: PackingPlan, data: HeadData) -> list[tuple[str, float]]:
     """Return the label of each validation row with its log-probability."""
     with show_progress("validating", len(data.validation_rows)) as advance:
         predicted = validation.predict_log_probabilities(
@@ -204,7 +209,7 @@ def predict(model: Any, plan: PackingPlan, data: HeadData) -> list[tuple[str, fl
     return [validation.most_probable(data.labels, log_probabilities) for log_probabilities in predicted]
 
 
-def validate(model: Any, plan: PackingPlan, data: HeadData) -> dict[str, float]:
+def validate(model: "PreTrainedModel", plan: PackingPlan, data: HeadData) -> dict[str, float]:
     """Return the main metrics of the current model on the validation rows."""
     labels = [label for label, _ in predict(model, plan, data)]
     score = validation.score_labels(data.task, data.spec, data.validation, labels)
@@ -217,8 +222,8 @@ def build_record(
     learning_rate: float,
     data: HeadData,
     training_set: TrainingSet,
-    score: dict[str, Any],
-    result: dict[str, Any],
+    score: dict[str, object],
+    result: dict[str, object],
 ) -> dict[str, Any]:
     """Return head.json without the difference to the label tokens."""
     return {

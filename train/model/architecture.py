@@ -1,7 +1,10 @@
 """Properties of a model's layers, read from its config before training."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Kinds of layers (transformers' `layer_types`) that attend and so can take a mask.
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -9,7 +12,7 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 WINDOW_SIZE_KEYS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
-def layer_types(config: Any) -> set[str]:
+def layer_types(config: "PretrainedConfig") -> set[str]:
     """Return the kinds of layers of a model, from its text config."""
     text_config = config.get_text_config()
     if kinds := getattr(text_config, "layer_types", None):
@@ -20,12 +23,12 @@ def layer_types(config: Any) -> set[str]:
     return {SLIDING} if sliding else {FULL}
 
 
-def has_recurrent_layers(config: Any) -> bool:
+def has_recurrent_layers(config: "PretrainedConfig") -> bool:
     """Return whether a layer carries a state from token to token, which would mix rows of one sequence."""
     return bool(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS})
 
 
-def window_tokens(config: Any) -> int | None:
+def window_tokens(config: "PretrainedConfig") -> int | None:
     """Return the smallest attention window of the layers in tokens, or None if all layers have full attention."""
     text_config = config.get_text_config()
     sizes = [getattr(text_config, WINDOW_SIZE_KEYS[kind]) for kind in layer_types(config) & set(WINDOW_SIZE_KEYS)]
@@ -44,7 +47,7 @@ class Window:
         return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
 
 
-def layer_window(config: Any, layer: int) -> Window | None:
+def layer_window(config: "PretrainedConfig", layer: int) -> Window | None:
     """Return the window of an attention layer, or None for full attention."""
     text_config = config.get_text_config()
     kinds = getattr(text_config, "layer_types", None)

@@ -18,12 +18,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from insource.system.progress_bar import MIN_UNITS_FOR_ETA, format_duration
 from train.evaluate import decoding_memory
 from train.evaluate.decoding_memory import DecodingWorkload
 from train.evaluate.shared_cache import CPU_LIMITS, GPU_LIMITS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Bytes of optimizer state for each trainable parameter, by train.optim; paged optimizers may keep theirs elsewhere.
 OPTIMIZER_STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
@@ -186,7 +189,7 @@ def _format_bytes(count: int) -> str:
 
 
 def estimate_memory(
-    model: Any,
+    model: "PreTrainedModel",
     *,
     pack_tokens: int,
     answer_tokens: int,
@@ -233,7 +236,7 @@ def estimate_memory(
     return replace(estimate, decoding_rows=rows, decoding_bytes=peak + extra_bytes)
 
 
-def weight_bytes(model: Any) -> int:
+def weight_bytes(model: "PreTrainedModel") -> int:
     """Return the bytes of the frozen weights in memory: 4-bit weights with their scales, each tensor once."""
     tensors: dict[int, int] = {}
     for parameter in model.parameters():
@@ -249,7 +252,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def _pack_bytes(
-    text_config: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int
+    text_config: "PretrainedConfig", tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int
 ) -> int:
     """Return the bytes that a pack needs for its backward pass.
 
@@ -277,7 +280,7 @@ def _pack_bytes(
     return int(retained + layer + mask + logits)
 
 
-def _process_bytes(model: Any, weights: int, pack: int) -> int:
+def _process_bytes(model: "PreTrainedModel", weights: int, pack: int) -> int:
     """Return the bytes of this process besides the model; 0 on a GPU, whose memory has only data of the training."""
     if model.device.type != "cpu":
         return 0

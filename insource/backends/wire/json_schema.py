@@ -24,7 +24,7 @@ KEYWORD_DESCRIPTIONS = {
 }
 
 
-def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
+def wrap_in_object(schema: Mapping[str, object]) -> dict[str, Any]:
     """Return a schema with an object at the top: the schema itself, or an object with the single key `answer`."""
     if schema.get("type") == "object":
         return dict(schema)
@@ -36,7 +36,7 @@ def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
+def unwrap_answer(schema: Mapping[str, object], text: str) -> str:
     """Return the value of the single key as the task parses it.
 
     Other text is returned unchanged, and scores as wrong.

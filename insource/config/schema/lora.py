@@ -100,7 +100,7 @@ class Lora(Section):
 
     @field_validator("init_lora_weights", mode="before")
     @classmethod
-    def _check_init(cls, value: Any) -> Any:
+    def _check_init(cls, value: object) -> Any:
         if isinstance(value, str | bool) and value in _UNSUPPORTED_INITIALISATION:
             raise ValueError(f"given {value!r}: {_UNSUPPORTED_INITIALISATION[value]}")
         return value

@@ -165,7 +165,7 @@ class Route(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_margin(cls, values: Any) -> Any:
+    def _fill_margin(cls, values: object) -> Any:
         if not isinstance(values, dict) or values.get("not_worse_than") is None:
             return values
         return {"target_accuracy": None, **values, "margin": 0.02 if values.get("margin") is None else values["margin"]}

@@ -11,7 +11,7 @@ from typing import Any
 from insource.text.labels import clean_label, display_label, find_unclean
 
 
-def labels_to_text(labels: Any) -> Any:
+def labels_to_text(labels: object) -> Any:
     """Return the labels with numbers and booleans as text; other values stay unchanged."""
     if isinstance(labels, list):
         return [_label_to_text(label) for label in labels]
@@ -27,7 +27,7 @@ def check_labels(labels: Collection[str]) -> None:
         raise ValueError(f"labels with white space at an edge, or with invisible characters: {corrections}")
 
 
-def _label_to_text(label: Any) -> Any:
+def _label_to_text(label: object) -> Any:
     if isinstance(label, bool):
         return "true" if label else "false"
     if isinstance(label, int | float):

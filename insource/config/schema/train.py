@@ -224,7 +224,7 @@ class Accelerate(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_auto(cls, values: Any) -> Any:
+    def _resolve_auto(cls, values: object) -> Any:
         if not isinstance(values, dict):
             return values
         resolved = dict(values)
