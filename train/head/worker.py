@@ -26,7 +26,6 @@ from insource.tasks.task_kind import TaskKind
 from insource.tracking import run as runs
 from insource.tracking.prompt_spec import PromptSpec
 from insource.tracking.run import Run
-from train import worker
 from train.device import gpu, out_of_memory
 from train.distributed import launcher
 from train.export import adapter
@@ -41,6 +40,8 @@ from train.model import base
 from train.packing import dataset, packing_plan, sampler
 from train.packing.dataset import TrainingSet
 from train.packing.packing_plan import PackingPlan, TokenizedRow
+from train.run_data import read_rows
+from train.run_log import fallback_logger, log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,14 +82,14 @@ def main(recipe: Recipe, run: Run, learning_rate: float, fresh: bool, stop_reque
     checksums = run.folder / "adapter" / atomic_files.CHECKSUMS
     runs.start_stage(run, STAGE, {**data.sha256, f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(checksums)})
     gpu.check_gpu(recipe)
-    log_fallback = worker.fallback_logger(run, STAGE)
+    log_fallback = fallback_logger(run, STAGE)
     settings = training_recipe(recipe, learning_rate)
     if recipe.accelerate.num_processes > 1:
         log_fallback(f"the head trains in one process, the adapter was trained in {recipe.accelerate.num_processes}")
     model = load_model(settings, run, data)
     plan = dataset.plan_packing(settings, data.train_rows, model.config, log_fallback)
     training_set = dataset.build_training_set(settings, data.train_rows, data.train_targets, plan, "classify")
-    worker.log(*header_lines(settings, model, training_set, data))
+    log(*header_lines(settings, model, training_set, data))
     work = head_folder.work_folder(run, head_folder.compute_digest(run, learning_rate), fresh)
     result = train_adapter(
         settings, work, model, data.tokenizer, training_set, partial(validate, model, plan, data), log_fallback,
@@ -120,7 +121,7 @@ def load_data(run: Run) -> HeadData:
     tokenizer = chat_template.load_saved_tokenizer(str(run.folder / "adapter"))
     names = ("train", "validation")
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in names}
-    train, validation_rows = (worker.read_rows(run, name, hashes) for name in names)
+    train, validation_rows = (read_rows(run, name, hashes) for name in names)
     train = [train[index] for index in train_subset.select_train_rows(train, run.recipe())]
     classes = {label: number for number, label in enumerate(spec.labels)}
     targets = [str(row["target"]) for row in train]

@@ -23,7 +23,7 @@ from insource.tracking import run as runs
 from insource.tracking.prompt_spec import ReferenceFile
 from tests.conftest import Command
 from tests.helpers.grammars import check_spelling, matches, sample_text
-from train import launch, worker
+from train import launch, run_data, worker
 from train.export import adapter
 from train.packing.packing_plan import TokenizedRow
 
@@ -324,8 +324,8 @@ def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
 
 
 def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told() -> None:
-    assert worker.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10,))]) == chat_template.MIN_ANSWER_TOKENS
-    assert worker.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10, [2] * 101))]) == 152
+    assert run_data.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10,))]) == chat_template.MIN_ANSWER_TOKENS
+    assert run_data.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10, [2] * 101))]) == 152
     recipe = load("extractor", (), "cpu").recipe
     spec = extraction.make_spec(recipe.task, {})
     prompt = adapter.build_prompt_spec(recipe, chat_template.load_rendering(recipe.model), spec, 152)
