@@ -24,7 +24,7 @@ from data_prep.prepared_data import PreparedData
 from data_prep.report import console
 from data_prep.rows.columns import field_paths
 from insource.config.schema.source import SPLITS, Source
-from insource.system.number_format import format_count
+from insource.system.number_format import format_count, format_percent
 from insource.tracking.data_report import DataReport, LabelReport, RowCounts, TokenReport
 
 MAX_EXCERPT_CHARACTERS = 240
@@ -49,8 +49,8 @@ def write(path: Path, report: DataReport, prepared: PreparedData, issues: list[L
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": "{:,}".format}
-    environment.filters |= {function.__name__: function for function in (format_count, percent, breakable, excerpt)}
+    environment.filters |= {"number": "{:,}".format, "percent": _format_part}
+    environment.filters |= {function.__name__: function for function in (format_count, breakable, excerpt)}
     page = environment.get_template("report.html.jinja").render(
         report=report,
         name=source_name(prepared.recipe.data.source),
@@ -71,12 +71,9 @@ def write(path: Path, report: DataReport, prepared: PreparedData, issues: list[L
     path.write_text(page, encoding="utf-8", errors="replace")
 
 
-def percent(part: float, whole: float = 1) -> str:
-    """Return "12.3%"; a nonzero part is never 0.0%, and an incomplete one never 100.0%."""
-    percentage = 100 * part / whole if whole else 0.0
-    if 0 < percentage < 0.05:
-        return "<0.1%"
-    return ">99.9%" if 99.95 <= percentage < 100 else f"{percentage:.1f}%"
+def _format_part(part: float, whole: float = 1) -> str:
+    """Return a part of a whole in percent, 0.0% of nothing."""
+    return format_percent(part / whole if whole else 0.0)
 
 
 def breakable(name: str) -> Markup:

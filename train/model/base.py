@@ -20,7 +20,8 @@ from train.model import lora_init, multimodal
 from train.model.classification_head import HEAD_MODULE
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    import torch
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 
 def load_config(model: Model) -> "PretrainedConfig":
@@ -48,35 +49,19 @@ def load_base_model(
     """
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     smollm2_wheel.ensure_smollm2_folder(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    # FSDP shards only floating-point tensors: packed 4-bit weights are stored as such.
-    storage = dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8
-    # Without the name bitsandbytes would look for the LM head, and quantize this one.
-    skipped = [HEAD_MODULE] if labels else None
-    quantization = {
-        "nf4": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=storage,
-            llm_int8_skip_modules=skipped,
-        ),
-        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped),
-        "none": None,
-    }[recipe.model.quantization]
     model_class: Any = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     try:
         model = model_class.from_pretrained(
             recipe.model.base,
             revision=recipe.model.revision,
             dtype=dtype,
-            quantization_config=quantization,
+            quantization_config=_quantization_config(recipe, dtype, has_head=bool(labels)),
             attn_implementation=attn_implementation,
             device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu and not in_main_memory else {"": "cpu"},
             use_safetensors=True,
@@ -98,6 +83,28 @@ def load_base_model(
         _check_head(model, recipe.model)
         getattr(model, HEAD_MODULE).float()
     return model.eval()
+
+
+def _quantization_config(recipe: Recipe, dtype: "torch.dtype", has_head: bool) -> "BitsAndBytesConfig | None":
+    """Return the settings of bitsandbytes for the recipe's quantization, None for none. `dtype` computes."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # Without the name bitsandbytes would look for the LM head, and quantize this one.
+    skipped = [HEAD_MODULE] if has_head else None
+    if recipe.model.quantization == "none":
+        return None
+    if recipe.model.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        # FSDP shards only floating-point tensors: packed 4-bit weights are stored as such.
+        bnb_4bit_quant_storage=dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8,
+        llm_int8_skip_modules=skipped,
+    )
 
 
 def _check_head(model: "PreTrainedModel", settings: Model) -> None:

@@ -14,10 +14,8 @@ memory    about 5.1 GB a process (estimate) of the 25.3 GB of its GPU: weights 2
 time      told after 5 updates
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insource.system.progress_bar import MIN_UNITS_FOR_ETA, format_duration
@@ -284,9 +282,11 @@ def _process_bytes(model: "PreTrainedModel", weights: int, pack: int) -> int:
     """Return the bytes of this process besides the model; 0 on a GPU, whose memory has only data of the training."""
     if model.device.type != "cpu":
         return 0
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    import psutil
+
+    resident = int(psutil.Process().memory_info().rss)
     trainable = sum(
         parameter.numel() * parameter.element_size() for parameter in model.parameters() if parameter.requires_grad
     )
-    other_bytes: int = max(0, pages * os.sysconf("SC_PAGE_SIZE") - weights - trainable)
+    other_bytes: int = max(0, resident - weights - trainable)
     return other_bytes + FIRST_UPDATE_BYTES + pack // CPU_RETAINED_DIVISOR
