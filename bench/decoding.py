@@ -120,7 +120,7 @@ def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     return specs
 
 
-def build_rows(case: Case, tokenizer: "PreTrainedTokenizerBase", banking77: Path) -> dict[str, Any]:
+def build_rows(case: Case, tokenizer: "PreTrainedTokenizerBase", banking77: Path) -> dict[str, object]:
     """Return prompts and constraint of a case."""
     examples = workloads.WORKLOADS[case.shape](tokenizer, case.rows, banking77)
     grammar = {

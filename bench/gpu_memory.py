@@ -22,7 +22,7 @@ GPU_SIZES_GIB = (16, 24, 48, 80)
 # Half a byte a weight, a byte for each 64 weights, a float32 for each 256 of those bytes.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # From config.json of each model on the hub.
-BASES: dict[str, tuple[str, dict[str, Any]]] = {
+BASES: dict[str, tuple[str, dict[str, object]]] = {
     "Qwen3-4B": ("qwen3", {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728,
                            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
                            "head_dim": 128, "tie_word_embeddings": True}),

@@ -205,7 +205,7 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("at a time", "requests", "failed", "requests/s", *(f"p{p}" for p in PERCENTILES)):
         table.add_column(name, justify="right", no_wrap=True)
-    previous_group: tuple[Any, ...] = ()
+    previous_group: tuple[object, ...] = ()
     for result in results:
         group = (result["system"], result["prefix_caching"], result["constraint"])
         if previous_group and group != previous_group:

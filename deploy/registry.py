@@ -106,7 +106,7 @@ def promote(registry_dir: Path, run: Run, overridden: list[str], routing: Mappin
     return version
 
 
-def copy_base(registry_dir: Path, run: Run) -> dict[str, Any] | None:
+def copy_base(registry_dir: Path, run: Run) -> dict[str, object] | None:
     """Copy the base that a run was trained on into the registry and return its record; None for a published base.
 
     Raise StageError if the base is missing or incomplete.
@@ -240,7 +240,7 @@ def _append_line(file: BinaryIO, line: bytes) -> None:
         ) from None
 
 
-def _parse_line(line: bytes) -> Any:
+def _parse_line(line: bytes) -> object:
     try:
         return json.loads(line)
     except ValueError:

@@ -52,7 +52,7 @@ class Routing:
         return self.target is None or self.target == current
 
 
-def record_routing(registry_dir: Path, run: Run) -> dict[str, Any]:
+def record_routing(registry_dir: Path, run: Run) -> dict[str, object]:
     """Copy routing.json of a run into registry/<name> and return the routing record for the history."""
     adapter = run.folder / "adapter"
     prompt = PromptSpec.read(adapter) if (adapter / PROMPT_FILE).is_file() else None

@@ -101,7 +101,7 @@ def write_results(path: Path, results: Sequence[dict[str, object]]) -> None:
 
 def measure_case(
     bench: BenchConfig, case: Case, banking77: Path, previous: Sequence[dict[str, object]]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Return the result of every system on a case; a system that did not run has a reason instead.
 
     `previous`: the results so far, from which carried rates are taken.

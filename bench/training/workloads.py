@@ -159,7 +159,7 @@ def label_task(labels: Sequence[str]) -> classification.Spec:
     return classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(labels, ""))
 
 
-def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]]:
+def many_label_examples(labels: int) -> Callable[[object, int, Path], list[Example]]:
     """Return a function that makes rows with this many synthetic labels before each message."""
 
     def make_examples(tokenizer: "PreTrainedTokenizerBase", count: int, _: Path) -> list[Example]:
@@ -171,7 +171,7 @@ def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]
     return make_examples
 
 
-WORKLOADS: dict[str, Callable[[Any, int, Path], list[Example]]] = {
+WORKLOADS: dict[str, Callable[[object, int, Path], list[Example]]] = {
     "banking77": banking77_examples,
     "classifier": demo_ticket_examples,
     "extractor": demo_document_examples,

@@ -187,7 +187,7 @@ def _breakdown(scored: SystemScores, dataset: EvalDataset) -> dict[str, PartResu
     return {name: PartResult.model_validate(entry) for name, entry in parts.items()}
 
 
-def _label_whole_entries(items: Mapping[str, object]) -> dict[str, Any]:
+def _label_whole_entries(items: Mapping[str, object]) -> dict[str, object]:
     return {f"{name}, whole entries": entry for name, entry in items.items()}
 
 

@@ -152,7 +152,7 @@ def match_rows(
     return answers, coverage + (extra_ids if len(file.by_id) > n_answered else ""), notes
 
 
-def _apply_formats(output: object, has_objects: bool, rules: ReadingRules) -> Any:
+def _apply_formats(output: object, has_objects: bool, rules: ReadingRules) -> object:
     """Return an answer with its numbers and dates converted like those of the source.
 
     The answer itself is returned if nothing changes. A value in another format becomes text, which no schema accepts. A

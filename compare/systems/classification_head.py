@@ -95,7 +95,7 @@ def request_lines(splits: Mapping[str, Rows]) -> list[TimedInput]:
     ]
 
 
-def build_identity(context: ComparisonContext, lines: Sequence[TimedInput]) -> list[Any]:
+def build_identity(context: ComparisonContext, lines: Sequence[TimedInput]) -> list[object]:
     """Return the identity of the cached answers: head, rows, libraries, batch size and machine."""
     versions = environment.read_package_versions()
     return [
@@ -150,7 +150,7 @@ def read_answer(payload: Mapping[str, Any], split: str, row_id: str, reused: boo
     )
 
 
-def read_throughput(payload: Mapping[str, Any]) -> dict[str, Any]:
+def read_throughput(payload: Mapping[str, Any]) -> dict[str, object]:
     """Return the throughput of the batches."""
     batch = payload["batch"]
     return {

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compare import eval_dataset
 from compare.records import System, SystemResponses
@@ -188,7 +187,7 @@ def _check_parity(context: ComparisonContext, system: System, plan: LaunchPlan, 
         run.record_fallback(context.run, "compare", loss)
 
 
-def parity_json(parity: check.ParityResult) -> dict[str, Any]:
+def parity_json(parity: check.ParityResult) -> dict[str, object]:
     """Return the entry `parity` of a system in scores.json."""
     return {
         "n": parity.n,
@@ -254,7 +253,7 @@ def _endpoint(context: ComparisonContext, plan: LaunchPlan, system: System, addr
     )
 
 
-def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan) -> list[Any]:
+def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan) -> list[object]:
     """Return the identity of a local server, without its port.
 
     It has hashes of weights and template, the stop setting, the vLLM version and the dtype.
@@ -268,7 +267,7 @@ def _cache_identity(context: ComparisonContext, system: System, plan: LaunchPlan
 
 def _throughput(
     context: ComparisonContext, system_requests: SystemRequests, collected: CollectResult
-) -> Mapping[str, Any] | None:
+) -> Mapping[str, object] | None:
     """Return the throughput of the server, measured now or when its cached answers were requested."""
     throughput = None
     if collected.n_requested >= MIN_REQUESTS_FOR_RATE and collected.complete:

@@ -12,7 +12,6 @@ answer columns are all empty are not labelled; data preparation counts them. Sug
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.rows.columns import field_names
@@ -44,7 +43,7 @@ def restore_cell(text: str) -> str:
     return text[1:] if _ESCAPED.match(text) else text
 
 
-def restore_values(values: Mapping[str, object]) -> dict[str, Any]:
+def restore_values(values: Mapping[str, object]) -> dict[str, object]:
     """Return the columns of a row with all names and texts restored."""
     return {
         restore_cell(name): restore_cell(value) if isinstance(value, str) else value for name, value in values.items()

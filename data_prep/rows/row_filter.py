@@ -90,7 +90,7 @@ def matches_value(value: Any, expected: Any) -> bool:
     )
 
 
-def _as_list(value: object) -> Sequence[Any]:
+def _as_list(value: object) -> Sequence[object]:
     """Return the value as a list."""
     return value if isinstance(value, list) else [value]
 

@@ -113,7 +113,7 @@ def _parse_entries(value: object, column: str) -> list[Any]:
     return entries
 
 
-def _extract_slot(entry: object, number: int, text: str, slots: Slots, cut_fields: set[str]) -> tuple[str, Any]:
+def _extract_slot(entry: object, number: int, text: str, slots: Slots, cut_fields: set[str]) -> tuple[str, object]:
     """Return the name and the value of an entry."""
     name = resolve_path(entry, slots.name)
     if name is None or name is MISSING or isinstance(name, list | dict) or not to_text(name).strip():
@@ -160,7 +160,7 @@ def _join_pieces(entries: Sequence[object], slots: Slots) -> tuple[str, list[tup
     return "".join(texts), pairs
 
 
-def _join_tokens(tokens: object, tags: object, column: str) -> tuple[str, list[tuple[str, Any]]]:
+def _join_tokens(tokens: object, tags: object, column: str) -> tuple[str, list[tuple[str, object]]]:
     """Return the text of the tokens, and (name, value) of each tagged span."""
     words, text = _parse_tokens(tokens), ""
     names = tags.split() if isinstance(tags, str) and parse_list(tags) is None else parse_list(tags)

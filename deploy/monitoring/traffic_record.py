@@ -181,7 +181,7 @@ def _has_record_column(recipe: Recipe) -> bool:
     return bool(columns.target or columns.targets or columns.slot_columns)
 
 
-def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
+def build_row(recorded: RecordedAnswer) -> dict[str, object] | None:
     """Return an answer as a row of the recipe's columns.
 
     Return None if input or answer contain personal data that is not replaced, or an unpaired surrogate.
@@ -207,7 +207,7 @@ def build_row(recorded: RecordedAnswer) -> dict[str, Any] | None:
     }
 
 
-def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, Any]:
+def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, object]:
     """Return the columns that the recipe needs and inputs lack.
 
     They are null, except for the values that `where` requires; each row is a group of its own.
@@ -252,7 +252,7 @@ def time_column(recipe: Recipe) -> str:
     return recipe.data.split.time or "time"
 
 
-def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
+def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, object]:
     """Return an input and its answer in the columns that the recipe reads them from.
 
     The first of several text columns gets all of the text, because its original columns are unknown.
@@ -275,7 +275,7 @@ def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
     return row | {columns.target or "target": value}
 
 
-def map_texts(value: object, hide: Callable[[str], str]) -> Any:
+def map_texts(value: object, hide: Callable[[str], str]) -> object:
     """Return an answer with `hide` applied to each text in it."""
     if isinstance(value, Mapping):
         return {name: map_texts(item, hide) for name, item in value.items()}
@@ -333,7 +333,7 @@ def _find_rows(path: Path, id_name: str, names: Collection[str]) -> dict[str, li
     return located
 
 
-def _correct_row(task: Task, name: str, row: Mapping[str, object], value: object) -> dict[str, Any] | None:
+def _correct_row(task: Task, name: str, row: Mapping[str, object], value: object) -> dict[str, object] | None:
     """Return the row with the right answer, None to keep the row."""
     try:
         cells = build_input_and_answer(task, read_input_text(task, row), value)

@@ -306,7 +306,7 @@ def _build_request(session: CollectSession, key: str) -> Request:
     return replace(session.pending[key][0].request, id=key)
 
 
-def _describe_request(session: CollectSession, request: Request) -> dict[str, Any]:
+def _describe_request(session: CollectSession, request: Request) -> dict[str, object]:
     row_request = session.pending[request.id][0]
     return {
         "id": row_request.id,

@@ -50,7 +50,7 @@ class RecipeMistake:
 
 def describe_errors(error: ValidationError, values: dict[str, object]) -> list[RecipeMistake]:
     """Return the mistake of each wrong key. The branches of a union are one mistake."""
-    by_key: dict[KeyPath, list[Any]] = {}
+    by_key: dict[KeyPath, list[object]] = {}
     conflicts: list[RecipeMistake] = []
     for mistake in error.errors(include_url=False):
         key, raised = _find_recipe_key(mistake, values), mistake.get("ctx", {}).get("error")

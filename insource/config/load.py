@@ -238,11 +238,11 @@ def _apply_named_overrides(hardware_layer: ConfigLayer, section: str, name: obje
         _merge_layer(hardware_layer, ConfigLayer(overrides_by_name[name], locations))
 
 
-def _get_base(layer: ConfigLayer) -> Any:
+def _get_base(layer: ConfigLayer) -> object:
     return _get_value(layer, "model", "base")
 
 
-def _get_value(layer: ConfigLayer, section: str, key: str) -> Any:
+def _get_value(layer: ConfigLayer, section: str, key: str) -> object:
     """Return the value of a key in a layer, None if it has none."""
     values = layer.values.get(section)
     return values.get(key) if isinstance(values, dict) else None
@@ -279,7 +279,7 @@ def _resolve_paths(recipe: Recipe, locations: dict[KeyPath, SourceLocation], pat
                 changes[name] = [absolute(value, *section, name) for value in paths]
         return source.model_copy(update=changes)
 
-    data_changes: dict[str, Any] = {"source": with_absolute_paths(recipe.data.source, "data", "source")}
+    data_changes: dict[str, object] = {"source": with_absolute_paths(recipe.data.source, "data", "source")}
     if (teacher := recipe.data.teacher) is not None:
         source = with_absolute_paths(teacher.source, "data", "teacher", "source")
         data_changes["teacher"] = teacher.model_copy(update={"source": source})
@@ -343,7 +343,7 @@ def _flatten(values: dict[str, object], key: tuple[str, ...] = ()) -> Iterator[t
             yield (*key, name), value
 
 
-def _nest(key: Sequence[str], value: Any) -> dict[str, Any]:
+def _nest(key: Sequence[str], value: Any) -> dict[str, object]:
     for part in reversed(key):
         value = {part: value}
     return value  # type: ignore[no-any-return]

@@ -46,7 +46,7 @@ def build_config(scores: Scores) -> "dict[str, PretrainedConfig]":
     return {"of_run": scores.run_id, "hardware": scores.hardware, **plan}
 
 
-def build_summary(scores: Scores) -> dict[str, Any]:
+def build_summary(scores: Scores) -> dict[str, object]:
     """Return the figures of the W&B summary, under the names that dashboard panels plot."""
     summary: dict[str, Any] = {"test/verdict": scores.verdict.choice}
     for name, system in scores.systems.items():
@@ -60,7 +60,7 @@ def build_summary(scores: Scores) -> dict[str, Any]:
     return summary
 
 
-def build_systems_table(scores: Scores) -> list[list[Any]]:
+def build_systems_table(scores: Scores) -> list[list[object]]:
     """Return a table with a row for each system and metric, header first."""
     rows: list[list[Any]] = [["system", "stand-in", "complete", "metric", "value", "ci_low", "ci_high", "n"]]
     for system in scores.systems.values():
@@ -70,14 +70,14 @@ def build_systems_table(scores: Scores) -> list[list[Any]]:
     return rows
 
 
-def build_differences_table(scores: Scores) -> list[list[Any]]:
+def build_differences_table(scores: Scores) -> list[list[object]]:
     """Return a table of the paired differences, header first."""
     names = ["family", "a", "b", "metric", "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "test", "judged", "n"]
     entries = [comparison.to_json() for comparison in scores.comparisons]
     return [names, *([entry[name] for name in names] for entry in entries)]
 
 
-def build_monthly_cost_table(scores: Scores) -> list[list[Any]]:
+def build_monthly_cost_table(scores: Scores) -> list[list[object]]:
     """Return a table of monthly costs by volume, header first."""
     names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
     rows: list[list[Any]] = [["system", *names]]
@@ -86,7 +86,7 @@ def build_monthly_cost_table(scores: Scores) -> list[list[Any]]:
     return rows
 
 
-def build_disagreements_table(disagreements: Sequence[Disagreement]) -> list[list[Any]]:
+def build_disagreements_table(disagreements: Sequence[Disagreement]) -> list[list[object]]:
     """Return a table of the rows that two systems answer differently, header first; [[]] if there are none."""
     if not disagreements:
         return [[]]

@@ -38,7 +38,7 @@ class Layout:
     input_types: ColumnTypes
     names: Mapping[str, str]
     """{prediction column: its name in this output}."""
-    answer_type: Any
+    answer_type: object
     """The Arrow type of answers."""
     labels: Sequence[str] = ()
     """The labels that have a probability."""
@@ -119,7 +119,7 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]:
+def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, object]:
     return {name: getattr(prediction, column) for column, name in layout.names.items()}
 
 

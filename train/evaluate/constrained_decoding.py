@@ -8,7 +8,7 @@ greedy.py chooses the tokens.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from insource.config.errors import StageError
 from insource.tasks.records.field_confidence import lowest_field_log_probability
@@ -104,7 +104,7 @@ def decode_answers(
     return [answers[index] for index in range(len(prompts))]
 
 
-def compile_grammar(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int, grammar: str) -> Any:
+def compile_grammar(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int, grammar: str) -> object:
     """Return an output constraint (EBNF), compiled by xgrammar. It ends with the tokenizer's EOS."""
     import xgrammar
 

@@ -68,7 +68,7 @@ def restrict_logits(model: "PreTrainedModel", columns: Any) -> Iterator[None]:
     forward, instance_forward = head.forward, vars(head).get("forward")
     is_plain_linear = type(head) is torch.nn.Linear and instance_forward is None
 
-    def restricted_forward(hidden: Any) -> Any:
+    def restricted_forward(hidden: Any) -> object:
         if not is_plain_linear:
             return forward(hidden)[..., columns]
         bias = None if head.bias is None else head.bias[columns]

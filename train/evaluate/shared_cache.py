@@ -324,7 +324,7 @@ def _attention_forward(
     mask: "torch.Tensor",
     scaling: float | None = None,
     **kwargs: object,
-) -> tuple[Any, None]:
+) -> tuple[object, None]:
     if _current_pass is None:
         raise RuntimeError(f"{ATTENTION_NAME} attends to the cache of a pass, and there is none")
     if kwargs.get("position_bias") is not None:

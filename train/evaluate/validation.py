@@ -69,7 +69,7 @@ class GenerationEvaluator:
             for answer in answers
         ]
 
-    def resolve_targets(self, parsed: Sequence[ParsedAnswer]) -> list[Any]:
+    def resolve_targets(self, parsed: Sequence[ParsedAnswer]) -> list[object]:
         """Return the target of each answer: the row's target, or the nearest of several references."""
         return references.select_targets(self.task, self.spec, self.rows, parsed)
 
@@ -116,7 +116,7 @@ class PreferenceEvaluator:
         return score_with_slices(self.task, self.spec, self.rows, parsed)
 
 
-def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[ParsedAnswer]) -> dict[str, Any]:
+def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[ParsedAnswer]) -> dict[str, object]:
     """Return the task's score, with the main metrics of each slice of the rows under "slices"."""
     targets = references.select_targets(task, spec, rows, parsed)
     indices_by_slice: dict[str, dict[str, list[int]]] = {}
@@ -124,7 +124,7 @@ def score_with_slices(task: TaskKind, spec: Any, rows: Rows, parsed: Sequence[Pa
         for name, value in row.get("slices", {}).items():
             indices_by_slice.setdefault(name, {}).setdefault(slice_name(value), []).append(index)
 
-    def score_slice(indices: list[int]) -> dict[str, Any]:
+    def score_slice(indices: list[int]) -> dict[str, object]:
         score = task.score(spec, [targets[index] for index in indices], [parsed[index] for index in indices])
         return {"n": len(indices), **task.main_metrics(score)}
 

@@ -191,7 +191,7 @@ def _extra_state_name() -> str:
     return f"carried_{world.rank()}.json"
 
 
-def _trainer_sums(trainer: "Trainer") -> dict[str, Any]:
+def _trainer_sums(trainer: "Trainer") -> dict[str, object]:
     return {
         "since_logged": trainer._tr_loss.item(),
         "total": trainer._total_loss_scalar,

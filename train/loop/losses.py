@@ -109,7 +109,7 @@ def classification_loss(model: "PreTrainedModel", batch: Batch, beta: float) -> 
     return (losses * weights[numbers]).sum(), {"accuracy": (correct.sum(), len(classes))}
 
 
-OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, MetricSums]]] = {
+OBJECTIVES: dict[str, Callable[[object, Batch, float], tuple[object, MetricSums]]] = {
     "imitate": supervised_loss,
     "prefer": dpo_loss,
     "classify": classification_loss,

@@ -108,7 +108,7 @@ def dequantized_layer_bytes(model: "PreTrainedModel") -> int:
     return size if size <= MAX_MEMORY_FRACTION * device_memory_bytes(model.device) else 0
 
 
-def _four_bit_layers(model: "PreTrainedModel") -> list[tuple[Any, str, Any]]:
+def _four_bit_layers(model: "PreTrainedModel") -> list[tuple[object, str, object]]:
     """Return all 4-bit layers, each with its parent module and its name in it."""
     from bitsandbytes.nn.modules import Linear4bit
 
@@ -231,7 +231,7 @@ def _write_if_missing(
     return path
 
 
-def _describe_base(recipe: Recipe, model: "PreTrainedModel") -> dict[str, Any]:
+def _describe_base(recipe: Recipe, model: "PreTrainedModel") -> dict[str, object]:
     folder = Path(recipe.model.base)
     local, gguf = folder.is_dir(), gguf_model.read_gguf_info(recipe.model.base)
     return {

@@ -77,7 +77,7 @@ def _make_decoders(
     return feature_decoders.make_decoders(features)
 
 
-def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[Any]:
+def _read_batches(table: Any, batch_rows: int, columns: list[str]) -> Iterator[object]:
     """Yield the batches of a Parquet file, none across row groups.
 
     Each row group has its own dictionary, and Arrow does not join dictionaries inside lists or objects.
@@ -169,7 +169,7 @@ def _read_rows(
         raise _unreadable_error(file, error, f":{number + 1}") from None
 
 
-def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
+def _to_python_rows(batch: Any) -> list[dict[str, object] | BadRowError]:
     """Return the rows of a batch; a row that Python cannot represent does not affect the others."""
     try:
         return list(batch.to_pylist())
@@ -177,7 +177,7 @@ def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
         return [_to_python_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 
-def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
+def _to_python_row(row: Any) -> dict[str, object] | BadRowError:
     """Return the only row of a batch, or the problem of its first unconvertible column."""
     values = {}
     for name in row.schema.names:
@@ -190,7 +190,7 @@ def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
 
 def _decode_row(
     values: dict[str, object] | BadRowError, decoders: dict[str, feature_decoders.Decoder]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the row with decoded JSON values. Raise BadRowError with the column if one cannot be decoded."""
     if isinstance(values, BadRowError):
         raise values
@@ -203,7 +203,7 @@ def _decode_row(
     return row
 
 
-def to_json_value(value: object) -> Any:
+def to_json_value(value: object) -> object:
     """Return a table value as a JSON value. Raise BadRowError for other values, such as bytes and infinity."""
     if value is None or isinstance(value, bool | int):
         return value

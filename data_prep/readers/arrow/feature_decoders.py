@@ -16,7 +16,7 @@ from data_prep.readers.source_row import BadRowError
 Decoder = Callable[[Any], Any]
 
 
-def read_features(schema: Any) -> dict[str, Any]:
+def read_features(schema: Any) -> dict[str, object]:
     """Return the description in the metadata of an Arrow schema, with columns of Arrow's JSON type."""
     features: dict[str, Any] = {
         field.name: {"_type": "Json"} for field in schema if str(field.type).startswith("extension<arrow.json")
@@ -81,7 +81,7 @@ def _class_label_decoder(names: list[str]) -> Decoder:
     return decode
 
 
-def _decode_json(value: object) -> Any:
+def _decode_json(value: object) -> object:
     """Return the value of a JSON text. Raise BadRowError if it is not JSON."""
     if not isinstance(value, str):
         return value

@@ -35,7 +35,7 @@ DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "starcoder", "refact", "command-r", "
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4
 
 
-def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
+def write_model(path: Path, folder: Path, dtype: str) -> dict[str, object]:
     """Write weights, configuration, generation config and tokenizer into an empty folder. Return the file's properties.
 
     Raise RecipeError if the file is not supported, before reading weights if possible. Raise StageError if disk or
@@ -83,7 +83,7 @@ def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _load_config(header: GgufHeader, temp_folder: str) -> Any:
+def _load_config(header: GgufHeader, temp_folder: str) -> object:
     """Return the model's configuration, with the parts that transformers ignores. Raise RecipeError."""
     from transformers import AutoConfig
 
@@ -166,7 +166,7 @@ def _find_unread_tensors(header: GgufHeader, model: "PreTrainedModel") -> set[st
     return {name for name in header.tensors if name not in mapped and name.removesuffix(".weight") not in mapped}
 
 
-def _load_tokenizer(header: GgufHeader, temp_folder: str) -> Any:
+def _load_tokenizer(header: GgufHeader, temp_folder: str) -> object:
     """Return the tokenizer, with exactly the file's tokens.
 
     transformers adds <|endoftext|> to a byte-level vocabulary without it, such as Llama 3's. That token has no row in
