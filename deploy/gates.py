@@ -10,7 +10,7 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
     """Return the failed checks of a run, each with its fix; an empty list if its adapter may be deployed."""
     rerun_hint = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
     if run.stage("train").state != "done" or not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
-        return [f"run {run.id} is not trained to its end; `make train RECIPE={run.recipe_name}` goes on"]
+        return [f"run {run.id} has not finished training; `make train RECIPE={run.recipe_name}` resumes it"]
     if reason := recipe.lora.unservable_reason:
         return [f"lora.{reason}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
     parity, failures = run.stage("parity"), []
@@ -24,7 +24,7 @@ def find_failures(run: Run, recipe: Recipe) -> list[str]:
         failures.append(f"parity of the adapter failed: {failure}")
     compare = run.stage("compare")
     if compare.state and not compare.metrics.get("passed", False):
-        failures.append(f"the comparison's gate says no: {compare.exit_reason}")
+        failures.append(f"the comparison's check failed: {compare.exit_reason}")
     return failures
 
 

@@ -79,7 +79,7 @@ def _start_or_resume(
         for candidate in existing
         if candidate.stage("train").state == "done" and (candidate.folder / "adapter").is_dir()
     ]:
-        print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
+        print(f"train     unchanged: run {finished[0].id} did this (FRESH=1 trains again)", file=sys.stderr)
         if announcement:
             announcement.set_unchanged(f"run {finished[0].id} did this")
         return _finish(finished[0], arguments.keep_latest)
@@ -202,7 +202,7 @@ def _launch_training(current: Run, recipe: Recipe) -> None:
     if code == cli.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
         if stage.exit_reason == UNRECORDED_EXIT and not accelerate.machine_rank:
             run.end_stage(current, "train", "interrupted", "killed after a second signal", exit_code=cli.INTERRUPTED)
-        print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
+        print(f"interrupted: the same command resumes run {current.id}", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)
     if code:
         raise StageError(

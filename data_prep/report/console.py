@@ -31,13 +31,11 @@ def format_summary(report: DataReport, state: str) -> str:
     split_counts = ", ".join(f"{name} {count:,}" for name, count in rows.written.items())
     lines = [f"data      {state}: {rows.read:,} rows read; {split_counts}"]
     if rows.filtered:
-        lines.append(f"          {rows.filtered:,} rows are not those that data.where asks for")
+        lines.append(f"          {rows.filtered:,} rows do not match data.where")
     reason_counts = {**rows.dropped, **rows.rejected}
     if reason_counts:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in reason_counts.items())
-        lines.append(
-            f"          {sum(reason_counts.values()):,} left out ({reasons}): rejected.jsonl says which and why"
-        )
+        lines.append(f"          {sum(reason_counts.values()):,} left out ({reasons}): see rejected.jsonl")
     lines += [f"          {line}" for line in format_notes(report)]
     lines += [*_labels_per_row_notes(report.labels_per_row), *format_merged_labels(report.labels)]
     issue_notes = _label_issue_notes(report.suspects)
@@ -115,7 +113,7 @@ def _source_notes(report: DataReport) -> list[str]:
         lines.append(f"given splits are kept: {listing}{', ...' if len(given_sources) > MAX_LINES else ''}")
     elif len({parse_split_name(source.file) for source in report.sources} - {None}) > 1:
         listing = ", ".join(source.file for source in report.sources[:MAX_LINES])
-        lines.append(f"{listing}{', ...' if len(report.sources) > MAX_LINES else ''} are mixed, and split anew")
+        lines.append(f"{listing}{', ...' if len(report.sources) > MAX_LINES else ''} are mixed, and split again")
     if ignored := report.left_out:
         remainder = f" and {len(ignored) - MAX_LINES} more" if len(ignored) > MAX_LINES else ""
         lines.append(
@@ -154,7 +152,7 @@ def _limit_notes(report: DataReport) -> list[str]:
         if count := served.test_rows_that_do_not_fit:
             lines.append(f"{count:,} test rows are more than {limit}: a served model cannot answer them")
         if count := served.train_rows_that_do_not_fit:
-            lines.append(f"{count:,} train rows are more than {limit}: learnt, though a served model cannot be asked")
+            lines.append(f"{count:,} train rows are more than {limit}: trained on, but not servable")
     return lines
 
 
@@ -164,15 +162,17 @@ def _labels_per_row_notes(labels_per_row: LabelsPerRow | None) -> list[str]:
         return []
     rows = labels_per_row.rows.items()
     sizes = ", ".join(f"{size}: {count:,} rows" for size, count in list(rows)[:MAX_LINES])
-    return [f"          labels a row: {sizes}{', ...' if len(rows) > MAX_LINES else ''}; labels are not doubted"]
+    return [
+        f"          labels a row: {sizes}{', ...' if len(rows) > MAX_LINES else ''}; label errors are not searched for"
+    ]
 
 
 def _label_issue_notes(suspects: LabelIssueReport) -> list[str]:
     """Return a line with the number of likely label errors and the accuracy of the model, or why there are none."""
     if suspects.found:
-        method = f"by a linear model that is right in {suspects.accuracy:.0%}"
-        return [f"{suspects.found:,} labels doubted {method} (suspects.csv)"]
-    return [f"no labels doubted: {suspects.why_none}"] if suspects.rows_looked_at and suspects.why_none else []
+        method = f"by a linear model with an accuracy of {suspects.accuracy:.0%}"
+        return [f"{suspects.found:,} likely label errors, found {method} (suspects.csv)"]
+    return [f"no likely label errors: {suspects.why_none}"] if suspects.rows_looked_at and suspects.why_none else []
 
 
 def format_merged_labels(labels: Mapping[str, LabelReport]) -> list[str]:
@@ -190,7 +190,7 @@ def format_merged_labels(labels: Mapping[str, LabelReport]) -> list[str]:
         if entry.spellings and [*map(clean, entry.spellings)] != [label]
     ]
     remainder = [f"          and {len(lines) - MAX_LINES} more labels in several spellings: see data.json"]
-    hint = ["          labels that differ in spelling alone are one; data.normalize_labels=false keeps them apart"]
+    hint = ["          labels that differ only in spelling are merged; data.normalize_labels=false keeps them apart"]
     return lines[:MAX_LINES] + (remainder if len(lines) > MAX_LINES else []) + (hint if lines else [])
 
 

@@ -212,8 +212,8 @@ async def _await_results(
     state = await batch_client.wait_for_batch(client, backend, pending.id, poll_seconds, log)
     if isinstance(state, AttemptFailure):
         raise _StopError(
-            f"batch {pending.id} cannot be looked at: {state.error}; the next run tries again, and asks anew if "
-            "<journal>.batch.json is removed"
+            f"batch {pending.id} cannot be read: {state.error}; the next run tries again. It sends the requests again "
+            "if <journal>.batch.json is removed"
         )
     stop_states = {"failed": "failed", "cancelled": "was cancelled"}
     stop_reason = (

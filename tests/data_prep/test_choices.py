@@ -50,7 +50,7 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
     splits, report = prepare_data(tmp_path, f"{{source: {{path: rows.csv}}, where: {condition}}}")
     assert (report["rows"]["read"], report["rows"]["filtered"], report["rows"]["rejected"]) == (160, 40, {})
     assert sum(map(len, splits.values())) + sum(report["rows"]["dropped"].values()) == 120
-    assert "40 rows are not those that data.where asks for" in console.format_summary(DataReport(**report), "prepared")
+    assert "40 rows do not match data.where" in console.format_summary(DataReport(**report), "prepared")
 
 
 @pytest.mark.parametrize(

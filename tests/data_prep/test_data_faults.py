@@ -93,7 +93,7 @@ def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp
     assert "eval.jsonl (held out)" in str(error.value)
     (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
     _, report = prepare_data(tmp_path, "{source: {path: in}}")
-    assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.format_summary(
+    assert "train.jsonl, validation.jsonl are mixed, and split again" in console.format_summary(
         DataReport(**report), "prepared"
     )
 

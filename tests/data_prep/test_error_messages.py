@@ -266,7 +266,7 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     n_long = sum(len(row["input"]["text"]) > 1000 for row in splits["train"])
     assert (
         f"{n_long} train rows are more than serve.max_model_len" in summary
-        and "learnt, though a served model" in summary
+        and "trained on, but not servable" in summary
     )
 
 

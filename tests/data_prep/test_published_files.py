@@ -63,7 +63,7 @@ def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as
     splits, report = prepare_files(tmp_path, "{source: {paths: [data_full.json]}, deduplicate: {near: 1}}")
     assert report["rows"]["read"] == 210 == len(texts_with_targets(splits))
     assert {row["input"]["text"] for row in splits["test"]} != {row["text"] for row in rows[150:]}
-    assert "are mixed, and split anew" in console.format_summary(DataReport(**report), "prepared")
+    assert "are mixed, and split again" in console.format_summary(DataReport(**report), "prepared")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -176,7 +176,7 @@ def test_a_run_without_an_adapter_is_not_deployed_by_force_either(
 ) -> None:
     trained_run = make_trained_run("one")
     shutil.rmtree(trained_run.folder / "adapter")
-    assert "not trained to its end" in gates.find_failures(trained_run, RECIPE)[0]
+    assert "has not finished training" in gates.find_failures(trained_run, RECIPE)[0]
     with raises_error(StageError, "INS-E014", match="has no adapter to deploy"):
         registry.promote(tmp_path / "registry" / "classifier", trained_run, ["forced"])
 

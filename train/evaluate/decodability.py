@@ -84,7 +84,7 @@ def _find_text_difference(
     if ids[-1:] != [tokenizer.eos_token_id]:
         return f"it does not end in the stop token {tokenizer.eos_token!r}"
     if tokenizer.eos_token_id in ids[:-1]:
-        return f"the stop token {tokenizer.eos_token!r} stands within it"
+        return f"the stop token {tokenizer.eos_token!r} occurs within it"
     text = chat_template.decode_completion(tokenizer, row.prompt_ids, ids[:-1])
     return (
         None

@@ -227,7 +227,7 @@ def method_note(lora: Lora) -> str:
 def serving_note(run: Run, recipe: Recipe) -> str:
     """Return the card's text on serving the adapter."""
     if reason := recipe.lora.unservable_reason:
-        return f"merged into the base alone ({reason})."
+        return f"only merged into the base ({reason})."
     base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"

@@ -63,7 +63,7 @@ def train_head(trained_run: Run, learning_rate: float, fresh: bool) -> None:
     command += ["--learning-rate", repr(learning_rate), *(["--fresh"] if fresh else [])]
     code, stopped = launch.run_program(command, launch.worker_environment(_in_one_process(recipe), threads))
     if code == cli.INTERRUPTED or (code and stopped):
-        print("interrupted: the same command goes on with the head", file=sys.stderr)
+        print("interrupted: the same command resumes the head", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)
     if code in (cli.FAILED, cli.USAGE_ERROR):
         sys.exit(code)

@@ -109,7 +109,7 @@ def classification_loss(model: "PreTrainedModel", batch: Batch, beta: float) -> 
     return (losses * weights[numbers]).sum(), {"accuracy": (correct.sum(), len(classes))}
 
 
-OBJECTIVES: dict[str, Callable[[object, Batch, float], tuple[object, MetricSums]]] = {
+OBJECTIVES: dict[str, Callable[["PreTrainedModel", Batch, float], tuple["torch.Tensor", MetricSums]]] = {
     "imitate": supervised_loss,
     "prefer": dpo_loss,
     "classify": classification_loss,

@@ -140,7 +140,7 @@ def _format_left_out(info: HeaderInfo) -> str | None:
 def _format_packing(info: HeaderInfo) -> str:
     computed, unpacked = info.tokens_per_update, info.unpacked_tokens_per_update
     if info.packing == "none":
-        return f"each row alone: {computed:,.0f} tokens an update"
+        return f"each row separately: {computed:,.0f} tokens an update"
     packs = f"in {_plural(info.packs_per_update, 'pack')}"
     if unpacked / computed < 1.05:
         return f"{info.packing}: {computed:,.0f} tokens an update, {packs}"

@@ -353,7 +353,7 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     # The grammar lets no other problem through than an answer that did not end.
     assert set(score["invalid"]) <= {TRUNCATED}
     probes = list(atomic_files.read_jsonl(run / "reference.jsonl"))
-    assert all(len(probe["token_ids"]) <= prompt.max_answer_tokens for probe in probes)
+    assert all(len(probe["token_ids"]) <= prompt["max_answer_tokens"] for probe in probes)
 
 
 def test_every_receipt_of_sroie_is_a_record_of_its_recipe(sroie: Path) -> None:
